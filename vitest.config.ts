@@ -1,0 +1,19 @@
+import { fileURLToPath } from "node:url"
+import { defineConfig } from "vitest/config"
+
+export default defineConfig({
+  resolve: {
+    alias: { "pupsourcing-orchestrator": fileURLToPath(new URL("./src/index.ts", import.meta.url)) }
+  },
+  test: {
+    include: ["test/**/*.test.ts"],
+    setupFiles: ["./vitest.setup.ts"],
+    globalSetup: ["./test/support/globalSetup.ts"],
+    pool: "forks",
+    maxWorkers: 2,
+    // PostgreSQL and worker processes share two cores with the tests.
+    testTimeout: 30_000,
+    hookTimeout: 60_000,
+    teardownTimeout: 20_000
+  }
+})
