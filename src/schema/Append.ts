@@ -1,0 +1,154 @@
+/**
+ * Appends: what an event has to be like before it can be stored, and the form in which every store writes it.
+ *
+ * @since 0.1.0
+ */
+import * as Result from "effect/Result"
+import { InvalidEvents } from "./Errors.ts"
+import type { NewEvent, StreamId } from "./Event.ts"
+import * as Uuid from "./Uuid.ts"
+
+/**
+ * A new event as it is written, without what only the store knows (version, position, time).
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Row {
+  /** In lower case; absent when the store is to draw one. */
+  readonly eventId: string | undefined
+  readonly eventType: string
+  readonly eventVersion: number
+  /** A copy: what the caller does to its bytes later does not matter. */
+  readonly payload: Uint8Array
+  readonly traceId: string | null
+  readonly correlationId: string | null
+  readonly causationId: string | null
+  /** JSON text. */
+  readonly metadata: string | null
+}
+
+/**
+ * Events that may be appended to one aggregate; at least one.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Append {
+  readonly stream: StreamId
+  readonly rows: ReadonlyArray<Row>
+}
+
+const largestEventVersion = 2 ** 31 - 1
+
+const loneSurrogate = /\p{Surrogate}/u
+
+/** Why a text cannot be stored as it is; PostgreSQL knows no NUL, and UTF-8 no half of a surrogate pair. */
+const textProblem = (text: string): string | undefined =>
+  text.includes("\u0000")
+    ? "contains a NUL character, which the database cannot store"
+    : loneSurrogate.test(text)
+    ? "contains half of a surrogate pair, which is no Unicode text"
+    : undefined
+
+class NotJson extends Error {}
+
+/** JSON text of any value; throws `NotJson` with the reason where there is none that can be stored. */
+const jsonText = (value: unknown): string => {
+  let text: string | undefined
+  try {
+    text = JSON.stringify(value, (key, inner: unknown) => {
+      const problem = textProblem(key) ?? (typeof inner === "string" ? textProblem(inner) : undefined)
+      if (problem !== undefined) throw new NotJson(problem)
+      return inner
+    })
+  } catch (error) {
+    throw error instanceof NotJson ? error : new NotJson("cannot be written as JSON")
+  }
+  if (text === undefined) throw new NotJson("cannot be written as JSON")
+  return text
+}
+
+const encoder = new TextEncoder()
+
+/** As `Event.encodePayload` does it, but by a copy, and refusing what is neither bytes nor JSON. */
+const payloadBytes = (payload: unknown): Uint8Array => {
+  if (payload instanceof Uint8Array) return Uint8Array.from(payload)
+  let text: string | undefined
+  try {
+    text = JSON.stringify(payload ?? null)
+  } catch {
+    text = undefined
+  }
+  if (text === undefined) throw new NotJson("cannot be written as JSON")
+  return encoder.encode(text)
+}
+
+const names = ["boundedContext", "aggregateType", "aggregateId", "eventType"] as const
+const references = ["traceId", "correlationId", "causationId"] as const
+
+/**
+ * Checks events that are to be appended together and gives them the form in which they are stored. Fails when the list
+ * is empty, concerns several aggregates, or an event is one that no store could keep.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const validate = (events: ReadonlyArray<NewEvent>): Result.Result<Append, InvalidEvents> => {
+  const invalid = (problem: string) => Result.fail(new InvalidEvents({ problem }))
+  const first = events[0]
+  if (first === undefined) return invalid("There is no event to append. Pass at least one.")
+  const rows: Array<Row> = []
+  for (const [index, event] of events.entries()) {
+    const which = `Event ${index + 1} of ${events.length}`
+    if (
+      event.boundedContext !== first.boundedContext || event.aggregateType !== first.aggregateType ||
+      event.aggregateId !== first.aggregateId
+    ) {
+      return invalid(
+        `${which} belongs to another aggregate than the first. Append the events of each aggregate by themselves.`
+      )
+    }
+    for (const name of names) {
+      const given = event[name]
+      if (typeof given !== "string" || given === "") return invalid(`${which} has an empty ${name}. Give it one.`)
+      const problem = textProblem(given)
+      if (problem !== undefined) return invalid(`${which}: its ${name} ${problem}.`)
+    }
+    for (const name of references) {
+      const problem = textProblem(event[name] ?? "")
+      if (problem !== undefined) return invalid(`${which}: its ${name} ${problem}.`)
+    }
+    if (event.eventId !== undefined && !Uuid.isUuid(event.eventId)) {
+      return invalid(`${which}: its eventId is no UUID. Leave it out to have one drawn.`)
+    }
+    const eventVersion = event.eventVersion ?? 1
+    if (!Number.isInteger(eventVersion) || Math.abs(eventVersion) > largestEventVersion) {
+      return invalid(`${which}: its eventVersion is no whole number of 32 bits.`)
+    }
+    let payload: Uint8Array
+    let metadata: string | null
+    try {
+      payload = payloadBytes(event.payload)
+    } catch (error) {
+      return invalid(`${which}: its payload ${(error as Error).message}. Pass bytes or a JSON value.`)
+    }
+    try {
+      metadata = event.metadata === undefined || event.metadata === null ? null : jsonText(event.metadata)
+    } catch (error) {
+      return invalid(`${which}: its metadata ${(error as Error).message}. Pass a JSON value.`)
+    }
+    rows.push({
+      eventId: event.eventId?.toLowerCase(),
+      eventType: event.eventType,
+      eventVersion,
+      payload,
+      traceId: event.traceId ?? null,
+      correlationId: event.correlationId ?? null,
+      causationId: event.causationId ?? null,
+      metadata
+    })
+  }
+  const { aggregateId, aggregateType, boundedContext } = first
+  return Result.succeed({ stream: { boundedContext, aggregateType, aggregateId }, rows })
+}

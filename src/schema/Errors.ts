@@ -1,0 +1,442 @@
+/**
+ * Everything that can go wrong and that a caller can tell apart. Each message says what is wrong and what to do.
+ *
+ * @since 0.1.0
+ */
+import * as Schema from "effect/Schema"
+
+const id = (tag: string) => `pupsourcing-orchestrator/${tag}`
+
+/**
+ * The database cannot be used right now. Passing causes are retried while a worker runs; at the start it is reported
+ * after a bounded time.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class DatabaseUnavailable extends Schema.TaggedError<DatabaseUnavailable>(id("DatabaseUnavailable"))(
+  "DatabaseUnavailable",
+  {
+    reason: Schema.Literals([
+      "unreachable",
+      "refused",
+      "wrong password",
+      "unknown database",
+      "unknown host",
+      "too many connections",
+      "shutting down",
+      "connection lost",
+      "no answer in time"
+    ]),
+    /** `host:port`, or the path of a socket. */
+    server: Schema.String,
+    database: Schema.String,
+    user: Schema.String,
+    cause: Schema.Defect()
+  }
+) {
+  override get message(): string {
+    switch (this.reason) {
+      case "unreachable":
+        return `The database server at ${this.server} cannot be reached. Check host, port and network.`
+      case "refused":
+        return `The database server at ${this.server} refuses connections. Check that PostgreSQL runs there and that the port is right.`
+      case "wrong password":
+        return `The database server at ${this.server} does not accept user "${this.user}" with the given password. Check user and password in DATABASE_URL.`
+      case "unknown database":
+        return `The database server at ${this.server} has no database "${this.database}". Create it, or correct the name in DATABASE_URL.`
+      case "unknown host":
+        return `The host of the database server ${this.server} is not known. Check the host name in DATABASE_URL.`
+      case "too many connections":
+        return `The database server at ${this.server} has no connection left. Raise max_connections or lower the pool sizes of its clients.`
+      case "shutting down":
+        return `The database server at ${this.server} is starting up or shutting down. It is tried again while a worker runs.`
+      case "connection lost":
+        return `The connection to the database server at ${this.server} was lost. It is opened again while a worker runs.`
+      case "no answer in time":
+        return `The database server at ${this.server} did not answer in time. Check its load, locks and network.`
+    }
+  }
+}
+
+/**
+ * A statement of this library failed for a reason that another attempt will not mend.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class StoreFailure extends Schema.TaggedError<StoreFailure>(id("StoreFailure"))("StoreFailure", {
+  /** What was being done. */
+  operation: Schema.String,
+  /** SQLSTATE, where the server gave one. */
+  code: Schema.optionalKey(Schema.String),
+  detail: Schema.String,
+  cause: Schema.Defect()
+}) {
+  override get message(): string {
+    const advice = this.code === "42501"
+      ? " Grant the role what docs/operations.md lists."
+      : this.code === "42P01" || this.code === "42703"
+      ? " Run the migrations: npx pupsourcing-orchestrator migrate up."
+      : this.code === "25006"
+      ? " Connect to the primary."
+      : ""
+    return `The database refused "${this.operation}": ${this.detail}${
+      this.code === undefined ? "" : ` (SQLSTATE ${this.code})`
+    }.${advice}`
+  }
+}
+
+/**
+ * @category errors
+ * @since 0.1.0
+ */
+export class TablesMissing extends Schema.TaggedError<TablesMissing>(id("TablesMissing"))("TablesMissing", {
+  tables: Schema.Array(Schema.String)
+}) {
+  override get message(): string {
+    return `These tables do not exist: ${
+      this.tables.join(", ")
+    }. Run "npx pupsourcing-orchestrator migrate up", or use PostgresStores.layerMigrations; with other table names or another schema, pass the same to PostgresStores.layerWith.`
+  }
+}
+
+/**
+ * The tables were made by another version of this library that this one cannot work with.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class SchemaVersionMismatch extends Schema.TaggedError<SchemaVersionMismatch>(id("SchemaVersionMismatch"))(
+  "SchemaVersionMismatch",
+  { found: Schema.Int, expected: Schema.Int }
+) {
+  override get message(): string {
+    return this.found < this.expected
+      ? `The tables are of version ${this.found}, this library needs version ${this.expected}. Run "npx pupsourcing-orchestrator migrate up".`
+      : `The tables are of version ${this.found}, this library understands up to version ${this.expected}. Install the version of pupsourcing-orchestrator that migrated them, or a newer one.`
+  }
+}
+
+/**
+ * The database cannot give the guarantees that this library rests on.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class UnsupportedDatabase extends Schema.TaggedError<UnsupportedDatabase>(id("UnsupportedDatabase"))(
+  "UnsupportedDatabase",
+  { problem: Schema.String, advice: Schema.String }
+) {
+  override get message(): string {
+    return `${this.problem} ${this.advice}`
+  }
+}
+
+/**
+ * The server is a replica that cannot be written to.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class ReadOnlyReplica extends Schema.TaggedError<ReadOnlyReplica>(id("ReadOnlyReplica"))("ReadOnlyReplica", {
+  server: Schema.String
+}) {
+  override get message(): string {
+    return `The database server at ${this.server} is a read-only replica. Connect to the primary.`
+  }
+}
+
+/**
+ * A setting that makes no sense.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class InvalidSettings extends Schema.TaggedError<InvalidSettings>(id("InvalidSettings"))("InvalidSettings", {
+  setting: Schema.String,
+  problem: Schema.String
+}) {
+  override get message(): string {
+    return `Setting "${this.setting}": ${this.problem}`
+  }
+}
+
+/**
+ * Two projections of one orchestrator have the same name.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class DuplicateProjection extends Schema.TaggedError<DuplicateProjection>(id("DuplicateProjection"))(
+  "DuplicateProjection",
+  { projection: Schema.String }
+) {
+  override get message(): string {
+    return `Two projections are named "${this.projection}". Progress is kept by name: give each its own.`
+  }
+}
+
+/**
+ * @category errors
+ * @since 0.1.0
+ */
+export class WorkerIdInUse extends Schema.TaggedError<WorkerIdInUse>(id("WorkerIdInUse"))("WorkerIdInUse", {
+  replicaSet: Schema.String,
+  workerId: Schema.String,
+  host: Schema.String,
+  pid: Schema.Int,
+  since: Schema.Date
+}) {
+  override get message(): string {
+    return `Worker id "${this.workerId}" of replica set "${this.replicaSet}" is in use by process ${this.pid} on ${this.host} since ${this.since.toISOString()}. Stop that process, or choose another workerId (without one, an id is drawn).`
+  }
+}
+
+/**
+ * Another process registered under this worker's id: this one has been replaced.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class WorkerReplaced extends Schema.TaggedError<WorkerReplaced>(id("WorkerReplaced"))("WorkerReplaced", {
+  replicaSet: Schema.String,
+  workerId: Schema.String
+}) {
+  override get message(): string {
+    return `Another process has registered as worker "${this.workerId}" of replica set "${this.replicaSet}" and replaced this one. If both are meant to run, give them different ids.`
+  }
+}
+
+/**
+ * Others took this worker for dead and went on without it. It registers anew by itself.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class WorkerEvicted extends Schema.TaggedError<WorkerEvicted>(id("WorkerEvicted"))("WorkerEvicted", {
+  replicaSet: Schema.String,
+  workerId: Schema.String
+}) {
+  override get message(): string {
+    return `Worker "${this.workerId}" of replica set "${this.replicaSet}" was silent for too long and was replaced; it registers anew.`
+  }
+}
+
+/**
+ * @category errors
+ * @since 0.1.0
+ */
+export class ProjectionInOtherReplicaSet
+  extends Schema.TaggedError<ProjectionInOtherReplicaSet>(id("ProjectionInOtherReplicaSet"))(
+    "ProjectionInOtherReplicaSet",
+    {
+      projection: Schema.String,
+      replicaSet: Schema.String,
+      otherReplicaSet: Schema.String,
+      workerId: Schema.String
+    }
+  )
+{
+  override get message(): string {
+    return `Projection "${this.projection}" of replica set "${this.replicaSet}" is being run by replica set "${this.otherReplicaSet}" (worker "${this.workerId}"). Stop it there first, or give this projection another name.`
+  }
+}
+
+/**
+ * @category errors
+ * @since 0.1.0
+ */
+export class FilterChanged extends Schema.TaggedError<FilterChanged>(id("FilterChanged"))("FilterChanged", {
+  projection: Schema.String,
+  /** `EventFilter.canonical` of the filter that progress was made under. */
+  recorded: Schema.String,
+  given: Schema.String
+}) {
+  override get message(): string {
+    return `Projection "${this.projection}" now has the filter ${this.given}, but its progress was made under ${this.recorded}: events that the new filter lets through would be missing from the past. Give the projection a new name to build it from the beginning, or set acceptFilterChange: true to go on from where it stands.`
+  }
+}
+
+/**
+ * The checkpoint lies beyond the last event: the events table lost events, or belongs to another database.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class CheckpointAheadOfEvents
+  extends Schema.TaggedError<CheckpointAheadOfEvents>(id("CheckpointAheadOfEvents"))("CheckpointAheadOfEvents", {
+    position: Schema.BigInt,
+    lastPosition: Schema.BigInt
+  })
+{
+  override get message(): string {
+    return `A projection has handled events up to position ${this.position}, but the events table has only given out positions up to ${this.lastPosition}. The database came back with less than was handled (restored backup, failover with lost commits), or the events are of another database. Restore the events, or rebuild the projection under a new name.`
+  }
+}
+
+/**
+ * A handler would write through another client than the one whose transaction carries its progress.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class ForeignSqlClient extends Schema.TaggedError<ForeignSqlClient>(id("ForeignSqlClient"))("ForeignSqlClient", {
+  replicaSet: Schema.String
+}) {
+  override get message(): string {
+    return `The SqlClient of the handlers of replica set "${this.replicaSet}" is not the client of PostgresStores: read model and progress would commit apart. Provide one PgClient layer, once, around both (Layer.provideMerge).`
+  }
+}
+
+/**
+ * @category errors
+ * @since 0.1.0
+ */
+export class CoordinationTimeout extends Schema.TaggedError<CoordinationTimeout>(id("CoordinationTimeout"))(
+  "CoordinationTimeout",
+  {
+    replicaSet: Schema.String,
+    workerId: Schema.String,
+    generationId: Schema.BigInt,
+    timeout: Schema.String,
+    waitingFor: Schema.String
+  }
+) {
+  override get message(): string {
+    return `Worker "${this.workerId}" of replica set "${this.replicaSet}" did not reach its assignment of generation ${this.generationId} within ${this.timeout}: ${this.waitingFor}. Look for a handler that does not end, or raise coordinationTimeout.`
+  }
+}
+
+/**
+ * @category errors
+ * @since 0.1.0
+ */
+export class AlreadyRunning extends Schema.TaggedError<AlreadyRunning>(id("AlreadyRunning"))("AlreadyRunning", {
+  replicaSet: Schema.String
+}) {
+  override get message(): string {
+    return `This orchestrator of replica set "${this.replicaSet}" is already running. Run it once; to run several workers in one process, build the layer several times.`
+  }
+}
+
+/**
+ * A range of a projection stands still because its handler failed.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class ProjectionHalted extends Schema.TaggedError<ProjectionHalted>(id("ProjectionHalted"))("ProjectionHalted", {
+  projection: Schema.String,
+  range: Schema.String,
+  position: Schema.BigInt,
+  eventId: Schema.String,
+  error: Schema.String
+}) {
+  override get message(): string {
+    return `Projection "${this.projection}" stands still in range ${this.range}: the event at position ${this.position} (${this.eventId}) could not be handled: ${this.error}. Mend the handler and start again; the range is retried by a worker that starts after the failure.`
+  }
+}
+
+/**
+ * The aggregate has another version than the append expected.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class ConcurrencyConflict extends Schema.TaggedError<ConcurrencyConflict>(id("ConcurrencyConflict"))(
+  "ConcurrencyConflict",
+  {
+    boundedContext: Schema.String,
+    aggregateType: Schema.String,
+    aggregateId: Schema.String,
+    expected: Schema.String,
+    /** Last version found; absent when a concurrent append was seen by a violated constraint only. */
+    actual: Schema.optionalKey(Schema.BigInt)
+  }
+) {
+  override get message(): string {
+    return `${this.aggregateType} "${this.aggregateId}" was expected at version ${this.expected} but ${
+      this.actual === undefined ? "was appended to at the same time" : `is at version ${this.actual}`
+    }. Read the stream again and repeat the decision.`
+  }
+}
+
+/**
+ * An event with this id is stored already.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class DuplicateEvent extends Schema.TaggedError<DuplicateEvent>(id("DuplicateEvent"))("DuplicateEvent", {
+  detail: Schema.String
+}) {
+  override get message(): string {
+    return `An event with the same id is stored already: ${this.detail}. Each event needs a UUID of its own.`
+  }
+}
+
+/**
+ * The events cannot be appended as given.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class InvalidEvents extends Schema.TaggedError<InvalidEvents>(id("InvalidEvents"))("InvalidEvents", {
+  problem: Schema.String
+}) {
+  override get message(): string {
+    return this.problem
+  }
+}
+
+/**
+ * An event larger than the client can receive.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class EventTooLarge extends Schema.TaggedError<EventTooLarge>(id("EventTooLarge"))("EventTooLarge", {
+  position: Schema.BigInt,
+  eventId: Schema.String,
+  aggregateId: Schema.String,
+  bytes: Schema.Int,
+  limit: Schema.Int
+}) {
+  override get message(): string {
+    return `The event at position ${this.position} (${this.eventId}) has ${this.bytes} bytes, more than the ${this.limit} that the client receives. Raise maxMessageSize of PgClient.`
+  }
+}
+
+/**
+ * What a store can fail with at any time.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export type StoreError = DatabaseUnavailable | StoreFailure | ReadOnlyReplica | UnsupportedDatabase
+
+/**
+ * What opening the stores can fail with.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export type StoresError = StoreError | TablesMissing | SchemaVersionMismatch | InvalidSettings
+
+/**
+ * What running an orchestrator can fail with.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export type OrchestratorError =
+  | StoreError
+  | AlreadyRunning
+  | CheckpointAheadOfEvents
+  | CoordinationTimeout
+  | FilterChanged
+  | ProjectionHalted
+  | ProjectionInOtherReplicaSet
+  | WorkerIdInUse
+  | WorkerReplaced

@@ -1,0 +1,126 @@
+/**
+ * Generations: numbered, immutable configurations of a replica set.
+ *
+ * @since 0.1.0
+ */
+import * as HashRange from "./HashRange.ts"
+
+/**
+ * A worker as a generation names it.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Member {
+  readonly workerId: string
+  readonly incarnation: bigint
+  readonly projections: ReadonlyArray<string>
+}
+
+/**
+ * One configuration of a replica set. The member at index `k` has partition key `k` of `members.length`.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Generation {
+  readonly replicaSet: string
+  /** Grows by one with each generation of a replica set. */
+  readonly generationId: bigint
+  readonly members: ReadonlyArray<Member>
+}
+
+/**
+ * The partition key of a worker in a generation, -1 when it is no member.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const partitionKey = (
+  generation: Generation,
+  worker: { readonly workerId: string; readonly incarnation: bigint }
+): number =>
+  generation.members.findIndex((member) =>
+    member.workerId === worker.workerId && member.incarnation === worker.incarnation
+  )
+
+/**
+ * The part of the hash space that a member has of a projection: the space is divided evenly among the members that
+ * carry the projection, in the order of their keys.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const share = (
+  generation: Generation,
+  projection: string,
+  worker: { readonly workerId: string; readonly incarnation: bigint }
+): HashRange.HashRange | undefined => {
+  const carriers = generation.members.filter((member) => member.projections.includes(projection))
+  const index = carriers.findIndex((member) =>
+    member.workerId === worker.workerId && member.incarnation === worker.incarnation
+  )
+  return index < 0 ? undefined : HashRange.partition(index, carriers.length)
+}
+
+const sameMember = (a: Member, b: Member): boolean =>
+  a.workerId === b.workerId && a.incarnation === b.incarnation &&
+  a.projections.length === b.projections.length &&
+  a.projections.every((name) => b.projections.includes(name))
+
+/**
+ * Whether the generation's members are exactly the live workers, with what they carry.
+ *
+ * @category guards
+ * @since 0.1.0
+ */
+export const isCurrent = (generation: Generation, live: ReadonlyArray<Member>): boolean =>
+  generation.members.length === live.length &&
+  generation.members.every((member) => live.some((worker) => sameMember(member, worker)))
+
+/**
+ * The generation after `previous`. Who was in it keeps its key while that is below the new number of members;
+ * newcomers, oldest registration first, take the vacated keys; only when the set shrinks do the members with the
+ * highest keys move into the gaps.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const next = (
+  replicaSet: string,
+  previous: Generation | undefined,
+  live: ReadonlyArray<Member>
+): Generation => {
+  const seats: Array<Member | undefined> = live.map(() => undefined)
+  const homeless: Array<{ readonly member: Member; readonly oldKey: number }> = []
+  for (const member of live) {
+    const oldKey = previous?.members.findIndex((other) => other.workerId === member.workerId) ?? -1
+    if (oldKey >= 0 && oldKey < live.length) seats[oldKey] = member
+    else homeless.push({ member, oldKey: oldKey < 0 ? Infinity : oldKey })
+  }
+  homeless.sort((a, b) =>
+    a.oldKey !== b.oldKey
+      ? a.oldKey - b.oldKey
+      : a.member.incarnation < b.member.incarnation
+      ? -1
+      : 1
+  )
+  let place = 0
+  const members = seats.map((seat) => seat ?? homeless[place++]!.member)
+  return { replicaSet, generationId: (previous?.generationId ?? 0n) + 1n, members }
+}
+
+/**
+ * The member whose presence `worker` watches: the next one in the ring of keys. Nobody watches itself.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const neighbour = (
+  generation: Generation,
+  worker: { readonly workerId: string; readonly incarnation: bigint }
+): Member | undefined => {
+  const key = partitionKey(generation, worker)
+  const total = generation.members.length
+  return key < 0 || total < 2 ? undefined : generation.members[(key + 1) % total]
+}

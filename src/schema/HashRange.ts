@@ -1,0 +1,125 @@
+/**
+ * Half-open ranges of the hash space, and their division into partitions.
+ *
+ * @since 0.1.0
+ */
+
+/**
+ * The number of hashes: an event's hash is a 32-bit unsigned integer.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export const hashSpace = 2 ** 32
+
+/**
+ * The hashes from `start` up to but not including `end`.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface HashRange {
+  readonly start: number
+  readonly end: number
+}
+
+/**
+ * The whole hash space.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const whole: HashRange = { start: 0, end: hashSpace }
+
+/**
+ * Partition `key` of `total`: `floor(key·2³²/total) … floor((key+1)·2³²/total)`. All partitions of one total tile
+ * the space. `key` is below `total`; 2³²·total stays exact in a double up to two million partitions.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const partition = (key: number, total: number): HashRange => ({
+  start: Math.floor((key * hashSpace) / total),
+  end: Math.floor(((key + 1) * hashSpace) / total)
+})
+
+/**
+ * @category guards
+ * @since 0.1.0
+ */
+export const isWhole = (range: HashRange): boolean => range.start === 0 && range.end === hashSpace
+
+/**
+ * @category guards
+ * @since 0.1.0
+ */
+export const equals = (a: HashRange, b: HashRange): boolean => a.start === b.start && a.end === b.end
+
+/**
+ * @category guards
+ * @since 0.1.0
+ */
+export const overlaps = (a: HashRange, b: HashRange): boolean => a.start < b.end && b.start < a.end
+
+/**
+ * Whether all of `inner` lies in `outer`.
+ *
+ * @category guards
+ * @since 0.1.0
+ */
+export const contains = (outer: HashRange, inner: HashRange): boolean =>
+  outer.start <= inner.start && inner.end <= outer.end
+
+/**
+ * @category guards
+ * @since 0.1.0
+ */
+export const includes = (range: HashRange, hash: number): boolean => range.start <= hash && hash < range.end
+
+/**
+ * How many hashes the range has.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const size = (range: HashRange): number => range.end - range.start
+
+/**
+ * The parts of `range` before, inside and after `border`; absent where empty.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const cut = (range: HashRange, border: HashRange): {
+  readonly before: HashRange | undefined
+  readonly inside: HashRange | undefined
+  readonly after: HashRange | undefined
+} => {
+  const part = (start: number, end: number): HashRange | undefined => start < end ? { start, end } : undefined
+  return {
+    before: part(range.start, Math.min(range.end, border.start)),
+    inside: part(Math.max(range.start, border.start), Math.min(range.end, border.end)),
+    after: part(Math.max(range.start, border.end), range.end)
+  }
+}
+
+/**
+ * Whether the ranges cover the whole space without hole or overlap, in any order.
+ *
+ * @category guards
+ * @since 0.1.0
+ */
+export const tiles = (ranges: ReadonlyArray<HashRange>, space: HashRange = whole): boolean => {
+  let next = space.start
+  for (const range of [...ranges].sort((a, b) => a.start - b.start)) {
+    if (range.start !== next || range.end <= range.start) return false
+    next = range.end
+  }
+  return next === space.end
+}
+
+/**
+ * @category utils
+ * @since 0.1.0
+ */
+export const format = (range: HashRange): string => isWhole(range) ? "whole" : `[${range.start}, ${range.end})`

@@ -1,0 +1,180 @@
+/**
+ * Settings of an orchestrator, their defaults and their rules.
+ *
+ * @since 0.1.0
+ */
+import * as Config from "effect/Config"
+import * as Duration from "effect/Duration"
+import * as Option from "effect/Option"
+import * as Result from "effect/Result"
+import { InvalidSettings } from "./Errors.ts"
+
+/**
+ * @category models
+ * @since 0.1.0
+ */
+export interface Settings {
+  /** Name of the group of projections that scale together. Required. */
+  readonly replicaSet: string
+  /** How often a worker says that it lives. Default 5 seconds. */
+  readonly heartbeatInterval: Duration.Duration
+  /** A worker silent for longer is replaced. At least three heartbeats. Default 30 seconds. */
+  readonly staleWorkerTimeout: Duration.Duration
+  /** A worker that has not reached its assignment by then fails and leaves. Default 60 seconds. */
+  readonly coordinationTimeout: Duration.Duration
+  /** Events in a batch at most. Default 1000. */
+  readonly batchSize: number
+  /** Bytes of events in a batch at most, but never below one event. Default 4 MiB. */
+  readonly batchBytes: number
+  /** Longest wait for anything that a lost notification, or a writer that sends none, did not announce. Default 1 second. */
+  readonly pollInterval: Duration.Duration
+  /** Joins and leaves closer together than this make one generation. Default 25 milliseconds. */
+  readonly registrationWindow: Duration.Duration
+  /** How long a batch in flight may go on when its range is given up; then it is interrupted and rolled back. Default 10 seconds. */
+  readonly drainTimeout: Duration.Duration
+  /** Id of this worker; drawn when absent. Choose one that outlives a restart, such as a pod's name, for less movement. */
+  readonly workerId: string | undefined
+}
+
+/**
+ * Settings as they are given: what is absent takes its default.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Input {
+  readonly replicaSet: string
+  readonly heartbeatInterval?: Duration.Input | undefined
+  readonly staleWorkerTimeout?: Duration.Input | undefined
+  readonly coordinationTimeout?: Duration.Input | undefined
+  readonly batchSize?: number | undefined
+  readonly batchBytes?: number | undefined
+  readonly pollInterval?: Duration.Input | undefined
+  readonly registrationWindow?: Duration.Input | undefined
+  readonly drainTimeout?: Duration.Input | undefined
+  readonly workerId?: string | undefined
+}
+
+/**
+ * @category options
+ * @since 0.1.0
+ */
+export const defaults = {
+  heartbeatInterval: Duration.seconds(5),
+  staleWorkerTimeout: Duration.seconds(30),
+  coordinationTimeout: Duration.seconds(60),
+  batchSize: 1000,
+  batchBytes: 4 * 1024 * 1024,
+  pollInterval: Duration.seconds(1),
+  registrationWindow: Duration.millis(25),
+  drainTimeout: Duration.seconds(10)
+} as const
+
+const durations = [
+  "heartbeatInterval",
+  "staleWorkerTimeout",
+  "coordinationTimeout",
+  "pollInterval",
+  "registrationWindow",
+  "drainTimeout"
+] as const
+
+const maximumNameLength = 200
+
+/**
+ * Fills in the defaults and checks the settings one by one and against each other.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const make = (input: Input): Result.Result<Settings, InvalidSettings> => {
+  const invalid = (setting: string, problem: string) => Result.fail(new InvalidSettings({ setting, problem }))
+  const times: Record<(typeof durations)[number], Duration.Duration> = { ...defaults }
+  for (const name of durations) {
+    const given = input[name]
+    if (given === undefined) continue
+    // Duration takes NaN for zero: a number that could not be read would pass for a choice.
+    const parsed = Number.isNaN(given) ? undefined : Option.getOrUndefined(Duration.fromInput(given))
+    if (parsed === undefined) {
+      return invalid(
+        name,
+        `${
+          typeof given === "string" ? `"${given}"` : "The value"
+        } is no duration. Write it like "5 seconds" or 5000 (milliseconds).`
+      )
+    }
+    const millis = Duration.toMillis(parsed)
+    if (!(millis >= 0) || !Number.isFinite(millis)) {
+      return invalid(name, "A duration must be finite and not negative.")
+    }
+    if (millis === 0 && name !== "registrationWindow" && name !== "drainTimeout") {
+      return invalid(name, "The duration must be greater than zero.")
+    }
+    times[name] = parsed
+  }
+  for (const name of ["batchSize", "batchBytes"] as const) {
+    const given = input[name]
+    if (given !== undefined && !(Number.isSafeInteger(given) && given >= 1)) {
+      return invalid(name, "It must be a whole number of at least 1.")
+    }
+  }
+  for (const name of ["replicaSet", "workerId"] as const) {
+    const given = input[name]
+    if (given === undefined && name === "workerId") continue
+    if (given === undefined || given.trim() === "") {
+      return invalid(name, "The name must not be empty. Give one such as \"main-projections\".")
+    }
+    if (given.length > maximumNameLength || given.includes("\u0000")) {
+      return invalid(name, `The name must have at most ${maximumNameLength} characters and no NUL.`)
+    }
+  }
+  if (Duration.toMillis(times.heartbeatInterval) * 3 > Duration.toMillis(times.staleWorkerTimeout)) {
+    return invalid(
+      "staleWorkerTimeout",
+      `At least three heartbeats must fit: with a heartbeatInterval of ${
+        Duration.format(times.heartbeatInterval)
+      } it must be ${Duration.format(Duration.times(times.heartbeatInterval, 3))} or more, but it is ${
+        Duration.format(times.staleWorkerTimeout)
+      }.`
+    )
+  }
+  if (Duration.toMillis(times.drainTimeout) >= Duration.toMillis(times.coordinationTimeout)) {
+    return invalid(
+      "drainTimeout",
+      `It must be shorter than coordinationTimeout (${
+        Duration.format(times.coordinationTimeout)
+      }), within which a worker has to give up what it no longer owns.`
+    )
+  }
+  return Result.succeed({
+    replicaSet: input.replicaSet,
+    ...times,
+    batchSize: input.batchSize ?? defaults.batchSize,
+    batchBytes: input.batchBytes ?? defaults.batchBytes,
+    workerId: input.workerId
+  })
+}
+
+/**
+ * Settings from `ORCHESTRATOR_…`, such as `ORCHESTRATOR_REPLICA_SET` or `ORCHESTRATOR_BATCH_SIZE`, when read with
+ * `ConfigProvider.constantCase`.
+ *
+ * @category configs
+ * @since 0.1.0
+ */
+export const config: Config.Config<Input> = Config.all({
+  replicaSet: Config.NonEmptyString("replicaSet"),
+  heartbeatInterval: optional(Config.Duration("heartbeatInterval")),
+  staleWorkerTimeout: optional(Config.Duration("staleWorkerTimeout")),
+  coordinationTimeout: optional(Config.Duration("coordinationTimeout")),
+  batchSize: optional(Config.Int("batchSize")),
+  batchBytes: optional(Config.Int("batchBytes")),
+  pollInterval: optional(Config.Duration("pollInterval")),
+  registrationWindow: optional(Config.Duration("registrationWindow")),
+  drainTimeout: optional(Config.Duration("drainTimeout")),
+  workerId: optional(Config.NonEmptyString("workerId"))
+}).pipe(Config.nested("orchestrator"))
+
+function optional<A>(self: Config.Config<A>): Config.Config<A | undefined> {
+  return Config.map(Config.option(self), Option.getOrUndefined)
+}

@@ -1,0 +1,160 @@
+/**
+ * Names of the tables and sequences, and the schema they are in.
+ *
+ * @since 0.1.0
+ */
+import * as Result from "effect/Result"
+import { InvalidSettings } from "./Errors.ts"
+
+/**
+ * Names as they are stored by the database: neither quoted nor qualified.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface TableNames {
+  /** Where all of them are; where the connection's `search_path` points when absent. */
+  readonly schema: string | undefined
+  readonly generations: string
+  readonly workers: string
+  readonly heartbeats: string
+  readonly checkpoints: string
+  readonly meta: string
+  /** Sequence that numbers registrations. */
+  readonly incarnations: string
+  /** Sequence that gives each registration the key of its presence lock. */
+  readonly presenceKeys: string
+  readonly events: string
+  readonly aggregateHeads: string
+}
+
+/**
+ * @category models
+ * @since 0.1.0
+ */
+export type TableKey = Exclude<keyof TableNames, "schema">
+
+/**
+ * What may be chosen; what is absent keeps its default.
+ *
+ * @category options
+ * @since 0.1.0
+ */
+export interface Options {
+  readonly schema?: string | undefined
+  readonly tables?: { readonly [K in TableKey]?: string | undefined } | undefined
+}
+
+/**
+ * @category constructors
+ * @since 0.1.0
+ */
+export const defaults: TableNames = {
+  schema: undefined,
+  generations: "orchestrator_generations",
+  workers: "orchestrator_workers",
+  heartbeats: "orchestrator_heartbeats",
+  checkpoints: "orchestrator_checkpoints",
+  meta: "orchestrator_meta",
+  incarnations: "orchestrator_incarnations",
+  presenceKeys: "orchestrator_presence_keys",
+  events: "events",
+  aggregateHeads: "aggregate_heads"
+}
+
+/**
+ * The keys of all tables and sequences.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const keys: ReadonlyArray<TableKey> = Object.keys(defaults).filter((key): key is TableKey => key !== "schema")
+
+/**
+ * The longest name of a table, in bytes: PostgreSQL cuts identifiers at 63, and the longest name that is derived from
+ * a table's (`idx_…_correlation`) must stay distinct from its siblings.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const maximumTableLength = 63 - "idx__correlation".length
+
+const maximumSchemaLength = 63
+
+const identifier = /^[A-Za-z_][A-Za-z0-9_$]*$/
+
+/**
+ * Fills in the defaults and checks the names: plain identifiers (upper case is kept, so they are always quoted), short
+ * enough, and distinct from one another.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const make = (options: Options = {}): Result.Result<TableNames, InvalidSettings> => {
+  const invalid = (setting: string, problem: string) => Result.fail(new InvalidSettings({ setting, problem }))
+  const check = (setting: string, name: unknown, maximum: number): string | undefined => {
+    if (typeof name !== "string" || !identifier.test(name)) {
+      return `${
+        JSON.stringify(name)
+      } is no plain identifier. Use letters, digits, "_" and "$", beginning with a letter or "_"; the schema has a setting of its own.`
+    }
+    if (name.length > maximum) {
+      return `"${name}" has ${name.length} characters, at most ${maximum} are possible. Shorten it.`
+    }
+    if (setting === "schema" && /^pg_/i.test(name)) {
+      return `"${name}" begins with "pg_", which PostgreSQL keeps for itself. Choose another name.`
+    }
+    return undefined
+  }
+  if (options.schema !== undefined) {
+    const problem = check("schema", options.schema, maximumSchemaLength)
+    if (problem !== undefined) return invalid("schema", problem)
+  }
+  const chosen = new Map<string, string | undefined>(Object.entries(options.tables ?? {}))
+  for (const key of chosen.keys()) {
+    if (!(keys as ReadonlyArray<string>).includes(key)) {
+      return invalid(`tables.${key}`, `There is no such table. The tables are ${keys.join(", ")}.`)
+    }
+  }
+  const seen = new Map<string, TableKey>()
+  for (const key of keys) {
+    const name = chosen.get(key) ?? defaults[key]
+    const problem = check(`tables.${key}`, name, maximumTableLength)
+    if (problem !== undefined) return invalid(`tables.${key}`, problem)
+    const other = seen.get(name)
+    if (other !== undefined) {
+      return invalid(`tables.${key}`, `"${name}" is the name of ${other} too. Give each table a name of its own.`)
+    }
+    seen.set(name, key)
+  }
+  const name = (key: TableKey): string => chosen.get(key) ?? defaults[key]
+  return Result.succeed({
+    schema: options.schema,
+    generations: name("generations"),
+    workers: name("workers"),
+    heartbeats: name("heartbeats"),
+    checkpoints: name("checkpoints"),
+    meta: name("meta"),
+    incarnations: name("incarnations"),
+    presenceKeys: name("presenceKeys"),
+    events: name("events"),
+    aggregateHeads: name("aggregateHeads")
+  })
+}
+
+/**
+ * An identifier as it is written in SQL.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const quoted = (name: string): string => `"${name.replaceAll("\"", "\"\"")}"`
+
+/**
+ * A table or sequence as it is written in SQL: `"schema"."table"`, or `"table"` without a schema.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const qualified = (names: TableNames, key: TableKey): string =>
+  names.schema === undefined ? quoted(names[key]) : `${quoted(names.schema)}.${quoted(names[key])}`

@@ -1,0 +1,94 @@
+/**
+ * Workers: one running orchestrator of one replica set.
+ *
+ * @since 0.1.0
+ */
+
+/**
+ * Where a worker is in its life: registered (`pending`), counted in a generation (`ready`), working on all of its
+ * assignment (`running`), leaving (`stopping`), gone (`stopped`).
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type WorkerState = "pending" | "ready" | "running" | "stopping" | "stopped"
+
+/**
+ * A registration that stands: who this worker is in the eyes of the database.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Registration {
+  readonly replicaSet: string
+  readonly workerId: string
+  /** Drawn from the database at each registration; it only grows, so it tells two lives under one id apart. */
+  readonly incarnation: bigint
+  /** By the database's clock. */
+  readonly startedAt: Date
+  /** Names of the projections that this worker carries. */
+  readonly projections: ReadonlyArray<string>
+}
+
+/**
+ * A worker that has not stopped, as a decision sees it.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface WorkerView {
+  readonly workerId: string
+  readonly incarnation: bigint
+  readonly startedAt: Date
+  readonly projections: ReadonlyArray<string>
+  /** Milliseconds since its last heartbeat, by the database's clock. */
+  readonly silentForMillis: number
+  /**
+   * Milliseconds for which its presence has been missing in the eyes of the observing session, where that is
+   * evidence of death (see `isAlive`); absent when it is present or nothing can be concluded.
+   */
+  readonly absentForMillis?: number | undefined
+}
+
+/**
+ * What is needed to judge whether a worker lives. All in milliseconds.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface LivenessRules {
+  /** A worker silent for longer is dead. */
+  readonly staleWorkerTimeoutMillis: number
+  readonly heartbeatIntervalMillis: number
+  /** A worker whose presence is missing for longer is dead. */
+  readonly presenceGraceMillis: number
+}
+
+/**
+ * Whether a worker lives, in the eyes of a session that has been open for `observerAgeMillis`. Silence is held against
+ * nobody while that session is younger than two heartbeats: after an outage of the database everybody was silent, and
+ * nobody may be evicted for it.
+ *
+ * @category guards
+ * @since 0.1.0
+ */
+export const isAlive = (worker: WorkerView, observerAgeMillis: number, rules: LivenessRules): boolean =>
+  !(observerAgeMillis >= 2 * rules.heartbeatIntervalMillis &&
+    worker.silentForMillis > rules.staleWorkerTimeoutMillis) &&
+  !(worker.absentForMillis !== undefined && worker.absentForMillis >= rules.presenceGraceMillis)
+
+/**
+ * Milliseconds until a worker that lives would be dead, if nothing but time changed.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const millisToLive = (worker: WorkerView, observerAgeMillis: number, rules: LivenessRules): number =>
+  Math.min(
+    // One more than the timeout: a worker is dead only when it has been silent for longer.
+    Math.max(
+      2 * rules.heartbeatIntervalMillis - observerAgeMillis,
+      rules.staleWorkerTimeoutMillis - worker.silentForMillis + 1
+    ),
+    worker.absentForMillis === undefined ? Infinity : rules.presenceGraceMillis - worker.absentForMillis
+  )
