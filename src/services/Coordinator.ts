@@ -1,0 +1,133 @@
+/**
+ * The coordinator: compares what is with what should be, has the difference decided, and says which ranges should be
+ * this worker's. Level-triggered: whether a notification, a poll or the worker's own start makes it look, it does the
+ * same thing, so a lost notification costs a poll interval and nothing else.
+ *
+ * @since 0.1.0
+ */
+import * as Context from "effect/Context"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Metric from "effect/Metric"
+import * as Decision from "../schema/Decision.ts"
+import { FilterChanged, ProjectionInOtherReplicaSet, type StoreError, WorkerEvicted } from "../schema/Errors.ts"
+import type { Settings } from "../schema/Settings.ts"
+import type { LivenessRules, Registration } from "../schema/Worker.ts"
+import { Decisions } from "./Decisions.ts"
+import * as Metrics from "./Metrics.ts"
+
+/**
+ * What the coordinator needs to know of the worker.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Standing {
+  readonly registration: Registration
+  readonly projections: ReadonlyArray<Decision.Carried>
+  /** Keys of the rows that a runner is working on. */
+  readonly busy: ReadonlySet<string>
+}
+
+/**
+ * @category services
+ * @since 0.1.0
+ */
+export class Coordinator extends Context.Service<Coordinator, {
+  /** The present state, with everything done about it that this worker may do. */
+  readonly reconcile: (
+    standing: Standing,
+    settings: Settings
+  ) => Effect.Effect<
+    { readonly decision: Decision.Decision; readonly formed: boolean },
+    FilterChanged | ProjectionInOtherReplicaSet | StoreError | WorkerEvicted
+  >
+
+  /** Frees all that is not busy and unregisters. */
+  readonly leave: (standing: Standing, settings: Settings) => Effect.Effect<void, StoreError>
+}>()("pupsourcing-orchestrator/services/Coordinator") {}
+
+/**
+ * How long a worker's presence may be missing before that counts as its death: a presence whose connection was cut is
+ * taken again within this time.
+ */
+const presenceGrace = Duration.millis(100)
+
+/**
+ * @category utils
+ * @since 0.1.0
+ */
+export const livenessRules = (settings: Settings): LivenessRules => ({
+  staleWorkerTimeoutMillis: Duration.toMillis(settings.staleWorkerTimeout),
+  heartbeatIntervalMillis: Duration.toMillis(settings.heartbeatInterval),
+  presenceGraceMillis: Duration.toMillis(presenceGrace)
+})
+
+/**
+ * @category constructors
+ * @since 0.1.0
+ */
+export const make = Effect.gen(function*() {
+  const decisions = yield* Decisions
+
+  const request = (standing: Standing, settings: Settings, leaving: boolean): Decision.Request => ({
+    ...standing,
+    leaving,
+    rules: livenessRules(settings)
+  })
+
+  const reconcile = Effect.fnUntraced(function*(standing: Standing, settings: Settings) {
+    const wanted = request(standing, settings, false)
+    const seen = yield* decisions.look(wanted)
+    if (seen.obstacle !== undefined) return yield* refuse(standing.registration, seen.obstacle)
+    if (Decision.isEmpty(seen)) return { decision: seen, formed: false }
+    // Whoever joins or leaves within the window becomes part of the same generation.
+    if (seen.form !== undefined) yield* Effect.sleep(settings.registrationWindow)
+    const decision = yield* decisions.decide(wanted)
+    if (decision.obstacle !== undefined) return yield* refuse(standing.registration, decision.obstacle)
+    if (decision.evict.length > 0) {
+      yield* Metric.update(
+        Metric.withAttributes(Metrics.staleWorkersCleanedTotal, { replica_set: settings.replicaSet }),
+        decision.evict.length
+      )
+    }
+    return { decision, formed: decision.form !== undefined }
+  })
+
+  const leave = Effect.fnUntraced(function*(standing: Standing, settings: Settings) {
+    yield* decisions.decide(request(standing, settings, true))
+  })
+
+  return Coordinator.of({ reconcile, leave })
+})
+
+/**
+ * @category layers
+ * @since 0.1.0
+ */
+export const layer: Layer.Layer<Coordinator, never, Decisions> = Layer.effect(Coordinator)(make)
+
+const refuse = (
+  registration: Registration,
+  obstacle: Decision.Obstacle
+): FilterChanged | ProjectionInOtherReplicaSet | WorkerEvicted => {
+  const { replicaSet, workerId } = registration
+  switch (obstacle._tag) {
+    case "Evicted":
+      return new WorkerEvicted({ replicaSet, workerId })
+    case "FilterChanged":
+      return new FilterChanged({
+        projection: obstacle.projection,
+        recorded: obstacle.recorded,
+        given: obstacle.given
+      })
+    case "ProjectionInOtherReplicaSet":
+      return new ProjectionInOtherReplicaSet({
+        projection: obstacle.projection,
+        replicaSet,
+        otherReplicaSet: obstacle.otherReplicaSet,
+        workerId: obstacle.workerId
+      })
+  }
+}

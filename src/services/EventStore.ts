@@ -1,0 +1,121 @@
+/**
+ * The event store: what was appended, and how far it may be read.
+ *
+ * @since 0.1.0
+ */
+import * as Context from "effect/Context"
+import type * as Duration from "effect/Duration"
+import type * as Effect from "effect/Effect"
+import type {
+  CheckpointAheadOfEvents,
+  ConcurrencyConflict,
+  DuplicateEvent,
+  EventTooLarge,
+  InvalidEvents,
+  StoreError
+} from "../schema/Errors.ts"
+import type { Appended, Event, ExpectedVersion, NewEvent, StreamId } from "../schema/Event.ts"
+import type { EventFilter } from "../schema/EventFilter.ts"
+import type { HashRange } from "../schema/HashRange.ts"
+
+/**
+ * @category options
+ * @since 0.1.0
+ */
+export interface ReadOptions {
+  /** Events above this position. */
+  readonly after: bigint
+  /**
+   * Events up to this position, which must be settled (it came from `settledBeyond` or `settledPosition`). The present
+   * settled position when absent.
+   */
+  readonly upTo?: bigint | undefined
+  /** The whole space when absent. */
+  readonly range?: HashRange | undefined
+  readonly filter?: EventFilter | undefined
+  /** Events at most. Default 1000. */
+  readonly limit?: number | undefined
+  /** Bytes at most, but never below one event. Default 4 MiB. */
+  readonly bytes?: number | undefined
+}
+
+/**
+ * A part of the stream, in position order.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Page {
+  readonly events: ReadonlyArray<Event>
+  /** No event that matches lies between the last one of the page and this position. */
+  readonly position: bigint
+}
+
+/**
+ * A transaction that may still commit an event at a position that others have passed.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface OpenWriter {
+  /** Process id of the session; absent for a prepared transaction. */
+  readonly pid: number | undefined
+  readonly application: string | undefined
+  /** Milliseconds since it was first seen to hold readers back. */
+  readonly seenForMillis: number
+}
+
+/**
+ * @category services
+ * @since 0.1.0
+ */
+export class EventStore extends Context.Service<EventStore, {
+  /**
+   * Appends events to one aggregate, all or none, in one round trip. Inside the caller's transaction it joins it.
+   * Fails with `ConcurrencyConflict` when the aggregate is not at the expected version (default `"any"`).
+   */
+  readonly append: (
+    events: ReadonlyArray<NewEvent>,
+    options?: { readonly expectedVersion?: ExpectedVersion | undefined }
+  ) => Effect.Effect<Appended, ConcurrencyConflict | DuplicateEvent | InvalidEvents | StoreError>
+
+  /**
+   * The events of one aggregate in version order, from version `from` (default 1) to `to` (default the last), at most
+   * `limit` (default all).
+   */
+  readonly readStream: (
+    stream: StreamId,
+    options?: {
+      readonly from?: bigint | undefined
+      readonly to?: bigint | undefined
+      readonly limit?: number | undefined
+    }
+  ) => Effect.Effect<ReadonlyArray<Event>, StoreError>
+
+  /**
+   * Settled events in position order. Fails with `EventTooLarge` when the very next event cannot be received; the
+   * events before it are returned first.
+   */
+  readonly read: (options: ReadOptions) => Effect.Effect<Page, CheckpointAheadOfEvents | EventTooLarge | StoreError>
+
+  /**
+   * The position at or below which no transaction can still commit an event, 0 in an empty store. What lies at or
+   * below it will never change.
+   */
+  readonly settledPosition: Effect.Effect<bigint, StoreError>
+
+  /**
+   * Waits until the settled position is beyond `position`, which must itself be settled, and returns it. Woken by
+   * appends of this library; what nothing announces is found within `pollInterval`.
+   */
+  readonly settledBeyond: (
+    position: bigint,
+    pollInterval: Duration.Duration
+  ) => Effect.Effect<bigint, CheckpointAheadOfEvents | StoreError>
+
+  /** The highest position that is visible now; events below it may still commit. */
+  readonly headPosition: Effect.Effect<bigint, StoreError>
+
+  /** Writers that hold the settled position back at this moment. */
+  readonly openWriters: Effect.Effect<ReadonlyArray<OpenWriter>>
+}>()("pupsourcing-orchestrator/services/EventStore") {}

@@ -1,0 +1,116 @@
+/**
+ * Projections: what turns events into a read model.
+ *
+ * @since 0.1.0
+ */
+import type * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
+import type { Event } from "../schema/Event.ts"
+import { canonical, type EventFilter } from "../schema/EventFilter.ts"
+
+/**
+ * Where a projection begins that has never run: with the first event, with what is appended from now on, or after a
+ * position. Used once and recorded; a projection that has progress goes on from there.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type StartFrom = "beginning" | "now" | bigint
+
+/**
+ * A named handler of events, with the filter that says which ones. `E` is what the handler may fail with, `R` the
+ * services that it needs.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Projection<out E = never, out R = never> {
+  readonly name: string
+  readonly filter: EventFilter
+  readonly startFrom: StartFrom
+  readonly acceptFilterChange: boolean
+  readonly handle: (event: Event) => Effect.Effect<unknown, E, R>
+}
+
+/**
+ * Any projection.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type Any = Projection<unknown, unknown>
+
+/**
+ * What a projection's handler may fail with.
+ *
+ * @category utility types
+ * @since 0.1.0
+ */
+export type Error<P> = P extends Projection<infer E, infer _R> ? E : never
+
+/**
+ * The services that a projection's handler needs from outside. Each batch brings a `Scope` of its own.
+ *
+ * @category utility types
+ * @since 0.1.0
+ */
+export type Services<P> = P extends Projection<infer _E, infer R> ? Exclude<R, Scope.Scope> : never
+
+/**
+ * @category options
+ * @since 0.1.0
+ */
+export interface Options<E, R> extends EventFilter {
+  /**
+   * Handles one event. It runs inside the transaction that also records the progress: what it writes through the
+   * `SqlClient` in its context is committed exactly once, or not at all. Events of one aggregate come in version order.
+   * Ranges of the hash space run at the same time, so rows that several aggregates share are written with SQL
+   * arithmetic or under a row lock. A `Scope` in its context closes with the batch, before the commit.
+   */
+  readonly handle: (event: Event) => Effect.Effect<unknown, E, R>
+  /** Default `"beginning"`. */
+  readonly startFrom?: StartFrom | undefined
+  /**
+   * Goes on from the recorded progress although that was made under another filter. Without it a changed filter is the
+   * error `FilterChanged`, because events that only the new filter lets through are missing from the past.
+   */
+  readonly acceptFilterChange?: boolean | undefined
+}
+
+/**
+ * Makes a projection. The name identifies its progress; it must be unique in the database.
+ *
+ * **Example**
+ *
+ * ```ts
+ * const users = Projection.make("user_projection", {
+ *   aggregateTypes: ["User"],
+ *   handle: Effect.fnUntraced(function*(event) {
+ *     const sql = yield* SqlClient.SqlClient
+ *     yield* sql`INSERT INTO users (id) VALUES (${event.aggregateId}) ON CONFLICT DO NOTHING`
+ *   })
+ * })
+ * ```
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const make = <E = never, R = never>(name: string, options: Options<E, R>): Projection<E, R> => ({
+  name,
+  filter: {
+    boundedContexts: options.boundedContexts,
+    aggregateTypes: options.aggregateTypes,
+    eventTypes: options.eventTypes
+  },
+  startFrom: options.startFrom ?? "beginning",
+  acceptFilterChange: options.acceptFilterChange ?? false,
+  handle: options.handle
+})
+
+/**
+ * The filter as it is recorded with progress.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const filterText = (projection: Pick<Any, "filter">): string => canonical(projection.filter)

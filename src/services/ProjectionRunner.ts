@@ -1,0 +1,371 @@
+/**
+ * The projection runner: works on one held range, batch by batch, until it is drained, interrupted or fenced.
+ *
+ * A batch is one transaction: the handler for each event, then the fenced advance. Nothing here knows SQL; what a
+ * transaction is, and whether a failure may pass, the checkpoint store says.
+ *
+ * @since 0.1.0
+ */
+import * as Cause from "effect/Cause"
+import * as Clock from "effect/Clock"
+import * as Context from "effect/Context"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import type * as Latch from "effect/Latch"
+import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
+import * as Random from "effect/Random"
+import { Activity } from "../schema/Activity.ts"
+import type { Held } from "../schema/Checkpoint.ts"
+import type { CheckpointAheadOfEvents, EventTooLarge, StoreError } from "../schema/Errors.ts"
+import type { Event } from "../schema/Event.ts"
+import * as HashRange from "../schema/HashRange.ts"
+import type { Settings } from "../schema/Settings.ts"
+import * as BatchContext from "./BatchContext.ts"
+import { CheckpointStore, type Fenced, type TransientFailure } from "./CheckpointStore.ts"
+import { EventStore, type Page } from "./EventStore.ts"
+import type * as Projection from "./Projection.ts"
+
+/**
+ * @category models
+ * @since 0.1.0
+ */
+export interface Job {
+  readonly projection: Projection.Any
+  /** The services that the handler was given when the orchestrator was built. */
+  readonly captured: Context.Context<unknown>
+  readonly held: Held
+  readonly settings: Pick<Settings, "batchSize" | "batchBytes" | "pollInterval" | "staleWorkerTimeout">
+  /** Opened when the range is to be given up: the batch in flight ends, no other begins. */
+  readonly draining: Latch.Latch
+  readonly record: (activity: Activity) => Effect.Effect<void>
+  /** Called whenever the range has seen everything up to a position, in memory; the commit of it may still follow. */
+  readonly onSeen: (position: bigint) => void
+}
+
+/**
+ * How a runner ended: `drained` as asked, `fenced` because the range belongs to somebody else.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type Ending = "drained" | "fenced"
+
+/**
+ * @category services
+ * @since 0.1.0
+ */
+export class ProjectionRunner extends Context.Service<ProjectionRunner, {
+  /**
+   * Works until `draining` opens or the range is lost. Passing failures of the stores are retried for as long as it
+   * takes. A handler that fails halts the range: its predecessors commit, the failure is recorded, and the runner
+   * stands still until it is drained.
+   */
+  readonly run: (job: Job) => Effect.Effect<Ending, CheckpointAheadOfEvents>
+}>()("pupsourcing-orchestrator/services/ProjectionRunner") {}
+
+/** Progress over events that do not concern the projection is written at most this often. */
+const emptyProgressInterval = Duration.seconds(1)
+/** Attempts at one position after which each further failure is an error in the log. */
+const attemptsBeforeError = 5
+/** A handler that loses its connection so often at one position is taken to be the reason. */
+const lostConnectionsBeforeFailure = 3
+const firstBackoff = Duration.millis(10)
+const longestBackoff = Duration.seconds(5)
+const longestErrorText = 2000
+
+/**
+ * @category constructors
+ * @since 0.1.0
+ */
+export const make = Effect.gen(function*() {
+  const events = yield* EventStore
+  const checkpoints = yield* CheckpointStore
+
+  const run = Effect.fnUntraced(function*(job: Job): Effect.fn.Return<Ending, CheckpointAheadOfEvents> {
+    const { draining, held, projection, settings } = job
+    const range = held.range
+    const base = yield* Effect.context<never>()
+    // While the process lives the transaction is kept alive; half of the time after which others would take over
+    // leaves room for the locks of a frozen worker to be gone before that.
+    const idleTimeout = Duration.times(settings.staleWorkerTimeout, 0.5)
+    let seen = held.position
+    let written = held.position
+    let writtenAt = yield* Clock.monotonicTimeNanos
+    let caughtUp = false
+
+    const unlessDraining = <A, E>(self: Effect.Effect<A, E>): Effect.Effect<Option.Option<A>, E> =>
+      Effect.raceFirst(Effect.asSome(self), Effect.as(draining.await, Option.none<A>()))
+
+    /** Tries until the store answers; only fencing and the end of the world come through. */
+    const persist = Effect.fnUntraced(function*<A, E>(
+      operation: string,
+      self: Effect.Effect<A, E | StoreError | TransientFailure>
+    ): Effect.fn.Return<Option.Option<A>, Exclude<E, StoreError | TransientFailure>> {
+      for (let attempt = 1;; attempt++) {
+        const result = yield* Effect.result(self)
+        if (result._tag === "Success") return Option.some(result.success)
+        if (!isPassing(result.failure)) {
+          return yield* Effect.fail(result.failure as Exclude<E, StoreError | TransientFailure>)
+        }
+        yield* failing(attempt, operation, result.failure)
+        if (Option.isNone(yield* unlessDraining(backoff(attempt)))) return Option.none()
+      }
+    })
+
+    const failing = (attempt: number, operation: string, failure: StoreError | TransientFailure) => {
+      const reason = describe(failure)
+      const log = attempt % attemptsBeforeError === 0 ? Effect.logError : Effect.logWarning
+      return Effect.andThen(
+        // The first conflict is everyday life among ranges that share rows.
+        attempt === 1 && failure._tag === "TransientFailure"
+          ? Effect.logDebug(`${operation} of ${projection.name} at ${seen} is tried again: ${reason}`)
+          : log(`${operation} of ${projection.name} at ${seen} failed ${attempt} times, it is tried again: ${reason}`),
+        job.record(Activity.BatchRetried({
+          projection: projection.name,
+          range,
+          position: seen,
+          attempt,
+          reason
+        }))
+      )
+    }
+
+    /** Writes what was passed without work, so that a successor need not read it again. */
+    const flush = Effect.fnUntraced(function*() {
+      if (seen === written) return
+      const to = seen
+      const done = yield* persist("Progress", checkpoints.advance(held, { from: written, to }))
+      if (Option.isNone(done)) return
+      written = to
+      writtenAt = yield* Clock.monotonicTimeNanos
+    })
+
+    const read = Effect.gen(function*() {
+      const upTo = yield* events.settledBeyond(seen, settings.pollInterval)
+      return yield* events.read({
+        after: seen,
+        upTo,
+        range,
+        filter: projection.filter,
+        limit: settings.batchSize,
+        bytes: settings.batchBytes
+      })
+    })
+
+    /** The next page; while there is none, progress without work is written in time. */
+    const next: Effect.Effect<
+      Option.Option<Page>,
+      CheckpointAheadOfEvents | EventTooLarge | Fenced
+    > = Effect.gen(function*() {
+      for (let attempt = 1;;) {
+        const wait = seen === written
+          ? Effect.never
+          : Effect.flatMap(
+            Clock.monotonicTimeNanos,
+            (now) => Effect.sleep(Duration.subtract(emptyProgressInterval, Duration.nanos(now - writtenAt)))
+          )
+        const result = yield* Effect.result(
+          unlessDraining(Effect.raceFirst(Effect.asSome(read), Effect.as(wait, Option.none<Page>())))
+        )
+        if (result._tag === "Failure") {
+          const failure = result.failure
+          if (failure._tag === "EventTooLarge" || failure._tag === "CheckpointAheadOfEvents") {
+            return yield* failure
+          }
+          yield* failing(attempt, "Reading", failure)
+          if (Option.isNone(yield* unlessDraining(backoff(attempt)))) return Option.none()
+          attempt++
+          continue
+        }
+        if (Option.isNone(result.success)) return Option.none()
+        if (Option.isSome(result.success.value)) return result.success.value
+        yield* flush()
+      }
+    })
+
+    /**
+     * Handles `batch` and moves the range to `to`. Comes back with the index of the event whose handler failed, when
+     * one did.
+     */
+    const commit = Effect.fnUntraced(function*(batch: ReadonlyArray<Event>, to: bigint): Effect.fn.Return<
+      Option.Option<{ readonly failedAt: number; readonly cause: Cause.Cause<unknown> }> | "drained",
+      Fenced
+    > {
+      let lost = 0
+      for (let attempt = 1;; attempt++) {
+        let index = -1
+        const work = Effect.whileLoop({
+          while: () => index + 1 < batch.length,
+          body: (): Effect.Effect<unknown, unknown, unknown> => projection.handle(batch[++index]!),
+          step: () => {}
+        })
+        const startedAt = yield* Clock.monotonicTimeNanos
+        const result = yield* Effect.result(
+          checkpoints.commit(
+            held,
+            { from: written, to, idleTimeout },
+            Effect.scoped(BatchContext.provide(work, job.captured, base))
+          )
+        )
+        if (result._tag === "Success") {
+          const now = yield* Clock.monotonicTimeNanos
+          written = to
+          writtenAt = now
+          seen = to
+          job.onSeen(to)
+          yield* job.record(Activity.BatchCommitted({
+            projection: projection.name,
+            range,
+            events: batch.length,
+            position: to,
+            tookMillis: Number(now - startedAt) / 1_000_000
+          }))
+          return Option.none()
+        }
+        const failure = result.failure
+        if (failure._tag === "Fenced") return yield* failure
+        if (failure._tag === "HandlerFailure") {
+          return Option.some({ failedAt: Math.max(0, index), cause: failure.cause })
+        }
+        if (failure._tag === "TransientFailure" && failure.kind === "connection" && index >= 0) {
+          lost++
+          if (lost === lostConnectionsBeforeFailure) {
+            return Option.some({ failedAt: index, cause: Cause.fail(failure.cause) })
+          }
+        }
+        yield* failing(attempt, "A batch", failure)
+        if (Option.isNone(yield* unlessDraining(backoff(attempt)))) return "drained"
+      }
+    })
+
+    const halt = Effect.fnUntraced(function*(
+      at: Pick<Event, "aggregateId" | "eventId"> & { readonly position: bigint },
+      error: string
+    ) {
+      yield* Effect.logError(
+        `Projection "${projection.name}" stands still in range ${
+          HashRange.format(range)
+        }: the event at position ${at.position} (${at.eventId}) could not be handled: ${error}. Mend the handler and start again; other ranges and projections go on.`
+      )
+      yield* persist(
+        "The record of a halt",
+        checkpoints.halt(held, {
+          at: written,
+          error,
+          position: at.position,
+          eventId: at.eventId,
+          aggregateId: at.aggregateId
+        })
+      )
+      yield* job.record(Activity.RangeHalted({
+        projection: projection.name,
+        range,
+        halt: { error, position: at.position, eventId: at.eventId }
+      }))
+      yield* draining.await
+    })
+
+    const work = Effect.gen(function*(): Effect.fn.Return<Ending, CheckpointAheadOfEvents | Fenced> {
+      if (held.halt !== undefined) {
+        yield* draining.await
+        return "drained"
+      }
+      while (true) {
+        const page = yield* Effect.result(next)
+        if (page._tag === "Failure") {
+          const failure = page.failure
+          if (failure._tag !== "EventTooLarge") return yield* failure
+          yield* flush()
+          yield* halt(
+            { position: failure.position, eventId: failure.eventId, aggregateId: failure.aggregateId },
+            failure.message
+          )
+          return "drained"
+        }
+        if (Option.isNone(page.success)) {
+          yield* flush()
+          return "drained"
+        }
+        const { events: batch, position } = page.success.value
+        if (batch.length === 0) {
+          seen = position
+          job.onSeen(position)
+          if (!caughtUp) {
+            caughtUp = true
+            yield* job.record(Activity.CaughtUp({ projection: projection.name, range, position }))
+          }
+          continue
+        }
+        caughtUp = false
+        // A failing event is isolated by committing what came before it: `rest` shrinks from the front.
+        let rest = batch
+        let until = rest.length
+        while (rest.length > 0) {
+          const part = rest.slice(0, until)
+          const whole = part.length === rest.length
+          const outcome = yield* commit(part, whole ? position : part[part.length - 1]!.globalPosition)
+          if (outcome === "drained") return "drained"
+          if (Option.isNone(outcome)) {
+            rest = rest.slice(until)
+            until = rest.length
+            continue
+          }
+          const { cause, failedAt } = outcome.value
+          if (failedAt > 0) {
+            until = failedAt
+            continue
+          }
+          const event = rest[0]!
+          yield* halt({ ...event, position: event.globalPosition }, errorText(cause))
+          return "drained"
+        }
+        if (draining.isOpen()) return "drained"
+      }
+    })
+
+    return yield* Effect.catchTag(work, "Fenced", () => Effect.succeed<Ending>("fenced"))
+  })
+
+  return ProjectionRunner.of({ run })
+})
+
+/**
+ * @category layers
+ * @since 0.1.0
+ */
+export const layer: Layer.Layer<ProjectionRunner, never, EventStore | CheckpointStore> = Layer.effect(
+  ProjectionRunner
+)(make)
+
+const passing = new Set([
+  "TransientFailure",
+  "DatabaseUnavailable",
+  "StoreFailure",
+  "ReadOnlyReplica",
+  "UnsupportedDatabase"
+])
+
+const isPassing = (failure: unknown): failure is StoreError | TransientFailure =>
+  typeof failure === "object" && failure !== null && "_tag" in failure && passing.has(String(failure._tag))
+
+const describe = (failure: StoreError | TransientFailure): string =>
+  failure._tag === "TransientFailure" ? errorText(Cause.fail(failure.cause)) : failure.message
+
+const backoff = (attempt: number): Effect.Effect<void> =>
+  Effect.flatMap(Random.next, (random) => {
+    const millis = Math.min(
+      Duration.toMillis(firstBackoff) * 2 ** (attempt - 1),
+      Duration.toMillis(longestBackoff)
+    )
+    return Effect.sleep(Duration.millis(millis * (0.8 + 0.4 * random)))
+  })
+
+/** Name and message of what went wrong; never an event's payload, which this library does not put into any error. */
+const errorText = (cause: Cause.Cause<unknown>): string => {
+  const errors = Cause.prettyErrors(cause)
+  const text = errors.length === 0
+    ? Cause.pretty(cause)
+    : errors.map((error) => error.message === "" ? error.name : `${error.name}: ${error.message}`).join("; ")
+  return text.length > longestErrorText ? `${text.slice(0, longestErrorText)}…` : text
+}
