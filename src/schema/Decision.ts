@@ -310,6 +310,9 @@ export const decide = (view: View, request: Request, lockable: ReadonlySet<strin
       create.push(row)
       rows.push(row)
     }
+    const isForeign = (row: Checkpoint.Checkpoint): boolean => row.replicaSet !== view.replicaSet
+    // All or nothing: a projection of which two replica sets have rows would stop the workers of both.
+    const claimable = rows.every((row) => !isForeign(row) || lockable.has(Checkpoint.key(row)))
     const kept: Array<Checkpoint.Checkpoint> = []
     const touched: Array<Checkpoint.Checkpoint> = []
     const after: Array<Checkpoint.Checkpoint> = []
@@ -326,12 +329,17 @@ export const decide = (view: View, request: Request, lockable: ReadonlySet<strin
         kept.push(row)
         continue
       }
+      if (isForeign(row) && !claimable) {
+        awaitsLock = awaitsLock || share !== undefined
+        kept.push(row)
+        continue
+      }
       const { after: right, before: left, inside } = share === undefined
         ? { before: row.range, inside: undefined, after: undefined }
         : HashRange.cut(row.range, share)
       // What the dead left outside this worker's share is for others to take; nothing is gained by touching it, unless
-      // it has to be claimed: a projection that two replica sets have rows of would stop the workers of both.
-      if (inside === undefined && !mine && (share === undefined || row.replicaSet === view.replicaSet)) {
+      // it has to be claimed.
+      if (inside === undefined && !mine && (share === undefined || !isForeign(row))) {
         kept.push(row)
         continue
       }

@@ -1,0 +1,28 @@
+import { assert, describe, it } from "@effect/vitest"
+import * as Checkpoint from "../../src/schema/Checkpoint.ts"
+import * as HashRange from "../../src/schema/HashRange.ts"
+
+const row: Checkpoint.Checkpoint = {
+  projection: "orders",
+  range: HashRange.partition(1, 2),
+  position: 3n,
+  replicaSet: "main",
+  fence: { workerId: "w1", incarnation: 2n, generationId: 7n },
+  filter: "all",
+  halt: undefined
+}
+
+describe("Checkpoint", () => {
+  it("a row is known by its projection and where it starts, however far it reaches", () => {
+    assert.strictEqual(Checkpoint.key(row), "orders@2147483648")
+    assert.strictEqual(Checkpoint.key({ ...row, range: HashRange.partition(2, 4) }), Checkpoint.key(row))
+    assert.notStrictEqual(Checkpoint.key({ ...row, projection: "users" }), Checkpoint.key(row))
+  })
+
+  it("is held by one life of one worker, in whatever generation it was taken", () => {
+    assert.isTrue(Checkpoint.isHeldBy(row, { workerId: "w1", incarnation: 2n }))
+    assert.isFalse(Checkpoint.isHeldBy(row, { workerId: "w1", incarnation: 3n }))
+    assert.isFalse(Checkpoint.isHeldBy(row, { workerId: "w2", incarnation: 2n }))
+    assert.isFalse(Checkpoint.isHeldBy({ ...row, fence: undefined }, { workerId: "w1", incarnation: 2n }))
+  })
+})

@@ -1,0 +1,539 @@
+import { assert, describe, it } from "@effect/vitest"
+import { Arbitrary, Schema } from "effect"
+import * as Checkpoint from "../../src/schema/Checkpoint.ts"
+import * as Decision from "../../src/schema/Decision.ts"
+import * as Generation from "../../src/schema/Generation.ts"
+import * as HashRange from "../../src/schema/HashRange.ts"
+import * as World from "./DecisionWorld.ts"
+
+const int = (maximum: number) => Schema.Int.pipe(Schema.check(Schema.isBetween({ minimum: 0, maximum })))
+
+const events = [
+  "join",
+  "join",
+  "leave",
+  "die",
+  "notice",
+  "freeze",
+  "thaw",
+  "decide",
+  "decide",
+  "decide",
+  "decide",
+  "work",
+  "rest",
+  "advance",
+  "advance",
+  "lock",
+  "release",
+  "halt"
+] as const
+
+const Step = Schema.Struct({ event: Schema.Literals(events), a: int(5), b: int(7), hash: int(2 ** 32 - 1) })
+
+const history = Arbitrary.array(Arbitrary.schema(Step), { maxLength: 120 })
+
+const subset = (mask: number): ReadonlyArray<string> => {
+  const chosen = World.projectionNames.filter((_, index) => (mask & (1 << index)) !== 0)
+  return chosen.length === 0 ? World.projectionNames : chosen
+}
+
+const farFuture = 3_600_000
+
+/** Lives one moment of the world's history. */
+const step = (world: World.World, { a, b, event, hash }: typeof Step.Type): void => {
+  world.now += 1
+  const living = world.workers.filter((worker) => !worker.dead)
+  const worker = living.length === 0 ? undefined : living[a % living.length]!
+  switch (event) {
+    case "join": {
+      const replicaSet = hash % 8 === 0 ? "other" : "main"
+      const workerId = `w${a}`
+      if (living.some(({ registration: one }) => one.workerId === workerId && one.replicaSet === replicaSet)) return
+      World.join(world, {
+        workerId,
+        replicaSet,
+        projections: subset(b),
+        filter: hash % 7 === 0 ? "some" : "all",
+        acceptFilterChange: hash % 5 !== 0,
+        startPosition: BigInt(b)
+      })
+      return
+    }
+    case "leave": {
+      if (worker === undefined) return
+      if (b < 6) worker.busy.clear()
+      // What is still worked on when the worker gives up waiting is locked by its batch.
+      for (const key of worker.busy) world.locked.add(key)
+      World.decide(world, worker, { leaving: true })
+      return
+    }
+    case "die": {
+      if (worker === undefined) return
+      worker.dead = true
+      if (b % 2 === 0) { for (const key of worker.busy) world.locked.add(key) }
+      return
+    }
+    case "notice": {
+      for (const one of world.workers) {
+        if (!one.dead) continue
+        if (b % 2 === 0) one.silentForMillis = farFuture
+        else one.absentForMillis = World.rules.presenceGraceMillis
+      }
+      return
+    }
+    case "freeze": {
+      if (worker !== undefined) worker.silentForMillis = farFuture
+      return
+    }
+    case "thaw": {
+      if (worker !== undefined) worker.silentForMillis = 0
+      return
+    }
+    case "decide": {
+      if (worker === undefined) return
+      if (b % 4 !== 0) World.giveUp(world, worker)
+      const decision = World.decide(world, worker, { observerAgeMillis: b === 1 ? 0 : World.oldObserver })
+      if (decision.obstacle === undefined) return
+      worker.busy.clear()
+      World.decide(world, worker, { leaving: true })
+      world.workers = world.workers.filter((one) => one !== worker)
+      return
+    }
+    case "work": {
+      if (worker !== undefined) World.workOnAll(world, worker)
+      return
+    }
+    case "rest": {
+      if (worker !== undefined) { for (const key of [...worker.busy].slice(b % 3)) worker.busy.delete(key) }
+      return
+    }
+    case "advance": {
+      for (const row of worker === undefined ? [] : World.heldBy(world, worker)) {
+        if (!worker!.busy.has(Checkpoint.key(row))) continue
+        world.rows.set(Checkpoint.key(row), { ...row, position: row.position + BigInt(b % 3) })
+      }
+      return
+    }
+    case "lock": {
+      const keys = [...world.rows.keys()]
+      if (keys.length > 0) world.locked.add(keys[hash % keys.length]!)
+      return
+    }
+    case "release": {
+      world.locked.clear()
+      return
+    }
+    case "halt": {
+      for (const row of worker === undefined ? [] : World.heldBy(world, worker)) {
+        if (!worker!.busy.has(Checkpoint.key(row)) || !HashRange.includes(row.range, hash)) continue
+        worker!.busy.delete(Checkpoint.key(row))
+        world.rows.set(Checkpoint.key(row), {
+          ...row,
+          halt: {
+            since: new Date(world.now),
+            error: "broken",
+            position: row.position + 1n,
+            eventId: `e-${hash}`,
+            hash
+          }
+        })
+      }
+    }
+  }
+}
+
+/** The end of all churn: the dead are known, nothing is locked, and who would meet an obstacle is gone. */
+const calm = (world: World.World): ReadonlyArray<World.WorldWorker> => {
+  world.now += 1
+  world.locked.clear()
+  for (const worker of world.workers) {
+    const { registration } = worker
+    if (registration.replicaSet !== "main" || worker.carried.some((one) => !one.acceptFilterChange)) worker.dead = true
+    worker.silentForMillis = worker.dead ? farFuture : 0
+    worker.absentForMillis = undefined
+  }
+  if (world.workers.every(({ dead }) => dead)) {
+    World.join(world, { workerId: "w9", projections: World.projectionNames, acceptFilterChange: true })
+  }
+  return world.workers.filter(({ dead }) => !dead)
+}
+
+const rotated = <A>(values: ReadonlyArray<A>, by: number): ReadonlyArray<A> => [
+  ...values.slice(by % values.length),
+  ...values.slice(0, by % values.length)
+]
+
+const live = (steps: ReadonlyArray<typeof Step.Type>): World.World => {
+  const world = World.make()
+  for (const one of steps) step(world, one)
+  return world
+}
+
+const options = (seed: string, runs: number) => ({
+  timeout: 120_000,
+  arbitrary: { runs, size: 120, seed, maxShrinks: 3000 }
+})
+
+describe("Decision", () => {
+  it.prop(
+    "whatever happens, rows tile the space, positions stay, and a decision keeps to what is its own",
+    { history },
+    ({ history }) => {
+      const world = live(history)
+      const borders = new Set<number>()
+      for (let total = 1; total <= world.crowd; total++) {
+        for (let key = 0; key < total; key++) borders.add(HashRange.partition(key, total).start)
+      }
+      for (const row of world.rows.values()) {
+        assert.isTrue(
+          borders.has(row.range.start),
+          `${row.range.start} is no border of up to ${world.crowd} partitions`
+        )
+      }
+    },
+    options("churn", 400)
+  )
+
+  it.prop(
+    "once churn stops, two rounds bring every hash to the one member whose share it is",
+    { history, rotation: int(5), lazy: Schema.Boolean },
+    ({ history, lazy, rotation }) => {
+      const world = live(history)
+      const uncarried = new Map(world.rows)
+      const workers = calm(world)
+      const order = (round: number) => rotated(lazy ? workers.toReversed() : workers, rotation + round)
+      assert.isAtMost(World.converge(world, { idle: false, order }), 2)
+
+      const generation = world.generations.get("main")!
+      assert.strictEqual(generation.members.length, workers.length)
+      for (const worker of workers) {
+        const decision = World.decide(world, worker)
+        assert.isTrue(Decision.isEmpty(decision))
+        assert.isTrue(decision.settled)
+      }
+      for (const projection of World.projectionNames) {
+        const carriers = workers.filter(({ registration }) => registration.projections.includes(projection))
+        const rows = World.rowsOf(world, projection)
+        if (carriers.length === 0) {
+          assert.deepStrictEqual(rows, World.rowsOf({ ...world, rows: uncarried }, projection))
+          continue
+        }
+        assert.isTrue(HashRange.tiles(rows.map(({ range }) => range)))
+        for (const row of rows) {
+          const owner = carriers.find((worker) => Checkpoint.isHeldBy(row, worker.registration))
+          assert.isDefined(owner, "held by nobody who lives and carries it")
+          assert.isTrue(HashRange.contains(Generation.share(generation, projection, owner!.registration)!, row.range))
+        }
+      }
+    },
+    options("convergence", 400)
+  )
+
+  it.prop(
+    "with all at the same place and nobody working, every holder comes to have one row of a projection",
+    { history, rotation: int(5) },
+    ({ history, rotation }) => {
+      const world = live(history)
+      const workers = calm(world)
+      for (const [key, row] of world.rows) world.rows.set(key, { ...row, position: 7n, halt: undefined })
+      World.converge(world, { idle: true, order: (round) => rotated(workers, rotation + round) })
+      for (const projection of World.projectionNames) {
+        const carriers = workers.filter(({ registration }) => registration.projections.includes(projection))
+        if (carriers.length === 0) continue
+        assert.lengthOf(World.rowsOf(world, projection), carriers.length)
+      }
+    },
+    options("merging", 300)
+  )
+
+  describe("merging", () => {
+    const third = (key: number) => HashRange.partition(key, 3)
+
+    const inThree = (change: (row: Checkpoint.Checkpoint, key: number) => Checkpoint.Checkpoint) => {
+      const world = World.make()
+      const worker = World.join(world, { workerId: "w1", projections: ["orders"] })
+      World.decide(world, worker)
+      const [whole] = World.rowsOf(world, "orders")
+      for (const key of [0, 1, 2]) {
+        const row = change({ ...whole!, range: third(key) }, key)
+        world.rows.set(Checkpoint.key(row), row)
+      }
+      return { world, worker }
+    }
+    const ranges = (world: World.World) => World.rowsOf(world, "orders").map(({ range }) => range)
+
+    it("makes one row of neighbours at the same place, free ones included", () => {
+      const { worker, world } = inThree((row, key) => key === 1 ? { ...row, fence: undefined } : row)
+      const decision = World.decide(world, worker)
+      assert.deepStrictEqual(ranges(world), [HashRange.whole])
+      assert.sameMembers(decision.remove.map(Checkpoint.key), [1, 2].map((key) => `orders@${third(key).start}`))
+    })
+
+    it("does not reach over a row that is worked on, nor over one that is locked", () => {
+      for (const obstacle of ["busy", "locked"] as const) {
+        const { worker, world } = inThree((row) => row)
+        const middle = `orders@${third(1).start}`
+        if (obstacle === "busy") worker.busy.add(middle)
+        else world.locked.add(middle)
+        World.decide(world, worker)
+        assert.deepStrictEqual(ranges(world), [0, 1, 2].map(third))
+      }
+    })
+
+    it("keeps apart what stands at different places", () => {
+      const { worker, world } = inThree((row, key) => ({ ...row, position: key === 2 ? 1n : 0n }))
+      World.decide(world, worker)
+      assert.deepStrictEqual(ranges(world), [{ start: 0, end: third(1).end }, third(2)])
+    })
+
+    it("keeps a halted row apart on either side", () => {
+      const halt = { since: new Date(5_000), error: "broken", position: 1n, eventId: "e", hash: third(1).start }
+      const { worker, world } = inThree((row, key) => key === 1 ? { ...row, halt } : row)
+      World.decide(world, worker)
+      assert.deepStrictEqual(ranges(world), [0, 1, 2].map(third))
+    })
+
+    it("keeps progress under different filters apart", () => {
+      const { worker, world } = inThree((row, key) => ({ ...row, filter: key === 2 ? "old" : "all" }))
+      World.decide(world, worker, { leaving: true })
+      assert.deepStrictEqual(ranges(world), [{ start: 0, end: third(1).end }, third(2)])
+    })
+  })
+
+  describe("looking again", () => {
+    const Other = Schema.Struct({
+      silent: int(40_000),
+      absent: Schema.Union([int(150), Schema.Undefined]),
+      member: Schema.Boolean
+    })
+
+    const at = (
+      others: ReadonlyArray<typeof Other.Type>,
+      observerAgeMillis: number,
+      later: number
+    ): Decision.Decision => {
+      const world = World.make()
+      const self = World.join(world, { workerId: "self", projections: ["orders"] })
+      const all = others.map((_, index) => World.join(world, { workerId: `w${index}`, projections: ["orders"] }))
+      const members = [self, ...all.filter((_, index) => others[index]!.member)].map((one) => one.registration)
+      world.generations.set("main", { replicaSet: "main", generationId: 1n, members })
+      others.forEach(({ absent, silent }, index) => {
+        all[index]!.silentForMillis = silent + later
+        all[index]!.absentForMillis = absent === undefined ? undefined : absent + later
+      })
+      const view = World.viewFor(world, self, observerAgeMillis + later)
+      return Decision.decide(view, World.requestOf(self), new Set())
+    }
+
+    const others = Arbitrary.array(Arbitrary.schema(Other), { maxLength: 4 })
+
+    it.prop(
+      "whoever can die of nothing but time makes the decision look again no later than that, and not in vain",
+      { others, age: int(12_000), later: int(50_000) },
+      ({ age, later, others }) => {
+        const now = at(others, age, 0)
+        const then = at(others, age, later)
+        const dead = (decision: Decision.Decision) => decision.evict.map(({ workerId }) => workerId)
+        const recheck = now.recheckAfterMillis
+        if (dead(now).join() !== dead(then).join()) assert.isAtMost(recheck!, later)
+        if (recheck === undefined) return assert.lengthOf(now.evict, others.length)
+        assert.isAbove(dead(at(others, age, recheck)).length, dead(now).length)
+      },
+      options("time", 2000)
+    )
+
+    it("does not look again for a locked row that somebody else is to take", () => {
+      const world = World.make()
+      const first = World.join(world, { workerId: "w1", projections: ["orders"] })
+      World.decide(world, first)
+      const second = World.join(world, { workerId: "w2", projections: ["orders"] })
+      World.decide(world, second)
+      World.decide(world, first)
+      const [left, right] = World.rowsOf(world, "orders")
+      assert.isUndefined(right!.fence)
+      world.locked.add(Checkpoint.key(right!))
+      const waiting = World.decide(world, second).recheckAfterMillis!
+      assert.isAtMost(waiting, 10)
+      assert.isAbove(World.decide(world, first).recheckAfterMillis!, 10)
+      assert.isTrue(Checkpoint.isHeldBy(left!, first.registration))
+    })
+  })
+
+  describe("obstacles", () => {
+    it("an evicted worker changes nothing", () => {
+      const world = World.make()
+      const frozen = World.join(world, { workerId: "w1", projections: ["orders"] })
+      World.decide(world, frozen)
+      const other = World.join(world, { workerId: "w2", projections: ["orders"] })
+      frozen.silentForMillis = farFuture
+      assert.deepStrictEqual(World.decide(world, other).evict.map(({ workerId }) => workerId), ["w1"])
+      frozen.silentForMillis = 0
+      assert.deepStrictEqual(World.decide(world, frozen).obstacle, { _tag: "Evicted" })
+      assert.deepStrictEqual(World.decide(world, frozen, { leaving: true }).obstacle, { _tag: "Evicted" })
+    })
+
+    it("a new life under the same id takes what the old one held, at the same key", () => {
+      const world = World.make()
+      const old = World.join(world, { workerId: "w1", projections: ["orders"] })
+      World.decide(world, old)
+      const young = World.join(world, { workerId: "w1", projections: ["orders"] })
+      const decision = World.decide(world, young)
+      assert.isTrue(decision.settled)
+      assert.strictEqual(decision.form!.generationId, 2n)
+      assert.deepStrictEqual(World.decide(world, old).obstacle, { _tag: "Evicted" })
+    })
+
+    it("a changed filter stops who does not accept it, and nothing is written", () => {
+      const world = World.make()
+      const old = World.join(world, { workerId: "w1", projections: ["orders"], filter: "old" })
+      World.decide(world, old)
+      const young = World.join(world, { workerId: "w2", projections: ["orders"], filter: "new" })
+      assert.deepStrictEqual(World.decide(world, young).obstacle, {
+        _tag: "FilterChanged",
+        projection: "orders",
+        recorded: "old",
+        given: "new"
+      })
+    })
+
+    it("an accepted filter goes on from where the other stood", () => {
+      const world = World.make()
+      World.decide(
+        world,
+        World.join(world, { workerId: "w1", projections: ["orders"], filter: "old", startPosition: 5n })
+      )
+      const young = World.join(world, {
+        workerId: "w1",
+        projections: ["orders"],
+        filter: "new",
+        acceptFilterChange: true
+      })
+      const [row] = World.decide(world, young).held
+      assert.strictEqual(row!.filter, "new")
+      assert.strictEqual(row!.position, 5n)
+    })
+
+    it("a projection of another replica set is refused while a live worker there carries it, and claimed later", () => {
+      const world = World.make()
+      const first = World.join(world, { workerId: "w1", replicaSet: "other", projections: ["orders"] })
+      World.decide(world, first)
+      const second = World.join(world, { workerId: "w1", projections: ["orders"] })
+      assert.deepStrictEqual(World.decide(world, second).obstacle, {
+        _tag: "ProjectionInOtherReplicaSet",
+        projection: "orders",
+        otherReplicaSet: "other",
+        workerId: "w1"
+      })
+      first.silentForMillis = farFuture
+      assert.isTrue(World.decide(world, second).settled)
+    })
+
+    it("who carries it in a third replica set does not count", () => {
+      const world = World.make()
+      const gone = World.join(world, { workerId: "w1", replicaSet: "other", projections: ["orders"] })
+      World.decide(world, gone)
+      gone.silentForMillis = farFuture
+      const third = World.join(world, { workerId: "w1", replicaSet: "third", projections: ["orders"] })
+      assert.isTrue(World.decide(world, World.join(world, { workerId: "w1", projections: ["orders"] })).settled)
+      assert.strictEqual(World.decide(world, third).obstacle?._tag, "ProjectionInOtherReplicaSet")
+    })
+
+    it("one decision claims all of a projection: whoever comes back to the other replica set is alone in being refused", () => {
+      const world = World.make()
+      const gone = World.join(world, { workerId: "w0", replicaSet: "other", projections: ["orders"] })
+      World.decide(world, gone)
+      gone.silentForMillis = farFuture
+      const claimers = ["w1", "w2"].map((workerId) => World.join(world, { workerId, projections: ["orders"] }))
+      World.decide(world, claimers[0]!)
+      const back = World.join(world, { workerId: "w0", replicaSet: "other", projections: ["orders"] })
+      assert.strictEqual(World.decide(world, back).obstacle?._tag, "ProjectionInOtherReplicaSet")
+      for (const worker of claimers) assert.isUndefined(World.decide(world, worker).obstacle)
+    })
+
+    it("claims nothing while one row is still locked, and looks again soon", () => {
+      const world = World.make()
+      const gone = ["w1", "w2"].map((workerId) =>
+        World.join(world, { workerId, replicaSet: "other", projections: ["orders"] })
+      )
+      for (const worker of gone) World.decide(world, worker)
+      for (const worker of gone) worker.silentForMillis = farFuture
+      for (const [claimer, locked] of [["w1", HashRange.partition(1, 2)], ["w2", HashRange.partition(0, 2)]] as const) {
+        world.locked.clear()
+        world.locked.add(Checkpoint.key({ projection: "orders", range: locked }))
+        const worker = World.join(world, { workerId: claimer, projections: ["orders"] })
+        const decision = World.decide(world, worker)
+        assert.lengthOf(decision.held, 0)
+        assert.isAtMost(decision.recheckAfterMillis!, 10)
+      }
+    })
+
+    it("no obstacle keeps a leaving worker from freeing what it holds", () => {
+      const world = World.make()
+      const leaver = World.join(world, { workerId: "w1", projections: ["orders"], filter: "old" })
+      World.decide(world, leaver)
+      for (const [key, row] of world.rows) world.rows.set(key, { ...row, filter: "new" })
+      assert.strictEqual(World.decide(world, leaver).obstacle?._tag, "FilterChanged")
+      assert.isUndefined(World.decide(world, leaver, { leaving: true }).obstacle)
+      assert.isUndefined(World.rowsOf(world, "orders")[0]!.fence)
+    })
+  })
+
+  describe("leaving", () => {
+    it("frees all that is not busy, and the generation formed does not name the leaver", () => {
+      const world = World.make()
+      const leaver = World.join(world, { workerId: "w1", projections: ["orders", "users"] })
+      World.decide(world, leaver)
+      World.join(world, { workerId: "w2", projections: ["orders", "users"] })
+      leaver.busy.add("users@0")
+      const decision = World.decide(world, leaver, { leaving: true })
+      assert.deepStrictEqual(decision.held.map(Checkpoint.key), ["users@0"])
+      assert.deepStrictEqual(decision.form!.members.map(({ workerId }) => workerId), ["w2"])
+      assert.isFalse(decision.settled)
+      assert.isUndefined(World.rowsOf(world, "orders")[0]!.fence)
+    })
+
+    it("the last one forms nothing, and whoever comes next takes all", () => {
+      const world = World.make()
+      const last = World.join(world, { workerId: "w1", projections: ["orders"] })
+      World.decide(world, last)
+      assert.isUndefined(World.decide(world, last, { leaving: true }).form)
+      const next = World.join(world, { workerId: "w2", projections: ["orders"] })
+      const decision = World.decide(world, next)
+      assert.isTrue(decision.settled)
+      assert.strictEqual(decision.form!.generationId, 2n)
+    })
+  })
+
+  describe("halts", () => {
+    const haltedAt = (hash: number) => {
+      const world = World.make()
+      const first = World.join(world, { workerId: "w1", projections: ["orders"] })
+      World.decide(world, first)
+      world.now += 10
+      const [row] = World.rowsOf(world, "orders")
+      const halt = { since: new Date(world.now), error: "broken", position: 1n, eventId: "e", hash }
+      world.rows.set(Checkpoint.key(row!), { ...row!, halt })
+      return { world, first, halt }
+    }
+
+    it("stays with the part that has its hash, and the other part goes on", () => {
+      const { first, halt, world } = haltedAt(2 ** 31 - 1)
+      world.workers.push({ ...first, registration: { ...first.registration, workerId: "w2", incarnation: 9n } })
+      World.decide(world, first)
+      assert.deepStrictEqual(World.rowsOf(world, "orders").map((row) => row.halt), [halt, undefined])
+    })
+
+    it("is tried again by who started after it, and by nobody else", () => {
+      const { first, halt, world } = haltedAt(0)
+      assert.deepStrictEqual(World.decide(world, first).held[0]!.halt, halt)
+      const contemporary = { ...first, registration: { ...first.registration, workerId: "w2", incarnation: 9n } }
+      world.workers = [contemporary]
+      assert.deepStrictEqual(World.decide(world, contemporary).held[0]!.halt, halt)
+      world.now += 1
+      world.workers = []
+      const young = World.join(world, { workerId: "w3", projections: ["orders"] })
+      assert.isUndefined(World.decide(world, young).held[0]!.halt)
+    })
+  })
+})

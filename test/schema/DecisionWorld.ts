@@ -1,0 +1,374 @@
+/**
+ * A world of workers, rows and generations in which decisions are made one after the other, as under the stores'
+ * lock. Every decision that is carried out is checked against what a decision may do.
+ */
+import { assert } from "@effect/vitest"
+import * as Checkpoint from "../../src/schema/Checkpoint.ts"
+import * as Decision from "../../src/schema/Decision.ts"
+import * as Generation from "../../src/schema/Generation.ts"
+import * as HashRange from "../../src/schema/HashRange.ts"
+import * as Worker from "../../src/schema/Worker.ts"
+
+export const rules: Worker.LivenessRules = {
+  staleWorkerTimeoutMillis: 30_000,
+  heartbeatIntervalMillis: 5_000,
+  presenceGraceMillis: 100
+}
+
+export const projectionNames = ["orders", "users", "stock"] as const
+
+export interface WorldWorker {
+  readonly registration: Worker.Registration
+  readonly carried: ReadonlyArray<Decision.Carried>
+  /** Keys of the rows that a runner works on. */
+  readonly busy: Set<string>
+  silentForMillis: number
+  absentForMillis: number | undefined
+  /** Makes no decision and no progress any more; the others may not know it yet. */
+  dead: boolean
+}
+
+export interface World {
+  /** Workers that have not stopped, of all replica sets. */
+  workers: Array<WorldWorker>
+  rows: Map<string, Checkpoint.Checkpoint>
+  readonly generations: Map<string, Generation.Generation>
+  /** Keys of rows that somebody's open transaction has locked. */
+  readonly locked: Set<string>
+  now: number
+  incarnations: bigint
+  /** The most workers that ever lived at once. */
+  crowd: number
+}
+
+export const make = (): World => ({
+  workers: [],
+  rows: new Map(),
+  generations: new Map(),
+  locked: new Set(),
+  now: 1_000,
+  incarnations: 0n,
+  crowd: 0
+})
+
+export const rowsOf = (world: World, projection: string): ReadonlyArray<Checkpoint.Checkpoint> =>
+  [...world.rows.values()].filter((row) => row.projection === projection).sort((a, b) => a.range.start - b.range.start)
+
+export const rowAt = (rows: ReadonlyArray<Checkpoint.Checkpoint>, hash: number): Checkpoint.Checkpoint => {
+  const found = rows.filter((row) => HashRange.includes(row.range, hash))
+  assert.strictEqual(found.length, 1, `${found.length} rows cover hash ${hash}`)
+  return found[0]!
+}
+
+export const heldBy = (world: World, worker: WorldWorker): ReadonlyArray<Checkpoint.Held> =>
+  [...world.rows.values()].filter((row): row is Checkpoint.Held => Checkpoint.isHeldBy(row, worker.registration))
+
+export const join = (
+  world: World,
+  options: {
+    readonly workerId: string
+    readonly projections: ReadonlyArray<string>
+    readonly replicaSet?: string
+    readonly filter?: string
+    readonly acceptFilterChange?: boolean
+    readonly startPosition?: bigint
+  }
+): WorldWorker => {
+  const replicaSet = options.replicaSet ?? "main"
+  world.workers = world.workers.filter(({ registration }) =>
+    registration.replicaSet !== replicaSet || registration.workerId !== options.workerId
+  )
+  const worker: WorldWorker = {
+    registration: {
+      replicaSet,
+      workerId: options.workerId,
+      incarnation: ++world.incarnations,
+      startedAt: new Date(world.now),
+      projections: options.projections
+    },
+    carried: options.projections.map((name) => ({
+      name,
+      filter: options.filter ?? "all",
+      startPosition: options.startPosition ?? 0n,
+      acceptFilterChange: options.acceptFilterChange ?? false
+    })),
+    busy: new Set(),
+    silentForMillis: 0,
+    absentForMillis: undefined,
+    dead: false
+  }
+  world.workers.push(worker)
+  world.crowd = Math.max(
+    world.crowd,
+    world.workers.filter(({ registration }) => registration.replicaSet === replicaSet).length
+  )
+  return worker
+}
+
+const livesFor = (other: WorldWorker, observerAgeMillis: number): boolean =>
+  Worker.isAlive(viewOfWorker(other), observerAgeMillis, rules)
+
+const viewOfWorker = (worker: WorldWorker): Worker.WorkerView => ({
+  workerId: worker.registration.workerId,
+  incarnation: worker.registration.incarnation,
+  startedAt: worker.registration.startedAt,
+  projections: worker.registration.projections,
+  silentForMillis: worker.silentForMillis,
+  absentForMillis: worker.absentForMillis
+})
+
+export const oldObserver = 2 * rules.heartbeatIntervalMillis
+
+export const viewFor = (world: World, worker: WorldWorker, observerAgeMillis = oldObserver): Decision.View => {
+  const { replicaSet } = worker.registration
+  return {
+    replicaSet,
+    workers: world.workers.filter((other) => other.registration.replicaSet === replicaSet).map(viewOfWorker),
+    generation: world.generations.get(replicaSet),
+    // The order of rows means nothing: the newest first, to show it.
+    rows: [...world.rows.values()].filter((row) => worker.registration.projections.includes(row.projection)).reverse(),
+    observerAgeMillis,
+    foreignCarriers: world.workers
+      .filter((other) => other.registration.replicaSet !== replicaSet && livesFor(other, observerAgeMillis))
+      .flatMap(({ registration }) =>
+        registration.projections.map((projection) => ({
+          projection,
+          replicaSet: registration.replicaSet,
+          workerId: registration.workerId
+        }))
+      )
+  }
+}
+
+export const requestOf = (worker: WorldWorker, leaving = false): Decision.Request => ({
+  registration: worker.registration,
+  projections: worker.carried,
+  busy: worker.busy,
+  leaving,
+  rules
+})
+
+/** What a worker does before it decides: it stops working on what is not wholly its own any more. */
+export const giveUp = (world: World, worker: WorldWorker, leaving = false): void => {
+  const view = viewFor(world, worker)
+  const everyLock = new Set(Decision.candidates(view, requestOf(worker)).map(Checkpoint.key))
+  const { generation } = Decision.decide(view, requestOf(worker), everyLock)
+  for (const row of heldBy(world, worker)) {
+    const share = generation === undefined || leaving
+      ? undefined
+      : Generation.share(generation, row.projection, worker.registration)
+    if (share === undefined || !HashRange.contains(share, row.range)) worker.busy.delete(Checkpoint.key(row))
+  }
+}
+
+export const workOnAll = (world: World, worker: WorldWorker): void => {
+  for (const row of heldBy(world, worker)) {
+    if (row.halt === undefined) worker.busy.add(Checkpoint.key(row))
+  }
+}
+
+/** Decides, carries the decision out as a store does, and checks what it did. */
+export const decide = (
+  world: World,
+  worker: WorldWorker,
+  options?: { readonly leaving?: boolean; readonly observerAgeMillis?: number }
+): Decision.Decision => {
+  const leaving = options?.leaving ?? false
+  const request = requestOf(worker, leaving)
+  const view = viewFor(world, worker, options?.observerAgeMillis)
+  const lockable = unlocked(world, view, request)
+  const decision = Decision.decide(view, request, lockable)
+  const allUnlocked = new Set([...world.rows.keys()].filter((key) => !world.locked.has(key)))
+  assert.deepStrictEqual(Decision.decide(view, request, allUnlocked), decision, "a lock is no right to a row")
+  const before = new Map(world.rows)
+  apply(world, worker, decision)
+  check(world, { before, decision, leaving, lockable, view, worker })
+  if (leaving) {
+    world.workers = world.workers.filter((other) => other !== worker)
+    return decision
+  }
+  if (decision.obstacle === undefined) {
+    const now = viewFor(world, worker, options?.observerAgeMillis)
+    const again = Decision.decide(now, request, unlocked(world, now, request))
+    assert.isTrue(Decision.isEmpty(again), "a decision leaves something for the next one of the same worker")
+    assert.deepStrictEqual(sorted(again.held), sorted(decision.held))
+    assert.strictEqual(again.settled, decision.settled)
+  }
+  return decision
+}
+
+const unlocked = (world: World, view: Decision.View, request: Decision.Request): ReadonlySet<string> =>
+  new Set(Decision.candidates(view, request).map(Checkpoint.key).filter((key) => !world.locked.has(key)))
+
+const apply = (world: World, worker: WorldWorker, decision: Decision.Decision): void => {
+  const stopped = new Set(decision.evict.map(({ incarnation }) => incarnation))
+  world.workers = world.workers.filter(({ registration }) => !stopped.has(registration.incarnation))
+  if (decision.form !== undefined) world.generations.set(worker.registration.replicaSet, decision.form)
+  for (const row of decision.create) {
+    assert.lengthOf(rowsOf(world, row.projection), 0, "created beside other rows")
+    world.rows.set(Checkpoint.key(row), row)
+  }
+  for (const row of decision.remove) {
+    assert.isTrue(world.rows.delete(Checkpoint.key(row)), "removed what is not there")
+  }
+  for (const row of decision.put) world.rows.set(Checkpoint.key(row), row)
+}
+
+const sorted = (rows: ReadonlyArray<Checkpoint.Checkpoint>): ReadonlyArray<Checkpoint.Checkpoint> =>
+  [...rows].sort((a, b) => Checkpoint.key(a) < Checkpoint.key(b) ? -1 : 1)
+
+/** One hash from each piece into which all borders, before and after, divide the space. */
+const samples = (...sides: ReadonlyArray<ReadonlyArray<Checkpoint.Checkpoint>>): ReadonlyArray<number> => [
+  ...new Set(
+    sides.flat().flatMap(({ halt, range }) => [
+      range.start,
+      range.end - 1,
+      ...(halt === undefined ? [] : [halt.hash])
+    ])
+  )
+]
+
+const check = (
+  world: World,
+  { before, decision, leaving, lockable, view, worker }: {
+    readonly before: ReadonlyMap<string, Checkpoint.Checkpoint>
+    readonly decision: Decision.Decision
+    readonly leaving: boolean
+    readonly lockable: ReadonlySet<string>
+    readonly view: Decision.View
+    readonly worker: WorldWorker
+  }
+): void => {
+  const self = worker.registration
+  const isMine = (row: Checkpoint.Checkpoint) => Checkpoint.isHeldBy(row, self)
+  const living = view.workers.filter((other) =>
+    other.incarnation === self.incarnation ? !leaving : Worker.isAlive(other, view.observerAgeMillis, rules)
+  )
+  const othersRow = (row: Checkpoint.Checkpoint) =>
+    !isMine(row) && living.some((other) => Checkpoint.isHeldBy(row, other))
+  for (const row of Decision.candidates(view, requestOf(worker, leaving))) {
+    assert.isFalse(othersRow(row) || (isMine(row) && worker.busy.has(Checkpoint.key(row))), "no candidate")
+  }
+  const lockedAbroad = new Set(
+    [...before.values()]
+      .filter((row) => row.replicaSet !== self.replicaSet && !lockable.has(Checkpoint.key(row)))
+      .map((row) => row.projection)
+  )
+  const untouchable = (row: Checkpoint.Checkpoint) =>
+    (row.replicaSet !== self.replicaSet && lockedAbroad.has(row.projection)) ||
+    othersRow(row) || (isMine(row) && worker.busy.has(Checkpoint.key(row))) || !lockable.has(Checkpoint.key(row))
+
+  for (const [key, row] of before) {
+    if (!self.projections.includes(row.projection)) {
+      assert.deepStrictEqual(world.rows.get(key), row, `${key}: the worker does not carry it`)
+    } else if (untouchable(row)) {
+      assert.deepStrictEqual(world.rows.get(key), row, `${key} was not the worker's to change`)
+    }
+  }
+  if (decision.obstacle !== undefined) {
+    assert.isTrue(Decision.isEmpty(decision))
+    return
+  }
+
+  for (const other of decision.evict) assert.isFalse(living.includes(other), "evicted the living")
+  assert.lengthOf(decision.evict, view.workers.filter((other) => !living.includes(other)).length - (leaving ? 1 : 0))
+  if (decision.form !== undefined) {
+    assert.strictEqual(decision.form.generationId, (view.generation?.generationId ?? 0n) + 1n)
+    assert.isFalse(view.generation !== undefined && Generation.isCurrent(view.generation, living))
+  }
+  if (living.length > 0) assert.isTrue(Generation.isCurrent(decision.generation!, living))
+  assert.deepStrictEqual(world.generations.get(self.replicaSet), decision.generation)
+  if (leaving && decision.form !== undefined) assert.strictEqual(Generation.partitionKey(decision.form, self), -1)
+
+  for (const name of self.projections) {
+    const old = [...before.values()].filter((row) => row.projection === name)
+    const rows = rowsOf(world, name)
+    if (rows.length === 0) {
+      assert.isTrue(leaving)
+      continue
+    }
+    assert.isTrue(HashRange.tiles(rows.map(({ range }) => range)), `${name} does not tile`)
+    assert.strictEqual(new Set(rows.map(({ replicaSet }) => replicaSet)).size, 1, `two replica sets have ${name}`)
+    const share = leaving || decision.generation === undefined
+      ? undefined
+      : Generation.share(decision.generation, name, self)
+    if (!leaving) assert.isDefined(share)
+    for (const row of rows) {
+      if (row.halt !== undefined) assert.isTrue(HashRange.includes(row.range, row.halt.hash), "a halt elsewhere")
+      const was = before.get(Checkpoint.key(row))
+      if (!isMine(row) || was === row) continue
+      if (was !== undefined && isMine(was)) {
+        assert.notDeepEqual({ ...row, fence: was.fence }, was, "what stays was written again")
+      }
+      assert.strictEqual(row.fence!.generationId, decision.generation!.generationId, "an old fence on a new row")
+      assert.isTrue(HashRange.contains(share!, row.range), "changed to hold what is not in the share")
+      assert.strictEqual(row.replicaSet, self.replicaSet)
+    }
+    for (const hash of samples(old, rows)) {
+      const now = rowAt(rows, hash)
+      if (old.length === 0) {
+        assert.strictEqual(now.position, worker.carried.find((one) => one.name === name)!.startPosition)
+        continue
+      }
+      const was = rowAt(old, hash)
+      assert.strictEqual(now.position, was.position, `${name}: position at ${hash}`)
+      const inShare = share !== undefined && HashRange.includes(share, hash)
+      if (isMine(now) && !isMine(was)) assert.isTrue(inShare, "took outside its share")
+      if (!untouchable(was)) {
+        assert.strictEqual(isMine(now), inShare, `${name}: ${hash} ${inShare ? "not taken" : "not freed"}`)
+        if (!inShare && isMine(was)) assert.isUndefined(now.fence)
+        if (inShare) assert.strictEqual(now.filter, worker.carried.find((one) => one.name === name)!.filter)
+        if (!leaving) assert.strictEqual(now.replicaSet, self.replicaSet, "left to the other replica set")
+      }
+      if (!inShare) assert.strictEqual(now.filter, was.filter)
+      if (was.halt?.hash === hash) {
+        if (now.halt === undefined) assert.isTrue(isMine(now) && self.startedAt > was.halt.since, "a halt vanished")
+        else assert.deepStrictEqual(now.halt, was.halt)
+      } else if (now.halt?.hash === hash) {
+        assert.fail("a halt out of nothing")
+      }
+    }
+    if (leaving) {
+      for (const row of rows) if (isMine(row)) assert.isTrue(untouchable(row))
+    }
+  }
+
+  const held = heldBy(world, worker)
+  assert.deepStrictEqual(sorted(decision.held), sorted(held))
+  const settled = !leaving && self.projections.every((name) =>
+    HashRange.tiles(
+      held.filter((row) => row.projection === name).map(({ range }) => range),
+      Generation.share(decision.generation!, name, self)!
+    )
+  )
+  assert.strictEqual(decision.settled, settled)
+  const waits = [...before.values()].some((row) => {
+    if (!self.projections.includes(row.projection) || lockable.has(Checkpoint.key(row)) || othersRow(row)) return false
+    if (isMine(row)) return !worker.busy.has(Checkpoint.key(row))
+    return !leaving && HashRange.overlaps(row.range, Generation.share(decision.generation!, row.projection, self)!)
+  })
+  if (waits) assert.isDefined(decision.recheckAfterMillis, "waits for a lock and does not look again")
+}
+
+/**
+ * Every worker in turn gives up what is no longer its own and decides, until a whole round changes nothing. Returns
+ * the number of rounds that changed something.
+ */
+export const converge = (
+  world: World,
+  options: { readonly idle: boolean; readonly order: (round: number) => ReadonlyArray<WorldWorker> }
+): number => {
+  for (let round = 0; round <= 4; round++) {
+    let changed = false
+    for (const worker of options.order(round)) {
+      if (options.idle) worker.busy.clear()
+      else giveUp(world, worker)
+      const decision = decide(world, worker)
+      assert.isUndefined(decision.obstacle)
+      if (!Decision.isEmpty(decision)) changed = true
+      if (!options.idle) workOnAll(world, worker)
+    }
+    if (!changed) return round
+  }
+  return assert.fail("no fixed point")
+}

@@ -1,0 +1,56 @@
+import { assert, describe, it } from "@effect/vitest"
+import { Schema } from "effect"
+import * as EventFilter from "../../src/schema/EventFilter.ts"
+
+/** Few values, and some that would run together if a separator did the work of quoting. */
+const Value = Schema.Literals(["a", "b", "c", "a,b", "\"a\",\"b\"", "[]", "null", ""])
+const List = Schema.Union([Schema.Array(Value), Schema.Undefined])
+const Filter = Schema.Struct({ boundedContexts: List, aggregateTypes: List, eventTypes: List })
+const Event = Schema.Struct({ boundedContext: Value, aggregateType: Value, eventType: Value })
+
+const meaning = (filter: EventFilter.EventFilter): string =>
+  [filter.boundedContexts, filter.aggregateTypes, filter.eventTypes]
+    .map((list) => list === undefined ? "all" : Value.literals.map((value) => list.includes(value) ? 1 : 0).join(""))
+    .join("/")
+
+describe("EventFilter", () => {
+  it.prop(
+    "two filters have one canonical text exactly when their lists hold the same values",
+    { a: Filter, b: Filter },
+    ({ a, b }) => {
+      assert.strictEqual(EventFilter.canonical(a) === EventFilter.canonical(b), meaning(a) === meaning(b))
+    },
+    { arbitrary: { runs: 1000, seed: "canonical" } }
+  )
+
+  it.prop("order and repetition in a list change nothing", { filter: Filter }, ({ filter }) => {
+    const shuffled: EventFilter.EventFilter = {
+      boundedContexts: filter.boundedContexts?.toReversed(),
+      aggregateTypes: filter.aggregateTypes && [...filter.aggregateTypes, ...filter.aggregateTypes],
+      ...(filter.eventTypes === undefined ? {} : { eventTypes: filter.eventTypes })
+    }
+    assert.strictEqual(EventFilter.canonical(shuffled), EventFilter.canonical(filter))
+  })
+
+  it.prop(
+    "an event passes when every list that is given names it",
+    { event: Event, filter: Filter },
+    ({ event, filter }) => {
+      const passes = (list: ReadonlyArray<string> | undefined, value: string) =>
+        list === undefined || list.some((one) => one === value)
+      assert.strictEqual(
+        EventFilter.matches(filter, event),
+        passes(filter.boundedContexts, event.boundedContext) && passes(filter.aggregateTypes, event.aggregateType) &&
+          passes(filter.eventTypes, event.eventType)
+      )
+    },
+    { arbitrary: { runs: 1000, seed: "matches" } }
+  )
+
+  it("no list lets everything through, an empty one nothing", () => {
+    const event = { boundedContext: "sales", aggregateType: "Order", eventType: "OrderPlaced" }
+    assert.isTrue(EventFilter.matches({}, event))
+    assert.isFalse(EventFilter.matches({ eventTypes: [] }, event))
+    assert.notStrictEqual(EventFilter.canonical({}), EventFilter.canonical({ eventTypes: [] }))
+  })
+})

@@ -1,0 +1,55 @@
+import { assert, describe, it } from "@effect/vitest"
+import { Result } from "effect"
+import * as TableNames from "../../src/schema/TableNames.ts"
+
+const problem = (options: TableNames.Options) => {
+  const result = TableNames.make(options)
+  return Result.isFailure(result) ? `${result.failure.setting}: ${result.failure.problem}` : undefined
+}
+
+describe("TableNames", () => {
+  it("keeps the defaults of what is not chosen", () => {
+    assert.deepStrictEqual(TableNames.make(), Result.succeed(TableNames.defaults))
+    assert.deepStrictEqual(
+      TableNames.make({ schema: "Work", tables: { events: "my_events", workers: undefined } }),
+      Result.succeed({ ...TableNames.defaults, schema: "Work", events: "my_events" })
+    )
+  })
+
+  it("qualifies and quotes", () => {
+    assert.strictEqual(TableNames.qualified(TableNames.defaults, "events"), "\"events\"")
+    assert.strictEqual(
+      TableNames.qualified({ ...TableNames.defaults, schema: "Work" }, "aggregateHeads"),
+      "\"Work\".\"aggregate_heads\""
+    )
+    assert.strictEqual(TableNames.quoted("a\"b"), "\"a\"\"b\"")
+  })
+
+  it("takes what PostgreSQL takes as a plain identifier", () => {
+    for (const name of ["order", "_x", "Events", "a$1", "x".repeat(TableNames.maximumTableLength)]) {
+      assert.isUndefined(problem({ tables: { events: name } }), name)
+    }
+  })
+
+  it("refuses everything else", () => {
+    for (const name of ["", " ", "1a", "a b", "a.b", "a;b", "a\"b", "ä", "a\n", "$a"]) {
+      assert.match(problem({ tables: { events: name } }) ?? "", /^tables\.events: .* is no plain identifier/, name)
+      assert.match(problem({ schema: name }) ?? "", /^schema: .* is no plain identifier/, name)
+    }
+    assert.match(problem({ schema: "pg_mine" }) ?? "", /pg_/)
+    assert.match(problem({ schema: "x".repeat(64) }) ?? "", /at most 63/)
+    assert.match(problem({ tables: { events: "x".repeat(TableNames.maximumTableLength + 1) } }) ?? "", /at most 47/)
+  })
+
+  it("refuses two tables of one name", () => {
+    assert.match(
+      problem({ tables: { workers: "events" } }) ?? "",
+      /^tables\.events: "events" is the name of workers too/
+    )
+    assert.isUndefined(problem({ tables: { workers: "events", events: "orchestrator_workers" } }))
+  })
+
+  it("refuses tables that do not exist", () => {
+    assert.match(problem({ tables: { ["evnts" as "events"]: "x" } }) ?? "", /^tables\.evnts: There is no such table/)
+  })
+})

@@ -1,0 +1,55 @@
+import { assert, describe, it } from "@effect/vitest"
+import { Schema } from "effect"
+import * as Worker from "../../src/schema/Worker.ts"
+
+const int = (maximum: number) => Schema.Int.pipe(Schema.check(Schema.isBetween({ minimum: 0, maximum })))
+
+const rules: Worker.LivenessRules = {
+  staleWorkerTimeoutMillis: 30_000,
+  heartbeatIntervalMillis: 5_000,
+  presenceGraceMillis: 100
+}
+
+const worker = (silentForMillis: number, absentForMillis?: number): Worker.WorkerView => ({
+  workerId: "w",
+  incarnation: 1n,
+  startedAt: new Date(0),
+  projections: [],
+  silentForMillis,
+  absentForMillis
+})
+
+describe("Worker.isAlive", () => {
+  it.each<readonly [number, number | undefined, number, boolean, string]>([
+    [30_000, undefined, 10_000, true, "silent for as long as allowed"],
+    [30_001, undefined, 10_000, false, "silent for longer"],
+    [3_600_000, undefined, 9_999, true, "silent for ages in the eyes of a young session"],
+    [0, 99, 10_000, true, "absent within the grace"],
+    [0, 100, 10_000, false, "absent for the grace, whatever its heartbeats say"],
+    [0, 100, 0, false, "absent: what a session has itself seen counts at any age"],
+    [30_001, 0, 10_000, false, "present does not excuse silence"]
+  ])("silent %d, absent %s, observer %d: %s (%s)", (silent, absent, age, alive) => {
+    assert.strictEqual(Worker.isAlive(worker(silent, absent), age, rules), alive)
+  })
+
+  it.prop(
+    "nobody comes back to life by the mere passing of time, and the living die exactly when millisToLive says",
+    {
+      silent: int(60_000),
+      absent: Schema.Union([int(200), Schema.Undefined]),
+      age: int(20_000),
+      later: int(60_000)
+    },
+    ({ absent, age, later, silent }) => {
+      const aliveAfter = (millis: number) =>
+        Worker.isAlive(worker(silent + millis, absent === undefined ? undefined : absent + millis), age + millis, rules)
+      if (!aliveAfter(0)) return assert.isFalse(aliveAfter(later))
+      const left = Worker.millisToLive(worker(silent, absent), age, rules)
+      assert.isAbove(left, 0)
+      assert.isTrue(aliveAfter(left - 1))
+      assert.isFalse(aliveAfter(left))
+      assert.strictEqual(aliveAfter(later), later < left)
+    },
+    { arbitrary: { runs: 2000, seed: "alive" } }
+  )
+})
