@@ -46,9 +46,8 @@ export class HandlerFailure extends Data.TaggedError("HandlerFailure")<{
  * @since 0.1.0
  */
 export interface BatchOptions {
-  /** From where to where the batch moves the range. */
+  /** Where the range stands. */
   readonly from: bigint
-  readonly to: bigint
   /**
    * How long the transaction may stand without a statement before the database ends it. It is kept alive while the
    * process lives, so that it means "process gone" and nothing else.
@@ -62,13 +61,14 @@ export interface BatchOptions {
  */
 export class CheckpointStore extends Context.Service<CheckpointStore, {
   /**
-   * Runs `work` and then moves the range's position, in one transaction: both happen or neither. `work` finds the
-   * transaction in its context. A commit whose outcome is unknown is looked up before this returns.
+   * Runs `work` and then moves the range to the position that it comes back with, in one transaction: both happen or
+   * neither. `work` finds the transaction in its context. A commit whose outcome is unknown is looked up before this
+   * returns.
    */
   readonly commit: <E, R>(
     held: Held,
     options: BatchOptions,
-    work: Effect.Effect<void, E, R>
+    work: Effect.Effect<bigint, E, R>
   ) => Effect.Effect<void, Fenced | HandlerFailure | StoreError | TransientFailure, R>
 
   /** Moves the range's position without any work: nothing in between concerned the projection. */

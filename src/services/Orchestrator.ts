@@ -323,6 +323,7 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
     const reconcile = Effect.gen(function*() {
       let seenAt = yield* Clock.monotonicTimeNanos
       let reached = false
+      let leftAlone = false
       let lookedAt = 0n
       while (true) {
         const now = yield* Clock.monotonicTimeNanos
@@ -355,6 +356,7 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
           seenAt = lookedAt
           reached = false
           yield* switchTo(self, generation, current, formed)
+          leftAlone = generation !== undefined
           generation = current
         }
 
@@ -393,7 +395,7 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
           const afterMillis = Number((yield* Clock.monotonicTimeNanos) - seenAt) / 1_000_000
           const partition = Generation.partitionKey(current, self)
           yield* Effect.logInfo(
-            current.members.length === 1 && current.generationId > 1n
+            current.members.length === 1 && leftAlone
               ? "Processing all events now..."
               : "Processing events..."
           )
@@ -402,16 +404,20 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
         }
         if (!reached && current !== undefined) {
           const waited = Duration.nanos((yield* Clock.monotonicTimeNanos) - seenAt)
-          if (Duration.isGreaterThan(waited, settings.coordinationTimeout)) {
-            const closing = [...open.all.values()].filter((range) => range.closing).map(({ held }) => held.projection)
+          const closing = [...open.all.values()].filter((range) => range.closing).map(({ held }) => held.projection)
+          // Whoever holds the others up fails first, so that those who only wait for it need not.
+          const patience = closing.length > 0
+            ? settings.coordinationTimeout
+            : Duration.times(settings.coordinationTimeout, 2)
+          if (Duration.isGreaterThan(waited, patience)) {
             return yield* new CoordinationTimeout({
               replicaSet,
               workerId,
               generationId: current.generationId,
-              timeout: Duration.format(settings.coordinationTimeout),
+              timeout: Duration.format(patience),
               waitingFor: closing.length > 0
                 ? `the handler of ${[...new Set(closing)].join(", ")} does not stop`
-                : "the ranges assigned to it are still held by another worker"
+                : "ranges assigned to it are still held by another worker, or missing from the table"
             })
           }
         }

@@ -51,6 +51,11 @@ export interface Job {
  */
 export type Ending = "drained" | "fenced"
 
+type Outcome =
+  | { readonly _tag: "Committed"; readonly handled: number }
+  | { readonly _tag: "Failed"; readonly at: number; readonly cause: Cause.Cause<unknown> }
+  | { readonly _tag: "Drained" }
+
 /**
  * @category services
  * @since 0.1.0
@@ -64,6 +69,11 @@ export class ProjectionRunner extends Context.Service<ProjectionRunner, {
   readonly run: (job: Job) => Effect.Effect<Ending, CheckpointAheadOfEvents>
 }>()("pupsourcing-orchestrator/services/ProjectionRunner") {}
 
+/**
+ * A batch that takes longer commits what it has handled: row locks are not held for long, and hand-over waits for one
+ * event instead of a batch.
+ */
+const longestBatchNanos = 100_000_000n
 /** Progress over events that do not concern the projection is written at most this often. */
 const emptyProgressInterval = Duration.seconds(1)
 /** Attempts at one position after which each further failure is an error in the log. */
@@ -86,6 +96,7 @@ export const make = Effect.gen(function*() {
     const { draining, held, projection, settings } = job
     const range = held.range
     const base = yield* Effect.context<never>()
+    const clock = yield* Clock.Clock
     // While the process lives the transaction is kept alive; half of the time after which others would take over
     // leaves room for the locks of a frozen worker to be gone before that.
     const idleTimeout = Duration.times(settings.staleWorkerTimeout, 0.5)
@@ -185,57 +196,59 @@ export const make = Effect.gen(function*() {
     })
 
     /**
-     * Handles `batch` and moves the range to `to`. Comes back with the index of the event whose handler failed, when
-     * one did.
+     * Handles the events of `batch`, at least one, until it is done, takes long or is to be drained, and commits what was
+     * handled; after the last one the range stands at `end`.
      */
-    const commit = Effect.fnUntraced(function*(batch: ReadonlyArray<Event>, to: bigint): Effect.fn.Return<
-      Option.Option<{ readonly failedAt: number; readonly cause: Cause.Cause<unknown> }> | "drained",
-      Fenced
-    > {
+    const commit = Effect.fnUntraced(function*(
+      batch: ReadonlyArray<Event>,
+      end: bigint
+    ): Effect.fn.Return<Outcome, Fenced> {
       let lost = 0
       for (let attempt = 1;; attempt++) {
-        let index = -1
+        const startedAt = clock.monotonicTimeNanosUnsafe()
+        const enough = () => draining.isOpen() || clock.monotonicTimeNanosUnsafe() - startedAt > longestBatchNanos
+        let begun = 0
+        let handled = 0
         const work = Effect.whileLoop({
-          while: () => index + 1 < batch.length,
-          body: (): Effect.Effect<unknown, unknown, unknown> => projection.handle(batch[++index]!),
-          step: () => {}
+          while: () => begun < batch.length && !(begun > 0 && enough()),
+          body: (): Effect.Effect<unknown, unknown, unknown> => projection.handle(batch[begun++]!),
+          step: () => {
+            handled = begun
+          }
         })
-        const startedAt = yield* Clock.monotonicTimeNanos
-        const result = yield* Effect.result(
-          checkpoints.commit(
-            held,
-            { from: written, to, idleTimeout },
-            Effect.scoped(BatchContext.provide(work, job.captured, base))
-          )
-        )
+        const reached = () => handled === batch.length ? end : batch[handled - 1]!.globalPosition
+        const result = yield* Effect.result(checkpoints.commit(
+          held,
+          { from: written, idleTimeout },
+          Effect.map(Effect.scoped(BatchContext.provide(work, job.captured, base)), reached)
+        ))
         if (result._tag === "Success") {
-          const now = yield* Clock.monotonicTimeNanos
-          written = to
+          const now = clock.monotonicTimeNanosUnsafe()
+          written = seen = reached()
           writtenAt = now
-          seen = to
-          job.onSeen(to)
+          job.onSeen(seen)
           yield* job.record(Activity.BatchCommitted({
             projection: projection.name,
             range,
-            events: batch.length,
-            position: to,
+            events: handled,
+            position: seen,
             tookMillis: Number(now - startedAt) / 1_000_000
           }))
-          return Option.none()
+          return { _tag: "Committed", handled }
         }
         const failure = result.failure
         if (failure._tag === "Fenced") return yield* failure
         if (failure._tag === "HandlerFailure") {
-          return Option.some({ failedAt: Math.max(0, index), cause: failure.cause })
+          return { _tag: "Failed", at: Math.max(0, begun - 1), cause: failure.cause }
         }
-        if (failure._tag === "TransientFailure" && failure.kind === "connection" && index >= 0) {
+        if (failure._tag === "TransientFailure" && failure.kind === "connection" && begun > 0) {
           lost++
           if (lost === lostConnectionsBeforeFailure) {
-            return Option.some({ failedAt: index, cause: Cause.fail(failure.cause) })
+            return { _tag: "Failed", at: begun - 1, cause: Cause.fail(failure.cause) }
           }
         }
         yield* failing(attempt, "A batch", failure)
-        if (Option.isNone(yield* unlessDraining(backoff(attempt)))) return "drained"
+        if (Option.isNone(yield* unlessDraining(backoff(attempt)))) return { _tag: "Drained" }
       }
     })
 
@@ -303,24 +316,23 @@ export const make = Effect.gen(function*() {
         let until = rest.length
         while (rest.length > 0) {
           const part = rest.slice(0, until)
-          const whole = part.length === rest.length
-          const outcome = yield* commit(part, whole ? position : part[part.length - 1]!.globalPosition)
-          if (outcome === "drained") return "drained"
-          if (Option.isNone(outcome)) {
-            rest = rest.slice(until)
-            until = rest.length
-            continue
+          const outcome = yield* commit(
+            part,
+            part.length === rest.length ? position : part[part.length - 1]!.globalPosition
+          )
+          if (outcome._tag === "Failed") {
+            if (outcome.at > 0) {
+              until = outcome.at
+              continue
+            }
+            const event = rest[0]!
+            yield* halt({ ...event, position: event.globalPosition }, errorText(outcome.cause))
+            return "drained"
           }
-          const { cause, failedAt } = outcome.value
-          if (failedAt > 0) {
-            until = failedAt
-            continue
-          }
-          const event = rest[0]!
-          yield* halt({ ...event, position: event.globalPosition }, errorText(cause))
-          return "drained"
+          if (outcome._tag === "Drained" || draining.isOpen()) return "drained"
+          rest = rest.slice(outcome.handled)
+          until = rest.length
         }
-        if (draining.isOpen()) return "drained"
       }
     })
 

@@ -1,0 +1,86 @@
+/**
+ * The checkpoint store in memory. A batch's transaction is `Effect.tx`: what a handler keeps in `TxRef`, `TxHashMap`
+ * and their like commits and rolls back together with the progress. What it keeps elsewhere (a `Ref`, a variable) is
+ * outside of the transaction.
+ *
+ * Such transactions are optimistic: nothing is locked, and when something that the batch read was changed by another
+ * one before it could commit, it runs again. So a handler may be run more than once for one commit. The fence is
+ * looked at first in every run; a range that was taken away meanwhile does not run its handler in vain.
+ *
+ * @since 0.1.0
+ */
+import type * as Cause from "effect/Cause"
+import * as Effect from "effect/Effect"
+import * as TxRef from "effect/TxRef"
+import type { Checkpoint, Held } from "../../schema/Checkpoint.ts"
+import { key } from "../../schema/Checkpoint.ts"
+import * as HashRange from "../../schema/HashRange.ts"
+import { CheckpointStore, Fenced, HandlerFailure } from "../../services/CheckpointStore.ts"
+import type { Handle } from "./MemoryWorld.ts"
+import { committedRows, hash } from "./MemoryWorld.ts"
+
+const isFenceIntact = (row: Checkpoint, held: Held, position: bigint): boolean =>
+  HashRange.equals(row.range, held.range) && row.position === position &&
+  row.fence?.workerId === held.fence.workerId && row.fence.incarnation === held.fence.incarnation &&
+  row.fence.generationId === held.fence.generationId
+
+/**
+ * The checkpoint store as the process of `handle` sees it.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const make = (handle: Handle): CheckpointStore["Service"] => {
+  const { reach, world } = handle
+
+  /** The row, if it still belongs to who holds it and stands at `position`. */
+  const fenced = Effect.fnUntraced(function*(held: Held, position: bigint) {
+    const ref = world.rows.get(key(held))
+    const row = ref === undefined ? undefined : yield* TxRef.get(ref)
+    if (ref === undefined || row === undefined || !isFenceIntact(row, held, position)) {
+      return yield* new Fenced({ projection: held.projection })
+    }
+    return { ref, row }
+  })
+
+  const advance = Effect.fnUntraced(function*(held: Held, from: bigint, to: bigint) {
+    const { ref, row } = yield* fenced(held, from)
+    yield* TxRef.set(ref, { ...row, position: to })
+  })
+
+  // The caller's own interruption never comes here: it goes past every handler up to the transaction, which rolls back.
+  const asHandler = <A, E, R>(work: Effect.Effect<A, E, R>): Effect.Effect<A, HandlerFailure, R> =>
+    Effect.catchCause(work, (cause: Cause.Cause<E>) => Effect.fail(new HandlerFailure({ cause })))
+
+  return CheckpointStore.of({
+    commit: (held, options, work) =>
+      reach(
+        // `idleTimeout` has no meaning here: no session stands open that somebody would have to end.
+        Effect.tx(
+          fenced(held, options.from).pipe(
+            Effect.andThen(asHandler(work)),
+            // Through the handle once more: a process cut off in the middle of a batch must not commit it.
+            Effect.flatMap((to) => reach(advance(held, options.from, to)))
+          )
+        )
+      ),
+    advance: (held, options) => reach(Effect.tx(advance(held, options.from, options.to))),
+    halt: (held, halt) =>
+      reach(Effect.tx(Effect.gen(function*() {
+        const { ref, row } = yield* fenced(held, halt.at)
+        yield* TxRef.set(ref, {
+          ...row,
+          halt: {
+            since: new Date(yield* world.now),
+            error: halt.error,
+            position: halt.position,
+            eventId: halt.eventId,
+            hash: hash(halt.aggregateId)
+          }
+        })
+      }))),
+    rows: (projection) => reach(Effect.sync(() => committedRows(world, projection))),
+    // There is no client: the transaction is Effect's own, and every handler runs in it.
+    checkClient: () => Effect.void
+  })
+}

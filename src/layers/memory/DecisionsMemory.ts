@@ -1,0 +1,130 @@
+/**
+ * Decisions in memory: each is one transaction, and of two at the same time one is taken anew.
+ *
+ * Rows are not locked. A batch in flight on a row that a decision takes finds its fence broken when it wants to
+ * commit, and is rolled back; so every candidate can be had at once.
+ *
+ * @since 0.1.0
+ */
+import * as Effect from "effect/Effect"
+import * as TxRef from "effect/TxRef"
+import type { Checkpoint } from "../../schema/Checkpoint.ts"
+import * as CheckpointRow from "../../schema/Checkpoint.ts"
+import * as Decision from "../../schema/Decision.ts"
+import * as Worker from "../../schema/Worker.ts"
+import { Decisions } from "../../services/Decisions.ts"
+import type { GenerationRecord, Handle, MemoryWorld } from "./MemoryWorld.ts"
+import { changeWorker, viewOf, wakeOthers } from "./MemoryWorld.ts"
+
+const generationsKept = 100
+
+const setRow = Effect.fnUntraced(function*(world: MemoryWorld, key: string, row: Checkpoint | undefined) {
+  let ref = world.rows.get(key)
+  if (ref === undefined) {
+    ref = TxRef.makeUnsafe<Checkpoint | undefined>(undefined)
+    world.rows.set(key, ref)
+  }
+  yield* TxRef.set(ref, row)
+})
+
+/**
+ * Decisions as the process of `handle` takes them.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const make = (handle: Handle): Decisions["Service"] => {
+  const { reach, world } = handle
+
+  const view = Effect.fnUntraced(function*(request: Decision.Request) {
+    const { replicaSet } = request.registration
+    const names = new Set(request.projections.map(({ name }) => name))
+    const now = yield* world.now
+    const observerAgeMillis = now - handle.openedAt
+    const standing = [...(yield* TxRef.get(world.workers)).values()].filter((worker) => worker.stoppedAt === undefined)
+    const generations = (yield* TxRef.get(world.generations)).get(replicaSet)
+    const rows: Array<Checkpoint> = []
+    for (const ref of world.rows.values()) {
+      // A row keeps its projection for ever; those of others are left out of the transaction.
+      if (ref.value !== undefined && !names.has(ref.value.projection)) continue
+      const row = yield* TxRef.get(ref)
+      if (row !== undefined && names.has(row.projection)) rows.push(row)
+    }
+    const foreign = standing.filter((worker) =>
+      worker.replicaSet !== replicaSet && Worker.isAlive(viewOf(worker, now), observerAgeMillis, request.rules)
+    )
+    const newest = generations?.[generations.length - 1]
+    return {
+      replicaSet,
+      workers: standing.filter((worker) => worker.replicaSet === replicaSet).map((worker) => viewOf(worker, now)),
+      generation: newest === undefined ? undefined : {
+        replicaSet: newest.replicaSet,
+        generationId: newest.generationId,
+        members: newest.members
+      },
+      rows: rows.sort((a, b) => a.range.start - b.range.start),
+      observerAgeMillis,
+      foreignCarriers: foreign.flatMap((worker) =>
+        worker.projections.filter((name) => names.has(name)).map((projection) => ({
+          projection,
+          replicaSet: worker.replicaSet,
+          workerId: worker.workerId
+        }))
+      )
+    } satisfies Decision.View
+  })
+
+  const look = Effect.fnUntraced(function*(request: Decision.Request) {
+    const seen = yield* view(request)
+    return Decision.decide(seen, request, new Set(Decision.candidates(seen, request).map(CheckpointRow.key)))
+  })
+
+  const stop = (workerId: string, incarnation: bigint, replicaSet: string, now: number) =>
+    changeWorker(
+      world,
+      { replicaSet, workerId, incarnation },
+      (worker) => worker.stoppedAt === undefined ? { ...worker, state: "stopped", stoppedAt: now } : worker
+    )
+
+  const apply = Effect.fnUntraced(function*(request: Decision.Request, decision: Decision.Decision) {
+    const { incarnation, replicaSet, workerId } = request.registration
+    const now = yield* world.now
+    for (const dead of decision.evict) yield* stop(dead.workerId, dead.incarnation, replicaSet, now)
+    const { form } = decision
+    if (form !== undefined) {
+      yield* TxRef.update(world.generations, (generations) => {
+        const older = (generations.get(replicaSet) ?? []).map((record): GenerationRecord => ({
+          ...record,
+          state: "superseded"
+        }))
+        const formed: GenerationRecord = { ...form, leaderId: workerId, state: "pending", formedAt: now }
+        return new Map(generations).set(replicaSet, [...older, formed].slice(-generationsKept))
+      })
+    }
+    for (const row of decision.remove) yield* setRow(world, CheckpointRow.key(row), undefined)
+    for (const row of decision.create) yield* setRow(world, CheckpointRow.key(row), row)
+    for (const row of decision.put) yield* setRow(world, CheckpointRow.key(row), row)
+    if (request.leaving) yield* stop(workerId, incarnation, replicaSet, now)
+  })
+
+  const decide = Effect.fnUntraced(function*(request: Decision.Request) {
+    const { changed, decision } = yield* Effect.tx(Effect.gen(function*() {
+      const count = yield* TxRef.get(world.decisions)
+      const decision = yield* look(request)
+      const changed = decision.obstacle === undefined && (request.leaving || !Decision.isEmpty(decision))
+      if (changed) {
+        yield* apply(request, decision)
+        yield* TxRef.set(world.decisions, count + 1)
+      }
+      return { changed, decision }
+    }))
+    if (changed) yield* wakeOthers(world, request.registration)
+    return decision
+  })
+
+  return Decisions.of({
+    look: (request) => reach(Effect.tx(look(request))),
+    // Uninterruptible: what has been decided is also told.
+    decide: (request) => reach(Effect.uninterruptible(decide(request)))
+  })
+}

@@ -1,0 +1,187 @@
+/**
+ * Membership in memory. The presence of a worker lasts as long as the scope of its `join`, and not beyond the session
+ * of its process.
+ *
+ * @since 0.1.0
+ */
+import * as Effect from "effect/Effect"
+import * as Queue from "effect/Queue"
+import * as TxRef from "effect/TxRef"
+import { WorkerEvicted, WorkerIdInUse, WorkerReplaced } from "../../schema/Errors.ts"
+import * as Generation from "../../schema/Generation.ts"
+import type * as Worker from "../../schema/Worker.ts"
+import type { JoinOptions } from "../../services/Membership.ts"
+import { Membership } from "../../services/Membership.ts"
+import type { GenerationRecord, Handle, Listener, MemoryWorld, WorkerRecord } from "./MemoryWorld.ts"
+import { changeWorker, endPresence, wakeOthers, workerKey } from "./MemoryWorld.ts"
+
+/** A registration whose process is gone but was heard of just now counts as dead after so long. */
+const justDiedMillis = 2000
+
+/** A generation is active when all its members work in it. For people to read. */
+const activate = Effect.fnUntraced(function*(world: MemoryWorld, generation: Generation.Generation) {
+  const workers = yield* TxRef.get(world.workers)
+  const isRunning = (member: Generation.Member): boolean => {
+    const worker = workers.get(workerKey({ replicaSet: generation.replicaSet, workerId: member.workerId }))
+    return worker !== undefined && worker.incarnation === member.incarnation && worker.state === "running" &&
+      worker.generationId === generation.generationId
+  }
+  if (!generation.members.every(isRunning)) return
+  yield* TxRef.update(world.generations, (generations) =>
+    new Map(generations).set(
+      generation.replicaSet,
+      (generations.get(generation.replicaSet) ?? []).map((record): GenerationRecord =>
+        record.generationId === generation.generationId && record.state === "pending"
+          ? { ...record, state: "active" }
+          : record
+      )
+    ))
+})
+
+/**
+ * Membership as the process of `handle` sees it.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const make = (handle: Handle): Membership["Service"] => {
+  const { reach, world } = handle
+
+  /** The registration, or how many milliseconds to wait until the one that stands can be taken for dead. */
+  const register = Effect.fnUntraced(function*(options: JoinOptions): Effect.fn.Return<
+    { readonly registered: Worker.Registration; readonly justDied?: never } | {
+      readonly registered?: never
+      readonly justDied: number
+    },
+    WorkerIdInUse
+  > {
+    const now = yield* world.now
+    const workers = yield* TxRef.get(world.workers)
+    const key = workerKey(options)
+    const other = workers.get(key)
+    const absentForMillis = other?.absentSince === undefined ? undefined : now - other.absentSince
+    if (
+      other !== undefined && other.stoppedAt === undefined &&
+      now - other.heartbeatAt <= options.rules.staleWorkerTimeoutMillis &&
+      !(absentForMillis !== undefined && absentForMillis >= justDiedMillis)
+    ) {
+      if (absentForMillis !== undefined) return { justDied: justDiedMillis - absentForMillis }
+      return yield* new WorkerIdInUse({
+        replicaSet: options.replicaSet,
+        workerId: options.workerId,
+        host: "memory",
+        pid: other.process,
+        since: other.startedAt
+      })
+    }
+    const worker: WorkerRecord = {
+      replicaSet: options.replicaSet,
+      workerId: options.workerId,
+      incarnation: yield* TxRef.modify(world.lastIncarnation, (last) => [last + 1n, last + 1n]),
+      startedAt: new Date(now),
+      projections: [...options.projections],
+      state: "pending",
+      generationId: undefined,
+      partitionKey: -1,
+      heartbeatAt: now,
+      absentSince: undefined,
+      stoppedAt: undefined,
+      process: handle.process
+    }
+    yield* TxRef.set(world.workers, new Map(workers).set(key, worker))
+    const { incarnation, projections, replicaSet, startedAt, workerId } = worker
+    return { registered: { replicaSet, workerId, incarnation, startedAt, projections } }
+  })
+
+  /** Uninterruptible but for its waits: a registration that was made is the caller's. */
+  const join = (options: JoinOptions) =>
+    Effect.uninterruptibleMask(Effect.fnUntraced(function*(restore) {
+      while (true) {
+        const { justDied, registered } = yield* Effect.tx(register(options))
+        if (registered === undefined) {
+          yield* restore(reach(Effect.sleep(justDied)))
+          continue
+        }
+        handle.present.add(registered)
+        // Not through `reach`: the session of a process that is cut off ends all the same, and has ended already.
+        yield* Effect.addFinalizer(() =>
+          Effect.suspend(() => handle.present.delete(registered) ? endPresence(world, registered) : Effect.void)
+        )
+        yield* wakeOthers(world, registered)
+        return registered
+      }
+    }))
+
+  const heartbeat = Effect.fnUntraced(function*(registration: Worker.Registration) {
+    const { replicaSet, workerId } = registration
+    const now = yield* world.now
+    const before = yield* changeWorker(
+      world,
+      registration,
+      (worker) => worker.stoppedAt === undefined ? { ...worker, heartbeatAt: now } : worker
+    )
+    if (before === undefined) return yield* new WorkerReplaced({ replicaSet, workerId })
+    if (before.stoppedAt !== undefined) return yield* new WorkerEvicted({ replicaSet, workerId })
+  })
+
+  const report = Effect.fnUntraced(function*(
+    registration: Worker.Registration,
+    at: { readonly state: Worker.WorkerState; readonly generation: Generation.Generation | undefined }
+  ) {
+    const before = yield* changeWorker(world, registration, (worker) =>
+      worker.stoppedAt === undefined
+        ? {
+          ...worker,
+          state: at.state,
+          generationId: at.generation?.generationId,
+          partitionKey: at.generation === undefined ? -1 : Generation.partitionKey(at.generation, registration)
+        }
+        : worker)
+    if (before?.stoppedAt === undefined && at.generation !== undefined) yield* activate(world, at.generation)
+  })
+
+  const wakeUps = (registration: Worker.Registration) =>
+    Effect.map(
+      Effect.acquireRelease(
+        Effect.map(Queue.sliding<void>(1), (queue) => {
+          const listener: Listener = { registration, queue }
+          world.listeners.add(listener)
+          return listener
+        }),
+        (listener) => {
+          world.listeners.delete(listener)
+          world.watched.delete(registration.incarnation)
+          return Queue.shutdown(listener.queue)
+        }
+      ),
+      (listener): Queue.Dequeue<void> => listener.queue
+    )
+
+  const watch = (registration: Worker.Registration, generation: Generation.Generation) =>
+    Effect.suspend(() => {
+      const neighbour = Generation.neighbour(generation, registration)
+      if (neighbour === undefined) {
+        world.watched.delete(registration.incarnation)
+        return Effect.void
+      }
+      world.watched.set(registration.incarnation, neighbour)
+      const worker = world.workers.value.get(
+        workerKey({ replicaSet: registration.replicaSet, workerId: neighbour.workerId })
+      )
+      const isPresent = worker?.incarnation === neighbour.incarnation && worker.absentSince === undefined
+      if (isPresent) return Effect.void
+      return Effect.forEach(
+        [...world.listeners].filter((listener) => listener.registration.incarnation === registration.incarnation),
+        ({ queue }) => Queue.offer(queue, undefined),
+        { discard: true }
+      )
+    })
+
+  return Membership.of({
+    join: (options) => reach(join(options)),
+    heartbeat: (registration) => reach(heartbeat(registration)),
+    report: (registration, at) => reach(Effect.tx(report(registration, at))),
+    wakeUps: (registration) => reach(wakeUps(registration)),
+    watch: (registration, generation) => reach(watch(registration, generation))
+  })
+}

@@ -1,0 +1,291 @@
+import { assert, it } from "@effect/vitest"
+import * as Context from "effect/Context"
+import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Queue from "effect/Queue"
+import * as Scheduler from "effect/Scheduler"
+import * as Scope from "effect/Scope"
+import { TestClock } from "effect/testing"
+import * as TxRef from "effect/TxRef"
+import * as MemoryStores from "../../../src/layers/memory/MemoryStores.ts"
+import * as MemoryWorld from "../../../src/layers/memory/MemoryWorld.ts"
+import type { Request } from "../../../src/schema/Decision.ts"
+import * as EventFilter from "../../../src/schema/EventFilter.ts"
+import type { Registration } from "../../../src/schema/Worker.ts"
+import { CheckpointStore } from "../../../src/services/CheckpointStore.ts"
+import { Decisions } from "../../../src/services/Decisions.ts"
+import { EventStore } from "../../../src/services/EventStore.ts"
+import { Membership } from "../../../src/services/Membership.ts"
+
+const rules = { heartbeatIntervalMillis: 5_000, staleWorkerTimeoutMillis: 30_000, presenceGraceMillis: 100 }
+const replicaSet = "main"
+const projection = "carts"
+const batch = (from: bigint) => ({ from, idleTimeout: Duration.seconds(5) })
+
+/** One more process in the world. */
+const enter = Effect.fnUntraced(function*(world: MemoryWorld.MemoryWorld) {
+  const handle = yield* MemoryWorld.open(world)
+  const stores = MemoryStores.make(handle)
+  return {
+    handle,
+    events: Context.get(stores, EventStore),
+    checkpoints: Context.get(stores, CheckpointStore),
+    membership: Context.get(stores, Membership),
+    decisions: Context.get(stores, Decisions)
+  }
+})
+
+const options = (workerId: string) => ({ replicaSet, workerId, projections: [projection], rules })
+
+const request = (registration: Registration, leaving = false): Request => ({
+  registration,
+  projections: [{ name: projection, filter: EventFilter.canonical({}), startPosition: 0n, acceptFilterChange: false }],
+  busy: new Set(),
+  leaving,
+  rules
+})
+
+const happened = (aggregateId: string) => ({
+  boundedContext: "shop",
+  aggregateType: "Cart",
+  aggregateId,
+  eventType: "Added",
+  payload: {}
+})
+
+it.effect("processes in one world see the same; another layer is another world", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const position = Effect.flatMap(EventStore, (store) => store.settledPosition)
+    yield* Effect.flatMap(EventStore, (store) => store.append([happened("a")])).pipe(
+      Effect.provide(MemoryStores.layerWorld(world))
+    )
+    assert.strictEqual(yield* Effect.provide(position, MemoryStores.layerWorld(world)), 1n)
+    assert.strictEqual(yield* Effect.provide(position, MemoryStores.layer), 0n)
+    assert.strictEqual(world.processes, 2)
+  }))
+
+it.effect("who waits for events is woken by the append itself, without any time passing", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const [reader, writer] = [yield* enter(world), yield* enter(world)]
+    const fiber = yield* Effect.forkChild(reader.events.settledBeyond(0n, Duration.hours(1)), {
+      startImmediately: true
+    })
+    yield* writer.events.append([happened("a"), happened("a")])
+    assert.strictEqual(yield* Fiber.join(fiber), 2n)
+  }))
+
+it.effect("a process that is cut off reaches nothing, and its neighbour is told", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const [victim, other] = [yield* enter(world), yield* enter(world)]
+    const registration = yield* other.membership.join(options("other"))
+    const scope = yield* Scope.make()
+    const lost = yield* Scope.provide(victim.membership.join(options("victim")), scope)
+    const { generation } = yield* other.decisions.decide(request(registration))
+    const { held: [row] } = yield* victim.decisions.decide(request(lost))
+    yield* other.membership.watch(registration, generation!)
+    const wakeUps = yield* other.membership.wakeUps(registration)
+    yield* Queue.clear(wakeUps)
+
+    const started = yield* Deferred.make<void>()
+    const go = yield* Deferred.make<void>()
+    const effects = yield* TxRef.make(0)
+    const inFlight = yield* Effect.forkChild(victim.checkpoints.commit(
+      row!,
+      batch(0n),
+      TxRef.update(effects, (count) => count + 1).pipe(
+        Effect.andThen(Deferred.succeed(started, undefined)),
+        Effect.andThen(Deferred.await(go)),
+        Effect.as(1n)
+      )
+    ))
+    yield* Deferred.await(started)
+    yield* victim.handle.cut
+    yield* Queue.take(wakeUps)
+
+    yield* Deferred.succeed(go, undefined)
+    const late: ReadonlyArray<Effect.Effect<unknown, unknown>> = [
+      victim.events.append([happened("a")]),
+      victim.membership.heartbeat(lost),
+      victim.decisions.decide(request(lost, true)),
+      victim.checkpoints.advance(row!, { from: 0n, to: 1n })
+    ]
+    const calls = yield* Effect.forEach(late, (call) => Effect.forkChild(Effect.exit(call), { startImmediately: true }))
+    yield* Scope.close(scope, Exit.void)
+    yield* TestClock.adjust(rules.presenceGraceMillis)
+    assert.isTrue([...calls, inFlight].every((fiber) => fiber.pollUnsafe() === undefined))
+
+    const taken = yield* other.decisions.decide(request(registration))
+    assert.deepStrictEqual(taken.evict.map(({ workerId }) => workerId), ["victim"])
+    assert.isTrue(taken.settled)
+    yield* Fiber.interruptAll([...calls, inFlight])
+    assert.strictEqual(yield* TxRef.get(effects), 0)
+    assert.strictEqual(yield* other.events.headPosition, 0n)
+    assert.deepStrictEqual((yield* other.checkpoints.rows(projection)).map(({ position }) => position), [0n])
+  }))
+
+it.effect("waiting for an id can be given up", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const { membership } = yield* enter(world)
+    const scope = yield* Scope.make()
+    yield* Scope.provide(membership.join(options("a")), scope)
+    yield* Scope.close(scope, Exit.void)
+    const joining = yield* Effect.forkChild(Effect.scoped(membership.join(options("a"))), { startImmediately: true })
+    yield* Fiber.interrupt(joining)
+    yield* TestClock.adjust("3 seconds")
+    assert.strictEqual(world.workers.value.get(MemoryWorld.workerKey({ replicaSet, workerId: "a" }))?.incarnation, 1n)
+  }))
+
+it.effect("the end of a process ends the presence of its workers", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const scope = yield* Scope.make()
+    const process = yield* Layer.buildWithScope(MemoryStores.layerWorld(world), scope)
+    const registration = yield* Context.get(process, Membership).join(options("a"))
+    const record = () => world.workers.value.get(MemoryWorld.workerKey(registration))
+    assert.isUndefined(record()?.absentSince)
+    yield* TestClock.adjust("3 seconds")
+    yield* Scope.close(scope, Exit.void)
+    assert.strictEqual(record()?.absentSince, 3_000)
+    assert.isUndefined(record()?.stoppedAt)
+  }))
+
+it.effect("batches that write the same thing run again until both are counted", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const { checkpoints, decisions, membership } = yield* enter(world)
+    const registrations = [yield* membership.join(options("a")), yield* membership.join(options("b"))]
+    const rows = yield* Effect.forEach(
+      registrations,
+      (registration) => Effect.map(decisions.decide(request(registration)), ({ held }) => held[0]!)
+    )
+    const total = yield* TxRef.make(0)
+    const started = yield* Effect.forEach(rows, () => Deferred.make<void>())
+    let runs = 0
+    yield* Effect.forEach(rows, (row, index) =>
+      checkpoints.commit(
+        row,
+        batch(0n),
+        TxRef.update(total, (count) => count + 1).pipe(
+          Effect.tap(() => Effect.sync(() => runs++)),
+          Effect.andThen(Deferred.succeed(started[index]!, undefined)),
+          Effect.andThen(Effect.forEach(started, (other) => Deferred.await(other), { discard: true })),
+          Effect.as(1n)
+        )
+      ), { concurrency: "unbounded" })
+    assert.strictEqual(yield* TxRef.get(total), 2)
+    assert.strictEqual(runs, 3)
+    assert.deepStrictEqual((yield* checkpoints.rows(projection)).map(({ position }) => position), [1n, 1n])
+  }))
+
+it.effect("events that a handler appends are there when its batch commits", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const { checkpoints, decisions, events, membership } = yield* enter(world)
+    const { held: [row] } = yield* decisions.decide(request(yield* membership.join(options("a"))))
+    const waiting = yield* Effect.forkChild(events.settledBeyond(0n, Duration.hours(1)), { startImmediately: true })
+    const failed = yield* Effect.flip(checkpoints.commit(
+      row!,
+      batch(0n),
+      Effect.andThen(events.append([happened("a")]), Effect.fail("no"))
+    ))
+    assert.strictEqual(failed._tag, "HandlerFailure")
+    assert.strictEqual(yield* events.headPosition, 0n)
+    yield* checkpoints.commit(
+      row!,
+      batch(0n),
+      Effect.gen(function*() {
+        yield* events.append([happened("a")])
+        yield* TestClock.adjust("1 second")
+        assert.isUndefined(waiting.pollUnsafe())
+        assert.deepStrictEqual((yield* events.read({ after: 0n })).events, [])
+        return 1n
+      })
+    )
+    assert.strictEqual(yield* Fiber.join(waiting), 1n)
+    const { events: read } = yield* events.read({ after: 0n })
+    assert.deepStrictEqual(read.map((event) => [event.globalPosition, event.createdAt.getTime()]), [[1n, 0]])
+  }))
+
+it.effect("a generation is active once all its members report that they run in it", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const { decisions, membership } = yield* enter(world)
+    const [first, second] = [yield* membership.join(options("a")), yield* membership.join(options("b"))]
+    const { generation } = yield* decisions.decide(request(first))
+    const states = () => world.generations.value.get(replicaSet)!.map(({ state }) => state)
+    yield* membership.report(first, { state: "running", generation })
+    yield* membership.report(second, { state: "ready", generation })
+    assert.deepStrictEqual(states(), ["pending"])
+    yield* membership.report(second, { state: "running", generation })
+    assert.deepStrictEqual(states(), ["active"])
+    const record = world.workers.value.get(MemoryWorld.workerKey(second))
+    assert.deepStrictEqual([record?.state, record?.generationId, record?.partitionKey], ["running", 1n, 1])
+    yield* decisions.decide(request(second, true))
+    assert.deepStrictEqual(states(), ["superseded", "pending"])
+    assert.strictEqual(world.workers.value.get(MemoryWorld.workerKey(second))?.state, "stopped")
+  }))
+
+it.effect("the history of generations is bounded", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const { decisions, membership } = yield* enter(world)
+    const first = yield* membership.join(options("a"))
+    for (let index = 0; index < 60; index++) {
+      const second = yield* membership.join(options("b"))
+      yield* decisions.decide(request(first))
+      yield* decisions.decide(request(second, true))
+    }
+    const kept = world.generations.value.get(replicaSet)!
+    assert.strictEqual(kept.length, 100)
+    assert.strictEqual(kept[99]?.generationId, 120n)
+  }))
+
+it.effect("decisions at the same time act one after the other, however their steps are mixed", () =>
+  Effect.gen(function*() {
+    for (let steps = 3; steps <= 60; steps++) {
+      const world = yield* MemoryStores.makeWorld
+      const { checkpoints, decisions, membership } = yield* enter(world)
+      // The one that forms the generation does not carry the projection: the others create its row.
+      const former = yield* membership.join({ ...options("former"), projections: ["other"] })
+      const carriers = [yield* membership.join(options("a")), yield* membership.join(options("b"))]
+      yield* decisions.decide({ ...request(former), projections: [] })
+      const decided = yield* Effect.forEach(carriers, (registration) => decisions.decide(request(registration)), {
+        concurrency: "unbounded"
+      }).pipe(Effect.provideService(Scheduler.MaxOpsBeforeYield, steps))
+      assert.isTrue(decided.every(({ form, settled }) => form === undefined && settled))
+      assert.strictEqual(decided.flatMap(({ create }) => create).length, 1, `${steps} steps`)
+      assert.deepStrictEqual(
+        yield* checkpoints.rows(projection),
+        decided.flatMap(({ held }) => held).sort((x, y) => x.range.start - y.range.start)
+      )
+    }
+  }))
+
+it.effect("what happens in another replica set wakes nobody", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const { decisions, membership } = yield* enter(world)
+    const wakeUps = yield* membership.wakeUps(yield* membership.join(options("a")))
+    const other = yield* membership.join({ ...options("a"), replicaSet: "other" })
+    yield* decisions.decide(request(other))
+    yield* decisions.decide(request(other, true))
+    assert.strictEqual((yield* Queue.clear(wakeUps)).length, 0)
+  }))
+
+it("hashes fill the space evenly", () => {
+  const parts = Array.from({ length: 8 }, () => 0)
+  for (let index = 0; index < 8_000; index++) {
+    const hash = MemoryWorld.hash(`cart-${index}`)
+    assert.isTrue(Number.isInteger(hash) && 0 <= hash && hash < 2 ** 32)
+    parts[Math.floor(hash / 2 ** 29)]!++
+  }
+  assert.isTrue(parts.every((count) => 850 < count && count < 1_150), String(parts))
+})

@@ -1,0 +1,369 @@
+import { assert, it } from "@effect/vitest"
+import * as Cause from "effect/Cause"
+import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import type * as Layer from "effect/Layer"
+import type { Held } from "../../src/schema/Checkpoint.ts"
+import type * as Decision from "../../src/schema/Decision.ts"
+import * as EventFilter from "../../src/schema/EventFilter.ts"
+import * as HashRange from "../../src/schema/HashRange.ts"
+import type * as Worker from "../../src/schema/Worker.ts"
+import { CheckpointStore } from "../../src/services/CheckpointStore.ts"
+import { Decisions } from "../../src/services/Decisions.ts"
+import { Membership } from "../../src/services/Membership.ts"
+import type { Time } from "./Suite.ts"
+import { dead, hasty, patient, timeout, unique } from "./Suite.ts"
+
+export interface Options<R> {
+  readonly time: Time
+  /** What a handler does to its read model: it counts keys there. */
+  readonly effects: {
+    readonly record: (key: string) => Effect.Effect<void, unknown, R>
+    /** How often the key was recorded by what has committed. */
+    readonly count: (key: string) => Effect.Effect<number, unknown, R>
+  }
+}
+
+const request = (
+  registration: Worker.Registration,
+  projection: string,
+  rules: Worker.LivenessRules
+): Decision.Request => ({
+  registration,
+  projections: [{ name: projection, filter: EventFilter.canonical({}), startPosition: 0n, acceptFilterChange: false }],
+  busy: new Set(),
+  leaving: false,
+  rules
+})
+
+/** A projection of its own with as many workers as asked for, all of them at rest; the row that each of them holds. */
+const held = Effect.fnUntraced(function*(workers: number) {
+  const replicaSet = yield* unique("replica-set")
+  const projection = yield* unique("projection")
+  const registrations = yield* Effect.forEach(
+    Array.from({ length: workers }, (_, index) => index),
+    (index) =>
+      Effect.flatMap(
+        Membership,
+        (membership) =>
+          membership.join({ replicaSet, workerId: `worker-${index}`, projections: [projection], rules: patient })
+      )
+  )
+  const decisions = yield* Decisions
+  const decided = yield* Effect.forEach(
+    registrations,
+    (registration) => decisions.decide(request(registration, projection, patient))
+  )
+  const rows: Array<Held> = []
+  for (const decision of decided) {
+    assert.isTrue(decision.settled)
+    assert.strictEqual(decision.held.length, 1)
+    rows.push(decision.held[0]!)
+  }
+  return rows
+})
+
+const idleTimeout = Duration.seconds(20)
+
+export const suite = <R = never>(
+  name: string,
+  layer: Layer.Layer<CheckpointStore | Decisions | Membership | R, unknown>,
+  { effects, time }: Options<R>
+) =>
+  it.layer(layer, { timeout, excludeTestServices: time.excludeTestServices })(`CheckpointStore (${name})`, (it) => {
+    const commit = Effect.fnUntraced(function*<E, R1>(
+      row: Held,
+      from: bigint,
+      to: bigint,
+      work: Effect.Effect<void, E, R1>
+    ) {
+      return yield* (yield* CheckpointStore).commit(row, { from, idleTimeout }, Effect.as(work, to))
+    })
+
+    const position = Effect.fnUntraced(function*(row: Held) {
+      const rows = yield* (yield* CheckpointStore).rows(row.projection)
+      return rows.find((each) => each.range.start === row.range.start)?.position
+    })
+
+    it.effect("a projection that never ran has no rows", () =>
+      Effect.gen(function*() {
+        assert.deepStrictEqual(yield* (yield* CheckpointStore).rows(yield* unique("projection")), [])
+      }))
+
+    it.effect("rows say who holds what, under which filter, from where", () =>
+      Effect.gen(function*() {
+        const rows = yield* held(3)
+        const stored = yield* (yield* CheckpointStore).rows(rows[0]!.projection)
+        assert.deepStrictEqual(stored, [...rows].sort((a, b) => a.range.start - b.range.start))
+        assert.isTrue(HashRange.tiles(stored.map((row) => row.range)))
+        for (const row of stored) {
+          assert.deepStrictEqual([row.position, row.filter, row.halt], [0n, EventFilter.canonical({}), undefined])
+        }
+      }))
+
+    it.effect("a batch moves the position and its effects are there", () =>
+      Effect.gen(function*() {
+        const [row] = yield* held(1)
+        const key = yield* unique("key")
+        yield* commit(row!, 0n, 5n, effects.record(key))
+        assert.strictEqual(yield* position(row!), 5n)
+        assert.strictEqual(yield* effects.count(key), 1)
+        yield* commit(row!, 5n, 9n, Effect.andThen(effects.record(key), effects.record(key)))
+        assert.strictEqual(yield* position(row!), 9n)
+        assert.strictEqual(yield* effects.count(key), 3)
+      }))
+
+    class Boom {
+      readonly _tag = "Boom"
+    }
+
+    const failures: ReadonlyArray<
+      readonly [string, Effect.Effect<void, unknown>, (cause: Cause.Cause<unknown>) => boolean]
+    > = [
+      [
+        "fails",
+        Effect.fail(new Boom()),
+        (cause) => cause.reasons.some((reason) => Cause.isFailReason(reason) && reason.error instanceof Boom)
+      ],
+      [
+        "dies",
+        Effect.die(new Boom()),
+        (cause) => cause.reasons.some((reason) => Cause.isDieReason(reason) && reason.defect instanceof Boom)
+      ],
+      [
+        "throws",
+        Effect.sync(() => {
+          throw new Boom()
+        }),
+        (cause) => cause.reasons.some((reason) => Cause.isDieReason(reason) && reason.defect instanceof Boom)
+      ],
+      ["interrupts itself", Effect.interrupt, Cause.hasInterrupts]
+    ]
+    for (const [what, failing, isExpected] of failures) {
+      it.effect(`a handler that ${what} rolls its batch back, and is told apart from a passing failure`, () =>
+        Effect.gen(function*() {
+          const [row] = yield* held(1)
+          const key = yield* unique("key")
+          const failure = yield* Effect.flip(commit(row!, 0n, 5n, Effect.andThen(effects.record(key), failing)))
+          assert(failure._tag === "HandlerFailure")
+          assert.isTrue(isExpected(failure.cause))
+          assert.strictEqual(yield* position(row!), 0n)
+          assert.strictEqual(yield* effects.count(key), 0)
+          yield* commit(row!, 0n, 5n, effects.record(key))
+          assert.strictEqual(yield* position(row!), 5n)
+          assert.strictEqual(yield* effects.count(key), 1)
+        }))
+    }
+
+    const foreign: ReadonlyArray<readonly [string, (row: Held) => readonly [Held, bigint]]> = [
+      ["another worker", (row) => [{ ...row, fence: { ...row.fence, workerId: "other" } }, 7n]],
+      [
+        "another incarnation",
+        (row) => [{ ...row, fence: { ...row.fence, incarnation: row.fence.incarnation + 1n } }, 7n]
+      ],
+      [
+        "another generation",
+        (row) => [{ ...row, fence: { ...row.fence, generationId: row.fence.generationId + 1n } }, 7n]
+      ],
+      ["another end", (row) => [{ ...row, range: { ...row.range, end: row.range.end - 1 } }, 7n]],
+      ["another start", (row) => [{ ...row, range: { ...row.range, start: row.range.start + 1 } }, 7n]],
+      ["a position before its own", (row) => [row, 6n]],
+      ["a position beyond its own", (row) => [row, 8n]]
+    ]
+    for (const [what, change] of foreign) {
+      it.effect(`the fence refuses ${what}`, () =>
+        Effect.gen(function*() {
+          const store = yield* CheckpointStore
+          const [row] = yield* held(1)
+          const key = yield* unique("key")
+          yield* commit(row!, 0n, 7n, Effect.void)
+          const before = yield* store.rows(row!.projection)
+          const [other, from] = change(row!)
+          const fenced = yield* Effect.flip(commit(other, from, 9n, effects.record(key)))
+          assert(fenced._tag === "Fenced")
+          assert.strictEqual(fenced.projection, row!.projection)
+          assert.strictEqual((yield* Effect.flip(store.advance(other, { from, to: 9n })))._tag, "Fenced")
+          const halt = {
+            at: from,
+            error: "no",
+            position: 8n,
+            eventId: globalThis.crypto.randomUUID(),
+            aggregateId: "a"
+          }
+          assert.strictEqual((yield* Effect.flip(store.halt(other, halt)))._tag, "Fenced")
+          assert.deepStrictEqual(yield* store.rows(row!.projection), before)
+          assert.strictEqual(yield* effects.count(key), 0)
+        }))
+    }
+
+    it.effect("advance moves the position without work", () =>
+      Effect.gen(function*() {
+        const store = yield* CheckpointStore
+        const [row] = yield* held(1)
+        yield* store.advance(row!, { from: 0n, to: 3n })
+        yield* store.advance(row!, { from: 3n, to: 12n })
+        assert.strictEqual(yield* position(row!), 12n)
+        assert.strictEqual((yield* Effect.flip(store.advance(row!, { from: 3n, to: 13n })))._tag, "Fenced")
+        assert.strictEqual(yield* position(row!), 12n)
+      }))
+
+    it.effect("a halt is recorded on the row, and only there", () =>
+      Effect.gen(function*() {
+        const store = yield* CheckpointStore
+        const rows = yield* held(2)
+        const row = rows[0]!
+        yield* store.advance(row, { from: 0n, to: 3n })
+        const eventId = globalThis.crypto.randomUUID()
+        yield* store.halt(row, { at: 3n, error: "it's \"broken\"", position: 4n, eventId, aggregateId: "cart-1" })
+        for (const stored of yield* store.rows(row.projection)) {
+          if (stored.range.start !== row.range.start) {
+            assert.isUndefined(stored.halt)
+            continue
+          }
+          assert.strictEqual(stored.position, 3n)
+          assert.deepStrictEqual(
+            { ...stored.halt, since: undefined, hash: undefined },
+            { error: "it's \"broken\"", position: 4n, eventId, since: undefined, hash: undefined }
+          )
+          assert.instanceOf(stored.halt?.since, Date)
+          assert.isTrue(Number.isInteger(stored.halt?.hash) && HashRange.includes(HashRange.whole, stored.halt!.hash))
+        }
+      }))
+
+    it.effect("of two batches on one range at the same time one commits", () =>
+      Effect.gen(function*() {
+        const [row] = yield* held(1)
+        const keys = [yield* unique("key"), yield* unique("key")]
+        const started = yield* Effect.forEach(keys, () => Deferred.make<void>())
+        const outcomes = yield* Effect.forEach(keys, (key, index) =>
+          effects.record(key).pipe(
+            Effect.andThen(Deferred.succeed(started[index]!, undefined)),
+            // Both are in the middle of their transaction before either ends it.
+            Effect.andThen(Effect.forEach(started, (other) => Deferred.await(other), { discard: true })),
+            (work) => Effect.exit(commit(row!, 0n, BigInt(5 + index), work))
+          ), { concurrency: "unbounded" })
+        assert.strictEqual(outcomes.filter(Exit.isSuccess).length, 1)
+        const winner = outcomes.findIndex(Exit.isSuccess)
+        const loser = outcomes[1 - winner]!
+        assert(Exit.isFailure(loser))
+        const error = loser.cause.reasons.find(Cause.isFailReason)?.error
+        assert.isTrue(error?._tag === "Fenced" || error?._tag === "TransientFailure")
+        assert.strictEqual(yield* position(row!), BigInt(5 + winner))
+        assert.strictEqual(yield* effects.count(keys[winner]!), 1)
+        assert.strictEqual(yield* effects.count(keys[1 - winner]!), 0)
+      }))
+
+    it.effect("batches of different ranges commit side by side", () =>
+      Effect.gen(function*() {
+        const rows = yield* held(2)
+        const keys = [yield* unique("key"), yield* unique("key")]
+        const started = yield* Effect.forEach(keys, () => Deferred.make<void>())
+        yield* Effect.forEach(rows, (row, index) =>
+          effects.record(keys[index]!).pipe(
+            Effect.andThen(Deferred.succeed(started[index]!, undefined)),
+            Effect.andThen(Effect.forEach(started, (other) => Deferred.await(other), { discard: true })),
+            (work) => commit(row, 0n, BigInt(5 + index), work)
+          ), { concurrency: "unbounded" })
+        assert.deepStrictEqual([yield* position(rows[0]!), yield* position(rows[1]!)], [5n, 6n])
+        assert.deepStrictEqual([yield* effects.count(keys[0]!), yield* effects.count(keys[1]!)], [1, 1])
+      }))
+
+    it.effect("what a batch has done is not seen before it commits", () =>
+      Effect.gen(function*() {
+        const [row] = yield* held(1)
+        const key = yield* unique("key")
+        const recorded = yield* Deferred.make<void>()
+        const go = yield* Deferred.make<void>()
+        const fiber = yield* Effect.forkChild(
+          commit(
+            row!,
+            0n,
+            5n,
+            effects.record(key).pipe(
+              Effect.andThen(Deferred.succeed(recorded, undefined)),
+              Effect.andThen(Deferred.await(go))
+            )
+          )
+        )
+        yield* Deferred.await(recorded)
+        assert.strictEqual(yield* effects.count(key), 0)
+        assert.strictEqual(yield* position(row!), 0n)
+        yield* Deferred.succeed(go, undefined)
+        yield* Fiber.join(fiber)
+        assert.strictEqual(yield* effects.count(key), 1)
+      }))
+
+    it.effect("a batch that is interrupted from outside leaves nothing", () =>
+      Effect.gen(function*() {
+        const [row] = yield* held(1)
+        const key = yield* unique("key")
+        const recorded = yield* Deferred.make<void>()
+        const fiber = yield* Effect.forkChild(
+          commit(
+            row!,
+            0n,
+            5n,
+            effects.record(key).pipe(
+              Effect.andThen(Deferred.succeed(recorded, undefined)),
+              Effect.andThen(Effect.never)
+            )
+          )
+        )
+        yield* Deferred.await(recorded)
+        yield* Fiber.interrupt(fiber)
+        const exit = yield* Fiber.await(fiber)
+        assert(Exit.isFailure(exit))
+        assert.isTrue(Cause.hasInterruptsOnly(exit.cause))
+        assert.strictEqual(yield* position(row!), 0n)
+        assert.strictEqual(yield* effects.count(key), 0)
+        yield* commit(row!, 0n, 5n, effects.record(key))
+        assert.strictEqual(yield* effects.count(key), 1)
+      }))
+
+    it.effect("a batch in flight whose range was taken from its dead worker is fenced", () =>
+      Effect.gen(function*() {
+        const store = yield* CheckpointStore
+        const [row] = yield* held(1)
+        const key = yield* unique("key")
+        const recorded = yield* Deferred.make<void>()
+        const go = yield* Deferred.make<void>()
+        const fiber = yield* Effect.forkChild(
+          commit(
+            row!,
+            0n,
+            5n,
+            effects.record(key).pipe(
+              Effect.andThen(Deferred.succeed(recorded, undefined)),
+              Effect.andThen(Deferred.await(go))
+            )
+          )
+        )
+        yield* Deferred.await(recorded)
+        yield* time.advance(dead)
+        const { projection, replicaSet } = row!
+        const membership = yield* Membership
+        const successor = yield* membership.join({
+          replicaSet,
+          workerId: "successor",
+          projections: [projection],
+          rules: hasty
+        })
+        const { held: taken } = yield* (yield* Decisions).decide(request(successor, projection, hasty))
+        assert.deepStrictEqual(taken.map((each) => each.range), [HashRange.whole])
+        yield* Deferred.succeed(go, undefined)
+        assert.strictEqual((yield* Effect.flip(Fiber.join(fiber)))._tag, "Fenced")
+        assert.strictEqual(yield* effects.count(key), 0)
+        assert.deepStrictEqual(yield* store.rows(projection), taken)
+        yield* commit(taken[0]!, 0n, 5n, effects.record(key))
+        assert.strictEqual(yield* effects.count(key), 1)
+      }))
+
+    it.effect("the services of the store's own surroundings do", () =>
+      Effect.gen(function*() {
+        const context = yield* Effect.context<never>()
+        yield* (yield* CheckpointStore).checkClient(context, "replica-set")
+      }))
+  })

@@ -1,0 +1,523 @@
+import { assert, it } from "@effect/vitest"
+import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import type * as Layer from "effect/Layer"
+import type { Event, NewEvent, StreamId } from "../../src/schema/Event.ts"
+import * as HashRange from "../../src/schema/HashRange.ts"
+import type { ReadOptions } from "../../src/services/EventStore.ts"
+import { EventStore } from "../../src/services/EventStore.ts"
+import type { Time } from "./Suite.ts"
+import { timeout, unique } from "./Suite.ts"
+
+export interface Options<R> {
+  readonly time: Time
+  /** The transaction of an application on this implementation. */
+  readonly transact: <A, E, R1>(self: Effect.Effect<A, E, R1>) => Effect.Effect<A, unknown, R1 | R>
+}
+
+const newStream = Effect.gen(function*() {
+  return {
+    boundedContext: yield* unique("context"),
+    aggregateType: "Cart",
+    aggregateId: yield* unique("cart")
+  } satisfies StreamId
+})
+
+const happened = (stream: StreamId, rest?: Partial<NewEvent>): NewEvent => ({
+  eventType: "Happened",
+  payload: {},
+  ...stream,
+  ...rest
+})
+
+const append = Effect.fnUntraced(function*(...parameters: Parameters<EventStore["Service"]["append"]>) {
+  return yield* (yield* EventStore).append(...parameters)
+})
+
+const readStream = Effect.fnUntraced(function*(...parameters: Parameters<EventStore["Service"]["readStream"]>) {
+  return yield* (yield* EventStore).readStream(...parameters)
+})
+
+/** Everything that matches, page by page. */
+const readAll = Effect.fnUntraced(function*(options: ReadOptions) {
+  const store = yield* EventStore
+  const upTo = options.upTo ?? (yield* store.settledPosition)
+  const events: Array<Event> = []
+  const pages: Array<number> = []
+  let after = options.after
+  while (after < upTo) {
+    const page = yield* store.read({ ...options, after, upTo })
+    assert.isTrue(page.position > after, "each page leads on")
+    assert.isTrue(page.position <= upTo, "no page leads beyond what was asked for")
+    for (const event of page.events) {
+      assert.isTrue(after < event.globalPosition && event.globalPosition <= page.position, "events lie in their page")
+    }
+    events.push(...page.events)
+    pages.push(page.events.length)
+    after = page.position
+  }
+  return { events, pages: pages.filter((length) => length > 0) }
+})
+
+/** Waits until the position is settled. */
+const settle = Effect.fnUntraced(function*(position: bigint) {
+  const store = yield* EventStore
+  let settled = yield* store.settledPosition
+  while (settled < position) settled = yield* store.settledBeyond(settled, Duration.millis(50))
+  return settled
+})
+
+const last = (positions: ReadonlyArray<bigint>): bigint => positions[positions.length - 1]!
+
+const positionsOf = (events: ReadonlyArray<Event>): ReadonlyArray<bigint> => events.map((event) => event.globalPosition)
+
+const ascending = (positions: ReadonlyArray<bigint>): boolean =>
+  positions.every((position, index) => index === 0 || positions[index - 1]! < position)
+
+export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R, unknown>, options: Options<R>) =>
+  it.layer(layer, { timeout, excludeTestServices: options.time.excludeTestServices })(`EventStore (${name})`, (it) => {
+    it.effect("append gives versions from 1 and growing positions", () =>
+      Effect.gen(function*() {
+        const stream = yield* newStream
+        const first = yield* append([happened(stream), happened(stream)])
+        const second = yield* append([happened(stream)])
+        assert.deepStrictEqual(first.stream, stream)
+        assert.deepStrictEqual([first.firstVersion, first.lastVersion], [1n, 2n])
+        assert.deepStrictEqual([second.firstVersion, second.lastVersion], [3n, 3n])
+        assert.strictEqual(first.positions.length, 2)
+        assert.isTrue(ascending([...first.positions, ...second.positions]))
+        const events = yield* readStream(stream)
+        assert.deepStrictEqual(events.map((event) => event.aggregateVersion), [1n, 2n, 3n])
+        assert.deepStrictEqual(positionsOf(events), [...first.positions, ...second.positions])
+      }))
+
+    it.effect("what was appended is read as it was", () =>
+      Effect.gen(function*() {
+        const stream = {
+          boundedContext: yield* unique("Käse 'n' \"x\"; --"),
+          aggregateType: "Ünïcode ☃ 🚀",
+          aggregateId: yield* unique("$1 {a,b} \\ % _ ' \" NULL")
+        }
+        const eventId = "0190A5D6-7C3E-7B4A-9D2F-0123456789AB"
+        yield* append([
+          happened(stream, {
+            eventId,
+            eventType: "Quoted 'type'",
+            eventVersion: 7,
+            payload: { text: "ä \u0000 \"'\\ 🚀", list: [1, 2.5, null, true] },
+            traceId: "trace",
+            correlationId: "correlation",
+            causationId: "causation",
+            metadata: { by: "someone", nested: { list: [1, "two", null, { three: 3 }] } }
+          }),
+          happened(stream, { payload: Uint8Array.from([0, 255, 39, 92, 10]), metadata: null }),
+          happened(stream, { payload: new Uint8Array(0), metadata: [] }),
+          happened(stream, { payload: undefined, metadata: "text" })
+        ])
+        const [full, bytes, empty, nothing] = yield* readStream(stream)
+        assert.deepStrictEqual({ ...full, payload: undefined, createdAt: undefined, globalPosition: undefined }, {
+          ...stream,
+          aggregateVersion: 1n,
+          eventId: eventId.toLowerCase(),
+          eventType: "Quoted 'type'",
+          eventVersion: 7,
+          traceId: "trace",
+          correlationId: "correlation",
+          causationId: "causation",
+          metadata: { by: "someone", nested: { list: [1, "two", null, { three: 3 }] } },
+          payload: undefined,
+          createdAt: undefined,
+          globalPosition: undefined
+        })
+        assert.deepStrictEqual(JSON.parse(new TextDecoder().decode(full!.payload)), {
+          text: "ä \u0000 \"'\\ 🚀",
+          list: [1, 2.5, null, true]
+        })
+        assert.instanceOf(full!.createdAt, Date)
+        assert.deepStrictEqual([...bytes!.payload], [0, 255, 39, 92, 10])
+        assert.deepStrictEqual(
+          [bytes!.metadata, bytes!.traceId, bytes!.correlationId, bytes!.causationId, bytes!.eventVersion],
+          [null, null, null, null, 1]
+        )
+        assert.match(bytes!.eventId, /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/)
+        assert.deepStrictEqual([empty!.payload.length, empty!.metadata], [0, []])
+        assert.deepStrictEqual([new TextDecoder().decode(nothing!.payload), nothing!.metadata], ["null", "text"])
+      }))
+
+    it.effect("an append at another version than expected is a conflict and appends nothing", () =>
+      Effect.gen(function*() {
+        const stream = yield* newStream
+        const conflict = (expectedVersion: "none" | bigint) =>
+          Effect.flip(append([happened(stream)], { expectedVersion })).pipe(
+            Effect.map((error) => {
+              assert(error._tag === "ConcurrencyConflict")
+              assert.strictEqual(error.aggregateId, stream.aggregateId)
+              return [error.expected, error.actual]
+            })
+          )
+        assert.deepStrictEqual(yield* conflict(1n), ["1", 0n])
+        yield* append([happened(stream)], { expectedVersion: "none" })
+        assert.deepStrictEqual(yield* conflict("none"), ["none", 1n])
+        yield* append([happened(stream), happened(stream)], { expectedVersion: 1n })
+        assert.deepStrictEqual(yield* conflict(1n), ["1", 3n])
+        assert.deepStrictEqual(yield* conflict(4n), ["4", 3n])
+        yield* append([happened(stream)], { expectedVersion: 3n })
+        yield* append([happened(stream)], { expectedVersion: "any" })
+        assert.strictEqual((yield* readStream(stream)).length, 5)
+      }))
+
+    it.effect("streams differ in each part of their name", () =>
+      Effect.gen(function*() {
+        const stream = yield* newStream
+        const others = [
+          { ...stream, boundedContext: `${stream.boundedContext}-` },
+          { ...stream, aggregateType: "Other" },
+          { ...stream, aggregateId: `${stream.aggregateId}-` }
+        ]
+        for (const each of [stream, ...others]) {
+          const appended = yield* append([happened(each)], { expectedVersion: "none" })
+          assert.strictEqual(appended.lastVersion, 1n)
+        }
+        assert.strictEqual((yield* readStream(stream)).length, 1)
+      }))
+
+    it.effect("an event id is stored once", () =>
+      Effect.gen(function*() {
+        const stream = yield* newStream
+        const other = yield* newStream
+        const eventId = globalThis.crypto.randomUUID()
+        yield* append([happened(stream, { eventId })])
+        const again = yield* Effect.flip(append([happened(other), happened(other, { eventId: eventId.toUpperCase() })]))
+        assert.strictEqual(again._tag, "DuplicateEvent")
+        const twice = globalThis.crypto.randomUUID()
+        const within = yield* Effect.flip(
+          append([happened(other, { eventId: twice }), happened(other, { eventId: twice })])
+        )
+        assert.strictEqual(within._tag, "DuplicateEvent")
+        assert.deepStrictEqual(yield* readStream(other), [])
+        assert.strictEqual((yield* append([happened(other)], { expectedVersion: "none" })).lastVersion, 1n)
+      }))
+
+    it.effect("what no store can keep is refused", () =>
+      Effect.gen(function*() {
+        const stream = yield* newStream
+        const cyclic: Record<string, unknown> = {}
+        cyclic["self"] = cyclic
+        const invalid: ReadonlyArray<ReadonlyArray<NewEvent>> = [
+          [],
+          [happened(stream), happened({ ...stream, aggregateId: "another" })],
+          [happened(stream), happened({ ...stream, boundedContext: "another" })],
+          [happened(stream), happened({ ...stream, aggregateType: "Another" })],
+          [happened({ ...stream, boundedContext: "" })],
+          [happened({ ...stream, aggregateType: "" })],
+          [happened({ ...stream, aggregateId: "" })],
+          [happened(stream, { eventType: "" })],
+          [happened({ ...stream, aggregateId: "a\u0000b" })],
+          [happened({ ...stream, aggregateId: "a\ud800b" })],
+          [happened(stream, { eventType: "a\u0000b" })],
+          [happened(stream, { traceId: "a\u0000b" })],
+          [happened(stream, { eventId: "no-uuid" })],
+          [happened(stream, { eventId: "" })],
+          [happened(stream, { eventVersion: 1.5 })],
+          [happened(stream, { eventVersion: 2 ** 31 })],
+          [happened(stream, { payload: 1n })],
+          [happened(stream, { payload: cyclic })],
+          [happened(stream, { payload: () => 1 })],
+          [happened(stream, { metadata: { deep: ["a\u0000b"] } })],
+          [happened(stream, { metadata: { "a\u0000b": 1 } })],
+          [happened(stream, { metadata: { half: "\udc00" } })],
+          [happened(stream, { metadata: 1n })]
+        ]
+        for (const events of invalid) {
+          const error = yield* Effect.flip(append(events))
+          assert.strictEqual(error._tag, "InvalidEvents")
+          assert.isAbove(error.message.length, 10)
+        }
+        assert.deepStrictEqual(yield* readStream(stream), [])
+      }))
+
+    it.effect("readStream reads from a version to a version, at most so many", () =>
+      Effect.gen(function*() {
+        const stream = yield* newStream
+        yield* append(Array.from({ length: 10 }, (_, index) => happened(stream, { payload: index })))
+        const versions = (options: Parameters<EventStore["Service"]["readStream"]>[1]) =>
+          Effect.map(readStream(stream, options), (events) => events.map((event) => Number(event.aggregateVersion)))
+        assert.deepStrictEqual(yield* versions(undefined), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10])
+        assert.deepStrictEqual(yield* versions({ from: 4n, to: 6n }), [4, 5, 6])
+        assert.deepStrictEqual(yield* versions({ from: 8n }), [8, 9, 10])
+        assert.deepStrictEqual(yield* versions({ to: 2n }), [1, 2])
+        assert.deepStrictEqual(yield* versions({ from: 3n, limit: 2 }), [3, 4])
+        assert.deepStrictEqual(yield* versions({ from: 11n }), [])
+        assert.deepStrictEqual(yield* versions({ from: 6n, to: 5n }), [])
+        assert.deepStrictEqual(yield* readStream(yield* newStream), [])
+      }))
+
+    it.effect("an append joins the caller's transaction", () =>
+      Effect.gen(function*() {
+        const stream = yield* newStream
+        const failed = yield* Effect.flip(options.transact(Effect.gen(function*() {
+          yield* append([happened(stream)])
+          yield* append([happened(stream)], { expectedVersion: 1n })
+          return yield* Effect.fail("no")
+        })))
+        assert.strictEqual(failed, "no")
+        assert.deepStrictEqual(yield* readStream(stream), [])
+        const { appended, within } = yield* options.transact(Effect.gen(function*() {
+          yield* append([happened(stream)], { expectedVersion: "none" })
+          const appended = yield* append([happened(stream)], { expectedVersion: 1n })
+          return { appended, within: yield* readStream(stream) }
+        }))
+        assert.strictEqual(within.length, 2)
+        assert.deepStrictEqual(yield* readStream(stream), within)
+        yield* settle(last(appended.positions))
+        const { events } = yield* readAll({ after: 0n, filter: { boundedContexts: [stream.boundedContext] } })
+        assert.strictEqual(events.length, 2)
+      }))
+
+    it.effect("read lets through what the filter's lists say, in position order", () =>
+      Effect.gen(function*() {
+        const [a, b] = [yield* unique("a"), yield* unique("b")]
+        const events: Array<NewEvent> = []
+        for (const boundedContext of [a, b]) {
+          for (const aggregateType of ["Cart", "User"]) {
+            for (const eventType of ["Added", "Removed"]) {
+              const aggregateId = yield* unique("id")
+              events.push({ boundedContext, aggregateType, aggregateId, eventType, payload: {} })
+            }
+          }
+        }
+        const before = yield* (yield* EventStore).headPosition
+        for (const event of events) yield* append([event])
+        const head = yield* (yield* EventStore).headPosition
+        assert.isTrue(head >= before + 8n)
+        yield* settle(head)
+        const read = Effect.fnUntraced(function*(filter: ReadOptions["filter"]) {
+          const { events } = yield* readAll({ after: before, filter })
+          assert.isTrue(ascending(positionsOf(events)))
+          return events.filter((event) => event.boundedContext === a || event.boundedContext === b).map((event) =>
+            `${event.boundedContext === a ? "a" : "b"} ${event.aggregateType} ${event.eventType}`
+          )
+        })
+        const all = [
+          "a Cart Added",
+          "a Cart Removed",
+          "a User Added",
+          "a User Removed",
+          "b Cart Added",
+          "b Cart Removed",
+          "b User Added",
+          "b User Removed"
+        ]
+        assert.deepStrictEqual(yield* read(undefined), all)
+        assert.deepStrictEqual(yield* read({}), all)
+        assert.deepStrictEqual(yield* read({ boundedContexts: [a] }), all.slice(0, 4))
+        assert.deepStrictEqual(yield* read({ boundedContexts: [b, a] }), all)
+        assert.deepStrictEqual(yield* read({ aggregateTypes: ["User"] }), all.filter((each) => each.includes("User")))
+        assert.deepStrictEqual(yield* read({ eventTypes: ["Added"] }), all.filter((each) => each.includes("Added")))
+        assert.deepStrictEqual(
+          yield* read({ boundedContexts: [b], aggregateTypes: ["Cart", "User"], eventTypes: ["Removed"] }),
+          ["b Cart Removed", "b User Removed"]
+        )
+        assert.deepStrictEqual(yield* read({ boundedContexts: [a], aggregateTypes: ["Nobody"] }), [])
+        assert.deepStrictEqual(yield* read({ eventTypes: [] }), [])
+      }))
+
+    it.effect("the partitions of the space share out the events, each aggregate to one", () =>
+      Effect.gen(function*() {
+        const boundedContext = yield* unique("context")
+        const before = yield* (yield* EventStore).headPosition
+        const ids = Array.from({ length: 64 }, (_, index) => `${boundedContext}-${index}`)
+        for (const aggregateId of [...ids, ...ids]) {
+          yield* append([happened({ boundedContext, aggregateType: "Cart", aggregateId })])
+        }
+        const upTo = yield* settle(yield* (yield* EventStore).headPosition)
+        const read = (range: HashRange.HashRange | undefined) =>
+          Effect.map(
+            readAll({ after: before, upTo, range, filter: { boundedContexts: [boundedContext] } }),
+            ({ events }) => events
+          )
+        const whole = yield* read(undefined)
+        assert.strictEqual(whole.length, 128)
+        assert.deepStrictEqual(yield* read(HashRange.whole), whole)
+        for (const total of [2, 3, 7]) {
+          const parts = yield* Effect.forEach(
+            Array.from({ length: total }, (_, key) => HashRange.partition(key, total)),
+            read
+          )
+          const owners = new Map<string, number>()
+          for (const [key, events] of parts.entries()) {
+            assert.isAbove(events.length, 0)
+            assert.isTrue(ascending(positionsOf(events)))
+            for (const event of events) {
+              assert.strictEqual(owners.get(event.aggregateId) ?? key, key)
+              owners.set(event.aggregateId, key)
+            }
+          }
+          const union = parts.flat().sort((x, y) => x.globalPosition < y.globalPosition ? -1 : 1)
+          assert.deepStrictEqual(positionsOf(union), positionsOf(whole))
+        }
+      }))
+
+    it.effect("a page ends at its limit and leads on from there", () =>
+      Effect.gen(function*() {
+        const stream = yield* newStream
+        const { positions } = yield* append(Array.from({ length: 7 }, () => happened(stream)))
+        const upTo = yield* settle(last(positions))
+        const filter = { boundedContexts: [stream.boundedContext] }
+        const first = yield* (yield* EventStore).read({ after: positions[0]! - 1n, upTo, filter, limit: 3 })
+        assert.deepStrictEqual(positionsOf(first.events), positions.slice(0, 3))
+        assert.isTrue(first.position >= positions[2]! && first.position < positions[3]!)
+        const { events, pages } = yield* readAll({ after: 0n, upTo, filter, limit: 3 })
+        assert.deepStrictEqual(positionsOf(events), positions)
+        assert.isTrue(pages.every((length) => length <= 3))
+      }))
+
+    it.effect("a page ends at its bytes, but never below one event", () =>
+      Effect.gen(function*() {
+        const stream = yield* newStream
+        const payload = new Uint8Array(10_000)
+        const { positions } = yield* append(Array.from({ length: 6 }, () => happened(stream, { payload })))
+        const upTo = yield* settle(last(positions))
+        const filter = { boundedContexts: [stream.boundedContext] }
+        const two = yield* readAll({ after: 0n, upTo, filter, bytes: 25_000 })
+        assert.deepStrictEqual(positionsOf(two.events), positions)
+        assert.deepStrictEqual(two.pages, [2, 2, 2])
+        const one = yield* readAll({ after: 0n, upTo, filter, bytes: 1 })
+        assert.deepStrictEqual(positionsOf(one.events), positions)
+        assert.deepStrictEqual(one.pages, [1, 1, 1, 1, 1, 1])
+      }))
+
+    it.effect("read goes from after one position up to another", () =>
+      Effect.gen(function*() {
+        const store = yield* EventStore
+        const stream = yield* newStream
+        const { positions } = yield* append(Array.from({ length: 6 }, () => happened(stream)))
+        const settled = yield* settle(last(positions))
+        const filter = { boundedContexts: [stream.boundedContext] }
+        const { events } = yield* readAll({ after: positions[1]!, upTo: positions[3]!, filter })
+        assert.deepStrictEqual(positionsOf(events), positions.slice(2, 4))
+        // Nothing lies between the last position and itself.
+        const nothing = yield* store.read({ after: settled, upTo: settled })
+        assert.deepStrictEqual(nothing, { events: [], position: settled })
+        const none = yield* readAll({ after: 0n, upTo: settled, filter: { eventTypes: [yield* unique("never")] } })
+        assert.deepStrictEqual(none.events, [])
+      }))
+
+    it.effect("a position that was never given out is ahead of the events", () =>
+      Effect.gen(function*() {
+        const store = yield* EventStore
+        yield* append([happened(yield* newStream)])
+        const position = (yield* store.headPosition) + 1_000_000n
+        const read = yield* Effect.flip(store.read({ after: position }))
+        assert.strictEqual(read._tag, "CheckpointAheadOfEvents")
+        const waited = yield* Effect.flip(store.settledBeyond(position, Duration.seconds(1)))
+        assert(waited._tag === "CheckpointAheadOfEvents")
+        assert.strictEqual(waited.position, position)
+        assert.isTrue(waited.lastPosition < position)
+      }))
+
+    it.effect("settledBeyond answers at once when there is more, and else waits until there is", () =>
+      Effect.gen(function*() {
+        const store = yield* EventStore
+        const stream = yield* newStream
+        const { positions } = yield* append([happened(stream), happened(stream)])
+        const settled = yield* settle(last(positions))
+        assert.strictEqual(yield* store.settledPosition, settled)
+        assert.isTrue((yield* store.settledBeyond(positions[0]!, Duration.minutes(1))) >= positions[1]!)
+        // A wake-up is what ends these waits: the test does not live to see the poll.
+        const waiting = yield* Effect.forEach(
+          [0, 1, 2],
+          () => Effect.forkChild(store.settledBeyond(settled, Duration.minutes(10)), { startImmediately: true })
+        )
+        yield* options.time.advance(30)
+        for (const fiber of waiting) assert.isUndefined(fiber.pollUnsafe())
+        const more = yield* append([happened(stream)])
+        for (const fiber of waiting) assert.isTrue((yield* Fiber.join(fiber)) >= more.positions[0]!)
+      }))
+
+    it.effect("waiting can be given up", () =>
+      Effect.gen(function*() {
+        const store = yield* EventStore
+        const settled = yield* settle(yield* store.headPosition)
+        const fiber = yield* Effect.forkChild(store.settledBeyond(settled, Duration.minutes(10)), {
+          startImmediately: true
+        })
+        yield* options.time.advance(5)
+        yield* Fiber.interrupt(fiber)
+        assert.strictEqual(yield* store.settledPosition, settled)
+      }))
+
+    it.effect("appends to one aggregate at the same time get versions without gap, positions in their order", () =>
+      Effect.gen(function*() {
+        const stream = yield* newStream
+        const start = yield* Deferred.make<void>()
+        const fibers = yield* Effect.forEach(
+          Array.from({ length: 20 }, (_, index) => index),
+          (index) =>
+            Effect.forkChild(
+              Effect.andThen(
+                Deferred.await(start),
+                append([happened(stream, { payload: [index, 0] }), happened(stream, { payload: [index, 1] })])
+              ),
+              { startImmediately: true }
+            )
+        )
+        yield* Deferred.succeed(start, undefined)
+        const appended = yield* Effect.forEach(fibers, Fiber.join)
+        const events = yield* readStream(stream)
+        assert.deepStrictEqual(
+          events.map((event) => event.aggregateVersion),
+          Array.from({ length: 40 }, (_, index) => BigInt(index + 1))
+        )
+        assert.isTrue(ascending(positionsOf(events)))
+        for (const each of appended) {
+          assert.strictEqual(each.lastVersion, each.firstVersion + 1n)
+          const own = events.filter((event) => each.positions.includes(event.globalPosition))
+          assert.deepStrictEqual(own.map((event) => event.aggregateVersion), [each.firstVersion, each.lastVersion])
+        }
+      }))
+
+    it.effect("of appends that expect the same version one wins", () =>
+      Effect.gen(function*() {
+        const stream = yield* newStream
+        yield* append([happened(stream)])
+        const outcomes = yield* Effect.forEach(
+          Array.from({ length: 8 }, (_, index) => index),
+          (index) => Effect.result(append([happened(stream, { payload: index })], { expectedVersion: 1n })),
+          { concurrency: "unbounded" }
+        )
+        assert.strictEqual(outcomes.filter((outcome) => outcome._tag === "Success").length, 1)
+        for (const outcome of outcomes) {
+          if (outcome._tag === "Failure") assert.strictEqual(outcome.failure._tag, "ConcurrencyConflict")
+        }
+        assert.strictEqual((yield* readStream(stream)).length, 2)
+      }))
+
+    it.effect("appends to many aggregates at the same time are all read, once, each aggregate in order", () =>
+      Effect.gen(function*() {
+        const boundedContext = yield* unique("context")
+        const before = yield* (yield* EventStore).headPosition
+        yield* Effect.forEach(
+          Array.from({ length: 120 }, (_, index) => index),
+          (index) => append([happened({ boundedContext, aggregateType: "Cart", aggregateId: `cart-${index % 30}` })]),
+          { concurrency: 12 }
+        )
+        yield* settle(yield* (yield* EventStore).headPosition)
+        const { events } = yield* readAll({ after: before, filter: { boundedContexts: [boundedContext] }, limit: 50 })
+        assert.strictEqual(events.length, 120)
+        assert.isTrue(ascending(positionsOf(events)))
+        const versions = new Map<string, bigint>()
+        for (const event of events) {
+          assert.strictEqual(event.aggregateVersion, (versions.get(event.aggregateId) ?? 0n) + 1n)
+          versions.set(event.aggregateId, event.aggregateVersion)
+        }
+      }))
+
+    it.effect("nothing that is closed holds the settled position back", () =>
+      Effect.gen(function*() {
+        yield* settle(yield* (yield* EventStore).headPosition)
+        assert.deepStrictEqual(yield* (yield* EventStore).openWriters, [])
+      }))
+  })

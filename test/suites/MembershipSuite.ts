@@ -1,0 +1,273 @@
+import { assert, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import type * as Layer from "effect/Layer"
+import * as Queue from "effect/Queue"
+import * as Scope from "effect/Scope"
+import type { Generation } from "../../src/schema/Generation.ts"
+import type { LivenessRules, Registration } from "../../src/schema/Worker.ts"
+import { Decisions } from "../../src/services/Decisions.ts"
+import { Membership } from "../../src/services/Membership.ts"
+import type { Time } from "./Suite.ts"
+import { dead, hasty, patient, timeout, unique } from "./Suite.ts"
+
+export interface Options {
+  readonly time: Time
+}
+
+const join = Effect.fnUntraced(function*(replicaSet: string, workerId: string, rules: LivenessRules = patient) {
+  return yield* (yield* Membership).join({ replicaSet, workerId, projections: ["one", "two"], rules })
+})
+
+/** A decision about nothing but who lives. */
+const decide = Effect.fnUntraced(function*(registration: Registration, rules: LivenessRules, leaving = false) {
+  const request = { registration, projections: [], busy: new Set<string>(), leaving, rules }
+  return yield* (yield* Decisions).decide(request)
+})
+
+/** What comes in of itself when a worker begins to listen is over after this. */
+const quiet = Effect.fnUntraced(function*(wakeUps: Queue.Dequeue<void>, time: Time) {
+  yield* time.advance(300)
+  yield* Queue.clear(wakeUps)
+})
+
+export const suite = (
+  name: string,
+  layer: Layer.Layer<Decisions | Membership, unknown>,
+  { time }: Options
+) =>
+  it.layer(layer, { timeout, excludeTestServices: time.excludeTestServices })(`Membership (${name})`, (it) => {
+    it.effect("join registers a worker under an incarnation of its own", () =>
+      Effect.gen(function*() {
+        const replicaSet = yield* unique("replica-set")
+        const [first, second] = [yield* join(replicaSet, "a"), yield* join(replicaSet, "b")]
+        assert.deepStrictEqual(
+          { ...first, incarnation: undefined, startedAt: undefined },
+          { replicaSet, workerId: "a", projections: ["one", "two"], incarnation: undefined, startedAt: undefined }
+        )
+        assert.instanceOf(first.startedAt, Date)
+        assert.isTrue(second.incarnation > first.incarnation)
+      }))
+
+    it.effect("an id that lives is in use", () =>
+      Effect.gen(function*() {
+        const replicaSet = yield* unique("replica-set")
+        const first = yield* join(replicaSet, "a")
+        const refused = yield* Effect.flip(join(replicaSet, "a"))
+        assert(refused._tag === "WorkerIdInUse")
+        assert.deepStrictEqual([refused.replicaSet, refused.workerId], [replicaSet, "a"])
+        assert.deepStrictEqual(refused.since, first.startedAt)
+        yield* (yield* Membership).heartbeat(first)
+        // The same id in another replica set is another worker.
+        yield* join(yield* unique("replica-set"), "a")
+      }))
+
+    it.effect("an id is free again when its worker has left", () =>
+      Effect.gen(function*() {
+        const replicaSet = yield* unique("replica-set")
+        const scope = yield* Scope.make()
+        const first = yield* Scope.provide(join(replicaSet, "a"), scope)
+        yield* decide(first, patient)
+        yield* decide(first, patient, true)
+        yield* Scope.close(scope, Exit.void)
+        const second = yield* join(replicaSet, "a")
+        assert.isTrue(second.incarnation > first.incarnation)
+        yield* (yield* Membership).heartbeat(second)
+      }))
+
+    it.effect("a worker that is gone without leaving is replaced when it has been silent for too long", () =>
+      Effect.gen(function*() {
+        const membership = yield* Membership
+        const replicaSet = yield* unique("replica-set")
+        const scope = yield* Scope.make()
+        const first = yield* Scope.provide(join(replicaSet, "a"), scope)
+        yield* Scope.close(scope, Exit.void)
+        yield* time.advance(dead)
+        const second = yield* join(replicaSet, "a", hasty)
+        assert.isTrue(second.incarnation > first.incarnation)
+        const replaced = yield* Effect.flip(membership.heartbeat(first))
+        assert(replaced._tag === "WorkerReplaced")
+        assert.deepStrictEqual([replaced.replicaSet, replaced.workerId], [replicaSet, "a"])
+        yield* membership.heartbeat(second)
+      }))
+
+    it.effect("who takes the id of a worker that has died just now waits a moment for it", () =>
+      Effect.gen(function*() {
+        const membership = yield* Membership
+        const replicaSet = yield* unique("replica-set")
+        const scope = yield* Scope.make()
+        const first = yield* Scope.provide(join(replicaSet, "a"), scope)
+        // Whoever looks while it is there knows later that it is gone.
+        yield* decide(first, patient)
+        yield* Scope.close(scope, Exit.void)
+        const joining = yield* Effect.forkChild(Effect.scoped(join(replicaSet, "a")), { startImmediately: true })
+        yield* time.advance(500)
+        assert.isUndefined(joining.pollUnsafe())
+        yield* time.advance(1_500)
+        const second = yield* Fiber.join(joining)
+        assert.isTrue(second.incarnation > first.incarnation)
+        assert.strictEqual((yield* Effect.flip(membership.heartbeat(first)))._tag, "WorkerReplaced")
+      }))
+
+    it.effect("a frozen worker is replaced though its session stands, and its end does not touch its successor", () =>
+      Effect.gen(function*() {
+        const membership = yield* Membership
+        const replicaSet = yield* unique("replica-set")
+        const scope = yield* Scope.make()
+        const first = yield* Scope.provide(join(replicaSet, "a"), scope)
+        yield* time.advance(dead)
+        const second = yield* join(replicaSet, "a", hasty)
+        assert.strictEqual((yield* Effect.flip(membership.heartbeat(first)))._tag, "WorkerReplaced")
+        yield* Scope.close(scope, Exit.void)
+        yield* membership.heartbeat(second)
+        const { evict, form } = yield* decide(yield* join(replicaSet, "b"), patient)
+        assert.deepStrictEqual(evict, [])
+        assert.deepStrictEqual(form?.members.map((member) => member.incarnation).includes(second.incarnation), true)
+      }))
+
+    it.effect("a worker that was given up for dead is told so by its heartbeat", () =>
+      Effect.gen(function*() {
+        const membership = yield* Membership
+        const replicaSet = yield* unique("replica-set")
+        const silent = yield* join(replicaSet, "silent")
+        const other = yield* join(replicaSet, "other")
+        yield* time.advance(dead)
+        yield* membership.heartbeat(other)
+        const { evict } = yield* decide(other, hasty)
+        assert.deepStrictEqual(evict.map((worker) => worker.incarnation), [silent.incarnation])
+        const evicted = yield* Effect.flip(membership.heartbeat(silent))
+        assert(evicted._tag === "WorkerEvicted")
+        assert.deepStrictEqual([evicted.replicaSet, evicted.workerId], [replicaSet, "silent"])
+        // It registers anew.
+        const again = yield* join(replicaSet, "silent")
+        assert.isTrue(again.incarnation > silent.incarnation)
+      }))
+
+    it.effect("a heartbeat keeps a worker alive", () =>
+      Effect.gen(function*() {
+        const membership = yield* Membership
+        const replicaSet = yield* unique("replica-set")
+        const beating = yield* join(replicaSet, "beating")
+        const other = yield* join(replicaSet, "other")
+        yield* time.advance(dead)
+        yield* membership.heartbeat(beating)
+        const { evict, generation } = yield* decide(other, hasty)
+        assert.deepStrictEqual(evict, [])
+        assert.strictEqual(generation?.members.length, 2)
+      }))
+
+    it.effect("a worker that is gone is dead before its heartbeat is stale", () =>
+      Effect.gen(function*() {
+        const membership = yield* Membership
+        const replicaSet = yield* unique("replica-set")
+        const scope = yield* Scope.make()
+        const gone = yield* Scope.provide(join(replicaSet, "gone"), scope)
+        const other = yield* join(replicaSet, "other")
+        const { generation } = yield* decide(other, patient)
+        yield* membership.watch(other, generation!)
+        const rules = { ...patient, presenceGraceMillis: 100 }
+        // Looking while it is there is what makes its absence evidence.
+        assert.deepStrictEqual((yield* decide(other, rules)).evict, [])
+        yield* Scope.close(scope, Exit.void)
+        const looked = yield* (yield* Decisions).look({
+          registration: other,
+          projections: [],
+          busy: new Set(),
+          leaving: false,
+          rules: patient
+        })
+        assert.deepStrictEqual(looked.evict, [])
+        assert.isDefined(looked.recheckAfterMillis)
+        yield* time.advance(300)
+        const { evict } = yield* decide(other, rules)
+        assert.deepStrictEqual(evict.map((worker) => worker.incarnation), [gone.incarnation])
+      }))
+
+    it.effect("where a worker is can be reported, also when it is no longer there", () =>
+      Effect.gen(function*() {
+        const membership = yield* Membership
+        const worker = yield* join(yield* unique("replica-set"), "a")
+        const { generation } = yield* decide(worker, patient)
+        for (const state of ["pending", "ready", "running", "stopping"] as const) {
+          yield* membership.report(worker, { state, generation })
+        }
+        yield* decide(worker, patient, true)
+        yield* membership.report(worker, { state: "running", generation })
+        // It has left all the same: a report decides nothing.
+        assert.strictEqual((yield* Effect.flip(membership.heartbeat(worker)))._tag, "WorkerEvicted")
+      }))
+
+    it.effect("joins and leaves wake the others", () =>
+      Effect.gen(function*() {
+        const membership = yield* Membership
+        const replicaSet = yield* unique("replica-set")
+        const first = yield* join(replicaSet, "first")
+        const wakeUps = yield* membership.wakeUps(first)
+        yield* quiet(wakeUps, time)
+        const second = yield* join(replicaSet, "second")
+        yield* Queue.take(wakeUps)
+        yield* quiet(wakeUps, time)
+        yield* decide(second, patient)
+        yield* Queue.take(wakeUps)
+        yield* quiet(wakeUps, time)
+        yield* decide(second, patient, true)
+        yield* Queue.take(wakeUps)
+      }))
+
+    it.effect("many wake-ups are one", () =>
+      Effect.gen(function*() {
+        const membership = yield* Membership
+        const replicaSet = yield* unique("replica-set")
+        const wakeUps = yield* membership.wakeUps(yield* join(replicaSet, "first"))
+        yield* quiet(wakeUps, time)
+        for (let index = 0; index < 5; index++) yield* join(replicaSet, `other-${index}`)
+        yield* time.advance(300)
+        assert.strictEqual((yield* Queue.clear(wakeUps)).length, 1)
+      }))
+
+    it.effect("the end of the neighbour is a wake-up", () =>
+      Effect.gen(function*() {
+        const membership = yield* Membership
+        const replicaSet = yield* unique("replica-set")
+        const first = yield* join(replicaSet, "first")
+        const scope = yield* Scope.make()
+        const second = yield* Scope.provide(join(replicaSet, "second"), scope)
+        const { generation } = yield* decide(first, patient)
+        const wakeUps = yield* membership.wakeUps(first)
+        yield* membership.watch(first, generation!)
+        yield* quiet(wakeUps, time)
+        yield* membership.heartbeat(second)
+        yield* Scope.close(scope, Exit.void)
+        yield* Queue.take(wakeUps)
+      }))
+
+    it.effect("only the neighbour is watched, and who watches anew watches nobody else", () =>
+      Effect.gen(function*() {
+        const membership = yield* Membership
+        const replicaSet = yield* unique("replica-set")
+        const first = yield* join(replicaSet, "first")
+        const scopes = [yield* Scope.make(), yield* Scope.make()] as const
+        const second = yield* Scope.provide(join(replicaSet, "second"), scopes[0])
+        const third = yield* Scope.provide(join(replicaSet, "third"), scopes[1])
+        const member = ({ incarnation, projections, workerId }: Registration) => ({
+          workerId,
+          incarnation,
+          projections
+        })
+        const ring = (...workers: ReadonlyArray<Registration>): Generation => ({
+          replicaSet,
+          generationId: 1n,
+          members: workers.map(member)
+        })
+        const wakeUps = yield* membership.wakeUps(first)
+        yield* membership.watch(first, ring(first, second, third))
+        yield* membership.watch(first, ring(first, third, second))
+        yield* quiet(wakeUps, time)
+        yield* Scope.close(scopes[0], Exit.void)
+        yield* time.advance(300)
+        assert.strictEqual((yield* Queue.clear(wakeUps)).length, 0)
+        yield* Scope.close(scopes[1], Exit.void)
+        yield* Queue.take(wakeUps)
+      }))
+  })
