@@ -1,0 +1,17 @@
+-- The orchestrator's tables: generations, workers, heartbeats, checkpoints.
+
+-- The events stay. Tables of these names that something else made stay too: then there is no meta table.
+DO $do$
+BEGIN
+  PERFORM pg_advisory_xact_lock(hashtextextended('pupsourcing-orchestrator/migrations', 0));
+  IF to_regclass('"orchestrator_meta"') IS NOT NULL THEN
+    DROP TABLE IF EXISTS "orchestrator_generations";
+    DROP TABLE IF EXISTS "orchestrator_workers";
+    DROP TABLE IF EXISTS "orchestrator_heartbeats";
+    DROP TABLE IF EXISTS "orchestrator_checkpoints";
+    DROP SEQUENCE IF EXISTS "orchestrator_incarnations";
+    DROP SEQUENCE IF EXISTS "orchestrator_presence_keys";
+    DROP TABLE IF EXISTS "orchestrator_meta";
+  END IF;
+END
+$do$;

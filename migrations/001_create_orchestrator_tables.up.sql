@@ -1,0 +1,122 @@
+-- The orchestrator's tables: generations, workers, heartbeats, checkpoints.
+
+-- One migration at a time; never over tables that something else made, or that a newer version made.
+DO $do$
+DECLARE
+  found text;
+BEGIN
+  PERFORM pg_advisory_xact_lock(hashtextextended('pupsourcing-orchestrator/migrations', 0));
+  SELECT string_agg(s.name, ', ') INTO found
+  FROM (
+    SELECT t.name
+    FROM (VALUES ('"orchestrator_generations"'), ('"orchestrator_workers"'), ('"orchestrator_heartbeats"'), ('"orchestrator_checkpoints"'), ('"orchestrator_incarnations"'), ('"orchestrator_presence_keys"'), ('"orchestrator_meta"')) AS t (name)
+    WHERE to_regclass(t.name) IS NOT NULL AND to_regclass('"orchestrator_meta"') IS NULL
+  ) AS s;
+  IF found IS NOT NULL THEN
+    RAISE EXCEPTION 'these tables exist, but pupsourcing-orchestrator did not make them: %', found
+      USING ERRCODE = 'duplicate_table', HINT = 'Choose other table names or a schema.';
+  END IF;
+  IF to_regclass('"orchestrator_meta"') IS NOT NULL THEN
+    SELECT schema_version::text INTO found FROM "orchestrator_meta" WHERE schema_version > 1;
+    IF found IS NOT NULL THEN
+      RAISE EXCEPTION 'the tables are of version %, this migration makes version 1', found
+        USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Use the migrations of a newer pupsourcing-orchestrator.';
+    END IF;
+  END IF;
+END
+$do$;
+
+-- One row: the version of these tables, and known answers of the hash that divides the events.
+CREATE TABLE IF NOT EXISTS "orchestrator_meta" (
+  singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
+  schema_version integer NOT NULL,
+  hash_answers jsonb NOT NULL
+);
+
+-- Every registration of a worker draws its incarnation.
+CREATE SEQUENCE IF NOT EXISTS "orchestrator_incarnations" AS bigint CACHE 1;
+
+-- Keys of the advisory locks that live workers hold.
+CREATE SEQUENCE IF NOT EXISTS "orchestrator_presence_keys" AS integer MINVALUE 1 MAXVALUE 2147483647 CACHE 1 CYCLE;
+
+-- Who shares the work. A generation never changes; its state is for people to read.
+CREATE TABLE IF NOT EXISTS "orchestrator_generations" (
+  replica_set text NOT NULL,
+  generation_id bigint NOT NULL,
+  members jsonb NOT NULL CHECK (jsonb_typeof(members) = 'array'),
+  total_partitions integer NOT NULL,
+  leader_id text,
+  state text NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'active', 'superseded')),
+  created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  activated_at timestamptz,
+  superseded_at timestamptz,
+  PRIMARY KEY (replica_set, generation_id)
+);
+
+-- One row for each worker; partition_key -1 means none.
+CREATE TABLE IF NOT EXISTS "orchestrator_workers" (
+  replica_set text NOT NULL,
+  worker_id text NOT NULL,
+  incarnation bigint NOT NULL,
+  generation_id bigint,
+  partition_key integer NOT NULL DEFAULT -1,
+  state text NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'ready', 'running', 'stopping', 'stopped')),
+  projections jsonb NOT NULL,
+  presence_key integer,
+  host text,
+  pid integer,
+  started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  stopped_at timestamptz,
+  PRIMARY KEY (replica_set, worker_id)
+);
+
+-- Apart from the workers, because it is written all the time. Room on each page and no index on the time:
+-- updates stay in place and touch no index.
+CREATE TABLE IF NOT EXISTS "orchestrator_heartbeats" (
+  replica_set text NOT NULL,
+  worker_id text NOT NULL,
+  incarnation bigint NOT NULL,
+  heartbeat_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  PRIMARY KEY (replica_set, worker_id)
+) WITH (
+  fillfactor = 50,
+  autovacuum_vacuum_scale_factor = 0,
+  autovacuum_vacuum_threshold = 200,
+  autovacuum_vacuum_cost_delay = 0,
+  autovacuum_analyze_scale_factor = 0,
+  autovacuum_analyze_threshold = 1000
+);
+
+-- Progress: the rows of a projection tile the space of hashes, 0 to 4294967296.
+CREATE TABLE IF NOT EXISTS "orchestrator_checkpoints" (
+  projection_name text NOT NULL,
+  range_start bigint NOT NULL,
+  range_end bigint NOT NULL,
+  position bigint NOT NULL DEFAULT 0 CHECK (position >= 0),
+  replica_set text NOT NULL,
+  worker_id text,
+  incarnation bigint,
+  generation_id bigint,
+  filter text NOT NULL,
+  halted_since timestamptz,
+  halted_error text,
+  halted_position bigint,
+  halted_event_id text,
+  halted_hash bigint,
+  updated_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  PRIMARY KEY (projection_name, range_start),
+  CHECK (0 <= range_start AND range_start < range_end AND range_end <= 4294967296),
+  CHECK (num_nulls(worker_id, incarnation, generation_id) IN (0, 3))
+) WITH (
+  fillfactor = 70,
+  autovacuum_vacuum_scale_factor = 0,
+  autovacuum_vacuum_threshold = 500,
+  autovacuum_vacuum_cost_delay = 0
+);
+
+CREATE INDEX IF NOT EXISTS "idx_orchestrator_checkpoints_replica" ON "orchestrator_checkpoints" (replica_set);
+
+-- Last, so that a version means that all of it is there.
+INSERT INTO "orchestrator_meta" (schema_version, hash_answers)
+VALUES (1, '{"":2817148525,"user-1":3736142208,"0b6cf0a0-5f5c-4d5b-9a63-1f6f2d0c9e77":852620637}')
+ON CONFLICT (singleton) DO NOTHING;

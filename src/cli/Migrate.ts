@@ -1,0 +1,216 @@
+/**
+ * The command `migrate`: writes the migrations as files, or runs them.
+ *
+ * @since 0.1.0
+ */
+import * as PgClient from "@effect/sql-pg/PgClient"
+import * as Command from "effect/cli/Command"
+import * as Flag from "effect/cli/Flag"
+import * as Config from "effect/Config"
+import * as Console from "effect/Console"
+import * as Effect from "effect/Effect"
+import * as FileSystem from "effect/FileSystem"
+import * as Option from "effect/Option"
+import * as Path from "effect/Path"
+import * as Redacted from "effect/Redacted"
+import * as Schema from "effect/Schema"
+import type * as SqlClient from "effect/sql/SqlClient"
+import { refail, serverOf } from "../layers/postgres/DatabaseErrors.ts"
+import * as Migrations from "../layers/postgres/Migrations.ts"
+import * as Migration from "../layers/postgres/migrations/Migration.ts"
+import * as MigrationFormat from "../layers/postgres/migrations/MigrationFormat.ts"
+import { InvalidSettings } from "../schema/Errors.ts"
+import * as TableNames from "../schema/TableNames.ts"
+
+/**
+ * The files cannot be written.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class OutputRefused extends Schema.TaggedError<OutputRefused>("pupsourcing-orchestrator/OutputRefused")(
+  "OutputRefused",
+  { problem: Schema.String, advice: Schema.String }
+) {
+  override get message(): string {
+    return `${this.problem} ${this.advice}`
+  }
+}
+
+const migrate = Command.make("migrate").pipe(
+  Command.withDescription("Make the tables that the library needs, as files or in a database"),
+  Command.withSharedFlags({
+    schema: Flag.String("schema").pipe(
+      Flag.withDescription("Schema of the tables; created when missing"),
+      Flag.optional
+    ),
+    tables: Flag.KeyValuePair("table").pipe(
+      Flag.withMetavar("key=name"),
+      Flag.withDescription(`Another name for a table or sequence, repeatable: ${TableNames.keys.join(", ")}`),
+      Flag.optional
+    )
+  })
+)
+
+const databaseUrl = Flag.Redacted("database-url").pipe(
+  Flag.withMetavar("url"),
+  Flag.withDescription(
+    "postgresql://user:password@host:port/database; better in DATABASE_URL, others can see arguments"
+  ),
+  Flag.optional
+)
+
+const nameOptions = Effect.map(migrate, ({ schema, tables }): TableNames.Options => ({
+  schema: Option.getOrUndefined(schema),
+  tables: Option.getOrUndefined(tables)
+}))
+
+const resolveUrl = Effect.fnUntraced(function*(given: Option.Option<Redacted.Redacted<string>>) {
+  const url = Option.isSome(given)
+    ? given
+    // Only a missing variable can fail here.
+    : yield* Config.option(Config.Redacted("DATABASE_URL")).pipe(Effect.orElseSucceed(Option.none))
+  if (Option.isNone(url)) {
+    return yield* new InvalidSettings({
+      setting: "DATABASE_URL",
+      problem:
+        "No database is given. Set DATABASE_URL=postgresql://user:password@host:5432/database, or pass --database-url."
+    })
+  }
+  const text = Redacted.value(url.value)
+  if (!URL.canParse(text) || !/^postgres(ql)?:$/.test(new URL(text).protocol)) {
+    return yield* new InvalidSettings({
+      setting: "DATABASE_URL",
+      problem: "This is no PostgreSQL URL. It looks like postgresql://user:password@host:5432/database."
+    })
+  }
+  return url.value
+})
+
+const withDatabase = <A, E, R>(
+  given: Option.Option<Redacted.Redacted<string>>,
+  self: Effect.Effect<A, E, SqlClient.SqlClient | R>
+) =>
+  Effect.flatMap(resolveUrl(given), (url) => {
+    const config = { url, maxConnections: 1, applicationName: "pupsourcing-orchestrator migrate" }
+    return self.pipe(Effect.provide(PgClient.layer(config)), refail(serverOf(config), "connect"))
+  })
+
+const table = (rows: ReadonlyArray<ReadonlyArray<string>>): string => {
+  const widths = (rows[0] ?? []).map((_, column) => Math.max(...rows.map((row) => (row[column] ?? "").length)))
+  return rows.map((row) => row.map((cell, column) => cell.padEnd(widths[column] ?? 0)).join("  ").trimEnd()).join("\n")
+}
+
+const generate = Command.make(
+  "generate",
+  {
+    output: Flag.String("output").pipe(
+      Flag.withMetavar("directory"),
+      Flag.withDescription("Where the files go; created when missing")
+    ),
+    format: Flag.Literals("format", MigrationFormat.formats).pipe(
+      Flag.withDescription("The tool that will run them"),
+      Flag.withDefault("golang-migrate" as const)
+    )
+  },
+  Effect.fnUntraced(function*({ format, output }) {
+    const names = yield* Effect.fromResult(TableNames.make(yield* nameOptions))
+    const fs = yield* FileSystem.FileSystem
+    const path = yield* Path.Path
+    const files = MigrationFormat.render(Migration.all(names), format).map((file) => ({
+      path: path.join(output, file.name),
+      content: file.content
+    }))
+    yield* Effect.gen(function*() {
+      yield* fs.makeDirectory(output, { recursive: true })
+      for (const file of files) {
+        if (!(yield* fs.exists(file.path))) continue
+        if ((yield* fs.readFileString(file.path)) === file.content) continue
+        return yield* new OutputRefused({
+          problem: `${file.path} exists and has another content; nothing was written.`,
+          advice: "Move it away, or choose another directory."
+        })
+      }
+      for (const file of files) yield* fs.writeFileString(file.path, file.content)
+    }).pipe(
+      Effect.catchTag("PlatformError", (error) =>
+        Effect.fail(
+          new OutputRefused({
+            problem: `The migrations cannot be written to ${output}: ${error.message}.`,
+            advice: "Choose a directory that can be written to."
+          })
+        ))
+    )
+    for (const file of files) yield* Console.log(file.path)
+  })
+).pipe(Command.withDescription("Write the migrations as files for a migration tool"))
+
+const up = Command.make(
+  "up",
+  { databaseUrl },
+  Effect.fnUntraced(function*({ databaseUrl }) {
+    const names = yield* nameOptions
+    const status = yield* withDatabase(databaseUrl, Migrations.runWith(names))
+    yield* Console.log(`The tables are in place, version ${status.version}.`)
+  })
+).pipe(Command.withDescription("Make the tables that are missing; an event store that exists is never changed"))
+
+const down = Command.make(
+  "down",
+  {
+    databaseUrl,
+    eventStore: Flag.Boolean("event-store").pipe(
+      Flag.withDescription("Drop the event store's tables instead; refused while they hold events"),
+      Flag.withDefault(false)
+    )
+  },
+  Effect.fnUntraced(function*({ databaseUrl, eventStore }) {
+    const names = yield* nameOptions
+    if (eventStore) {
+      yield* withDatabase(databaseUrl, Migrations.downEventStoreWith(names))
+      yield* Console.log("The event store's tables are gone.")
+    } else {
+      yield* withDatabase(databaseUrl, Migrations.downWith(names))
+      yield* Console.log("The orchestrator's tables are gone; the events stay.")
+    }
+  })
+).pipe(Command.withDescription("Drop the orchestrator's tables, and with them all progress; the events stay"))
+
+const status = Command.make(
+  "status",
+  { databaseUrl },
+  Effect.fnUntraced(function*({ databaseUrl }) {
+    const names = yield* nameOptions
+    const status = yield* withDatabase(databaseUrl, Migrations.statusWith(names))
+    const missing = status.tables.some((table) => !table.exists)
+    yield* Console.log(table([
+      ["TABLE", "NAME", "STATE"],
+      ...status.tables.map(({ exists, key, name }) => [key, name, exists ? "there" : "missing"])
+    ]))
+    yield* Console.log(
+      `\nVersion: ${status.version ?? "none"}; this command makes version ${status.expected}.${
+        status.version !== undefined && status.version > status.expected
+          ? " Install the version of pupsourcing-orchestrator that migrated them, or a newer one."
+          : missing || status.version === undefined
+          ? " Run \"migrate up\"."
+          : ""
+      }`
+    )
+    if (status.differences.length > 0) {
+      yield* Console.log("\nThe event store's tables are not as pupsourcing makes them:")
+      for (const difference of status.differences) {
+        yield* Console.log(
+          `- ${Migrations.describe(difference)}${
+            difference.blocking ? "" : " (only keeps this library from appending)"
+          }`
+        )
+      }
+    }
+  })
+).pipe(Command.withDescription("Show which tables are there, and whether they fit"))
+
+/**
+ * @category commands
+ * @since 0.1.0
+ */
+export const command = migrate.pipe(Command.withSubcommands([generate, up, down, status]))

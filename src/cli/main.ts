@@ -1,0 +1,35 @@
+#!/usr/bin/env node
+/**
+ * The command `pupsourcing-orchestrator`.
+ *
+ * @since 0.1.0
+ */
+import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
+import * as NodeServices from "@effect/platform-node/NodeServices"
+import * as Cause from "effect/Cause"
+import * as CliError from "effect/cli/CliError"
+import * as Command from "effect/cli/Command"
+import * as Console from "effect/Console"
+import * as Effect from "effect/Effect"
+import { createRequire } from "node:module"
+import * as Migrate from "./Migrate.ts"
+
+const { version } = createRequire(import.meta.url)("../../package.json") as { readonly version: string }
+
+const root = Command.make("pupsourcing-orchestrator").pipe(
+  Command.withDescription("Projections of a PostgreSQL event store, run by any number of worker processes"),
+  Command.withSubcommands([Migrate.command])
+)
+
+root.pipe(
+  Command.run({ version }),
+  // Wrong arguments have been told together with the help; everything else is told here, without a stack.
+  Effect.tapCause((cause) => {
+    const error = Cause.squash(cause)
+    return CliError.isCliError(error) || Cause.hasInterruptsOnly(cause)
+      ? Effect.void
+      : Console.error(error instanceof Error ? error.message : String(error))
+  }),
+  Effect.provide(NodeServices.layer),
+  (main) => NodeRuntime.runMain(main, { disableErrorReporting: true })
+)

@@ -1,0 +1,321 @@
+/**
+ * Making, removing and inspecting the tables, in code. The statements are those of the files in `migrations`.
+ *
+ * Effect's `Migrator` is not used, because it has no way down, keeps its own table of what it ran (which says nothing
+ * about tables that pupsourcing or another tool made), and takes no names as parameters. What it would give, one
+ * migrator at a time in one transaction, is here the advisory lock that every statement list begins with.
+ *
+ * @since 0.1.0
+ */
+import * as PgClient from "@effect/sql-pg/PgClient"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Predicate from "effect/Predicate"
+import * as Schema from "effect/Schema"
+import * as SqlClient from "effect/sql/SqlClient"
+import type * as SqlError from "effect/sql/SqlError"
+import type * as Statement from "effect/sql/Statement"
+import { type InvalidSettings, SchemaVersionMismatch, type StoreError } from "../../schema/Errors.ts"
+import * as TableNames from "../../schema/TableNames.ts"
+import { refail, serverOf } from "./DatabaseErrors.ts"
+import * as EventStoreTables from "./migrations/EventStoreTables.ts"
+import * as OrchestratorTables from "./migrations/OrchestratorTables.ts"
+import { literal, lock } from "./migrations/Sql.ts"
+
+/**
+ * The event store's tables are there, but not as this library needs them; they were left as they are.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class EventStoreDiffers extends Schema.TaggedError<EventStoreDiffers>(
+  "pupsourcing-orchestrator/EventStoreDiffers"
+)("EventStoreDiffers", { differences: Schema.Array(Schema.String) }) {
+  override get message(): string {
+    return `The event store's tables are not as pupsourcing makes them: ${
+      this.differences.join("; ")
+    }. Nothing was changed. Mend the tables, or choose other table names or a schema.`
+  }
+}
+
+/**
+ * The event store is not dropped while it holds events.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class EventsExist extends Schema.TaggedError<EventsExist>("pupsourcing-orchestrator/EventsExist")(
+  "EventsExist",
+  { table: Schema.String }
+) {
+  override get message(): string {
+    return `Table ${this.table} holds events, and a migration never drops events. Nothing was changed. If they are not needed any more, drop the table by hand.`
+  }
+}
+
+/**
+ * Tables have the names of the orchestrator's, but something else made them.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class TablesNotOurs extends Schema.TaggedError<TablesNotOurs>("pupsourcing-orchestrator/TablesNotOurs")(
+  "TablesNotOurs",
+  { tables: Schema.Array(Schema.String) }
+) {
+  override get message(): string {
+    return `These tables exist, but this library did not make them: ${
+      this.tables.join(", ")
+    }. Nothing was changed. Choose other table names or a schema.`
+  }
+}
+
+/**
+ * @category errors
+ * @since 0.1.0
+ */
+export type MigrationError =
+  | EventStoreDiffers
+  | InvalidSettings
+  | SchemaVersionMismatch
+  | StoreError
+  | TablesNotOurs
+
+/**
+ * What is in the database.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Status {
+  /** The version of the orchestrator's tables; absent when they are not there, or not all of them. */
+  readonly version: number | undefined
+  /** The version that this library makes. */
+  readonly expected: number
+  readonly tables: ReadonlyArray<{
+    readonly key: TableNames.TableKey
+    /** Qualified and quoted. */
+    readonly name: string
+    readonly exists: boolean
+  }>
+  /** Where the event store's tables differ from what this library relies on. */
+  readonly differences: ReadonlyArray<EventStoreTables.Difference>
+}
+
+/**
+ * A difference as one line of text.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const describe = (difference: EventStoreTables.Difference): string =>
+  `${difference.table}: ${difference.subject} is ${difference.found} instead of ${difference.expected}`
+
+interface Migrating {
+  readonly names: TableNames.TableNames
+  readonly query: <A extends object>(text: string) => Statement.Statement<A>
+}
+
+// Only the name of the server is wanted, for messages: whoever wrapped the client still gets its tables made.
+const isPgClient = (client: SqlClient.SqlClient): client is PgClient.PgClient =>
+  Predicate.hasProperty(client, PgClient.TypeId)
+
+/**
+ * Runs one after the other in one transaction, after every other migration of this library; all or nothing.
+ */
+const migrating = <A, E, R>(
+  operation: string,
+  options: TableNames.Options,
+  body: (migrating: Migrating) => Effect.Effect<A, E | SqlError.SqlError, R>
+): Effect.Effect<A, Exclude<E, SqlError.SqlError> | InvalidSettings | StoreError, SqlClient.SqlClient | R> =>
+  Effect.gen(function*() {
+    const names = yield* Effect.fromResult(TableNames.make(options))
+    const client = yield* SqlClient.SqlClient
+    const sql = client.withoutTransforms()
+    const query = <A extends object>(text: string) => sql.unsafe<A>(text)
+    return yield* query(`SELECT ${lock}`).pipe(
+      Effect.andThen(body({ names, query })),
+      sql.withTransaction,
+      // Each statement must see what was committed while the lock was waited for.
+      Effect.provideService(SqlClient.BeginTransaction, "BEGIN ISOLATION LEVEL READ COMMITTED"),
+      refail(serverOf(isPgClient(client) ? client.config : {}), operation)
+    )
+  })
+
+const exists = (migrating: Migrating, key: TableNames.TableKey) =>
+  Effect.map(
+    migrating.query<{ found: boolean }>(
+      `SELECT to_regclass(${literal(TableNames.qualified(migrating.names, key))}) IS NOT NULL AS found`
+    ),
+    (rows) => rows[0]?.found === true
+  )
+
+const findVersion = Effect.fnUntraced(function*(migrating: Migrating) {
+  if (!(yield* exists(migrating, "meta"))) return undefined
+  const rows = yield* migrating.query<{ schema_version: number }>(
+    `SELECT schema_version FROM ${TableNames.qualified(migrating.names, "meta")}`
+  )
+  return rows[0]?.schema_version
+})
+
+const refuseNewer = Effect.fnUntraced(function*(migrating: Migrating) {
+  const found = yield* findVersion(migrating)
+  if (found !== undefined && found > OrchestratorTables.schemaVersion) {
+    return yield* new SchemaVersionMismatch({ found, expected: OrchestratorTables.schemaVersion })
+  }
+})
+
+const refuseStrangers = Effect.fnUntraced(function*(migrating: Migrating) {
+  const rows = yield* migrating.query<{ name: string }>(OrchestratorTables.strangers(migrating.names))
+  if (rows.length > 0) return yield* new TablesNotOurs({ tables: rows.map((row) => row.name) })
+})
+
+const findDifferences = (migrating: Migrating) =>
+  migrating.query<EventStoreTables.Difference>(EventStoreTables.differences(migrating.names))
+
+const runAll = (migrating: Migrating, statements: ReadonlyArray<string>) =>
+  Effect.forEach(statements, (statement) => migrating.query(statement), { discard: true })
+
+/**
+ * Makes the tables that are missing; running it again, or at the same time elsewhere, changes nothing. An event store
+ * that is already there is compared and never changed: `EventStoreDiffers` when this library cannot work with it, a
+ * warning in the log when it only could not append. Gives what is there afterwards.
+ *
+ * @category running
+ * @since 0.1.0
+ */
+export const runWith = (options: TableNames.Options): Effect.Effect<Status, MigrationError, SqlClient.SqlClient> =>
+  migrating("migrate up", options, (migrating) =>
+    Effect.gen(function*() {
+      yield* refuseNewer(migrating)
+      yield* refuseStrangers(migrating)
+      const differences = yield* findDifferences(migrating)
+      const blocking = differences.filter((difference) => difference.blocking)
+      if (blocking.length > 0) return yield* new EventStoreDiffers({ differences: blocking.map(describe) })
+      if (differences.length > 0) {
+        yield* Effect.logWarning(
+          `Appending through this library may fail, because the event store's tables are not as pupsourcing makes them: ${
+            differences.map(describe).join("; ")
+          }`
+        )
+      }
+      yield* runAll(migrating, OrchestratorTables.up(migrating.names))
+      yield* runAll(migrating, EventStoreTables.up(migrating.names))
+      return yield* inspect(migrating)
+    }))
+
+/**
+ * `runWith` for the default names.
+ *
+ * @category running
+ * @since 0.1.0
+ */
+export const run: Effect.Effect<Status, MigrationError, SqlClient.SqlClient> = runWith({})
+
+/**
+ * Drops the orchestrator's tables, and with them all progress; the events stay. Stop the workers first.
+ *
+ * @category running
+ * @since 0.1.0
+ */
+export const downWith = (
+  options: TableNames.Options
+): Effect.Effect<void, Exclude<MigrationError, EventStoreDiffers>, SqlClient.SqlClient> =>
+  migrating("migrate down", options, (migrating) =>
+    Effect.gen(function*() {
+      yield* refuseNewer(migrating)
+      yield* refuseStrangers(migrating)
+      yield* runAll(migrating, OrchestratorTables.down(migrating.names))
+    }))
+
+/**
+ * `downWith` for the default names.
+ *
+ * @category running
+ * @since 0.1.0
+ */
+export const down: Effect.Effect<void, Exclude<MigrationError, EventStoreDiffers>, SqlClient.SqlClient> = downWith({})
+
+/**
+ * Drops the event store's tables, but fails with `EventsExist` while they hold an event.
+ *
+ * @category running
+ * @since 0.1.0
+ */
+export const downEventStoreWith = (
+  options: TableNames.Options
+): Effect.Effect<void, EventsExist | InvalidSettings | StoreError, SqlClient.SqlClient> =>
+  migrating("migrate down --event-store", options, (migrating) =>
+    Effect.gen(function*() {
+      const table = TableNames.qualified(migrating.names, "events")
+      if (yield* exists(migrating, "events")) {
+        // Nobody appends between the look and the drop.
+        yield* migrating.query(`LOCK TABLE ${table} IN ACCESS EXCLUSIVE MODE`)
+        const rows = yield* migrating.query<{ found: boolean }>(EventStoreTables.anyEvent(migrating.names))
+        if (rows[0]?.found === true) return yield* new EventsExist({ table })
+      }
+      yield* runAll(migrating, EventStoreTables.down(migrating.names))
+    }))
+
+/**
+ * `downEventStoreWith` for the default names.
+ *
+ * @category running
+ * @since 0.1.0
+ */
+export const downEventStore: Effect.Effect<void, EventsExist | InvalidSettings | StoreError, SqlClient.SqlClient> =
+  downEventStoreWith({})
+
+const inspect = Effect.fnUntraced(function*(migrating: Migrating) {
+  const tables = yield* Effect.forEach(TableNames.keys, (key) =>
+    Effect.map(exists(migrating, key), (exists) => ({
+      key,
+      name: TableNames.qualified(migrating.names, key),
+      exists
+    })))
+  const status: Status = {
+    version: yield* findVersion(migrating),
+    expected: OrchestratorTables.schemaVersion,
+    tables,
+    differences: yield* findDifferences(migrating)
+  }
+  return status
+})
+
+/**
+ * Says what is there; changes nothing.
+ *
+ * @category running
+ * @since 0.1.0
+ */
+export const statusWith = (
+  options: TableNames.Options
+): Effect.Effect<Status, InvalidSettings | StoreError, SqlClient.SqlClient> =>
+  migrating("migrate status", options, inspect)
+
+/**
+ * `statusWith` for the default names.
+ *
+ * @category running
+ * @since 0.1.0
+ */
+export const status: Effect.Effect<Status, InvalidSettings | StoreError, SqlClient.SqlClient> = statusWith({})
+
+/**
+ * Runs the migrations while the layer is built; like the stores, it works through `PgClient`.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layerWith = (options: TableNames.Options): Layer.Layer<never, MigrationError, PgClient.PgClient> =>
+  Layer.effectDiscard(
+    PgClient.PgClient.use((client) => Effect.provideService(runWith(options), SqlClient.SqlClient, client))
+  )
+
+/**
+ * `layerWith` for the default names.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layer: Layer.Layer<never, MigrationError, PgClient.PgClient> = layerWith({})

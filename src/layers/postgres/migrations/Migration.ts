@@ -1,0 +1,45 @@
+/**
+ * The migrations in order, each with its way there and back.
+ *
+ * @since 0.1.0
+ */
+import type { TableNames } from "../../../schema/TableNames.ts"
+import * as EventStoreTables from "./EventStoreTables.ts"
+import * as OrchestratorTables from "./OrchestratorTables.ts"
+
+/**
+ * @category models
+ * @since 0.1.0
+ */
+export interface Migration {
+  readonly number: number
+  /** As part of a file's name. */
+  readonly name: string
+  readonly title: string
+  /** One statement each, to be run in one transaction. All may be run again. */
+  readonly up: ReadonlyArray<string>
+  readonly down: ReadonlyArray<string>
+}
+
+/**
+ * All migrations for tables of these names.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const all = (names: TableNames): ReadonlyArray<Migration> => [
+  {
+    number: 1,
+    name: "create_orchestrator_tables",
+    title: "The orchestrator's tables: generations, workers, heartbeats, checkpoints.",
+    up: OrchestratorTables.up(names),
+    down: OrchestratorTables.down(names)
+  },
+  {
+    number: 2,
+    name: "create_event_store",
+    title: "The event store, as pupsourcing makes it: events and aggregate heads.",
+    up: EventStoreTables.up(names),
+    down: EventStoreTables.down(names)
+  }
+]

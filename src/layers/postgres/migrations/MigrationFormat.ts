@@ -1,0 +1,83 @@
+/**
+ * The migrations as files for the common tools.
+ *
+ * @since 0.1.0
+ */
+import type { Migration } from "./Migration.ts"
+
+/**
+ * @category models
+ * @since 0.1.0
+ */
+export const formats = ["golang-migrate", "dbmate", "flyway", "liquibase"] as const
+
+/**
+ * @category models
+ * @since 0.1.0
+ */
+export type MigrationFormat = (typeof formats)[number]
+
+/**
+ * @category models
+ * @since 0.1.0
+ */
+export interface MigrationFile {
+  readonly name: string
+  readonly content: string
+}
+
+const script = (statements: ReadonlyArray<string>): string =>
+  statements.map((statement) => `${statement};\n`).join("\n")
+
+const header = (migration: Migration): string => `-- ${migration.title}\n\n`
+
+const padded = (migration: Migration): string => String(migration.number).padStart(3, "0")
+
+// dbmate wants numbers that sort like the times it uses itself; these are older than any of its users'.
+const dbmateVersion = (migration: Migration): string => `2020010100${String(migration.number).padStart(4, "0")}`
+
+/**
+ * What each tool reads, in the order of their application.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const render = (migrations: ReadonlyArray<Migration>, format: MigrationFormat): ReadonlyArray<MigrationFile> =>
+  migrations.flatMap((migration): ReadonlyArray<MigrationFile> => {
+    const up = script(migration.up)
+    const down = script(migration.down)
+    switch (format) {
+      case "golang-migrate":
+        return [
+          { name: `${padded(migration)}_${migration.name}.up.sql`, content: header(migration) + up },
+          { name: `${padded(migration)}_${migration.name}.down.sql`, content: header(migration) + down }
+        ]
+      case "dbmate":
+        return [{
+          name: `${dbmateVersion(migration)}_${migration.name}.sql`,
+          content: `-- migrate:up\n\n${header(migration)}${up}\n-- migrate:down\n\n${down}`
+        }]
+      case "flyway":
+        return [
+          { name: `V${migration.number}__${migration.name}.sql`, content: header(migration) + up },
+          { name: `U${migration.number}__${migration.name}.sql`, content: header(migration) + down }
+        ]
+      case "liquibase":
+        return [{
+          name: `${padded(migration)}_${migration.name}.sql`,
+          content: [
+            "--liquibase formatted sql",
+            "",
+            // Blocks in dollar quotes contain semicolons: the server splits the statements, not the tool.
+            `--changeset pupsourcing-orchestrator:${
+              padded(migration)
+            }-${migration.name} splitStatements:false rollbackSplitStatements:false stripComments:false`,
+            `--comment: ${migration.title}`,
+            "",
+            up,
+            ...down.trimEnd().split("\n").map((line) => `--rollback ${line}`),
+            ""
+          ].join("\n")
+        }]
+    }
+  })

@@ -1,0 +1,218 @@
+/**
+ * Migration 001: the orchestrator's own tables.
+ *
+ * @since 0.1.0
+ */
+import { qualified, quoted, type TableKey, type TableNames } from "../../../schema/TableNames.ts"
+import { block, indented, literal, lock } from "./Sql.ts"
+
+/**
+ * The version of the tables that this library makes and understands.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export const schemaVersion = 1
+
+/**
+ * Known answers of `hashtext(x COLLATE "C")::int8 & 4294967295`, taken from PostgreSQL 18. They are stored in the
+ * database: a server that hashes otherwise would hand aggregates to other ranges, and is found out at start. They are
+ * ASCII, so that they hold in databases of any encoding; the last one is longer than one round of the hash.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export const hashAnswers: Readonly<Record<string, number>> = {
+  "": 2_817_148_525,
+  "user-1": 3_736_142_208,
+  "0b6cf0a0-5f5c-4d5b-9a63-1f6f2d0c9e77": 852_620_637
+}
+
+/**
+ * Tables and sequences that belong to the orchestrator, in the order in which they are dropped.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export const owned = [
+  "generations",
+  "workers",
+  "heartbeats",
+  "checkpoints",
+  "incarnations",
+  "presenceKeys",
+  "meta"
+] as const satisfies ReadonlyArray<TableKey>
+
+const sequences: ReadonlySet<TableKey> = new Set(["incarnations", "presenceKeys"])
+
+/**
+ * Finds tables of these names that something else made: they exist, but the meta table, which is created first and
+ * dropped last, does not.
+ *
+ * @category queries
+ * @since 0.1.0
+ */
+export const strangers = (names: TableNames): string =>
+  `SELECT t.name
+FROM (VALUES ${owned.map((key) => `(${literal(qualified(names, key))})`).join(", ")}) AS t (name)
+WHERE to_regclass(t.name) IS NOT NULL AND to_regclass(${literal(qualified(names, "meta"))}) IS NULL`
+
+const guard = (names: TableNames): string =>
+  block(`DECLARE
+  found text;
+BEGIN
+  PERFORM ${lock};${
+    names.schema === undefined ? "" : `
+  -- CREATE SCHEMA IF NOT EXISTS asks for the right to create schemas even where there is nothing to create.
+  IF to_regnamespace(${literal(quoted(names.schema))}) IS NULL THEN
+    CREATE SCHEMA ${quoted(names.schema)};
+  END IF;`
+  }
+  SELECT string_agg(s.name, ', ') INTO found
+  FROM (
+    ${indented(strangers(names), 4)}
+  ) AS s;
+  IF found IS NOT NULL THEN
+    RAISE EXCEPTION 'these tables exist, but pupsourcing-orchestrator did not make them: %', found
+      USING ERRCODE = 'duplicate_table', HINT = 'Choose other table names or a schema.';
+  END IF;
+  IF to_regclass(${literal(qualified(names, "meta"))}) IS NOT NULL THEN
+    SELECT schema_version::text INTO found FROM ${qualified(names, "meta")} WHERE schema_version > ${schemaVersion};
+    IF found IS NOT NULL THEN
+      RAISE EXCEPTION 'the tables are of version %, this migration makes version ${schemaVersion}', found
+        USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Use the migrations of a newer pupsourcing-orchestrator.';
+    END IF;
+  END IF;
+END`)
+
+/**
+ * @category statements
+ * @since 0.1.0
+ */
+export const up = (names: TableNames): ReadonlyArray<string> => [
+  `-- One migration at a time; never over tables that something else made, or that a newer version made.
+${guard(names)}`,
+
+  `-- One row: the version of these tables, and known answers of the hash that divides the events.
+CREATE TABLE IF NOT EXISTS ${qualified(names, "meta")} (
+  singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
+  schema_version integer NOT NULL,
+  hash_answers jsonb NOT NULL
+)`,
+
+  `-- Every registration of a worker draws its incarnation.
+CREATE SEQUENCE IF NOT EXISTS ${qualified(names, "incarnations")} AS bigint CACHE 1`,
+
+  `-- Keys of the advisory locks that live workers hold.
+CREATE SEQUENCE IF NOT EXISTS ${
+    qualified(names, "presenceKeys")
+  } AS integer MINVALUE 1 MAXVALUE 2147483647 CACHE 1 CYCLE`,
+
+  `-- Who shares the work. A generation never changes; its state is for people to read.
+CREATE TABLE IF NOT EXISTS ${qualified(names, "generations")} (
+  replica_set text NOT NULL,
+  generation_id bigint NOT NULL,
+  members jsonb NOT NULL CHECK (jsonb_typeof(members) = 'array'),
+  total_partitions integer NOT NULL,
+  leader_id text,
+  state text NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'active', 'superseded')),
+  created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  activated_at timestamptz,
+  superseded_at timestamptz,
+  PRIMARY KEY (replica_set, generation_id)
+)`,
+
+  `-- One row for each worker; partition_key -1 means none.
+CREATE TABLE IF NOT EXISTS ${qualified(names, "workers")} (
+  replica_set text NOT NULL,
+  worker_id text NOT NULL,
+  incarnation bigint NOT NULL,
+  generation_id bigint,
+  partition_key integer NOT NULL DEFAULT -1,
+  state text NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'ready', 'running', 'stopping', 'stopped')),
+  projections jsonb NOT NULL,
+  presence_key integer,
+  host text,
+  pid integer,
+  started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  stopped_at timestamptz,
+  PRIMARY KEY (replica_set, worker_id)
+)`,
+
+  `-- Apart from the workers, because it is written all the time. Room on each page and no index on the time:
+-- updates stay in place and touch no index.
+CREATE TABLE IF NOT EXISTS ${qualified(names, "heartbeats")} (
+  replica_set text NOT NULL,
+  worker_id text NOT NULL,
+  incarnation bigint NOT NULL,
+  heartbeat_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  PRIMARY KEY (replica_set, worker_id)
+) WITH (
+  fillfactor = 50,
+  autovacuum_vacuum_scale_factor = 0,
+  autovacuum_vacuum_threshold = 200,
+  autovacuum_vacuum_cost_delay = 0,
+  autovacuum_analyze_scale_factor = 0,
+  autovacuum_analyze_threshold = 1000
+)`,
+
+  `-- Progress: the rows of a projection tile the space of hashes, 0 to 4294967296.
+CREATE TABLE IF NOT EXISTS ${qualified(names, "checkpoints")} (
+  projection_name text NOT NULL,
+  range_start bigint NOT NULL,
+  range_end bigint NOT NULL,
+  position bigint NOT NULL DEFAULT 0 CHECK (position >= 0),
+  replica_set text NOT NULL,
+  worker_id text,
+  incarnation bigint,
+  generation_id bigint,
+  filter text NOT NULL,
+  halted_since timestamptz,
+  halted_error text,
+  halted_position bigint,
+  halted_event_id text,
+  halted_hash bigint,
+  updated_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  PRIMARY KEY (projection_name, range_start),
+  CHECK (0 <= range_start AND range_start < range_end AND range_end <= 4294967296),
+  CHECK (num_nulls(worker_id, incarnation, generation_id) IN (0, 3))
+) WITH (
+  fillfactor = 70,
+  autovacuum_vacuum_scale_factor = 0,
+  autovacuum_vacuum_threshold = 500,
+  autovacuum_vacuum_cost_delay = 0
+)`,
+
+  `CREATE INDEX IF NOT EXISTS ${quoted(`idx_${names.checkpoints}_replica`)} ON ${
+    qualified(names, "checkpoints")
+  } (replica_set)`,
+
+  `-- Last, so that a version means that all of it is there.
+INSERT INTO ${qualified(names, "meta")} (schema_version, hash_answers)
+VALUES (${schemaVersion}, ${literal(JSON.stringify(hashAnswers))})
+ON CONFLICT (singleton) DO NOTHING`
+]
+
+/**
+ * Drops what `up` made and nothing else: without the meta table the tables are somebody else's and stay.
+ *
+ * @category statements
+ * @since 0.1.0
+ */
+export const down = (names: TableNames): ReadonlyArray<string> => [
+  `-- The events stay. Tables of these names that something else made stay too: then there is no meta table.
+${
+    block(`BEGIN
+  PERFORM ${lock};
+  IF to_regclass(${literal(qualified(names, "meta"))}) IS NOT NULL THEN
+${
+      owned.map((key) => `    DROP ${sequences.has(key) ? "SEQUENCE" : "TABLE"} IF EXISTS ${qualified(names, key)};`)
+        .join(
+          "\n"
+        )
+    }
+  END IF;
+END`)
+  }`
+]

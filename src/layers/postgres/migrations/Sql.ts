@@ -1,0 +1,49 @@
+/**
+ * Small pieces that the migrations' statements are put together from. Names were validated by `TableNames.make`.
+ *
+ * @since 0.1.0
+ */
+
+/**
+ * A text as an SQL literal.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const literal = (text: string): string => `'${text.replaceAll("'", "''")}'`
+
+/**
+ * A list of texts as an SQL array.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const textArray = (texts: ReadonlyArray<string>): string => `ARRAY[${texts.map(literal).join(", ")}]`
+
+/**
+ * Lines moved to the right, the first one stays; for a block inside another one.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const indented = (text: string, by: number): string => text.replaceAll(/\n(?=.)/g, `\n${" ".repeat(by)}`)
+
+/**
+ * A block of PL/pgSQL as one statement. Names may contain "$", so the quotes are chosen such that the body has none.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const block = (body: string): string => {
+  let tag = "$do$"
+  for (let n = 1; body.includes(tag); n++) tag = `$do${n}$`
+  return `DO ${tag}\n${body}\n${tag}`
+}
+
+/**
+ * Waits for every other migration and holds until the transaction ends.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const lock = "pg_advisory_xact_lock(hashtextextended('pupsourcing-orchestrator/migrations', 0))"

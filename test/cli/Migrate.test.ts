@@ -1,0 +1,226 @@
+import { assert, describe, it } from "@effect/vitest"
+import { Effect } from "effect"
+import { SqlClient } from "effect/sql"
+import * as ChildProcess from "node:child_process"
+import * as Fs from "node:fs"
+import * as Net from "node:net"
+import * as Os from "node:os"
+import * as Path from "node:path"
+import { fileURLToPath } from "node:url"
+import * as Migrations from "../../src/layers/postgres/Migrations.ts"
+import * as TestDatabase from "../support/TestDatabase.ts"
+
+const main = fileURLToPath(new URL("../../src/cli/main.ts", import.meta.url))
+// Each test starts several processes, one after the other.
+const timeout = 60_000
+// Halves the start of each process.
+const compileCache = fileURLToPath(new URL("../../node_modules/.cache/compile", import.meta.url))
+
+interface Run {
+  readonly code: number
+  readonly out: string
+  readonly err: string
+}
+
+/** Runs the real command in a process of its own; `url` becomes DATABASE_URL. */
+const command = (args: ReadonlyArray<string>, url?: string) =>
+  Effect.callback<Run>((resume) => {
+    const { DATABASE_URL: _, ...env } = process.env
+    const child = ChildProcess.execFile(
+      process.execPath,
+      [main, ...args],
+      {
+        env: {
+          ...env,
+          NO_COLOR: "1",
+          NODE_COMPILE_CACHE: compileCache,
+          ...(url === undefined ? {} : { DATABASE_URL: url })
+        }
+      },
+      (error, out, err) =>
+        resume(
+          Effect.succeed({ code: error === null ? 0 : typeof error.code === "number" ? error.code : -1, out, err })
+        )
+    )
+    return Effect.sync(() => child.kill())
+  })
+
+const migrate = (...args: ReadonlyArray<string>) =>
+  Effect.flatMap(TestDatabase.TestDatabase, ({ url }) => command(["migrate", ...args], url))
+
+const succeeds = Effect.fnUntraced(function*(...args: ReadonlyArray<string>) {
+  const run = yield* migrate(...args)
+  assert.strictEqual(run.code, 0, run.out + run.err)
+  return run.out
+})
+
+/** Fails with a message of one line and nothing else: no stack. */
+const refuses = (run: Run, message: RegExp) => {
+  assert.strictEqual(run.code, 1, run.out + run.err)
+  assert.match(run.err, message)
+  assert.strictEqual(run.err.trimEnd().split("\n").length, 1, run.err)
+  assert.notMatch(run.out + run.err, /^\s+at /m)
+}
+
+const temporaryFolder = Effect.acquireRelease(
+  Effect.sync(() => Fs.mkdtempSync(Path.join(Os.tmpdir(), "cli-"))),
+  (path) => Effect.sync(() => Fs.rmSync(path, { recursive: true, force: true }))
+)
+
+const unusedPort = Effect.callback<number>((resume) => {
+  const server = Net.createServer().listen(0, "127.0.0.1", () => {
+    const address = server.address()
+    server.close(() => resume(Effect.succeed(address !== null && typeof address === "object" ? address.port : 1)))
+  })
+})
+
+describe("migrate", () => {
+  it.live("up, status, down, down --event-store", () =>
+    Effect.gen(function*() {
+      assert.match(yield* succeeds("status"), /^events +"events" +missing$[^]*Version: none; .* Run "migrate up"\.$/m)
+      assert.include(yield* succeeds("up"), "The tables are in place, version 1.")
+      const status = yield* succeeds("status")
+      assert.match(status, /^workers +"orchestrator_workers" +there$/m)
+      assert.match(status, /^Version: 1; this command makes version 1\.$/m)
+      const sql = yield* SqlClient.SqlClient
+      yield* sql`INSERT INTO events
+          (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
+        VALUES ('a', 'b', 'c', 1, gen_random_uuid(), 'd', '')`
+      assert.include(yield* succeeds("down"), "the events stay")
+      refuses(yield* migrate("down", "--event-store"), /Table "events" holds events/)
+      assert.deepStrictEqual(
+        (yield* Migrations.status).tables.filter((table) => table.exists).map((table) => table.key),
+        ["events", "aggregateHeads"]
+      )
+      yield* sql`DELETE FROM events`
+      yield* succeeds("down", "--event-store")
+      assert.isTrue((yield* Migrations.status).tables.every((table) => !table.exists))
+    }).pipe(Effect.provide(TestDatabase.layer)), timeout)
+
+  it.live("takes a schema and names, before or after the subcommand", () =>
+    Effect.gen(function*() {
+      const names = ["--schema", "Order", "--table", "events=user", "--table", "aggregateHeads=heads"]
+      yield* succeeds(...names, "up")
+      const status = yield* succeeds("status", ...names)
+      assert.match(status, /^events +"Order"."user" +there$/m)
+      assert.match(status, /^aggregateHeads +"Order"."heads" +there$/m)
+      assert.match(yield* succeeds("status"), /^events +"events" +missing$/m)
+      refuses(yield* migrate("up", "--table", "foo=bar"), /^Setting "tables\.foo": There is no such table/)
+      refuses(yield* migrate("up", "--schema", "a\"b"), /^Setting "schema": .* no plain identifier/)
+    }).pipe(Effect.provide(TestDatabase.layer)), timeout)
+
+  it.live("shows how an event store differs, and refuses it", () =>
+    Effect.gen(function*() {
+      const sql = yield* SqlClient.SqlClient
+      yield* sql`CREATE TABLE events (global_position bigserial PRIMARY KEY, payload jsonb)`
+      const expected = "\"events\": payload is jsonb instead of bytea NOT NULL"
+      assert.include(yield* succeeds("status"), `- ${expected}\n`)
+      const run = yield* migrate("up")
+      refuses(run, /^The event store's tables are not as pupsourcing makes them: /)
+      assert.include(run.err, expected)
+    }).pipe(Effect.provide(TestDatabase.layer)), timeout)
+
+  it.live("refuses tables of a newer version", () =>
+    Effect.gen(function*() {
+      yield* succeeds("up")
+      const sql = yield* SqlClient.SqlClient
+      yield* sql`UPDATE orchestrator_meta SET schema_version = 7`
+      refuses(yield* migrate("up"), /^The tables are of version 7, this library understands up to version 1\./)
+      refuses(yield* migrate("down"), /^The tables are of version 7/)
+      assert.match(yield* succeeds("status"), /^Version: 7; .* Install the version/m)
+    }).pipe(Effect.provide(TestDatabase.layer)), timeout)
+
+  it.live("tells apart what keeps it from the database, and never says the password", () =>
+    Effect.gen(function*() {
+      const { url } = yield* TestDatabase.TestDatabase
+      const changed = (change: (url: URL) => void) => {
+        const other = new URL(url)
+        other.password = "s3kret"
+        change(other)
+        return other.href
+      }
+      const port = yield* unusedPort
+      const refusals: ReadonlyArray<readonly [url: string, message: RegExp]> = [
+        [
+          changed((other) => {
+            other.hostname = "127.0.0.1"
+            other.port = String(port)
+          }),
+          new RegExp(`^The database server at 127\\.0\\.0\\.1:${port} refuses connections\\.`)
+        ],
+        [
+          changed((other) => {
+            other.hostname = "nowhere.invalid"
+          }),
+          /^The host of the database server nowhere\.invalid:\d+ is not known\./
+        ],
+        [
+          changed((other) => {
+            other.username = "no_such_role"
+          }),
+          /^The database server at .* does not accept user /
+        ],
+        [url.replace(/[^/]*$/, "no_such_database"), /^The database server at .* has no database "no_such_database"\./],
+        ["http://user:s3kret@host/db", /^Setting "DATABASE_URL": This is no PostgreSQL URL\./],
+        ["s3kret", /^Setting "DATABASE_URL": This is no PostgreSQL URL\./]
+      ]
+      const runs = yield* Effect.forEach(
+        refusals,
+        ([url, message]) => Effect.map(command(["migrate", "up"], url), (run) => ({ message, run })),
+        { concurrency: 2 }
+      )
+      for (const { message, run } of runs) {
+        refuses(run, message)
+        assert.notInclude(run.out + run.err, "s3kret")
+        assert.notInclude(run.out + run.err, new URL(url).password)
+      }
+      refuses(yield* command(["migrate", "up"]), /^Setting "DATABASE_URL": No database is given\. Set DATABASE_URL=/)
+      const byFlag = yield* command(
+        ["migrate", "status", "--database-url", url],
+        "postgresql://s3kret@nowhere.invalid/x"
+      )
+      assert.strictEqual(byFlag.code, 0, byFlag.err)
+    }).pipe(Effect.provide(TestDatabase.layer)), timeout)
+
+  it.live("generates files, and never over others", () =>
+    Effect.gen(function*() {
+      const folder = Path.join(yield* temporaryFolder, "a", "b")
+      const generate = (...args: ReadonlyArray<string>) => command(["migrate", "generate", "--output", folder, ...args])
+      const first = yield* generate()
+      assert.strictEqual(first.code, 0, first.err)
+      const files = Fs.readdirSync(folder).sort()
+      assert.deepStrictEqual(files, [
+        "001_create_orchestrator_tables.down.sql",
+        "001_create_orchestrator_tables.up.sql",
+        "002_create_event_store.down.sql",
+        "002_create_event_store.up.sql"
+      ])
+      assert.deepStrictEqual(first.out.trim().split("\n").sort(), files.map((file) => Path.join(folder, file)))
+      assert.strictEqual((yield* generate()).code, 0)
+      refuses(yield* generate("--schema", "other"), /exists and has another content; nothing was written\./)
+      const again = yield* generate("--schema", "other", "--format", "flyway")
+      assert.strictEqual(again.code, 0, again.err)
+      assert.include(
+        Fs.readFileSync(Path.join(folder, "V2__create_event_store.sql"), "utf8"),
+        "CREATE TABLE \"other\".\"events\""
+      )
+      Fs.writeFileSync(Path.join(folder, "file"), "")
+      refuses(
+        yield* command(["migrate", "generate", "--output", Path.join(folder, "file")]),
+        /^The migrations cannot be written to .* Choose a directory/
+      )
+    }).pipe(Effect.scoped), timeout)
+
+  it.live("shows help and refuses what it does not know", () =>
+    Effect.gen(function*() {
+      const help = yield* command(["migrate", "--help"])
+      assert.strictEqual(help.code, 0)
+      for (const name of ["generate", "up", "down", "status", "--schema", "--table"]) assert.include(help.out, name)
+      const unknown = yield* command(["migrate", "sideways"])
+      assert.strictEqual(unknown.code, 1)
+      assert.match(unknown.out + unknown.err, /Unknown subcommand "sideways"/)
+      const format = yield* command(["migrate", "generate", "--output", "x", "--format", "rails"])
+      assert.strictEqual(format.code, 1)
+      assert.match(format.out + format.err, /golang-migrate/)
+    }), timeout)
+})

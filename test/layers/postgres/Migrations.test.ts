@@ -1,0 +1,406 @@
+import { PgClient } from "@effect/sql-pg"
+import { assert, describe, it } from "@effect/vitest"
+import { Effect, Layer, Redacted } from "effect"
+import { SqlClient } from "effect/sql"
+import * as Migrations from "../../../src/layers/postgres/Migrations.ts"
+import * as EventStoreTables from "../../../src/layers/postgres/migrations/EventStoreTables.ts"
+import * as OrchestratorTables from "../../../src/layers/postgres/migrations/OrchestratorTables.ts"
+import { InvalidSettings, SchemaVersionMismatch, StoreFailure } from "../../../src/schema/Errors.ts"
+import * as TableNames from "../../../src/schema/TableNames.ts"
+import * as TestDatabase from "../../support/TestDatabase.ts"
+
+const migration = <E>(
+  name: string,
+  test: Effect.Effect<void, E, SqlClient.SqlClient | TestDatabase.TestDatabase>
+) => it.live(name, () => Effect.provide(test, TestDatabase.layer))
+
+const rows = Effect.fnUntraced(function*<A extends object>(text: string) {
+  const sql = yield* SqlClient.SqlClient
+  return yield* sql.unsafe<A>(text)
+})
+
+/** Everything that the catalog says about tables, columns, constraints, indexes and sequences. */
+const catalog = (tables: string) =>
+  rows(
+    `SELECT c.oid::int8, c.relname::text, c.relkind::text, c.reloptions,
+       (SELECT jsonb_agg(jsonb_build_array(a.attname, a.atttypid::int8, a.attnotnull, a.atthasdef) ORDER BY a.attnum)
+        FROM pg_attribute a WHERE a.attrelid = c.oid) AS columns
+     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+     WHERE n.nspname NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema' AND c.relname ~ '${tables}'
+     ORDER BY c.relname`
+  )
+
+/** As pupsourcing's own generator writes them (es/migrations/generator.go), typed out anew. */
+const pupsourcing = Effect.gen(function*() {
+  yield* rows(`CREATE TABLE IF NOT EXISTS events (
+    global_position BIGSERIAL PRIMARY KEY,
+    bounded_context TEXT NOT NULL, aggregate_type TEXT NOT NULL, aggregate_id TEXT NOT NULL,
+    aggregate_version BIGINT NOT NULL,
+    event_id UUID NOT NULL UNIQUE, event_type TEXT NOT NULL, event_version INT NOT NULL DEFAULT 1,
+    payload BYTEA NOT NULL, trace_id TEXT, correlation_id TEXT, causation_id TEXT, metadata JSONB,
+    created_at TIMESTAMPTZ NOT NULL DEFAULT NOW(),
+    UNIQUE (bounded_context, aggregate_type, aggregate_id, aggregate_version))`)
+  yield* rows(`CREATE INDEX IF NOT EXISTS idx_events_aggregate
+    ON events (bounded_context, aggregate_type, aggregate_id, aggregate_version)`)
+  yield* rows(`CREATE INDEX IF NOT EXISTS idx_events_event_type ON events (event_type, global_position)`)
+  yield* rows(`CREATE INDEX IF NOT EXISTS idx_events_correlation
+    ON events (correlation_id) WHERE correlation_id IS NOT NULL`)
+  yield* rows(`CREATE TABLE IF NOT EXISTS aggregate_heads (
+    bounded_context TEXT NOT NULL, aggregate_type TEXT NOT NULL, aggregate_id TEXT NOT NULL,
+    aggregate_version BIGINT NOT NULL, updated_at TIMESTAMPTZ NOT NULL DEFAULT NOW(),
+    PRIMARY KEY (bounded_context, aggregate_type, aggregate_id))`)
+  yield* rows(`CREATE INDEX IF NOT EXISTS idx_aggregate_heads_updated ON aggregate_heads (updated_at)`)
+})
+
+const append = (aggregate: string, version: number) =>
+  rows(
+    `INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
+    VALUES ('Identity', 'User', '${aggregate}', ${version}, gen_random_uuid(), 'UserCreated', '{}')`
+  )
+
+const definitions = (tables: string) =>
+  rows<{ definition: string }>(
+    `SELECT format('%s %s %s %s', table_name, column_name, data_type, is_nullable || coalesce(column_default, '')) AS definition
+     FROM information_schema.columns WHERE table_name IN (${tables})
+     UNION ALL SELECT indexdef FROM pg_indexes WHERE tablename IN (${tables})
+     UNION ALL SELECT format('%s %s %s', conrelid::regclass, conname, pg_get_constraintdef(oid))
+       FROM pg_constraint WHERE conrelid::regclass::text IN (${tables})
+     ORDER BY 1`
+  )
+
+describe("Migrations", () => {
+  migration(
+    "makes everything, once",
+    Effect.gen(function*() {
+      const before = yield* Migrations.status
+      assert.isUndefined(before.version)
+      assert.isTrue(before.tables.every((table) => !table.exists))
+
+      const status = yield* Migrations.run
+      assert.strictEqual(status.version, OrchestratorTables.schemaVersion)
+      assert.isTrue(status.tables.every((table) => table.exists))
+      assert.deepStrictEqual(status.differences, [])
+
+      yield* rows("UPDATE orchestrator_meta SET hash_answers = '{\"kept\": 1}'")
+      const once = yield* catalog("^(orchestrator|events|aggregate|idx)")
+      assert.deepStrictEqual(yield* Migrations.run, status)
+      assert.deepStrictEqual(yield* catalog("^(orchestrator|events|aggregate|idx)"), once)
+      assert.deepStrictEqual(yield* rows("SELECT hash_answers FROM orchestrator_meta"), [{ hash_answers: { kept: 1 } }])
+    })
+  )
+
+  migration(
+    "makes the event store as pupsourcing does",
+    Effect.gen(function*() {
+      yield* pupsourcing
+      const theirs = yield* definitions("'events', 'aggregate_heads'")
+      assert.isAbove(theirs.length, 25)
+      yield* Migrations.downEventStore
+      yield* Migrations.run
+      assert.deepStrictEqual(yield* definitions("'events', 'aggregate_heads'"), theirs)
+    })
+  )
+
+  migration(
+    "stores answers that the server gives",
+    Effect.gen(function*() {
+      yield* Migrations.run
+      const answers = yield* rows<{ key: string; stored: bigint; given: bigint }>(
+        `SELECT key, value::int8 AS stored, hashtext(key COLLATE "C")::int8 & 4294967295 AS given
+         FROM orchestrator_meta, jsonb_each_text(hash_answers) ORDER BY key`
+      )
+      assert.strictEqual(answers.length, 3)
+      for (const { given, key, stored } of answers) assert.strictEqual(stored, given, key)
+    })
+  )
+
+  migration(
+    "answers the queries of the documentation as they stand",
+    Effect.gen(function*() {
+      yield* Migrations.run
+      yield* rows(`INSERT INTO orchestrator_generations (replica_set, generation_id, members, total_partitions)
+        SELECT 'main-projections', n, '[]', 0 FROM generate_series(1, 3) n`)
+      yield* rows(`INSERT INTO orchestrator_workers (replica_set, worker_id, incarnation, projections)
+        VALUES ('main-projections', 'worker-1', nextval('orchestrator_incarnations'), '[]')`)
+      yield* rows(`INSERT INTO orchestrator_heartbeats (replica_set, worker_id, incarnation)
+        SELECT 'main-projections', 'worker-' || n, n FROM generate_series(1, 12) n`)
+      const generations = yield* rows<{ generation_id: bigint; state: string }>(
+        "SELECT * FROM orchestrator_generations WHERE replica_set = 'main-projections' ORDER BY generation_id DESC LIMIT 1"
+      )
+      assert.deepStrictEqual(generations.map((row) => [row.generation_id, row.state]), [[3n, "pending"]])
+      const workers = yield* rows<{ worker_id: string; partition_key: number; state: string; started_at: Date }>(
+        "SELECT * FROM orchestrator_workers WHERE replica_set = 'main-projections'"
+      )
+      assert.deepStrictEqual(workers.map((row) => [row.worker_id, row.partition_key, row.state]), [[
+        "worker-1",
+        -1,
+        "pending"
+      ]])
+      const heartbeats = yield* rows<{ heartbeat_at: Date }>(
+        "SELECT * FROM orchestrator_heartbeats WHERE replica_set = 'main-projections' ORDER BY heartbeat_at DESC LIMIT 10"
+      )
+      assert.strictEqual(heartbeats.length, 10)
+    })
+  )
+
+  migration(
+    "refuses rows that cannot be",
+    Effect.gen(function*() {
+      yield* Migrations.run
+      const refused = (statement: string) =>
+        Effect.map(
+          Effect.flip(rows(statement)),
+          (error) => assert.strictEqual(error.reason._tag, "ConstraintError", statement)
+        )
+      const checkpoint = (start: string, end: string, rest = "NULL, NULL, NULL", position = "0") =>
+        `INSERT INTO orchestrator_checkpoints
+           (projection_name, range_start, range_end, worker_id, incarnation, generation_id, position, replica_set, filter)
+         VALUES ('p', ${start}, ${end}, ${rest}, ${position}, 's', '[]')`
+      yield* rows(checkpoint("0", "2147483648"))
+      yield* rows(checkpoint("2147483648", "4294967296", "'w', 1, 1"))
+      yield* refused(checkpoint("5", "5"))
+      yield* refused(checkpoint("-1", "5"))
+      yield* refused(checkpoint("1", "4294967297"))
+      yield* refused(checkpoint("1", "2", "'w', NULL, 1"))
+      yield* refused(checkpoint("1", "2", "'w', 1, NULL"))
+      yield* refused(checkpoint("1", "2", "NULL, NULL, NULL", "-1"))
+      yield* refused(`INSERT INTO orchestrator_meta (singleton, schema_version, hash_answers) VALUES (false, 1, '{}')`)
+      yield* refused(
+        `INSERT INTO orchestrator_workers (replica_set, worker_id, incarnation, projections, state) VALUES ('s', 'w', 1, '[]', 'x')`
+      )
+    })
+  )
+
+  migration(
+    "does no harm when it runs many times at once",
+    Effect.gen(function*() {
+      const { url } = yield* TestDatabase.TestDatabase
+      const elsewhere = (n: number) =>
+        Effect.provide(
+          Migrations.runWith({ schema: "Work" }),
+          Layer.fresh(PgClient.layer({ url: Redacted.make(url), applicationName: `migrator-${n}` }))
+        )
+      const results = yield* Effect.all(Array.from({ length: 6 }, (_, n) => elsewhere(n)), { concurrency: "unbounded" })
+      for (const status of results) {
+        assert.strictEqual(status.version, OrchestratorTables.schemaVersion)
+        assert.isTrue(status.tables.every((table) => table.exists))
+      }
+    })
+  )
+
+  migration(
+    "leaves a pupsourcing schema with 10,000 events unharmed: up, append, down, up",
+    Effect.gen(function*() {
+      yield* pupsourcing
+      yield* rows(`INSERT INTO events
+          (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload, metadata)
+        SELECT 'Identity', 'User', 'user-' || (n % 500), 1 + n / 500, gen_random_uuid(), 'UserCreated',
+          convert_to('{"n":' || n || '}', 'UTF8'), '{"go": true}'
+        FROM generate_series(0, 9999) n`)
+      yield* rows(`INSERT INTO aggregate_heads (bounded_context, aggregate_type, aggregate_id, aggregate_version)
+        SELECT bounded_context, aggregate_type, aggregate_id, max(aggregate_version) FROM events GROUP BY 1, 2, 3`)
+      const fingerprint = rows<{ events: bigint; hash: string }>(
+        `SELECT count(*) AS events, md5(string_agg(e::text, '|' ORDER BY global_position)) AS hash
+         FROM events e WHERE aggregate_id <> 'user-new'
+         UNION ALL
+         SELECT count(*), md5(string_agg(h::text, '|' ORDER BY aggregate_id)) FROM aggregate_heads h`
+      )
+      const before = { content: yield* fingerprint, catalog: yield* catalog("^(events|aggregate|idx_(events|agg))") }
+      assert.strictEqual(before.content[0]?.events, 10000n)
+      assert.strictEqual(before.content[1]?.events, 500n)
+      const unharmed = Effect.gen(function*() {
+        assert.deepStrictEqual(yield* fingerprint, before.content)
+        assert.deepStrictEqual(yield* catalog("^(events|aggregate|idx_(events|agg))"), before.catalog)
+      })
+
+      assert.strictEqual((yield* Migrations.run).version, 1)
+      yield* unharmed
+      yield* append("user-new", 1)
+      yield* Migrations.down
+      yield* unharmed
+      assert.deepStrictEqual(yield* catalog("^(orchestrator|idx_orchestrator)"), [])
+      assert.strictEqual((yield* Migrations.run).version, 1)
+      yield* unharmed
+      yield* append("user-new", 2)
+      assert.deepStrictEqual(yield* rows("SELECT count(*) AS n FROM events"), [{ n: 10002n }])
+    })
+  )
+
+  migration(
+    "fills the heads when only they are missing",
+    Effect.gen(function*() {
+      yield* pupsourcing
+      yield* rows("DROP TABLE aggregate_heads")
+      for (const version of [1, 2, 3]) yield* append("user-1", version)
+      yield* Migrations.run
+      assert.deepStrictEqual(yield* rows("SELECT aggregate_id, aggregate_version FROM aggregate_heads"), [
+        { aggregate_id: "user-1", aggregate_version: 3n }
+      ])
+    })
+  )
+
+  migration(
+    "drops the event store only without events",
+    Effect.gen(function*() {
+      yield* Migrations.downEventStore
+      yield* Migrations.run
+      yield* append("user-1", 1)
+      const error = yield* Effect.flip(Migrations.downEventStore)
+      assert.instanceOf(error, Migrations.EventsExist)
+      assert.deepStrictEqual(yield* rows("SELECT count(*) AS n FROM events"), [{ n: 1n }])
+      yield* rows("DELETE FROM events")
+      yield* Migrations.downEventStore
+      const { tables } = yield* Migrations.status
+      assert.deepStrictEqual(tables.filter((table) => !table.exists).map((table) => table.key), [
+        "events",
+        "aggregateHeads"
+      ])
+    })
+  )
+
+  migration(
+    "reports an event store that it cannot work with, and changes nothing",
+    Effect.gen(function*() {
+      yield* pupsourcing
+      yield* rows(
+        "ALTER TABLE events DROP COLUMN bounded_context, ALTER COLUMN aggregate_id TYPE uuid USING aggregate_id::uuid"
+      )
+      yield* rows("ALTER TABLE events ALTER COLUMN payload DROP NOT NULL, ALTER COLUMN created_at DROP DEFAULT")
+      const before = yield* catalog(".*")
+      const error = yield* Effect.flip(Migrations.run)
+      if (!(error instanceof Migrations.EventStoreDiffers)) return assert.fail(String(error))
+      assert.deepStrictEqual([...error.differences].sort(), [
+        "\"events\": aggregate_id is uuid NOT NULL instead of text NOT NULL",
+        "\"events\": bounded_context is nothing instead of text NOT NULL",
+        "\"events\": bounded_context, aggregate_type, aggregate_id, aggregate_version is not unique instead of unique",
+        "\"events\": created_at is timestamp with time zone NOT NULL instead of timestamp with time zone NOT NULL with a default",
+        "\"events\": payload is bytea instead of bytea NOT NULL"
+      ])
+      assert.deepStrictEqual(yield* catalog(".*"), before)
+      const { differences } = yield* Migrations.status
+      assert.strictEqual(differences.length, 5)
+      const byFile = yield* Effect.flip(rows(EventStoreTables.up(TableNames.defaults)[0] ?? ""))
+      assert.strictEqual((byFile.reason.cause as { code?: string }).code, "55000")
+      assert.deepStrictEqual(yield* catalog(".*"), before)
+    })
+  )
+
+  migration(
+    "accepts an event store that it could only not append to",
+    Effect.gen(function*() {
+      yield* pupsourcing
+      yield* rows(
+        "ALTER TABLE events ADD COLUMN tenant int NOT NULL, ADD COLUMN note text, ALTER COLUMN trace_id TYPE uuid USING NULL"
+      )
+      const { differences, version } = yield* Migrations.run
+      assert.strictEqual(version, 1)
+      assert.deepStrictEqual(differences.map((difference) => [difference.subject, difference.blocking]).sort(), [
+        ["tenant", false],
+        ["trace_id", false]
+      ])
+    })
+  )
+
+  migration(
+    "leaves tables alone that something else made",
+    Effect.gen(function*() {
+      yield* rows("CREATE TABLE orchestrator_workers (id uuid)")
+      const refused = yield* Effect.flip(Migrations.run)
+      assert.instanceOf(refused, Migrations.TablesNotOurs)
+      assert.instanceOf(yield* Effect.flip(Migrations.down), Migrations.TablesNotOurs)
+      for (const statement of OrchestratorTables.down(TableNames.defaults)) yield* rows(statement)
+      const byFile = yield* Effect.flip(rows(OrchestratorTables.up(TableNames.defaults)[0] ?? ""))
+      assert.strictEqual((byFile.reason.cause as { code?: string }).code, "42P07")
+      assert.deepStrictEqual(yield* rows("SELECT relname::text FROM pg_class WHERE relname ~ '^orchestrator'"), [
+        { relname: "orchestrator_workers" }
+      ])
+    })
+  )
+
+  migration(
+    "never touches tables of a newer version",
+    Effect.gen(function*() {
+      yield* Migrations.run
+      yield* rows("UPDATE orchestrator_meta SET schema_version = 2")
+      for (const migrating of [Migrations.run, Migrations.down]) {
+        const error = yield* Effect.flip(migrating)
+        assert.deepStrictEqual(error, new SchemaVersionMismatch({ found: 2, expected: 1 }))
+      }
+      const byFile = yield* Effect.flip(rows(OrchestratorTables.up(TableNames.defaults)[0] ?? ""))
+      assert.strictEqual((byFile.reason.cause as { code?: string }).code, "55000")
+      const status = yield* Migrations.status
+      assert.strictEqual(status.version, 2)
+      assert.isTrue(status.tables.every((table) => table.exists))
+    })
+  )
+
+  migration(
+    "takes other names and a schema, such that need quoting too, side by side",
+    Effect.gen(function*() {
+      const options = {
+        schema: "Order",
+        tables: {
+          events: "user",
+          workers: "W$do$x",
+          checkpoints: "x".repeat(TableNames.maximumTableLength),
+          meta: "select"
+        }
+      }
+      yield* Migrations.run
+      const status = yield* Migrations.runWith(options)
+      assert.isTrue(status.tables.every((table) => table.exists))
+      assert.include(status.tables.map((table) => table.name), "\"Order\".\"W$do$x\"")
+      assert.deepStrictEqual(yield* Migrations.runWith(options), status)
+      yield* rows(`INSERT INTO "Order"."user"
+          (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
+        VALUES ('a', 'b', 'c', 1, gen_random_uuid(), 'd', '')`)
+      assert.instanceOf(yield* Effect.flip(Migrations.downEventStoreWith(options)), Migrations.EventsExist)
+      yield* Migrations.downWith(options)
+      assert.deepStrictEqual(
+        (yield* Migrations.statusWith(options)).tables.filter((table) => table.exists).map((table) => table.key),
+        ["events", "aggregateHeads"]
+      )
+      assert.isTrue((yield* Migrations.status).tables.every((table) => table.exists))
+      const error = yield* Effect.flip(Migrations.runWith({ schema: "no schema" }))
+      assert.instanceOf(error, InvalidSettings)
+    })
+  )
+
+  it.live("sees the tables by their own names through a client that transforms names", () =>
+    Effect.gen(function*() {
+      assert.strictEqual((yield* Migrations.run).version, 1)
+    }).pipe(
+      Effect.provide(TestDatabase.layerWith({
+        client: {
+          transformResultNames: (name) => name.toUpperCase(),
+          transformQueryNames: (name) => name.toUpperCase()
+        }
+      }))
+    ))
+
+  migration(
+    "says what a role without rights lacks",
+    Effect.gen(function*() {
+      const { name, url } = yield* TestDatabase.TestDatabase
+      const role = `${name}_poor`
+      // Everybody may create tables there before PostgreSQL 15.
+      yield* rows("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+      yield* rows(`CREATE ROLE ${role} LOGIN PASSWORD 'poor'`)
+      const poor = new URL(url)
+      poor.username = role
+      poor.password = "poor"
+      const error = yield* Effect.flip(
+        Effect.provide(Migrations.run, PgClient.layer({ url: Redacted.make(poor.href) }))
+      ).pipe(
+        Effect.ensuring(Effect.ignore(rows(`DROP ROLE ${role}`)))
+      )
+      if (!(error instanceof StoreFailure)) return assert.fail(String(error))
+      assert.strictEqual(error.code, "42501")
+    })
+  )
+
+  it.live("is a layer, too", () =>
+    Effect.gen(function*() {
+      assert.strictEqual((yield* Migrations.status).version, 1)
+    }).pipe(Effect.provide(Layer.provideMerge(Migrations.layer, TestDatabase.layer))))
+})
