@@ -22,7 +22,7 @@ export interface Settings {
   readonly staleWorkerTimeout: Duration.Duration
   /** A worker that has not reached its assignment by then fails and leaves. Default 60 seconds. */
   readonly coordinationTimeout: Duration.Duration
-  /** Events in a batch at most. Default 1000. */
+  /** Events in a batch at most; one that takes longer than 100 ms is cut. Default 5000. */
   readonly batchSize: number
   /** Bytes of events in a batch at most, but never below one event. Default 4 MiB. */
   readonly batchBytes: number
@@ -63,7 +63,7 @@ export const defaults = {
   heartbeatInterval: Duration.seconds(5),
   staleWorkerTimeout: Duration.seconds(30),
   coordinationTimeout: Duration.seconds(60),
-  batchSize: 1000,
+  batchSize: 5000,
   batchBytes: 4 * 1024 * 1024,
   pollInterval: Duration.seconds(1),
   registrationWindow: Duration.millis(25),

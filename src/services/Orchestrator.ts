@@ -4,6 +4,7 @@
  *
  * @since 0.1.0
  */
+import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
 import * as Config from "effect/Config"
 import * as Context from "effect/Context"
@@ -140,6 +141,8 @@ const checkProjections = (
 
 /** Wake-ups from outside that come in a burst are answered by one look. */
 const wakeUpWindow = Duration.millis(20)
+/** Neighbouring ranges are joined at most this often: it interrupts both for a moment. */
+const joinInterval = Duration.seconds(5)
 /** Pause before the stores are asked again after they failed. */
 const storeBackoff = Duration.millis(250)
 /** A worker that could not renew for this part of `staleWorkerTimeout` stops working before others take over. */
@@ -254,7 +257,10 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
         ),
         Effect.retry({ while: (error) => joinedBefore && isStoreError(error), schedule: Schedule.spaced(storeBackoff) })
       ),
-      leave
+      leave,
+      // A worker that is told to stop while the database is away must not wait for it. Should it be interrupted when the
+      // registration has just been made, the end of its presence tells the others.
+      { interruptible: true }
     )
     joinedBefore = true
     registration = self
@@ -324,6 +330,7 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
       let seenAt = yield* Clock.monotonicTimeNanos
       let reached = false
       let leftAlone = false
+      let joinedAt = seenAt
       let lookedAt = 0n
       while (true) {
         const now = yield* Clock.monotonicTimeNanos
@@ -422,7 +429,10 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
           }
         }
 
-        if (reached) yield* joinNeighbours(open)
+        if (reached && Duration.isGreaterThan(Duration.nanos(lookedAt - joinedAt), joinInterval)) {
+          joinedAt = lookedAt
+          yield* joinNeighbours(open)
+        }
 
         const recheck = decision.recheckAfterMillis
         const patience = recheck === undefined
@@ -518,9 +528,7 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
         })
       )
     }).pipe(
-      Effect.tapError((error) =>
-        Effect.andThen(Effect.logError(error.message), Effect.sync(() => markReported(error)))
-      ),
+      Effect.tapCause(logFailure),
       Effect.onInterrupt(() => Effect.logInfo("Shutdown complete")),
       Effect.annotateLogs({ replicaSet })
     )
@@ -610,9 +618,18 @@ const drawId = Effect.map(
   ([millis, ...random]) => Uuid.v7(millis, random)
 )
 
-/** Tells a runtime that prints failures that this one has been printed. */
-const markReported = (error: OrchestratorError): void => {
-  Object.defineProperty(error, Runtime.errorReported, { value: false, configurable: true })
+/** Says once what went wrong, and tells a runtime that prints failures that this one has been printed. */
+const logFailure = (cause: Cause.Cause<OrchestratorError>): Effect.Effect<void> => {
+  const failure = cause.reasons.find(Cause.isFailReason)
+  if (failure === undefined) {
+    return Cause.hasInterruptsOnly(cause) ? Effect.void : Effect.logError("The orchestrator died", cause)
+  }
+  return Effect.andThen(
+    Effect.logError(failure.error.message),
+    Effect.sync(() => {
+      Object.defineProperty(failure.error, Runtime.errorReported, { value: false, configurable: true })
+    })
+  )
 }
 
 const isStoreError = (error: { readonly _tag: string }): error is StoreError =>

@@ -120,10 +120,11 @@ export const make = Effect.fnUntraced(function*(options: {
         )
       })),
       Effect.asVoid,
-      Effect.forkIn(runners)
+      // At once, so that its end is seen to even when it is interrupted before it has done anything.
+      Effect.forkIn(runners, { startImmediately: true })
     )
     yield* Scope.addFinalizer(scope, stop(entry))
-  })
+  }, Effect.uninterruptible)
 
   const stop = (entry: Entry) =>
     Effect.suspend(() => {

@@ -1,0 +1,53 @@
+/**
+ * A measured value beside its target.
+ */
+export interface Measure {
+  readonly name: string
+  readonly value: number
+  readonly unit: string
+  readonly target: string
+  readonly ok: boolean
+}
+
+/** The value must be at most the target. */
+export const atMost = (name: string, value: number, unit: string, target: number): Measure => ({
+  name,
+  value: round(value),
+  unit,
+  target: `≤ ${target}`,
+  ok: value <= target
+})
+
+/** The value must be at least the target. */
+export const atLeast = (name: string, value: number, unit: string, target: number): Measure => ({
+  name,
+  value: round(value),
+  unit,
+  target: `≥ ${target}`,
+  ok: value >= target
+})
+
+const round = (value: number): number => Number(value.toPrecision(3))
+
+/** The value below which the given part of the values lies. */
+export const percentile = (values: ReadonlyArray<number>, part: number): number => {
+  const sorted = [...values].sort((a, b) => a - b)
+  return sorted[Math.min(sorted.length - 1, Math.floor(part * sorted.length))] ?? Number.NaN
+}
+
+export const median = (values: ReadonlyArray<number>): number => percentile(values, 0.5)
+
+export const print = (measures: ReadonlyArray<Measure>): string => {
+  const rows = [
+    ["measure", "value", "unit", "target", ""],
+    ...measures.map((measure) => [
+      measure.name,
+      String(measure.value),
+      measure.unit,
+      measure.target,
+      measure.ok ? "ok" : "MISSED"
+    ])
+  ]
+  const widths = rows[0]!.map((_, column) => Math.max(...rows.map((row) => row[column]!.length)))
+  return rows.map((row) => row.map((cell, column) => cell.padEnd(widths[column]!)).join("  ").trimEnd()).join("\n")
+}

@@ -1,0 +1,60 @@
+import { NodeHttpServer } from "@effect/platform-node"
+import { PgClient } from "@effect/sql-pg"
+import { Config, Effect, Layer } from "effect"
+import { HttpRouter, HttpServerResponse } from "effect/http"
+import { SqlClient } from "effect/sql"
+import { createServer } from "node:http"
+import { EventStore, Orchestrator, PostgresStores, Program, Projection } from "pupsourcing-orchestrator"
+
+// The existing app: a route that appends.
+const Routes = HttpRouter.use(Effect.fnUntraced(function*(router) {
+  const events = yield* EventStore
+  yield* router.add(
+    "POST",
+    "/signups/:id",
+    Effect.gen(function*() {
+      const { id } = yield* HttpRouter.params
+      const { lastVersion } = yield* events.append([{
+        boundedContext: "accounts",
+        aggregateType: "Signup",
+        aggregateId: id ?? "unknown",
+        eventType: "SignedUp",
+        payload: { id }
+      }])
+      return HttpServerResponse.text(`version ${lastVersion}\n`)
+    })
+  )
+}))
+
+const HttpApp = Layer.unwrap(Effect.gen(function*() {
+  const port = yield* Config.Int("PORT").pipe(Config.withDefault(3000))
+  return HttpRouter.serve(Routes).pipe(Layer.provide(NodeHttpServer.layer(createServer, { port })))
+}))
+
+// The worker beside it.
+const signups = Projection.make("signups_per_day", {
+  eventTypes: ["SignedUp"],
+  handle: Effect.fnUntraced(function*(event) {
+    const sql = yield* SqlClient.SqlClient
+    yield* sql`
+      INSERT INTO signups_per_day (day, signups) VALUES (${event.createdAt}::date, 1)
+      ON CONFLICT (day) DO UPDATE SET signups = signups_per_day.signups + 1`
+  })
+})
+
+const ReadModel = Layer.effectDiscard(Effect.gen(function*() {
+  const sql = yield* SqlClient.SqlClient
+  yield* sql`CREATE TABLE IF NOT EXISTS signups_per_day (day date PRIMARY KEY, signups bigint NOT NULL)`
+}))
+
+const Live = Orchestrator.layer({ replicaSet: "http-projections", projections: [signups] }).pipe(
+  Layer.provideMerge(PostgresStores.layer),
+  Layer.provide(ReadModel),
+  Layer.provideMerge(PgClient.layerConfig({ url: Config.Redacted("DATABASE_URL") }))
+)
+
+Program.runMain(
+  Effect.all([Layer.launch(HttpApp), Orchestrator.run], { concurrency: "unbounded", discard: true }).pipe(
+    Effect.provide(Live)
+  )
+)

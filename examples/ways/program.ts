@@ -1,0 +1,25 @@
+import { PgClient } from "@effect/sql-pg"
+import { Config, Effect, Layer } from "effect"
+import { SqlClient } from "effect/sql"
+import { Orchestrator, PostgresStores, Program, Projection } from "pupsourcing-orchestrator"
+
+const users = Projection.make("user_projection", {
+  aggregateTypes: ["User"],
+  handle: Effect.fnUntraced(function*(event) {
+    const sql = yield* SqlClient.SqlClient // the batch's own transaction
+    yield* sql`INSERT INTO known_users (id) VALUES (${event.aggregateId}) ON CONFLICT DO NOTHING`
+  })
+})
+
+const ReadModel = Layer.effectDiscard(Effect.gen(function*() {
+  const sql = yield* SqlClient.SqlClient
+  yield* sql`CREATE TABLE IF NOT EXISTS known_users (id text PRIMARY KEY)`
+}))
+
+const Live = Orchestrator.layer({ replicaSet: "main-projections", projections: [users] }).pipe(
+  Layer.provide(PostgresStores.layer),
+  Layer.provide(ReadModel),
+  Layer.provideMerge(PgClient.layerConfig({ url: Config.Redacted("DATABASE_URL") }))
+)
+
+Program.runMain(Orchestrator.run.pipe(Effect.provide(Live)))

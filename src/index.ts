@@ -1,0 +1,48 @@
+/**
+ * Event-sourcing projections across worker processes, coordinated by PostgreSQL alone.
+ *
+ * @since 0.1.0
+ */
+
+/** What a worker did and saw. */
+export { Activity } from "./schema/Activity.ts"
+/** Progress of a projection over a range. */
+export * as Checkpoint from "./schema/Checkpoint.ts"
+/** Everything that can go wrong, each with what to do. */
+export * as Errors from "./schema/Errors.ts"
+/** Events: what is appended and what projections see. */
+export * as Event from "./schema/Event.ts"
+/** Which events a projection wants. */
+export * as EventFilter from "./schema/EventFilter.ts"
+/** Numbered configurations of a replica set. */
+export * as Generation from "./schema/Generation.ts"
+/** Ranges of the hash space. */
+export * as HashRange from "./schema/HashRange.ts"
+/** Settings of an orchestrator. */
+export * as Settings from "./schema/Settings.ts"
+/** Workers and their registrations. */
+export * as Worker from "./schema/Worker.ts"
+
+/** Progress that commits with the read model. */
+export { CheckpointStore } from "./services/CheckpointStore.ts"
+/** The door through which generations and ranges change. */
+export { Decisions } from "./services/Decisions.ts"
+/** The event store. */
+export { EventStore } from "./services/EventStore.ts"
+/** Who takes part in a replica set. */
+export { Membership } from "./services/Membership.ts"
+/** Metrics under the original's names. */
+export * as Metrics from "./services/Metrics.ts"
+/** One worker of a replica set. */
+export * as Orchestrator from "./services/Orchestrator.ts"
+/** What turns events into a read model. */
+export * as Projection from "./services/Projection.ts"
+
+/** The stores in memory, for tests. */
+export * as MemoryStores from "./layers/memory/MemoryStores.ts"
+/** A worker as a Node.js program. */
+export * as Program from "./layers/node/Program.ts"
+/** The tables' migrations. */
+export * as Migrations from "./layers/postgres/Migrations.ts"
+/** The stores on PostgreSQL. */
+export * as PostgresStores from "./layers/postgres/PostgresStores.ts"

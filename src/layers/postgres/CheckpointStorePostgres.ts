@@ -1,0 +1,315 @@
+/**
+ * The checkpoint store on PostgreSQL: a batch is one transaction of the application's client, and its last statement is
+ * the fenced advance.
+ *
+ * Order of locks: the read model first, then the checkpoint's row.
+ *
+ * @since 0.1.0
+ */
+import * as PgClient from "@effect/sql-pg/PgClient"
+import * as Cause from "effect/Cause"
+import * as Context from "effect/Context"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
+import * as Schedule from "effect/Schedule"
+import * as Semaphore from "effect/Semaphore"
+import * as SqlClient from "effect/sql/SqlClient"
+import * as SqlError from "effect/sql/SqlError"
+import type { Held } from "../../schema/Checkpoint.ts"
+import { ForeignSqlClient, type StoreError } from "../../schema/Errors.ts"
+import {
+  type BatchOptions,
+  CheckpointStore,
+  Fenced,
+  HandlerFailure,
+  TransientFailure
+} from "../../services/CheckpointStore.ts"
+import { Database } from "./Database.ts"
+import { codeOf, isConflict, isConnectionLoss, sqlErrorIn } from "./DatabaseErrors.ts"
+import * as Rows from "./Rows.ts"
+
+/** What of an error's text is kept on the row. */
+const maximumErrorLength = 2000
+
+/** How long a batch waits for a sign of life that is on its way before it goes on without it. */
+const aliveGrace = Duration.seconds(2)
+
+const awayBackoff = Schedule.jittered(
+  Schedule.min([Schedule.exponential("50 millis"), Schedule.spaced("2 seconds")])
+)
+
+type Failure = Fenced | HandlerFailure | StoreError | TransientFailure
+
+/** Ends the transaction; what happened is noted beside it, because a failing ROLLBACK would hide it. */
+class RollBack {
+  readonly _tag = "RollBack"
+}
+
+const handlerFailure = (message: string, cause: Cause.Cause<unknown>): HandlerFailure =>
+  new HandlerFailure({ cause: Cause.combine(Cause.die(new Error(message)), cause) })
+
+const ignoredStatement =
+  "A statement of the handler failed and its error was ignored, so that PostgreSQL gave up the whole transaction. Let the error through, or run the statement inside sql.withTransaction, which isolates it in a savepoint."
+
+const releasedConnection =
+  "A statement ran on the connection of a transaction that had ended: something that the handler started outlived its batch. Start it with Effect.forkChild, or wait for it before the handler ends."
+
+const ownInterruption =
+  "The handler was interrupted, but not because its range was given up: it interrupted itself, or joined a fiber that was interrupted."
+
+/**
+ * Handlers wrap what the database says in errors of their own; whether the batch may be tried again depends on what is
+ * inside.
+ */
+const sqlErrorWithin = (cause: Cause.Cause<unknown>): SqlError.SqlError | undefined => {
+  const direct = sqlErrorIn(cause)
+  if (direct !== undefined) return direct
+  for (const reason of cause.reasons) {
+    let error: unknown = Cause.isFailReason(reason)
+      ? reason.error
+      : Cause.isDieReason(reason)
+      ? reason.defect
+      : undefined
+    for (let depth = 0; depth < 8 && typeof error === "object" && error !== null; depth++) {
+      if (SqlError.isSqlError(error)) return error
+      error = "cause" in error ? error.cause : undefined
+    }
+  }
+  return undefined
+}
+
+const detailOf = (error: SqlError.SqlError): string => {
+  const cause: unknown = error.reason.cause
+  return cause instanceof Error ? cause.message : ""
+}
+
+const isReleasedConnection = (error: SqlError.SqlError): boolean => detailOf(error) === "Pinned connection was released"
+
+const isAbortedTransaction = (error: SqlError.SqlError): boolean =>
+  codeOf(error) === "25P02" || detailOf(error) === "COMMIT rolled back an aborted transaction"
+
+/** The session is gone, and it was not only that none could be opened. */
+const wasLost = (error: SqlError.SqlError): boolean => isConnectionLoss(error) && !isReleasedConnection(error)
+
+/** Not what was asked is wrong; the server had no time, room or health for it. */
+const isServersOwn = (error: SqlError.SqlError): boolean =>
+  error.reason._tag === "StatementTimeoutError" || /^(53|57|58|XX)/.test(codeOf(error) ?? "")
+
+/** Nothing was sent: there was no connection. */
+const neverConnected = (error: SqlError.SqlError): boolean => error.reason.operation === "connect"
+
+/** Runs it in a fiber of its own, whose children end with it; it has ended when this returns or is interrupted. */
+const inFiber = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<Exit.Exit<A, E>, never, R> =>
+  Effect.uninterruptibleMask((restore) =>
+    Effect.flatMap(
+      Effect.forkChild(self),
+      (fiber) => Effect.onInterrupt(restore(Fiber.await(fiber)), () => Fiber.interrupt(fiber))
+    )
+  )
+
+/**
+ * @category constructors
+ * @since 0.1.0
+ */
+export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = Effect.gen(function*() {
+  const database = yield* Database
+  const { sql } = database
+  const checkpoints = database.table("checkpoints")
+
+  /** The row, while the fence stands. */
+  const fenced = (held: Held) =>
+    sql`projection_name = ${held.projection} AND range_start = ${held.range.start}::bigint
+      AND range_end = ${held.range.end}::bigint AND worker_id = ${held.fence.workerId}
+      AND incarnation = ${held.fence.incarnation}::bigint AND generation_id = ${held.fence.generationId}::bigint`
+
+  const quietly = Effect.withTracerEnabled(false)
+
+  const begin = (held: Held, { from, idleTimeout }: BatchOptions) =>
+    quietly(sql<{ readonly held: boolean }>`
+      SELECT set_config('idle_in_transaction_session_timeout', ${
+      String(Math.ceil(Duration.toMillis(idleTimeout)))
+    }, true),
+        EXISTS (SELECT FROM ${checkpoints} WHERE ${fenced(held)} AND position = ${from}::bigint) AS held`)
+
+  const move = (held: Held, { from, to }: { readonly from: bigint; readonly to: bigint }) =>
+    Effect.map(
+      quietly(sql`
+        UPDATE ${checkpoints} SET position = ${to}::bigint, updated_at = clock_timestamp()
+        WHERE ${fenced(held)} AND position = ${from}::bigint RETURNING 1`),
+      (rows) => rows.length > 0
+    )
+
+  /**
+   * What became of a transaction whose end was not heard of. The row's lock waits for the old transaction's fate; until
+   * the database is back there is nothing to know.
+   */
+  const settle = Effect.fnUntraced(function*(
+    held: Held,
+    { from, to }: { readonly from: bigint; readonly to: bigint | undefined },
+    error: SqlError.SqlError
+  ): Effect.fn.Return<void, Fenced | StoreError | TransientFailure> {
+    const rows = yield* quietly(
+      sql<{ readonly position: bigint }>`SELECT position FROM ${checkpoints} WHERE ${fenced(held)} FOR UPDATE`
+    ).pipe(
+      Effect.retry({ while: (failure) => isConnectionLoss(failure) || isConflict(failure), schedule: awayBackoff }),
+      database.refail("look up the outcome of a batch")
+    )
+    const position = rows[0]?.position
+    if (position !== undefined && position === to) return
+    if (position === from) return yield* new TransientFailure({ kind: "connection", cause: error })
+    return yield* new Fenced({ projection: held.projection })
+  })
+
+  /**
+   * Signs of life for a transaction whose handler runs without statements. `stop` ends them, never in
+   * the middle of one: cancelling a statement might hit the one after it.
+   */
+  const keepAlive = Effect.fnUntraced(function*(idleTimeout: Duration.Duration) {
+    const speaking = Semaphore.makeUnsafe(1)
+    const fiber = yield* Effect.sleep(Duration.millis(Duration.toMillis(idleTimeout) / 3)).pipe(
+      Effect.andThen(speaking.withPermit(quietly(sql`SELECT 1`))),
+      // In an aborted transaction it is refused, which is a sign of life too. A lost connection shows in the batch itself.
+      Effect.ignoreCause,
+      Effect.forever,
+      Effect.forkChild
+    )
+    const stop = Effect.timeoutOption(speaking.withPermit(Fiber.interrupt(fiber)), aliveGrace).pipe(
+      Effect.andThen(Fiber.interrupt(fiber)),
+      Effect.ignoreCause
+    )
+    return { stop }
+  })
+
+  /** What a handler's end means, before anything is known of the connection. */
+  const judge = (cause: Cause.Cause<unknown>): HandlerFailure | SqlError.SqlError | TransientFailure => {
+    if (Cause.hasInterrupts(cause)) return handlerFailure(ownInterruption, cause)
+    const error = sqlErrorWithin(cause)
+    if (error === undefined) return new HandlerFailure({ cause })
+    if (isReleasedConnection(error)) return handlerFailure(releasedConnection, cause)
+    if (isAbortedTransaction(error)) return handlerFailure(ignoredStatement, cause)
+    if (isConflict(error)) return new TransientFailure({ kind: "conflict", cause: error })
+    return wasLost(error) ? error : new HandlerFailure({ cause })
+  }
+
+  const commit = <E, R>(
+    held: Held,
+    options: BatchOptions,
+    work: Effect.Effect<bigint, E, R>
+  ): Effect.Effect<void, Failure, R> =>
+    Effect.suspend(() => {
+      let began = false
+      let moved = false
+      let to: bigint | undefined
+      let failure: Fenced | HandlerFailure | SqlError.SqlError | TransientFailure | undefined
+
+      const rollBack = (reason: NonNullable<typeof failure>) =>
+        Effect.suspend(() => {
+          failure = reason
+          return Effect.fail(new RollBack())
+        })
+
+      const batch = Effect.gen(function*() {
+        const [start] = yield* begin(held, options)
+        began = true
+        if (start?.held !== true) return yield* rollBack(new Fenced({ projection: held.projection }))
+        const exit = yield* Effect.acquireUseRelease(
+          keepAlive(options.idleTimeout),
+          () => inFiber(work),
+          ({ stop }) => stop
+        )
+        if (Exit.isFailure(exit)) return yield* rollBack(judge(exit.cause))
+        to = exit.value
+        if (!(yield* move(held, { from: options.from, to }))) {
+          return yield* rollBack(new Fenced({ projection: held.projection }))
+        }
+        moved = true
+      })
+
+      return Effect.catchCause(sql.withTransaction(batch), (cause): Effect.Effect<void, Failure> => {
+        // A ROLLBACK that failed beside it changes nothing: what did not end in COMMIT is undone.
+        if (Cause.hasInterrupts(cause)) {
+          return Effect.failCause(Cause.fromReasons(cause.reasons.filter(Cause.isInterruptReason)))
+        }
+        // Beside a failure that is noted, an error can only be that of the ROLLBACK: the connection is gone, and
+        // whatever the handler said of it too.
+        const raised = sqlErrorIn(cause)
+        const lost = [failure, raised].find((error): error is SqlError.SqlError =>
+          SqlError.isSqlError(error) && wasLost(error)
+        )
+        if (lost !== undefined && began) return settle(held, { from: options.from, to }, lost)
+        if (failure !== undefined && !SqlError.isSqlError(failure)) return Effect.fail(failure)
+        if (raised === undefined) return Effect.die(Cause.squash(cause))
+        if (isConflict(raised)) return Effect.fail(new TransientFailure({ kind: "conflict", cause: raised }))
+        if (isAbortedTransaction(raised)) {
+          return Effect.fail(handlerFailure(ignoredStatement, Cause.fail(raised)))
+        }
+        // What COMMIT refuses is what the handler left behind, such as a deferred constraint that does not hold.
+        if (moved && !isServersOwn(raised)) {
+          return Effect.fail(new HandlerFailure({ cause: Cause.fail(raised) }))
+        }
+        return database.refail("handle a batch")(Effect.fail(raised))
+      })
+    })
+
+  const advance: CheckpointStore["Service"]["advance"] = Effect.fnUntraced(function*(held, options) {
+    const moved = yield* Effect.result(move(held, options))
+    if (moved._tag === "Success") {
+      return moved.success ? undefined : yield* new Fenced({ projection: held.projection })
+    }
+    const error = moved.failure
+    if (isConflict(error)) return yield* new TransientFailure({ kind: "conflict", cause: error })
+    if (wasLost(error) && !neverConnected(error)) return yield* settle(held, options, error)
+    return yield* database.refail("advance a checkpoint")(Effect.fail(error))
+  })
+
+  const halt: CheckpointStore["Service"]["halt"] = Effect.fnUntraced(function*(held, options) {
+    // PostgreSQL's text cannot hold a NUL.
+    const text = options.error.replaceAll("\u0000", "")
+    const rows = yield* quietly(sql`
+      UPDATE ${checkpoints} SET halted_since = clock_timestamp(),
+        halted_error = ${text.length > maximumErrorLength ? `${text.slice(0, maximumErrorLength)}…` : text},
+        halted_position = ${options.position}::bigint, halted_event_id = ${options.eventId},
+        halted_hash = hashtext(${options.aggregateId}::text COLLATE "C")::int8 & 4294967295,
+        updated_at = clock_timestamp()
+      WHERE ${fenced(held)} AND position = ${options.at}::bigint RETURNING 1`).pipe(
+      Effect.catch((error): Effect.Effect<never, StoreError | TransientFailure> =>
+        isConflict(error)
+          ? Effect.fail(new TransientFailure({ kind: "conflict", cause: error }))
+          // To say it twice does no harm, so there is nothing to look up.
+          : wasLost(error) && !neverConnected(error)
+          ? Effect.fail(new TransientFailure({ kind: "connection", cause: error }))
+          : database.refail("halt a range")(Effect.fail(error))
+      )
+    )
+    if (rows.length === 0) return yield* new Fenced({ projection: held.projection })
+  })
+
+  const rows: CheckpointStore["Service"]["rows"] = (projection) =>
+    quietly(sql<{ readonly row: Rows.CheckpointRow }>`
+      SELECT ${sql.literal(Rows.checkpointJson)} AS row FROM ${checkpoints} c
+      WHERE c.projection_name = ${projection} ORDER BY c.range_start`).pipe(
+      Effect.map((found) => found.map(({ row }) => Rows.toCheckpoint(row))),
+      database.refail("read checkpoints")
+    )
+
+  const checkClient: CheckpointStore["Service"]["checkClient"] = (context, replicaSet) => {
+    const isForeign = (client: Option.Option<SqlClient.SqlClient>) =>
+      Option.isSome(client) && client.value.transactionService.key !== sql.transactionService.key
+    return isForeign(Context.getOption(context, SqlClient.SqlClient)) ||
+        isForeign(Context.getOption(context, PgClient.PgClient))
+      ? Effect.fail(new ForeignSqlClient({ replicaSet }))
+      : Effect.void
+  }
+
+  return CheckpointStore.of({ commit, advance, halt, rows, checkClient })
+})
+
+/**
+ * @category layers
+ * @since 0.1.0
+ */
+export const layer: Layer.Layer<CheckpointStore, never, Database> = Layer.effect(CheckpointStore)(make)

@@ -1,0 +1,55 @@
+/**
+ * What the PostgreSQL stores share: the application's client, the tables' names, and how to open a session.
+ *
+ * @since 0.1.0
+ */
+import type * as PgClient from "@effect/sql-pg/PgClient"
+import * as Context from "effect/Context"
+import type * as Duration from "effect/Duration"
+import type * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
+import type * as SqlClient from "effect/sql/SqlClient"
+import type * as SqlError from "effect/sql/SqlError"
+import type * as Statement from "effect/sql/Statement"
+import type { StoreError } from "../../schema/Errors.ts"
+import type { TableNames } from "../../schema/TableNames.ts"
+import type { Server } from "./DatabaseErrors.ts"
+import type { Session } from "./Session.ts"
+
+/**
+ * @category models
+ * @since 0.1.0
+ */
+export type TableKey = Exclude<keyof TableNames, "schema">
+
+/**
+ * @category services
+ * @since 0.1.0
+ */
+export class Database extends Context.Service<Database, {
+  readonly pg: PgClient.PgClient
+  /** The application's client, without its name transforms: batches run on it. */
+  readonly sql: SqlClient.SqlClient
+  readonly server: Server
+  readonly names: TableNames
+  /** A table or sequence, qualified and quoted, to be put into a statement. */
+  readonly table: (key: TableKey) => Statement.Fragment
+  /** The same as text: `"schema"."table"`. */
+  readonly qualified: (key: TableKey) => string
+  /** Channels for NOTIFY, one pair for each set of tables. */
+  readonly channels: { readonly events: string; readonly control: string }
+  /** Whether LISTEN is used, and presence; without them only speed is lost. */
+  readonly listen: boolean
+  readonly presence: boolean
+  readonly openSession: <S>(options: {
+    readonly name: string
+    readonly deadline: Duration.Duration
+    readonly state: () => S
+  }) => Effect.Effect<Session<S>, never, Scope.Scope>
+  /** Turns the driver's errors into the library's. */
+  readonly refail: (
+    operation: string
+  ) => <A, E, R>(
+    self: Effect.Effect<A, E, R>
+  ) => Effect.Effect<A, Exclude<E, SqlError.SqlError> | StoreError, R>
+}>()("pupsourcing-orchestrator/layers/postgres/Database") {}

@@ -1,0 +1,179 @@
+/**
+ * From the driver's errors to this library's.
+ *
+ * @since 0.1.0
+ */
+import type { PgClientConfig } from "@effect/sql-pg/PgClient"
+import * as Cause from "effect/Cause"
+import * as Effect from "effect/Effect"
+import * as Redacted from "effect/Redacted"
+import * as SqlError from "effect/sql/SqlError"
+import { DatabaseUnavailable, ReadOnlyReplica, type StoreError, StoreFailure } from "../../schema/Errors.ts"
+
+/**
+ * Which server is meant, for messages; never the password.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Server {
+  readonly server: string
+  readonly database: string
+  readonly user: string
+}
+
+/**
+ * Reads the server's name out of a client's configuration, as the driver would.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const serverOf = (config: PgClientConfig): Server => {
+  const raw = config.url === undefined ? undefined : Redacted.value(config.url)
+  const url = raw !== undefined && URL.canParse(raw) ? new URL(raw) : undefined
+  const host = config.host ?? (url?.hostname || url?.searchParams.get("host")) ?? "localhost"
+  const port = config.port ?? (url?.port || url?.searchParams.get("port")) ?? 5432
+  const user = config.username ?? (url?.username ? safeDecode(url.username) : url?.searchParams.get("user")) ??
+    "(default)"
+  const path = url?.pathname.replace(/^\//, "")
+  return {
+    server: config.path ?? `${host || "localhost"}:${port || 5432}`,
+    database: config.database ?? (path ? safeDecode(path) : url?.searchParams.get("dbname")) ?? user,
+    user
+  }
+}
+
+const safeDecode = (text: string): string => {
+  try {
+    return decodeURIComponent(text)
+  } catch {
+    return text
+  }
+}
+
+/**
+ * The SQLSTATE, or the code of a socket error such as `ECONNREFUSED`.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const codeOf = (error: SqlError.SqlError): string | undefined => {
+  const cause: unknown = error.reason.cause
+  const codeIn = (value: unknown): string | undefined =>
+    typeof value === "object" && value !== null && "code" in value && typeof value.code === "string"
+      ? value.code
+      : undefined
+  if (cause instanceof AggregateError) return cause.errors.map(codeIn).find((code) => code !== undefined)
+  return codeIn(cause)
+}
+
+// The driver calls these unknown; for this library they mean that the session is gone.
+const lostSession = new Set(["57P01", "57P02", "57P03", "57P05", "25P03", "53300"])
+
+/**
+ * The session is gone, or could not be opened: a new one may do.
+ *
+ * @category guards
+ * @since 0.1.0
+ */
+export const isConnectionLoss = (error: SqlError.SqlError): boolean =>
+  error.reason._tag === "ConnectionError" || lostSession.has(codeOf(error) ?? "")
+
+/**
+ * The transaction lost against another one: the same again may succeed.
+ *
+ * @category guards
+ * @since 0.1.0
+ */
+export const isConflict = (error: SqlError.SqlError): boolean =>
+  error.reason._tag === "DeadlockError" || error.reason._tag === "SerializationError" ||
+  error.reason._tag === "LockTimeoutError"
+
+/**
+ * The `SqlError` in a cause, whether it was raised or arrived as a defect: the driver turns a failure into a defect
+ * when the ROLLBACK after it fails too. An interruption outweighs it.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const sqlErrorIn = (cause: Cause.Cause<unknown>): SqlError.SqlError | undefined => {
+  if (Cause.hasInterrupts(cause)) return undefined
+  for (const reason of cause.reasons) {
+    if (Cause.isFailReason(reason) && SqlError.isSqlError(reason.error)) return reason.error
+    if (Cause.isDieReason(reason) && SqlError.isSqlError(reason.defect)) return reason.defect
+  }
+  return undefined
+}
+
+const detailOf = (error: SqlError.SqlError): string => {
+  const cause: unknown = error.reason.cause
+  return cause instanceof Error ? cause.message : error.reason.message ?? error.message
+}
+
+const unavailable = (error: SqlError.SqlError): DatabaseUnavailable["reason"] | undefined => {
+  const code = codeOf(error)
+  switch (code) {
+    case "28P01":
+    case "28000":
+      return "wrong password"
+    case "3D000":
+      return "unknown database"
+    case "53300":
+      return "too many connections"
+    case "57P03":
+      return "shutting down"
+    case "57P01":
+    case "57P02":
+    case "57P05":
+    case "25P03":
+      return "connection lost"
+    case "ECONNREFUSED":
+    case "ENOENT":
+      return "refused"
+    case "ENOTFOUND":
+    case "EAI_AGAIN":
+      return "unknown host"
+    case "ETIMEDOUT":
+    case "EHOSTUNREACH":
+    case "ENETUNREACH":
+      return "unreachable"
+  }
+  if (error.reason._tag === "AuthenticationError") return "wrong password"
+  if (error.reason._tag === "StatementTimeoutError") return "no answer in time"
+  if (error.reason._tag !== "ConnectionError") return undefined
+  return error.reason.operation === "connect" ? "unreachable" : "connection lost"
+}
+
+/**
+ * @category constructors
+ * @since 0.1.0
+ */
+export const toStoreError = (server: Server, operation: string) => (error: SqlError.SqlError): StoreError => {
+  const reason = unavailable(error)
+  if (reason !== undefined) return new DatabaseUnavailable({ ...server, reason, cause: error })
+  const code = codeOf(error)
+  if (code === "25006") return new ReadOnlyReplica({ server: server.server })
+  return new StoreFailure({
+    operation,
+    detail: detailOf(error),
+    cause: error,
+    ...(code === undefined ? {} : { code })
+  })
+}
+
+/**
+ * Turns the driver's errors of an effect into this library's, those that arrive as defects included.
+ *
+ * @category combinators
+ * @since 0.1.0
+ */
+export const refail = (server: Server, operation: string) =>
+<A, E, R>(
+  self: Effect.Effect<A, E, R>
+): Effect.Effect<A, Exclude<E, SqlError.SqlError> | StoreError, R> =>
+  Effect.catchCause(self, (cause): Effect.Effect<never, Exclude<E, SqlError.SqlError> | StoreError> => {
+    const error = sqlErrorIn(cause)
+    return error === undefined
+      ? Effect.failCause(cause as Cause.Cause<Exclude<E, SqlError.SqlError>>)
+      : Effect.fail(toStoreError(server, operation)(error))
+  })

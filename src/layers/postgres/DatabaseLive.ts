@@ -1,0 +1,144 @@
+/**
+ * Opens the database for the stores: waits a bounded time for the server, and checks that tables and server are what
+ * this library can work with before anything else is asked of them.
+ *
+ * @since 0.1.0
+ */
+import * as PgClient from "@effect/sql-pg/PgClient"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Schedule from "effect/Schedule"
+import {
+  type DatabaseUnavailable,
+  ReadOnlyReplica,
+  SchemaVersionMismatch,
+  type StoreError,
+  type StoresError,
+  TablesMissing,
+  UnsupportedDatabase
+} from "../../schema/Errors.ts"
+import * as TableNames from "../../schema/TableNames.ts"
+import { Database } from "./Database.ts"
+import { refail, serverOf } from "./DatabaseErrors.ts"
+import * as Session from "./Session.ts"
+
+/**
+ * @category options
+ * @since 0.1.0
+ */
+export interface Options extends TableNames.Options {
+  /** Whether LISTEN and NOTIFY are used. Default true; without them changes are found by polling. */
+  readonly listen?: boolean | undefined
+  /** Whether a worker's death is seen by its lock. Default true; without it the heartbeat's timeout decides. */
+  readonly presence?: boolean | undefined
+}
+
+/** Version of the tables that this library works with. */
+const schemaVersion = 1
+
+/** The least that has everything the statements use (`gen_random_uuid`, `DROP … WITH (FORCE)`, `pg_locks` of today). */
+const oldestServer = 140000
+
+/** How long the start waits for a server that is starting, or that a network is about to reach. */
+const patience = Duration.seconds(5)
+
+const passing: ReadonlySet<DatabaseUnavailable["reason"]> = new Set([
+  "refused",
+  "unreachable",
+  "shutting down",
+  "too many connections",
+  "connection lost"
+])
+
+const isPassing = (error: StoreError): boolean => error._tag === "DatabaseUnavailable" && passing.has(error.reason)
+
+/**
+ * @category constructors
+ * @since 0.1.0
+ */
+export const make = Effect.fnUntraced(function*(
+  options: Options = {}
+): Effect.fn.Return<Database["Service"], StoresError, PgClient.PgClient> {
+  const names = yield* Effect.fromResult(TableNames.make(options))
+  const pg = yield* PgClient.PgClient
+  const sql = pg.withoutTransforms()
+  const server = serverOf(pg.config)
+  const qualified = (key: TableNames.TableKey): string => TableNames.qualified(names, key)
+  const opening = "open the stores"
+
+  const [found] = yield* sql<{
+    readonly version: number
+    readonly recovering: boolean
+    readonly oids: ReadonlyArray<string | null>
+  }>`
+    SELECT current_setting('server_version_num')::int AS version, pg_is_in_recovery() AS recovering,
+      (SELECT array_agg(to_regclass(name)::oid::text ORDER BY place)
+        FROM unnest(${TableNames.keys.map(qualified)}::text[]) WITH ORDINALITY AS t (name, place)) AS oids
+  `.pipe(
+    refail(server, opening),
+    Effect.retry({
+      while: isPassing,
+      // Half of the attempts in the first second: a server that is starting is mostly there soon.
+      schedule: Schedule.max([
+        Schedule.min([Schedule.exponential("50 millis"), Schedule.spaced("500 millis")]),
+        Schedule.during(patience)
+      ])
+    })
+  )
+  if (found === undefined) return yield* Effect.die(new Error("A statement that always gives one row gave none"))
+  if (found.version < oldestServer) {
+    return yield* new UnsupportedDatabase({
+      problem: `The database server at ${server.server} is PostgreSQL ${Math.floor(found.version / 10000)}.`,
+      advice: `Use PostgreSQL ${Math.floor(oldestServer / 10000)} or newer.`
+    })
+  }
+  if (found.recovering) return yield* new ReadOnlyReplica({ server: server.server })
+  const oidOf = (key: TableNames.TableKey): string | null => found.oids[TableNames.keys.indexOf(key)] ?? null
+  const missing = TableNames.keys.filter((key) => oidOf(key) === null)
+  // Tables of another version may have other parts: the version says more than what is missing.
+  const isVersioned = !missing.includes("meta")
+  if (isVersioned) {
+    const [meta] = yield* sql<{ readonly version: number; readonly wrong: ReadonlyArray<string> | null }>`
+      SELECT schema_version AS version,
+        (SELECT array_agg(known.key) FROM jsonb_each_text(hash_answers) AS known
+          WHERE (hashtext(known.key COLLATE "C")::int8 & 4294967295) <> known.value::int8) AS wrong
+      FROM ${sql.literal(qualified("meta"))}
+    `.pipe(refail(server, opening))
+    if (meta === undefined || meta.version !== schemaVersion) {
+      return yield* new SchemaVersionMismatch({ found: meta?.version ?? 0, expected: schemaVersion })
+    }
+    if (meta.wrong !== null) {
+      return yield* new UnsupportedDatabase({
+        problem: "The database's function hashtext gives other answers than when the tables were made.",
+        advice:
+          "Progress is recorded by these hashes: go back to the server on which they were made, or rebuild the projections in fresh tables."
+      })
+    }
+  }
+  if (missing.length > 0) return yield* new TablesMissing({ tables: missing.map(qualified) })
+
+  return Database.of({
+    pg,
+    sql,
+    server,
+    names,
+    table: (key) => sql.literal(qualified(key)),
+    qualified,
+    channels: {
+      events: `pupsourcing_events_${oidOf("events")}`,
+      control: `pupsourcing_control_${oidOf("generations")}`
+    },
+    listen: options.listen ?? true,
+    presence: options.presence ?? true,
+    openSession: (session) => Session.make({ ...session, config: pg.config, server }),
+    refail: (operation) => refail(server, operation)
+  })
+})
+
+/**
+ * @category layers
+ * @since 0.1.0
+ */
+export const layerWith = (options: Options): Layer.Layer<Database, StoresError, PgClient.PgClient> =>
+  Layer.effect(Database)(make(options))

@@ -1,0 +1,284 @@
+/**
+ * Decisions on PostgreSQL: one short transaction under an advisory lock reads anew, locks the rows it may change,
+ * decides and applies.
+ *
+ * An advisory lock, because locking the newest generation's row is no mutex: its successor is a row that nobody has
+ * locked.
+ *
+ * @since 0.1.0
+ */
+import * as Clock from "effect/Clock"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Schedule from "effect/Schedule"
+import * as Checkpoint from "../../schema/Checkpoint.ts"
+import * as Decision from "../../schema/Decision.ts"
+import { StoreFailure } from "../../schema/Errors.ts"
+import type * as Generation from "../../schema/Generation.ts"
+import * as Worker from "../../schema/Worker.ts"
+import { Decisions } from "../../services/Decisions.ts"
+import * as Coordination from "./Coordination.ts"
+import { Database } from "./Database.ts"
+import type { Listener } from "./Listener.ts"
+import * as Rows from "./Rows.ts"
+import type { Opened } from "./Session.ts"
+
+/** What stays for people to read. */
+const keptGenerations = 100n
+const keptWorkers = "7 days"
+
+/** Another replica set that takes over the same projections does so once, not again and again. */
+const outdatedAttempts = 20
+
+interface ViewRow {
+  readonly workers: ReadonlyArray<Rows.WorkerRow>
+  readonly generation: Rows.GenerationRow | null
+  readonly checkpoints: ReadonlyArray<Rows.CheckpointRow>
+  readonly own_present: boolean
+}
+
+/**
+ * What the view was read from has changed under it: another replica set took or inserted rows. Decide anew.
+ */
+class Outdated {
+  readonly _tag = "Outdated"
+}
+
+/**
+ * @category constructors
+ * @since 0.1.0
+ */
+export const make: Effect.Effect<
+  Decisions["Service"],
+  never,
+  Coordination.Coordination | Database
+> = Effect.gen(function*() {
+  const database = yield* Database
+  const coordination = yield* Coordination.Coordination
+  const generations = database.table("generations")
+  const workers = database.table("workers")
+  const heartbeats = database.table("heartbeats")
+  const checkpoints = database.table("checkpoints")
+
+  const read = Effect.fnUntraced(function*(opened: Opened<Coordination.Observations>, request: Decision.Request) {
+    const { sql } = opened
+    const { replicaSet } = request.registration
+    const names = request.projections.map((projection) => projection.name)
+    const rows = yield* sql<ViewRow>`
+      SELECT
+        (SELECT coalesce(json_agg(${sql.literal(coordination.workerJson)} ORDER BY w.incarnation), '[]')
+          FROM ${sql.literal(coordination.workersFrom)}
+          WHERE w.state <> 'stopped'
+            AND (w.replica_set = ${replicaSet} OR jsonb_exists_any(w.projections, ${names}::text[]))) AS workers,
+        (SELECT json_build_object('generation_id', g.generation_id::text, 'members', g.members)
+          FROM ${generations} g WHERE g.replica_set = ${replicaSet}
+          ORDER BY g.generation_id DESC LIMIT 1) AS generation,
+        (SELECT coalesce(json_agg(${sql.literal(Rows.checkpointJson)} ORDER BY c.projection_name, c.range_start), '[]')
+          FROM ${checkpoints} c WHERE c.projection_name = ANY (${names}::text[])) AS checkpoints,
+        ${sql.literal(coordination.ownPresent())} AS own_present`
+    const row = rows[0]!
+    const observed = yield* coordination.observe(opened, { workers: row.workers, ownPresent: row.own_present })
+    const now = yield* Clock.monotonicTimeNanos
+    const observerAgeMillis = Number(now - opened.openedAt) / 1e6
+    const view: Decision.View = {
+      replicaSet,
+      workers: observed.filter((worker) => worker.replicaSet === replicaSet),
+      generation: row.generation === null ? undefined : Rows.toGeneration(replicaSet, row.generation),
+      rows: row.checkpoints.map(Rows.toCheckpoint),
+      observerAgeMillis,
+      foreignCarriers: observed
+        .filter((worker) =>
+          worker.replicaSet !== replicaSet && Worker.isAlive(worker, observerAgeMillis, request.rules)
+        )
+        .flatMap((worker) =>
+          worker.projections.map((projection) => ({
+            projection,
+            replicaSet: worker.replicaSet,
+            workerId: worker.workerId
+          }))
+        )
+    }
+    return view
+  })
+
+  /** Locks the rows, except those that a batch has locked, and returns them as they now are, by key. */
+  const lock = Effect.fnUntraced(function*(
+    { sql }: Opened<Coordination.Observations>,
+    rows: ReadonlyArray<Checkpoint.Checkpoint>
+  ) {
+    if (rows.length === 0) return new Map<string, Checkpoint.Checkpoint>()
+    const locked = yield* sql<{ readonly row: Rows.CheckpointRow }>`
+      SELECT ${sql.literal(Rows.checkpointJson)} AS row
+      FROM ${checkpoints} c
+      JOIN json_to_recordset(${Rows.checkpointRecords(rows)}::json) AS k (projection_name text, range_start bigint)
+        ON c.projection_name = k.projection_name AND c.range_start = k.range_start
+      ORDER BY c.projection_name COLLATE "C", c.range_start
+      FOR UPDATE OF c SKIP LOCKED`
+    return new Map(locked.map(({ row }) => {
+      const checkpoint = Rows.toCheckpoint(row)
+      return [Checkpoint.key(checkpoint), checkpoint] as const
+    }))
+  })
+
+  const form = Effect.fnUntraced(function*(
+    { sql }: Opened<Coordination.Observations>,
+    generation: Generation.Generation,
+    leaderId: string
+  ) {
+    const { generationId, members, replicaSet } = generation
+    yield* sql`
+      WITH superseded AS (
+        UPDATE ${generations} SET state = 'superseded', superseded_at = clock_timestamp()
+        WHERE replica_set = ${replicaSet} AND state <> 'superseded'
+      ), pruned AS (
+        DELETE FROM ${generations}
+        WHERE replica_set = ${replicaSet} AND state = 'superseded' AND generation_id <= ${
+      generationId - keptGenerations
+    }
+      ), ready AS (
+        UPDATE ${workers} SET state = 'ready'
+        WHERE replica_set = ${replicaSet} AND state = 'pending'
+          AND incarnation = ANY (${members.map((member) => String(member.incarnation))}::text[]::bigint[])
+      ), forgotten AS (
+        DELETE FROM ${workers}
+        WHERE replica_set = ${replicaSet} AND state = 'stopped'
+          AND stopped_at < clock_timestamp() - ${keptWorkers}::text::interval
+        RETURNING worker_id, incarnation
+      ), silent AS (
+        DELETE FROM ${heartbeats} h USING forgotten f
+        WHERE h.replica_set = ${replicaSet} AND h.worker_id = f.worker_id AND h.incarnation = f.incarnation
+      )
+      INSERT INTO ${generations} (replica_set, generation_id, members, total_partitions, leader_id)
+      VALUES (${replicaSet}, ${generationId}, ${Rows.memberRecords(generation)}::jsonb, ${members.length}, ${leaderId})`
+  })
+
+  const stop = (
+    { sql }: Opened<Coordination.Observations>,
+    replicaSet: string,
+    stopped: ReadonlyArray<{ readonly incarnation: bigint }>
+  ) =>
+    sql`
+      UPDATE ${workers} SET state = 'stopped', stopped_at = clock_timestamp(), partition_key = -1
+      WHERE replica_set = ${replicaSet} AND state <> 'stopped'
+        AND incarnation = ANY (${stopped.map((worker) => String(worker.incarnation))}::text[]::bigint[])`
+
+  const create = Effect.fnUntraced(function*(
+    { sql }: Opened<Coordination.Observations>,
+    rows: ReadonlyArray<Checkpoint.Checkpoint>
+  ) {
+    const created = yield* sql`
+      INSERT INTO ${checkpoints} (projection_name, range_start, range_end, position, replica_set, filter)
+      SELECT r.projection_name, r.range_start, r.range_end, r.position, r.replica_set, r.filter
+      FROM json_to_recordset(${Rows.checkpointRecords(rows)}::json) AS r ${sql.literal(Rows.checkpointRecord)}
+      ORDER BY r.projection_name COLLATE "C"
+      ON CONFLICT DO NOTHING
+      RETURNING 1`
+    if (created.length < rows.length) return yield* Effect.fail(new Outdated())
+  })
+
+  const remove = ({ sql }: Opened<Coordination.Observations>, rows: ReadonlyArray<Checkpoint.Checkpoint>) =>
+    sql`
+      DELETE FROM ${checkpoints} c
+      USING json_to_recordset(${Rows.checkpointRecords(rows)}::json) AS r (projection_name text, range_start bigint)
+      WHERE c.projection_name = r.projection_name AND c.range_start = r.range_start`
+
+  const change = ({ sql }: Opened<Coordination.Observations>, rows: ReadonlyArray<Checkpoint.Checkpoint>) =>
+    sql`
+      UPDATE ${checkpoints} c
+      SET range_end = r.range_end, position = r.position, replica_set = r.replica_set, worker_id = r.worker_id,
+        incarnation = r.incarnation, generation_id = r.generation_id, filter = r.filter,
+        halted_since = r.halted_since, halted_error = r.halted_error, halted_position = r.halted_position,
+        halted_event_id = r.halted_event_id, halted_hash = r.halted_hash, updated_at = clock_timestamp()
+      FROM json_to_recordset(${Rows.checkpointRecords(rows)}::json) AS r ${sql.literal(Rows.checkpointRecord)}
+      WHERE c.projection_name = r.projection_name AND c.range_start = r.range_start`
+
+  const cutOff = ({ sql }: Opened<Coordination.Observations>, rows: ReadonlyArray<Checkpoint.Checkpoint>) =>
+    sql`
+      INSERT INTO ${checkpoints} (projection_name, range_start, range_end, position, replica_set, worker_id,
+        incarnation, generation_id, filter, halted_since, halted_error, halted_position, halted_event_id, halted_hash)
+      SELECT r.* FROM json_to_recordset(${Rows.checkpointRecords(rows)}::json)
+        AS r ${sql.literal(Rows.checkpointRecord)}`
+
+  const apply = Effect.fnUntraced(function*(
+    opened: Opened<Coordination.Observations>,
+    request: Decision.Request,
+    decision: Decision.Decision,
+    locked: ReadonlyMap<string, Checkpoint.Checkpoint>
+  ) {
+    const { replicaSet, workerId } = request.registration
+    const leaves = request.leaving && decision.obstacle === undefined
+    if (Decision.isEmpty(decision) && !leaves) return
+    const stopped = leaves ? [...decision.evict, request.registration] : decision.evict
+    if (stopped.length > 0) yield* stop(opened, replicaSet, stopped)
+    if (decision.form !== undefined) yield* form(opened, decision.form, workerId)
+    if (decision.create.length > 0) yield* create(opened, decision.create)
+    if (decision.remove.length > 0) yield* remove(opened, decision.remove)
+    const created = new Set(decision.create.map(Checkpoint.key))
+    const exists = (row: Checkpoint.Checkpoint) => locked.has(Checkpoint.key(row)) || created.has(Checkpoint.key(row))
+    const changed = decision.put.filter(exists)
+    const cut = decision.put.filter((row) => !exists(row))
+    if (changed.length > 0) yield* change(opened, changed)
+    if (cut.length > 0) yield* cutOff(opened, cut)
+    yield* opened.sql`SELECT pg_notify(${database.channels.control}, ${replicaSet})`
+  })
+
+  const decide: Decisions["Service"]["decide"] = (request) =>
+    coordination.alone(
+      "decide",
+      request.registration.replicaSet,
+      Effect.fnUntraced(function*(opened) {
+        const before = yield* read(opened, request)
+        const locked = yield* lock(opened, Decision.candidates(before, request))
+        const view: Decision.View = {
+          ...before,
+          rows: before.rows.map((row) => locked.get(Checkpoint.key(row)) ?? row)
+        }
+        if (!before.rows.every((row, index) => sameHolding(row, view.rows[index]!))) {
+          return yield* Effect.fail(new Outdated())
+        }
+        const decision = Decision.decide(view, request, new Set(locked.keys()))
+        yield* apply(opened, request, decision, locked)
+        return decision
+      })
+    ).pipe(
+      Effect.retry({
+        while: (error) => error._tag === "Outdated",
+        times: outdatedAttempts - 1,
+        schedule: Schedule.jittered(Schedule.spaced("10 millis"))
+      }),
+      Effect.catchTag("Outdated", (error) =>
+        Effect.fail(
+          new StoreFailure({
+            operation: "decide",
+            detail: "the checkpoints of its projections keep changing under the decision",
+            cause: error
+          })
+        ))
+    )
+
+  const look: Decisions["Service"]["look"] = (request) =>
+    coordination.use(
+      "look",
+      (opened) =>
+        Effect.map(read(opened, request), (view) =>
+          Decision.decide(view, request, new Set(Decision.candidates(view, request).map(Checkpoint.key))))
+    )
+
+  return Decisions.of({ look, decide })
+})
+
+/** Within a replica set only decisions change who holds what; so a difference is the work of another replica set. */
+const sameHolding = (a: Checkpoint.Checkpoint, b: Checkpoint.Checkpoint): boolean =>
+  a.range.end === b.range.end && a.replicaSet === b.replicaSet &&
+  a.fence?.workerId === b.fence?.workerId && a.fence?.incarnation === b.fence?.incarnation &&
+  a.fence?.generationId === b.fence?.generationId
+
+/**
+ * Takes its session from `Coordination`, which membership must share: build both in one `Effect.provide`.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layer: Layer.Layer<Decisions, never, Database | Listener> = Layer.effect(Decisions)(make).pipe(
+  Layer.provide(Coordination.layer)
+)

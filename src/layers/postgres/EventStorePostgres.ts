@@ -1,0 +1,433 @@
+/**
+ * The event store on PostgreSQL, in the tables that pupsourcing makes.
+ *
+ * @since 0.1.0
+ */
+import * as PgTypes from "@effect/sql-pg/PgTypes"
+import * as Clock from "effect/Clock"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Result from "effect/Result"
+import type * as Scope from "effect/Scope"
+import type * as SqlError from "effect/sql/SqlError"
+import * as Append from "../../schema/Append.ts"
+import {
+  CheckpointAheadOfEvents,
+  ConcurrencyConflict,
+  DuplicateEvent,
+  EventTooLarge,
+  ReadOnlyReplica,
+  type StoreError,
+  UnsupportedDatabase
+} from "../../schema/Errors.ts"
+import type { Appended, Event, ExpectedVersion, NewEvent, StreamId } from "../../schema/Event.ts"
+import * as HashRange from "../../schema/HashRange.ts"
+import { EventStore, type Page, type ReadOptions } from "../../services/EventStore.ts"
+import { Database } from "./Database.ts"
+import { codeOf } from "./DatabaseErrors.ts"
+import { Listener } from "./Listener.ts"
+import * as Reader from "./Reader.ts"
+import * as Tracker from "./Tracker.ts"
+
+const defaultLimit = 1000
+
+const defaultBytes = 4 * 1024 * 1024
+
+/** The driver's limit for one message, which is one row, where the client sets none. */
+const defaultMessageSize = 16 * 1024 * 1024
+
+/** What a row may have beside its payload and its metadata. */
+const messageHeadroom = 512 * 1024
+
+/** Positions that a statement with a filter looks through: at first, and at least after a timeout. */
+const firstWindow = 20_000n
+const smallestWindow = 500n
+
+/** A statement faster than the one is too small, slower than the other too large: everybody reads on one connection. */
+const fastNanos = 25_000_000n
+const slowNanos = 150_000_000n
+
+/** A read that finds little returns after this with how far it came. */
+const readNanos = 500_000_000n
+
+/** Metadata that takes no more room than this where it is stored is small when it is sent, too. */
+const smallMetadata = 1000
+
+/** After so many pages of rows of any size it is tried again whether they are all small. */
+const pagesOfAnySize = 32
+
+const columns = [
+  ["global_position", "globalPosition"],
+  ["bounded_context", "boundedContext"],
+  ["aggregate_type", "aggregateType"],
+  ["aggregate_id", "aggregateId"],
+  ["aggregate_version", "aggregateVersion"],
+  ["event_id", "eventId"],
+  ["event_type", "eventType"],
+  ["event_version", "eventVersion"],
+  ["trace_id", "traceId"],
+  ["correlation_id", "correlationId"],
+  ["causation_id", "causationId"],
+  ["created_at", "createdAt"]
+] as const
+
+const selected = columns.map(([column, name]) => `${column} AS "${name}"`).join(", ")
+
+/** What a row takes up; large metadata is measured as it is sent, small as it is stored. */
+const rowBytes = `octet_length(payload) + coalesce(CASE WHEN pg_column_size(metadata) > ${smallMetadata}
+  THEN octet_length(metadata::text) ELSE pg_column_size(metadata) END, 0)`
+
+const hash = `(hashtext(aggregate_id COLLATE "C")::int8 & 4294967295)`
+
+const divisionByZero = "22012"
+
+type Row = Omit<Event, "payload"> & { readonly payload: Uint8Array | null }
+
+const isWhole = (row: Row): row is Event => row.payload !== null
+
+const array = (values: ReadonlyArray<unknown>, oid: number) => Result.getOrThrow(PgTypes.array(values, oid))
+
+/** The statement found no row at the expected version. */
+interface AppendedRow {
+  readonly positions: ReadonlyArray<bigint> | null
+  readonly first: bigint | null
+  readonly last: bigint | null
+}
+
+/**
+ * @category constructors
+ * @since 0.1.0
+ */
+export const make: Effect.Effect<EventStore["Service"], never, Database | Listener | Scope.Scope> = Effect.gen(
+  function*() {
+    const database = yield* Database
+    const listener = yield* Listener
+    const reader = yield* Reader.make
+    const tracker = yield* Tracker.make(reader)
+    const { sql } = database
+    const events = database.qualified("events")
+    const heads = database.qualified("aggregateHeads")
+    const messageSize = database.pg.config.maxMessageSize ?? defaultMessageSize
+    const largest = messageSize - Math.min(messageHeadroom, Math.floor(messageSize / 4))
+
+    // The head's row is locked before the first position is drawn, so that appends to one aggregate wait for each
+    // other without keeping readers waiting. A head that plain SQL did not keep up is set right by the events.
+    const appendStatement = `
+      WITH stored AS MATERIALIZED (
+        SELECT coalesce(max(aggregate_version), 0) AS version FROM ${events}
+        WHERE bounded_context = $1 AND aggregate_type = $2 AND aggregate_id = $3
+      ), head AS (
+        INSERT INTO ${heads} AS h (bounded_context, aggregate_type, aggregate_id, aggregate_version, updated_at)
+        SELECT $1, $2, $3, stored.version + $4::int8, now() FROM stored
+        WHERE $5::int8 IS NULL OR stored.version = $5 OR EXISTS (
+          SELECT FROM ${heads} WHERE bounded_context = $1 AND aggregate_type = $2 AND aggregate_id = $3
+        )
+        ON CONFLICT (bounded_context, aggregate_type, aggregate_id) DO UPDATE
+        SET aggregate_version = greatest(h.aggregate_version + $4::int8, excluded.aggregate_version), updated_at = now()
+        WHERE $5::int8 IS NULL OR greatest(h.aggregate_version + $4::int8, excluded.aggregate_version) = $5 + $4::int8
+        RETURNING h.aggregate_version
+      ), added AS (
+        INSERT INTO ${events} (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type,
+          event_version, payload, trace_id, correlation_id, causation_id, metadata)
+        SELECT $1, $2, $3, head.aggregate_version - $4::int8 + e.place, coalesce(e.event_id::uuid, gen_random_uuid()),
+          e.event_type, e.event_version, e.payload, e.trace_id, e.correlation_id, e.causation_id, e.metadata::jsonb
+        FROM head CROSS JOIN unnest($6::text[], $7::text[], $8::int4[], $9::bytea[], $10::text[], $11::text[],
+          $12::text[], $13::text[]) WITH ORDINALITY AS e (event_id, event_type, event_version, payload, trace_id,
+          correlation_id, causation_id, metadata, place)
+        ORDER BY e.place
+        RETURNING global_position, aggregate_version
+      )
+      SELECT array_agg(global_position ORDER BY aggregate_version) AS positions,
+        min(aggregate_version) AS first, max(aggregate_version) AS last
+      FROM added`
+
+    const versionStatement = `
+      SELECT greatest(
+        (SELECT max(aggregate_version) FROM ${events}
+          WHERE bounded_context = $1 AND aggregate_type = $2 AND aggregate_id = $3),
+        (SELECT aggregate_version FROM ${heads}
+          WHERE bounded_context = $1 AND aggregate_type = $2 AND aggregate_id = $3),
+        0) AS version`
+
+    const identify = (stream: StreamId) => [stream.boundedContext, stream.aggregateType, stream.aggregateId]
+
+    const announce = Effect.andThen(Effect.sync(tracker.wake), listener.notify(database.channels.events, "appended"))
+
+    const refusal =
+      (stream: StreamId, expected: ExpectedVersion) =>
+      (error: SqlError.SqlError): ConcurrencyConflict | DuplicateEvent | SqlError.SqlError => {
+        if (error.reason._tag !== "UniqueViolation") return error
+        const cause: unknown = error.reason.cause
+        const detail =
+          typeof cause === "object" && cause !== null && "detail" in cause && typeof cause.detail === "string"
+            ? cause.detail
+            : ""
+        // The detail is in the server's language, the columns in it are not; a role may not be shown it.
+        return detail.includes("(event_id)") || (detail === "" && error.reason.constraint.includes("event_id"))
+          ? new DuplicateEvent({ detail: detail || error.reason.constraint })
+          : new ConcurrencyConflict({ ...stream, expected: String(expected) })
+      }
+
+    const append = Effect.fnUntraced(function*(
+      newEvents: ReadonlyArray<NewEvent>,
+      options?: { readonly expectedVersion?: ExpectedVersion | undefined }
+    ) {
+      const { rows, stream } = yield* Effect.fromResult(Append.validate(newEvents))
+      const expected = options?.expectedVersion ?? "any"
+      const texts = (key: "eventId" | "eventType" | "traceId" | "correlationId" | "causationId" | "metadata") =>
+        array(rows.map((row) => row[key] ?? null), PgTypes.OID.text)
+      const [found] = yield* sql.unsafe<AppendedRow>(appendStatement, [
+        ...identify(stream),
+        BigInt(rows.length),
+        expected === "any" ? null : expected === "none" ? 0n : expected,
+        texts("eventId"),
+        texts("eventType"),
+        array(rows.map((row) => row.eventVersion), PgTypes.OID.int4),
+        array(rows.map((row) => row.payload), PgTypes.OID.bytea),
+        texts("traceId"),
+        texts("correlationId"),
+        texts("causationId"),
+        texts("metadata")
+      ]).pipe(
+        Effect.mapError(refusal(stream, expected)),
+        database.refail("append events")
+      )
+      if (!found?.positions || found.first === null || found.last === null) {
+        const [at] = yield* sql.unsafe<{ readonly version: bigint }>(versionStatement, identify(stream)).pipe(
+          database.refail("read an aggregate's version")
+        )
+        return yield* new ConcurrencyConflict({
+          ...stream,
+          expected: String(expected),
+          ...(at === undefined ? {} : { actual: at.version })
+        })
+      }
+      yield* sql.afterCommit(announce)
+      const appended: Appended = {
+        stream,
+        firstVersion: found.first,
+        lastVersion: found.last,
+        positions: found.positions
+      }
+      return appended
+    })
+
+    const streamStatement = `
+      SELECT ${selected}, payload, metadata FROM ${events}
+      WHERE bounded_context = $1 AND aggregate_type = $2 AND aggregate_id = $3
+        AND aggregate_version >= $4::int8 AND ($5::int8 IS NULL OR aggregate_version <= $5)
+      ORDER BY aggregate_version LIMIT $6::int8`
+
+    const readStream: EventStore["Service"]["readStream"] = (stream, options) =>
+      sql.unsafe<Event>(streamStatement, [
+        ...identify(stream),
+        options?.from ?? 1n,
+        options?.to ?? null,
+        options?.limit === undefined ? null : BigInt(Math.floor(options.limit))
+      ]).pipe(database.refail("read a stream"))
+
+    const conditions = (
+      options: ReadOptions
+    ): { readonly text: string; readonly parameters: ReadonlyArray<unknown> } => {
+      const parameters: Array<unknown> = []
+      const parts: Array<string> = []
+      const next = (value: unknown) => {
+        parameters.push(value)
+        // The first four belong to every read.
+        return `$${parameters.length + 4}`
+      }
+      if (options.range !== undefined && !HashRange.isWhole(options.range)) {
+        const { end, start } = options.range
+        parts.push(`${hash} >= ${next(BigInt(start))}::int8 AND ${hash} < ${next(BigInt(end))}::int8`)
+      }
+      for (
+        const [column, values] of [
+          ["bounded_context", options.filter?.boundedContexts],
+          ["aggregate_type", options.filter?.aggregateTypes],
+          ["event_type", options.filter?.eventTypes]
+        ] as const
+      ) {
+        if (values !== undefined) parts.push(`${column} = ANY (${next(array(values, PgTypes.OID.text))}::text[])`)
+      }
+      return { text: parts.map((part) => ` AND ${part}`).join(""), parameters }
+    }
+
+    const matching = (where: string) => `
+      FROM ${events}
+      WHERE global_position > $1
+        AND global_position <= (SELECT $2::int8 / CASE WHEN pg_is_in_recovery() THEN 0 ELSE 1 END)${where}
+      ORDER BY global_position LIMIT $3::int8`
+
+    // $1 < position <= $2, at most $3 events. A row without a payload does not fit: it ends the page. On a replica the
+    // statement divides by zero. Here all rows together cannot have too many bytes, because none has more than $4.
+    const smallRowsStatement = (where: string) => `
+      SELECT ${selected},
+        CASE WHEN octet_length(payload) <= $4::int8 AND coalesce(pg_column_size(metadata), 0) <= ${smallMetadata}
+          THEN payload END AS payload,
+        CASE WHEN pg_column_size(metadata) <= ${smallMetadata} THEN metadata END AS metadata
+      ${matching(where)}`
+
+    // Here at most $4 bytes in all, or one event of at most as many as the last parameter says.
+    const anyRowsStatement = (where: string, last: number) => `
+      SELECT ${columns.map(([, name]) => `"${name}"`).join(", ")},
+        CASE WHEN fits THEN payload END AS payload, CASE WHEN fits THEN metadata END AS metadata
+      FROM (
+        SELECT *, running <= $4::int8 OR (running = size AND size <= $${last}::int8) AS fits
+        FROM (
+          SELECT *, sum(size) OVER part AS running, first_value(size) OVER part AS first
+          FROM (SELECT ${selected}, payload, metadata, 1 + ${rowBytes} AS size ${matching(where)}) AS matching
+          WINDOW part AS (ORDER BY "globalPosition" ROWS UNBOUNDED PRECEDING)
+        ) AS measured
+      ) AS judged
+      WHERE running - size <= greatest($4::int8, first)
+      ORDER BY "globalPosition"`
+
+    const tooLargeStatement = `
+      SELECT event_id AS id, aggregate_id AS "aggregateId", ${rowBytes} AS size FROM ${events} WHERE global_position = $1`
+
+    const tooLarge = Effect.fnUntraced(function*(position: bigint) {
+      const [row] = yield* reader.use(
+        "measure an event",
+        ({ sql }) =>
+          sql.unsafe<{ readonly id: string; readonly aggregateId: string; readonly size: number }>(tooLargeStatement, [
+            position
+          ])
+      )
+      return yield* row === undefined
+        ? new UnsupportedDatabase({
+          problem: `The event at position ${position} of ${events} disappeared while it was read.`,
+          advice: "Delete no events while projections run."
+        })
+        : new EventTooLarge({
+          position,
+          eventId: row.id,
+          aggregateId: row.aggregateId,
+          bytes: row.size,
+          limit: largest
+        })
+    })
+
+    /** How far may be read, as proved on the reader's present connection. */
+    const prove = Effect.fnUntraced(function*(after: bigint, upTo: bigint | undefined) {
+      const look = yield* tracker.look
+      if (look.last !== undefined && after > look.last) {
+        return yield* new CheckpointAheadOfEvents({ position: after, lastPosition: look.last })
+      }
+      return upTo !== undefined && upTo < look.settled ? upTo : look.settled
+    })
+
+    const readWindow = (statement: string, options: {
+      readonly bound: bigint
+      readonly parameters: ReadonlyArray<unknown>
+      readonly mayShrink: boolean
+    }) =>
+      reader.use(
+        "read events",
+        ({ sql, state }): Effect.Effect<ReadonlyArray<Row> | "unproved" | "timeout", SqlError.SqlError | StoreError> =>
+          state.settled.mark < options.bound
+            ? Effect.succeed("unproved")
+            : Effect.catchIf(
+              sql.unsafe<Row>(statement, options.parameters),
+              (error) =>
+                options.mayShrink && error.reason._tag === "StatementTimeoutError" || codeOf(error) === divisionByZero,
+              (error) =>
+                error.reason._tag === "StatementTimeoutError"
+                  ? Effect.succeed("timeout" as const)
+                  : Effect.fail(new ReadOnlyReplica({ server: database.server.server }))
+            )
+      )
+
+    let anySize = 0
+
+    const read = Effect.fnUntraced(function*(
+      options: ReadOptions
+    ): Effect.fn.Return<Page, CheckpointAheadOfEvents | EventTooLarge | StoreError> {
+      const limit = Math.max(1, Math.floor(options.limit ?? defaultLimit))
+      const bytes = Math.max(1, Math.floor(options.bytes ?? defaultBytes))
+      const where = conditions(options)
+      const isFiltered = where.text !== ""
+      const begun = yield* Clock.monotonicTimeNanos
+      let found: ReadonlyArray<Event> = []
+      let used = 0
+      let window = firstWindow
+      let position = options.after
+      let bound = options.upTo !== undefined && options.upTo <= tracker.known()
+        ? options.upTo
+        : yield* prove(options.after, options.upTo)
+      while (position < bound && found.length < limit) {
+        const started = yield* Clock.monotonicTimeNanos
+        const upper = isFiltered && position + window < bound ? position + window : bound
+        const isSmall = found.length === 0 && anySize === 0
+        const free = Math.max(0, Math.min(bytes, largest) - used)
+        const rows: ReadonlyArray<Row> | "unproved" | "timeout" = yield* readWindow(
+          isSmall ? smallRowsStatement(where.text) : anyRowsStatement(where.text, where.parameters.length + 5),
+          {
+            bound,
+            parameters: [
+              position,
+              upper,
+              BigInt(limit - found.length),
+              BigInt(isSmall ? Math.floor(free / limit) : free),
+              ...where.parameters,
+              ...(isSmall ? [] : [found.length === 0 ? BigInt(largest) : 0n])
+            ],
+            mayShrink: isFiltered && window > smallestWindow
+          }
+        )
+        if (rows === "unproved") {
+          // The connection is a new one, perhaps to another server.
+          bound = yield* prove(options.after, bound)
+          continue
+        }
+        if (rows === "timeout") {
+          window = window / 4n < smallestWindow ? smallestWindow : window / 4n
+          continue
+        }
+        const cut = rows.findIndex((row) => !isWhole(row))
+        const fitting = (cut === -1 ? rows : rows.slice(0, cut)).filter(isWhole)
+        for (const event of fitting) used += event.payload.length
+        found = found.length === 0 ? fitting : [...found, ...fitting]
+        if (anySize > 0) anySize--
+        if (cut !== -1) {
+          if (isSmall) {
+            // The rest is read with an eye on every row's size, and so are the next pages, which will be alike.
+            anySize = pagesOfAnySize
+            position = rows[cut]!.globalPosition - 1n
+            continue
+          }
+          if (found.length === 0) return yield* tooLarge(rows[cut]!.globalPosition)
+          return { events: found, position: rows[cut]!.globalPosition - 1n }
+        }
+        if (found.length >= limit) return { events: found, position: found[found.length - 1]!.globalPosition }
+        position = upper
+        if (used >= bytes) break
+        const now = yield* Clock.monotonicTimeNanos
+        if (now - begun > readNanos) break
+        if (now - started < fastNanos) window *= 4n
+        else if (now - started > slowNanos && window > smallestWindow) window /= 2n
+      }
+      return { events: found, position }
+    })
+
+    const headPosition = reader.use("read the head", ({ sql }) =>
+      sql.unsafe<{ readonly head: bigint }>(
+        `SELECT global_position AS head FROM ${events} ORDER BY global_position DESC LIMIT 1`
+      )).pipe(Effect.map((rows) => rows[0]?.head ?? 0n))
+
+    return EventStore.of({
+      append,
+      readStream,
+      read,
+      settledPosition: Effect.map(tracker.look, ({ settled }) => settled),
+      settledBeyond: tracker.settledBeyond,
+      headPosition,
+      openWriters: tracker.openWriters
+    })
+  }
+)
+
+/**
+ * @category layers
+ * @since 0.1.0
+ */
+export const layer: Layer.Layer<EventStore, never, Database | Listener> = Layer.effect(EventStore)(make)

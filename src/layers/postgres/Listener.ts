@@ -1,0 +1,336 @@
+/**
+ * The one listening session of a process: LISTEN on the library's channels, and the locks that say that the process
+ * lives. It is opened again whenever it is lost; who subscribed is woken then too, because messages may have been
+ * missed.
+ *
+ * @since 0.1.0
+ */
+import * as PgConnection from "@effect/sql-pg/PgConnection"
+import * as Cause from "effect/Cause"
+import * as Clock from "effect/Clock"
+import * as Context from "effect/Context"
+import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Latch from "effect/Latch"
+import * as Layer from "effect/Layer"
+import * as Queue from "effect/Queue"
+import * as Random from "effect/Random"
+import * as Scope from "effect/Scope"
+import * as Semaphore from "effect/Semaphore"
+import * as SqlError from "effect/sql/SqlError"
+import type { StoreError } from "../../schema/Errors.ts"
+import { Database } from "./Database.ts"
+import { sqlErrorIn, toStoreError } from "./DatabaseErrors.ts"
+
+/**
+ * @category services
+ * @since 0.1.0
+ */
+export class Listener extends Context.Service<Listener, {
+  /**
+   * The payloads that arrive on a channel, coalesced (a slow reader finds the newest few), and `reconnected` (the
+   * empty payload) after each (re)connection. Never fails: without a connection, or with `listen: false`, nothing arrives.
+   */
+  readonly subscribe: (channel: string) => Effect.Effect<Queue.Dequeue<string>, never, Scope.Scope>
+
+  /**
+   * Sends a notification soon: same channel and payload within a few milliseconds become one message, sent in a
+   * transaction of its own, because a NOTIFY inside a writer's transaction serializes the commits of the whole database.
+   * Never fails and never waits for the database.
+   */
+  readonly notify: (channel: string, payload: string) => Effect.Effect<void>
+
+  /**
+   * Runs `hook` on the connection now and after each reconnection, as long as the scope is open. The first run's failure
+   * is the caller's; later ones drop the connection, and it is tried again.
+   */
+  readonly onConnection: (
+    hook: (connection: PgConnection.PgConnection) => Effect.Effect<void, SqlError.SqlError>
+  ) => Effect.Effect<void, StoreError, Scope.Scope>
+}>()("pupsourcing-orchestrator/layers/postgres/Listener") {}
+
+/**
+ * The payload that stands for "connected (again): look for yourself".
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export const reconnected = ""
+
+/** A subscriber who does not look finds at most this many messages, the newest. */
+const queueCapacity = 16
+
+/** Messages that are alike and closer together than this become one. */
+const sendInterval = Duration.millis(5)
+
+/** More different messages than this between two sendings are not worth sending: everybody will look anyway. */
+const pendingCapacity = 1000
+
+/** How long a message waits for a connection that is being opened; later it is not worth sending. */
+const sendPatience = Duration.seconds(2)
+
+/** A server that is gone without a word is noticed within this and `answerDeadline`. */
+const probeInterval = Duration.seconds(15)
+
+/** Where nothing is listened to, only the probe notices a lost connection. */
+const probeIntervalWithoutListen = Duration.seconds(2)
+
+const answerDeadline = Duration.seconds(5)
+
+/** A connection that lived for longer was a good one: the next attempt follows at once. */
+const steadyNanos = 5_000_000_000n
+
+/** At once, then up to 100 ms doubling up to 10 s, each jittered so that processes do not come in step. */
+const delay = (attempt: number): Effect.Effect<Duration.Duration> =>
+  attempt === 0
+    ? Effect.succeed(Duration.zero)
+    : Effect.map(Random.next, (random) => Duration.millis(Math.min(10_000, 50 * 2 ** attempt) * (0.5 + random / 2)))
+
+type Hook = (connection: PgConnection.PgConnection) => Effect.Effect<void, SqlError.SqlError>
+
+interface Connected {
+  readonly connection: PgConnection.PgConnection
+  /** What runs on the connection. */
+  readonly scope: Scope.Closeable
+  readonly listening: Set<string>
+  readonly openedAt: bigint
+  readonly lost: Deferred.Deferred<SqlError.SqlError>
+  readonly close: Effect.Effect<void>
+}
+
+const noAnswer = new SqlError.SqlError({
+  reason: new SqlError.ConnectionError({
+    cause: new Error("the server does not answer"),
+    message: "the server does not answer",
+    operation: "query"
+  })
+})
+
+/** Waits for work that goes on in `scope`, but not longer than the deadline: interrupting a statement takes its time. */
+const within = <A>(
+  scope: Scope.Scope,
+  self: Effect.Effect<A, SqlError.SqlError>
+): Effect.Effect<A, SqlError.SqlError> =>
+  Effect.flatMap(
+    Effect.forkIn(self, scope, { startImmediately: true }),
+    (fiber) =>
+      Effect.timeoutOrElse(Fiber.join(fiber), { duration: answerDeadline, orElse: () => Effect.fail(noAnswer) })
+  )
+
+/**
+ * Connects when first needed. The listening session also sends: it is never busy with a batch, and a process that only
+ * appends needs no more than this one connection beside its pool.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const make: Effect.Effect<Listener["Service"], never, Database | Scope.Scope> = Effect.gen(function*() {
+  const database = yield* Database
+  const owner = yield* Effect.scope
+  const subscribers = new Map<string, Set<Queue.Queue<string>>>()
+  const hooks = new Set<Hook>()
+  // Connecting, and changing what runs on the connection, happen one at a time.
+  const changing = Semaphore.makeUnsafe(1)
+  const needed = Latch.makeUnsafe(false)
+  const connected = Latch.makeUnsafe(false)
+  let current: Connected | undefined
+
+  const offer = (channel: string, payload: string): void => {
+    for (const queue of subscribers.get(channel) ?? []) Queue.offerUnsafe(queue, payload)
+  }
+
+  const drop = (self: Connected, error: SqlError.SqlError): Effect.Effect<void> =>
+    Effect.suspend(() => {
+      if (current === self) {
+        current = undefined
+        connected.closeUnsafe()
+      }
+      return Effect.asVoid(Deferred.succeed(self.lost, error))
+    })
+
+  const listenOn = Effect.fnUntraced(function*(self: Connected, channel: string) {
+    if (self.listening.has(channel)) return
+    const queue = yield* within(self.scope, Scope.provide(self.connection.listen(channel), self.scope))
+    self.listening.add(channel)
+    yield* Queue.take(queue).pipe(
+      Effect.tap((message) => Effect.sync(() => offer(channel, message.payload))),
+      Effect.forever,
+      Effect.catch((error) => drop(self, error)),
+      Effect.forkIn(self.scope)
+    )
+  })
+
+  const probe = (self: Connected) =>
+    Effect.sleep(database.listen ? probeInterval : probeIntervalWithoutListen).pipe(
+      Effect.andThen(within(self.scope, self.connection.query("SELECT 1"))),
+      Effect.forever,
+      Effect.catch((error) => drop(self, error))
+    )
+
+  const connect: Effect.Effect<Connected, SqlError.SqlError> = Effect.uninterruptibleMask((restore) =>
+    Effect.gen(function*() {
+      const scope = yield* Scope.fork(owner)
+      // Forked later, so that it closes first: nothing shall say goodbye, channel by channel, to a server that is gone.
+      const connectionScope = yield* Scope.fork(owner)
+      const close = Effect.andThen(Scope.close(connectionScope, Exit.void), Scope.close(scope, Exit.void))
+      const self = yield* Effect.gen(function*() {
+        const base = yield* Scope.provide(
+          PgConnection.make({
+            ...database.pg.config,
+            applicationName: "pupsourcing-orchestrator listener",
+            keepAlive: database.pg.config.keepAlive ?? probeInterval,
+            multiplex: false
+          }),
+          connectionScope
+        )
+        const self: Connected = {
+          connection: yield* Scope.provide(base.pin, scope),
+          scope,
+          listening: new Set(),
+          openedAt: yield* Clock.monotonicTimeNanos,
+          lost: Deferred.makeUnsafe(),
+          close
+        }
+        if (database.listen) {
+          for (const channel of subscribers.keys()) yield* listenOn(self, channel)
+        }
+        for (const hook of hooks) yield* within(scope, hook(self.connection))
+        return self
+      }).pipe(restore, Effect.onError(() => Effect.forkIn(close, owner)))
+      current = self
+      connected.openUnsafe()
+      yield* Effect.forkIn(probe(self), scope)
+      if (database.listen) {
+        for (const channel of subscribers.keys()) offer(channel, reconnected)
+      }
+      return self
+    })
+  )
+
+  /** To be run with `changing`. */
+  const ensure = Effect.suspend(() => current === undefined ? connect : Effect.succeed(current))
+
+  const describe = (error: SqlError.SqlError): string =>
+    toStoreError(database.server, "open the listening session")(error).message
+
+  const keep = Effect.gen(function*() {
+    let attempt = 0
+    let reported = false
+    while (true) {
+      yield* needed.await
+      yield* Effect.sleep(yield* delay(attempt))
+      const exit = yield* Effect.exit(changing.withPermit(ensure))
+      if (Exit.isFailure(exit)) {
+        if (Cause.hasInterrupts(exit.cause)) return yield* Effect.failCause(exit.cause)
+        attempt++
+        if (!reported) {
+          reported = true
+          const error = sqlErrorIn(exit.cause)
+          yield* error === undefined
+            ? Effect.logError("The listening session cannot be opened; it is tried again.", exit.cause)
+            : Effect.logWarning(`The listening session cannot be opened; it is tried again. ${describe(error)}`)
+        }
+        continue
+      }
+      const self = exit.value
+      if (reported) yield* Effect.logInfo("The listening session is open again.")
+      const error = yield* Deferred.await(self.lost)
+      const lived = (yield* Clock.monotonicTimeNanos) - self.openedAt
+      attempt = lived >= steadyNanos ? 0 : attempt + 1
+      reported = true
+      yield* Effect.logWarning(
+        `The listening session was lost; until it is open again, polling takes its place. ${describe(error)}`
+      )
+      // Closing a connection that no longer answers may take its time: nobody waits for it.
+      yield* Effect.forkIn(self.close, owner)
+    }
+  })
+
+  const pending = new Map<string, readonly [channel: string, payload: string]>()
+  const waiting = Latch.makeUnsafe(false)
+
+  const send = Effect.gen(function*() {
+    while (true) {
+      yield* waiting.await
+      yield* Effect.timeoutOption(connected.await, sendPatience)
+      waiting.closeUnsafe()
+      const messages = [...pending.values()]
+      pending.clear()
+      const self = current
+      if (self === undefined) continue
+      yield* within(
+        self.scope,
+        self.connection.query("SELECT pg_notify(c, p) FROM unnest($1::text[], $2::text[]) AS m (c, p)", [
+          messages.map(([channel]) => channel),
+          messages.map(([, payload]) => payload)
+        ])
+      ).pipe(
+        // A message that was lost costs a poll interval.
+        Effect.ignoreCause
+      )
+      yield* Effect.sleep(sendInterval)
+    }
+  })
+
+  yield* Effect.forkIn(Effect.withTracerEnabled(keep, false), owner)
+  if (database.listen) yield* Effect.forkIn(Effect.withTracerEnabled(send, false), owner)
+
+  const subscribe: Listener["Service"]["subscribe"] = Effect.fnUntraced(function*(channel) {
+    const queue = yield* Effect.acquireRelease(
+      Effect.tap(Queue.sliding<string>(queueCapacity), (queue) =>
+        Effect.sync(() => {
+          const queues = subscribers.get(channel)
+          if (queues === undefined) subscribers.set(channel, new Set([queue]))
+          else queues.add(queue)
+        })),
+      (queue) => {
+        subscribers.get(channel)?.delete(queue)
+        return Queue.shutdown(queue)
+      }
+    )
+    if (!database.listen) return queue
+    needed.openUnsafe()
+    yield* changing.withPermit(Effect.suspend(() => {
+      const self = current
+      return self === undefined ? Effect.void : listenOn(self, channel).pipe(
+        Effect.tap(() => Queue.offer(queue, reconnected)),
+        Effect.catch((error) => drop(self, error))
+      )
+    })).pipe(Effect.forkIn(owner))
+    return queue
+  })
+
+  const notify: Listener["Service"]["notify"] = (channel, payload) =>
+    database.listen
+      ? Effect.sync(() => {
+        if (pending.size < pendingCapacity) pending.set(`${channel}\u0000${payload}`, [channel, payload])
+        needed.openUnsafe()
+        waiting.openUnsafe()
+      })
+      : Effect.void
+
+  const onConnection: Listener["Service"]["onConnection"] = Effect.fnUntraced(function*(hook) {
+    const scope = yield* Effect.scope
+    const entry: Hook = (connection) => hook(connection)
+    yield* changing.withPermit(Effect.gen(function*() {
+      const self = yield* ensure
+      yield* within(self.scope, entry(self.connection)).pipe(
+        Effect.tapError((error) => error.reason._tag === "ConnectionError" ? drop(self, error) : Effect.void)
+      )
+      hooks.add(entry)
+      yield* Scope.addFinalizer(scope, Effect.sync(() => hooks.delete(entry)))
+    })).pipe(database.refail("open the listening session"))
+    needed.openUnsafe()
+  })
+
+  return Listener.of({ subscribe, notify, onConnection })
+})
+
+/**
+ * @category layers
+ * @since 0.1.0
+ */
+export const layer: Layer.Layer<Listener, never, Database> = Layer.effect(Listener)(make)

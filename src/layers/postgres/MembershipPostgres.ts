@@ -1,0 +1,303 @@
+/**
+ * Membership on PostgreSQL: registrations and heartbeats are rows, presence is an advisory lock.
+ *
+ * @since 0.1.0
+ */
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as FiberHandle from "effect/FiberHandle"
+import * as Layer from "effect/Layer"
+import * as Queue from "effect/Queue"
+import * as Schedule from "effect/Schedule"
+import type * as SqlError from "effect/sql/SqlError"
+import * as Stream from "effect/Stream"
+import * as Os from "node:os"
+import { WorkerEvicted, WorkerIdInUse, WorkerReplaced } from "../../schema/Errors.ts"
+import * as Generation from "../../schema/Generation.ts"
+import type { Registration } from "../../schema/Worker.ts"
+import { type JoinOptions, Membership } from "../../services/Membership.ts"
+import * as Coordination from "./Coordination.ts"
+import { Database } from "./Database.ts"
+import { Listener, reconnected } from "./Listener.ts"
+import { Presence } from "./Presence.ts"
+import type * as Rows from "./Rows.ts"
+import type { Opened } from "./Session.ts"
+
+/** A registration whose process is absent but was heard of just now counts as dead once that was seen for so long. */
+const justDiedMillis = 2000
+const justDiedPoll = Duration.millis(100)
+/** Without an own presence absence says nothing; then the wait ends here. */
+const justDiedPolls = 100
+
+/** How long to wait before a neighbour that was found gone is looked at again. */
+const goneDelay = Duration.seconds(1)
+
+/** A worker of this process: its presence watch, and who is woken by it. */
+interface Member {
+  readonly watching: FiberHandle.FiberHandle
+  readonly wakes: Set<Queue.Queue<void>>
+  watched: bigint | undefined
+}
+
+const wake = (member: Member): void => {
+  for (const queue of member.wakes) Queue.offerUnsafe(queue, undefined)
+}
+
+type Attempt =
+  | { readonly _tag: "Registered"; readonly registration: Registration }
+  | { readonly _tag: "InUse"; readonly by: Coordination.Observed }
+  | { readonly _tag: "JustDied"; readonly who: Coordination.Observed }
+
+/**
+ * @category constructors
+ * @since 0.1.0
+ */
+export const make: Effect.Effect<
+  Membership["Service"],
+  never,
+  Coordination.Coordination | Database | Listener | Presence
+> = Effect.gen(function*() {
+  const database = yield* Database
+  const listener = yield* Listener
+  const presence = yield* Presence
+  const coordination = yield* Coordination.Coordination
+  const generations = database.table("generations")
+  const workers = database.table("workers")
+  const heartbeats = database.table("heartbeats")
+  const host = Os.hostname()
+  const members = new Map<bigint, Member>()
+
+  const find = Effect.fnUntraced(function*(opened: Opened<Coordination.Observations>, options: JoinOptions) {
+    const rows = yield* opened.sql<{ readonly row: Rows.WorkerRow; readonly own_present: boolean }>`
+      SELECT ${opened.sql.literal(coordination.workerJson)} AS row,
+        ${opened.sql.literal(coordination.ownPresent())} AS own_present
+      FROM ${opened.sql.literal(coordination.workersFrom)}
+      WHERE w.replica_set = ${options.replicaSet} AND w.worker_id = ${options.workerId} AND w.state <> 'stopped'`
+    const observed = yield* coordination.observe(opened, {
+      workers: rows.map(({ row }) => row),
+      ownPresent: rows[0]?.own_present ?? false
+    })
+    return observed[0]
+  })
+
+  const insert = Effect.fnUntraced(function*(
+    { sql }: Opened<Coordination.Observations>,
+    options: JoinOptions,
+    key: number | undefined
+  ) {
+    const rows = yield* sql<{ readonly incarnation: bigint; readonly started_at: Date }>`
+      WITH worker AS (
+        INSERT INTO ${workers} (replica_set, worker_id, incarnation, state, projections, presence_key, host, pid)
+        VALUES (${options.replicaSet}, ${options.workerId},
+          nextval(${database.qualified("incarnations")}::text::regclass), 'pending',
+          ${JSON.stringify(options.projections)}::jsonb, ${key ?? null}::int4, ${host}, ${process.pid}::int4)
+        ON CONFLICT (replica_set, worker_id) DO UPDATE SET
+          incarnation = EXCLUDED.incarnation, generation_id = NULL, partition_key = -1, state = 'pending',
+          projections = EXCLUDED.projections, presence_key = EXCLUDED.presence_key, host = EXCLUDED.host,
+          pid = EXCLUDED.pid, started_at = clock_timestamp(), stopped_at = NULL
+        RETURNING incarnation, started_at
+      ), heartbeat AS (
+        INSERT INTO ${heartbeats} (replica_set, worker_id, incarnation, heartbeat_at)
+        SELECT ${options.replicaSet}, ${options.workerId}, incarnation, clock_timestamp() FROM worker
+        ON CONFLICT (replica_set, worker_id) DO UPDATE SET
+          incarnation = EXCLUDED.incarnation, heartbeat_at = EXCLUDED.heartbeat_at
+      )
+      SELECT incarnation, started_at, pg_notify(${database.channels.control}, ${options.replicaSet})::text AS notified
+      FROM worker`
+    const row = rows[0]!
+    return {
+      replicaSet: options.replicaSet,
+      workerId: options.workerId,
+      incarnation: row.incarnation,
+      startedAt: row.started_at,
+      projections: options.projections
+    }
+  })
+
+  const attempt = (options: JoinOptions, key: number | undefined) => {
+    const added = new Set<bigint>()
+    return coordination.alone(
+      "register the worker",
+      options.replicaSet,
+      Effect.fnUntraced(function*(opened): Effect.fn.Return<Attempt, SqlError.SqlError> {
+        const before = yield* find(opened, options)
+        if (before === undefined || isDead(before, options)) {
+          const registration = yield* insert(opened, options, key)
+          // Before anybody can see the row: to the others in this process it must never look ended.
+          coordination.members.add(registration.incarnation)
+          added.add(registration.incarnation)
+          return { _tag: "Registered", registration }
+        }
+        // Only where this process is present itself does it see the presence of others.
+        const couldBeDead = key !== undefined && before.missingForMillis !== undefined
+        return couldBeDead ? { _tag: "JustDied", who: before } : { _tag: "InUse", by: before }
+      })
+    ).pipe(Effect.onError(() =>
+      Effect.sync(() => {
+        for (const incarnation of added) coordination.members.delete(incarnation)
+      })
+    ))
+  }
+
+  /** Uninterruptible but for its waits: a registration that was made is the caller's. */
+  const register = Effect.fnUntraced(function*(
+    options: JoinOptions,
+    key: number | undefined,
+    restore: <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
+  ) {
+    const inUse = ({ row, startedAt }: Coordination.Observed) =>
+      new WorkerIdInUse({
+        replicaSet: options.replicaSet,
+        workerId: options.workerId,
+        host: row.host ?? "(unknown)",
+        pid: row.pid ?? 0,
+        since: startedAt
+      })
+    let polls = 0
+    while (true) {
+      const result = yield* attempt(options, key)
+      if (result._tag === "Registered") return result.registration
+      if (result._tag === "InUse") return yield* inUse(result.by)
+      let seen: Coordination.Observed | undefined = result.who
+      while (seen !== undefined && !isDead(seen, options)) {
+        if (seen.missingForMillis === undefined || ++polls > justDiedPolls) return yield* inUse(seen)
+        seen = yield* restore(Effect.andThen(
+          Effect.sleep(justDiedPoll),
+          coordination.use("look at the earlier registration", (opened) => find(opened, options))
+        ))
+      }
+    }
+  })
+
+  const join: Membership["Service"]["join"] = (options) =>
+    Effect.uninterruptibleMask(Effect.fnUntraced(function*(restore) {
+      const key = yield* restore(presence.enter)
+      const registration = yield* register(options, key, restore)
+      const { incarnation } = registration
+      yield* Effect.addFinalizer(() =>
+        Effect.sync(() => {
+          coordination.members.delete(incarnation)
+          members.delete(incarnation)
+          // The process' presence stays, so its own workers have to be told.
+          for (const other of members.values()) {
+            if (other.watched === incarnation) wake(other)
+          }
+        })
+      )
+      members.set(incarnation, { watching: yield* FiberHandle.make(), wakes: new Set(), watched: undefined })
+      return registration
+    }))
+
+  const heartbeat: Membership["Service"]["heartbeat"] = Effect.fnUntraced(function*(registration) {
+    const { incarnation, replicaSet, workerId } = registration
+    const rows = yield* coordination.use(
+      "heartbeat",
+      ({ sql }) =>
+        sql<{ readonly incarnation: bigint; readonly state: string }>`
+        WITH beat AS (
+          UPDATE ${heartbeats} SET heartbeat_at = clock_timestamp()
+          WHERE replica_set = ${replicaSet} AND worker_id = ${workerId} AND incarnation = ${incarnation}
+        )
+        SELECT incarnation, state FROM ${workers} WHERE replica_set = ${replicaSet} AND worker_id = ${workerId}`
+    )
+    const row = rows[0]
+    if (row !== undefined && row.incarnation !== incarnation) return yield* new WorkerReplaced({ replicaSet, workerId })
+    if (row === undefined || row.state === "stopped") return yield* new WorkerEvicted({ replicaSet, workerId })
+  })
+
+  const report: Membership["Service"]["report"] = Effect.fnUntraced(function*(registration, { generation, state }) {
+    const { incarnation, replicaSet, workerId } = registration
+    const key = generation === undefined ? -1 : Generation.partitionKey(generation, registration)
+    yield* coordination.use("report", ({ sql }) =>
+      sql`
+        UPDATE ${workers}
+        SET state = ${state}, generation_id = ${generation?.generationId ?? null}::bigint, partition_key = ${key}
+        WHERE replica_set = ${replicaSet} AND worker_id = ${workerId} AND incarnation = ${incarnation}
+          AND state <> 'stopped'`)
+    if (state !== "running" || generation === undefined) return
+    // A statement of its own, after the first has committed: of several workers that report at once the last one sees
+    // all of them.
+    yield* coordination.use("report", ({ sql }) =>
+      sql`
+        UPDATE ${generations} g SET state = 'active', activated_at = clock_timestamp()
+        WHERE g.replica_set = ${replicaSet} AND g.generation_id = ${generation.generationId} AND g.state = 'pending'
+          AND NOT EXISTS (
+            SELECT FROM jsonb_to_recordset(g.members) AS m ("workerId" text, incarnation bigint)
+            WHERE NOT EXISTS (
+              SELECT FROM ${workers} w
+              WHERE w.replica_set = g.replica_set AND w.worker_id = m."workerId" AND w.incarnation = m.incarnation
+                AND w.state = 'running' AND w.generation_id = g.generation_id))`)
+  })
+
+  const wakeUps: Membership["Service"]["wakeUps"] = Effect.fnUntraced(function*(registration) {
+    const queue = yield* Effect.acquireRelease(Queue.sliding<void>(1), Queue.shutdown)
+    const messages = yield* listener.subscribe(database.channels.control)
+    yield* Stream.fromQueue(messages).pipe(
+      Stream.filter((payload) => payload === registration.replicaSet || payload === reconnected),
+      Stream.runForEach(() => Queue.offer(queue, undefined)),
+      Effect.catchCause((cause) => Effect.logWarning("Wake-ups ended; polling goes on", cause)),
+      Effect.forkScoped
+    )
+    const member = members.get(registration.incarnation)
+    if (member !== undefined) {
+      yield* Effect.acquireRelease(
+        Effect.sync(() => member.wakes.add(queue)),
+        () => Effect.sync(() => member.wakes.delete(queue))
+      )
+    }
+    return queue
+  })
+
+  const presenceKey = (replicaSet: string, neighbour: Generation.Member) =>
+    Effect.map(
+      coordination.use("look up the neighbour", ({ sql }) =>
+        sql<{ readonly presence_key: number | null }>`
+          SELECT presence_key FROM ${workers}
+          WHERE replica_set = ${replicaSet} AND worker_id = ${neighbour.workerId}
+            AND incarnation = ${neighbour.incarnation} AND state <> 'stopped'`),
+      (rows) => rows[0]?.presence_key ?? undefined
+    )
+
+  const watchNeighbour = (replicaSet: string, neighbour: Generation.Member, member: Member) =>
+    Effect.gen(function*() {
+      // Looked up again each time, because a process that lost its session may be present under another key.
+      const key = yield* presenceKey(replicaSet, neighbour).pipe(
+        Effect.retry(Schedule.min([Schedule.exponential("100 millis"), Schedule.spaced("5 seconds")]))
+      )
+      // Nobody to wait for: it has stopped, has no presence, or lives in this process.
+      if (key === undefined || key === presence.own()) return yield* Effect.never
+      yield* presence.gone(key)
+      wake(member)
+      yield* Effect.sleep(goneDelay)
+    }).pipe(
+      Effect.forever,
+      Effect.catchCause((cause) => Effect.logWarning("Watching the neighbour ended; heartbeats go on", cause))
+    )
+
+  const watch: Membership["Service"]["watch"] = Effect.fnUntraced(function*(registration, generation) {
+    const member = members.get(registration.incarnation)
+    if (member === undefined || !database.presence) return
+    const neighbour = Generation.neighbour(generation, registration)
+    if (neighbour?.incarnation === member.watched) return
+    member.watched = neighbour?.incarnation
+    if (neighbour === undefined) yield* FiberHandle.clear(member.watching)
+    else yield* FiberHandle.run(member.watching, watchNeighbour(registration.replicaSet, neighbour, member))
+  })
+
+  return Membership.of({ join, heartbeat, report, wakeUps, watch })
+})
+
+/** Whether an earlier registration under the same id is over. One that is frozen is, even while its session stands. */
+const isDead = (worker: Coordination.Observed, { rules }: JoinOptions): boolean =>
+  worker.ended || worker.silentForMillis > rules.staleWorkerTimeoutMillis ||
+  (worker.missingForMillis ?? 0) >= justDiedMillis
+
+/**
+ * Takes its session from `Coordination`, which decisions must share: build both in one `Effect.provide`.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layer: Layer.Layer<Membership, never, Database | Listener> = Layer.effect(Membership)(make).pipe(
+  Layer.provide(Coordination.layer)
+)

@@ -1,0 +1,79 @@
+/**
+ * The stores on PostgreSQL.
+ *
+ * @since 0.1.0
+ */
+import type { PgClient } from "@effect/sql-pg/PgClient"
+import * as Layer from "effect/Layer"
+import type { StoresError } from "../../schema/Errors.ts"
+import type * as TableNames from "../../schema/TableNames.ts"
+import type { CheckpointStore } from "../../services/CheckpointStore.ts"
+import type { Decisions } from "../../services/Decisions.ts"
+import type { EventStore } from "../../services/EventStore.ts"
+import type { Membership } from "../../services/Membership.ts"
+import * as CheckpointStorePostgres from "./CheckpointStorePostgres.ts"
+import { Database } from "./Database.ts"
+import * as DatabaseLive from "./DatabaseLive.ts"
+import * as DecisionsPostgres from "./DecisionsPostgres.ts"
+import * as EventStorePostgres from "./EventStorePostgres.ts"
+import * as Listener from "./Listener.ts"
+import * as MembershipPostgres from "./MembershipPostgres.ts"
+import * as Migrations from "./Migrations.ts"
+
+/**
+ * The services that an orchestrator works on.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type Stores = CheckpointStore | Decisions | EventStore | Membership
+
+/**
+ * @category options
+ * @since 0.1.0
+ */
+export interface Options {
+  /** The schema of all tables; the connection's search path decides when absent. */
+  readonly schema?: string | undefined
+  /** Names of single tables. */
+  readonly tables?: TableNames.Options["tables"]
+  /** Whether to LISTEN for wake-ups. Without it everything works at the pace of `pollInterval`. Default true. */
+  readonly listen?: boolean | undefined
+  /** Whether live workers hold a lock that makes their death noticed at once. Default true. */
+  readonly presence?: boolean | undefined
+}
+
+/**
+ * The stores, with other names or habits than the default ones. Bind the result to a constant: each call makes a layer
+ * of its own.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layerWith = (options: Options): Layer.Layer<Stores, StoresError, PgClient> => {
+  const database = Layer.effect(Database)(DatabaseLive.make(options))
+  return Layer.mergeAll(
+    CheckpointStorePostgres.layer,
+    DecisionsPostgres.layer,
+    EventStorePostgres.layer,
+    MembershipPostgres.layer
+  ).pipe(Layer.provide(Listener.layer), Layer.provide(database))
+}
+
+/**
+ * The stores on the tables of the default names. Needs a `PgClient`, which is also the client that handlers write
+ * through, and opens a few sessions of its own beside that client's pool: reading, coordination, and listening with
+ * presence.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layer: Layer.Layer<Stores, StoresError, PgClient> = layerWith({})
+
+/**
+ * Applies the migrations while it is built; provide it to `layer` for a program that migrates by itself.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layerMigrations: Layer.Layer<never, Migrations.MigrationError, PgClient> = Migrations.layer

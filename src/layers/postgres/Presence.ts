@@ -1,0 +1,201 @@
+/**
+ * Presence: a session-level advisory lock that a live process holds, and waiting for the end of another's.
+ *
+ * When a process dies its session ends and PostgreSQL frees the lock at once; whoever waits for it wakes within
+ * milliseconds. Presence only speeds things up: nothing that has to be right rests on it.
+ *
+ * @since 0.1.0
+ */
+import * as PgConnection from "@effect/sql-pg/PgConnection"
+import * as Context from "effect/Context"
+import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as RcMap from "effect/RcMap"
+import * as RcRef from "effect/RcRef"
+import * as Schedule from "effect/Schedule"
+import type * as Scope from "effect/Scope"
+import type { StoreError } from "../../schema/Errors.ts"
+import { Database } from "./Database.ts"
+import { Listener } from "./Listener.ts"
+
+/**
+ * @category services
+ * @since 0.1.0
+ */
+export class Presence extends Context.Service<Presence, {
+  /**
+   * Makes the process present for as long as the scope is open, and returns the key it is present under: one for all
+   * its workers. Absent when presence is switched off.
+   */
+  readonly enter: Effect.Effect<number | undefined, StoreError, Scope.Scope>
+
+  /** The key under which the process is present at this moment. */
+  readonly own: () => number | undefined
+
+  /**
+   * Waits until nobody is present under the key. Whoever waits for the same key shares a connection. A lost connection
+   * is opened again and ends no waiting.
+   */
+  readonly gone: (key: number) => Effect.Effect<void>
+
+  /**
+   * SQL: the keys, as `bigint` in column `key`, under which some session is present, or waits to be so again.
+   */
+  readonly presentKeys: string
+}>()("pupsourcing-orchestrator/layers/postgres/Presence") {}
+
+/** How long a wait lasts in the database before it begins anew: while it lasts it may hold back vacuum. */
+const waitMillis = 5000
+
+/** A key that cannot be taken back within this time is given up for a new one. */
+const retakeAttempts = 20
+const retakeDelay = Duration.millis(50)
+
+const reconnect = Schedule.min([Schedule.exponential("100 millis"), Schedule.spaced("5 seconds")])
+
+/**
+ * @category constructors
+ * @since 0.1.0
+ */
+export const make: Effect.Effect<
+  Presence["Service"],
+  never,
+  Database | Listener | Scope.Scope
+> = Effect.gen(function*() {
+  const database = yield* Database
+  const listener = yield* Listener
+  const workers = `'${database.qualified("workers").replaceAll("'", "''")}'::regclass::oid`
+  const presentKeys = `SELECT l.objid::bigint AS key FROM pg_locks l
+    WHERE l.locktype = 'advisory' AND l.mode = 'ExclusiveLock' AND l.objsubid = 2 AND l.classid = ${workers}
+      AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())`
+
+  let own: number | undefined
+  let holder: PgConnection.PgConnection | undefined
+
+  const draw = (connection: PgConnection.PgConnection) =>
+    Effect.map(
+      connection.query("SELECT nextval($1::text::regclass)::int4 AS key", [database.qualified("presenceKeys")]),
+      ({ rows }) => rows[0]!["key"] as number
+    )
+
+  const take = (connection: PgConnection.PgConnection, key: number) =>
+    Effect.map(
+      connection.query(`SELECT pg_try_advisory_lock(${workers}::int4, $1::int4) AS taken`, [key]),
+      ({ rows }) => rows[0]!["taken"] === true
+    )
+
+  const present = Effect.fnUntraced(function*(connection: PgConnection.PgConnection) {
+    const before = own
+    if (before !== undefined) {
+      // Whoever waited for the key has it for a moment, or the server has not noticed yet that the old session is gone.
+      for (let attempt = 0; attempt < retakeAttempts; attempt++) {
+        if (yield* take(connection, before)) {
+          holder = connection
+          return
+        }
+        yield* Effect.sleep(retakeDelay)
+      }
+    }
+    const key = yield* draw(connection)
+    yield* take(connection, key)
+    if (before !== undefined) {
+      yield* connection.query(
+        `UPDATE ${database.qualified("workers")} SET presence_key = $1::int4
+         WHERE presence_key = $2::int4 AND state <> 'stopped'`,
+        [key, before]
+      )
+    }
+    own = key
+    holder = connection
+  })
+
+  const leave = Effect.suspend(() => {
+    const key = own
+    const connection = holder
+    own = undefined
+    holder = undefined
+    return key === undefined || connection === undefined
+      ? Effect.void
+      // The lock ends with the connection anyway, which may be gone already.
+      : connection.query(`SELECT pg_advisory_unlock(${workers}::int4, $1::int4)`, [key]).pipe(
+        Effect.timeoutOption("1 second"),
+        Effect.ignoreCause
+      )
+  })
+
+  const entered = yield* RcRef.make({
+    acquire: Effect.gen(function*() {
+      yield* Effect.addFinalizer(() => leave)
+      yield* listener.onConnection(present)
+    })
+  })
+
+  const connect = PgConnection.make({
+    ...database.pg.config,
+    applicationName: "pupsourcing-orchestrator presence",
+    keepAlive: database.pg.config.keepAlive ?? Duration.seconds(15),
+    multiplex: false
+  }).pipe(
+    // A timeout that the application chose for its own statements must not end the wait.
+    Effect.tap((connection) =>
+      connection.query(
+        `SELECT set_config(name, '0', false) FROM pg_settings
+         WHERE name IN ('statement_timeout', 'idle_session_timeout', 'transaction_timeout')`
+      )
+    )
+  )
+
+  // The exception is caught in the database because an error every few seconds would fill its log.
+  const wait = (key: number) =>
+    `DO $do$
+    BEGIN
+      SET LOCAL lock_timeout = ${waitMillis};
+      PERFORM pg_advisory_xact_lock_shared(${workers}::int4, ${key});
+    EXCEPTION WHEN lock_not_available THEN
+      NULL;
+    END
+    $do$`
+
+  const untilGone = Effect.fnUntraced(function*(connection: PgConnection.PgConnection, key: number) {
+    while (true) {
+      const { rows } = yield* connection.query(
+        `SELECT NOT EXISTS (SELECT FROM (${presentKeys}) AS p WHERE p.key = $1::int4) AS gone`,
+        [key]
+      )
+      if (rows[0]!["gone"] === true) return
+      yield* connection.query(wait(key), [], false)
+    }
+  })
+
+  const waits = yield* RcMap.make({
+    lookup: Effect.fnUntraced(function*(key: number) {
+      const gone = yield* Deferred.make<void>()
+      yield* Effect.scoped(Effect.flatMap(connect, (connection) => untilGone(connection, key))).pipe(
+        Effect.tapError((error) => Effect.logDebug("The wait for a neighbour's presence was lost", error)),
+        Effect.retry(reconnect),
+        Effect.andThen(Deferred.succeed(gone, undefined)),
+        Effect.catchCause((cause) => Effect.logWarning("Waiting for a neighbour's presence ended", cause)),
+        Effect.withTracerEnabled(false),
+        Effect.forkScoped
+      )
+      return gone
+    })
+  })
+
+  return Presence.of({
+    enter: database.presence ? Effect.map(RcRef.get(entered), () => own) : Effect.undefined,
+    own: () => own,
+    gone: (key) => Effect.scoped(Effect.flatMap(RcMap.get(waits, key), Deferred.await)),
+    presentKeys: database.presence ? presentKeys : "SELECT 0::bigint AS key WHERE false"
+  })
+})
+
+/**
+ * A constant, so that all who use it share one.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layer: Layer.Layer<Presence, never, Database | Listener> = Layer.effect(Presence)(make)

@@ -1,0 +1,173 @@
+/**
+ * Rows of the orchestrator's tables as they come out of the database, and what they mean.
+ *
+ * Whole views are fetched as JSON in one statement; 64-bit numbers travel as text there, because a JSON number is a
+ * double.
+ *
+ * @since 0.1.0
+ */
+import type * as Checkpoint from "../../schema/Checkpoint.ts"
+import type * as Generation from "../../schema/Generation.ts"
+
+/**
+ * A row of the checkpoints, with 64-bit numbers as text and times in milliseconds since 1970.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface CheckpointRow {
+  readonly projection_name: string
+  readonly range_start: number
+  readonly range_end: number
+  readonly position: string
+  readonly replica_set: string
+  readonly worker_id: string | null
+  readonly incarnation: string | null
+  readonly generation_id: string | null
+  readonly filter: string
+  readonly halted_since: number | null
+  readonly halted_error: string | null
+  readonly halted_position: string | null
+  readonly halted_event_id: string | null
+  readonly halted_hash: number | null
+}
+
+/**
+ * Builds a `CheckpointRow` from a row of the checkpoints called `c`.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const checkpointJson = `json_build_object(
+  'projection_name', c.projection_name, 'range_start', c.range_start, 'range_end', c.range_end,
+  'position', c.position::text, 'replica_set', c.replica_set, 'worker_id', c.worker_id,
+  'incarnation', c.incarnation::text, 'generation_id', c.generation_id::text, 'filter', c.filter,
+  'halted_since', floor(extract(epoch FROM c.halted_since) * 1000), 'halted_error', c.halted_error,
+  'halted_position', c.halted_position::text, 'halted_event_id', c.halted_event_id, 'halted_hash', c.halted_hash)`
+
+/**
+ * @category conversions
+ * @since 0.1.0
+ */
+export const toCheckpoint = (row: CheckpointRow): Checkpoint.Checkpoint => ({
+  projection: row.projection_name,
+  range: { start: row.range_start, end: row.range_end },
+  position: BigInt(row.position),
+  replicaSet: row.replica_set,
+  fence: row.worker_id === null || row.incarnation === null || row.generation_id === null ? undefined : {
+    workerId: row.worker_id,
+    incarnation: BigInt(row.incarnation),
+    generationId: BigInt(row.generation_id)
+  },
+  filter: row.filter,
+  halt: row.halted_since === null ? undefined : {
+    since: new Date(row.halted_since),
+    error: row.halted_error ?? "",
+    position: BigInt(row.halted_position ?? "0"),
+    eventId: row.halted_event_id ?? "",
+    hash: row.halted_hash ?? 0
+  }
+})
+
+/**
+ * The columns of a checkpoint as `json_to_recordset` reads them, see `checkpointRecords`.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const checkpointRecord =
+  `(projection_name text, range_start bigint, range_end bigint, position bigint, replica_set text, worker_id text,
+    incarnation bigint, generation_id bigint, filter text, halted_since timestamptz, halted_error text,
+    halted_position bigint, halted_event_id text, halted_hash bigint)`
+
+/**
+ * Checkpoints as JSON for `json_to_recordset`: one parameter, whatever is null.
+ *
+ * @category conversions
+ * @since 0.1.0
+ */
+export const checkpointRecords = (rows: ReadonlyArray<Checkpoint.Checkpoint>): string =>
+  JSON.stringify(rows.map((row) => ({
+    projection_name: row.projection,
+    range_start: row.range.start,
+    range_end: row.range.end,
+    position: String(row.position),
+    replica_set: row.replicaSet,
+    worker_id: row.fence?.workerId ?? null,
+    incarnation: row.fence === undefined ? null : String(row.fence.incarnation),
+    generation_id: row.fence === undefined ? null : String(row.fence.generationId),
+    filter: row.filter,
+    halted_since: row.halt?.since.toISOString() ?? null,
+    halted_error: row.halt?.error ?? null,
+    halted_position: row.halt === undefined ? null : String(row.halt.position),
+    halted_event_id: row.halt?.eventId ?? null,
+    halted_hash: row.halt?.hash ?? null
+  })))
+
+/**
+ * A member as a generation's row keeps it.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface MemberRow {
+  readonly workerId: string
+  readonly incarnation: string
+  readonly projections: ReadonlyArray<string>
+}
+
+/**
+ * A row of the generations.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface GenerationRow {
+  readonly generation_id: string
+  readonly members: ReadonlyArray<MemberRow>
+}
+
+/**
+ * @category conversions
+ * @since 0.1.0
+ */
+export const toGeneration = (replicaSet: string, row: GenerationRow): Generation.Generation => ({
+  replicaSet,
+  generationId: BigInt(row.generation_id),
+  members: row.members.map((member) => ({ ...member, incarnation: BigInt(member.incarnation) }))
+})
+
+/**
+ * The members as they are stored.
+ *
+ * @category conversions
+ * @since 0.1.0
+ */
+export const memberRecords = (generation: Generation.Generation): string =>
+  JSON.stringify(generation.members.map((member): MemberRow => ({
+    workerId: member.workerId,
+    incarnation: String(member.incarnation),
+    projections: member.projections
+  })))
+
+/**
+ * A registration that has not stopped.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface WorkerRow {
+  readonly replica_set: string
+  readonly worker_id: string
+  readonly incarnation: string
+  /** Milliseconds since 1970. */
+  readonly started_at: number
+  readonly projections: ReadonlyArray<string>
+  /** Milliseconds since the last heartbeat. */
+  readonly silent: number
+  readonly presence_key: number | null
+  /** Whether some session holds, or waits to take back, the presence under that key. */
+  readonly present: boolean
+  readonly host: string | null
+  readonly pid: number | null
+}

@@ -1,0 +1,169 @@
+/**
+ * A session of the library's own beside the application's pool: one connection that is replaced when it is lost or
+ * misses a deadline, with state that lives and dies with it.
+ *
+ * The state machine is that of `effect/cluster`'s lock connection (closed, open, replaced); the deadline times out the
+ * waiting, not the statement, because interrupting a statement on a dead network takes the driver five seconds.
+ *
+ * @since 0.1.0
+ */
+import * as PgClient from "@effect/sql-pg/PgClient"
+import type * as Cause from "effect/Cause"
+import * as Clock from "effect/Clock"
+import * as Context from "effect/Context"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Option from "effect/Option"
+import * as Reactivity from "effect/reactivity/Reactivity"
+import * as Scope from "effect/Scope"
+import * as Semaphore from "effect/Semaphore"
+import type * as SqlClient from "effect/sql/SqlClient"
+import type * as SqlError from "effect/sql/SqlError"
+import { DatabaseUnavailable, type StoreError } from "../../schema/Errors.ts"
+import { isConnectionLoss, refail, type Server, sqlErrorIn } from "./DatabaseErrors.ts"
+
+/**
+ * One connection's life.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Opened<S> {
+  readonly sql: SqlClient.SqlClient
+  /** Made anew with each connection: what was learned through it. */
+  readonly state: S
+  /** `Clock.monotonicTimeNanos` when the connection was opened. */
+  readonly openedAt: bigint
+}
+
+/**
+ * @category models
+ * @since 0.1.0
+ */
+export interface Session<S> {
+  /**
+   * Runs `f` on the connection, which is opened if there is none. Without an answer by the deadline it fails with
+   * `DatabaseUnavailable`, and the connection is dropped. What has begun runs to its end even when the caller is
+   * interrupted, so that the connection stays usable.
+   */
+  readonly use: <A, E, R>(
+    operation: string,
+    f: (opened: Opened<S>) => Effect.Effect<A, E | SqlError.SqlError, R>
+  ) => Effect.Effect<A, Exclude<E, SqlError.SqlError> | StoreError, R>
+}
+
+/**
+ * Opens a session in the present scope. Nothing connects before the first use.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const make = Effect.fnUntraced(function*<S>(options: {
+  readonly config: PgClient.PgPoolConfig
+  readonly server: Server
+  /** Shown as `application_name`. */
+  readonly name: string
+  readonly deadline: Duration.Duration
+  readonly state: () => S
+}): Effect.fn.Return<Session<S>, never, Scope.Scope> {
+  const owner = yield* Effect.scope
+  const opening = Semaphore.makeUnsafe(1)
+  let current: (Opened<S> & { readonly scope: Scope.Closeable }) | undefined
+
+  const drop = (opened: Opened<S>) =>
+    Effect.suspend(() => {
+      if (current !== opened) return Effect.void
+      const scope = current.scope
+      current = undefined
+      // Closing a connection that no longer answers may take its time: nobody waits for it.
+      return Effect.asVoid(Effect.forkDetach(Scope.close(scope, Exit.void)))
+    })
+
+  const open = opening.withPermit(Effect.suspend(() => {
+    if (current !== undefined) return Effect.succeed(current)
+    return Effect.uninterruptibleMask((restore) =>
+      Effect.gen(function*() {
+        const scope = yield* Scope.fork(owner)
+        const exit = yield* Effect.exit(restore(
+          PgClient.makeClient({
+            ...options.config,
+            applicationName: options.name,
+            keepAlive: options.config.keepAlive ?? Duration.seconds(15),
+            multiplex: false
+          }).pipe(
+            Effect.provideService(Scope.Scope, scope),
+            Effect.provide(Reactivity.layer)
+          )
+        ))
+        if (Exit.isFailure(exit)) {
+          yield* Scope.close(scope, exit)
+          return yield* Effect.failCause(exit.cause)
+        }
+        current = {
+          sql: exit.value.withoutTransforms(),
+          state: options.state(),
+          openedAt: yield* Clock.monotonicTimeNanos,
+          scope
+        }
+        return current
+      })
+    )
+  }))
+
+  const use: Session<S>["use"] = <A, E, R>(
+    operation: string,
+    f: (opened: Opened<S>) => Effect.Effect<A, E | SqlError.SqlError, R>
+  ) =>
+    open.pipe(
+      Effect.flatMap((opened) => {
+        const dropWhenLost = (cause: Cause.Cause<unknown>) => {
+          const error = sqlErrorIn(cause)
+          return error !== undefined && isConnectionLoss(error) ? drop(opened) : Effect.void
+        }
+        // The work runs in a fiber that nobody interrupts; who waits for it may give up, the deadline stays.
+        return Effect.flatMap(
+          Effect.forkDetach(
+            Effect.onError(withoutTransaction(opened, f(opened)), dropWhenLost),
+            { startImmediately: true }
+          ),
+          (fiber) => {
+            const late = Effect.suspend(() => fiber.pollUnsafe() === undefined ? drop(opened) : Effect.void)
+            return Fiber.join(fiber).pipe(
+              Effect.timeoutOption(options.deadline),
+              Effect.onInterrupt(() => Effect.forkDetach(Effect.andThen(Effect.sleep(options.deadline), late))),
+              Effect.flatMap(Option.match({
+                onSome: Effect.succeed,
+                onNone: () =>
+                  Effect.andThen(
+                    late,
+                    Effect.fail(
+                      new DatabaseUnavailable({
+                        ...options.server,
+                        reason: "no answer in time",
+                        cause: new Error(`${operation}: no answer within ${Duration.format(options.deadline)}`)
+                      })
+                    )
+                  )
+              }))
+            )
+          }
+        )
+      }),
+      refail(options.server, operation),
+      Effect.withTracerEnabled(false)
+    )
+
+  return { use }
+})
+
+/**
+ * The caller may be inside a transaction of the application's client; the session's client has a transaction service
+ * of its own, so nothing of it can leak in. Kept as a named place because it matters.
+ */
+const withoutTransaction = <S, A, E, R>(opened: Opened<S>, self: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+  Effect.updateContext(
+    self,
+    (context: Context.Context<R>) => Context.omit(opened.sql.transactionService)(context) as Context.Context<R>
+  )

@@ -1,0 +1,165 @@
+/**
+ * The proof that a position is settled: pure, from what one connection has seen.
+ *
+ * `nextval` takes a lock on the sequence and keeps it until the transaction's end is visible to others. So whoever may
+ * still commit an event at or below a position that somebody has seen is among the holders of that lock in any later
+ * look; when all holders of one such look are gone, what is missing at or below that position was rolled back.
+ *
+ * @since 0.1.0
+ */
+
+/**
+ * A transaction that has drawn positions and is not over.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Holder {
+  /**
+   * `virtualtransaction` of `pg_locks`: `backend/number`. A prepared transaction keeps it, or shows `-1/xid` when it was
+   * read from disk at a start of the server.
+   */
+  readonly id: string
+  /** Absent for a prepared transaction. */
+  readonly pid: number | undefined
+  readonly application: string | undefined
+}
+
+/**
+ * A holder that holds readers back.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Writer extends Holder {
+  /** `Clock.monotonicTimeNanos` when it was first seen to do so. */
+  readonly since: bigint
+  reported: boolean
+}
+
+interface Proof {
+  /** A position that was visible before the holders were looked at. */
+  readonly head: bigint
+  holders: Set<string>
+}
+
+/**
+ * @category models
+ * @since 0.1.0
+ */
+export interface Settled {
+  /** Everything at or below it is settled. */
+  mark: bigint
+  /** Where the mark started is known to be a good place, not just the lowest possible. */
+  anchored: boolean
+  /** In the order of their heads. */
+  proofs: Array<Proof>
+  readonly writers: Map<string, Writer>
+}
+
+/**
+ * @category constructors
+ * @since 0.1.0
+ */
+export const make = (): Settled => ({ mark: 0n, anchored: false, proofs: [], writers: new Map() })
+
+/** More heads than this are not followed at once: the next one after those will do. */
+const proofCapacity = 64
+
+const isPrepared = (id: string): boolean => id.startsWith("-1/")
+
+/** A transaction that has ended shows number 0 for a moment; so does one that is just being prepared. */
+const isEnding = (id: string): boolean => id.endsWith("/0")
+
+/**
+ * From where the next look has to start: the mark, or before anything was proved the position that is given, which was
+ * settled before.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const anchor = (self: Settled, from: bigint | undefined): bigint => {
+  if (!self.anchored && from !== undefined) {
+    self.anchored = true
+    if (from > self.mark) self.mark = from
+  }
+  return self.mark
+}
+
+/**
+ * Positions that follow the mark without a gap are settled as they are seen. Gives whether a gap is open below `head`,
+ * the highest position that is visible.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const see = (self: Settled, contiguous: bigint | undefined, head: bigint): boolean => {
+  if (contiguous !== undefined) raise(self, contiguous)
+  if (self.mark < head) return true
+  self.anchored = true
+  return false
+}
+
+/**
+ * Takes in the holders that a statement saw that began after `head` was seen.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const prove = (self: Settled, head: bigint, holders: ReadonlyArray<Holder>): void => {
+  const present = new Set(holders.map(({ id }) => id))
+  for (const proof of self.proofs) {
+    const remaining = new Set<string>()
+    let vanished = false
+    for (const id of proof.holders) {
+      if (present.has(id)) remaining.add(id)
+      else if (!isPrepared(id)) vanished = true
+    }
+    // Should a holder that is being prepared go on under another id, any such id may be one of those that vanished.
+    if (vanished) {
+      for (const id of present) {
+        if (isPrepared(id) || isEnding(id)) remaining.add(id)
+      }
+    }
+    proof.holders = remaining
+  }
+  for (const proof of self.proofs) {
+    if (proof.holders.size === 0) {
+      self.anchored = true
+      raise(self, proof.head)
+    }
+  }
+  const last = self.proofs[self.proofs.length - 1]
+  if (head > self.mark && head > (last?.head ?? 0n)) {
+    if (present.size === 0) {
+      self.anchored = true
+      raise(self, head)
+    } else if (self.proofs.length < proofCapacity) {
+      self.proofs.push({ head, holders: present })
+    }
+  }
+}
+
+const raise = (self: Settled, mark: bigint): void => {
+  if (mark > self.mark) self.mark = mark
+  self.proofs = self.proofs.filter((proof) => proof.head > self.mark)
+}
+
+/**
+ * Brings the list of writers that hold readers back up to date. Gives those that are no longer among them.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const track = (self: Settled, holders: ReadonlyArray<Holder>, now: bigint): ReadonlyArray<Writer> => {
+  const waited = new Set(self.proofs.flatMap((proof) => [...proof.holders]))
+  for (const holder of holders) {
+    if (!waited.has(holder.id)) continue
+    const known = self.writers.get(holder.id)
+    // The same transaction may have become a prepared one, which has no process.
+    self.writers.set(holder.id, { ...holder, since: known?.since ?? now, reported: known?.reported ?? false })
+  }
+  const over = [...self.writers.values()].filter(({ id }) => !waited.has(id))
+  for (const { id } of over) self.writers.delete(id)
+  return over
+}

@@ -1,0 +1,354 @@
+/**
+ * Follows the settled position for all readers of a stores layer: one look at a time, shared by all who wait, and none
+ * while nobody does.
+ *
+ * @since 0.1.0
+ */
+import * as Cause from "effect/Cause"
+import * as Clock from "effect/Clock"
+import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Latch from "effect/Latch"
+import * as Queue from "effect/Queue"
+import type * as Scope from "effect/Scope"
+import * as Semaphore from "effect/Semaphore"
+import type * as SqlError from "effect/sql/SqlError"
+import { CheckpointAheadOfEvents, ReadOnlyReplica, type StoreError, UnsupportedDatabase } from "../../schema/Errors.ts"
+import type { EventStore, OpenWriter } from "../../services/EventStore.ts"
+import { Database } from "./Database.ts"
+import { Listener } from "./Listener.ts"
+import type { Reader, State } from "./Reader.ts"
+import type { Opened } from "./Session.ts"
+import * as Settled from "./Settled.ts"
+
+/**
+ * What a look found.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Look {
+  readonly settled: bigint
+  /** The highest visible position. */
+  readonly head: bigint
+  /** The last position that the sequence gave out; absent where the role may not see it. */
+  readonly last: bigint | undefined
+}
+
+/**
+ * @category models
+ * @since 0.1.0
+ */
+export interface Tracker {
+  readonly settledBeyond: EventStore["Service"]["settledBeyond"]
+  /** A look that begins now; where nothing was proved on this connection yet, it waits a second for the proof. */
+  readonly look: Effect.Effect<Look, StoreError>
+  readonly openWriters: Effect.Effect<ReadonlyArray<OpenWriter>>
+  /** The last known settled position, without asking. */
+  readonly known: () => bigint
+  /** Something was appended. */
+  readonly wake: () => void
+}
+
+/** Between two looks at an open gap: 5 ms, growing by half up to 250 ms. */
+const shortestGapWait = 5
+const longestGapWait = 250
+
+/** Looks whose result leaves somebody waiting are at least so far apart, however many wake-ups arrive. */
+const breath = Duration.millis(2)
+
+const firstProofNanos = 1_000_000_000n
+
+const reportAfterNanos = 10_000_000_000n
+
+interface Waiter {
+  readonly position: bigint
+  readonly pollMillis: number
+  readonly done: Deferred.Deferred<bigint, CheckpointAheadOfEvents | StoreError>
+}
+
+interface Seen {
+  readonly recovering: boolean
+  readonly readable: boolean | null
+  readonly last: bigint | null
+  readonly head: bigint | null
+  readonly contiguous: bigint | null
+}
+
+interface HolderRow {
+  readonly sequences: number
+  readonly sequence: string | null
+  readonly name: string | null
+  readonly cache: bigint | null
+  readonly increment: bigint | null
+  readonly cycle: boolean | null
+  readonly recovering: boolean
+  readonly holder: string | null
+  readonly pid: number | null
+  readonly application: string | null
+}
+
+/**
+ * @category constructors
+ * @since 0.1.0
+ */
+export const make = Effect.fnUntraced(function*(
+  reader: Reader
+): Effect.fn.Return<Tracker, never, Database | Listener | Scope.Scope> {
+  const database = yield* Database
+  const listener = yield* Listener
+  const scope = yield* Effect.scope
+  const events = database.qualified("events")
+
+  const seeStatement = `
+    SELECT pg_is_in_recovery() AS recovering,
+      has_sequence_privilege($2::oid, 'SELECT, USAGE') AS readable,
+      CASE WHEN has_sequence_privilege($2::oid, 'SELECT, USAGE') THEN pg_sequence_last_value($2::oid::regclass) END AS last,
+      (SELECT global_position FROM ${events} ORDER BY global_position DESC LIMIT 1) AS head,
+      (SELECT max(position) FROM (
+        SELECT global_position AS position, row_number() OVER (ORDER BY global_position) AS place
+        FROM ${events} WHERE global_position > $1 ORDER BY global_position LIMIT 10000
+      ) AS next WHERE position - $1 = place) AS contiguous`
+
+  // The sequence is what the column's default or identity uses; a serial's ownership counts where neither tells.
+  const holdersStatement = `
+    WITH target AS MATERIALIZED (
+      SELECT attrelid, attnum FROM pg_attribute WHERE attrelid = $1::text::regclass AND attname = 'global_position'
+    ), named AS MATERIALIZED (
+      SELECT d.objid AS oid FROM target AS t
+      JOIN pg_depend AS d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = t.attrelid
+        AND d.refobjsubid = t.attnum AND d.classid = 'pg_class'::regclass AND d.deptype = 'i'
+      UNION
+      SELECT d.refobjid FROM target AS t
+      JOIN pg_attrdef AS f ON f.adrelid = t.attrelid AND f.adnum = t.attnum
+      JOIN pg_depend AS d ON d.classid = 'pg_attrdef'::regclass AND d.objid = f.oid AND d.refclassid = 'pg_class'::regclass
+      JOIN pg_class AS c ON c.oid = d.refobjid AND c.relkind = 'S'
+    ), sources AS MATERIALIZED (
+      SELECT oid FROM named
+      UNION ALL
+      SELECT pg_get_serial_sequence($1::text, 'global_position')::regclass
+      WHERE NOT EXISTS (SELECT FROM named) AND pg_get_serial_sequence($1::text, 'global_position') IS NOT NULL
+    )
+    SELECT (SELECT count(*) FROM sources)::int AS sequences, s.seqrelid::text AS sequence,
+      s.seqrelid::regclass::text AS name, s.seqcache AS cache, s.seqincrement AS increment, s.seqcycle AS cycle,
+      pg_is_in_recovery() AS recovering, l.virtualtransaction AS holder, l.pid,
+      coalesce(a.application_name, 'prepared transaction ' || quote_literal(x.gid)) AS application
+    FROM (VALUES (true)) AS one
+    LEFT JOIN sources ON true
+    LEFT JOIN pg_sequence AS s ON s.seqrelid = sources.oid
+    LEFT JOIN pg_locks AS l ON l.locktype = 'relation' AND l.relation = s.seqrelid AND l.mode = 'RowExclusiveLock'
+      AND l.granted AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    LEFT JOIN LATERAL pg_stat_get_activity(l.pid) AS a ON l.pid IS NOT NULL
+    LEFT JOIN pg_locks AS o ON l.pid IS NULL AND o.pid IS NULL AND o.locktype = 'transactionid'
+      AND o.mode = 'ExclusiveLock' AND o.virtualtransaction = l.virtualtransaction
+    LEFT JOIN pg_prepared_xacts AS x ON x.transaction = o.transactionid`
+
+  const readOnly = new ReadOnlyReplica({ server: database.server.server })
+
+  const seeHolders = Effect.fnUntraced(function*(
+    opened: Opened<State>
+  ): Effect.fn.Return<ReadonlyArray<Settled.Holder>, SqlError.SqlError | StoreError> {
+    const rows = yield* opened.sql.unsafe<HolderRow>(holdersStatement, [events])
+    const first = rows[0]
+    if (first?.recovering === true) return yield* readOnly
+    if (first === undefined || first.sequences !== 1 || first.sequence === null) {
+      return yield* new UnsupportedDatabase({
+        problem: `The positions of ${events} do not come from one sequence that is the default of global_position.`,
+        advice: "Make the column a bigserial, an identity, or give it a default of nextval('…')."
+      })
+    }
+    if (first.cache !== 1n || first.increment !== 1n || first.cycle === true) {
+      return yield* new UnsupportedDatabase({
+        problem: `The sequence ${first.name} of the events' positions has ${
+          first.cache !== 1n
+            ? `CACHE ${first.cache}`
+            : first.increment !== 1n
+            ? `INCREMENT ${first.increment}`
+            : "CYCLE"
+        }, so that positions are not given out in order.`,
+        advice: `Run: ALTER SEQUENCE ${first.name} CACHE 1 INCREMENT 1 NO CYCLE; then reconnect the writers.`
+      })
+    }
+    opened.state.sequence = first.sequence
+    return rows.flatMap(({ application, holder, pid }) =>
+      holder === null ? [] : [{ id: holder, pid: pid ?? undefined, application: application || undefined }]
+    )
+  })
+
+  const see = Effect.fnUntraced(function*(
+    opened: Opened<State>,
+    mark: bigint
+  ): Effect.fn.Return<Seen, SqlError.SqlError | StoreError> {
+    for (let attempt = 0; attempt < 2; attempt++) {
+      if (opened.state.sequence === undefined) yield* seeHolders(opened)
+      const [seen] = yield* opened.sql.unsafe<Seen>(seeStatement, [mark, opened.state.sequence])
+      // Another sequence has taken the place of the one that was known.
+      if (seen !== undefined && seen.readable !== null) return seen
+      opened.state.sequence = undefined
+    }
+    return yield* new UnsupportedDatabase({
+      problem: `The sequence of the positions of ${events} is being replaced.`,
+      advice: "Do so while nobody reads."
+    })
+  })
+
+  const looking = Semaphore.makeUnsafe(1)
+  let current: State | undefined
+
+  const lookFrom = Effect.fnUntraced(function*(opened: Opened<State>, from: bigint | undefined) {
+    const settled = opened.state.settled
+    const seen = yield* see(opened, Settled.anchor(settled, from))
+    if (seen.recovering) return yield* readOnly
+    const head = seen.head ?? 0n
+    const last = seen.readable === true ? seen.last ?? 0n : undefined
+    if (last !== undefined && head > last) {
+      return yield* new UnsupportedDatabase({
+        problem:
+          `${events} holds an event at position ${head}, but its sequence has only given out positions up to ${last}.`,
+        advice:
+          "Positions must come from the sequence, never be written explicitly. After an import, set it with setval."
+      })
+    }
+    const holders = Settled.see(settled, seen.contiguous ?? undefined, head) ? yield* seeHolders(opened) : []
+    Settled.prove(settled, head, holders)
+    current = opened.state
+    yield* report(settled, Settled.track(settled, holders, yield* Clock.monotonicTimeNanos))
+    return { settled: settled.mark, head, last, anchored: settled.anchored }
+  })
+
+  const describe = (writer: Settled.Writer): string =>
+    [
+      writer.pid === undefined ? undefined : `pid ${writer.pid}`,
+      writer.application === undefined ? undefined : writer.application
+    ].filter((part) => part !== undefined).join(", ") || writer.id
+
+  const report = Effect.fnUntraced(function*(settled: Settled.Settled, over: ReadonlyArray<Settled.Writer>) {
+    if (settled.writers.size === 0 && over.length === 0) return
+    const now = yield* Clock.monotonicTimeNanos
+    for (const writer of settled.writers.values()) {
+      if (writer.reported || now - writer.since < reportAfterNanos) continue
+      writer.reported = true
+      yield* Effect.logWarning(
+        `An open transaction (${
+          describe(writer)
+        }) has appended events and keeps readers waiting at position ${settled.mark}. ${
+          writer.pid === undefined ? "COMMIT PREPARED or ROLLBACK PREPARED it." : "Commit it or roll it back."
+        }`
+      )
+    }
+    for (const writer of over) {
+      if (writer.reported) {
+        yield* Effect.logInfo(`The transaction that kept readers waiting (${describe(writer)}) is over.`)
+      }
+    }
+  })
+
+  const lookOnce = (from: bigint | undefined) =>
+    looking.withPermit(reader.use("follow the events", (opened) => lookFrom(opened, from)))
+
+  const waiters = new Set<Waiter>()
+  const wanted = Latch.makeUnsafe(false)
+  const woken = Latch.makeUnsafe(false)
+
+  const wake = (): void => {
+    if (waiters.size > 0) woken.openUnsafe()
+  }
+
+  const follow = Effect.gen(function*() {
+    yield* wanted.await
+    const messages = yield* listener.subscribe(database.channels.events)
+    yield* Effect.forkIn(Effect.forever(Effect.map(Queue.take(messages), wake)), scope)
+    let gapWait = shortestGapWait
+    let mark = 0n
+    while (true) {
+      yield* wanted.await
+      if (waiters.size === 0) {
+        wanted.closeUnsafe()
+        continue
+      }
+      woken.closeUnsafe()
+      const asking = [...waiters]
+      const exit = yield* Effect.exit(lookOnce(asking.reduce(
+        (least, { position }) => position < least ? position : least,
+        asking[0]!.position
+      )))
+      if (Exit.isFailure(exit)) {
+        for (const waiter of asking) {
+          waiters.delete(waiter)
+          Deferred.doneUnsafe(waiter.done, Exit.failCause(exit.cause))
+        }
+        continue
+      }
+      const { head, last, settled } = exit.value
+      for (const waiter of waiters) {
+        if (settled > waiter.position) {
+          waiters.delete(waiter)
+          Deferred.doneUnsafe(waiter.done, Exit.succeed(settled))
+        }
+      }
+      // Who came while the look was under way may know of positions that it did not see.
+      for (const waiter of asking) {
+        if (last !== undefined && waiter.position > last && waiters.delete(waiter)) {
+          Deferred.doneUnsafe(
+            waiter.done,
+            Exit.fail(new CheckpointAheadOfEvents({ position: waiter.position, lastPosition: last }))
+          )
+        }
+      }
+      if (waiters.size === 0) continue
+      if (settled > mark || head <= settled) gapWait = shortestGapWait
+      mark = settled
+      const poll = [...waiters].reduce((least, { pollMillis }) => Math.min(least, pollMillis), Infinity)
+      const wait = head > settled ? Math.min(gapWait, poll) : poll
+      if (head > settled) gapWait = Math.min(longestGapWait, gapWait * 1.5)
+      yield* Effect.sleep(breath)
+      yield* Effect.raceFirst(woken.await, Effect.sleep(wait))
+    }
+  })
+
+  yield* follow.pipe(
+    Effect.onExit((exit) =>
+      Effect.sync(() => {
+        const cause = Exit.isFailure(exit) ? exit.cause : Cause.interrupt()
+        for (const waiter of waiters) Deferred.doneUnsafe(waiter.done, Exit.failCause(cause))
+      })
+    ),
+    Effect.withTracerEnabled(false),
+    Effect.forkIn(scope)
+  )
+
+  const settledBeyond: Tracker["settledBeyond"] = (position, pollInterval) =>
+    Effect.suspend(() => {
+      // Reads see to it that it was proved on the connection they use.
+      if (current !== undefined && current.settled.mark > position) return Effect.succeed(current.settled.mark)
+      const waiter: Waiter = { position, pollMillis: Duration.toMillis(pollInterval), done: Deferred.makeUnsafe() }
+      waiters.add(waiter)
+      wanted.openUnsafe()
+      woken.openUnsafe()
+      return Effect.ensuring(Deferred.await(waiter.done), Effect.sync(() => waiters.delete(waiter)))
+    })
+
+  const look = Effect.gen(function*() {
+    const begun = yield* Clock.monotonicTimeNanos
+    while (true) {
+      const found = yield* lookOnce(undefined)
+      if (found.anchored || (yield* Clock.monotonicTimeNanos) - begun > firstProofNanos) return found
+      yield* Effect.sleep(shortestGapWait)
+    }
+  })
+
+  const openWriters = Effect.gen(function*() {
+    // Who waits keeps the list fresh.
+    if (waiters.size === 0) yield* Effect.ignoreCause(lookOnce(undefined))
+    const now = yield* Clock.monotonicTimeNanos
+    return [...current?.settled.writers.values() ?? []].map((writer): OpenWriter => ({
+      pid: writer.pid,
+      application: writer.application,
+      seenForMillis: Number((now - writer.since) / 1_000_000n)
+    }))
+  })
+
+  return { settledBeyond, look, openWriters, known: () => current?.settled.mark ?? 0n, wake }
+})
