@@ -135,14 +135,18 @@ const handOver = Effect.fnUntraced(function*(url: Redacted.Redacted, rounds: num
   const leaves: Array<number> = []
   const store = yield* EventStore
   const load = yield* Effect.forever(
-    Effect.flatMap(Effect.sync(() => log.length), (index) =>
-      store.append([{
-        boundedContext: "bench",
-        aggregateType: "Load",
-        aggregateId: `load-${index % 50}-${performance.now()}`,
-        eventType: "Happened",
-        payload: {}
-      }]))
+    Effect.andThen(
+      Effect.suspend(() =>
+        store.append([{
+          boundedContext: "bench",
+          aggregateType: "Load",
+          aggregateId: `load-${Math.floor(performance.now()) % 500}`,
+          eventType: "Happened",
+          payload: {}
+        }])
+      ),
+      Effect.sleep("5 millis")
+    )
   ).pipe(Effect.forkChild)
   const first = yield* worker(url, set, see(0))
   const second = yield* worker(url, set, see(1))
@@ -260,7 +264,7 @@ const program = Effect.gen(function*() {
         const given = new URL(Redacted.value(base))
         given.pathname = `/${name}`
         const url = Redacted.make(given.href)
-        const count = events(200_000).backlog
+        const count = events(500_000).backlog
         const measures: Array<Measure> = []
 
         yield* Effect.gen(function*() {

@@ -44,7 +44,7 @@ export const load = Effect.gen(function*() {
     try: () => Fs.readFile(file, "utf8"),
     catch: (cause) => new DemoFailed({ problem: `${file.pathname} cannot be read (${String(cause)}). Run npm ci.` })
   })
-  const flights = yield* Schema.decodeUnknownEffect(Schema.fromJsonString(Schema.Array(Flight)))(text)
+  const flights = yield* Schema.decodeEffect(Schema.fromJsonString(Schema.Array(Flight)))(text)
   return [...flights].sort((a, b) => a.date < b.date ? -1 : a.date > b.date ? 1 : 0)
 })
 

@@ -44,7 +44,10 @@ const demo = Effect.fnUntraced(function*(url: Parameters<typeof Fleet.make>[0], 
       }`
     })
   }
-  yield* screen.say("All equal: each event was handled exactly once, and each airport's in order.")
+  yield* screen.say(
+    "All equal: each event was handled exactly once, and each airport's in order.\n" +
+      `To look at it: npm run db -- sql "SELECT * FROM ${Database.schema}.airport_traffic"`
+  )
 })
 
 const program = Effect.gen(function*() {

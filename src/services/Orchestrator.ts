@@ -17,6 +17,7 @@ import * as Metric from "effect/Metric"
 import * as Option from "effect/Option"
 import * as Queue from "effect/Queue"
 import * as Random from "effect/Random"
+import * as Record from "effect/Record"
 import * as Runtime from "effect/Runtime"
 import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
@@ -599,8 +600,12 @@ export const layerConfig = <const P extends ReadonlyArray<Projection.Any>>(
   const { projections, ...settings } = options
   return Layer.unwrap(
     Effect.map(
-      Config.unwrap<Settings.Input>(settings as Config.Wrap<Settings.Input>),
-      (input) => layer({ ...input, projections })
+      // Each value is made a Config first: `unwrap` looks into everything that is none.
+      Config.all(Record.map(
+        settings as { readonly [setting: string]: unknown },
+        (value): Config.Config<unknown> => Config.isConfig(value) ? value : Config.succeed(value)
+      )),
+      (input) => layer({ ...input as unknown as Settings.Input, projections })
     )
   )
 }

@@ -209,12 +209,17 @@ export const make = Effect.gen(function*() {
         const enough = () => draining.isOpen() || clock.monotonicTimeNanosUnsafe() - startedAt > longestBatchNanos
         let begun = 0
         let handled = 0
-        const work = Effect.whileLoop({
-          while: () => begun < batch.length && !(begun > 0 && enough()),
-          body: (): Effect.Effect<unknown, unknown, unknown> => projection.handle(batch[begun++]!),
-          step: () => {
-            handled = begun
-          }
+        // A transaction that is optimistic may run its work several times before it commits; each time from the start.
+        const work = Effect.suspend(() => {
+          begun = 0
+          handled = 0
+          return Effect.whileLoop({
+            while: () => begun < batch.length && !(begun > 0 && enough()),
+            body: (): Effect.Effect<unknown, unknown, unknown> => projection.handle(batch[begun++]!),
+            step: () => {
+              handled = begun
+            }
+          })
         })
         const reached = () => handled === batch.length ? end : batch[handled - 1]!.globalPosition
         const result = yield* Effect.result(checkpoints.commit(

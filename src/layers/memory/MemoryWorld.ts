@@ -267,7 +267,10 @@ export interface Handle {
   readonly process: number
   /** When its session was opened, by the world's clock. */
   readonly openedAt: number
-  /** Passes a call on; one made after `cut` never returns. */
+  /**
+   * Passes a call on. One made after `cut` never returns; one made after the layer's scope has closed is interrupted, so
+   * that a worker that outlives its stores comes to an end.
+   */
   readonly reach: <A, E, R>(call: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
   /** The registrations whose presence rests on this session. */
   readonly present: Set<Registration>
@@ -286,18 +289,24 @@ export const open = Effect.fnUntraced(
     const openedAt = yield* world.now
     const present = new Set<Registration>()
     let isCut = false
+    let isClosed = false
     const cut = Effect.suspend(() => {
       isCut = true
       const ended = [...present]
       present.clear()
       return Effect.forEach(ended, (registration) => endPresence(world, registration), { discard: true })
     })
-    yield* Effect.addFinalizer(() => cut)
+    yield* Effect.addFinalizer(() =>
+      Effect.suspend(() => {
+        isClosed = !isCut
+        return cut
+      })
+    )
     return {
       world,
       process: ++world.processes,
       openedAt,
-      reach: (call) => Effect.suspend(() => isCut ? Effect.never : call),
+      reach: (call) => Effect.suspend(() => isClosed ? Effect.interrupt : isCut ? Effect.never : call),
       present,
       cut
     }

@@ -130,6 +130,8 @@ const within = <A>(
 export const make: Effect.Effect<Listener["Service"], never, Database | Scope.Scope> = Effect.gen(function*() {
   const database = yield* Database
   const owner = yield* Effect.scope
+  // Older than the fibers below, so that it outlives them: closing is no loss that anybody should report.
+  const connections = yield* Scope.fork(owner)
   const subscribers = new Map<string, Set<Queue.Queue<string>>>()
   const hooks = new Set<Hook>()
   // Connecting, and changing what runs on the connection, happen one at a time.
@@ -172,9 +174,9 @@ export const make: Effect.Effect<Listener["Service"], never, Database | Scope.Sc
 
   const connect: Effect.Effect<Connected, SqlError.SqlError> = Effect.uninterruptibleMask((restore) =>
     Effect.gen(function*() {
-      const scope = yield* Scope.fork(owner)
+      const scope = yield* Scope.fork(connections)
       // Forked later, so that it closes first: nothing shall say goodbye, channel by channel, to a server that is gone.
-      const connectionScope = yield* Scope.fork(owner)
+      const connectionScope = yield* Scope.fork(connections)
       const close = Effect.andThen(Scope.close(connectionScope, Exit.void), Scope.close(scope, Exit.void))
       const self = yield* Effect.gen(function*() {
         const base = yield* Scope.provide(
@@ -195,7 +197,10 @@ export const make: Effect.Effect<Listener["Service"], never, Database | Scope.Sc
           close
         }
         if (database.listen) {
-          for (const channel of subscribers.keys()) yield* listenOn(self, channel)
+          // One channel always: what listens is told at once when the connection is lost.
+          for (const channel of new Set([database.channels.control, ...subscribers.keys()])) {
+            yield* listenOn(self, channel)
+          }
         }
         for (const hook of hooks) yield* within(scope, hook(self.connection))
         return self
@@ -252,31 +257,38 @@ export const make: Effect.Effect<Listener["Service"], never, Database | Scope.Sc
   const pending = new Map<string, readonly [channel: string, payload: string]>()
   const waiting = Latch.makeUnsafe(false)
 
+  const sendPending = Effect.suspend(() => {
+    const messages = [...pending.values()]
+    pending.clear()
+    const self = current
+    return self === undefined || messages.length === 0 ? Effect.void : within(
+      self.scope,
+      self.connection.query("SELECT pg_notify(c, p) FROM unnest($1::text[], $2::text[]) AS m (c, p)", [
+        messages.map(([channel]) => channel),
+        messages.map(([, payload]) => payload)
+      ])
+    ).pipe(
+      // A message that was lost costs a poll interval.
+      Effect.ignoreCause
+    )
+  })
+
   const send = Effect.gen(function*() {
     while (true) {
       yield* waiting.await
       yield* Effect.timeoutOption(connected.await, sendPatience)
       waiting.closeUnsafe()
-      const messages = [...pending.values()]
-      pending.clear()
-      const self = current
-      if (self === undefined) continue
-      yield* within(
-        self.scope,
-        self.connection.query("SELECT pg_notify(c, p) FROM unnest($1::text[], $2::text[]) AS m (c, p)", [
-          messages.map(([channel]) => channel),
-          messages.map(([, payload]) => payload)
-        ])
-      ).pipe(
-        // A message that was lost costs a poll interval.
-        Effect.ignoreCause
-      )
+      yield* sendPending
       yield* Effect.sleep(sendInterval)
     }
   })
 
   yield* Effect.forkIn(Effect.withTracerEnabled(keep, false), owner)
-  if (database.listen) yield* Effect.forkIn(Effect.withTracerEnabled(send, false), owner)
+  if (database.listen) {
+    yield* Effect.forkIn(Effect.withTracerEnabled(send, false), owner)
+    // What a process says last, that it leaves, matters most.
+    yield* Effect.addFinalizer(() => sendPending)
+  }
 
   const subscribe: Listener["Service"]["subscribe"] = Effect.fnUntraced(function*(channel) {
     const queue = yield* Effect.acquireRelease(

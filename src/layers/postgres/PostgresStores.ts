@@ -7,11 +7,12 @@ import type { PgClient } from "@effect/sql-pg/PgClient"
 import * as Layer from "effect/Layer"
 import type { StoresError } from "../../schema/Errors.ts"
 import type * as TableNames from "../../schema/TableNames.ts"
-import type { CheckpointStore } from "../../services/CheckpointStore.ts"
-import type { Decisions } from "../../services/Decisions.ts"
-import type { EventStore } from "../../services/EventStore.ts"
-import type { Membership } from "../../services/Membership.ts"
+import { CheckpointStore } from "../../services/CheckpointStore.ts"
+import { Decisions } from "../../services/Decisions.ts"
+import { EventStore } from "../../services/EventStore.ts"
+import { Membership } from "../../services/Membership.ts"
 import * as CheckpointStorePostgres from "./CheckpointStorePostgres.ts"
+import * as Coordination from "./Coordination.ts"
 import { Database } from "./Database.ts"
 import * as DatabaseLive from "./DatabaseLive.ts"
 import * as DecisionsPostgres from "./DecisionsPostgres.ts"
@@ -19,6 +20,7 @@ import * as EventStorePostgres from "./EventStorePostgres.ts"
 import * as Listener from "./Listener.ts"
 import * as MembershipPostgres from "./MembershipPostgres.ts"
 import * as Migrations from "./Migrations.ts"
+import * as Presence from "./Presence.ts"
 
 /**
  * The services that an orchestrator works on.
@@ -50,15 +52,22 @@ export interface Options {
  * @category layers
  * @since 0.1.0
  */
-export const layerWith = (options: Options): Layer.Layer<Stores, StoresError, PgClient> => {
-  const database = Layer.effect(Database)(DatabaseLive.make(options))
-  return Layer.mergeAll(
-    CheckpointStorePostgres.layer,
-    DecisionsPostgres.layer,
-    EventStorePostgres.layer,
-    MembershipPostgres.layer
-  ).pipe(Layer.provide(Listener.layer), Layer.provide(database))
-}
+export const layerWith = (options: Options): Layer.Layer<Stores, StoresError, PgClient> =>
+  // Layers made here and now: constants would be shared with the stores of another database that are open around this.
+  Layer.mergeAll(
+    Layer.effect(CheckpointStore)(CheckpointStorePostgres.make),
+    Layer.effect(EventStore)(EventStorePostgres.make),
+    Layer.mergeAll(
+      Layer.effect(Decisions)(DecisionsPostgres.make),
+      Layer.effect(Membership)(MembershipPostgres.make)
+    ).pipe(
+      Layer.provide(Layer.effect(Coordination.Coordination)(Coordination.make)),
+      Layer.provide(Layer.effect(Presence.Presence)(Presence.make))
+    )
+  ).pipe(
+    Layer.provide(Layer.effect(Listener.Listener)(Listener.make)),
+    Layer.provide(Layer.effect(Database)(DatabaseLive.make(options)))
+  )
 
 /**
  * The stores on the tables of the default names. Needs a `PgClient`, which is also the client that handlers write

@@ -43,7 +43,7 @@ export interface Look {
  */
 export interface Tracker {
   readonly settledBeyond: EventStore["Service"]["settledBeyond"]
-  /** A look that begins now; where nothing was proved on this connection yet, it waits a second for the proof. */
+  /** A look that begins now; where nothing was proved on this connection yet, it waits for the proof a moment. */
   readonly look: Effect.Effect<Look, StoreError>
   readonly openWriters: Effect.Effect<ReadonlyArray<OpenWriter>>
   /** The last known settled position, without asking. */
@@ -59,7 +59,8 @@ const longestGapWait = 250
 /** Looks whose result leaves somebody waiting are at least so far apart, however many wake-ups arrive. */
 const breath = Duration.millis(2)
 
-const firstProofNanos = 1_000_000_000n
+/** How long a look may wait for the first proof on a connection. */
+const firstProofNanos = 500_000_000n
 
 const reportAfterNanos = 10_000_000_000n
 
@@ -304,7 +305,7 @@ export const make = Effect.fnUntraced(function*(
       const wait = head > settled ? Math.min(gapWait, poll) : poll
       if (head > settled) gapWait = Math.min(longestGapWait, gapWait * 1.5)
       yield* Effect.sleep(breath)
-      yield* Effect.raceFirst(woken.await, Effect.sleep(wait))
+      yield* Effect.timeoutOption(woken.await, wait)
     }
   })
 

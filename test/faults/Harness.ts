@@ -1,0 +1,643 @@
+/**
+ * The harness of the fault tests: real worker processes on a database of their own, signals, and a watch on the rows.
+ *
+ * Nothing here sleeps to let something happen. `waitUntil` looks at the rows again and again, asserts at every look what
+ * must hold at every moment, and says on its deadline what it saw. (After Effect's own cluster integration harness; that
+ * a read model equals the fold of the events is Marten's oracle.)
+ */
+import { PgClient } from "@effect/sql-pg"
+import { Clock, Console, Context, Deferred, Duration, Effect, Fiber, Layer, type Scope } from "effect"
+import { SqlClient } from "effect/sql"
+import * as ChildProcess from "node:child_process"
+import * as Crypto from "node:crypto"
+import * as Fs from "node:fs"
+import * as Os from "node:os"
+import * as Path from "node:path"
+import * as Migrations from "../../src/layers/postgres/Migrations.ts"
+import * as PostgresStores from "../../src/layers/postgres/PostgresStores.ts"
+import * as Generation from "../../src/schema/Generation.ts"
+import * as HashRange from "../../src/schema/HashRange.ts"
+import { EventStore } from "../../src/services/EventStore.ts"
+import * as TestDatabase from "../support/TestDatabase.ts"
+import type { Instructions } from "./Instructions.ts"
+import * as Projections from "./Projections.ts"
+
+const root = Path.resolve(import.meta.dirname, "../..")
+
+/** A compiled program starts in half the time. */
+const compileCache = Path.join(Os.tmpdir(), `pupsourcing-orchestrator-tests-${Os.userInfo().uid}`, "compile-cache")
+
+const defaultSettings: Instructions["settings"] = {
+  heartbeatInterval: 200,
+  staleWorkerTimeout: 800,
+  coordinationTimeout: 20_000,
+  drainTimeout: 5_000,
+  pollInterval: 500,
+  batchSize: 100
+}
+
+/** Prints how long each `waitUntil` took. */
+const trace = process.env["FAULTS_TRACE"] !== undefined
+
+const defaultReplicaSet = "faults"
+const defaultProjections = ["per_aggregate", "shared_totals"]
+const pollMillis = 20
+/** Time limit of a test, above any `waitUntil`'s, so that the harness is the one to say what went wrong. */
+export const patience = 90_000
+const deadline = Duration.seconds(20)
+
+/** How a process ended. */
+export interface Ended {
+  readonly code: number | null
+  readonly signal: NodeJS.Signals | null
+}
+
+/** A worker process, as a test handles it. */
+export interface Worker {
+  readonly id: string
+  readonly pid: number
+  /** Everything it printed so far, both streams. */
+  readonly output: () => string
+  /** What it printed to the error stream. */
+  readonly errors: () => string
+  /** Sends a signal and does not wait. */
+  readonly send: (signal: NodeJS.Signals) => Effect.Effect<void>
+  readonly ended: Effect.Effect<Ended>
+  /** SIGTERM, then waits for the end. */
+  readonly stop: Effect.Effect<Ended>
+  /** SIGINT, then waits for the end. */
+  readonly interrupt: Effect.Effect<Ended>
+  /** SIGKILL, then waits for the end. */
+  readonly kill: Effect.Effect<Ended>
+  /** SIGSTOP: the process stands still, its connections stay. */
+  readonly freeze: Effect.Effect<void>
+  /** SIGCONT. */
+  readonly wake: Effect.Effect<void>
+}
+
+/** How a worker differs from the usual one. */
+export interface WorkerOptions {
+  readonly projections?: ReadonlyArray<string>
+  readonly replicaSets?: Instructions["replicaSets"]
+  readonly presence?: boolean
+  readonly listen?: boolean
+  readonly settings?: Partial<Instructions["settings"]>
+  readonly delayMillis?: number
+  /** Registers under this id instead of the worker's name in the test. */
+  readonly workerId?: string
+  /** The test expects the process to end without being told to. */
+  readonly mayEnd?: boolean
+}
+
+/** What is to be appended. */
+export interface AppendOptions {
+  /** Transactions at a time. Default 4. */
+  readonly writers?: number
+  /** Aggregates, divided among the writers. Default 40. */
+  readonly aggregates?: number
+  /** Events of one aggregate in a transaction. Default 5. */
+  readonly each?: number
+  /** Prefix of the aggregates' ids. Default `a`. */
+  readonly prefix?: string
+  /** `sql` writes as a Go service with pupsourcing does, and notifies nobody. Default `store`. */
+  readonly through?: "sql" | "store"
+  /** Makes a worker wait inside the transactions that handle the first event, until `openGate`. */
+  readonly hold?: { readonly workerId: string; readonly gate: string }
+}
+
+/** The rows at one moment. */
+export interface State {
+  readonly workers: ReadonlyArray<{
+    readonly replicaSet: string
+    readonly workerId: string
+    readonly incarnation: bigint
+    readonly state: string
+    readonly partitionKey: number
+    readonly generationId: bigint | null
+    readonly silentForMillis: number
+  }>
+  readonly generations: ReadonlyArray<Generation.Generation>
+  readonly checkpoints: ReadonlyArray<{
+    readonly projection: string
+    readonly replicaSet: string
+    readonly range: HashRange.HashRange
+    readonly position: bigint
+    readonly workerId: string | null
+    readonly incarnation: bigint | null
+    readonly generationId: bigint | null
+    readonly halted: string | null
+  }>
+  readonly events: number
+  readonly head: bigint
+  /** Events in the read model, by projection. */
+  readonly applied: Readonly<Record<string, number>>
+  /** Aggregates of which a read model knows more than was appended, or another number than its version. */
+  readonly impossible: number
+  /** Refusals by `late`. */
+  readonly refusals: ReadonlyArray<{ readonly late: boolean; readonly text: string }>
+}
+
+interface Row {
+  readonly workers: ReadonlyArray<
+    {
+      readonly replica_set: string
+      readonly worker_id: string
+      readonly incarnation: string
+      readonly state: string
+      readonly partition_key: number
+      readonly generation_id: string | null
+      readonly silent: number
+    }
+  >
+  readonly generations: ReadonlyArray<
+    {
+      readonly replica_set: string
+      readonly generation_id: string
+      readonly members: ReadonlyArray<
+        {
+          readonly workerId: string
+          readonly incarnation: string | number
+          readonly projections: ReadonlyArray<string>
+        }
+      >
+    }
+  >
+  readonly checkpoints: ReadonlyArray<
+    {
+      readonly projection_name: string
+      readonly replica_set: string
+      readonly range_start: number
+      readonly range_end: number
+      readonly position: string
+      readonly worker_id: string | null
+      readonly incarnation: string | null
+      readonly generation_id: string | null
+      readonly halted: string | null
+    }
+  >
+  readonly events: number
+  readonly head: string
+  readonly applied: Readonly<Record<string, number>>
+  readonly impossible: number
+  readonly refusals: ReadonlyArray<{ readonly late: boolean; readonly text: string }>
+}
+
+/** One statement, so that all of it is of one moment. */
+const stateQuery = `
+  SELECT json_build_object(
+    'workers', (SELECT coalesce(json_agg(json_build_object('replica_set', w.replica_set, 'worker_id', w.worker_id,
+        'incarnation', w.incarnation::text, 'state', w.state, 'partition_key', w.partition_key,
+        'generation_id', w.generation_id::text,
+        'silent', round(extract(epoch FROM clock_timestamp() - h.heartbeat_at) * 1000)) ORDER BY w.incarnation), '[]')
+      FROM orchestrator_workers w LEFT JOIN orchestrator_heartbeats h
+        ON h.replica_set = w.replica_set AND h.worker_id = w.worker_id AND h.incarnation = w.incarnation),
+    'generations', (SELECT coalesce(json_agg(json_build_object('replica_set', g.replica_set,
+        'generation_id', g.generation_id::text, 'members', g.members) ORDER BY g.replica_set, g.generation_id), '[]')
+      FROM orchestrator_generations g),
+    'checkpoints', (SELECT coalesce(json_agg(json_build_object('projection_name', c.projection_name,
+        'replica_set', c.replica_set, 'range_start', c.range_start, 'range_end', c.range_end,
+        'position', c.position::text, 'worker_id', c.worker_id, 'incarnation', c.incarnation::text,
+        'generation_id', c.generation_id::text,
+        'halted', c.halted_error) ORDER BY c.projection_name, c.range_start), '[]')
+      FROM orchestrator_checkpoints c),
+    'events', (SELECT count(*) FROM events),
+    'head', (SELECT coalesce(max(global_position), 0)::text FROM events),
+    'applied', (SELECT coalesce(json_object_agg(projection, events), '{}') FROM (
+        SELECT projection, sum(events) AS events FROM per_aggregate GROUP BY projection
+        UNION ALL SELECT projection, sum(events) FROM shared_totals GROUP BY projection) AS a),
+    'impossible', (SELECT count(*) FROM per_aggregate p LEFT JOIN (
+        SELECT aggregate_id, max(aggregate_version) AS version FROM events GROUP BY aggregate_id) e USING (aggregate_id)
+      WHERE p.events <> p.version OR p.version > coalesce(e.version, 0)),
+    'refusals', (SELECT coalesce(json_agg(json_build_object('late', late,
+        'text', concat_ws(' ', worker, projection, aggregate_id, version, position)) ORDER BY at), '[]') FROM refusals)
+  ) AS state`
+
+const toState = (row: Row): State => ({
+  workers: row.workers.map((worker) => ({
+    replicaSet: worker.replica_set,
+    workerId: worker.worker_id,
+    incarnation: BigInt(worker.incarnation),
+    state: worker.state,
+    partitionKey: worker.partition_key,
+    generationId: worker.generation_id === null ? null : BigInt(worker.generation_id),
+    silentForMillis: worker.silent
+  })),
+  generations: row.generations.map((generation) => ({
+    replicaSet: generation.replica_set,
+    generationId: BigInt(generation.generation_id),
+    members: generation.members.map((member) => ({ ...member, incarnation: BigInt(member.incarnation) }))
+  })),
+  checkpoints: row.checkpoints.map((checkpoint) => ({
+    projection: checkpoint.projection_name,
+    replicaSet: checkpoint.replica_set,
+    range: { start: checkpoint.range_start, end: checkpoint.range_end },
+    position: BigInt(checkpoint.position),
+    workerId: checkpoint.worker_id,
+    incarnation: checkpoint.incarnation === null ? null : BigInt(checkpoint.incarnation),
+    generationId: checkpoint.generation_id === null ? null : BigInt(checkpoint.generation_id),
+    halted: checkpoint.halted
+  })),
+  events: row.events,
+  head: BigInt(row.head),
+  applied: row.applied,
+  impossible: row.impossible,
+  refusals: row.refusals
+})
+
+/** The newest generation of a replica set. */
+export const newest = (state: State, replicaSet = defaultReplicaSet): Generation.Generation | undefined =>
+  state.generations.filter((generation) => generation.replicaSet === replicaSet).at(-1)
+
+/** The registration that stands under an id. */
+export const registered = (state: State, workerId: string, replicaSet = defaultReplicaSet) =>
+  state.workers.find((worker) =>
+    worker.replicaSet === replicaSet && worker.workerId === workerId && worker.state !== "stopped"
+  )
+
+/**
+ * Exactly these workers are the members of the newest generation, each of them says that it is running in it, and every
+ * row is held by whom the generation gives it to.
+ */
+export const sharedBy =
+  (workerIds: ReadonlyArray<string>, replicaSet = defaultReplicaSet) => (state: State): boolean => {
+    const generation = newest(state, replicaSet)
+    if (generation === undefined || generation.members.length !== workerIds.length) return false
+    return generation.members.every((member) => {
+      const row = registered(state, member.workerId, replicaSet)
+      if (!workerIds.includes(member.workerId) || row?.incarnation !== member.incarnation) return false
+      if (row.state !== "running" || row.generationId !== generation.generationId) return false
+      return member.projections.every((projection) => {
+        const share = Generation.share(generation, projection, member)
+        const held = state.checkpoints.filter((checkpoint) =>
+          checkpoint.projection === projection && checkpoint.workerId === member.workerId &&
+          checkpoint.incarnation === member.incarnation
+        )
+        return share !== undefined && HashRange.tiles(held.map(({ range }) => range), share)
+      })
+    })
+  }
+
+/** What must hold at every moment; gives what does not. */
+const violations = (before: State | undefined, state: State): ReadonlyArray<string> => {
+  const found: Array<string> = []
+  const rowsOf = (at: State, projection: string) => at.checkpoints.filter((row) => row.projection === projection)
+  for (const projection of new Set(state.checkpoints.map((row) => row.projection))) {
+    const rows = rowsOf(state, projection)
+    if (!HashRange.tiles(rows.map(({ range }) => range))) found.push(`the rows of ${projection} do not tile the space`)
+    for (const row of rows) {
+      if (row.halted !== null) found.push(`${projection} ${HashRange.format(row.range)} is halted: ${row.halted}`)
+      for (const old of before === undefined ? [] : rowsOf(before, projection)) {
+        if (HashRange.overlaps(old.range, row.range) && row.position < old.position) {
+          found.push(
+            `${projection} went back from ${old.position} to ${row.position} in ${HashRange.format(row.range)}`
+          )
+        }
+      }
+    }
+  }
+  for (const old of before?.checkpoints ?? []) {
+    if (rowsOf(state, old.projection).length === 0) found.push(`the rows of ${old.projection} are gone`)
+  }
+  for (const old of before?.generations ?? []) {
+    const now = state.generations.find((generation) =>
+      generation.replicaSet === old.replicaSet && generation.generationId === old.generationId
+    )
+    const text = (generation: Generation.Generation) =>
+      JSON.stringify(generation.members, (_, value) => typeof value === "bigint" ? String(value) : value)
+    if (now !== undefined && text(now) !== text(old)) found.push(`generation ${old.generationId} has other members now`)
+    const last = newest(state, old.replicaSet)
+    if (last === undefined || last.generationId < old.generationId) {
+      found.push(`the generation of ${old.replicaSet} went back from ${old.generationId}`)
+    }
+  }
+  for (const [projection, events] of Object.entries(state.applied)) {
+    if (events > state.events) found.push(`${projection} has seen ${events} events of ${state.events}`)
+  }
+  if (state.impossible > 0) found.push(`${state.impossible} aggregates of the read model cannot come from the events`)
+  for (const { late, text } of state.refusals) if (!late) found.push(`refused: ${text}`)
+  return found
+}
+
+const describe = (state: State): string =>
+  [
+    "registrations:",
+    ...state.workers.map((worker) =>
+      `  ${worker.replicaSet} ${worker.workerId} #${worker.incarnation} ${worker.state}, partition ${worker.partitionKey} of generation ${worker.generationId}, silent for ${worker.silentForMillis} ms`
+    ),
+    "newest generations:",
+    ...state.generations.slice(-6).map((generation) =>
+      `  ${generation.replicaSet} ${generation.generationId}: ${
+        generation.members.map((member) => `${member.workerId}#${member.incarnation}`).join(", ")
+      }`
+    ),
+    `checkpoints (${state.events} events, head ${state.head}, applied ${JSON.stringify(state.applied)}):`,
+    ...state.checkpoints.map((row) =>
+      `  ${row.projection} ${HashRange.format(row.range)} at ${row.position}, ${
+        row.workerId === null ? "free" : `${row.workerId}#${row.incarnation} in ${row.generationId}`
+      }${row.halted === null ? "" : `, halted: ${row.halted}`}`
+    ),
+    `refusals: ${state.refusals.length}`,
+    ...state.refusals.slice(0, 10).map(({ late, text }) => `  ${late ? "late: " : ""}${text}`)
+  ].join("\n")
+
+const lastLines = (text: string, count: number): string =>
+  text.trimEnd().split("\n").slice(-count).map((line) => `  ${line}`).join("\n")
+
+const pgClientOf = Effect.map(
+  SqlClient.SqlClient,
+  // What a test database's connection is made of; the type of the shared helper says less than it gives.
+  (sql) => sql as PgClient.PgClient
+)
+
+const prepare = Effect.gen(function*() {
+  const pg = yield* pgClientOf
+  yield* Migrations.run.pipe(Effect.provideService(PgClient.PgClient, pg))
+  for (const table of Projections.tables) yield* pg.unsafe(table)
+})
+
+const templateName = (): string => {
+  const hash = Crypto.createHash("sha256").update(Projections.tables.join())
+  const migrations = Path.join(root, "migrations")
+  for (const file of Fs.readdirSync(migrations).sort()) hash.update(Fs.readFileSync(Path.join(migrations, file)))
+  return `faults_${hash.digest("hex").slice(0, 16)}`
+}
+
+const make = Effect.gen(function*() {
+  const sql = yield* SqlClient.SqlClient
+  const store = yield* EventStore
+  const database = yield* TestDatabase.TestDatabase
+  const workers: Array<Worker & { readonly problem: () => string | undefined }> = []
+  let before: State | undefined
+
+  /** What stands in the rows, checked against what must hold. */
+  const observe = Effect.gen(function*() {
+    const [row] = yield* sql.unsafe<{ readonly state: Row }>(stateQuery)
+    const state = toState(row!.state)
+    const found = violations(before, state)
+    before = state
+    if (found.length > 0) return yield* fail(`Safety is broken: ${found.join("; ")}`, state)
+    return state
+  })
+
+  const fail = (message: string, state: State | undefined) =>
+    Effect.die(
+      new Error([
+        message,
+        ...(state === undefined ? [] : [describe(state)]),
+        ...workers.map((worker) => `output of ${worker.id} (${worker.pid}):\n${lastLines(worker.output(), 40)}`)
+      ].join("\n"))
+    )
+
+  const waitUntil = Effect.fnUntraced(function*(
+    what: string,
+    holds: (state: State) => boolean,
+    options: { readonly within?: Duration.Input } = {}
+  ) {
+    const startedAt = yield* Clock.monotonicTimeNanos
+    const patience = Duration.toMillis(options.within ?? deadline)
+    let state: State
+    do {
+      state = yield* observe
+      const millis = Number((yield* Clock.monotonicTimeNanos) - startedAt) / 1e6
+      if (holds(state)) {
+        if (trace) yield* Console.log(`${Math.round(millis)} ms until ${what}`)
+        return { state, millis }
+      }
+      for (const worker of workers) {
+        const problem = worker.problem()
+        if (problem !== undefined) return yield* fail(`While waiting until ${what}: ${problem}`, state)
+      }
+      if (millis > patience) return yield* fail(`Not within ${Math.round(patience)} ms: ${what}`, state)
+      yield* Effect.sleep(pollMillis)
+    } while (true)
+  })
+
+  /** Waits until the process has printed something that contains `text`, or its `count`th line of the kind. */
+  const waitForOutput = Effect.fnUntraced(function*(worker: Worker, text: string, count = 1) {
+    yield* waitUntil(`${worker.id} prints "${text}"`, () => worker.output().split(text).length > count)
+  })
+
+  const start = Effect.fnUntraced(function*(
+    id: string,
+    options: WorkerOptions = {}
+  ): Effect.fn.Return<Worker, never, Scope.Scope> {
+    const instructions: Instructions = {
+      url: database.url,
+      application: `faults ${id}`,
+      workerId: options.workerId ?? id,
+      replicaSets: options.replicaSets ??
+        [{ name: defaultReplicaSet, projections: options.projections ?? defaultProjections }],
+      presence: options.presence ?? true,
+      listen: options.listen ?? true,
+      settings: { ...defaultSettings, ...options.settings },
+      delayMillis: options.delayMillis ?? 0
+    }
+    const worker = yield* spawn({
+      id,
+      script: Path.join(import.meta.dirname, "worker.ts"),
+      env: { FAULTS_WORKER: JSON.stringify(instructions) },
+      mayEnd: options.mayEnd ?? false
+    })
+    workers.push(worker)
+    return worker
+  })
+
+  const appendThroughSql = Effect.fnUntraced(function*(aggregateId: string, payloads: ReadonlyArray<string>) {
+    // The statements of pupsourcing's own store: head read, events inserted, head written; no notification.
+    const [head] = yield* sql<{ readonly aggregate_version: bigint }>`
+      SELECT aggregate_version FROM aggregate_heads
+      WHERE bounded_context = 'faults' AND aggregate_type = 'Thing' AND aggregate_id = ${aggregateId}`
+    let version = head?.aggregate_version ?? 0n
+    for (const payload of payloads) {
+      version++
+      yield* sql`
+        INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type,
+          event_version, payload, metadata)
+        VALUES ('faults', 'Thing', ${aggregateId}, ${version}::bigint, gen_random_uuid(), 'Happened', 1,
+          convert_to(${payload}, 'UTF8'), '{}'::jsonb)`
+    }
+    yield* sql`
+      INSERT INTO aggregate_heads (bounded_context, aggregate_type, aggregate_id, aggregate_version, updated_at)
+      VALUES ('faults', 'Thing', ${aggregateId}, ${version}::bigint, now())
+      ON CONFLICT (bounded_context, aggregate_type, aggregate_id)
+      DO UPDATE SET aggregate_version = EXCLUDED.aggregate_version, updated_at = now()`
+  }, sql.withTransaction)
+
+  let weight = 0
+  const append = Effect.fnUntraced(function*(count: number, options: AppendOptions = {}) {
+    const { aggregates = 40, each = 5, hold, prefix = "a", through = "store", writers = 4 } = options
+    let left = count
+    const write = Effect.fnUntraced(function*(writer: number) {
+      for (let turn = 0; left > 0; turn++) {
+        const size = Math.min(each, left)
+        left -= size
+        // Aggregates are divided among the writers, so that none waits for another.
+        const aggregateId = `${prefix}-${(writer + turn * writers) % aggregates}`
+        const payloads = Array.from({ length: size }, (_, index): typeof Projections.Payload.Type => ({
+          weight: ++weight % 1000,
+          ...(hold !== undefined && writer === 0 && turn === 0 && index === 0 ? { hold } : {})
+        }))
+        yield* through === "sql"
+          ? appendThroughSql(aggregateId, payloads.map((payload) => JSON.stringify(payload)))
+          : store.append(payloads.map((payload) => ({
+            boundedContext: "faults",
+            aggregateType: "Thing",
+            aggregateId,
+            eventType: "Happened",
+            payload
+          })))
+      }
+    })
+    yield* Effect.forEach(Array.from({ length: writers }, (_, writer) => writer), write, {
+      concurrency: "unbounded",
+      discard: true
+    })
+  })
+
+  /** Appends in the background, a little every few milliseconds, until the returned effect is run. */
+  const load = Effect.fnUntraced(function*(options: AppendOptions & { readonly perSecond: number }) {
+    let stopped = false
+    const fiber = yield* append(Math.ceil(options.perSecond / 20), options).pipe(
+      Effect.andThen(Effect.sleep(50)),
+      Effect.repeat({ until: () => stopped }),
+      Effect.forkScoped
+    )
+    return Effect.suspend(() => {
+      stopped = true
+      return Effect.asVoid(Fiber.join(fiber))
+    })
+  })
+
+  const differences = Effect.fnUntraced(function*(projections: ReadonlyArray<string>) {
+    const found: Array<string> = []
+    for (const name of projections) {
+      const rows = yield* sql.unsafe<{ readonly what: string; readonly fold: string; readonly found: string }>(
+        Projections.difference(name)
+      )
+      found.push(
+        ...rows.map((row) => `${name} ${row.what}: ${row.found || "nothing"} instead of ${row.fold || "nothing"}`)
+      )
+    }
+    return found
+  })
+
+  /** Waits until each read model is the fold of all events, and fails with the differences. */
+  const quiesce = Effect.fnUntraced(function*(projections: ReadonlyArray<string> = defaultProjections) {
+    const { state } = yield* waitUntil(
+      "every event is in every read model",
+      (state) => projections.every((name) => (state.applied[name] ?? 0) >= state.events)
+    )
+    const found = yield* differences(projections)
+    if (found.length > 0) {
+      return yield* fail(`The read models are not the fold of the events:\n${found.slice(0, 20).join("\n")}`, state)
+    }
+    return state
+  })
+
+  const openGate = (gate: string) => sql`INSERT INTO open_gates (gate) VALUES (${gate})`
+
+  return { url: database.url, start, openGate, append, load, observe, waitUntil, waitForOutput, quiesce }
+})
+
+/**
+ * Starts a program of this checkout as a process, and ends it with the scope. Its parent hears of its end by the exit
+ * event: probing the process id would take one that nobody has waited for to be alive.
+ */
+export const spawn = Effect.fnUntraced(function*(options: {
+  readonly id: string
+  readonly script: string
+  readonly env: Readonly<Record<string, string>>
+  /** Whether it may end without being told to. */
+  readonly mayEnd: boolean
+}): Effect.fn.Return<Worker & { readonly problem: () => string | undefined }, never, Scope.Scope> {
+  const ended = Deferred.makeUnsafe<Ended>()
+  let output = ""
+  let errors = ""
+  let told = options.mayEnd
+  let problem: string | undefined
+  const child = yield* Effect.acquireRelease(
+    Effect.sync(() => {
+      const child = ChildProcess.spawn(
+        process.execPath,
+        ["--conditions=pupsourcing-orchestrator-source", options.script],
+        {
+          cwd: root,
+          env: { ...process.env, NODE_COMPILE_CACHE: compileCache, NO_COLOR: "1", ...options.env },
+          stdio: ["ignore", "pipe", "pipe"]
+        }
+      )
+      const collect = (chunk: string) => {
+        output += chunk
+      }
+      child.stdout.setEncoding("utf8").on("data", collect)
+      child.stderr.setEncoding("utf8").on("data", (chunk: string) => {
+        errors += chunk
+        collect(chunk)
+      })
+      // "close" comes when the output is complete, too.
+      child.on("close", (code, signal) => {
+        if (!told) problem = `${options.id} ended by itself with ${signal ?? `exit code ${code}`}`
+        Deferred.doneUnsafe(ended, Effect.succeed({ code, signal }))
+      })
+      return child
+    }),
+    (child) =>
+      Effect.suspend(() => {
+        told = true
+        child.kill("SIGKILL")
+        return Deferred.await(ended)
+      })
+  )
+  const send = (signal: NodeJS.Signals) =>
+    Effect.sync(() => {
+      if (signal !== "SIGSTOP" && signal !== "SIGCONT") told = true
+      child.kill(signal)
+    })
+  const end = (signal: NodeJS.Signals) =>
+    Effect.suspend(() => {
+      told = true
+      child.kill(signal)
+      return Deferred.await(ended)
+    }).pipe(
+      Effect.timeoutOrElse({
+        duration: deadline,
+        orElse: () => Effect.die(new Error(`${options.id} did not end after ${signal}:\n${lastLines(output, 60)}`))
+      })
+    )
+  return {
+    id: options.id,
+    pid: child.pid ?? 0,
+    output: () => output,
+    errors: () => errors,
+    problem: () => problem,
+    ended: Deferred.await(ended),
+    send,
+    stop: end("SIGTERM"),
+    interrupt: end("SIGINT"),
+    kill: end("SIGKILL"),
+    freeze: send("SIGSTOP"),
+    wake: send("SIGCONT")
+  }
+})
+
+/** A database of its own, and the processes on it. */
+export class Harness extends Context.Service<Harness, Effect.Success<typeof make>>()(
+  "pupsourcing-orchestrator/test/faults/Harness"
+) {}
+
+/** On the run's own server, or on another one. */
+export const layerWith = (options: { readonly serverUrl?: string | undefined }) =>
+  Layer.effect(Harness)(make).pipe(
+    Layer.provide(PostgresStores.layerWith({ presence: false })),
+    Layer.provideMerge(Layer.unwrap(Effect.map(
+      TestDatabase.template(templateName(), prepare, options.serverUrl),
+      (template) =>
+        TestDatabase.layerWith({
+          template,
+          serverUrl: options.serverUrl,
+          client: { applicationName: "faults harness", maxConnections: 10 }
+        })
+    )))
+  )
+
+export const layer = layerWith({})

@@ -1,0 +1,31 @@
+/**
+ * What the harness tells a worker process, in the environment variable `FAULTS_WORKER`.
+ */
+import { Schema } from "effect"
+
+export const Instructions = Schema.fromJsonString(Schema.Struct({
+  url: Schema.String,
+  /** Shown as `application_name` of the pool on which batches run. */
+  application: Schema.String,
+  workerId: Schema.optionalKey(Schema.String),
+  /** Replica sets that this process takes part in, each with the projections that it carries. */
+  replicaSets: Schema.Array(Schema.Struct({
+    name: Schema.String,
+    projections: Schema.Array(Schema.String)
+  })),
+  presence: Schema.Boolean,
+  listen: Schema.Boolean,
+  settings: Schema.Struct({
+    /** Durations in milliseconds. */
+    heartbeatInterval: Schema.Number,
+    staleWorkerTimeout: Schema.Number,
+    coordinationTimeout: Schema.Number,
+    drainTimeout: Schema.Number,
+    pollInterval: Schema.Number,
+    batchSize: Schema.Int
+  }),
+  /** Every event of `per_aggregate` takes this long, inside the batch's transaction. */
+  delayMillis: Schema.Number
+}))
+
+export type Instructions = typeof Instructions.Type

@@ -1,0 +1,40 @@
+/** The database goes away for longer than a worker may be silent. */
+import { assert, describe, it } from "@effect/vitest"
+import { Effect, Layer } from "effect"
+import * as EmbeddedPostgres from "../../scripts/EmbeddedPostgres.ts"
+import * as Harness from "./Harness.ts"
+
+/** A server of its own: stopping the run's would hit every other test. */
+const server = { name: "test-outage" }
+
+const Live = Layer.unwrap(
+  Effect.map(EmbeddedPostgres.acquire(server), ({ url }) => Harness.layerWith({ serverUrl: url }))
+)
+
+describe("outage", { concurrent: false }, () => {
+  it.live("a database stop evicts nobody, and nothing is lost", () =>
+    Effect.gen(function*() {
+      const harness = yield* Harness.Harness
+      const settings = { heartbeatInterval: 500, staleWorkerTimeout: 1500 }
+      const workers = yield* Effect.forEach(["a", "b", "c"], (id) => harness.start(id, { settings, delayMillis: 1 }), {
+        concurrency: "unbounded"
+      })
+      const before = yield* harness.waitUntil("a, b and c share the work", Harness.sharedBy(["a", "b", "c"]))
+      yield* harness.append(800)
+
+      yield* EmbeddedPostgres.stop(server)
+      // Longer than a worker may be silent: by the database's clock each of them is overdue afterwards.
+      yield* Effect.sleep("2500 millis")
+      yield* EmbeddedPostgres.ensure(server)
+
+      yield* harness.append(200)
+      const after = yield* harness.quiesce()
+      const identity = (state: Harness.State) => ({
+        generations: state.generations.map(({ generationId }) => generationId),
+        workers: state.workers.map(({ incarnation, workerId }) => ({ workerId, incarnation }))
+      })
+      assert.deepStrictEqual(identity(after), identity(before.state))
+      assert.isTrue(Harness.sharedBy(["a", "b", "c"])(after))
+      for (const worker of workers) assert.deepStrictEqual(yield* worker.stop, { code: 0, signal: null })
+    }).pipe(Effect.provide(Live)), Harness.patience)
+})

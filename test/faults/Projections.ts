@@ -1,0 +1,130 @@
+/**
+ * Two projections whose read models show every mistake, and what their read models must be according to the events.
+ *
+ * `per_aggregate` keeps the last version and the count of each aggregate and refuses any version but the next: an event
+ * that is skipped, doubled or out of order shows at once. `shared_totals` keeps a few rows that all aggregates share:
+ * sums that a lost or doubled update makes wrong. Both can be run several times under names like `per_aggregate/2`.
+ */
+import { Console, Data, Effect, Schedule, Schema } from "effect"
+import { SqlClient } from "effect/sql"
+import * as Event from "../../src/schema/Event.ts"
+import * as Projection from "../../src/services/Projection.ts"
+
+/** Events differ in weight, so that two that are swapped make the totals wrong too. */
+export const Payload = Schema.Struct({
+  weight: Schema.Int,
+  /** Makes one worker wait in the middle of its batch's transaction, the event being written, until the gate is open. */
+  hold: Schema.optionalKey(Schema.Struct({ workerId: Schema.String, gate: Schema.String }))
+})
+
+/** Shared rows; the version chooses one, so that every aggregate touches all of them. */
+export const buckets = 3
+
+export const tables = [
+  `CREATE TABLE per_aggregate (
+    projection text, aggregate_id text, version bigint NOT NULL, events bigint NOT NULL, PRIMARY KEY (projection, aggregate_id)
+  )`,
+  `CREATE TABLE shared_totals (
+    projection text, bucket bigint, events bigint NOT NULL, weight bigint NOT NULL, PRIMARY KEY (projection, bucket)
+  )`,
+  `CREATE TABLE refusals (
+    at timestamptz NOT NULL DEFAULT clock_timestamp(), worker text NOT NULL, projection text NOT NULL, aggregate_id text NOT NULL,
+    version bigint NOT NULL, position bigint NOT NULL, late boolean NOT NULL
+  )`,
+  `CREATE TABLE open_gates (gate text PRIMARY KEY)`
+] as const
+
+/** The event is not the next one of its aggregate. */
+export class Refused extends Data.TaggedError("Refused")<{ readonly message: string }> {}
+
+/** Which table a projection of this name keeps. */
+export const kindOf = (name: string): "per_aggregate" | "shared_totals" =>
+  name.split("/")[0] === "per_aggregate" ? "per_aggregate" : "shared_totals"
+
+/** `outside` is a client of its own: what it records stays when the batch rolls back. */
+export const make = (
+  name: string,
+  options: { readonly workerId: string; readonly delayMillis: number; readonly outside: SqlClient.SqlClient }
+) => {
+  const { outside, workerId } = options
+
+  /**
+   * The refusal is late, and harmless, when progress has passed the event already: then the batch is one of a worker
+   * that was replaced and does not know yet, and its fence will refuse it.
+   */
+  const refuse = Effect.fnUntraced(function*(event: Event.Event) {
+    yield* outside`
+      INSERT INTO refusals (worker, projection, aggregate_id, version, position, late)
+      SELECT ${workerId}, ${name}, ${event.aggregateId}, ${event.aggregateVersion}::bigint, ${event.globalPosition}::bigint,
+        EXISTS (
+          SELECT FROM orchestrator_checkpoints c
+          WHERE c.projection_name = ${name} AND c.position >= ${event.globalPosition}::bigint
+            AND (hashtext(${event.aggregateId}::text COLLATE "C")::int8 & 4294967295) >= c.range_start
+            AND (hashtext(${event.aggregateId}::text COLLATE "C")::int8 & 4294967295) < c.range_end
+        )`
+    return yield* new Refused({
+      message:
+        `version ${event.aggregateVersion} of ${event.aggregateId} at ${event.globalPosition} is not the next one`
+    })
+  })
+
+  const perAggregate = Effect.fnUntraced(function*(event: Event.Event) {
+    const sql = yield* SqlClient.SqlClient
+    const { aggregateId, aggregateVersion } = event
+    const written = aggregateVersion === 1n
+      ? yield* sql`
+        INSERT INTO per_aggregate (projection, aggregate_id, version, events) VALUES (${name}, ${aggregateId}, 1, 1)
+        ON CONFLICT DO NOTHING RETURNING 1`
+      : yield* sql`
+        UPDATE per_aggregate SET version = ${aggregateVersion}::bigint, events = events + 1
+        WHERE projection = ${name} AND aggregate_id = ${aggregateId} AND version = ${aggregateVersion - 1n}::bigint
+        RETURNING 1`
+    if (written.length === 0) return yield* refuse(event)
+  })
+
+  const sharedTotals = Effect.fnUntraced(function*(event: Event.Event, weight: number) {
+    const sql = yield* SqlClient.SqlClient
+    yield* sql`
+      INSERT INTO shared_totals AS t (projection, bucket, events, weight)
+      VALUES (${name}, ${event.aggregateVersion % BigInt(buckets)}::bigint, 1, ${weight}::bigint)
+      ON CONFLICT (projection, bucket) DO UPDATE SET events = t.events + 1, weight = t.weight + EXCLUDED.weight`
+  })
+
+  return Projection.make(name, {
+    handle: Effect.fnUntraced(function*(event) {
+      const { hold, weight } = yield* Event.json(event, Payload)
+      if (kindOf(name) === "per_aggregate") {
+        yield* perAggregate(event)
+        // Only here: shared rows make the workers wait for each other, and the delays of all would add up.
+        if (options.delayMillis > 0) yield* Effect.sleep(options.delayMillis)
+      } else {
+        yield* sharedTotals(event, weight)
+      }
+      if (hold?.workerId === workerId) {
+        yield* Console.log(`holding ${name} at ${event.globalPosition}`)
+        yield* outside`SELECT FROM open_gates WHERE gate = ${hold.gate}`.pipe(
+          Effect.repeat({ until: (rows) => rows.length > 0, schedule: Schedule.spaced("20 millis") })
+        )
+        yield* Console.log(`let go ${name} at ${event.globalPosition}`)
+      }
+    })
+  })
+}
+
+/** SQL: what the fold of the events and the read model of a projection differ in, a row for each difference. */
+export const difference = (name: string): string =>
+  kindOf(name) === "per_aggregate"
+    ? `SELECT aggregate_id AS what, concat_ws(' ', e.version, e.events) AS fold, concat_ws(' ', p.version, p.events) AS found
+      FROM (
+        SELECT aggregate_id, max(aggregate_version) AS version, count(*) AS events FROM events GROUP BY aggregate_id
+      ) e
+      FULL JOIN (SELECT * FROM per_aggregate WHERE projection = '${name}') p USING (aggregate_id)
+      WHERE (e.version, e.events) IS DISTINCT FROM (p.version, p.events)`
+    : `SELECT bucket::text AS what, concat_ws(' ', e.events, e.weight) AS fold, concat_ws(' ', t.events, t.weight) AS found
+      FROM (
+        SELECT aggregate_version % ${buckets} AS bucket, count(*) AS events,
+          sum((convert_from(payload, 'UTF8')::jsonb ->> 'weight')::bigint) AS weight
+        FROM events GROUP BY 1
+      ) e
+      FULL JOIN (SELECT * FROM shared_totals WHERE projection = '${name}') t USING (bucket)
+      WHERE (e.events, e.weight) IS DISTINCT FROM (t.events, t.weight::numeric)`

@@ -1,0 +1,305 @@
+import * as PgClient from "@effect/sql-pg/PgClient"
+import { assert, it } from "@effect/vitest"
+import * as Cause from "effect/Cause"
+import * as Context from "effect/Context"
+import * as Data from "effect/Data"
+import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Reactivity from "effect/reactivity/Reactivity"
+import * as Redacted from "effect/Redacted"
+import * as SqlClient from "effect/sql/SqlClient"
+import type { Held } from "../../../src/schema/Checkpoint.ts"
+import { CheckpointStore } from "../../../src/services/CheckpointStore.ts"
+import * as CheckpointStoreSuite from "../../suites/CheckpointStoreSuite.ts"
+import { realTime } from "../../suites/Suite.ts"
+import * as AckProxy from "../../support/AckProxy.ts"
+import * as CoordinationStores from "../../support/CoordinationStores.ts"
+import * as TestDatabase from "../../support/TestDatabase.ts"
+
+const layer = Layer.effectDiscard(Effect.flatMap(
+  SqlClient.SqlClient,
+  (sql) => sql`CREATE TABLE counts (key text PRIMARY KEY, count int NOT NULL)`
+)).pipe(Layer.provideMerge(CoordinationStores.layerWith()))
+
+CheckpointStoreSuite.suite("postgres", layer, {
+  time: realTime,
+  effects: {
+    record: (key) =>
+      Effect.flatMap(
+        SqlClient.SqlClient,
+        (sql) => sql`INSERT INTO counts VALUES (${key}, 1) ON CONFLICT (key) DO UPDATE SET count = counts.count + 1`
+      ).pipe(Effect.asVoid),
+    count: (key) =>
+      Effect.flatMap(
+        SqlClient.SqlClient,
+        (sql) =>
+          Effect.map(sql<{ count: number }>`SELECT count FROM counts WHERE key = ${key}`, (rows) => rows[0]?.count ?? 0)
+      )
+  }
+})
+
+const idleTimeout = Duration.seconds(20)
+
+/** The backend that runs the batch. */
+const backend = Effect.flatMap(
+  SqlClient.SqlClient,
+  (sql) => Effect.map(sql<{ pid: number }>`SELECT pg_backend_pid() AS pid`, (rows) => rows[0]!.pid)
+)
+
+class OwnError extends Data.TaggedError("OwnError")<{ readonly cause: unknown }> {}
+
+const messagesOf = (cause: Cause.Cause<unknown>) =>
+  cause.reasons.map((reason) => Cause.isDieReason(reason) ? String(reason.defect) : "").join()
+
+it.layer(layer, { excludeTestServices: true, timeout: "60 seconds" })("CheckpointStorePostgres", (it) => {
+  const position = (row: Held) =>
+    Effect.flatMap(CheckpointStore, (store) => Effect.map(store.rows(row.projection), (rows) => rows[0]!.position))
+
+  const record = (key: string) =>
+    Effect.flatMap(SqlClient.SqlClient, (sql) => sql`INSERT INTO counts VALUES (${key}, 1)`).pipe(Effect.asVoid)
+
+  const count = (key: string) =>
+    Effect.flatMap(SqlClient.SqlClient, (sql) => sql`SELECT 1 FROM counts WHERE key = ${key}`).pipe(
+      Effect.map((rows) => rows.length)
+    )
+
+  const terminate = (pid: number) =>
+    Effect.flatMap(TestDatabase.TestDatabase, ({ url }) =>
+      TestDatabase.withConnection(
+        url,
+        Effect.flatMap(SqlClient.SqlClient, (sql) => sql`SELECT pg_terminate_backend(${pid})`)
+      ))
+
+  it.effect("a handler that is idle for longer than the idle timeout keeps its transaction", () =>
+    Effect.gen(function*() {
+      const store = yield* CheckpointStore
+      const row = yield* CoordinationStores.held("idle")
+      const work = record("idle").pipe(Effect.andThen(Effect.sleep("2 seconds")))
+      yield* store.commit(row, { from: 0n, idleTimeout: Duration.millis(600) }, Effect.as(work, 5n))
+      assert.strictEqual(yield* position(row), 5n)
+      assert.strictEqual(yield* count("idle"), 1)
+    }))
+
+  it.effect("a process that is gone does not hold its transaction open", () =>
+    Effect.gen(function*() {
+      const store = yield* CheckpointStore
+      const sql = yield* SqlClient.SqlClient
+      const row = yield* CoordinationStores.held("settings")
+      let timeout: unknown
+      const work = Effect.map(sql`SHOW idle_in_transaction_session_timeout`, (rows) => {
+        timeout = rows[0]
+      })
+      yield* store.commit(row, { from: 0n, idleTimeout }, Effect.as(work, 5n))
+      assert.deepStrictEqual(timeout, { idle_in_transaction_session_timeout: "20s" })
+      assert.deepStrictEqual(yield* sql`SHOW idle_in_transaction_session_timeout`, [
+        { idle_in_transaction_session_timeout: "0" }
+      ])
+    }))
+
+  const afterwards: ReadonlyArray<readonly [string, Effect.Effect<unknown, unknown, SqlClient.SqlClient>]> = [
+    ["goes on", Effect.void],
+    ["fails of it", Effect.fail(new OwnError({ cause: undefined }))],
+    ["asks again", backend]
+  ]
+  for (const [what, then] of afterwards) {
+    it.effect(`a connection that is killed in the middle of a batch whose handler ${what} is a passing failure`, () =>
+      Effect.gen(function*() {
+        const store = yield* CheckpointStore
+        const name = `killed ${what}`
+        const row = yield* CoordinationStores.held(name)
+        const work = record(name).pipe(
+          Effect.andThen(backend),
+          Effect.flatMap(terminate),
+          Effect.andThen(then),
+          Effect.asVoid
+        )
+        const failure = yield* Effect.flip(store.commit(row, { from: 0n, idleTimeout }, Effect.as(work, 5n)))
+        assert(failure._tag === "TransientFailure")
+        assert.strictEqual(failure.kind, "connection")
+        assert.strictEqual(yield* count(name), 0)
+        yield* store.commit(row, { from: 0n, idleTimeout }, Effect.as(record(name), 5n))
+        assert.strictEqual(yield* count(name), 1)
+      }))
+  }
+
+  it.effect("a connection that dies in COMMIT is looked up: nothing was committed", () =>
+    Effect.gen(function*() {
+      const store = yield* CheckpointStore
+      const sql = yield* SqlClient.SqlClient
+      const row = yield* CoordinationStores.held("deferred death")
+      yield* sql`CREATE TABLE deadly (id int)`
+      yield* sql`CREATE FUNCTION die() RETURNS trigger LANGUAGE plpgsql AS
+        'BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NULL; END'`
+      yield* sql`CREATE CONSTRAINT TRIGGER die AFTER INSERT ON deadly DEFERRABLE INITIALLY DEFERRED
+        FOR EACH ROW EXECUTE FUNCTION die()`
+      const work = Effect.asVoid(sql`INSERT INTO deadly VALUES (1)`)
+      const failure = yield* Effect.flip(store.commit(row, { from: 0n, idleTimeout }, Effect.as(work, 5n)))
+      assert(failure._tag === "TransientFailure")
+      assert.strictEqual(failure.kind, "connection")
+      assert.strictEqual(yield* position(row), 0n)
+      yield* sql`DROP TABLE deadly`
+    }))
+
+  it.effect("a COMMIT whose answer is lost is looked up: it was committed, once", () =>
+    Effect.gen(function*() {
+      const { url } = yield* TestDatabase.TestDatabase
+      const row = yield* CoordinationStores.held("lost answer")
+      const through = new URL(url)
+      const proxy = yield* AckProxy.make({ host: through.hostname, port: Number(through.port) })
+      through.hostname = "127.0.0.1"
+      through.port = String(proxy.port)
+      yield* Effect.gen(function*() {
+        const store = yield* CheckpointStore
+        yield* store.commit(
+          row,
+          { from: 0n, idleTimeout },
+          Effect.as(Effect.andThen(record("lost answer"), proxy.arm), 5n)
+        )
+        // Nobody else may have moved the row: then what was committed is not known to be this batch.
+        const fenced = yield* Effect.flip(
+          store.commit(
+            { ...row, fence: { ...row.fence, incarnation: 0n } },
+            { from: 5n, idleTimeout },
+            Effect.as(Effect.void, 6n)
+          )
+        )
+        assert.strictEqual(fenced._tag, "Fenced")
+        // The same for progress without work.
+        yield* proxy.arm
+        yield* store.advance(row, { from: 5n, to: 7n })
+      }).pipe(Effect.provide(
+        CoordinationStores.over({ presence: false, listen: false }).pipe(
+          Layer.provideMerge(PgClient.layer({ url: Redacted.make(through.href) }))
+        )
+      ))
+      assert.strictEqual(yield* position(row), 7n)
+      assert.strictEqual(yield* count("lost answer"), 1)
+    }))
+
+  it.effect("a statement that failed and was ignored is the handler's failure", () =>
+    Effect.gen(function*() {
+      const store = yield* CheckpointStore
+      const sql = yield* SqlClient.SqlClient
+      const row = yield* CoordinationStores.held("ignored")
+      const work = Effect.andThen(record("ignored"), Effect.ignore(sql`SELECT 1 / 0`))
+      const failure = yield* Effect.flip(store.commit(row, { from: 0n, idleTimeout }, Effect.as(work, 5n)))
+      assert(failure._tag === "HandlerFailure")
+      assert.include(messagesOf(failure.cause), "its error was ignored")
+      assert.strictEqual(yield* count("ignored"), 0)
+      // Isolated, it may be ignored.
+      const isolated = Effect.andThen(record("ignored"), Effect.ignore(sql.withTransaction(sql`SELECT 1 / 0`)))
+      yield* store.commit(row, { from: 0n, idleTimeout }, Effect.as(isolated, 5n))
+      assert.strictEqual(yield* count("ignored"), 1)
+    }))
+
+  it.effect("a statement on the connection of a batch that has ended is the handler's failure", () =>
+    Effect.gen(function*() {
+      const store = yield* CheckpointStore
+      const sql = yield* SqlClient.SqlClient
+      const row = yield* CoordinationStores.held("outlived")
+      const go = yield* Deferred.make<void>()
+      const fibers: Array<Fiber.Fiber<unknown, unknown>> = []
+      const detach = Effect.map(
+        Effect.forkDetach(Effect.andThen(Deferred.await(go), sql`SELECT 1`)),
+        (fiber) => void fibers.push(fiber)
+      )
+      yield* store.commit(row, { from: 0n, idleTimeout }, Effect.as(detach, 5n))
+      yield* Deferred.succeed(go, undefined)
+      const failure = yield* Effect.flip(
+        store.commit(row, { from: 5n, idleTimeout }, Effect.as(Effect.asVoid(Fiber.join(fibers[0]!)), 6n))
+      )
+      assert(failure._tag === "HandlerFailure")
+      assert.include(messagesOf(failure.cause), "outlived its batch")
+    }))
+
+  it.effect("what the handler has forked ends before its batch does", () =>
+    Effect.gen(function*() {
+      const store = yield* CheckpointStore
+      const row = yield* CoordinationStores.held("children")
+      let interrupted = false
+      const child = Effect.onInterrupt(Effect.never, () =>
+        Effect.andThen(
+          record("children"),
+          Effect.sync(() => {
+            interrupted = true
+          })
+        ).pipe(Effect.ignore))
+      yield* store.commit(
+        row,
+        { from: 0n, idleTimeout },
+        Effect.as(Effect.asVoid(Effect.forkChild(child, { startImmediately: true })), 5n)
+      )
+      assert.isTrue(interrupted)
+      // What it did in the end is part of the batch.
+      assert.strictEqual(yield* count("children"), 1)
+    }))
+
+  for (const [what, code] of [["deadlock", "40P01"], ["serialization failure", "40001"]] as const) {
+    it.effect(`a ${what} is a passing failure, also inside an error of the handler's own`, () =>
+      Effect.gen(function*() {
+        const store = yield* CheckpointStore
+        const sql = yield* SqlClient.SqlClient
+        const row = yield* CoordinationStores.held(what)
+        const raise = sql.unsafe(`DO $$ BEGIN RAISE EXCEPTION 'lost' USING ERRCODE = '${code}'; END $$`)
+        const own = Effect.mapError(raise, (cause) => new OwnError({ cause }))
+        const works: ReadonlyArray<Effect.Effect<unknown, unknown>> = [raise, own, Effect.orDie(raise)]
+        for (const work of works) {
+          const failure = yield* Effect.flip(
+            store.commit(row, { from: 0n, idleTimeout }, Effect.as(work, 5n))
+          )
+          assert(failure._tag === "TransientFailure")
+          assert.strictEqual(failure.kind, "conflict")
+        }
+      }))
+  }
+
+  it.effect("a constraint that does not hold at COMMIT is the handler's failure", () =>
+    Effect.gen(function*() {
+      const store = yield* CheckpointStore
+      const sql = yield* SqlClient.SqlClient
+      const row = yield* CoordinationStores.held("deferred constraint")
+      yield* sql`CREATE TABLE deferred (id int UNIQUE DEFERRABLE INITIALLY DEFERRED)`
+      const work = Effect.asVoid(sql`INSERT INTO deferred VALUES (1), (1)`)
+      const failure = yield* Effect.flip(store.commit(row, { from: 0n, idleTimeout }, Effect.as(work, 5n)))
+      assert.strictEqual(failure._tag, "HandlerFailure")
+      assert.strictEqual(yield* position(row), 0n)
+    }))
+
+  it.effect("a halt keeps the hash that the database gives the aggregate, and no more of the error than is sane", () =>
+    Effect.gen(function*() {
+      const store = yield* CheckpointStore
+      const row = yield* CoordinationStores.held("halt")
+      yield* store.halt(row, {
+        at: 0n,
+        error: `\u0000${"x".repeat(10_000)}`,
+        position: 1n,
+        eventId: "0b6cf0a0-5f5c-4d5b-9a63-1f6f2d0c9e77",
+        aggregateId: "user-1"
+      })
+      const [stored] = yield* store.rows("halt")
+      assert.strictEqual(stored?.halt?.hash, 3736142208)
+      assert.strictEqual(stored?.halt?.error.length, 2001)
+    }))
+
+  it.effect("handlers that would write through another client are refused", () =>
+    Effect.gen(function*() {
+      const store = yield* CheckpointStore
+      const { url } = yield* TestDatabase.TestDatabase
+      const pg = yield* PgClient.PgClient
+      const other = yield* PgClient.make({ url: Redacted.make(url) }).pipe(Effect.provide(Reactivity.layer))
+      yield* store.checkClient(Context.empty(), "set")
+      yield* store.checkClient(
+        Context.make(SqlClient.SqlClient, pg.withoutTransforms()) as Context.Context<never>,
+        "set"
+      )
+      for (
+        const context of [Context.make(SqlClient.SqlClient, other), Context.make(PgClient.PgClient, other)]
+      ) {
+        const error = yield* Effect.flip(store.checkClient(context as Context.Context<never>, "set"))
+        assert.strictEqual(error._tag, "ForeignSqlClient")
+      }
+    }))
+})

@@ -1,0 +1,232 @@
+/**
+ * What opening the stores finds wrong, and what it says about it.
+ */
+import * as PgClient from "@effect/sql-pg/PgClient"
+import { assert, it } from "@effect/vitest"
+import * as Clock from "effect/Clock"
+import * as Effect from "effect/Effect"
+import type * as Layer from "effect/Layer"
+import * as Reactivity from "effect/reactivity/Reactivity"
+import * as Redacted from "effect/Redacted"
+import * as Net from "node:net"
+import { describe } from "vitest"
+import * as DatabaseLive from "../../../src/layers/postgres/DatabaseLive.ts"
+import * as EventStores from "../../support/EventStores.ts"
+import * as TestDatabase from "../../support/TestDatabase.ts"
+
+/** Opens as an application with this URL would. */
+const openWith = (config: PgClient.PgPoolConfig, options: DatabaseLive.Options = {}) =>
+  PgClient.make(config).pipe(
+    Effect.flatMap((client) => Effect.provideService(DatabaseLive.make(options), PgClient.PgClient, client)),
+    Effect.provide(Reactivity.layer),
+    Effect.scoped
+  )
+
+const open = (url: string, options: DatabaseLive.Options = {}) => openWith({ url: Redacted.make(url) }, options)
+
+const changed = (url: string, change: (url: URL) => void): string => {
+  const parsed = new URL(url)
+  change(parsed)
+  return parsed.href
+}
+
+const live = (
+  title: string,
+  test: Effect.Effect<unknown, unknown, PgClient.PgClient | TestDatabase.TestDatabase>,
+  options: { readonly empty?: boolean } = {}
+) =>
+  it.live(title, () =>
+    Effect.provide(
+      test,
+      (options.empty === true ? TestDatabase.layer : EventStores.database()) as Layer.Layer<
+        PgClient.PgClient | TestDatabase.TestDatabase
+      >
+    ))
+
+/** A port where nothing listens. */
+const closedPort = Effect.callback<number>((resume) => {
+  const server = Net.createServer()
+  server.listen(0, "127.0.0.1", () => {
+    const address = server.address()
+    const port = typeof address === "object" && address !== null ? address.port : 0
+    server.close(() => resume(Effect.succeed(port)))
+  })
+})
+
+const timed = <A, E, R>(self: Effect.Effect<A, E, R>) =>
+  Effect.gen(function*() {
+    const started = yield* Clock.currentTimeMillis
+    const value = yield* self
+    return [value, (yield* Clock.currentTimeMillis) - started] as const
+  })
+
+describe("DatabaseLive", () => {
+  live(
+    "opens what the migrations made, with channels of its own",
+    Effect.gen(function*() {
+      const { url } = yield* TestDatabase.TestDatabase
+      const database = yield* open(url)
+      assert.match(database.channels.events, /^pupsourcing_events_\d+$/)
+      assert.match(database.channels.control, /^pupsourcing_control_\d+$/)
+      assert.strictEqual(database.qualified("events"), `"events"`)
+      assert.deepStrictEqual([database.listen, database.presence], [true, true])
+    })
+  )
+
+  live(
+    "missing tables are named, with what to do",
+    Effect.gen(function*() {
+      const { url } = yield* TestDatabase.TestDatabase
+      const all = yield* Effect.flip(open(url))
+      assert(all._tag === "TablesMissing")
+      assert.include(all.tables, `"orchestrator_checkpoints"`)
+      assert.include(all.message, "migrate up")
+      const elsewhere = yield* Effect.flip(open(url, { schema: "elsewhere", tables: { events: "happenings" } }))
+      assert(elsewhere._tag === "TablesMissing")
+      assert.include(elsewhere.tables, `"elsewhere"."happenings"`)
+    }),
+    { empty: true }
+  )
+
+  live(
+    "a single table that is missing is named alone",
+    Effect.gen(function*() {
+      const { url } = yield* TestDatabase.TestDatabase
+      const sql = yield* PgClient.PgClient
+      yield* sql`DROP TABLE aggregate_heads`
+      const error = yield* Effect.flip(open(url))
+      assert(error._tag === "TablesMissing")
+      assert.deepStrictEqual(error.tables, [`"aggregate_heads"`])
+    })
+  )
+
+  live(
+    "tables of another version are told apart: older and newer",
+    Effect.gen(function*() {
+      const { url } = yield* TestDatabase.TestDatabase
+      const sql = yield* PgClient.PgClient
+      for (const found of [0, 2]) {
+        yield* sql`UPDATE orchestrator_meta SET schema_version = ${found}`
+        const error = yield* Effect.flip(open(url))
+        assert(error._tag === "SchemaVersionMismatch")
+        assert.deepStrictEqual([error.found, error.expected], [found, 1])
+        assert.include(error.message, found === 0 ? "migrate up" : "newer")
+      }
+    })
+  )
+
+  live(
+    "a hash that answers otherwise is refused",
+    Effect.gen(function*() {
+      const { url } = yield* TestDatabase.TestDatabase
+      const sql = yield* PgClient.PgClient
+      yield* sql`UPDATE orchestrator_meta SET hash_answers = hash_answers || '{"user-1": 1}'::jsonb`
+      const error = yield* Effect.flip(open(url))
+      assert(error._tag === "UnsupportedDatabase")
+      assert.include(error.message, "hashtext")
+    })
+  )
+
+  live(
+    "a replica is refused",
+    Effect.gen(function*() {
+      const { url } = yield* TestDatabase.TestDatabase
+      const sql = yield* PgClient.PgClient
+      yield* sql`CREATE SCHEMA replica`
+      yield* sql`CREATE FUNCTION replica.pg_is_in_recovery() RETURNS boolean LANGUAGE sql AS 'SELECT true'`
+      const error = yield* Effect.flip(
+        openWith({ url: Redacted.make(url), startupParameters: { search_path: "replica, pg_catalog, public" } })
+      )
+      assert(error._tag === "ReadOnlyReplica")
+      assert.include(error.message, "primary")
+    })
+  )
+
+  live(
+    "names that are no identifiers are refused before anything is asked",
+    Effect.gen(function*() {
+      const { url } = yield* TestDatabase.TestDatabase
+      const error = yield* Effect.flip(open(url, { tables: { events: "events; DROP TABLE events" } }))
+      assert(error._tag === "InvalidSettings")
+      assert.strictEqual(error.setting, "tables.events")
+    })
+  )
+
+  live(
+    "password, database and host that are wrong fail at once, and the password is never told",
+    Effect.gen(function*() {
+      const { url } = yield* TestDatabase.TestDatabase
+      const cases = [
+        [
+          "wrong password",
+          changed(url, (url) => {
+            url.username = "nobody_at_all"
+            url.password = "sesame-open"
+          })
+        ],
+        [
+          "unknown database",
+          changed(url, (url) => {
+            url.pathname = "/no_such_database"
+          })
+        ],
+        [
+          "unknown host",
+          changed(url, (url) => {
+            url.hostname = "no-such-host.invalid"
+          })
+        ]
+      ] as const
+      for (const [reason, wrong] of cases) {
+        const [error, millis] = yield* timed(Effect.flip(open(wrong)))
+        assert(error._tag === "DatabaseUnavailable")
+        assert.strictEqual(error.reason, reason)
+        assert.isBelow(millis, 4_000)
+        const { hostname, password, port } = new URL(wrong)
+        assert.include(error.message, `${hostname}:${port || 5432}`)
+        assert.notInclude(error.message + JSON.stringify(error), password)
+      }
+    })
+  )
+
+  live(
+    "a server that refuses is tried for a bounded time",
+    Effect.gen(function*() {
+      const { url } = yield* TestDatabase.TestDatabase
+      const port = yield* closedPort
+      const [error, millis] = yield* timed(Effect.flip(open(changed(url, (url) => {
+        url.port = String(port)
+      }))))
+      assert(error._tag === "DatabaseUnavailable")
+      assert.strictEqual(error.reason, "refused")
+      assert.include(error.message, `:${port}`)
+      assert.isAbove(millis, 3_000)
+      assert.isBelow(millis, 9_000)
+    })
+  )
+
+  live(
+    "a server that comes up meanwhile is waited for",
+    Effect.gen(function*() {
+      const { url } = yield* TestDatabase.TestDatabase
+      const target = new URL(url)
+      const port = yield* closedPort
+      yield* Effect.acquireRelease(
+        Effect.callback<Net.Server>((resume) => {
+          const server = Net.createServer((client) => {
+            const upstream = Net.connect({ host: target.hostname, port: Number(target.port || 5432) })
+            client.pipe(upstream).pipe(client)
+            for (const socket of [client, upstream]) socket.on("error", () => socket.destroy())
+          })
+          server.listen(port, "127.0.0.1", () => resume(Effect.succeed(server)))
+        }).pipe(Effect.delay("1 seconds")),
+        (server) => Effect.sync(() => server.close())
+      ).pipe(Effect.forkScoped)
+      const database = yield* open(changed(url, (url) => {
+        url.hostname = "127.0.0.1"
+        url.port = String(port)
+      }))
+      assert.include(database.server.server, String(port))
+    }).pipe(Effect.scoped)
+  )
+})

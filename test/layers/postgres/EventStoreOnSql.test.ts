@@ -1,0 +1,250 @@
+/**
+ * The event store beside others that write and change the same tables by plain SQL, and at the limits of the driver.
+ */
+import * as PgClient from "@effect/sql-pg/PgClient"
+import { assert, it } from "@effect/vitest"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Redacted from "effect/Redacted"
+import { describe } from "vitest"
+import type { NewEvent } from "../../../src/schema/Event.ts"
+import { EventStore } from "../../../src/services/EventStore.ts"
+import * as EventStores from "../../support/EventStores.ts"
+import * as PlainWriters from "../../support/PlainWriters.ts"
+import { TestDatabase } from "../../support/TestDatabase.ts"
+
+const event = (aggregateId: string, rest: Partial<NewEvent> = {}): NewEvent => ({
+  boundedContext: "test",
+  aggregateType: "Test",
+  aggregateId,
+  eventType: "Happened",
+  payload: {},
+  ...rest
+})
+
+const live = (
+  title: string,
+  test: Effect.Effect<unknown, unknown, EventStores.Provided>,
+  options: EventStores.Options = {}
+) => it.live(title, () => Effect.provide(test, EventStores.layerWith(options) as Layer.Layer<EventStores.Provided>))
+
+const insert = (aggregateId: string, version: number) =>
+  Effect.flatMap(PgClient.PgClient, (sql) =>
+    sql`
+      INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
+      VALUES ('test', 'Test', ${aggregateId}, ${version}, gen_random_uuid(), 'Inserted', '')`)
+
+describe("EventStore beside plain SQL", () => {
+  live(
+    "appends go on after events whose head nobody kept up",
+    Effect.gen(function*() {
+      const store = yield* EventStore
+      const sql = yield* PgClient.PgClient
+      yield* insert("a", 1)
+      yield* insert("a", 2)
+      const conflict = yield* Effect.flip(store.append([event("a")], { expectedVersion: "none" }))
+      assert(conflict._tag === "ConcurrencyConflict")
+      assert.strictEqual(conflict.actual, 2n)
+      assert.strictEqual((yield* store.append([event("a")], { expectedVersion: 2n })).lastVersion, 3n)
+      yield* insert("a", 4)
+      assert.strictEqual((yield* store.append([event("a")])).lastVersion, 5n)
+      const heads = yield* sql`SELECT aggregate_version AS version FROM aggregate_heads WHERE aggregate_id = 'a'`
+      assert.deepStrictEqual(heads, [{ version: 5n }])
+    })
+  )
+
+  live(
+    "a version that another transaction is writing is a conflict once it is there",
+    Effect.gen(function*() {
+      const store = yield* EventStore
+      const other = yield* PlainWriters.make((yield* TestDatabase).url)
+      yield* other.sql`BEGIN`
+      yield* Effect.provideService(insert("a", 1), PgClient.PgClient, other.sql)
+      const appending = yield* Effect.forkChild(Effect.flip(store.append([event("a")])), { startImmediately: true })
+      while ((yield* other.sql`SELECT FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'`).length === 0) {
+        yield* Effect.yieldNow
+      }
+      yield* other.sql`COMMIT`
+      const error = yield* Fiber.join(appending)
+      assert(error._tag === "ConcurrencyConflict")
+      assert.isUndefined(error.actual)
+      assert.strictEqual((yield* store.append([event("a")])).lastVersion, 2n)
+    }).pipe(Effect.scoped)
+  )
+
+  live(
+    "what plain SQL inserts is found within the poll interval",
+    Effect.gen(function*() {
+      const store = yield* EventStore
+      const waiting = yield* Effect.forkChild(store.settledBeyond(0n, Duration.millis(50)), { startImmediately: true })
+      yield* insert("a", 1)
+      assert.strictEqual(yield* Fiber.join(waiting), 1n)
+    })
+  )
+
+  live(
+    "an append in a transaction wakes nobody before its commit, and then at once",
+    Effect.gen(function*() {
+      const store = yield* EventStore
+      const sql = yield* PgClient.PgClient
+      const waiting = yield* Effect.forkChild(store.settledBeyond(0n, Duration.minutes(5)), { startImmediately: true })
+      yield* sql.withTransaction(Effect.gen(function*() {
+        yield* store.append([event("a")])
+        assert.strictEqual(yield* store.headPosition, 0n)
+      }))
+      assert.strictEqual(yield* Fiber.join(waiting), 1n)
+    })
+  )
+
+  live(
+    "another process is woken too, and without LISTEN it polls",
+    Effect.gen(function*() {
+      const store = yield* EventStore
+      yield* Effect.gen(function*() {
+        const second = yield* EventStore
+        const waiting = yield* Effect.forkChild(second.settledBeyond(0n, Duration.minutes(5)), {
+          startImmediately: true
+        })
+        yield* store.append([event("a")])
+        assert.strictEqual(yield* Fiber.join(waiting), 1n)
+      }).pipe(Effect.provide(EventStores.stores()))
+      yield* Effect.gen(function*() {
+        const third = yield* EventStore
+        const waiting = yield* Effect.forkChild(third.settledBeyond(1n, Duration.millis(50)), {
+          startImmediately: true
+        })
+        yield* store.append([event("a")])
+        assert.strictEqual(yield* Fiber.join(waiting), 2n)
+      }).pipe(Effect.provide(EventStores.stores({ listen: false })))
+    })
+  )
+
+  live(
+    "events that the client cannot receive are named, those around them are read",
+    Effect.gen(function*() {
+      const store = yield* EventStore
+      const small = new Uint8Array(10)
+      const { positions } = yield* store.append([
+        event("a", { payload: small }),
+        event("a", { payload: new Uint8Array(900_000) }),
+        event("a", { payload: small }),
+        event("a", { payload: small, metadata: { long: "x".repeat(2_000_000) } }),
+        event("a", { payload: small })
+      ])
+      const first = yield* store.read({ after: 0n })
+      assert.deepStrictEqual(first.events.map(({ globalPosition }) => globalPosition), [positions[0]])
+      assert.strictEqual(first.position, positions[0])
+      const payload = yield* Effect.flip(store.read({ after: first.position }))
+      assert(payload._tag === "EventTooLarge")
+      assert.strictEqual(payload.position, positions[1])
+      assert.isAtLeast(payload.bytes, 900_000)
+      assert.include(payload.message, "maxMessageSize")
+      const between = yield* store.read({ after: positions[1]! })
+      assert.deepStrictEqual(between.events.map(({ globalPosition }) => globalPosition), [positions[2]])
+      const metadata = yield* Effect.flip(store.read({ after: between.position }))
+      assert(metadata._tag === "EventTooLarge")
+      assert.strictEqual(metadata.position, positions[3])
+      const last = yield* store.read({ after: positions[3]!, filter: { aggregateTypes: ["Test"] } })
+      assert.deepStrictEqual(last.events.map(({ globalPosition }) => globalPosition), [positions[4]])
+    }),
+    { client: { maxMessageSize: 1024 * 1024 } }
+  )
+
+  live(
+    "rows of mixed sizes fill pages up to their bytes",
+    Effect.gen(function*() {
+      const store = yield* EventStore
+      const sizes = Array.from({ length: 300 }, (_, index) => index % 10 === 9 ? 60_000 : 100)
+      const { positions } = yield* store.append(sizes.map((size) => event("a", { payload: new Uint8Array(size) })))
+      const seen: Array<bigint> = []
+      const pages: Array<number> = []
+      let after = 0n
+      while (after < positions[299]!) {
+        const page = yield* store.read({ after, bytes: 200_000 })
+        seen.push(...page.events.map(({ globalPosition }) => globalPosition))
+        pages.push(page.events.reduce((sum, { payload }) => sum + payload.length, 0))
+        after = page.position
+      }
+      assert.deepStrictEqual(seen, positions)
+      assert.isAtMost(Math.max(...pages), 200_000)
+      assert.isAtMost(pages.length, 13)
+    })
+  )
+
+  live(
+    "a server that turned into a replica is read no further",
+    Effect.gen(function*() {
+      const store = yield* EventStore
+      const sql = yield* PgClient.PgClient
+      yield* store.append([event("a"), event("a")])
+      const upTo = yield* store.settledPosition
+      assert.strictEqual((yield* store.read({ after: 0n, upTo })).events.length, 2)
+      yield* sql`CREATE OR REPLACE FUNCTION replica.pg_is_in_recovery() RETURNS boolean LANGUAGE sql AS 'SELECT true'`
+      assert.strictEqual((yield* Effect.flip(store.read({ after: 0n, upTo })))._tag, "ReadOnlyReplica")
+      assert.strictEqual((yield* Effect.flip(store.settledBeyond(upTo, Duration.millis(20))))._tag, "ReadOnlyReplica")
+    }),
+    {
+      client: { startupParameters: { search_path: "public, replica, pg_catalog" } },
+      alter: (sql) =>
+        Effect.andThen(
+          sql`CREATE SCHEMA replica`,
+          sql`CREATE FUNCTION replica.pg_is_in_recovery() RETURNS boolean LANGUAGE sql AS 'SELECT false'`
+        )
+    }
+  )
+
+  live(
+    "other names and another schema serve as well",
+    Effect.gen(function*() {
+      const store = yield* EventStore
+      const sql = yield* PgClient.PgClient
+      yield* store.append([event("a")], { expectedVersion: "none" })
+      assert.strictEqual((yield* store.read({ after: 0n })).events.length, 1)
+      assert.strictEqual((yield* sql`SELECT FROM "Mine"."happenings"`).length, 1)
+      const gap = sql.withTransaction(Effect.andThen(store.append([event("a")]), Effect.fail("no")))
+      yield* Effect.flip(gap)
+      yield* store.append([event("b")])
+      assert.strictEqual(yield* store.settledBeyond(1n, Duration.seconds(1)), 3n)
+    }),
+    { schema: "Mine", tables: { events: "happenings", aggregateHeads: "heads" }, alter: () => Effect.void }
+  )
+
+  live(
+    "a role that owns nothing and may only read reads, sees who holds it back, and is told that it may not append",
+    Effect.gen(function*() {
+      const sql = yield* PgClient.PgClient
+      const { name, url } = yield* TestDatabase
+      const role = `reader_${name}`
+      yield* Effect.acquireRelease(
+        sql.unsafe(`CREATE ROLE ${role} LOGIN PASSWORD 'secret'`),
+        // The grants in this database hold the role until they are gone.
+        () => Effect.ignore(Effect.andThen(sql.unsafe(`DROP OWNED BY ${role}`), sql.unsafe(`DROP ROLE ${role}`)))
+      )
+      yield* sql.unsafe(`GRANT SELECT ON orchestrator_meta, events, aggregate_heads TO ${role}`)
+      const own = new URL(url)
+      own.username = role
+      own.password = "secret"
+      const writer = yield* PlainWriters.make(url, "importer")
+      const admin = yield* EventStore
+      const first = yield* admin.append([event("a")])
+      yield* Effect.gen(function*() {
+        const store = yield* EventStore
+        assert.strictEqual(yield* store.settledPosition, first.positions[0])
+        yield* writer.sql`BEGIN`
+        yield* writer.insert(1)
+        const later = yield* admin.append([event("b")])
+        assert.strictEqual(yield* store.settledPosition, first.positions[0])
+        assert.strictEqual((yield* store.openWriters)[0]?.application, "importer")
+        yield* writer.sql`ROLLBACK`
+        assert.strictEqual(yield* store.settledBeyond(first.positions[0]!, Duration.seconds(9)), later.positions[0])
+        assert.strictEqual((yield* store.read({ after: 0n })).events.length, 2)
+        const refused = yield* Effect.flip(store.append([event("a")]))
+        assert(refused._tag === "StoreFailure")
+        assert.strictEqual(refused.code, "42501")
+        assert.include(refused.message, "Grant")
+      }).pipe(Effect.provide(Layer.provide(EventStores.stores(), PgClient.layer({ url: Redacted.make(own.href) }))))
+    }).pipe(Effect.scoped)
+  )
+})

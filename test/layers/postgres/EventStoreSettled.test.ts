@@ -1,0 +1,344 @@
+/**
+ * The settled position under load: nothing lost, doubled or out of order, whatever the writers do.
+ */
+import * as PgClient from "@effect/sql-pg/PgClient"
+import { assert, it } from "@effect/vitest"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import type * as Layer from "effect/Layer"
+import { describe } from "vitest"
+import { Database } from "../../../src/layers/postgres/Database.ts"
+import type { NewEvent } from "../../../src/schema/Event.ts"
+import { EventStore } from "../../../src/services/EventStore.ts"
+import * as EventStores from "../../support/EventStores.ts"
+import * as PlainWriters from "../../support/PlainWriters.ts"
+import * as Servers from "../../support/Servers.ts"
+import { TestDatabase } from "../../support/TestDatabase.ts"
+
+const event = (aggregateId: string, eventType = "Happened"): NewEvent => ({
+  boundedContext: "test",
+  aggregateType: "Test",
+  aggregateId,
+  eventType,
+  payload: {}
+})
+
+/** Follows the events up to one of type `End`, and gives the positions it saw. */
+const follow = Effect.fnUntraced(function*(options: { readonly retry?: boolean; readonly limit?: number } = {}) {
+  const store = yield* EventStore
+  const seen: Array<bigint> = []
+  let position = 0n
+  const step = Effect.gen(function*() {
+    const upTo = yield* store.settledBeyond(position, Duration.millis(500))
+    const page = yield* store.read({ after: position, upTo, limit: options.limit ?? 500 })
+    assert.isTrue(page.position >= position)
+    for (const event of page.events) {
+      assert.isTrue(event.globalPosition > (seen[seen.length - 1] ?? 0n), "positions grow")
+      seen.push(event.globalPosition)
+    }
+    position = page.position
+    return page.events.some(({ eventType }) => eventType === "End")
+  })
+  const follow = options.retry === true
+    ? Effect.retry(step, { while: (error) => error._tag === "DatabaseUnavailable" })
+    : step
+  while (!(yield* follow));
+  return seen
+})
+
+const end = Effect.flatMap(EventStore, (store) => store.append([event("end", "End")]))
+
+const stored = Effect.gen(function*() {
+  const sql = yield* PgClient.PgClient
+  const rows = yield* sql<{ readonly position: bigint }>`SELECT global_position AS position FROM events ORDER BY 1`
+  return rows.map(({ position }) => position)
+})
+
+const assertSame = (seen: ReadonlyArray<bigint>, positions: ReadonlyArray<bigint>) => {
+  const known = new Set(seen)
+  const lost = positions.filter((position) => !known.has(position))
+  assert.strictEqual(lost.length, 0, `lost ${lost.length} of ${positions.length}, the first at ${lost[0]}`)
+  assert.deepStrictEqual(seen, positions)
+}
+
+const onEach = (name: string, serverUrl: Effect.Effect<string | undefined>) => {
+  const live = (
+    title: string,
+    test: Effect.Effect<void, unknown, EventStores.Provided>,
+    options: EventStores.Options = {}
+  ) =>
+    it.live(
+      title,
+      () =>
+        Effect.flatMap(serverUrl, (serverUrl) =>
+          Effect.provide(test, EventStores.layerWith({ ...options, serverUrl }) as Layer.Layer<EventStores.Provided>)),
+      60_000
+    )
+
+  describe(`settled position on ${name}`, () => {
+    live(
+      "16 writers of all kinds: nothing lost, doubled or out of order",
+      Effect.gen(function*() {
+        const { url } = yield* TestDatabase
+        const store = yield* EventStore
+        yield* PlainWriters.createFunction(yield* PgClient.PgClient)
+        const follower = yield* Effect.forkChild(follow())
+        // A reader that is always there but never waits must not matter.
+        const looker = yield* Effect.forkChild(Effect.forever(Effect.andThen(store.settledPosition, Effect.sleep(20))))
+        yield* Effect.all([
+          PlainWriters.load(url, { writers: 13, transactions: 200 }),
+          Effect.forEach(
+            Array.from({ length: 1500 }, (_, index) => index),
+            (index) => store.append([event(`hot-${index % 8}`), event(`hot-${index % 8}`)]),
+            { concurrency: 3, discard: true }
+          )
+        ], { concurrency: "unbounded" })
+        yield* end
+        const seen = yield* Fiber.join(follower)
+        yield* Fiber.interrupt(looker)
+        const positions = yield* stored
+        assert.isAbove(positions.length, 10_000)
+        assertSame(seen, positions)
+      })
+    )
+
+    live(
+      "a transaction that has not appended does not hold readers back",
+      Effect.gen(function*() {
+        const { url } = yield* TestDatabase
+        const store = yield* EventStore
+        const other = yield* PlainWriters.make(url)
+        yield* other.sql`BEGIN ISOLATION LEVEL REPEATABLE READ`
+        yield* other.sql`CREATE TABLE unrelated AS SELECT max(global_position) FROM events`
+        // A gap, so that a proof is needed.
+        const gap = yield* PlainWriters.make(url)
+        yield* gap.sql`BEGIN`
+        yield* gap.insert(3)
+        yield* gap.sql`ROLLBACK`
+        const appended = yield* store.append([event("a")])
+        assert.strictEqual(yield* store.settledBeyond(0n, Duration.seconds(10)), appended.positions[0])
+        assert.deepStrictEqual(yield* store.openWriters, [])
+        yield* other.sql`ROLLBACK`
+      }).pipe(Effect.scoped)
+    )
+
+    live(
+      "a writer holds back what follows it, is named while it does, and lets go with its end",
+      Effect.gen(function*() {
+        const { url } = yield* TestDatabase
+        const store = yield* EventStore
+        const first = yield* store.append([event("a")])
+        assert.strictEqual(yield* store.settledPosition, first.positions[0])
+        const writer = yield* PlainWriters.make(url, "slow importer")
+        yield* writer.sql`BEGIN`
+        yield* writer.insert(1)
+        const pid = (yield* writer.sql<{ readonly pid: number }>`SELECT pg_backend_pid() AS pid`)[0]?.pid
+        const later = yield* store.append([event("b")])
+        assert.strictEqual(yield* store.settledPosition, first.positions[0])
+        assert.strictEqual(yield* store.headPosition, later.positions[0])
+        const waiting = yield* Effect.forkChild(store.settledBeyond(first.positions[0]!, Duration.seconds(20)))
+        assert.isUndefined(
+          yield* Effect.timeoutOrElse(Fiber.join(waiting), {
+            duration: "300 millis",
+            orElse: () => Effect.void
+          })
+        )
+        const writers = yield* store.openWriters
+        assert.deepStrictEqual(writers.map(({ application, pid }) => ({ application, pid })), [
+          { application: "slow importer", pid }
+        ])
+        assert.isAbove(writers[0]!.seenForMillis, 200)
+        const unread = yield* store.read({ after: 0n })
+        assert.deepStrictEqual(unread.events.map((event) => event.aggregateId), ["a"])
+        // Long enough that nothing but the fresh look, at most 250 ms away, can end the wait.
+        yield* writer.sql`COMMIT`
+        assert.isTrue((yield* Fiber.join(waiting)) >= later.positions[0]!)
+        const rest = yield* store.read({ after: first.positions[0]! })
+        assert.strictEqual(rest.events.length, 2)
+        assert.deepStrictEqual(yield* store.openWriters, [])
+      }).pipe(Effect.scoped)
+    )
+
+    live(
+      "a prepared transaction holds readers back across its preparation, and is reported",
+      Effect.gen(function*() {
+        const { url } = yield* TestDatabase
+        const store = yield* EventStore
+        const first = yield* store.append([event("a")])
+        assert.strictEqual(yield* store.settledPosition, first.positions[0])
+        const gid = `orphan-${process.pid}-${url.slice(-8)}`
+        const writer = yield* PlainWriters.make(url)
+        yield* writer.sql`BEGIN`
+        yield* writer.insert(1)
+        const later = yield* store.append([event("b")])
+        // The proof has begun, with the session's own id among the holders, when the transaction is prepared.
+        assert.strictEqual(yield* store.settledPosition, first.positions[0])
+        yield* Effect.acquireRelease(
+          writer.sql.unsafe(`PREPARE TRANSACTION '${gid}'`).unprepared,
+          // Committed already, where the test did not fail.
+          () => Effect.ignore(writer.sql.unsafe(`ROLLBACK PREPARED '${gid}'`).unprepared)
+        )
+        assert.strictEqual(yield* store.settledPosition, first.positions[0])
+        assert.strictEqual(yield* store.settledPosition, first.positions[0])
+        const [open] = yield* store.openWriters
+        assert.strictEqual(open?.pid, undefined)
+        assert.include(open?.application, gid)
+        yield* writer.sql.unsafe(`COMMIT PREPARED '${gid}'`).unprepared
+        assert.isTrue((yield* store.settledBeyond(first.positions[0]!, Duration.seconds(10))) >= later.positions[0]!)
+        assert.strictEqual((yield* store.read({ after: 0n })).events.length, 3)
+      }).pipe(Effect.scoped)
+    )
+
+    live(
+      "the reader's session is killed again and again: nothing lost, doubled or out of order",
+      Effect.gen(function*() {
+        const { url } = yield* TestDatabase
+        const sql = yield* PgClient.PgClient
+        yield* PlainWriters.createFunction(sql)
+        const follower = yield* Effect.forkChild(follow({ retry: true, limit: 50 }))
+        let kills = 0
+        const killer = yield* Effect.forkChild(Effect.forever(Effect.gen(function*() {
+          const killed = yield* sql`
+          SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+          WHERE datname = current_database() AND application_name = 'pupsourcing-orchestrator reader'`
+          kills += killed.length
+          yield* Effect.sleep(37)
+        })))
+        yield* PlainWriters.load(url, { writers: 6, transactions: 60 })
+        yield* end
+        const seen = yield* Fiber.join(follower)
+        yield* Fiber.interrupt(killer)
+        assert.isAbove(kills, 5)
+        assertSame(seen, yield* stored)
+      })
+    )
+
+    live(
+      "what was proved on a lost connection is proved anew before anything is read",
+      Effect.gen(function*() {
+        const { url } = yield* TestDatabase
+        const sql = yield* PgClient.PgClient
+        const store = yield* EventStore
+        const writer = yield* PlainWriters.make(url)
+        yield* store.append([event("a")])
+        yield* writer.sql`BEGIN`
+        yield* writer.insert(1)
+        yield* writer.sql`ROLLBACK`
+        const { positions } = yield* store.append([event("b")])
+        const upTo = yield* store.settledPosition
+        assert.strictEqual(upTo, positions[0])
+        yield* writer.sql`BEGIN`
+        yield* writer.insert(1)
+        yield* sql`
+          SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+          WHERE datname = current_database() AND application_name = 'pupsourcing-orchestrator reader'`
+        const doubtful = yield* store.read({ after: 0n, upTo })
+        assert.deepStrictEqual(doubtful.events.map(({ aggregateId }) => aggregateId), ["a"])
+        assert.strictEqual(doubtful.position, upTo - 2n)
+        yield* writer.sql`ROLLBACK`
+        assert.strictEqual((yield* store.read({ after: 0n, upTo })).events.length, 2)
+      }).pipe(Effect.scoped)
+    )
+
+    live(
+      "a long past is settled at once, gaps and all",
+      Effect.gen(function*() {
+        const sql = yield* PgClient.PgClient
+        const store = yield* EventStore
+        yield* sql`
+        INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
+        SELECT 'past', 'Past', i::text, 1, gen_random_uuid(), 'Happened', '' FROM generate_series(1, 60000) AS i`
+        yield* sql`DELETE FROM events WHERE global_position % 7 = 0`
+        assert.strictEqual(yield* store.settledBeyond(0n, Duration.seconds(1)), yield* store.headPosition)
+      })
+    )
+
+    live(
+      "positions that an identity gives out are followed too",
+      Effect.gen(function*() {
+        const { url } = yield* TestDatabase
+        const store = yield* EventStore
+        const first = yield* store.append([event("a")])
+        assert.strictEqual(yield* store.settledPosition, first.positions[0])
+        const writer = yield* PlainWriters.make(url)
+        yield* writer.sql`BEGIN`
+        yield* writer.insert(1)
+        yield* store.append([event("b")])
+        assert.strictEqual(yield* store.settledPosition, first.positions[0])
+        yield* writer.sql`ROLLBACK`
+        assert.strictEqual(yield* store.settledPosition, (first.positions[0] ?? 0n) + 2n)
+      }).pipe(Effect.scoped),
+      {
+        alter: (sql) =>
+          Effect.andThen(
+            sql`ALTER TABLE events ALTER COLUMN global_position DROP DEFAULT`,
+            sql`ALTER TABLE events ALTER COLUMN global_position ADD GENERATED BY DEFAULT AS IDENTITY`
+          )
+      }
+    )
+
+    live(
+      "a sequence with a cache is refused, with what to do",
+      Effect.gen(function*() {
+        const store = yield* EventStore
+        yield* store.append([event("a")])
+        const error = yield* Effect.flip(store.settledBeyond(0n, Duration.seconds(1)))
+        assert.strictEqual(error._tag, "UnsupportedDatabase")
+        assert.include(error.message, "CACHE 20")
+        assert.include(error.message, "ALTER SEQUENCE")
+      }),
+      { alter: (sql) => sql`ALTER SEQUENCE events_global_position_seq CACHE 20` }
+    )
+
+    live(
+      "a cache that comes later is noticed by the next proof",
+      Effect.gen(function*() {
+        const sql = yield* PgClient.PgClient
+        const { url } = yield* TestDatabase
+        const store = yield* EventStore
+        yield* store.append([event("a")])
+        yield* store.settledPosition
+        yield* sql`ALTER SEQUENCE events_global_position_seq CACHE 5`
+        const gap = yield* PlainWriters.make(url)
+        yield* gap.sql`BEGIN`
+        yield* gap.insert(1)
+        yield* gap.sql`ROLLBACK`
+        yield* store.append([event("b")])
+        assert.strictEqual((yield* Effect.flip(store.settledPosition))._tag, "UnsupportedDatabase")
+      }).pipe(Effect.scoped)
+    )
+
+    live(
+      "explicit positions beyond the sequence are refused, with what to do",
+      Effect.gen(function*() {
+        const sql = yield* PgClient.PgClient
+        const store = yield* EventStore
+        yield* sql`
+        INSERT INTO events (global_position, bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
+        VALUES (1000, 'x', 'X', 'x', 1, gen_random_uuid(), 'Happened', '')`
+        const error = yield* Effect.flip(store.settledPosition)
+        assert.strictEqual(error._tag, "UnsupportedDatabase")
+        assert.include(error.message, "setval")
+      })
+    )
+
+    live(
+      "a sequence behind the checkpoint is told apart from waiting",
+      Effect.gen(function*() {
+        const sql = yield* PgClient.PgClient
+        const database = yield* Database
+        const store = yield* EventStore
+        const { positions } = yield* store.append([event("a"), event("a"), event("a")])
+        const waiting = yield* Effect.forkChild(Effect.flip(store.settledBeyond(positions[2]!, Duration.millis(20))))
+        yield* sql`TRUNCATE ${database.table("events")} RESTART IDENTITY`
+        const error = yield* Fiber.join(waiting)
+        assert(error._tag === "CheckpointAheadOfEvents")
+        assert.deepStrictEqual([error.position, error.lastPosition], [positions[2], 0n])
+      })
+    )
+  })
+}
+
+onEach("the test server", Effect.undefined)
+onEach("PostgreSQL 14", Servers.postgres14)

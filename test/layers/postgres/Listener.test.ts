@@ -1,0 +1,187 @@
+import * as PgClient from "@effect/sql-pg/PgClient"
+import { assert, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import type * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
+import * as Queue from "effect/Queue"
+import * as Scope from "effect/Scope"
+import * as SqlError from "effect/sql/SqlError"
+import { describe } from "vitest"
+import { Database } from "../../../src/layers/postgres/Database.ts"
+import * as DatabaseLive from "../../../src/layers/postgres/DatabaseLive.ts"
+import * as Listener from "../../../src/layers/postgres/Listener.ts"
+import * as EventStores from "../../support/EventStores.ts"
+import type * as TestDatabase from "../../support/TestDatabase.ts"
+
+/** A listener as one process has it. */
+const process = (options: DatabaseLive.Options = {}) =>
+  Effect.flatMap(DatabaseLive.make(options), (database) => Effect.provideService(Listener.make, Database, database))
+
+const live = (
+  title: string,
+  test: () => Effect.Effect<unknown, unknown, PgClient.PgClient | TestDatabase.TestDatabase | Scope.Scope>
+) =>
+  it.live(title, () =>
+    Effect.provide(
+      Effect.scoped(test()),
+      EventStores.database() as Layer.Layer<PgClient.PgClient | TestDatabase.TestDatabase>
+    ))
+
+const listening = `FROM pg_stat_activity
+  WHERE datname = current_database() AND application_name = 'pupsourcing-orchestrator listener'`
+
+const count = Effect.flatMap(
+  PgClient.PgClient,
+  (sql) => Effect.map(sql.unsafe(`SELECT ${listening}`), (rows) => rows.length)
+)
+
+/** Ends the listening sessions and gives how many there were. */
+const kill = Effect.flatMap(
+  PgClient.PgClient,
+  (sql) => Effect.map(sql.unsafe(`SELECT pg_terminate_backend(pid, 5000) ${listening}`), (rows) => rows.length)
+)
+
+/** The next message but `reconnected`. */
+const next = (queue: Queue.Dequeue<string>): Effect.Effect<string> =>
+  Effect.flatMap(
+    Queue.take(queue),
+    (payload) => payload === Listener.reconnected ? next(queue) : Effect.succeed(payload)
+  )
+
+const lost = new SqlError.SqlError({
+  reason: new SqlError.UnknownError({ cause: new Error("no"), message: "no", operation: "hook" })
+})
+
+describe("Listener", () => {
+  live("connects when it is needed, once, and tells subscribers so", () =>
+    Effect.gen(function*() {
+      const listener = yield* process()
+      assert.strictEqual(yield* count, 0)
+      const a = yield* listener.subscribe("a")
+      const b = yield* listener.subscribe("b")
+      const again = yield* listener.subscribe("a")
+      for (const queue of [a, b, again]) assert.strictEqual(yield* Queue.take(queue), Listener.reconnected)
+      yield* listener.onConnection(() => Effect.void)
+      yield* listener.notify("a", "x")
+      assert.strictEqual(yield* next(a), "x")
+      assert.strictEqual(yield* next(again), "x")
+      assert.strictEqual(yield* count, 1)
+    }))
+
+  live("messages reach other processes, alike ones are sent as one", () =>
+    Effect.gen(function*() {
+      const one = yield* process()
+      const other = yield* process()
+      const queue = yield* other.subscribe("c")
+      assert.strictEqual(yield* Queue.take(queue), Listener.reconnected)
+      for (let index = 0; index < 500; index++) yield* one.notify("c", "same")
+      yield* one.notify("elsewhere", "not this")
+      yield* one.notify("c", "end")
+      const seen: Array<string> = []
+      while (seen[seen.length - 1] !== "end") seen.push(yield* next(queue))
+      assert.isAtMost(seen.length, 3)
+      assert.notInclude(seen, "not this")
+    }))
+
+  live("what is said last is sent, too", () =>
+    Effect.gen(function*() {
+      const queue = yield* (yield* process()).subscribe("a")
+      assert.strictEqual(yield* Queue.take(queue), Listener.reconnected)
+      yield* Effect.scoped(Effect.gen(function*() {
+        const leaving = yield* process()
+        yield* leaving.onConnection(() => Effect.void)
+        yield* leaving.notify("a", "first")
+        assert.strictEqual(yield* next(queue), "first")
+        yield* leaving.notify("a", "last")
+      }))
+      assert.strictEqual(yield* next(queue), "last")
+    }))
+
+  live(
+    "a lost connection is opened again at once: subscribers hear of it, hooks run again, the log says it once",
+    () =>
+      Effect.gen(function*() {
+        const lines: Array<string> = []
+        const logger = Logger.make<unknown, void>(({ logLevel, message }) => {
+          lines.push(`${logLevel} ${String(message)}`)
+        })
+        yield* Effect.gen(function*() {
+          const listener = yield* process()
+          const queue = yield* listener.subscribe("a")
+          assert.strictEqual(yield* Queue.take(queue), Listener.reconnected)
+          const runs = yield* Queue.unbounded<number>()
+          const scope = yield* Scope.fork(yield* Effect.scope)
+          yield* Scope.provide(
+            listener.onConnection(({ processId }) => Effect.asVoid(Queue.offer(runs, processId))),
+            scope
+          )
+          const passing = yield* Scope.fork(scope)
+          const dropped = yield* Queue.unbounded<number>()
+          yield* Scope.provide(
+            listener.onConnection(({ processId }) => Effect.asVoid(Queue.offer(dropped, processId))),
+            passing
+          )
+          yield* Scope.close(passing, yield* Effect.exit(Effect.void))
+          const first = yield* Queue.take(runs)
+          assert.strictEqual(yield* kill, 1)
+          assert.strictEqual(yield* Queue.take(queue), Listener.reconnected)
+          assert.notStrictEqual(yield* Queue.take(runs), first)
+          assert.strictEqual(yield* Queue.size(dropped), 1)
+          yield* listener.notify("a", "after")
+          assert.strictEqual(yield* next(queue), "after")
+          assert.strictEqual(lines.filter((line) => line.startsWith("Warn") && line.includes("lost")).length, 1)
+          assert.strictEqual(lines.filter((line) => line.startsWith("Info") && line.includes("again")).length, 1)
+        }).pipe(Effect.provide(Logger.layer([logger])))
+      })
+  )
+
+  live("a hook's first failure is the caller's, and the hook is not kept", () =>
+    Effect.gen(function*() {
+      const listener = yield* process()
+      let runs = 0
+      const error = yield* Effect.flip(listener.onConnection(() => {
+        runs++
+        return Effect.fail(lost)
+      }))
+      assert.strictEqual(error._tag, "StoreFailure")
+      const queue = yield* listener.subscribe("a")
+      assert.strictEqual(yield* Queue.take(queue), Listener.reconnected)
+      yield* kill
+      assert.strictEqual(yield* Queue.take(queue), Listener.reconnected)
+      assert.strictEqual(runs, 1)
+    }))
+
+  live("a hook that fails later is tried again on a new connection", () =>
+    Effect.gen(function*() {
+      const listener = yield* process()
+      const runs = yield* Queue.unbounded<number>()
+      let times = 0
+      yield* listener.onConnection(() => {
+        times++
+        return Effect.andThen(Queue.offer(runs, times), times === 2 ? Effect.fail(lost) : Effect.void)
+      })
+      yield* Queue.take(runs)
+      yield* kill
+      assert.strictEqual(yield* Queue.take(runs), 2)
+      assert.strictEqual(yield* Queue.take(runs), 3)
+    }))
+
+  live("with listen: false nothing is sent or listened to, and hooks still come back", () =>
+    Effect.gen(function*() {
+      const deaf = yield* process({ listen: false })
+      const other = yield* process()
+      const queue = yield* other.subscribe("a")
+      const nothing = yield* deaf.subscribe("a")
+      assert.strictEqual(yield* Queue.take(queue), Listener.reconnected)
+      yield* deaf.notify("a", "unsent")
+      yield* other.notify("a", "sent")
+      assert.strictEqual(yield* next(queue), "sent")
+      assert.strictEqual(yield* Queue.size(nothing), 0)
+      const runs = yield* Queue.unbounded<number>()
+      yield* deaf.onConnection(({ processId }) => Effect.asVoid(Queue.offer(runs, processId)))
+      const first = yield* Queue.take(runs)
+      assert.strictEqual(yield* kill, 2)
+      assert.notStrictEqual(yield* Queue.take(runs), first)
+      assert.strictEqual(yield* Queue.size(nothing), 0)
+    }))
+})

@@ -1,0 +1,247 @@
+import { assert, it } from "@effect/vitest"
+import * as Clock from "effect/Clock"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Queue from "effect/Queue"
+import * as Schedule from "effect/Schedule"
+import * as Scope from "effect/Scope"
+import * as SqlClient from "effect/sql/SqlClient"
+import * as Os from "node:os"
+import type { Registration } from "../../../src/schema/Worker.ts"
+import { Membership } from "../../../src/services/Membership.ts"
+import * as MembershipSuite from "../../suites/MembershipSuite.ts"
+import { patient, realTime } from "../../suites/Suite.ts"
+import * as CoordinationStores from "../../support/CoordinationStores.ts"
+
+MembershipSuite.suite("postgres", CoordinationStores.layerWith(), { time: realTime })
+
+const { decide, join } = CoordinationStores
+
+/** Asks the database until it says so. */
+const until = <E, R>(condition: Effect.Effect<boolean, E, R>) =>
+  condition.pipe(
+    Effect.repeat({ until: (holds) => holds, schedule: Schedule.spaced("10 millis") }),
+    Effect.timeout("15 seconds")
+  )
+
+const keyOf = (replicaSet: string, workerId: string) =>
+  Effect.flatMap(SqlClient.SqlClient, (sql) =>
+    Effect.map(
+      sql<{ presence_key: number | null }>`SELECT presence_key FROM orchestrator_workers
+        WHERE replica_set = ${replicaSet} AND worker_id = ${workerId}`,
+      (rows) => rows[0]!.presence_key
+    ))
+
+/** Backends that hold the presence under a key, or wait to see it end. */
+const backendsOf = (key: number, who: "holding" | "watching") =>
+  Effect.flatMap(SqlClient.SqlClient, (sql) =>
+    Effect.map(
+      sql<{ pid: number }>`SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2
+        AND classid = 'orchestrator_workers'::regclass::oid AND objid::int8 = ${key} AND granted = ${
+        who === "holding"
+      }`,
+      (rows) => rows.map(({ pid }) => pid)
+    ))
+
+const terminate = (pids: ReadonlyArray<number>) =>
+  Effect.flatMap(
+    SqlClient.SqlClient,
+    (sql) => sql`SELECT pg_terminate_backend(pid) FROM unnest(${pids}::int4[]) AS p (pid)`
+  )
+
+/** As every running worker does; so the loss of its session is noticed. */
+const listens = (worker: Registration) => Effect.flatMap(Membership, (membership) => membership.wakeUps(worker))
+
+it.layer(CoordinationStores.layerWith(), { excludeTestServices: true, timeout: "60 seconds" })(
+  "MembershipPostgres",
+  (it) => {
+    /** Two processes with a worker each, the first watching the second. */
+    const pair = Effect.fnUntraced(function*(replicaSet: string) {
+      const membership = yield* Membership
+      const first = yield* join(replicaSet, "first", [replicaSet])
+      const process = yield* CoordinationStores.another()
+      const scope = yield* Scope.make()
+      const second = yield* process.provide(join(replicaSet, "second", [replicaSet])).pipe(Scope.provide(scope))
+      yield* process.provide(listens(second))
+      yield* decide(first)
+      const { generation } = yield* process.provide(decide(second))
+      yield* decide(first)
+      const wakeUps = yield* membership.wakeUps(first)
+      yield* membership.watch(first, generation!)
+      const key = (yield* keyOf(replicaSet, "second"))!
+      yield* until(Effect.map(backendsOf(key, "watching"), (pids) => pids.length === 1))
+      yield* Effect.sleep("100 millis")
+      yield* Queue.clear(wakeUps)
+      const die = Effect.andThen(Scope.close(scope, Exit.void), process.close)
+      return { first, second, process, die, wakeUps, generation: generation!, key }
+    })
+
+    it.effect("the death of a neighbour's process wakes within a moment, and it is replaced after the grace", () =>
+      Effect.gen(function*() {
+        const { die, first, second, wakeUps } = yield* pair("death")
+        // Without a goodbye: what the process does in the end does not reach the tables.
+        yield* die
+        const before = yield* Clock.monotonicTimeNanos
+        yield* Queue.take(wakeUps)
+        const after = yield* Clock.monotonicTimeNanos
+        // 5 ms on an idle machine; here others work beside it.
+        assert.isBelow(Number(after - before) / 1e6, 1000)
+        const rules = { ...patient, presenceGraceMillis: 100 }
+        const evicted = yield* decide(first, { rules }).pipe(
+          Effect.repeat({ until: (decision) => decision.evict.length > 0, schedule: Schedule.spaced("20 millis") }),
+          Effect.timeout("2 seconds")
+        )
+        assert.deepStrictEqual(evicted.evict.map((worker) => worker.incarnation), [second.incarnation])
+        assert.isTrue(evicted.settled)
+      }))
+
+    it.effect("a process whose session is killed is woken for, and is back before anybody replaces it", () =>
+      Effect.gen(function*() {
+        const { first, key, process, second } = yield* pair("killed session")
+        const holders = yield* backendsOf(key, "holding")
+        assert.strictEqual(holders.length, 1)
+        yield* terminate(holders)
+        yield* until(
+          Effect.map(backendsOf(key, "holding"), (pids) => pids.length === 1 && pids[0] !== holders[0])
+        )
+        assert.strictEqual(yield* keyOf("killed session", "second"), key)
+        const { evict } = yield* decide(first, { rules: { ...patient, presenceGraceMillis: 2000 } })
+        assert.deepStrictEqual(evict, [])
+        yield* process.provide(Effect.flatMap(Membership, (membership) => membership.heartbeat(second)))
+      }))
+
+    it.effect("a process whose key is not free again takes a new one", () =>
+      Effect.gen(function*() {
+        const sql = yield* SqlClient.SqlClient
+        const process = yield* CoordinationStores.another()
+        yield* process.provide(Effect.flatMap(join("new key", "worker", ["new key"]), listens))
+        const key = (yield* keyOf("new key", "worker"))!
+        const holders = yield* backendsOf(key, "holding")
+        // The server has not noticed that the old session is gone: here somebody else stands for it.
+        yield* sql.withTransaction(Effect.gen(function*() {
+          yield* terminate(holders)
+          yield* sql`SELECT pg_advisory_xact_lock('orchestrator_workers'::regclass::oid::int4, ${key}::int4)`
+          yield* until(Effect.map(keyOf("new key", "worker"), (now) => now !== key))
+        }))
+        const now = (yield* keyOf("new key", "worker"))!
+        assert.strictEqual((yield* backendsOf(now, "holding")).length, 1)
+      }))
+
+    it.effect("watching does not hold back vacuum for longer than one wait", () =>
+      Effect.gen(function*() {
+        const sql = yield* SqlClient.SqlClient
+        const { key } = yield* pair("vacuum")
+        const pid = (yield* backendsOf(key, "watching"))[0]!
+        const started = Effect.map(
+          sql<{ since: string }>`SELECT xact_start::text AS since FROM pg_stat_activity WHERE pid = ${pid}`,
+          (rows) => rows[0]?.since
+        )
+        const first = yield* started
+        yield* until(Effect.map(started, (since) => typeof since === "string" && since !== first))
+      }))
+
+    it.effect("a watch survives the loss of its own session without waking anybody", () =>
+      Effect.gen(function*() {
+        const { die, key, wakeUps } = yield* pair("watcher's session")
+        const watchers = yield* backendsOf(key, "watching")
+        yield* terminate(watchers)
+        yield* until(
+          Effect.map(backendsOf(key, "watching"), (pids) => pids.length === 1 && pids[0] !== watchers[0])
+        )
+        assert.strictEqual((yield* Queue.clear(wakeUps)).length, 0)
+        yield* die
+        yield* Queue.take(wakeUps)
+      }))
+
+    it.effect("workers that watch the same process share a connection", () =>
+      Effect.gen(function*() {
+        const membership = yield* Membership
+        const process = yield* CoordinationStores.another()
+        const sets = ["shared 1", "shared 2", "shared 3"]
+        const watched = yield* Effect.forEach(sets, (set) => process.provide(join(set, "other", [set])))
+        assert.strictEqual(new Set(yield* Effect.forEach(sets, (set) => keyOf(set, "other"))).size, 1)
+        const key = (yield* keyOf(sets[0]!, "other"))!
+        for (const set of sets) {
+          const worker = yield* join(set, "worker", [set])
+          const { generation } = yield* decide(worker)
+          yield* membership.watch(worker, generation!)
+        }
+        yield* until(Effect.map(backendsOf(key, "watching"), (pids) => pids.length === 1))
+        assert.strictEqual(watched.length, 3)
+        assert.strictEqual((yield* backendsOf(key, "holding")).length, 1)
+      }))
+
+    it.effect("an id whose process died just now is free again after two seconds", () =>
+      Effect.gen(function*() {
+        const { die, second } = yield* pair("just died")
+        yield* die
+        const before = yield* Clock.monotonicTimeNanos
+        const again = yield* join("just died", "second", ["just died"])
+        const millis = Number((yield* Clock.monotonicTimeNanos) - before) / 1e6
+        assert.isTrue(again.incarnation > second.incarnation)
+        assert.isAtLeast(millis, 1900)
+      }))
+
+    it.effect("an id that lives in another process is in use, and the error says where", () =>
+      Effect.gen(function*() {
+        const process = yield* CoordinationStores.another()
+        const other = yield* process.provide(join("elsewhere", "worker", ["elsewhere"]))
+        const error = yield* Effect.flip(join("elsewhere", "worker", ["elsewhere"]))
+        assert(error._tag === "WorkerIdInUse")
+        assert.deepStrictEqual([error.host, error.pid], [Os.hostname(), globalThis.process.pid])
+        assert.deepStrictEqual(error.since, other.startedAt)
+      }))
+
+    it.effect("without presence a registration lives until it is silent for too long", () =>
+      Effect.gen(function*() {
+        const process = yield* CoordinationStores.another({ presence: false })
+        const scope = yield* Scope.make()
+        yield* process.provide(join("no presence", "worker", ["no presence"])).pipe(Scope.provide(scope))
+        assert.isNull(yield* keyOf("no presence", "worker"))
+        yield* Scope.close(scope, Exit.void)
+        yield* process.close
+        assert.strictEqual((yield* Effect.flip(join("no presence", "worker", [])))._tag, "WorkerIdInUse")
+      }))
+
+    it.effect("of several joins under one id at once, one succeeds", () =>
+      Effect.gen(function*() {
+        const processes = yield* Effect.forEach([1, 2, 3], () => CoordinationStores.another())
+        const exits = yield* Effect.forEach(
+          [...processes, ...processes],
+          (process) => Effect.exit(process.provide(join("one id", "worker", ["one id"]))),
+          { concurrency: "unbounded" }
+        )
+        assert.strictEqual(exits.filter(Exit.isSuccess).length, 1)
+      }))
+
+    it.effect("a generation is active when all of its members run in it", () =>
+      Effect.gen(function*() {
+        const sql = yield* SqlClient.SqlClient
+        const membership = yield* Membership
+        const workers = [yield* join("active", "a", ["active"]), yield* join("active", "b", ["active"])]
+        const { generation } = yield* decide(workers[0]!)
+        const state = Effect.map(
+          sql<{ state: string; activated: boolean }>`SELECT state, activated_at IS NOT NULL AS activated
+            FROM orchestrator_generations WHERE replica_set = 'active'`,
+          (rows) => rows[0]
+        )
+        yield* membership.report(workers[0]!, { state: "running", generation })
+        assert.deepStrictEqual(yield* state, { state: "pending", activated: false })
+        yield* membership.report(workers[1]!, { state: "running", generation })
+        assert.deepStrictEqual(yield* state, { state: "active", activated: true })
+        assert.deepStrictEqual(
+          yield* sql`SELECT worker_id, state, generation_id, partition_key FROM orchestrator_workers
+            WHERE replica_set = 'active' ORDER BY partition_key`,
+          [
+            { worker_id: "a", state: "running", generation_id: 1n, partition_key: 0 },
+            { worker_id: "b", state: "running", generation_id: 1n, partition_key: 1 }
+          ]
+        )
+        yield* join("active", "c", ["active"])
+        yield* decide(workers[0]!)
+        const states =
+          yield* sql`SELECT state FROM orchestrator_generations WHERE replica_set = 'active' ORDER BY generation_id`
+        assert.deepStrictEqual(states, [{ state: "superseded" }, { state: "pending" }])
+      }))
+  }
+)

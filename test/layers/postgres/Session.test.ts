@@ -1,0 +1,116 @@
+import * as PgClient from "@effect/sql-pg/PgClient"
+import { assert, it } from "@effect/vitest"
+import * as Clock from "effect/Clock"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import type * as Scope from "effect/Scope"
+import { describe } from "vitest"
+import { serverOf } from "../../../src/layers/postgres/DatabaseErrors.ts"
+import * as Session from "../../../src/layers/postgres/Session.ts"
+import * as TestDatabase from "../../support/TestDatabase.ts"
+
+const make = Effect.fnUntraced(function*(deadline: Duration.Input = "10 seconds") {
+  const { config } = yield* PgClient.PgClient
+  let opened = 0
+  const session = yield* Session.make({
+    config,
+    server: serverOf(config),
+    name: "session test",
+    deadline: Duration.fromInputUnsafe(deadline),
+    state: () => ({ number: ++opened })
+  })
+  return {
+    ...session,
+    /** Which connection it is, by the state and by the server. */
+    look: session.use("look", ({ sql, state }) =>
+      Effect.map(
+        sql<{ readonly pid: number; readonly fresh: boolean }>`
+          SELECT pg_backend_pid() AS pid, pg_current_xact_id_if_assigned() IS NULL AS fresh`,
+        ([row]) => ({ ...row!, number: state.number })
+      ))
+  }
+})
+
+const live = <A, E>(title: string, test: () => Effect.Effect<A, E, PgClient.PgClient | Scope.Scope>) =>
+  it.live(title, () => Effect.provide(Effect.scoped(test()), TestDatabase.layer))
+
+const kill = (pid: number) => Effect.flatMap(PgClient.PgClient, (sql) => sql`SELECT pg_terminate_backend(${pid}, 5000)`)
+
+describe("Session", () => {
+  live("connects with the first use, and stays on that connection", () =>
+    Effect.gen(function*() {
+      const sql = yield* PgClient.PgClient
+      const session = yield* make()
+      const count = Effect.map(
+        sql`SELECT FROM pg_stat_activity WHERE application_name = 'session test' AND datname = current_database()`,
+        (rows) => rows.length
+      )
+      assert.strictEqual(yield* count, 0)
+      const all = yield* Effect.forEach(Array.from({ length: 5 }), () => session.look, { concurrency: 5 })
+      assert.deepStrictEqual([...new Set(all.map(({ number }) => number))], [1])
+      assert.strictEqual(yield* count, 1)
+    }))
+
+  live("a lost connection fails once, and its state goes with it", () =>
+    Effect.gen(function*() {
+      const session = yield* make()
+      const first = yield* session.look
+      yield* kill(first.pid)
+      const error = yield* Effect.flip(session.look)
+      assert(error._tag === "DatabaseUnavailable")
+      assert.strictEqual(error.reason, "connection lost")
+      const second = yield* session.look
+      assert.notStrictEqual(second.pid, first.pid)
+      assert.strictEqual(second.number, 2)
+    }))
+
+  live("without an answer by the deadline it fails, and the connection is replaced", () =>
+    Effect.gen(function*() {
+      const session = yield* make("300 millis")
+      const first = yield* session.look
+      const started = yield* Clock.currentTimeMillis
+      const error = yield* Effect.flip(session.use("sleep", ({ sql }) => sql`SELECT pg_sleep(20)`))
+      assert.isBelow((yield* Clock.currentTimeMillis) - started, 3_000)
+      assert(error._tag === "DatabaseUnavailable")
+      assert.strictEqual(error.reason, "no answer in time")
+      assert.strictEqual((yield* session.look).number, first.number + 1)
+    }))
+
+  live("who is interrupted waits no longer, and the connection stays usable", () =>
+    Effect.gen(function*() {
+      const session = yield* make()
+      const first = yield* session.look
+      const waiting = yield* Effect.forkChild(session.use("sleep", ({ sql }) => sql`SELECT pg_sleep(0.5)`), {
+        startImmediately: true
+      })
+      const started = yield* Clock.currentTimeMillis
+      yield* Fiber.interrupt(waiting)
+      assert.isBelow((yield* Clock.currentTimeMillis) - started, 300)
+      assert.deepStrictEqual(yield* session.look, first)
+    }))
+
+  live("a statement that fails leaves the connection as it is", () =>
+    Effect.gen(function*() {
+      const session = yield* make()
+      const first = yield* session.look
+      const error = yield* Effect.flip(session.use("divide", ({ sql }) => sql`SELECT 1 / 0`))
+      assert(error._tag === "StoreFailure")
+      assert.strictEqual(error.code, "22012")
+      assert.strictEqual(error.operation, "divide")
+      assert.strictEqual((yield* session.look).pid, first.pid)
+    }))
+
+  live("the caller's transaction does not reach it", () =>
+    Effect.gen(function*() {
+      const sql = yield* PgClient.PgClient
+      const session = yield* make()
+      yield* sql.withTransaction(Effect.gen(function*() {
+        yield* sql`CREATE TABLE t (x int)`
+        const inside = yield* sql<{ readonly pid: number }>`SELECT pg_backend_pid() AS pid`
+        const seen = yield* session.look
+        assert.notStrictEqual(seen.pid, inside[0]?.pid)
+        assert.isTrue(seen.fresh)
+      }))
+    }))
+})

@@ -1,0 +1,241 @@
+/**
+ * When the tracker asks, whom it answers, and what it reports: on a database that is made up, so that time can be too.
+ */
+import { assert, it } from "@effect/vitest"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as Logger from "effect/Logger"
+import * as Queue from "effect/Queue"
+import type * as SqlClient from "effect/sql/SqlClient"
+import { TestClock } from "effect/testing"
+import { describe } from "vitest"
+import { Database } from "../../../src/layers/postgres/Database.ts"
+import { Listener } from "../../../src/layers/postgres/Listener.ts"
+import type { Reader, State } from "../../../src/layers/postgres/Reader.ts"
+import * as Settled from "../../../src/layers/postgres/Settled.ts"
+import * as Tracker from "../../../src/layers/postgres/Tracker.ts"
+
+interface World {
+  head: bigint
+  contiguous: bigint | null
+  holders: ReadonlyArray<Settled.Holder>
+  statements: number
+  messages: Queue.Queue<string>
+  tracker: Tracker.Tracker
+}
+
+/** A database that says what the world's fields say, and counts what it is asked. */
+const world = Effect.gen(function*() {
+  const messages = yield* Queue.sliding<string>(16)
+  const state: State = { prepared: true, sequence: "1", settled: Settled.make() }
+  const answer = (text: string) => {
+    self.statements++
+    const common = { recovering: false, sequences: 1, sequence: "1", name: "s", cache: 1n, increment: 1n, cycle: false }
+    if (text.includes("contiguous")) {
+      return [{
+        recovering: false,
+        readable: true,
+        last: self.head + 10n,
+        head: self.head,
+        contiguous: self.contiguous
+      }]
+    }
+    return self.holders.length === 0
+      ? [{ ...common, holder: null, pid: null, application: null }]
+      : self.holders.map(({ application, id, pid }) => ({ ...common, holder: id, pid: pid ?? null, application }))
+  }
+  const sql = { unsafe: (text: string) => Effect.sync(() => answer(text)) } as unknown as SqlClient.SqlClient
+  const reader: Reader = { use: (_, f) => f({ sql, state, openedAt: 0n }) as never }
+  const self: World = { head: 0n, contiguous: null, holders: [], statements: 0, messages, tracker: undefined as never }
+  self.tracker = yield* Tracker.make(reader).pipe(
+    Effect.provideService(
+      Database,
+      {
+        qualified: () => "events",
+        channels: { events: "e", control: "c" },
+        server: { server: "s", database: "d", user: "u" }
+      } as unknown as Database["Service"]
+    ),
+    Effect.provideService(
+      Listener,
+      Listener.of({
+        subscribe: () => Effect.succeed(messages),
+        notify: () => Effect.void,
+        onConnection: () => Effect.void
+      })
+    )
+  )
+  return self
+})
+
+const fork = <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.forkChild(self, { startImmediately: true })
+
+/** Lets fibers run without letting time pass. */
+const turn = TestClock.adjust(0)
+
+const holder = (id: string, ...[pid]: [pid?: number | undefined]): Settled.Holder => ({
+  id,
+  pid,
+  application: "importer"
+})
+
+describe("Tracker", () => {
+  it.effect("asks nothing while nobody waits, and once per poll interval while somebody does", () =>
+    Effect.gen(function*() {
+      const self = yield* world
+      yield* TestClock.adjust("10 minutes")
+      assert.strictEqual(self.statements, 0)
+      const slow = yield* fork(self.tracker.settledBeyond(0n, Duration.seconds(60)))
+      const fast = yield* fork(self.tracker.settledBeyond(0n, Duration.seconds(1)))
+      yield* TestClock.adjust("100 millis")
+      const begun = self.statements
+      for (let second = 0; second < 30; second++) yield* TestClock.adjust("1 seconds")
+      assert.isAtMost(self.statements - begun, 30)
+      assert.isAtLeast(self.statements - begun, 28)
+      yield* Fiber.interrupt(fast)
+      for (let second = 0; second < 2; second++) yield* TestClock.adjust("1 seconds")
+      const alone = self.statements
+      for (let second = 0; second < 50; second++) yield* TestClock.adjust("1 seconds")
+      assert.isAtMost(self.statements - alone, 1)
+      self.head = 3n
+      self.contiguous = 3n
+      yield* TestClock.adjust("60 seconds")
+      assert.strictEqual(yield* Fiber.join(slow), 3n)
+      const after = self.statements
+      yield* TestClock.adjust("10 minutes")
+      assert.strictEqual(self.statements, after)
+    }))
+
+  it.effect("one look answers all who wait, whatever woke it", () =>
+    Effect.gen(function*() {
+      const self = yield* world
+      const wait = (position: bigint) => fork(self.tracker.settledBeyond(position, Duration.minutes(1)))
+      const all = yield* Effect.forEach(Array.from({ length: 20 }), () => wait(0n))
+      yield* TestClock.adjust("50 millis")
+      self.head = 5n
+      self.contiguous = 5n
+      const before = self.statements
+      yield* Queue.offer(self.messages, "appended")
+      yield* turn
+      for (const fiber of all) assert.strictEqual(yield* Fiber.join(fiber), 5n)
+      assert.strictEqual(self.statements - before, 1)
+      // What is known needs no look at all.
+      assert.strictEqual(yield* self.tracker.settledBeyond(4n, Duration.minutes(1)), 5n)
+      assert.strictEqual(self.statements - before, 1)
+      const local = yield* wait(5n)
+      yield* TestClock.adjust("50 millis")
+      self.head = 6n
+      self.contiguous = 6n
+      self.tracker.wake()
+      yield* turn
+      assert.strictEqual(yield* Fiber.join(local), 6n)
+    }))
+
+  it.effect("looks at an open gap every 5 ms at first, and never less than every 250 ms", () =>
+    Effect.gen(function*() {
+      const self = yield* world
+      self.head = 9n
+      self.contiguous = 4n
+      self.holders = [holder("3/5")]
+      const waiting = yield* fork(self.tracker.settledBeyond(4n, Duration.minutes(1)))
+      for (let millis = 0; millis < 50; millis++) yield* TestClock.adjust("1 millis")
+      // Two statements a look.
+      assert.isAtLeast(self.statements, 8)
+      for (let millis = 0; millis < 5000; millis += 10) yield* TestClock.adjust("10 millis")
+      const late = self.statements
+      for (let millis = 0; millis < 5000; millis += 10) yield* TestClock.adjust("10 millis")
+      assert.isAtMost(self.statements - late, 2 * 21)
+      assert.isAtLeast(self.statements - late, 2 * 18)
+      self.holders = []
+      yield* TestClock.adjust("260 millis")
+      assert.strictEqual(yield* Fiber.join(waiting), 9n)
+    }))
+
+  it.effect("reports a writer that keeps readers waiting for 10 s once, and its end", () =>
+    Effect.gen(function*() {
+      const lines: Array<string> = []
+      const logger = Logger.make<unknown, void>(({ logLevel, message }) => {
+        lines.push(`${logLevel} ${String(message)}`)
+      })
+      yield* Effect.gen(function*() {
+        const self = yield* world
+        self.head = 9n
+        self.holders = [holder("3/5", 4711)]
+        const waiting = yield* fork(self.tracker.settledBeyond(0n, Duration.seconds(1)))
+        for (let step = 0; step < 36; step++) yield* TestClock.adjust("250 millis")
+        assert.deepStrictEqual(lines, [])
+        const [open] = yield* self.tracker.openWriters
+        assert.strictEqual(open?.pid, 4711)
+        assert.isAtLeast(open?.seenForMillis ?? 0, 8_500)
+        for (let step = 0; step < 40; step++) yield* TestClock.adjust("250 millis")
+        assert.strictEqual(lines.length, 1)
+        assert.match(lines[0]!, /^Warn.*pid 4711.*importer.*position 0/)
+        self.holders = []
+        yield* TestClock.adjust("250 millis")
+        assert.strictEqual(yield* Fiber.join(waiting), 9n)
+        assert.strictEqual(lines.length, 2)
+        assert.match(lines[1]!, /^Info.*pid 4711.*over/)
+        assert.deepStrictEqual(yield* self.tracker.openWriters, [])
+      }).pipe(Effect.provide(Logger.layer([logger])))
+    }))
+})
+
+describe("Settled", () => {
+  const see = (self: Settled.Settled, contiguous: bigint | undefined, head: bigint, ...ids: ReadonlyArray<string>) => {
+    const open = Settled.see(self, contiguous, head)
+    Settled.prove(self, head, open ? ids.map((id) => holder(id)) : [])
+    return self.mark
+  }
+
+  it("starts from the first position that is given, and from no later one", () => {
+    const self = Settled.make()
+    assert.strictEqual(Settled.anchor(self, undefined), 0n)
+    assert.strictEqual(Settled.anchor(self, 100n), 100n)
+    assert.strictEqual(Settled.anchor(self, 200n), 100n)
+    assert.strictEqual(Settled.anchor(self, 50n), 100n)
+  })
+
+  it("goes along what follows without a gap, whoever writes", () => {
+    const self = Settled.make()
+    assert.strictEqual(see(self, 3n, 3n), 3n)
+    assert.strictEqual(see(self, 5n, 9n, "3/1"), 5n)
+    assert.strictEqual(see(self, 7n, 9n, "3/1"), 7n)
+  })
+
+  it("crosses a gap when all who could fill it are gone, not before, and not for those who came later", () => {
+    const self = Settled.make()
+    assert.strictEqual(see(self, undefined, 9n, "3/1", "4/1"), 0n)
+    assert.strictEqual(see(self, undefined, 12n, "4/1", "5/1"), 0n)
+    assert.strictEqual(see(self, undefined, 15n, "5/1", "6/1"), 9n)
+    assert.strictEqual(see(self, undefined, 15n, "6/1"), 12n)
+    assert.strictEqual(see(self, undefined, 15n), 15n)
+  })
+
+  it("crosses at once when nobody writes", () => {
+    assert.strictEqual(see(Settled.make(), 3n, 9n), 9n)
+  })
+
+  it("a transaction that goes on as a prepared one still holds", () => {
+    const self = Settled.make()
+    assert.strictEqual(see(self, undefined, 9n, "3/1", "4/1"), 0n)
+    assert.strictEqual(see(self, undefined, 9n, "4/0", "3/1"), 0n)
+    assert.strictEqual(see(self, undefined, 9n, "-1/77"), 0n)
+    // Others that are prepared later cannot have been among the first.
+    assert.strictEqual(see(self, undefined, 20n, "-1/77", "-1/80"), 0n)
+    assert.strictEqual(see(self, undefined, 20n, "-1/80"), 9n)
+  })
+
+  it("keeps the time since a writer was seen while it goes on as a prepared one", () => {
+    const self = Settled.make()
+    see(self, undefined, 9n, "3/1")
+    Settled.track(self, [holder("3/1", 5)], 1n)
+    Settled.track(self, [holder("3/1", undefined), holder("9/9")], 2n)
+    assert.deepStrictEqual([...self.writers.values()], [
+      { id: "3/1", pid: undefined, application: "importer", since: 1n, reported: false }
+    ])
+    see(self, undefined, 9n)
+    assert.deepStrictEqual(Settled.track(self, [], 3n).map(({ id }) => id), ["3/1"])
+    assert.strictEqual(self.writers.size, 0)
+  })
+})

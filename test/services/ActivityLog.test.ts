@@ -1,0 +1,65 @@
+import { assert, it } from "@effect/vitest"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as Stream from "effect/Stream"
+import { Activity } from "../../src/schema/Activity.ts"
+import * as HashRange from "../../src/schema/HashRange.ts"
+import * as ActivityLog from "../../src/services/ActivityLog.ts"
+
+const at = (position: number) =>
+  Activity.CaughtUp({ projection: "counts", range: HashRange.whole, position: BigInt(position) })
+
+/** What a subscriber got: positions, and how many it missed in between. */
+const told = (entries: ReadonlyArray<Activity>) =>
+  entries.map((entry) =>
+    entry._tag === "CaughtUp" ? Number(entry.position) : entry._tag === "Missed" ? `missed ${entry.count}` : entry._tag
+  )
+
+it.effect("a subscriber that lags is told how much it missed, in its place; others miss nothing", () =>
+  Effect.gen(function*() {
+    const log = ActivityLog.make("main", () => [Activity.Resumed()])
+    const goOn = yield* Deferred.make<void>()
+    const slow: Array<Activity> = []
+    const quick: Array<Activity> = []
+    const subscribed = yield* Deferred.make<void>()
+    const fiber = yield* log.stream.pipe(
+      Stream.runForEach((entry) =>
+        Effect.sync(() => slow.push(entry)).pipe(
+          Effect.andThen(Deferred.succeed(subscribed, undefined)),
+          Effect.andThen(Deferred.await(goOn))
+        )
+      ),
+      Effect.forkChild
+    )
+    yield* log.stream.pipe(
+      Stream.runForEach((entry) => Effect.sync(() => quick.push(entry))),
+      Effect.forkChild({ startImmediately: true })
+    )
+    yield* Deferred.await(subscribed)
+    for (let position = 1; position <= 1034; position++) {
+      yield* log.record(at(position))
+      yield* Effect.yieldNow
+    }
+    yield* Deferred.succeed(goOn, undefined)
+    yield* Effect.yieldNow.pipe(Effect.repeat({ times: 3_000 }))
+    yield* log.record(at(1035))
+    yield* log.record(at(1036))
+    yield* Effect.yieldNow.pipe(Effect.repeat({ times: 100 }))
+    const numbers = (from: number, to: number) => Array.from({ length: to - from + 1 }, (_, index) => from + index)
+    assert.deepStrictEqual(told(slow), ["Resumed", ...numbers(1, 1024), "missed 10", 1035, 1036])
+    assert.deepStrictEqual(told(quick), ["Resumed", ...numbers(1, 1036)])
+    yield* Fiber.interrupt(fiber)
+  }))
+
+it.effect("who subscribes is told the present first, and nothing of the past", () =>
+  Effect.gen(function*() {
+    let position = 1
+    const log = ActivityLog.make("main", () => [at(position)])
+    yield* log.record(at(0))
+    position = 7
+    const fiber = yield* log.stream.pipe(Stream.take(2), Stream.runCollect, Effect.forkChild({ startImmediately: true }))
+    yield* Effect.yieldNow.pipe(Effect.repeat({ times: 10 }))
+    yield* log.record(at(8))
+    assert.deepStrictEqual(told(yield* Fiber.join(fiber)), [7, 8])
+  }))

@@ -1,0 +1,751 @@
+import { assert, it } from "@effect/vitest"
+import * as Cause from "effect/Cause"
+import * as Context from "effect/Context"
+import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Metric from "effect/Metric"
+import * as Runtime from "effect/Runtime"
+import * as Stream from "effect/Stream"
+import { TestClock } from "effect/testing"
+import * as TxRef from "effect/TxRef"
+import * as MemoryStores from "../../src/layers/memory/MemoryStores.ts"
+import * as MemoryWorld from "../../src/layers/memory/MemoryWorld.ts"
+import type { Activity } from "../../src/schema/Activity.ts"
+import { DatabaseUnavailable, type OrchestratorError } from "../../src/schema/Errors.ts"
+import type { Event } from "../../src/schema/Event.ts"
+import * as HashRange from "../../src/schema/HashRange.ts"
+import type * as Settings from "../../src/schema/Settings.ts"
+import { EventStore } from "../../src/services/EventStore.ts"
+import { Membership } from "../../src/services/Membership.ts"
+import * as Orchestrator from "../../src/services/Orchestrator.ts"
+import * as Projection from "../../src/services/Projection.ts"
+import { breathe, enter, event, logs, pass } from "./World.ts"
+
+type Counts = Readonly<Record<string, number>>
+
+/** Counts the events of each aggregate in the transaction, and refuses any version but the next. */
+const counting = (
+  counts: TxRef.TxRef<Counts>,
+  options: Partial<Projection.Options<unknown, never>> & {
+    readonly name?: string
+    readonly before?: (event: Event) => Effect.Effect<unknown, unknown>
+  } = {}
+) =>
+  Projection.make(options.name ?? "counts", {
+    ...options,
+    handle: Effect.fnUntraced(function*(event) {
+      if (options.before !== undefined) yield* options.before(event)
+      const before = (yield* TxRef.get(counts))[event.aggregateId] ?? 0
+      if (BigInt(before) + 1n !== event.aggregateVersion) {
+        return yield* Effect.die(new Error(`${event.aggregateId}: ${event.aggregateVersion} after ${before}`))
+      }
+      yield* TxRef.update(counts, (all) => ({ ...all, [event.aggregateId]: before + 1 }))
+    })
+  })
+
+const noCounts: Effect.Effect<TxRef.TxRef<Counts>> = TxRef.make<Counts>({})
+
+interface StartOptions {
+  readonly settings?: Partial<Settings.Input>
+  readonly membership?: (real: Membership["Service"]) => Partial<Membership["Service"]>
+  readonly events?: (real: EventStore["Service"]) => Partial<EventStore["Service"]>
+  readonly how?: "run" | "catchUp"
+  readonly metrics?: Map<string, Metric.Metric.Hooks<unknown, unknown>>
+}
+
+/** A worker in a process of its own; ends with the test. */
+const start = Effect.fnUntraced(function*(
+  world: MemoryWorld.MemoryWorld,
+  projections: ReadonlyArray<Projection.Projection<unknown, never>>,
+  options: StartOptions = {}
+) {
+  const process = yield* enter(world)
+  const { layer, lines } = logs()
+  const activity: Array<Activity> = []
+  const stores = process.stores.pipe(
+    Context.add(Membership, { ...process.membership, ...options.membership?.(process.membership) }),
+    Context.add(EventStore, { ...process.events, ...options.events?.(process.events) })
+  )
+  const orchestrator = yield* Effect.provideContext(
+    Orchestrator.make({ replicaSet: "main", projections, ...options.settings }),
+    stores
+  )
+  yield* orchestrator.activity.pipe(
+    Stream.runForEach((entry) => Effect.sync(() => activity.push(entry))),
+    Effect.forkScoped({ startImmediately: true })
+  )
+  const fiber = yield* Effect.forkChild(Effect.provide(orchestrator[options.how ?? "run"], layer))
+  yield* breathe
+  const of = <T extends Activity["_tag"]>(tag: T): ReadonlyArray<Extract<Activity, { readonly _tag: T }>> =>
+    activity.filter((entry): entry is Extract<Activity, { readonly _tag: T }> => entry._tag === tag)
+  const said = (level: string) => lines.filter((line) => line.level === level).map(({ text }) => text)
+  const tags = () => activity.map(({ _tag }) => _tag)
+  /** What a signal does; the end is awaited by `Fiber.await`. */
+  const stop = Effect.forkChild(Fiber.interrupt(fiber), { startImmediately: true })
+  return { ...process, activity, fiber, lines, of, orchestrator, said, stop, tags }
+})
+
+const failureOf = <A, E>(fiber: Fiber.Fiber<A, E>): E | undefined => {
+  const exit = fiber.pollUnsafe()
+  return exit !== undefined && Exit.isFailure(exit) ? exit.cause.reasons.find(Cause.isFailReason)?.error : undefined
+}
+
+const hasEnded = (fiber: Fiber.Fiber<unknown, unknown>) => fiber.pollUnsafe() !== undefined
+
+const unavailable = new DatabaseUnavailable({
+  reason: "connection lost",
+  server: "db:5432",
+  database: "app",
+  user: "app",
+  cause: "test"
+})
+
+/** Heartbeats that fail while `failing.now`. */
+const failingHeartbeats = (failing: { now: boolean }) => (real: Membership["Service"]) => ({
+  heartbeat: (registration: Parameters<Membership["Service"]["heartbeat"]>[0]) =>
+    Effect.suspend(() => failing.now ? Effect.fail(unavailable) : real.heartbeat(registration))
+})
+
+const aggregates = Array.from({ length: 16 }, (_, index) => `user-${index}`)
+const appendAll = (events: EventStore["Service"]) =>
+  Effect.forEach(aggregates, (id) => events.append([event(id)]), { discard: true })
+const times = (n: number): Counts => Object.fromEntries(aggregates.map((id) => [id, n]))
+
+/** An aggregate of the upper half, which the second of two workers gets, and one of the lower. */
+const upper = aggregates.find((id) => MemoryWorld.hash(id) >= 2 ** 31)!
+const lower = aggregates.find((id) => MemoryWorld.hash(id) < 2 ** 31)!
+
+it.effect("the log tells a worker's life in the original's words", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const counts = yield* noCounts
+    const first = yield* start(world, [counting(counts)], { settings: { workerId: "worker-1" } })
+    yield* pass(500)
+    const second = yield* start(world, [counting(counts)], { settings: { workerId: "worker-2" } })
+    yield* pass(500)
+    yield* second.stop
+    yield* pass(500)
+    yield* first.stop
+    yield* pass(500)
+    assert.deepStrictEqual(first.said("Info"), [
+      "Starting orchestrator...",
+      "Worker registered: worker-1",
+      "Assigned partition: 0 of 1",
+      "Processing events...",
+      "New worker detected, reconfiguring...",
+      "Stopping current generation",
+      "Restarting with new configuration...",
+      "Assigned partition: 0 of 2",
+      "Processing events...",
+      "Worker left, reconfiguring...",
+      "Stopping current generation",
+      "Restarting with new configuration...",
+      "Assigned partition: 0 of 1",
+      "Processing all events now...",
+      "Unregistering worker...",
+      "Shutdown complete"
+    ])
+    assert.deepStrictEqual(second.said("Info"), [
+      "Starting orchestrator...",
+      "Worker registered: worker-2",
+      "Assigned partition: 1 of 2",
+      "Processing events...",
+      "Unregistering worker...",
+      "Shutdown complete"
+    ])
+    for (const { annotations, text } of first.lines) {
+      assert.strictEqual(annotations["replicaSet"], "main", text)
+      if (!/^Starting|^Shutdown/.test(text)) assert.strictEqual(annotations["worker"], "worker-1", text)
+    }
+    assert.deepStrictEqual(first.said("Warn").concat(first.said("Error")), [])
+  }))
+
+it.effect("activity begins with the present state", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const counts = yield* noCounts
+    const worker = yield* start(world, [counting(counts), counting(yield* noCounts, { name: "others" })])
+    yield* appendAll(worker.events)
+    yield* pass(500)
+    const seen = yield* worker.orchestrator.activity.pipe(Stream.take(4), Stream.runCollect)
+    assert.deepStrictEqual(seen.map(({ _tag }) => _tag), [
+      "WorkerRegistered",
+      "GenerationFormed",
+      "RangeTaken",
+      "RangeTaken"
+    ])
+    for (const entry of seen) {
+      if (entry._tag === "GenerationFormed") {
+        assert.strictEqual(entry.partition, 0)
+        assert.strictEqual(entry.generation.members.length, 1)
+      }
+      if (entry._tag === "RangeTaken") assert.strictEqual(entry.position, 16n)
+    }
+    assert.deepStrictEqual(worker.tags().slice(0, 6), [
+      ...["WorkerRegistered", "GenerationFormed", "RangeTaken", "RangeTaken", "AssignmentReached"],
+      "BatchCommitted"
+    ])
+    yield* worker.stop
+    yield* pass(100)
+    // Nothing is present any more.
+    const after = yield* worker.orchestrator.activity.pipe(Stream.runHead, Effect.timeoutOption("1 second"), Effect.forkChild)
+    yield* TestClock.adjust("2 seconds")
+    assert.isTrue((yield* Fiber.join(after))._tag === "None")
+  }))
+
+it.effect("two runs of one orchestrator at once are refused; one after the other is not", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const worker = yield* start(world, [counting(yield* noCounts)])
+    const { layer, lines } = logs()
+    for (const second of [worker.orchestrator.run, worker.orchestrator.catchUp]) {
+      const error = yield* Effect.flip(Effect.provide(second, layer))
+      assert.strictEqual(error._tag, "AlreadyRunning")
+      assert.include(error.message, "\"main\"")
+    }
+    assert.strictEqual(lines.length, 2)
+    yield* worker.stop
+    yield* pass(100)
+    const again = yield* Effect.forkChild(worker.orchestrator.run)
+    yield* pass(100)
+    assert.isFalse(hasEnded(again))
+  }))
+
+it.effect("a failure is logged once and marked as reported", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const counts = yield* noCounts
+    yield* start(world, [counting(counts)], { settings: { workerId: "the-first" } })
+    yield* pass(100)
+    const second = yield* start(world, [counting(counts)], { settings: { workerId: "the-first" } })
+    yield* pass(100)
+    const error = failureOf(second.fiber)
+    assert.strictEqual(error?._tag, "WorkerIdInUse")
+    for (const part of ["the-first", "process 1", "memory", "1970-01-01T00:00:00.000Z"]) {
+      assert.include(error!.message, part)
+    }
+    assert.deepStrictEqual(second.said("Error"), [error!.message])
+    assert.isFalse(Runtime.getErrorReported(error), "a runtime must not print it again")
+  }))
+
+it.effect("a projection that a live worker of another replica set carries is refused, and claimed when it has left", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const counts = yield* noCounts
+    const owner = yield* start(world, [counting(counts)], { settings: { replicaSet: "owners", workerId: "owner-1" } })
+    yield* appendAll(owner.events)
+    yield* pass(500)
+    const other = yield* start(world, [counting(counts)], { settings: { replicaSet: "others" } })
+    yield* pass(500)
+    const error = failureOf(other.fiber)
+    assert.strictEqual(error?._tag, "ProjectionInOtherReplicaSet")
+    for (const part of ["\"counts\"", "\"owners\"", "\"others\"", "\"owner-1\""]) assert.include(error!.message, part)
+    yield* owner.stop
+    yield* pass(500)
+    const later = yield* start(world, [counting(counts)], { settings: { replicaSet: "others" } })
+    yield* appendAll(owner.events)
+    yield* pass(500)
+    assert.isFalse(hasEnded(later.fiber))
+    assert.deepStrictEqual(yield* TxRef.get(counts), times(2))
+  }))
+
+it.effect("a changed filter is refused, unless it is accepted", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const counts = yield* noCounts
+    const first = yield* start(world, [counting(counts, { eventTypes: ["UserCreated"] })], { how: "catchUp" })
+    yield* pass(500)
+    assert.isTrue(hasEnded(first.fiber))
+    const changed = { eventTypes: ["UserCreated", "UserDeleted"] }
+    const refused = yield* start(world, [counting(counts, changed)])
+    yield* pass(500)
+    const error = failureOf(refused.fiber)
+    assert.strictEqual(error?._tag, "FilterChanged")
+    for (const part of ["\"counts\"", "UserDeleted", "acceptFilterChange: true"]) assert.include(error!.message, part)
+    const accepted = yield* start(world, [counting(counts, { ...changed, acceptFilterChange: true })])
+    yield* appendAll(first.events)
+    yield* pass(500)
+    assert.isFalse(hasEnded(accepted.fiber))
+    assert.deepStrictEqual(yield* TxRef.get(counts), times(1))
+    yield* accepted.stop
+    yield* pass(500)
+    // Accepted once, the new filter is the recorded one; the order of its lists does not matter.
+    const same = yield* start(world, [counting(counts, { eventTypes: ["UserDeleted", "UserCreated"] })])
+    yield* pass(500)
+    assert.isFalse(hasEnded(same.fiber))
+  }))
+
+it.effect("checkpoints ahead of the events stop the worker with an error that names both positions", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const worker = yield* start(world, [counting(yield* noCounts, { startFrom: 12n })])
+    yield* pass(500)
+    const error = failureOf(worker.fiber)
+    assert.strictEqual(error?._tag, "CheckpointAheadOfEvents")
+    assert.include(error!.message, "position 12")
+    assert.include(error!.message, "up to 0")
+    assert.deepStrictEqual(worker.said("Error"), [error!.message])
+    assert.strictEqual(worker.tags()[worker.tags().length - 1], "WorkerLeft")
+  }))
+
+it.effect("catchUp ends when what was visible at its begin is handled, and waits for no later event", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const counts = yield* noCounts
+    const begun = yield* Deferred.make<void>()
+    const goOn = yield* Deferred.make<void>()
+    const feeder = yield* enter(world)
+    yield* appendAll(feeder.events)
+    const worker = yield* start(world, [
+      counting(counts, {
+        before: (event) =>
+          event.globalPosition === 16n
+            ? Effect.andThen(Deferred.succeed(begun, undefined), Deferred.await(goOn))
+            // What comes later is never handled.
+            : event.globalPosition > 16n
+            ? Effect.never
+            : Effect.void
+      })
+    ], { how: "catchUp", settings: { batchSize: 4 } })
+    yield* Deferred.await(begun)
+    yield* pass(2_000)
+    assert.isFalse(hasEnded(worker.fiber), "the last one is not handled yet")
+    yield* appendAll(feeder.events)
+    yield* Deferred.succeed(goOn, undefined)
+    yield* pass(20_000, 500)
+    assert.isTrue(hasEnded(worker.fiber))
+    assert.isTrue(Exit.isSuccess(yield* Fiber.await(worker.fiber)))
+    assert.deepStrictEqual(yield* TxRef.get(counts), times(1))
+    const rows = yield* feeder.checkpoints.rows("counts")
+    assert.deepStrictEqual(rows.map(({ fence, position }) => ({ fence, position })), [
+      { fence: undefined, position: 16n }
+    ])
+    assert.strictEqual(worker.tags()[worker.tags().length - 1], "WorkerLeft")
+  }))
+
+it.effect("catchUp with two projections waits for both, past events that do not concern them", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const [some, others] = [yield* noCounts, yield* noCounts]
+    const feeder = yield* enter(world)
+    yield* appendAll(feeder.events)
+    yield* feeder.events.append([event("group", { aggregateType: "Group" })])
+    yield* feeder.events.append([event("nobody", { aggregateType: "Nobody" })])
+    const worker = yield* start(world, [
+      counting(some, { aggregateTypes: ["User"] }),
+      counting(others, { name: "groups", aggregateTypes: ["Group"], before: () => Effect.sleep("3 seconds") })
+    ], { how: "catchUp" })
+    yield* pass(2_000)
+    assert.isFalse(hasEnded(worker.fiber))
+    yield* pass(2_000)
+    assert.isTrue(hasEnded(worker.fiber))
+    assert.deepStrictEqual(yield* TxRef.get(some), times(1))
+    assert.deepStrictEqual(yield* TxRef.get(others), { group: 1 })
+    for (const name of ["counts", "groups"]) {
+      assert.deepStrictEqual((yield* feeder.checkpoints.rows(name)).map(({ position }) => position), [18n])
+    }
+  }))
+
+it.effect("catchUp fails when a range stands still", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const feeder = yield* enter(world)
+    yield* appendAll(feeder.events)
+    const worker = yield* start(world, [
+      counting(yield* noCounts, {
+        before: (event) => event.aggregateId === "user-9" ? Effect.fail(new Error("no such user")) : Effect.void
+      })
+    ], { how: "catchUp" })
+    yield* pass(5_000)
+    const error = failureOf(worker.fiber)
+    assert.strictEqual(error?._tag, "ProjectionHalted")
+    for (const part of ["counts", "10", "no such user"]) assert.include(error!.message, part)
+    assert.deepStrictEqual(worker.said("Info").slice(-1), ["Unregistering worker..."])
+  }))
+
+it.effect("catchUp beside a worker that has the range waits for what that one does", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const counts = yield* noCounts
+    const steady = yield* start(world, [counting(counts, { before: () => Effect.sleep("20 millis") })])
+    yield* pass(500)
+    yield* appendAll(steady.events)
+    const brief = yield* start(world, [counting(counts, { before: () => Effect.sleep("20 millis") })], {
+      how: "catchUp"
+    })
+    yield* pass(10_000, 20)
+    assert.isTrue(Exit.isSuccess(yield* Fiber.await(brief.fiber)))
+    assert.deepStrictEqual(yield* TxRef.get(counts), times(1))
+    assert.isFalse(hasEnded(steady.fiber))
+  }))
+
+it.effect.each([["now", 16n], [10n, 10n], ["beginning", 0n]] as const)(
+  "startFrom %s counts once, at the projection's first start",
+  ([startFrom, position]) =>
+    Effect.gen(function*() {
+      const world = yield* MemoryStores.makeWorld
+      const handled: Array<bigint> = []
+      const projection = Projection.make("counts", {
+        startFrom,
+        handle: (event) => Effect.sync(() => handled.push(event.globalPosition))
+      })
+      const feeder = yield* enter(world)
+      yield* appendAll(feeder.events)
+      const first = yield* start(world, [projection], { how: "catchUp" })
+      yield* pass(1_000)
+      assert.isTrue(Exit.isSuccess(yield* Fiber.await(first.fiber)))
+      assert.deepStrictEqual(handled, Array.from({ length: 16 - Number(position) }, (_, n) => position + BigInt(n) + 1n))
+      assert.strictEqual(first.of("RangeTaken")[0]?.position, position)
+      yield* appendAll(feeder.events)
+      const second = yield* start(world, [projection], { how: "catchUp" })
+      yield* pass(1_000)
+      assert.isTrue(Exit.isSuccess(yield* Fiber.await(second.fiber)))
+      assert.strictEqual(second.of("RangeTaken")[0]?.position, 16n, "recorded progress, not startFrom")
+      assert.strictEqual(handled.length, 32 - Number(position))
+    })
+)
+
+it.effect("a graceful stop waits for the batch in hand and commits it", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const counts = yield* noCounts
+    const inHand = yield* Deferred.make<void>()
+    const worker = yield* start(world, [
+      counting(counts, { before: () => Effect.andThen(Deferred.succeed(inHand, undefined), Effect.sleep("3 seconds")) })
+    ])
+    yield* worker.events.append([event("a")])
+    yield* worker.events.append([event("b")])
+    yield* Deferred.await(inHand)
+    yield* worker.stop
+    yield* pass(2_500)
+    assert.isFalse(hasEnded(worker.fiber))
+    yield* pass(1_000)
+    assert.isTrue(hasEnded(worker.fiber))
+    const { events, checkpoints } = yield* enter(world)
+    assert.strictEqual(yield* events.headPosition, 2n)
+    assert.deepStrictEqual(yield* TxRef.get(counts), { a: 1 })
+    assert.deepStrictEqual((yield* checkpoints.rows("counts")).map(({ fence, position }) => [fence, position]), [[
+      undefined,
+      1n
+    ]])
+    assert.deepStrictEqual(worker.tags().slice(-3), ["BatchCommitted", "RangeGivenUp", "WorkerLeft"])
+  }))
+
+it.effect("a batch that takes longer than drainTimeout is interrupted and rolled back", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const counts = yield* noCounts
+    const inHand = yield* Deferred.make<void>()
+    let interrupted = false
+    const worker = yield* start(world, [
+      Projection.make("counts", {
+        handle: (event) =>
+          TxRef.update(counts, (all) => ({ ...all, [event.aggregateId]: 1 })).pipe(
+            Effect.andThen(Deferred.succeed(inHand, undefined)),
+            Effect.andThen(Effect.never),
+            Effect.onInterrupt(() =>
+              Effect.sync(() => {
+                interrupted = true
+              })
+            )
+          )
+      })
+    ], { settings: { drainTimeout: "2 seconds" } })
+    yield* worker.events.append([event("a")])
+    yield* Deferred.await(inHand)
+    yield* worker.stop
+    yield* pass(1_900)
+    assert.isFalse(interrupted)
+    yield* pass(300)
+    assert.isTrue(interrupted)
+    assert.isTrue(hasEnded(worker.fiber))
+    assert.deepStrictEqual(yield* TxRef.get(counts), {})
+    const { checkpoints } = yield* enter(world)
+    assert.deepStrictEqual((yield* checkpoints.rows("counts")).map(({ fence, position }) => [fence, position]), [[
+      undefined,
+      0n
+    ]])
+  }))
+
+it.effect("a worker whose handler will not stop fails and leaves, and the others take over", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const counts = yield* noCounts
+    const inHand = yield* Deferred.make<void>()
+    const release = yield* Deferred.make<void>()
+    const stuck = yield* start(world, [
+      counting(counts, {
+        before: () =>
+          Effect.uninterruptible(Effect.andThen(Deferred.succeed(inHand, undefined), Deferred.await(release)))
+      })
+    ], { settings: { coordinationTimeout: "20 seconds" } })
+    yield* stuck.events.append([event(upper)])
+    yield* Deferred.await(inHand)
+    const other = yield* start(world, [counting(counts)], { settings: { coordinationTimeout: "20 seconds" } })
+    yield* pass(19_000, 250)
+    assert.isFalse(hasEnded(stuck.fiber))
+    assert.deepStrictEqual(yield* TxRef.get(counts), {})
+    // The timeout, and what a handler is given to stop: drainTimeout and five seconds.
+    yield* pass(20_000, 250)
+    assert.isTrue(hasEnded(stuck.fiber), "the stuck worker has not ended")
+    const error = failureOf(stuck.fiber)
+    assert.strictEqual(error?._tag, "CoordinationTimeout")
+    assert.include(error!.message, "the handler of counts does not stop")
+    assert.isFalse(hasEnded(other.fiber), "who waits for it goes on")
+    yield* pass(1_000)
+    assert.deepStrictEqual(yield* TxRef.get(counts), { [upper]: 1 })
+    // What the stuck handler writes in the end does not commit.
+    yield* Deferred.succeed(release, undefined)
+    yield* pass(1_000)
+    assert.deepStrictEqual(yield* TxRef.get(counts), { [upper]: 1 })
+  }))
+
+it.effect("a worker that was taken for dead stops, registers anew and works on", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const counts = yield* noCounts
+    const failing = { now: false }
+    const silent = yield* start(world, [counting(counts)], { membership: failingHeartbeats(failing) })
+    const other = yield* start(world, [counting(counts)])
+    yield* pass(500)
+    yield* appendAll(other.events)
+    yield* pass(500)
+    failing.now = true
+    yield* pass(45_000, 500)
+    assert.strictEqual(silent.of("Suspended").length, 1)
+    assert.strictEqual(other.of("GenerationFormed").at(-1)?.generation.members.length, 1)
+    yield* appendAll(other.events)
+    yield* pass(1_000)
+    assert.deepStrictEqual(yield* TxRef.get(counts), times(2), "the other has all the work")
+    failing.now = false
+    yield* pass(5_000, 250)
+    assert.deepStrictEqual(
+      silent.tags().filter((tag) => tag === "WorkerEvicted" || tag === "WorkerRegistered"),
+      ["WorkerRegistered", "WorkerEvicted", "WorkerRegistered"]
+    )
+    const [before, after] = silent.of("WorkerRegistered").map(({ registration }) => registration)
+    assert.strictEqual(after?.workerId, before?.workerId)
+    assert.isTrue(after!.incarnation > before!.incarnation)
+    assert.isTrue(silent.said("Warn").some((text) => text.includes("registers anew")))
+    assert.deepStrictEqual(silent.said("Info").filter((text) => text.startsWith("Unregistering")), [])
+    yield* appendAll(other.events)
+    yield* pass(1_000)
+    assert.deepStrictEqual(yield* TxRef.get(counts), times(3))
+    assert.isAbove(silent.of("BatchCommitted").at(-1)?.position ?? 0n, 32n)
+  }))
+
+it.effect("a worker that has been replaced under its id ends with an error and does not come back", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const counts = yield* noCounts
+    const failing = { now: false }
+    const settings = { workerId: "pod-0" }
+    const old = yield* start(world, [counting(counts)], { settings, membership: failingHeartbeats(failing) })
+    yield* appendAll(old.events)
+    yield* pass(500)
+    failing.now = true
+    yield* pass(31_000, 500)
+    const successor = yield* start(world, [counting(counts)], { settings })
+    yield* appendAll(old.events)
+    yield* pass(500)
+    assert.isFalse(hasEnded(successor.fiber))
+    failing.now = false
+    yield* pass(5_000, 250)
+    const error = failureOf(old.fiber)
+    assert.strictEqual(error?._tag, "WorkerReplaced")
+    for (const part of ["\"pod-0\"", "\"main\"", "different ids"]) assert.include(error!.message, part)
+    yield* appendAll(old.events)
+    yield* pass(500)
+    assert.deepStrictEqual(yield* TxRef.get(counts), times(3))
+    assert.isFalse(hasEnded(successor.fiber))
+  }))
+
+it.effect("a worker that cannot renew its heartbeat suspends its projections in time, and resumes when it can", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const counts = yield* noCounts
+    const failing = { now: false }
+    const worker = yield* start(world, [counting(counts)], { membership: failingHeartbeats(failing) })
+    yield* pass(5_500)
+    failing.now = true
+    // The last heartbeat was at 5 s: 80 % of 30 s later is 29 s.
+    yield* pass(23_000, 500)
+    yield* appendAll(worker.events)
+    yield* pass(400)
+    assert.strictEqual(worker.of("Suspended").length, 0)
+    assert.deepStrictEqual(yield* TxRef.get(counts), times(1))
+    yield* pass(2_000)
+    assert.strictEqual(worker.of("Suspended").length, 1)
+    assert.strictEqual(worker.of("RangeGivenUp").length, 1)
+    yield* appendAll(worker.events)
+    yield* pass(500)
+    assert.deepStrictEqual(yield* TxRef.get(counts), times(1), "nothing is handled meanwhile")
+    failing.now = false
+    yield* pass(2_000)
+    assert.strictEqual(worker.of("Resumed").length, 1)
+    assert.deepStrictEqual(yield* TxRef.get(counts), times(2))
+    assert.strictEqual(worker.of("WorkerEvicted").length, 0)
+  }))
+
+it.effect("when a process dies, its neighbour takes over without waiting for the heartbeat", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const counts = yield* noCounts
+    const first = yield* start(world, [counting(counts)])
+    const second = yield* start(world, [counting(counts)])
+    yield* pass(500)
+    yield* second.handle.cut
+    yield* appendAll(first.events)
+    yield* pass(500)
+    assert.deepStrictEqual(yield* TxRef.get(counts), times(1))
+    assert.strictEqual(first.of("GenerationFormed").at(-1)?.generation.members.length, 1)
+  }))
+
+it.effect("a range that stands still leaves the other ranges and projections alone", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const [counts, others] = [yield* noCounts, yield* noCounts]
+    const broken = () => [
+      counting(counts, {
+        before: (event) => event.aggregateId === upper ? Effect.fail(new Error("broken")) : Effect.void
+      }),
+      counting(others, { name: "others" })
+    ]
+    const workers = [yield* start(world, broken()), yield* start(world, broken())]
+    yield* pass(500)
+    const { checkpoints, events } = yield* enter(world)
+    yield* events.append([event(upper)])
+    yield* pass(500)
+    yield* events.append([event(upper), event(upper)])
+    yield* events.append([event(lower), event(lower)])
+    yield* pass(2_000)
+    assert.deepStrictEqual(yield* TxRef.get(counts), { [lower]: 2 })
+    assert.deepStrictEqual(yield* TxRef.get(others), { [lower]: 2, [upper]: 3 })
+    const rows = yield* checkpoints.rows("counts")
+    assert.deepStrictEqual(rows.map(({ halt, position }) => [halt?.position, position]), [[undefined, 5n], [1n, 0n]])
+    assert.isTrue(HashRange.tiles(rows.map(({ range }) => range)))
+    assert.deepStrictEqual(workers.map(({ fiber }) => hasEnded(fiber)), [false, false])
+    // Merging what stands at the same place must not wake the dead range.
+    yield* pass(12_000, 250)
+    assert.strictEqual(workers.flatMap(({ said }) => said("Error")).length, 1)
+  }))
+
+it.effect("a handler with a failing store behind it: the worker waits for the database and goes on", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const counts = yield* noCounts
+    const failing = { now: false }
+    const worker = yield* start(world, [counting(counts)], {
+      events: (real) => ({
+        read: (options) => Effect.suspend(() => failing.now ? Effect.fail(unavailable) : real.read(options))
+      })
+    })
+    yield* pass(500)
+    failing.now = true
+    yield* appendAll(worker.events)
+    yield* pass(10_000, 250)
+    assert.deepStrictEqual(yield* TxRef.get(counts), {})
+    failing.now = false
+    yield* pass(6_000, 250)
+    assert.deepStrictEqual(yield* TxRef.get(counts), times(1))
+    assert.isFalse(hasEnded(worker.fiber))
+  }))
+
+it.effect("the metrics have the original's names, and count", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const counts = yield* noCounts
+    const names = [
+      ...["generations_total", "workers_registered_total", "partition_assignments_total", "reconfiguration_total"],
+      ...["stale_workers_cleaned_total", "events_processed_total", "projection_errors_total", "active_workers"],
+      ...["current_generation_partitions", "worker_state", "coordination_duration_seconds"],
+      ...["event_processing_duration_seconds", "heartbeat_latency_seconds"]
+    ]
+    const first = yield* start(world, [
+      counting(counts),
+      counting(yield* noCounts, { name: "broken", before: () => Effect.fail(new Error("broken")) })
+    ])
+    const second = yield* start(world, [counting(counts)])
+    yield* pass(500)
+    yield* appendAll(first.events)
+    yield* pass(6_000, 250)
+    yield* second.handle.cut
+    yield* pass(1_000)
+
+    const snapshot = yield* Metric.snapshot
+    const found = (name: string, attributes: Readonly<Record<string, string>> = {}) =>
+      snapshot.filter((metric) =>
+        metric.id === `pupsourcing_orchestrator_${name}` &&
+        Object.entries(attributes).every(([key, value]) => metric.attributes?.[key] === value)
+      )
+    const sum = (name: string, attributes: Readonly<Record<string, string>> = {}) =>
+      found(name, attributes).reduce((total, metric) =>
+        total + Number("count" in metric.state ? metric.state.count : "value" in metric.state ? metric.state.value : NaN), 0)
+    for (const name of names) assert.isAbove(found(name).length, 0, name)
+    for (const { attributes, id } of snapshot) {
+      if (id.startsWith("pupsourcing_")) assert.strictEqual(attributes?.["replica_set"], "main", id)
+    }
+    assert.strictEqual(sum("generations_total"), 3)
+    assert.strictEqual(sum("workers_registered_total"), 2)
+    // Each time that a member of it, one or two, saw one of the three.
+    assert.strictEqual(sum("reconfiguration_total"), 4)
+    assert.strictEqual(sum("stale_workers_cleaned_total"), 1)
+    assert.strictEqual(sum("events_processed_total", { projection: "counts" }), 16)
+    assert.strictEqual(sum("projection_errors_total", { projection: "broken", halted: "true" }), 1)
+    assert.strictEqual(sum("active_workers"), 1)
+    assert.strictEqual(sum("current_generation_partitions"), 1)
+    assert.strictEqual(sum("worker_state", { state: "running" }), 1)
+    assert.strictEqual(sum("worker_state"), 1)
+    assert.isAtLeast(sum("partition_assignments_total", { projection: "counts" }), 3)
+    assert.isAtLeast(sum("heartbeat_latency_seconds"), 2)
+    assert.isAtLeast(sum("event_processing_duration_seconds", { projection: "counts" }), 2)
+    assert.strictEqual(sum("coordination_duration_seconds"), 4)
+  }).pipe(Effect.provideService(Metric.MetricRegistry, new Map())))
+
+const settings = (error: Effect.Effect<unknown, { readonly _tag: string; readonly message: string }>) =>
+  Effect.flip(error)
+
+it.effect.each<readonly [string, Partial<Settings.Input>, RegExp]>([
+  ["an empty replica set", { replicaSet: " " }, /"replicaSet".*must not be empty/],
+  ["a negative duration", { pollInterval: "-1 seconds" }, /"pollInterval".*not negative/],
+  ["a duration that is no number", { drainTimeout: Number.NaN }, /"drainTimeout".*no duration.*"5 seconds"/],
+  ["an endless duration", { pollInterval: Duration.infinity }, /"pollInterval".*finite/],
+  ["a duration of zero", { heartbeatInterval: 0 }, /"heartbeatInterval".*greater than zero/],
+  ["too few heartbeats", { heartbeatInterval: "20 seconds" }, /"staleWorkerTimeout".*three heartbeats/],
+  ["a drain longer than the switch", { drainTimeout: "2 minutes" }, /"drainTimeout".*coordinationTimeout/],
+  ["half an event", { batchSize: 0.5 }, /"batchSize".*whole number/],
+  ["an empty worker id", { workerId: "" }, /"workerId".*must not be empty/]
+])("%s is refused when the orchestrator is built", ([, input, message]) =>
+  Effect.gen(function*() {
+    const projections = [counting(yield* noCounts)]
+    const error = yield* settings(Orchestrator.make({ replicaSet: "main", projections, ...input }))
+    assert.strictEqual(error._tag, "InvalidSettings")
+    assert.match(error.message, message)
+  }).pipe(Effect.provide(MemoryStores.layer)))
+
+it.effect("projections: none, without a name, twice the same, with a filter that lets nothing through", () =>
+  Effect.gen(function*() {
+    const named = (name: string, options: Partial<Projection.Options<never, never>> = {}) =>
+      Projection.make(name, { handle: () => Effect.void, ...options })
+    const refused = (projections: ReadonlyArray<Projection.Projection>) =>
+      settings(Orchestrator.make({ replicaSet: "main", projections }))
+    const expected: ReadonlyArray<readonly [ReadonlyArray<Projection.Projection>, string, RegExp]> = [
+      [[], "InvalidSettings", /at least one Projection\.make/],
+      [[named("")], "InvalidSettings", /name must not be empty/],
+      [[named(" ")], "InvalidSettings", /name must not be empty/],
+      [[named("a"), named("b"), named("a")], "DuplicateProjection", /"a".*each its own/],
+      [[named("a", { startFrom: -1n })], "InvalidSettings", /startFrom of "a"/],
+      [[named("a", { eventTypes: [] })], "InvalidSettings", /eventTypes of "a" is empty/]
+    ]
+    for (const [projections, tag, message] of expected) {
+      const error = yield* refused(projections)
+      assert.strictEqual(error._tag, tag)
+      assert.match(error.message, message)
+    }
+  }).pipe(Effect.provide(MemoryStores.layer)))
+
+/** Every error of `run` is one of these; the switch is exhaustive. */
+export const known = (error: OrchestratorError): string => error.message

@@ -1,0 +1,574 @@
+import { assert, it } from "@effect/vitest"
+import * as Cause from "effect/Cause"
+import * as Clock from "effect/Clock"
+import * as Context from "effect/Context"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import { TestClock } from "effect/testing"
+import * as TxRef from "effect/TxRef"
+import * as MemoryStores from "../../src/layers/memory/MemoryStores.ts"
+import { CheckpointAheadOfEvents, DatabaseUnavailable, EventTooLarge } from "../../src/schema/Errors.ts"
+import type { Event } from "../../src/schema/Event.ts"
+import { type CheckpointStore, Fenced, TransientFailure } from "../../src/services/CheckpointStore.ts"
+import * as Projection from "../../src/services/Projection.ts"
+import { breathe, event, pass, runner } from "./World.ts"
+
+/** Keeps the ids it has handled, in the transaction. */
+const recording = (
+  handled: TxRef.TxRef<ReadonlyArray<string>>,
+  before: (event: Event) => Effect.Effect<unknown, unknown> = () => Effect.void
+) =>
+  Projection.make("users", {
+    handle: Effect.fnUntraced(function*(event) {
+      yield* before(event)
+      yield* TxRef.update(handled, (ids) => [...ids, event.aggregateId])
+    })
+  })
+
+const ids = (count: number) => Array.from({ length: count }, (_, index) => `user-${index + 1}`)
+
+class NoSuchCountry extends Error {
+  override readonly name = "NoSuchCountry"
+}
+
+const unavailable = new DatabaseUnavailable({
+  reason: "shutting down",
+  server: "db:5432",
+  database: "app",
+  user: "app",
+  cause: "test"
+})
+
+const conflict = new TransientFailure({ kind: "conflict", cause: new Error("deadlock detected") })
+const connectionLost = new TransientFailure({ kind: "connection", cause: new Error("connection reset") })
+
+/** Commits that fail in place of the real one, as often as `failure` says so. */
+const failingCommits = (failure: (attempt: number) => TransientFailure | DatabaseUnavailable | Fenced | undefined) => {
+  const attempts: Array<number> = []
+  return {
+    attempts,
+    checkpoints: (real: CheckpointStore["Service"]): Partial<CheckpointStore["Service"]> => ({
+      commit: (held, options, work) =>
+        Effect.flatMap(Clock.currentTimeMillis, (now) => {
+          attempts.push(now)
+          const error = failure(attempts.length)
+          // The handler runs and is rolled back, as it would be.
+          return error === undefined
+            ? real.commit(held, options, work)
+            : real.commit(held, options, Effect.andThen(work, Effect.fail(error))).pipe(
+              Effect.catchTag("HandlerFailure", () => Effect.fail(error))
+            )
+        })
+    })
+  }
+}
+
+it.effect("what comes before a failing event commits; there the range halts, on the row, in the log, as activity", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const handled = yield* TxRef.make<ReadonlyArray<string>>([])
+    const tried: Array<string> = []
+    const projection = recording(handled, (event) => {
+      tried.push(event.aggregateId)
+      return event.aggregateId === "user-3" ? Effect.fail(new NoSuchCountry("no country ZZ")) : Effect.void
+    })
+    const worker = yield* runner(world, projection)
+    yield* worker.events.append([event("user-1")])
+    yield* worker.events.append([event("user-2")])
+    yield* worker.events.append([event("user-3")])
+    yield* worker.events.append([event("user-4")])
+    const fiber = yield* Effect.forkChild(worker.run)
+    yield* pass(3_000)
+
+    assert.deepStrictEqual(yield* TxRef.get(handled), ["user-1", "user-2"])
+    const row = yield* worker.row
+    assert.strictEqual(row.position, 2n)
+    assert.strictEqual(row.halt?.position, 3n)
+    assert.strictEqual(row.halt?.error, "NoSuchCountry: no country ZZ")
+    const failed = (yield* worker.events.readStream({
+      boundedContext: "app",
+      aggregateType: "User",
+      aggregateId: "user-3"
+    }))[0]!
+    assert.strictEqual(row.halt?.eventId, failed.eventId)
+    assert.deepStrictEqual(worker.tags(), ["BatchCommitted", "RangeHalted"])
+    assert.deepStrictEqual(worker.of("RangeHalted")[0]?.halt, {
+      error: "NoSuchCountry: no country ZZ",
+      position: 3n,
+      eventId: failed.eventId
+    })
+    const errors = worker.lines.filter(({ level }) => level === "Error")
+    assert.strictEqual(errors.length, 1)
+    for (const part of ["users", "position 3", failed.eventId, "no country ZZ", "Mend the handler"]) {
+      assert.include(errors[0]!.text, part)
+    }
+    assert.notInclude(errors[0]!.text, "payloads stay out of logs")
+    const before = tried.length
+    yield* pass(10_000, 1_000)
+    assert.strictEqual(tried.length, before, "it stands still")
+    assert.strictEqual(yield* worker.drain(fiber), "drained")
+  }))
+
+it.effect.each(
+  [
+    ["a defect", Effect.die(new Error("undefined is not a function")), "undefined is not a function"],
+    ["its own interruption", Effect.interrupt, "nterrupt"],
+    ["a failure that is no Error", Effect.fail({ code: 7 }), "7"]
+  ] as const
+)("%s halts the range as well", ([, failure, text]) =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const handled = yield* TxRef.make<ReadonlyArray<string>>([])
+    const worker = yield* runner(
+      world,
+      recording(handled, (event): Effect.Effect<unknown, unknown> =>
+        event.aggregateId === "b" ? failure : Effect.void)
+    )
+    yield* worker.events.append([event("a")])
+    yield* worker.events.append([event("b")])
+    const fiber = yield* Effect.forkChild(worker.run)
+    yield* pass(200)
+    assert.deepStrictEqual(yield* TxRef.get(handled), ["a"])
+    const { halt, position } = yield* worker.row
+    assert.strictEqual(position, 1n)
+    assert.strictEqual(halt?.position, 2n)
+    assert.include(halt?.error ?? "", text)
+    assert.strictEqual(yield* worker.drain(fiber), "drained")
+  }))
+
+it.effect("an event too large to be received halts the range behind what comes before it", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const handled = yield* TxRef.make<ReadonlyArray<string>>([])
+    const eventId = "00000000-0000-4000-8000-000000000002"
+    const worker = yield* runner(world, recording(handled), {
+      events: (real) => ({
+        read: (options) =>
+          options.after >= 1n
+            ? Effect.fail(new EventTooLarge({ position: 2n, eventId, aggregateId: "b", bytes: 20_000_000, limit: 16_000_000 }))
+            : Effect.map(real.read(options), (page) => ({ events: page.events.slice(0, 1), position: 1n }))
+      })
+    })
+    yield* worker.events.append([event("a")])
+    yield* worker.events.append([event("b")])
+    const fiber = yield* Effect.forkChild(worker.run)
+    yield* pass(200)
+    assert.deepStrictEqual(yield* TxRef.get(handled), ["a"])
+    const { halt, position } = yield* worker.row
+    assert.strictEqual(position, 1n)
+    assert.strictEqual(halt?.position, 2n)
+    assert.strictEqual(halt?.eventId, eventId)
+    assert.strictEqual(worker.of("RangeHalted").length, 1)
+    assert.strictEqual(yield* worker.drain(fiber), "drained")
+  }))
+
+it.effect("a passing failure is tried again after 10 ms, then ever longer, up to 5 s, give or take a fifth", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const handled = yield* TxRef.make<ReadonlyArray<string>>([])
+    const script = failingCommits((attempt) => attempt <= 16 ? attempt % 2 === 0 ? unavailable : conflict : undefined)
+    const worker = yield* runner(world, recording(handled), script)
+    yield* worker.events.append([event("a")])
+    const fiber = yield* Effect.forkChild(worker.run)
+    yield* pass(800, 1)
+    yield* pass(60_000, 20)
+
+    const waits = script.attempts.slice(1).map((at, index) => at - script.attempts[index]!)
+    assert.strictEqual(waits.length, 16)
+    for (const [index, wait] of waits.entries()) {
+      const base = Math.min(10 * 2 ** index, 5_000)
+      assert.isAtLeast(wait, 0.8 * base - (base < 500 ? 1 : 20), `wait ${index + 1}`)
+      assert.isAtMost(wait, 1.2 * base + (base < 500 ? 2 : 40), `wait ${index + 1}`)
+    }
+    const longest = waits.slice(-6)
+    assert.isAbove(new Set(longest).size, 1, `no jitter: ${longest}`)
+
+    assert.deepStrictEqual(yield* TxRef.get(handled), ["a"], "rolled back each time but the last")
+    assert.deepStrictEqual(worker.of("BatchRetried").map(({ attempt }) => attempt), ids(16).map((_, n) => n + 1))
+    // Each fifth is an error; the first conflict is everyday life.
+    assert.deepStrictEqual(
+      worker.lines.map(({ level }) => level),
+      ids(16).map((_, n) => n === 0 ? "Debug" : (n + 1) % 5 === 0 ? "Error" : "Warn")
+    )
+    assert.include(worker.lines[4]!.text, "deadlock detected")
+    assert.include(worker.lines[4]!.text, "5 times")
+    assert.include(worker.lines[9]!.text, "db:5432")
+    assert.strictEqual(yield* worker.drain(fiber), "drained")
+  }))
+
+it.effect("reading is tried again too, and a range behind a checkpoint that is ahead of the events ends the runner", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const handled = yield* TxRef.make<ReadonlyArray<string>>([])
+    let reads = 0
+    const worker = yield* runner(world, recording(handled), {
+      events: (real) => ({
+        read: (options) =>
+          Effect.suspend(() => {
+            reads++
+            if (reads <= 3) return Effect.fail(unavailable)
+            return reads === 5
+              ? Effect.fail(new CheckpointAheadOfEvents({ position: 9n, lastPosition: 1n }))
+              : real.read(options)
+          })
+      })
+    })
+    yield* worker.events.append([event("a")])
+    const fiber = yield* Effect.forkChild(worker.run)
+    yield* pass(1_000)
+    assert.deepStrictEqual(yield* TxRef.get(handled), ["a"])
+    assert.deepStrictEqual(worker.of("BatchRetried").map(({ attempt }) => attempt), [1, 2, 3])
+    yield* worker.events.append([event("b")])
+    yield* pass(1_000)
+    const exit = yield* Fiber.await(fiber)
+    assert.isTrue(Exit.isFailure(exit))
+    if (Exit.isFailure(exit)) {
+      assert.strictEqual(exit.cause.reasons.find(Cause.isFailReason)?.error._tag, "CheckpointAheadOfEvents")
+    }
+  }))
+
+it.effect("a handler that loses its connection three times at one position is the reason", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const handled = yield* TxRef.make<ReadonlyArray<string>>([])
+    const poison = recording(handled)
+    const worker = yield* runner(world, poison, {
+      checkpoints: (real) => ({
+        commit: (held, options, work) =>
+          real.commit(
+            held,
+            options,
+            Effect.tap(work, () =>
+              Effect.flatMap(TxRef.get(handled), (ids) => ids.includes("b") ? Effect.fail(connectionLost) : Effect.void))
+          ).pipe(
+            Effect.catchTag("HandlerFailure", ({ cause }) =>
+              Effect.fail(Cause.squash(cause) === connectionLost ? connectionLost : conflict))
+          )
+      })
+    })
+    yield* worker.events.append([event("a")])
+    yield* worker.events.append([event("b")])
+    yield* worker.events.append([event("c")])
+    const fiber = yield* Effect.forkChild(worker.run)
+    yield* pass(5_000)
+    // The batch of three is lost three times at its last event; what comes before is committed bit by bit.
+    assert.deepStrictEqual(yield* TxRef.get(handled), ["a"])
+    const { halt, position } = yield* worker.row
+    assert.strictEqual(position, 1n)
+    assert.strictEqual(halt?.position, 2n)
+    assert.include(halt?.error ?? "", "connection reset")
+    assert.strictEqual(yield* worker.drain(fiber), "drained")
+  }))
+
+it.effect("a connection lost twice, or lost before the handler began, is tried again without end", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const handled = yield* TxRef.make<ReadonlyArray<string>>([])
+    let attempts = 0
+    const worker = yield* runner(world, recording(handled), {
+      checkpoints: (real) => ({
+        commit: (held, options, work) =>
+          Effect.suspend(() => {
+            attempts++
+            if (attempts <= 8) return Effect.fail(connectionLost)
+            return attempts <= 10
+              ? real.commit(held, options, Effect.andThen(work, Effect.fail(connectionLost))).pipe(
+                Effect.catchTag("HandlerFailure", () => Effect.fail(connectionLost))
+              )
+              : real.commit(held, options, work)
+          })
+      })
+    })
+    yield* worker.events.append([event("a")])
+    const fiber = yield* Effect.forkChild(worker.run)
+    yield* pass(60_000, 100)
+    assert.deepStrictEqual(yield* TxRef.get(handled), ["a"])
+    assert.strictEqual((yield* worker.row).halt, undefined)
+    assert.strictEqual(yield* worker.drain(fiber), "drained")
+  }))
+
+it.effect("a halted range is tried again by a worker that starts later, and goes on once the handler is mended", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const handled = yield* TxRef.make<ReadonlyArray<string>>([])
+    let mended = false
+    let tried = 0
+    const projection = recording(handled, () => {
+      tried++
+      return mended ? Effect.void : Effect.fail(new Error("broken"))
+    })
+    /** Runs a worker for a while. */
+    const life = Effect.scoped(Effect.gen(function*() {
+      const worker = yield* runner(world, projection)
+      const fiber = yield* Effect.forkChild(worker.run)
+      yield* pass(200)
+      const row = yield* worker.row
+      yield* worker.drain(fiber)
+      yield* worker.leave
+      return { row, halted: worker.held.halt !== undefined }
+    }))
+    const first = yield* runner(world, projection)
+    yield* first.events.append([event("a")])
+    yield* first.leave
+    yield* TestClock.adjust(1000)
+
+    const broken = yield* life
+    assert.isFalse(broken.halted)
+    assert.strictEqual(broken.row.halt?.position, 1n)
+    const triedBefore = tried
+    yield* TestClock.adjust(1000)
+    const again = yield* life
+    assert.isAbove(tried, triedBefore, "tried again")
+    assert.strictEqual(again.row.halt?.position, 1n)
+    mended = true
+    yield* TestClock.adjust(1000)
+    const last = yield* life
+    assert.strictEqual(last.row.halt, undefined)
+    assert.strictEqual(last.row.position, 1n)
+    assert.deepStrictEqual(yield* TxRef.get(handled), ["a"])
+  }))
+
+it.effect("progress over events of others is written once a second at most, and when the range is drained", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const written: Array<readonly [at: number, to: bigint]> = []
+    const worker = yield* runner(world, Projection.make("users", { eventTypes: ["Never"], handle: () => Effect.void }), {
+      checkpoints: (real) => ({
+        advance: (held, options) =>
+          Effect.andThen(
+            Effect.flatMap(Clock.currentTimeMillis, (now) => Effect.sync(() => written.push([now, options.to]))),
+            real.advance(held, options)
+          )
+      })
+    })
+    const fiber = yield* Effect.forkChild(worker.run)
+    for (const _ of ids(50)) {
+      yield* worker.events.append([event("a")])
+      yield* pass(100)
+    }
+    assert.isAtLeast(written.length, 4)
+    for (const [index, [at]] of written.slice(1).entries()) assert.isAtLeast(at - written[index]![0], 1_000)
+    yield* worker.events.append([event("a")])
+    yield* pass(50)
+    assert.strictEqual(worker.seen[worker.seen.length - 1], 51n)
+    assert.isBelow(Number((yield* worker.row).position), 51)
+    assert.strictEqual(yield* worker.drain(fiber), "drained")
+    assert.strictEqual((yield* worker.row).position, 51n)
+    assert.strictEqual(worker.of("BatchCommitted").length, 0)
+  }))
+
+it.effect("a batch commits what it has after 100 ms", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const handled = yield* TxRef.make<ReadonlyArray<string>>([])
+    const worker = yield* runner(world, recording(handled, () => Effect.sleep("30 millis")))
+    yield* Effect.forEach(ids(10), (id) => worker.events.append([event(id)]))
+    const fiber = yield* Effect.forkChild(worker.run)
+    yield* pass(1_000, 1)
+    assert.deepStrictEqual(yield* TxRef.get(handled), ids(10))
+    // The fourth ends after 120 ms.
+    assert.deepStrictEqual(worker.of("BatchCommitted").map(({ events }) => events), [4, 4, 2])
+    assert.deepStrictEqual(worker.of("BatchCommitted").map(({ position }) => position), [4n, 8n, 10n])
+    assert.strictEqual(yield* worker.drain(fiber), "drained")
+  }))
+
+it.effect("a batch ends at batchSize, and at batchBytes, but never below one event", () =>
+  Effect.gen(function*() {
+    const sizes = Effect.fnUntraced(function*(settings: { readonly batchSize?: number; readonly batchBytes?: number }) {
+      const world = yield* MemoryStores.makeWorld
+      const worker = yield* runner(world, Projection.make("users", { handle: () => Effect.void }), { settings })
+      yield* worker.events.append(ids(5).map(() => event("a")))
+      const fiber = yield* Effect.forkChild(worker.run)
+      yield* pass(200)
+      yield* worker.drain(fiber)
+      return worker.of("BatchCommitted").map(({ events }) => events)
+    })
+    assert.deepStrictEqual(yield* sizes({ batchSize: 2 }), [2, 2, 1])
+    assert.deepStrictEqual(yield* sizes({ batchBytes: 1 }), [1, 1, 1, 1, 1])
+  }))
+
+it.effect("draining waits for the event in hand, commits it, and begins no other", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const handled = yield* TxRef.make<ReadonlyArray<string>>([])
+    const inHand = yield* Deferred.make<void>()
+    const goOn = yield* Deferred.make<void>()
+    const worker = yield* runner(
+      world,
+      recording(handled, (event) =>
+        event.aggregateId === "user-2"
+          ? Effect.andThen(Deferred.succeed(inHand, undefined), Deferred.await(goOn))
+          : Effect.void)
+    )
+    yield* Effect.forEach(ids(5), (id) => worker.events.append([event(id)]))
+    const fiber = yield* Effect.forkChild(worker.run)
+    yield* Deferred.await(inHand)
+    yield* worker.draining.open
+    yield* breathe
+    assert.isUndefined(fiber.pollUnsafe(), "it waits for the handler")
+    yield* Deferred.succeed(goOn, undefined)
+    assert.strictEqual(yield* Fiber.join(fiber), "drained")
+    assert.deepStrictEqual(yield* TxRef.get(handled), ["user-1", "user-2"])
+    assert.strictEqual((yield* worker.row).position, 2n)
+  }))
+
+it.effect("draining ends the wait for events, for another attempt, and at a halted range", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const handled = yield* TxRef.make<ReadonlyArray<string>>([])
+    const idle = yield* runner(world, recording(handled))
+    const waiting = yield* Effect.forkChild(idle.run)
+    yield* breathe
+    assert.strictEqual(yield* idle.drain(waiting), "drained")
+    yield* idle.events.append([event("a")])
+    yield* idle.leave
+
+    const failing = yield* runner(world, recording(handled), failingCommits(() => unavailable))
+    const backingOff = yield* Effect.forkChild(failing.run)
+    yield* pass(30_000, 100)
+    assert.strictEqual(yield* failing.drain(backingOff), "drained")
+    assert.deepStrictEqual(yield* TxRef.get(handled), [])
+  }))
+
+it.effect("a runner that is fenced ends without writing", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const handled = yield* TxRef.make<ReadonlyArray<string>>([])
+    const inHand = yield* Deferred.make<void>()
+    const goOn = yield* Deferred.make<void>()
+    const slow = recording(
+      handled,
+      () => Effect.andThen(Deferred.succeed(inHand, undefined), Deferred.await(goOn))
+    )
+    const first = yield* runner(world, slow)
+    yield* first.events.append([event("a")])
+    const fiber = yield* Effect.forkChild(first.run)
+    yield* Deferred.await(inHand)
+    // Its process is taken for dead, and another worker takes the range.
+    yield* first.leave
+    const second = yield* runner(world, recording(handled))
+    assert.notDeepEqual(second.held.fence, first.held.fence)
+    yield* Deferred.succeed(goOn, undefined)
+    assert.strictEqual(yield* Fiber.join(fiber), "fenced")
+    assert.deepStrictEqual(yield* TxRef.get(handled), [])
+    const row = yield* second.row
+    assert.strictEqual(row.position, 0n)
+    assert.deepStrictEqual(row.fence, second.held.fence)
+    assert.deepStrictEqual(first.tags(), [])
+  }))
+
+it.effect("a fenced record of a halt, and fenced empty progress, end the runner as well", () =>
+  Effect.gen(function*() {
+    for (const eventTypes of [undefined, ["Never"]]) {
+      const world = yield* MemoryStores.makeWorld
+      const worker = yield* runner(
+        world,
+        Projection.make("users", { eventTypes, handle: () => Effect.fail(new Error("broken")) }),
+        {
+          checkpoints: () => ({
+            halt: () => Effect.fail(new Fenced({ projection: "users" })),
+            advance: () => Effect.fail(new Fenced({ projection: "users" }))
+          })
+        }
+      )
+      yield* worker.events.append([event("a")])
+      const fiber = yield* Effect.forkChild(worker.run)
+      yield* pass(1_500)
+      assert.strictEqual(yield* Fiber.join(fiber), "fenced")
+      assert.notInclude(worker.tags(), "RangeHalted")
+    }
+  }))
+
+it.effect("what a handler opens in its Scope is closed with the batch, before the commit", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const order: Array<string> = []
+    const worker = yield* runner(
+      world,
+      Projection.make("users", {
+        handle: Effect.fnUntraced(function*(event) {
+          yield* Effect.acquireRelease(
+            Effect.sync(() => order.push(`open ${event.aggregateId}`)),
+            () => Effect.sync(() => order.push(`close ${event.aggregateId}`))
+          )
+        })
+      }),
+      {
+        settings: { batchSize: 2 },
+        checkpoints: (real) => ({
+          commit: (held, options, work) =>
+            Effect.tap(
+              real.commit(held, options, Effect.tap(work, () => Effect.sync(() => order.push("advance")))),
+              () => Effect.sync(() => order.push("committed"))
+            )
+        })
+      }
+    )
+    yield* Effect.forEach(["a", "b", "c"], (id) => worker.events.append([event(id)]))
+    const fiber = yield* Effect.forkChild(worker.run)
+    yield* pass(100)
+    assert.deepStrictEqual(order, [
+      ...["open a", "open b", "close b", "close a", "advance", "committed"],
+      ...["open c", "close c", "advance", "committed"]
+    ])
+    yield* worker.drain(fiber)
+  }))
+
+class Country extends Context.Service<Country, string>()("test/Country") {}
+
+it.effect("a handler has the services of its building, whatever the runner's context has; the clock is the runner's", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const found: Array<readonly [string, number]> = []
+    const captured = Context.make(Country, "of the layer").pipe(
+      Context.add(Clock.Clock, { ...(yield* Clock.Clock), currentTimeMillis: Effect.succeed(-1) })
+    )
+    const worker = yield* runner(
+      world,
+      Projection.make("users", {
+        handle: () =>
+          Effect.gen(function*() {
+            found.push([yield* Country, yield* Clock.currentTimeMillis])
+          })
+      }),
+      { captured: captured as Context.Context<unknown> }
+    )
+    yield* worker.events.append([event("a")])
+    yield* TestClock.adjust(7)
+    const fiber = yield* Effect.forkChild(Effect.provideService(worker.run, Country, "of who runs it"))
+    yield* pass(0)
+    assert.deepStrictEqual(found, [["of the layer", 7]])
+    yield* worker.drain(fiber)
+  }))
+
+it.effect("a batch that runs again because of another transaction handles its events again", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const handled = yield* TxRef.make<ReadonlyArray<string>>([])
+    const read = yield* Deferred.make<void>()
+    const goOn = yield* Deferred.make<void>()
+    const worker = yield* runner(
+      world,
+      Projection.make("users", {
+        handle: Effect.fnUntraced(function*(event) {
+          const before = yield* TxRef.get(handled)
+          yield* Deferred.succeed(read, undefined)
+          yield* Deferred.await(goOn)
+          yield* TxRef.set(handled, [...before, event.aggregateId])
+        })
+      })
+    )
+    yield* worker.events.append([event("a")])
+    yield* worker.events.append([event("b")])
+    const fiber = yield* Effect.forkChild(worker.run)
+    yield* Deferred.await(read)
+    // Changes what the batch has read.
+    yield* TxRef.update(handled, (ids) => [...ids, "from elsewhere"])
+    yield* Deferred.succeed(goOn, undefined)
+    yield* pass(100)
+    assert.deepStrictEqual(yield* TxRef.get(handled), ["from elsewhere", "a", "b"])
+    assert.strictEqual((yield* worker.row).position, 2n)
+    yield* worker.drain(fiber)
+  }))

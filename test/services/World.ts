@@ -1,0 +1,154 @@
+/**
+ * A world in memory for tests of what rests on the stores: processes in it, what they log, and stores that fail as a
+ * test scripts it.
+ */
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Latch from "effect/Latch"
+import * as Logger from "effect/Logger"
+import * as References from "effect/References"
+import { TestClock } from "effect/testing"
+import * as MemoryStores from "../../src/layers/memory/MemoryStores.ts"
+import * as MemoryWorld from "../../src/layers/memory/MemoryWorld.ts"
+import type { Activity } from "../../src/schema/Activity.ts"
+import * as Settings from "../../src/schema/Settings.ts"
+import { CheckpointStore } from "../../src/services/CheckpointStore.ts"
+import { Decisions } from "../../src/services/Decisions.ts"
+import { EventStore } from "../../src/services/EventStore.ts"
+import { Membership } from "../../src/services/Membership.ts"
+import * as Projection from "../../src/services/Projection.ts"
+import * as ProjectionRunner from "../../src/services/ProjectionRunner.ts"
+
+export const rules = { heartbeatIntervalMillis: 5_000, staleWorkerTimeoutMillis: 30_000, presenceGraceMillis: 100 }
+
+/** What a process logged, oldest first. */
+export interface Line {
+  readonly level: string
+  readonly text: string
+  readonly annotations: Readonly<Record<string, unknown>>
+}
+
+/** Loggers that keep every line, and the lines. */
+export const logs = (): { readonly lines: Array<Line>; readonly layer: Layer.Layer<never> } => {
+  const lines: Array<Line> = []
+  const logger = Logger.make(({ fiber, logLevel, message }) => {
+    lines.push({
+      level: logLevel,
+      text: (Array.isArray(message) ? message : [message]).map(String).join(" "),
+      annotations: { ...fiber.getRef(References.CurrentLogAnnotations) }
+    })
+  })
+  return {
+    lines,
+    layer: Layer.merge(Logger.layer([logger]), Layer.succeed(References.MinimumLogLevel, "All"))
+  }
+}
+
+export const event = (id: string, rest: { readonly eventType?: string; readonly aggregateType?: string } = {}) => ({
+  boundedContext: "app",
+  aggregateType: "User",
+  aggregateId: id,
+  eventType: "UserCreated",
+  payload: { secret: "payloads stay out of logs" },
+  ...rest
+})
+
+/** One more process. */
+export const enter = Effect.fnUntraced(function*(world: MemoryWorld.MemoryWorld) {
+  const handle = yield* MemoryWorld.open(world)
+  const stores = MemoryStores.make(handle)
+  return {
+    handle,
+    stores,
+    events: Context.get(stores, EventStore),
+    checkpoints: Context.get(stores, CheckpointStore),
+    membership: Context.get(stores, Membership),
+    decisions: Context.get(stores, Decisions)
+  }
+})
+
+/** Lets fibers go on until they wait for time to pass, which it does not. */
+export const breathe: Effect.Effect<void> = Effect.yieldNow.pipe(Effect.repeat({ times: 60 }), Effect.asVoid)
+
+/** Time passes in small steps, as it does outside of tests. */
+export const pass = (millis: number, step = 50): Effect.Effect<void> =>
+  TestClock.adjust(Math.min(step, millis)).pipe(
+    Effect.andThen(breathe),
+    Effect.repeat({ times: Math.max(0, Math.ceil(millis / step) - 1) }),
+    Effect.asVoid
+  )
+
+export interface RunnerOptions {
+  readonly settings?: Partial<Settings.Input> | undefined
+  readonly captured?: Context.Context<unknown> | undefined
+  readonly checkpoints?: ((real: CheckpointStore["Service"]) => Partial<CheckpointStore["Service"]>) | undefined
+  readonly events?: ((real: EventStore["Service"]) => Partial<EventStore["Service"]>) | undefined
+}
+
+/**
+ * A runner on the one range of a projection, not started yet. Any number may follow one another in the same world;
+ * each comes as a new worker, after the one before it has given the range up.
+ */
+export const runner = Effect.fnUntraced(function*(
+  world: MemoryWorld.MemoryWorld,
+  projection: Projection.Any,
+  options: RunnerOptions = {}
+) {
+  const process = yield* enter(world)
+  const settings = yield* Effect.fromResult(Settings.make({ replicaSet: "main", ...options.settings }))
+  const workerId = `worker-${process.handle.process}`
+  const registration = yield* process.membership.join({
+    replicaSet: "main",
+    workerId,
+    projections: [projection.name],
+    rules
+  })
+  const request = {
+    registration,
+    projections: [{
+      name: projection.name,
+      filter: Projection.filterText(projection),
+      startPosition: 0n,
+      acceptFilterChange: false
+    }],
+    busy: new Set<string>(),
+    leaving: false,
+    rules
+  }
+  const decision = yield* process.decisions.decide(request)
+  const held = decision.held[0]
+  if (held === undefined) return yield* Effect.die(new Error("the worker got no range"))
+  const activity: Array<Activity> = []
+  const seen: Array<bigint> = []
+  const draining = Latch.makeUnsafe(false)
+  const { layer, lines } = logs()
+  const service = yield* ProjectionRunner.make.pipe(
+    Effect.provideService(CheckpointStore, {
+      ...process.checkpoints,
+      ...options.checkpoints?.(process.checkpoints)
+    }),
+    Effect.provideService(EventStore, { ...process.events, ...options.events?.(process.events) })
+  )
+  const run = service.run({
+    projection,
+    captured: options.captured ?? (Context.empty() as Context.Context<unknown>),
+    held,
+    settings,
+    draining,
+    record: (entry) => Effect.sync(() => activity.push(entry)),
+    onSeen: (position) => {
+      seen.push(position)
+    }
+  }).pipe(Effect.provide(layer))
+  /** The row as it is committed. */
+  const row = Effect.map(process.checkpoints.rows(projection.name), (rows) => rows[0]!)
+  const tags = (): ReadonlyArray<string> => activity.map(({ _tag }) => _tag)
+  const of = <T extends Activity["_tag"]>(tag: T): ReadonlyArray<Extract<Activity, { readonly _tag: T }>> =>
+    activity.filter((entry): entry is Extract<Activity, { readonly _tag: T }> => entry._tag === tag)
+  const drain = (fiber: Fiber.Fiber<ProjectionRunner.Ending, unknown>) =>
+    Effect.andThen(draining.open, Effect.orDie(Fiber.join(fiber)))
+  const leave = process.decisions.decide({ ...request, leaving: true })
+  return { ...process, activity, drain, draining, held, leave, lines, of, registration, row, run, seen, tags }
+})

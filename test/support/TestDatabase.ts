@@ -1,0 +1,124 @@
+/**
+ * A PostgreSQL database of its own for whoever builds the layer, dropped with its scope. Names are random, so any number of test processes can
+ * share a server.
+ *
+ * Connection pools need a clock that runs: in `it.layer` pass `{ excludeTestServices: true }`, elsewhere use `it.live`.
+ */
+import * as PgClient from "@effect/sql-pg/PgClient"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Reactivity from "effect/reactivity/Reactivity"
+import * as Redacted from "effect/Redacted"
+import type * as Scope from "effect/Scope"
+import * as SqlClient from "effect/sql/SqlClient"
+import type * as SqlError from "effect/sql/SqlError"
+import * as Crypto from "node:crypto"
+import { inject } from "vitest"
+
+/** The database that the layer made. */
+export class TestDatabase extends Context.Service<TestDatabase, {
+  readonly name: string
+  /** For child processes and clients of their own; carries the password. */
+  readonly url: string
+}>()("pupsourcing-orchestrator/test/TestDatabase") {}
+
+/** How a test database differs from an empty one behind a default pool. */
+export interface Options {
+  /** The database to copy; see {@link template}. Default: PostgreSQL's empty one. */
+  readonly template?: string | undefined
+  /** A server other than the run's own, as the URL of a role that may create databases. */
+  readonly serverUrl?: string | undefined
+  /** Settings of the pool that {@link layerWith} provides. */
+  readonly client?: Omit<PgClient.PgPoolConfig, "url"> | undefined
+}
+
+const databaseUrl = (serverUrl: string, name: string): string => {
+  const url = new URL(serverUrl)
+  url.pathname = `/${name}`
+  return url.href
+}
+
+/**
+ * Runs an effect with one short-lived connection to a database of the server. (The assertion: TypeScript cannot see that the `Exclude`s of an open `R`
+ * for client, `Reactivity` and `Scope` leave the one in the signature.)
+ */
+export const withConnection = <A, E, R>(
+  url: string,
+  self: Effect.Effect<A, E, R>
+): Effect.Effect<A, E | SqlError.SqlError, Exclude<R, SqlClient.SqlClient>> =>
+  PgClient.makeClient({ url: Redacted.make(url), applicationName: "test-database" }).pipe(
+    Effect.flatMap((client) => Effect.provideService(self, SqlClient.SqlClient, client)),
+    Effect.provide(Reactivity.layer),
+    Effect.scoped
+  ) as Effect.Effect<A, E | SqlError.SqlError, Exclude<R, SqlClient.SqlClient>>
+
+const randomName = (): string => `t_${Crypto.randomUUID().replaceAll("-", "")}`
+
+const create = Effect.fnUntraced(function*(name: string, copyOf: string) {
+  const sql = yield* SqlClient.SqlClient
+  yield* sql`CREATE DATABASE ${sql(name)} TEMPLATE ${sql(copyOf)}`
+})
+
+const drop = Effect.fnUntraced(function*(name: string) {
+  const sql = yield* SqlClient.SqlClient
+  yield* sql`DROP DATABASE IF EXISTS ${sql(name)} WITH (FORCE)`
+})
+
+/** Makes a database that lives as long as the scope. */
+export const make = Effect.fnUntraced(function*(
+  options: Options = {}
+): Effect.fn.Return<TestDatabase["Service"], SqlError.SqlError, Scope.Scope> {
+  const serverUrl = options.serverUrl ?? inject("pgUrl")
+  const name = randomName()
+  yield* Effect.acquireRelease(
+    withConnection(serverUrl, create(name, options.template ?? "template0")),
+    () =>
+      withConnection(serverUrl, drop(name)).pipe(
+        // A test may have stopped the server itself; its data directory is not kept for long.
+        Effect.ignoreCause
+      )
+  )
+  return TestDatabase.of({ name, url: databaseUrl(serverUrl, name) })
+})
+
+/**
+ * Makes a database called `name` once on the server, whichever test process asks first, and lets `prepare` fill it through the `SqlClient` it
+ * is given; the others wait. Then it serves as `template` for copies, which take tens of milliseconds. Put a hash of what `prepare` does
+ * into the name: the database stays, and nothing else tells an old one from a new one.
+ */
+export const template = <E, R>(
+  name: string,
+  prepare: Effect.Effect<void, E, R>,
+  serverUrl?: string
+): Effect.Effect<string, E | SqlError.SqlError, Exclude<R, SqlClient.SqlClient>> => {
+  const server = serverUrl ?? inject("pgUrl")
+  const build = Effect.gen(function*() {
+    const admin = yield* SqlClient.SqlClient
+    // Freed with this connection.
+    yield* admin`SELECT pg_advisory_lock(hashtext(${name}))`
+    const existing = yield* admin`SELECT 1 FROM pg_database WHERE datname = ${name}`
+    if (existing.length > 0) return name
+    // Renamed when complete: a test process that is killed meanwhile leaves no half-filled template.
+    const draft = randomName()
+    yield* create(draft, "template0")
+    yield* withConnection(databaseUrl(server, draft), prepare).pipe(Effect.tapCause(() => Effect.ignore(drop(draft))))
+    yield* admin`ALTER DATABASE ${admin(draft)} RENAME TO ${admin(name)}`
+    return name
+  })
+  return withConnection(server, build) as Effect.Effect<string, E | SqlError.SqlError, Exclude<R, SqlClient.SqlClient>>
+}
+
+/** A database of its own and a pool on it. */
+export const layerWith = (
+  options: Options
+): Layer.Layer<TestDatabase | PgClient.PgClient | SqlClient.SqlClient, SqlError.SqlError> =>
+  Layer.unwrap(Effect.map(TestDatabase, ({ url }) => PgClient.layer({ ...options.client, url: Redacted.make(url) })))
+    .pipe(
+      Layer.provideMerge(Layer.effect(TestDatabase)(make(options)))
+    )
+
+/** An empty database of its own and a pool on it. A constant: use it twice in one `Effect.provide` and both see the same database. */
+export const layer: Layer.Layer<TestDatabase | PgClient.PgClient | SqlClient.SqlClient, SqlError.SqlError> = layerWith(
+  {}
+)
