@@ -144,7 +144,7 @@ describe("examples/basic", { concurrent: false }, () => {
       ])
       const free = yield* sql`SELECT FROM orchestrator_checkpoints WHERE worker_id IS NOT NULL`
       assert.strictEqual(free.length, 0)
-    }).pipe(Effect.provide(TestDatabase.layer)), Harness.patience)
+    }).pipe(Effect.scoped, Effect.provide(TestDatabase.layer)), Harness.patience)
 
   it.live("a second signal ends it at once, but not the echo of the first", () =>
     Effect.gen(function*() {
@@ -195,7 +195,7 @@ describe("examples/basic", { concurrent: false }, () => {
         assert.deepStrictEqual(yield* b.ended, { code: 130, signal: null }, b.output())
         assert.notInclude(b.output(), "Unregistering worker...")
       }))
-    }).pipe(Effect.provide(TestDatabase.layer)), Harness.patience)
+    }).pipe(Effect.scoped, Effect.provide(TestDatabase.layer)), Harness.patience)
 
   it.live("a database that cannot be used is a message and exit code 1", () =>
     Effect.gen(function*() {
@@ -239,5 +239,5 @@ describe("examples/basic", { concurrent: false }, () => {
           assert.notMatch(process.output(), /^\s+at /m)
           assert.notInclude(process.output(), url.password)
         }), { concurrency: "unbounded", discard: true })
-    }).pipe(Effect.provide(TestDatabase.layer)), Harness.patience)
+    }).pipe(Effect.scoped, Effect.provide(TestDatabase.layer)), Harness.patience)
 })

@@ -43,7 +43,7 @@ describe("fleet", { concurrent: false }, () => {
       yield* harness.waitUntil("a has all three", allShared(["a"]))
       yield* harness.quiesce(projections)
       assert.deepStrictEqual(yield* a.stop, { code: 0, signal: null })
-    }).pipe(Effect.provide(Harness.layer)), Harness.patience)
+    }).pipe(Effect.scoped, Effect.provide(Harness.layer)), Harness.patience)
 
   it.live(
     "workers that carry different projections divide each among those that carry it",
@@ -81,7 +81,7 @@ describe("fleet", { concurrent: false }, () => {
         yield* harness.waitUntil("d takes what b does not carry", Harness.sharedBy(["b", "d"]))
         yield* harness.quiesce([...both, "per_aggregate/new"])
         assert.deepStrictEqual(yield* b.stop, { code: 0, signal: null })
-      }).pipe(Effect.provide(Harness.layer)),
+      }).pipe(Effect.scoped, Effect.provide(Harness.layer)),
     Harness.patience
   )
 
@@ -102,5 +102,5 @@ describe("fleet", { concurrent: false }, () => {
       yield* stopLoad
       const end = yield* harness.quiesce()
       assert.deepStrictEqual(end.refusals, [])
-    }).pipe(Effect.provide(Harness.layer)), Harness.patience)
+    }).pipe(Effect.scoped, Effect.provide(Harness.layer)), Harness.patience)
 })

@@ -29,7 +29,7 @@ describe("freeze", { concurrent: false }, () => {
       yield* harness.quiesce()
       assert.deepStrictEqual(yield* b.stop, { code: 0, signal: null })
       assert.deepStrictEqual(yield* a.stop, { code: 0, signal: null })
-    }).pipe(Effect.provide(Harness.layer)), Harness.patience)
+    }).pipe(Effect.scoped, Effect.provide(Harness.layer)), Harness.patience)
 
   it.live("a worker frozen in the middle of a batch's transaction holds nobody up", () =>
     Effect.gen(function*() {
@@ -56,7 +56,7 @@ describe("freeze", { concurrent: false }, () => {
       yield* harness.waitUntil("a and b share the work", Harness.sharedBy(["a", "b"]))
       yield* harness.append(300)
       yield* harness.quiesce()
-    }).pipe(Effect.provide(Harness.layer)), Harness.patience)
+    }).pipe(Effect.scoped, Effect.provide(Harness.layer)), Harness.patience)
 
   it.live("a worker that does not know of its eviction cannot commit", () =>
     Effect.gen(function*() {
@@ -77,7 +77,7 @@ describe("freeze", { concurrent: false }, () => {
       const end = yield* harness.quiesce()
       assert.deepStrictEqual(end.refusals, [])
       yield* harness.waitForOutput(b, "it registers anew")
-    }).pipe(Effect.provide(Harness.layer)), Harness.patience)
+    }).pipe(Effect.scoped, Effect.provide(Harness.layer)), Harness.patience)
 
   it.live(
     "a worker whose id a successor has taken ends with WorkerReplaced when it wakes",
@@ -110,7 +110,7 @@ describe("freeze", { concurrent: false }, () => {
         const end = yield* harness.quiesce()
         assert.isTrue(Harness.sharedBy(["pod-0"])(end))
         assert.strictEqual(Harness.newest(end)!.generationId, Harness.newest(after.state)!.generationId)
-      }).pipe(Effect.provide(Harness.layer)),
+      }).pipe(Effect.scoped, Effect.provide(Harness.layer)),
     Harness.patience
   )
 })

@@ -625,7 +625,10 @@ export class Harness extends Context.Service<Harness, Effect.Success<typeof make
   "pupsourcing-orchestrator/test/faults/Harness"
 ) {}
 
-/** On the run's own server, or on another one. */
+/**
+ * A harness on the run's own server, or on another one. Provide it outside of `Effect.scoped`, so that the processes end
+ * before their database does.
+ */
 export const layerWith = (options: { readonly serverUrl?: string | undefined }) =>
   Layer.effect(Harness)(make).pipe(
     Layer.provide(PostgresStores.layerWith({ presence: false })),
@@ -640,4 +643,5 @@ export const layerWith = (options: { readonly serverUrl?: string | undefined }) 
     )))
   )
 
+/** A harness on the run's own server. */
 export const layer = layerWith({})

@@ -54,6 +54,6 @@ describe("membership", { concurrent: false }, () => {
             workerId === null
           ) && workers.every(({ state }) => state === "stopped"))
         assert.deepStrictEqual(end.state.refusals, [])
-      }).pipe(Effect.provide(Harness.layer)), Harness.patience)
+      }).pipe(Effect.scoped, Effect.provide(Harness.layer)), Harness.patience)
   }
 })

@@ -36,5 +36,5 @@ describe("outage", { concurrent: false }, () => {
       assert.deepStrictEqual(identity(after), identity(before.state))
       assert.isTrue(Harness.sharedBy(["a", "b", "c"])(after))
       for (const worker of workers) assert.deepStrictEqual(yield* worker.stop, { code: 0, signal: null })
-    }).pipe(Effect.provide(Live)), Harness.patience)
+    }).pipe(Effect.scoped, Effect.provide(Live)), Harness.patience)
 })

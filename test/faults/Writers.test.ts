@@ -17,7 +17,7 @@ describe("writers", { concurrent: false }, () => {
       const end = yield* harness.quiesce()
       assert.strictEqual(end.events, 1000)
       assert.deepStrictEqual(end.refusals, [])
-    }).pipe(Effect.provide(Harness.layer)), Harness.patience)
+    }).pipe(Effect.scoped, Effect.provide(Harness.layer)), Harness.patience)
 
   it.live("a writer that commits late is waited for, across hand-overs", () =>
     Effect.gen(function*() {
@@ -57,5 +57,5 @@ describe("writers", { concurrent: false }, () => {
       assert.strictEqual(end.events, 301)
       assert.deepStrictEqual(end.refusals, [])
       assert.deepStrictEqual(yield* b.stop, { code: 0, signal: null })
-    }).pipe(Effect.provide(Harness.layer)), Harness.patience)
+    }).pipe(Effect.scoped, Effect.provide(Harness.layer)), Harness.patience)
 })

@@ -58,7 +58,11 @@ it.effect("who subscribes is told the present first, and nothing of the past", (
     const log = ActivityLog.make("main", () => [at(position)])
     yield* log.record(at(0))
     position = 7
-    const fiber = yield* log.stream.pipe(Stream.take(2), Stream.runCollect, Effect.forkChild({ startImmediately: true }))
+    const fiber = yield* log.stream.pipe(
+      Stream.take(2),
+      Stream.runCollect,
+      Effect.forkChild({ startImmediately: true })
+    )
     yield* Effect.yieldNow.pipe(Effect.repeat({ times: 10 }))
     yield* log.record(at(8))
     assert.deepStrictEqual(told(yield* Fiber.join(fiber)), [7, 8])

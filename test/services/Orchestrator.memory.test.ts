@@ -1,5 +1,5 @@
 import { assert, it } from "@effect/vitest"
-import { Cause, Effect, Exit, Fiber, Layer, Stream, TxRef } from "effect"
+import { Cause, Config, ConfigProvider, Duration, Effect, Exit, Fiber, Layer, Stream, TxRef } from "effect"
 import { TestClock } from "effect/testing"
 import * as MemoryStores from "../../src/layers/memory/MemoryStores.ts"
 import type { Activity } from "../../src/schema/Activity.ts"
@@ -103,3 +103,31 @@ it.effect("catchUp ends when everything visible is handled", () =>
       2500
     )
   }).pipe(Effect.provide(Layer.mergeAll(MemoryStores.layer))))
+
+it.effect("a setting may be a Config or a plain value", () =>
+  Orchestrator.Orchestrator.pipe(
+    Effect.provide(
+      Orchestrator.layerConfig({
+        replicaSet: Config.String("REPLICA_SET"),
+        heartbeatInterval: "1 second",
+        staleWorkerTimeout: Duration.seconds(9),
+        batchSize: 10,
+        projections: [Projection.make("a", { handle: () => Effect.void })]
+      }).pipe(
+        Layer.provide(MemoryStores.layer),
+        Layer.provide(ConfigProvider.layer(ConfigProvider.fromUnknown({ REPLICA_SET: "main" })))
+      )
+    )
+  ))
+
+it.effect("a worker that outlives its stores comes to an end", () =>
+  Effect.gen(function*() {
+    const counts = yield* TxRef.make<Record<string, number>>({})
+    const fiber = yield* Effect.gen(function*() {
+      const orchestrator = yield* Orchestrator.make({ replicaSet: "main", projections: [counting(counts)] })
+      const fiber = yield* Effect.forkScoped(orchestrator.run)
+      yield* settle
+      return fiber
+    }).pipe(Effect.provide(MemoryStores.layer))
+    yield* Fiber.interrupt(fiber)
+  }))

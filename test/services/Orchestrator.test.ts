@@ -191,7 +191,11 @@ it.effect("activity begins with the present state", () =>
     yield* worker.stop
     yield* pass(100)
     // Nothing is present any more.
-    const after = yield* worker.orchestrator.activity.pipe(Stream.runHead, Effect.timeoutOption("1 second"), Effect.forkChild)
+    const after = yield* worker.orchestrator.activity.pipe(
+      Stream.runHead,
+      Effect.timeoutOption("1 second"),
+      Effect.forkChild
+    )
     yield* TestClock.adjust("2 seconds")
     assert.isTrue((yield* Fiber.join(after))._tag === "None")
   }))
@@ -397,7 +401,10 @@ it.effect.each([["now", 16n], [10n, 10n], ["beginning", 0n]] as const)(
       const first = yield* start(world, [projection], { how: "catchUp" })
       yield* pass(1_000)
       assert.isTrue(Exit.isSuccess(yield* Fiber.await(first.fiber)))
-      assert.deepStrictEqual(handled, Array.from({ length: 16 - Number(position) }, (_, n) => position + BigInt(n) + 1n))
+      assert.deepStrictEqual(
+        handled,
+        Array.from({ length: 16 - Number(position) }, (_, n) => position + BigInt(n) + 1n)
+      )
       assert.strictEqual(first.of("RangeTaken")[0]?.position, position)
       yield* appendAll(feeder.events)
       const second = yield* start(world, [projection], { how: "catchUp" })
@@ -683,8 +690,11 @@ it.effect("the metrics have the original's names, and count", () =>
       )
     const sum = (name: string, attributes: Readonly<Record<string, string>> = {}) =>
       found(name, attributes).reduce((total, metric) =>
-        total + Number("count" in metric.state ? metric.state.count : "value" in metric.state ? metric.state.value : NaN), 0)
-    for (const name of names) assert.isAbove(found(name).length, 0, name)
+        total +
+        Number("count" in metric.state ? metric.state.count : "value" in metric.state ? metric.state.value : NaN), 0)
+    for (const name of names) {
+      assert.isAbove(found(name).length, 0, name)
+    }
     for (const { attributes, id } of snapshot) {
       if (id.startsWith("pupsourcing_")) assert.strictEqual(attributes?.["replica_set"], "main", id)
     }

@@ -123,8 +123,7 @@ it.effect.each(
     const handled = yield* TxRef.make<ReadonlyArray<string>>([])
     const worker = yield* runner(
       world,
-      recording(handled, (event): Effect.Effect<unknown, unknown> =>
-        event.aggregateId === "b" ? failure : Effect.void)
+      recording(handled, (event): Effect.Effect<unknown, unknown> => event.aggregateId === "b" ? failure : Effect.void)
     )
     yield* worker.events.append([event("a")])
     yield* worker.events.append([event("b")])
@@ -147,7 +146,9 @@ it.effect("an event too large to be received halts the range behind what comes b
       events: (real) => ({
         read: (options) =>
           options.after >= 1n
-            ? Effect.fail(new EventTooLarge({ position: 2n, eventId, aggregateId: "b", bytes: 20_000_000, limit: 16_000_000 }))
+            ? Effect.fail(
+              new EventTooLarge({ position: 2n, eventId, aggregateId: "b", bytes: 20_000_000, limit: 16_000_000 })
+            )
             : Effect.map(real.read(options), (page) => ({ events: page.events.slice(0, 1), position: 1n }))
       })
     })
@@ -241,7 +242,8 @@ it.effect("a handler that loses its connection three times at one position is th
             held,
             options,
             Effect.tap(work, () =>
-              Effect.flatMap(TxRef.get(handled), (ids) => ids.includes("b") ? Effect.fail(connectionLost) : Effect.void))
+              Effect.flatMap(TxRef.get(handled), (ids) =>
+                ids.includes("b") ? Effect.fail(connectionLost) : Effect.void))
           ).pipe(
             Effect.catchTag("HandlerFailure", ({ cause }) =>
               Effect.fail(Cause.squash(cause) === connectionLost ? connectionLost : conflict))
@@ -334,15 +336,19 @@ it.effect("progress over events of others is written once a second at most, and 
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const written: Array<readonly [at: number, to: bigint]> = []
-    const worker = yield* runner(world, Projection.make("users", { eventTypes: ["Never"], handle: () => Effect.void }), {
-      checkpoints: (real) => ({
-        advance: (held, options) =>
-          Effect.andThen(
-            Effect.flatMap(Clock.currentTimeMillis, (now) => Effect.sync(() => written.push([now, options.to]))),
-            real.advance(held, options)
-          )
-      })
-    })
+    const worker = yield* runner(
+      world,
+      Projection.make("users", { eventTypes: ["Never"], handle: () => Effect.void }),
+      {
+        checkpoints: (real) => ({
+          advance: (held, options) =>
+            Effect.andThen(
+              Effect.flatMap(Clock.currentTimeMillis, (now) => Effect.sync(() => written.push([now, options.to]))),
+              real.advance(held, options)
+            )
+        })
+      }
+    )
     const fiber = yield* Effect.forkChild(worker.run)
     for (const _ of ids(50)) {
       yield* worker.events.append([event("a")])

@@ -2,9 +2,9 @@ import { assert, it } from "@effect/vitest"
 import { Context, Effect, Exit, Fiber, Stream } from "effect"
 import * as MemoryStores from "../../src/layers/memory/MemoryStores.ts"
 import type { Activity } from "../../src/schema/Activity.ts"
+import { DatabaseUnavailable } from "../../src/schema/Errors.ts"
 import { CheckpointStore } from "../../src/services/CheckpointStore.ts"
 import { Decisions } from "../../src/services/Decisions.ts"
-import { DatabaseUnavailable } from "../../src/schema/Errors.ts"
 import { Membership } from "../../src/services/Membership.ts"
 import * as Orchestrator from "../../src/services/Orchestrator.ts"
 import * as Projection from "../../src/services/Projection.ts"
@@ -112,10 +112,11 @@ it.effect("a worker that drains is still heard of", () =>
     }).pipe(
       Effect.provide(Context.add(process.stores, Membership, {
         ...process.membership,
-        heartbeat: (self) => Effect.suspend(() => {
-          beats++
-          return process.membership.heartbeat(self)
-        })
+        heartbeat: (self) =>
+          Effect.suspend(() => {
+            beats++
+            return process.membership.heartbeat(self)
+          })
       }))
     )
     const fiber = yield* Effect.forkDetach(orchestrator.run)
