@@ -18,7 +18,7 @@ export type Activity = Data.TaggedEnum<{
   WorkerRegistered: { readonly registration: Registration }
   /** The worker has unregistered. */
   WorkerLeft: { readonly registration: Registration }
-  /** The worker was taken for dead by others. It stops and registers anew. */
+  /** The worker was taken for dead by others. It stops, and registers anew unless another process has its id by now. */
   WorkerEvicted: { readonly registration: Registration }
   /** A generation is in force; `partition` is this worker's key in it. */
   GenerationFormed: { readonly generation: Generation; readonly partition: number; readonly byThisWorker: boolean }
@@ -40,7 +40,7 @@ export type Activity = Data.TaggedEnum<{
   CaughtUp: { readonly projection: string; readonly range: HashRange; readonly position: bigint }
   /** A range stands still because its handler failed. */
   RangeHalted: { readonly projection: string; readonly range: HashRange; readonly halt: Omit<Halt, "since" | "hash"> }
-  /** A batch did not commit and is tried again. */
+  /** A read, a batch or a write of progress failed for a reason that may pass, and is tried again. */
   BatchRetried: {
     readonly projection: string
     readonly range: HashRange

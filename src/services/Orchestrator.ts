@@ -11,6 +11,7 @@ import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Latch from "effect/Latch"
 import * as Layer from "effect/Layer"
 import * as Metric from "effect/Metric"
@@ -144,8 +145,14 @@ const checkProjections = (
 const wakeUpWindow = Duration.millis(20)
 /** Neighbouring ranges are joined at most this often: it interrupts both for a moment. */
 const joinInterval = Duration.seconds(5)
+/** The first of them to end stands still for the others at most this long. */
+const joinPatience = Duration.millis(250)
 /** Pause before the stores are asked again after they failed. */
 const storeBackoff = Duration.millis(250)
+/** While the database is away every so many failures are logged: five seconds' worth. */
+const failuresPerLogLine = 20
+/** A decision that only waits for time to pass is tried again no less often than this. */
+const longestRecheckMillis = 250
 /** A worker that could not renew for this part of `staleWorkerTimeout` stops working before others take over. */
 const renewalMargin = 0.8
 /** Unregistering is a courtesy; a database that does not answer must not hold up the end of the process. */
@@ -184,9 +191,10 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
       partition: Generation.partitionKey(generation, registration),
       byThisWorker: false
     })]),
-    ...[...(ranges?.all.values() ?? [])].map(({ held, seen }) =>
-      Activity.RangeTaken({ projection: held.projection, range: held.range, position: seen })
-    )
+    ...[...(ranges?.all.values() ?? [])].flatMap(({ halt, held: { projection, range }, seen }) => [
+      Activity.RangeTaken({ projection, range, position: seen }),
+      ...(halt === undefined ? [] : [Activity.RangeHalted({ projection, range, halt })])
+    ])
   ])
 
   const startPositions = Effect.fnUntraced(function*() {
@@ -206,6 +214,9 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
   })
 
   let joinedBefore = false
+  let coordinatedBefore = false
+  /** The present registration works on all of its assignment. */
+  let assigned = false
 
   /** One registration's life. Ends by failing, `WorkerEvicted` included, or by interruption. */
   const life = Effect.fnUntraced(function*(
@@ -224,6 +235,7 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
       Effect.gen(function*() {
         registration = undefined
         generation = undefined
+        assigned = false
         if (!evicted) {
           yield* Effect.logInfo("Unregistering worker...")
           yield* within(
@@ -268,31 +280,20 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
     yield* Effect.logInfo(`Worker registered: ${workerId}`)
     yield* log.record(Activity.WorkerRegistered({ registration: self }))
 
-    const open = yield* Ranges.make({
-      runner,
-      drainTimeout: settings.drainTimeout,
-      onChange: () => wake.openUnsafe(),
-      onSeen,
-      onFailure: (error) => Effect.asVoid(Deferred.fail(failed, error))
-    })
-    ranges = open
-
-    const heartbeat = Effect.gen(function*() {
-      let renewedAt = yield* Clock.monotonicTimeNanos
+    let renewedAt = yield* Clock.monotonicTimeNanos
+    const renew = Effect.gen(function*() {
       const interval = settings.heartbeatInterval
-      const margin = Duration.times(settings.staleWorkerTimeout, renewalMargin)
       let failures = 0
       yield* Effect.sleep(interval)
       while (true) {
         const attemptedAt = yield* Clock.monotonicTimeNanos
         const result = yield* Effect.result(membership.heartbeat(self))
-        const now = yield* Clock.monotonicTimeNanos
         if (result._tag === "Success") {
           failures = 0
           renewedAt = attemptedAt
           yield* Metric.update(
             Metric.withAttributes(Metrics.heartbeatLatencySeconds, { replica_set: replicaSet }),
-            Number(now - attemptedAt) / 1_000_000_000
+            Number((yield* Clock.monotonicTimeNanos) - attemptedAt) / 1_000_000_000
           )
           if (suspended) {
             suspended = false
@@ -305,18 +306,42 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
         } else {
           failures++
           if (failures === 1) yield* Effect.logWarning(`Heartbeat failed, it is tried again: ${result.failure.message}`)
-          if (!suspended && Number(now - renewedAt) / 1_000_000 > Duration.toMillis(margin)) {
-            suspended = true
-            yield* Effect.logWarning(
-              "The worker could not renew its heartbeat in time: it stops its projections until it can, since others may take over"
-            )
-            yield* log.record(Activity.Suspended())
-            wake.openUnsafe()
-          }
         }
         yield* Effect.sleep(failures === 0 ? interval : Duration.min(interval, Duration.seconds(1)))
       }
     })
+
+    /** Beside the attempts, because one that gets no answer ends late. */
+    const suspendWhenOverdue = Effect.gen(function*() {
+      const margin = Duration.times(settings.staleWorkerTimeout, renewalMargin)
+      while (true) {
+        const silent = Duration.nanos((yield* Clock.monotonicTimeNanos) - renewedAt)
+        const overdue = Duration.isGreaterThan(silent, margin)
+        if (overdue && !suspended) {
+          suspended = true
+          yield* Effect.logWarning(
+            "The worker could not renew its heartbeat in time: it stops its projections until it can, since others may take over"
+          )
+          yield* log.record(Activity.Suspended())
+          wake.openUnsafe()
+        }
+        yield* Effect.sleep(overdue ? margin : Duration.sum(Duration.subtract(margin, silent), Duration.millis(1)))
+      }
+    })
+    // In the scope before the ranges, so that a worker that drains is still heard of.
+    yield* Effect.raceFirst(renew, suspendWhenOverdue).pipe(
+      Effect.onError((cause) => Deferred.failCause(failed, cause)),
+      Effect.forkScoped
+    )
+
+    const open = yield* Ranges.make({
+      runner,
+      drainTimeout: settings.drainTimeout,
+      onChange: () => wake.openUnsafe(),
+      onSeen,
+      onFailure: (error) => Effect.asVoid(Deferred.fail(failed, error))
+    })
+    ranges = open
 
     const listen = Effect.gen(function*() {
       const wakeUps = yield* membership.wakeUps(self)
@@ -329,9 +354,14 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
 
     const reconcile = Effect.gen(function*() {
       let seenAt = yield* Clock.monotonicTimeNanos
+      /** Since when the assignment could have been reached: time without the database does not count. */
+      let waitingSince: bigint | undefined = seenAt
+      let failures = 0
+      let rechecks = 0
       let reached = false
       let leftAlone = false
       let joinedAt = seenAt
+      let joining: ReadonlySet<string> = new Set()
       let lookedAt = 0n
       while (true) {
         const now = yield* Clock.monotonicTimeNanos
@@ -344,25 +374,46 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
         lookedAt = yield* Clock.monotonicTimeNanos
 
         if (suspended) {
+          waitingSince = undefined
           yield* Effect.forEach([...open.all.keys()], (key) => open.close(key, "now"), { discard: true })
           yield* wake.await
           continue
         }
 
+        const working = busy()
+        // Until the last of the ranges that are to become one has ended, none is opened again; and it must have ended
+        // before the decision that makes them one. A slow handler is not waited for.
+        joining = Duration.isGreaterThan(Duration.nanos(lookedAt - joinedAt), joinPatience)
+          ? new Set()
+          : new Set([...joining].filter((key) => working.has(key)))
+        const paused = new Set([...joining].map((key) => open.all.get(key)?.held.projection))
         const result = yield* Effect.result(
-          coordinator.reconcile({ registration: self, projections: carried, busy: busy() }, settings)
+          coordinator.reconcile({ registration: self, projections: carried, busy: working }, settings)
         )
         if (result._tag === "Failure") {
+          if (result.failure._tag === "WorkerEvicted") {
+            // A decision sees only that the registration is gone; whether a successor has the id, the heartbeat says.
+            yield* Effect.catchIf(membership.heartbeat(self), isStoreError, () => Effect.void)
+          }
           if (!isStoreError(result.failure)) return yield* result.failure
-          yield* Effect.logWarning(`Coordination failed, it is tried again: ${result.failure.message}`)
+          // What has never worked will not mend itself: a missing right or table.
+          if (!coordinatedBefore && result.failure._tag === "StoreFailure") return yield* result.failure
+          waitingSince = undefined
+          if (failures++ % failuresPerLogLine === 0) {
+            yield* Effect.logWarning(`Coordination failed, it is tried again: ${result.failure.message}`)
+          }
           yield* Effect.sleep(storeBackoff)
           continue
         }
+        failures = 0
+        coordinatedBefore = true
+        waitingSince ??= lookedAt
         const { decision, formed } = result.success
         const current = decision.generation
-        if (current !== undefined && current.generationId !== generation?.generationId) {
-          seenAt = lookedAt
-          reached = false
+        const switched = current !== undefined && current.generationId !== generation?.generationId
+        if (switched) {
+          seenAt = waitingSince = lookedAt
+          reached = assigned = false
           yield* switchTo(self, generation, current, formed)
           leftAlone = generation !== undefined
           generation = current
@@ -386,7 +437,7 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
           const share = shareOf(held.projection)
           if (share === undefined || !HashRange.contains(share, held.range)) continue
           const projection = projections.get(held.projection)
-          if (projection === undefined || open.all.has(Checkpoint.key(held))) continue
+          if (projection === undefined || paused.has(held.projection) || open.all.has(Checkpoint.key(held))) continue
           yield* open.open({
             held,
             settings,
@@ -396,10 +447,12 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
           })
         }
 
-        const settled = decision.settled && current !== undefined &&
+        const settled = decision.settled && current !== undefined && paused.size === 0 &&
           [...open.all.values()].every((range) => !range.closing)
+        // After the ranges: nobody's work waits for what people read.
+        if (switched && !settled) yield* report(self, "ready", current)
         if (settled && !reached) {
-          reached = true
+          reached = assigned = true
           const afterMillis = Number((yield* Clock.monotonicTimeNanos) - seenAt) / 1_000_000
           const partition = Generation.partitionKey(current, self)
           yield* Effect.logInfo(
@@ -408,10 +461,12 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
               : "Processing events..."
           )
           yield* log.record(Activity.AssignmentReached({ generation: current, partition, afterMillis }))
+          // Who waits for progress may have nothing to wait for: there need not be a single event.
+          onSeen()
           yield* report(self, "running", current)
         }
         if (!reached && current !== undefined) {
-          const waited = Duration.nanos((yield* Clock.monotonicTimeNanos) - seenAt)
+          const waited = Duration.nanos((yield* Clock.monotonicTimeNanos) - waitingSince)
           const closing = [...open.all.values()].filter((range) => range.closing).map(({ held }) => held.projection)
           // Whoever holds the others up fails first, so that those who only wait for it need not.
           const patience = closing.length > 0
@@ -432,19 +487,26 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
 
         if (reached && Duration.isGreaterThan(Duration.nanos(lookedAt - joinedAt), joinInterval)) {
           joinedAt = lookedAt
-          yield* joinNeighbours(open)
+          joining = yield* joinNeighbours(open)
         }
 
         const recheck = decision.recheckAfterMillis
-        const patience = recheck === undefined
-          ? settings.pollInterval
-          : Duration.min(settings.pollInterval, Duration.millis(recheck))
+        // A row that stays locked (a slow handler, a frozen worker) is asked for less and less often.
+        rechecks = recheck === undefined || recheck > longestRecheckMillis ? 0 : rechecks + 1
+        const patience = Math.min(
+          Duration.toMillis(settings.pollInterval),
+          recheck === undefined
+            ? Infinity
+            : rechecks === 0
+            ? recheck
+            : Math.min(recheck * 2 ** (rechecks - 1), longestRecheckMillis),
+          joining.size === 0 ? Infinity : Duration.toMillis(joinPatience) + 1
+        )
         yield* Effect.timeoutOption(wake.await, patience)
       }
     })
 
     return yield* Effect.raceAllFirst([
-      heartbeat,
       listen,
       reconcile,
       Deferred.await(failed)
@@ -461,12 +523,12 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
   })
 
   /**
-   * Neighbouring ranges of a projection that stand at the same place are closed, so that the next decision makes one
-   * range of them: what many switches have cut up grows together again.
+   * Closes neighbouring ranges of a projection that stand at the same place, so that the next decision makes one range
+   * of them: what many switches have cut up grows together again. Returns their keys.
    */
   const joinNeighbours = (open: Ranges.Ranges) => {
     const idle = [...open.all.values()]
-      .filter((range) => !range.closing && range.held.halt === undefined)
+      .filter((range) => !range.closing && range.halt === undefined)
       .sort((a, b) => a.held.range.start - b.held.range.start)
     const keys = new Set<string>()
     for (const left of idle) {
@@ -476,7 +538,7 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
       if (right === undefined) continue
       keys.add(Checkpoint.key(left.held)).add(Checkpoint.key(right.held))
     }
-    return Effect.forEach(keys, (key) => open.close(key, "drain"), { discard: true })
+    return Effect.as(Effect.forEach(keys, (key) => open.close(key, "drain"), { discard: true }), keys)
   }
 
   const report = (self: Registration, state: "ready" | "running", current: Generation.Generation) =>
@@ -501,7 +563,6 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
     }
     if (partition >= 0) yield* Effect.logInfo(`Assigned partition: ${partition} of ${current.members.length}`)
     yield* log.record(Activity.GenerationFormed({ generation: current, partition, byThisWorker: formed }))
-    yield* report(self, "ready", current)
   })
 
   /** Registers again after every eviction. */
@@ -519,33 +580,49 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
 
   let running = false
   const alone = <A, E extends OrchestratorError>(self: Effect.Effect<A, E>): Effect.Effect<A, E | AlreadyRunning> =>
-    Effect.suspend((): Effect.Effect<A, E | AlreadyRunning> => {
-      if (running) return Effect.fail(new AlreadyRunning({ replicaSet }))
-      running = true
-      return Effect.ensuring(
-        self,
+    Effect.acquireUseRelease(
+      Effect.suspend(() => {
+        if (running) return Effect.fail(new AlreadyRunning({ replicaSet }))
+        running = true
+        return Effect.void
+      }),
+      () => self,
+      () =>
         Effect.sync(() => {
           running = false
         })
-      )
-    }).pipe(
+    ).pipe(
       Effect.tapCause(logFailure),
-      Effect.onInterrupt(() => Effect.logInfo("Shutdown complete")),
+      Effect.onExit((exit) =>
+        Exit.isSuccess(exit) || Cause.hasInterruptsOnly(exit.cause) ? Effect.logInfo("Shutdown complete") : Effect.void
+      ),
       Effect.annotateLogs({ replicaSet })
     )
 
   const caughtUp = Effect.fnUntraced(function*(progressed: Latch.Latch) {
     const target = yield* events.headPosition
     let remaining = [...projections.keys()]
+    let askedAt: bigint | undefined
     while (remaining.length > 0) {
       progressed.closeUnsafe()
       const mine = [...(ranges?.all.values() ?? [])]
       const behind: Array<string> = []
+      // What this worker does not see itself, the table says; to ask it after each batch would cost more than it tells.
+      const now = yield* Clock.monotonicTimeNanos
+      const ask = askedAt === undefined ||
+        Duration.isGreaterThanOrEqualTo(Duration.nanos(now - askedAt), settings.pollInterval)
+      if (ask) askedAt = now
       for (const name of remaining) {
         const local = mine.filter(({ held }) => held.projection === name)
         if (HashRange.tiles(local.map(({ held }) => held.range)) && local.every(({ seen }) => seen >= target)) continue
-        const rows = yield* checkpoints.rows(name)
-        const halted = rows.find((row) => row.halt !== undefined)
+        // Before that, a halt may be one of an earlier run, which this worker tries again when it takes the range.
+        const counts = assigned
+        const rows = ask
+          ? yield* checkpoints.rows(name).pipe(
+            Effect.catch((error) => Effect.as(Effect.logWarning(`Progress is asked for again: ${error.message}`), []))
+          )
+          : []
+        const halted = counts ? rows.find((row) => row.halt !== undefined) : undefined
         if (halted?.halt !== undefined) {
           return yield* new ProjectionHalted({
             projection: name,

@@ -17,12 +17,19 @@ import * as Option from "effect/Option"
 import * as Random from "effect/Random"
 import { Activity } from "../schema/Activity.ts"
 import type { Held } from "../schema/Checkpoint.ts"
-import type { CheckpointAheadOfEvents, EventTooLarge, StoreError } from "../schema/Errors.ts"
+import type {
+  CheckpointAheadOfEvents,
+  EventTooLarge,
+  StoreError,
+  StoreFailure,
+  UnsupportedDatabase
+} from "../schema/Errors.ts"
 import type { Event } from "../schema/Event.ts"
 import * as HashRange from "../schema/HashRange.ts"
 import type { Settings } from "../schema/Settings.ts"
 import * as BatchContext from "./BatchContext.ts"
 import { CheckpointStore, type Fenced, type TransientFailure } from "./CheckpointStore.ts"
+import { errorText } from "./ErrorText.ts"
 import { EventStore, type Page } from "./EventStore.ts"
 import type * as Projection from "./Projection.ts"
 
@@ -51,6 +58,14 @@ export interface Job {
  */
 export type Ending = "drained" | "fenced"
 
+/**
+ * What neither another attempt nor another worker will mend.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export type RunnerError = CheckpointAheadOfEvents | StoreFailure | UnsupportedDatabase
+
 type Outcome =
   | { readonly _tag: "Committed"; readonly handled: number }
   | { readonly _tag: "Failed"; readonly at: number; readonly cause: Cause.Cause<unknown> }
@@ -64,9 +79,10 @@ export class ProjectionRunner extends Context.Service<ProjectionRunner, {
   /**
    * Works until `draining` opens or the range is lost. Passing failures of the stores are retried for as long as it
    * takes. A handler that fails halts the range: its predecessors commit, the failure is recorded, and the runner
-   * stands still until it is drained.
+   * stands still until it is drained. A database in which events cannot be read in order, or whose very first answer is
+   * a refusal (a missing right), fails it.
    */
-  readonly run: (job: Job) => Effect.Effect<Ending, CheckpointAheadOfEvents>
+  readonly run: (job: Job) => Effect.Effect<Ending, RunnerError>
 }>()("pupsourcing-orchestrator/services/ProjectionRunner") {}
 
 /**
@@ -82,7 +98,6 @@ const attemptsBeforeError = 5
 const lostConnectionsBeforeFailure = 3
 const firstBackoff = Duration.millis(10)
 const longestBackoff = Duration.seconds(5)
-const longestErrorText = 2000
 
 /**
  * @category constructors
@@ -91,8 +106,10 @@ const longestErrorText = 2000
 export const make = Effect.gen(function*() {
   const events = yield* EventStore
   const checkpoints = yield* CheckpointStore
+  /** Any range's runner: what has worked once is waited for. */
+  let hasRead = false
 
-  const run = Effect.fnUntraced(function*(job: Job): Effect.fn.Return<Ending, CheckpointAheadOfEvents> {
+  const run = Effect.fnUntraced(function*(job: Job): Effect.fn.Return<Ending, RunnerError> {
     const { draining, held, projection, settings } = job
     const range = held.range
     const base = yield* Effect.context<never>()
@@ -106,7 +123,8 @@ export const make = Effect.gen(function*() {
     let caughtUp = false
 
     const unlessDraining = <A, E>(self: Effect.Effect<A, E>): Effect.Effect<Option.Option<A>, E> =>
-      Effect.raceFirst(Effect.asSome(self), Effect.as(draining.await, Option.none<A>()))
+      // In this order, so that nothing is begun any more once the range is to be given up.
+      Effect.raceFirst(Effect.as(draining.await, Option.none<A>()), Effect.asSome(self))
 
     /** Tries until the store answers; only fencing and the end of the world come through. */
     const persist = Effect.fnUntraced(function*<A, E>(
@@ -152,9 +170,8 @@ export const make = Effect.gen(function*() {
       writtenAt = yield* Clock.monotonicTimeNanos
     })
 
-    const read = Effect.gen(function*() {
-      const upTo = yield* events.settledBeyond(seen, settings.pollInterval)
-      return yield* events.read({
+    const read = (upTo: bigint) =>
+      events.read({
         after: seen,
         upTo,
         range,
@@ -162,26 +179,36 @@ export const make = Effect.gen(function*() {
         limit: settings.batchSize,
         bytes: settings.batchBytes
       })
-    })
 
     /** The next page; while there is none, progress without work is written in time. */
     const next: Effect.Effect<
       Option.Option<Page>,
-      CheckpointAheadOfEvents | EventTooLarge | Fenced
+      EventTooLarge | Fenced | RunnerError
     > = Effect.gen(function*() {
       for (let attempt = 1;;) {
-        const wait = seen === written
-          ? Effect.never
-          : Effect.flatMap(
-            Clock.monotonicTimeNanos,
-            (now) => Effect.sleep(Duration.subtract(emptyProgressInterval, Duration.nanos(now - writtenAt)))
-          )
-        const result = yield* Effect.result(
-          unlessDraining(Effect.raceFirst(Effect.asSome(read), Effect.as(wait, Option.none<Page>())))
+        const due = Duration.subtract(
+          emptyProgressInterval,
+          Duration.nanos((yield* Clock.monotonicTimeNanos) - writtenAt)
         )
+        if (seen !== written && !Duration.isPositive(due)) yield* flush()
+        // Only the waiting ends when progress is to be written: a read that was begun is worth its answer.
+        const settled = Effect.raceFirst(
+          Effect.asSome(events.settledBeyond(seen, settings.pollInterval)),
+          Effect.as(seen === written ? Effect.never : Effect.sleep(due), Option.none<bigint>())
+        )
+        const result = yield* Effect.result(unlessDraining(Effect.flatMap(
+          settled,
+          Option.match({
+            onNone: () => Effect.succeed(Option.none<Page>()),
+            onSome: (upTo) => Effect.asSome(read(upTo))
+          })
+        )))
         if (result._tag === "Failure") {
           const failure = result.failure
-          if (failure._tag === "EventTooLarge" || failure._tag === "CheckpointAheadOfEvents") {
+          if (
+            failure._tag === "EventTooLarge" || failure._tag === "CheckpointAheadOfEvents" ||
+            failure._tag === "UnsupportedDatabase" || (failure._tag === "StoreFailure" && !hasRead)
+          ) {
             return yield* failure
           }
           yield* failing(attempt, "Reading", failure)
@@ -190,8 +217,10 @@ export const make = Effect.gen(function*() {
           continue
         }
         if (Option.isNone(result.success)) return Option.none()
-        if (Option.isSome(result.success.value)) return result.success.value
-        yield* flush()
+        if (Option.isSome(result.success.value)) {
+          hasRead = true
+          return result.success.value
+        }
       }
     })
 
@@ -204,6 +233,7 @@ export const make = Effect.gen(function*() {
       end: bigint
     ): Effect.fn.Return<Outcome, Fenced> {
       let lost = 0
+      let lostAt = 0
       for (let attempt = 1;; attempt++) {
         const startedAt = clock.monotonicTimeNanosUnsafe()
         const enough = () => draining.isOpen() || clock.monotonicTimeNanosUnsafe() - startedAt > longestBatchNanos
@@ -244,10 +274,12 @@ export const make = Effect.gen(function*() {
         const failure = result.failure
         if (failure._tag === "Fenced") return yield* failure
         if (failure._tag === "HandlerFailure") {
-          return { _tag: "Failed", at: Math.max(0, begun - 1), cause: failure.cause }
+          // When all handlers came to their ends, the commit was refused, for an event that is not known: halving finds it.
+          return { _tag: "Failed", at: handled === begun ? begun >> 1 : begun - 1, cause: failure.cause }
         }
         if (failure._tag === "TransientFailure" && failure.kind === "connection" && begun > 0) {
-          lost++
+          lost = begun === lostAt ? lost + 1 : 1
+          lostAt = begun
           if (lost === lostConnectionsBeforeFailure) {
             return { _tag: "Failed", at: begun - 1, cause: Cause.fail(failure.cause) }
           }
@@ -284,8 +316,13 @@ export const make = Effect.gen(function*() {
       yield* draining.await
     })
 
-    const work = Effect.gen(function*(): Effect.fn.Return<Ending, CheckpointAheadOfEvents | Fenced> {
+    const work = Effect.gen(function*(): Effect.fn.Return<Ending, Fenced | RunnerError> {
       if (held.halt !== undefined) {
+        yield* Effect.logWarning(
+          `Projection "${projection.name}" stands still in range ${
+            HashRange.format(range)
+          } since ${held.halt.since.toISOString()}: the event at position ${held.halt.position} (${held.halt.eventId}) could not be handled: ${held.halt.error}. Mend the handler and start again.`
+        )
         yield* draining.await
         return "drained"
       }
@@ -377,12 +414,3 @@ const backoff = (attempt: number): Effect.Effect<void> =>
     )
     return Effect.sleep(Duration.millis(millis * (0.8 + 0.4 * random)))
   })
-
-/** Name and message of what went wrong; never an event's payload, which this library does not put into any error. */
-const errorText = (cause: Cause.Cause<unknown>): string => {
-  const errors = Cause.prettyErrors(cause)
-  const text = errors.length === 0
-    ? Cause.pretty(cause)
-    : errors.map((error) => error.message === "" ? error.name : `${error.name}: ${error.message}`).join("; ")
-  return text.length > longestErrorText ? `${text.slice(0, longestErrorText)}…` : text
-}

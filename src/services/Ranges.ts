@@ -12,9 +12,8 @@ import * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
 import { Activity } from "../schema/Activity.ts"
 import * as Checkpoint from "../schema/Checkpoint.ts"
-import type { CheckpointAheadOfEvents } from "../schema/Errors.ts"
 import * as HashRange from "../schema/HashRange.ts"
-import type { Job, ProjectionRunner } from "./ProjectionRunner.ts"
+import type { Job, ProjectionRunner, RunnerError } from "./ProjectionRunner.ts"
 
 /**
  * @category models
@@ -24,6 +23,8 @@ export interface Range {
   readonly held: Checkpoint.Held
   /** How far it has been seen, in memory. */
   readonly seen: bigint
+  /** Why it stands still, when it does: since before it was opened, or since then. */
+  readonly halt: Omit<Checkpoint.Halt, "since" | "hash"> | undefined
   readonly closing: boolean
 }
 
@@ -61,7 +62,7 @@ export const make = Effect.fnUntraced(function*(options: {
   /** Something changed: a range ended, or has seen more. */
   readonly onChange: () => void
   readonly onSeen: () => void
-  readonly onFailure: (error: CheckpointAheadOfEvents) => Effect.Effect<void>
+  readonly onFailure: (error: RunnerError) => Effect.Effect<void>
 }): Effect.fn.Return<Ranges, never, Scope.Scope> {
   interface Entry {
     readonly held: Checkpoint.Held
@@ -70,6 +71,7 @@ export const make = Effect.fnUntraced(function*(options: {
     readonly left: Latch.Latch
     fiber: Fiber.Fiber<void> | undefined
     seen: bigint
+    halt: Range["halt"]
     closing: boolean
     interrupted: boolean
   }
@@ -84,6 +86,7 @@ export const make = Effect.fnUntraced(function*(options: {
       left: Latch.makeUnsafe(false),
       fiber: undefined,
       seen: job.held.position,
+      halt: job.held.halt,
       closing: false,
       interrupted: false
     }
@@ -93,6 +96,11 @@ export const make = Effect.fnUntraced(function*(options: {
     const run = options.runner.run({
       ...job,
       draining: entry.draining,
+      record: (activity) =>
+        Effect.suspend(() => {
+          if (activity._tag === "RangeHalted") entry.halt = activity.halt
+          return job.record(activity)
+        }),
       onSeen: (seen) => {
         entry.seen = seen
         options.onSeen()

@@ -246,7 +246,7 @@ const toState = (row: Row): State => ({
 
 /** The newest generation of a replica set. */
 export const newest = (state: State, replicaSet = defaultReplicaSet): Generation.Generation | undefined =>
-  state.generations.filter((generation) => generation.replicaSet === replicaSet).at(-1)
+  state.generations.findLast((generation) => generation.replicaSet === replicaSet)
 
 /** The registration that stands under an id. */
 export const registered = (state: State, workerId: string, replicaSet = defaultReplicaSet) =>

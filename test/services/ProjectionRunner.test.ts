@@ -261,6 +261,8 @@ it.effect("a handler that loses its connection three times at one position is th
     assert.strictEqual(position, 1n)
     assert.strictEqual(halt?.position, 2n)
     assert.include(halt?.error ?? "", "connection reset")
+    // Three attempts each: at all three, at the first two, and, once the first is done, at the last two and at the second.
+    assert.strictEqual(worker.of("BatchRetried").length, 4 * 2)
     assert.strictEqual(yield* worker.drain(fiber), "drained")
   }))
 

@@ -1,13 +1,18 @@
+import * as PgClient from "@effect/sql-pg/PgClient"
 import { assert, it } from "@effect/vitest"
-import { Context, Effect, Exit, Fiber, Stream } from "effect"
+import { Context, Deferred, Effect, Exit, Fiber, Layer, Redacted, Stream } from "effect"
 import * as MemoryStores from "../../src/layers/memory/MemoryStores.ts"
+import * as Migrations from "../../src/layers/postgres/Migrations.ts"
+import * as PostgresStores from "../../src/layers/postgres/PostgresStores.ts"
 import type { Activity } from "../../src/schema/Activity.ts"
 import { DatabaseUnavailable } from "../../src/schema/Errors.ts"
 import { CheckpointStore } from "../../src/services/CheckpointStore.ts"
 import { Decisions } from "../../src/services/Decisions.ts"
+import { EventStore } from "../../src/services/EventStore.ts"
 import { Membership } from "../../src/services/Membership.ts"
 import * as Orchestrator from "../../src/services/Orchestrator.ts"
 import * as Projection from "../../src/services/Projection.ts"
+import * as TestDatabase from "../support/TestDatabase.ts"
 import { enter, event, logs, pass } from "./World.ts"
 
 const away = new DatabaseUnavailable({
@@ -17,6 +22,11 @@ const away = new DatabaseUnavailable({
   user: "test",
   cause: new Error("cut")
 })
+
+const outcome = (fiber: Fiber.Fiber<Exit.Exit<void, unknown>>): string => {
+  const exit = fiber.pollUnsafe()
+  return exit === undefined ? "running" : Exit.isFailure(exit) ? "died" : exit.value._tag
+}
 
 /** A handler that nothing stops. */
 const stubborn = Projection.make("stubborn", { handle: () => Effect.uninterruptible(Effect.never) })
@@ -51,7 +61,7 @@ it.effect("a worker whose handler does not stop fails when its assignment cannot
     const other = yield* Orchestrator.make({ replicaSet: "main", projections: [stubborn] }).pipe(
       Effect.provide(second.stores)
     )
-    yield* Effect.forkScoped(other.run)
+    yield* Effect.forkDetach(other.run)
     yield* pass(100_000, 250)
     const exit = fiber.pollUnsafe()
     assert.isTrue(exit !== undefined && Exit.isFailure(exit))
@@ -76,7 +86,7 @@ it.effect("catchUp tries again what an earlier run halted at", () =>
     )
     const fiber = yield* Effect.forkDetach(Effect.exit(after.catchUp))
     yield* pass(5000)
-    assert.deepStrictEqual(fiber.pollUnsafe(), Exit.succeed(Exit.void))
+    assert.strictEqual(outcome(fiber), "Success")
   }))
 
 it.effect("catchUp waits for a database that is away for a moment", () =>
@@ -95,7 +105,7 @@ it.effect("catchUp waits for a database that is away for a moment", () =>
     yield* pass(1000)
     isAway = false
     yield* pass(3000)
-    assert.deepStrictEqual(fiber.pollUnsafe(), Exit.succeed(Exit.void))
+    assert.strictEqual(outcome(fiber), "Success")
   }))
 
 it.effect("a worker that drains is still heard of", () =>
@@ -146,7 +156,7 @@ it.effect("a heartbeat that gets no answer stops the projections in time", () =>
       Stream.runForEach(({ _tag }) => Effect.sync(() => seen.push(_tag))),
       Effect.forkScoped
     )
-    yield* Effect.forkScoped(orchestrator.run)
+    yield* Effect.forkDetach(orchestrator.run)
     yield* pass(1000)
     isCut = true
     yield* pass(30_000, 250)
@@ -189,3 +199,111 @@ it.effect("time without a database does not count against reaching the assignmen
     yield* Effect.forkDetach(Fiber.interrupt(fiber))
     yield* pass(2000)
   }))
+
+it.effect("ranges grow together again although events keep coming", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const users = Projection.make("users", { aggregateTypes: ["User"], handle: () => Effect.void })
+    const first = yield* enter(world)
+    const one = yield* Orchestrator.make({ replicaSet: "main", projections: [users] }).pipe(
+      Effect.provide(Context.add(first.stores, CheckpointStore, {
+        ...first.checkpoints,
+        // Writing progress takes its time, and not always the same.
+        advance: (held, to) =>
+          Effect.andThen(Effect.sleep(held.range.start === 0 ? 5 : 25), first.checkpoints.advance(held, to))
+      }))
+    )
+    const two = yield* Orchestrator.make({ replicaSet: "main", projections: [users] }).pipe(
+      Effect.provide((yield* enter(world)).stores)
+    )
+    const running = yield* Effect.forkDetach(one.run)
+    yield* pass(500)
+    const leaving = yield* Effect.forkDetach(two.run)
+    yield* pass(1000)
+    assert.strictEqual((yield* first.checkpoints.rows("users")).length, 2)
+    yield* Effect.forkDetach(Fiber.interrupt(leaving))
+    yield* Effect.andThen(first.events.append([event("a", { aggregateType: "Other" })]), pass(50, 10)).pipe(
+      Effect.repeat({ times: 300 })
+    )
+    assert.strictEqual((yield* first.checkpoints.rows("users")).length, 1)
+    yield* Effect.forkDetach(Fiber.interrupt(running))
+    yield* pass(1000)
+  }))
+
+it.effect("an event for which the commit is refused is found by halving", () =>
+  Effect.gen(function*() {
+    const process = yield* enter(yield* MemoryStores.makeWorld)
+    yield* Effect.forEach(Array.from({ length: 300 }), (_, index) => process.events.append([event(`user-${index}`)]))
+    let calls = 0
+    let hasPoison = false
+    const users = Projection.make("users", {
+      handle: (event) =>
+        Effect.sync(() => {
+          calls++
+          hasPoison ||= event.aggregateId === "user-7"
+        })
+    })
+    const orchestrator = yield* Orchestrator.make({ replicaSet: "main", projections: [users] }).pipe(
+      Effect.provide(Context.add(process.stores, CheckpointStore, {
+        ...process.checkpoints,
+        // What a deferred constraint does.
+        commit: (held, options, work) =>
+          Effect.suspend(() => {
+            hasPoison = false
+            return process.checkpoints.commit(
+              held,
+              options,
+              Effect.tap(work, () => hasPoison ? Effect.die(new Error("refused")) : Effect.void)
+            )
+          })
+      }))
+    )
+    const fiber = yield* Effect.forkDetach(Effect.exit(orchestrator.catchUp))
+    yield* pass(4000)
+    const exit = fiber.pollUnsafe()
+    assert.include(String(exit), "ProjectionHalted")
+    assert.include(String(exit), "position 8")
+    assert.isBelow(calls, 3000)
+  }))
+
+it.effect("a subscriber who comes late is told what stands still", () =>
+  Effect.gen(function*() {
+    const process = yield* enter(yield* MemoryStores.makeWorld)
+    yield* process.events.append([event("a")])
+    const broken = Projection.make("broken", { handle: () => Effect.fail("no") })
+    const orchestrator = yield* Orchestrator.make({ replicaSet: "main", projections: [broken] }).pipe(
+      Effect.provide(process.stores)
+    )
+    const fiber = yield* Effect.forkDetach(orchestrator.run)
+    yield* pass(1000)
+    const present = yield* orchestrator.activity.pipe(Stream.take(4), Stream.runCollect)
+    assert.deepStrictEqual([...present].map(({ _tag }) => _tag), [
+      "WorkerRegistered",
+      "GenerationFormed",
+      "RangeTaken",
+      "RangeHalted"
+    ])
+    yield* Effect.forkDetach(Fiber.interrupt(fiber))
+    yield* pass(1000)
+  }))
+
+it.live("a handler that does not stop does not keep the application's pool from closing", () =>
+  Effect.gen(function*() {
+    const { url } = yield* TestDatabase.TestDatabase
+    const holding = yield* Deferred.make<void>()
+    const holds = Projection.make("holds", {
+      handle: () => Effect.andThen(Deferred.succeed(holding, undefined), Effect.uninterruptible(Effect.never))
+    })
+    const live = Orchestrator.layer({ replicaSet: "main", projections: [holds], drainTimeout: 50 }).pipe(
+      Layer.provideMerge(PostgresStores.layer),
+      Layer.provideMerge(PgClient.layer({ url: Redacted.make(url) }))
+    )
+    const fiber = yield* Effect.gen(function*() {
+      yield* (yield* EventStore).append([event("a")])
+      return yield* Orchestrator.run
+    }).pipe(Effect.provide(live), Effect.forkDetach)
+    yield* Effect.raceFirst(Deferred.await(holding), Fiber.join(fiber))
+    fiber.interruptUnsafe()
+    const ended = yield* Effect.timeoutOption(Fiber.await(fiber), "20 seconds")
+    assert.strictEqual(ended._tag, "Some")
+  }).pipe(Effect.provide(Layer.effectDiscard(Migrations.run).pipe(Layer.provideMerge(TestDatabase.layer)))), 60_000)

@@ -50,12 +50,13 @@ const announceSignals = Effect.withFiber((fiber) => {
   const clock = Context.get(fiber.context, Clock.Clock)
   let first: number | undefined
   const listen = (signal: keyof typeof signals) =>
-    process.on(signal, () => {
+    // Before the listener that interrupts the program, and at once: a program that ends in no time would not say it.
+    process.prependListener(signal, () => {
       const now = clock.currentTimeMillisUnsafe()
       if (first === undefined) {
         first = now
         // With the context that the program has by now, so that its own loggers are used.
-        Effect.runForkWith(fiber.context)(
+        Effect.runSyncExitWith(fiber.context)(
           Effect.logInfo(`Received signal ${signals[signal].name}, shutting down...`)
         )
       } else if (now - first > sameSignalMillis) {

@@ -21,6 +21,7 @@ import * as SqlClient from "effect/sql/SqlClient"
 import * as SqlError from "effect/sql/SqlError"
 import type { Held } from "../../schema/Checkpoint.ts"
 import { ForeignSqlClient, type StoreError } from "../../schema/Errors.ts"
+import { within } from "../../services/Bounded.ts"
 import {
   type BatchOptions,
   CheckpointStore,
@@ -35,14 +36,35 @@ import * as Rows from "./Rows.ts"
 /** What of an error's text is kept on the row. */
 const maximumErrorLength = 2000
 
+/** The size of the driver's pools where the client sets none. */
+const defaultConnections = 10
+
 /** How long a batch waits for a sign of life that is on its way before it goes on without it. */
 const aliveGrace = Duration.seconds(2)
+
+/** How long the server has to say whether a transaction is over. */
+const overDeadline = Duration.seconds(5)
 
 const awayBackoff = Schedule.jittered(
   Schedule.min([Schedule.exponential("50 millis"), Schedule.spaced("2 seconds")])
 )
 
 type Failure = Fenced | HandlerFailure | StoreError | TransientFailure
+
+/** A batch's transaction, as the server knows it. */
+interface Transaction {
+  readonly pid: number
+  /** Its beginning, in seconds since 1970. */
+  readonly begun: string
+}
+
+const unheard = new SqlError.SqlError({
+  reason: new SqlError.ConnectionError({
+    cause: new Error("the transaction has ended, but the connection did not say so"),
+    message: "the transaction has ended, but the connection did not say so",
+    operation: "query"
+  })
+})
 
 /** Ends the transaction; what happened is noted beside it, because a failing ROLLBACK would hide it. */
 class RollBack {
@@ -102,12 +124,23 @@ const isServersOwn = (error: SqlError.SqlError): boolean =>
 /** Nothing was sent: there was no connection. */
 const neverConnected = (error: SqlError.SqlError): boolean => error.reason.operation === "connect"
 
-/** Runs it in a fiber of its own, whose children end with it; it has ended when this returns or is interrupted. */
+/**
+ * A handler that does not stop when it is interrupted is waited for this long. Then its transaction is rolled back under
+ * it, since the application's pool cannot close while a connection is out; what it still writes is refused.
+ */
+const interruptionGrace = Duration.seconds(4)
+
+/**
+ * Runs it in a fiber of its own, whose children end with it; it has ended when this returns, and when this is
+ * interrupted too, if it will.
+ */
 const inFiber = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<Exit.Exit<A, E>, never, R> =>
   Effect.uninterruptibleMask((restore) =>
     Effect.flatMap(
-      Effect.forkChild(self),
-      (fiber) => Effect.onInterrupt(restore(Fiber.await(fiber)), () => Fiber.interrupt(fiber))
+      // No child: the end of the present fiber would wait for it.
+      Effect.forkDetach(self),
+      (fiber) =>
+        Effect.onInterrupt(restore(Fiber.await(fiber)), () => within(Fiber.interrupt(fiber), interruptionGrace))
     )
   )
 
@@ -119,6 +152,11 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
   const database = yield* Database
   const { sql } = database
   const checkpoints = database.table("checkpoints")
+  // Batches never take the pool's last connection, unless it is the only one: the application has work to do beside
+  // them, and so have the statements here that look after a batch. The client keeps the options of its pool, whatever
+  // it declares.
+  const { maxConnections = defaultConnections }: PgClient.PgPoolConfig = database.pg.config
+  const batches = Semaphore.makeUnsafe(Math.max(1, maxConnections - 1))
 
   /** The row, while the fence stands. */
   const fenced = (held: Held) =>
@@ -129,8 +167,9 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
   const quietly = Effect.withTracerEnabled(false)
 
   const begin = (held: Held, { from, idleTimeout }: BatchOptions) =>
-    quietly(sql<{ readonly held: boolean }>`
-      SELECT set_config('idle_in_transaction_session_timeout', ${
+    quietly(sql<Transaction & { readonly held: boolean }>`
+      SELECT pg_backend_pid() AS pid, extract(epoch FROM now())::text AS begun,
+        set_config('idle_in_transaction_session_timeout', ${
       String(Math.ceil(Duration.toMillis(idleTimeout)))
     }, true),
         EXISTS (SELECT FROM ${checkpoints} WHERE ${fenced(held)} AND position = ${from}::bigint) AS held`)
@@ -184,6 +223,47 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
     return { stop }
   })
 
+  /**
+   * Ends when the transaction has ended for the server. Who has not heard of that by then never will: TCP may take a
+   * quarter of an hour to give a connection up, or for ever where nothing is to be sent.
+   */
+  const untilOver = Effect.fnUntraced(function*(transaction: () => Transaction | undefined, every: Duration.Duration) {
+    // Once may be while the answer is on its way.
+    for (let seen = 0; seen < 2;) {
+      yield* Effect.sleep(every)
+      const known = transaction()
+      if (known === undefined) continue
+      const answer = yield* quietly(sql<{ readonly over: boolean }>`
+        SELECT current_setting('track_activities')::bool AND NOT EXISTS (
+          SELECT FROM pg_stat_activity WHERE pid = ${known.pid}::int4 AND extract(epoch FROM xact_start)::text = ${known.begun}
+        ) AS over`).pipe(Effect.timeoutOption(overDeadline), Effect.orElseSucceed(Option.none))
+      if (Option.isSome(answer)) seen = answer.value[0]?.over === true ? seen + 1 : 0
+    }
+  })
+
+  /** The transaction in a fiber of its own, which is left behind where its connection never answers again. */
+  const transact = <E, R>(
+    batch: Effect.Effect<void, E, R>,
+    transaction: () => Transaction | undefined,
+    every: Duration.Duration
+  ) =>
+    Effect.uninterruptibleMask((restore) =>
+      Effect.flatMap(
+        Effect.forkDetach(sql.withTransaction(batch), { startImmediately: true }),
+        (fiber) =>
+          Effect.raceFirst(
+            Fiber.join(fiber),
+            Effect.andThen(
+              untilOver(transaction, every),
+              Effect.suspend(() => {
+                fiber.interruptUnsafe()
+                return Effect.fail(unheard)
+              })
+            )
+          ).pipe(restore, Effect.onInterrupt(() => Fiber.interrupt(fiber)))
+      )
+    )
+
   /** What a handler's end means, before anything is known of the connection. */
   const judge = (cause: Cause.Cause<unknown>): HandlerFailure | SqlError.SqlError | TransientFailure => {
     if (Cause.hasInterrupts(cause)) return handlerFailure(ownInterruption, cause)
@@ -200,8 +280,8 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
     options: BatchOptions,
     work: Effect.Effect<bigint, E, R>
   ): Effect.Effect<void, Failure, R> =>
-    Effect.suspend(() => {
-      let began = false
+    batches.withPermit(Effect.suspend(() => {
+      let began: Transaction | undefined
       let moved = false
       let to: bigint | undefined
       let failure: Fenced | HandlerFailure | SqlError.SqlError | TransientFailure | undefined
@@ -214,7 +294,7 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
 
       const batch = Effect.gen(function*() {
         const [start] = yield* begin(held, options)
-        began = true
+        began = start
         if (start?.held !== true) return yield* rollBack(new Fenced({ projection: held.projection }))
         const exit = yield* Effect.acquireUseRelease(
           keepAlive(options.idleTimeout),
@@ -229,7 +309,8 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
         moved = true
       })
 
-      return Effect.catchCause(sql.withTransaction(batch), (cause): Effect.Effect<void, Failure> => {
+      const every = Duration.times(options.idleTimeout, 0.5)
+      return Effect.catchCause(transact(batch, () => began, every), (cause): Effect.Effect<void, Failure> => {
         // A ROLLBACK that failed beside it changes nothing: what did not end in COMMIT is undone.
         if (Cause.hasInterrupts(cause)) {
           return Effect.failCause(Cause.fromReasons(cause.reasons.filter(Cause.isInterruptReason)))
@@ -240,7 +321,7 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
         const lost = [failure, raised].find((error): error is SqlError.SqlError =>
           SqlError.isSqlError(error) && wasLost(error)
         )
-        if (lost !== undefined && began) return settle(held, { from: options.from, to }, lost)
+        if (lost !== undefined && began !== undefined) return settle(held, { from: options.from, to }, lost)
         if (failure !== undefined && !SqlError.isSqlError(failure)) return Effect.fail(failure)
         if (raised === undefined) return Effect.die(Cause.squash(cause))
         if (isConflict(raised)) return Effect.fail(new TransientFailure({ kind: "conflict", cause: raised }))
@@ -253,7 +334,7 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
         }
         return database.refail("handle a batch")(Effect.fail(raised))
       })
-    })
+    }))
 
   const advance: CheckpointStore["Service"]["advance"] = Effect.fnUntraced(function*(held, options) {
     const moved = yield* Effect.result(move(held, options))

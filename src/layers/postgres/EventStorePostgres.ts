@@ -83,6 +83,11 @@ const divisionByZero = "22012"
 
 type Row = Omit<Event, "payload"> & { readonly payload: Uint8Array | null }
 
+interface Window {
+  readonly rows: ReadonlyArray<Row>
+  readonly state: Reader.State
+}
+
 const isWhole = (row: Row): row is Event => row.payload !== null
 
 const array = (values: ReadonlyArray<unknown>, oid: number) => Result.getOrThrow(PgTypes.array(values, oid))
@@ -320,15 +325,17 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
       readonly bound: bigint
       readonly parameters: ReadonlyArray<unknown>
       readonly mayShrink: boolean
+      /** On what the windows before were read. */
+      readonly state: Reader.State | undefined
     }) =>
       reader.use(
         "read events",
-        ({ sql, state }): Effect.Effect<ReadonlyArray<Row> | "unproved" | "timeout", SqlError.SqlError | StoreError> =>
-          state.settled.mark < options.bound
+        ({ sql, state }): Effect.Effect<Window | "unproved" | "timeout", SqlError.SqlError | StoreError> =>
+          state.settled.mark < options.bound || state !== (options.state ?? state)
             ? Effect.succeed("unproved")
             : Effect.catchIf(
-              sql.unsafe<Row>(statement, options.parameters),
-              (error) =>
+              Effect.map(sql.unsafe<Row>(statement, options.parameters), (rows): Window => ({ rows, state })),
+              (error: SqlError.SqlError) =>
                 options.mayShrink && error.reason._tag === "StatementTimeoutError" || codeOf(error) === divisionByZero,
               (error) =>
                 error.reason._tag === "StatementTimeoutError"
@@ -351,6 +358,7 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
       let used = 0
       let window = firstWindow
       let position = options.after
+      let state: Reader.State | undefined
       let bound = options.upTo !== undefined && options.upTo <= tracker.known()
         ? options.upTo
         : yield* prove(options.after, options.upTo)
@@ -359,7 +367,7 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
         const upper = isFiltered && position + window < bound ? position + window : bound
         const isSmall = found.length === 0 && anySize === 0
         const free = Math.max(0, Math.min(bytes, largest) - used)
-        const rows: ReadonlyArray<Row> | "unproved" | "timeout" = yield* readWindow(
+        const answer: Window | "unproved" | "timeout" = yield* readWindow(
           isSmall ? smallRowsStatement(where.text) : anyRowsStatement(where.text, where.parameters.length + 5),
           {
             bound,
@@ -371,18 +379,25 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
               ...where.parameters,
               ...(isSmall ? [] : [found.length === 0 ? BigInt(largest) : 0n])
             ],
-            mayShrink: isFiltered && window > smallestWindow
+            mayShrink: isFiltered && window > smallestWindow,
+            state
           }
         )
-        if (rows === "unproved") {
-          // The connection is a new one, perhaps to another server.
+        if (answer === "unproved") {
+          // The connection is a new one, perhaps to a server with another past: a page is of one of them.
+          state = undefined
+          found = []
+          used = 0
+          position = options.after
           bound = yield* prove(options.after, bound)
           continue
         }
-        if (rows === "timeout") {
+        if (answer === "timeout") {
           window = window / 4n < smallestWindow ? smallestWindow : window / 4n
           continue
         }
+        state = answer.state
+        const { rows } = answer
         const cut = rows.findIndex((row) => !isWhole(row))
         const fitting = (cut === -1 ? rows : rows.slice(0, cut)).filter(isWhole)
         for (const event of fitting) used += event.payload.length
@@ -418,7 +433,7 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
       append,
       readStream,
       read,
-      settledPosition: Effect.map(tracker.look, ({ settled }) => settled),
+      settledPosition: tracker.settled,
       settledBeyond: tracker.settledBeyond,
       headPosition,
       openWriters: tracker.openWriters

@@ -83,11 +83,14 @@ const answerDeadline = Duration.seconds(5)
 /** A connection that lived for longer was a good one: the next attempt follows at once. */
 const steadyNanos = 5_000_000_000n
 
-/** At once, then up to 100 ms doubling up to 10 s, each jittered so that processes do not come in step. */
+/**
+ * At once, then 100 ms doubling up to 1 s, each jittered so that processes do not come in step. No longer, because
+ * presence ends with this session: after an outage those who are back sooner count who is still missing after 3 s.
+ */
 const delay = (attempt: number): Effect.Effect<Duration.Duration> =>
   attempt === 0
     ? Effect.succeed(Duration.zero)
-    : Effect.map(Random.next, (random) => Duration.millis(Math.min(10_000, 50 * 2 ** attempt) * (0.5 + random / 2)))
+    : Effect.map(Random.next, (random) => Duration.millis(Math.min(1000, 50 * 2 ** attempt) * (0.5 + random / 2)))
 
 type Hook = (connection: PgConnection.PgConnection) => Effect.Effect<void, SqlError.SqlError>
 

@@ -116,6 +116,7 @@ export const make: Effect.Effect<
 
   const attempt = (options: JoinOptions, key: number | undefined) => {
     const added = new Set<bigint>()
+    let abandoned = false
     return coordination.alone(
       "register the worker",
       options.replicaSet,
@@ -124,8 +125,11 @@ export const make: Effect.Effect<
         if (before === undefined || isDead(before, options)) {
           const registration = yield* insert(opened, options, key)
           // Before anybody can see the row: to the others in this process it must never look ended.
-          coordination.members.add(registration.incarnation)
-          added.add(registration.incarnation)
+          // What goes on after its deadline is nobody's: should it commit, it is an ended one.
+          if (!abandoned) {
+            coordination.members.add(registration.incarnation)
+            added.add(registration.incarnation)
+          }
           return { _tag: "Registered", registration }
         }
         // Only where this process is present itself does it see the presence of others.
@@ -134,6 +138,7 @@ export const make: Effect.Effect<
       })
     ).pipe(Effect.onError(() =>
       Effect.sync(() => {
+        abandoned = true
         for (const incarnation of added) coordination.members.delete(incarnation)
       })
     ))

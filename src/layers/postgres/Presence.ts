@@ -16,6 +16,7 @@ import * as RcMap from "effect/RcMap"
 import * as RcRef from "effect/RcRef"
 import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
+import * as SqlError from "effect/sql/SqlError"
 import type { StoreError } from "../../schema/Errors.ts"
 import { Database } from "./Database.ts"
 import { Listener } from "./Listener.ts"
@@ -49,9 +50,20 @@ export class Presence extends Context.Service<Presence, {
 /** How long a wait lasts in the database before it begins anew: while it lasts it may hold back vacuum. */
 const waitMillis = 5000
 
+/** A wait that is so much late has lost its server. */
+const answerMillis = 5000
+
 /** A key that cannot be taken back within this time is given up for a new one. */
 const retakeAttempts = 20
 const retakeDelay = Duration.millis(50)
+
+const noAnswer = new SqlError.SqlError({
+  reason: new SqlError.ConnectionError({
+    cause: new Error("the server does not answer"),
+    message: "the server does not answer",
+    operation: "query"
+  })
+})
 
 const reconnect = Schedule.min([Schedule.exponential("100 millis"), Schedule.spaced("5 seconds")])
 
@@ -98,8 +110,9 @@ export const make: Effect.Effect<
         yield* Effect.sleep(retakeDelay)
       }
     }
-    const key = yield* draw(connection)
-    yield* take(connection, key)
+    let key = yield* draw(connection)
+    // A key that somebody holds must not pass for the own one: a server that lost its last moments gives keys out again.
+    while (!(yield* take(connection, key))) key = yield* draw(connection)
     if (before !== undefined) {
       yield* connection.query(
         `UPDATE ${database.qualified("workers")} SET presence_key = $1::int4
@@ -165,7 +178,10 @@ export const make: Effect.Effect<
         [key]
       )
       if (rows[0]!["gone"] === true) return
-      yield* connection.query(wait(key), [], false)
+      yield* Effect.timeoutOrElse(connection.query(wait(key), [], false), {
+        duration: waitMillis + answerMillis,
+        orElse: () => Effect.fail(noAnswer)
+      })
     }
   })
 

@@ -132,7 +132,9 @@ export const make = Effect.fnUntraced(function*<S>(options: {
             const late = Effect.suspend(() => fiber.pollUnsafe() === undefined ? drop(opened) : Effect.void)
             return Fiber.join(fiber).pipe(
               Effect.timeoutOption(options.deadline),
-              Effect.onInterrupt(() => Effect.forkDetach(Effect.andThen(Effect.sleep(options.deadline), late))),
+              Effect.onInterrupt(() =>
+                Effect.forkDetach(Effect.andThen(Effect.timeoutOption(Fiber.await(fiber), options.deadline), late))
+              ),
               Effect.flatMap(Option.match({
                 onSome: Effect.succeed,
                 onNone: () =>

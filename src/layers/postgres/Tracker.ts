@@ -45,6 +45,11 @@ export interface Tracker {
   readonly settledBeyond: EventStore["Service"]["settledBeyond"]
   /** A look that begins now; where nothing was proved on this connection yet, it waits for the proof a moment. */
   readonly look: Effect.Effect<Look, StoreError>
+  /**
+   * The settled position. Where nothing was proved on this connection yet, it waits for as long as those writers are
+   * open that were at first: without them only the history up to its first gap is certain.
+   */
+  readonly settled: Effect.Effect<bigint, StoreError>
   readonly openWriters: Effect.Effect<ReadonlyArray<OpenWriter>>
   /** The last known settled position, without asking. */
   readonly known: () => bigint
@@ -200,9 +205,12 @@ export const make = Effect.fnUntraced(function*(
 
   const lookFrom = Effect.fnUntraced(function*(opened: Opened<State>, from: bigint | undefined) {
     const settled = opened.state.settled
-    const seen = yield* see(opened, Settled.anchor(settled, from))
+    const seen = yield* see(opened, settled.anchored || from === undefined || from < settled.mark ? settled.mark : from)
     if (seen.recovering) return yield* readOnly
     const head = seen.head ?? 0n
+    // What was settled was visible. A position above all events proves nothing: it is ahead of them, and would let
+    // others pass positions that are yet to be given out.
+    if (from !== undefined && from <= head) Settled.anchor(settled, from)
     const last = seen.readable === true ? seen.last ?? 0n : undefined
     if (last !== undefined && head > last) {
       return yield* new UnsupportedDatabase({
@@ -331,12 +339,15 @@ export const make = Effect.fnUntraced(function*(
       return Effect.ensuring(Deferred.await(waiter.done), Effect.sync(() => waiters.delete(waiter)))
     })
 
-  const look = Effect.gen(function*() {
+  const lookWithin = Effect.fnUntraced(function*(patienceNanos: bigint | undefined) {
     const begun = yield* Clock.monotonicTimeNanos
+    let wait = shortestGapWait
     while (true) {
       const found = yield* lookOnce(undefined)
-      if (found.anchored || (yield* Clock.monotonicTimeNanos) - begun > firstProofNanos) return found
-      yield* Effect.sleep(shortestGapWait)
+      if (found.anchored) return found
+      if (patienceNanos !== undefined && (yield* Clock.monotonicTimeNanos) - begun > patienceNanos) return found
+      yield* Effect.sleep(wait)
+      wait = Math.min(longestGapWait, wait * 1.5)
     }
   })
 
@@ -351,5 +362,12 @@ export const make = Effect.fnUntraced(function*(
     }))
   })
 
-  return { settledBeyond, look, openWriters, known: () => current?.settled.mark ?? 0n, wake }
+  return {
+    settledBeyond,
+    look: lookWithin(firstProofNanos),
+    settled: Effect.map(lookWithin(undefined), ({ settled }) => settled),
+    openWriters,
+    known: () => current?.settled.mark ?? 0n,
+    wake
+  }
 })

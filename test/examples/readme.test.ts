@@ -1,0 +1,72 @@
+import { assert, it } from "@effect/vitest"
+import * as Fs from "node:fs"
+import * as Path from "node:path"
+import { fileURLToPath } from "node:url"
+
+const root = fileURLToPath(new URL("../..", import.meta.url))
+const read = (path: string): string => Fs.readFileSync(Path.join(root, path), "utf8")
+
+const blocksOf = (text: string, language: string): ReadonlyArray<string> =>
+  [...text.matchAll(new RegExp(`^\`\`\`${language}\\n([\\s\\S]*?)^\`\`\`$`, "gm"))].map((match) => match[1]!)
+
+const ways = Fs.readdirSync(Path.join(root, "examples/ways")).filter((file) => file.endsWith(".ts"))
+const documents = [
+  "README.md",
+  ...["docs", "examples"].flatMap((folder) =>
+    Fs.readdirSync(Path.join(root, folder), { recursive: true, encoding: "utf8" })
+      .filter((file) => file.endsWith(".md"))
+      .map((file) => Path.join(folder, file))
+  )
+]
+
+it("there are three ways to use it", () => {
+  assert.sameMembers(ways, ["program.ts", "users.test.ts", "http.ts"])
+})
+
+it.each(ways)("examples/ways/%s stands in README.md as it is, and is linked", (file) => {
+  const readme = read("README.md")
+  assert.include(blocksOf(readme, "ts"), read(`examples/ways/${file}`))
+  assert.include(readme, `(examples/ways/${file})`)
+})
+
+/** Anchors as GitHub makes them of headings. */
+const anchorsOf = (markdown: string): ReadonlyArray<string> =>
+  [...markdown.replace(/^```[\s\S]*?^```$/gm, "").matchAll(/^#+ (.+)$/gm)].map((match) =>
+    match[1]!.toLowerCase().replaceAll(/[^\p{L}\p{N} _-]/gu, "").replaceAll(" ", "-")
+  )
+
+it.each(documents)("every link of %s leads somewhere", (document) => {
+  const text = read(document)
+  const prose = text.replace(/^```[\s\S]*?^```$/gm, "")
+  for (const [, target] of prose.matchAll(/\]\(([^)\s]+)\)/g)) {
+    if (/^[a-z]+:/.test(target!)) continue
+    const [path = "", anchor] = target!.split("#")
+    const absolute = path === "" ? Path.join(root, document) : Path.join(root, Path.dirname(document), path)
+    assert.isTrue(Fs.existsSync(absolute), `${document} links to ${target}, which is not there`)
+    assert.isFalse(
+      Path.relative(root, absolute).startsWith(".."),
+      `${document} links to ${target}, outside of the package`
+    )
+    if (anchor !== undefined) {
+      assert.include(anchorsOf(Fs.readFileSync(absolute, "utf8")), anchor, `${document} links to ${target}`)
+    }
+  }
+})
+
+it("every npm script that the documents name exists", () => {
+  const { scripts } = JSON.parse(read("package.json")) as { readonly scripts: Readonly<Record<string, string>> }
+  for (const document of documents) {
+    for (const [, name] of read(document).matchAll(/npm run ([a-z:]+)/g)) {
+      assert.property(scripts, name!, `${document} names npm run ${name}`)
+    }
+  }
+})
+
+it("docs/operations.md lists every error that users can meet, and no other", () => {
+  const table = read("docs/operations.md").split("## Errors")[1]!
+  const listed = [...table.matchAll(/^\| (`.+?) \|/gm)]
+    .flatMap(([, names]) => [...names!.matchAll(/`(\w+)`/g)].map((match) => match[1]!))
+  const defined = [...read("src/schema/Errors.ts").matchAll(/^export class (\w+)/gm)].map((match) => match[1]!)
+  // A worker that was given up for dead registers anew by itself.
+  assert.sameMembers(listed, defined.filter((name) => name !== "WorkerEvicted"))
+})

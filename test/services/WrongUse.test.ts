@@ -1,0 +1,436 @@
+/**
+ * What a user who does something wrong is told: a typed error, whose message says what to do. Each through the public
+ * API, on a real server.
+ */
+import * as PgClient from "@effect/sql-pg/PgClient"
+import { assert, it } from "@effect/vitest"
+import * as Cause from "effect/Cause"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Redacted from "effect/Redacted"
+import * as References from "effect/References"
+import * as SqlClient from "effect/sql/SqlClient"
+import * as SqlError from "effect/sql/SqlError"
+import * as Stream from "effect/Stream"
+import * as Crypto from "node:crypto"
+import * as Fs from "node:fs"
+import * as Net from "node:net"
+import * as Os from "node:os"
+import { inspect } from "node:util"
+import { EventStore, Migrations, Orchestrator, PostgresStores, Projection } from "pupsourcing-orchestrator"
+import { inject } from "vitest"
+import { toStoreError } from "../../src/layers/postgres/DatabaseErrors.ts"
+import * as TestDatabase from "../support/TestDatabase.ts"
+import { event } from "./World.ts"
+
+const nothing = (name: string, options: Partial<Projection.Options<never, never>> = {}) =>
+  Projection.make(name, { handle: () => Effect.void, ...options })
+
+type Settings = Omit<Orchestrator.Options<[]>, "projections">
+
+/** A worker on whatever client is there; ends with its own scope. */
+const worker = <E, R>(
+  projection: Projection.Projection<E, R>,
+  settings: Partial<Settings> = {},
+  stores: PostgresStores.Options = {}
+) =>
+  Orchestrator.layer({ replicaSet: projection.name, projections: [projection], ...settings }).pipe(
+    Layer.provide(PostgresStores.layerWith(stores))
+  )
+
+const quietly = <A, E, R, ROut, E2, R2>(self: Effect.Effect<A, E, R>, live: Layer.Layer<ROut, E2, R2>) =>
+  Effect.provideService(Effect.provide(self, live), References.MinimumLogLevel, "None")
+
+/** What running it fails with, and that within ten seconds. */
+const refusal = <E extends { readonly _tag: string; readonly message: string }, R>(
+  live: Layer.Layer<Orchestrator.Orchestrator, E, R>
+) =>
+  Effect.flip(Effect.provide(Orchestrator.run, live)).pipe(
+    Effect.timeout("10 seconds"),
+    Effect.provideService(References.MinimumLogLevel, "None")
+  )
+
+const told = (error: { readonly message: string }, ...parts: ReadonlyArray<string | RegExp>) => {
+  for (const part of parts) {
+    if (typeof part === "string") assert.include(error.message, part)
+    else assert.match(error.message, part)
+  }
+}
+
+/** Runs it beside `self`, which begins when it works on its assignment. */
+const beside = <A, E, R, E2, R2>(live: Layer.Layer<Orchestrator.Orchestrator, E2, R2>, self: Effect.Effect<A, E, R>) =>
+  Effect.gen(function*() {
+    const orchestrator = yield* Orchestrator.Orchestrator
+    const works = yield* Deferred.make<void>()
+    yield* orchestrator.activity.pipe(
+      Stream.runForEach((entry) =>
+        entry._tag === "AssignmentReached" ? Deferred.succeed(works, undefined) : Effect.void
+      ),
+      Effect.forkChild({ startImmediately: true })
+    )
+    const fiber = yield* Effect.forkChild(orchestrator.run)
+    yield* Effect.raceFirst(Deferred.await(works), Fiber.join(fiber))
+    const result = yield* self
+    yield* Fiber.interrupt(fiber)
+    return result
+  }).pipe(Effect.provide(live), Effect.provideService(References.MinimumLogLevel, "None"))
+
+const migrated = Layer.effectDiscard(Migrations.run).pipe(Layer.provideMerge(TestDatabase.layer))
+
+const serverUrl = (change: (url: URL) => void): Redacted.Redacted<string> => {
+  const url = new URL(inject("pgUrl"))
+  change(url)
+  return Redacted.make(url.href)
+}
+
+const hostAndPort = () => {
+  const url = new URL(inject("pgUrl"))
+  return `${url.hostname}:${url.port}`
+}
+
+/** A server that takes connections and says nothing; and a port on which nothing listens. */
+const silentServer = Effect.acquireRelease(
+  Effect.callback<{ readonly port: number; readonly close: () => void }>((resume) => {
+    const sockets = new Set<Net.Socket>()
+    const server = Net.createServer((socket) => {
+      sockets.add(socket)
+      socket.on("error", () => {})
+    })
+    server.listen(0, "127.0.0.1", () => {
+      const address = server.address()
+      resume(Effect.succeed({
+        port: typeof address === "object" && address !== null ? address.port : 0,
+        close: () => {
+          for (const socket of sockets) socket.destroy()
+          server.close()
+        }
+      }))
+    })
+  }),
+  ({ close }) => Effect.sync(close)
+)
+const closedPort = Effect.scoped(Effect.map(silentServer, ({ port }) => port))
+
+it.live("a server that cannot be used: what is wrong with it, which one, and in bounded time", () =>
+  Effect.gen(function*() {
+    const secret = "hunter2-very-secret"
+    const closed = yield* closedPort
+    const silent = yield* silentServer
+    const refused = (url: Redacted.Redacted<string>, reason: string, ...parts: ReadonlyArray<string | RegExp>) =>
+      Effect.gen(function*() {
+        const error = yield* refusal(
+          worker(nothing("unreachable")).pipe(Layer.provide(PgClient.layer({ url, connectTimeout: "1 second" })))
+        )
+        assert.strictEqual(error._tag, "DatabaseUnavailable", inspect(error))
+        if (error._tag !== "DatabaseUnavailable") return
+        assert.strictEqual(error.reason, reason)
+        told(error, ...parts)
+        for (const text of [error.message, String(error), JSON.stringify(error), inspect(error, { depth: 20 })]) {
+          assert.notInclude(text, secret)
+        }
+        assert.notInclude(Cause.pretty(Cause.fail(error)), secret)
+      })
+    const { port } = new URL(inject("pgUrl"))
+    yield* Effect.all([
+      refused(
+        serverUrl((url) => {
+          url.hostname = "127.0.0.1"
+          url.port = String(closed)
+          url.password = secret
+        }),
+        "refused",
+        `127.0.0.1:${closed}`,
+        "Check that PostgreSQL runs there"
+      ),
+      refused(
+        serverUrl((url) => {
+          url.hostname = "127.0.0.1"
+          url.port = String(silent.port)
+          url.password = secret
+        }),
+        "unreachable",
+        `127.0.0.1:${silent.port}`
+      ),
+      refused(
+        serverUrl((url) => {
+          url.hostname = "no-such-host.invalid"
+          url.password = secret
+        }),
+        "unknown host",
+        `no-such-host.invalid:${port}`,
+        "Check the host name"
+      ),
+      refused(
+        serverUrl((url) => {
+          url.password = secret
+        }),
+        "wrong password",
+        hostAndPort(),
+        `"${new URL(inject("pgUrl")).username}"`,
+        "Check user and password"
+      ),
+      refused(
+        serverUrl((url) => {
+          url.pathname = "/no_such_database"
+        }),
+        "unknown database",
+        hostAndPort(),
+        "\"no_such_database\"",
+        "Create it"
+      )
+    ], { concurrency: "unbounded", discard: true })
+  }))
+
+it.live("tables that are missing, too old or too new", () =>
+  Effect.gen(function*() {
+    const sql = yield* SqlClient.SqlClient
+    const missing = yield* refusal(worker(nothing("tables")))
+    assert.strictEqual(missing._tag, "TablesMissing")
+    told(missing, "\"events\"", "\"orchestrator_checkpoints\"", "npx pupsourcing-orchestrator migrate up")
+    yield* Migrations.run
+    const elsewhere = yield* refusal(worker(nothing("tables"), {}, { schema: "elsewhere" }))
+    assert.strictEqual(elsewhere._tag, "TablesMissing")
+    told(elsewhere, "\"elsewhere\".\"events\"", "PostgresStores.layerWith")
+    yield* sql`UPDATE orchestrator_meta SET schema_version = 0`
+    const old = yield* refusal(worker(nothing("tables")))
+    assert.strictEqual(old._tag, "SchemaVersionMismatch")
+    told(old, "version 0", "needs version 1", "migrate up")
+    yield* sql`UPDATE orchestrator_meta SET schema_version = 99`
+    const newer = yield* refusal(worker(nothing("tables")))
+    assert.strictEqual(newer._tag, "SchemaVersionMismatch")
+    told(newer, "version 99", "up to version 1", /Install the version/)
+  }).pipe(Effect.provide(TestDatabase.layer)))
+
+it.live("a sequence that gives out positions in blocks", () =>
+  Effect.gen(function*() {
+    const sql = yield* SqlClient.SqlClient
+    yield* sql`ALTER SEQUENCE events_global_position_seq CACHE 20`
+    const error = yield* refusal(worker(nothing("cached")))
+    assert.strictEqual(error._tag, "UnsupportedDatabase")
+    told(error, "events_global_position_seq", "CACHE 20", "ALTER SEQUENCE")
+  }).pipe(Effect.provide(migrated)))
+
+it.live("a database that refuses to be written to", () =>
+  Effect.gen(function*() {
+    const sql = yield* SqlClient.SqlClient
+    const { name, url } = yield* TestDatabase.TestDatabase
+    yield* sql`ALTER DATABASE ${sql(name)} SET default_transaction_read_only = on`
+    const error = yield* refusal(
+      worker(nothing("read_only")).pipe(Layer.provide(PgClient.layer({ url: Redacted.make(url) })))
+    )
+    assert.strictEqual(error._tag, "ReadOnlyReplica")
+    told(error, hostAndPort(), "Connect to the primary")
+  }).pipe(Effect.provide(migrated)))
+
+it("what a replica answers to a write is told apart from other refusals", () => {
+  const server = { server: "db:5432", database: "app", user: "app" }
+  const cause = Object.assign(new Error("cannot execute INSERT in a read-only transaction"), { code: "25006" })
+  const error = toStoreError(server, "register a worker")(
+    new SqlError.SqlError({ reason: new SqlError.UnknownError({ cause, operation: "execute" }) })
+  )
+  assert.strictEqual(error._tag, "ReadOnlyReplica")
+  told(error, "db:5432", "Connect to the primary")
+})
+
+it.live("events that are fewer than what was handled", () =>
+  Effect.gen(function*() {
+    const sql = yield* SqlClient.SqlClient
+    yield* Effect.gen(function*() {
+      const events = yield* EventStore
+      yield* events.append([event("a"), event("a"), event("a")])
+    }).pipe(Effect.provide(PostgresStores.layer))
+    yield* quietly(Orchestrator.catchUp, worker(nothing("ahead")))
+    yield* sql`TRUNCATE events, aggregate_heads`
+    yield* sql`ALTER SEQUENCE events_global_position_seq RESTART`
+    const error = yield* refusal(worker(nothing("ahead")))
+    assert.strictEqual(error._tag, "CheckpointAheadOfEvents")
+    told(error, "position 3", "Restore the events")
+  }).pipe(Effect.provide(migrated)))
+
+it.layer(migrated, { excludeTestServices: true, timeout: "60 seconds" })(
+  "on a database that is as it should be",
+  (it) => {
+    it.effect("a name that is none for a table", () =>
+      Effect.gen(function*() {
+        const error = yield* refusal(worker(nothing("names"), {}, { tables: { events: "events; DROP TABLE events" } }))
+        assert.strictEqual(error._tag, "InvalidSettings")
+        told(error, "tables.events", "no plain identifier", "letters, digits")
+        const schema = yield* refusal(worker(nothing("names"), {}, { schema: "my schema" }))
+        told(schema, "\"schema\"", "no plain identifier")
+        const same = yield* refusal(worker(nothing("names"), {}, { tables: { events: "orchestrator_workers" } }))
+        told(same, "a name of its own")
+      }))
+
+    it.effect("an id that is in use", () =>
+      Effect.gen(function*() {
+        const begun = Date.now()
+        const live = () => worker(nothing("id_in_use"), { workerId: "pod-0" })
+        const error = yield* beside(live(), refusal(live()))
+        assert.strictEqual(error._tag, "WorkerIdInUse")
+        if (error._tag !== "WorkerIdInUse") return
+        told(error, "\"pod-0\"", `process ${process.pid}`, Os.hostname(), "choose another workerId")
+        assert.isBelow(Math.abs(error.since.getTime() - begun), 60_000)
+        assert.strictEqual(error.host, Os.hostname())
+      }))
+
+    it.effect("a projection that another replica set runs", () =>
+      Effect.gen(function*() {
+        const error = yield* beside(
+          worker(nothing("elsewhere"), { replicaSet: "owners", workerId: "owner" }),
+          refusal(worker(nothing("elsewhere"), { replicaSet: "others" }))
+        )
+        assert.strictEqual(error._tag, "ProjectionInOtherReplicaSet")
+        told(error, "\"elsewhere\"", "\"owners\"", "\"owner\"", "another name")
+      }))
+
+    it.effect("a filter that has changed, unless that is accepted", () =>
+      Effect.gen(function*() {
+        const live = (options: Partial<Projection.Options<never, never>>) =>
+          worker(nothing("filtered", options), { pollInterval: "50 millis" })
+        yield* quietly(Orchestrator.catchUp, live({ aggregateTypes: ["User"] }))
+        const error = yield* refusal(live({ aggregateTypes: ["User", "Group"] }))
+        assert.strictEqual(error._tag, "FilterChanged")
+        told(error, "\"filtered\"", "\"Group\"", "new name", "acceptFilterChange: true")
+        yield* quietly(
+          Orchestrator.catchUp,
+          live({ aggregateTypes: ["User", "Group"], acceptFilterChange: true })
+        )
+        yield* quietly(Orchestrator.catchUp, live({ aggregateTypes: ["Group", "User"] }))
+      }))
+
+    const writing = (name: string) =>
+      Projection.make(name, {
+        handle: Effect.fnUntraced(function*(event) {
+          const sql = yield* SqlClient.SqlClient
+          yield* sql`INSERT INTO read_model (projection, id) VALUES (${name}, ${event.aggregateId})`
+        })
+      })
+
+    const readModel = Effect.flatMap(
+      SqlClient.SqlClient,
+      (sql) => sql`CREATE TABLE IF NOT EXISTS read_model (projection text, id text, PRIMARY KEY (projection, id))`
+    )
+
+    it.effect("a handler that would write through another client than the stores'", () =>
+      Effect.gen(function*() {
+        const { url } = yield* TestDatabase.TestDatabase
+        const client = () => PgClient.layer({ url: Redacted.make(url) })
+        const error = yield* refusal(
+          Orchestrator.layer({ replicaSet: "foreign", projections: [writing("foreign")] }).pipe(
+            Layer.provide(PostgresStores.layer.pipe(Layer.provide(client()))),
+            Layer.provide(client())
+          )
+        )
+        assert.strictEqual(error._tag, "ForeignSqlClient")
+        told(error, "\"foreign\"", "Provide one PgClient layer, once")
+      }))
+
+    it.effect("another client in the context of run alone changes nothing: the handlers keep theirs", () =>
+      Effect.gen(function*() {
+        yield* readModel
+        const sql = yield* SqlClient.SqlClient
+        yield* Effect.gen(function*() {
+          const events = yield* EventStore
+          yield* events.append([event("somebody")])
+          yield* events.append([event("somebody else")])
+          const orchestrator = yield* Orchestrator.make({
+            replicaSet: "captured",
+            projections: [writing("captured")],
+            pollInterval: "50 millis"
+          })
+          // Another database, in which there is no read model.
+          yield* quietly(orchestrator.catchUp, TestDatabase.layer)
+        }).pipe(Effect.provide(PostgresStores.layer))
+        const rows = yield* sql<
+          { id: string }
+        >`SELECT id FROM read_model WHERE projection = 'captured' AND id LIKE 'some%' ORDER BY id`
+        assert.deepStrictEqual(rows.map(({ id }) => id), ["somebody", "somebody else"])
+      }))
+
+    /** A role with a password of its own, and the URL under which it connects. */
+    const role = Effect.gen(function*() {
+      const sql = yield* SqlClient.SqlClient
+      const database = yield* TestDatabase.TestDatabase
+      const name = `role_${Crypto.randomUUID().replaceAll("-", "")}`
+      yield* Effect.acquireRelease(
+        sql`CREATE ROLE ${sql(name)} LOGIN PASSWORD 'of its own'`,
+        () => Effect.ignore(Effect.andThen(sql`DROP OWNED BY ${sql(name)}`, sql`DROP ROLE ${sql(name)}`))
+      )
+      const url = new URL(database.url)
+      url.username = name
+      url.password = "of its own"
+      return { name, client: PgClient.layer({ url: Redacted.make(url.href) }) }
+    })
+
+    /** The statements of a block of docs/operations.md, for another role. */
+    const documented = (to: string, name: string): ReadonlyArray<string> => {
+      const text = Fs.readFileSync(new URL("../../docs/operations.md", import.meta.url), "utf8")
+      const block = [...text.matchAll(/```sql\n([\s\S]*?)```/g)].map((match) => match[1]!)
+        .find((statements) => statements.includes(`TO ${to};`))
+      assert.isDefined(block, `docs/operations.md has no rights for ${to}`)
+      return block!.split(";").map((statement) => statement.trim()).filter((statement) => statement !== "")
+        .map((statement) => statement.replace(new RegExp(`TO ${to}$`), `TO "${name}"`))
+    }
+
+    it.effect("a role without rights is told which one it lacks", () =>
+      Effect.gen(function*() {
+        const sql = yield* SqlClient.SqlClient
+        const { client, name } = yield* role
+        const refused = (text: string | RegExp) =>
+          Effect.gen(function*() {
+            const error = yield* refusal(worker(nothing("no_rights")).pipe(Layer.provide(client)))
+            assert.strictEqual(error._tag, "StoreFailure", inspect(error))
+            told(error, text, "42501", "docs/operations.md")
+          })
+        yield* refused("permission denied for table orchestrator_meta")
+        const rights = documented("worker", name)
+        yield* Effect.forEach(rights, (grant) => sql.unsafe(grant))
+        for (
+          const [right, table] of [
+            ["INSERT", "orchestrator_workers"],
+            ["SELECT", "orchestrator_checkpoints"],
+            ["INSERT", "orchestrator_generations"],
+            ["SELECT", "events"]
+          ] as const
+        ) {
+          yield* sql.unsafe(`REVOKE ${right} ON ${table} FROM "${name}"`)
+          yield* refused(`permission denied for table ${table}`)
+          yield* sql.unsafe(`GRANT ${right} ON ${table} TO "${name}"`)
+        }
+      }))
+
+    it.effect("the rights of docs/operations.md are enough, for a worker and for a process that appends", () =>
+      Effect.gen(function*() {
+        yield* readModel
+        const sql = yield* SqlClient.SqlClient
+        const [works, appends] = [yield* role, yield* role]
+        yield* Effect.forEach(documented("worker", works.name), (grant) => sql.unsafe(grant))
+        yield* Effect.forEach(documented("appender", appends.name), (grant) => sql.unsafe(grant))
+        yield* sql.unsafe(`GRANT INSERT ON read_model TO "${works.name}"`)
+        yield* Effect.gen(function*() {
+          const events = yield* EventStore
+          yield* events.append([event("granted"), event("granted")], { expectedVersion: "none" })
+          yield* events.append([event("granted")], { expectedVersion: 2n })
+          assert.strictEqual(
+            (yield* events.readStream({ boundedContext: "app", aggregateType: "User", aggregateId: "granted" })).length,
+            3
+          )
+        }).pipe(Effect.provide(PostgresStores.layer.pipe(Layer.provide(appends.client))))
+        const projection = Projection.make("granted", {
+          handle: Effect.fnUntraced(function*(event) {
+            const client = yield* SqlClient.SqlClient
+            yield* client`INSERT INTO read_model (projection, id) VALUES (${"granted"}, ${event.eventId})`
+          })
+        })
+        const life = () => worker(projection, { pollInterval: "50 millis" }).pipe(Layer.provideMerge(works.client))
+        yield* quietly(Orchestrator.catchUp, life())
+        // Beside another one, so that generations are formed, ranges cut and the superseded pruned.
+        yield* beside(life(), beside(life(), Effect.void))
+        const [count] = yield* sql<{ n: bigint; all: bigint }>`
+        SELECT (SELECT count(*) FROM read_model WHERE projection = 'granted') AS n, (SELECT count(*) FROM events) AS all`
+        assert.strictEqual(count?.n, count?.all)
+      }))
+  }
+)
