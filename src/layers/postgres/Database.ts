@@ -12,15 +12,9 @@ import type * as SqlClient from "effect/sql/SqlClient"
 import type * as SqlError from "effect/sql/SqlError"
 import type * as Statement from "effect/sql/Statement"
 import type { StoreError } from "../../schema/Errors.ts"
-import type { TableNames } from "../../schema/TableNames.ts"
+import type { TableKey, TableNames } from "../../schema/TableNames.ts"
 import type { Server } from "./DatabaseErrors.ts"
 import type { Session } from "./Session.ts"
-
-/**
- * @category models
- * @since 0.1.0
- */
-export type TableKey = Exclude<keyof TableNames, "schema">
 
 /**
  * @category services

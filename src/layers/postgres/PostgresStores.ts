@@ -6,7 +6,6 @@
 import type { PgClient } from "@effect/sql-pg/PgClient"
 import * as Layer from "effect/Layer"
 import type { StoresError } from "../../schema/Errors.ts"
-import type * as TableNames from "../../schema/TableNames.ts"
 import { CheckpointStore } from "../../services/CheckpointStore.ts"
 import { Decisions } from "../../services/Decisions.ts"
 import { EventStore } from "../../services/EventStore.ts"
@@ -31,19 +30,13 @@ import * as Presence from "./Presence.ts"
 export type Stores = CheckpointStore | Decisions | EventStore | Membership
 
 /**
+ * Names of tables and schema, and whether to listen and to be present. Without these two everything works at the pace of
+ * `pollInterval` and `staleWorkerTimeout`.
+ *
  * @category options
  * @since 0.1.0
  */
-export interface Options {
-  /** The schema of all tables; the connection's search path decides when absent. */
-  readonly schema?: string | undefined
-  /** Names of single tables. */
-  readonly tables?: TableNames.Options["tables"]
-  /** Whether to LISTEN for wake-ups. Without it everything works at the pace of `pollInterval`. Default true. */
-  readonly listen?: boolean | undefined
-  /** Whether live workers hold a lock that makes their death noticed at once. Default true. */
-  readonly presence?: boolean | undefined
-}
+export type Options = DatabaseLive.Options
 
 /**
  * The stores, with other names or habits than the default ones. Bind the result to a constant: each call makes a layer
