@@ -143,7 +143,7 @@ export class ReadOnlyReplica extends Schema.TaggedError<ReadOnlyReplica>(id("Rea
   server: Schema.String
 }) {
   override get message(): string {
-    return `The database server at ${this.server} is a read-only replica. Connect to the primary.`
+    return `The database server at ${this.server} takes no writes: it is a read-only replica, or default_transaction_read_only is on. Connect to the primary, or switch that off.`
   }
 }
 
@@ -415,6 +415,14 @@ export class EventTooLarge extends Schema.TaggedError<EventTooLarge>(id("EventTo
  * @since 0.1.0
  */
 export type StoreError = DatabaseUnavailable | StoreFailure | ReadOnlyReplica | UnsupportedDatabase
+
+/**
+ * @category guards
+ * @since 0.1.0
+ */
+export const isStoreError = (error: { readonly _tag: string }): error is StoreError =>
+  error._tag === "DatabaseUnavailable" || error._tag === "StoreFailure" || error._tag === "ReadOnlyReplica" ||
+  error._tag === "UnsupportedDatabase"
 
 /**
  * What opening the stores can fail with.

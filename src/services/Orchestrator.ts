@@ -14,7 +14,6 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Latch from "effect/Latch"
 import * as Layer from "effect/Layer"
-import * as Metric from "effect/Metric"
 import * as Option from "effect/Option"
 import * as Queue from "effect/Queue"
 import * as Random from "effect/Random"
@@ -24,17 +23,15 @@ import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import type * as Stream from "effect/Stream"
 import { Activity } from "../schema/Activity.ts"
-import * as Checkpoint from "../schema/Checkpoint.ts"
 import type * as Decision from "../schema/Decision.ts"
 import {
   AlreadyRunning,
-  CoordinationTimeout,
   DuplicateProjection,
   type ForeignSqlClient,
   InvalidSettings,
+  isStoreError,
   type OrchestratorError,
   ProjectionHalted,
-  type StoreError,
   type WorkerEvicted
 } from "../schema/Errors.ts"
 import * as Generation from "../schema/Generation.ts"
@@ -48,11 +45,12 @@ import { CheckpointStore } from "./CheckpointStore.ts"
 import * as Coordinator from "./Coordinator.ts"
 import type { Decisions } from "./Decisions.ts"
 import { EventStore } from "./EventStore.ts"
+import * as Heartbeat from "./Heartbeat.ts"
 import { Membership } from "./Membership.ts"
-import * as Metrics from "./Metrics.ts"
 import * as Projection from "./Projection.ts"
 import * as ProjectionRunner from "./ProjectionRunner.ts"
 import * as Ranges from "./Ranges.ts"
+import * as Reconciler from "./Reconciler.ts"
 
 /**
  * @category services
@@ -141,20 +139,8 @@ const checkProjections = (
   return Effect.void
 }
 
-/** Wake-ups from outside that come in a burst are answered by one look. */
-const wakeUpWindow = Duration.millis(20)
-/** Neighbouring ranges are joined at most this often: it interrupts both for a moment. */
-const joinInterval = Duration.seconds(5)
-/** The first of them to end stands still for the others at most this long. */
-const joinPatience = Duration.millis(250)
-/** Pause before the stores are asked again after they failed. */
-const storeBackoff = Duration.millis(250)
-/** While the database is away every so many failures are logged: five seconds' worth. */
-const failuresPerLogLine = 20
-/** A decision that only waits for time to pass is tried again no less often than this. */
-const longestRecheckMillis = 250
-/** A worker that could not renew for this part of `staleWorkerTimeout` stops working before others take over. */
-const renewalMargin = 0.8
+/** Pause before a worker registers again. */
+const registrationBackoff = Duration.millis(250)
 /** Unregistering is a courtesy; a database that does not answer must not hold up the end of the process. */
 const leaveTimeout = Duration.seconds(5)
 
@@ -197,21 +183,27 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
     ])
   ])
 
-  const startPositions = Effect.fnUntraced(function*() {
-    const now = options.projections.some(({ startFrom }) => startFrom === "now")
-      ? yield* events.settledPosition
-      : 0n
-    return options.projections.map((projection): Decision.Carried => ({
-      name: projection.name,
-      filter: Projection.filterText(projection),
-      startPosition: projection.startFrom === "now"
-        ? now
-        : projection.startFrom === "beginning"
-        ? 0n
-        : projection.startFrom,
-      acceptFilterChange: projection.acceptFilterChange
-    }))
+  /** Where a projection begins that has no progress yet; 0 for one that has, where it is not asked for. */
+  const startPosition = Effect.fnUntraced(function*({ name, startFrom }: Projection.Any) {
+    if (startFrom === "beginning" || (yield* checkpoints.rows(name)).length > 0) return 0n
+    if (startFrom === "now") return yield* events.settledPosition
+    // Refuses a position that has not been given out. One that may still be preceded by a commit is waited for: readers
+    // rest on it that everything up to where a projection stands is final.
+    yield* Effect.catchTag(events.read({ after: startFrom, limit: 1 }), "EventTooLarge", () => Effect.void)
+    while ((yield* events.settledPosition) < startFrom) yield* Effect.sleep(settings.pollInterval)
+    return startFrom
   })
+
+  const carry = Effect.forEach(
+    options.projections,
+    (projection) =>
+      Effect.map(startPosition(projection), (startPosition): Decision.Carried => ({
+        name: projection.name,
+        filter: Projection.filterText(projection),
+        startPosition,
+        acceptFilterChange: projection.acceptFilterChange
+      }))
+  )
 
   let joinedBefore = false
   let coordinatedBefore = false
@@ -225,9 +217,7 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
     onSeen: () => void
   ): Effect.fn.Return<never, OrchestratorError | WorkerEvicted, Scope.Scope> {
     const failed = yield* Deferred.make<never, OrchestratorError | WorkerEvicted>()
-    const wake = Latch.makeUnsafe(false)
-    let wokenFromOutside = false
-    let suspended = false
+    const alarm = Reconciler.makeAlarm()
     let evicted = false
 
     const busy = () => new Set(ranges?.all.keys() ?? [])
@@ -268,7 +258,10 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
             ? Effect.logWarning(`Registering failed, it is tried again: ${error.message}`)
             : Effect.void
         ),
-        Effect.retry({ while: (error) => joinedBefore && isStoreError(error), schedule: Schedule.spaced(storeBackoff) })
+        Effect.retry({
+          while: (error) => joinedBefore && isStoreError(error),
+          schedule: Schedule.spaced(registrationBackoff)
+        })
       ),
       leave,
       // A worker that is told to stop while the database is away must not wait for it. Should it be interrupted when the
@@ -280,56 +273,15 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
     yield* Effect.logInfo(`Worker registered: ${workerId}`)
     yield* log.record(Activity.WorkerRegistered({ registration: self }))
 
-    let renewedAt = yield* Clock.monotonicTimeNanos
-    const renew = Effect.gen(function*() {
-      const interval = settings.heartbeatInterval
-      let failures = 0
-      yield* Effect.sleep(interval)
-      while (true) {
-        const attemptedAt = yield* Clock.monotonicTimeNanos
-        const result = yield* Effect.result(membership.heartbeat(self))
-        if (result._tag === "Success") {
-          failures = 0
-          renewedAt = attemptedAt
-          yield* Metric.update(
-            Metric.withAttributes(Metrics.heartbeatLatencySeconds, { replica_set: replicaSet }),
-            Number((yield* Clock.monotonicTimeNanos) - attemptedAt) / 1_000_000_000
-          )
-          if (suspended) {
-            suspended = false
-            yield* Effect.logInfo("Heartbeats are renewed again: the worker resumes")
-            yield* log.record(Activity.Resumed())
-            wake.openUnsafe()
-          }
-        } else if (result.failure._tag === "WorkerEvicted" || result.failure._tag === "WorkerReplaced") {
-          return yield* result.failure
-        } else {
-          failures++
-          if (failures === 1) yield* Effect.logWarning(`Heartbeat failed, it is tried again: ${result.failure.message}`)
-        }
-        yield* Effect.sleep(failures === 0 ? interval : Duration.min(interval, Duration.seconds(1)))
-      }
-    })
-
-    /** Beside the attempts, because one that gets no answer ends late. */
-    const suspendWhenOverdue = Effect.gen(function*() {
-      const margin = Duration.times(settings.staleWorkerTimeout, renewalMargin)
-      while (true) {
-        const silent = Duration.nanos((yield* Clock.monotonicTimeNanos) - renewedAt)
-        const overdue = Duration.isGreaterThan(silent, margin)
-        if (overdue && !suspended) {
-          suspended = true
-          yield* Effect.logWarning(
-            "The worker could not renew its heartbeat in time: it stops its projections until it can, since others may take over"
-          )
-          yield* log.record(Activity.Suspended())
-          wake.openUnsafe()
-        }
-        yield* Effect.sleep(overdue ? margin : Duration.sum(Duration.subtract(margin, silent), Duration.millis(1)))
-      }
+    const heartbeat = yield* Heartbeat.make({
+      membership,
+      registration: self,
+      settings,
+      log,
+      onChange: () => alarm.latch.openUnsafe()
     })
     // In the scope before the ranges, so that a worker that drains is still heard of.
-    yield* Effect.raceFirst(renew, suspendWhenOverdue).pipe(
+    yield* heartbeat.run.pipe(
       Effect.onError((cause) => Deferred.failCause(failed, cause)),
       Effect.forkScoped
     )
@@ -337,7 +289,7 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
     const open = yield* Ranges.make({
       runner,
       drainTimeout: settings.drainTimeout,
-      onChange: () => wake.openUnsafe(),
+      onChange: () => alarm.latch.openUnsafe(),
       onSeen,
       onFailure: (error) => Effect.asVoid(Deferred.fail(failed, error))
     })
@@ -347,170 +299,36 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
       const wakeUps = yield* membership.wakeUps(self)
       while (true) {
         yield* Queue.take(wakeUps)
-        wokenFromOutside = true
-        wake.openUnsafe()
+        alarm.fromOutside = true
+        alarm.latch.openUnsafe()
       }
     })
 
-    const reconcile = Effect.gen(function*() {
-      let seenAt = yield* Clock.monotonicTimeNanos
-      /** Since when the assignment could have been reached: time without the database does not count. */
-      let waitingSince: bigint | undefined = seenAt
-      let failures = 0
-      let rechecks = 0
-      let reached = false
-      let leftAlone = false
-      let joinedAt = seenAt
-      let joining: ReadonlySet<string> = new Set()
-      let lookedAt = 0n
-      while (true) {
-        const now = yield* Clock.monotonicTimeNanos
-        const sinceLook = Duration.nanos(now - lookedAt)
-        if (wokenFromOutside && lookedAt > 0n && Duration.isLessThan(sinceLook, wakeUpWindow)) {
-          yield* Effect.sleep(Duration.subtract(wakeUpWindow, sinceLook))
-        }
-        wokenFromOutside = false
-        wake.closeUnsafe()
-        lookedAt = yield* Clock.monotonicTimeNanos
-
-        if (suspended) {
-          waitingSince = undefined
-          yield* Effect.forEach([...open.all.keys()], (key) => open.close(key, "now"), { discard: true })
-          yield* wake.await
-          continue
-        }
-
-        const working = busy()
-        // Until the last of the ranges that are to become one has ended, none is opened again; and it must have ended
-        // before the decision that makes them one. A slow handler is not waited for.
-        joining = Duration.isGreaterThan(Duration.nanos(lookedAt - joinedAt), joinPatience)
-          ? new Set()
-          : new Set([...joining].filter((key) => working.has(key)))
-        const paused = new Set([...joining].map((key) => open.all.get(key)?.held.projection))
-        const result = yield* Effect.result(
-          coordinator.reconcile({ registration: self, projections: carried, busy: working }, settings)
-        )
-        if (result._tag === "Failure") {
-          if (result.failure._tag === "WorkerEvicted") {
-            // A decision sees only that the registration is gone; whether a successor has the id, the heartbeat says.
-            yield* Effect.catchIf(membership.heartbeat(self), isStoreError, () => Effect.void)
-          }
-          if (!isStoreError(result.failure)) return yield* result.failure
-          // What has never worked will not mend itself: a missing right or table.
-          if (!coordinatedBefore && result.failure._tag === "StoreFailure") return yield* result.failure
-          waitingSince = undefined
-          if (failures++ % failuresPerLogLine === 0) {
-            yield* Effect.logWarning(`Coordination failed, it is tried again: ${result.failure.message}`)
-          }
-          yield* Effect.sleep(storeBackoff)
-          continue
-        }
-        failures = 0
+    const reconcile = Reconciler.run({
+      registration: self,
+      settings,
+      projections,
+      carried,
+      captured: captured as Context.Context<unknown>,
+      coordinator,
+      membership,
+      ranges: open,
+      log,
+      alarm,
+      suspended: heartbeat.suspended,
+      coordinatedBefore,
+      onGeneration: (current) => {
         coordinatedBefore = true
-        waitingSince ??= lookedAt
-        const { decision, formed } = result.success
-        const current = decision.generation
-        const switched = current !== undefined && current.generationId !== generation?.generationId
-        if (switched) {
-          seenAt = waitingSince = lookedAt
-          reached = assigned = false
-          yield* switchTo(self, generation, current, formed)
-          leftAlone = generation !== undefined
-          generation = current
-        }
-
-        const shareOf = (projection: string) =>
-          current === undefined ? undefined : Generation.share(current, projection, self)
-        const rows = new Map(decision.held.map((row) => [Checkpoint.key(row), row]))
-
-        for (const [key, range] of open.all) {
-          const row = rows.get(key)
-          if (row === undefined || !sameHold(row, range.held)) {
-            // Somebody else's by now: what is in flight cannot commit any more.
-            yield* open.close(key, "now")
-            continue
-          }
-          const share = shareOf(row.projection)
-          if (share === undefined || !HashRange.contains(share, row.range)) yield* open.close(key, "drain")
-        }
-        for (const held of decision.held) {
-          const share = shareOf(held.projection)
-          if (share === undefined || !HashRange.contains(share, held.range)) continue
-          const projection = projections.get(held.projection)
-          if (projection === undefined || paused.has(held.projection) || open.all.has(Checkpoint.key(held))) continue
-          yield* open.open({
-            held,
-            settings,
-            projection,
-            captured: captured as Context.Context<unknown>,
-            record: log.record
-          })
-        }
-
-        const settled = decision.settled && current !== undefined && paused.size === 0 &&
-          [...open.all.values()].every((range) => !range.closing)
-        // After the ranges: nobody's work waits for what people read.
-        if (switched && !settled) yield* report(self, "ready", current)
-        if (settled && !reached) {
-          reached = assigned = true
-          const afterMillis = Number((yield* Clock.monotonicTimeNanos) - seenAt) / 1_000_000
-          const partition = Generation.partitionKey(current, self)
-          yield* Effect.logInfo(
-            current.members.length === 1 && leftAlone
-              ? "Processing all events now..."
-              : "Processing events..."
-          )
-          yield* log.record(Activity.AssignmentReached({ generation: current, partition, afterMillis }))
-          // Who waits for progress may have nothing to wait for: there need not be a single event.
-          onSeen()
-          yield* report(self, "running", current)
-        }
-        if (!reached && current !== undefined) {
-          const waited = Duration.nanos((yield* Clock.monotonicTimeNanos) - waitingSince)
-          const closing = [...open.all.values()].filter((range) => range.closing).map(({ held }) => held.projection)
-          // Whoever holds the others up fails first, so that those who only wait for it need not.
-          const patience = closing.length > 0
-            ? settings.coordinationTimeout
-            : Duration.times(settings.coordinationTimeout, 2)
-          if (Duration.isGreaterThan(waited, patience)) {
-            return yield* new CoordinationTimeout({
-              replicaSet,
-              workerId,
-              generationId: current.generationId,
-              timeout: Duration.format(patience),
-              waitingFor: closing.length > 0
-                ? `the handler of ${[...new Set(closing)].join(", ")} does not stop`
-                : "ranges assigned to it are still held by another worker, or missing from the table"
-            })
-          }
-        }
-
-        if (reached && Duration.isGreaterThan(Duration.nanos(lookedAt - joinedAt), joinInterval)) {
-          joinedAt = lookedAt
-          joining = yield* joinNeighbours(open)
-        }
-
-        const recheck = decision.recheckAfterMillis
-        // A row that stays locked (a slow handler, a frozen worker) is asked for less and less often.
-        rechecks = recheck === undefined || recheck > longestRecheckMillis ? 0 : rechecks + 1
-        const patience = Math.min(
-          Duration.toMillis(settings.pollInterval),
-          recheck === undefined
-            ? Infinity
-            : rechecks === 0
-            ? recheck
-            : Math.min(recheck * 2 ** (rechecks - 1), longestRecheckMillis),
-          joining.size === 0 ? Infinity : Duration.toMillis(joinPatience) + 1
-        )
-        yield* Effect.timeoutOption(wake.await, patience)
+        generation = current
+      },
+      onAssigned: (value) => {
+        assigned = value
+        // Who waits for progress may have nothing to wait for: there need not be a single event.
+        if (assigned) onSeen()
       }
     })
 
-    return yield* Effect.raceAllFirst([
-      listen,
-      reconcile,
-      Deferred.await(failed)
-    ]).pipe(
+    return yield* Effect.raceAllFirst([listen, reconcile, Deferred.await(failed)]).pipe(
       Effect.tapError((error) =>
         Effect.suspend(() => {
           evicted = error._tag === "WorkerEvicted" || error._tag === "WorkerReplaced"
@@ -522,57 +340,17 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
     )
   })
 
-  /**
-   * Closes neighbouring ranges of a projection that stand at the same place, so that the next decision makes one range
-   * of them: what many switches have cut up grows together again. Returns their keys.
-   */
-  const joinNeighbours = (open: Ranges.Ranges) => {
-    const idle = [...open.all.values()]
-      .filter((range) => !range.closing && range.halt === undefined)
-      .sort((a, b) => a.held.range.start - b.held.range.start)
-    const keys = new Set<string>()
-    for (const left of idle) {
-      const right = idle.find(({ held, seen }) =>
-        held.projection === left.held.projection && held.range.start === left.held.range.end && seen === left.seen
-      )
-      if (right === undefined) continue
-      keys.add(Checkpoint.key(left.held)).add(Checkpoint.key(right.held))
-    }
-    return Effect.as(Effect.forEach(keys, (key) => open.close(key, "drain"), { discard: true }), keys)
-  }
-
-  const report = (self: Registration, state: "ready" | "running", current: Generation.Generation) =>
-    membership.report(self, { state, generation: current }).pipe(
-      // For people to read only; the next report mends it.
-      Effect.catchCause((cause) => Effect.logDebug("The worker's state could not be recorded", cause))
-    )
-
-  const switchTo = Effect.fnUntraced(function*(
-    self: Registration,
-    previous: Generation.Generation | undefined,
-    current: Generation.Generation,
-    formed: boolean
-  ) {
-    const partition = Generation.partitionKey(current, self)
-    yield* membership.watch(self, current)
-    if (previous !== undefined) {
-      const joined = current.members.some((member) => Generation.partitionKey(previous, member) < 0)
-      yield* Effect.logInfo(joined ? "New worker detected, reconfiguring..." : "Worker left, reconfiguring...")
-      yield* Effect.logInfo("Stopping current generation")
-      yield* Effect.logInfo("Restarting with new configuration...")
-    }
-    if (partition >= 0) yield* Effect.logInfo(`Assigned partition: ${partition} of ${current.members.length}`)
-    yield* log.record(Activity.GenerationFormed({ generation: current, partition, byThisWorker: formed }))
-  })
-
   /** Registers again after every eviction. */
   const lives = Effect.fnUntraced(function*(onSeen: () => void): Effect.fn.Return<never, OrchestratorError> {
     yield* Effect.logInfo("Starting orchestrator...")
     const workerId = settings.workerId ?? `worker-${yield* drawId}`
-    const carried = yield* startPositions()
+    const carried = yield* carry
     return yield* Effect.scoped(life(workerId, carried, onSeen)).pipe(
       Effect.tapErrorTag("WorkerEvicted", (error) => Effect.logWarning(error.message)),
-      Effect.retry({ while: (error) => error._tag === "WorkerEvicted", schedule: Schedule.spaced(storeBackoff) }),
+      Effect.retry({
+        while: (error) => error._tag === "WorkerEvicted",
+        schedule: Schedule.spaced(registrationBackoff)
+      }),
       Effect.catchTag("WorkerEvicted", Effect.die),
       Effect.annotateLogs({ worker: workerId })
     )
@@ -605,6 +383,11 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
     let askedAt: bigint | undefined
     while (remaining.length > 0) {
       progressed.closeUnsafe()
+      // Before that, a halt may be one of an earlier run, which this worker tries again when it takes the range.
+      if (!assigned) {
+        yield* progressed.await
+        continue
+      }
       const mine = [...(ranges?.all.values() ?? [])]
       const behind: Array<string> = []
       // What this worker does not see itself, the table says; to ask it after each batch would cost more than it tells.
@@ -615,14 +398,12 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
       for (const name of remaining) {
         const local = mine.filter(({ held }) => held.projection === name)
         if (HashRange.tiles(local.map(({ held }) => held.range)) && local.every(({ seen }) => seen >= target)) continue
-        // Before that, a halt may be one of an earlier run, which this worker tries again when it takes the range.
-        const counts = assigned
         const rows = ask
           ? yield* checkpoints.rows(name).pipe(
             Effect.catch((error) => Effect.as(Effect.logWarning(`Progress is asked for again: ${error.message}`), []))
           )
           : []
-        const halted = counts ? rows.find((row) => row.halt !== undefined) : undefined
+        const halted = rows.find((row) => row.halt !== undefined)
         if (halted?.halt !== undefined) {
           return yield* new ProjectionHalted({
             projection: name,
@@ -713,11 +494,3 @@ const logFailure = (cause: Cause.Cause<OrchestratorError>): Effect.Effect<void> 
     })
   )
 }
-
-const isStoreError = (error: { readonly _tag: string }): error is StoreError =>
-  error._tag === "DatabaseUnavailable" || error._tag === "StoreFailure" || error._tag === "ReadOnlyReplica" ||
-  error._tag === "UnsupportedDatabase"
-
-const sameHold = (row: Checkpoint.Held, held: Checkpoint.Held): boolean =>
-  HashRange.equals(row.range, held.range) && row.fence.incarnation === held.fence.incarnation &&
-  row.fence.generationId === held.fence.generationId

@@ -70,6 +70,7 @@ type Outcome =
   | { readonly _tag: "Committed"; readonly handled: number }
   | { readonly _tag: "Failed"; readonly at: number; readonly cause: Cause.Cause<unknown> }
   | { readonly _tag: "Drained" }
+  | { readonly _tag: "Lost" }
 
 /**
  * @category services
@@ -121,6 +122,12 @@ export const make = Effect.gen(function*() {
     let written = held.position
     let writtenAt = yield* Clock.monotonicTimeNanos
     let caughtUp = false
+    /** Failures since the last batch that committed; and how often the connection was lost in the same event's handler. */
+    let attempt = 0
+    let lost = 0
+    let lostAt: bigint | undefined
+    /** The event that is taken to make batches fail; what comes before it is committed first. */
+    let suspect: bigint | undefined
 
     const unlessDraining = <A, E>(self: Effect.Effect<A, E>): Effect.Effect<Option.Option<A>, E> =>
       // In this order, so that nothing is begun any more once the range is to be given up.
@@ -182,7 +189,7 @@ export const make = Effect.gen(function*() {
 
     /** The next page; while there is none, progress without work is written in time. */
     const next: Effect.Effect<
-      Option.Option<Page>,
+      Option.Option<Page & { readonly complete: boolean }>,
       EventTooLarge | Fenced | RunnerError
     > = Effect.gen(function*() {
       for (let attempt = 1;;) {
@@ -199,8 +206,9 @@ export const make = Effect.gen(function*() {
         const result = yield* Effect.result(unlessDraining(Effect.flatMap(
           settled,
           Option.match({
-            onNone: () => Effect.succeed(Option.none<Page>()),
-            onSome: (upTo) => Effect.asSome(read(upTo))
+            onNone: () => Effect.succeedNone,
+            onSome: (upTo) =>
+              Effect.map(read(upTo), (page) => Option.some({ ...page, complete: page.position >= upTo }))
           })
         )))
         if (result._tag === "Failure") {
@@ -211,6 +219,8 @@ export const make = Effect.gen(function*() {
           ) {
             return yield* failure
           }
+          // The server that answers next may have less than the one that did; what was only seen is looked at again.
+          seen = written
           yield* failing(attempt, "Reading", failure)
           if (Option.isNone(yield* unlessDraining(backoff(attempt)))) return Option.none()
           attempt++
@@ -232,9 +242,7 @@ export const make = Effect.gen(function*() {
       batch: ReadonlyArray<Event>,
       end: bigint
     ): Effect.fn.Return<Outcome, Fenced> {
-      let lost = 0
-      let lostAt = 0
-      for (let attempt = 1;; attempt++) {
+      while (true) {
         const startedAt = clock.monotonicTimeNanosUnsafe()
         const enough = () => draining.isOpen() || clock.monotonicTimeNanosUnsafe() - startedAt > longestBatchNanos
         let begun = 0
@@ -261,6 +269,7 @@ export const make = Effect.gen(function*() {
           const now = clock.monotonicTimeNanosUnsafe()
           written = seen = reached()
           writtenAt = now
+          attempt = lost = 0
           job.onSeen(seen)
           yield* job.record(Activity.BatchCommitted({
             projection: projection.name,
@@ -277,15 +286,20 @@ export const make = Effect.gen(function*() {
           // When all handlers came to their ends, the commit was refused, for an event that is not known: halving finds it.
           return { _tag: "Failed", at: handled === begun ? begun >> 1 : begun - 1, cause: failure.cause }
         }
-        if (failure._tag === "TransientFailure" && failure.kind === "connection" && begun > 0) {
-          lost = begun === lostAt ? lost + 1 : 1
-          lostAt = begun
+        const disconnected = failure._tag !== "TransientFailure" || failure.kind === "connection"
+        if (failure._tag === "TransientFailure" && disconnected && begun > 0) {
+          const position = batch[begun - 1]!.globalPosition
+          lost = position === lostAt ? lost + 1 : 1
+          lostAt = position
           if (lost === lostConnectionsBeforeFailure) {
+            lost = 0
             return { _tag: "Failed", at: begun - 1, cause: Cause.fail(failure.cause) }
           }
         }
-        yield* failing(attempt, "A batch", failure)
+        yield* failing(++attempt, "A batch", failure)
         if (Option.isNone(yield* unlessDraining(backoff(attempt)))) return { _tag: "Drained" }
+        // The batch was read from a server that may not be the one that answers next.
+        if (disconnected) return { _tag: "Lost" }
       }
     })
 
@@ -342,29 +356,29 @@ export const make = Effect.gen(function*() {
           yield* flush()
           return "drained"
         }
-        const { events: batch, position } = page.success.value
+        const { complete, events: batch, position } = page.success.value
         if (batch.length === 0) {
           seen = position
           job.onSeen(position)
-          if (!caughtUp) {
+          if (complete && !caughtUp) {
             caughtUp = true
             yield* job.record(Activity.CaughtUp({ projection: projection.name, range, position }))
           }
           continue
         }
         caughtUp = false
-        // A failing event is isolated by committing what came before it: `rest` shrinks from the front.
         let rest = batch
-        let until = rest.length
         while (rest.length > 0) {
-          const part = rest.slice(0, until)
+          // A failing event is isolated by committing what comes before it.
+          const before = rest.filter((event) => suspect === undefined || event.globalPosition < suspect)
+          const part = before.length === 0 ? rest : before
           const outcome = yield* commit(
             part,
             part.length === rest.length ? position : part[part.length - 1]!.globalPosition
           )
           if (outcome._tag === "Failed") {
             if (outcome.at > 0) {
-              until = outcome.at
+              suspect = rest[outcome.at]!.globalPosition
               continue
             }
             const event = rest[0]!
@@ -372,8 +386,12 @@ export const make = Effect.gen(function*() {
             return "drained"
           }
           if (outcome._tag === "Drained" || draining.isOpen()) return "drained"
+          if (outcome._tag === "Lost") {
+            seen = written
+            break
+          }
           rest = rest.slice(outcome.handled)
-          until = rest.length
+          if (rest[0] === undefined || rest[0].globalPosition === suspect) suspect = undefined
         }
       }
     })

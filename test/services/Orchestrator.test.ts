@@ -1,11 +1,14 @@
 import { assert, it } from "@effect/vitest"
 import * as Cause from "effect/Cause"
+import * as Config from "effect/Config"
+import * as ConfigProvider from "effect/ConfigProvider"
 import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
 import * as Metric from "effect/Metric"
 import * as Runtime from "effect/Runtime"
 import * as Stream from "effect/Stream"
@@ -22,7 +25,7 @@ import { EventStore } from "../../src/services/EventStore.ts"
 import { Membership } from "../../src/services/Membership.ts"
 import * as Orchestrator from "../../src/services/Orchestrator.ts"
 import * as Projection from "../../src/services/Projection.ts"
-import { breathe, enter, event, logs, pass } from "./World.ts"
+import { breathe, Broken, enter, event, logs, pass } from "./World.ts"
 
 type Counts = Readonly<Record<string, number>>
 
@@ -287,7 +290,7 @@ it.effect("a changed filter is refused, unless it is accepted", () =>
     assert.isFalse(hasEnded(same.fiber))
   }))
 
-it.effect("checkpoints ahead of the events stop the worker with an error that names both positions", () =>
+it.effect("a start beyond the events stops the worker with an error that names both positions", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const worker = yield* start(world, [counting(yield* noCounts, { startFrom: 12n })])
@@ -297,7 +300,8 @@ it.effect("checkpoints ahead of the events stop the worker with an error that na
     assert.include(error!.message, "position 12")
     assert.include(error!.message, "up to 0")
     assert.deepStrictEqual(worker.said("Error"), [error!.message])
-    assert.strictEqual(worker.tags()[worker.tags().length - 1], "WorkerLeft")
+    // Before it takes part in anything.
+    assert.deepStrictEqual(worker.tags(), [])
   }))
 
 it.effect("catchUp ends when what was visible at its begin is handled, and waits for no later event", () =>
@@ -365,7 +369,8 @@ it.effect("catchUp fails when a range stands still", () =>
     yield* appendAll(feeder.events)
     const worker = yield* start(world, [
       counting(yield* noCounts, {
-        before: (event) => event.aggregateId === "user-9" ? Effect.fail(new Error("no such user")) : Effect.void
+        before: (event) =>
+          event.aggregateId === "user-9" ? Effect.fail(new Broken({ message: "no such user" })) : Effect.void
       })
     ], { how: "catchUp" })
     yield* pass(5_000)
@@ -623,7 +628,7 @@ it.effect("a range that stands still leaves the other ranges and projections alo
     const [counts, others] = [yield* noCounts, yield* noCounts]
     const broken = () => [
       counting(counts, {
-        before: (event) => event.aggregateId === upper ? Effect.fail(new Error("broken")) : Effect.void
+        before: (event) => event.aggregateId === upper ? Effect.fail(new Broken({ message: "broken" })) : Effect.void
       }),
       counting(others, { name: "others" })
     ]
@@ -665,7 +670,7 @@ it.effect("a range that stands still leaves the other ranges and projections alo
     )
   }))
 
-it.effect("a handler with a failing store behind it: the worker waits for the database and goes on", () =>
+it.effect("while events cannot be read the worker waits for the database, and then goes on", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const counts = yield* noCounts
@@ -690,15 +695,15 @@ it.effect("the metrics have the original's names, and count", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const counts = yield* noCounts
-    const names = [
-      ...["generations_total", "workers_registered_total", "partition_assignments_total", "reconfiguration_total"],
-      ...["stale_workers_cleaned_total", "events_processed_total", "projection_errors_total", "active_workers"],
-      ...["current_generation_partitions", "worker_state", "coordination_duration_seconds"],
-      ...["event_processing_duration_seconds", "heartbeat_latency_seconds"]
-    ]
+    const names = (
+      "generations_total workers_registered_total partition_assignments_total reconfiguration_total " +
+      "stale_workers_cleaned_total events_processed_total projection_errors_total active_workers " +
+      "current_generation_partitions worker_state coordination_duration_seconds event_processing_duration_seconds " +
+      "heartbeat_latency_seconds"
+    ).split(" ")
     const first = yield* start(world, [
       counting(counts),
-      counting(yield* noCounts, { name: "broken", before: () => Effect.fail(new Error("broken")) })
+      counting(yield* noCounts, { name: "broken", before: () => Effect.fail(new Broken({ message: "broken" })) })
     ])
     yield* pass(500)
     const second = yield* start(world, [counting(counts)])
@@ -780,3 +785,29 @@ it.effect("projections: none, without a name, twice the same, with a filter that
       assert.match(error.message, message)
     }
   }).pipe(Effect.provide(MemoryStores.layer)))
+
+it.effect("settings from the configuration are checked like others", () =>
+  Effect.gen(function*() {
+    const counts = yield* noCounts
+    const live = Orchestrator.layerConfig({
+      replicaSet: Config.String("replicaSet"),
+      batchSize: Config.Int("batchSize"),
+      pollInterval: "1 second",
+      projections: [counting(counts)]
+    }).pipe(Layer.provideMerge(MemoryStores.layer))
+    const given = (values: Record<string, unknown>) =>
+      Layer.provide(live, ConfigProvider.layer(ConfigProvider.fromUnknown(values)))
+    const built = (values: Record<string, unknown>) => Effect.flip(Effect.scoped(Layer.build(given(values))))
+    assert.strictEqual((yield* built({ replicaSet: "main" }))._tag, "ConfigError")
+    const invalid = yield* built({ replicaSet: "main", batchSize: 0 })
+    assert.strictEqual(invalid._tag, "InvalidSettings")
+    assert.match(invalid.message, /"batchSize".*at least 1/)
+    yield* Effect.gen(function*() {
+      const events = yield* EventStore
+      yield* appendAll(events)
+      const fiber = yield* Effect.forkChild(Orchestrator.catchUp)
+      yield* pass(500)
+      yield* Fiber.join(fiber)
+    }).pipe(Effect.provide(Layer.merge(given({ replicaSet: "main", batchSize: 3 }), logs().layer)))
+    assert.deepStrictEqual(yield* TxRef.get(counts), times(1))
+  }))

@@ -9,11 +9,11 @@ import * as Fiber from "effect/Fiber"
 import { TestClock } from "effect/testing"
 import * as TxRef from "effect/TxRef"
 import * as MemoryStores from "../../src/layers/memory/MemoryStores.ts"
-import { CheckpointAheadOfEvents, DatabaseUnavailable, EventTooLarge } from "../../src/schema/Errors.ts"
+import { CheckpointAheadOfEvents, DatabaseUnavailable, EventTooLarge, StoreFailure } from "../../src/schema/Errors.ts"
 import type { Event } from "../../src/schema/Event.ts"
 import { type CheckpointStore, Fenced, TransientFailure } from "../../src/services/CheckpointStore.ts"
 import * as Projection from "../../src/services/Projection.ts"
-import { breathe, event, pass, runner } from "./World.ts"
+import { breathe, Broken, event, pass, runner } from "./World.ts"
 
 /** Keeps the ids it has handled, in the transaction. */
 const recording = (
@@ -301,7 +301,7 @@ it.effect("a halted range is tried again by a worker that starts later, and goes
     let tried = 0
     const projection = recording(handled, () => {
       tried++
-      return mended ? Effect.void : Effect.fail(new Error("broken"))
+      return mended ? Effect.void : Effect.fail(new Broken({ message: "broken" }))
     })
     /** Runs a worker for a while. */
     const life = Effect.scoped(Effect.gen(function*() {
@@ -473,7 +473,7 @@ it.effect("a fenced record of a halt, and fenced empty progress, end the runner 
       const world = yield* MemoryStores.makeWorld
       const worker = yield* runner(
         world,
-        Projection.make("users", { eventTypes, handle: () => Effect.fail(new Error("broken")) }),
+        Projection.make("users", { eventTypes, handle: () => Effect.fail(new Broken({ message: "broken" })) }),
         {
           checkpoints: () => ({
             halt: () => Effect.fail(new Fenced({ projection: "users" })),
@@ -517,10 +517,10 @@ it.effect("what a handler opens in its Scope is closed with the batch, before th
     yield* Effect.forEach(["a", "b", "c"], (id) => worker.events.append([event(id)]))
     const fiber = yield* Effect.forkChild(worker.run)
     yield* pass(100)
-    assert.deepStrictEqual(order, [
-      ...["open a", "open b", "close b", "close a", "advance", "committed"],
-      ...["open c", "close c", "advance", "committed"]
-    ])
+    assert.strictEqual(
+      order.join(", "),
+      "open a, open b, close b, close a, advance, committed, open c, close c, advance, committed"
+    )
     yield* worker.drain(fiber)
   }))
 
@@ -579,4 +579,35 @@ it.effect("a batch that runs again because of another transaction handles its ev
     assert.deepStrictEqual(yield* TxRef.get(handled), ["from elsewhere", "a", "b"])
     assert.strictEqual((yield* worker.row).position, 2n)
     yield* worker.drain(fiber)
+  }))
+
+it.effect("a database that refuses the first read ends the runner; one that refuses later is waited for", () =>
+  Effect.gen(function*() {
+    const refusal = new StoreFailure({ operation: "read", code: "42501", detail: "permission denied", cause: "test" })
+    const outcome = Effect.fnUntraced(function*(refuses: (read: number) => boolean) {
+      const world = yield* MemoryStores.makeWorld
+      const handled = yield* TxRef.make<ReadonlyArray<string>>([])
+      let reads = 0
+      const worker = yield* runner(world, recording(handled), {
+        events: (real) => ({
+          read: (options) => Effect.suspend(() => refuses(++reads) ? Effect.fail(refusal) : real.read(options))
+        })
+      })
+      yield* worker.events.append([event("a")])
+      const fiber = yield* Effect.forkChild(worker.run)
+      yield* pass(100)
+      yield* worker.events.append([event("b")])
+      yield* pass(1_000)
+      const exit = fiber.pollUnsafe()
+      yield* worker.draining.open
+      const failure = exit !== undefined && Exit.isFailure(exit)
+        ? exit.cause.reasons.find(Cause.isFailReason)
+        : undefined
+      return { failure: failure?.error._tag, handled: yield* TxRef.get(handled) }
+    })
+    assert.deepStrictEqual(yield* outcome((read) => read === 1), { failure: "StoreFailure", handled: [] })
+    assert.deepStrictEqual(yield* outcome((read) => read === 2 || read === 3), {
+      failure: undefined,
+      handled: ["a", "b"]
+    })
   }))

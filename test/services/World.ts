@@ -3,6 +3,7 @@
  * test scripts it.
  */
 import * as Context from "effect/Context"
+import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Latch from "effect/Latch"
@@ -45,6 +46,9 @@ export const logs = (): { readonly lines: Array<Line>; readonly layer: Layer.Lay
     layer: Layer.merge(Logger.layer([logger]), Layer.succeed(References.MinimumLogLevel, "All"))
   }
 }
+
+/** What a handler of these tests fails with. */
+export class Broken extends Data.TaggedError("Broken")<{ readonly message: string }> {}
 
 export const event = (id: string, rest: { readonly eventType?: string; readonly aggregateType?: string } = {}) => ({
   boundedContext: "app",

@@ -341,7 +341,15 @@ it.layer(migrated, { excludeTestServices: true, timeout: "60 seconds" })(
             pollInterval: "50 millis"
           })
           // Another database, in which there is no read model.
-          yield* quietly(orchestrator.catchUp, TestDatabase.layer)
+          const database = Effect.flatMap(SqlClient.SqlClient, (client) => client`SELECT current_database()`)
+          const other = TestDatabase.layerWith({})
+          yield* quietly(
+            Effect.gen(function*() {
+              assert.notDeepEqual(yield* database, yield* sql`SELECT current_database()`)
+              yield* orchestrator.catchUp
+            }),
+            other
+          )
         }).pipe(Effect.provide(PostgresStores.layer))
         const rows = yield* sql<
           { id: string }

@@ -169,9 +169,7 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
   const begin = (held: Held, { from, idleTimeout }: BatchOptions) =>
     quietly(sql<Transaction & { readonly held: boolean }>`
       SELECT pg_backend_pid() AS pid, extract(epoch FROM now())::text AS begun,
-        set_config('idle_in_transaction_session_timeout', ${
-      String(Math.ceil(Duration.toMillis(idleTimeout)))
-    }, true),
+        set_config('idle_in_transaction_session_timeout', ${String(Math.ceil(Duration.toMillis(idleTimeout)))}, true),
         EXISTS (SELECT FROM ${checkpoints} WHERE ${fenced(held)} AND position = ${from}::bigint) AS held`)
 
   const move = (held: Held, { from, to }: { readonly from: bigint; readonly to: bigint }) =>
@@ -228,14 +226,15 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
    * quarter of an hour to give a connection up, or for ever where nothing is to be sent.
    */
   const untilOver = Effect.fnUntraced(function*(transaction: () => Transaction | undefined, every: Duration.Duration) {
-    // Once may be while the answer is on its way.
+    // Once may be while the answer is on its way. Where the role is not shown when a session began, it is there.
     for (let seen = 0; seen < 2;) {
       yield* Effect.sleep(every)
       const known = transaction()
       if (known === undefined) continue
       const answer = yield* quietly(sql<{ readonly over: boolean }>`
         SELECT current_setting('track_activities')::bool AND NOT EXISTS (
-          SELECT FROM pg_stat_activity WHERE pid = ${known.pid}::int4 AND extract(epoch FROM xact_start)::text = ${known.begun}
+          SELECT FROM pg_stat_activity
+          WHERE pid = ${known.pid}::int4 AND (backend_start IS NULL OR extract(epoch FROM xact_start)::text = ${known.begun})
         ) AS over`).pipe(Effect.timeoutOption(overDeadline), Effect.orElseSucceed(Option.none))
       if (Option.isSome(answer)) seen = answer.value[0]?.over === true ? seen + 1 : 0
     }

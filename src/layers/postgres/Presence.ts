@@ -160,16 +160,17 @@ export const make: Effect.Effect<
     )
   )
 
-  // The exception is caught in the database because an error every few seconds would fill its log.
+  // The exception is caught in the database because an error every few seconds would fill its log. Quoted by hand, because
+  // a table's name may contain what would end a dollar quote.
   const wait = (key: number) =>
-    `DO $do$
-    BEGIN
-      SET LOCAL lock_timeout = ${waitMillis};
-      PERFORM pg_advisory_xact_lock_shared(${workers}::int4, ${key});
-    EXCEPTION WHEN lock_not_available THEN
-      NULL;
-    END
-    $do$`
+    `DO '${
+      `BEGIN
+        SET LOCAL lock_timeout = ${waitMillis};
+        PERFORM pg_advisory_xact_lock_shared(${workers}::int4, ${key});
+      EXCEPTION WHEN lock_not_available THEN
+        NULL;
+      END`.replaceAll("'", "''")
+    }'`
 
   const untilGone = Effect.fnUntraced(function*(connection: PgConnection.PgConnection, key: number) {
     while (true) {

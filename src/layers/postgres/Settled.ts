@@ -111,14 +111,19 @@ export const prove = (self: Settled, head: bigint, holders: ReadonlyArray<Holder
   for (const proof of self.proofs) {
     const remaining = new Set<string>()
     let vanished = false
+    let ended = false
     for (const id of proof.holders) {
       if (present.has(id)) remaining.add(id)
-      else if (!isPrepared(id)) vanished = true
+      else if (!isPrepared(id)) {
+        vanished = true
+        ended = ended || isEnding(id)
+      }
     }
-    // Should a holder that is being prepared go on under another id, any such id may be one of those that vanished.
+    // Should a holder that is being prepared go on under another id, any such id may be one of those that vanished; what
+    // seemed to be ending may go on under any id.
     if (vanished) {
-      for (const id of present) {
-        if (isPrepared(id) || isEnding(id)) remaining.add(id)
+      for (const { id, pid } of holders) {
+        if (isPrepared(id) || isEnding(id) || (ended && pid === undefined)) remaining.add(id)
       }
     }
     proof.holders = remaining

@@ -1,0 +1,108 @@
+/**
+ * The heartbeat: says that a worker lives, and stops its work when that has not been heard for too long.
+ *
+ * @since 0.1.0
+ */
+import * as Clock from "effect/Clock"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Metric from "effect/Metric"
+import { Activity } from "../schema/Activity.ts"
+import type { WorkerEvicted, WorkerReplaced } from "../schema/Errors.ts"
+import type { Settings } from "../schema/Settings.ts"
+import type { Registration } from "../schema/Worker.ts"
+import type { ActivityLog } from "./ActivityLog.ts"
+import type { Membership } from "./Membership.ts"
+import * as Metrics from "./Metrics.ts"
+
+/**
+ * @category models
+ * @since 0.1.0
+ */
+export interface Heartbeat {
+  /**
+   * The worker may not work: it could not renew in time, so others may be about to take over. A courtesy; what keeps the
+   * data right is the fence.
+   */
+  readonly suspended: () => boolean
+  /** Beats until it finds that the registration has ended. */
+  readonly run: Effect.Effect<never, WorkerEvicted | WorkerReplaced>
+}
+
+/** A worker that could not renew for this part of `staleWorkerTimeout` stops working before others take over. */
+const renewalMargin = 0.8
+
+/** While beats fail they are tried at least this often. */
+const longestRetryInterval = Duration.seconds(1)
+
+/**
+ * Makes the heartbeat of a registration that has just been made, which is its first beat.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const make = Effect.fnUntraced(function*(options: {
+  readonly membership: Membership["Service"]
+  readonly registration: Registration
+  readonly settings: Pick<Settings, "heartbeatInterval" | "replicaSet" | "staleWorkerTimeout">
+  readonly log: ActivityLog
+  /** `suspended` has changed. */
+  readonly onChange: () => void
+}): Effect.fn.Return<Heartbeat> {
+  const { log, membership, onChange, registration, settings } = options
+  let suspended = false
+  let renewedAt = yield* Clock.monotonicTimeNanos
+
+  const renew = Effect.gen(function*() {
+    const interval = settings.heartbeatInterval
+    let failures = 0
+    yield* Effect.sleep(interval)
+    while (true) {
+      const attemptedAt = yield* Clock.monotonicTimeNanos
+      const result = yield* Effect.result(membership.heartbeat(registration))
+      if (result._tag === "Success") {
+        failures = 0
+        renewedAt = attemptedAt
+        yield* Metric.update(
+          Metric.withAttributes(Metrics.heartbeatLatencySeconds, { replica_set: settings.replicaSet }),
+          Number((yield* Clock.monotonicTimeNanos) - attemptedAt) / 1_000_000_000
+        )
+        if (suspended) {
+          suspended = false
+          yield* Effect.logInfo("Heartbeats are renewed again: the worker resumes")
+          yield* log.record(Activity.Resumed())
+          onChange()
+        }
+      } else if (result.failure._tag === "WorkerEvicted" || result.failure._tag === "WorkerReplaced") {
+        return yield* result.failure
+      } else {
+        failures++
+        if (failures === 1) yield* Effect.logWarning(`Heartbeat failed, it is tried again: ${result.failure.message}`)
+      }
+      yield* Effect.sleep(failures === 0 ? interval : Duration.min(interval, longestRetryInterval))
+    }
+  })
+
+  /** Beside the attempts, because one that gets no answer ends late. */
+  const suspendWhenOverdue = Effect.gen(function*() {
+    const margin = Duration.times(settings.staleWorkerTimeout, renewalMargin)
+    while (true) {
+      const silent = Duration.nanos((yield* Clock.monotonicTimeNanos) - renewedAt)
+      const overdue = Duration.isGreaterThan(silent, margin)
+      if (overdue && !suspended) {
+        suspended = true
+        yield* Effect.logWarning(
+          "The worker could not renew its heartbeat in time: it stops its projections until it can, since others may take over"
+        )
+        yield* log.record(Activity.Suspended())
+        onChange()
+      }
+      yield* Effect.sleep(overdue ? margin : Duration.sum(Duration.subtract(margin, silent), Duration.millis(1)))
+    }
+  })
+
+  return {
+    suspended: () => suspended,
+    run: Effect.raceFirst(renew, suspendWhenOverdue)
+  }
+})

@@ -1,0 +1,333 @@
+/**
+ * The reconciler: one worker's loop that compares the ranges it should hold with those it works on, and mends the
+ * difference. Nothing in it waits for a range to end: a range that closes wakes the loop when it has.
+ *
+ * @since 0.1.0
+ */
+import * as Clock from "effect/Clock"
+import type * as Context from "effect/Context"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Latch from "effect/Latch"
+import * as Option from "effect/Option"
+import { Activity } from "../schema/Activity.ts"
+import * as Checkpoint from "../schema/Checkpoint.ts"
+import type * as Decision from "../schema/Decision.ts"
+import {
+  CoordinationTimeout,
+  type FilterChanged,
+  isStoreError,
+  type ProjectionInOtherReplicaSet,
+  type StoreError,
+  type WorkerEvicted,
+  type WorkerReplaced
+} from "../schema/Errors.ts"
+import * as Generation from "../schema/Generation.ts"
+import * as HashRange from "../schema/HashRange.ts"
+import type { Settings } from "../schema/Settings.ts"
+import type { Registration } from "../schema/Worker.ts"
+import type { ActivityLog } from "./ActivityLog.ts"
+import type { Coordinator } from "./Coordinator.ts"
+import type { Membership } from "./Membership.ts"
+import type * as Projection from "./Projection.ts"
+import type { Ranges } from "./Ranges.ts"
+
+/**
+ * What a reconciler works with.
+ *
+ * @category options
+ * @since 0.1.0
+ */
+export interface Options {
+  readonly registration: Registration
+  readonly settings: Settings
+  readonly projections: ReadonlyMap<string, Projection.Any>
+  readonly carried: ReadonlyArray<Decision.Carried>
+  readonly captured: Context.Context<unknown>
+  readonly coordinator: Coordinator["Service"]
+  readonly membership: Membership["Service"]
+  readonly ranges: Ranges
+  readonly log: ActivityLog
+  readonly alarm: Alarm
+  /** While it is true nothing may run. */
+  readonly suspended: () => boolean
+  /** An earlier life of this worker has coordinated: what the database refuses now may pass. */
+  readonly coordinatedBefore: boolean
+  readonly onGeneration: (generation: Generation.Generation) => void
+  /** Whether the worker works on all of its assignment. */
+  readonly onAssigned: (assigned: boolean) => void
+}
+
+/**
+ * What ends a reconciler.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export type Ending =
+  | CoordinationTimeout
+  | FilterChanged
+  | ProjectionInOtherReplicaSet
+  | StoreError
+  | WorkerEvicted
+  | WorkerReplaced
+
+/**
+ * Wakes a reconciler.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Alarm {
+  readonly latch: Latch.Latch
+  /** The last wake-up came from outside; these come in bursts. */
+  fromOutside: boolean
+}
+
+/**
+ * @category constructors
+ * @since 0.1.0
+ */
+export const makeAlarm = (): Alarm => ({ latch: Latch.makeUnsafe(false), fromOutside: false })
+
+/** Wake-ups from outside that come in a burst are answered by one look. */
+const burst = Duration.millis(20)
+/** Pause before the stores are asked again after they failed. */
+const storeBackoff = Duration.millis(250)
+/** While the database is away every so many failures are logged: five seconds' worth. */
+const failuresPerLogLine = 20
+/** A decision that only waits for time to pass is tried again no less often than this. */
+const longestRecheckMillis = 250
+/** Neighbouring ranges are merged at most this often: it interrupts both for a moment. */
+const mergeInterval = Duration.seconds(5)
+/** The first of them to end stands still for the others at most this long. */
+const mergePatience = Duration.millis(250)
+
+/**
+ * Runs until the registration has ended, the assignment cannot be reached, or something forbids to go on.
+ *
+ * @category running
+ * @since 0.1.0
+ */
+export const run = Effect.fnUntraced(function*(options: Options): Effect.fn.Return<never, Ending> {
+  const { alarm, coordinator, log, membership, ranges, registration, settings } = options
+  let generation: Generation.Generation | undefined
+  /** When the newest generation was seen first. */
+  let seenAt = yield* Clock.monotonicTimeNanos
+  /** Since when the assignment could have been reached: time without the database does not count. */
+  let waitingSince: bigint | undefined = seenAt
+  let reached = false
+  /** The worker was not alone before. */
+  let leftAlone = false
+  let failures = 0
+  let rechecks = 0
+  let lookedAt = 0n
+  let mergedAt = seenAt
+  /** Keys of ranges that were closed to become one. */
+  let merging: ReadonlySet<string> = new Set()
+
+  const letBurstPass = Effect.gen(function*() {
+    const sinceLook = Duration.nanos((yield* Clock.monotonicTimeNanos) - lookedAt)
+    if (alarm.fromOutside && lookedAt > 0n && Duration.isLessThan(sinceLook, burst)) {
+      yield* Effect.sleep(Duration.subtract(burst, sinceLook))
+    }
+    alarm.fromOutside = false
+  })
+
+  /** What holds now; nothing when the database could not say. */
+  const decide = Effect.gen(function*() {
+    const busy = new Set(ranges.all.keys())
+    // Until the last of the ranges that are to become one has ended, none is opened again; and it must have ended before
+    // the decision that makes them one. A slow handler is not waited for.
+    merging = Duration.isGreaterThan(Duration.nanos(lookedAt - mergedAt), mergePatience)
+      ? new Set()
+      : new Set([...merging].filter((key) => busy.has(key)))
+    const result = yield* Effect.result(
+      coordinator.reconcile({ registration, projections: options.carried, busy }, settings)
+    )
+    if (result._tag === "Success") {
+      failures = 0
+      waitingSince ??= lookedAt
+      return Option.some(result.success)
+    }
+    const failure = result.failure
+    if (failure._tag === "WorkerEvicted") {
+      // A decision sees only that the registration is gone; whether a successor has the id, the heartbeat says.
+      yield* Effect.catchIf(membership.heartbeat(registration), isStoreError, () => Effect.void)
+    }
+    if (!isStoreError(failure)) return yield* failure
+    // What has never worked will not mend itself: a missing right or table.
+    if (generation === undefined && !options.coordinatedBefore && failure._tag === "StoreFailure") return yield* failure
+    waitingSince = undefined
+    if (failures++ % failuresPerLogLine === 0) {
+      yield* Effect.logWarning(`Coordination failed, it is tried again: ${failure.message}`)
+    }
+    yield* Effect.sleep(storeBackoff)
+    return Option.none()
+  })
+
+  const switchTo = Effect.fnUntraced(function*(next: Generation.Generation, formed: boolean) {
+    const previous = generation
+    seenAt = waitingSince = lookedAt
+    reached = false
+    leftAlone = previous !== undefined
+    generation = next
+    options.onAssigned(false)
+    options.onGeneration(next)
+    const partition = Generation.partitionKey(next, registration)
+    yield* membership.watch(registration, next)
+    if (previous !== undefined) {
+      const joined = next.members.some((member) => Generation.partitionKey(previous, member) < 0)
+      yield* Effect.logInfo(joined ? "New worker detected, reconfiguring..." : "Worker left, reconfiguring...")
+      yield* Effect.logInfo("Stopping current generation")
+      yield* Effect.logInfo("Restarting with new configuration...")
+    }
+    if (partition >= 0) yield* Effect.logInfo(`Assigned partition: ${partition} of ${next.members.length}`)
+    yield* log.record(Activity.GenerationFormed({ generation: next, partition, byThisWorker: formed }))
+  })
+
+  const shareOf = (projection: string): HashRange.HashRange | undefined =>
+    generation === undefined ? undefined : Generation.share(generation, projection, registration)
+
+  const isMine = (row: Checkpoint.Held): boolean => {
+    const share = shareOf(row.projection)
+    return share !== undefined && HashRange.contains(share, row.range)
+  }
+
+  const closeWhatIsNotMine = Effect.fnUntraced(function*(decision: Decision.Decision) {
+    const rows = new Map(decision.held.map((row) => [Checkpoint.key(row), row]))
+    for (const [key, range] of ranges.all) {
+      const row = rows.get(key)
+      if (row === undefined || !sameHold(row, range.held)) {
+        // Somebody else's by now: what is in flight cannot commit any more.
+        yield* ranges.close(key, "now")
+      } else if (!isMine(row)) {
+        yield* ranges.close(key, "drain")
+      }
+    }
+  })
+
+  const openWhatIsMine = Effect.fnUntraced(function*(
+    decision: Decision.Decision,
+    paused: ReadonlySet<string | undefined>
+  ) {
+    for (const held of decision.held) {
+      const projection = options.projections.get(held.projection)
+      if (
+        projection === undefined || !isMine(held) || paused.has(held.projection) || ranges.all.has(Checkpoint.key(held))
+      ) continue
+      yield* ranges.open({ held, settings, projection, captured: options.captured, record: log.record })
+    }
+  })
+
+  const report = (state: "ready" | "running", current: Generation.Generation) =>
+    membership.report(registration, { state, generation: current }).pipe(
+      // For people to read only; the next report mends it.
+      Effect.catchCause((cause) => Effect.logDebug("The worker's state could not be recorded", cause))
+    )
+
+  const arrive = Effect.fnUntraced(function*(current: Generation.Generation) {
+    reached = true
+    const afterMillis = Number((yield* Clock.monotonicTimeNanos) - seenAt) / 1_000_000
+    const partition = Generation.partitionKey(current, registration)
+    yield* Effect.logInfo(
+      current.members.length === 1 && leftAlone ? "Processing all events now..." : "Processing events..."
+    )
+    yield* log.record(Activity.AssignmentReached({ generation: current, partition, afterMillis }))
+    options.onAssigned(true)
+    yield* report("running", current)
+  })
+
+  const failWhenLate = Effect.fnUntraced(function*(current: Generation.Generation) {
+    if (waitingSince === undefined) return
+    const waited = Duration.nanos((yield* Clock.monotonicTimeNanos) - waitingSince)
+    const closing = [...ranges.all.values()].filter((range) => range.closing).map(({ held }) => held.projection)
+    // Whoever holds the others up fails first, so that those who only wait for it need not.
+    const patience = closing.length > 0
+      ? settings.coordinationTimeout
+      : Duration.times(settings.coordinationTimeout, 2)
+    if (!Duration.isGreaterThan(waited, patience)) return
+    return yield* new CoordinationTimeout({
+      replicaSet: settings.replicaSet,
+      workerId: registration.workerId,
+      generationId: current.generationId,
+      timeout: Duration.format(patience),
+      waitingFor: closing.length > 0
+        ? `the handler of ${[...new Set(closing)].join(", ")} does not stop`
+        : "ranges assigned to it are still held by another worker, or missing from the table"
+    })
+  })
+
+  /**
+   * Closes neighbouring ranges of a projection that stand at the same place, so that the next decision makes one range
+   * of them: what many switches have cut up grows together again.
+   */
+  const mergeNeighbours = Effect.gen(function*() {
+    if (!Duration.isGreaterThan(Duration.nanos(lookedAt - mergedAt), mergeInterval)) return
+    mergedAt = lookedAt
+    const idle = [...ranges.all.values()].filter((range) => !range.closing && range.halt === undefined)
+    const keys = new Set<string>()
+    for (const left of idle) {
+      const right = idle.find(({ held, seen }) =>
+        held.projection === left.held.projection && held.range.start === left.held.range.end && seen === left.seen
+      )
+      if (right !== undefined) keys.add(Checkpoint.key(left.held)).add(Checkpoint.key(right.held))
+    }
+    yield* Effect.forEach(keys, (key) => ranges.close(key, "drain"), { discard: true })
+    merging = keys
+  })
+
+  /** Until something happens, or time alone may have changed something. */
+  const wait = Effect.fnUntraced(function*(recheck: number | undefined) {
+    // A row that stays locked (a slow handler, a frozen worker) is asked for less and less often.
+    rechecks = recheck === undefined || recheck > longestRecheckMillis ? 0 : rechecks + 1
+    const patience = Math.min(
+      Duration.toMillis(settings.pollInterval),
+      recheck === undefined
+        ? Infinity
+        : rechecks === 0
+        ? recheck
+        : Math.min(recheck * 2 ** (rechecks - 1), longestRecheckMillis),
+      merging.size === 0 ? Infinity : Duration.toMillis(mergePatience) + 1
+    )
+    yield* Effect.timeoutOption(alarm.latch.await, patience)
+  })
+
+  while (true) {
+    yield* letBurstPass
+    alarm.latch.closeUnsafe()
+    lookedAt = yield* Clock.monotonicTimeNanos
+
+    if (options.suspended()) {
+      waitingSince = undefined
+      yield* Effect.forEach([...ranges.all.keys()], (key) => ranges.close(key, "now"), { discard: true })
+      yield* alarm.latch.await
+      continue
+    }
+    const outcome = yield* decide
+    if (Option.isNone(outcome)) continue
+    const { decision, formed } = outcome.value
+    const current = decision.generation
+    const switched = current !== undefined && current.generationId !== generation?.generationId
+    if (switched) yield* switchTo(current, formed)
+
+    const paused = new Set([...merging].map((key) => ranges.all.get(key)?.held.projection))
+    yield* closeWhatIsNotMine(decision)
+    yield* openWhatIsMine(decision, paused)
+
+    if (current !== undefined) {
+      const settled = decision.settled && paused.size === 0 &&
+        [...ranges.all.values()].every((range) => !range.closing)
+      // After the ranges: nobody's work waits for what people read.
+      if (switched && !settled) yield* report("ready", current)
+      if (settled && !reached) yield* arrive(current)
+      if (!reached) yield* failWhenLate(current)
+    }
+    if (reached) yield* mergeNeighbours
+    yield* wait(decision.recheckAfterMillis)
+  }
+})
+
+const sameHold = (row: Checkpoint.Held, held: Checkpoint.Held): boolean =>
+  HashRange.equals(row.range, held.range) && row.fence.incarnation === held.fence.incarnation &&
+  row.fence.generationId === held.fence.generationId

@@ -1,0 +1,92 @@
+import { assert, it } from "@effect/vitest"
+import * as Cause from "effect/Cause"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import { spawn } from "node:child_process"
+import { fileURLToPath } from "node:url"
+import * as Program from "../../../src/layers/node/Program.ts"
+
+const codeOf = (exit: Exit.Exit<unknown, unknown>): number => {
+  let code = -1
+  Program.teardown(exit, (given) => {
+    code = given
+  })
+  return code
+}
+
+it("0 after success and after a graceful stop, 1 after an error or a defect", () => {
+  assert.strictEqual(codeOf(Exit.succeed(undefined)), 0)
+  assert.strictEqual(codeOf(Exit.failCause(Cause.interrupt(1))), 0)
+  assert.strictEqual(codeOf(Exit.fail("wrong")), 1)
+  assert.strictEqual(codeOf(Exit.die(new Error("broken"))), 1)
+  // A failure in a finalizer on the way out is no graceful stop.
+  assert.strictEqual(codeOf(Exit.failCause(Cause.combine(Cause.interrupt(1), Cause.die(new Error("broken"))))), 1)
+})
+
+const root = fileURLToPath(new URL("../../..", import.meta.url))
+
+/** Runs a program as a process of its own, to its end; `signal` is sent when it has said that it is ready. */
+const programOf = (program: string, signal?: NodeJS.Signals) =>
+  Effect.callback<{ readonly code: number | null; readonly stdout: string; readonly stderr: string }>((resume) => {
+    const source = `
+      import { Cause, Console, Effect } from "effect"
+      import { Errors, Orchestrator, MemoryStores, Program, Projection } from "pupsourcing-orchestrator"
+      Program.runMain(${program})`
+    const child = spawn(
+      process.execPath,
+      ["--conditions=pupsourcing-orchestrator-source", "--input-type=module", "--eval", source],
+      { cwd: root, stdio: ["ignore", "pipe", "pipe"] }
+    )
+    let [stdout, stderr] = ["", ""]
+    child.stdout.setEncoding("utf8").on("data", (text: string) => {
+      stdout += text
+      if (signal !== undefined && text.includes("ready")) child.kill(signal)
+    })
+    child.stderr.setEncoding("utf8").on("data", (text: string) => {
+      stderr += text
+    })
+    child.on("close", (code) => resume(Effect.succeed({ code, stdout, stderr })))
+    return Effect.sync(() => child.kill("SIGKILL"))
+  })
+
+const stack = /^\s+at /m
+
+it.live("a typed error is its message, without a stack; a defect is a stack; what has been reported is not repeated", () =>
+  Effect.gen(function*() {
+    const [typed, defect, reported] = yield* Effect.all([
+      programOf(`Effect.fail(new Errors.DuplicateProjection({ projection: "users" }))`),
+      programOf(`Effect.die(new Error("a bug"))`),
+      programOf(`Effect.gen(function*() {
+        const projections = [Projection.make("ahead", { startFrom: 9n, handle: () => Effect.void })]
+        const worker = yield* Orchestrator.make({ replicaSet: "main", projections })
+        return yield* worker.run
+      }).pipe(Effect.provide(MemoryStores.layer))`)
+    ], { concurrency: "unbounded" })
+    assert.strictEqual(typed.code, 1)
+    assert.include(typed.stderr, "DuplicateProjection: Two projections are named \"users\"")
+    assert.notMatch(typed.stderr, stack)
+    assert.strictEqual(defect.code, 1)
+    assert.include(defect.stderr, "a bug")
+    assert.match(defect.stderr, stack)
+    assert.strictEqual(reported.code, 1)
+    const everything = reported.stdout + reported.stderr
+    assert.strictEqual(everything.split("events up to position 9").length, 2, everything)
+    assert.notMatch(everything, stack)
+  }))
+
+it.live("a signal is named in the log, finalizers run, and the code is 0", () =>
+  Effect.gen(function*() {
+    const program = `Console.log("ready").pipe(
+      Effect.andThen(Effect.never),
+      Effect.ensuring(Console.log("finalized"))
+    )`
+    const [interrupted, terminated] = yield* Effect.all([
+      programOf(program, "SIGINT"),
+      programOf(program, "SIGTERM")
+    ], { concurrency: "unbounded" })
+    for (const [{ code, stderr, stdout }, name] of [[interrupted, "interrupt"], [terminated, "terminated"]] as const) {
+      assert.include(stdout + stderr, `Received signal ${name}, shutting down...`)
+      assert.include(stdout, "finalized")
+      assert.strictEqual(code, 0)
+    }
+  }))

@@ -1,0 +1,169 @@
+/**
+ * What must not compile, and what must: checked by `tsc`, never run. A line marked `@ts-expect-error` that does compile
+ * is an error itself.
+ */
+import * as PgClient from "@effect/sql-pg/PgClient"
+import * as Config from "effect/Config"
+import * as Context from "effect/Context"
+import * as Data from "effect/Data"
+import type * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as SqlClient from "effect/sql/SqlClient"
+import type * as SqlError from "effect/sql/SqlError"
+import {
+  type CheckpointStore,
+  type Decisions,
+  type Errors,
+  type EventStore,
+  type Membership,
+  MemoryStores,
+  Orchestrator,
+  PostgresStores,
+  Projection,
+  type Settings
+} from "pupsourcing-orchestrator"
+
+type Equals<A, B> = (<T>() => T extends A ? 1 : 2) extends (<T>() => T extends B ? 1 : 2) ? true : false
+const holds = <_ extends true>(): void => {}
+
+class Rates extends Context.Service<Rates, { readonly of: (country: string) => number }>()("test/Rates") {}
+class Mailer extends Context.Service<Mailer, { readonly send: Effect.Effect<void> }>()("test/Mailer") {}
+class NoRate extends Data.TaggedError("NoRate")<{}> {}
+
+const plain = Projection.make("plain", { handle: () => Effect.void })
+const writes = Projection.make("writes", {
+  handle: Effect.fnUntraced(function*(event) {
+    const sql = yield* SqlClient.SqlClient
+    yield* sql`INSERT INTO t (id) VALUES (${event.aggregateId})`
+  })
+})
+const rated = Projection.make("rated", {
+  handle: Effect.fnUntraced(function*() {
+    const rates = yield* Rates
+    if (rates.of("CH") === 0) return yield* new NoRate()
+    yield* Effect.acquireRelease(Effect.void, () => Effect.void)
+  })
+})
+const mails = Projection.make("mails", { handle: () => Effect.flatMap(Mailer, ({ send }) => send) })
+
+// What a handler fails with and needs, as its projection says it; each batch brings the Scope.
+holds<Equals<Projection.Error<typeof plain>, never>>()
+holds<Equals<Projection.Services<typeof plain>, never>>()
+holds<Equals<Projection.Error<typeof writes>, SqlError.SqlError>>()
+holds<Equals<Projection.Services<typeof writes>, SqlClient.SqlClient>>()
+holds<Equals<Projection.Error<typeof rated>, NoRate>>()
+holds<Equals<Projection.Services<typeof rated>, Rates>>()
+
+type Stores = CheckpointStore | Decisions | EventStore | Membership
+
+// A tuple of projections: the services of each are required, its errors stay with the handlers.
+const many = Orchestrator.layer({ replicaSet: "main", projections: [plain, writes, rated, mails] })
+holds<
+  Equals<
+    typeof many,
+    Layer.Layer<Orchestrator.Orchestrator, Orchestrator.SetupError, Stores | SqlClient.SqlClient | Rates | Mailer>
+  >
+>()
+holds<
+  Equals<Orchestrator.SetupError, Errors.DuplicateProjection | Errors.ForeignSqlClient | Errors.InvalidSettings>
+>()
+const made = Orchestrator.make({ replicaSet: "main", projections: [rated, mails] })
+holds<Equals<Effect.Services<typeof made>, Stores | Rates | Mailer>>()
+holds<Equals<Effect.Error<typeof made>, Orchestrator.SetupError>>()
+
+// What run fails with.
+holds<
+  Equals<
+    Effect.Error<typeof Orchestrator.run>,
+    | Errors.AlreadyRunning
+    | Errors.CheckpointAheadOfEvents
+    | Errors.CoordinationTimeout
+    | Errors.DatabaseUnavailable
+    | Errors.FilterChanged
+    | Errors.ProjectionHalted
+    | Errors.ProjectionInOtherReplicaSet
+    | Errors.ReadOnlyReplica
+    | Errors.StoreFailure
+    | Errors.UnsupportedDatabase
+    | Errors.WorkerIdInUse
+    | Errors.WorkerReplaced
+  >
+>()
+holds<Equals<Effect.Success<typeof Orchestrator.run>, never>>()
+holds<Equals<Effect.Services<typeof Orchestrator.run>, Orchestrator.Orchestrator>>()
+holds<Equals<Effect.Success<typeof Orchestrator.catchUp>, void>>()
+
+// All there: it runs.
+const inMemory = Orchestrator.layer({ replicaSet: "main", projections: [rated] }).pipe(
+  Layer.provide(MemoryStores.layer),
+  Layer.provide(Layer.succeed(Rates, { of: () => 1 }))
+)
+export const runs = () => Effect.runFork(Effect.provide(Orchestrator.run, inMemory))
+
+// A handler's service is missing.
+const withoutRates = Orchestrator.layer({ replicaSet: "main", projections: [plain, rated] }).pipe(
+  Layer.provide(MemoryStores.layer)
+)
+// @ts-expect-error Rates is missing
+export const needsRates = () => Effect.runFork(Effect.provide(Orchestrator.run, withoutRates))
+
+// The handlers' SqlClient is missing.
+const withoutClient = Orchestrator.layer({ replicaSet: "main", projections: [writes] }).pipe(
+  Layer.provide(MemoryStores.layer)
+)
+// @ts-expect-error SqlClient is missing
+export const needsClient = () => Effect.runFork(Effect.provide(Orchestrator.run, withoutClient))
+
+// The stores' PgClient is missing, and the stores themselves.
+const withoutPgClient = Orchestrator.layer({ replicaSet: "main", projections: [plain] }).pipe(
+  Layer.provide(PostgresStores.layer)
+)
+// @ts-expect-error PgClient is missing
+export const needsPgClient = () => Effect.runFork(Effect.provide(Orchestrator.run, withoutPgClient))
+const withoutStores = Orchestrator.layer({ replicaSet: "main", projections: [plain] })
+// @ts-expect-error the stores are missing
+export const needsStores = () => Effect.runFork(Effect.provide(Orchestrator.run, withoutStores))
+
+// One PgClient serves stores and handlers.
+const onPostgres = Orchestrator.layer({ replicaSet: "main", projections: [writes] }).pipe(
+  Layer.provide(PostgresStores.layer),
+  Layer.provideMerge(PgClient.layerConfig({ url: Config.Redacted("DATABASE_URL") }))
+)
+export const runsOnPostgres = () => Effect.runFork(Effect.provide(Orchestrator.run, onPostgres))
+
+// Any setting may be a Config.
+const configured = Orchestrator.layerConfig({
+  replicaSet: Config.String("REPLICA_SET"),
+  heartbeatInterval: Config.Duration("HEARTBEAT"),
+  staleWorkerTimeout: "30 seconds",
+  coordinationTimeout: Config.succeed<Duration.Input>("1 minute"),
+  batchSize: Config.Int("BATCH_SIZE"),
+  batchBytes: 1024,
+  pollInterval: Config.Duration("POLL"),
+  registrationWindow: Config.Duration("WINDOW"),
+  drainTimeout: Config.Duration("DRAIN"),
+  workerId: Config.String("POD_NAME"),
+  projections: [rated]
+})
+holds<
+  Equals<
+    typeof configured,
+    Layer.Layer<Orchestrator.Orchestrator, Orchestrator.SetupError | Config.ConfigError, Stores | Rates>
+  >
+>()
+holds<Equals<typeof Settings.config, Config.Config<Settings.Input>>>()
+
+// What is no setting, and what is missing.
+// @ts-expect-error a setting of another type
+Orchestrator.layerConfig({ replicaSet: "main", batchSize: Config.String("BATCH_SIZE"), projections: [plain] })
+// @ts-expect-error the replica set is required
+Orchestrator.layer({ projections: [plain] })
+// @ts-expect-error the projections are required
+Orchestrator.layer({ replicaSet: "main" })
+// @ts-expect-error there is no such setting
+Orchestrator.layer({ replicaSet: "main", projections: [plain], heartBeatInterval: "1 second" })
+// @ts-expect-error a projection has a handler
+Projection.make("none", { aggregateTypes: ["User"] })
+// @ts-expect-error no such start
+Projection.make("start", { startFrom: "yesterday", handle: () => Effect.void })
