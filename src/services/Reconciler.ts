@@ -148,7 +148,7 @@ export const run = Effect.fnUntraced(function*(options: Options): Effect.fn.Retu
     if (result._tag === "Success") {
       failures = 0
       waitingSince ??= lookedAt
-      return Option.some(result.success)
+      return Option.some({ ...result.success, busy })
     }
     const failure = result.failure
     if (failure._tag === "WorkerEvicted") {
@@ -209,9 +209,13 @@ export const run = Effect.fnUntraced(function*(options: Options): Effect.fn.Retu
 
   const openWhatIsMine = Effect.fnUntraced(function*(
     decision: Decision.Decision,
-    paused: ReadonlySet<string | undefined>
+    paused: ReadonlySet<string | undefined>,
+    busy: ReadonlySet<string>
   ) {
     for (const held of decision.held) {
+      // A runner that ended meanwhile may have moved its row since the decision read it; its end has the next look
+      // taken at once.
+      if (busy.has(Checkpoint.key(held))) continue
       const projection = options.projections.get(held.projection)
       if (
         projection === undefined || !isMine(held) || paused.has(held.projection) || ranges.all.has(Checkpoint.key(held))
@@ -306,14 +310,14 @@ export const run = Effect.fnUntraced(function*(options: Options): Effect.fn.Retu
     }
     const outcome = yield* decide
     if (Option.isNone(outcome)) continue
-    const { decision, formed } = outcome.value
+    const { busy, decision, formed } = outcome.value
     const current = decision.generation
     const switched = current !== undefined && current.generationId !== generation?.generationId
     if (switched) yield* switchTo(current, formed)
 
     const paused = new Set([...merging].map((key) => ranges.all.get(key)?.held.projection))
     yield* closeWhatIsNotMine(decision)
-    yield* openWhatIsMine(decision, paused)
+    yield* openWhatIsMine(decision, paused, busy)
 
     if (current !== undefined) {
       const settled = decision.settled && paused.size === 0 &&
