@@ -9,6 +9,8 @@ export default defineConfig({
     include: ["test/**/*.test.ts"],
     setupFiles: ["./vitest.setup.ts"],
     globalSetup: ["./test/support/globalSetup.ts"],
+    // What a test prints is of interest when it fails.
+    silent: "passed-only",
     pool: "forks",
     maxWorkers: 2,
     // PostgreSQL and worker processes share two cores with the tests.
