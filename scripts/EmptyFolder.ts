@@ -59,6 +59,8 @@ const compilerOptions = {
   exactOptionalPropertyTypes: true,
   noUncheckedIndexedAccess: true,
   noEmit: true,
+  // What is exported must be nameable: a library or a composite project emits declarations.
+  declaration: true,
   types: ["node"]
 }
 

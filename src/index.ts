@@ -46,3 +46,18 @@ export * as Program from "./layers/node/Program.ts"
 export * as Migrations from "./layers/postgres/Migrations.ts"
 /** The stores on PostgreSQL. */
 export * as PostgresStores from "./layers/postgres/PostgresStores.ts"
+
+/**
+ * Types in which the methods of services are written, once more under names of their own: a declaration file can name only
+ * what the package itself exports, not what is inside `Event` or `Errors`. Without them an exported function that appends
+ * would not compile where `declaration` is on.
+ */
+export type { MemoryWorld } from "./layers/memory/MemoryWorld.ts"
+export type { Checkpoint as CheckpointRow, Halt, Held } from "./schema/Checkpoint.ts"
+export type * from "./schema/Errors.ts"
+export type { Appended, Event as PersistedEvent, ExpectedVersion, NewEvent, StreamId } from "./schema/Event.ts"
+export type { Generation as GenerationRow, Member } from "./schema/Generation.ts"
+export type { HashRange as Range } from "./schema/HashRange.ts"
+export type { Options as TableOptions } from "./schema/TableNames.ts"
+export type { Registration } from "./schema/Worker.ts"
+export type { OpenWriter, Page, ReadOptions } from "./services/EventStore.ts"

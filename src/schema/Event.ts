@@ -87,7 +87,7 @@ export type ExpectedVersion = "any" | "none" | bigint
 const decoder = new TextDecoder("utf-8", { fatal: true })
 
 /**
- * The payload read as JSON; fails with a `SchemaError` when it is not. Pass a schema to have it decoded too.
+ * The payload read as JSON and decoded with a schema; fails with a `SchemaError` when it is neither.
  *
  * @category schemas
  * @since 0.1.0
@@ -96,7 +96,7 @@ export const json = <S extends Schema.Top>(event: Event, schema: S) =>
   Schema.decodeUnknownEffect(Schema.fromJsonString(schema))(text(event))
 
 /**
- * The payload read as UTF-8 text.
+ * The payload read as UTF-8 text; throws a `TypeError` when it is none.
  *
  * @category schemas
  * @since 0.1.0

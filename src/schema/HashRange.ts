@@ -122,4 +122,4 @@ export const tiles = (ranges: ReadonlyArray<HashRange>, space: HashRange = whole
  * @category utils
  * @since 0.1.0
  */
-export const format = (range: HashRange): string => isWhole(range) ? "whole" : `[${range.start}, ${range.end})`
+export const format = (range: HashRange): string => `[${range.start}, ${range.end})`

@@ -30,7 +30,10 @@ export interface Settings {
   readonly pollInterval: Duration.Duration
   /** Joins and leaves closer together than this make one generation. Default 25 milliseconds. */
   readonly registrationWindow: Duration.Duration
-  /** How long a batch in flight may go on when its range is given up; then it is interrupted and rolled back. Default 10 seconds. */
+  /**
+   * How long the event in hand may take when its range is given up; then its batch is interrupted and rolled back.
+   * Shorter than `coordinationTimeout`. Default 10 seconds.
+   */
   readonly drainTimeout: Duration.Duration
   /** Id of this worker; drawn when absent. Choose one that outlives a restart, such as a pod's name, for less movement. */
   readonly workerId: string | undefined
@@ -146,6 +149,16 @@ export const make = (input: Input): Result.Result<Settings, InvalidSettings> => 
       }), within which a worker has to give up what it no longer owns.`
     )
   }
+  // Who waits for others waits twice as long; a silent one is found by a session that is two heartbeats old.
+  const noticed = Duration.sum(times.staleWorkerTimeout, Duration.times(times.heartbeatInterval, 2))
+  if (Duration.toMillis(times.coordinationTimeout) * 2 < Duration.toMillis(noticed)) {
+    return invalid(
+      "coordinationTimeout",
+      `It must be at least half of staleWorkerTimeout and two heartbeats, ${
+        Duration.format(Duration.times(noticed, 0.5))
+      }: workers would give up before a silent one can be replaced.`
+    )
+  }
   return Result.succeed({
     replicaSet: input.replicaSet,
     ...times,
@@ -157,7 +170,7 @@ export const make = (input: Input): Result.Result<Settings, InvalidSettings> => 
 
 /**
  * Settings from `ORCHESTRATOR_…`, such as `ORCHESTRATOR_REPLICA_SET` or `ORCHESTRATOR_BATCH_SIZE`, when read with
- * `ConfigProvider.constantCase`.
+ * `ConfigProvider.constantCase`; docs/configuration.md has an example.
  *
  * @category configs
  * @since 0.1.0

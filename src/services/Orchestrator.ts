@@ -93,7 +93,8 @@ export interface Options<P extends ReadonlyArray<Projection.Any>> extends Settin
 export type SetupError = DuplicateProjection | ForeignSqlClient | InvalidSettings
 
 /**
- * Runs the orchestrator in the context: `NodeRuntime.runMain(Orchestrator.run.pipe(Effect.provide(Live)))`.
+ * Runs the orchestrator in the context: `Program.runMain(Orchestrator.run.pipe(Effect.provide(Live)))`. What keeps the
+ * layer from being built fails the program; nothing logs it in a fiber that nobody watches.
  *
  * @category running
  * @since 0.1.0
@@ -378,7 +379,8 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
     )
 
   const caughtUp = Effect.fnUntraced(function*(progressed: Latch.Latch) {
-    const target = yield* events.headPosition
+    // A database that cannot be used at all fails the registration beside this.
+    const target = yield* Effect.retry(events.headPosition, { schedule: Schedule.spaced(registrationBackoff) })
     let remaining = [...projections.keys()]
     let askedAt: bigint | undefined
     while (remaining.length > 0) {
@@ -447,7 +449,7 @@ export const layer = <const P extends ReadonlyArray<Projection.Any>>(
 
 /**
  * Like `layer`, with any setting given as a `Config`: `layerConfig({ replicaSet: Config.String("REPLICA_SET"),
- * projections: [users] })`. `Settings.config` reads them all from `ORCHESTRATOR_…`.
+ * projections: [users] })`. To read them all from `ORCHESTRATOR_…`, see `Settings.config`.
  *
  * @category layers
  * @since 0.1.0

@@ -29,7 +29,7 @@ import * as HashRange from "../schema/HashRange.ts"
 import type { Settings } from "../schema/Settings.ts"
 import * as BatchContext from "./BatchContext.ts"
 import { CheckpointStore, type Fenced, type TransientFailure } from "./CheckpointStore.ts"
-import { errorText } from "./ErrorText.ts"
+import { errorText, stackText } from "./ErrorText.ts"
 import { EventStore, type Page } from "./EventStore.ts"
 import type * as Projection from "./Projection.ts"
 
@@ -305,12 +305,13 @@ export const make = Effect.gen(function*() {
 
     const halt = Effect.fnUntraced(function*(
       at: Pick<Event, "aggregateId" | "eventId"> & { readonly position: bigint },
-      error: string
+      error: string,
+      stack = ""
     ) {
       yield* Effect.logError(
         `Projection "${projection.name}" stands still in range ${
           HashRange.format(range)
-        }: the event at position ${at.position} (${at.eventId}) could not be handled: ${error}. Mend the handler and start again; other ranges and projections go on.`
+        }: the event at position ${at.position} (${at.eventId}) could not be handled: ${error}. Mend the handler and start again; other ranges and projections go on.${stack}`
       )
       yield* persist(
         "The record of a halt",
@@ -382,7 +383,11 @@ export const make = Effect.gen(function*() {
               continue
             }
             const event = rest[0]!
-            yield* halt({ ...event, position: event.globalPosition }, errorText(outcome.cause))
+            yield* halt(
+              { ...event, position: event.globalPosition },
+              errorText(outcome.cause),
+              stackText(outcome.cause)
+            )
             return "drained"
           }
           if (outcome._tag === "Drained" || draining.isOpen()) return "drained"

@@ -67,7 +67,8 @@ describe("Settings.make", () => {
     ["staleWorkerTimeout", { staleWorkerTimeout: "14999 millis" }],
     ["staleWorkerTimeout", { heartbeatInterval: "11 seconds" }],
     ["drainTimeout", { drainTimeout: "60 seconds" }],
-    ["drainTimeout", { coordinationTimeout: "5 seconds" }]
+    ["drainTimeout", { coordinationTimeout: "5 seconds" }],
+    ["coordinationTimeout", { coordinationTimeout: "19 seconds" }]
   ]
 
   it.each(wrong)("%s: %o is refused by name", (setting, input) => {
@@ -96,7 +97,7 @@ describe("Settings.make", () => {
       const faults = [
         ...(heartbeat <= 0 ? ["heartbeatInterval"] : []),
         ...(stale <= 0 || stale < 3 * heartbeat ? ["staleWorkerTimeout"] : []),
-        ...(coordination <= 0 ? ["coordinationTimeout"] : []),
+        ...(coordination <= 0 || 2 * coordination < stale + 2 * heartbeat ? ["coordinationTimeout"] : []),
         ...(drain < 0 || drain >= coordination ? ["drainTimeout"] : [])
       ]
       const result = Settings.make({

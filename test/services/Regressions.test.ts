@@ -182,7 +182,7 @@ it.effect("time without a database does not count against reaching the assignmen
     const orchestrator = yield* Orchestrator.make({
       replicaSet: "main",
       projections: [users],
-      coordinationTimeout: "11 seconds"
+      coordinationTimeout: "20 seconds"
     }).pipe(Effect.provide(Context.add(stores, Decisions, {
       ...Context.get(stores, Decisions),
       look: (request) =>

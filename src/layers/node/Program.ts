@@ -74,7 +74,10 @@ const report = (cause: Cause.Cause<unknown>): Effect.Effect<void> => {
   if (!Runtime.getErrorReported(error)) return Effect.void
   const failure = cause.reasons.find(Cause.isFailReason)
   return failure !== undefined && failure.error instanceof Error
-    ? Console.error(`${failure.error.name}: ${failure.error.message}`)
+    ? Console.error(`${tagOf(failure.error)}: ${failure.error.message}`)
     // A defect is a bug: its stack is what its finder needs.
     : Console.error(Cause.pretty(cause))
 }
+
+/** The name by which `Effect.catchTag` and the documentation know an error. */
+const tagOf = (error: Error): string => "_tag" in error && typeof error._tag === "string" ? error._tag : error.name

@@ -8,9 +8,11 @@ import * as PgClient from "@effect/sql-pg/PgClient"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as Redacted from "effect/Redacted"
 import * as Schedule from "effect/Schedule"
 import {
   type DatabaseUnavailable,
+  InvalidSettings,
   ReadOnlyReplica,
   SchemaVersionMismatch,
   type StoreError,
@@ -62,6 +64,14 @@ export const make = Effect.fnUntraced(function*(
 ): Effect.fn.Return<Database["Service"], StoresError, PgClient.PgClient> {
   const names = yield* Effect.fromResult(TableNames.make(options))
   const pg = yield* PgClient.PgClient
+  const url = pg.config.url === undefined ? undefined : Redacted.value(pg.config.url)
+  // The driver reports it like a server that is away, for which the start would wait.
+  if (url !== undefined && !(URL.canParse(url) && /^postgres(ql)?:$/.test(new URL(url).protocol))) {
+    return yield* new InvalidSettings({
+      setting: "url",
+      problem: "The url of PgClient is no PostgreSQL URL. It looks like postgresql://user:password@host:5432/database."
+    })
+  }
   const sql = pg.withoutTransforms()
   const server = serverOf(pg.config)
   const qualified = (key: TableNames.TableKey): string => TableNames.qualified(names, key)
