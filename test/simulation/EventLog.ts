@@ -1,0 +1,177 @@
+/**
+ * The event store of the simulation: positions are drawn before they commit, commits come late and out of order or not
+ * at all, and readers stop at the settled position. Same port as every other event store; its writers are driven by
+ * the scenario.
+ */
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import { hash } from "../../src/layers/memory/MemoryWorld.ts"
+import { CheckpointAheadOfEvents } from "../../src/schema/Errors.ts"
+import type { Event } from "../../src/schema/Event.ts"
+import * as EventFilter from "../../src/schema/EventFilter.ts"
+import * as HashRange from "../../src/schema/HashRange.ts"
+import { EventStore, type Page } from "../../src/services/EventStore.ts"
+import type { Engine, Process, Timer } from "./Engine.ts"
+
+/** A transaction that has drawn its positions and is neither committed nor rolled back. */
+export interface Writer {
+  readonly aggregateId: string
+  readonly first: number
+  readonly events: ReadonlyArray<Event>
+}
+
+type Slot = Event | "open" | "rolled back"
+
+interface Waiter {
+  readonly process: Process
+  readonly wake: () => void
+}
+
+const payload = new Uint8Array([123, 125])
+
+/** How a notification of new events fares on its way to a process: `undefined` when it is lost. */
+export type Delivery = (process: Process) => number | undefined
+
+export class EventLog {
+  /** By position, from 1. */
+  readonly slots: Array<Slot> = []
+  readonly hashes = new Map<string, number>()
+  /** Committed versions by aggregate. */
+  readonly versions = new Map<string, number>()
+  /** Aggregates whose head row an open writer has locked. */
+  readonly locked = new Set<string>()
+  settled = 0
+  committed = 0
+  readonly delivery: Delivery
+  private readonly engine: Engine
+  private readonly waiters = new Set<Waiter>()
+
+  constructor(engine: Engine, delivery: Delivery) {
+    this.engine = engine
+    this.delivery = delivery
+  }
+
+  /** The highest position that is visible. */
+  get head(): number {
+    for (let position = this.slots.length; position > this.settled; position--) {
+      if (typeof this.slots[position - 1] === "object") return position
+    }
+    return this.settled
+  }
+
+  hashOf(aggregateId: string): number {
+    let value = this.hashes.get(aggregateId)
+    if (value === undefined) {
+      value = hash(aggregateId)
+      this.hashes.set(aggregateId, value)
+    }
+    return value
+  }
+
+  begin(aggregateId: string, aggregateType: string, eventTypes: ReadonlyArray<string>): Writer {
+    const version = this.versions.get(aggregateId) ?? 0
+    const first = this.slots.length + 1
+    this.locked.add(aggregateId)
+    const events = eventTypes.map((eventType, index): Event => ({
+      boundedContext: "app",
+      aggregateType,
+      aggregateId,
+      aggregateVersion: BigInt(version + index + 1),
+      globalPosition: BigInt(first + index),
+      eventId: `e${first + index}`,
+      eventType,
+      eventVersion: 1,
+      payload,
+      traceId: null,
+      correlationId: null,
+      causationId: null,
+      metadata: null,
+      createdAt: new Date(0)
+    }))
+    for (let index = 0; index < events.length; index++) this.slots.push("open")
+    return { aggregateId, first, events }
+  }
+
+  commit(writer: Writer): void {
+    for (const [index, event] of writer.events.entries()) this.slots[writer.first - 1 + index] = event
+    this.versions.set(writer.aggregateId, Number(writer.events[writer.events.length - 1]!.aggregateVersion))
+    this.committed += writer.events.length
+    this.close(writer)
+    for (const waiter of this.waiters) {
+      const delay = this.delivery(waiter.process)
+      if (delay !== undefined) this.engine.after(waiter.process, delay, waiter.wake)
+    }
+  }
+
+  rollBack(writer: Writer): void {
+    for (let index = 0; index < writer.events.length; index++) this.slots[writer.first - 1 + index] = "rolled back"
+    this.close(writer)
+  }
+
+  private close(writer: Writer): void {
+    this.locked.delete(writer.aggregateId)
+    while (this.settled < this.slots.length && this.slots[this.settled] !== "open") this.settled++
+  }
+
+  /** The port, for one process. `readable` is up to where it may read: the settled position, unless it is mutated. */
+  store(process: Process, readable: () => number = () => this.settled): EventStore["Service"] {
+    const settled = Effect.sync(() => BigInt(readable()))
+    const refuseAhead = (position: bigint) =>
+      position > BigInt(this.slots.length)
+        ? Effect.fail(new CheckpointAheadOfEvents({ position, lastPosition: BigInt(this.slots.length) }))
+        : Effect.void
+
+    const waitBeyond = (position: bigint, millis: number): Effect.Effect<void> =>
+      Effect.callback((resume) => {
+        if (BigInt(readable()) > position) return resume(Effect.void)
+        const leave = () => {
+          timer.cancelled = true
+          this.waiters.delete(waiter)
+        }
+        const wake = () => {
+          leave()
+          resume(Effect.void)
+        }
+        const waiter: Waiter = { process, wake }
+        const timer: Timer = this.engine.after(process, millis, wake)
+        this.waiters.add(waiter)
+        return Effect.sync(leave)
+      })
+
+    return EventStore.of({
+      append: () => Effect.die(new Error("the scenario's writers append")),
+      readStream: () => Effect.die(new Error("nobody reads streams here")),
+      settledPosition: settled,
+      settledBeyond: Effect.fnUntraced({ self: this }, function*(position, pollInterval) {
+        yield* refuseAhead(position)
+        while (true) {
+          const now = readable()
+          if (BigInt(now) > position) return BigInt(now)
+          yield* waitBeyond(position, Duration.toMillis(pollInterval))
+        }
+      }),
+      read: (options) =>
+        Effect.andThen(
+          refuseAhead(options.after),
+          Effect.sync((): Page => {
+            const last = options.upTo === undefined ? readable() : Math.min(Number(options.upTo), readable())
+            const range = options.range ?? HashRange.whole
+            const limit = Math.max(1, options.limit ?? 1000)
+            const events: Array<Event> = []
+            for (let index = Number(options.after); index < last; index++) {
+              const event = this.slots[index]!
+              if (typeof event !== "object" || !EventFilter.matches(options.filter ?? {}, event)) continue
+              if (!HashRange.includes(range, this.hashOf(event.aggregateId))) continue
+              if (events.length === limit) {
+                return { events, position: events[events.length - 1]!.globalPosition }
+              }
+              events.push(event)
+            }
+            return { events, position: BigInt(Math.max(last, Number(options.after))) }
+          })
+        ),
+      headPosition: Effect.sync(() => BigInt(this.head)),
+      openWriters: Effect.succeed([])
+    })
+  }
+}

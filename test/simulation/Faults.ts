@@ -1,0 +1,275 @@
+/**
+ * The stores as one worker of the simulation sees them: the memory layers, with faults on the way.
+ */
+import * as Cause from "effect/Cause"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Queue from "effect/Queue"
+import * as CheckpointStoreMemory from "../../src/layers/memory/CheckpointStoreMemory.ts"
+import * as DecisionsMemory from "../../src/layers/memory/DecisionsMemory.ts"
+import * as MembershipMemory from "../../src/layers/memory/MembershipMemory.ts"
+import type { Stores } from "../../src/layers/memory/MemoryStores.ts"
+import type { Handle } from "../../src/layers/memory/MemoryWorld.ts"
+import * as Checkpoint from "../../src/schema/Checkpoint.ts"
+import { DatabaseUnavailable } from "../../src/schema/Errors.ts"
+import {
+  type BatchOptions,
+  CheckpointStore,
+  HandlerFailure,
+  TransientFailure
+} from "../../src/services/CheckpointStore.ts"
+import { Decisions } from "../../src/services/Decisions.ts"
+import { EventStore } from "../../src/services/EventStore.ts"
+import { Membership } from "../../src/services/Membership.ts"
+import type { Checkers } from "./Checkers.ts"
+import type { Entry } from "./Coverage.ts"
+import type { Mutation } from "./Mutations.ts"
+import type { Run, Worker } from "./Run.ts"
+
+const unavailable = (reason: "connection lost" | "refused" | "no answer in time") =>
+  new DatabaseUnavailable({
+    reason,
+    server: "simulated",
+    database: "simulated",
+    user: "simulated",
+    cause: "simulated"
+  })
+
+/** Marks a batch whose connection is lost after its handler has run. */
+const connectionLost = { simulated: "connection lost after the handler" }
+
+/** How a notification fares on its way to a worker: after how many milliseconds it is there, if ever. */
+export const delivery = (run: Run): number | undefined => {
+  if (run.engine.now >= run.deafUntil) return run.latency === 0 ? 0 : run.chance.int(0, run.latency)
+  if (run.chance.bool(0.5)) {
+    run.coverage.count("faults", "notification lost")
+    return undefined
+  }
+  run.coverage.count("faults", "notification delayed")
+  return run.chance.int(1, 1500)
+}
+
+export const make = (
+  run: Run,
+  worker: Worker,
+  handle: Handle,
+  checkers: Checkers,
+  mutation: Mutation
+): Context.Context<Stores> => {
+  const { chance, coverage, engine } = run
+  const { ailments } = worker
+  const { reach } = handle
+
+  const pause = (millis: number): Effect.Effect<void> => millis <= 0 ? Effect.void : Effect.sleep(millis)
+
+  const latency = (): number => {
+    const slow = engine.now < ailments.slowUntil
+    if (slow) coverage.count("faults", "stores slow")
+    return (run.latency === 0 ? 0 : chance.int(0, run.latency)) + (slow ? chance.int(1, ailments.slowMillis) : 0)
+  }
+
+  const isAway = (): boolean => engine.now < run.awayUntil || engine.now < ailments.awayUntil
+
+  /** What was on its way when the stores went away does not arrive. */
+  const unlessAway = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E | DatabaseUnavailable, R> =>
+    Effect.suspend((): Effect.Effect<A, E | DatabaseUnavailable, R> =>
+      isAway() ? Effect.fail(unavailable("connection lost")) : self
+    )
+
+  /** Why a call does not even begin. */
+  const refusal = (): Effect.Effect<never, DatabaseUnavailable> | undefined => {
+    if (isAway()) {
+      coverage.count("errors", "DatabaseUnavailable")
+      return chance.bool(0.5)
+        ? Effect.andThen(pause(chance.int(1, 20)), Effect.fail(unavailable("refused")))
+        : Effect.andThen(pause(run.heartbeatMillis / 2), Effect.fail(unavailable("no answer in time")))
+    }
+    if (engine.now < ailments.failingUntil && chance.bool(0.3)) {
+      coverage.count("faults", "stores failing now and then")
+      coverage.count("errors", "DatabaseUnavailable")
+      return Effect.fail(unavailable("connection lost"))
+    }
+    return undefined
+  }
+
+  const loses = (): boolean => engine.now < ailments.lossyUntil && chance.bool(0.3)
+
+  /** A call that may fail before it is made, take its time, and lose its answer. */
+  const call = <A, E, R>(
+    self: Effect.Effect<A, E, R>,
+    lost?: { readonly entry: Entry<"faults">; readonly happens: () => void } | undefined
+  ): Effect.Effect<A, E | DatabaseUnavailable, R> =>
+    Effect.suspend((): Effect.Effect<A, E | DatabaseUnavailable, R> => {
+      const refused = refusal()
+      if (refused !== undefined) return refused
+      const before = latency()
+      const after = latency()
+      // Halts are rare; without this it would take many runs until one of them loses its answer.
+      const halts = lost?.entry === "halt: answer lost" && engine.now < ailments.handlerFailsUntil && chance.bool(0.2)
+      const isLost = lost !== undefined && (halts || loses())
+      return pause(before).pipe(
+        Effect.andThen(unlessAway(self)),
+        Effect.tap(() => {
+          if (!isLost) return pause(after)
+          coverage.count("faults", lost.entry)
+          run.say(worker.name, lost.entry)
+          lost.happens()
+          return Effect.andThen(pause(after), Effect.fail(unavailable("connection lost")))
+        })
+      )
+    })
+
+  const nothing = () => {}
+
+  const checkpoints = mutation.checkpoints(CheckpointStoreMemory.make(handle), run, handle)
+
+  const refusedCommit = (): TransientFailure | undefined => {
+    if (engine.now < ailments.failingUntil && chance.bool(0.2)) {
+      return new TransientFailure({ kind: "conflict", cause: new Error("simulated conflict") })
+    }
+    return undefined
+  }
+
+  const commit = <E, R>(
+    held: Checkpoint.Held,
+    options: BatchOptions,
+    work: Effect.Effect<bigint, E, R>
+  ): ReturnType<typeof checkpoints.commit<E, R>> =>
+    Effect.suspend((): ReturnType<typeof checkpoints.commit<E, R>> => {
+      const refused = refusal()
+      if (refused !== undefined) return refused
+      const conflict = refusedCommit()
+      if (conflict !== undefined) {
+        coverage.count("errors", "TransientFailure")
+        return Effect.fail(conflict)
+      }
+      const lost = loses() ? chance.pick(["before", "after the handler", "looked up"] as const) : undefined
+      if (lost === "before") {
+        coverage.count("faults", "commit: connection lost before")
+        coverage.count("errors", "TransientFailure")
+        return Effect.fail(new TransientFailure({ kind: "connection", cause: new Error("simulated loss") }))
+      }
+      const full = lost === "after the handler"
+        ? Effect.andThen(work, Effect.die(connectionLost))
+        : work
+      const before = latency()
+      const after = latency() + (lost === "looked up" ? chance.int(1, 300) : 0)
+      return pause(before).pipe(
+        Effect.andThen(unlessAway(checkpoints.commit(held, options, full))),
+        Effect.catchTag("HandlerFailure", (failure): Effect.Effect<never, HandlerFailure | TransientFailure> => {
+          if (
+            failure.cause.reasons.some((reason) => Cause.isDieReason(reason) && reason.defect === connectionLost)
+          ) {
+            coverage.count("faults", "commit: connection lost after the handler")
+            coverage.count("errors", "TransientFailure")
+            return Effect.fail(new TransientFailure({ kind: "connection", cause: new Error("simulated loss") }))
+          }
+          coverage.count("errors", "HandlerFailure")
+          run.say(worker.name, `handler fails in ${Checkpoint.key(held)}`)
+          return Effect.fail(new HandlerFailure({ cause: failure.cause }))
+        }),
+        Effect.tapErrorTag("Fenced", () => Effect.sync(() => checkers.fenced(worker, held))),
+        Effect.onInterrupt(() =>
+          Effect.sync(() => {
+            if (!worker.isCut) coverage.count("steps", "batch interrupted")
+          })
+        ),
+        // The commit is done; a store that has to look it up takes longer to say so, and cannot be stopped from it.
+        Effect.tap(() => {
+          if (lost === "looked up") coverage.count("faults", "commit: answer lost, looked up")
+          return Effect.uninterruptible(pause(after))
+        })
+      )
+    })
+
+  const fencedBy = (held: Checkpoint.Held) => Effect.sync(() => checkers.fenced(worker, held))
+
+  const checkpointStore = CheckpointStore.of({
+    commit,
+    advance: (held, options) =>
+      call(Effect.tapErrorTag(checkpoints.advance(held, options), "Fenced", () => fencedBy(held)), {
+        entry: "progress: answer lost",
+        happens: () => worker.unanswered.add(Checkpoint.key(held))
+      }),
+    halt: (held, halt) =>
+      call(Effect.tapErrorTag(checkpoints.halt(held, halt), "Fenced", () => fencedBy(held)), {
+        entry: "halt: answer lost",
+        happens: nothing
+      }),
+    rows: (projection) => call(checkpoints.rows(projection)),
+    checkClient: checkpoints.checkClient
+  })
+
+  const log = run.log.store(worker.process, mutation.readable(run.log))
+  const readFailed = { entry: "read: failed", happens: nothing } as const
+  const eventStore = EventStore.of({
+    append: log.append,
+    readStream: log.readStream,
+    read: (options) => call(reach(log.read(options)), readFailed),
+    settledPosition: call(reach(log.settledPosition)),
+    settledBeyond: (position, pollInterval) => call(reach(log.settledBeyond(position, pollInterval))),
+    headPosition: call(reach(log.headPosition)),
+    openWriters: log.openWriters
+  })
+
+  const decisions = mutation.decisions(DecisionsMemory.make(handle), run, handle)
+  const seen = <A extends { readonly obstacle: { readonly _tag: string } | undefined }>(decision: A) =>
+    Effect.sync(() => {
+      if (decision.obstacle?._tag === "Evicted") coverage.count("errors", "WorkerEvicted")
+    })
+  const decisionService = Decisions.of({
+    look: (request) => Effect.tap(call(decisions.look(request)), seen),
+    decide: (request) =>
+      Effect.tap(call(decisions.decide(request), { entry: "decision: answer lost", happens: nothing }), seen)
+  })
+
+  const membership = mutation.membership(MembershipMemory.make(handle), run)
+  const membershipService = Membership.of({
+    join: (options) =>
+      Effect.suspend(() => {
+        const isLost = loses()
+        const join = Effect.tap(membership.join(options), (registration) =>
+          Effect.sync(() => {
+            run.owners.set(registration.incarnation, worker)
+            worker.registration = registration
+            coverage.count("steps", "join")
+            coverage.count("numbers", "joins")
+            if (!isLost && worker.registrations++ > 0) coverage.count("steps", "join again after an eviction")
+            run.say(worker.name, `joins as ${registration.workerId}#${registration.incarnation}`)
+          }))
+        if (!isLost) return call(join)
+        // What was taken for the registration goes with the attempt, as the session's lock does.
+        return call(Effect.andThen(
+          Effect.scoped(join),
+          Effect.suspend(() => {
+            coverage.count("faults", "join: answer lost")
+            return Effect.fail(unavailable("connection lost"))
+          })
+        ))
+      }),
+    heartbeat: (registration) =>
+      call(membership.heartbeat(registration), { entry: "heartbeat: answer lost", happens: nothing }).pipe(
+        Effect.tapErrorTag("WorkerEvicted", () => Effect.sync(() => coverage.count("errors", "WorkerEvicted")))
+      ),
+    report: (registration, at) => call(membership.report(registration, at)),
+    wakeUps: Effect.fnUntraced(function*(registration) {
+      const sent = yield* membership.wakeUps(registration)
+      const received = yield* Queue.sliding<void>(1)
+      yield* Effect.forkScoped(Effect.forever(Effect.andThen(
+        Queue.take(sent),
+        Effect.suspend(() => {
+          const delay = delivery(run)
+          return delay === undefined ? Effect.void : Effect.andThen(pause(delay), Queue.offer(received, undefined))
+        })
+      )))
+      return received
+    }),
+    watch: membership.watch
+  })
+
+  return Context.make(EventStore, eventStore).pipe(
+    Context.add(CheckpointStore, checkpointStore),
+    Context.add(Membership, membershipService),
+    Context.add(Decisions, decisionService)
+  )
+}

@@ -1,0 +1,21 @@
+/**
+ * The simulation can fail: with any one mechanism taken out, few seeds are needed to find a broken promise.
+ */
+import { assert, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import { mutations } from "./Mutations.ts"
+import { simulate } from "./Simulation.ts"
+
+const most = 1000
+
+it.live.each(Object.keys(mutations))("red: %s", (name) =>
+  Effect.gen(function*() {
+    for (let seed = 1; seed <= most; seed++) {
+      const { violations } = simulate(seed, mutations[name])
+      if (violations.length > 0) {
+        return yield* Effect.sync(() => console.log(`${name}: red after ${seed} seeds: ${violations[0]}`))
+      }
+      if (seed % 20 === 0) yield* Effect.yieldNow
+    }
+    assert.fail(`${most} seeds did not notice`)
+  }), 300_000)

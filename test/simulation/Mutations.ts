@@ -1,0 +1,168 @@
+/**
+ * Stores with one mechanism taken out. They exist to show that the checkers would notice: each of them has to turn the
+ * simulation red.
+ */
+import * as Effect from "effect/Effect"
+import * as TxRef from "effect/TxRef"
+import type { Handle } from "../../src/layers/memory/MemoryWorld.ts"
+import type { Checkpoint, Held } from "../../src/schema/Checkpoint.ts"
+import { key } from "../../src/schema/Checkpoint.ts"
+import * as HashRange from "../../src/schema/HashRange.ts"
+import type { CheckpointStore } from "../../src/services/CheckpointStore.ts"
+import { Fenced, HandlerFailure, TransientFailure } from "../../src/services/CheckpointStore.ts"
+import type { Decisions } from "../../src/services/Decisions.ts"
+import type { Membership } from "../../src/services/Membership.ts"
+import type { EventLog } from "./EventLog.ts"
+import type { Run } from "./Run.ts"
+
+export interface Mutation {
+  readonly checkpoints: (real: CheckpointStore["Service"], run: Run, handle: Handle) => CheckpointStore["Service"]
+  readonly decisions: (real: Decisions["Service"], run: Run, handle: Handle) => Decisions["Service"]
+  readonly membership: (real: Membership["Service"], run: Run) => Membership["Service"]
+  /** Up to where readers read; the settled position when absent. */
+  readonly readable: (log: EventLog) => (() => number) | undefined
+}
+
+/** Nothing taken out. */
+export const none: Mutation = {
+  checkpoints: (real) => real,
+  decisions: (real) => real,
+  membership: (real) => real,
+  readable: () => undefined
+}
+
+/** The memory layer's commit, with a fence that lets pass what `intact` says. */
+const fencedBy = (intact: (row: Checkpoint, held: Held, position: bigint) => boolean): Mutation => ({
+  ...none,
+  checkpoints: (real, _run, { reach, world }) => {
+    const fenced = Effect.fnUntraced(function*(held: Held, position: bigint) {
+      const ref = world.rows.get(key(held))
+      const row = ref === undefined ? undefined : yield* TxRef.get(ref)
+      if (ref === undefined || row === undefined || !intact(row, held, position)) {
+        return yield* new Fenced({ projection: held.projection })
+      }
+      return { ref, row }
+    })
+    const advance = Effect.fnUntraced(function*(held: Held, from: bigint, to: bigint) {
+      const { ref, row } = yield* fenced(held, from)
+      yield* TxRef.set(ref, { ...row, position: to })
+    })
+    return {
+      ...real,
+      commit: (held, options, work) =>
+        reach(Effect.tx(
+          fenced(held, options.from).pipe(
+            Effect.andThen(Effect.catchCause(work, (cause) => Effect.fail(new HandlerFailure({ cause })))),
+            Effect.flatMap((to) => reach(advance(held, options.from, to)))
+          )
+        )),
+      advance: (held, options) => reach(Effect.tx(advance(held, options.from, options.to)))
+    }
+  }
+})
+
+const sameRange = (row: Checkpoint, held: Held) => HashRange.equals(row.range, held.range)
+const sameFence = (row: Checkpoint, held: Held) =>
+  row.fence?.incarnation === held.fence.incarnation && row.fence.generationId === held.fence.generationId
+
+/** A `decide` that is preceded by something, or sees another request. */
+const deciding = (change: (request: Parameters<Decisions["Service"]["decide"]>[0]) => typeof request): Mutation => ({
+  ...none,
+  decisions: (real) => ({
+    look: (request) => real.look(change(request)),
+    decide: (request) => real.decide(change(request))
+  })
+})
+
+/** Both taken out. */
+const both = (one: Mutation, other: Mutation): Mutation => ({
+  checkpoints: (real, run, handle) => other.checkpoints(one.checkpoints(real, run, handle), run, handle),
+  decisions: (real, run, handle) => other.decisions(one.decisions(real, run, handle), run, handle),
+  membership: (real, run) => other.membership(one.membership(real, run), run),
+  readable: (log) => other.readable(log) ?? one.readable(log)
+})
+
+const undrained = deciding((request) => ({ ...request, busy: new Set<string>() }))
+
+const unknownIsFailed: Mutation = {
+  ...none,
+  checkpoints: (real, run) => ({
+    ...real,
+    commit: (held, options, work) =>
+      Effect.andThen(
+        real.commit(held, options, work),
+        Effect.suspend(() =>
+          run.chance.bool(0.02)
+            ? Effect.fail(new TransientFailure({ kind: "connection", cause: new Error("simulated loss") }))
+            : Effect.void
+        )
+      )
+  })
+}
+
+export const mutations: Readonly<Record<string, Mutation>> = {
+  "fence not checked": fencedBy((row, held, position) => sameRange(row, held) && row.position === position),
+  "neither fence nor position checked": fencedBy(sameRange),
+  "incarnation ignored": fencedBy((row, held, position) =>
+    sameRange(row, held) && row.position === position && row.fence?.workerId === held.fence.workerId
+  ),
+  "drain skipped: rows at work are given up": undrained,
+  "drain skipped, range end not checked": both(
+    undrained,
+    fencedBy((row, held, position) => row.position === position && row.fence?.incarnation === held.fence.incarnation)
+  ),
+  "silence evicts nobody": deciding((request) => ({
+    ...request,
+    rules: { ...request.rules, staleWorkerTimeoutMillis: 1e12 }
+  })),
+  "neither presence nor silence evicts anybody": deciding((request) => ({
+    ...request,
+    rules: { ...request.rules, staleWorkerTimeoutMillis: 1e12, presenceGraceMillis: 1e12 }
+  })),
+  "age of the observing session ignored": deciding((request) => ({
+    ...request,
+    rules: { ...request.rules, heartbeatIntervalMillis: 0 }
+  })),
+  "read beyond the settled position": { ...none, readable: (log) => () => log.head },
+  "unknown commit taken for failed": unknownIsFailed,
+  "unknown commit taken for failed, position not checked": both(
+    fencedBy((row, held) => sameRange(row, held) && sameFence(row, held)),
+    unknownIsFailed
+  ),
+  "handler outside of the transaction": {
+    ...none,
+    checkpoints: (real) => ({
+      ...real,
+      commit: (held, options, work) =>
+        Effect.flatMap(
+          Effect.catchCause(Effect.tx(work), (cause) => Effect.fail(new HandlerFailure({ cause }))),
+          (to) => real.commit(held, options, Effect.succeed(to))
+        )
+    })
+  },
+  "decisions not one transaction": {
+    ...none,
+    decisions: (real, run, { world }) => ({
+      look: real.look,
+      // Decides from what it read a moment ago: the rows are put back as they were seen, the way a writer does that
+      // computes from memory.
+      decide: (request) =>
+        Effect.gen(function*() {
+          const before = [...world.rows].map(([name, ref]) => [name, ref.value] as const)
+          yield* Effect.sleep(run.chance.int(1, 20))
+          const decision = yield* real.decide(request)
+          if (decision.put.length > 0) {
+            yield* Effect.tx(Effect.forEach(before, ([name, row]) => {
+              const ref = world.rows.get(name)
+              const touched = decision.put.some((put) => key(put) === name)
+              return ref === undefined || row === undefined || touched ||
+                  !request.projections.some((carried) => carried.name === row.projection)
+                ? Effect.void
+                : TxRef.set(ref, row)
+            }, { discard: true }))
+          }
+          return decision
+        })
+    })
+  }
+}
