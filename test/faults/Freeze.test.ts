@@ -63,7 +63,12 @@ describe("freeze", { concurrent: false }, () => {
       const harness = yield* Harness.Harness
       // Its heart beats so slowly that the other one takes it for dead, and it notices nothing by itself: so its
       // transactions come to their ends, alive, where a thawed worker's would have been ended for it.
-      const slow = { heartbeatInterval: 20_000, staleWorkerTimeout: 60_000, pollInterval: 10_000 }
+      const slow = {
+        heartbeatInterval: 20_000,
+        staleWorkerTimeout: 60_000,
+        coordinationTimeout: 60_000,
+        pollInterval: 10_000
+      }
       yield* harness.append(100, { hold: { workerId: "b", gate: "of b" }, writers: 1 })
       const b = yield* harness.start("b", { settings: slow, listen: false })
       // Held in a transaction each, in both projections, before anything else was handled.
