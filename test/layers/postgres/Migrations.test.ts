@@ -5,8 +5,11 @@ import { SqlClient } from "effect/sql"
 import * as Migrations from "../../../src/layers/postgres/Migrations.ts"
 import * as EventStoreTables from "../../../src/layers/postgres/migrations/EventStoreTables.ts"
 import * as OrchestratorTables from "../../../src/layers/postgres/migrations/OrchestratorTables.ts"
+import * as PostgresStores from "../../../src/layers/postgres/PostgresStores.ts"
 import { InvalidSettings, SchemaVersionMismatch, StoreFailure } from "../../../src/schema/Errors.ts"
 import * as TableNames from "../../../src/schema/TableNames.ts"
+import * as Orchestrator from "../../../src/services/Orchestrator.ts"
+import * as Projection from "../../../src/services/Projection.ts"
 import * as TestDatabase from "../../support/TestDatabase.ts"
 
 const migration = <E>(
@@ -57,6 +60,30 @@ const append = (aggregate: string, version: number) =>
     `INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
     VALUES ('Identity', 'User', '${aggregate}', ${version}, gen_random_uuid(), 'UserCreated', '{}')`
   )
+
+/** A worker that catches up; gives how many events it handled, each in the version after the one before. */
+const run = Effect.gen(function*() {
+  const { url } = yield* TestDatabase.TestDatabase
+  const versions = new Map<string, bigint>()
+  let handled = 0
+  yield* Effect.gen(function*() {
+    const orchestrator = yield* Orchestrator.make({
+      replicaSet: "go",
+      projections: [Projection.make("go", {
+        handle: (event) =>
+          Effect.sync(() => {
+            assert.strictEqual(event.aggregateVersion, (versions.get(event.aggregateId) ?? 0n) + 1n)
+            versions.set(event.aggregateId, event.aggregateVersion)
+            handled++
+          })
+      })]
+    })
+    yield* orchestrator.catchUp
+  }).pipe(
+    Effect.provide(PostgresStores.layerWith({}).pipe(Layer.provideMerge(PgClient.layer({ url: Redacted.make(url) }))))
+  )
+  return handled
+})
 
 const definitions = (tables: string) =>
   rows<{ definition: string }>(
@@ -189,7 +216,7 @@ describe("Migrations", () => {
   )
 
   migration(
-    "leaves a pupsourcing schema with 10,000 events unharmed: up, append, down, up",
+    "leaves a pupsourcing schema with 10,000 events unharmed: up, run, append, down, up",
     Effect.gen(function*() {
       yield* pupsourcing
       yield* rows(`INSERT INTO events
@@ -214,6 +241,8 @@ describe("Migrations", () => {
       })
 
       assert.strictEqual((yield* Migrations.run).version, 1)
+      yield* unharmed
+      assert.strictEqual(yield* run, 10_000)
       yield* unharmed
       yield* append("user-new", 1)
       yield* Migrations.down
