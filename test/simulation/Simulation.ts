@@ -405,7 +405,7 @@ export const simulate = (seed: number, mutation: Mutation = none): Outcome => {
     engine.after(driver, millis, () => {
       if (worker.process.frozen && !worker.process.ended) {
         say("scenario", `wakes ${worker.name}`)
-        cutsOff(worker, engine.now)
+        cutsOff(worker, engine.now + 2 * slowestMillis)
         worker.process.thaw()
       }
     })
@@ -633,7 +633,8 @@ export const simulate = (seed: number, mutation: Mutation = none): Outcome => {
         handlerFailsUntil: 0
       })
       if (worker.process.frozen && !worker.process.ended) {
-        cutsOff(worker, engine.now)
+        // A call that was slow when it froze goes on as slowly.
+        cutsOff(worker, engine.now + 2 * slowestMillis)
         worker.process.thaw()
       }
       if (isRunning(worker) && worker.replicaSet !== "main") leave(worker)
