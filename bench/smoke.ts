@@ -27,7 +27,8 @@ const note = (text: string) => Effect.sync(() => json ? console.error(text) : co
 /** A client of the benchmark's own database. */
 const client = (url: Redacted.Redacted) => PgClient.layer({ url, applicationName: "bench" })
 
-const events = (count: number) => ({ backlog: count, payloadBytes: 60 })
+/** Events that a catch-up has before it. */
+const backlog = 500_000
 
 /** Fills the events table the way 1,000 aggregates would, in one statement. */
 const fill = Effect.fnUntraced(function*(count: number) {
@@ -264,7 +265,6 @@ const program = Effect.gen(function*() {
         const given = new URL(Redacted.value(base))
         given.pathname = `/${name}`
         const url = Redacted.make(given.href)
-        const count = events(500_000).backlog
         const measures: Array<Measure> = []
 
         yield* Effect.gen(function*() {
@@ -279,14 +279,14 @@ const program = Effect.gen(function*() {
             }`
           )
           yield* Migrations.run
-          yield* fill(count)
+          yield* fill(backlog)
 
-          yield* note(`Catching up with ${count} events of 60 bytes, beside the driver in a bare loop …`)
+          yield* note(`Catching up with ${backlog} events of 60 bytes, beside the driver in a bare loop …`)
           const floors: Array<number> = []
           const rates: Array<number> = []
           for (let round = 0; round < 3; round++) {
-            floors.push(yield* floor(count))
-            rates.push(yield* catchUp(url, `bench_catchup_${round}`, count))
+            floors.push(yield* floor(backlog))
+            rates.push(yield* catchUp(url, `bench_catchup_${round}`, backlog))
           }
           const ratios = rates.map((rate, round) => rate / floors[round]!)
           yield* note(

@@ -8,7 +8,6 @@
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import * as Layer from "effect/Layer"
 import * as Metric from "effect/Metric"
 import * as Decision from "../schema/Decision.ts"
 import { FilterChanged, ProjectionInOtherReplicaSet, type StoreError, WorkerEvicted } from "../schema/Errors.ts"
@@ -101,12 +100,6 @@ export const make = Effect.gen(function*() {
 
   return Coordinator.of({ reconcile, leave })
 })
-
-/**
- * @category layers
- * @since 0.1.0
- */
-export const layer: Layer.Layer<Coordinator, never, Decisions> = Layer.effect(Coordinator)(make)
 
 const refuse = (
   registration: Registration,

@@ -12,7 +12,6 @@ import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Latch from "effect/Latch"
-import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Random from "effect/Random"
 import { Activity } from "../schema/Activity.ts"
@@ -406,14 +405,6 @@ export const make = Effect.gen(function*() {
 
   return ProjectionRunner.of({ run })
 })
-
-/**
- * @category layers
- * @since 0.1.0
- */
-export const layer: Layer.Layer<ProjectionRunner, never, EventStore | CheckpointStore> = Layer.effect(
-  ProjectionRunner
-)(make)
 
 const passing = new Set([
   "TransientFailure",
