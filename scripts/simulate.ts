@@ -25,6 +25,9 @@ const whole = (name: string, text: string | undefined, otherwise: number): numbe
   return value
 }
 
+/** A long run says so often how far it has come. */
+const progressMillis = 30_000
+
 const first = whole("seed", values.seed, 1)
 const mutation = values.mutation === undefined ? none : mutations[values.mutation]
 if (mutation === undefined) throw new Error(`--mutation is one of: ${Object.keys(mutations).join(", ")}`)
@@ -56,6 +59,7 @@ if (values.mutations) {
   const began = performance.now()
   let failed = 0
   let slowest = 0
+  let said = began
   for (let seed = first; seed < first + count; seed++) {
     const outcome = simulate(seed, mutation)
     coverage.add(outcome.coverage)
@@ -63,6 +67,12 @@ if (values.mutations) {
     if (outcome.violations.length > 0) {
       failed++
       console.log(`seed ${seed}: ${outcome.violations[0]}\n  npm run simulate -- --seed ${seed}`)
+    }
+    if (performance.now() - said > progressMillis) {
+      said = performance.now()
+      console.log(
+        `${seed - first + 1} of ${count} seeds after ${Math.round((said - began) / 1000)} s, ${failed} failed`
+      )
     }
   }
   const seconds = (performance.now() - began) / 1000
