@@ -125,6 +125,11 @@ export const make = Effect.gen(function*() {
     let attempt = 0
     let lost = 0
     let lostAt: bigint | undefined
+    /**
+     * Events of a batch at most: halved by a conflict, doubled by a commit. Ranges whose batches lock the same rows, each
+     * in another order, come past each other with small ones.
+     */
+    let most = Infinity
     /** The event that is taken to make batches fail; what comes before it is committed first. */
     let suspect: bigint | undefined
 
@@ -251,7 +256,7 @@ export const make = Effect.gen(function*() {
           begun = 0
           handled = 0
           return Effect.whileLoop({
-            while: () => begun < batch.length && !(begun > 0 && enough()),
+            while: () => begun < Math.min(batch.length, most) && !(begun > 0 && enough()),
             body: (): Effect.Effect<unknown, unknown, unknown> => projection.handle(batch[begun++]!),
             step: () => {
               handled = begun
@@ -269,6 +274,7 @@ export const make = Effect.gen(function*() {
           written = seen = reached()
           writtenAt = now
           attempt = lost = 0
+          most *= 2
           job.onSeen(seen)
           yield* job.record(Activity.BatchCommitted({
             projection: projection.name,
@@ -286,6 +292,7 @@ export const make = Effect.gen(function*() {
           return { _tag: "Failed", at: handled === begun ? begun >> 1 : begun - 1, cause: failure.cause }
         }
         const disconnected = failure._tag !== "TransientFailure" || failure.kind === "connection"
+        if (!disconnected) most = Math.max(1, begun >> 1)
         if (failure._tag === "TransientFailure" && disconnected && begun > 0) {
           const position = batch[begun - 1]!.globalPosition
           lost = position === lostAt ? lost + 1 : 1

@@ -397,6 +397,19 @@ it.effect("a batch ends at batchSize, and at batchBytes, but never below one eve
     assert.deepStrictEqual(yield* sizes({ batchBytes: 1 }), [1, 1, 1, 1, 1])
   }))
 
+it.effect("after a conflict a batch takes half as many events, and twice as many after each that commits", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const { attempts, checkpoints } = failingCommits((attempt) => attempt <= 3 ? conflict : undefined)
+    const worker = yield* runner(world, Projection.make("users", { handle: () => Effect.void }), { checkpoints })
+    yield* worker.events.append(ids(16).map(() => event("a")))
+    const fiber = yield* Effect.forkChild(worker.run)
+    yield* pass(1000)
+    yield* worker.drain(fiber)
+    assert.deepStrictEqual(worker.of("BatchCommitted").map(({ events }) => events), [2, 4, 8, 2])
+    assert.strictEqual(attempts.length, 7)
+  }))
+
 it.effect("draining waits for the event in hand, commits it, and begins no other", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
