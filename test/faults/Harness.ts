@@ -85,6 +85,12 @@ export interface WorkerOptions {
   readonly delayMillis?: number
   /** Registers under this id instead of the worker's name in the test. */
   readonly workerId?: string
+  /** Reaches the database by another way than the harness. */
+  readonly url?: string
+  /** The program that starts Node.js, and its arguments: `ip netns exec …`. */
+  readonly through?: ReadonlyArray<string>
+  readonly nodeArguments?: ReadonlyArray<string>
+  readonly env?: Readonly<Record<string, string>>
   /** The test expects the process to end without being told to. */
   readonly mayEnd?: boolean
 }
@@ -105,8 +111,8 @@ export interface AppendOptions {
   readonly hold?: { readonly workerId: string; readonly gate: string }
 }
 
-/** The rows at one moment. */
-export interface State {
+/** The rows of coordination at one moment. */
+export interface Rows {
   readonly workers: ReadonlyArray<{
     readonly replicaSet: string
     readonly workerId: string
@@ -127,17 +133,21 @@ export interface State {
     readonly generationId: bigint | null
     readonly halted: string | null
   }>
-  readonly events: number
   readonly head: bigint
-  /** Events in the read model, by projection. */
-  readonly applied: Readonly<Record<string, number>>
-  /** Aggregates of which a read model knows more than was appended, or another number than its version. */
-  readonly impossible: number
   /** Refusals by `late`. */
   readonly refusals: ReadonlyArray<{ readonly late: boolean; readonly text: string }>
 }
 
-interface Row {
+/** The same with what the read models say, which takes a look at all events. */
+export interface State extends Rows {
+  readonly events: number
+  /** Events in the read model, by projection. */
+  readonly applied: Readonly<Record<string, number>>
+  /** Aggregates of which a read model knows more than was appended, or another number than its version. */
+  readonly impossible: number
+}
+
+interface RowsRow {
   readonly workers: ReadonlyArray<
     {
       readonly replica_set: string
@@ -175,16 +185,20 @@ interface Row {
       readonly halted: string | null
     }
   >
-  readonly events: number
   readonly head: string
-  readonly applied: Readonly<Record<string, number>>
-  readonly impossible: number
   readonly refusals: ReadonlyArray<{ readonly late: boolean; readonly text: string }>
 }
 
+interface StateRow extends RowsRow {
+  readonly events: number
+  readonly applied: Readonly<Record<string, number>>
+  readonly impossible: number
+}
+
 /** One statement, so that all of it is of one moment. */
-const stateQuery = `
-  SELECT json_build_object(
+const query = (parts: string): string => `SELECT json_build_object(${parts}) AS found`
+
+const rowsParts = `
     'workers', (SELECT coalesce(json_agg(json_build_object('replica_set', w.replica_set, 'worker_id', w.worker_id,
         'incarnation', w.incarnation::text, 'state', w.state, 'partition_key', w.partition_key,
         'generation_id', w.generation_id::text,
@@ -200,19 +214,20 @@ const stateQuery = `
         'generation_id', c.generation_id::text,
         'halted', c.halted_error) ORDER BY c.projection_name, c.range_start), '[]')
       FROM orchestrator_checkpoints c),
-    'events', (SELECT count(*) FROM events),
     'head', (SELECT coalesce(max(global_position), 0)::text FROM events),
+    'refusals', (SELECT coalesce(json_agg(json_build_object('late', late,
+        'text', concat_ws(' ', worker, projection, aggregate_id, version, position)) ORDER BY at), '[]') FROM refusals)`
+
+const modelParts = `
+    'events', (SELECT count(*) FROM events),
     'applied', (SELECT coalesce(json_object_agg(projection, events), '{}') FROM (
         SELECT projection, sum(events) AS events FROM per_aggregate GROUP BY projection
         UNION ALL SELECT projection, sum(events) FROM shared_totals GROUP BY projection) AS a),
     'impossible', (SELECT count(*) FROM per_aggregate p LEFT JOIN (
         SELECT aggregate_id, max(aggregate_version) AS version FROM events GROUP BY aggregate_id) e USING (aggregate_id)
-      WHERE p.events <> p.version OR p.version > coalesce(e.version, 0)),
-    'refusals', (SELECT coalesce(json_agg(json_build_object('late', late,
-        'text', concat_ws(' ', worker, projection, aggregate_id, version, position)) ORDER BY at), '[]') FROM refusals)
-  ) AS state`
+      WHERE p.events <> p.version OR p.version > coalesce(e.version, 0))`
 
-const toState = (row: Row): State => ({
+const toRows = (row: RowsRow): Rows => ({
   workers: row.workers.map((worker) => ({
     replicaSet: worker.replica_set,
     workerId: worker.worker_id,
@@ -237,19 +252,23 @@ const toState = (row: Row): State => ({
     generationId: checkpoint.generation_id === null ? null : BigInt(checkpoint.generation_id),
     halted: checkpoint.halted
   })),
-  events: row.events,
   head: BigInt(row.head),
-  applied: row.applied,
-  impossible: row.impossible,
   refusals: row.refusals
 })
 
+const toState = (row: StateRow): State => ({
+  ...toRows(row),
+  events: row.events,
+  applied: row.applied,
+  impossible: row.impossible
+})
+
 /** The newest generation of a replica set. */
-export const newest = (state: State, replicaSet = defaultReplicaSet): Generation.Generation | undefined =>
+export const newest = (state: Rows, replicaSet = defaultReplicaSet): Generation.Generation | undefined =>
   state.generations.findLast((generation) => generation.replicaSet === replicaSet)
 
 /** The registration that stands under an id. */
-export const registered = (state: State, workerId: string, replicaSet = defaultReplicaSet) =>
+export const registered = (state: Rows, workerId: string, replicaSet = defaultReplicaSet) =>
   state.workers.find((worker) =>
     worker.replicaSet === replicaSet && worker.workerId === workerId && worker.state !== "stopped"
   )
@@ -259,7 +278,7 @@ export const registered = (state: State, workerId: string, replicaSet = defaultR
  * row is held by whom the generation gives it to.
  */
 export const sharedBy =
-  (workerIds: ReadonlyArray<string>, replicaSet = defaultReplicaSet) => (state: State): boolean => {
+  (workerIds: ReadonlyArray<string>, replicaSet = defaultReplicaSet) => (state: Rows): boolean => {
     const generation = newest(state, replicaSet)
     if (generation === undefined || generation.members.length !== workerIds.length) return false
     return generation.members.every((member) => {
@@ -277,10 +296,10 @@ export const sharedBy =
     })
   }
 
-/** What must hold at every moment; gives what does not. */
-const violations = (before: State | undefined, state: State): ReadonlyArray<string> => {
+/** What must hold of the rows at every moment; gives what does not. */
+export const violations = (before: Rows | undefined, state: Rows): ReadonlyArray<string> => {
   const found: Array<string> = []
-  const rowsOf = (at: State, projection: string) => at.checkpoints.filter((row) => row.projection === projection)
+  const rowsOf = (at: Rows, projection: string) => at.checkpoints.filter((row) => row.projection === projection)
   for (const projection of new Set(state.checkpoints.map((row) => row.projection))) {
     const rows = rowsOf(state, projection)
     if (!HashRange.tiles(rows.map(({ range }) => range))) found.push(`the rows of ${projection} do not tile the space`)
@@ -310,15 +329,19 @@ const violations = (before: State | undefined, state: State): ReadonlyArray<stri
       found.push(`the generation of ${old.replicaSet} went back from ${old.generationId}`)
     }
   }
-  for (const [projection, events] of Object.entries(state.applied)) {
-    if (events > state.events) found.push(`${projection} has seen ${events} events of ${state.events}`)
-  }
-  if (state.impossible > 0) found.push(`${state.impossible} aggregates of the read model cannot come from the events`)
   for (const { late, text } of state.refusals) if (!late) found.push(`refused: ${text}`)
   return found
 }
 
-const describe = (state: State): string =>
+/** The same of the read models. */
+const modelViolations = (state: State): ReadonlyArray<string> => [
+  ...Object.entries(state.applied).flatMap(([projection, events]) =>
+    events > state.events ? [`${projection} has seen ${events} events of ${state.events}`] : []
+  ),
+  ...(state.impossible > 0 ? [`${state.impossible} aggregates of the read model cannot come from the events`] : [])
+]
+
+export const describe = (state: Rows): string =>
   [
     "registrations:",
     ...state.workers.map((worker) =>
@@ -330,7 +353,7 @@ const describe = (state: State): string =>
         generation.members.map((member) => `${member.workerId}#${member.incarnation}`).join(", ")
       }`
     ),
-    `checkpoints (${state.events} events, head ${state.head}, applied ${JSON.stringify(state.applied)}):`,
+    `checkpoints (head ${state.head}):`,
     ...state.checkpoints.map((row) =>
       `  ${row.projection} ${HashRange.format(row.range)} at ${row.position}, ${
         row.workerId === null ? "free" : `${row.workerId}#${row.incarnation} in ${row.generationId}`
@@ -369,11 +392,17 @@ const make = Effect.gen(function*() {
   const workers: Array<Worker & { readonly problem: () => string | undefined }> = []
   let before: State | undefined
 
-  /** What stands in the rows, checked against what must hold. */
+  /** The rows alone, cheap enough for a look many times a second. */
+  const look = Effect.map(
+    sql.unsafe<{ readonly found: RowsRow }>(query(rowsParts)),
+    ([row]) => toRows(row!.found)
+  )
+
+  /** What stands in the rows and read models, checked against what must hold. */
   const observe = Effect.gen(function*() {
-    const [row] = yield* sql.unsafe<{ readonly state: Row }>(stateQuery)
-    const state = toState(row!.state)
-    const found = violations(before, state)
+    const [row] = yield* sql.unsafe<{ readonly found: StateRow }>(query(`${rowsParts}, ${modelParts}`))
+    const state = toState(row!.found)
+    const found = [...violations(before, state), ...modelViolations(state)]
     before = state
     if (found.length > 0) return yield* fail(`Safety is broken: ${found.join("; ")}`, state)
     return state
@@ -383,7 +412,9 @@ const make = Effect.gen(function*() {
     Effect.die(
       new Error([
         message,
-        ...(state === undefined ? [] : [describe(state)]),
+        ...(state === undefined
+          ? []
+          : [describe(state), `${state.events} events, applied ${JSON.stringify(state.applied)}`]),
         ...workers.map((worker) => `output of ${worker.id} (${worker.pid}):\n${lastLines(worker.output(), 40)}`)
       ].join("\n"))
     )
@@ -422,7 +453,7 @@ const make = Effect.gen(function*() {
     options: WorkerOptions = {}
   ): Effect.fn.Return<Worker, never, Scope.Scope> {
     const instructions: Instructions = {
-      url: database.url,
+      url: options.url ?? database.url,
       application: `faults ${id}`,
       workerId: options.workerId ?? id,
       replicaSets: options.replicaSets ??
@@ -435,7 +466,9 @@ const make = Effect.gen(function*() {
     const worker = yield* spawn({
       id,
       script: Path.join(import.meta.dirname, "worker.ts"),
-      env: { FAULTS_WORKER: JSON.stringify(instructions) },
+      env: { ...options.env, FAULTS_WORKER: JSON.stringify(instructions) },
+      through: options.through,
+      nodeArguments: options.nodeArguments,
       mayEnd: options.mayEnd ?? false
     })
     workers.push(worker)
@@ -536,7 +569,19 @@ const make = Effect.gen(function*() {
 
   const openGate = (gate: string) => sql`INSERT INTO open_gates (gate) VALUES (${gate})`
 
-  return { url: database.url, start, openGate, append, load, observe, waitUntil, waitForOutput, quiesce }
+  return {
+    url: database.url,
+    start,
+    openGate,
+    append,
+    load,
+    look,
+    observe,
+    waitUntil,
+    waitForOutput,
+    quiesce,
+    differences
+  }
 })
 
 /**
@@ -547,6 +592,8 @@ export const spawn = Effect.fnUntraced(function*(options: {
   readonly id: string
   readonly script: string
   readonly env: Readonly<Record<string, string>>
+  readonly through?: ReadonlyArray<string> | undefined
+  readonly nodeArguments?: ReadonlyArray<string> | undefined
   /** Whether it may end without being told to. */
   readonly mayEnd: boolean
 }): Effect.fn.Return<Worker & { readonly problem: () => string | undefined }, never, Scope.Scope> {
@@ -557,9 +604,16 @@ export const spawn = Effect.fnUntraced(function*(options: {
   let problem: string | undefined
   const child = yield* Effect.acquireRelease(
     Effect.sync(() => {
-      const child = ChildProcess.spawn(
+      const [program, ...rest] = [
+        ...(options.through ?? []),
         process.execPath,
-        ["--conditions=pupsourcing-orchestrator-source", options.script],
+        ...(options.nodeArguments ?? []),
+        "--conditions=pupsourcing-orchestrator-source",
+        options.script
+      ]
+      const child = ChildProcess.spawn(
+        program ?? process.execPath,
+        rest,
         {
           cwd: root,
           env: { ...process.env, NODE_COMPILE_CACHE: compileCache, NO_COLOR: "1", ...options.env },

@@ -1,9 +1,10 @@
 /**
- * Two projections whose read models show every mistake, and what their read models must be according to the events.
+ * Projections whose read models show every mistake, and what their read models must be according to the events.
  *
  * `per_aggregate` keeps the last version and the count of each aggregate and refuses any version but the next: an event
  * that is skipped, doubled or out of order shows at once. `shared_totals` keeps a few rows that all aggregates share:
- * sums that a lost or doubled update makes wrong. Both can be run several times under names like `per_aggregate/2`.
+ * sums that a lost or doubled update makes wrong. `journal` writes a line for every event, and refuses nothing: it says
+ * which event was lost, doubled or out of order. Each can be run several times under names like `per_aggregate/2`.
  */
 import { Console, Data, Effect, Schedule, Schema } from "effect"
 import { SqlClient } from "effect/sql"
@@ -27,6 +28,10 @@ export const tables = [
   `CREATE TABLE shared_totals (
     projection text, bucket bigint, events bigint NOT NULL, weight bigint NOT NULL, PRIMARY KEY (projection, bucket)
   )`,
+  `CREATE TABLE journal (
+    seq bigserial PRIMARY KEY, projection text NOT NULL, worker text NOT NULL, aggregate_id text NOT NULL,
+    version bigint NOT NULL, position bigint NOT NULL
+  )`,
   `CREATE TABLE refusals (
     at timestamptz NOT NULL DEFAULT clock_timestamp(), worker text NOT NULL, projection text NOT NULL, aggregate_id text NOT NULL,
     version bigint NOT NULL, position bigint NOT NULL, late boolean NOT NULL
@@ -37,9 +42,14 @@ export const tables = [
 /** The event is not the next one of its aggregate. */
 export class Refused extends Data.TaggedError("Refused")<{ readonly message: string }> {}
 
+const kinds = ["per_aggregate", "shared_totals", "journal"] as const
+
 /** Which table a projection of this name keeps. */
-export const kindOf = (name: string): "per_aggregate" | "shared_totals" =>
-  name.split("/")[0] === "per_aggregate" ? "per_aggregate" : "shared_totals"
+export const kindOf = (name: string): typeof kinds[number] => {
+  const kind = kinds.find((kind) => name.split("/")[0] === kind)
+  if (kind === undefined) throw new Error(`No projection is called ${name}`)
+  return kind
+}
 
 /** `outside` is a client of its own: what it records stays when the batch rolls back. */
 export const make = (
@@ -90,15 +100,28 @@ export const make = (
       ON CONFLICT (projection, bucket) DO UPDATE SET events = t.events + 1, weight = t.weight + EXCLUDED.weight`
   })
 
+  const journal = Effect.fnUntraced(function*(event: Event.Event) {
+    const sql = yield* SqlClient.SqlClient
+    yield* sql`
+      INSERT INTO journal (projection, worker, aggregate_id, version, position)
+      VALUES (${name}, ${workerId}, ${event.aggregateId}, ${event.aggregateVersion}::bigint, ${event.globalPosition}::bigint)`
+  })
+
   return Projection.make(name, {
     handle: Effect.fnUntraced(function*(event) {
       const { hold, weight } = yield* Event.json(event, Payload)
-      if (kindOf(name) === "per_aggregate") {
-        yield* perAggregate(event)
-        // Only here: shared rows make the workers wait for each other, and the delays of all would add up.
-        if (options.delayMillis > 0) yield* Effect.sleep(options.delayMillis)
-      } else {
-        yield* sharedTotals(event, weight)
+      switch (kindOf(name)) {
+        case "per_aggregate":
+          yield* perAggregate(event)
+          // Only here: shared rows make the workers wait for each other, and the delays of all would add up.
+          if (options.delayMillis > 0) yield* Effect.sleep(options.delayMillis)
+          break
+        case "shared_totals":
+          yield* sharedTotals(event, weight)
+          break
+        case "journal":
+          yield* journal(event)
+          break
       }
       if (hold?.workerId === workerId) {
         yield* Console.log(`holding ${name} at ${event.globalPosition}`)
@@ -111,20 +134,45 @@ export const make = (
   })
 }
 
-/** SQL: what the fold of the events and the read model of a projection differ in, a row for each difference. */
-export const difference = (name: string): string =>
-  kindOf(name) === "per_aggregate"
-    ? `SELECT aggregate_id AS what, concat_ws(' ', e.version, e.events) AS fold, concat_ws(' ', p.version, p.events) AS found
-      FROM (
-        SELECT aggregate_id, max(aggregate_version) AS version, count(*) AS events FROM events GROUP BY aggregate_id
-      ) e
-      FULL JOIN (SELECT * FROM per_aggregate WHERE projection = '${name}') p USING (aggregate_id)
-      WHERE (e.version, e.events) IS DISTINCT FROM (p.version, p.events)`
-    : `SELECT bucket::text AS what, concat_ws(' ', e.events, e.weight) AS fold, concat_ws(' ', t.events, t.weight) AS found
-      FROM (
-        SELECT aggregate_version % ${buckets} AS bucket, count(*) AS events,
-          sum((convert_from(payload, 'UTF8')::jsonb ->> 'weight')::bigint) AS weight
-        FROM events GROUP BY 1
-      ) e
-      FULL JOIN (SELECT * FROM shared_totals WHERE projection = '${name}') t USING (bucket)
-      WHERE (e.events, e.weight) IS DISTINCT FROM (t.events, t.weight::numeric)`
+/**
+ * SQL: what the fold of the events and the read model of a projection differ in, a row for each difference. What a
+ * journal differs in are its mistakes: an event without a line, with more than one, or after a later one of its
+ * aggregate.
+ */
+export const difference = (name: string): string => {
+  switch (kindOf(name)) {
+    case "per_aggregate":
+      return `SELECT aggregate_id AS what, concat_ws(' ', e.version, e.events) AS fold, concat_ws(' ', p.version, p.events) AS found
+        FROM (
+          SELECT aggregate_id, max(aggregate_version) AS version, count(*) AS events FROM events GROUP BY aggregate_id
+        ) e
+        FULL JOIN (SELECT * FROM per_aggregate WHERE projection = '${name}') p USING (aggregate_id)
+        WHERE (e.version, e.events) IS DISTINCT FROM (p.version, p.events)`
+    case "shared_totals":
+      return `SELECT bucket::text AS what, concat_ws(' ', e.events, e.weight) AS fold, concat_ws(' ', t.events, t.weight) AS found
+        FROM (
+          SELECT aggregate_version % ${buckets} AS bucket, count(*) AS events,
+            sum((convert_from(payload, 'UTF8')::jsonb ->> 'weight')::bigint) AS weight
+          FROM events GROUP BY 1
+        ) e
+        FULL JOIN (SELECT * FROM shared_totals WHERE projection = '${name}') t USING (bucket)
+        WHERE (e.events, e.weight) IS DISTINCT FROM (t.events, t.weight::numeric)`
+    case "journal":
+      return `WITH lines AS (
+          SELECT *, lag(version) OVER (PARTITION BY aggregate_id ORDER BY seq) AS previous FROM journal
+          WHERE projection = '${name}'
+        )
+        SELECT 'lost' AS what, concat_ws(' ', e.aggregate_id, e.aggregate_version, 'at', e.global_position) AS fold, '' AS found
+        FROM events e LEFT JOIN lines l ON l.position = e.global_position
+        WHERE (l.aggregate_id, l.version) IS DISTINCT FROM (e.aggregate_id, e.aggregate_version)
+        UNION ALL
+        SELECT 'doubled', concat_ws(' ', min(aggregate_id), min(version), 'at', position), count(*) || ' times'
+        FROM lines GROUP BY position HAVING count(*) > 1
+        UNION ALL
+        SELECT 'reordered', concat_ws(' ', aggregate_id, version, 'at', position), 'after ' || previous
+        FROM lines WHERE version < previous
+        UNION ALL
+        SELECT 'invented', '', concat_ws(' ', l.aggregate_id, l.version, 'at', l.position)
+        FROM lines l LEFT JOIN events e ON e.global_position = l.position WHERE e.global_position IS NULL`
+  }
+}

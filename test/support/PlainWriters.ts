@@ -8,19 +8,30 @@ import * as Random from "effect/Random"
 import * as Reactivity from "effect/reactivity/Reactivity"
 import * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
+import type * as SqlClient from "effect/sql/SqlClient"
 import type * as SqlError from "effect/sql/SqlError"
 
 /** One connection, and what a writer may do on it within a transaction. */
 export interface PlainWriter {
   readonly sql: PgClient.PgClient
+  readonly row: Row
   /** Inserts events of aggregates of their own. */
   readonly insert: (count: number) => Effect.Effect<void, SqlError.SqlError>
 }
 
+/** What the events of a writer have in common. */
+export interface Row {
+  readonly boundedContext: string
+  readonly aggregateType: string
+  readonly payload: string
+}
+
+const plainRow: Row = { boundedContext: "plain", aggregateType: "Plain", payload: "" }
+
 let next = 0
 
 /** Connects. The transaction control is the caller's: one connection, one statement after the other. */
-export const make = Effect.fnUntraced(function*(url: string, name = "plain writer"): Effect.fn.Return<
+export const make = Effect.fnUntraced(function*(url: string, name = "plain writer", row = plainRow): Effect.fn.Return<
   PlainWriter,
   SqlError.SqlError,
   Scope.Scope
@@ -30,29 +41,32 @@ export const make = Effect.fnUntraced(function*(url: string, name = "plain write
   )
   return {
     sql,
+    row,
     insert: (count) =>
       Effect.asVoid(sql`
         INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
-        SELECT 'plain', 'Plain', gen_random_uuid()::text, 1, gen_random_uuid(), 'Written', ''
+        SELECT ${row.boundedContext}, ${row.aggregateType}, gen_random_uuid()::text, 1, gen_random_uuid(), 'Written',
+          convert_to(${row.payload}, 'UTF8')
         FROM generate_series(1, ${count}::int)`)
   }
 })
 
 /** The function that writers call, and that appends by itself. */
-export const createFunction = (sql: PgClient.PgClient) =>
-  sql`
+export const createFunction = (sql: SqlClient.SqlClient, row = plainRow) =>
+  sql.unsafe(`
     CREATE FUNCTION write_events(count int, seconds float8) RETURNS void LANGUAGE plpgsql AS $$
     BEGIN
       FOR i IN 1..count LOOP
         INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
-        VALUES ('plain', 'Plain', gen_random_uuid()::text, 1, gen_random_uuid(), 'Written', '');
+        VALUES ('${row.boundedContext}', '${row.aggregateType}', gen_random_uuid()::text, 1, gen_random_uuid(), 'Written',
+          convert_to('${row.payload}', 'UTF8'));
         PERFORM pg_sleep(seconds);
       END LOOP;
-    END $$`
+    END $$`)
 
 /** One transaction in a way that is drawn, committed or rolled back. */
 const transaction = Effect.fnUntraced(function*(writer: PlainWriter) {
-  const { sql } = writer
+  const { row, sql } = writer
   const pause = Effect.flatMap(Random.nextIntBetween(0, 12), (millis) => Effect.sleep(millis))
   const count = yield* Random.nextIntBetween(1, 8)
   const way = yield* Random.nextIntBetween(0, 8)
@@ -84,7 +98,8 @@ const transaction = Effect.fnUntraced(function*(writer: PlainWriter) {
       for (const { position } of drawn) {
         yield* sql`
           INSERT INTO events (global_position, bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
-          VALUES (${position}, 'plain', 'Plain', gen_random_uuid()::text, 1, gen_random_uuid(), 'Written', '')`
+          VALUES (${position}, ${row.boundedContext}, ${row.aggregateType}, gen_random_uuid()::text, 1, gen_random_uuid(),
+            'Written', convert_to(${row.payload}, 'UTF8'))`
       }
       break
     }
@@ -118,12 +133,15 @@ const transaction = Effect.fnUntraced(function*(writer: PlainWriter) {
 })
 
 /** So many transactions by so many writers at once, each on a connection of its own. */
-export const load = (url: string, options: { readonly writers: number; readonly transactions: number }) =>
+export const load = (
+  url: string,
+  options: { readonly writers: number; readonly transactions: number; readonly row?: Row }
+) =>
   Effect.forEach(
     Array.from({ length: options.writers }),
     () =>
       Effect.scoped(Effect.gen(function*() {
-        const writer = yield* make(url)
+        const writer = yield* make(url, "plain writer", options.row)
         for (let index = 0; index < options.transactions; index++) yield* transaction(writer)
       })),
     { concurrency: "unbounded", discard: true }

@@ -91,8 +91,15 @@ export const template = <E, R>(
   name: string,
   prepare: Effect.Effect<void, E, R>,
   serverUrl?: string
+): Effect.Effect<string, E | SqlError.SqlError, Exclude<R, SqlClient.SqlClient>> =>
+  // Asked when it runs: outside of a test run there is nothing to inject.
+  Effect.suspend(() => templateOn(serverUrl ?? inject("pgUrl"), name, prepare))
+
+const templateOn = <E, R>(
+  server: string,
+  name: string,
+  prepare: Effect.Effect<void, E, R>
 ): Effect.Effect<string, E | SqlError.SqlError, Exclude<R, SqlClient.SqlClient>> => {
-  const server = serverUrl ?? inject("pgUrl")
   const build = Effect.gen(function*() {
     const admin = yield* SqlClient.SqlClient
     // Freed with this connection.

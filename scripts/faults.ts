@@ -1,0 +1,55 @@
+/**
+ * `npm run faults -- [--minutes M] [--seed N] [--only TEXT] [--name SERVER] [--json]`: real worker processes, a real server, and
+ * everything that can go wrong; see `test/faults/README.md`. Ends with 1 when something was lost, doubled or out of
+ * order, or anything else that must hold did not.
+ */
+import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
+import * as Console from "effect/Console"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import { parseArgs } from "node:util"
+import * as Driver from "../test/faults/driver/Driver.ts"
+import { faults } from "../test/faults/driver/faults.ts"
+import * as Report from "../test/faults/driver/Report.ts"
+import * as Harness from "../test/faults/Harness.ts"
+import * as EmbeddedPostgres from "./EmbeddedPostgres.ts"
+
+const { values } = parseArgs({
+  options: {
+    minutes: { type: "string", default: "1.5" },
+    seed: { type: "string", default: "1" },
+    only: { type: "string", default: "" },
+    name: { type: "string", default: "faults" },
+    json: { type: "boolean", default: false }
+  }
+})
+
+const number = (name: "minutes" | "seed"): number => {
+  const value = Number(values[name])
+  if (!(value > 0)) throw new Error(`--${name} must be a number above 0`)
+  return value
+}
+
+const server = { name: values.name }
+
+const program = Effect.gen(function*() {
+  const chosen = faults.filter(({ kind }) => kind.includes(values.only))
+  const outcome = yield* Driver.run({
+    minutes: number("minutes"),
+    seed: number("seed"),
+    faults: chosen,
+    server,
+    ways: [{}]
+  })
+  yield* Console.log(values.json ? JSON.stringify(outcome, undefined, 2) : Report.table(outcome))
+  if (outcome.violations.length > 0) process.exitCode = 1
+}).pipe(
+  Effect.scoped,
+  Effect.provide(Layer.unwrap(Effect.map(
+    EmbeddedPostgres.acquire(server),
+    ({ url }) => Harness.layerWith({ serverUrl: url })
+  ))),
+  Effect.scoped
+)
+
+NodeRuntime.runMain(program)

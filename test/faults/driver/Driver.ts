@@ -1,0 +1,248 @@
+/**
+ * Whatever happens to workers, network and database: writers append, worker processes handle, faults are drawn at
+ * random, and at the end the read models are compared with the events, one by one. (After Jepsen: the faults are its
+ * nemesis, the fold of the events its model.)
+ */
+import type * as PgClient from "@effect/sql-pg/PgClient"
+import * as Cause from "effect/Cause"
+import * as Console from "effect/Console"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Option from "effect/Option"
+import * as Random from "effect/Random"
+import * as Schedule from "effect/Schedule"
+import { SqlClient } from "effect/sql"
+import type * as EmbeddedPostgres from "../../../scripts/EmbeddedPostgres.ts"
+import * as Harness from "../Harness.ts"
+import type { Fault } from "./Fault.ts"
+import * as Fleet from "./Fleet.ts"
+import type { Measured, Outcome } from "./Report.ts"
+import * as Watch from "./Watch.ts"
+import * as Writers from "./Writers.ts"
+
+/** What a fault works on. */
+export class Driver extends Context.Service<Driver, {
+  readonly harness: Harness.Harness["Service"]
+  readonly fleet: Fleet.Fleet
+  readonly watch: Watch.Watch
+  /** The server of this run, which a fault may stop and start. */
+  readonly server: EmbeddedPostgres.Options
+  /** As a superuser, past everything that stands between workers and server. */
+  readonly admin: PgClient.PgClient
+  readonly settings: typeof settings
+}>()("pupsourcing-orchestrator/test/faults/driver/Driver") {}
+
+/** Of the workers; short enough for many faults a minute, and long enough for two busy cores. */
+export const settings = {
+  heartbeatInterval: 500,
+  staleWorkerTimeout: 2_500,
+  coordinationTimeout: 20_000,
+  drainTimeout: 2_000,
+  pollInterval: 500,
+  batchSize: 50
+} as const
+
+export const projections = ["journal", "per_aggregate", "shared_totals"] as const
+
+const places = 6
+const fewest = 3
+
+const recoversWithin = 15_000
+/** So much of the run is without faults, for comparison. */
+const calmShare = 0.1
+const calmAtMostMillis = 15_000
+/** In so many turns two faults happen at once. */
+const together = 0.2
+const lookMillis = 20
+
+export interface Options {
+  readonly minutes: number
+  readonly seed: number
+  readonly faults: ReadonlyArray<Fault>
+  readonly server: EmbeddedPostgres.Options
+  /** By which ways the workers reach the database, in turn. */
+  readonly ways: ReadonlyArray<Harness.WorkerOptions>
+}
+
+export const run = Effect.fnUntraced(function*(options: Options) {
+  const harness = yield* Harness.Harness
+  const admin = (yield* SqlClient.SqlClient) as PgClient.PgClient
+  const watch = yield* Watch.start(harness)
+  const fleet = yield* Fleet.make({
+    harness,
+    places: Array.from({ length: places }, (_, index) => ({
+      projections,
+      settings,
+      ...options.ways[index % options.ways.length]
+    }))
+  })
+  const driver = Driver.of({ harness, fleet, watch, server: options.server, admin, settings })
+  const begun = yield* watch.millis
+  const measured: Array<Measured> = []
+  const say = (text: string) =>
+    Effect.flatMap(watch.millis, (now) => Console.log(`${((now - begun) / 1000).toFixed(1).padStart(7)} s  ${text}`))
+
+  /** Waits until the rows are as they should be, and gives them. */
+  const awaitRows = Effect.fnUntraced(function*(
+    what: string,
+    within: number,
+    holds: (rows: Harness.Rows) => boolean
+  ) {
+    const from = yield* watch.millis
+    while (true) {
+      const rows = Option.getOrUndefined(yield* watch.look)
+      const millis = (yield* watch.millis) - from
+      if (rows !== undefined && holds(rows)) return { rows, millis }
+      if (millis > within) {
+        watch.violate(`P5: not within ${within} ms: ${what}`)
+        yield* say(
+          [
+            `not within ${within} ms: ${what}`,
+            rows === undefined ? "the server does not answer" : Harness.describe(rows),
+            ...fleet.members().map(({ worker, workerId }) =>
+              `${workerId} (${worker.pid}) said last:\n${worker.output().trimEnd().split("\n").slice(-25).join("\n")}`
+            )
+          ].join("\n")
+        )
+        return undefined
+      }
+      yield* Effect.sleep(lookMillis)
+    }
+  })
+
+  const ids = () => fleet.members().map(({ workerId }) => workerId)
+  const heldByTheLiving = (rows: Harness.Rows) =>
+    rows.checkpoints.every(({ workerId }) => workerId !== null && ids().includes(workerId))
+  const settled = (rows: Harness.Rows) => Harness.sharedBy(ids())(rows)
+  const calm = Effect.gen(function*() {
+    yield* fleet.restore
+    return yield* awaitRows("the workers share the work", recoversWithin * 2, settled)
+  })
+
+  /** Injects, and waits until all is as it should be. */
+  const turn = Effect.fnUntraced(function*(faults: ReadonlyArray<Fault>, before: Harness.Rows) {
+    const name = faults.map(({ kind }) => kind).join(" + ")
+    yield* say(name)
+    yield* watch.longestPause
+    const exits = yield* Effect.forEach(faults, (fault) => Effect.exit(Effect.scoped(fault.inject)), {
+      concurrency: "unbounded"
+    })
+    for (const [index, exit] of exits.entries()) {
+      if (Exit.isFailure(exit)) watch.violate(`${faults[index]?.kind} failed: ${Cause.pretty(exit.cause)}`)
+    }
+    if (fleet.members().length === 0) yield* fleet.restore
+    const bound = Math.max(...faults.map((fault) => fault.recoversWithin ?? recoversWithin))
+    const takenWithin = Math.max(...faults.map((fault) => fault.takenWithin ?? bound))
+    const taken = yield* awaitRows(`after ${name} the living hold all`, takenWithin, heldByTheLiving)
+    if (taken === undefined) return undefined
+    const { head } = taken.rows
+    const recovered = yield* awaitRows(
+      `after ${name} all is handled`,
+      bound,
+      (rows) => (Watch.handled(rows) ?? 0n) >= head
+    )
+    if (recovered === undefined) return undefined
+    const pause = yield* watch.longestPause
+    for (const { kind } of faults) {
+      measured.push({
+        kind,
+        alone: faults.length === 1,
+        taken: taken.millis,
+        recovered: taken.millis + recovered.millis,
+        pause
+      })
+    }
+    const after = yield* calm
+    if (after === undefined) return undefined
+    if (faults.length === 1) {
+      for (const fault of faults) {
+        for (const text of fault.judge?.({ before, after: after.rows }) ?? []) {
+          watch.violate(`${fault.kind}: ${text}`)
+        }
+      }
+    }
+    return after.rows
+  })
+
+  const journal = Effect.map(
+    admin<{ readonly events: bigint }>`SELECT count(*) AS events FROM journal`,
+    ([row]) => Number(row?.events ?? 0)
+  )
+
+  return yield* Effect.gen(function*() {
+    const unavailable: Record<string, string> = {}
+    const possible: Array<Fault> = []
+    for (const fault of options.faults) {
+      const why = fault.unavailable === undefined ? undefined : yield* fault.unavailable
+      if (why === undefined) possible.push(fault)
+      else unavailable[fault.kind] = why
+    }
+
+    yield* fleet.restore
+    yield* Writers.start(harness)
+    let rows = (yield* calm)?.rows
+    const calmMillis = Math.min(calmAtMostMillis, options.minutes * 60_000 * calmShare)
+    const calmFrom = { events: yield* journal, at: yield* watch.millis }
+    yield* Effect.sleep(calmMillis)
+    const faultsFrom = { events: yield* journal, at: yield* watch.millis }
+
+    let deck: Array<Fault> = []
+    const until = calmFrom.at + options.minutes * 60_000
+    while (rows !== undefined && watch.violations.length === 0 && (yield* watch.millis) < until) {
+      if (deck.length === 0) deck = yield* Random.shuffle(possible)
+      fleet.resize(yield* Random.nextIntBetween(fewest, places + 1))
+      const drawn = [deck.pop()!]
+      const other = deck.at(-1)
+      if (other !== undefined && !drawn[0]!.alone && !other.alone && (yield* Random.next) < together) {
+        drawn.push(deck.pop()!)
+      }
+      rows = yield* turn(drawn, rows)
+    }
+    const faultsUntil = { events: yield* journal, at: yield* watch.millis }
+    yield* say("no more faults; writers stop")
+    const rate = (from: typeof calmFrom, to: typeof calmFrom) => (to.events - from.events) / ((to.at - from.at) / 1000)
+    return {
+      unavailable,
+      missed: possible.filter(({ kind }) => !measured.some((one) => one.kind === kind)).map(({ kind }) => kind),
+      before: rate(calmFrom, faultsFrom),
+      under: rate(faultsFrom, faultsUntil)
+    }
+  }).pipe(
+    // Writers end here.
+    Effect.scoped,
+    Effect.provideService(Driver, driver),
+    Effect.flatMap(Effect.fnUntraced(function*(course) {
+      yield* Effect.repeat(Writers.tidy, Schedule.spaced("1 second")).pipe(Effect.forkScoped)
+      const end = yield* awaitRows(
+        "all that was appended is handled",
+        60_000,
+        (rows) => (Watch.handled(rows) ?? 0n) >= rows.head
+      )
+      const differences = yield* harness.differences(projections)
+      for (const difference of differences.slice(0, 20)) watch.violate(difference)
+      const count = (what: string) => differences.filter((text) => text.startsWith(`journal ${what}`)).length
+      for (const text of yield* fleet.stopAll) watch.violate(text)
+      const [numbers] = yield* admin<{ readonly events: bigint; readonly generations: bigint }>`
+        SELECT (SELECT count(*) FROM events) AS events,
+          (SELECT max(generation_id) FROM orchestrator_generations) AS generations`
+      const outcome: Outcome = {
+        seed: options.seed,
+        minutes: options.minutes,
+        ...course,
+        violations: watch.violations,
+        ended: fleet.ended,
+        measured,
+        workersStarted: fleet.started(),
+        generations: Number(numbers?.generations ?? 0),
+        events: end === undefined ? 0 : Number(numbers?.events ?? 0),
+        lost: count("lost"),
+        doubled: count("doubled"),
+        reordered: count("reordered")
+      }
+      return outcome
+    })),
+    Effect.scoped,
+    Random.withSeed(options.seed)
+  )
+})

@@ -1,0 +1,114 @@
+/**
+ * The worker processes of a run, as a supervisor keeps them: so many as are wanted, one that ends is started again.
+ */
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Random from "effect/Random"
+import * as Scope from "effect/Scope"
+import type * as Harness from "../Harness.ts"
+
+/** A place in the fleet; each reaches the database by its own way. */
+export interface Place {
+  readonly index: number
+  readonly options: Harness.WorkerOptions
+}
+
+/** A running worker. */
+export interface Member {
+  readonly place: Place
+  readonly workerId: string
+  readonly worker: Harness.Worker
+  /** Closing it ends the process, however it stands. */
+  readonly scope: Scope.Closeable
+}
+
+export interface Fleet {
+  readonly members: () => ReadonlyArray<Member>
+  /** Members of the places for which it is so. */
+  readonly pick: (count: number, eligible?: (member: Member) => boolean) => Effect.Effect<ReadonlyArray<Member>>
+  /** Whose process has been told to end, or has ended, is no member any more. */
+  readonly forget: (member: Member) => void
+  /** How many there should be. */
+  readonly resize: (size: number) => void
+  /** Starts what is missing, as `Deployment`s do: sometimes under the id that the last one had. Gives how many. */
+  readonly restore: Effect.Effect<number>
+  /** How many processes were started. */
+  readonly started: () => number
+  /** Processes that ended without being told to, with the last that they said. */
+  readonly ended: ReadonlyArray<string>
+  /** Stops all, as a supervisor does, and gives what went wrong. */
+  readonly stopAll: Effect.Effect<ReadonlyArray<string>>
+}
+
+export const make = Effect.fnUntraced(function*(options: {
+  readonly harness: Harness.Harness["Service"]
+  readonly places: ReadonlyArray<Harness.WorkerOptions>
+}) {
+  const owner = yield* Effect.scope
+  const places = options.places.map((options, index): Place => ({ index, options }))
+  const members: Array<Member> = []
+  const lastIds = new Map<Place, string>()
+  const ended: Array<string> = []
+  let wanted = places.length
+  let ids = 0
+  let started = 0
+
+  const forget = (member: Member) => {
+    const index = members.indexOf(member)
+    if (index >= 0) members.splice(index, 1)
+  }
+
+  const start = Effect.fnUntraced(function*(place: Place) {
+    const last = lastIds.get(place)
+    const again = last !== undefined && (yield* Random.nextBoolean)
+    const workerId = again ? last : `w${++ids}`
+    lastIds.set(place, workerId)
+    started++
+    const scope = yield* Scope.fork(owner)
+    const worker = yield* options.harness.start(workerId, { ...place.options, mayEnd: true }).pipe(
+      Scope.provide(scope)
+    )
+    const member: Member = { place, workerId, worker, scope }
+    members.push(member)
+    yield* worker.ended.pipe(
+      Effect.flatMap((exit) =>
+        Effect.sync(() => {
+          if (!members.includes(member)) return
+          forget(member)
+          const said = worker.output().trimEnd().split("\n").at(-1) ?? ""
+          ended.push(`${workerId} ended with ${exit.signal ?? exit.code}: ${said}`)
+        })
+      ),
+      Effect.forkIn(scope)
+    )
+  })
+
+  const fleet: Fleet = {
+    members: () => members,
+    pick: (count, eligible = () => true) =>
+      Effect.map(Random.shuffle(members.filter(eligible)), (drawn) => drawn.slice(0, count)),
+    forget,
+    resize: (size) => {
+      wanted = Math.min(size, places.length)
+    },
+    restore: Effect.gen(function*() {
+      const free = places.filter((place) => !members.some((member) => member.place === place))
+      const missing = free.slice(0, Math.max(0, wanted - members.length))
+      yield* Effect.forEach(missing, start, { concurrency: "unbounded", discard: true })
+      return missing.length
+    }),
+    started: () => started,
+    ended,
+    stopAll: Effect.gen(function*() {
+      const all = members.splice(0)
+      const exits = yield* Effect.forEach(all, ({ worker }) => worker.stop, { concurrency: "unbounded" })
+      yield* Effect.forEach(all, ({ scope }) => Scope.close(scope, Exit.void), { discard: true })
+      return exits.flatMap((exit, index) =>
+        exit.code === 0
+          ? []
+          : [`${all[index]?.workerId} ended with ${exit.signal ?? exit.code} when it was told to stop`]
+      )
+    })
+  }
+  return fleet
+})

@@ -1,0 +1,96 @@
+/**
+ * What a run says at its end.
+ */
+
+/** What was measured of one kind of fault, in milliseconds; alone when nothing else went on at the same time. */
+export interface Measured {
+  readonly kind: string
+  readonly alone: boolean
+  /** From its end until every range was held by the living. */
+  readonly taken: number
+  /** From its end until all that had been appended by then was handled. */
+  readonly recovered: number
+  /** Longest time in which nothing was handled although there was something to handle, the fault's own included. */
+  readonly pause: number
+}
+
+export interface Outcome {
+  readonly seed: number
+  readonly minutes: number
+  readonly violations: ReadonlyArray<string>
+  /** Processes that ended without being told to. */
+  readonly ended: ReadonlyArray<string>
+  readonly measured: ReadonlyArray<Measured>
+  /** Kinds that this machine cannot do, and why. */
+  readonly unavailable: Readonly<Record<string, string>>
+  /** Kinds for which there was no time. */
+  readonly missed: ReadonlyArray<string>
+  readonly workersStarted: number
+  readonly generations: number
+  readonly events: number
+  readonly lost: number
+  readonly doubled: number
+  readonly reordered: number
+  /** Events handled a second before the first fault, and from then on. */
+  readonly before: number
+  readonly under: number
+}
+
+interface Line {
+  readonly kind: string
+  readonly times: number
+  readonly taken: ReadonlyArray<number>
+  readonly recovered: ReadonlyArray<number>
+  readonly pause: number
+}
+
+const lines = (measured: ReadonlyArray<Measured>): ReadonlyArray<Line> =>
+  [...new Set(measured.map(({ kind }) => kind))].sort().map((kind) => {
+    const all = measured.filter((one) => one.kind === kind)
+    const alone = all.filter((one) => one.alone)
+    return {
+      kind,
+      times: all.length,
+      taken: alone.map(({ taken }) => taken),
+      recovered: alone.map(({ recovered }) => recovered),
+      pause: Math.max(...all.map(({ pause }) => pause))
+    }
+  })
+
+export const median = (values: ReadonlyArray<number>): number | undefined =>
+  [...values].sort((a, b) => a - b)[Math.floor(values.length / 2)]
+
+const ms = (value: number | undefined): string => value === undefined ? "" : Math.round(value).toLocaleString("en-US")
+
+const worst = (values: ReadonlyArray<number>): number | undefined =>
+  values.length === 0 ? undefined : Math.max(...values)
+
+/** As Markdown, so that it can stand in the documentation as it is printed. */
+export const table = (outcome: Outcome): string => {
+  const found = lines(outcome.measured)
+  const longest = Math.max(0, ...outcome.measured.map(({ pause }) => pause))
+  return [
+    "| fault | times | held by the living, p50 ms | worst | all handled, p50 ms | worst | longest pause, ms |",
+    "|---|---|---|---|---|---|---|",
+    ...found.map((line) =>
+      `| ${line.kind} | ${line.times} | ${ms(median(line.taken))} | ${ms(worst(line.taken))} | ${
+        ms(median(line.recovered))
+      } | ${ms(worst(line.recovered))} | ${ms(line.pause)} |`
+    ),
+    "",
+    `seed ${outcome.seed}, ${outcome.minutes} minutes: ${outcome.measured.length} faults of ${found.length} kinds, ` +
+    `${outcome.workersStarted} worker processes, ${outcome.generations} generations, ${
+      outcome.events.toLocaleString("en-US")
+    } events`,
+    `${outcome.lost} lost, ${outcome.doubled} doubled, ${outcome.reordered} reordered; longest pause ${
+      ms(longest)
+    } ms; ` +
+    `${Math.round(outcome.under)} events a second under faults, ${Math.round(outcome.before)} before (${
+      Math.round(100 * outcome.under / outcome.before)
+    } %)`,
+    ...(outcome.ended.length > 0 ? [`ended by themselves and started again:\n  ${outcome.ended.join("\n  ")}`] : []),
+    ...Object.entries(outcome.unavailable).map(([kind, why]) => `not possible on this machine: ${kind}: ${why}`),
+    ...(outcome.missed.length > 0 ? [`no time for: ${outcome.missed.join(", ")}`] : []),
+    ...(outcome.violations.length > 0 ? [`VIOLATIONS\n  ${outcome.violations.join("\n  ")}`] : [])
+  ].join("\n")
+}

@@ -1,0 +1,7 @@
+/**
+ * All faults.
+ */
+import type { Fault } from "./Fault.ts"
+import { signals } from "./faults/Signals.ts"
+
+export const faults: ReadonlyArray<Fault> = [...signals]
