@@ -31,6 +31,15 @@ export class Driver extends Context.Service<Driver, {
   /** As a superuser, past everything that stands between workers and server. */
   readonly admin: PgClient.PgClient
   readonly settings: typeof settings
+  /**
+   * Waits until the rows are as they should be, and gives them and how long it took; nothing, and a violation, when they
+   * are not in time.
+   */
+  readonly awaitRows: (
+    what: string,
+    withinMillis: number,
+    holds: (rows: Harness.Rows) => boolean
+  ) => Effect.Effect<{ readonly rows: Harness.Rows; readonly millis: number } | undefined>
 }>()("pupsourcing-orchestrator/test/faults/driver/Driver") {}
 
 /** Of the workers; short enough for many faults a minute, and long enough for two busy cores. */
@@ -77,13 +86,11 @@ export const run = Effect.fnUntraced(function*(options: Options) {
       ...options.ways[index % options.ways.length]
     }))
   })
-  const driver = Driver.of({ harness, fleet, watch, server: options.server, admin, settings })
   const begun = yield* watch.millis
   const measured: Array<Measured> = []
   const say = (text: string) =>
     Effect.flatMap(watch.millis, (now) => Console.log(`${((now - begun) / 1000).toFixed(1).padStart(7)} s  ${text}`))
 
-  /** Waits until the rows are as they should be, and gives them. */
   const awaitRows = Effect.fnUntraced(function*(
     what: string,
     within: number,
@@ -110,6 +117,8 @@ export const run = Effect.fnUntraced(function*(options: Options) {
       yield* Effect.sleep(lookMillis)
     }
   })
+
+  const driver = Driver.of({ harness, fleet, watch, server: options.server, admin, settings, awaitRows })
 
   const ids = () => fleet.members().map(({ workerId }) => workerId)
   const heldByTheLiving = (rows: Harness.Rows) =>

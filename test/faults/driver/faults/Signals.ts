@@ -9,6 +9,9 @@ import type { Member } from "../Fleet.ts"
 /** By which the living must have taken over from a process that was killed, whose sessions end with it. */
 const takeoverMillis = 500
 
+/** After the timeout, by which others must hold what a silent one held. */
+const replacedWithin = 1_500
+
 /** Members that are drawn are no members any more; the supervisor starts others. */
 const drawn = (count: number | "all") =>
   Effect.gen(function*() {
@@ -39,15 +42,24 @@ const interruptedTwice = ({ worker }: Member) =>
     Effect.andThen(worker.interrupt)
   )
 
-/** Stands still for longer than anybody may be silent, and goes on. */
+/**
+ * Stands still for longer than anybody may be silent, and goes on. The others wait for it no longer than that, and for
+ * the locks of its transactions.
+ */
 const frozen = (kind: string, count: number): Fault => ({
   kind,
   inject: Effect.gen(function*() {
-    const { fleet, settings } = yield* Driver
+    const { awaitRows, fleet, settings } = yield* Driver
     const members = yield* fleet.pick(count)
+    const ids = members.map(({ workerId }) => workerId)
     yield* Effect.acquireUseRelease(
       each(members, ({ worker }) => worker.freeze),
-      () => Effect.sleep(settings.staleWorkerTimeout * 1.6),
+      () =>
+        awaitRows(
+          `what ${ids.join(", ")} held when they stood still is held by others`,
+          settings.staleWorkerTimeout + replacedWithin,
+          (rows) => rows.checkpoints.every(({ workerId }) => workerId !== null && !ids.includes(workerId))
+        ),
       () => each(members, ({ worker }) => worker.wake)
     )
   })
