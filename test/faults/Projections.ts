@@ -30,8 +30,9 @@ export const tables = [
   )`,
   `CREATE TABLE journal (
     seq bigserial PRIMARY KEY, projection text NOT NULL, worker text NOT NULL, aggregate_id text NOT NULL,
-    version bigint NOT NULL, position bigint NOT NULL
+    version bigint NOT NULL, position bigint NOT NULL, at timestamptz NOT NULL DEFAULT clock_timestamp()
   )`,
+  `CREATE INDEX ON journal (position)`,
   `CREATE TABLE refusals (
     at timestamptz NOT NULL DEFAULT clock_timestamp(), worker text NOT NULL, projection text NOT NULL, aggregate_id text NOT NULL,
     version bigint NOT NULL, position bigint NOT NULL, late boolean NOT NULL

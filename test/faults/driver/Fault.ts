@@ -25,7 +25,7 @@ export interface Fault {
   readonly inject: Effect.Effect<void, unknown, Driver | Scope.Scope>
   /** Milliseconds after the end within which all must be handled by the living again. Default 15,000. */
   readonly recoversWithin?: number
-  /** Milliseconds after the end within which every range must be held by the living. Default as `recoversWithin`. */
+  /** Milliseconds after the end within which the living must hold every range, in the median of a run. */
   readonly takenWithin?: number
   /** It changes what all see, as a restart of the server does: nothing else is injected at the same time. */
   readonly alone?: boolean

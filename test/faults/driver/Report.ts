@@ -10,8 +10,8 @@ export interface Measured {
   readonly taken: number
   /** From its end until all that had been appended by then was handled. */
   readonly recovered: number
-  /** Longest time in which nothing was handled although there was something to handle, the fault's own included. */
-  readonly pause: number
+  /** How long an event had to wait at most, from the beginning of its writer's transaction; the fault's time included. */
+  readonly wait: number
 }
 
 export interface Outcome {
@@ -41,7 +41,7 @@ interface Line {
   readonly times: number
   readonly taken: ReadonlyArray<number>
   readonly recovered: ReadonlyArray<number>
-  readonly pause: number
+  readonly wait: number
 }
 
 const lines = (measured: ReadonlyArray<Measured>): ReadonlyArray<Line> =>
@@ -53,7 +53,7 @@ const lines = (measured: ReadonlyArray<Measured>): ReadonlyArray<Line> =>
       times: all.length,
       taken: alone.map(({ taken }) => taken),
       recovered: alone.map(({ recovered }) => recovered),
-      pause: Math.max(...all.map(({ pause }) => pause))
+      wait: Math.max(...all.map(({ wait }) => wait))
     }
   })
 
@@ -68,14 +68,14 @@ const worst = (values: ReadonlyArray<number>): number | undefined =>
 /** As Markdown, so that it can stand in the documentation as it is printed. */
 export const table = (outcome: Outcome): string => {
   const found = lines(outcome.measured)
-  const longest = Math.max(0, ...outcome.measured.map(({ pause }) => pause))
+  const longest = Math.max(0, ...outcome.measured.map(({ wait }) => wait))
   return [
-    "| fault | times | held by the living, p50 ms | worst | all handled, p50 ms | worst | longest pause, ms |",
+    "| fault | times | held by the living, p50 ms | worst | all handled, p50 ms | worst | longest wait of an event, ms |",
     "|---|---|---|---|---|---|---|",
     ...found.map((line) =>
       `| ${line.kind} | ${line.times} | ${ms(median(line.taken))} | ${ms(worst(line.taken))} | ${
         ms(median(line.recovered))
-      } | ${ms(worst(line.recovered))} | ${ms(line.pause)} |`
+      } | ${ms(worst(line.recovered))} | ${ms(line.wait)} |`
     ),
     "",
     `seed ${outcome.seed}, ${outcome.minutes} minutes: ${outcome.measured.length} faults of ${found.length} kinds, ` +

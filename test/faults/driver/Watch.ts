@@ -1,6 +1,5 @@
 /**
- * Looks at the rows many times a second while faults happen: whether what must hold at every moment holds, and for how
- * long nothing was handled although something was to be handled.
+ * Looks at the rows many times a second while faults happen: whether what must hold at every moment holds.
  */
 import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
@@ -28,8 +27,6 @@ export interface Watch {
   readonly violate: (text: string) => void
   /** The database has come back with less: what stood before is no measure any more. */
   readonly forget: Effect.Effect<void>
-  /** Milliseconds of the longest pause since this was last asked. */
-  readonly longestPause: Effect.Effect<number>
   readonly millis: Effect.Effect<number>
 }
 
@@ -37,34 +34,27 @@ export const start = Effect.fnUntraced(function*(harness: Harness.Harness["Servi
   const violations: Array<string> = []
   const millis = Effect.map(Clock.monotonicTimeNanos, (nanos) => Number(nanos) / 1e6)
   let before: Harness.Rows | undefined
-  let position = 0n
-  /** Since when nothing was handled; now, if there is nothing to handle. */
-  let idleSince = yield* millis
-  let longest = 0
 
   const violate = (text: string) => {
     // The rows stay as they are: what is wrong once is seen at every look.
     if (!violations.includes(text)) violations.push(text)
   }
 
+  const see = (found: Option.Option<Harness.Rows>) =>
+    Effect.sync(() => {
+      const rows = Option.getOrUndefined(found)
+      if (rows === undefined) return
+      for (const text of Harness.violations(before, rows)) violate(text)
+      before = rows
+    })
+
   // One after the other: of two at once the older may answer last.
   const look = Semaphore.makeUnsafe(1).withPermit(
     Effect.timeoutOption(harness.look, lookDeadline).pipe(
       Effect.catch(() => Effect.succeedNone),
-      Effect.tap((found) => Effect.map(millis, (now) => see(Option.getOrUndefined(found), now)))
+      Effect.tap(see)
     )
   )
-
-  const see = (rows: Harness.Rows | undefined, now: number) => {
-    if (rows !== undefined) {
-      for (const text of Harness.violations(before, rows)) violate(text)
-      before = rows
-      const reached = handled(rows) ?? 0n
-      if (reached > position || reached >= rows.head) idleSince = now
-      position = reached
-    }
-    longest = Math.max(longest, now - idleSince)
-  }
 
   yield* Effect.forkScoped(Effect.forever(Effect.andThen(look, Effect.sleep(intervalMillis))))
 
@@ -74,12 +64,6 @@ export const start = Effect.fnUntraced(function*(harness: Harness.Harness["Servi
     violate,
     forget: Effect.sync(() => {
       before = undefined
-      position = 0n
-    }),
-    longestPause: Effect.sync(() => {
-      const found = longest
-      longest = 0
-      return found
     }),
     millis
   }
