@@ -4,6 +4,7 @@
  * @since 0.1.0
  */
 import type * as PgClient from "@effect/sql-pg/PgClient"
+import type * as PgConnection from "@effect/sql-pg/PgConnection"
 import * as Context from "effect/Context"
 import type * as Duration from "effect/Duration"
 import type * as Effect from "effect/Effect"
@@ -35,6 +36,10 @@ export class Database extends Context.Service<Database, {
   /** Whether LISTEN is used, and presence; without them only speed is lost. */
   readonly listen: boolean
   readonly presence: boolean
+  /** Connects as the application's client does, under a name of the library's own. */
+  readonly openConnection: (
+    name: string
+  ) => Effect.Effect<PgConnection.PgConnection, SqlError.SqlError, Scope.Scope>
   readonly openSession: <S>(options: {
     readonly name: string
     readonly deadline: Duration.Duration

@@ -5,6 +5,7 @@
  * @since 0.1.0
  */
 import * as PgClient from "@effect/sql-pg/PgClient"
+import * as PgConnection from "@effect/sql-pg/PgConnection"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
@@ -141,6 +142,7 @@ export const make = Effect.fnUntraced(function*(
     },
     listen: options.listen ?? true,
     presence: options.presence ?? true,
+    openConnection: (name) => PgConnection.make(Session.configOf(pg.config, name)),
     openSession: (session) => Session.make({ ...session, config: pg.config, server }),
     refail: (operation) => refail(server, operation)
   })

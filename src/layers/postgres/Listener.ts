@@ -5,7 +5,7 @@
  *
  * @since 0.1.0
  */
-import * as PgConnection from "@effect/sql-pg/PgConnection"
+import type * as PgConnection from "@effect/sql-pg/PgConnection"
 import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
@@ -183,12 +183,7 @@ export const make: Effect.Effect<Listener["Service"], never, Database | Scope.Sc
       const close = Effect.andThen(Scope.close(connectionScope, Exit.void), Scope.close(scope, Exit.void))
       const self = yield* Effect.gen(function*() {
         const base = yield* Scope.provide(
-          PgConnection.make({
-            ...database.pg.config,
-            applicationName: "pupsourcing-orchestrator listener",
-            keepAlive: database.pg.config.keepAlive ?? probeInterval,
-            multiplex: false
-          }),
+          database.openConnection("pupsourcing-orchestrator listener"),
           connectionScope
         )
         const self: Connected = {

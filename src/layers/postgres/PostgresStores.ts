@@ -12,7 +12,7 @@ import { EventStore } from "../../services/EventStore.ts"
 import { Membership } from "../../services/Membership.ts"
 import * as CheckpointStorePostgres from "./CheckpointStorePostgres.ts"
 import * as Coordination from "./Coordination.ts"
-import { Database } from "./Database.ts"
+import type { Database } from "./Database.ts"
 import * as DatabaseLive from "./DatabaseLive.ts"
 import * as DecisionsPostgres from "./DecisionsPostgres.ts"
 import * as EventStorePostgres from "./EventStorePostgres.ts"
@@ -39,13 +39,11 @@ export type Stores = CheckpointStore | Decisions | EventStore | Membership
 export type Options = DatabaseLive.Options
 
 /**
- * The stores, with other names or habits than the default ones. Bind the result to a constant: each call makes a layer
- * of its own.
+ * The stores over a database that somebody else opens.
  *
- * @category layers
- * @since 0.1.0
+ * @internal
  */
-export const layerWith = (options: Options): Layer.Layer<Stores, StoresError, PgClient> =>
+export const layerOver = <E, R>(database: Layer.Layer<Database, E, R>): Layer.Layer<Stores, E, R> =>
   // Layers made here and now: constants would be shared with the stores of another database that are open around this.
   Layer.mergeAll(
     Layer.effect(CheckpointStore)(CheckpointStorePostgres.make),
@@ -59,8 +57,18 @@ export const layerWith = (options: Options): Layer.Layer<Stores, StoresError, Pg
     )
   ).pipe(
     Layer.provide(Layer.effect(Listener.Listener)(Listener.make)),
-    Layer.provide(Layer.effect(Database)(DatabaseLive.make(options)))
+    Layer.provide(database)
   )
+
+/**
+ * The stores, with other names or habits than the default ones. Bind the result to a constant: each call makes a layer
+ * of its own.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layerWith = (options: Options): Layer.Layer<Stores, StoresError, PgClient> =>
+  layerOver(DatabaseLive.layerWith(options))
 
 /**
  * The stores on the tables of the default names. Needs a `PgClient`, which is also the client that handlers write

@@ -6,7 +6,7 @@
  *
  * @since 0.1.0
  */
-import * as PgConnection from "@effect/sql-pg/PgConnection"
+import type * as PgConnection from "@effect/sql-pg/PgConnection"
 import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
@@ -145,12 +145,7 @@ export const make: Effect.Effect<
     })
   })
 
-  const connect = PgConnection.make({
-    ...database.pg.config,
-    applicationName: "pupsourcing-orchestrator presence",
-    keepAlive: database.pg.config.keepAlive ?? Duration.seconds(15),
-    multiplex: false
-  }).pipe(
+  const connect = database.openConnection("pupsourcing-orchestrator presence").pipe(
     // A timeout that the application chose for its own statements must not end the wait.
     Effect.tap((connection) =>
       connection.query(

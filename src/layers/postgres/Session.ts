@@ -55,6 +55,20 @@ export interface Session<S> {
 }
 
 /**
+ * How the library's own connections differ from the application's: by their name, they notice a network that is gone,
+ * and nobody shares them.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const configOf = (config: PgClient.PgClientConfig, name: string): PgClient.PgClientConfig => ({
+  ...config,
+  applicationName: name,
+  keepAlive: config.keepAlive ?? Duration.seconds(15),
+  multiplex: false
+})
+
+/**
  * Opens a session in the present scope. Nothing connects before the first use.
  *
  * @category constructors
@@ -87,12 +101,7 @@ export const make = Effect.fnUntraced(function*<S>(options: {
       Effect.gen(function*() {
         const scope = yield* Scope.fork(owner)
         const exit = yield* Effect.exit(restore(
-          PgClient.makeClient({
-            ...options.config,
-            applicationName: options.name,
-            keepAlive: options.config.keepAlive ?? Duration.seconds(15),
-            multiplex: false
-          }).pipe(
+          PgClient.makeClient(configOf(options.config, options.name)).pipe(
             Effect.provideService(Scope.Scope, scope),
             Effect.provide(Reactivity.layer)
           )
