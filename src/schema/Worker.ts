@@ -60,14 +60,15 @@ export interface LivenessRules {
   /** A worker silent for longer is dead. */
   readonly staleWorkerTimeoutMillis: number
   readonly heartbeatIntervalMillis: number
-  /** A worker whose presence is missing for longer is dead. */
+  /** A worker whose presence is missing, and that has not been heard of, for longer is dead. */
   readonly presenceGraceMillis: number
 }
 
 /**
  * Whether a worker lives, in the eyes of a session that has been open for `observerAgeMillis`. Silence is held against
  * nobody while that session is younger than two heartbeats: after an outage of the database everybody was silent, and
- * nobody may be evicted for it.
+ * nobody may be evicted for it. Absence is held against who is silent too: a process that lives and has lost its session
+ * says so by its heartbeat.
  *
  * @category guards
  * @since 0.1.0
@@ -75,7 +76,10 @@ export interface LivenessRules {
 export const isAlive = (worker: WorkerView, observerAgeMillis: number, rules: LivenessRules): boolean =>
   !(observerAgeMillis >= 2 * rules.heartbeatIntervalMillis &&
     worker.silentForMillis > rules.staleWorkerTimeoutMillis) &&
-  !(worker.absentForMillis !== undefined && worker.absentForMillis >= rules.presenceGraceMillis)
+  !(deadForMillis(worker) >= rules.presenceGraceMillis)
+
+/** Milliseconds since neither presence nor heartbeat says that it lives. */
+const deadForMillis = (worker: WorkerView): number => Math.min(worker.absentForMillis ?? 0, worker.silentForMillis)
 
 /**
  * Milliseconds until a worker that lives would be dead, if nothing but time changed.
@@ -90,5 +94,5 @@ export const millisToLive = (worker: WorkerView, observerAgeMillis: number, rule
       2 * rules.heartbeatIntervalMillis - observerAgeMillis,
       rules.staleWorkerTimeoutMillis - worker.silentForMillis + 1
     ),
-    worker.absentForMillis === undefined ? Infinity : rules.presenceGraceMillis - worker.absentForMillis
+    worker.absentForMillis === undefined ? Infinity : rules.presenceGraceMillis - deadForMillis(worker)
   )

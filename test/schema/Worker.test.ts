@@ -24,9 +24,11 @@ describe("Worker.isAlive", () => {
     [30_000, undefined, 10_000, true, "silent for as long as allowed"],
     [30_001, undefined, 10_000, false, "silent for longer"],
     [3_600_000, undefined, 9_999, true, "silent for ages in the eyes of a young session"],
-    [0, 99, 10_000, true, "absent within the grace"],
-    [0, 100, 10_000, false, "absent for the grace, whatever its heartbeats say"],
-    [0, 100, 0, false, "absent: what a session has itself seen counts at any age"],
+    [5_000, 99, 10_000, true, "absent within the grace"],
+    [5_000, 100, 10_000, false, "absent for the grace"],
+    [5_000, 100, 0, false, "absent: what a session has itself seen counts at any age"],
+    [99, 10_000, 10_000, true, "absent, but heard of within the grace"],
+    [100, 10_000, 10_000, false, "absent, and not heard of for the grace"],
     [30_001, 0, 10_000, false, "present does not excuse silence"]
   ])("silent %d, absent %s, observer %d: %s (%s)", (silent, absent, age, alive) => {
     assert.strictEqual(Worker.isAlive(worker(silent, absent), age, rules), alive)

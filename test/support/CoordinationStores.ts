@@ -28,7 +28,10 @@ import * as TestDatabase from "./TestDatabase.ts"
 
 export type Stores = CheckpointStore | Coordination.Coordination | Database | Decisions | Membership
 
-const storesOf = (options: DatabaseLive.Options): Layer.Layer<Stores, unknown, PgClient.PgClient> =>
+const storesOf = (
+  options: DatabaseLive.Options,
+  database: Layer.Layer<Database, unknown, PgClient.PgClient> = Layer.effect(Database)(DatabaseLive.make(options))
+): Layer.Layer<Stores, unknown, PgClient.PgClient> =>
   Layer.mergeAll(
     CheckpointStorePostgres.layer,
     DecisionsPostgres.layer,
@@ -36,7 +39,7 @@ const storesOf = (options: DatabaseLive.Options): Layer.Layer<Stores, unknown, P
     Coordination.layer
   ).pipe(
     Layer.provide(Listener.layer),
-    Layer.provideMerge(Layer.effect(Database)(DatabaseLive.make(options)))
+    Layer.provideMerge(database)
   )
 
 /** One process' stores over whatever client is provided, whose database is migrated first; never those that stand already. */
@@ -86,10 +89,13 @@ export const held = Effect.fnUntraced(function*(name: string) {
 })
 
 /** The stores as another process would open them on the same database, and how that process ends. */
-export const another = Effect.fnUntraced(function*(options: DatabaseLive.Options = {}) {
+export const another = Effect.fnUntraced(function*(
+  options: DatabaseLive.Options = {},
+  database?: Layer.Layer<Database, unknown, PgClient.PgClient>
+) {
   const outer = yield* Effect.scope
   const scope = yield* Scope.fork(outer)
-  const context = yield* Layer.buildWithScope(Layer.fresh(storesOf(options)), scope)
+  const context = yield* Layer.buildWithScope(Layer.fresh(storesOf(options, database)), scope)
   return {
     provide: <A, E, R>(self: Effect.Effect<A, E, R>) =>
       Effect.updateContext(

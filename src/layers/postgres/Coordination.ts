@@ -103,9 +103,6 @@ const attempts = 8
 /** How long absence must have been seen, and own presence stood, before it counts for a key that was never seen held. */
 const unseenMillis = 3000
 
-/** Clocks of process and database run apart, and an answer takes its time on the way. */
-const toleranceMillis = 1000
-
 /** Forgetting only delays. */
 const maximumPresences = 10_000
 
@@ -208,8 +205,6 @@ export const make: Effect.Effect<
       const seenPresent = before?.seenPresent ?? ended
       state.presences.set(row.incarnation, { seenPresent, missingSince })
       const missingFor = millisBetween(missingSince, now)
-      // Who has sent a heartbeat since is not dead; only its session is.
-      if (row.silent + toleranceMillis < missingFor) return { ...view, missingForMillis: undefined }
       return {
         ...view,
         missingForMillis: missingFor,

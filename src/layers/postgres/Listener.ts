@@ -50,6 +50,9 @@ export class Listener extends Context.Service<Listener, {
   readonly onConnection: (
     hook: (connection: PgConnection.PgConnection) => Effect.Effect<void, SqlError.SqlError>
   ) => Effect.Effect<void, StoreError, Scope.Scope>
+
+  /** Waits until there is no connection any more, where there was one. */
+  readonly lost: Effect.Effect<void>
 }>()("pupsourcing-orchestrator/layers/postgres/Listener") {}
 
 /**
@@ -141,6 +144,7 @@ export const make: Effect.Effect<Listener["Service"], never, Database | Scope.Sc
   const changing = Semaphore.makeUnsafe(1)
   const needed = Latch.makeUnsafe(false)
   const connected = Latch.makeUnsafe(false)
+  const lost = Latch.makeUnsafe(false)
   let current: Connected | undefined
 
   const offer = (channel: string, payload: string): void => {
@@ -152,6 +156,7 @@ export const make: Effect.Effect<Listener["Service"], never, Database | Scope.Sc
       if (current === self) {
         current = undefined
         connected.closeUnsafe()
+        lost.openUnsafe()
       }
       return Effect.asVoid(Deferred.succeed(self.lost, error))
     })
@@ -205,6 +210,7 @@ export const make: Effect.Effect<Listener["Service"], never, Database | Scope.Sc
       }).pipe(restore, Effect.onError(() => Effect.forkIn(close, owner)))
       current = self
       connected.openUnsafe()
+      lost.closeUnsafe()
       yield* Effect.forkIn(probe(self), scope)
       if (database.listen) {
         for (const channel of subscribers.keys()) offer(channel, reconnected)
@@ -336,7 +342,7 @@ export const make: Effect.Effect<Listener["Service"], never, Database | Scope.Sc
     needed.openUnsafe()
   })
 
-  return Listener.of({ subscribe, notify, onConnection })
+  return Listener.of({ subscribe, notify, onConnection, lost: lost.await })
 })
 
 /**

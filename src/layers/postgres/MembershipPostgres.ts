@@ -9,6 +9,7 @@ import * as FiberHandle from "effect/FiberHandle"
 import * as Layer from "effect/Layer"
 import * as Queue from "effect/Queue"
 import * as Schedule from "effect/Schedule"
+import type * as Scope from "effect/Scope"
 import type * as SqlError from "effect/sql/SqlError"
 import * as Stream from "effect/Stream"
 import * as Os from "node:os"
@@ -28,6 +29,9 @@ const justDiedMillis = 2000
 const justDiedPoll = Duration.millis(100)
 /** Without an own presence absence says nothing; then the wait ends here. */
 const justDiedPolls = 100
+
+/** Well below the grace that absence is given. */
+const absentBeatInterval = Duration.millis(40)
 
 /** How long to wait before a neighbour that was found gone is looked at again. */
 const goneDelay = Duration.seconds(1)
@@ -55,7 +59,7 @@ type Attempt =
 export const make: Effect.Effect<
   Membership["Service"],
   never,
-  Coordination.Coordination | Database | Listener | Presence
+  Coordination.Coordination | Database | Listener | Presence | Scope.Scope
 > = Effect.gen(function*() {
   const database = yield* Database
   const listener = yield* Listener
@@ -210,6 +214,22 @@ export const make: Effect.Effect<
     if (row === undefined || row.state === "stopped") return yield* new WorkerEvicted({ replicaSet, workerId })
   })
 
+  /**
+   * While the session on which the presence rests is lost, the others see this process absent: its heartbeats tell them
+   * that it lives.
+   */
+  const beatWhileAbsent = listener.lost.pipe(
+    Effect.andThen(coordination.use("heartbeat", ({ sql }) =>
+      sql`
+        UPDATE ${heartbeats} SET heartbeat_at = clock_timestamp()
+        WHERE incarnation = ANY(${[...members.keys()]}::bigint[])`)),
+    Effect.andThen(Effect.sleep(absentBeatInterval)),
+    // Without a database there is nobody to tell.
+    Effect.catch(() => Effect.sleep(goneDelay)),
+    Effect.forever
+  )
+  if (database.presence) yield* Effect.forkScoped(Effect.withTracerEnabled(beatWhileAbsent, false))
+
   const report: Membership["Service"]["report"] = Effect.fnUntraced(function*(registration, { generation, state }) {
     const { incarnation, replicaSet, workerId } = registration
     const key = generation === undefined ? -1 : Generation.partitionKey(generation, registration)
@@ -295,7 +315,7 @@ export const make: Effect.Effect<
 /** Whether an earlier registration under the same id is over. One that is frozen is, even while its session stands. */
 const isDead = (worker: Coordination.Observed, { rules }: JoinOptions): boolean =>
   worker.ended || worker.silentForMillis > rules.staleWorkerTimeoutMillis ||
-  (worker.missingForMillis ?? 0) >= justDiedMillis
+  Math.min(worker.missingForMillis ?? 0, worker.silentForMillis) >= justDiedMillis
 
 /**
  * Takes its session from `Coordination`, which decisions must share: build both in one `Effect.provide`.

@@ -1,5 +1,6 @@
 import { assert, it } from "@effect/vitest"
 import * as Clock from "effect/Clock"
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Queue from "effect/Queue"
@@ -12,6 +13,7 @@ import { Membership } from "../../../src/services/Membership.ts"
 import * as MembershipSuite from "../../suites/MembershipSuite.ts"
 import { patient, realTime } from "../../suites/Suite.ts"
 import * as CoordinationStores from "../../support/CoordinationStores.ts"
+import * as Seam from "../../support/Seam.ts"
 
 MembershipSuite.suite("postgres", CoordinationStores.layerWith(), { time: realTime })
 
@@ -56,10 +58,10 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true, timeout: "
   "MembershipPostgres",
   (it) => {
     /** Two processes with a worker each, the first watching the second. */
-    const pair = Effect.fnUntraced(function*(replicaSet: string) {
+    const pair = Effect.fnUntraced(function*(replicaSet: string, hooks: Seam.Hooks = {}) {
       const membership = yield* Membership
       const first = yield* join(replicaSet, "first", [replicaSet])
-      const process = yield* CoordinationStores.another()
+      const process = yield* CoordinationStores.another({}, Seam.database(hooks))
       const scope = yield* Scope.make()
       const second = yield* process.provide(join(replicaSet, "second", [replicaSet])).pipe(Scope.provide(scope))
       yield* process.provide(listens(second))
@@ -108,6 +110,29 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true, timeout: "
         const { evict } = yield* decide(first, { rules: { ...patient, presenceGraceMillis: 2000 } })
         assert.deepStrictEqual(evict, [])
         yield* process.provide(Effect.flatMap(Membership, (membership) => membership.heartbeat(second)))
+      }))
+
+    it.effect("a process whose session takes long to come back is heard of meanwhile, and replaced by nobody", () =>
+      Effect.gen(function*() {
+        const reconnected = yield* Deferred.make<void>()
+        let slow = false
+        const { first, key, second } = yield* pair("slow session", {
+          around: ({ text }, send) =>
+            slow && text.includes("pg_try_advisory_lock")
+              ? Effect.andThen(Deferred.await(reconnected), send)
+              : send
+        })
+        slow = true
+        yield* terminate(yield* backendsOf(key, "holding"))
+        yield* until(Effect.map(backendsOf(key, "holding"), (pids) => pids.length === 0))
+        const evicted: Array<bigint> = []
+        yield* decide(first, { rules: { ...patient, presenceGraceMillis: 150 } }).pipe(
+          Effect.tap(({ evict }) => Effect.sync(() => evicted.push(...evict.map(({ incarnation }) => incarnation)))),
+          Effect.repeat(Schedule.max([Schedule.spaced("20 millis"), Schedule.during("1500 millis")]))
+        )
+        yield* Deferred.succeed(reconnected, undefined)
+        yield* until(Effect.map(backendsOf(key, "holding"), (pids) => pids.length === 1))
+        assert.deepStrictEqual(evicted, [], `${second.incarnation} lives`)
       }))
 
     it.effect("a process whose key is not free again takes a new one", () =>

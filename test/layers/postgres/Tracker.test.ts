@@ -62,7 +62,8 @@ const world = Effect.gen(function*() {
       Listener.of({
         subscribe: () => Effect.succeed(messages),
         notify: () => Effect.void,
-        onConnection: () => Effect.void
+        onConnection: () => Effect.void,
+        lost: Effect.never
       })
     )
   )
