@@ -26,7 +26,10 @@ export class Fenced extends Data.TaggedError("Fenced")<{ readonly projection: st
  * @since 0.1.0
  */
 export class TransientFailure extends Data.TaggedError("TransientFailure")<{
-  /** `conflict`: deadlock, serialization, lock timeout; `connection`: the session was lost. */
+  /**
+   * `conflict`: deadlock, serialization, a lock or statement timeout, a server short of memory or space; `connection`: the
+   * session was lost.
+   */
   readonly kind: "conflict" | "connection"
   readonly cause: unknown
 }> {}

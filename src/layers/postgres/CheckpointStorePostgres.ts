@@ -30,7 +30,7 @@ import {
   TransientFailure
 } from "../../services/CheckpointStore.ts"
 import { Database } from "./Database.ts"
-import { codeOf, isConflict, isConnectionLoss, sqlErrorIn } from "./DatabaseErrors.ts"
+import { codeOf, isConnectionLoss, isPassing, sqlErrorIn } from "./DatabaseErrors.ts"
 import * as Rows from "./Rows.ts"
 
 /** What of an error's text is kept on the row. */
@@ -192,7 +192,7 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
     const rows = yield* quietly(
       sql<{ readonly position: bigint }>`SELECT position FROM ${checkpoints} WHERE ${fenced(held)} FOR UPDATE`
     ).pipe(
-      Effect.retry({ while: (failure) => isConnectionLoss(failure) || isConflict(failure), schedule: awayBackoff }),
+      Effect.retry({ while: (failure) => isConnectionLoss(failure) || isPassing(failure), schedule: awayBackoff }),
       database.refail("look up the outcome of a batch")
     )
     const position = rows[0]?.position
@@ -270,7 +270,7 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
     if (error === undefined) return new HandlerFailure({ cause })
     if (isReleasedConnection(error)) return handlerFailure(releasedConnection, cause)
     if (isAbortedTransaction(error)) return handlerFailure(ignoredStatement, cause)
-    if (isConflict(error)) return new TransientFailure({ kind: "conflict", cause: error })
+    if (isPassing(error)) return new TransientFailure({ kind: "conflict", cause: error })
     return wasLost(error) ? error : new HandlerFailure({ cause })
   }
 
@@ -323,7 +323,7 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
         if (lost !== undefined && began !== undefined) return settle(held, { from: options.from, to }, lost)
         if (failure !== undefined && !SqlError.isSqlError(failure)) return Effect.fail(failure)
         if (raised === undefined) return Effect.die(Cause.squash(cause))
-        if (isConflict(raised)) return Effect.fail(new TransientFailure({ kind: "conflict", cause: raised }))
+        if (isPassing(raised)) return Effect.fail(new TransientFailure({ kind: "conflict", cause: raised }))
         if (isAbortedTransaction(raised)) {
           return Effect.fail(handlerFailure(ignoredStatement, Cause.fail(raised)))
         }
@@ -341,7 +341,7 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
       return moved.success ? undefined : yield* new Fenced({ projection: held.projection })
     }
     const error = moved.failure
-    if (isConflict(error)) return yield* new TransientFailure({ kind: "conflict", cause: error })
+    if (isPassing(error)) return yield* new TransientFailure({ kind: "conflict", cause: error })
     if (wasLost(error) && !neverConnected(error)) return yield* settle(held, options, error)
     return yield* database.refail("advance a checkpoint")(Effect.fail(error))
   })
@@ -357,7 +357,7 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
         updated_at = clock_timestamp()
       WHERE ${fenced(held)} AND position = ${options.at}::bigint RETURNING 1`).pipe(
       Effect.catch((error): Effect.Effect<never, StoreError | TransientFailure> =>
-        isConflict(error)
+        isPassing(error)
           ? Effect.fail(new TransientFailure({ kind: "conflict", cause: error }))
           // To say it twice does no harm, so there is nothing to look up.
           : wasLost(error) && !neverConnected(error)

@@ -89,6 +89,18 @@ export const isConflict = (error: SqlError.SqlError): boolean =>
   error.reason._tag === "DeadlockError" || error.reason._tag === "SerializationError" ||
   error.reason._tag === "LockTimeoutError"
 
+/** The server is short of something, mostly not through the fault of who asks: memory, or space on its disk. */
+const shortage = new Set(["53000", "53100", "53200"])
+
+/**
+ * The same again may succeed, on this session or another: a conflict, a time limit, or what the server is short of.
+ *
+ * @category guards
+ * @since 0.1.0
+ */
+export const isPassing = (error: SqlError.SqlError): boolean =>
+  isConflict(error) || error.reason._tag === "StatementTimeoutError" || shortage.has(codeOf(error) ?? "")
+
 /**
  * The `SqlError` in a cause, whether it was raised or arrived as a defect: the driver turns a failure into a defect
  * when the ROLLBACK after it fails too. An interruption outweighs it.

@@ -237,7 +237,16 @@ it.layer(layer, { excludeTestServices: true, timeout: "60 seconds" })("Checkpoin
       assert.strictEqual(yield* count("children"), 1)
     }))
 
-  for (const [what, code] of [["deadlock", "40P01"], ["serialization failure", "40001"]] as const) {
+  for (
+    const [what, code] of [
+      ["deadlock", "40P01"],
+      ["serialization failure", "40001"],
+      ["lock timeout", "55P03"],
+      ["statement timeout", "57014"],
+      ["full disk", "53100"],
+      ["lack of memory", "53200"]
+    ] as const
+  ) {
     it.effect(`a ${what} is a passing failure, also inside an error of the handler's own`, () =>
       Effect.gen(function*() {
         const store = yield* CheckpointStore
