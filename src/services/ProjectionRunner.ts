@@ -218,10 +218,19 @@ export const make = Effect.gen(function*() {
         if (result._tag === "Failure") {
           const failure = result.failure
           if (
-            failure._tag === "EventTooLarge" || failure._tag === "CheckpointAheadOfEvents" ||
-            failure._tag === "UnsupportedDatabase" || (failure._tag === "StoreFailure" && !hasRead)
+            failure._tag === "EventTooLarge" || failure._tag === "UnsupportedDatabase" ||
+            (failure._tag === "StoreFailure" && !hasRead)
           ) {
             return yield* failure
+          }
+          if (failure._tag === "CheckpointAheadOfEvents") {
+            // A server that came back with less may have lost the progress too: then the row is not where it was written.
+            if (Option.isNone(yield* persist("Progress", checkpoints.advance(held, { from: written, to: written })))) {
+              return Option.none()
+            }
+            if (seen === written) return yield* failure
+            seen = written
+            continue
           }
           // The server that answers next may have less than the one that did; what was only seen is looked at again.
           seen = written

@@ -230,6 +230,61 @@ it.effect("reading is tried again too, and a range behind a checkpoint that is a
     }
   }))
 
+it.effect("a server that has lost the progress that was written hands the range to whoever looks at its row", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    let lost = false
+    const worker = yield* runner(world, Projection.make("users", { handle: () => Effect.void }), {
+      events: (real) => ({
+        read: (options) =>
+          lost
+            ? Effect.fail(new CheckpointAheadOfEvents({ position: options.after, lastPosition: 1n }))
+            : real.read(options)
+      }),
+      checkpoints: (real) => ({
+        // As a fenced write finds it: the row does not stand where it stood.
+        advance: (held, options) =>
+          lost ? Effect.fail(new Fenced({ projection: "users" })) : real.advance(held, options)
+      })
+    })
+    yield* worker.events.append([event("a"), event("a")])
+    const fiber = yield* Effect.forkChild(worker.run)
+    yield* pass(100)
+    lost = true
+    yield* worker.events.append([event("a")])
+    yield* pass(2_000)
+    assert.strictEqual(yield* Fiber.join(fiber), "fenced")
+  }))
+
+it.effect("progress that was only seen is no checkpoint ahead of the events", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    let less = false
+    const worker = yield* runner(
+      world,
+      Projection.make("users", { aggregateTypes: ["Nothing"], handle: () => Effect.void }),
+      {
+        events: (real) => ({
+          read: (options) =>
+            less && options.after > 0n
+              ? Effect.fail(new CheckpointAheadOfEvents({ position: options.after, lastPosition: 1n }))
+              : real.read(options)
+        })
+      }
+    )
+    yield* worker.events.append([event("a"), event("a")])
+    const fiber = yield* Effect.forkChild(worker.run)
+    yield* pass(100)
+    assert.deepStrictEqual(worker.seen, [2n])
+    less = true
+    yield* worker.events.append([event("a")])
+    yield* pass(500)
+    less = false
+    yield* pass(2_000)
+    yield* worker.drain(fiber)
+    assert.strictEqual(worker.seen.at(-1), 3n)
+  }))
+
 it.effect("a handler that loses its connection three times at one position is the reason", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
