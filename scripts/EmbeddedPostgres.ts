@@ -58,7 +58,12 @@ export interface Options {
   readonly checkout?: string | undefined
   /** Where binaries and data are kept. Default: a directory of the current user below the one for temporary files. */
   readonly directory?: string | undefined
+  /** Settings of the server that differ from the usual ones; they hold from its next start. */
+  readonly settings?: Readonly<Record<string, string>> | undefined
 }
+
+/** How a server is stopped: `fast` ends its sessions and writes everything; `immediate` is a crash. */
+export type StopMode = "fast" | "immediate"
 
 /** A server that answers. */
 export interface Server {
@@ -94,6 +99,7 @@ interface Instance {
   readonly users: string
   readonly native: string
   readonly binaries: string
+  readonly settings: Readonly<Record<string, string>>
   /** The user that runs PostgreSQL, where it cannot be the current one. */
   readonly owner: { readonly uid: number; readonly gid: number } | undefined
 }
@@ -185,6 +191,7 @@ const locate = Effect.fnUntraced(function*(options: Options): Effect.fn.Return<I
         users: Path.join(directory, "users"),
         native,
         binaries: Path.join(root, `postgresql-${version}-${process.platform}-${process.arch}`),
+        settings: { ...settings, ...options.settings },
         owner: isRoot ? unprivilegedUser() : undefined
       }
     }
@@ -437,7 +444,7 @@ const startOnce = Effect.fnUntraced(
       ownedBy(instance, instance.log)
     })
     // On the command line, not in postgresql.conf: a changed setting holds from the next start, for an old data directory too.
-    const flags = Object.entries({ ...settings, port }).map(([name, value]) => `-c ${name}=${value}`).join(" ")
+    const flags = Object.entries({ ...instance.settings, port }).map(([name, value]) => `-c ${name}=${value}`).join(" ")
     yield* run(instance, "start PostgreSQL", "pg_ctl", [
       "start",
       "-D",
@@ -476,7 +483,7 @@ const settle = (instance: Instance): Effect.Effect<void> =>
     Effect.asVoid
   )
 
-const halt = (instance: Instance, mode: "fast" | "immediate") =>
+const halt = (instance: Instance, mode: StopMode) =>
   run(instance, "stop PostgreSQL", "pg_ctl", ["stop", "-D", instance.data, "-m", mode, "-w", "-t", "60"])
 
 const ensureLocked = Effect.fnUntraced(function*(instance: Instance): Effect.fn.Return<Ensured, PostgresFailed> {
@@ -508,7 +515,10 @@ const ensureLocked = Effect.fnUntraced(function*(instance: Instance): Effect.fn.
   return { ...server, started: true, created }
 })
 
-const stopLocked = Effect.fnUntraced(function*(instance: Instance): Effect.fn.Return<boolean, PostgresFailed> {
+const stopLocked = Effect.fnUntraced(function*(
+  instance: Instance,
+  mode: StopMode
+): Effect.fn.Return<boolean, PostgresFailed> {
   const known = readPidFile(instance)
   if (known === undefined || !isPostmaster(instance, known.pid)) return false
   yield* attempt(
@@ -516,7 +526,7 @@ const stopLocked = Effect.fnUntraced(function*(instance: Instance): Effect.fn.Re
     `Make room below ${Path.dirname(instance.binaries)}, then try again.`,
     () => copyBinaries(instance)
   )
-  yield* halt(instance, "fast")
+  yield* halt(instance, mode)
   return true
 })
 
@@ -540,9 +550,9 @@ export const ensure = Effect.fnUntraced(
 
 /** Stops the server, ending its sessions; its data stays. Gives whether there was anything to stop. */
 export const stop = Effect.fnUntraced(
-  function*(options: Options = {}): Effect.fn.Return<boolean, EmbeddedPostgresError> {
+  function*(options: Options = {}, mode: StopMode = "fast"): Effect.fn.Return<boolean, EmbeddedPostgresError> {
     const instance = yield* locate(options)
-    return yield* locked(instance)(stopLocked(instance))
+    return yield* locked(instance)(stopLocked(instance, mode))
   }
 )
 
@@ -570,7 +580,7 @@ export const acquire = Effect.fnUntraced(
       () =>
         locked(instance)(Effect.suspend(() => {
           Fs.rmSync(note, { force: true })
-          return hasUsers(instance) ? Effect.succeed(false) : stopLocked(instance)
+          return hasUsers(instance) ? Effect.succeed(false) : stopLocked(instance, "fast")
         })).pipe(
           // A server that cannot be stopped now is found, and used again, by the next run.
           Effect.ignoreCause

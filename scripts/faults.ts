@@ -30,7 +30,8 @@ const number = (name: "minutes" | "seed"): number => {
   return value
 }
 
-const server = { name: values.name }
+/** Small enough for a fault to take all connections. */
+const server = { name: values.name, settings: { max_connections: "120" } }
 
 const program = Effect.gen(function*() {
   const chosen = faults.filter(({ kind }) => kind.includes(values.only))

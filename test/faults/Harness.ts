@@ -20,6 +20,7 @@ import * as HashRange from "../../src/schema/HashRange.ts"
 import { EventStore } from "../../src/services/EventStore.ts"
 import * as TestDatabase from "../support/TestDatabase.ts"
 import type { Instructions } from "./Instructions.ts"
+import type { Misbehaviour } from "./Misbehaviour.ts"
 import * as Projections from "./Projections.ts"
 
 const root = Path.resolve(import.meta.dirname, "../..")
@@ -81,8 +82,12 @@ export interface WorkerOptions {
   readonly replicaSets?: Instructions["replicaSets"]
   readonly presence?: boolean
   readonly listen?: boolean
+  /** Connections of its pool. Default 6. */
+  readonly poolSize?: number
+  readonly prepare?: boolean
   readonly settings?: Partial<Instructions["settings"]>
   readonly delayMillis?: number
+  readonly misbehaviour?: Misbehaviour
   /** Registers under this id instead of the worker's name in the test. */
   readonly workerId?: string
   /** Reaches the database by another way than the harness. */
@@ -458,10 +463,13 @@ const make = Effect.gen(function*() {
       workerId: options.workerId ?? id,
       replicaSets: options.replicaSets ??
         [{ name: defaultReplicaSet, projections: options.projections ?? defaultProjections }],
+      poolSize: options.poolSize ?? 6,
+      prepare: options.prepare ?? true,
       presence: options.presence ?? true,
       listen: options.listen ?? true,
       settings: { ...defaultSettings, ...options.settings },
-      delayMillis: options.delayMillis ?? 0
+      delayMillis: options.delayMillis ?? 0,
+      ...(options.misbehaviour === undefined ? {} : { misbehaviour: options.misbehaviour })
     }
     const worker = yield* spawn({
       id,

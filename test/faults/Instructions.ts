@@ -2,6 +2,7 @@
  * What the harness tells a worker process, in the environment variable `FAULTS_WORKER`.
  */
 import { Schema } from "effect"
+import { Misbehaviour } from "./Misbehaviour.ts"
 
 export const Instructions = Schema.fromJsonString(Schema.Struct({
   url: Schema.String,
@@ -13,6 +14,10 @@ export const Instructions = Schema.fromJsonString(Schema.Struct({
     name: Schema.String,
     projections: Schema.Array(Schema.String)
   })),
+  /** Connections of the pool at most. */
+  poolSize: Schema.Int,
+  /** Whether statements are prepared; a pooler may not carry them. */
+  prepare: Schema.Boolean,
   presence: Schema.Boolean,
   listen: Schema.Boolean,
   settings: Schema.Struct({
@@ -25,7 +30,9 @@ export const Instructions = Schema.fromJsonString(Schema.Struct({
     batchSize: Schema.Int
   }),
   /** Every event of `per_aggregate` takes this long, inside the batch's transaction. */
-  delayMillis: Schema.Number
+  delayMillis: Schema.Number,
+  /** What the handler of `journal` does besides. */
+  misbehaviour: Schema.optionalKey(Misbehaviour)
 }))
 
 export type Instructions = typeof Instructions.Type

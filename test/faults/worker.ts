@@ -8,25 +8,37 @@ import * as Program from "../../src/layers/node/Program.ts"
 import * as PostgresStores from "../../src/layers/postgres/PostgresStores.ts"
 import * as Orchestrator from "../../src/services/Orchestrator.ts"
 import { Instructions } from "./Instructions.ts"
+import * as Misbehaviour from "./Misbehaviour.ts"
 import * as Projections from "./Projections.ts"
 
 const program = Effect.gen(function*() {
   const instructions = yield* Schema.decodeEffect(Instructions)(yield* Config.String("FAULTS_WORKER"))
-  const { application, delayMillis, listen, presence, replicaSets, settings, url, workerId } = instructions
-  const client = { url: Redacted.make(url), startupParameters: { deadlock_timeout: "30ms" } }
+  const { application, delayMillis, listen, misbehaviour, poolSize, prepare, presence, replicaSets, settings, url } =
+    instructions
+  const { workerId } = instructions
+  const client = {
+    url: Redacted.make(url),
+    prepare,
+    // A pooler that carries no prepared statements refuses this, too.
+    ...(prepare ? { startupParameters: { deadlock_timeout: "30ms" } } : {})
+  }
   const outside = yield* PgClient.make({ ...client, applicationName: "faults refusals", maxConnections: 1 })
 
   const Live = PostgresStores.layerWith({ listen, presence }).pipe(
-    Layer.provideMerge(PgClient.layer({ ...client, applicationName: application, maxConnections: 6 }))
+    Layer.provideMerge(PgClient.layer({ ...client, applicationName: application, maxConnections: poolSize }))
   )
+  const projection = (name: string) => {
+    const usual = Projections.make(name, { workerId: workerId ?? "", delayMillis, outside })
+    return misbehaviour !== undefined && Projections.kindOf(name) === "journal"
+      ? Misbehaviour.apply(misbehaviour)(usual)
+      : usual
+  }
   const run = (replicaSet: Instructions["replicaSets"][number]) =>
     Orchestrator.run.pipe(Effect.provide(Orchestrator.layer({
       ...settings,
       replicaSet: replicaSet.name,
       workerId,
-      projections: replicaSet.projections.map((name) =>
-        Projections.make(name, { workerId: workerId ?? "", delayMillis, outside })
-      )
+      projections: replicaSet.projections.map(projection)
     })))
   return yield* Effect.all(replicaSets.map(run), { concurrency: "unbounded", discard: true }).pipe(Effect.provide(Live))
 })

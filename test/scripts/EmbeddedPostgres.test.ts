@@ -69,6 +69,16 @@ describe("EmbeddedPostgres", { concurrent: false }, () => {
     60_000
   )
 
+  it.live("takes other settings, and stops like a crash when told to", () =>
+    Effect.gen(function*() {
+      const options = { ...(yield* isolated), settings: { max_connections: "33" } }
+      const { log, url } = yield* EmbeddedPostgres.ensure(options)
+      const shown = yield* query(url, "SELECT current_setting('max_connections') AS connections")
+      assert.deepStrictEqual(shown, [{ connections: "33" }])
+      assert.isTrue(yield* EmbeddedPostgres.stop(options, "immediate"))
+      assert.include(Fs.readFileSync(log, "utf8"), "received immediate shutdown request")
+    }).pipe(Effect.scoped), 60_000)
+
   it.live("stops, keeps data and port, and says when there was nothing to stop", () =>
     Effect.gen(function*() {
       const options = yield* isolated

@@ -27,11 +27,15 @@ export class Driver extends Context.Service<Driver, {
   readonly harness: Harness.Harness["Service"]
   readonly fleet: Fleet.Fleet
   readonly watch: Watch.Watch
+  /** How long the run is to last. */
+  readonly minutes: number
   /** The server of this run, which a fault may stop and start. */
   readonly server: EmbeddedPostgres.Options
   /** As a superuser, past everything that stands between workers and server. */
   readonly admin: PgClient.PgClient
   readonly settings: typeof settings
+  /** A line of the run's log. */
+  readonly say: (text: string) => Effect.Effect<void>
   /**
    * Waits until the rows are as they should be, and gives them and how long it took; nothing, and a violation, when they
    * are not in time.
@@ -141,7 +145,17 @@ export const run = Effect.fnUntraced(function*(options: Options) {
       (found) => found === undefined ? undefined : { rows: found.answer, millis: found.millis }
     )
 
-  const driver = Driver.of({ harness, fleet, watch, server: options.server, admin, settings, awaitRows })
+  const driver = Driver.of({
+    harness,
+    fleet,
+    watch,
+    minutes: options.minutes,
+    server: options.server,
+    admin,
+    settings,
+    say,
+    awaitRows
+  })
 
   const ids = () => fleet.members().map(({ workerId }) => workerId)
   const heldByTheLiving = (rows: Harness.Rows) =>
@@ -251,11 +265,15 @@ export const run = Effect.fnUntraced(function*(options: Options) {
         60_000,
         (rows) => (Watch.handled(rows) ?? 0n) >= rows.head
       )
-      const differences = yield* harness.differences(projections)
+      const differences = yield* harness.differences([
+        // Deployments may have brought others.
+        ...new Set([...projections, ...end?.rows.checkpoints.map(({ projection }) => projection) ?? []])
+      ])
       for (const difference of differences.slice(0, 20)) watch.violate(difference)
       const count = (what: string) => differences.filter((text) => text.startsWith(`journal ${what}`)).length
       for (const text of yield* fleet.stopAll) watch.violate(text)
       for (const text of slow(options.faults, measured)) watch.violate(text)
+      for (const text of fleet.ended) watch.violate(`P5: ${text}`)
       const [numbers] = yield* admin<{ readonly events: bigint; readonly generations: bigint }>`
         SELECT (SELECT count(*) FROM events) AS events,
           (SELECT max(generation_id) FROM orchestrator_generations) AS generations`
@@ -264,7 +282,6 @@ export const run = Effect.fnUntraced(function*(options: Options) {
         minutes: options.minutes,
         ...course,
         violations: watch.violations,
-        ended: fleet.ended,
         measured,
         workersStarted: fleet.started(),
         generations: Number(numbers?.generations ?? 0),

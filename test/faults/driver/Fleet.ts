@@ -30,6 +30,8 @@ export interface Fleet {
   readonly forget: (member: Member) => void
   /** How many there should be. */
   readonly resize: (size: number) => void
+  /** Who starts from now on starts with these options, before those of its place. */
+  readonly deploy: (version: Harness.WorkerOptions) => void
   /** Starts what is missing, as `Deployment`s do: sometimes under the id that the last one had. Gives how many. */
   readonly restore: Effect.Effect<number>
   /** How many processes were started. */
@@ -50,6 +52,7 @@ export const make = Effect.fnUntraced(function*(options: {
   const lastIds = new Map<Place, string>()
   const ended: Array<string> = []
   let wanted = places.length
+  let version: Harness.WorkerOptions = {}
   let ids = 0
   let started = 0
 
@@ -65,7 +68,7 @@ export const make = Effect.fnUntraced(function*(options: {
     lastIds.set(place, workerId)
     started++
     const scope = yield* Scope.fork(owner)
-    const worker = yield* options.harness.start(workerId, { ...place.options, mayEnd: true }).pipe(
+    const worker = yield* options.harness.start(workerId, { ...place.options, ...version, mayEnd: true }).pipe(
       Scope.provide(scope)
     )
     const member: Member = { place, workerId, worker, scope }
@@ -75,8 +78,8 @@ export const make = Effect.fnUntraced(function*(options: {
         Effect.sync(() => {
           if (!members.includes(member)) return
           forget(member)
-          const said = worker.output().trimEnd().split("\n").at(-1) ?? ""
-          ended.push(`${workerId} ended with ${exit.signal ?? exit.code}: ${said}`)
+          const said = worker.errors().trimEnd() || worker.output().trimEnd().split("\n").slice(-5).join("\n")
+          ended.push(`${workerId} ended by itself with ${exit.signal ?? exit.code}: ${said}`)
         })
       ),
       Effect.forkIn(scope)
@@ -90,6 +93,9 @@ export const make = Effect.fnUntraced(function*(options: {
     forget,
     resize: (size) => {
       wanted = Math.min(size, places.length)
+    },
+    deploy: (next) => {
+      version = next
     },
     restore: Effect.gen(function*() {
       const free = places.filter((place) => !members.some((member) => member.place === place))

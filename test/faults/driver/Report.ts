@@ -18,8 +18,6 @@ export interface Outcome {
   readonly seed: number
   readonly minutes: number
   readonly violations: ReadonlyArray<string>
-  /** Processes that ended without being told to. */
-  readonly ended: ReadonlyArray<string>
   readonly measured: ReadonlyArray<Measured>
   /** Kinds that this machine cannot do, and why. */
   readonly unavailable: Readonly<Record<string, string>>
@@ -88,7 +86,6 @@ export const table = (outcome: Outcome): string => {
     `${Math.round(outcome.under)} events a second under faults, ${Math.round(outcome.before)} before (${
       Math.round(100 * outcome.under / outcome.before)
     } %)`,
-    ...(outcome.ended.length > 0 ? [`ended by themselves and started again:\n  ${outcome.ended.join("\n  ")}`] : []),
     ...Object.entries(outcome.unavailable).map(([kind, why]) => `not possible on this machine: ${kind}: ${why}`),
     ...(outcome.missed.length > 0 ? [`no time for: ${outcome.missed.join(", ")}`] : []),
     ...(outcome.violations.length > 0 ? [`VIOLATIONS\n  ${outcome.violations.join("\n  ")}`] : [])

@@ -10,7 +10,7 @@ import type { Member } from "../Fleet.ts"
 const takeoverMillis = 500
 
 /** After the timeout, by which others must hold what a silent one held. */
-const replacedWithin = 1_500
+export const replacedWithin = 1_500
 
 /** Members that are drawn are no members any more; the supervisor starts others. */
 const drawn = (count: number | "all") =>

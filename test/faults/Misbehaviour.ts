@@ -1,0 +1,76 @@
+/**
+ * What the handler of a fault test does that no handler should, beside what it has to do.
+ */
+import { Console, Effect, Schema } from "effect"
+import { SqlClient } from "effect/sql"
+import type { Event } from "../../src/schema/Event.ts"
+import type * as Projection from "../../src/services/Projection.ts"
+
+export const Misbehaviour = Schema.Struct({
+  kind: Schema.Literals([
+    /** Keeps the process from doing anything else, once, in the middle of a batch's transaction. */
+    "blocks",
+    /** Runs no statement for so long, once, in the middle of a batch's transaction. */
+    "sleeps",
+    /** Starts fibers that outlive its batch and write what it has written already. */
+    "leaves fibers"
+  ]),
+  millis: Schema.Number
+})
+
+export type Misbehaviour = typeof Misbehaviour.Type
+
+const block = (millis: number) =>
+  Effect.sync(() => {
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, millis)
+  })
+
+/** In the middle of the first event that the process handles. */
+const once = (name: string, pause: Effect.Effect<void>) => {
+  let done = false
+  return (event: Event) =>
+    Effect.suspend(() => {
+      if (done) return Effect.void
+      done = true
+      return Console.log(`${name} at ${event.globalPosition}`).pipe(
+        Effect.andThen(pause),
+        Effect.andThen(Console.log(`goes on at ${event.globalPosition}`))
+      )
+    })
+}
+
+const writeLater = (projection: string, millis: number) => (event: Event) =>
+  Effect.gen(function*() {
+    const sql = yield* SqlClient.SqlClient
+    yield* Effect.sleep(millis)
+    yield* sql`
+      INSERT INTO journal (projection, worker, aggregate_id, version, position)
+      VALUES (${projection}, 'nobody', ${event.aggregateId}, ${event.aggregateVersion}::bigint,
+        ${event.globalPosition}::bigint)`
+  }).pipe(
+    Effect.matchEffect({
+      onFailure: (error) => Console.log(`refused what came late: ${String(error.reason.cause)}`),
+      onSuccess: () => Console.log("wrote what came late")
+    }),
+    Effect.forkDetach
+  )
+
+const besides = (name: string, { kind, millis }: Misbehaviour) => {
+  switch (kind) {
+    case "blocks":
+      return once(kind, block(millis))
+    case "sleeps":
+      return once(kind, Effect.sleep(millis))
+    case "leaves fibers":
+      return writeLater(name, millis)
+  }
+}
+
+/** The projection as it misbehaves. */
+export const apply = (misbehaviour: Misbehaviour) => <E, R>(projection: Projection.Projection<E, R>) => {
+  const misbehave = besides(projection.name, misbehaviour)
+  return {
+    ...projection,
+    handle: (event: Event) => Effect.andThen(projection.handle(event), misbehave(event))
+  }
+}

@@ -1,0 +1,108 @@
+/**
+ * What writers do to those who read: they stay open, give up, and die after they have prepared.
+ */
+import * as Effect from "effect/Effect"
+import * as Random from "effect/Random"
+import * as PlainWriters from "../../../support/PlainWriters.ts"
+import { Driver } from "../Driver.ts"
+import type { Fault } from "../Fault.ts"
+
+const row: PlainWriters.Row = { boundedContext: "faults", aggregateType: "Thing", payload: "{\"weight\": 7}" }
+
+/** Runs from here on have time for what takes long. */
+const longRunMinutes = 5
+/** Workers say so when they have waited for somebody for 10 s, and were not told at once. */
+const reportedMillis = 13_000
+
+const lasting = (shortMillis: number, longMillis: number) =>
+  Effect.map(Driver, ({ minutes }) => minutes < longRunMinutes ? shortMillis : longMillis)
+
+/** A connection whose open transaction has appended an event: its position, and the process. */
+const opened = Effect.fnUntraced(function*(name: string) {
+  const { harness } = yield* Driver
+  const { insert, sql } = yield* PlainWriters.make(harness.url, name, row)
+  yield* sql`BEGIN`
+  yield* insert(1)
+  const [found] = yield* sql<{ readonly position: bigint; readonly pid: number }>`
+    SELECT lastval() AS position, pg_backend_pid() AS pid`
+  return { sql, position: found!.position, pid: found!.pid }
+})
+
+/** While the transaction is open nobody passes it, and who has waited for long has said for whom. */
+const waitedFor = Effect.fnUntraced(function*(position: bigint, millis: number, name: string) {
+  const { admin, fleet, watch } = yield* Driver
+  yield* Effect.sleep(millis)
+  const passed = yield* admin`
+    SELECT FROM journal WHERE projection = 'journal' AND position > ${position}::bigint LIMIT 1`
+  if (passed.length > 0) watch.violate(`P3: ${name} was open at ${position}, and events beyond it were handled`)
+  if (millis < reportedMillis) return
+  for (const { worker, workerId } of fleet.members()) {
+    if (!worker.output().includes(name)) watch.violate(`P5: ${workerId} has waited for ${name} and not said so`)
+  }
+})
+
+const staysOpen: Fault = {
+  kind: "writer's transaction stays open",
+  inject: Effect.gen(function*() {
+    const millis = yield* lasting(5_000, 60_000)
+    const { pid, position, sql } = yield* opened("faults slow writer")
+    yield* waitedFor(position, millis, `pid ${pid}, faults slow writer`)
+    yield* (yield* Random.nextBoolean) ? sql`COMMIT` : sql`ROLLBACK`
+  })
+}
+
+/** The writer dies between the two phases of its commit; an operator decides for it. */
+const orphaned: Fault = {
+  kind: "prepared transaction, orphaned",
+  inject: Effect.gen(function*() {
+    const { admin } = yield* Driver
+    const millis = yield* lasting(3_000, reportedMillis)
+    const name = `orphan-${yield* Random.nextIntBetween(0, 2 ** 31)}`
+    const decision = (yield* Random.nextBoolean) ? "COMMIT" : "ROLLBACK"
+    yield* Effect.acquireUseRelease(
+      Effect.scoped(Effect.gen(function*() {
+        const { position, sql } = yield* opened("faults orphaning writer")
+        yield* sql.unsafe(`PREPARE TRANSACTION '${name}'`).unprepared
+        return position
+      })),
+      (position) => waitedFor(position, millis, `prepared transaction '${name}'`),
+      () => admin.unsafe(`${decision} PREPARED '${name}'`).unprepared
+    )
+  })
+}
+
+/** Rolls back again and again; the last transaction ends with its connection. */
+const abort = Effect.scoped(Effect.gen(function*() {
+  const { harness } = yield* Driver
+  const { insert, sql } = yield* PlainWriters.make(harness.url, "faults aborting writer", row)
+  for (let turn = 0; turn < 50; turn++) {
+    yield* sql`BEGIN`
+    yield* insert(yield* Random.nextIntBetween(1, 40))
+    yield* Effect.sleep(yield* Random.nextIntBetween(0, 40))
+    yield* sql`ROLLBACK`
+  }
+  yield* sql`BEGIN`
+  yield* insert(1)
+}))
+
+const aborts: Fault = {
+  kind: "writers that abort, a burst",
+  inject: Effect.forEach(Array.from({ length: 6 }), () => abort, { concurrency: "unbounded", discard: true })
+}
+
+/** Holes between positions that are far wider than what is read at a time. */
+const burnt: Fault = {
+  kind: "positions burnt by the hundred thousand",
+  inject: Effect.gen(function*() {
+    const { harness } = yield* Driver
+    const { insert, sql } = yield* PlainWriters.make(harness.url, "faults burning writer", row)
+    for (let turn = 0; turn < 4; turn++) {
+      yield* sql`BEGIN`
+      yield* sql`SELECT count(nextval('events_global_position_seq')) FROM generate_series(1, 200000)`
+      yield* sql`ROLLBACK`
+      yield* insert(3)
+    }
+  })
+}
+
+export const writers: ReadonlyArray<Fault> = [staysOpen, orphaned, aborts, burnt]
