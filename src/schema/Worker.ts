@@ -76,10 +76,11 @@ export interface LivenessRules {
 export const isAlive = (worker: WorkerView, observerAgeMillis: number, rules: LivenessRules): boolean =>
   !(observerAgeMillis >= 2 * rules.heartbeatIntervalMillis &&
     worker.silentForMillis > rules.staleWorkerTimeoutMillis) &&
-  !(deadForMillis(worker) >= rules.presenceGraceMillis)
+  !(missedForMillis(worker) >= rules.presenceGraceMillis)
 
-/** Milliseconds since neither presence nor heartbeat says that it lives. */
-const deadForMillis = (worker: WorkerView): number => Math.min(worker.absentForMillis ?? 0, worker.silentForMillis)
+/** Milliseconds for which neither presence nor heartbeat has said that it lives; below zero while it is present. */
+const missedForMillis = (worker: WorkerView): number =>
+  Math.min(worker.absentForMillis ?? -Infinity, worker.silentForMillis)
 
 /**
  * Milliseconds until a worker that lives would be dead, if nothing but time changed.
@@ -94,5 +95,5 @@ export const millisToLive = (worker: WorkerView, observerAgeMillis: number, rule
       2 * rules.heartbeatIntervalMillis - observerAgeMillis,
       rules.staleWorkerTimeoutMillis - worker.silentForMillis + 1
     ),
-    worker.absentForMillis === undefined ? Infinity : rules.presenceGraceMillis - deadForMillis(worker)
+    rules.presenceGraceMillis - missedForMillis(worker)
   )

@@ -34,6 +34,12 @@ describe("Worker.isAlive", () => {
     assert.strictEqual(Worker.isAlive(worker(silent, absent), age, rules), alive)
   })
 
+  it("without a grace only who is absent is dead", () => {
+    const strict = { ...rules, presenceGraceMillis: 0 }
+    assert.isTrue(Worker.isAlive(worker(50), 10_000, strict))
+    assert.isFalse(Worker.isAlive(worker(50, 0), 10_000, strict))
+  })
+
   it.prop(
     "nobody comes back to life by the mere passing of time, and the living die exactly when millisToLive says",
     {
