@@ -15,8 +15,8 @@ import type { Held } from "../../../src/schema/Checkpoint.ts"
 import { CheckpointStore } from "../../../src/services/CheckpointStore.ts"
 import * as CheckpointStoreSuite from "../../suites/CheckpointStoreSuite.ts"
 import { realTime } from "../../suites/Suite.ts"
-import * as AckProxy from "../../support/AckProxy.ts"
 import * as CoordinationStores from "../../support/CoordinationStores.ts"
+import * as Proxy from "../../support/Proxy.ts"
 import * as TestDatabase from "../../support/TestDatabase.ts"
 
 const layer = Layer.effectDiscard(Effect.flatMap(
@@ -148,7 +148,7 @@ it.layer(layer, { excludeTestServices: true, timeout: "60 seconds" })("Checkpoin
       const { url } = yield* TestDatabase.TestDatabase
       const row = yield* CoordinationStores.held("lost answer")
       const through = new URL(url)
-      const proxy = yield* AckProxy.make({ host: through.hostname, port: Number(through.port) })
+      const proxy = yield* Proxy.make({ host: through.hostname, port: Number(through.port) })
       through.hostname = "127.0.0.1"
       through.port = String(proxy.port)
       yield* Effect.gen(function*() {
@@ -156,7 +156,7 @@ it.layer(layer, { excludeTestServices: true, timeout: "60 seconds" })("Checkpoin
         yield* store.commit(
           row,
           { from: 0n, idleTimeout },
-          Effect.as(Effect.andThen(record("lost answer"), proxy.arm), 5n)
+          Effect.as(Effect.andThen(record("lost answer"), proxy.cutAtEnd), 5n)
         )
         // Nobody else may have moved the row: then what was committed is not known to be this batch.
         const fenced = yield* Effect.flip(
@@ -168,7 +168,7 @@ it.layer(layer, { excludeTestServices: true, timeout: "60 seconds" })("Checkpoin
         )
         assert.strictEqual(fenced._tag, "Fenced")
         // The same for progress without work.
-        yield* proxy.arm
+        yield* proxy.cutAtEnd
         yield* store.advance(row, { from: 5n, to: 7n })
       }).pipe(Effect.provide(
         CoordinationStores.over({ presence: false, listen: false }).pipe(

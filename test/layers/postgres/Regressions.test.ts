@@ -18,7 +18,7 @@ import { EventStore } from "../../../src/services/EventStore.ts"
 import { patient } from "../../suites/Suite.ts"
 import * as CoordinationStores from "../../support/CoordinationStores.ts"
 import * as EventStores from "../../support/EventStores.ts"
-import * as SilentProxy from "../../support/SilentProxy.ts"
+import * as Proxy from "../../support/Proxy.ts"
 import * as TestDatabase from "../../support/TestDatabase.ts"
 
 const event = (aggregateId: string): NewEvent => ({
@@ -134,12 +134,12 @@ describe("batches", () => {
   /** A process whose way to the database may fall silent. */
   const behind = <A, E>(
     self: (
-      proxy: SilentProxy.SilentProxy
+      proxy: Proxy.Proxy
     ) => Effect.Effect<A, E, CoordinationStores.Stores | PgClient.PgClient | Scope.Scope>
   ) =>
     Effect.gen(function*() {
       const url = new URL((yield* TestDatabase.TestDatabase).url)
-      const proxy = yield* SilentProxy.make({ host: url.hostname, port: Number(url.port) })
+      const proxy = yield* Proxy.make({ host: url.hostname, port: Number(url.port) })
       url.host = `127.0.0.1:${proxy.port}`
       return yield* Effect.provide(
         // The client's pool waits for the COMMIT of a connection that was left behind.
@@ -178,7 +178,7 @@ describe("batches", () => {
           const checkpoints = yield* CheckpointStore
           const held = yield* CoordinationStores.held("p")
           const batch = yield* Effect.forkChild(
-            checkpoints.commit(held, { from: 0n, idleTimeout }, Effect.as(proxy.arm, 1n))
+            checkpoints.commit(held, { from: 0n, idleTimeout }, Effect.as(proxy.silenceAtEnd, 1n))
           )
           const exit = yield* Effect.timeoutOption(Fiber.await(batch), "15 seconds")
           yield* proxy.giveUp

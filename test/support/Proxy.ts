@@ -1,0 +1,133 @@
+/**
+ * A TCP proxy in front of PostgreSQL that does what networks do: it falls silent, so that connections stay open but
+ * nothing is forwarded, not even their end (so looks a server whose host has lost power, or a path that a firewall has
+ * forgotten); it cuts; it is slow, and loses connections.
+ */
+import * as Effect from "effect/Effect"
+import * as Net from "node:net"
+
+/** `ReadyForQuery`, idle: the transaction has ended. */
+const ended = Buffer.from([0x5a, 0, 0, 0, 5, 0x49])
+
+export interface Proxy {
+  readonly port: number
+  /** Cuts every connection at the next end of a transaction, before the client hears of it; once. */
+  readonly cutAtEnd: Effect.Effect<void>
+  /** Silences one connection at the next end of a transaction, before the client hears of it. */
+  readonly silenceAtEnd: Effect.Effect<void>
+  /** Silences the connections that stand now; later ones are forwarded. */
+  readonly silence: Effect.Effect<void>
+  /** Ends the silent connections at last, as the client's kernel does after a quarter of an hour. */
+  readonly giveUp: Effect.Effect<void>
+  /** Cuts all connections, and refuses new ones until told otherwise. */
+  readonly refuse: (refuses: boolean) => Effect.Effect<void>
+  /** Each piece of data is late by so many milliseconds, or ends its connection with the probability of `loss`. */
+  readonly impair: (how: { readonly delayMillis: number; readonly loss: number }) => Effect.Effect<void>
+}
+
+interface Pair {
+  readonly client: Net.Socket
+  readonly upstream: Net.Socket
+  silent: boolean
+}
+
+/** Writes in order, each piece after the delay that held when it came. */
+const later = () => {
+  let last: Promise<unknown> = Promise.resolve()
+  return (delayMillis: number, write: () => void) => {
+    const due = new Promise((resolve) => setTimeout(resolve, delayMillis))
+    last = last.then(() => due).then(write)
+  }
+}
+
+export const make = (
+  target: { readonly host: string; readonly port: number },
+  options: { readonly host?: string; readonly random?: () => number } = {}
+) =>
+  Effect.acquireRelease(
+    Effect.callback<Proxy & { readonly close: () => void }>((resume) => {
+      const random = options.random ?? Math.random
+      const pairs = new Set<Pair>()
+      let armed: "cut" | "silence" | undefined
+      let refuses = false
+      let delayMillis = 0
+      let loss = 0
+
+      const cutAll = () => {
+        for (const { client, upstream } of pairs) {
+          client.destroy()
+          upstream.destroy()
+        }
+      }
+
+      const server = Net.createServer((client) => {
+        if (refuses) {
+          client.destroy()
+          return
+        }
+        const upstream = Net.connect(target)
+        const pair: Pair = { client, upstream, silent: false }
+        pairs.add(pair)
+        const cut = () => {
+          upstream.destroy()
+          if (!pair.silent) client.destroy()
+          if (client.destroyed) pairs.delete(pair)
+        }
+        const forward = (to: Net.Socket) => {
+          const queue = later()
+          return (data: Buffer) => {
+            if (pair.silent) return
+            if (loss > 0 && random() < loss) return cut()
+            if (delayMillis === 0) to.write(data)
+            else queue(delayMillis, () => to.write(data))
+          }
+        }
+        const toUpstream = forward(upstream)
+        const toClient = forward(client)
+        client.on("data", toUpstream)
+        upstream.on("data", (data) => {
+          if (armed !== undefined && data.includes(ended)) {
+            if (armed === "silence") pair.silent = true
+            else cutAll()
+            armed = undefined
+          }
+          toClient(data)
+        })
+        for (const socket of [client, upstream]) socket.on("close", cut).on("error", cut)
+      })
+
+      server.listen(0, options.host ?? "127.0.0.1", () => {
+        const address = server.address()
+        resume(Effect.succeed({
+          port: typeof address === "object" && address !== null ? address.port : 0,
+          cutAtEnd: Effect.sync(() => {
+            armed = "cut"
+          }),
+          silenceAtEnd: Effect.sync(() => {
+            armed = "silence"
+          }),
+          silence: Effect.sync(() => {
+            for (const pair of pairs) pair.silent = true
+          }),
+          giveUp: Effect.sync(() => {
+            for (const { client, silent } of pairs) if (silent) client.destroy()
+          }),
+          refuse: (value) =>
+            Effect.sync(() => {
+              refuses = value
+              if (value) cutAll()
+            }),
+          impair: (how) =>
+            Effect.sync(() => {
+              delayMillis = how.delayMillis
+              loss = how.loss
+            }),
+          close: () => {
+            server.close()
+            cutAll()
+          }
+        }))
+      })
+    }),
+    ({ close }) => Effect.sync(close)
+  )
