@@ -123,7 +123,13 @@ const within = <A>(
   Effect.flatMap(
     Effect.forkIn(self, scope, { startImmediately: true }),
     (fiber) =>
-      Effect.timeoutOrElse(Fiber.join(fiber), { duration: answerDeadline, orElse: () => Effect.fail(noAnswer) })
+      Fiber.await(fiber).pipe(
+        // The scope closes with the connection: that is an error for who waits, and no interruption.
+        Effect.flatMap((exit) =>
+          Exit.isFailure(exit) && Cause.hasInterrupts(exit.cause) ? Effect.fail(noAnswer) : exit
+        ),
+        Effect.timeoutOrElse({ duration: answerDeadline, orElse: () => Effect.fail(noAnswer) })
+      )
   )
 
 /**

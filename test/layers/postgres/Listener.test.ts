@@ -1,6 +1,10 @@
 import * as PgClient from "@effect/sql-pg/PgClient"
 import { assert, it } from "@effect/vitest"
+import * as Cause from "effect/Cause"
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
 import type * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Queue from "effect/Queue"
@@ -95,6 +99,26 @@ describe("Listener", () => {
         yield* leaving.notify("a", "last")
       }))
       assert.strictEqual(yield* next(queue), "last")
+    }))
+
+  live("a connection that is lost under a hook fails who set it, and interrupts nobody", () =>
+    Effect.gen(function*() {
+      const listener = yield* process()
+      const runs = yield* Queue.unbounded<void>()
+      yield* listener.onConnection(() => Effect.asVoid(Queue.offer(runs, undefined)))
+      yield* Queue.take(runs)
+      yield* kill
+      // From now on somebody waits for the connection's end.
+      yield* Queue.take(runs)
+      const begun = yield* Deferred.make<void>()
+      const hook = () => Effect.andThen(Deferred.succeed(begun, undefined), Effect.never)
+      const setting = yield* Effect.forkScoped(Effect.exit(listener.onConnection(hook)))
+      yield* Deferred.await(begun)
+      yield* kill
+      const exit = yield* Fiber.join(setting)
+      assert(Exit.isFailure(exit))
+      const failure = exit.cause.reasons.find(Cause.isFailReason)
+      assert.strictEqual(failure?.error._tag, "DatabaseUnavailable")
     }))
 
   live(
