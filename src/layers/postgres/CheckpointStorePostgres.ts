@@ -45,6 +45,12 @@ const aliveGrace = Duration.seconds(2)
 /** How long the server has to say whether a transaction is over. */
 const overDeadline = Duration.seconds(5)
 
+/** How long a transaction may take to begin. It waits for nobody's locks: a connection that needs longer is dead. */
+const beginDeadline = Duration.seconds(5)
+
+/** How long a statement outside of batches may take; it may have to wait for a lock that a dead process has left. */
+const statementDeadline = Duration.seconds(10)
+
 const awayBackoff = Schedule.jittered(
   Schedule.min([Schedule.exponential("50 millis"), Schedule.spaced("2 seconds")])
 )
@@ -58,13 +64,17 @@ interface Transaction {
   readonly begun: string
 }
 
-const unheard = new SqlError.SqlError({
-  reason: new SqlError.ConnectionError({
-    cause: new Error("the transaction has ended, but the connection did not say so"),
-    message: "the transaction has ended, but the connection did not say so",
-    operation: "query"
+const silent = (message: string) =>
+  new SqlError.SqlError({
+    reason: new SqlError.ConnectionError({ cause: new Error(message), message, operation: "query" })
   })
-})
+
+const unheard = silent("the transaction has ended, but the connection did not say so")
+const unanswered = silent("the connection does not answer")
+
+/** Statements that are interrupted are cancelled, and connections that do not answer then are closed by the driver. */
+const answered = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E | SqlError.SqlError, R> =>
+  Effect.timeoutOrElse(self, { duration: statementDeadline, orElse: () => Effect.fail(unanswered) })
 
 /** Ends the transaction; what happened is noted beside it, because a failing ROLLBACK would hide it. */
 class RollBack {
@@ -192,6 +202,7 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
     const rows = yield* quietly(
       sql<{ readonly position: bigint }>`SELECT position FROM ${checkpoints} WHERE ${fenced(held)} FOR UPDATE`
     ).pipe(
+      answered,
       Effect.retry({ while: (failure) => isConnectionLoss(failure) || isPassing(failure), schedule: awayBackoff }),
       database.refail("look up the outcome of a batch")
     )
@@ -240,6 +251,20 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
     }
   })
 
+  /** Nobody waits for it any more. */
+  const leaveBehind = (fiber: Fiber.Fiber<unknown, unknown>) => (error: SqlError.SqlError) =>
+    Effect.suspend(() => {
+      fiber.interruptUnsafe()
+      return Effect.fail(error)
+    })
+
+  /** Ends when a transaction has not begun in time: nothing can be known of one whose BEGIN is not answered. */
+  const untilLate = (transaction: () => Transaction | undefined) =>
+    Effect.andThen(
+      Effect.sleep(beginDeadline),
+      Effect.suspend(() => transaction() === undefined ? Effect.void : Effect.never)
+    )
+
   /** The transaction in a fiber of its own, which is left behind where its connection never answers again. */
   const transact = <E, R>(
     batch: Effect.Effect<void, E, R>,
@@ -250,16 +275,11 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
       Effect.flatMap(
         Effect.forkDetach(sql.withTransaction(batch), { startImmediately: true }),
         (fiber) =>
-          Effect.raceFirst(
+          Effect.raceAllFirst([
             Fiber.join(fiber),
-            Effect.andThen(
-              untilOver(transaction, every),
-              Effect.suspend(() => {
-                fiber.interruptUnsafe()
-                return Effect.fail(unheard)
-              })
-            )
-          ).pipe(restore, Effect.onInterrupt(() => Fiber.interrupt(fiber)))
+            Effect.as(untilOver(transaction, every), unheard).pipe(Effect.flatMap(leaveBehind(fiber))),
+            Effect.as(untilLate(transaction), unanswered).pipe(Effect.flatMap(leaveBehind(fiber)))
+          ]).pipe(restore, Effect.onInterrupt(() => Fiber.interrupt(fiber)))
       )
     )
 
@@ -336,7 +356,7 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
     }))
 
   const advance: CheckpointStore["Service"]["advance"] = Effect.fnUntraced(function*(held, options) {
-    const moved = yield* Effect.result(move(held, options))
+    const moved = yield* Effect.result(answered(move(held, options)))
     if (moved._tag === "Success") {
       return moved.success ? undefined : yield* new Fenced({ projection: held.projection })
     }

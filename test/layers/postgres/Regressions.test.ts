@@ -171,6 +171,26 @@ describe("batches", () => {
   )
 
   it.live(
+    "do not begin for ever on a connection that fell silent while nobody used it",
+    () =>
+      behind((proxy) =>
+        Effect.gen(function*() {
+          const sql = yield* PgClient.PgClient
+          const checkpoints = yield* CheckpointStore
+          const held = yield* CoordinationStores.held("p")
+          yield* sql`SELECT 1`
+          yield* proxy.silence
+          const commit = checkpoints.commit(held, { from: 0n, idleTimeout }, Effect.succeed(1n))
+          const failure = yield* commit.pipe(Effect.flip, Effect.timeout("15 seconds"))
+          assert.strictEqual(failure._tag, "DatabaseUnavailable")
+          yield* commit
+          assert.strictEqual((yield* checkpoints.rows("p"))[0]?.position, 1n)
+        })
+      ),
+    30_000
+  )
+
+  it.live(
     "are committed when only the answer to their COMMIT never comes",
     () =>
       behind((proxy) =>
