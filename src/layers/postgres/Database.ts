@@ -33,6 +33,8 @@ export class Database extends Context.Service<Database, {
   readonly qualified: (key: TableKey) => string
   /** Channels for NOTIFY, one pair for each set of tables. */
   readonly channels: { readonly events: string; readonly control: string }
+  /** Behind a pooler that lends sessions for a transaction: nothing of a session lasts longer. */
+  readonly pooled: boolean
   /** Whether LISTEN is used, and presence; without them only speed is lost. */
   readonly listen: boolean
   readonly presence: boolean

@@ -11,6 +11,7 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import * as Schedule from "effect/Schedule"
+import * as SqlError from "effect/sql/SqlError"
 import {
   type DatabaseUnavailable,
   InvalidSettings,
@@ -24,6 +25,7 @@ import {
 import * as TableNames from "../../schema/TableNames.ts"
 import { Database } from "./Database.ts"
 import { refail, serverOf } from "./DatabaseErrors.ts"
+import * as Pooler from "./Pooler.ts"
 import * as Session from "./Session.ts"
 
 /**
@@ -53,6 +55,17 @@ const passing: ReadonlySet<DatabaseUnavailable["reason"]> = new Set([
   "too many connections",
   "connection lost"
 ])
+
+/** How long the probe for a pooler may take. */
+const poolerDeadline = Duration.seconds(3)
+
+const noAnswer = new SqlError.SqlError({
+  reason: new SqlError.StatementTimeoutError({
+    cause: new Error("a second connection was not answered"),
+    message: "a second connection was not answered",
+    operation: "query"
+  })
+})
 
 const isPassing = (error: StoreError): boolean => error._tag === "DatabaseUnavailable" && passing.has(error.reason)
 
@@ -86,7 +99,7 @@ export const make = Effect.fnUntraced(function*(
     SELECT current_setting('server_version_num')::int AS version, pg_is_in_recovery() AS recovering,
       (SELECT array_agg(to_regclass(name)::oid::text ORDER BY place)
         FROM unnest(${TableNames.keys.map(qualified)}::text[]) WITH ORDINALITY AS t (name, place)) AS oids
-  `.pipe(
+  `.unprepared.pipe(
     refail(server, opening),
     Effect.retry({
       while: isPassing,
@@ -98,6 +111,24 @@ export const make = Effect.fnUntraced(function*(
     })
   )
   if (found === undefined) return yield* Effect.die(new Error("A statement that always gives one row gave none"))
+  // Before anything that a pooler would lose: a prepared statement, a setting or a lock of the session.
+  const pooling = yield* Pooler.find(pg.config).pipe(
+    Effect.timeoutOrElse({ duration: poolerDeadline, orElse: () => Effect.fail(noAnswer) }),
+    refail(server, opening)
+  )
+  const pooled = pooling === "transaction"
+  if (pooled && pg.config.prepare !== false) {
+    return yield* new InvalidSettings({
+      setting: "prepare",
+      problem:
+        `${server.server} is a pooler in transaction mode, behind which prepared statements get lost. Give PgClient prepare: false, or better the server's own address.`
+    })
+  }
+  if (pooled && ((options.listen ?? true) || (options.presence ?? true))) {
+    yield* Effect.logWarning(
+      `${server.server} is a pooler in transaction mode: neither LISTEN nor a lock that says that this process lives can be used. Events are found by polling, and a death by missing heartbeats. Give PgClient the server's own address to have both.`
+    )
+  }
   if (found.version < oldestServer) {
     return yield* new UnsupportedDatabase({
       problem: `The database server at ${server.server} is PostgreSQL ${Math.floor(found.version / 10000)}.`,
@@ -140,8 +171,9 @@ export const make = Effect.fnUntraced(function*(
       events: `pupsourcing_events_${oidOf("events")}`,
       control: `pupsourcing_control_${oidOf("generations")}`
     },
-    listen: options.listen ?? true,
-    presence: options.presence ?? true,
+    pooled,
+    listen: !pooled && (options.listen ?? true),
+    presence: !pooled && (options.presence ?? true),
     openConnection: (name) => PgConnection.make(Session.configOf(pg.config, name)),
     openSession: (session) => Session.make({ ...session, config: pg.config, server }),
     refail: (operation) => refail(server, operation)

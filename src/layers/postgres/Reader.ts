@@ -8,6 +8,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
+import * as SqlClient from "effect/sql/SqlClient"
 import type * as SqlError from "effect/sql/SqlError"
 import type { StoreError } from "../../schema/Errors.ts"
 import { Database } from "./Database.ts"
@@ -23,6 +24,8 @@ import * as Settled from "./Settled.ts"
 export interface State {
   /** The session's settings are made. */
   prepared: boolean
+  /** When the server started that everything here was learned from; only behind a pooler, which may change servers. */
+  startedAt: string | undefined
   /** Oid of the sequence that gives out positions, as text. */
   sequence: string | undefined
   settled: Settled.Settled
@@ -48,20 +51,42 @@ const deadline = Duration.seconds(15)
  * Every statement walks an index in the order of positions, whatever the table's statistics say; sorting or scanning a
  * table of events would always be wrong here. One plan per statement serves all parameters.
  */
-const prepare = (opened: Opened<State>): Effect.Effect<void, SqlError.SqlError> =>
-  opened.state.prepared
-    ? Effect.void
-    : Effect.map(
-      opened.sql`
-        SELECT set_config('statement_timeout', ${String(Duration.toMillis(statementTimeout))}, false),
-          set_config('enable_seqscan', 'off', false), set_config('enable_bitmapscan', 'off', false),
-          set_config('enable_sort', 'off', false), set_config('jit', 'off', false),
-          set_config('plan_cache_mode', 'force_generic_plan', false)
-      `,
-      () => {
-        opened.state.prepared = true
-      }
-    )
+const set = (opened: Opened<State>, local: boolean) =>
+  opened.sql<{ readonly started_at: string }>`
+    SELECT set_config('statement_timeout', ${String(Duration.toMillis(statementTimeout))}, ${local}),
+      set_config('enable_seqscan', 'off', ${local}), set_config('enable_bitmapscan', 'off', ${local}),
+      set_config('enable_sort', 'off', ${local}), set_config('jit', 'off', ${local}),
+      set_config('plan_cache_mode', 'force_generic_plan', ${local}),
+      pg_postmaster_start_time()::text AS started_at`
+
+const inSession = <A, E>(opened: Opened<State>, self: Effect.Effect<A, E>): Effect.Effect<A, E | SqlError.SqlError> =>
+  opened.state.prepared ? self : Effect.andThen(
+    Effect.map(set(opened, false), () => {
+      opened.state.prepared = true
+    }),
+    self
+  )
+
+/**
+ * Behind a pooler the session is somebody else's after the transaction, and the next one may be another server's: what
+ * was proved on this one is no proof there.
+ */
+const inTransaction = <A, E>(
+  opened: Opened<State>,
+  self: Effect.Effect<A, E>
+): Effect.Effect<A, E | SqlError.SqlError> =>
+  Effect.map(set(opened, true), ([row]) => {
+    const { state } = opened
+    if (state.startedAt === row?.started_at) return
+    state.startedAt = row?.started_at
+    state.sequence = undefined
+    state.settled = Settled.make()
+  }).pipe(
+    Effect.andThen(self),
+    opened.sql.withTransaction,
+    // Each statement has to see what was committed before it began.
+    Effect.provideService(SqlClient.BeginTransaction, "BEGIN ISOLATION LEVEL READ COMMITTED")
+  )
 
 /**
  * @category constructors
@@ -72,7 +97,7 @@ export const make: Effect.Effect<Reader, never, Database | Scope.Scope> = Effect
   const session = yield* database.openSession<State>({
     name: "pupsourcing-orchestrator reader",
     deadline,
-    state: () => ({ prepared: false, sequence: undefined, settled: Settled.make() })
+    state: () => ({ prepared: false, startedAt: undefined, sequence: undefined, settled: Settled.make() })
   })
   // Waiting for one another is not waiting for the server: the deadline begins when a statement does.
   const lane = Semaphore.makeUnsafe(1)
@@ -80,7 +105,13 @@ export const make: Effect.Effect<Reader, never, Database | Scope.Scope> = Effect
     operation: string,
     f: (opened: Opened<State>) => Effect.Effect<A, E | SqlError.SqlError>
   ) =>
-    lane.withPermit(session.use(operation, (opened) => Effect.andThen(prepare(opened), f(opened)))).pipe(
+    lane.withPermit(
+      session.use(operation, (opened) =>
+        (database.pooled ? inTransaction : inSession)(
+          opened,
+          Effect.suspend(() => f(opened))
+        ))
+    ).pipe(
       Effect.retry({ times: 1, while: isLoss })
     )
   return { use }

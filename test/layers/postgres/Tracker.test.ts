@@ -28,7 +28,7 @@ interface World {
 /** A database that says what the world's fields say, and counts what it is asked. */
 const world = Effect.gen(function*() {
   const messages = yield* Queue.sliding<string>(16)
-  const state: State = { prepared: true, sequence: "1", settled: Settled.make() }
+  const state: State = { prepared: true, startedAt: undefined, sequence: "1", settled: Settled.make() }
   const answer = (text: string) => {
     self.statements++
     const common = { recovering: false, sequences: 1, sequence: "1", name: "s", cache: 1n, increment: 1n, cycle: false }

@@ -1,0 +1,173 @@
+/** The library behind PgBouncer: what is found out, what is said, and that the promises hold. */
+import * as PgClient from "@effect/sql-pg/PgClient"
+import { assert, describe, it } from "@effect/vitest"
+import * as Clock from "effect/Clock"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
+import * as Redacted from "effect/Redacted"
+import * as SqlClient from "effect/sql/SqlClient"
+import * as Migrations from "../../../src/layers/postgres/Migrations.ts"
+import * as Pooler from "../../../src/layers/postgres/Pooler.ts"
+import * as PostgresStores from "../../../src/layers/postgres/PostgresStores.ts"
+import { EventStore } from "../../../src/services/EventStore.ts"
+import * as Orchestrator from "../../../src/services/Orchestrator.ts"
+import * as Projection from "../../../src/services/Projection.ts"
+import * as PgBouncer from "../../support/PgBouncer.ts"
+import * as TestDatabase from "../../support/TestDatabase.ts"
+
+const inCI = process.env["CI"] !== undefined
+
+const settings = {
+  replicaSet: "pooled",
+  heartbeatInterval: "300 millis",
+  staleWorkerTimeout: "1200 millis",
+  pollInterval: "100 millis"
+} as const
+
+/** Writes the versions of each aggregate in the order in which they come. */
+const versions = Projection.make("versions", {
+  handle: Effect.fnUntraced(function*(event) {
+    const sql = yield* SqlClient.SqlClient
+    yield* sql`INSERT INTO seen (aggregate_id, version) VALUES (${event.aggregateId}, ${event.aggregateVersion}::bigint)`
+  })
+})
+
+const url = Effect.map(TestDatabase.TestDatabase, ({ url }) => url)
+
+describe.skipIf(PgBouncer.missing !== undefined && !inCI)("behind a pooler", () => {
+  const live = (
+    title: string,
+    test: Effect.Effect<unknown, unknown, TestDatabase.TestDatabase | PgClient.PgClient | SqlClient.SqlClient>
+  ) => it.live(title, () => Effect.provide(test, Migrations.layer.pipe(Layer.provideMerge(TestDatabase.layer))), 60_000)
+
+  const finds = (mode: "session" | "transaction", size: number) =>
+    Effect.gen(function*() {
+      const through = yield* PgBouncer.make(yield* url, { mode, size })
+      return yield* Pooler.find({ url: Redacted.make(through) })
+    }).pipe(Effect.scoped)
+
+  live(
+    "the mode is found out",
+    Effect.gen(function*() {
+      assert.strictEqual(yield* Pooler.find({ url: Redacted.make(yield* url) }), "none")
+      assert.strictEqual(yield* finds("session", 5), "session")
+      assert.strictEqual(yield* finds("transaction", 1), "transaction")
+      assert.strictEqual(yield* finds("transaction", 3), "transaction")
+    })
+  )
+
+  live(
+    "prepared statements are refused, within 5 s, by the name of the setting",
+    Effect.gen(function*() {
+      const through = yield* PgBouncer.make(yield* url, { mode: "transaction", size: 3 })
+      const began = yield* Clock.monotonicTimeNanos
+      const failure = yield* Effect.flip(Layer.build(PostgresStores.layer)).pipe(
+        Effect.provide(PgClient.layer({ url: Redacted.make(through) }))
+      )
+      assert.isBelow(Number((yield* Clock.monotonicTimeNanos) - began) / 1e9, 5)
+      assert.strictEqual(failure._tag, "InvalidSettings")
+      assert.match(
+        failure.message,
+        /^Setting "prepare": 127\.0\.0\.1:\d+ is a pooler in transaction mode, behind which prepared statements get lost\. Give PgClient prepare: false, or better the server's own address\.$/
+      )
+    }).pipe(Effect.scoped)
+  )
+
+  live(
+    "a pooler that gives nobody a session is an error in bounded time",
+    Effect.gen(function*() {
+      // One session for all, and the first connection has it.
+      const through = yield* PgBouncer.make(yield* url, { mode: "session", size: 1 })
+      const failure = yield* Effect.flip(Layer.build(PostgresStores.layer)).pipe(
+        Effect.provide(PgClient.layer({ url: Redacted.make(through) })),
+        Effect.timeout("10 seconds")
+      )
+      assert.strictEqual(failure._tag, "DatabaseUnavailable")
+    }).pipe(Effect.scoped)
+  )
+
+  live(
+    "in session mode everything works as without",
+    Effect.gen(function*() {
+      const through = yield* PgBouncer.make(yield* url, { mode: "session", size: 20 })
+      const lines: Array<string> = []
+      yield* Effect.gen(function*() {
+        yield* (yield* EventStore).append([
+          { boundedContext: "b", aggregateType: "T", aggregateId: "a", eventType: "E", payload: {} }
+        ])
+        yield* Orchestrator.catchUp
+      }).pipe(
+        Effect.provide(
+          Orchestrator.layer({ ...settings, projections: [Projection.make("p", { handle: () => Effect.void })] }).pipe(
+            Layer.provideMerge(PostgresStores.layer),
+            Layer.provideMerge(PgClient.layer({ url: Redacted.make(through), maxConnections: 5 }))
+          )
+        ),
+        Effect.provide(Logger.layer([Logger.make(({ message }) => lines.push(String(message)))]))
+      )
+      assert.isFalse(lines.some((line) => line.includes("pooler")))
+    }).pipe(Effect.scoped)
+  )
+
+  live(
+    "in transaction mode three workers handle everything once and in order, while sessions are terminated",
+    Effect.gen(function*() {
+      const sql = yield* SqlClient.SqlClient
+      yield* sql`CREATE TABLE seen (seq bigserial, aggregate_id text, version bigint)`
+      const through = yield* PgBouncer.make(yield* url, { mode: "transaction", size: 3 })
+      const lines: Array<string> = []
+      const stores = PostgresStores.layer.pipe(
+        Layer.provideMerge(PgClient.layer({ url: Redacted.make(through), prepare: false, maxConnections: 4 }))
+      )
+      const worker = (workerId: string) =>
+        Orchestrator.run.pipe(
+          Effect.provide(Layer.fresh(
+            Orchestrator.layer({ ...settings, workerId, projections: [versions] }).pipe(
+              Layer.provide(Layer.fresh(stores))
+            )
+          )),
+          Effect.provide(Logger.layer([Logger.make(({ message }) => lines.push(String(message)))]))
+        )
+      const append = Effect.gen(function*() {
+        const store = yield* EventStore
+        for (let turn = 0; turn < 60; turn++) {
+          yield* store.append(Array.from({ length: 5 }, () => ({
+            boundedContext: "b",
+            aggregateType: "T",
+            aggregateId: `a${turn % 20}`,
+            eventType: "E",
+            payload: {}
+          })))
+          if (turn % 20 === 10) {
+            yield* sql`SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+            WHERE datname = current_database() AND application_name LIKE 'pupsourcing%'`
+          }
+          yield* Effect.sleep("30 millis")
+        }
+      }).pipe(Effect.provide(PostgresStores.layerWith({ presence: false })))
+      const handled = Effect.map(
+        sql<{ readonly events: bigint }>`SELECT count(*) AS events FROM seen`,
+        ([row]) => Number(row?.events)
+      )
+
+      yield* Effect.forkScoped(worker("a"))
+      const b = yield* Effect.forkScoped(worker("b"))
+      yield* Effect.forkScoped(append)
+      yield* Effect.repeat(handled, {
+        until: (events) => events > 100
+      })
+      yield* Effect.forkScoped(worker("c"))
+      yield* Effect.forkScoped(Effect.sync(() => b.interruptUnsafe()))
+      yield* Effect.repeat(Effect.andThen(Effect.sleep("50 millis"), handled), { until: (events) => events >= 300 })
+        .pipe(
+          Effect.timeout("30 seconds")
+        )
+      const wrong = yield* sql`
+      SELECT aggregate_id, array_agg(version ORDER BY seq) FROM seen GROUP BY aggregate_id
+      HAVING array_agg(version ORDER BY seq) <> (SELECT array_agg(v ORDER BY v) FROM generate_series(1::bigint, 15) AS v)`
+      assert.deepStrictEqual(wrong, [])
+      assert.strictEqual(lines.filter((line) => line.includes("pooler in transaction mode")).length, 3)
+    }).pipe(Effect.scoped)
+  )
+})

@@ -1,0 +1,88 @@
+/**
+ * A PgBouncer in front of a server, as long as the scope is open. The program is Debian's package `pgbouncer`.
+ */
+import * as Effect from "effect/Effect"
+import * as Schedule from "effect/Schedule"
+import * as ChildProcess from "node:child_process"
+import * as Fs from "node:fs"
+import * as Net from "node:net"
+import * as Os from "node:os"
+import * as Path from "node:path"
+
+const program = ["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer"].find((path) => Fs.existsSync(path))
+
+/** Why there is none, where there is none. */
+export const missing = program === undefined ? "pgbouncer is not installed: apt-get install pgbouncer" : undefined
+
+/** It refuses to run as root. */
+const nobody = process.getuid?.() === 0 ? { uid: 65534, gid: 65534 } : {}
+
+const freePort = Effect.callback<number>((resume) => {
+  const server = Net.createServer()
+  server.listen(0, "127.0.0.1", () => {
+    const address = server.address()
+    server.close(() => resume(Effect.succeed(typeof address === "object" && address !== null ? address.port : 0)))
+  })
+})
+
+const answers = (port: number) =>
+  Effect.callback<void, Error>((resume) => {
+    const socket = Net.connect(port, "127.0.0.1")
+    socket.on("connect", () => {
+      socket.destroy()
+      resume(Effect.void)
+    }).on("error", (error) => resume(Effect.fail(error)))
+  })
+
+/** Gives the URL of the database through it. */
+export const make = Effect.fnUntraced(function*(
+  url: string,
+  options: { readonly mode: "session" | "transaction"; readonly size: number }
+) {
+  const to = new URL(url)
+  const port = yield* freePort
+  const directory = yield* Effect.acquireRelease(
+    Effect.sync(() => {
+      const directory = Fs.mkdtempSync(Path.join(Os.tmpdir(), "pgbouncer-"))
+      const users = Path.join(directory, "users.txt")
+      const quoted = (text: string) => `"${decodeURIComponent(text).replaceAll("\"", "\"\"")}"`
+      Fs.writeFileSync(users, `${quoted(to.username)} ${quoted(to.password)}\n`)
+      Fs.writeFileSync(
+        Path.join(directory, "pgbouncer.ini"),
+        `[databases]
+* = host=${to.hostname} port=${to.port}
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = ${port}
+unix_socket_dir =
+auth_type = plain
+auth_file = ${users}
+pool_mode = ${options.mode}
+default_pool_size = ${options.size}
+logfile = ${Path.join(directory, "log")}
+`
+      )
+      Fs.chmodSync(directory, 0o777)
+      return directory
+    }),
+    (directory) => Effect.sync(() => Fs.rmSync(directory, { recursive: true, force: true }))
+  )
+  yield* Effect.acquireRelease(
+    Effect.sync(() =>
+      ChildProcess.spawn(program ?? "pgbouncer", [Path.join(directory, "pgbouncer.ini")], {
+        stdio: "ignore",
+        ...nobody
+      })
+    ),
+    (child) =>
+      Effect.callback<void>((resume) => {
+        child.on("close", () => resume(Effect.void))
+        child.kill("SIGKILL")
+      })
+  )
+  yield* Effect.retry(answers(port), { schedule: Schedule.spaced("20 millis"), times: 250 })
+  const through = new URL(url)
+  through.hostname = "127.0.0.1"
+  through.port = String(port)
+  return through.href
+})
