@@ -33,6 +33,9 @@ const versions = Projection.make("versions", {
   })
 })
 
+/** Keeps what is logged. */
+const logged = (lines: Array<string>) => Logger.layer([Logger.make(({ message }) => lines.push(String(message)))])
+
 const url = Effect.map(TestDatabase.TestDatabase, ({ url }) => url)
 
 describe.skipIf(PgBouncer.missing !== undefined && !inCI)("behind a pooler", () => {
@@ -101,10 +104,10 @@ describe.skipIf(PgBouncer.missing !== undefined && !inCI)("behind a pooler", () 
         Effect.provide(
           Orchestrator.layer({ ...settings, projections: [Projection.make("p", { handle: () => Effect.void })] }).pipe(
             Layer.provideMerge(PostgresStores.layer),
-            Layer.provideMerge(PgClient.layer({ url: Redacted.make(through), maxConnections: 5 }))
+            Layer.provideMerge(PgClient.layer({ url: Redacted.make(through), maxConnections: 5 })),
+            Layer.provideMerge(logged(lines))
           )
-        ),
-        Effect.provide(Logger.layer([Logger.make(({ message }) => lines.push(String(message)))]))
+        )
       )
       assert.isFalse(lines.some((line) => line.includes("pooler")))
     }).pipe(Effect.scoped)
@@ -124,10 +127,10 @@ describe.skipIf(PgBouncer.missing !== undefined && !inCI)("behind a pooler", () 
         Orchestrator.run.pipe(
           Effect.provide(Layer.fresh(
             Orchestrator.layer({ ...settings, workerId, projections: [versions] }).pipe(
-              Layer.provide(Layer.fresh(stores))
+              Layer.provide(Layer.fresh(stores)),
+              Layer.provideMerge(logged(lines))
             )
-          )),
-          Effect.provide(Logger.layer([Logger.make(({ message }) => lines.push(String(message)))]))
+          ))
         )
       const append = Effect.gen(function*() {
         const store = yield* EventStore

@@ -1,0 +1,46 @@
+/**
+ * The promises on PostgreSQL are kept by these mechanisms and by nothing else: each scenario keeps them as the library
+ * is, and breaks one as soon as its mechanism is taken out.
+ */
+import { assert, describe, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as SqlClient from "effect/sql/SqlClient"
+import * as Migrations from "../../src/layers/postgres/Migrations.ts"
+import * as TestDatabase from "../support/TestDatabase.ts"
+import { entries } from "./Mutations.ts"
+import type { Scenario } from "./Scenarios.ts"
+import { type Mutation, none } from "./World.ts"
+
+const most = 20
+const times = 3
+
+const run = (scenario: Scenario, mutation: Mutation) =>
+  Effect.gen(function*() {
+    const sql = yield* SqlClient.SqlClient
+    yield* sql`CREATE TABLE effects (event text)`
+    return yield* scenario(mutation)
+  }).pipe(Effect.scoped, Effect.provide(Migrations.layer.pipe(Layer.provideMerge(TestDatabase.layer))))
+
+describe("mutations on PostgreSQL", { concurrent: true }, () => {
+  const scenarios = new Map(entries.map((entry) => [entry.scenario, entry.mechanism]))
+  for (const [scenario, mechanism] of scenarios) {
+    it.live(`green with everything in place: ${mechanism}`, () =>
+      Effect.gen(function*() {
+        for (let turn = 0; turn < times; turn++) assert.deepStrictEqual(yield* run(scenario, none), [])
+      }), 60_000)
+  }
+
+  it.live.each(entries)("red: $mechanism", ({ mechanism, mutate, scenario }) =>
+    Effect.gen(function*() {
+      const mutation = mutate()
+      for (let turn = 1; turn <= most; turn++) {
+        const [violation] = yield* run(scenario, mutation)
+        if (violation === undefined) continue
+        assert.isAbove(mutation.met.count, 0, "the mutation has met no statement")
+        process.stdout.write(`on PostgreSQL, ${mechanism}: red after ${turn} of ${most}: ${violation}\n`)
+        return
+      }
+      assert.fail(`${most} runs did not notice`)
+    }), 60_000)
+})

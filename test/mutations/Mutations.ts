@@ -1,0 +1,146 @@
+/**
+ * The mechanisms that keep the promises on PostgreSQL, and how each is taken out: mostly by another text of a statement
+ * on its way to the server, at the seam. Parameters stay in their places, or it would be no statement.
+ */
+import type { Database } from "../../src/layers/postgres/Database.ts"
+import * as Scenarios from "./Scenarios.ts"
+import type { Mutation } from "./World.ts"
+
+export interface Entry {
+  readonly mechanism: string
+  readonly scenario: Scenarios.Scenario
+  readonly mutate: () => Mutation
+}
+
+const rewrite = (...changes: ReadonlyArray<readonly [RegExp, string]>) => (): Mutation => ({
+  met: { count: 0 },
+  rewrite: (text) => changes.reduce((text, [pattern, by]) => text.replace(pattern, by), text)
+})
+
+/** `what = $1` that is true whatever it is. */
+const unchecked = (what: string, type: string): readonly [RegExp, string] => [
+  new RegExp(`AND ${what} = (\\$\\d+)${type === "text" ? "" : `::${type}`}`),
+  `AND $1::${type} IS NOT NULL`
+]
+
+const worker = unchecked("worker_id", "text")
+const incarnation = unchecked("incarnation", "bigint")
+const generation = unchecked("generation_id", "bigint")
+const rangeEnd = unchecked("range_end", "bigint")
+const position = unchecked("position", "bigint")
+
+/** One state for all connections of the session. */
+const lasting = (name: string): Mutation => {
+  const met = { count: 0 }
+  return {
+    met,
+    database: (real): Database["Service"] => ({
+      ...real,
+      openSession: (options) => {
+        if (options.name !== name) return real.openSession(options)
+        const state = options.state()
+        return real.openSession({
+          ...options,
+          state: () => {
+            met.count++
+            return state
+          }
+        })
+      }
+    })
+  }
+}
+
+/** Whoever is absent has been seen before. */
+const seenByAnybody = (): Mutation => {
+  const met = { count: 0 }
+  class Seen extends Map<string, { readonly seenPresent: boolean; readonly missingSince: bigint | undefined }> {
+    override get(key: string) {
+      met.count++
+      return super.get(key) ?? { seenPresent: true, missingSince: undefined }
+    }
+  }
+  return {
+    met,
+    database: (real): Database["Service"] => ({
+      ...real,
+      openSession: (options) =>
+        real.openSession({
+          ...options,
+          state: () => {
+            const state = options.state()
+            return typeof state === "object" && state !== null && "presences" in state
+              ? { ...state, presences: new Seen() }
+              : state
+          }
+        })
+    })
+  }
+}
+
+export const entries: ReadonlyArray<Entry> = [
+  {
+    mechanism: "fence",
+    scenario: Scenarios.replaced,
+    mutate: rewrite(worker, incarnation, generation)
+  },
+  {
+    // A new life always makes a new generation, so that the generation alone keeps the promise too.
+    mechanism: "incarnation in the fence, with the generation",
+    scenario: Scenarios.reincarnated,
+    mutate: rewrite(incarnation, generation)
+  },
+  {
+    // A decision renews the generation of every row that it cuts.
+    mechanism: "range_end in the fenced advance, with drain and generation",
+    scenario: Scenarios.handedOver,
+    mutate: () => ({ ...rewrite(rangeEnd, generation)(), without: "busy" })
+  },
+  {
+    mechanism: "drain and roll back: batches are refused whose rows were given up",
+    scenario: Scenarios.handedOver,
+    mutate: () => ({ ...rewrite(rangeEnd, generation, worker, incarnation)(), without: "busy" })
+  },
+  {
+    mechanism: "decision lock",
+    scenario: Scenarios.atOnce,
+    mutate: rewrite([/pg_advisory_xact_lock\(/, "num_nonnulls("])
+  },
+  {
+    mechanism: "rows locked before they are computed from",
+    scenario: Scenarios.outdated,
+    mutate: rewrite([/FOR UPDATE OF c SKIP LOCKED/, ""])
+  },
+  {
+    mechanism: "settled position",
+    scenario: Scenarios.late,
+    // Nobody is seen to hold a position that is not visible yet.
+    mutate: rewrite([/l\.mode = 'RowExclusiveLock'/, "l.mode IS NULL"])
+  },
+  {
+    mechanism: "reading only after the proof",
+    scenario: Scenarios.late,
+    mutate: () => ({ without: "order", met: { count: 1 } })
+  },
+  {
+    mechanism: "tracker dropped with its connection",
+    scenario: Scenarios.less,
+    mutate: () => lasting("pupsourcing-orchestrator reader")
+  },
+  {
+    mechanism: "absence seen by the same session",
+    scenario: Scenarios.outage,
+    mutate: seenByAnybody
+  },
+  {
+    mechanism: "idle-in-transaction timeout",
+    scenario: Scenarios.frozen,
+    mutate: rewrite([/set_config\('idle_in_transaction_session_timeout'/, "set_config('mutated.timeout'"])
+  },
+  {
+    // Without the lock the old transaction is taken for failed, and the position alone refuses the second attempt.
+    mechanism: "unknown commit read again with a lock, with the position",
+    scenario: Scenarios.unknown,
+    mutate: rewrite([/FOR UPDATE$/, ""], position)
+  }
+]

@@ -1,0 +1,306 @@
+/**
+ * What can happen, each so that one mechanism is all that keeps a promise. A scenario gives the promises that were
+ * broken; it looks at what was handled and by whom, never at the mechanism.
+ */
+import * as Clock from "effect/Clock"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Schedule from "effect/Schedule"
+import type * as Scope from "effect/Scope"
+import * as SqlClient from "effect/sql/SqlClient"
+import { key } from "../../src/schema/Checkpoint.ts"
+import { CheckpointStore } from "../../src/services/CheckpointStore.ts"
+import { EventStore } from "../../src/services/EventStore.ts"
+import { Membership } from "../../src/services/Membership.ts"
+import { patient } from "../suites/Suite.ts"
+import { decide, join } from "../support/CoordinationStores.ts"
+import * as PlainWriters from "../support/PlainWriters.ts"
+import * as Proxy from "../support/Proxy.ts"
+import * as TestDatabase from "../support/TestDatabase.ts"
+import { effects, enter, handle, impatient, type Mutation, signal } from "./World.ts"
+
+export type Scenario = (
+  mutation: Mutation
+) => Effect.Effect<ReadonlyArray<string>, unknown, TestDatabase.TestDatabase | SqlClient.SqlClient | Scope.Scope>
+
+const terminate = (name: string) =>
+  Effect.flatMap(SqlClient.SqlClient, (sql) =>
+    sql`SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+      WHERE datname = current_database() AND application_name LIKE ${name}`)
+
+/** A worker is taken for dead, and its batch ends after another has its range. */
+export const replaced: Scenario = Effect.fnUntraced(function*(mutation) {
+  const one = yield* enter(mutation)
+  const other = yield* enter(mutation)
+  const a = yield* one(join("set", "a", ["p"]))
+  const [held] = (yield* one(decide(a))).held
+  const b = yield* other(join("set", "b", ["p"]))
+  yield* other(decide(b, { rules: impatient }))
+  const exit = yield* one(handle(held!, ["e"]))
+  return Exit.isSuccess(exit) ? ["P4: a committed what b holds"] : []
+})
+
+/** The same worker id is taken over by a process that starts while the first stands still. */
+export const reincarnated: Scenario = Effect.fnUntraced(function*(mutation) {
+  const one = yield* enter(mutation)
+  const other = yield* enter(mutation)
+  const first = yield* one(join("set", "w", ["p"]))
+  const [held] = (yield* one(decide(first))).held
+  const second = yield* other(
+    Effect.flatMap(
+      Membership,
+      (membership) => membership.join({ replicaSet: "set", workerId: "w", projections: ["p"], rules: impatient })
+    )
+  )
+  yield* other(decide(second))
+  const exit = yield* one(handle(held!, ["e"]))
+  return Exit.isSuccess(exit) ? ["P4: the first life of w committed what its second holds"] : []
+})
+
+/** Half of a range is to be given up while a batch works on the whole. */
+export const handedOver: Scenario = Effect.fnUntraced(function*(mutation) {
+  const one = yield* enter(mutation)
+  const other = yield* enter(mutation)
+  const begun = yield* signal
+  const over = yield* signal
+  const a = yield* one(join("set", "a", ["p"]))
+  const [held] = (yield* one(decide(a))).held
+  const batch = yield* Effect.forkChild(
+    one(handle(held!, ["low", "high"], Effect.andThen(begun.send, over.wait)))
+  )
+  yield* begun.wait
+  const b = yield* other(join("set", "b", ["p"]))
+  yield* other(decide(b))
+  const busy = new Set(mutation.without === "busy" ? [] : [key(held!)])
+  yield* one(decide(a, { busy }))
+  const taken = (yield* other(decide(b))).held
+  yield* over.send
+  yield* Fiber.join(batch)
+  // As the next holder does: what lies behind its position was handled by others.
+  for (const row of taken) yield* other(handle(row, ["high"]))
+  const times = yield* effects
+  return (times.get("high") ?? 0) > 1 ? [`P1: an event was handled ${times.get("high")} times`] : []
+})
+
+/** Several processes decide at the same moment. */
+export const atOnce: Scenario = Effect.fnUntraced(function*(mutation) {
+  const found: Array<string> = []
+  const workers = yield* Effect.forEach(
+    ["a", "b", "c", "d", "e", "f"],
+    Effect.fnUntraced(function*(id) {
+      const process = yield* enter(mutation)
+      return { process, registration: yield* process(join("set", id, ["p", "q"])) }
+    })
+  )
+  const exits = yield* Effect.forEach(
+    workers,
+    ({ process, registration }) => Effect.exit(process(decide(registration))),
+    { concurrency: "unbounded" }
+  )
+  for (const exit of exits) if (Exit.isFailure(exit)) found.push("P6: a decision failed, with nothing wrong")
+  const sql = yield* SqlClient.SqlClient
+  const generations = yield* sql`SELECT FROM orchestrator_generations`
+  if (generations.length !== 1) found.push(`P5: ${generations.length} generations were formed of the same workers`)
+  return found
+})
+
+/** A batch commits between the moment when a decision reads its row and the one when it writes it. */
+export const outdated: Scenario = Effect.fnUntraced(function*(mutation) {
+  const read = yield* signal
+  const committed = yield* signal
+  const one = yield* enter(mutation)
+  const other = yield* enter(mutation, {
+    around: ({ session, text }, send) =>
+      session.includes("coordination") && /UPDATE\s+"?[\w".]*orchestrator_checkpoints/.test(text)
+        ? read.send.pipe(
+          Effect.andThen(Effect.timeoutOption(committed.wait, "500 millis")),
+          Effect.andThen(send)
+        )
+        : send
+  })
+  const a = yield* one(join("set", "a", ["p"]))
+  const [held] = (yield* one(decide(a))).held
+  const b = yield* other(join("set", "b", ["p"]))
+  const batch = yield* Effect.forkChild(
+    Effect.tap(one(handle(held!, ["e"], read.wait)), () => committed.send)
+  )
+  yield* other(decide(b, { rules: impatient }))
+  yield* Fiber.join(batch)
+  const [row] = yield* one(Effect.flatMap(CheckpointStore, ({ rows }) => rows("p")))
+  return (yield* effects).has("e") && row?.position === 0n ? ["P1: what was handled will be handled again"] : []
+})
+
+/** Reads as a runner does, until everything was handed out; gives the positions in their order. */
+const readAll = Effect.fnUntraced(
+  function*(mutation: Mutation, after: bigint, between: Effect.Effect<unknown, unknown>) {
+    const events = yield* EventStore
+    const sql = yield* SqlClient.SqlClient
+    const handed: Array<bigint> = []
+    let seen = after
+    const visible = Effect.map(
+      sql<{ readonly position: bigint }>`
+      SELECT global_position AS position FROM events WHERE global_position > ${after}::bigint ORDER BY 1`,
+      (rows) => rows.map(({ position }) => position)
+    )
+    const early = yield* visible
+    const settling = yield* Effect.forkChild(events.settledBeyond(seen, Duration.millis(20)))
+    // Whoever reads beyond the settled position has done so by now.
+    yield* Effect.timeoutOption(Fiber.await(settling), "400 millis")
+    const page = (upTo: bigint) =>
+      mutation.without === "order"
+        ? Effect.succeed({ positions: early.filter((position) => position <= upTo), position: upTo })
+        : Effect.map(
+          events.read({ after: seen, upTo }),
+          ({ events, position }) => ({ positions: events.map(({ globalPosition }) => globalPosition), position })
+        )
+    const premature = Fiber.isFiber(settling) && settling.pollUnsafe() !== undefined
+    if (premature) {
+      const { position, positions } = yield* page(yield* Fiber.join(settling))
+      handed.push(...positions)
+      seen = position
+    }
+    yield* between
+    if (!premature) {
+      const { position, positions } = yield* page(yield* Fiber.join(settling))
+      handed.push(...positions)
+      seen = position
+    }
+    const rest = yield* events.settledBeyond(seen, Duration.millis(20)).pipe(
+      Effect.flatMap((upTo) => events.read({ after: seen, upTo })),
+      Effect.timeoutOption("500 millis")
+    )
+    if (rest._tag === "Some") handed.push(...rest.value.events.map(({ globalPosition }) => globalPosition))
+    const missing = (yield* visible).filter((position) => !handed.includes(position))
+    return missing.length === 0 ? [] : [`P3: ${missing.length} of ${(yield* visible).length} events were passed over`]
+  }
+)
+
+/** A writer draws the lower position and commits after one with a higher one. */
+export const late: Scenario = Effect.fnUntraced(function*(mutation) {
+  const process = yield* enter(mutation)
+  const { url } = yield* TestDatabase.TestDatabase
+  const slow = yield* PlainWriters.make(url)
+  const quick = yield* PlainWriters.make(url)
+  yield* slow.sql`BEGIN`
+  yield* slow.insert(1)
+  yield* quick.insert(1)
+  return yield* process(readAll(mutation, 0n, slow.sql`COMMIT`))
+})
+
+/** The same, after the server has come back with less than was proved on its predecessor. */
+export const less: Scenario = Effect.fnUntraced(function*(mutation) {
+  const sql = yield* SqlClient.SqlClient
+  const process = yield* enter(mutation)
+  const { url } = yield* TestDatabase.TestDatabase
+  const slow = yield* PlainWriters.make(url)
+  const quick = yield* PlainWriters.make(url)
+  yield* quick.insert(10)
+  yield* process(Effect.flatMap(EventStore, ({ settledPosition }) => settledPosition))
+  yield* sql`DELETE FROM events WHERE global_position > 5`
+  yield* sql`SELECT setval('events_global_position_seq', 5)`
+  yield* terminate("pupsourcing-orchestrator reader")
+  yield* slow.sql`BEGIN`
+  yield* slow.insert(1)
+  // Beyond what was proved before.
+  yield* quick.insert(6)
+  return yield* process(readAll(mutation, 5n, slow.sql`COMMIT`))
+})
+
+/** All sessions are lost at once, and one worker takes longer than another to come back. */
+export const outage: Scenario = Effect.fnUntraced(function*(mutation) {
+  let away = false
+  const back = yield* signal
+  const slow = yield* enter(mutation, {
+    around: (_, send) => away ? Effect.andThen(back.wait, send) : send
+  })
+  const quick = yield* enter(mutation)
+  const a = yield* slow(join("set", "a", ["p"]))
+  const b = yield* quick(join("set", "b", ["p"]))
+  yield* slow(Effect.flatMap(Membership, (membership) => membership.wakeUps(a)))
+  yield* quick(Effect.flatMap(Membership, (membership) => membership.wakeUps(b)))
+  yield* slow(decide(a))
+  yield* quick(decide(b))
+  away = true
+  yield* terminate("pupsourcing-orchestrator %")
+  const evicted: Array<string> = []
+  yield* quick(decide(b, { rules: { ...patient, presenceGraceMillis: 100 } })).pipe(
+    Effect.tap(({ evict }) => Effect.sync(() => evicted.push(...evict.map(({ workerId }) => workerId)))),
+    Effect.retry(Schedule.spaced("20 millis")),
+    Effect.repeat(Schedule.max([Schedule.spaced("50 millis"), Schedule.during("1 second")]))
+  )
+  yield* back.send
+  return evicted.length > 0 ? [`P5: ${evicted.join()} was evicted for an outage`] : []
+})
+
+/** A process stands still in the middle of a batch, with a row of the read model locked. */
+export const frozen: Scenario = Effect.fnUntraced(function*(mutation) {
+  const sql = yield* SqlClient.SqlClient
+  yield* sql`CREATE TABLE total AS SELECT 0 AS n`
+  let stands = false
+  const wakes = yield* signal
+  const locked = yield* signal
+  const one = yield* enter(mutation, { around: (_, send) => stands ? Effect.andThen(wakes.wait, send) : send })
+  const other = yield* enter(mutation)
+  const add = Effect.flatMap(SqlClient.SqlClient, (sql) => sql`UPDATE total SET n = n + 1`)
+  const a = yield* one(join("set", "a", ["p"]))
+  const [held] = (yield* one(decide(a))).held
+  const stop = Effect.suspend(() => {
+    stands = true
+    return Effect.andThen(locked.send, wakes.wait)
+  })
+  const batch = yield* Effect.forkChild(one(
+    Effect.flatMap(
+      Effect.context<SqlClient.SqlClient>(),
+      (context) => handle(held!, ["e"], Effect.provide(Effect.andThen(add, stop), context), Duration.millis(600))
+    )
+  ))
+  yield* locked.wait
+  const b = yield* other(join("set", "b", ["p"]))
+  const [taken] = (yield* other(decide(b, { rules: impatient }))).held
+  const began = yield* Clock.monotonicTimeNanos
+  const done = yield* other(
+    Effect.flatMap(
+      Effect.context<SqlClient.SqlClient>(),
+      (context) => handle(taken!, ["e"], Effect.provide(add, context))
+    )
+  ).pipe(Effect.timeoutOption("4 seconds"))
+  const millis = Number((yield* Clock.monotonicTimeNanos) - began) / 1e6
+  stands = false
+  yield* wakes.send
+  yield* Fiber.await(batch)
+  return done._tag === "None" ? [`P5: b still waits after ${Math.round(millis)} ms for who stands still`] : []
+})
+
+/** The connection is lost while COMMIT is under way; the server ends it a moment later. */
+export const unknown: Scenario = Effect.fnUntraced(function*(mutation) {
+  const sql = yield* SqlClient.SqlClient
+  yield* sql`CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.6); RETURN NULL; END $$`
+  yield* sql`CREATE CONSTRAINT TRIGGER slow_commit AFTER INSERT ON effects DEFERRABLE INITIALLY DEFERRED
+    FOR EACH ROW EXECUTE FUNCTION dawdle()`
+  const through = new URL((yield* TestDatabase.TestDatabase).url)
+  const proxy = yield* Proxy.make({ host: through.hostname, port: Number(through.port) })
+  through.hostname = "127.0.0.1"
+  through.port = String(proxy.port)
+  let cut = false
+  const process = yield* enter(mutation, {
+    url: through.href,
+    around: ({ text }, send) => {
+      if (text !== "COMMIT" || cut) return send
+      cut = true
+      const loss = Effect.sleep("200 millis").pipe(
+        Effect.andThen(proxy.refuse(true)),
+        Effect.andThen(proxy.refuse(false))
+      )
+      return Effect.andThen(Effect.forkDetach(loss), send)
+    }
+  })
+  const a = yield* process(join("set", "a", ["p"]))
+  const [held] = (yield* process(decide(a))).held
+  const first = yield* process(handle(held!, ["e"]))
+  // As the runner does: what has not committed is tried again.
+  if (Exit.isFailure(first)) yield* process(handle(held!, ["e"]))
+  const times = (yield* effects).get("e") ?? 0
+  return times === 1 ? [] : [`P1: an event was handled ${times} times`]
+})
