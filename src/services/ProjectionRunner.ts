@@ -94,8 +94,11 @@ const longestBatchNanos = 100_000_000n
 const emptyProgressInterval = Duration.seconds(1)
 /** Attempts at one position after which each further failure is an error in the log. */
 const attemptsBeforeError = 5
-/** A handler that loses its connection so often at one position is taken to be the reason. */
-const lostConnectionsBeforeFailure = 3
+/**
+ * A handler that loses its connection so often in a row at one position is taken to be the reason. Their back-off takes
+ * ten seconds: what a network loses goes on at another event by then.
+ */
+const lostConnectionsBeforeFailure = 10
 const firstBackoff = Duration.millis(10)
 const longestBackoff = Duration.seconds(5)
 
@@ -302,7 +305,7 @@ export const make = Effect.gen(function*() {
         }
         const disconnected = failure._tag !== "TransientFailure" || failure.kind === "connection"
         if (!disconnected) most = Math.max(1, begun >> 1)
-        if (failure._tag === "TransientFailure" && disconnected && begun > 0) {
+        if (failure._tag === "TransientFailure" && disconnected && begun > handled) {
           const position = batch[begun - 1]!.globalPosition
           lost = position === lostAt ? lost + 1 : 1
           lostAt = position

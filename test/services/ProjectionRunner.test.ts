@@ -285,39 +285,48 @@ it.effect("progress that was only seen is no checkpoint ahead of the events", ()
     assert.strictEqual(worker.seen.at(-1), 3n)
   }))
 
-it.effect("a handler that loses its connection three times at one position is the reason", () =>
+/** A handler's failure that is a lost connection is one of the store. */
+const lostInHandler = (real: CheckpointStore["Service"]): Partial<CheckpointStore["Service"]> => ({
+  commit: (held, options, work) =>
+    real.commit(held, options, work).pipe(
+      Effect.catchTag("HandlerFailure", (failure) =>
+        Effect.fail(Cause.squash(failure.cause) === connectionLost ? connectionLost : failure))
+    )
+})
+
+it.effect("a handler that loses its connection ten times in a row at one position is the reason", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const handled = yield* TxRef.make<ReadonlyArray<string>>([])
-    const poison = recording(handled)
-    const worker = yield* runner(world, poison, {
-      checkpoints: (real) => ({
-        commit: (held, options, work) =>
-          real.commit(
-            held,
-            options,
-            Effect.tap(work, () =>
-              Effect.flatMap(TxRef.get(handled), (ids) =>
-                ids.includes("b") ? Effect.fail(connectionLost) : Effect.void))
-          ).pipe(
-            Effect.catchTag("HandlerFailure", ({ cause }) =>
-              Effect.fail(Cause.squash(cause) === connectionLost ? connectionLost : conflict))
-          )
-      })
-    })
-    yield* worker.events.append([event("a")])
-    yield* worker.events.append([event("b")])
-    yield* worker.events.append([event("c")])
+    const poison = recording(
+      handled,
+      ({ aggregateId }) => aggregateId === "b" ? Effect.fail(connectionLost) : Effect.void
+    )
+    const worker = yield* runner(world, poison, { checkpoints: lostInHandler })
+    for (const id of ["a", "b", "c"]) yield* worker.events.append([event(id)])
     const fiber = yield* Effect.forkChild(worker.run)
-    yield* pass(5_000)
-    // The batch of three is lost three times at its last event; what comes before is committed bit by bit.
+    yield* pass(40_000)
     assert.deepStrictEqual(yield* TxRef.get(handled), ["a"])
     const { halt, position } = yield* worker.row
     assert.strictEqual(position, 1n)
     assert.strictEqual(halt?.position, 2n)
     assert.include(halt?.error ?? "", "connection reset")
-    // Three attempts each: at all three, at the first two, and, once the first is done, at the last two and at the second.
-    assert.strictEqual(worker.of("BatchRetried").length, 4 * 2)
+    // Ten attempts each, the last of which is not tried again: behind the first event, and alone.
+    assert.strictEqual(worker.of("BatchRetried").length, 9 * 2)
+    assert.strictEqual(yield* worker.drain(fiber), "drained")
+  }))
+
+it.effect("connections lost in a row outside of handlers, as a network loses them, halt nothing", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const handled = yield* TxRef.make<ReadonlyArray<string>>([])
+    const { attempts, checkpoints } = failingCommits((attempt) => attempt <= 12 ? connectionLost : undefined)
+    const worker = yield* runner(world, recording(handled), { checkpoints })
+    yield* worker.events.append([event("a")])
+    const fiber = yield* Effect.forkChild(worker.run)
+    yield* pass(60_000, 100)
+    assert.deepStrictEqual(yield* TxRef.get(handled), ["a"])
+    assert.strictEqual(attempts.length, 13)
     assert.strictEqual(yield* worker.drain(fiber), "drained")
   }))
 
