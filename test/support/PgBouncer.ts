@@ -59,6 +59,7 @@ auth_type = plain
 auth_file = ${users}
 pool_mode = ${options.mode}
 default_pool_size = ${options.size}
+ignore_startup_parameters = deadlock_timeout
 logfile = ${Path.join(directory, "log")}
 `
       )

@@ -103,18 +103,18 @@ export const isPassing = (error: SqlError.SqlError): boolean =>
 
 /**
  * The `SqlError` in a cause, whether it was raised or arrived as a defect: the driver turns a failure into a defect
- * when the ROLLBACK after it fails too. An interruption outweighs it.
+ * when the ROLLBACK after it fails too. Of several, the loss of the connection counts: whatever was said before, the
+ * session is gone. An interruption outweighs it.
  *
  * @category utils
  * @since 0.1.0
  */
 export const sqlErrorIn = (cause: Cause.Cause<unknown>): SqlError.SqlError | undefined => {
   if (Cause.hasInterrupts(cause)) return undefined
-  for (const reason of cause.reasons) {
-    if (Cause.isFailReason(reason) && SqlError.isSqlError(reason.error)) return reason.error
-    if (Cause.isDieReason(reason) && SqlError.isSqlError(reason.defect)) return reason.defect
-  }
-  return undefined
+  const errors = cause.reasons
+    .map((reason) => Cause.isFailReason(reason) ? reason.error : Cause.isDieReason(reason) ? reason.defect : undefined)
+    .filter((error) => SqlError.isSqlError(error))
+  return errors.find(isConnectionLoss) ?? errors[0]
 }
 
 const detailOf = (error: SqlError.SqlError): string => {
@@ -149,6 +149,9 @@ const unavailable = (error: SqlError.SqlError): DatabaseUnavailable["reason"] | 
     case "EHOSTUNREACH":
     case "ENETUNREACH":
       return "unreachable"
+    // What a pooler has against the connection, in its own words.
+    case "08P01":
+      return undefined
   }
   if (error.reason._tag === "AuthenticationError") return "wrong password"
   if (error.reason._tag === "StatementTimeoutError") return "no answer in time"

@@ -78,6 +78,17 @@ describe.skipIf(PgBouncer.missing !== undefined && !inCI)("behind a pooler", () 
   )
 
   live(
+    "what a pooler has against a connection is said in its words",
+    Effect.gen(function*() {
+      const through = yield* PgBouncer.make(yield* url, { mode: "transaction", size: 3 })
+      const failure = yield* Effect.flip(Layer.build(PostgresStores.layer)).pipe(
+        Effect.provide(PgClient.layer({ url: Redacted.make(through), startupParameters: { jit: "off" } }))
+      )
+      assert.include(failure.message, "unsupported startup parameter: jit")
+    }).pipe(Effect.scoped)
+  )
+
+  live(
     "a pooler that gives nobody a session is an error in bounded time",
     Effect.gen(function*() {
       // One session for all, and the first connection has it.
