@@ -176,11 +176,20 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
 
   const quietly = Effect.withTracerEnabled(false)
 
-  const begin = (held: Held, { from, idleTimeout }: BatchOptions) =>
-    quietly(sql<Transaction & { readonly held: boolean }>`
+  /**
+   * The server ends what stands still, and what waits for a lock as long: of batches that wait for each other, and whose
+   * process is gone, one after the other would hold the lock otherwise. A stricter limit of the application's own stays.
+   */
+  const begin = (held: Held, { from, idleTimeout }: BatchOptions) => {
+    const millis = String(Math.ceil(Duration.toMillis(idleTimeout)))
+    return quietly(sql<Transaction & { readonly held: boolean }>`
       SELECT pg_backend_pid() AS pid, extract(epoch FROM now())::text AS begun,
-        set_config('idle_in_transaction_session_timeout', ${String(Math.ceil(Duration.toMillis(idleTimeout)))}, true),
+        set_config('idle_in_transaction_session_timeout', ${millis}, true),
+        CASE WHEN current_setting('lock_timeout') = '0'
+            OR current_setting('lock_timeout')::interval > ${millis}::int * interval '1 millisecond'
+          THEN set_config('lock_timeout', ${millis}, true) END,
         EXISTS (SELECT FROM ${checkpoints} WHERE ${fenced(held)} AND position = ${from}::bigint) AS held`)
+  }
 
   const move = (held: Held, { from, to }: { readonly from: bigint; readonly to: bigint }) =>
     Effect.map(

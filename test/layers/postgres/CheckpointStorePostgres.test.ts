@@ -99,6 +99,51 @@ it.layer(layer, { excludeTestServices: true, timeout: "60 seconds" })("Checkpoin
       ])
     }))
 
+  it.effect("a batch that waits for a lock as long as one may stand still is tried again", () =>
+    Effect.gen(function*() {
+      const store = yield* CheckpointStore
+      const sql = yield* SqlClient.SqlClient
+      const { url } = yield* TestDatabase.TestDatabase
+      const row = yield* CoordinationStores.held("queue")
+      yield* record("queue")
+      const touch = sql`UPDATE counts SET count = count + 1 WHERE key = 'queue'`
+      const isLocked = yield* Deferred.make<void>()
+      yield* TestDatabase.withConnection(
+        url,
+        Effect.flatMap(SqlClient.SqlClient, (other) =>
+          other`SELECT FROM counts WHERE key = 'queue' FOR UPDATE`.pipe(
+            Effect.andThen(Deferred.succeed(isLocked, undefined)),
+            Effect.andThen(Effect.never),
+            other.withTransaction
+          ))
+      ).pipe(Effect.forkScoped)
+      yield* Deferred.await(isLocked)
+      const failure = yield* Effect.flip(
+        store.commit(row, { from: 0n, idleTimeout: Duration.millis(400) }, Effect.as(touch, 5n))
+      )
+      assert(failure._tag === "TransientFailure")
+      assert.strictEqual(failure.kind, "conflict")
+    }))
+
+  for (const [own, expected] of [["0", "20s"], ["7s", "7s"], ["1min", "20s"]] as const) {
+    it.effect(`where the session's own lock_timeout is ${own}, a batch waits ${expected}`, () =>
+      Effect.gen(function*() {
+        const { url } = yield* TestDatabase.TestDatabase
+        const client = PgClient.layer({ url: Redacted.make(url), startupParameters: { lock_timeout: own } })
+        yield* Effect.gen(function*() {
+          const store = yield* CheckpointStore
+          const sql = yield* SqlClient.SqlClient
+          const row = yield* CoordinationStores.held(`lock_timeout ${own}`)
+          let timeout: unknown
+          const work = Effect.map(sql`SHOW lock_timeout`, (rows) => {
+            timeout = rows[0]
+          })
+          yield* store.commit(row, { from: 0n, idleTimeout }, Effect.as(work, 5n))
+          assert.deepStrictEqual(timeout, { lock_timeout: expected })
+        }).pipe(Effect.provide(CoordinationStores.over().pipe(Layer.provideMerge(client))))
+      }))
+  }
+
   const afterwards: ReadonlyArray<readonly [string, Effect.Effect<unknown, unknown, SqlClient.SqlClient>]> = [
     ["goes on", Effect.void],
     ["fails of it", Effect.fail(new OwnError({ cause: undefined }))],
