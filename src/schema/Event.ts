@@ -3,6 +3,7 @@
  *
  * @since 0.1.0
  */
+import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 
 /**
@@ -93,7 +94,8 @@ const decoder = new TextDecoder("utf-8", { fatal: true })
  * @since 0.1.0
  */
 export const json = <S extends Schema.Top>(event: Event, schema: S) =>
-  Schema.decodeUnknownEffect(Schema.fromJsonString(schema))(text(event))
+  // What is no text at all is for the schema to refuse, too.
+  Schema.decodeUnknownEffect(Schema.fromJsonString(schema))(Result.getOrUndefined(Result.try(() => text(event))))
 
 /**
  * The payload read as UTF-8 text; throws a `TypeError` when it is none.

@@ -10,6 +10,7 @@ import * as Layer from "effect/Layer"
 import * as Result from "effect/Result"
 import type * as Scope from "effect/Scope"
 import type * as SqlError from "effect/sql/SqlError"
+import * as Struct from "effect/Struct"
 import * as Append from "../../schema/Append.ts"
 import {
   CheckpointAheadOfEvents,
@@ -36,7 +37,7 @@ const defaultBytes = 4 * 1024 * 1024
 /** The driver's limit for one message, which is one row, where the client sets none. */
 const defaultMessageSize = 16 * 1024 * 1024
 
-/** What a row may have beside its payload and its metadata. */
+/** What a message may have beside the bytes of its row that are measured. */
 const messageHeadroom = 512 * 1024
 
 /** Positions that a statement with a filter looks through: at first, and at least after a timeout. */
@@ -50,8 +51,12 @@ const slowNanos = 150_000_000n
 /** A read that finds little returns after this with how far it came. */
 const readNanos = 500_000_000n
 
-/** Metadata that takes no more room than this where it is stored is small when it is sent, too. */
-const smallMetadata = 1000
+/** What is stored beside a payload in no more room than this, and not compressed, is small when it is sent, too. */
+const smallBesides = 1000
+
+/** Rows that a statement measures, at first and at most: to measure large metadata is to read it. */
+const firstMeasured = 100
+const mostMeasured = 10_000
 
 /** After so many pages of rows of any size it is tried again whether they are all small. */
 const pagesOfAnySize = 32
@@ -73,22 +78,56 @@ const columns = [
 
 const selected = columns.map(([column, name]) => `${column} AS "${name}"`).join(", ")
 
+/** The row as it is handed out, from one that was `selected` with whether it `fits`; without anything where it does not. */
+const handedOut = `"globalPosition", ${
+  [...columns.map(([, name]) => name).filter((name) => name !== "globalPosition"), "payload", "metadata"]
+    .map((name) => `CASE WHEN fits THEN "${name}" END AS "${name}"`).join(", ")
+}`
+
+/** Of any length, where no index refuses it. */
+const texts = [
+  "bounded_context",
+  "aggregate_type",
+  "aggregate_id",
+  "event_type",
+  "trace_id",
+  "correlation_id",
+  "causation_id"
+]
+
+const textBytes = texts.map((column) => `coalesce(octet_length(${column}), 0)`).join(" + ")
+
+const hasSmallBesides = `${textBytes} + coalesce(pg_column_size(metadata), 0) <= ${smallBesides}
+  AND pg_column_compression(metadata) IS NULL`
+
 /** What a row takes up; large metadata is measured as it is sent, small as it is stored. */
-const rowBytes = `octet_length(payload) + coalesce(CASE WHEN pg_column_size(metadata) > ${smallMetadata}
-  THEN octet_length(metadata::text) ELSE pg_column_size(metadata) END, 0)`
+const rowBytes = `octet_length(payload) + ${textBytes} + coalesce(
+  CASE WHEN pg_column_size(metadata) <= ${smallBesides} AND pg_column_compression(metadata) IS NULL
+    THEN pg_column_size(metadata) ELSE octet_length(metadata::text) END, 0)`
 
 const hash = `(hashtext(aggregate_id COLLATE "C")::int8 & 4294967295)`
 
 const divisionByZero = "22012"
 
-type Row = Omit<Event, "payload"> & { readonly payload: Uint8Array | null }
+/** An event, and where it was measured how many bytes those up to it have. */
+type WholeRow = Event & { readonly running?: bigint }
+
+/** A row that does not fit has nothing but its position. */
+type Row = WholeRow | { readonly globalPosition: bigint; readonly payload: null }
 
 interface Window {
   readonly rows: ReadonlyArray<Row>
   readonly state: Reader.State
 }
 
-const isWhole = (row: Row): row is Event => row.payload !== null
+const isWhole = (row: Row): row is WholeRow => row.payload !== null
+
+const withoutBytes: (row: WholeRow) => Event = Struct.omit(["running"])
+
+const payloadBytes = (rows: ReadonlyArray<Event>): number => rows.reduce((sum, { payload }) => sum + payload.length, 0)
+
+/** No table has more rows than that. */
+const rowCount = (count: number): bigint => BigInt(Math.min(Math.floor(count), Number.MAX_SAFE_INTEGER))
 
 const array = (values: ReadonlyArray<unknown>, oid: number) => Result.getOrThrow(PgTypes.array(values, oid))
 
@@ -228,7 +267,7 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
         ...identify(stream),
         options?.from ?? 1n,
         options?.to ?? null,
-        options?.limit === undefined ? null : BigInt(Math.floor(options.limit))
+        options?.limit === undefined ? null : rowCount(options.limit)
       ]).pipe(database.refail("read a stream"))
 
     const conditions = (
@@ -266,16 +305,16 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
     // $1 < position <= $2, at most $3 events. A row without a payload does not fit: it ends the page. On a replica the
     // statement divides by zero. Here all rows together cannot have too many bytes, because none has more than $4.
     const smallRowsStatement = (where: string) => `
-      SELECT ${selected},
-        CASE WHEN octet_length(payload) <= $4::int8 AND coalesce(pg_column_size(metadata), 0) <= ${smallMetadata}
-          THEN payload END AS payload,
-        CASE WHEN pg_column_size(metadata) <= ${smallMetadata} THEN metadata END AS metadata
-      ${matching(where)}`
+      SELECT ${handedOut}
+      FROM (
+        SELECT ${selected}, payload, metadata, octet_length(payload) <= $4::int8 AND ${hasSmallBesides} AS fits
+        ${matching(where)}
+      ) AS judged
+      ORDER BY "globalPosition"`
 
     // Here at most $4 bytes in all, or one event of at most as many as the last parameter says.
     const anyRowsStatement = (where: string, last: number) => `
-      SELECT ${columns.map(([, name]) => `"${name}"`).join(", ")},
-        CASE WHEN fits THEN payload END AS payload, CASE WHEN fits THEN metadata END AS metadata
+      SELECT ${handedOut}, running
       FROM (
         SELECT *, running <= $4::int8 OR (running = size AND size <= $${last}::int8) AS fits
         FROM (
@@ -345,6 +384,7 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
       )
 
     let anySize = 0
+    let measured = firstMeasured
 
     const read = Effect.fnUntraced(function*(
       options: ReadOptions
@@ -367,6 +407,7 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
         const upper = isFiltered && position + window < bound ? position + window : bound
         const isSmall = found.length === 0 && anySize === 0
         const free = Math.max(0, Math.min(bytes, largest) - used)
+        const most = Math.min(limit - found.length, isSmall ? limit : measured)
         const answer: Window | "unproved" | "timeout" = yield* readWindow(
           isSmall ? smallRowsStatement(where.text) : anyRowsStatement(where.text, where.parameters.length + 5),
           {
@@ -374,12 +415,12 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
             parameters: [
               position,
               upper,
-              BigInt(limit - found.length),
+              rowCount(most),
               BigInt(isSmall ? Math.floor(free / limit) : free),
               ...where.parameters,
               ...(isSmall ? [] : [found.length === 0 ? BigInt(largest) : 0n])
             ],
-            mayShrink: isFiltered && window > smallestWindow,
+            mayShrink: isFiltered && window > smallestWindow || !isSmall && measured > 1,
             state
           }
         )
@@ -394,15 +435,24 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
         }
         if (answer === "timeout") {
           window = window / 4n < smallestWindow ? smallestWindow : window / 4n
+          if (!isSmall) measured = Math.max(1, measured >> 2)
           continue
         }
         state = answer.state
         const { rows } = answer
         const cut = rows.findIndex((row) => !isWhole(row))
         const fitting = (cut === -1 ? rows : rows.slice(0, cut)).filter(isWhole)
-        for (const event of fitting) used += event.payload.length
-        found = found.length === 0 ? fitting : [...found, ...fitting]
+        used += isSmall ? payloadBytes(fitting) : Number(fitting[fitting.length - 1]?.running ?? 0n)
+        found = isSmall ? fitting : [...found, ...fitting.map(withoutBytes)]
         if (anySize > 0) anySize--
+        const now = yield* Clock.monotonicTimeNanos
+        if (now - started < fastNanos) {
+          window *= 4n
+          if (!isSmall) measured = Math.min(mostMeasured, measured * 4)
+        } else if (now - started > slowNanos) {
+          if (window > smallestWindow) window /= 2n
+          if (!isSmall) measured = Math.max(1, measured >> 1)
+        }
         if (cut !== -1) {
           if (isSmall) {
             // The rest is read with an eye on every row's size, and so are the next pages, which will be alike.
@@ -414,12 +464,8 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
           return { events: found, position: rows[cut]!.globalPosition - 1n }
         }
         if (found.length >= limit) return { events: found, position: found[found.length - 1]!.globalPosition }
-        position = upper
-        if (used >= bytes) break
-        const now = yield* Clock.monotonicTimeNanos
-        if (now - begun > readNanos) break
-        if (now - started < fastNanos) window *= 4n
-        else if (now - started > slowNanos && window > smallestWindow) window /= 2n
+        position = rows.length < most ? upper : rows[most - 1]!.globalPosition
+        if (used >= bytes || now - begun > readNanos) break
       }
       return { events: found, position }
     })

@@ -1,0 +1,276 @@
+/**
+ * Events that no one would think of writing, and that somebody writes: each is handled as it is, or there is a typed
+ * error. Through the public API, on a real server.
+ */
+import { PgClient } from "@effect/sql-pg"
+import { assert, describe } from "@effect/vitest"
+import { Clock, Console, Effect, Layer, Redacted, Schema } from "effect"
+import * as Crypto from "node:crypto"
+import { Event, EventStore, PostgresStores, Projection } from "pupsourcing-orchestrator"
+import { TestDatabase } from "../support/TestDatabase.ts"
+import { append, catchUp, event, halted, live, recording, seen } from "./OneProcess.ts"
+
+const mega = 1024 * 1024
+
+describe("sizes", () => {
+  live(
+    "payloads of no byte and of 15 MiB are handled; one beyond the client's limit halts, until the limit is raised",
+    Effect.gen(function*() {
+      const sizes = [0, 15 * mega, 17 * mega, 1]
+      const positions: Array<bigint> = []
+      for (const size of sizes) positions.push(...yield* append(event("a", { payload: new Uint8Array(size) })))
+      const error = yield* halted(recording("sizes"))
+      assert.strictEqual(error.position, positions[2])
+      assert.include(error.message, "maxMessageSize")
+      assert.deepStrictEqual((yield* seen("sizes")).map(({ bytes }) => bytes), sizes.slice(0, 2))
+
+      const { url } = yield* TestDatabase
+      yield* catchUp(recording("sizes")).pipe(
+        Effect.provide(
+          PostgresStores.layerWith({}).pipe(
+            Layer.provideMerge(PgClient.layer({ url: Redacted.make(url), maxMessageSize: 32 * mega }))
+          )
+        )
+      )
+      assert.deepStrictEqual((yield* seen("sizes")).map(({ bytes }) => bytes), sizes)
+    })
+  )
+
+  live(
+    "what stands beside a payload may be too large as well",
+    Effect.gen(function*() {
+      const [small] = yield* append(event("a"))
+      const [large] = yield* append(event("b", { traceId: "x".repeat(17 * mega) }))
+      assert.strictEqual((yield* halted(recording("beside"))).position, large)
+      assert.deepStrictEqual((yield* seen("beside")).map(({ position }) => position), [small])
+    })
+  )
+
+  live(
+    "what is small where it is stored, and large when it is sent, fills pages as it is sent",
+    Effect.gen(function*() {
+      const store = yield* EventStore
+      const sql = yield* PgClient.PgClient
+      const events = Array.from({ length: 100 }, () => event("a", { metadata: { text: "x".repeat(80_000) } }))
+      const positions = yield* append(...events)
+      const stored = yield* sql`SELECT FROM events WHERE pg_column_size(metadata) < 1000`
+      assert.strictEqual(stored.length, events.length)
+      const found: Array<Event.Event> = []
+      for (let after = 0n; after < positions[99]!;) {
+        const page = yield* store.read({ after, bytes: mega })
+        assert.isAtMost(JSON.stringify(page.events.map(({ metadata }) => metadata)).length, mega)
+        found.push(...page.events)
+        after = page.position
+      }
+      assert.deepStrictEqual(found, yield* store.readStream(events[0]!))
+    })
+  )
+
+  live(
+    "no more is measured than a page may need",
+    Effect.gen(function*() {
+      const sql = yield* PgClient.PgClient
+      const [first] = yield* append(event("a", { metadata: { text: "x".repeat(mega) } }))
+      // Copied, they are compressed already. To measure them all takes longer than a statement may.
+      yield* sql`
+        INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload,
+          metadata)
+        SELECT 'test', 'Test', 'a', n, gen_random_uuid(), 'Happened', payload, metadata
+        FROM events, generate_series(2, 3000) AS n`
+      const page = yield* (yield* EventStore).read({ after: 0n, limit: 5000 })
+      assert.strictEqual(page.events[0]?.globalPosition, first)
+      assert.isBelow(page.events.length, 5)
+    })
+  )
+
+  live(
+    "ten thousand aggregates are handled, and so is one with ten thousand events",
+    Effect.gen(function*() {
+      const sql = yield* PgClient.PgClient
+      const count = 10_000
+      yield* sql`
+        INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
+        SELECT 'test', 'Many', 'a-' || n, 1, gen_random_uuid(), 'Happened', '{}' FROM generate_series(1, ${count}::int) AS n`
+      yield* sql`
+        INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
+        SELECT 'test', 'One', 'a', n, gen_random_uuid(), 'Happened', '{}' FROM generate_series(1, ${count}::int) AS n`
+      for (const type of ["Many", "One"]) {
+        const began = yield* Clock.monotonicTimeNanos
+        yield* catchUp(recording(type, { aggregateTypes: [type] }))
+        const millis = ((yield* Clock.monotonicTimeNanos) - began) / 1_000_000n
+        yield* Console.log(`${type}: ${count} events in ${millis} ms`)
+      }
+      assert.strictEqual(new Set((yield* seen("Many")).map(({ aggregateId }) => aggregateId)).size, count)
+      const versions = (yield* seen("One")).map(({ version }) => version)
+      assert.deepStrictEqual(versions, Array.from({ length: count }, (_, index) => BigInt(index + 1)))
+    })
+  )
+})
+
+describe("payloads", () => {
+  const payloads = {
+    "not JSON": new TextEncoder().encode("private"),
+    "half of a JSON text": new TextEncoder().encode("{\"secret\":\"private"),
+    "not UTF-8": Uint8Array.of(0xff, 0xfe),
+    "nothing": new Uint8Array(0),
+    "JSON of another shape": new TextEncoder().encode("{\"secret\":\"private\"}")
+  }
+  const json = (event: Event.Event) => Event.json(event, Schema.Struct({ secret: Schema.Int }))
+
+  live(
+    "that are no JSON are nothing to a handler of bytes; one that wants JSON can tell, or halts with a typed error",
+    Effect.gen(function*() {
+      const sizes = Object.values(payloads).map(({ length }) => length)
+      for (const [what, payload] of Object.entries(payloads)) {
+        const [position] = yield* append(event(what, { aggregateType: what, payload }))
+        const error = yield* halted(Projection.make(what, { aggregateTypes: [what], handle: json }))
+        assert.strictEqual(error.position, position)
+        assert.include(error.error, "SchemaError")
+        assert.notInclude(error.error, "private")
+      }
+      yield* catchUp(recording("bytes"))
+      assert.deepStrictEqual((yield* seen("bytes")).map(({ bytes }) => bytes), sizes)
+
+      const told: Array<string> = []
+      yield* catchUp(Projection.make("tells", {
+        handle: (event) =>
+          Effect.catchTag(json(event), "SchemaError", () => Effect.sync(() => told.push(event.aggregateId)))
+      }))
+      assert.deepStrictEqual(told, Object.keys(payloads))
+    })
+  )
+
+  live(
+    "metadata may be NULL, JSON's null, or any JSON",
+    Effect.gen(function*() {
+      const sql = yield* PgClient.PgClient
+      const kinds = [null, "null", "{}", "[]", "\"text\"", "1e300", "{\"a\":{\"b\":[null,true]}}"]
+      for (const [index, metadata] of kinds.entries()) {
+        yield* sql`
+          INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type,
+            payload, metadata)
+          VALUES ('test', 'Test', 'a', ${index + 1}, gen_random_uuid(), 'Happened', '', ${metadata}::jsonb)`
+      }
+      yield* catchUp(recording("metadata"))
+      assert.deepStrictEqual(
+        (yield* seen("metadata")).map(({ metadata }) => metadata),
+        kinds.map((metadata): unknown => metadata === null ? null : JSON.parse(metadata))
+      )
+    })
+  )
+})
+
+describe("names", () => {
+  const names = [
+    "O'Brien \"the 3rd\" \\ $1 ${x} -- ; DROP TABLE events; /*",
+    "%_*?[a-z]{1}",
+    "👩‍👩‍👧‍👦 \u{1F600}",
+    // Look alike, and are two.
+    "\u00e9",
+    "e\u0301",
+    "مرحبا \u202eabc",
+    " a\tb\r\n ",
+    "null",
+    "a".repeat(10_000)
+  ]
+
+  live(
+    "are kept as they are, whatever they contain",
+    Effect.gen(function*() {
+      const store = yield* EventStore
+      for (const name of names) {
+        const stream = { boundedContext: name, aggregateType: name, aggregateId: name }
+        yield* append(event(name, {
+          ...stream,
+          eventType: name,
+          traceId: name,
+          correlationId: name,
+          causationId: name,
+          metadata: { [name]: name }
+        }))
+        const [found, ...others] = yield* store.readStream(stream)
+        assert.deepStrictEqual(others, [])
+        assert.deepInclude(found, {
+          ...stream,
+          eventType: name,
+          traceId: name,
+          correlationId: name,
+          causationId: name,
+          metadata: { [name]: name }
+        })
+      }
+      // Those of people who give names to projections and workers, too.
+      for (const name of names.slice(0, -1)) {
+        const filter = { boundedContexts: [name], aggregateTypes: [name], eventTypes: [name] }
+        yield* catchUp(recording(name, filter), { replicaSet: name, workerId: name })
+        assert.deepStrictEqual((yield* seen(name)).map(({ aggregateId }) => aggregateId), [name])
+      }
+    })
+  )
+
+  live(
+    "that the database cannot index are refused, and nothing of them is kept",
+    Effect.gen(function*() {
+      const store = yield* EventStore
+      const long = event(Crypto.randomBytes(5000).toString("hex"))
+      const error = yield* Effect.flip(store.append([long]))
+      assert(error._tag === "StoreFailure")
+      assert.strictEqual(error.code, "54000")
+      assert.strictEqual(yield* store.headPosition, 0n)
+      yield* append(event("short"))
+      yield* catchUp(recording("after it"))
+      assert.strictEqual((yield* seen("after it")).length, 1)
+    })
+  )
+})
+
+describe("the ends of int8", () => {
+  const last = 2n ** 63n - 1n
+
+  live(
+    "an aggregate's last version is handled, and there is none after it",
+    Effect.gen(function*() {
+      const store = yield* EventStore
+      const sql = yield* PgClient.PgClient
+      yield* sql`
+        INSERT INTO aggregate_heads (bounded_context, aggregate_type, aggregate_id, aggregate_version)
+        VALUES ('test', 'Test', 'a', ${last - 2n}::bigint)`
+      assert.strictEqual((yield* store.append([event("a")], { expectedVersion: last - 2n })).lastVersion, last - 1n)
+      // Two at once do not fit, and neither is kept.
+      for (const events of [[event("a"), event("a")], [event("a"), event("a"), event("a")]]) {
+        const error = yield* Effect.flip(store.append(events))
+        assert(error._tag === "StoreFailure")
+        assert.strictEqual(error.code, "22003")
+      }
+      assert.strictEqual((yield* store.append([event("a")])).lastVersion, last)
+      for (const expectedVersion of ["any", last] as const) {
+        const error = yield* Effect.flip(store.append([event("a")], { expectedVersion }))
+        assert(error._tag === "StoreFailure")
+        assert.strictEqual(error.code, "22003")
+      }
+      const beyond = yield* Effect.flip(store.append([event("b")], { expectedVersion: last + 1n }))
+      assert.strictEqual(beyond._tag, "StoreFailure")
+      yield* catchUp(recording("versions"))
+      assert.deepStrictEqual((yield* seen("versions")).map(({ version }) => version), [last - 1n, last])
+    })
+  )
+
+  live(
+    "the last position is handled, and there is none after it",
+    Effect.gen(function*() {
+      const store = yield* EventStore
+      const sql = yield* PgClient.PgClient
+      yield* append(event("a"))
+      yield* catchUp(recording("positions"))
+      yield* sql`SELECT setval('events_global_position_seq', ${last - 2n}::bigint)`
+      assert.deepStrictEqual(yield* append(event("a"), event("a")), [last - 1n, last])
+      const error = yield* Effect.flip(store.append([event("a")]))
+      assert(error._tag === "StoreFailure")
+      assert.strictEqual(error.code, "2200H")
+      yield* catchUp(recording("positions"))
+      assert.deepStrictEqual((yield* seen("positions")).map(({ position }) => position), [1n, last - 1n, last])
+      // There is nothing to wait for, and that is no reason to fail.
+      yield* catchUp(recording("positions"))
+    })
+  )
+})

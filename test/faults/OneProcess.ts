@@ -1,0 +1,82 @@
+/**
+ * Orchestrators in the test's own process, through the public API, on a real server: for what takes no other process.
+ */
+import type { PgClient } from "@effect/sql-pg"
+import { assert, it } from "@effect/vitest"
+import { Effect, Layer, References } from "effect"
+import { SqlClient } from "effect/sql"
+import { type Event, EventStore, Orchestrator, PostgresStores, Projection } from "pupsourcing-orchestrator"
+import * as EventStores from "../support/EventStores.ts"
+import type { TestDatabase } from "../support/TestDatabase.ts"
+
+export const event = (aggregateId: string, rest: Partial<Event.NewEvent> = {}): Event.NewEvent => ({
+  boundedContext: "test",
+  aggregateType: "Test",
+  aggregateId,
+  eventType: "Happened",
+  payload: {},
+  ...rest
+})
+
+const Live = PostgresStores.layer.pipe(
+  Layer.provideMerge(EventStores.database({
+    alter: (sql) =>
+      sql`CREATE TABLE seen (projection text, position bigint, aggregate_id text NOT NULL, version bigint NOT NULL,
+        bytes int NOT NULL, metadata jsonb, PRIMARY KEY (projection, position))`
+  }))
+)
+
+/** A test on a database of its own, without what the library logs. */
+export const live = (
+  title: string,
+  test: Effect.Effect<unknown, unknown, Orchestrator.Stores | PgClient.PgClient | SqlClient.SqlClient | TestDatabase>
+) => it.live(title, () => Effect.provide(test, Live).pipe(Effect.provideService(References.MinimumLogLevel, "None")))
+
+/** Writes down what a projection is told of an event. */
+export const record = Effect.fnUntraced(function*(projection: string, event: Event.Event) {
+  const sql = yield* SqlClient.SqlClient
+  yield* sql`
+    INSERT INTO seen VALUES (${projection}, ${event.globalPosition}::bigint, ${event.aggregateId},
+      ${event.aggregateVersion}::bigint, ${event.payload.length}, ${JSON.stringify(event.metadata)}::jsonb)`
+})
+
+/** Wants no particular payload. */
+export const recording = (name: string, filter: Omit<Projection.Options<never, never>, "handle"> = {}) =>
+  Projection.make(name, { ...filter, handle: (event) => record(name, event) })
+
+/** Works until everything is handled. */
+export const catchUp = <E, R>(
+  projection: Projection.Projection<E, R>,
+  settings: Partial<Omit<Orchestrator.Options<[]>, "projections">> = {}
+) =>
+  Effect.flatMap(
+    Orchestrator.make({ replicaSet: "faults", projections: [projection], ...settings }),
+    (orchestrator) => orchestrator.catchUp
+  )
+
+/** What stands still, and why. */
+export const halted = Effect.fnUntraced(function*<E, R>(projection: Projection.Projection<E, R>) {
+  const error = yield* Effect.flip(catchUp(projection))
+  assert(error._tag === "ProjectionHalted")
+  return error
+})
+
+interface Seen {
+  readonly position: bigint
+  readonly aggregateId: string
+  readonly version: bigint
+  readonly bytes: number
+  readonly metadata: unknown
+}
+
+/** What was committed. */
+export const seen = (projection: string) =>
+  Effect.flatMap(SqlClient.SqlClient, (sql) =>
+    sql<Seen>`
+      SELECT position, aggregate_id AS "aggregateId", version, bytes, metadata FROM seen
+      WHERE projection = ${projection} ORDER BY position`)
+
+export const append = Effect.fnUntraced(function*(...events: ReadonlyArray<Event.NewEvent>) {
+  const { positions } = yield* (yield* EventStore).append(events)
+  return positions
+})
