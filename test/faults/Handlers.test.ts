@@ -1,0 +1,120 @@
+/** Handlers that ignore what fails, and leave behind what they open and start. */
+import { PgClient } from "@effect/sql-pg"
+import { assert, describe } from "@effect/vitest"
+import { Deferred, Effect, type Exit, Fiber } from "effect"
+import { SqlClient } from "effect/sql"
+import { type Event, Projection } from "pupsourcing-orchestrator"
+import { append, catchUp, event, halted, live, record, seen } from "./OneProcess.ts"
+
+const seventh = 7n
+
+const isSeventh = (event: Event.Event): boolean => event.aggregateVersion === seventh
+
+const twenty = Effect.suspend(() => append(...Array.from({ length: 20 }, () => event("a"))))
+
+const versions = (projection: string) =>
+  Effect.map(seen(projection), (rows) => rows.map(({ version }) => Number(version)))
+
+const upTo = (last: number) => Array.from({ length: last }, (_, index) => index + 1)
+
+describe("a handler", () => {
+  live(
+    "that ignores a failed statement halts at the event of that statement; in a savepoint it may",
+    Effect.gen(function*() {
+      const sql = yield* SqlClient.SqlClient
+      const positions = yield* twenty
+      const fails = sql`SELECT 1 / 0`
+      const ignoring = (statement: Effect.Effect<unknown, unknown>) =>
+        Projection.make("ignores", {
+          handle: (event) =>
+            Effect.andThen(record("ignores", event), isSeventh(event) ? Effect.ignore(statement) : Effect.void)
+        })
+      const error = yield* halted(ignoring(fails))
+      assert.strictEqual(error.position, positions[6])
+      assert.include(error.error, "its error was ignored")
+      assert.deepStrictEqual(yield* versions("ignores"), upTo(6))
+      yield* catchUp(ignoring(sql.withTransaction(fails)))
+      assert.deepStrictEqual(yield* versions("ignores"), upTo(20))
+    })
+  )
+
+  live(
+    "that leaves a fiber behind writes nothing with it, whosever transaction its connection is in by then",
+    Effect.gen(function*() {
+      const go = yield* Deferred.make<void>()
+      const left: Array<Fiber.Fiber<unknown, unknown>> = []
+      const outcomes: Array<Exit.Exit<unknown, unknown>> = []
+      yield* append(event("a"), event("a"))
+      const leaves = Projection.make("leaves", {
+        handle: Effect.fnUntraced(function*(event) {
+          yield* record("leaves", event)
+          if (event.aggregateVersion === 1n) {
+            left.push(yield* Effect.forkDetach(Effect.andThen(Deferred.await(go), record("late", event))))
+          } else {
+            yield* Deferred.succeed(go, undefined)
+            outcomes.push(yield* Fiber.await(left[0]!))
+          }
+        })
+      })
+      yield* catchUp(leaves, { batchSize: 1 })
+      assert.include(String(outcomes), "Pinned connection was released")
+      assert.deepStrictEqual(yield* versions("leaves"), [1, 2])
+      assert.deepStrictEqual(yield* seen("late"), [])
+    })
+  )
+
+  live(
+    "that opens a resource and starts a fiber for each of ten thousand events has those of one batch at most",
+    Effect.gen(function*() {
+      const sql = yield* PgClient.PgClient
+      const count = 10_000
+      const batchSize = 500
+      yield* sql`
+        INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
+        SELECT 'test', 'Test', 'a', n, gen_random_uuid(), 'Happened', '{}' FROM generate_series(1, ${count}::int) AS n`
+      const open = { resources: 0, fibers: 0 }
+      const most = { resources: 0, fibers: 0 }
+      let handled = 0
+      const hold = (kind: keyof typeof open) => {
+        open[kind]++
+        most[kind] = Math.max(most[kind], open[kind])
+      }
+      const letGo = (kind: keyof typeof open) => Effect.sync(() => void open[kind]--)
+      yield* catchUp(
+        Projection.make("leaks", {
+          handle: () =>
+            Effect.gen(function*() {
+              handled++
+              yield* Effect.acquireRelease(Effect.sync(() => hold("resources")), () => letGo("resources"))
+              yield* Effect.forkChild(
+                Effect.ensuring(Effect.andThen(Effect.sync(() => hold("fibers")), Effect.never), letGo("fibers")),
+                { startImmediately: true }
+              )
+            })
+        }),
+        { batchSize }
+      )
+      assert.strictEqual(handled, count)
+      assert.deepStrictEqual(open, { resources: 0, fibers: 0 })
+      assert.isAtMost(most.resources, batchSize)
+      assert.isAtMost(most.fibers, batchSize)
+    })
+  )
+
+  live(
+    "whose finalizer fails halts at the event that it was added for",
+    Effect.gen(function*() {
+      const positions = yield* twenty
+      const error = yield* halted(Projection.make("closes", {
+        handle: (event) =>
+          Effect.andThen(
+            record("closes", event),
+            Effect.addFinalizer(() => isSeventh(event) ? Effect.die(new Error("does not close")) : Effect.void)
+          )
+      }))
+      assert.strictEqual(error.position, positions[6])
+      assert.include(error.error, "does not close")
+      assert.deepStrictEqual(yield* versions("closes"), upTo(6))
+    })
+  )
+})

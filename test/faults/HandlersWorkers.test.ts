@@ -1,0 +1,89 @@
+/** Handlers that keep a whole process from its other duties, or itself from the database. */
+import { assert, describe, it } from "@effect/vitest"
+import { Effect } from "effect"
+import * as Harness from "./Harness.ts"
+
+const projections = ["journal"]
+
+/** Every timeout is shorter than what the handlers here take. */
+const settings = { drainTimeout: 400, coordinationTimeout: 1000 }
+const millis = 5000
+
+const identity = (state: Harness.Rows) => ({
+  generations: state.generations.map(({ generationId }) => generationId),
+  workers: state.workers.map(({ incarnation, workerId }) => ({ workerId, incarnation }))
+})
+
+const position = (state: Harness.Rows, workerId: string): bigint =>
+  state.checkpoints.find((row) => row.workerId === workerId)?.position ?? -1n
+
+/** Each event has its one line, in order. */
+const complete = Effect.fnUntraced(function*(harness: Harness.Harness["Service"]) {
+  const { state } = yield* harness.waitUntil(
+    "every event is handled",
+    ({ checkpoints, head }) => checkpoints.every((row) => row.position >= head)
+  )
+  assert.deepStrictEqual(yield* harness.differences(projections), [])
+  return state
+})
+
+describe("handlers of processes", { concurrent: false }, () => {
+  it.live(
+    "one that sleeps longer than every timeout keeps its transaction, its place and nobody else waiting",
+    () =>
+      Effect.gen(function*() {
+        const harness = yield* Harness.Harness
+        yield* harness.start("a", { projections, settings })
+        const b = yield* harness.start("b", { projections, settings, misbehaviour: { kind: "sleeps", millis } })
+        const before = yield* harness.waitUntil("a and b share the work", Harness.sharedBy(["a", "b"]))
+        yield* harness.append(400)
+        yield* harness.waitForOutput(b, "sleeps at")
+        yield* harness.waitUntil(
+          "a has handled everything while b sleeps",
+          (state) => position(state, "a") >= state.head && position(state, "b") < state.head
+        )
+        yield* harness.waitForOutput(b, "goes on at")
+        assert.deepStrictEqual(identity(yield* complete(harness)), identity(before.state))
+        // The batch that slept is the one that was committed.
+        assert.notInclude(b.output(), "tried again")
+      }).pipe(Effect.scoped, Effect.provide(Harness.layer)),
+    Harness.patience
+  )
+
+  it.live(
+    "one that lets its process do nothing else is replaced with it; its batch is refused, and it comes back",
+    () =>
+      Effect.gen(function*() {
+        const harness = yield* Harness.Harness
+        yield* harness.start("a", { projections, settings })
+        const b = yield* harness.start("b", { projections, settings, misbehaviour: { kind: "blocks", millis } })
+        const before = yield* harness.waitUntil("a and b share the work", Harness.sharedBy(["a", "b"]))
+        yield* harness.append(400)
+        yield* harness.waitUntil("a has taken all", Harness.sharedBy(["a"]))
+        yield* complete(harness)
+        assert.notInclude(b.output(), "goes on at")
+
+        const after = yield* harness.waitUntil("a and b share the work again", Harness.sharedBy(["a", "b"]))
+        const incarnation = (state: Harness.Rows) => Harness.registered(state, "b")!.incarnation
+        assert.isTrue(incarnation(after.state) > incarnation(before.state))
+        yield* harness.append(400)
+        yield* complete(harness)
+      }).pipe(Effect.scoped, Effect.provide(Harness.layer)),
+    Harness.patience
+  )
+
+  it.live(
+    "one that does so in a process that is alone is tried again when it comes back",
+    () =>
+      Effect.gen(function*() {
+        const harness = yield* Harness.Harness
+        const a = yield* harness.start("a", { projections, settings, misbehaviour: { kind: "blocks", millis } })
+        yield* harness.waitUntil("a works", Harness.sharedBy(["a"]))
+        yield* harness.append(400)
+        yield* harness.waitForOutput(a, "goes on at")
+        yield* complete(harness)
+        assert.deepStrictEqual(yield* a.stop, { code: 0, signal: null })
+      }).pipe(Effect.scoped, Effect.provide(Harness.layer)),
+    Harness.patience
+  )
+})
