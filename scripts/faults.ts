@@ -39,8 +39,7 @@ const program = Effect.gen(function*() {
     minutes: number("minutes"),
     seed: number("seed"),
     faults: chosen,
-    server,
-    ways: [{}]
+    server
   })
   yield* Console.log(values.json ? JSON.stringify(outcome, undefined, 2) : Report.table(outcome))
   if (outcome.violations.length > 0) process.exitCode = 1

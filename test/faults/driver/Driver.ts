@@ -18,6 +18,7 @@ import * as Harness from "../Harness.ts"
 import type { Fault } from "./Fault.ts"
 import * as Fleet from "./Fleet.ts"
 import * as Journal from "./Journal.ts"
+import * as Network from "./Network.ts"
 import { type Measured, median, type Outcome } from "./Report.ts"
 import * as Watch from "./Watch.ts"
 import * as Writers from "./Writers.ts"
@@ -26,6 +27,7 @@ import * as Writers from "./Writers.ts"
 export class Driver extends Context.Service<Driver, {
   readonly harness: Harness.Harness["Service"]
   readonly fleet: Fleet.Fleet
+  readonly network: Network.Network
   readonly watch: Watch.Watch
   /** How long the run is to last. */
   readonly minutes: number
@@ -76,8 +78,6 @@ export interface Options {
   readonly seed: number
   readonly faults: ReadonlyArray<Fault>
   readonly server: EmbeddedPostgres.Options
-  /** By which ways the workers reach the database, in turn. */
-  readonly ways: ReadonlyArray<Harness.WorkerOptions>
 }
 
 /** What was taken over too late in the middle of a run; single values are the machine's as much as ours. */
@@ -93,12 +93,13 @@ export const run = Effect.fnUntraced(function*(options: Options) {
   const harness = yield* Harness.Harness
   const admin = (yield* SqlClient.SqlClient) as PgClient.PgClient
   const watch = yield* Watch.start(harness)
+  const network = yield* Network.make(harness.url)
   const fleet = yield* Fleet.make({
     harness,
     places: Array.from({ length: places }, (_, index) => ({
       projections,
       settings,
-      ...options.ways[index % options.ways.length]
+      ...network.ways[index % network.ways.length]?.options
     }))
   })
   const begun = yield* watch.millis
@@ -114,7 +115,7 @@ export const run = Effect.fnUntraced(function*(options: Options) {
   ) {
     const from = yield* watch.millis
     while (true) {
-      const answer = yield* Effect.catch(Effect.timeout(ask, answerMillis), () => Effect.succeedNone)
+      const answer = yield* ask.pipe(Effect.timeout(answerMillis), Effect.orElseSucceed(Option.none))
       const millis = (yield* watch.millis) - from
       if (Option.isSome(answer)) return { answer: answer.value, millis }
       if (millis > within) {
@@ -148,6 +149,7 @@ export const run = Effect.fnUntraced(function*(options: Options) {
   const driver = Driver.of({
     harness,
     fleet,
+    network,
     watch,
     minutes: options.minutes,
     server: options.server,

@@ -78,7 +78,7 @@ export const make = Effect.fnUntraced(function*(options: {
         Effect.sync(() => {
           if (!members.includes(member)) return
           forget(member)
-          const said = worker.errors().trimEnd() || worker.output().trimEnd().split("\n").slice(-5).join("\n")
+          const said = worker.output().trimEnd().split("\n").slice(-20).join("\n")
           ended.push(`${workerId} ended by itself with ${exit.signal ?? exit.code}: ${said}`)
         })
       ),

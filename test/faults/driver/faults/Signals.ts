@@ -42,24 +42,25 @@ const interruptedTwice = ({ worker }: Member) =>
     Effect.andThen(worker.interrupt)
   )
 
-/**
- * Stands still for longer than anybody may be silent, and goes on. The others wait for it no longer than that, and for
- * the locks of its transactions.
- */
+/** The others wait for whoever is silent no longer than they may, and for the locks of its transactions. */
+export const takenOver = Effect.fnUntraced(function*(ids: ReadonlyArray<string>) {
+  const { awaitRows, settings } = yield* Driver
+  return yield* awaitRows(
+    `what ${ids.join(", ")} held when they stood still is held by others`,
+    settings.staleWorkerTimeout + replacedWithin,
+    (rows) => rows.checkpoints.every(({ workerId }) => workerId !== null && !ids.includes(workerId))
+  )
+})
+
+/** Stands still for longer than anybody may be silent, and goes on. */
 const frozen = (kind: string, count: number): Fault => ({
   kind,
   inject: Effect.gen(function*() {
-    const { awaitRows, fleet, settings } = yield* Driver
+    const { fleet } = yield* Driver
     const members = yield* fleet.pick(count)
-    const ids = members.map(({ workerId }) => workerId)
     yield* Effect.acquireUseRelease(
       each(members, ({ worker }) => worker.freeze),
-      () =>
-        awaitRows(
-          `what ${ids.join(", ")} held when they stood still is held by others`,
-          settings.staleWorkerTimeout + replacedWithin,
-          (rows) => rows.checkpoints.every(({ workerId }) => workerId !== null && !ids.includes(workerId))
-        ),
+      () => takenOver(members.map(({ workerId }) => workerId)),
       () => each(members, ({ worker }) => worker.wake)
     )
   })

@@ -1,0 +1,82 @@
+/**
+ * How often hashes change hands: noted by a trigger, since looks at the rows may miss a move between two of them.
+ */
+import * as Effect from "effect/Effect"
+import { SqlClient } from "effect/sql"
+import * as HashRange from "../../src/schema/HashRange.ts"
+
+/** From some moment on a range was held by a registration, or by none. */
+export interface Holding {
+  readonly projection: string
+  readonly range: HashRange.HashRange
+  readonly incarnation: bigint | null
+}
+
+interface Part {
+  readonly range: HashRange.HashRange
+  readonly owners: ReadonlyArray<bigint>
+}
+
+/** The parts of a range that a holding covers have one more owner, unless it is the one that they had last. */
+const handOver = (parts: ReadonlyArray<Part>, { incarnation, range }: Holding): ReadonlyArray<Part> =>
+  parts.flatMap((part) => {
+    if (incarnation === null || part.owners.at(-1) === incarnation) return [part]
+    const { after, before, inside } = HashRange.cut(part.range, range)
+    return [
+      ...(before === undefined ? [] : [{ ...part, range: before }]),
+      ...(inside === undefined ? [] : [{ range: inside, owners: [...part.owners, incarnation] }]),
+      ...(after === undefined ? [] : [{ ...part, range: after }])
+    ]
+  })
+
+/** The hashes of each projection that changed hands more often than `times`, and who held them. */
+export const above = (times: number, holdings: ReadonlyArray<Holding>): ReadonlyArray<string> =>
+  [...new Set(holdings.map(({ projection }) => projection))].flatMap((projection) =>
+    holdings
+      .filter((holding) => holding.projection === projection)
+      .reduce(handOver, [{ range: HashRange.whole, owners: [] }])
+      .filter(({ owners }) => owners.length - 1 > times)
+      .map(({ owners, range }) => `${projection} ${HashRange.format(range)} was held by ${owners.join(", then ")}`)
+  )
+
+/** Begins to note them, from who holds what at this moment. */
+export const record = Effect.gen(function*() {
+  const sql = yield* SqlClient.SqlClient
+  yield* Effect.gen(function*() {
+    yield* sql`LOCK TABLE orchestrator_checkpoints IN SHARE ROW EXCLUSIVE MODE`
+    yield* sql`
+      CREATE TABLE IF NOT EXISTS holdings (
+        seq bigserial, projection text, range_start bigint, range_end bigint, incarnation bigint
+      )`
+    yield* sql`TRUNCATE holdings`
+    yield* sql`
+      CREATE OR REPLACE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS $$
+      BEGIN
+        INSERT INTO holdings (projection, range_start, range_end, incarnation)
+        VALUES (NEW.projection_name, NEW.range_start, NEW.range_end, NEW.incarnation);
+        RETURN NULL;
+      END $$`
+    yield* sql`
+      CREATE OR REPLACE TRIGGER hold AFTER INSERT OR UPDATE OF incarnation, range_end ON orchestrator_checkpoints
+      FOR EACH ROW EXECUTE FUNCTION hold()`
+    yield* sql`
+      INSERT INTO holdings (projection, range_start, range_end, incarnation)
+      SELECT projection_name, range_start, range_end, incarnation FROM orchestrator_checkpoints`
+  }).pipe(sql.withTransaction)
+})
+
+/** What was noted since. */
+export const holdings = Effect.gen(function*() {
+  const sql = yield* SqlClient.SqlClient
+  const rows = yield* sql<{
+    readonly projection: string
+    readonly start: bigint
+    readonly end: bigint
+    readonly incarnation: bigint | null
+  }>`SELECT projection, range_start AS start, range_end AS "end", incarnation FROM holdings ORDER BY seq`
+  return rows.map(({ end, incarnation, projection, start }): Holding => ({
+    projection,
+    incarnation,
+    range: { start: Number(start), end: Number(end) }
+  }))
+})

@@ -1,0 +1,133 @@
+/**
+ * What happens between workers and server.
+ */
+import * as Effect from "effect/Effect"
+import * as Schedule from "effect/Schedule"
+import { Driver } from "../Driver.ts"
+import { type Fault, nobodyReplaced } from "../Fault.ts"
+import type { Direction, Way } from "../Network.ts"
+import { replacedWithin } from "./Signals.ts"
+
+/** A member that takes this way, or the next one that will; and its way. */
+const taking = Effect.fnUntraced(function*<K extends Way["kind"]>(kind: K) {
+  const { fleet, network } = yield* Driver
+  const wayOf = (index: number) => network.ways[index % network.ways.length]
+  const eligible = fleet.pick(1, ({ place }) => wayOf(place.index)?.kind === kind)
+  let [member] = yield* eligible
+  if (member === undefined) {
+    fleet.resize(Infinity)
+    yield* fleet.restore
+    member = (yield* eligible)[0]
+  }
+  const way = member === undefined ? undefined : wayOf(member.place.index)
+  if (member === undefined || way?.kind !== kind) return yield* Effect.die(new Error(`nobody goes by ${kind}`))
+  // Narrowed by the line above, which TypeScript does not see for a parameter.
+  return way as Extract<Way, { readonly kind: K }>
+})
+
+/** Ids of the members that take this way. */
+const idsOf = Effect.fnUntraced(function*(kind: Way["kind"]) {
+  const { fleet, network } = yield* Driver
+  return fleet.members()
+    .filter(({ place }) => network.ways[place.index % network.ways.length]?.kind === kind)
+    .map(({ workerId }) => workerId)
+})
+
+/** Whoever goes this way is cut off: the others hold everything as soon as its silence allows. */
+const othersTakeOver = Effect.fnUntraced(function*(kind: Way["kind"]) {
+  const { awaitRows, fleet, settings } = yield* Driver
+  const ids = yield* idsOf(kind)
+  if (ids.length === fleet.members().length) return
+  yield* awaitRows(
+    `what ${ids.join(", ")} held when they were cut off is held by others`,
+    settings.staleWorkerTimeout + replacedWithin,
+    (rows) => rows.checkpoints.every(({ workerId }) => workerId !== null && !ids.includes(workerId))
+  )
+})
+
+const hasNamespace = Effect.map(Driver, ({ network }) => network.noNamespace)
+
+const dropped = (kind: string, direction: Direction): Fault => ({
+  kind,
+  unavailable: hasNamespace,
+  inject: Effect.gen(function*() {
+    const way = yield* taking("namespace")
+    yield* Effect.acquireUseRelease(way.drop(direction), () => othersTakeOver("namespace"), () => way.restore)
+  })
+})
+
+const droppedForAMoment: Fault = {
+  kind: "packets dropped for a moment",
+  unavailable: hasNamespace,
+  inject: Effect.gen(function*() {
+    const { settings } = yield* Driver
+    const way = yield* taking("namespace")
+    yield* Effect.acquireUseRelease(
+      way.drop("both"),
+      () => Effect.sleep(settings.staleWorkerTimeout * 0.25),
+      () => way.restore
+    )
+  }),
+  judge: nobodyReplaced
+}
+
+const impaired = (kind: string, how: { readonly delayMillis: number; readonly loss: number }): Fault => ({
+  kind,
+  inject: Effect.gen(function*() {
+    const { proxy } = yield* taking("proxy")
+    yield* Effect.acquireUseRelease(
+      proxy.impair(how),
+      () => Effect.sleep("3 seconds"),
+      () => proxy.impair({ delayMillis: 0, loss: 0 })
+    )
+  })
+})
+
+const refused: Fault = {
+  kind: "connections refused",
+  inject: Effect.gen(function*() {
+    const { proxy } = yield* taking("proxy")
+    yield* Effect.acquireUseRelease(
+      proxy.refuse(true),
+      () => othersTakeOver("proxy"),
+      () => proxy.refuse(false)
+    )
+  })
+}
+
+/** The server and the worker believe in their connections, until TCP gives them up; new ones are as they should be. */
+const halfOpen: Fault = {
+  kind: "connections half open",
+  inject: Effect.gen(function*() {
+    const { settings } = yield* Driver
+    const { proxy } = yield* taking("proxy")
+    yield* Effect.acquireUseRelease(
+      proxy.silence,
+      () => Effect.sleep(settings.staleWorkerTimeout * 1.6),
+      () => proxy.giveUp
+    )
+  })
+}
+
+const answersLost: Fault = {
+  kind: "answers to COMMIT lost",
+  inject: Effect.gen(function*() {
+    const { proxy } = yield* taking("proxy")
+    yield* Effect.repeat(
+      proxy.cutAtEnd,
+      Schedule.max([Schedule.spaced("150 millis"), Schedule.during("2 seconds")])
+    )
+  })
+}
+
+export const network: ReadonlyArray<Fault> = [
+  dropped("packets dropped", "both"),
+  dropped("packets to the worker dropped", "input"),
+  dropped("packets from the worker dropped", "output"),
+  droppedForAMoment,
+  impaired("slow network", { delayMillis: 100, loss: 0 }),
+  impaired("lossy network", { delayMillis: 5, loss: 0.02 }),
+  refused,
+  halfOpen,
+  answersLost
+]
