@@ -30,14 +30,8 @@ export interface View {
   readonly rows: ReadonlyArray<Checkpoint.Checkpoint>
   /** Milliseconds since the session that reads this view was opened. */
   readonly observerAgeMillis: number
-  /**
-   * Live workers of other replica sets that carry one of the projections.
-   */
-  readonly foreignCarriers: ReadonlyArray<{
-    readonly projection: string
-    readonly replicaSet: string
-    readonly workerId: string
-  }>
+  /** Workers of other replica sets that have not stopped and carry one of the projections, the dead among them. */
+  readonly foreignCarriers: ReadonlyArray<Worker.WorkerView & { readonly replicaSet: string }>
 }
 
 /**
@@ -178,6 +172,20 @@ const nothing = (view: View, obstacle: Obstacle | undefined): Decision => ({
   recheckAfterMillis: undefined
 })
 
+/** Who lives in another replica set that has the row, and carries its projection there. */
+const foreignCarriers = (view: View, request: Request, row: Checkpoint.Checkpoint): View["foreignCarriers"] =>
+  view.foreignCarriers.filter((worker) =>
+    worker.replicaSet === row.replicaSet && worker.projections.includes(row.projection) &&
+    Worker.isAlive(worker, view.observerAgeMillis, request.rules)
+  )
+
+/**
+ * It has been silent for too long, and lives only because the session that observes it is too young to say otherwise.
+ * To fail for it would be in vain: started again, the next session is as young.
+ */
+const isDoubtful = (worker: Worker.WorkerView, { rules }: Request): boolean =>
+  worker.silentForMillis > rules.staleWorkerTimeoutMillis
+
 const obstacleOf = (view: View, request: Request): Obstacle | undefined => {
   if (!view.workers.some((worker) => isSelf(worker, request))) return { _tag: "Evicted" }
   // Who leaves has nothing to take: no obstacle may keep it from giving up what it holds.
@@ -185,17 +193,13 @@ const obstacleOf = (view: View, request: Request): Obstacle | undefined => {
   for (const projection of request.projections) {
     for (const row of view.rows) {
       if (row.projection !== projection.name) continue
-      if (row.replicaSet !== view.replicaSet) {
-        const carrier = view.foreignCarriers.find((other) =>
-          other.projection === projection.name && other.replicaSet === row.replicaSet
-        )
-        if (carrier !== undefined) {
-          return {
-            _tag: "ProjectionInOtherReplicaSet",
-            projection: projection.name,
-            otherReplicaSet: carrier.replicaSet,
-            workerId: carrier.workerId
-          }
+      const carrier = foreignCarriers(view, request, row).find((other) => !isDoubtful(other, request))
+      if (carrier !== undefined) {
+        return {
+          _tag: "ProjectionInOtherReplicaSet",
+          projection: projection.name,
+          otherReplicaSet: carrier.replicaSet,
+          workerId: carrier.workerId
         }
       }
       if (row.filter !== projection.filter && !projection.acceptFilterChange) {
@@ -311,8 +315,9 @@ export const decide = (view: View, request: Request, lockable: ReadonlySet<strin
       rows.push(row)
     }
     const isForeign = (row: Checkpoint.Checkpoint): boolean => row.replicaSet !== view.replicaSet
+    const isDoubted = rows.some((row) => foreignCarriers(view, request, row).length > 0)
     // All or nothing: a projection of which two replica sets have rows would stop the workers of both.
-    const claimable = rows.every((row) => !isForeign(row) || lockable.has(Checkpoint.key(row)))
+    const claimable = !isDoubted && rows.every((row) => !isForeign(row) || lockable.has(Checkpoint.key(row)))
     const kept: Array<Checkpoint.Checkpoint> = []
     const touched: Array<Checkpoint.Checkpoint> = []
     const after: Array<Checkpoint.Checkpoint> = []
@@ -330,7 +335,7 @@ export const decide = (view: View, request: Request, lockable: ReadonlySet<strin
         continue
       }
       if (isForeign(row) && !claimable) {
-        awaitsLock = awaitsLock || share !== undefined
+        awaitsLock = awaitsLock || (share !== undefined && !isDoubted)
         kept.push(row)
         continue
       }
@@ -390,8 +395,8 @@ const recheckAfter = (
   living: ReadonlyArray<Worker.WorkerView>,
   awaitsLock: boolean
 ): number | undefined => {
-  const waits = living
-    .filter((worker) => !isSelf(worker, request))
+  const others = living.filter((worker) => !isSelf(worker, request))
+  const waits = [...others, ...view.rows.flatMap((row) => foreignCarriers(view, request, row))]
     .map((worker) => Worker.millisToLive(worker, view.observerAgeMillis, request.rules))
   if (awaitsLock) waits.push(lockedRowRecheckMillis)
   return waits.length === 0 ? undefined : Math.max(1, Math.ceil(Math.min(...waits)))

@@ -429,6 +429,24 @@ describe("Decision", () => {
       assert.isTrue(World.decide(world, second).settled)
     })
 
+    it("who is too young to judge waits for a silent worker there: started again it would be as young", () => {
+      const world = World.make()
+      const silent = World.join(world, { workerId: "w1", replicaSet: "other", projections: ["orders"] })
+      World.decide(world, silent)
+      const young = World.join(world, { workerId: "w2", projections: ["orders"] })
+      silent.silentForMillis = farFuture
+      const waiting = World.decide(world, young, { observerAgeMillis: 0 })
+      assert.isUndefined(waiting.obstacle)
+      assert.deepStrictEqual([waiting.held, waiting.settled], [[], false])
+      assert.deepStrictEqual(World.rowsOf(world, "orders").map((row) => row.replicaSet), ["other"])
+      assert.strictEqual(waiting.recheckAfterMillis, World.oldObserver)
+
+      silent.silentForMillis = 0
+      assert.strictEqual(World.decide(world, young).obstacle?._tag, "ProjectionInOtherReplicaSet")
+      silent.silentForMillis = farFuture
+      assert.isTrue(World.decide(world, young).settled)
+    })
+
     it("who carries it in a third replica set does not count", () => {
       const world = World.make()
       const gone = World.join(world, { workerId: "w1", replicaSet: "other", projections: ["orders"] })

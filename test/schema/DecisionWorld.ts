@@ -105,9 +105,6 @@ export const join = (
   return worker
 }
 
-const livesFor = (other: WorldWorker, observerAgeMillis: number): boolean =>
-  Worker.isAlive(viewOfWorker(other), observerAgeMillis, rules)
-
 const viewOfWorker = (worker: WorldWorker): Worker.WorkerView => ({
   workerId: worker.registration.workerId,
   incarnation: worker.registration.incarnation,
@@ -129,14 +126,8 @@ export const viewFor = (world: World, worker: WorldWorker, observerAgeMillis = o
     rows: [...world.rows.values()].filter((row) => worker.registration.projections.includes(row.projection)).reverse(),
     observerAgeMillis,
     foreignCarriers: world.workers
-      .filter((other) => other.registration.replicaSet !== replicaSet && livesFor(other, observerAgeMillis))
-      .flatMap(({ registration }) =>
-        registration.projections.map((projection) => ({
-          projection,
-          replicaSet: registration.replicaSet,
-          workerId: registration.workerId
-        }))
-      )
+      .filter((other) => other.registration.replicaSet !== replicaSet)
+      .map((other) => ({ ...viewOfWorker(other), replicaSet: other.registration.replicaSet }))
   }
 }
 
@@ -249,13 +240,20 @@ const check = (
   for (const row of Decision.candidates(view, requestOf(worker, leaving))) {
     assert.isFalse(othersRow(row) || (isMine(row) && worker.busy.has(Checkpoint.key(row))), "no candidate")
   }
-  const lockedAbroad = new Set(
+  const isCarriedThere = (row: Checkpoint.Checkpoint) =>
+    view.foreignCarriers.some((other) =>
+      other.replicaSet === row.replicaSet && other.projections.includes(row.projection) &&
+      Worker.isAlive(other, view.observerAgeMillis, rules)
+    )
+  const unclaimable = new Set(
     [...before.values()]
-      .filter((row) => row.replicaSet !== self.replicaSet && !lockable.has(Checkpoint.key(row)))
+      .filter((row) =>
+        row.replicaSet !== self.replicaSet && (!lockable.has(Checkpoint.key(row)) || isCarriedThere(row))
+      )
       .map((row) => row.projection)
   )
   const untouchable = (row: Checkpoint.Checkpoint) =>
-    (row.replicaSet !== self.replicaSet && lockedAbroad.has(row.projection)) ||
+    (row.replicaSet !== self.replicaSet && unclaimable.has(row.projection)) ||
     othersRow(row) || (isMine(row) && worker.busy.has(Checkpoint.key(row))) || !lockable.has(Checkpoint.key(row))
 
   for (const [key, row] of before) {

@@ -11,7 +11,6 @@ import * as TxRef from "effect/TxRef"
 import type { Checkpoint } from "../../schema/Checkpoint.ts"
 import * as CheckpointRow from "../../schema/Checkpoint.ts"
 import * as Decision from "../../schema/Decision.ts"
-import * as Worker from "../../schema/Worker.ts"
 import { Decisions } from "../../services/Decisions.ts"
 import type { GenerationRecord, Handle, MemoryWorld } from "./MemoryWorld.ts"
 import { changeWorker, viewOf, wakeOthers } from "./MemoryWorld.ts"
@@ -50,9 +49,6 @@ export const make = (handle: Handle): Decisions["Service"] => {
       const row = yield* TxRef.get(ref)
       if (row !== undefined && names.has(row.projection)) rows.push(row)
     }
-    const foreign = standing.filter((worker) =>
-      worker.replicaSet !== replicaSet && Worker.isAlive(viewOf(worker, now), observerAgeMillis, request.rules)
-    )
     const newest = generations?.[generations.length - 1]
     return {
       replicaSet,
@@ -64,13 +60,9 @@ export const make = (handle: Handle): Decisions["Service"] => {
       },
       rows: rows.sort((a, b) => a.range.start - b.range.start),
       observerAgeMillis,
-      foreignCarriers: foreign.flatMap((worker) =>
-        worker.projections.filter((name) => names.has(name)).map((projection) => ({
-          projection,
-          replicaSet: worker.replicaSet,
-          workerId: worker.workerId
-        }))
-      )
+      foreignCarriers: standing
+        .filter((worker) => worker.replicaSet !== replicaSet)
+        .map((worker) => ({ ...viewOf(worker, now), replicaSet: worker.replicaSet }))
     } satisfies Decision.View
   })
 

@@ -15,7 +15,6 @@ import * as Checkpoint from "../../schema/Checkpoint.ts"
 import * as Decision from "../../schema/Decision.ts"
 import { StoreFailure } from "../../schema/Errors.ts"
 import type * as Generation from "../../schema/Generation.ts"
-import * as Worker from "../../schema/Worker.ts"
 import { Decisions } from "../../services/Decisions.ts"
 import * as Coordination from "./Coordination.ts"
 import { Database } from "./Database.ts"
@@ -86,17 +85,7 @@ export const make: Effect.Effect<
       generation: row.generation === null ? undefined : Rows.toGeneration(replicaSet, row.generation),
       rows: row.checkpoints.map(Rows.toCheckpoint),
       observerAgeMillis,
-      foreignCarriers: observed
-        .filter((worker) =>
-          worker.replicaSet !== replicaSet && Worker.isAlive(worker, observerAgeMillis, request.rules)
-        )
-        .flatMap((worker) =>
-          worker.projections.map((projection) => ({
-            projection,
-            replicaSet: worker.replicaSet,
-            workerId: worker.workerId
-          }))
-        )
+      foreignCarriers: observed.filter((worker) => worker.replicaSet !== replicaSet)
     }
     return view
   })
