@@ -1,26 +1,37 @@
 /**
- * `npm run simulate`: the deterministic simulation.
+ * `npm run simulate`: the simulation, deterministic in memory, or in real time against PostgreSQL.
  *
  * - `npm run simulate -- --seed N`: one seed, with its trace.
  * - `npm run simulate -- --seeds N [--seed FIRST]`: many seeds, and what they covered.
+ * - `npm run simulate -- --postgres …`: either of them against PostgreSQL; the server in `DATABASE_URL`, or one of its own.
+ *   `--at-once N` seeds are played at a time.
  * - `npm run simulate -- --mutations [--seeds N]`: each mechanism taken out in turn, and how many seeds notice it.
  */
+import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
+import * as Console from "effect/Console"
+import * as Effect from "effect/Effect"
 import { parseArgs } from "node:util"
-import { Coverage } from "../test/simulation/Coverage.ts"
-import { mutations, none } from "../test/simulation/Mutations.ts"
+import * as Coverage from "../test/simulation/Coverage.ts"
+import type { Outcome } from "../test/simulation/Director.ts"
+import * as Memory from "../test/simulation/Mutations.ts"
+import * as Postgres from "../test/simulation/postgres/Mutations.ts"
+import * as RealTime from "../test/simulation/postgres/RealTime.ts"
 import { simulate } from "../test/simulation/Simulation.ts"
+import * as EmbeddedPostgres from "./EmbeddedPostgres.ts"
 
 const { values } = parseArgs({
   options: {
-    seed: { type: "string" },
+    seed: { type: "string", default: "1" },
     seeds: { type: "string" },
     mutation: { type: "string" },
-    mutations: { type: "boolean", default: false }
+    mutations: { type: "boolean", default: false },
+    postgres: { type: "boolean", default: false },
+    "at-once": { type: "string", default: "6" }
   }
 })
 
-const whole = (name: string, text: string | undefined, otherwise: number): number => {
-  const value = text === undefined ? otherwise : Number(text)
+const whole = (name: "seed" | "seeds" | "at-once", otherwise: number): number => {
+  const value = values[name] === undefined ? otherwise : Number(values[name])
   if (!Number.isSafeInteger(value) || value < 0) throw new Error(`--${name} must be a whole number`)
   return value
 }
@@ -28,61 +39,127 @@ const whole = (name: string, text: string | undefined, otherwise: number): numbe
 /** A long run says so often how far it has come. */
 const progressMillis = 30_000
 
-const first = whole("seed", values.seed, 1)
-const mutation = values.mutation === undefined ? none : mutations[values.mutation]
-if (mutation === undefined) throw new Error(`--mutation is one of: ${Object.keys(mutations).join(", ")}`)
+/** Where seeds are played, and what may be taken out there. */
+interface Theatre {
+  /** The option that chooses it. */
+  readonly option: "" | "--postgres "
+  readonly claims: Coverage.Claims
+  readonly mutations: ReadonlyArray<string>
+  readonly play: (seed: number, mutation: string | undefined) => Effect.Effect<Outcome, unknown>
+  readonly atOnce: number
+}
 
-if (values.mutations) {
-  const most = whole("seeds", values.seeds, 1000)
-  for (const [name, mutation] of Object.entries(mutations)) {
-    let seed = first
-    let found = simulate(seed, mutation)
-    while (found.violations.length === 0 && seed < first + most - 1) found = simulate(++seed, mutation)
-    const red = found.violations.length > 0
-    console.log(
-      `${name.padEnd(44)} ${red ? `red after ${seed - first + 1}: ${found.violations[0]}` : `green after ${most}`}`
-    )
-    if (!red) process.exitCode = 1
+const inMemory: Theatre = {
+  option: "",
+  claims: Coverage.virtual,
+  mutations: Object.keys(Memory.mutations),
+  play: (seed, mutation) =>
+    Effect.andThen(
+      // So that a signal is heard between two seeds.
+      Effect.yieldNow,
+      Effect.sync(() => simulate(seed, mutation === undefined ? Memory.none : Memory.mutations[mutation]))
+    ),
+  atOnce: 1
+}
+
+const onPostgres = Effect.gen(function*() {
+  const given = process.env["DATABASE_URL"]
+  const serverUrl = given !== undefined && given !== ""
+    ? given
+    : (yield* EmbeddedPostgres.acquire({ name: "simulate" })).url
+  const template = yield* RealTime.prepare(serverUrl)
+  const theatre: Theatre = {
+    option: "--postgres ",
+    claims: Coverage.postgres,
+    mutations: Object.keys(Postgres.mutations),
+    play: (seed, mutation) =>
+      RealTime.play(seed, {
+        template,
+        serverUrl,
+        rewrite: mutation === undefined ? undefined : Postgres.mutations[mutation]
+      }),
+    atOnce: whole("at-once", 6)
   }
-} else if (values.seeds === undefined) {
-  const outcome = simulate(first, mutation)
-  console.log(outcome.trace.join("\n"))
-  console.log(
-    outcome.violations.length === 0
-      ? `seed ${first}: ${outcome.events} events, ${outcome.faults} joins and faults, recovered after ${outcome.recoveredAfter} ms`
-      : `seed ${first} violates:\n${outcome.violations.join("\n")}`
-  )
-  if (outcome.violations.length > 0) process.exitCode = 1
-} else {
-  const count = whole("seeds", values.seeds, 0)
-  const coverage = new Coverage()
+  return theatre
+})
+
+const command = (theatre: Theatre, seed: number): string => `npm run simulate -- ${theatre.option}--seed ${seed}`
+
+const fail = Effect.sync(() => {
+  process.exitCode = 1
+})
+
+/** One seed with its trace. */
+const one = Effect.fnUntraced(function*(theatre: Theatre, seed: number) {
+  const { events, faults, recoveredAfter, trace, violations } = yield* theatre.play(seed, values.mutation)
+  yield* Console.log(trace.join("\n"))
+  if (violations.length === 0) {
+    return yield* Console.log(
+      `seed ${seed}: ${events} events, ${faults} joins and faults, recovered after ${recoveredAfter} ms`
+    )
+  }
+  yield* Console.log(`seed ${seed} violates:\n${violations.join("\n")}`)
+  yield* fail
+})
+
+/** Many seeds, and what they covered. */
+const many = Effect.fnUntraced(function*(theatre: Theatre, first: number, count: number) {
+  const coverage = new Coverage.Coverage(theatre.claims)
   const began = performance.now()
+  let said = began
+  let played = 0
   let failed = 0
   let slowest = 0
-  let said = began
-  for (let seed = first; seed < first + count; seed++) {
-    const outcome = simulate(seed, mutation)
-    coverage.add(outcome.coverage)
-    slowest = Math.max(slowest, outcome.recoveredAfter ?? 0)
-    if (outcome.violations.length > 0) {
-      failed++
-      console.log(`seed ${seed}: ${outcome.violations[0]}\n  npm run simulate -- --seed ${seed}`)
-    }
-    if (performance.now() - said > progressMillis) {
-      said = performance.now()
-      console.log(
-        `${seed - first + 1} of ${count} seeds after ${Math.round((said - began) / 1000)} s, ${failed} failed`
-      )
-    }
-  }
-  const seconds = (performance.now() - began) / 1000
-  console.log(coverage.table())
-  const missing = coverage.missing()
-  if (missing.length > 0) console.log(`never reached:\n  ${missing.join("\n  ")}`)
-  console.log(
-    `${count} seeds from ${first} in ${seconds.toFixed(1)} s (${
-      (count / seconds).toFixed(1)
-    } a second): ${failed} failed; longest recovery ${slowest} ms`
+  yield* Effect.forEach(
+    Array.from({ length: count }, (_, index) => first + index),
+    Effect.fnUntraced(function*(seed) {
+      const outcome = yield* theatre.play(seed, values.mutation)
+      coverage.add(outcome.coverage)
+      played++
+      slowest = Math.max(slowest, outcome.recoveredAfter ?? 0)
+      if (outcome.violations.length > 0) {
+        failed++
+        yield* Console.log(`seed ${seed}: ${outcome.violations[0]}\n  ${command(theatre, seed)}`)
+        // What was played in real time is not seen again.
+        if (theatre !== inMemory) yield* Console.log(outcome.trace.join("\n"))
+      }
+      if (performance.now() - said > progressMillis) {
+        said = performance.now()
+        yield* Console.log(`${played} of ${count} seeds after ${Math.round((said - began) / 1000)} s, ${failed} failed`)
+      }
+    }),
+    { concurrency: theatre.atOnce, discard: true }
   )
-  if (failed > 0 || missing.length > 0) process.exitCode = 1
-}
+  const seconds = (performance.now() - began) / 1000
+  yield* Console.log(coverage.table())
+  const missing = coverage.missing()
+  if (missing.length > 0) yield* Console.log(`never reached:\n  ${missing.join("\n  ")}`)
+  const pace = `${seconds.toFixed(1)} s (${(count / seconds).toFixed(1)} a second)`
+  yield* Console.log(`${count} seeds from ${first} in ${pace}: ${failed} failed; longest recovery ${slowest} ms`)
+  if (failed > 0 || missing.length > 0) yield* fail
+})
+
+/** Each mechanism taken out in turn. */
+const mutations = Effect.fnUntraced(function*(theatre: Theatre, first: number, most: number) {
+  for (const name of theatre.mutations) {
+    let seed = first
+    let found = yield* theatre.play(seed, name)
+    while (found.violations.length === 0 && seed < first + most - 1) found = yield* theatre.play(++seed, name)
+    const isRed = found.violations.length > 0
+    const verdict = isRed ? `red after ${seed - first + 1}: ${found.violations[0]}` : `green after ${most}`
+    yield* Console.log(`${name.padEnd(44)} ${verdict}`)
+    if (!isRed) yield* fail
+  }
+})
+
+const program = Effect.gen(function*() {
+  const theatre = values.postgres ? yield* onPostgres : inMemory
+  const first = whole("seed", 1)
+  if (values.mutation !== undefined && !theatre.mutations.includes(values.mutation)) {
+    throw new Error(`--mutation is one of: ${theatre.mutations.join(", ")}`)
+  }
+  if (values.mutations) return yield* mutations(theatre, first, whole("seeds", 1000))
+  return values.seeds === undefined ? yield* one(theatre, first) : yield* many(theatre, first, whole("seeds", 0))
+})
+
+NodeRuntime.runMain(Effect.scoped(program))

@@ -1,16 +1,14 @@
 /**
- * The checkers: they see every commit of the world as it happens, whoever made it, and judge it by the promises alone.
+ * The checkers: they are told every change that a transaction commits, whoever made it, and judge it by the promises
+ * alone. Where the changes come from is somebody else's: the values of the memory world, or an audit on PostgreSQL.
  *
  * P1, P3: the read model is the fold of the events up to each row's position. P2: it was folded in version order.
  * Rows tile the space, and no hash's position goes back. P4: only the holder moves a row, nobody takes from the living.
- * P5 is judged by the scenario, which knows when faults have stopped.
+ * P5 is judged by the scenario's end, which knows when faults have stopped.
  */
-import * as Fiber from "effect/Fiber"
-import type * as TxRef from "effect/TxRef"
-import * as MemoryWorld from "../../src/layers/memory/MemoryWorld.ts"
 import * as Checkpoint from "../../src/schema/Checkpoint.ts"
+import type * as Generation from "../../src/schema/Generation.ts"
 import * as HashRange from "../../src/schema/HashRange.ts"
-import { CurrentProcess, type Process } from "./Engine.ts"
 import type { Run, Worker } from "./Run.ts"
 
 type Row = Checkpoint.Checkpoint
@@ -18,31 +16,24 @@ type Row = Checkpoint.Checkpoint
 /** As the coordinator has it. */
 const presenceGraceMillis = 100
 
-/** Calls back on every commit of a value, in the fiber that commits. */
-const observe = <A>(ref: TxRef.TxRef<A>, changed: (before: A, after: A) => void): void => {
-  let value = ref.value
-  Object.defineProperty(ref, "value", {
-    enumerable: true,
-    get: () => value,
-    set: (next: A) => {
-      const before = value
-      value = next
-      changed(before, next)
-    }
-  })
+/** Whose transaction made a change, and when. */
+export interface Author {
+  /** The worker's name. */
+  readonly name: string
+  readonly at: number
 }
 
-/** Rows by key, each of which is observed from its beginning. */
-export class ObservedRows extends Map<string, TxRef.TxRef<Row | undefined>> {
-  changed: (before: Row | undefined, after: Row | undefined) => void = () => {}
-
-  override set(key: string, ref: TxRef.TxRef<Row | undefined>): this {
-    observe(ref, (before, after) => this.changed(before, after))
-    return super.set(key, ref)
-  }
+/** What is known of a registration; times in milliseconds of the run. */
+export interface Registered {
+  readonly replicaSet: string
+  readonly workerId: string
+  readonly incarnation: bigint
+  readonly heartbeatAt: number
+  /** When its presence ended; absent while it lasts. */
+  readonly absentSince: number | undefined
+  /** When it left or was given up for dead. */
+  readonly stoppedAt: number | undefined
 }
-
-const committing = (): Process | undefined => Fiber.getCurrent()?.getRef(CurrentProcess)
 
 const short = (range: HashRange.HashRange): string =>
   HashRange.isWhole(range)
@@ -51,89 +42,115 @@ const short = (range: HashRange.HashRange): string =>
 
 export const nameOf = (row: Pick<Row, "projection" | "range">): string => `${row.projection}${short(row.range)}`
 
+/** The key of a registration. */
+export const workerKey = (worker: Pick<Registered, "replicaSet" | "workerId">): string =>
+  JSON.stringify([worker.replicaSet, worker.workerId])
+
 export class Checkers {
   private readonly run: Run
-  private readonly rows: ObservedRows
+  /** What is committed, as it has been told: rows by their key, registrations by worker, the newest generations. */
+  readonly rows = new Map<string, Row>()
+  readonly workers = new Map<string, Registered>()
+  readonly generations = new Map<string, Generation.Generation>()
   private readonly dirty = new Set<string>()
   private readonly before = new Map<string, ReadonlyArray<Row>>()
+  /** Registrations that were given up for dead. */
+  readonly dead = new Set<bigint>()
   /** Registrations from which another replica set has claimed a row. */
   private readonly robbed = new Set<bigint>()
   private taken: Array<
-    { readonly from: Checkpoint.Fence; readonly row: Row; readonly by: string; readonly foreign: boolean }
+    { readonly from: Checkpoint.Fence; readonly row: Row; readonly by: Author; readonly foreign: boolean }
   > = []
 
-  constructor(run: Run, rows: ObservedRows) {
+  constructor(run: Run) {
     this.run = run
-    this.rows = rows
-    rows.changed = (before, after) => this.rowChanged(before, after)
-    observe(run.world.workers, (before, after) => this.workersChanged(before, after))
-    observe(run.world.generations, (before, after) => this.generationsChanged(before, after))
+  }
+
+  /** The rows of a projection, in the order of their ranges. */
+  rowsOf(projection: string): ReadonlyArray<Row> {
+    return [...this.rows.values()]
+      .filter((row) => row.projection === projection)
+      .sort((a, b) => a.range.start - b.range.start)
   }
 
   private ownerOf(fence: Checkpoint.Fence | undefined): Worker | undefined {
     return fence === undefined ? undefined : this.run.owners.get(fence.incarnation)
   }
 
-  private rowChanged(before: Row | undefined, after: Row | undefined): void {
-    const { coverage, say, violation } = this.run
-    const process = committing()
-    const who = process?.name ?? "?"
+  private standing(replicaSet: string, fence: Checkpoint.Fence): Registered | undefined {
+    const found = this.workers.get(workerKey({ replicaSet, workerId: fence.workerId }))
+    return found?.incarnation === fence.incarnation && found.stoppedAt === undefined ? found : undefined
+  }
+
+  /** A row, by its key, was made, changed or removed. */
+  rowChanged(by: Author, key: string, after: Row | undefined): void {
+    const before = this.rows.get(key)
+    if (after === undefined) this.rows.delete(key)
+    else this.rows.set(key, after)
+    if (before === undefined && after === undefined) return
     this.dirty.add((after ?? before)!.projection)
-    if (before === undefined || after === undefined) {
-      if (after === undefined) {
-        say(who, `merge ${nameOf(before!)} away`)
-        coverage.count("steps", "merge")
-      } else {
-        say(who, `row ${nameOf(after)} at ${after.position} ${after.fence === undefined ? "free" : "mine"}`)
-        const subject = this.run.subjects.get(after.projection)
-        if (subject !== undefined && subject.startedAt === undefined) subject.startedAt = after.position
-        if (after.fence !== undefined) this.took(undefined, after)
-      }
-      return
+    if (before === undefined) this.rowMade(by, after!)
+    else if (after === undefined) {
+      this.run.say(by.name, `merge ${nameOf(before)} away`, by.at)
+      this.run.coverage.count("steps", "merge")
+    } else if (before.fence?.incarnation === after.fence?.incarnation && before.position !== after.position) {
+      this.rowMoved(by, before, after)
+    } else {
+      this.rowDecided(by, before, after)
     }
-    const kept = before.fence?.incarnation === after.fence?.incarnation
-    if (kept && before.position !== after.position) {
-      const owner = this.ownerOf(after.fence)
-      if (owner === undefined || owner.process !== process) {
-        violation(`P4: ${who} moved ${nameOf(after)}, which ${owner?.name ?? "nobody"} holds`)
-      } else if (owner.isCut) {
-        violation(`P4: ${who} moved ${nameOf(after)} after it was cut off`)
-      }
-      if (!HashRange.equals(before.range, after.range)) {
-        violation(`P4: ${who} moved ${nameOf(after)}, which was ${nameOf(before)} by then`)
-      }
-      say(who, `commit ${nameOf(after)} ${before.position}→${after.position}`)
-      coverage.count("numbers", "batches")
-      return
+  }
+
+  private rowMade(by: Author, row: Row): void {
+    this.run.say(by.name, `row ${nameOf(row)} at ${row.position} ${row.fence === undefined ? "free" : "mine"}`, by.at)
+    const subject = this.run.subjects.get(row.projection)
+    if (subject !== undefined && subject.startedAt === undefined) subject.startedAt = row.position
+    if (row.fence !== undefined) this.took(undefined, row)
+  }
+
+  /** By a batch, or by progress without events. */
+  private rowMoved(by: Author, before: Row, after: Row): void {
+    const { coverage, say, violation } = this.run
+    const owner = this.ownerOf(after.fence)
+    if (owner?.name !== by.name) {
+      violation(`P4: ${by.name} moved ${nameOf(after)}, which ${owner?.name ?? "nobody"} holds`, by.at)
     }
+    if (!HashRange.equals(before.range, after.range)) {
+      violation(`P4: ${by.name} moved ${nameOf(after)}, which was ${nameOf(before)} by then`, by.at)
+    }
+    say(by.name, `commit ${nameOf(after)} ${before.position}→${after.position}`, by.at)
+    coverage.count("numbers", "batches")
+  }
+
+  /** By a decision, or a halt. */
+  private rowDecided(by: Author, before: Row, after: Row): void {
+    const { coverage, say, violation } = this.run
     if (before.position !== after.position) {
-      violation(`P3: a decision moved ${nameOf(after)} from ${before.position} to ${after.position}`)
+      violation(`P3: a decision moved ${nameOf(after)} from ${before.position} to ${after.position}`, by.at)
     }
     if (after.range.end < before.range.end) coverage.count("steps", "cut")
     if (after.range.end > before.range.end) coverage.count("steps", "merge")
-    if (after.halt !== before.halt) {
+    if ((after.halt === undefined) !== (before.halt === undefined)) {
       coverage.count("steps", after.halt === undefined ? "halt taken up by a later worker" : "halted")
-      say(who, `${after.halt === undefined ? "takes up the halt of" : "halts"} ${nameOf(after)} at ${after.position}`)
+      const verb = after.halt === undefined ? "takes up the halt of" : "halts"
+      say(by.name, `${verb} ${nameOf(after)} at ${after.position}`, by.at)
     }
-    if (before.replicaSet !== after.replicaSet) coverage.count("steps", "rows claimed from another replica set")
-    if (kept) return
-    if (before.fence !== undefined && this.ownerOf(before.fence)?.process !== process) {
-      const foreign = before.replicaSet !== after.replicaSet
+    const foreign = before.replicaSet !== after.replicaSet
+    if (foreign) coverage.count("steps", "rows claimed from another replica set")
+    if (before.fence?.incarnation === after.fence?.incarnation) return
+    const owner = this.ownerOf(before.fence)
+    if (before.fence !== undefined && owner?.name !== by.name) {
       if (foreign) this.robbed.add(before.fence.incarnation)
-      this.taken.push({ from: before.fence, row: before, by: who, foreign })
+      this.taken.push({ from: before.fence, row: before, by, foreign })
       coverage.count("steps", "take from the dead")
     }
     if (after.fence === undefined) {
       coverage.count("steps", "give up")
-      say(who, `gives up ${nameOf(before)} as ${nameOf(after)} at ${after.position}`)
+      say(by.name, `gives up ${nameOf(before)} as ${nameOf(after)} at ${after.position}`, by.at)
     } else {
       this.took(before, after)
-      say(
-        who,
-        `takes ${nameOf(after)} at ${after.position} for generation ${after.fence.generationId}${
-          before.fence === undefined ? "" : ` from ${this.ownerOf(before.fence)?.name}`
-        }`
-      )
+      const from = before.fence === undefined ? "" : ` from ${owner?.name}`
+      const generation = after.fence.generationId
+      say(by.name, `takes ${nameOf(after)} at ${after.position} for generation ${generation}${from}`, by.at)
     }
   }
 
@@ -145,66 +162,55 @@ export class Checkers {
     }
   }
 
-  private workersChanged(
-    before: ReadonlyMap<string, MemoryWorld.WorkerRecord>,
-    after: ReadonlyMap<string, MemoryWorld.WorkerRecord>
-  ): void {
-    const process = committing()
-    for (const [key, worker] of after) {
-      const was = before.get(key)
-      if (worker === was || worker.stoppedAt === undefined || was === undefined) continue
-      if (was.stoppedAt !== undefined || was.incarnation !== worker.incarnation) continue
-      const owner = this.run.owners.get(worker.incarnation)
-      if (owner?.process === process) {
-        this.run.coverage.count("steps", "leave")
-        this.run.say(owner?.name ?? "?", "leaves")
-        continue
-      }
-      const silent = this.run.engine.now - was.heartbeatAt
-      const absent = was.absentSince === undefined ? undefined : this.run.engine.now - was.absentSince
-      if (!(absent !== undefined && absent >= presenceGraceMillis) && silent <= this.run.staleMillis) {
-        this.run.violation(`P5: ${worker.workerId}#${worker.incarnation} was evicted, silent for ${silent} ms only`)
-      }
-      // An outage of the database for everybody is nobody's fault.
-      const ownFault = owner === undefined || owner.process.frozen || owner.isCut || owner.leaving ||
-        owner.exit !== undefined || owner.ailments.cutOffUntil > was.heartbeatAt
-      if (absent === undefined && !ownFault) {
-        this.run.violation(`P5: ${worker.workerId}#${worker.incarnation} was evicted although nothing is wrong with it`)
-      }
-      this.run.coverage.count(
-        "steps",
-        was.absentSince === undefined ? "freeze, cut off: silent" : "die: presence gone"
-      )
-      this.run.say(
-        process?.name ?? "?",
-        `evicts ${worker.workerId}#${worker.incarnation}, silent for ${silent} ms, ${
-          absent === undefined ? "present" : `absent for ${absent} ms`
-        }`
-      )
+  /** A worker registered, was heard of, left, or was given up for dead. */
+  workerChanged(by: Author, after: Registered): void {
+    const key = workerKey(after)
+    const before = this.workers.get(key)
+    this.workers.set(key, after)
+    if (before === undefined || before.incarnation !== after.incarnation) return
+    if (before.stoppedAt !== undefined || after.stoppedAt === undefined) return
+    if (this.run.owners.get(after.incarnation)?.name === by.name) {
+      this.run.coverage.count("steps", "leave")
+      this.run.say(by.name, "leaves", by.at)
+    } else {
+      this.evicted(by, before)
     }
   }
 
-  private generationsChanged(
-    before: ReadonlyMap<string, ReadonlyArray<MemoryWorld.GenerationRecord>>,
-    after: ReadonlyMap<string, ReadonlyArray<MemoryWorld.GenerationRecord>>
-  ): void {
-    for (const [replicaSet, records] of after) {
-      const was = before.get(replicaSet)?.at(-1)
-      const is = records.at(-1)
-      if (is === undefined || is.generationId === was?.generationId) continue
-      if (is.generationId !== (was?.generationId ?? 0n) + 1n) {
-        this.run.violation(`generation ${is.generationId} of ${replicaSet} follows ${was?.generationId}`)
-      }
-      this.run.coverage.count("steps", "form")
-      this.run.coverage.count("numbers", "generations")
-      this.run.coverage.workers(is.members.length)
-      this.run.say(
-        committing()?.name ?? "?",
-        `forms generation ${is.generationId} of ${replicaSet}: ${
-          is.members.map((member) => `${member.workerId}#${member.incarnation}`).join(" ")
-        }`
-      )
+  private evicted(by: Author, was: Registered): void {
+    this.dead.add(was.incarnation)
+    const { coverage, owners, say, scenario, violation } = this.run
+    const who = `${was.workerId}#${was.incarnation}`
+    const silent = by.at - was.heartbeatAt
+    const absent = was.absentSince === undefined ? undefined : by.at - was.absentSince
+    const isStale = silent > scenario.settings.staleWorkerTimeout
+    if (!isStale && !(absent !== undefined && absent >= presenceGraceMillis)) {
+      violation(`P5: ${who} was evicted, silent for ${silent} ms only`, by.at)
     }
+    // An outage of the database for everybody is nobody's fault.
+    const owner = owners.get(was.incarnation)
+    const ownFault = owner === undefined || owner.isFrozen || !owner.isRunning ||
+      owner.ailments.cutOffUntil > was.heartbeatAt
+    if (absent === undefined && !ownFault) {
+      violation(`P5: ${who} was evicted although nothing is wrong with it`, by.at)
+    }
+    coverage.count("steps", isStale ? "freeze, cut off: silent" : "die: presence gone")
+    const presence = absent === undefined ? "present" : `absent for ${absent} ms`
+    say(by.name, `evicts ${who}, silent for ${silent} ms, ${presence}`, by.at)
+  }
+
+  generationFormed(by: Author, after: Generation.Generation): void {
+    const { generationId, members, replicaSet } = after
+    const before = this.generations.get(replicaSet)
+    this.generations.set(replicaSet, after)
+    if (generationId !== (before?.generationId ?? 0n) + 1n) {
+      this.run.violation(`generation ${generationId} of ${replicaSet} follows ${before?.generationId}`, by.at)
+    }
+    this.run.coverage.count("steps", "form")
+    this.run.coverage.count("numbers", "generations")
+    this.run.coverage.workers(members.length)
+    const names = members.map((member) => `${member.workerId}#${member.incarnation}`).join(" ")
+    this.run.say(by.name, `forms generation ${generationId} of ${replicaSet}: ${names}`, by.at)
   }
 
   /** A batch was refused. Whoever stands and was not replaced holds what it works on, so it must not happen to it. */
@@ -212,40 +218,33 @@ export class Checkers {
     this.run.coverage.count("errors", "Fenced")
     this.run.coverage.count("numbers", "fences refused")
     this.run.say(worker.name, `fenced on ${nameOf(held)}`)
-    if (worker.unanswered.delete(Checkpoint.key(held))) return
-    const record = this.run.world.workers.value.get(MemoryWorld.workerKey(worker))
-    if (this.robbed.has(held.fence.incarnation)) return
-    if (record?.incarnation === held.fence.incarnation && record.stoppedAt === undefined) {
+    if (worker.unanswered.delete(Checkpoint.key(held)) || this.robbed.has(held.fence.incarnation)) return
+    if (this.standing(worker.replicaSet, held.fence) !== undefined) {
       this.run.violation(`P4: ${worker.name} stands, but was fenced on ${nameOf(held)} at ${held.position}`)
     }
   }
 
-  /** After each step. */
+  /** After each transaction. */
   readonly check = (): void => {
     if (this.dirty.size === 0) return
-    for (const { by, foreign, from, row } of this.taken) {
-      const record = this.run.world.workers.value.get(
-        MemoryWorld.workerKey({ replicaSet: row.replicaSet, workerId: from.workerId })
-      )
-      // Another replica set judges for itself who lives; it cannot evict.
-      if (foreign && record !== undefined && record.absentSince !== undefined) continue
-      if (foreign && record !== undefined && this.run.engine.now - record.heartbeatAt > this.run.staleMillis) continue
-      if (record?.incarnation === from.incarnation && record.stoppedAt === undefined) {
-        this.run.violation(`P4: ${by} took ${nameOf(row)} from ${from.workerId}#${from.incarnation}, which stands`)
-      }
-    }
+    for (const taking of this.taken) this.checkTaking(taking)
     this.taken = []
     for (const projection of this.dirty) this.checkProjection(projection)
     this.dirty.clear()
   }
 
+  private checkTaking({ by, foreign, from, row }: Checkers["taken"][number]): void {
+    const standing = this.standing(row.replicaSet, from)
+    if (standing === undefined) return
+    // Another replica set judges for itself who lives; it cannot evict.
+    const isSilent = by.at - standing.heartbeatAt > this.run.scenario.settings.staleWorkerTimeout
+    if (foreign && (standing.absentSince !== undefined || isSilent)) return
+    this.run.violation(`P4: ${by.name} took ${nameOf(row)} from ${from.workerId}#${from.incarnation}, which stands`)
+  }
+
   private checkProjection(projection: string): void {
     const { violation } = this.run
-    const rows: Array<Row> = []
-    for (const ref of this.rows.values()) {
-      if (ref.value?.projection === projection) rows.push(ref.value)
-    }
-    rows.sort((a, b) => a.range.start - b.range.start)
+    const rows = this.rowsOf(projection)
     if (!HashRange.tiles(rows.map((row) => row.range))) {
       violation(`P3: the rows of ${projection} do not tile the space: ${rows.map(nameOf).join(" ")}`)
       return
@@ -265,36 +264,28 @@ export class Checkers {
   }
 
   private checkModel(projection: string, rows: ReadonlyArray<Row>): void {
-    const subject = this.run.subjects.get(projection)
+    const { events, model, scenario, subjects, violation } = this.run
+    const subject = subjects.get(projection)
     if (subject === undefined) return
     const start = Number(subject.startedAt ?? 0n)
     let total = 0
-    for (const [aggregateId, positions] of subject.expected) {
-      const hash = this.run.log.hashOf(aggregateId)
+    for (const [aggregateId, committed] of subject.expected) {
+      const hash = events.hashOf(aggregateId)
       const row = rows.find(({ range }) => HashRange.includes(range, hash))!
-      const before = subject.foldedUpTo(aggregateId, start)
       const upTo = subject.foldedUpTo(aggregateId, Number(row.position))
-      const expected = Math.max(0, upTo - before)
-      const effects = subject.effects(aggregateId).value
+      const expected = Math.max(0, upTo - subject.foldedUpTo(aggregateId, start))
+      const effects = model.effects(projection, aggregateId)
       total += effects.count
       const where = `${projection}/${aggregateId} under ${nameOf(row)} at ${row.position}`
-      if (effects.count > expected) {
-        this.run.violation(`P1: ${where} has ${effects.count} effects of ${expected} events`)
-      }
-      if (effects.count < expected) {
-        this.run.violation(`P3: ${where} has ${effects.count} effects of ${expected} events`)
-      }
-      if (!effects.ordered) this.run.violation(`P2: ${where} was handled out of order`)
-      const last = positions[upTo - 1]
-      if (expected > 0 && last !== undefined && effects.count === expected) {
-        const event = this.run.log.slots[last - 1]
-        if (typeof event !== "object" || event.aggregateVersion !== effects.version) {
-          this.run.violation(`P2: ${where} ended with version ${effects.version}`)
-        }
+      if (effects.count > expected) violation(`P1: ${where} has ${effects.count} effects of ${expected} events`)
+      if (effects.count < expected) violation(`P3: ${where} has ${effects.count} effects of ${expected} events`)
+      if (!effects.ordered) violation(`P2: ${where} was handled out of order`)
+      if (expected > 0 && effects.count === expected && committed[upTo - 1]?.version !== effects.version) {
+        violation(`P2: ${where} ended with version ${effects.version}`)
       }
     }
-    if (this.run.sharesRows && total !== subject.total.value) {
-      this.run.violation(`P1: the shared row of ${projection} has ${subject.total.value} effects, its parts ${total}`)
+    if (scenario.sharesRows && total !== model.total(projection)) {
+      violation(`P1: the shared row of ${projection} has ${model.total(projection)} effects, its parts ${total}`)
     }
   }
 

@@ -2,23 +2,19 @@
  * What runs have reached, counted. An entry that stays at 0 is something that the simulation claims and does not do.
  */
 
-const entries = {
+/** What is claimed to be reached, by group. */
+export interface Claims {
+  readonly [group: string]: ReadonlyArray<string>
+}
+
+/** What happens wherever a scenario is played. */
+const everywhere = {
   faults: [
     "kill: cut, then interrupted",
     "kill: gone at once",
     "kill: session half open",
     "freeze",
-    "commit: connection lost before",
-    "commit: connection lost after the handler",
-    "commit: answer lost, looked up",
-    "decision: answer lost",
-    "join: answer lost",
-    "heartbeat: answer lost",
-    "progress: answer lost",
-    "halt: answer lost",
-    "read: failed",
     "stores slow",
-    "stores failing now and then",
     "stores away for one worker",
     "stores away for all",
     "presence lost",
@@ -41,7 +37,6 @@ const entries = {
   ],
   steps: [
     "join",
-    "join again after an eviction",
     "form",
     "give up",
     "take",
@@ -52,7 +47,6 @@ const entries = {
     "die: presence gone",
     "freeze, cut off: silent",
     "suspended by itself",
-    "batch interrupted",
     "halted",
     "halt taken up by a later worker",
     "rows claimed from another replica set",
@@ -61,25 +55,81 @@ const entries = {
   errors: [
     "WorkerIdInUse",
     "WorkerReplaced",
-    "WorkerEvicted",
-    "CoordinationTimeout",
     "FilterChanged",
     "ProjectionInOtherReplicaSet",
-    "ProjectionHalted",
-    "DatabaseUnavailable",
     "Fenced",
     "HandlerFailure",
     "TransientFailure"
   ],
-  workers: ["1", "2", "3", "4", "5 to 8", "9 to 16"],
-  numbers: ["events", "batches", "generations", "hand-overs", "fences refused", "joins", "virtual seconds", "tasks"]
+  numbers: ["events", "batches", "generations", "hand-overs", "fences refused", "joins"]
 } as const
 
-export type Group = keyof typeof entries
-export type Entry<G extends Group> = typeof entries[G][number]
+/** In memory, under virtual time. */
+export const virtual = {
+  faults: [
+    ...everywhere.faults,
+    "commit: connection lost before",
+    "commit: connection lost after the handler",
+    "commit: answer lost, looked up",
+    "decision: answer lost",
+    "join: answer lost",
+    "heartbeat: answer lost",
+    "progress: answer lost",
+    "halt: answer lost",
+    "read: failed",
+    "stores failing now and then"
+  ],
+  steps: [...everywhere.steps, "join again after an eviction", "batch interrupted"],
+  errors: [
+    ...everywhere.errors,
+    "WorkerEvicted",
+    "CoordinationTimeout",
+    "ProjectionHalted",
+    "DatabaseUnavailable"
+  ],
+  workers: ["1", "2", "3", "4", "5 to 8", "9 to 16"],
+  numbers: [...everywhere.numbers, "virtual seconds", "tasks"]
+} as const
+
+/** On PostgreSQL, in real time. */
+export const postgres = {
+  faults: [
+    ...everywhere.faults,
+    "batch: conflict",
+    "pool: connection lost",
+    "pool: answer lost",
+    "COMMIT of a batch: connection lost",
+    "COMMIT of a batch: answer lost",
+    "coordination: connection lost",
+    "coordination: answer lost",
+    "COMMIT of a decision: connection lost",
+    "COMMIT of a decision: answer lost",
+    "reader: connection lost",
+    "reader: answer lost",
+    "listener: connection lost",
+    "listener: answer lost",
+    "presence: connection lost",
+    "presence: answer lost",
+    "events by plain SQL"
+  ],
+  steps: everywhere.steps,
+  errors: everywhere.errors,
+  workers: ["1", "2", "3", "4"],
+  numbers: [...everywhere.numbers, "seconds"]
+} as const
+
+type Tables = typeof virtual | typeof postgres
+
+export type Group = keyof Tables
+export type Entry<G extends Group> = Tables[G][number]
 
 export class Coverage {
+  private readonly claims: Claims
   private readonly counts = new Map<string, number>()
+
+  constructor(claims: Claims) {
+    this.claims = claims
+  }
 
   count<G extends Group>(group: G, entry: Entry<G>, by = 1): void {
     const key = `${group}: ${entry}`
@@ -99,27 +149,16 @@ export class Coverage {
     for (const [key, value] of other.counts) this.counts.set(key, (this.counts.get(key) ?? 0) + value)
   }
 
-  /** As it travels between processes. */
-  toJSON(): ReadonlyArray<readonly [string, number]> {
-    return [...this.counts]
-  }
-
-  static fromJSON(counts: ReadonlyArray<readonly [string, number]>): Coverage {
-    const coverage = new Coverage()
-    for (const [key, value] of counts) coverage.counts.set(key, value)
-    return coverage
-  }
-
   /** What was never reached. */
   missing(): ReadonlyArray<string> {
-    return Object.entries(entries).flatMap(([group, names]) =>
+    return Object.entries(this.claims).flatMap(([group, names]) =>
       names.map((name) => `${group}: ${name}`).filter((key) => (this.counts.get(key) ?? 0) === 0)
     )
   }
 
   table(): string {
     const lines: Array<string> = []
-    for (const [group, names] of Object.entries(entries)) {
+    for (const [group, names] of Object.entries(this.claims)) {
       lines.push(group)
       for (const name of names) {
         lines.push(`  ${name.padEnd(44)} ${String(this.counts.get(`${group}: ${name}`) ?? 0).padStart(12)}`)

@@ -12,6 +12,7 @@ import * as EventFilter from "../../src/schema/EventFilter.ts"
 import * as HashRange from "../../src/schema/HashRange.ts"
 import { EventStore, type Page } from "../../src/services/EventStore.ts"
 import type { Engine, Process, Timer } from "./Engine.ts"
+import type { Committed, Events } from "./Run.ts"
 
 /** A transaction that has drawn its positions and is neither committed nor rolled back. */
 export interface Writer {
@@ -29,10 +30,14 @@ interface Waiter {
 
 const payload = new Uint8Array([123, 125])
 
-/** How a notification of new events fares on its way to a process: `undefined` when it is lost. */
-export type Delivery = (process: Process) => number | undefined
+interface Options {
+  /** How a notification of new events fares on its way: after how many milliseconds it is there, if ever. */
+  readonly delivery: () => number | undefined
+  /** Told of each event, before anybody can read it. */
+  readonly committed: (event: Committed) => void
+}
 
-export class EventLog {
+export class EventLog implements Events {
   /** By position, from 1. */
   readonly slots: Array<Slot> = []
   readonly hashes = new Map<string, number>()
@@ -42,13 +47,17 @@ export class EventLog {
   readonly locked = new Set<string>()
   settled = 0
   committed = 0
-  readonly delivery: Delivery
   private readonly engine: Engine
+  private readonly options: Options
   private readonly waiters = new Set<Waiter>()
 
-  constructor(engine: Engine, delivery: Delivery) {
+  constructor(engine: Engine, options: Options) {
     this.engine = engine
-    this.delivery = delivery
+    this.options = options
+  }
+
+  get end(): number {
+    return this.settled
   }
 
   /** The highest position that is visible. */
@@ -93,12 +102,15 @@ export class EventLog {
   }
 
   commit(writer: Writer): void {
-    for (const [index, event] of writer.events.entries()) this.slots[writer.first - 1 + index] = event
+    for (const [index, event] of writer.events.entries()) {
+      this.slots[writer.first - 1 + index] = event
+      this.options.committed({ ...event, version: event.aggregateVersion, position: writer.first + index })
+    }
     this.versions.set(writer.aggregateId, Number(writer.events[writer.events.length - 1]!.aggregateVersion))
     this.committed += writer.events.length
     this.close(writer)
     for (const waiter of this.waiters) {
-      const delay = this.delivery(waiter.process)
+      const delay = this.options.delivery()
       if (delay !== undefined) this.engine.after(waiter.process, delay, waiter.wake)
     }
   }

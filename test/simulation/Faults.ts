@@ -23,6 +23,8 @@ import { EventStore } from "../../src/services/EventStore.ts"
 import { Membership } from "../../src/services/Membership.ts"
 import type { Checkers } from "./Checkers.ts"
 import type { Entry } from "./Coverage.ts"
+import type { Process } from "./Engine.ts"
+import type { EventLog } from "./EventLog.ts"
 import type { Mutation } from "./Mutations.ts"
 import type { Run, Worker } from "./Run.ts"
 
@@ -38,37 +40,34 @@ const unavailable = (reason: "connection lost" | "refused" | "no answer in time"
 /** Marks a batch whose connection is lost after its handler has run. */
 const connectionLost = { simulated: "connection lost after the handler" }
 
-/** How a notification fares on its way to a worker: after how many milliseconds it is there, if ever. */
-export const delivery = (run: Run): number | undefined => {
-  if (run.engine.now >= run.deafUntil) return run.latency === 0 ? 0 : run.chance.int(0, run.latency)
-  if (run.chance.bool(0.5)) {
-    run.coverage.count("faults", "notification lost")
-    return undefined
-  }
-  run.coverage.count("faults", "notification delayed")
-  return run.chance.int(1, 1500)
+/** What the stores of one worker rest on. */
+export interface Ground {
+  readonly run: Run
+  readonly worker: Worker
+  readonly process: Process
+  readonly handle: Handle
+  readonly log: EventLog
+  readonly checkers: Checkers
+  readonly mutation: Mutation
 }
 
 export const make = (
-  run: Run,
-  worker: Worker,
-  handle: Handle,
-  checkers: Checkers,
-  mutation: Mutation
+  { checkers, handle, log: events, mutation, process, run, worker }: Ground
 ): Context.Context<Stores> => {
-  const { chance, coverage, engine } = run
+  const { chance, coverage, now, scenario } = run
   const { ailments } = worker
   const { reach } = handle
 
   const pause = (millis: number): Effect.Effect<void> => millis <= 0 ? Effect.void : Effect.sleep(millis)
 
   const latency = (): number => {
-    const slow = engine.now < ailments.slowUntil
+    const slow = now() < ailments.slowUntil
     if (slow) coverage.count("faults", "stores slow")
-    return (run.latency === 0 ? 0 : chance.int(0, run.latency)) + (slow ? chance.int(1, ailments.slowMillis) : 0)
+    return (scenario.latency === 0 ? 0 : chance.int(0, scenario.latency)) +
+      (slow ? chance.int(1, ailments.slowMillis) : 0)
   }
 
-  const isAway = (): boolean => engine.now < run.awayUntil || engine.now < ailments.awayUntil
+  const isAway = (): boolean => now() < run.awayUntil || now() < ailments.awayUntil
 
   /** What was on its way when the stores went away does not arrive. */
   const unlessAway = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E | DatabaseUnavailable, R> =>
@@ -82,9 +81,9 @@ export const make = (
       coverage.count("errors", "DatabaseUnavailable")
       return chance.bool(0.5)
         ? Effect.andThen(pause(chance.int(1, 20)), Effect.fail(unavailable("refused")))
-        : Effect.andThen(pause(run.heartbeatMillis / 2), Effect.fail(unavailable("no answer in time")))
+        : Effect.andThen(pause(scenario.settings.heartbeatInterval / 2), Effect.fail(unavailable("no answer in time")))
     }
-    if (engine.now < ailments.failingUntil && chance.bool(0.3)) {
+    if (now() < ailments.failingUntil && chance.bool(0.3)) {
       coverage.count("faults", "stores failing now and then")
       coverage.count("errors", "DatabaseUnavailable")
       return Effect.fail(unavailable("connection lost"))
@@ -92,7 +91,7 @@ export const make = (
     return undefined
   }
 
-  const loses = (): boolean => engine.now < ailments.lossyUntil && chance.bool(0.3)
+  const loses = (): boolean => now() < ailments.lossyUntil && chance.bool(0.3)
 
   /** A call that may fail before it is made, take its time, and lose its answer. */
   const call = <A, E, R>(
@@ -105,7 +104,7 @@ export const make = (
       const before = latency()
       const after = latency()
       // Halts are rare; without this it would take many runs until one of them loses its answer.
-      const halts = lost?.entry === "halt: answer lost" && engine.now < ailments.handlerFailsUntil && chance.bool(0.2)
+      const halts = lost?.entry === "halt: answer lost" && now() < ailments.handlerFailsUntil && chance.bool(0.2)
       const isLost = lost !== undefined && (halts || loses())
       return pause(before).pipe(
         Effect.andThen(unlessAway(self)),
@@ -121,10 +120,10 @@ export const make = (
 
   const nothing = () => {}
 
-  const checkpoints = mutation.checkpoints(CheckpointStoreMemory.make(handle), run, handle)
+  const checkpoints = mutation.checkpoints(CheckpointStoreMemory.make(handle), handle, chance)
 
   const refusedCommit = (): TransientFailure | undefined => {
-    if (engine.now < ailments.failingUntil && chance.bool(0.2)) {
+    if (now() < ailments.failingUntil && chance.bool(0.2)) {
       return new TransientFailure({ kind: "conflict", cause: new Error("simulated conflict") })
     }
     return undefined
@@ -200,7 +199,7 @@ export const make = (
     checkClient: checkpoints.checkClient
   })
 
-  const log = run.log.store(worker.process, mutation.readable(run.log))
+  const log = events.store(process, mutation.readable(events))
   const readFailed = { entry: "read: failed", happens: nothing } as const
   const eventStore = EventStore.of({
     append: log.append,
@@ -212,7 +211,7 @@ export const make = (
     openWriters: log.openWriters
   })
 
-  const decisions = mutation.decisions(DecisionsMemory.make(handle), run, handle)
+  const decisions = mutation.decisions(DecisionsMemory.make(handle), handle, chance)
   const seen = <A extends { readonly obstacle: { readonly _tag: string } | undefined }>(decision: A) =>
     Effect.sync(() => {
       if (decision.obstacle?._tag === "Evicted") coverage.count("errors", "WorkerEvicted")
@@ -223,7 +222,7 @@ export const make = (
       Effect.tap(call(decisions.decide(request), { entry: "decision: answer lost", happens: nothing }), seen)
   })
 
-  const membership = mutation.membership(MembershipMemory.make(handle), run)
+  const membership = mutation.membership(MembershipMemory.make(handle))
   const membershipService = Membership.of({
     join: (options) =>
       Effect.suspend(() => {
@@ -258,7 +257,7 @@ export const make = (
       yield* Effect.forkScoped(Effect.forever(Effect.andThen(
         Queue.take(sent),
         Effect.suspend(() => {
-          const delay = delivery(run)
+          const delay = run.delivery()
           return delay === undefined ? Effect.void : Effect.andThen(pause(delay), Queue.offer(received, undefined))
         })
       )))

@@ -12,13 +12,13 @@ import type { CheckpointStore } from "../../src/services/CheckpointStore.ts"
 import { Fenced, HandlerFailure, TransientFailure } from "../../src/services/CheckpointStore.ts"
 import type { Decisions } from "../../src/services/Decisions.ts"
 import type { Membership } from "../../src/services/Membership.ts"
+import type { Chance } from "./Chance.ts"
 import type { EventLog } from "./EventLog.ts"
-import type { Run } from "./Run.ts"
 
 export interface Mutation {
-  readonly checkpoints: (real: CheckpointStore["Service"], run: Run, handle: Handle) => CheckpointStore["Service"]
-  readonly decisions: (real: Decisions["Service"], run: Run, handle: Handle) => Decisions["Service"]
-  readonly membership: (real: Membership["Service"], run: Run) => Membership["Service"]
+  readonly checkpoints: (real: CheckpointStore["Service"], handle: Handle, chance: Chance) => CheckpointStore["Service"]
+  readonly decisions: (real: Decisions["Service"], handle: Handle, chance: Chance) => Decisions["Service"]
+  readonly membership: (real: Membership["Service"]) => Membership["Service"]
   /** Up to where readers read; the settled position when absent. */
   readonly readable: (log: EventLog) => (() => number) | undefined
 }
@@ -34,7 +34,7 @@ export const none: Mutation = {
 /** The memory layer's commit, with a fence that lets pass what `intact` says. */
 const fencedBy = (intact: (row: Checkpoint, held: Held, position: bigint) => boolean): Mutation => ({
   ...none,
-  checkpoints: (real, _run, { reach, world }) => {
+  checkpoints: (real, { reach, world }) => {
     const fenced = Effect.fnUntraced(function*(held: Held, position: bigint) {
       const ref = world.rows.get(key(held))
       const row = ref === undefined ? undefined : yield* TxRef.get(ref)
@@ -76,9 +76,9 @@ const deciding = (change: (request: Parameters<Decisions["Service"]["decide"]>[0
 
 /** Both taken out. */
 const both = (one: Mutation, other: Mutation): Mutation => ({
-  checkpoints: (real, run, handle) => other.checkpoints(one.checkpoints(real, run, handle), run, handle),
-  decisions: (real, run, handle) => other.decisions(one.decisions(real, run, handle), run, handle),
-  membership: (real, run) => other.membership(one.membership(real, run), run),
+  checkpoints: (real, handle, chance) => other.checkpoints(one.checkpoints(real, handle, chance), handle, chance),
+  decisions: (real, handle, chance) => other.decisions(one.decisions(real, handle, chance), handle, chance),
+  membership: (real) => other.membership(one.membership(real)),
   readable: (log) => other.readable(log) ?? one.readable(log)
 })
 
@@ -86,13 +86,13 @@ const undrained = deciding((request) => ({ ...request, busy: new Set<string>() }
 
 const unknownIsFailed: Mutation = {
   ...none,
-  checkpoints: (real, run) => ({
+  checkpoints: (real, _handle, chance) => ({
     ...real,
     commit: (held, options, work) =>
       Effect.andThen(
         real.commit(held, options, work),
         Effect.suspend(() =>
-          run.chance.bool(0.02)
+          chance.bool(0.02)
             ? Effect.fail(new TransientFailure({ kind: "connection", cause: new Error("simulated loss") }))
             : Effect.void
         )
@@ -142,14 +142,14 @@ export const mutations: Readonly<Record<string, Mutation>> = {
   },
   "decisions not one transaction": {
     ...none,
-    decisions: (real, run, { world }) => ({
+    decisions: (real, { world }, chance) => ({
       look: real.look,
       // Decides from what it read a moment ago: the rows are put back as they were seen, the way a writer does that
       // computes from memory.
       decide: (request) =>
         Effect.gen(function*() {
           const before = [...world.rows].map(([name, ref]) => [name, ref.value] as const)
-          yield* Effect.sleep(run.chance.int(1, 20))
+          yield* Effect.sleep(chance.int(1, 20))
           const decision = yield* real.decide(request)
           if (decision.put.length > 0) {
             yield* Effect.tx(Effect.forEach(before, ([name, row]) => {

@@ -1,17 +1,12 @@
 /**
- * What the parts of one run share: the world, its workers, the read model, the trace.
+ * What the parts of one run share: its scenario, its workers, the read models, the trace.
  */
-import type * as Effect from "effect/Effect"
 import type * as Exit from "effect/Exit"
-import type * as Fiber from "effect/Fiber"
-import * as TxRef from "effect/TxRef"
-import type { MemoryWorld } from "../../src/layers/memory/MemoryWorld.ts"
-import type { EventFilter } from "../../src/schema/EventFilter.ts"
-import * as EventFilters from "../../src/schema/EventFilter.ts"
+import * as EventFilter from "../../src/schema/EventFilter.ts"
 import type { Registration } from "../../src/schema/Worker.ts"
+import { Chance } from "./Chance.ts"
 import type { Coverage } from "./Coverage.ts"
-import type { Chance, Engine, Process } from "./Engine.ts"
-import type { EventLog, Writer } from "./EventLog.ts"
+import type { Scenario } from "./Scenario.ts"
 
 /** What a projection has made of one aggregate's events. */
 export interface Effects {
@@ -20,67 +15,76 @@ export interface Effects {
   readonly ordered: boolean
 }
 
-const nothing: Effects = { count: 0, version: 0n, ordered: true }
+export const noEffects: Effects = { count: 0, version: 0n, ordered: true }
 
-/** A projection of the simulation with its read model, and what the read model has to be. */
+/** After one more event. */
+export const effectsAfter = (effects: Effects, version: bigint): Effects => ({
+  count: effects.count + 1,
+  version,
+  ordered: effects.ordered && version > effects.version
+})
+
+/** An event as the checkers know it: it is committed. */
+export interface Committed {
+  readonly aggregateId: string
+  readonly aggregateType: string
+  readonly eventType: string
+  readonly version: bigint
+  readonly position: number
+}
+
+/** A projection and what its read model has to be. */
 export class Subject {
   readonly name: string
-  readonly filter: EventFilter
-  readonly model = new Map<string, TxRef.TxRef<Effects>>()
-  /** A row that all aggregates share. */
-  readonly total = TxRef.makeUnsafe(0)
-  /** Positions of the matching committed events by aggregate, ascending. */
-  readonly expected = new Map<string, Array<number>>()
+  readonly filter: EventFilter.EventFilter
+  /** The matching events by aggregate, in the order of their positions. */
+  readonly expected = new Map<string, Array<Committed>>()
   /** Where its progress began. */
   startedAt: bigint | undefined
 
-  constructor(name: string, filter: EventFilter) {
+  constructor(name: string, filter: EventFilter.EventFilter) {
     this.name = name
     this.filter = filter
   }
 
-  effects(aggregateId: string): TxRef.TxRef<Effects> {
-    let ref = this.model.get(aggregateId)
-    if (ref === undefined) {
-      ref = TxRef.makeUnsafe(nothing)
-      this.model.set(aggregateId, ref)
-    }
-    return ref
-  }
-
-  committed(writer: Writer): void {
-    for (const event of writer.events) {
-      if (!EventFilters.matches(this.filter, event)) continue
-      const positions = this.expected.get(event.aggregateId)
-      if (positions === undefined) this.expected.set(event.aggregateId, [Number(event.globalPosition)])
-      else positions.push(Number(event.globalPosition))
-    }
-  }
-
-  /** An aggregate of which an event at or below a position has not been handled. */
-  missing(position: number): string | undefined {
-    for (const aggregateId of this.expected.keys()) {
-      const before = this.foldedUpTo(aggregateId, Number(this.startedAt ?? 0n))
-      if (this.effects(aggregateId).value.count < this.foldedUpTo(aggregateId, position) - before) return aggregateId
-    }
-    return undefined
+  committed(event: Committed): void {
+    if (!EventFilter.matches(this.filter, { ...event, boundedContext: "app" })) return
+    const events = this.expected.get(event.aggregateId)
+    if (events === undefined) this.expected.set(event.aggregateId, [event])
+    else events.push(event)
   }
 
   /** How many events of the aggregate lie at or below a position. */
   foldedUpTo(aggregateId: string, position: number): number {
-    const positions = this.expected.get(aggregateId) ?? []
+    const events = this.expected.get(aggregateId) ?? []
     let low = 0
-    let high = positions.length
+    let high = events.length
     while (low < high) {
       const middle = (low + high) >> 1
-      if (positions[middle]! <= position) low = middle + 1
+      if (events[middle]!.position <= position) low = middle + 1
       else high = middle
     }
     return low
   }
 }
 
-/** Until when, in virtual time, something is wrong with one worker. */
+/** The read models as they are committed. */
+export interface ReadModel {
+  readonly effects: (projection: string, aggregateId: string) => Effects
+  /** The row that all aggregates of a projection share. */
+  readonly total: (projection: string) => number
+}
+
+/** What is known of the events. */
+export interface Events {
+  /** How many are committed. */
+  readonly committed: number
+  /** How far everything has to be handled as soon as no writer is open. */
+  readonly end: number
+  readonly hashOf: (aggregateId: string) => number
+}
+
+/** Until when, in milliseconds of the run, something is wrong with one worker. */
 export interface Ailments {
   awayUntil: number
   failingUntil: number
@@ -94,56 +98,124 @@ export interface Ailments {
   handlerStuckUntil: number
 }
 
-export interface Worker {
+/** How a worker is started. */
+export interface Start {
+  readonly workerId: string
+  readonly carries: ReadonlyArray<string>
+  readonly replicaSet?: string
+  readonly otherFilter?: boolean
+  /** It leaves when it has handled what there is. */
+  readonly catchesUp?: boolean
+}
+
+export class Worker {
   readonly name: string
   readonly workerId: string
   readonly replicaSet: string
-  readonly carries: ReadonlyArray<string>
-  /** It leaves when it has handled what there is. */
-  readonly catchesUp: boolean
-  readonly process: Process
-  readonly ailments: Ailments
+  readonly start: Start
+  readonly ailments: Ailments = {
+    awayUntil: 0,
+    failingUntil: 0,
+    lossyUntil: 0,
+    slowUntil: 0,
+    slowMillis: 1,
+    cutOffUntil: 0,
+    handlerSlowUntil: 0,
+    handlerFailsUntil: 0,
+    handlerStuckUntil: 0
+  }
   /** Keys of rows whose last write was applied without the worker learning of it. */
-  readonly unanswered: Set<string>
-  fiber: Fiber.Fiber<unknown, unknown> | undefined
-  /** Ends its session as a crash does. */
-  cut: Effect.Effect<void>
-  isCut: boolean
+  readonly unanswered = new Set<string>()
+  isFrozen = false
+  /** It was killed: nothing that it does reaches anything. */
+  isCut = false
   /** It was told to stop. */
-  leaving: boolean
+  leaving = false
   registration: Registration | undefined
   /** How often it has registered and learned of it. */
-  registrations: number
-  sessionOpenedAt: number
+  registrations = 0
   exit: Exit.Exit<unknown, unknown> | undefined
+
+  constructor(name: string, start: Start) {
+    this.name = name
+    this.workerId = start.workerId
+    this.replicaSet = start.replicaSet ?? "main"
+    this.start = start
+  }
+
+  get catchesUp(): boolean {
+    return this.start.catchesUp === true
+  }
+
+  get isRunning(): boolean {
+    return !this.isCut && this.exit === undefined && !this.leaving
+  }
 }
 
-export interface Run {
-  readonly seed: number
-  readonly engine: Engine
-  readonly chance: Chance
-  readonly world: MemoryWorld
-  readonly log: EventLog
+export class Run {
+  readonly scenario: Scenario
   readonly coverage: Coverage
+  /** Milliseconds since it began. */
+  readonly now: () => number
+  readonly events: Events
+  readonly model: ReadModel
+  /** What nobody can foresee on the way: latencies, and which call fails. */
+  readonly chance: Chance
   readonly subjects: ReadonlyMap<string, Subject>
   /** Everyone there ever was. */
-  readonly workers: Array<Worker>
-  readonly owners: Map<bigint, Worker>
-  readonly trace: Array<string>
-  readonly violations: Array<string>
+  readonly workers: Array<Worker> = []
+  readonly owners = new Map<bigint, Worker>()
+  readonly trace: Array<string> = []
+  readonly violations: Array<string> = []
   /** The database is away for everybody until then. */
-  awayUntil: number
+  awayUntil = 0
   /** Notifications may be lost or late until then. */
-  deafUntil: number
-  readonly heartbeatMillis: number
-  /** `staleWorkerTimeout` of all. */
-  readonly staleMillis: number
-  /** All aggregates of a projection write one row too. */
-  readonly sharesRows: boolean
-  /** Every call takes up to so long. */
-  readonly latency: number
-  readonly say: (who: string, what: string) => void
-  readonly violation: (text: string) => void
-}
+  deafUntil = 0
 
-export const isRunning = (worker: Worker): boolean => !worker.isCut && worker.exit === undefined && !worker.leaving
+  constructor(options: Pick<Run, "scenario" | "coverage" | "now" | "events" | "model">) {
+    this.scenario = options.scenario
+    this.coverage = options.coverage
+    this.now = options.now
+    this.events = options.events
+    this.model = options.model
+    this.chance = new Chance(options.scenario.seed, 4)
+    this.subjects = new Map(
+      options.scenario.projections.map(({ filter, name }) => [name, new Subject(name, filter)])
+    )
+  }
+
+  readonly say = (who: string, what: string, at = this.now()): void => {
+    this.trace.push(`${String(at).padStart(7)} ${who.padEnd(9)} ${what}`)
+  }
+
+  readonly violation = (text: string, at = this.now()): void => {
+    this.say("!", text, at)
+    this.violations.push(`${text} (at ${at} ms)`)
+  }
+
+  committed(event: Committed): void {
+    for (const subject of this.subjects.values()) subject.committed(event)
+  }
+
+  /** A notification is on its way: after how many milliseconds it is there, if ever. */
+  delivery(): number | undefined {
+    const { latency } = this.scenario
+    if (this.now() >= this.deafUntil) return latency === 0 ? 0 : this.chance.int(0, latency)
+    if (this.chance.bool(0.5)) {
+      this.coverage.count("faults", "notification lost")
+      return undefined
+    }
+    this.coverage.count("faults", "notification delayed")
+    return this.chance.int(1, 1500)
+  }
+
+  /** An aggregate of which an event of the projection at or below a position has not been handled. */
+  readonly missing = (subject: Subject, position: number): string | undefined => {
+    for (const aggregateId of subject.expected.keys()) {
+      const before = subject.foldedUpTo(aggregateId, Number(subject.startedAt ?? 0n))
+      const expected = subject.foldedUpTo(aggregateId, position) - before
+      if (this.model.effects(subject.name, aggregateId).count < expected) return aggregateId
+    }
+    return undefined
+  }
+}

@@ -1,0 +1,60 @@
+/**
+ * What the checkers of the simulation are told: every commit of the memory world, in the fiber that commits.
+ */
+import * as Fiber from "effect/Fiber"
+import type * as TxRef from "effect/TxRef"
+import type * as MemoryWorld from "../../src/layers/memory/MemoryWorld.ts"
+import type { Checkpoint } from "../../src/schema/Checkpoint.ts"
+import type { Author, Checkers } from "./Checkers.ts"
+import { CurrentProcess } from "./Engine.ts"
+import type { Run } from "./Run.ts"
+
+/** Calls back on every commit of a value. */
+const observe = <A>(ref: TxRef.TxRef<A>, changed: (before: A, after: A) => void): void => {
+  let value = ref.value
+  Object.defineProperty(ref, "value", {
+    enumerable: true,
+    get: () => value,
+    set: (next: A) => {
+      const before = value
+      value = next
+      changed(before, next)
+    }
+  })
+}
+
+/** Rows by key, each of which is observed from its beginning. */
+export class ObservedRows extends Map<string, TxRef.TxRef<Checkpoint | undefined>> {
+  changed: (key: string, after: Checkpoint | undefined) => void = () => {}
+
+  override set(key: string, ref: TxRef.TxRef<Checkpoint | undefined>): this {
+    observe(ref, (_, after) => this.changed(key, after))
+    return super.set(key, ref)
+  }
+}
+
+/** Tells the checkers of everything that is committed in a world from now on. */
+export const attach = (world: MemoryWorld.MemoryWorld, rows: ObservedRows, run: Run, checkers: Checkers): void => {
+  const author = (): Author => ({ name: Fiber.getCurrent()?.getRef(CurrentProcess)?.name ?? "?", at: run.now() })
+
+  rows.changed = (key, after) => {
+    const by = author()
+    if (run.workers.some((worker) => worker.name === by.name && worker.isCut)) {
+      run.violation(`P4: ${by.name} wrote ${key} after it was cut off`)
+    }
+    checkers.rowChanged(by, key, after)
+  }
+  observe(world.workers, (before, after) => {
+    for (const [key, worker] of after) {
+      if (worker !== before.get(key)) checkers.workerChanged(author(), worker)
+    }
+  })
+  observe(world.generations, (before, after) => {
+    for (const [replicaSet, records] of after) {
+      const newest = records.at(-1)
+      if (newest !== undefined && newest.generationId !== before.get(replicaSet)?.at(-1)?.generationId) {
+        checkers.generationFormed(author(), newest)
+      }
+    }
+  })
+}

@@ -1,0 +1,154 @@
+/**
+ * What is committed on PostgreSQL, as the checkers are told it: triggers, which only the test's database has, write every
+ * change to an audit in the transaction that makes it.
+ *
+ * It is read by snapshots. What one snapshot sees beyond the one before is complete: whatever those changes build on is
+ * there too. Among them transactions are told in the order of their last entries; of two that touch the same row the
+ * first has written its last entry before the second gets at the row.
+ */
+import * as Effect from "effect/Effect"
+import type * as SqlClient from "effect/sql/SqlClient"
+import type * as SqlError from "effect/sql/SqlError"
+import * as Rows from "../../../src/layers/postgres/Rows.ts"
+
+/** The name under which a worker's sessions run, so that the audit can tell whose they are. */
+export const workerParameter = "simulation.worker"
+
+const trigger = (table: string, what: string, value: string) => [
+  `CREATE FUNCTION audit_${table}() RETURNS trigger LANGUAGE plpgsql AS $$
+   DECLARE c record;
+   BEGIN
+     IF TG_OP = 'DELETE' THEN c := OLD; ELSE c := NEW; END IF;
+     INSERT INTO audit (what, deleted, value) SELECT '${what}', TG_OP = 'DELETE', ${value};
+     RETURN NULL;
+   END $$`,
+  `CREATE TRIGGER audit AFTER INSERT OR UPDATE OR DELETE ON ${table} FOR EACH ROW EXECUTE FUNCTION audit_${table}()`
+]
+
+const statements: ReadonlyArray<string> = [
+  `CREATE TABLE audit (
+     id bigserial PRIMARY KEY,
+     xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
+     begun timestamptz NOT NULL DEFAULT now(),
+     at timestamptz NOT NULL DEFAULT clock_timestamp(),
+     who text DEFAULT current_setting('${workerParameter}', true),
+     what text NOT NULL,
+     deleted boolean NOT NULL,
+     value json NOT NULL
+   )`,
+  "CREATE INDEX ON audit (xid)",
+  // The read models: what each aggregate's events came to, and a row that all aggregates share.
+  `CREATE TABLE models (
+     projection text, aggregate_id text, count int NOT NULL, version bigint NOT NULL, ordered boolean NOT NULL,
+     PRIMARY KEY (projection, aggregate_id)
+   )`,
+  "CREATE TABLE totals (projection text PRIMARY KEY, count int NOT NULL)",
+  ...trigger("orchestrator_checkpoints", "row", Rows.checkpointJson),
+  ...trigger(
+    "orchestrator_workers",
+    "worker",
+    `json_build_object('replicaSet', c.replica_set, 'workerId', c.worker_id, 'incarnation', c.incarnation::text,
+       'projections', c.projections, 'stopped', c.state = 'stopped')`
+  ),
+  ...trigger(
+    "orchestrator_heartbeats",
+    "heartbeat",
+    `json_build_object('replicaSet', c.replica_set, 'workerId', c.worker_id, 'incarnation', c.incarnation::text,
+       'at', extract(epoch FROM c.heartbeat_at) * 1000)`
+  ),
+  ...trigger(
+    "orchestrator_generations",
+    "generation",
+    `json_build_object('replicaSet', c.replica_set, 'generation_id', c.generation_id::text, 'members', c.members)`
+  ),
+  ...trigger(
+    "events",
+    "event",
+    `json_build_object('position', c.global_position, 'aggregateId', c.aggregate_id, 'aggregateType', c.aggregate_type,
+       'eventType', c.event_type, 'version', c.aggregate_version,
+       'hash', hashtext(c.aggregate_id COLLATE "C")::int8 & 4294967295)`
+  ),
+  ...trigger(
+    "models",
+    "model",
+    `json_build_object('projection', c.projection, 'aggregateId', c.aggregate_id, 'count', c.count,
+       'version', c.version, 'ordered', c.ordered)`
+  ),
+  ...trigger("totals", "total", `json_build_object('projection', c.projection, 'count', c.count)`)
+]
+
+/** Puts the triggers, and the read models, into a migrated database. */
+export const install = (sql: SqlClient.SqlClient): Effect.Effect<void, SqlError.SqlError> =>
+  Effect.forEach(statements, (statement) => sql.unsafe(statement), { discard: true })
+
+interface WorkerKey {
+  readonly replicaSet: string
+  readonly workerId: string
+  readonly incarnation: string
+}
+
+/** One change; 64-bit numbers as text where they may not fit. */
+export type Entry =
+  & { readonly id: number; readonly xid: string; readonly who: string | null }
+  /** When its transaction began, and when it happened; milliseconds since 1970. */
+  & { readonly begun: number; readonly at: number }
+  & { readonly deleted: boolean }
+  & (
+    | { readonly what: "row"; readonly value: Rows.CheckpointRow }
+    | {
+      readonly what: "worker"
+      readonly value: WorkerKey & { readonly projections: ReadonlyArray<string>; readonly stopped: boolean }
+    }
+    | { readonly what: "heartbeat"; readonly value: WorkerKey & { readonly at: number } }
+    | { readonly what: "generation"; readonly value: Rows.GenerationRow & { readonly replicaSet: string } }
+    | {
+      readonly what: "event"
+      readonly value: {
+        readonly position: number
+        readonly aggregateId: string
+        readonly aggregateType: string
+        readonly eventType: string
+        readonly version: number
+        readonly hash: number
+      }
+    }
+    | {
+      readonly what: "model"
+      readonly value: {
+        readonly projection: string
+        readonly aggregateId: string
+        readonly count: number
+        readonly version: number
+        readonly ordered: boolean
+      }
+    }
+    | { readonly what: "total"; readonly value: { readonly projection: string; readonly count: number } }
+  )
+
+/** The snapshot before everything. */
+export const nothing = "1:1:"
+
+const byTransaction = (entries: ReadonlyArray<Entry>): ReadonlyArray<ReadonlyArray<Entry>> => {
+  const transactions = new Map<string, Array<Entry>>()
+  for (const entry of entries) {
+    const transaction = transactions.get(entry.xid) ?? []
+    transaction.push(entry)
+    // In the order of the last entries.
+    transactions.delete(entry.xid)
+    transactions.set(entry.xid, transaction)
+  }
+  return [...transactions.values()]
+}
+
+/** The transactions that a new snapshot sees and an earlier one did not. */
+export const read = Effect.fnUntraced(function*(sql: SqlClient.SqlClient, since: string) {
+  const [row] = yield* sql<{ readonly snapshot: string; readonly entries: ReadonlyArray<Entry> | null }>`
+    SELECT pg_current_snapshot()::text AS snapshot, (
+      SELECT json_agg(json_build_object('id', a.id, 'xid', a.xid::text, 'begun', extract(epoch FROM a.begun) * 1000,
+        'at', extract(epoch FROM a.at) * 1000, 'who', a.who, 'what', a.what, 'deleted', a.deleted, 'value', a.value) ORDER BY a.id)
+      FROM audit AS a
+      WHERE a.xid >= pg_snapshot_xmin(${since}::text::pg_snapshot)
+        AND NOT pg_visible_in_snapshot(a.xid, ${since}::text::pg_snapshot)
+    ) AS entries`
+  return { snapshot: row!.snapshot, transactions: byTransaction(row!.entries ?? []) }
+})

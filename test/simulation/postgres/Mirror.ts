@@ -1,0 +1,137 @@
+/**
+ * What is committed on PostgreSQL as far as the audit has been read; tells the checkers of it, one transaction after the
+ * other.
+ */
+import * as Rows from "../../../src/layers/postgres/Rows.ts"
+import * as Checkpoint from "../../../src/schema/Checkpoint.ts"
+import { type Author, type Checkers, workerKey } from "../Checkers.ts"
+import { type Effects, type Events, noEffects, type ReadModel, type Run, type Worker } from "../Run.ts"
+import type { Entry } from "./Audit.ts"
+
+/** What the audit cannot know. */
+interface Outside {
+  readonly run: Run
+  readonly checkers: Checkers
+  /** When the run began, in milliseconds since 1970 of the database's clock. */
+  readonly began: number
+  /** When a worker last lost a session, with which its presence may have ended. */
+  readonly absentSince: (worker: Worker, at: number) => number | undefined
+}
+
+export class Mirror implements Events, ReadModel {
+  committed = 0
+  /** The highest position. */
+  end = 0
+  private readonly hashes = new Map<string, number>()
+  private readonly models = new Map<string, Effects>()
+  private readonly totals = new Map<string, number>()
+  /** Of each registration, in milliseconds since 1970. */
+  private readonly heartbeats = new Map<bigint, ReadonlyArray<number>>()
+
+  hashOf(aggregateId: string): number {
+    return this.hashes.get(aggregateId)!
+  }
+
+  effects(projection: string, aggregateId: string): Effects {
+    return this.models.get(`${projection}/${aggregateId}`) ?? noEffects
+  }
+
+  total(projection: string): number {
+    return this.totals.get(projection) ?? 0
+  }
+
+  apply(transaction: ReadonlyArray<Entry>, outside: Outside): void {
+    for (const entry of transaction) this.tell(entry, outside)
+    outside.checkers.check()
+  }
+
+  private tell(entry: Entry, outside: Outside): void {
+    const { began, checkers, run } = outside
+    const by: Author = { name: entry.who ?? "?", at: Math.round(entry.at - began) }
+    switch (entry.what) {
+      case "row": {
+        const row = Rows.toCheckpoint(entry.value)
+        return checkers.rowChanged(by, Checkpoint.key(row), entry.deleted ? undefined : row)
+      }
+      case "worker":
+        if (entry.deleted) return
+        return this.registered(by, entry, outside)
+      case "heartbeat": {
+        const known = checkers.workers.get(workerKey(entry.value))
+        if (known === undefined || String(known.incarnation) !== entry.value.incarnation) return
+        this.heartbeats.set(known.incarnation, [...(this.heartbeats.get(known.incarnation) ?? []), entry.value.at])
+        return checkers.workerChanged(by, { ...known, heartbeatAt: Math.round(entry.value.at - began) })
+      }
+      case "generation": {
+        const generation = Rows.toGeneration(entry.value.replicaSet, entry.value)
+        const newest = checkers.generations.get(generation.replicaSet)?.generationId ?? 0n
+        // Only what people read of it changes later.
+        if (!entry.deleted && generation.generationId > newest) checkers.generationFormed(by, generation)
+        return
+      }
+      case "event": {
+        const { hash, ...event } = entry.value
+        if (event.position < this.end) run.coverage.count("faults", "commits by writers out of order")
+        this.committed++
+        this.end = Math.max(this.end, event.position)
+        this.hashes.set(event.aggregateId, hash)
+        return run.committed({ ...event, version: BigInt(event.version) })
+      }
+      case "model": {
+        const { aggregateId, count, ordered, projection, version } = entry.value
+        this.models.set(`${projection}/${aggregateId}`, { count, ordered, version: BigInt(version) })
+        return
+      }
+      case "total":
+        this.totals.set(entry.value.projection, entry.value.count)
+    }
+  }
+
+  private registered(
+    by: Author,
+    { at, begun, value }: Extract<Entry, { readonly what: "worker" }>,
+    outside: Outside
+  ): void {
+    const { absentSince, checkers, run } = outside
+    const { projections, replicaSet, workerId } = value
+    const incarnation = BigInt(value.incarnation)
+    const known = checkers.workers.get(workerKey(value))
+    if (known?.incarnation !== incarnation) {
+      const owner = run.workers.find((worker) => worker.name === by.name)!
+      run.owners.set(incarnation, owner)
+      owner.registration = { replicaSet, workerId, incarnation, projections, startedAt: new Date(by.at) }
+      run.coverage.count("steps", "join")
+      run.coverage.count("numbers", "joins")
+      run.say(by.name, `joins as ${workerId}#${incarnation}`, by.at)
+      return checkers.workerChanged(by, {
+        replicaSet,
+        workerId,
+        incarnation,
+        heartbeatAt: by.at,
+        absentSince: undefined,
+        stoppedAt: undefined
+      })
+    }
+    if (!value.stopped || known.stoppedAt !== undefined) return
+    const heartbeatAt = by.at - this.silence(incarnation, begun, at)
+    checkers.workers.set(workerKey(value), {
+      ...known,
+      heartbeatAt,
+      absentSince: absentSince(run.owners.get(incarnation)!, by.at)
+    })
+    checkers.workerChanged(by, { ...known, stoppedAt: by.at })
+  }
+
+  /**
+   * How long it was silent in the eyes of a transaction: whoever gives a worker up for dead has looked at its heartbeats
+   * somewhere in between, and it may have come to life since.
+   */
+  private silence(incarnation: bigint, begun: number, at: number): number {
+    const heartbeats = this.heartbeats.get(incarnation) ?? []
+    const silences = heartbeats.map((heartbeat, index) => {
+      const next = heartbeats[index + 1] ?? Infinity
+      return next < begun ? 0 : Math.min(next, at) - heartbeat
+    })
+    return Math.round(Math.max(...silences))
+  }
+}

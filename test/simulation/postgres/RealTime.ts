@@ -1,0 +1,199 @@
+/**
+ * One run of a scenario in real time against PostgreSQL. Faults come at the seam where statements are sent, by
+ * `pg_terminate_backend`, and on the wire.
+ *
+ * The scenario is the seed's. What becomes of it is not: real time, the server and whatever else the machine does decide
+ * which statement a fault meets. A seed that failed may well pass when it is played again.
+ */
+import * as PgClient from "@effect/sql-pg/PgClient"
+import * as Cause from "effect/Cause"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as FiberSet from "effect/FiberSet"
+import * as Reactivity from "effect/reactivity/Reactivity"
+import * as Redacted from "effect/Redacted"
+import * as SqlClient from "effect/sql/SqlClient"
+import * as Migrations from "../../../src/layers/postgres/Migrations.ts"
+import * as TestDatabase from "../../support/TestDatabase.ts"
+import { Checkers } from "../Checkers.ts"
+import * as Coverage from "../Coverage.ts"
+import { Director, type Outcome, type Stage } from "../Director.ts"
+import { Run, type Worker } from "../Run.ts"
+import * as Scenario from "../Scenario.ts"
+import * as Audit from "./Audit.ts"
+import { Mirror } from "./Mirror.ts"
+import { Performer, type Rewrite } from "./Performer.ts"
+import * as Writers from "./Writers.ts"
+
+export interface Options {
+  /** The name of what {@link prepare} made. */
+  readonly template: string
+  /** The run's own server when absent. */
+  readonly serverUrl?: string | undefined
+  /** What is taken out of the library's statements on their way. */
+  readonly rewrite?: Rewrite | undefined
+}
+
+/** Between two looks at what was committed. */
+const breathMillis = 30
+
+/** A session that ended so long ago has been replaced. */
+const sessionMillis = 10_000
+
+/** How long those may take to come to an end who were cut off, or had to stop. */
+const endMillis = 20_000
+
+/** A template of the databases that runs are played on; lives as long as the scope. */
+export const prepare = Effect.fnUntraced(function*(serverUrl?: string) {
+  const { name, url } = yield* TestDatabase.make({ serverUrl })
+  yield* TestDatabase.withConnection(
+    url,
+    Effect.andThen(Migrations.run, Effect.flatMap(SqlClient.SqlClient, Audit.install))
+  )
+  return name
+})
+
+const handle: Stage<SqlClient.SqlClient>["handle"] = Effect.fnUntraced(function*(subject, event) {
+  const sql = yield* SqlClient.SqlClient
+  yield* sql`
+    INSERT INTO models (projection, aggregate_id, count, version, ordered)
+    VALUES (${subject.name}, ${event.aggregateId}, 1, ${event.aggregateVersion}, true)
+    ON CONFLICT (projection, aggregate_id) DO UPDATE SET count = models.count + 1, version = excluded.version,
+      ordered = models.ordered AND excluded.version > models.version`
+})
+
+const handleShared: typeof handle = Effect.fnUntraced(function*(subject, event) {
+  yield* handle(subject, event)
+  const sql = yield* SqlClient.SqlClient
+  yield* sql`
+    INSERT INTO totals (projection, count) VALUES (${subject.name}, 1)
+    ON CONFLICT (projection) DO UPDATE SET count = totals.count + 1`
+})
+
+/** Plays a seed's scenario; the database is gone afterwards. */
+export const play = (seed: number, options: Options) =>
+  Effect.scoped(playOn(Scenario.draw(seed, Scenario.real), options))
+
+const playOn = Effect.fnUntraced(function*(scenario: Scenario.Scenario, options: Options) {
+  const { url } = yield* TestDatabase.make(options)
+  const sql = yield* Effect.provide(PgClient.makeClient({ url: Redacted.make(url) }), Reactivity.layer)
+  const perform = yield* FiberSet.makeRuntime<never>()
+  const [start] = yield* sql<{ readonly millis: number }>`
+    SELECT (extract(epoch FROM clock_timestamp()) * 1000)::float8 AS millis`
+  const startedAt = Date.now()
+
+  const coverage = new Coverage.Coverage(Coverage.postgres)
+  const mirror = new Mirror()
+  const run = new Run({ scenario, coverage, now: () => Date.now() - startedAt, events: mirror, model: mirror })
+  const checkers = new Checkers(run)
+  const writers = yield* Writers.make(url, run)
+  const performers = new Map<Worker, Performer>()
+  const of = (worker: Worker): Performer => performers.get(worker)!
+
+  const inScenario = (act: Effect.Effect<unknown, unknown>): void => {
+    perform(Effect.catchCause(act, (cause) =>
+      Effect.sync(() => {
+        if (!Cause.hasInterrupts(cause)) run.violation(`the scenario broke: ${Cause.pretty(cause)}`)
+      })))
+  }
+
+  /** The server ends one of a worker's sessions: the one that its presence rests on, or any. */
+  const terminate = (worker: Worker, which: string) =>
+    inScenario(sql`
+      SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+      WHERE datname = current_database() AND client_port = ANY(${of(worker).wire.ports}::int4[])
+        AND application_name LIKE ${which} LIMIT 1`)
+
+  const affected = (worker: Worker | undefined) => worker === undefined ? [...performers.values()] : [of(worker)]
+
+  const stage: Stage<SqlClient.SqlClient> = {
+    after: (millis, act) => inScenario(Effect.andThen(Effect.sleep(millis), Effect.sync(act))),
+    write: (write) => inScenario(writers.write(write)),
+    openWriters: writers.open,
+    handle: scenario.sharesRows ? handleShared : handle,
+    start: (worker, orchestrator, ended) => {
+      const performer = new Performer(run, worker, url)
+      performers.set(worker, performer)
+      // In real time, anything may keep a worker from its heartbeats.
+      worker.ailments.cutOffUntil = Infinity
+      if (run.now() < run.awayUntil) performer.wire.refuse()
+      performer.fiber = perform(performer.program(orchestrator, options.rewrite))
+      performer.fiber.addObserver(ended)
+    },
+    stop: (worker) => of(worker).fiber?.interruptUnsafe(),
+    cut: (worker) => of(worker).wire.refuse(),
+    halt: (worker) => {
+      of(worker).wire.hold()
+      of(worker).fiber?.interruptUnsafe()
+    },
+    freeze: () => {},
+    thaw: (worker) => of(worker).parking.leave(),
+    sendAway: (worker) => {
+      for (const { wire } of affected(worker)) wire.refuse()
+    },
+    callBack: (worker) => {
+      for (const [one, { wire }] of performers) {
+        const isBack = run.now() >= Math.max(one.ailments.awayUntil, run.awayUntil)
+        if ((worker === undefined || worker === one) && !one.isCut && isBack) wire.accept()
+      }
+    },
+    // Only the machine can have kept a worker from its heartbeats when all faults have stopped.
+    stalls: () =>
+      coverage.of("steps", "suspended by itself") + coverage.of("steps", "freeze, cut off: silent") +
+      coverage.of("errors", "CoordinationTimeout"),
+    endPresence: (worker, millis) => {
+      if (worker.registration === undefined) return false
+      terminate(worker, millis === undefined ? "%listener" : "%")
+      return true
+    }
+  }
+
+  let snapshot = Audit.nothing
+  const outside = {
+    run,
+    checkers,
+    began: start!.millis,
+    absentSince: (worker: Worker, at: number) => {
+      const lost = performers.get(worker)?.wire.lostSince(startedAt + at - sessionMillis)
+      return lost === undefined ? undefined : lost - startedAt
+    }
+  }
+  /** Tells the checkers of everything that was committed before this began. */
+  const look = Effect.gen(function*() {
+    const refused = [...performers].map(([worker, performer]) => [worker, performer.refused.splice(0)] as const)
+    const seen = yield* Audit.read(sql, snapshot)
+    snapshot = seen.snapshot
+    for (const transaction of seen.transactions) mirror.apply(transaction, outside)
+    for (const [worker, held] of refused) for (const row of held) checkers.fenced(worker, row)
+  })
+
+  const director = new Director(run, stage, checkers)
+  const script = director.play()
+  let wait = script.next()
+  while (wait.done !== true) {
+    yield* Effect.sleep(breathMillis)
+    yield* look
+    if (wait.value.done()) wait = script.next(true)
+    else if (run.now() >= wait.value.deadline) wait = script.next(false)
+  }
+  yield* end(run, performers)
+  coverage.count("numbers", "seconds", Math.round(run.now() / 1000))
+  return director.outcome satisfies Outcome
+})
+
+/** Lets everybody go; who was cut off has to come to an end, too. */
+const end = Effect.fnUntraced(function*(run: Run, performers: ReadonlyMap<Worker, Performer>) {
+  for (const [worker, { fiber, parking, wire }] of performers) {
+    worker.isCut = true
+    worker.isFrozen = false
+    parking.leave()
+    wire.refuse()
+    fiber?.interruptUnsafe()
+  }
+  const fibers = [...performers.values()].flatMap(({ fiber }) => fiber ?? [])
+  const ended = yield* Effect.timeoutOption(Fiber.awaitAll(fibers), endMillis)
+  if (ended._tag === "None") {
+    const names = [...performers.keys()].filter(({ exit }) => exit === undefined).map(({ name }) => name)
+    run.violation(`P5: ${names.join(" ")} did not stop after being cut off`)
+  }
+})

@@ -1,0 +1,80 @@
+/**
+ * Who appends while a scenario is played in real time: an application that does it by the library, and one that does not
+ * know the library.
+ */
+import * as PgClient from "@effect/sql-pg/PgClient"
+import * as Cause from "effect/Cause"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Redacted from "effect/Redacted"
+import * as SqlClient from "effect/sql/SqlClient"
+import * as PostgresStores from "../../../src/layers/postgres/PostgresStores.ts"
+import type { NewEvent } from "../../../src/schema/Event.ts"
+import { EventStore } from "../../../src/services/EventStore.ts"
+import type { Run } from "../Run.ts"
+import type { Aggregate, Write } from "../Scenario.ts"
+import { unflushed } from "./Performer.ts"
+
+const plain = Effect.fnUntraced(function*({ id, type }: Aggregate, eventTypes: ReadonlyArray<string>) {
+  const sql = yield* SqlClient.SqlClient
+  yield* sql`
+    INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
+    SELECT 'app', ${type}, ${id}, (SELECT coalesce(max(aggregate_version), 0) FROM events WHERE aggregate_id = ${id})
+      + place, gen_random_uuid(), event_type, convert_to('{}', 'UTF8')
+    FROM unnest(${eventTypes}::text[]) WITH ORDINALITY AS e (event_type, place) ORDER BY place`
+})
+
+const byLibrary = Effect.fnUntraced(function*({ id, type }: Aggregate, eventTypes: ReadonlyArray<string>) {
+  const store = yield* EventStore
+  yield* store.append(eventTypes.map((eventType): NewEvent => ({
+    boundedContext: "app",
+    aggregateType: type,
+    aggregateId: id,
+    eventType,
+    payload: {}
+  })))
+})
+
+const transaction = Effect.fnUntraced(function*(aggregate: Aggregate, write: Write) {
+  const sql = yield* SqlClient.SqlClient
+  yield* sql.withTransaction(Effect.gen(function*() {
+    yield* write.isPlain ? plain(aggregate, write.eventTypes) : byLibrary(aggregate, write.eventTypes)
+    yield* Effect.sleep(write.lasts)
+    if (write.rollsBack) return yield* Effect.fail("rolled back" as const)
+  })).pipe(Effect.catchIf((error) => error === "rolled back", () => Effect.void))
+})
+
+/** Writers on a database; how many transactions are open, and a further one. */
+export const make = Effect.fnUntraced(function*(url: string, run: Run) {
+  const context = yield* Layer.build(Layer.provideMerge(
+    PostgresStores.layerWith({}),
+    PgClient.layer({
+      url: Redacted.make(url),
+      maxConnections: 6,
+      applicationName: "writers",
+      startupParameters: unflushed
+    })
+  ))
+  const locked = new Set<string>()
+
+  const write = (write: Write): Effect.Effect<void> => {
+    const free = run.scenario.aggregates.filter(({ id }) => !locked.has(id))
+    const aggregate = free[Math.floor(write.aggregate * free.length)]
+    if (aggregate === undefined) return Effect.void
+    locked.add(aggregate.id)
+    if (write.isLate) run.coverage.count("faults", "commit by a writer late")
+    if (write.isPlain) run.coverage.count("faults", "events by plain SQL")
+    if (write.rollsBack) run.coverage.count("faults", "writer rolled back")
+    return transaction(aggregate, write).pipe(
+      Effect.provideContext(context),
+      Effect.tapCause((cause) =>
+        Effect.sync(() => {
+          if (!Cause.hasInterrupts(cause)) run.violation(`a writer fails: ${Cause.pretty(cause)}`)
+        })
+      ),
+      Effect.ignoreCause,
+      Effect.ensuring(Effect.sync(() => locked.delete(aggregate.id)))
+    )
+  }
+  return { write, open: () => locked.size }
+})
