@@ -69,6 +69,16 @@ const noAnswer = new SqlError.SqlError({
 
 const isPassing = (error: StoreError): boolean => error._tag === "DatabaseUnavailable" && passing.has(error.reason)
 
+const waitForServer = <A, E extends StoreError>(self: Effect.Effect<A, E>): Effect.Effect<A, E> =>
+  Effect.retry(self, {
+    while: isPassing,
+    // Half of the attempts in the first second: a server that is starting is mostly there soon.
+    schedule: Schedule.max([
+      Schedule.min([Schedule.exponential("50 millis"), Schedule.spaced("500 millis")]),
+      Schedule.during(patience)
+    ])
+  })
+
 /**
  * @category constructors
  * @since 0.1.0
@@ -101,20 +111,14 @@ export const make = Effect.fnUntraced(function*(
         FROM unnest(${TableNames.keys.map(qualified)}::text[]) WITH ORDINALITY AS t (name, place)) AS oids
   `.unprepared.pipe(
     refail(server, opening),
-    Effect.retry({
-      while: isPassing,
-      // Half of the attempts in the first second: a server that is starting is mostly there soon.
-      schedule: Schedule.max([
-        Schedule.min([Schedule.exponential("50 millis"), Schedule.spaced("500 millis")]),
-        Schedule.during(patience)
-      ])
-    })
+    waitForServer
   )
   if (found === undefined) return yield* Effect.die(new Error("A statement that always gives one row gave none"))
   // Before anything that a pooler would lose: a prepared statement, a setting or a lock of the session.
   const pooling = yield* Pooler.find(pg.config).pipe(
     Effect.timeoutOrElse({ duration: poolerDeadline, orElse: () => Effect.fail(noAnswer) }),
-    refail(server, opening)
+    refail(server, opening),
+    waitForServer
   )
   const pooled = pooling === "transaction"
   if (pooled && pg.config.prepare !== false) {
