@@ -28,6 +28,9 @@ const opened = Effect.fnUntraced(function*(name: string) {
   return { sql, position: found!.position, pid: found!.pid }
 })
 
+/** What was appended in a minute is handled while more is appended. */
+const backlogMillis = 60_000
+
 /** While the transaction is open nobody passes it, and who has waited for long has said for whom. */
 const waitedFor = Effect.fnUntraced(function*(position: bigint, millis: number, name: string) {
   const { admin, fleet, watch } = yield* Driver
@@ -43,6 +46,7 @@ const waitedFor = Effect.fnUntraced(function*(position: bigint, millis: number, 
 
 const staysOpen: Fault = {
   kind: "writer's transaction stays open",
+  recoversWithin: backlogMillis,
   inject: Effect.gen(function*() {
     const millis = yield* lasting(5_000, 60_000)
     const { pid, position, sql } = yield* opened("faults slow writer")

@@ -1,0 +1,26 @@
+/**
+ * The checkers notice on PostgreSQL too: with a mechanism taken out, few seeds are needed to find a broken promise. The
+ * others of the table take longer: `npm run simulate -- --postgres --mutations`.
+ */
+import { assert, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import { inject } from "vitest"
+import { mutations } from "./Mutations.ts"
+import * as RealTime from "./RealTime.ts"
+
+const most = 20
+
+const quick = ["decisions not one at a time", "open writers not waited for"]
+
+it.live.each(quick)("red: %s", (name) =>
+  Effect.gen(function*() {
+    const template = yield* RealTime.prepare(inject("pgUrl"))
+    for (let seed = 1; seed <= most; seed++) {
+      const { violations } = yield* RealTime.play(seed, { template, rewrite: mutations[name] })
+      if (violations.length > 0) {
+        process.stdout.write(`on PostgreSQL, ${name}: red after ${seed} seeds: ${violations[0]}\n`)
+        return
+      }
+    }
+    assert.fail(`${most} seeds did not notice`)
+  }).pipe(Effect.scoped), 120_000)
