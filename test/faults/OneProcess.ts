@@ -26,11 +26,19 @@ const Live = PostgresStores.layer.pipe(
   }))
 )
 
+/** Ten thousand events, each with a statement of its own, take their time on a machine that has other things to do. */
+const patience = 60_000
+
 /** A test on a database of its own, without what the library logs. */
 export const live = (
   title: string,
   test: Effect.Effect<unknown, unknown, Orchestrator.Stores | PgClient.PgClient | SqlClient.SqlClient | TestDatabase>
-) => it.live(title, () => Effect.provide(test, Live).pipe(Effect.provideService(References.MinimumLogLevel, "None")))
+) =>
+  it.live(
+    title,
+    () => Effect.provide(test, Live).pipe(Effect.provideService(References.MinimumLogLevel, "None")),
+    patience
+  )
 
 /** Writes down what a projection is told of an event. */
 export const record = Effect.fnUntraced(function*(projection: string, event: Event.Event) {
