@@ -23,7 +23,7 @@ export interface Fault {
    * scope, which closes at its end.
    */
   readonly inject: Effect.Effect<void, unknown, Driver | Scope.Scope>
-  /** Milliseconds after the end within which all must be handled by the living again. Default 15,000. */
+  /** Milliseconds after the end within which all must be handled by the living again. Default 30,000. */
   readonly recoversWithin?: number
   /** Milliseconds after the end within which the living must hold every range, in the median of a run. */
   readonly takenWithin?: number

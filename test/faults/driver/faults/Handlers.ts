@@ -39,13 +39,16 @@ const freezeInBatch = (member: Member) =>
     return yield* new Missed({ message: `${member.workerId} was not seen in the middle of a batch` })
   }).pipe(Effect.retry({ times: 500 }))
 
-/** The server ends what stands still, so that nobody waits for its locks. */
+/**
+ * The server ends what stands still, so that nobody waits for its locks: one that holds them, and one that was given
+ * them just before it would have stopped waiting, each after half of the timeout.
+ */
 const batchesEnd = Effect.fnUntraced(function*(member: Member) {
   const { watch } = yield* Driver
   yield* batchesOf(member).pipe(
     Effect.repeat({ until: (open) => open.length === 0, schedule: Schedule.spaced("50 millis") }),
     Effect.timeoutOrElse({
-      duration: settings.staleWorkerTimeout,
+      duration: settings.staleWorkerTimeout + settings.heartbeatInterval,
       orElse: () =>
         Effect.sync(() => watch.violate(`P5: the transaction of ${member.workerId} outlives its standstill`))
     })
