@@ -10,6 +10,7 @@ import type * as Duration from "effect/Duration"
 import type * as Effect from "effect/Effect"
 import type { Checkpoint, Held } from "../schema/Checkpoint.ts"
 import type { ForeignSqlClient, StoreError } from "../schema/Errors.ts"
+import type { ServerLife } from "./EventStore.ts"
 
 /**
  * The range no longer belongs to who wrote: nothing was committed.
@@ -28,7 +29,7 @@ export class Fenced extends Data.TaggedError("Fenced")<{ readonly projection: st
 export class TransientFailure extends Data.TaggedError("TransientFailure")<{
   /**
    * `conflict`: deadlock, serialization, a lock or statement timeout, a server short of memory or space; `connection`: the
-   * session was lost.
+   * session was lost, or the server is not the one that the work was read from.
    */
   readonly kind: "conflict" | "connection"
   readonly cause: unknown
@@ -56,6 +57,11 @@ export interface BatchOptions {
    * process lives, so that it means "process gone" and nothing else.
    */
   readonly idleTimeout: Duration.Duration
+  /**
+   * In which life of the server the work was read. In another one nothing is committed, and it is a `TransientFailure`
+   * of the connection.
+   */
+  readonly life?: ServerLife | undefined
 }
 
 /**
@@ -74,17 +80,18 @@ export class CheckpointStore extends Context.Service<CheckpointStore, {
     work: Effect.Effect<bigint, E, R>
   ) => Effect.Effect<void, Fenced | HandlerFailure | StoreError | TransientFailure, R>
 
-  /** Moves the range's position without any work: nothing in between concerned the projection. */
+  /** Moves the range's position without any work: nothing in between concerned the projection. `life` as for a batch. */
   readonly advance: (
     held: Held,
-    options: { readonly from: bigint; readonly to: bigint }
+    options: { readonly from: bigint; readonly to: bigint; readonly life?: ServerLife | undefined }
   ) => Effect.Effect<void, Fenced | StoreError | TransientFailure>
 
-  /** Records that the range stands still, and why. */
+  /** Records that the range stands still, and why. `life` as for a batch. */
   readonly halt: (
     held: Held,
     halt: {
       readonly at: bigint
+      readonly life?: ServerLife | undefined
       readonly error: string
       readonly position: bigint
       readonly eventId: string

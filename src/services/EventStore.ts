@@ -19,12 +19,27 @@ import type { EventFilter } from "../schema/EventFilter.ts"
 import type { HashRange } from "../schema/HashRange.ts"
 
 /**
+ * The life of the server that something was read in. A server that comes back from a crash, and another that takes its
+ * place, may have lost the last commits, and give their positions out again: what was read before is not true of it.
+ * Only to be handed on and compared.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type ServerLife = string
+
+/**
  * @category options
  * @since 0.1.0
  */
 export interface ReadOptions {
   /** Events above this position. */
   readonly after: bigint
+  /**
+   * In which life of the server `after` was seen, where no checkpoint holds it. In another life the read fails with
+   * `DatabaseUnavailable`.
+   */
+  readonly life?: ServerLife | undefined
   /**
    * Events up to this position, which must be settled (it came from `settledBeyond` or `settledPosition`). The present
    * settled position when absent.
@@ -49,6 +64,7 @@ export interface Page {
   readonly events: ReadonlyArray<Event>
   /** No event that matches lies between the last one of the page and this position. */
   readonly position: bigint
+  readonly life: ServerLife
 }
 
 /**

@@ -29,7 +29,7 @@ import type { Settings } from "../schema/Settings.ts"
 import * as BatchContext from "./BatchContext.ts"
 import { CheckpointStore, type Fenced, type TransientFailure } from "./CheckpointStore.ts"
 import { errorText, stackText } from "./ErrorText.ts"
-import { EventStore, type Page } from "./EventStore.ts"
+import { EventStore, type Page, type ServerLife } from "./EventStore.ts"
 import type * as Projection from "./Projection.ts"
 
 /**
@@ -121,8 +121,11 @@ export const make = Effect.gen(function*() {
     // leaves room for the locks of a frozen worker to be gone before that.
     const idleTimeout = Duration.times(settings.staleWorkerTimeout, 0.5)
     let seen = held.position
+    /** In which life of the server that was, while it is not written: nobody keeps it for the next one. */
+    let life: ServerLife | undefined
     let written = held.position
     let writtenAt = yield* Clock.monotonicTimeNanos
+    let failedWrites = 0
     let caughtUp = false
     /** Failures since the last batch that committed; and how often the connection was lost in the same event's handler. */
     let attempt = 0
@@ -174,19 +177,42 @@ export const make = Effect.gen(function*() {
       )
     }
 
-    /** Writes what was passed without work, so that a successor need not read it again. */
+    /** What was only seen is looked at again. */
+    const forget = () => {
+      seen = written
+      life = undefined
+    }
+
+    const hasWritten = (to: bigint, now: bigint) => {
+      written = seen = to
+      writtenAt = now
+      life = undefined
+    }
+
+    /**
+     * Writes what was passed without work, so that a successor need not read it again. It is not worth another attempt:
+     * the server that answers next may have less than the one that was read.
+     */
     const flush = Effect.fnUntraced(function*() {
       if (seen === written) return
       const to = seen
-      const done = yield* persist("Progress", checkpoints.advance(held, { from: written, to }))
-      if (Option.isNone(done)) return
-      written = to
-      writtenAt = yield* Clock.monotonicTimeNanos
+      const result = yield* Effect.result(checkpoints.advance(held, { from: written, to, life }))
+      const now = yield* Clock.monotonicTimeNanos
+      if (result._tag === "Success") {
+        failedWrites = 0
+        return hasWritten(to, now)
+      }
+      const { failure } = result
+      if (!isPassing(failure)) return yield* failure
+      forget()
+      writtenAt = now
+      yield* failing(++failedWrites, "Progress", failure)
     })
 
     const read = (upTo: bigint) =>
       events.read({
         after: seen,
+        life,
         upTo,
         range,
         filter: projection.filter,
@@ -232,11 +258,10 @@ export const make = Effect.gen(function*() {
               return Option.none()
             }
             if (seen === written) return yield* failure
-            seen = written
+            forget()
             continue
           }
-          // The server that answers next may have less than the one that did; what was only seen is looked at again.
-          seen = written
+          forget()
           yield* failing(attempt, "Reading", failure)
           if (Option.isNone(yield* unlessDraining(backoff(attempt)))) return Option.none()
           attempt++
@@ -256,7 +281,8 @@ export const make = Effect.gen(function*() {
      */
     const commit = Effect.fnUntraced(function*(
       batch: ReadonlyArray<Event>,
-      end: bigint
+      end: bigint,
+      readIn: ServerLife
     ): Effect.fn.Return<Outcome, Fenced> {
       while (true) {
         const startedAt = clock.monotonicTimeNanosUnsafe()
@@ -278,13 +304,12 @@ export const make = Effect.gen(function*() {
         const reached = () => handled === batch.length ? end : batch[handled - 1]!.globalPosition
         const result = yield* Effect.result(checkpoints.commit(
           held,
-          { from: written, idleTimeout },
+          { from: written, idleTimeout, life: readIn },
           Effect.map(Effect.scoped(BatchContext.provide(work, job.captured, base)), reached)
         ))
         if (result._tag === "Success") {
           const now = clock.monotonicTimeNanosUnsafe()
-          written = seen = reached()
-          writtenAt = now
+          hasWritten(reached(), now)
           attempt = lost = 0
           most *= 2
           job.onSeen(seen)
@@ -321,32 +346,36 @@ export const make = Effect.gen(function*() {
       }
     })
 
-    const halt = Effect.fnUntraced(function*(
+    /**
+     * Whether the range stands still now. What could not be recorded is not tried again by itself: of a server that comes
+     * back with less, the event may not be there any more.
+     */
+    const halts = Effect.fnUntraced(function*(
       at: Pick<Event, "aggregateId" | "eventId"> & { readonly position: bigint },
+      readIn: ServerLife | undefined,
       error: string,
       stack = ""
     ) {
+      const { aggregateId, eventId, position } = at
+      const result = yield* Effect.result(
+        checkpoints.halt(held, { at: written, life: readIn, error, position, eventId, aggregateId })
+      )
+      if (result._tag === "Failure") {
+        if (!isPassing(result.failure)) return yield* result.failure
+        forget()
+        yield* failing(++attempt, "The record of a halt", result.failure)
+        return Option.isNone(yield* unlessDraining(backoff(attempt)))
+      }
       yield* Effect.logError(
         `Projection "${projection.name}" stands still in range ${
           HashRange.format(range)
-        }: the event at position ${at.position} (${at.eventId}) could not be handled: ${error}. Mend the handler and start again; other ranges and projections go on.${stack}`
+        }: the event at position ${position} (${eventId}) could not be handled: ${error}. Mend the handler and start again; other ranges and projections go on.${stack}`
       )
-      yield* persist(
-        "The record of a halt",
-        checkpoints.halt(held, {
-          at: written,
-          error,
-          position: at.position,
-          eventId: at.eventId,
-          aggregateId: at.aggregateId
-        })
+      yield* job.record(
+        Activity.RangeHalted({ projection: projection.name, range, halt: { error, position, eventId } })
       )
-      yield* job.record(Activity.RangeHalted({
-        projection: projection.name,
-        range,
-        halt: { error, position: at.position, eventId: at.eventId }
-      }))
       yield* draining.await
+      return true
     })
 
     const work = Effect.gen(function*(): Effect.fn.Return<Ending, Fenced | RunnerError> {
@@ -365,19 +394,17 @@ export const make = Effect.gen(function*() {
           const failure = page.failure
           if (failure._tag !== "EventTooLarge") return yield* failure
           yield* flush()
-          yield* halt(
-            { position: failure.position, eventId: failure.eventId, aggregateId: failure.aggregateId },
-            failure.message
-          )
-          return "drained"
+          if (yield* halts(failure, undefined, failure.message)) return "drained"
+          continue
         }
         if (Option.isNone(page.success)) {
           yield* flush()
           return "drained"
         }
-        const { complete, events: batch, position } = page.success.value
+        const { complete, events: batch, life: readIn, position } = page.success.value
         if (batch.length === 0) {
           seen = position
+          life = readIn
           job.onSeen(position)
           if (complete && !caughtUp) {
             caughtUp = true
@@ -393,7 +420,8 @@ export const make = Effect.gen(function*() {
           const part = before.length === 0 ? rest : before
           const outcome = yield* commit(
             part,
-            part.length === rest.length ? position : part[part.length - 1]!.globalPosition
+            part.length === rest.length ? position : part[part.length - 1]!.globalPosition,
+            readIn
           )
           if (outcome._tag === "Failed") {
             if (outcome.at > 0) {
@@ -401,16 +429,13 @@ export const make = Effect.gen(function*() {
               continue
             }
             const event = rest[0]!
-            yield* halt(
-              { ...event, position: event.globalPosition },
-              errorText(outcome.cause),
-              stackText(outcome.cause)
-            )
-            return "drained"
+            const at = { ...event, position: event.globalPosition }
+            if (yield* halts(at, readIn, errorText(outcome.cause), stackText(outcome.cause))) return "drained"
+            break
           }
           if (outcome._tag === "Drained" || draining.isOpen()) return "drained"
           if (outcome._tag === "Lost") {
-            seen = written
+            forget()
             break
           }
           rest = rest.slice(outcome.handled)

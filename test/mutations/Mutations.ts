@@ -128,6 +128,11 @@ export const entries: ReadonlyArray<Entry> = [
     mutate: () => lasting("pupsourcing-orchestrator reader")
   },
   {
+    mechanism: "progress in the life of the server it was read in",
+    scenario: Scenarios.outlived,
+    mutate: rewrite([/EXISTS \((?=\s*SELECT FROM pg_stat_get_activity\()/, "EXISTS (SELECT UNION ALL"])
+  },
+  {
     mechanism: "absence seen by the same session",
     scenario: Scenarios.outage,
     mutate: seenByAnybody

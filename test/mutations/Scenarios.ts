@@ -208,6 +208,31 @@ export const less: Scenario = Effect.fnUntraced(function*(mutation) {
   return yield* process(readAll(mutation, 5n, slow.sql`COMMIT`))
 })
 
+/** The server loses what a worker has passed as no concern of its projection, and gives its position out again. */
+export const outlived: Scenario = Effect.fnUntraced(function*(mutation) {
+  const sql = yield* SqlClient.SqlClient
+  const process = yield* enter(mutation)
+  const writer = yield* PlainWriters.make((yield* TestDatabase.TestDatabase).url)
+  const [held] = (yield* process(Effect.flatMap(join("set", "a", ["p"]), decide))).held
+  yield* writer.insert(3)
+  const { life, position: to } = yield* process(Effect.flatMap(
+    EventStore,
+    ({ read, settledBeyond }) =>
+      Effect.flatMap(
+        settledBeyond(0n, Duration.seconds(1)),
+        (upTo) => read({ after: 0n, upTo, filter: { eventTypes: ["Never"] } })
+      )
+  ))
+  yield* sql`DELETE FROM events WHERE global_position > 2`
+  yield* sql`SELECT setval('events_global_position_seq', 2)`
+  yield* terminate("pupsourcing-orchestrator reader")
+  const exit = yield* Effect.exit(process(
+    Effect.flatMap(CheckpointStore, ({ advance }) => advance(held!, { from: 0n, to, life }))
+  ))
+  yield* writer.insert(1)
+  return Exit.isSuccess(exit) ? [`P3: the event at ${to} was passed over`] : []
+})
+
 /** All sessions are lost at once, and one worker takes longer than another to come back. */
 export const outage: Scenario = Effect.fnUntraced(function*(mutation) {
   let away = false

@@ -12,6 +12,7 @@ import * as MemoryStores from "../../src/layers/memory/MemoryStores.ts"
 import { CheckpointAheadOfEvents, DatabaseUnavailable, EventTooLarge, StoreFailure } from "../../src/schema/Errors.ts"
 import type { Event } from "../../src/schema/Event.ts"
 import { type CheckpointStore, Fenced, TransientFailure } from "../../src/services/CheckpointStore.ts"
+import type { EventStore } from "../../src/services/EventStore.ts"
 import * as Projection from "../../src/services/Projection.ts"
 import { breathe, Broken, event, pass, runner } from "./World.ts"
 
@@ -149,7 +150,7 @@ it.effect("an event too large to be received halts the range behind what comes b
             ? Effect.fail(
               new EventTooLarge({ position: 2n, eventId, aggregateId: "b", bytes: 20_000_000, limit: 16_000_000 })
             )
-            : Effect.map(real.read(options), (page) => ({ events: page.events.slice(0, 1), position: 1n }))
+            : Effect.map(real.read(options), (page) => ({ ...page, events: page.events.slice(0, 1), position: 1n }))
       })
     })
     yield* worker.events.append([event("a")])
@@ -283,6 +284,115 @@ it.effect("progress that was only seen is no checkpoint ahead of the events", ()
     yield* pass(2_000)
     yield* worker.drain(fiber)
     assert.strictEqual(worker.seen.at(-1), 3n)
+  }))
+
+/** After which position each read began. */
+const reads = () => {
+  const after: Array<bigint> = []
+  return {
+    after,
+    events: (real: EventStore["Service"]): Partial<EventStore["Service"]> => ({
+      read: (options) => {
+        after.push(options.after)
+        return real.read(options)
+      }
+    })
+  }
+}
+
+it.effect("progress that was only seen is not written to the server that comes back, but looked at again", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const { after, events } = reads()
+    const worker = yield* runner(
+      world,
+      Projection.make("users", { aggregateTypes: ["Nothing"], handle: () => Effect.void }),
+      { events }
+    )
+    yield* worker.events.append([event("a"), event("a")])
+    const fiber = yield* Effect.forkChild(worker.run)
+    yield* pass(100)
+    assert.deepStrictEqual([worker.seen, after], [[2n], [0n]])
+    world.life = "2"
+    yield* pass(5_000)
+    assert.strictEqual((yield* worker.row).position, 2n)
+    assert.deepStrictEqual(after, [0n, 0n])
+    // The first is written at once, the second not yet.
+    for (const _ of ids(2)) {
+      yield* worker.events.append([event("a")])
+      yield* pass(100)
+    }
+    world.life = "3"
+    yield* worker.events.append([event("a")])
+    yield* pass(2_000)
+    assert.deepStrictEqual([(yield* worker.row).position, after], [5n, [0n, 0n, 2n, 3n, 4n, 3n]])
+    assert.strictEqual(worker.lines.filter(({ level }) => level === "Error").length, 0)
+    assert.strictEqual(yield* worker.drain(fiber), "drained")
+  }))
+
+it.effect("nor when the range is given up: whoever is next looks at it again", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const worker = yield* runner(
+      world,
+      Projection.make("users", { aggregateTypes: ["Nothing"], handle: () => Effect.void })
+    )
+    yield* worker.events.append([event("a"), event("a")])
+    const fiber = yield* Effect.forkChild(worker.run)
+    yield* pass(100)
+    world.life = "2"
+    assert.strictEqual(yield* worker.drain(fiber), "drained")
+    assert.strictEqual((yield* worker.row).position, 0n)
+  }))
+
+it.effect("a batch that was read before the server went is read again from the one that comes back", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const handled = yield* TxRef.make<ReadonlyArray<string>>([])
+    const { after, events } = reads()
+    const lives: Array<string | undefined> = []
+    const worker = yield* runner(world, recording(handled), {
+      events,
+      checkpoints: (real) => ({
+        commit: (held, options, work) => {
+          // It goes after the batch was read, and before that begins.
+          if (lives.length === 0) world.life = "2"
+          lives.push(options.life)
+          return real.commit(held, options, work)
+        }
+      })
+    })
+    yield* worker.events.append([event("a")])
+    const fiber = yield* Effect.forkChild(worker.run)
+    yield* pass(2_000)
+    assert.deepStrictEqual([lives, after], [["1", "2"], [0n, 0n]])
+    assert.deepStrictEqual(yield* TxRef.get(handled), ["a"])
+    yield* worker.drain(fiber)
+  }))
+
+it.effect("no range stands still for an event that the server that comes back may not have", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    let tried = 0
+    const projection = Projection.make("users", {
+      handle: () => Effect.suspend(() => ++tried === 1 ? Effect.fail(new Broken({ message: "no" })) : Effect.void)
+    })
+    const worker = yield* runner(world, projection, {
+      checkpoints: (real) => ({
+        halt: (held, halt) => {
+          world.life = "2"
+          return real.halt(held, halt)
+        }
+      })
+    })
+    yield* worker.events.append([event("a")])
+    const fiber = yield* Effect.forkChild(worker.run)
+    yield* pass(2_000)
+    assert.strictEqual(tried, 2)
+    const row = yield* worker.row
+    assert.deepStrictEqual([row.position, row.halt], [1n, undefined])
+    assert.strictEqual(worker.of("RangeHalted").length, 0)
+    yield* worker.drain(fiber)
   }))
 
 /** A handler's failure that is a lost connection is one of the store. */

@@ -6,11 +6,11 @@
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import { hash } from "../../src/layers/memory/MemoryWorld.ts"
-import { CheckpointAheadOfEvents } from "../../src/schema/Errors.ts"
+import { CheckpointAheadOfEvents, DatabaseUnavailable } from "../../src/schema/Errors.ts"
 import type { Event } from "../../src/schema/Event.ts"
 import * as EventFilter from "../../src/schema/EventFilter.ts"
 import * as HashRange from "../../src/schema/HashRange.ts"
-import { EventStore, type Page } from "../../src/services/EventStore.ts"
+import { EventStore, type Page, type ServerLife } from "../../src/services/EventStore.ts"
 import type { Engine, Process, Timer } from "./Engine.ts"
 import type { Committed, Events } from "./Run.ts"
 
@@ -28,11 +28,21 @@ interface Waiter {
   readonly wake: () => void
 }
 
+const sessionLost = new DatabaseUnavailable({
+  reason: "connection lost",
+  server: "simulation",
+  database: "app",
+  user: "app",
+  cause: new Error("the session on which the events were read is gone")
+})
+
 const payload = new Uint8Array([123, 125])
 
 interface Options {
   /** How a notification of new events fares on its way: after how many milliseconds it is there, if ever. */
   readonly delivery: () => number | undefined
+  /** Which life of the server this is. */
+  readonly life: () => ServerLife
   /** Told of each event, before anybody can read it. */
   readonly committed: (event: Committed) => void
 }
@@ -133,6 +143,9 @@ export class EventLog implements Events {
         ? Effect.fail(new CheckpointAheadOfEvents({ position, lastPosition: BigInt(this.slots.length) }))
         : Effect.void
 
+    const refuseOver = (life: ServerLife | undefined) =>
+      life === undefined || life === this.options.life() ? Effect.void : Effect.fail(sessionLost)
+
     const waitBeyond = (position: bigint, millis: number): Effect.Effect<void> =>
       Effect.callback((resume) => {
         if (BigInt(readable()) > position) return resume(Effect.void)
@@ -164,8 +177,9 @@ export class EventLog implements Events {
       }),
       read: (options) =>
         Effect.andThen(
-          refuseAhead(options.after),
+          Effect.andThen(refuseOver(options.life), refuseAhead(options.after)),
           Effect.sync((): Page => {
+            const life = this.options.life()
             const last = options.upTo === undefined ? readable() : Math.min(Number(options.upTo), readable())
             const range = options.range ?? HashRange.whole
             const limit = Math.max(1, options.limit ?? 1000)
@@ -175,11 +189,11 @@ export class EventLog implements Events {
               if (typeof event !== "object" || !EventFilter.matches(options.filter ?? {}, event)) continue
               if (!HashRange.includes(range, this.hashOf(event.aggregateId))) continue
               if (events.length === limit) {
-                return { events, position: events[events.length - 1]!.globalPosition }
+                return { events, position: events[events.length - 1]!.globalPosition, life }
               }
               events.push(event)
             }
-            return { events, position: BigInt(Math.max(last, Number(options.after))) }
+            return { events, position: BigInt(Math.max(last, Number(options.after))), life }
           })
         ),
       headPosition: Effect.sync(() => BigInt(this.head)),

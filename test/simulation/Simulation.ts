@@ -86,6 +86,7 @@ const stageOf = (engine: Engine, driver: Process, mutation: Mutation, scenario: 
 
   const coverage = new Coverage.Coverage(Coverage.virtual)
   const log: EventLog = new EventLog(engine, {
+    life: () => world.life,
     delivery: () => run.delivery(),
     committed: (event) => run.committed(event)
   })
@@ -204,7 +205,10 @@ const stageOf = (engine: Engine, driver: Process, mutation: Mutation, scenario: 
     },
     thaw: (worker) => of(worker).process.thaw(),
     // The faults ask the time themselves.
-    sendAway: () => {},
+    // What is away for all comes back as another server, to which nothing that was only read applies.
+    sendAway: (worker) => {
+      if (worker === undefined) world.life = `${BigInt(world.life) + 1n}`
+    },
     callBack,
     stalls: () => 0,
     endPresence

@@ -210,6 +210,27 @@ export const suite = <R = never>(
         assert.strictEqual(yield* position(row!), 12n)
       }))
 
+    it.effect("nothing is written of what was read in another life of the server", () =>
+      Effect.gen(function*() {
+        const store = yield* CheckpointStore
+        const [row] = yield* held(1)
+        const [key, eventId] = [yield* unique("key"), globalThis.crypto.randomUUID()]
+        const life = "1@1"
+        const lost = { _tag: "TransientFailure", kind: "connection" } as const
+        assert.deepInclude(
+          yield* Effect.flip(store.commit(row!, { from: 0n, idleTimeout, life }, Effect.as(effects.record(key), 5n))),
+          lost
+        )
+        assert.deepInclude(yield* Effect.flip(store.advance(row!, { from: 0n, to: 3n, life })), lost)
+        const halt = { at: 0n, life, error: "no", position: 4n, eventId, aggregateId: "cart-1" }
+        assert.deepInclude(yield* Effect.flip(store.halt(row!, halt)), lost)
+        const [stored] = yield* store.rows(row!.projection)
+        assert.deepStrictEqual([stored?.position, stored?.halt], [0n, undefined])
+        assert.strictEqual(yield* effects.count(key), 0)
+        // The row is not to be had, whatever the life.
+        assert.strictEqual((yield* Effect.flip(store.advance(row!, { from: 2n, to: 3n })))._tag, "Fenced")
+      }))
+
     it.effect("a halt is recorded on the row, and only there", () =>
       Effect.gen(function*() {
         const store = yield* CheckpointStore

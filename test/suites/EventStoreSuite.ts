@@ -400,9 +400,25 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
         assert.deepStrictEqual(positionsOf(events), positions.slice(2, 4))
         // Nothing lies between the last position and itself.
         const nothing = yield* store.read({ after: settled, upTo: settled })
-        assert.deepStrictEqual(nothing, { events: [], position: settled })
+        assert.deepStrictEqual([nothing.events, nothing.position], [[], settled])
         const none = yield* readAll({ after: 0n, upTo: settled, filter: { eventTypes: [yield* unique("never")] } })
         assert.deepStrictEqual(none.events, [])
+      }))
+
+    it.effect("what was seen in this life of the server may be gone on from, what was seen in another may not", () =>
+      Effect.gen(function*() {
+        const store = yield* EventStore
+        const stream = yield* newStream
+        const { positions } = yield* append([happened(stream), happened(stream)])
+        const upTo = yield* settle(last(positions))
+        const seen = yield* store.read({ after: 0n, upTo, limit: 1 })
+        const { life, position } = seen
+        const next = yield* store.read({ after: position, upTo, life })
+        assert.strictEqual(next.life, life)
+        for (const after of [position, upTo]) {
+          const refused = yield* Effect.flip(store.read({ after, upTo, life: "1@1" }))
+          assert.deepInclude(refused, { _tag: "DatabaseUnavailable", reason: "connection lost" } as const)
+        }
       }))
 
     it.effect("a position that was never given out is ahead of the events", () =>

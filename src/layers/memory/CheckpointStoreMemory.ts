@@ -15,7 +15,8 @@ import * as TxRef from "effect/TxRef"
 import type { Checkpoint, Held } from "../../schema/Checkpoint.ts"
 import { key } from "../../schema/Checkpoint.ts"
 import * as HashRange from "../../schema/HashRange.ts"
-import { CheckpointStore, Fenced, HandlerFailure } from "../../services/CheckpointStore.ts"
+import { CheckpointStore, Fenced, HandlerFailure, TransientFailure } from "../../services/CheckpointStore.ts"
+import type { ServerLife } from "../../services/EventStore.ts"
 import type { Handle } from "./MemoryWorld.ts"
 import { committedRows, hash } from "./MemoryWorld.ts"
 
@@ -43,6 +44,13 @@ export const make = (handle: Handle): CheckpointStore["Service"] => {
     return { ref, row }
   })
 
+  const refuseOver = (life: ServerLife | undefined) =>
+    life === undefined || life === world.life
+      ? Effect.void
+      : Effect.fail(
+        new TransientFailure({ kind: "connection", cause: new Error("It was read in another life of this world") })
+      )
+
   const advance = Effect.fnUntraced(function*(held: Held, from: bigint, to: bigint) {
     const { ref, row } = yield* fenced(held, from)
     yield* TxRef.set(ref, { ...row, position: to })
@@ -57,16 +65,19 @@ export const make = (handle: Handle): CheckpointStore["Service"] => {
       reach(
         // `idleTimeout` has no meaning here: no session stands open that somebody would have to end.
         Effect.tx(
-          fenced(held, options.from).pipe(
+          refuseOver(options.life).pipe(
+            Effect.andThen(fenced(held, options.from)),
             Effect.andThen(asHandler(work)),
             // Through the handle once more: a process cut off in the middle of a batch must not commit it.
             Effect.flatMap((to) => reach(advance(held, options.from, to)))
           )
         )
       ),
-    advance: (held, options) => reach(Effect.tx(advance(held, options.from, options.to))),
+    advance: (held, options) =>
+      reach(Effect.tx(Effect.andThen(refuseOver(options.life), advance(held, options.from, options.to)))),
     halt: (held, halt) =>
       reach(Effect.tx(Effect.gen(function*() {
+        yield* refuseOver(halt.life)
         const { ref, row } = yield* fenced(held, halt.at)
         yield* TxRef.set(ref, {
           ...row,

@@ -11,18 +11,31 @@ import * as Random from "effect/Random"
 import * as Result from "effect/Result"
 import * as TxRef from "effect/TxRef"
 import * as Append from "../../schema/Append.ts"
-import { CheckpointAheadOfEvents, ConcurrencyConflict, DuplicateEvent } from "../../schema/Errors.ts"
+import {
+  CheckpointAheadOfEvents,
+  ConcurrencyConflict,
+  DatabaseUnavailable,
+  DuplicateEvent
+} from "../../schema/Errors.ts"
 import type { Appended, Event, ExpectedVersion, NewEvent, StreamId } from "../../schema/Event.ts"
 import * as EventFilter from "../../schema/EventFilter.ts"
 import * as HashRange from "../../schema/HashRange.ts"
 import * as Uuid from "../../schema/Uuid.ts"
-import type { Page, ReadOptions } from "../../services/EventStore.ts"
+import type { Page, ReadOptions, ServerLife } from "../../services/EventStore.ts"
 import { EventStore } from "../../services/EventStore.ts"
 import type { Handle, Log, LogPart } from "./MemoryWorld.ts"
 import { hash } from "./MemoryWorld.ts"
 
 const defaultLimit = 1000
 const defaultBytes = 4 * 1024 * 1024
+
+const otherLife = new DatabaseUnavailable({
+  reason: "connection lost",
+  server: "memory",
+  database: "memory",
+  user: "memory",
+  cause: new Error("It was seen in another life of this world")
+})
 
 const streamKey = (stream: StreamId): string =>
   JSON.stringify([stream.boundedContext, stream.aggregateType, stream.aggregateId])
@@ -146,8 +159,13 @@ export const make = (handle: Handle): EventStore["Service"] => {
   const refuseAhead = (position: bigint, lastPosition: bigint) =>
     position > lastPosition ? Effect.fail(new CheckpointAheadOfEvents({ position, lastPosition })) : Effect.void
 
+  const refuseOver = (life: ServerLife | undefined) =>
+    life === undefined || life === world.life ? Effect.void : Effect.fail(otherLife)
+
   const read = Effect.fnUntraced(function*(options: ReadOptions) {
     const last = yield* settled
+    const { life } = world
+    yield* refuseOver(options.life)
     yield* refuseAhead(options.after, last)
     const upTo = options.upTo === undefined || options.upTo > last ? last : options.upTo
     const limit = Math.max(1, options.limit ?? defaultLimit)
@@ -163,11 +181,11 @@ export const make = (handle: Handle): EventStore["Service"] => {
       if (!EventFilter.matches(filter, event) || !HashRange.includes(range, hash(event.aggregateId))) continue
       bytes += sizeOf(event)
       if (events.length > 0 && (events.length >= limit || bytes > budget)) {
-        return { events, position: events[events.length - 1]!.globalPosition } satisfies Page
+        return { events, position: events[events.length - 1]!.globalPosition, life } satisfies Page
       }
       events.push(event)
     }
-    return { events, position: upTo > options.after ? upTo : options.after } satisfies Page
+    return { events, position: upTo > options.after ? upTo : options.after, life } satisfies Page
   })
 
   // Woken by the very commit; there is nothing that could go unannounced and would have to be polled for.

@@ -18,6 +18,7 @@ import type { Checkpoint } from "../../schema/Checkpoint.ts"
 import type { Event } from "../../schema/Event.ts"
 import type { Generation } from "../../schema/Generation.ts"
 import type { Registration, WorkerState, WorkerView } from "../../schema/Worker.ts"
+import type { ServerLife } from "../../services/EventStore.ts"
 
 /**
  * All events: a list whose newest part comes first, so that appending copies nothing and a transaction that is rolled
@@ -112,6 +113,8 @@ export interface MemoryWorld {
   readonly watched: Map<bigint, { readonly incarnation: bigint }>
   /** How many handles there have been. */
   processes: number
+  /** As a database's: what was read in an earlier one is not written any more. */
+  life: ServerLife
 }
 
 /**
@@ -137,7 +140,8 @@ export const make: Effect.Effect<MemoryWorld> = Effect.gen(function*() {
     decisions: yield* TxRef.make(0),
     listeners: new Set(),
     watched: new Map(),
-    processes: 0
+    processes: 0,
+    life: "1"
   }
 })
 

@@ -29,8 +29,10 @@ import {
   HandlerFailure,
   TransientFailure
 } from "../../services/CheckpointStore.ts"
+import type { ServerLife } from "../../services/EventStore.ts"
 import { Database } from "./Database.ts"
 import { codeOf, isConnectionLoss, isPassing, sqlErrorIn } from "./DatabaseErrors.ts"
+import * as Life from "./Life.ts"
 import * as Rows from "./Rows.ts"
 
 /** What of an error's text is kept on the row. */
@@ -71,6 +73,12 @@ const silent = (message: string) =>
 
 const unheard = silent("the transaction has ended, but the connection did not say so")
 const unanswered = silent("the connection does not answer")
+
+const otherLife = () =>
+  new TransientFailure({
+    kind: "connection",
+    cause: new Error("The database server came back, or another took its place, since the events were read")
+  })
 
 /** Statements that are interrupted are cancelled, and connections that do not answer then are closed by the driver. */
 const answered = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E | SqlError.SqlError, R> =>
@@ -180,24 +188,40 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
    * The server ends what stands still, and what waits for a lock as long: of batches that wait for each other, and whose
    * process is gone, one after the other would hold the lock otherwise. A stricter limit of the application's own stays.
    */
-  const begin = (held: Held, { from, idleTimeout }: BatchOptions) => {
+  const begin = (held: Held, { from, idleTimeout, life }: BatchOptions) => {
     const millis = String(Math.ceil(Duration.toMillis(idleTimeout)))
-    return quietly(sql<Transaction & { readonly held: boolean }>`
+    return quietly(sql<Transaction & { readonly alive: boolean; readonly held: boolean }>`
       SELECT pg_backend_pid() AS pid, extract(epoch FROM now())::text AS begun,
         set_config('idle_in_transaction_session_timeout', ${millis}, true),
         CASE WHEN current_setting('lock_timeout') = '0'
             OR current_setting('lock_timeout')::interval > ${millis}::int * interval '1 millisecond'
           THEN set_config('lock_timeout', ${millis}, true) END,
+        ${Life.goesOn(sql, life)} AS alive,
         EXISTS (SELECT FROM ${checkpoints} WHERE ${fenced(held)} AND position = ${from}::bigint) AS held`)
   }
 
-  const move = (held: Held, { from, to }: { readonly from: bigint; readonly to: bigint }) =>
+  const move = (
+    held: Held,
+    { from, life, to }: { readonly from: bigint; readonly to: bigint; readonly life?: ServerLife | undefined }
+  ) =>
     Effect.map(
       quietly(sql`
         UPDATE ${checkpoints} SET position = ${to}::bigint, updated_at = clock_timestamp()
-        WHERE ${fenced(held)} AND position = ${from}::bigint RETURNING 1`),
+        WHERE ${fenced(held)} AND position = ${from}::bigint AND ${Life.goesOn(sql, life)} RETURNING 1`),
       (rows) => rows.length > 0
     )
+
+  /** Why there was no row to write. */
+  const refused = Effect.fnUntraced(function*(
+    held: Held,
+    life: ServerLife | undefined
+  ): Effect.fn.Return<never, Fenced | StoreError | TransientFailure> {
+    const [row] = yield* quietly(sql<{ readonly alive: boolean }>`SELECT ${Life.goesOn(sql, life)} AS alive`).pipe(
+      answered,
+      database.refail("look why a row was not written")
+    )
+    return yield* row?.alive === false ? otherLife() : new Fenced({ projection: held.projection })
+  })
 
   /**
    * What became of a transaction whose end was not heard of. The row's lock waits for the old transaction's fate; until
@@ -323,6 +347,7 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
       const batch = Effect.gen(function*() {
         const [start] = yield* begin(held, options)
         began = start
+        if (start?.alive === false) return yield* rollBack(otherLife())
         if (start?.held !== true) return yield* rollBack(new Fenced({ projection: held.projection }))
         const exit = yield* Effect.acquireUseRelease(
           keepAlive(options.idleTimeout),
@@ -366,9 +391,7 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
 
   const advance: CheckpointStore["Service"]["advance"] = Effect.fnUntraced(function*(held, options) {
     const moved = yield* Effect.result(answered(move(held, options)))
-    if (moved._tag === "Success") {
-      return moved.success ? undefined : yield* new Fenced({ projection: held.projection })
-    }
+    if (moved._tag === "Success") return moved.success ? undefined : yield* refused(held, options.life)
     const error = moved.failure
     if (isPassing(error)) return yield* new TransientFailure({ kind: "conflict", cause: error })
     if (wasLost(error) && !neverConnected(error)) return yield* settle(held, options, error)
@@ -384,17 +407,18 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
         halted_position = ${options.position}::bigint, halted_event_id = ${options.eventId},
         halted_hash = hashtext(${options.aggregateId}::text COLLATE "C")::int8 & 4294967295,
         updated_at = clock_timestamp()
-      WHERE ${fenced(held)} AND position = ${options.at}::bigint RETURNING 1`).pipe(
-      Effect.catch((error): Effect.Effect<never, StoreError | TransientFailure> =>
-        isPassing(error)
-          ? Effect.fail(new TransientFailure({ kind: "conflict", cause: error }))
-          // To say it twice does no harm, so there is nothing to look up.
-          : wasLost(error) && !neverConnected(error)
-          ? Effect.fail(new TransientFailure({ kind: "connection", cause: error }))
-          : database.refail("halt a range")(Effect.fail(error))
+      WHERE ${fenced(held)} AND position = ${options.at}::bigint AND ${Life.goesOn(sql, options.life)} RETURNING 1`)
+      .pipe(
+        Effect.catch((error): Effect.Effect<never, StoreError | TransientFailure> =>
+          isPassing(error)
+            ? Effect.fail(new TransientFailure({ kind: "conflict", cause: error }))
+            // To say it twice does no harm, so there is nothing to look up.
+            : wasLost(error) && !neverConnected(error)
+            ? Effect.fail(new TransientFailure({ kind: "connection", cause: error }))
+            : database.refail("halt a range")(Effect.fail(error))
+        )
       )
-    )
-    if (rows.length === 0) return yield* new Fenced({ projection: held.projection })
+    if (rows.length === 0) return yield* refused(held, options.life)
   })
 
   const rows: CheckpointStore["Service"]["rows"] = (projection) =>

@@ -23,9 +23,10 @@ import {
 } from "../../schema/Errors.ts"
 import type { Appended, Event, ExpectedVersion, NewEvent, StreamId } from "../../schema/Event.ts"
 import * as HashRange from "../../schema/HashRange.ts"
-import { EventStore, type Page, type ReadOptions } from "../../services/EventStore.ts"
+import { EventStore, type Page, type ReadOptions, type ServerLife } from "../../services/EventStore.ts"
 import { Database } from "./Database.ts"
 import { codeOf } from "./DatabaseErrors.ts"
+import * as Life from "./Life.ts"
 import { Listener } from "./Listener.ts"
 import * as Reader from "./Reader.ts"
 import * as Tracker from "./Tracker.ts"
@@ -117,7 +118,6 @@ type Row = WholeRow | { readonly globalPosition: bigint; readonly payload: null 
 
 interface Window {
   readonly rows: ReadonlyArray<Row>
-  readonly state: Reader.State
 }
 
 const isWhole = (row: Row): row is WholeRow => row.payload !== null
@@ -357,23 +357,23 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
       if (look.last !== undefined && after > look.last) {
         return yield* new CheckpointAheadOfEvents({ position: after, lastPosition: look.last })
       }
-      return upTo !== undefined && upTo < look.settled ? upTo : look.settled
+      return { bound: upTo !== undefined && upTo < look.settled ? upTo : look.settled, life: look.life }
     })
 
     const readWindow = (statement: string, options: {
       readonly bound: bigint
       readonly parameters: ReadonlyArray<unknown>
       readonly mayShrink: boolean
-      /** On what the windows before were read. */
-      readonly state: Reader.State | undefined
+      /** In which life of the server it was proved, or the windows before were read. */
+      readonly life: ServerLife
     }) =>
       reader.use(
         "read events",
         ({ sql, state }): Effect.Effect<Window | "unproved" | "timeout", SqlError.SqlError | StoreError> =>
-          state.settled.mark < options.bound || state !== (options.state ?? state)
+          state.settled.mark < options.bound || state.life !== options.life
             ? Effect.succeed("unproved")
             : Effect.catchIf(
-              Effect.map(sql.unsafe<Row>(statement, options.parameters), (rows): Window => ({ rows, state })),
+              Effect.map(sql.unsafe<Row>(statement, options.parameters), (rows): Window => ({ rows })),
               (error: SqlError.SqlError) =>
                 options.mayShrink && error.reason._tag === "StatementTimeoutError" || codeOf(error) === divisionByZero,
               (error) =>
@@ -398,10 +398,14 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
       let used = 0
       let window = firstWindow
       let position = options.after
-      let state: Reader.State | undefined
-      let bound = options.upTo !== undefined && options.upTo <= tracker.known()
-        ? options.upTo
+      const known = tracker.known()
+      let { bound, life } = options.upTo !== undefined && known.life !== undefined && options.upTo <= known.settled
+        ? { bound: options.upTo, life: known.life }
         : yield* prove(options.after, options.upTo)
+      const page = (events: ReadonlyArray<Event>, position: bigint) =>
+        options.life === undefined || options.life === life
+          ? Effect.succeed<Page>({ events, position, life })
+          : Effect.fail(Life.isOver(database.server))
       while (position < bound && found.length < limit) {
         const started = yield* Clock.monotonicTimeNanos
         const upper = isFiltered && position + window < bound ? position + window : bound
@@ -421,16 +425,15 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
               ...(isSmall ? [] : [found.length === 0 ? BigInt(largest) : 0n])
             ],
             mayShrink: isFiltered && window > smallestWindow || !isSmall && measured > 1,
-            state
+            life
           }
         )
         if (answer === "unproved") {
           // The connection is a new one, perhaps to a server with another past: a page is of one of them.
-          state = undefined
           found = []
           used = 0
           position = options.after
-          bound = yield* prove(options.after, bound)
+          ;({ bound, life } = yield* prove(options.after, bound))
           continue
         }
         if (answer === "timeout") {
@@ -438,7 +441,6 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
           if (!isSmall) measured = Math.max(1, measured >> 2)
           continue
         }
-        state = answer.state
         const { rows } = answer
         const cut = rows.findIndex((row) => !isWhole(row))
         const fitting = (cut === -1 ? rows : rows.slice(0, cut)).filter(isWhole)
@@ -461,13 +463,13 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
             continue
           }
           if (found.length === 0) return yield* tooLarge(rows[cut]!.globalPosition)
-          return { events: found, position: rows[cut]!.globalPosition - 1n }
+          return yield* page(found, rows[cut]!.globalPosition - 1n)
         }
-        if (found.length >= limit) return { events: found, position: found[found.length - 1]!.globalPosition }
+        if (found.length >= limit) return yield* page(found, found[found.length - 1]!.globalPosition)
         position = rows.length < most ? upper : rows[most - 1]!.globalPosition
         if (used >= bytes || now - begun > readNanos) break
       }
-      return { events: found, position }
+      return yield* page(found, position)
     })
 
     const headPosition = reader.use("read the head", ({ sql }) =>

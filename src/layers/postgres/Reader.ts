@@ -11,7 +11,9 @@ import * as Semaphore from "effect/Semaphore"
 import * as SqlClient from "effect/sql/SqlClient"
 import type * as SqlError from "effect/sql/SqlError"
 import type { StoreError } from "../../schema/Errors.ts"
+import type { ServerLife } from "../../services/EventStore.ts"
 import { Database } from "./Database.ts"
+import * as Life from "./Life.ts"
 import type { Opened } from "./Session.ts"
 import * as Settled from "./Settled.ts"
 
@@ -22,10 +24,10 @@ import * as Settled from "./Settled.ts"
  * @since 0.1.0
  */
 export interface State {
-  /** The session's settings are made. */
-  prepared: boolean
-  /** When the server started that everything here was learned from; only behind a pooler, which may change servers. */
-  startedAt: string | undefined
+  /** Of the server that everything here was learned from. Behind a pooler it changes; else it is the session's. */
+  life: ServerLife | undefined
+  /** The furthest checkpoint, when it was first asked for; what it has passed was settled in this life. */
+  base: bigint | undefined
   /** Oid of the sequence that gives out positions, as text. */
   sequence: string | undefined
   settled: Settled.Settled
@@ -51,18 +53,26 @@ const deadline = Duration.seconds(15)
  * Every statement walks an index in the order of positions, whatever the table's statistics say; sorting or scanning a
  * table of events would always be wrong here. One plan per statement serves all parameters.
  */
-const set = (opened: Opened<State>, local: boolean) =>
-  opened.sql<{ readonly started_at: string }>`
-    SELECT set_config('statement_timeout', ${String(Duration.toMillis(statementTimeout))}, ${local}),
-      set_config('enable_seqscan', 'off', ${local}), set_config('enable_bitmapscan', 'off', ${local}),
-      set_config('enable_sort', 'off', ${local}), set_config('jit', 'off', ${local}),
-      set_config('plan_cache_mode', 'force_generic_plan', ${local}),
-      pg_postmaster_start_time()::text AS started_at`
+const set = (opened: Opened<State>, pooled: boolean) =>
+  opened.sql<{ readonly life: ServerLife }>`
+    SELECT set_config('statement_timeout', ${String(Duration.toMillis(statementTimeout))}, ${pooled}),
+      set_config('enable_seqscan', 'off', ${pooled}), set_config('enable_bitmapscan', 'off', ${pooled}),
+      set_config('enable_sort', 'off', ${pooled}), set_config('jit', 'off', ${pooled}),
+      set_config('plan_cache_mode', 'force_generic_plan', ${pooled}),
+      ${opened.sql.literal(Life.select(pooled))} AS life`
+
+/** What is known of a life of the server at first. */
+const unknown = (life: ServerLife | undefined): State => ({
+  life,
+  base: undefined,
+  sequence: undefined,
+  settled: Settled.make()
+})
 
 const inSession = <A, E>(opened: Opened<State>, self: Effect.Effect<A, E>): Effect.Effect<A, E | SqlError.SqlError> =>
-  opened.state.prepared ? self : Effect.andThen(
-    Effect.map(set(opened, false), () => {
-      opened.state.prepared = true
+  opened.state.life !== undefined ? self : Effect.andThen(
+    Effect.map(set(opened, false), ([row]) => {
+      opened.state.life = row?.life
     }),
     self
   )
@@ -77,10 +87,8 @@ const inTransaction = <A, E>(
 ): Effect.Effect<A, E | SqlError.SqlError> =>
   Effect.map(set(opened, true), ([row]) => {
     const { state } = opened
-    if (state.startedAt === row?.started_at) return
-    state.startedAt = row?.started_at
-    state.sequence = undefined
-    state.settled = Settled.make()
+    if (state.life === row?.life) return
+    Object.assign(state, unknown(row?.life))
   }).pipe(
     Effect.andThen(self),
     opened.sql.withTransaction,
@@ -97,7 +105,7 @@ export const make: Effect.Effect<Reader, never, Database | Scope.Scope> = Effect
   const session = yield* database.openSession<State>({
     name: "pupsourcing-orchestrator reader",
     deadline,
-    state: () => ({ prepared: false, startedAt: undefined, sequence: undefined, settled: Settled.make() })
+    state: () => unknown(undefined)
   })
   // Waiting for one another is not waiting for the server: the deadline begins when a statement does.
   const lane = Semaphore.makeUnsafe(1)

@@ -72,18 +72,15 @@ const isPrepared = (id: string): boolean => id.startsWith("-1/")
 const isEnding = (id: string): boolean => id.endsWith("/0")
 
 /**
- * From where the next look has to start: the mark, or before anything was proved the position that is given, which was
- * settled before.
+ * Before anything was proved, the mark starts at a position that was settled before.
  *
  * @category utils
  * @since 0.1.0
  */
-export const anchor = (self: Settled, from: bigint | undefined): bigint => {
-  if (!self.anchored && from !== undefined) {
-    self.anchored = true
-    if (from > self.mark) self.mark = from
-  }
-  return self.mark
+export const anchor = (self: Settled, from: bigint): void => {
+  if (self.anchored) return
+  self.anchored = true
+  if (from > self.mark) self.mark = from
 }
 
 /**

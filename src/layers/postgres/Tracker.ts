@@ -16,7 +16,7 @@ import type * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
 import type * as SqlError from "effect/sql/SqlError"
 import { CheckpointAheadOfEvents, ReadOnlyReplica, type StoreError, UnsupportedDatabase } from "../../schema/Errors.ts"
-import type { EventStore, OpenWriter } from "../../services/EventStore.ts"
+import type { EventStore, OpenWriter, ServerLife } from "../../services/EventStore.ts"
 import { Database } from "./Database.ts"
 import { Listener } from "./Listener.ts"
 import type { Reader, State } from "./Reader.ts"
@@ -35,6 +35,7 @@ export interface Look {
   readonly head: bigint
   /** The last position that the sequence gave out; absent where the role may not see it. */
   readonly last: bigint | undefined
+  readonly life: ServerLife
 }
 
 /**
@@ -51,8 +52,8 @@ export interface Tracker {
    */
   readonly settled: Effect.Effect<bigint, StoreError>
   readonly openWriters: Effect.Effect<ReadonlyArray<OpenWriter>>
-  /** The last known settled position, without asking. */
-  readonly known: () => bigint
+  /** The last known settled position, without asking, and in which life of the server it was. */
+  readonly known: () => { readonly settled: bigint; readonly life: ServerLife | undefined }
   /** Something was appended. */
   readonly wake: () => void
 }
@@ -107,6 +108,7 @@ export const make = Effect.fnUntraced(function*(
   const listener = yield* Listener
   const scope = yield* Effect.scope
   const events = database.qualified("events")
+  const checkpoints = database.qualified("checkpoints")
 
   const seeStatement = `
     SELECT pg_is_in_recovery() AS recovering,
@@ -203,14 +205,29 @@ export const make = Effect.fnUntraced(function*(
   const looking = Semaphore.makeUnsafe(1)
   let current: State | undefined
 
-  const lookFrom = Effect.fnUntraced(function*(opened: Opened<State>, from: bigint | undefined) {
+  /**
+   * The furthest checkpoint, which had only passed what was settled. It is asked of this life of the server, never taken
+   * from a runner: what that one has seen may be lost.
+   */
+  const baseOf = Effect.fnUntraced(function*({ sql, state }: Opened<State>) {
+    if (state.base !== undefined) return state.base
+    const [right] = yield* sql<{ readonly readable: boolean }>`
+      SELECT coalesce(has_table_privilege(to_regclass(${checkpoints}), 'SELECT'), false) AS readable`
+    const [row] = right?.readable === true
+      ? yield* sql.unsafe<{ readonly base: bigint | null }>(`SELECT max(position) AS base FROM ${checkpoints}`)
+      : []
+    return state.base = row?.base ?? 0n
+  })
+
+  const lookFrom = Effect.fnUntraced(function*(opened: Opened<State>) {
     const settled = opened.state.settled
-    const seen = yield* see(opened, settled.anchored || from === undefined || from < settled.mark ? settled.mark : from)
+    const from = settled.anchored ? 0n : yield* baseOf(opened)
+    const seen = yield* see(opened, from < settled.mark ? settled.mark : from)
     if (seen.recovering) return yield* readOnly
     const head = seen.head ?? 0n
     // What was settled was visible. A position above all events proves nothing: it is ahead of them, and would let
     // others pass positions that are yet to be given out.
-    if (from !== undefined && from <= head) Settled.anchor(settled, from)
+    if (from > 0n && from <= head) Settled.anchor(settled, from)
     const last = seen.readable === true ? seen.last ?? 0n : undefined
     if (last !== undefined && head > last) {
       return yield* new UnsupportedDatabase({
@@ -224,7 +241,7 @@ export const make = Effect.fnUntraced(function*(
     Settled.prove(settled, head, holders)
     current = opened.state
     yield* report(settled, Settled.track(settled, holders, yield* Clock.monotonicTimeNanos))
-    return { settled: settled.mark, head, last, anchored: settled.anchored }
+    return { settled: settled.mark, head, last, anchored: settled.anchored, life: opened.state.life ?? "" }
   })
 
   const describe = (writer: Settled.Writer): string =>
@@ -254,8 +271,7 @@ export const make = Effect.fnUntraced(function*(
     }
   })
 
-  const lookOnce = (from: bigint | undefined) =>
-    looking.withPermit(reader.use("follow the events", (opened) => lookFrom(opened, from)))
+  const lookOnce = looking.withPermit(reader.use("follow the events", lookFrom))
 
   const waiters = new Set<Waiter>()
   const wanted = Latch.makeUnsafe(false)
@@ -279,10 +295,7 @@ export const make = Effect.fnUntraced(function*(
       }
       woken.closeUnsafe()
       const asking = [...waiters]
-      const exit = yield* Effect.exit(lookOnce(asking.reduce(
-        (least, { position }) => position < least ? position : least,
-        asking[0]!.position
-      )))
+      const exit = yield* Effect.exit(lookOnce)
       if (Exit.isFailure(exit)) {
         for (const waiter of asking) {
           waiters.delete(waiter)
@@ -343,7 +356,7 @@ export const make = Effect.fnUntraced(function*(
     const begun = yield* Clock.monotonicTimeNanos
     let wait = shortestGapWait
     while (true) {
-      const found = yield* lookOnce(undefined)
+      const found = yield* lookOnce
       if (found.anchored) return found
       if (patienceNanos !== undefined && (yield* Clock.monotonicTimeNanos) - begun > patienceNanos) return found
       yield* Effect.sleep(wait)
@@ -353,7 +366,7 @@ export const make = Effect.fnUntraced(function*(
 
   const openWriters = Effect.gen(function*() {
     // Who waits keeps the list fresh.
-    if (waiters.size === 0) yield* Effect.ignoreCause(lookOnce(undefined))
+    if (waiters.size === 0) yield* Effect.ignoreCause(lookOnce)
     const now = yield* Clock.monotonicTimeNanos
     return [...current?.settled.writers.values() ?? []].map((writer): OpenWriter => ({
       pid: writer.pid,
@@ -367,7 +380,7 @@ export const make = Effect.fnUntraced(function*(
     look: lookWithin(firstProofNanos),
     settled: Effect.map(lookWithin(undefined), ({ settled }) => settled),
     openWriters,
-    known: () => current?.settled.mark ?? 0n,
+    known: () => ({ settled: current?.settled.mark ?? 0n, life: current?.life }),
     wake
   }
 })

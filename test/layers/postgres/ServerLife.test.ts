@@ -1,0 +1,193 @@
+/**
+ * What was read before the server went is not written to the one that comes back.
+ */
+import * as PgClient from "@effect/sql-pg/PgClient"
+import { assert, it } from "@effect/vitest"
+import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as CheckpointStorePostgres from "../../../src/layers/postgres/CheckpointStorePostgres.ts"
+import * as Coordination from "../../../src/layers/postgres/Coordination.ts"
+import * as DecisionsPostgres from "../../../src/layers/postgres/DecisionsPostgres.ts"
+import * as EventStorePostgres from "../../../src/layers/postgres/EventStorePostgres.ts"
+import * as Listener from "../../../src/layers/postgres/Listener.ts"
+import * as MembershipPostgres from "../../../src/layers/postgres/MembershipPostgres.ts"
+import type { NewEvent } from "../../../src/schema/Event.ts"
+import { CheckpointStore } from "../../../src/services/CheckpointStore.ts"
+import { EventStore } from "../../../src/services/EventStore.ts"
+import * as CoordinationStores from "../../support/CoordinationStores.ts"
+import * as EventStores from "../../support/EventStores.ts"
+import * as Seam from "../../support/Seam.ts"
+
+const layer = Layer.mergeAll(
+  CheckpointStorePostgres.layer,
+  DecisionsPostgres.layer,
+  MembershipPostgres.layer,
+  Coordination.layer
+).pipe(Layer.provideMerge(EventStores.layerWith()))
+
+const reader = "pupsourcing-orchestrator reader"
+
+/** The event store with its statements behind the hooks. */
+const behind = (hooks: Seam.Hooks) =>
+  Layer.fresh(EventStorePostgres.layer.pipe(
+    Layer.provideMerge(Listener.layer),
+    Layer.provideMerge(Seam.database(hooks))
+  )).pipe(Layer.provideMerge(EventStores.database()))
+
+const event = (aggregateId: string): NewEvent => ({
+  boundedContext: "test",
+  aggregateType: "Test",
+  aggregateId,
+  eventType: "Happened",
+  payload: {}
+})
+
+const append = Effect.fnUntraced(function*(aggregateId: string) {
+  const appended = yield* (yield* EventStore).append([event(aggregateId)])
+  return appended.positions[0]!
+})
+
+const poll = Duration.millis(50)
+const idleTimeout = Duration.seconds(20)
+
+/** As when the server crashes: the session that read is gone. */
+const loseReader = Effect.flatMap(PgClient.PgClient, (sql) =>
+  sql`
+    SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+    WHERE datname = current_database() AND application_name = ${reader}`)
+
+const readAll = Effect.fnUntraced(function*(after: bigint) {
+  const store = yield* EventStore
+  return yield* store.read({ after, upTo: yield* store.settledBeyond(after, poll) })
+})
+
+it.live("a batch and progress commit while the session that read them lives", () =>
+  Effect.gen(function*() {
+    const checkpoints = yield* CheckpointStore
+    const row = yield* CoordinationStores.held("users")
+    yield* append("a")
+    const first = yield* readAll(0n)
+    yield* checkpoints.commit(row, { from: 0n, idleTimeout, life: first.life }, Effect.succeed(first.position))
+    yield* append("a")
+    const second = yield* readAll(first.position)
+    assert.strictEqual(second.life, first.life)
+    yield* checkpoints.advance(row, { from: first.position, to: second.position, life: second.life })
+    assert.strictEqual((yield* checkpoints.rows("users"))[0]?.position, second.position)
+  }).pipe(Effect.provide(layer)))
+
+it.live("and not when it is gone", () =>
+  Effect.gen(function*() {
+    const checkpoints = yield* CheckpointStore
+    const row = yield* CoordinationStores.held("users")
+    yield* append("a")
+    const { life, position } = yield* readAll(0n)
+    yield* loseReader
+    let handled = 0
+    const handle = Effect.sync(() => {
+      handled++
+      return position
+    })
+    for (
+      const refused of [
+        checkpoints.commit(row, { from: 0n, idleTimeout, life }, handle),
+        checkpoints.advance(row, { from: 0n, to: position, life }),
+        checkpoints.halt(row, {
+          at: 0n,
+          life,
+          error: "no",
+          position,
+          eventId: globalThis.crypto.randomUUID(),
+          aggregateId: "a"
+        })
+      ]
+    ) assert.deepInclude(yield* Effect.flip(refused), { _tag: "TransientFailure", kind: "connection" } as const)
+    assert.strictEqual(handled, 0)
+    const [stored] = yield* checkpoints.rows("users")
+    assert.deepStrictEqual([stored?.position, stored?.halt], [0n, undefined])
+    // What is read now is of the life that goes on.
+    const again = yield* readAll(0n)
+    assert.notStrictEqual(again.life, life)
+    yield* checkpoints.commit(row, { from: 0n, idleTimeout, life: again.life }, handle)
+    assert.strictEqual(handled, 1)
+  }).pipe(Effect.provide(layer)))
+
+it.live("what a reader says it has seen moves nobody else past a writer that is still open", () =>
+  Effect.gen(function*() {
+    const sql = yield* PgClient.PgClient
+    const store = yield* EventStore
+    yield* append("a")
+    // A burnt position: without the writers, nothing beyond it is known to be settled.
+    yield* Effect.exit(sql.withTransaction(Effect.andThen(append("b"), Effect.fail("no"))))
+    const before = yield* append("a")
+    const open = yield* Deferred.make<bigint>()
+    const done = yield* Deferred.make<void>()
+    const writer = yield* Effect.forkChild(sql.withTransaction(
+      Effect.flatMap(append("c"), (position) => Effect.andThen(Deferred.succeed(open, position), Deferred.await(done)))
+    ))
+    const held = yield* Deferred.await(open)
+    const beyond = yield* append("a")
+    const claims = yield* Effect.forkChild(store.settledBeyond(beyond, poll))
+    const honest = yield* Effect.forkChild(store.settledBeyond(before, poll))
+    yield* Effect.sleep("500 millis")
+    assert.isUndefined(honest.pollUnsafe(), `passed ${held}, whose transaction is open`)
+    yield* Deferred.succeed(done, undefined)
+    yield* Fiber.join(writer)
+    assert.strictEqual(yield* Fiber.join(honest), beyond)
+    yield* Fiber.interrupt(claims)
+  }).pipe(Effect.provide(layer)))
+
+it.live("the furthest checkpoint is where a new session goes on from", () =>
+  Effect.gen(function*() {
+    const sql = yield* PgClient.PgClient
+    const checkpoints = yield* CheckpointStore
+    const row = yield* CoordinationStores.held("users")
+    yield* append("a")
+    yield* Effect.exit(sql.withTransaction(Effect.andThen(append("b"), Effect.fail("no"))))
+    yield* append("a")
+    const { life, position } = yield* readAll(1n)
+    yield* checkpoints.advance(row, { from: 0n, to: position, life })
+    // A writer is open all the time from here on: a session that goes by its own proofs only would wait for it.
+    const open = yield* Deferred.make<void>()
+    const done = yield* Deferred.make<void>()
+    const writer = yield* Effect.forkChild(sql.withTransaction(
+      Effect.andThen(append("c"), Effect.andThen(Deferred.succeed(open, undefined), Deferred.await(done)))
+    ))
+    yield* Deferred.await(open)
+    yield* loseReader
+    const page = yield* (yield* EventStore).read({ after: 0n, upTo: position })
+    yield* Deferred.succeed(done, undefined)
+    yield* Fiber.join(writer)
+    assert.strictEqual(page.position, position)
+  }).pipe(Effect.provide(layer)))
+
+it.live("a page is of one life, however many statements it took", () => {
+  let statements = 0
+  let meanwhile: Effect.Effect<unknown> = Effect.void
+  const hooks: Seam.Hooks = {
+    // The session goes before the second, and on the next one somebody has proved as much before that is tried again.
+    around: ({ lose, session, text }, send) =>
+      session === reader && text.includes("LIMIT $3") && ++statements === 2 ? Effect.andThen(meanwhile, lose) : send
+  }
+  return Effect.gen(function*() {
+    const sql = yield* PgClient.PgClient
+    const store = yield* EventStore
+    const scope = yield* Effect.scope
+    const first = yield* append("a")
+    // Further apart than what a filtered read looks at in one statement.
+    yield* sql`SELECT setval(pg_get_serial_sequence('events', 'global_position'), 30000)`
+    const last = yield* append("a")
+    const upTo = yield* store.settledBeyond(first, poll)
+    assert.strictEqual(upTo, last)
+    let proved: Fiber.Fiber<bigint, unknown> | undefined
+    meanwhile = Effect.map(Effect.forkIn(store.settledPosition, scope, { startImmediately: true }), (fiber) => {
+      proved = fiber
+    })
+    const page = yield* store.read({ after: 0n, upTo, filter: { eventTypes: ["Happened"] } })
+    assert.strictEqual(yield* Fiber.join(proved!), last)
+    assert.deepStrictEqual(page.events.map(({ globalPosition }) => globalPosition), [first, last])
+    assert.strictEqual(page.life, (yield* store.read({ after: first, upTo })).life)
+  }).pipe(Effect.scoped, Effect.provide(behind(hooks)))
+})
