@@ -42,7 +42,8 @@ describe("freeze", { concurrent: false }, () => {
       yield* harness.waitForOutput(b, "holding", 2)
       yield* b.freeze
       const open = yield* sql`
-        SELECT pid FROM pg_stat_activity WHERE application_name = 'faults b' AND state = 'idle in transaction'`
+        SELECT pid FROM pg_stat_activity
+        WHERE datname = current_database() AND application_name = 'faults b' AND state = 'idle in transaction'`
       assert.strictEqual(open.length, 2)
 
       yield* harness.start("a")

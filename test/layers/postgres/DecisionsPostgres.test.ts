@@ -48,6 +48,7 @@ const decisionLock = (replicaSet: string) => (sql: SqlClient.SqlClient) =>
 const someoneWaits = Effect.flatMap(SqlClient.SqlClient, (sql) =>
   Effect.map(
     sql`SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
+      AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
       AND classid = 'orchestrator_generations'::regclass::oid`,
     (rows) => rows.length > 0
   ))

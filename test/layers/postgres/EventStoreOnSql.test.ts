@@ -63,9 +63,9 @@ describe("EventStore beside plain SQL", () => {
       yield* other.sql`BEGIN`
       yield* Effect.provideService(insert("a", 1), PgClient.PgClient, other.sql)
       const appending = yield* Effect.forkChild(Effect.flip(store.append([event("a")])), { startImmediately: true })
-      while ((yield* other.sql`SELECT FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'`).length === 0) {
-        yield* Effect.yieldNow
-      }
+      const waiting = other.sql`
+        SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'transactionid'`
+      while ((yield* waiting).length === 0) yield* Effect.yieldNow
       yield* other.sql`COMMIT`
       const error = yield* Fiber.join(appending)
       assert(error._tag === "ConcurrencyConflict")

@@ -39,6 +39,7 @@ const backendsOf = (key: number, who: "holding" | "watching") =>
   Effect.flatMap(SqlClient.SqlClient, (sql) =>
     Effect.map(
       sql<{ pid: number }>`SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
         AND classid = 'orchestrator_workers'::regclass::oid AND objid::int8 = ${key} AND granted = ${
         who === "holding"
       }`,
