@@ -27,9 +27,10 @@ import type { Event } from "../schema/Event.ts"
 import * as HashRange from "../schema/HashRange.ts"
 import type { Settings } from "../schema/Settings.ts"
 import * as BatchContext from "./BatchContext.ts"
-import { CheckpointStore, type Fenced, type TransientFailure } from "./CheckpointStore.ts"
+import { CheckpointStore, type Fenced, type HandlerFailure, type TransientFailure } from "./CheckpointStore.ts"
 import { errorText, stackText } from "./ErrorText.ts"
 import { EventStore, type Page, type ServerLife } from "./EventStore.ts"
+import * as Overruns from "./Overruns.ts"
 import type * as Projection from "./Projection.ts"
 
 /**
@@ -99,6 +100,11 @@ const attemptsBeforeError = 5
  * ten seconds: what a network loses goes on at another event by then.
  */
 const lostConnectionsBeforeFailure = 10
+/**
+ * A handler that loses its batch by taking so long, so often at one event, is not called for it again. Once may be a
+ * process that was stopped, or a network that was away meanwhile.
+ */
+const overrunsBeforeFailure = 3
 const firstBackoff = Duration.millis(10)
 const longestBackoff = Duration.seconds(5)
 
@@ -111,6 +117,7 @@ export const make = Effect.gen(function*() {
   const checkpoints = yield* CheckpointStore
   /** Any range's runner: what has worked once is waited for. */
   let hasRead = false
+  const overruns = Overruns.make()
 
   const run = Effect.fnUntraced(function*(job: Job): Effect.fn.Return<Ending, RunnerError> {
     const { draining, held, projection, settings } = job
@@ -120,6 +127,7 @@ export const make = Effect.gen(function*() {
     // While the process lives the transaction is kept alive; half of the time after which others would take over
     // leaves room for the locks of a frozen worker to be gone before that.
     const idleTimeout = Duration.times(settings.staleWorkerTimeout, 0.5)
+    const idleNanos = Duration.toNanosUnsafe(idleTimeout)
     let seen = held.position
     /** In which life of the server that was, while it is not written: nobody keeps it for the next one. */
     let life: ServerLife | undefined
@@ -142,6 +150,9 @@ export const make = Effect.gen(function*() {
     const unlessDraining = <A, E>(self: Effect.Effect<A, E>): Effect.Effect<Option.Option<A>, E> =>
       // In this order, so that nothing is begun any more once the range is to be given up.
       Effect.raceFirst(Effect.as(draining.await, Option.none<A>()), Effect.asSome(self))
+
+    const isSuspect = ({ globalPosition }: Event): boolean =>
+      suspect !== undefined && globalPosition >= suspect || overruns.count(projection.name, globalPosition) > 0
 
     /** Tries until the store answers; only fencing and the end of the world come through. */
     const persist = Effect.fnUntraced(function*<A, E>(
@@ -286,27 +297,49 @@ export const make = Effect.gen(function*() {
     ): Effect.fn.Return<Outcome, Fenced> {
       while (true) {
         const startedAt = clock.monotonicTimeNanosUnsafe()
-        const enough = () => draining.isOpen() || clock.monotonicTimeNanosUnsafe() - startedAt > longestBatchNanos
         let begun = 0
         let handled = 0
+        /** When the event in hand was begun. */
+        let begunAt = startedAt
+        const enough = (workedFrom: bigint) => {
+          const now = clock.monotonicTimeNanosUnsafe()
+          if (draining.isOpen() || now - workedFrom > longestBatchNanos) return true
+          begunAt = now
+          return false
+        }
         // A transaction that is optimistic may run its work several times before it commits; each time from the start.
         const work = Effect.suspend(() => {
           begun = 0
           handled = 0
+          const workedFrom = begunAt = clock.monotonicTimeNanosUnsafe()
           return Effect.whileLoop({
-            while: () => begun < Math.min(batch.length, most) && !(begun > 0 && enough()),
+            while: () => begun < Math.min(batch.length, most) && !(begun > 0 && enough(workedFrom)),
             body: (): Effect.Effect<unknown, unknown, unknown> => projection.handle(batch[begun++]!),
             step: () => {
               handled = begun
             }
           })
-        })
+        }).pipe(Effect.onExit(() => Effect.sync(noteOverrun)))
+        /**
+         * At once, as the process may have to give up the range before the batch is known to be lost. An interruption
+         * because the range is to be given up says nothing about the handler.
+         */
+        const noteOverrun = () => {
+          const cutShort = begun > handled && draining.isOpen()
+          if (begun > 0 && !cutShort && clock.monotonicTimeNanosUnsafe() - begunAt > idleNanos) {
+            overruns.note(projection.name, batch[begun - 1]!.globalPosition)
+          }
+        }
         const reached = () => handled === batch.length ? end : batch[handled - 1]!.globalPosition
         const result = yield* Effect.result(checkpoints.commit(
           held,
           { from: written, idleTimeout, life: readIn },
           Effect.map(Effect.scoped(BatchContext.provide(work, job.captured, base)), reached)
         ))
+        // What it failed with otherwise was not for lack of time.
+        const wasLost = result._tag === "Failure" &&
+          (result.failure._tag === "Fenced" || isDisconnection(result.failure))
+        if (begun > 0 && !wasLost) overruns.forget(projection.name, batch[begun - 1]!.globalPosition)
         if (result._tag === "Success") {
           const now = clock.monotonicTimeNanosUnsafe()
           hasWritten(reached(), now)
@@ -328,7 +361,7 @@ export const make = Effect.gen(function*() {
           // When all handlers came to their ends, the commit was refused, for an event that is not known: halving finds it.
           return { _tag: "Failed", at: handled === begun ? begun >> 1 : begun - 1, cause: failure.cause }
         }
-        const disconnected = failure._tag !== "TransientFailure" || failure.kind === "connection"
+        const disconnected = isDisconnection(failure)
         if (!disconnected) most = Math.max(1, begun >> 1)
         if (failure._tag === "TransientFailure" && disconnected && begun > handled) {
           const position = batch[begun - 1]!.globalPosition
@@ -415,9 +448,17 @@ export const make = Effect.gen(function*() {
         caughtUp = false
         let rest = batch
         while (rest.length > 0) {
+          const event = rest[0]!
+          const at = { ...event, position: event.globalPosition }
+          const times = overruns.count(projection.name, event.globalPosition)
+          if (times >= overrunsBeforeFailure) {
+            const failure = new Overruns.HandlerOverran({ times, longerThan: idleTimeout })
+            if (yield* halts(at, readIn, errorText(Cause.fail(failure)))) return "drained"
+            break
+          }
           // A failing event is isolated by committing what comes before it.
-          const before = rest.filter((event) => suspect === undefined || event.globalPosition < suspect)
-          const part = before.length === 0 ? rest : before
+          const before = rest.findIndex(isSuspect)
+          const part = before < 0 ? rest : rest.slice(0, Math.max(1, before))
           const outcome = yield* commit(
             part,
             part.length === rest.length ? position : part[part.length - 1]!.globalPosition,
@@ -428,8 +469,6 @@ export const make = Effect.gen(function*() {
               suspect = rest[outcome.at]!.globalPosition
               continue
             }
-            const event = rest[0]!
-            const at = { ...event, position: event.globalPosition }
             if (yield* halts(at, readIn, errorText(outcome.cause), stackText(outcome.cause))) return "drained"
             break
           }
@@ -460,6 +499,10 @@ const passing = new Set([
 
 const isPassing = (failure: unknown): failure is StoreError | TransientFailure =>
   typeof failure === "object" && failure !== null && "_tag" in failure && passing.has(String(failure._tag))
+
+/** The server is not there, or not the one that it was. */
+const isDisconnection = (failure: HandlerFailure | StoreError | TransientFailure): boolean =>
+  failure._tag !== "HandlerFailure" && (failure._tag !== "TransientFailure" || failure.kind === "connection")
 
 const describe = (failure: StoreError | TransientFailure): string =>
   failure._tag === "TransientFailure" ? errorText(Cause.fail(failure.cause)) : failure.message

@@ -2,6 +2,7 @@
 import { assert, describe, it } from "@effect/vitest"
 import { Effect } from "effect"
 import * as Harness from "./Harness.ts"
+import * as Misbehaviour from "./Misbehaviour.ts"
 
 const projections = ["journal"]
 
@@ -83,6 +84,45 @@ describe("handlers of processes", { concurrent: false }, () => {
         yield* harness.waitForOutput(a, "goes on at")
         yield* complete(harness)
         assert.deepStrictEqual(yield* a.stop, { code: 0, signal: null })
+      }).pipe(Effect.scoped, Effect.provide(Harness.layer)),
+    Harness.patience
+  )
+
+  it.live(
+    "one that does so at one event each time halts there, behind what comes before it; the rest goes on",
+    () =>
+      Effect.gen(function*() {
+        const harness = yield* Harness.Harness
+        yield* harness.expectHalts
+        // Longer than anybody is waited for: whoever comes to the event loses all it holds to the next one.
+        const misbehaviour = { kind: "blocks at poison", millis: 1600 } as const
+        yield* harness.append(40)
+        yield* harness.append(1, { prefix: Misbehaviour.poison, writers: 1 })
+        yield* harness.append(40)
+        const workers = yield* Effect.forEach(["a", "b"], (id) => harness.start(id, { projections, misbehaviour }))
+        const { state } = yield* harness.waitUntil(
+          "only the range of the event stands still",
+          ({ checkpoints, head }) =>
+            checkpoints.some(({ halted }) => halted !== null) &&
+            checkpoints.every(({ halted, position }) => halted !== null || position >= head),
+          { within: "40 seconds" }
+        )
+        const halted = state.checkpoints.filter((row) => row.halted !== null)
+        assert.strictEqual(halted.length, 1)
+        assert.include(halted[0]!.halted ?? "", "HandlerOverran")
+        const missing = yield* harness.differences(projections)
+        assert.include(missing.join("\n"), `${Misbehaviour.poison}-0 1 at 41`)
+        assert.deepStrictEqual(missing.filter((line) => Number(/at (\d+)$/.exec(line)?.[1]) < 41), [])
+        const attempts = workers.map((worker) => worker.output().split("blocks at poison at").length - 1)
+        assert.isAtMost(Math.max(...attempts), 3)
+        // Then it is over: who was replaced is back, and both stay.
+        const settled = yield* harness.waitUntil("a and b share the work", Harness.sharedBy(["a", "b"]))
+        yield* harness.append(40, { prefix: "later" })
+        yield* harness.waitUntil(
+          "what comes later is handled",
+          ({ checkpoints, head }) => checkpoints.every(({ halted, position }) => halted !== null || position >= head)
+        )
+        assert.deepStrictEqual(identity(yield* harness.observe), identity(settled.state))
       }).pipe(Effect.scoped, Effect.provide(Harness.layer)),
     Harness.patience
   )

@@ -10,6 +10,8 @@ export const Misbehaviour = Schema.Struct({
   kind: Schema.Literals([
     /** Keeps the process from doing anything else, once, in the middle of a batch's transaction. */
     "blocks",
+    /** Keeps the process from doing anything else, each time that it comes to an event of an aggregate that is called so. */
+    "blocks at poison",
     /** Runs no statement for so long, once, in the middle of a batch's transaction. */
     "sleeps",
     /** Starts fibers that outlive its batch and write what it has written already. */
@@ -55,10 +57,18 @@ const writeLater = (projection: string, millis: number) => (event: Event) =>
     Effect.forkDetach
   )
 
+/** Prefix of the aggregates that some handlers cannot bear. */
+export const poison = "poison"
+
 const besides = (name: string, { kind, millis }: Misbehaviour) => {
   switch (kind) {
     case "blocks":
       return once(kind, block(millis))
+    case "blocks at poison":
+      return ({ aggregateId, globalPosition }: Event) =>
+        aggregateId.startsWith(poison)
+          ? Effect.andThen(Console.log(`${kind} at ${globalPosition}`), block(millis))
+          : Effect.void
     case "sleeps":
       return once(kind, Effect.sleep(millis))
     case "leaves fibers":

@@ -467,6 +467,116 @@ it.effect("a connection lost twice, or lost before the handler began, is tried a
     assert.strictEqual(yield* worker.drain(fiber), "drained")
   }))
 
+/** A handler that keeps the process from everything else: time passes, and nothing else happens. */
+const blocking = (handled: TxRef.TxRef<ReadonlyArray<string>>, at: string, tried: Array<string>) =>
+  recording(handled, ({ aggregateId }) => {
+    tried.push(aggregateId)
+    return aggregateId === at ? TestClock.adjust("16 seconds") : Effect.void
+  })
+
+/** Who took longer than the transaction may stand still has lost it. */
+const lostByTime =
+  (failure: () => TransientFailure | Fenced) =>
+  (real: CheckpointStore["Service"]): Partial<CheckpointStore["Service"]> => ({
+    commit: (held, options, work) =>
+      Effect.gen(function*() {
+        const before = yield* Clock.monotonicTimeNanos
+        const late = Effect.flatMap(Clock.monotonicTimeNanos, (now) =>
+          now - before > 15_000_000_000n ? Effect.fail(connectionLost) : Effect.void)
+        return yield* real.commit(
+          held,
+          options,
+          Effect.tap(work, () =>
+            late)
+        )
+      }).pipe(Effect.catchTag("HandlerFailure", () => Effect.fail(failure())))
+  })
+
+it.effect("a handler that overruns three times at one event is not called for it again; what comes before it commits", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const handled = yield* TxRef.make<ReadonlyArray<string>>([])
+    const tried: Array<string> = []
+    const worker = yield* runner(world, blocking(handled, "c", tried), {
+      checkpoints: lostByTime(() => connectionLost)
+    })
+    for (const id of ["a", "b", "c", "d"]) yield* worker.events.append([event(id)])
+    const fiber = yield* Effect.forkChild(worker.run)
+    yield* pass(5_000)
+    assert.deepStrictEqual(yield* TxRef.get(handled), ["a", "b"])
+    const { halt, position } = yield* worker.row
+    assert.strictEqual(position, 2n)
+    assert.strictEqual(halt?.position, 3n)
+    assert.include(halt?.error ?? "", "longer than 15s")
+    assert.include(halt?.error ?? "", "3 times")
+    // Once with what comes before it, which then is committed first.
+    assert.deepStrictEqual(tried, ["a", "b", "c", "a", "b", "c", "c"])
+    assert.strictEqual(yield* worker.drain(fiber), "drained")
+  }))
+
+it.effect("and is remembered when its range was lost by it, as often as that happens", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const handled = yield* TxRef.make<ReadonlyArray<string>>([])
+    const tried: Array<string> = []
+    const worker = yield* runner(world, blocking(handled, "a", tried), {
+      checkpoints: lostByTime(() => new Fenced({ projection: "users" }))
+    })
+    yield* worker.events.append([event("a")])
+    for (let life = 1; life <= 3; life++) assert.strictEqual(yield* worker.run, "fenced")
+    const fiber = yield* Effect.forkChild(worker.run)
+    yield* pass(200)
+    assert.strictEqual((yield* worker.row).halt?.position, 1n)
+    assert.deepStrictEqual(tried, ["a", "a", "a"])
+    assert.strictEqual(yield* worker.drain(fiber), "drained")
+  }))
+
+it.effect("a handler that takes long and then commits, or meets a conflict, has not overrun", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const handled = yield* TxRef.make<ReadonlyArray<string>>([])
+    let conflicts = 4
+    const worker = yield* runner(
+      world,
+      recording(handled, ({ aggregateId }) =>
+        Effect.andThen(
+          Effect.sleep("1 minute"),
+          Effect.suspend(() => aggregateId === "b" && conflicts-- > 0 ? Effect.fail(conflict) : Effect.void)
+        )),
+      {
+        checkpoints: (real) => ({
+          commit: (held, options, work) =>
+            Effect.catchTag(real.commit(held, options, work), "HandlerFailure", () =>
+              // After the conflicts the connection is lost, once.
+              Effect.fail(conflicts === 0 ? connectionLost : conflict))
+        })
+      }
+    )
+    for (const id of ["a", "b"]) yield* worker.events.append([event(id)])
+    const fiber = yield* Effect.forkChild(worker.run)
+    yield* pass(8 * 60_000, 1_000)
+    assert.deepStrictEqual(yield* TxRef.get(handled), ["a", "b"])
+    assert.strictEqual(yield* worker.drain(fiber), "drained")
+  }))
+
+it.effect("nor has one that is cut short because its range is to be given up", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const handled = yield* TxRef.make<ReadonlyArray<string>>([])
+    let begun = 0
+    const worker = yield* runner(world, recording(handled, () => Effect.suspend(() => (begun++, Effect.never))))
+    yield* worker.events.append([event("a")])
+    for (let again = 1; again <= 5; again++) {
+      const fiber = yield* Effect.forkChild(worker.run)
+      yield* pass(60_000, 1_000)
+      assert.strictEqual(begun, again)
+      yield* worker.draining.open
+      yield* Fiber.interrupt(fiber)
+      yield* worker.draining.close
+    }
+    assert.strictEqual((yield* worker.row).halt, undefined)
+  }))
+
 it.effect("a halted range is tried again by a worker that starts later, and goes on once the handler is mended", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
