@@ -72,6 +72,23 @@ const run = (program: string, ...args: ReadonlyArray<string>) =>
     ChildProcess.execFileSync(program, args, { stdio: "pipe" })
   })
 
+/** Takes what space there is, while others take some too. */
+const fill = (path: string): void => {
+  const file = Fs.openSync(path, "w")
+  try {
+    for (const bytes of [1024 * 1024, 4096]) {
+      const chunk = Buffer.alloc(bytes)
+      try {
+        while (true) Fs.writeSync(file, chunk)
+      } catch (error) {
+        if (!(error instanceof Error && "code" in error && error.code === "ENOSPC")) throw error
+      }
+    }
+  } finally {
+    Fs.closeSync(file)
+  }
+}
+
 /** The journal lies on a disk of its own, on which there is no space left. */
 const diskFull: Fault = {
   kind: "disk full",
@@ -105,8 +122,7 @@ const diskFull: Fault = {
     yield* Effect.acquireUseRelease(
       Effect.sync(() => {
         const filler = Path.join(disk, "filler")
-        const { bavail, bsize } = Fs.statfsSync(disk)
-        ChildProcess.execFileSync("fallocate", ["-l", String(bavail * bsize), filler])
+        fill(filler)
         return filler
       }),
       () => Effect.sleep(lastsMillis),
