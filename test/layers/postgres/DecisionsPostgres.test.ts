@@ -128,6 +128,27 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true, timeout: "
         assert.isTrue((yield* Fiber.join(waiting)).settled)
       }))
 
+    it.effect("who falls silent while a decision waits for the one before it is silent", () =>
+      Effect.gen(function*() {
+        const sql = yield* SqlClient.SqlClient
+        const rules = { heartbeatIntervalMillis: 10, staleWorkerTimeoutMillis: 300, presenceGraceMillis: 60_000 }
+        const frozen = yield* join("falls silent", "frozen", ["falls silent"])
+        yield* decide(frozen)
+        const worker = yield* join("falls silent", "worker", ["falls silent"])
+        const fiber = yield* holding(
+          decisionLock("falls silent"),
+          Effect.gen(function*() {
+            yield* sql`UPDATE orchestrator_heartbeats SET heartbeat_at = clock_timestamp() WHERE worker_id = 'frozen'`
+            const fiber = yield* Effect.forkDetach(decide(worker, { rules }))
+            yield* until(someoneWaits)
+            yield* Effect.sleep("400 millis")
+            return fiber
+          })
+        )
+        // Transactions began before that, and the time that `now()` gives is that of their beginning.
+        assert.deepStrictEqual((yield* Fiber.join(fiber)).evict.map(({ workerId }) => workerId), ["frozen"])
+      }))
+
     it.effect("a decision outlasts one that hangs", () =>
       Effect.gen(function*() {
         const worker = yield* join("hangs", "worker", ["hangs"])
