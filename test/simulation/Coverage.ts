@@ -27,6 +27,7 @@ const everywhere = {
     "handler slow",
     "handler fails",
     "handler does not stop",
+    "handler blocks its process",
     "worker's clock wrong",
     "workers with different projections",
     "id of a living worker",
@@ -79,7 +80,7 @@ export const virtual = {
     "read: failed",
     "stores failing now and then"
   ],
-  steps: [...everywhere.steps, "join again after an eviction", "batch interrupted"],
+  steps: [...everywhere.steps, "halted: handler overran", "join again after an eviction", "batch interrupted"],
   errors: [
     ...everywhere.errors,
     "WorkerEvicted",

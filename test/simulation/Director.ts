@@ -88,6 +88,8 @@ export class Director<R> {
   /** Nobody is started any more. */
   private isStopping = false
   private recoveredAfter: number | undefined
+  /** The event at which handlers of a projection let their process do nothing else; the first one that comes. */
+  private unbearable: { readonly projection: string; readonly millis: number; position: bigint | undefined } | undefined
 
   constructor(run: Run, stage: Stage<R>, checkers: Checkers) {
     this.run = run
@@ -171,7 +173,12 @@ export class Director<R> {
     const { ailments } = worker
     const { chance, coverage, now } = this.run
     const handle = this.stage.handle
+    const blocked = (event: Event) => this.blocked(subject, worker, event)
     return Effect.fnUntraced(function*(event: Event): Effect.fn.Return<void, unknown, R> {
+      if (blocked(event)) {
+        coverage.count("faults", "handler blocks its process")
+        yield* Effect.sleep(0)
+      }
       if (now() < ailments.handlerStuckUntil && !worker.isCut) {
         coverage.count("faults", "handler does not stop")
         yield* Effect.uninterruptible(Effect.sleep(ailments.handlerStuckUntil - now()))
@@ -186,6 +193,16 @@ export class Director<R> {
       }
       yield* handle(subject, event)
     })
+  }
+
+  /** Whether the event has stopped the handler's process. */
+  private blocked(subject: Subject, worker: Worker, { globalPosition }: Event): boolean {
+    const event = this.unbearable
+    if (event?.projection !== subject.name || worker.isCut) return false
+    event.position ??= globalPosition
+    if (event.position !== globalPosition) return false
+    this.freeze(worker, event.millis)
+    return true
   }
 
   private ended(worker: Worker, exit: Exit.Exit<unknown, unknown>, end: number): void {
@@ -419,6 +436,14 @@ export class Director<R> {
         ailments.handlerStuckUntil = until
         this.keepBusy(fault)
         return ails("handler does not stop")
+      case "blocking handler": {
+        if (this.unbearable !== undefined) return false
+        const { projection } = fault
+        this.unbearable = { projection, millis: scenario.settings.staleWorkerTimeout * 1.2, position: undefined }
+        this.keepBusy(fault)
+        say("scenario", `the next event of ${projection} is unbearable`)
+        return true
+      }
       case "other replica set": {
         if (this.running("other").length >= 4) return false
         coverage.count("faults", "worker of another replica set")
@@ -447,6 +472,7 @@ export class Director<R> {
   /** Everything that was wrong ends. */
   private calm(): void {
     this.isCalm = true
+    this.unbearable = undefined
     this.run.say("scenario", "faults stop")
     this.run.awayUntil = this.run.deafUntil = 0
     for (const worker of this.run.workers) {

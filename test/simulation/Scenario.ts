@@ -28,6 +28,7 @@ const faultNames = [
   "slow handler",
   "failing handler",
   "stuck handler",
+  "blocking handler",
   "other replica set",
   "changed filter",
   "catch up"
