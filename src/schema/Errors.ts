@@ -3,6 +3,7 @@
  *
  * @since 0.1.0
  */
+import * as Duration from "effect/Duration"
 import * as Schema from "effect/Schema"
 
 const id = (tag: string) => `pupsourcing-orchestrator/${tag}`
@@ -405,6 +406,24 @@ export class EventTooLarge extends Schema.TaggedError<EventTooLarge>(id("EventTo
 }) {
   override get message(): string {
     return `The event at position ${this.position} (${this.eventId}) has ${this.bytes} bytes, more than the ${this.limit} that the client receives. Raise maxMessageSize of PgClient.`
+  }
+}
+
+/**
+ * A handler took so long at one event, so often, that its batches were lost. Its range stands still with it.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class HandlerOverran extends Schema.TaggedError<HandlerOverran>(id("HandlerOverran"))("HandlerOverran", {
+  times: Schema.Int,
+  /** What each of them took at least. */
+  longerThan: Schema.Duration
+}) {
+  override get message(): string {
+    return `The handler took longer than ${
+      Duration.format(this.longerThan)
+    } at this event and lost its transaction, ${this.times} times. It keeps the process from its heartbeats, or waits without end: give long computations to a worker thread, and what it waits for a time limit.`
   }
 }
 

@@ -7,26 +7,6 @@
  *
  * @since 0.1.0
  */
-import * as Data from "effect/Data"
-import * as Duration from "effect/Duration"
-
-/**
- * What the range is halted with.
- *
- * @category errors
- * @since 0.1.0
- */
-export class HandlerOverran extends Data.TaggedError("HandlerOverran")<{
-  readonly times: number
-  /** What each of them took at least. */
-  readonly longerThan: Duration.Duration
-}> {
-  override get message(): string {
-    return `The handler took longer than ${
-      Duration.format(this.longerThan)
-    } at this event and lost its transaction, ${this.times} times. It keeps the process from its heartbeats, or waits without end: give long computations to a worker thread, and what it waits for a time limit.`
-  }
-}
 
 /**
  * @category models

@@ -16,12 +16,13 @@ import * as Option from "effect/Option"
 import * as Random from "effect/Random"
 import { Activity } from "../schema/Activity.ts"
 import type { Held } from "../schema/Checkpoint.ts"
-import type {
-  CheckpointAheadOfEvents,
-  EventTooLarge,
-  StoreError,
-  StoreFailure,
-  UnsupportedDatabase
+import {
+  type CheckpointAheadOfEvents,
+  type EventTooLarge,
+  HandlerOverran,
+  type StoreError,
+  type StoreFailure,
+  type UnsupportedDatabase
 } from "../schema/Errors.ts"
 import type { Event } from "../schema/Event.ts"
 import * as HashRange from "../schema/HashRange.ts"
@@ -452,7 +453,7 @@ export const make = Effect.gen(function*() {
           const at = { ...event, position: event.globalPosition }
           const times = overruns.count(projection.name, event.globalPosition)
           if (times >= overrunsBeforeFailure) {
-            const failure = new Overruns.HandlerOverran({ times, longerThan: idleTimeout })
+            const failure = new HandlerOverran({ times, longerThan: idleTimeout })
             if (yield* halts(at, readIn, errorText(Cause.fail(failure)))) return "drained"
             break
           }

@@ -70,3 +70,14 @@ it("docs/operations.md lists every error that users can meet, and no other", () 
   // A worker that was given up for dead registers anew by itself.
   assert.sameMembers(listed, defined.filter((name) => name !== "WorkerEvicted"))
 })
+
+it("docs/reliability.md names tests and faults that exist", () => {
+  const section = read("docs/reliability.md").split("## What hurt the users of others")[1]!
+  const sources = Fs.readdirSync(Path.join(root, "test"), { recursive: true, encoding: "utf8" })
+    .filter((file) => file.endsWith(".ts") && !file.startsWith("examples"))
+    .map((file) => read(Path.join("test", file)))
+    .join("\n")
+  const named = [...section.matchAll(/“([^…”]+)”/g)].map((match) => match[1]!)
+  assert.isAtLeast(named.length, 40)
+  assert.deepStrictEqual(named.filter((name) => !sources.includes(`"${name}"`)), [])
+})
