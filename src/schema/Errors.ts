@@ -402,7 +402,9 @@ export class EventTooLarge extends Schema.TaggedError<EventTooLarge>(id("EventTo
   eventId: Schema.String,
   aggregateId: Schema.String,
   bytes: Schema.Int,
-  limit: Schema.Int
+  limit: Schema.Int,
+  /** In which life of the server it was read. */
+  life: Schema.optionalKey(Schema.String)
 }) {
   override get message(): string {
     return `The event at position ${this.position} (${this.eventId}) has ${this.bytes} bytes, more than the ${this.limit} that the client receives. Raise maxMessageSize of PgClient.`

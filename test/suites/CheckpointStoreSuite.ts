@@ -254,6 +254,24 @@ export const suite = <R = never>(
         }
       }))
 
+    it.effect("a halt of which nothing was heard is over when the range goes on", () =>
+      Effect.gen(function*() {
+        const store = yield* CheckpointStore
+        for (
+          const goOn of [
+            (row: Held) => store.advance(row, { from: 0n, to: 1n }),
+            (row: Held) => store.commit(row, { from: 0n, idleTimeout }, Effect.succeed(1n))
+          ]
+        ) {
+          const [row] = yield* held(1)
+          const eventId = globalThis.crypto.randomUUID()
+          yield* store.halt(row!, { at: 0n, error: "flaky", position: 1n, eventId, aggregateId: "cart-1" })
+          yield* goOn(row!)
+          const [stored] = yield* store.rows(row!.projection)
+          assert.deepStrictEqual([stored?.position, stored?.halt], [1n, undefined])
+        }
+      }))
+
     it.effect("of two batches on one range at the same time one commits", () =>
       Effect.gen(function*() {
         const [row] = yield* held(1)

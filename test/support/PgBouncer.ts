@@ -37,7 +37,12 @@ const answers = (port: number) =>
 /** Gives the URL of the database through it. */
 export const make = Effect.fnUntraced(function*(
   url: string,
-  options: { readonly mode: "session" | "transaction"; readonly size: number }
+  options: {
+    readonly mode: "session" | "transaction"
+    readonly size: number
+    /** Further lines of its configuration. */
+    readonly configuration?: string
+  }
 ) {
   const to = new URL(url)
   const port = yield* freePort
@@ -60,6 +65,7 @@ auth_file = ${users}
 pool_mode = ${options.mode}
 default_pool_size = ${options.size}
 ignore_startup_parameters = deadlock_timeout
+${options.configuration ?? ""}
 logfile = ${Path.join(directory, "log")}
 `
       )

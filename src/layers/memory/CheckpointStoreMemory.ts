@@ -53,7 +53,7 @@ export const make = (handle: Handle): CheckpointStore["Service"] => {
 
   const advance = Effect.fnUntraced(function*(held: Held, from: bigint, to: bigint) {
     const { ref, row } = yield* fenced(held, from)
-    yield* TxRef.set(ref, { ...row, position: to })
+    yield* TxRef.set(ref, { ...row, position: to, halt: undefined })
   })
 
   // The caller's own interruption never comes here: it goes past every handler up to the transaction, which rolls back.

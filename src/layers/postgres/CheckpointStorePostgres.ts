@@ -21,7 +21,7 @@ import * as SqlClient from "effect/sql/SqlClient"
 import * as SqlError from "effect/sql/SqlError"
 import type { Held } from "../../schema/Checkpoint.ts"
 import { ForeignSqlClient, type StoreError } from "../../schema/Errors.ts"
-import { within } from "../../services/Bounded.ts"
+import { readingGrace, within } from "../../services/Bounded.ts"
 import {
   type BatchOptions,
   CheckpointStore,
@@ -200,16 +200,23 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
         EXISTS (SELECT FROM ${checkpoints} WHERE ${fenced(held)} AND position = ${from}::bigint) AS held`)
   }
 
+  /** A halt whose record was not heard of is over when the range goes on. */
   const move = (
     held: Held,
     { from, life, to }: { readonly from: bigint; readonly to: bigint; readonly life?: ServerLife | undefined }
   ) =>
     Effect.map(
       quietly(sql`
-        UPDATE ${checkpoints} SET position = ${to}::bigint, updated_at = clock_timestamp()
+        UPDATE ${checkpoints} SET position = ${to}::bigint, updated_at = clock_timestamp(), halted_since = NULL,
+          halted_error = NULL, halted_position = NULL, halted_event_id = NULL, halted_hash = NULL
         WHERE ${fenced(held)} AND position = ${from}::bigint AND ${Life.goesOn(sql, life)} RETURNING 1`),
       (rows) => rows.length > 0
     )
+
+  const elsewhere = (life: ServerLife | undefined): TransientFailure => {
+    if (life !== undefined) database.refuse(life)
+    return otherLife()
+  }
 
   /** Why there was no row to write. */
   const refused = Effect.fnUntraced(function*(
@@ -220,7 +227,7 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
       answered,
       database.refail("look why a row was not written")
     )
-    return yield* row?.alive === false ? otherLife() : new Fenced({ projection: held.projection })
+    return yield* row?.alive === false ? elsewhere(life) : new Fenced({ projection: held.projection })
   })
 
   /**
@@ -294,7 +301,7 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
   /** Ends when a transaction has not begun in time: nothing can be known of one whose BEGIN is not answered. */
   const untilLate = (transaction: () => Transaction | undefined) =>
     Effect.andThen(
-      Effect.sleep(beginDeadline),
+      Effect.andThen(Effect.sleep(beginDeadline), Effect.sleep(readingGrace)),
       Effect.suspend(() => transaction() === undefined ? Effect.void : Effect.never)
     )
 
@@ -347,7 +354,7 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
       const batch = Effect.gen(function*() {
         const [start] = yield* begin(held, options)
         began = start
-        if (start?.alive === false) return yield* rollBack(otherLife())
+        if (start?.alive === false) return yield* rollBack(elsewhere(options.life))
         if (start?.held !== true) return yield* rollBack(new Fenced({ projection: held.projection }))
         const exit = yield* Effect.acquireUseRelease(
           keepAlive(options.idleTimeout),
@@ -409,6 +416,7 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
         updated_at = clock_timestamp()
       WHERE ${fenced(held)} AND position = ${options.at}::bigint AND ${Life.goesOn(sql, options.life)} RETURNING 1`)
       .pipe(
+        answered,
         Effect.catch((error): Effect.Effect<never, StoreError | TransientFailure> =>
           isPassing(error)
             ? Effect.fail(new TransientFailure({ kind: "conflict", cause: error }))
@@ -425,6 +433,7 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
     quietly(sql<{ readonly row: Rows.CheckpointRow }>`
       SELECT ${sql.literal(Rows.checkpointJson)} AS row FROM ${checkpoints} c
       WHERE c.projection_name = ${projection} ORDER BY c.range_start`).pipe(
+      answered,
       Effect.map((found) => found.map(({ row }) => Rows.toCheckpoint(row))),
       database.refail("read checkpoints")
     )

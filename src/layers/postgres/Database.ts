@@ -14,6 +14,7 @@ import type * as SqlError from "effect/sql/SqlError"
 import type * as Statement from "effect/sql/Statement"
 import type { StoreError } from "../../schema/Errors.ts"
 import type { TableKey, TableNames } from "../../schema/TableNames.ts"
+import type { ServerLife } from "../../services/EventStore.ts"
 import type { Server } from "./DatabaseErrors.ts"
 import type { Session } from "./Session.ts"
 
@@ -47,6 +48,12 @@ export class Database extends Context.Service<Database, {
     readonly deadline: Duration.Duration
     readonly state: () => S
   }) => Effect.Effect<Session<S>, never, Scope.Scope>
+  /**
+   * Tells of a life of the server in which nothing can be written. A session that is still in it leads elsewhere than the
+   * application's client, and has to be opened anew.
+   */
+  readonly refuse: (life: ServerLife) => void
+  readonly isRefused: (life: ServerLife) => boolean
   /** Turns the driver's errors into the library's. */
   readonly refail: (
     operation: string

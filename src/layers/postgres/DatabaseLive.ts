@@ -23,6 +23,7 @@ import {
   UnsupportedDatabase
 } from "../../schema/Errors.ts"
 import * as TableNames from "../../schema/TableNames.ts"
+import type { ServerLife } from "../../services/EventStore.ts"
 import { Database } from "./Database.ts"
 import { refail, serverOf } from "./DatabaseErrors.ts"
 import * as Pooler from "./Pooler.ts"
@@ -164,6 +165,8 @@ export const make = Effect.fnUntraced(function*(
   }
   if (missing.length > 0) return yield* new TablesMissing({ tables: missing.map(qualified) })
 
+  let refused: ServerLife | undefined
+
   return Database.of({
     pg,
     sql,
@@ -180,6 +183,10 @@ export const make = Effect.fnUntraced(function*(
     presence: !pooled && (options.presence ?? true),
     openConnection: (name) => PgConnection.make(Session.configOf(pg.config, name)),
     openSession: (session) => Session.make({ ...session, config: pg.config, server }),
+    refuse: (life) => {
+      refused = life
+    },
+    isRefused: (life) => life === refused,
     refail: (operation) => refail(server, operation)
   })
 })

@@ -329,13 +329,14 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
     const tooLargeStatement = `
       SELECT event_id AS id, aggregate_id AS "aggregateId", ${rowBytes} AS size FROM ${events} WHERE global_position = $1`
 
-    const tooLarge = Effect.fnUntraced(function*(position: bigint) {
+    const tooLarge = Effect.fnUntraced(function*(position: bigint, life: ServerLife) {
       const [row] = yield* reader.use(
         "measure an event",
-        ({ sql }) =>
-          sql.unsafe<{ readonly id: string; readonly aggregateId: string; readonly size: number }>(tooLargeStatement, [
-            position
-          ])
+        ({ sql, state }) =>
+          // Another server may have given its position to another one, or to none yet.
+          state.life !== life ? Effect.fail(Life.isOver(database.server)) : sql.unsafe<
+            { readonly id: string; readonly aggregateId: string; readonly size: number }
+          >(tooLargeStatement, [position])
       )
       return yield* row === undefined
         ? new UnsupportedDatabase({
@@ -347,7 +348,8 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
           eventId: row.id,
           aggregateId: row.aggregateId,
           bytes: row.size,
-          limit: largest
+          limit: largest,
+          life
         })
     })
 
@@ -462,7 +464,7 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
             position = rows[cut]!.globalPosition - 1n
             continue
           }
-          if (found.length === 0) return yield* tooLarge(rows[cut]!.globalPosition)
+          if (found.length === 0) return yield* tooLarge(rows[cut]!.globalPosition, life)
           return yield* page(found, rows[cut]!.globalPosition - 1n)
         }
         if (found.length >= limit) return yield* page(found, found[found.length - 1]!.globalPosition)

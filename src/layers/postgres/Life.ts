@@ -2,7 +2,8 @@
  * Tells one life of the server from the next, in statements.
  *
  * A crash ends every session; so does the loss of a server to the one that takes its place. Where the session that read
- * is still there, in the server that now writes, nothing was lost in between.
+ * is still there, in the server that now writes, nothing was lost in between. It is known by its process id and its
+ * beginning; and where the server does not show who began when, at least by the server's own.
  *
  * @since 0.1.0
  */
@@ -13,7 +14,9 @@ import type { ServerLife } from "../../services/EventStore.ts"
 import type { Server } from "./DatabaseErrors.ts"
 
 /** Of sessions that are lent out, only the server's start is known. */
-const noSession = 0
+const noSession = "0"
+
+const serverStart = "extract(epoch FROM pg_postmaster_start_time())"
 
 /**
  * SQL: the life of the server that this session is in. Behind a pooler a crash that the postmaster survives is not seen.
@@ -22,9 +25,8 @@ const noSession = 0
  * @since 0.1.0
  */
 export const select = (pooled: boolean): string =>
-  pooled
-    ? `concat_ws('@', ${noSession}, extract(epoch FROM pg_postmaster_start_time()))`
-    : `concat_ws('@', pg_backend_pid(), (SELECT extract(epoch FROM backend_start) FROM pg_stat_get_activity(pg_backend_pid())))`
+  pooled ? `concat_ws('@', '${noSession}', ${serverStart})` : `concat_ws('@', pg_backend_pid(), ${serverStart}, (
+      SELECT extract(epoch FROM backend_start) FROM pg_stat_get_activity(pg_backend_pid())))`
 
 /**
  * SQL: whether the statement runs in that life of the server.
@@ -34,13 +36,12 @@ export const select = (pooled: boolean): string =>
  */
 export const goesOn = (sql: SqlClient.SqlClient, life: ServerLife | undefined): Statement.Fragment => {
   if (life === undefined) return sql`true`
-  const [pid = "", since = ""] = life.split("@")
-  return Number(pid) === noSession
-    ? sql`extract(epoch FROM pg_postmaster_start_time())::text = ${since}`
-    : sql`EXISTS (
-        SELECT FROM pg_stat_get_activity(${pid}::text::int4)
-        WHERE backend_start IS NULL OR extract(epoch FROM backend_start)::text = ${since}
-      )`
+  const [pid = "", server = "", since = null] = life.split("@")
+  const sameServer = sql`${sql.literal(serverStart)}::text = ${server}`
+  return pid === noSession ? sameServer : sql`(${sameServer} AND EXISTS (
+      SELECT FROM pg_stat_get_activity(${pid}::text::int4)
+      WHERE extract(epoch FROM backend_start)::text IS NOT DISTINCT FROM ${since}::text
+    ))`
 }
 
 /**

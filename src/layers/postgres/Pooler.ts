@@ -27,8 +27,8 @@ const backend = (connection: PgConnection.PgConnection): Effect.Effect<unknown, 
 
 /**
  * Finds out by asking. The process id that a connection was greeted with is not its server's when a pooler has greeted
- * it. Two connections that are open at once and meet the same server process share it: PgBouncer hands out first what was
- * used last, so that one right after the other gets the same.
+ * it. A connection that meets two server processes has none for itself, and two connections that are open at once and
+ * meet the same one share it: PgBouncer hands out first what was used last, or in turn, as it is told to.
  *
  * @category constructors
  * @since 0.1.0
@@ -39,8 +39,14 @@ export const find = (config: PgClient.PgClientConfig): Effect.Effect<Pooling, Sq
     const one = yield* connect
     if ((yield* backend(one)) === one.processId) return "none"
     const other = yield* connect
+    const met = new Set<unknown>()
+    const metByOther = new Set<unknown>()
     for (let attempt = 0; attempt < attempts; attempt++) {
-      if ((yield* backend(one)) === (yield* backend(other))) return "transaction"
+      met.add(yield* backend(one))
+      metByOther.add(yield* backend(other))
+      // An odd number of questions, or two servers that take turns would answer each the same one.
+      met.add(yield* backend(one))
+      if (met.size > 1 || metByOther.size > 1 || [...met].some((pid) => metByOther.has(pid))) return "transaction"
     }
     return "session"
   }))

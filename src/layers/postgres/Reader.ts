@@ -9,7 +9,7 @@ import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
 import * as SqlClient from "effect/sql/SqlClient"
-import type * as SqlError from "effect/sql/SqlError"
+import * as SqlError from "effect/sql/SqlError"
 import type { StoreError } from "../../schema/Errors.ts"
 import type { ServerLife } from "../../services/EventStore.ts"
 import { Database } from "./Database.ts"
@@ -117,12 +117,26 @@ export const make: Effect.Effect<Reader, never, Database | Scope.Scope> = Effect
       session.use(operation, (opened) =>
         (database.pooled ? inTransaction : inSession)(
           opened,
-          Effect.suspend(() => f(opened))
+          Effect.suspend((): Effect.Effect<A, E | SqlError.SqlError> =>
+            opened.state.life !== undefined && database.isRefused(opened.state.life)
+              ? Effect.fail(elsewhere)
+              : f(opened)
+          )
         ))
     ).pipe(
       Effect.retry({ times: 1, while: isLoss })
     )
   return { use }
+})
+
+const leadsElsewhere = "the session leads to another server than the one that is written to"
+
+const elsewhere = new SqlError.SqlError({
+  reason: new SqlError.ConnectionError({
+    cause: new Error(leadsElsewhere),
+    message: leadsElsewhere,
+    operation: "query"
+  })
 })
 
 const isLoss = (error: unknown): boolean =>

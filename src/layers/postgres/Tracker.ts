@@ -225,9 +225,10 @@ export const make = Effect.fnUntraced(function*(
     const seen = yield* see(opened, from < settled.mark ? settled.mark : from)
     if (seen.recovering) return yield* readOnly
     const head = seen.head ?? 0n
-    // What was settled was visible. A position above all events proves nothing: it is ahead of them, and would let
-    // others pass positions that are yet to be given out.
-    if (from > 0n && from <= head) Settled.anchor(settled, from)
+    // What was settled was visible. A position above all events proves nothing, now or when events have reached it: it is
+    // ahead of them, and would let others pass positions that are yet to be given out.
+    if (from > head) opened.state.base = 0n
+    else if (from > 0n) Settled.anchor(settled, from)
     const last = seen.readable === true ? seen.last ?? 0n : undefined
     if (last !== undefined && head > last) {
       return yield* new UnsupportedDatabase({

@@ -5,6 +5,7 @@ import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
+import * as Reactivity from "effect/reactivity/Reactivity"
 import * as Redacted from "effect/Redacted"
 import * as SqlClient from "effect/sql/SqlClient"
 import * as Migrations from "../../../src/layers/postgres/Migrations.ts"
@@ -50,6 +51,19 @@ describe.skipIf(PgBouncer.missing !== undefined && !inCI)("behind a pooler", () 
       return yield* Pooler.find({ url: Redacted.make(through) })
     }).pipe(Effect.scoped)
 
+  /** Servers are handed out in turn, and there are several. */
+  const findsInTurn = (size: number) =>
+    Effect.gen(function*() {
+      const configuration = "server_round_robin = 1"
+      const through = Redacted.make(yield* PgBouncer.make(yield* url, { mode: "transaction", size, configuration }))
+      const pool = yield* Effect.provide(
+        PgClient.make({ url: through, maxConnections: size, prepare: false }),
+        Reactivity.layer
+      )
+      yield* Effect.replicateEffect(pool`SELECT pg_sleep(0.2)`, size, { concurrency: "unbounded", discard: true })
+      return yield* Pooler.find({ url: through })
+    }).pipe(Effect.scoped)
+
   live(
     "the mode is found out",
     Effect.gen(function*() {
@@ -57,6 +71,7 @@ describe.skipIf(PgBouncer.missing !== undefined && !inCI)("behind a pooler", () 
       assert.strictEqual(yield* finds("session", 5), "session")
       assert.strictEqual(yield* finds("transaction", 1), "transaction")
       assert.strictEqual(yield* finds("transaction", 3), "transaction")
+      for (const size of [2, 3, 5]) assert.strictEqual(yield* findsInTurn(size), "transaction")
     })
   )
 

@@ -10,8 +10,10 @@ import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as CheckpointStorePostgres from "../../../src/layers/postgres/CheckpointStorePostgres.ts"
 import * as Coordination from "../../../src/layers/postgres/Coordination.ts"
+import { Database } from "../../../src/layers/postgres/Database.ts"
 import * as DecisionsPostgres from "../../../src/layers/postgres/DecisionsPostgres.ts"
 import * as EventStorePostgres from "../../../src/layers/postgres/EventStorePostgres.ts"
+import * as Life from "../../../src/layers/postgres/Life.ts"
 import * as Listener from "../../../src/layers/postgres/Listener.ts"
 import * as MembershipPostgres from "../../../src/layers/postgres/MembershipPostgres.ts"
 import type { NewEvent } from "../../../src/schema/Event.ts"
@@ -191,3 +193,62 @@ it.live("a page is of one life, however many statements it took", () => {
     assert.strictEqual(page.life, (yield* store.read({ after: first, upTo })).life)
   }).pipe(Effect.scoped, Effect.provide(behind(hooks)))
 })
+
+it.live("who has the number of the session that read, later or as another role, is not that session", () =>
+  Effect.gen(function*() {
+    const sql = yield* PgClient.PgClient
+    const role = `stranger_${globalThis.crypto.randomUUID().slice(0, 8)}`
+    yield* sql.unsafe(`CREATE ROLE ${role}`)
+    const lives = (life: string) =>
+      Effect.map(sql<{ readonly alive: boolean }>`SELECT ${Life.goesOn(sql, life)} AS alive`, ([row]) => row?.alive)
+    yield* sql.withTransaction(Effect.gen(function*() {
+      const [own] = yield* sql.unsafe<{ readonly life: string }>(`SELECT ${Life.select(false)} AS life`)
+      const [pid, server, since] = own!.life.split("@")
+      const [other] = yield* sql<{ readonly pid: number }>`
+        SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'`
+      assert.isTrue(yield* lives(own!.life))
+      assert.isFalse(yield* lives(`${pid}@${server}@1700000000.123456`))
+      assert.isFalse(yield* lives(`${pid}@1700000000.123456@${since}`))
+      // Whose beginning a role is not shown.
+      yield* sql.unsafe(`SET LOCAL ROLE ${role}`)
+      assert.isFalse(yield* lives(`${other!.pid}@${server}@${since}`))
+      assert.isFalse(yield* lives(`${other!.pid}@1700000000.123456`))
+    }))
+    yield* sql.unsafe(`DROP ROLE ${role}`)
+  }).pipe(Effect.provide(layer)))
+
+it.live("a session that leads elsewhere than what is written to is opened anew", () =>
+  Effect.gen(function*() {
+    const database = yield* Database
+    yield* append("a")
+    const first = yield* readAll(0n)
+    database.refuse(first.life)
+    const second = yield* readAll(0n)
+    assert.notStrictEqual(second.life, first.life)
+    assert.strictEqual((yield* readAll(0n)).life, second.life)
+  }).pipe(Effect.provide(layer)))
+
+it.live("a checkpoint that was ahead of the events is no proof when they have come up to it", () =>
+  Effect.gen(function*() {
+    const sql = yield* PgClient.PgClient
+    const store = yield* EventStore
+    yield* CoordinationStores.held("abandoned")
+    yield* sql`UPDATE orchestrator_checkpoints SET position = 3`
+    yield* append("a")
+    const drawn = yield* Deferred.make<void>()
+    const done = yield* Deferred.make<void>()
+    const writer = yield* append("late").pipe(
+      Effect.andThen(Deferred.succeed(drawn, undefined)),
+      Effect.andThen(Deferred.await(done)),
+      sql.withTransaction,
+      Effect.forkChild
+    )
+    yield* Deferred.await(drawn)
+    assert.strictEqual((yield* store.read({ after: 0n })).position, 1n)
+    for (const id of ["b", "c", "d"]) yield* append(id)
+    assert.deepStrictEqual((yield* store.read({ after: 0n })).position, 1n)
+    yield* Deferred.succeed(done, undefined)
+    yield* Fiber.join(writer)
+    const all = yield* readAll(1n)
+    assert.deepStrictEqual(all.events.map(({ aggregateId }) => aggregateId), ["late", "b", "c", "d"])
+  }).pipe(Effect.provide(layer)))
