@@ -13,15 +13,16 @@ import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import * as Fiber from "effect/Fiber"
 import * as Latch from "effect/Latch"
 import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
 import * as Queue from "effect/Queue"
 import * as Random from "effect/Random"
 import * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
 import * as SqlError from "effect/sql/SqlError"
 import type { StoreError } from "../../schema/Errors.ts"
+import { endOf } from "../../services/Bounded.ts"
 import { Database } from "./Database.ts"
 import { sqlErrorIn, toStoreError } from "./DatabaseErrors.ts"
 
@@ -123,12 +124,14 @@ const within = <A>(
   Effect.flatMap(
     Effect.forkIn(self, scope, { startImmediately: true }),
     (fiber) =>
-      Fiber.await(fiber).pipe(
-        // The scope closes with the connection: that is an error for who waits, and no interruption.
-        Effect.flatMap((exit) =>
-          Exit.isFailure(exit) && Cause.hasInterrupts(exit.cause) ? Effect.fail(noAnswer) : exit
-        ),
-        Effect.timeoutOrElse({ duration: answerDeadline, orElse: () => Effect.fail(noAnswer) })
+      Effect.flatMap(
+        endOf(fiber, answerDeadline),
+        Option.match({
+          onNone: () => Effect.fail(noAnswer),
+          // The scope closes with the connection: that is an error for who waits, and no interruption.
+          onSome: (exit): Effect.Effect<A, SqlError.SqlError> =>
+            Exit.isFailure(exit) && Cause.hasInterrupts(exit.cause) ? Effect.fail(noAnswer) : exit
+        })
       )
   )
 
@@ -164,7 +167,8 @@ export const make: Effect.Effect<Listener["Service"], never, Database | Scope.Sc
         connected.closeUnsafe()
         lost.openUnsafe()
       }
-      return Effect.asVoid(Deferred.succeed(self.lost, error))
+      // Closing a connection that no longer answers may take its time: nobody waits for it.
+      return Effect.andThen(Deferred.succeed(self.lost, error), Effect.asVoid(Effect.forkIn(self.close, owner)))
     })
 
   const listenOn = Effect.fnUntraced(function*(self: Connected, channel: string) {
@@ -259,8 +263,6 @@ export const make: Effect.Effect<Listener["Service"], never, Database | Scope.Sc
       yield* Effect.logWarning(
         `The listening session was lost; until it is open again, polling takes its place. ${describe(error)}`
       )
-      // Closing a connection that no longer answers may take its time: nobody waits for it.
-      yield* Effect.forkIn(self.close, owner)
     }
   })
 

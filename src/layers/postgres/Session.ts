@@ -22,6 +22,7 @@ import * as Semaphore from "effect/Semaphore"
 import type * as SqlClient from "effect/sql/SqlClient"
 import type * as SqlError from "effect/sql/SqlError"
 import { DatabaseUnavailable, type StoreError } from "../../schema/Errors.ts"
+import { endOf } from "../../services/Bounded.ts"
 import { isConnectionLoss, refail, type Server, sqlErrorIn } from "./DatabaseErrors.ts"
 
 /**
@@ -139,13 +140,12 @@ export const make = Effect.fnUntraced(function*<S>(options: {
           ),
           (fiber) => {
             const late = Effect.suspend(() => fiber.pollUnsafe() === undefined ? drop(opened) : Effect.void)
-            return Fiber.join(fiber).pipe(
-              Effect.timeoutOption(options.deadline),
+            return endOf(fiber, options.deadline).pipe(
               Effect.onInterrupt(() =>
                 Effect.forkDetach(Effect.andThen(Effect.timeoutOption(Fiber.await(fiber), options.deadline), late))
               ),
               Effect.flatMap(Option.match({
-                onSome: Effect.succeed,
+                onSome: (exit): Effect.Effect<A, DatabaseUnavailable | E | SqlError.SqlError> => exit,
                 onNone: () =>
                   Effect.andThen(
                     late,

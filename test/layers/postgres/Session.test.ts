@@ -77,6 +77,18 @@ describe("Session", () => {
       assert.strictEqual((yield* session.look).number, first.number + 1)
     }))
 
+  live("an answer that came while the process was busy is no answer too late", () =>
+    Effect.gen(function*() {
+      const session = yield* make("200 millis")
+      const first = yield* session.look
+      const answer = yield* Effect.forkChild(session.look, { startImmediately: true })
+      yield* Effect.sleep(0)
+      // As a handler that computes for long.
+      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 600)
+      assert.deepStrictEqual(yield* Fiber.join(answer), first)
+      assert.deepStrictEqual(yield* session.look, first)
+    }))
+
   live("who is interrupted waits no longer, and the connection stays usable", () =>
     Effect.gen(function*() {
       const session = yield* make()
