@@ -71,6 +71,9 @@ export const make: Effect.Effect<
   const host = Os.hostname()
   const members = new Map<bigint, Member>()
 
+  /** Of this process, made without its hearing whether they were: nobody is behind them. */
+  const orphans = new Set<bigint>()
+
   const find = Effect.fnUntraced(function*(opened: Opened<Coordination.Observations>, options: JoinOptions) {
     const rows = yield* opened.sql<{ readonly row: Rows.WorkerRow; readonly own_present: boolean }>`
       SELECT ${opened.sql.literal(coordination.workerJson)} AS row,
@@ -119,6 +122,7 @@ export const make: Effect.Effect<
   })
 
   const attempt = (options: JoinOptions, key: number | undefined) => {
+    const made = new Set<bigint>()
     const added = new Set<bigint>()
     let abandoned = false
     return coordination.alone(
@@ -126,8 +130,9 @@ export const make: Effect.Effect<
       options.replicaSet,
       Effect.fnUntraced(function*(opened): Effect.fn.Return<Attempt, SqlError.SqlError> {
         const before = yield* find(opened, options)
-        if (before === undefined || isDead(before, options)) {
+        if (before === undefined || isDead(before, options) || orphans.has(BigInt(before.row.incarnation))) {
           const registration = yield* insert(opened, options, key)
+          made.add(registration.incarnation)
           // Before anybody can see the row: to the others in this process it must never look ended.
           // What goes on after its deadline is nobody's: should it commit, it is an ended one.
           if (!abandoned) {
@@ -144,6 +149,7 @@ export const make: Effect.Effect<
       Effect.sync(() => {
         abandoned = true
         for (const incarnation of added) coordination.members.delete(incarnation)
+        for (const incarnation of made) orphans.add(incarnation)
       })
     ))
   }

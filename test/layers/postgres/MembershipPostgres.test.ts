@@ -229,6 +229,28 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true, timeout: "
         assert.strictEqual((yield* Effect.flip(join("no presence", "worker", [])))._tag, "WorkerIdInUse")
       }))
 
+    it.effect("without presence a registration of which nothing was heard is in nobody's way", () =>
+      Effect.gen(function*() {
+        let registering = false
+        let losses = 0
+        const process = yield* CoordinationStores.another(
+          { presence: false },
+          Seam.database({
+            around: (statement, send) => {
+              if (/INSERT INTO .*orchestrator_workers/.test(statement.text)) registering = true
+              if (!registering || statement.text !== "COMMIT" || losses > 0) return send
+              losses++
+              return Effect.andThen(send, statement.lose)
+            }
+          }, { presence: false })
+        )
+        const rejoin = process.provide(join("unheard", "worker", ["unheard"]))
+        assert.strictEqual((yield* Effect.flip(rejoin))._tag, "DatabaseUnavailable")
+        assert.strictEqual(losses, 1)
+        assert.strictEqual((yield* rejoin).workerId, "worker")
+        assert.strictEqual((yield* Effect.flip(rejoin))._tag, "WorkerIdInUse")
+      }))
+
     it.effect("of several joins under one id at once, one succeeds", () =>
       Effect.gen(function*() {
         const processes = yield* Effect.forEach([1, 2, 3], () => CoordinationStores.another())
