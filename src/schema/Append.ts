@@ -6,6 +6,7 @@
 import * as Result from "effect/Result"
 import { InvalidEvents } from "./Errors.ts"
 import type { NewEvent, StreamId } from "./Event.ts"
+import { textProblem } from "./Text.ts"
 import * as Uuid from "./Uuid.ts"
 
 /**
@@ -40,16 +41,6 @@ export interface Append {
 }
 
 const largestEventVersion = 2 ** 31 - 1
-
-const loneSurrogate = /\p{Surrogate}/u
-
-/** Why a text cannot be stored as it is; PostgreSQL knows no NUL, and UTF-8 no half of a surrogate pair. */
-const textProblem = (text: string): string | undefined =>
-  text.includes("\u0000")
-    ? "contains a NUL character, which the database cannot store"
-    : loneSurrogate.test(text)
-    ? "contains half of a surrogate pair, which is no Unicode text"
-    : undefined
 
 class NotJson extends Error {}
 

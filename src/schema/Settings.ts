@@ -8,6 +8,7 @@ import * as Duration from "effect/Duration"
 import * as Option from "effect/Option"
 import * as Result from "effect/Result"
 import { InvalidSettings } from "./Errors.ts"
+import { textProblem } from "./Text.ts"
 
 /**
  * @category models
@@ -127,9 +128,11 @@ export const make = (input: Input): Result.Result<Settings, InvalidSettings> => 
     if (given === undefined || given.trim() === "") {
       return invalid(name, "The name must not be empty. Give one such as \"main-projections\".")
     }
-    if (given.length > maximumNameLength || given.includes("\u0000")) {
-      return invalid(name, `The name must have at most ${maximumNameLength} characters and no NUL.`)
+    if (given.length > maximumNameLength) {
+      return invalid(name, `The name must have at most ${maximumNameLength} characters.`)
     }
+    const problem = textProblem(given)
+    if (problem !== undefined) return invalid(name, `The name ${problem}.`)
   }
   if (Duration.toMillis(times.heartbeatInterval) * 3 > Duration.toMillis(times.staleWorkerTimeout)) {
     return invalid(
@@ -147,6 +150,14 @@ export const make = (input: Input): Result.Result<Settings, InvalidSettings> => 
       `It must be shorter than coordinationTimeout (${
         Duration.format(times.coordinationTimeout)
       }), within which a worker has to give up what it no longer owns.`
+    )
+  }
+  if (Duration.toMillis(times.registrationWindow) >= Duration.toMillis(times.heartbeatInterval)) {
+    return invalid(
+      "registrationWindow",
+      `It must be shorter than heartbeatInterval (${
+        Duration.format(times.heartbeatInterval)
+      }): a worker that forms a generation looks at nothing else meanwhile.`
     )
   }
   // Who waits for others waits twice as long; a silent one is found by a session that is two heartbeats old.

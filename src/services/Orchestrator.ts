@@ -37,6 +37,7 @@ import {
 import * as Generation from "../schema/Generation.ts"
 import * as HashRange from "../schema/HashRange.ts"
 import * as Settings from "../schema/Settings.ts"
+import { textProblem } from "../schema/Text.ts"
 import * as Uuid from "../schema/Uuid.ts"
 import type { Registration } from "../schema/Worker.ts"
 import * as ActivityLog from "./ActivityLog.ts"
@@ -123,9 +124,9 @@ const checkProjections = (
   const names = new Set<string>()
   for (const { filter, name, startFrom } of projections) {
     if (name.trim() === "") return invalid("A projection's name must not be empty: progress is kept by name.")
-    if (name.length > 200 || name.includes("\u0000")) {
-      return invalid(`The name "${name.slice(0, 40)}…" must have at most 200 characters and no NUL.`)
-    }
+    if (name.length > 200) return invalid(`The name "${name.slice(0, 40)}…" must have at most 200 characters.`)
+    const problem = textProblem(name)
+    if (problem !== undefined) return invalid(`The name "${name}" ${problem}.`)
     if (typeof startFrom === "bigint" && startFrom < 0n) {
       return invalid(`startFrom of "${name}" is ${startFrom}. Give "beginning", "now" or a position of 0n or more.`)
     }
@@ -133,6 +134,10 @@ const checkProjections = (
       if (Array.isArray(values) && values.length === 0) {
         return invalid(`${list} of "${name}" is empty, so that no event would match. Leave it out to let all through.`)
       }
+      const problem = Array.isArray(values)
+        ? values.map(textProblem).find((problem) => problem !== undefined)
+        : undefined
+      if (problem !== undefined) return invalid(`A value of ${list} of "${name}" ${problem}.`)
     }
     if (names.has(name)) return Effect.fail(new DuplicateProjection({ projection: name }))
     names.add(name)
@@ -140,6 +145,8 @@ const checkProjections = (
   return Effect.void
 }
 
+/** At the position to start from, before it is said that it is waited for. */
+const looksBeforeWarning = 3
 /** Pause before a worker registers again. */
 const registrationBackoff = Duration.millis(250)
 /** Unregistering is a courtesy; a database that does not answer must not hold up the end of the process. */
@@ -191,7 +198,15 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
     // Refuses a position that has not been given out. One that may still be preceded by a commit is waited for: readers
     // rest on it that everything up to where a projection stands is final.
     yield* Effect.catchTag(events.read({ after: startFrom, limit: 1 }), "EventTooLarge", () => Effect.void)
-    while ((yield* events.settledPosition) < startFrom) yield* Effect.sleep(settings.pollInterval)
+    let looks = 0
+    while ((yield* events.settledPosition) < startFrom) {
+      if (++looks === looksBeforeWarning) {
+        yield* Effect.logWarning(
+          `"${name}" begins at position ${startFrom}, which no event has reached that is certain to be the last below it. The worker waits for one.`
+        )
+      }
+      yield* Effect.sleep(settings.pollInterval)
+    }
     return startFrom
   })
 

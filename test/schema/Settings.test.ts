@@ -43,6 +43,9 @@ describe("Settings.make", () => {
     ["replicaSet", { replicaSet: "" }],
     ["replicaSet", { replicaSet: "  " }],
     ["replicaSet", { replicaSet: "a\u0000b" }],
+    ["replicaSet", { replicaSet: "main\ud800" }],
+    ["workerId", { workerId: "w\udc00" }],
+    ["registrationWindow", { registrationWindow: "10 minutes" }],
     ["replicaSet", { replicaSet: "a".repeat(201) }],
     ["workerId", { workerId: "" }],
     ["workerId", { workerId: "\u0000" }],
@@ -91,21 +94,24 @@ describe("Settings.make", () => {
       heartbeat: Schema.Int.pipe(Schema.check(Schema.isBetween({ minimum: -1, maximum: 50 }))),
       stale: Schema.Int.pipe(Schema.check(Schema.isBetween({ minimum: -1, maximum: 150 }))),
       coordination: Schema.Int.pipe(Schema.check(Schema.isBetween({ minimum: -1, maximum: 50 }))),
-      drain: Schema.Int.pipe(Schema.check(Schema.isBetween({ minimum: -1, maximum: 50 })))
+      drain: Schema.Int.pipe(Schema.check(Schema.isBetween({ minimum: -1, maximum: 50 }))),
+      window: Schema.Int.pipe(Schema.check(Schema.isBetween({ minimum: -1, maximum: 30 })))
     },
-    ({ coordination, drain, heartbeat, stale }) => {
+    ({ coordination, drain, heartbeat, stale, window }) => {
       const faults = [
         ...(heartbeat <= 0 ? ["heartbeatInterval"] : []),
         ...(stale <= 0 || stale < 3 * heartbeat ? ["staleWorkerTimeout"] : []),
         ...(coordination <= 0 || 2 * coordination < stale + 2 * heartbeat ? ["coordinationTimeout"] : []),
-        ...(drain < 0 || drain >= coordination ? ["drainTimeout"] : [])
+        ...(drain < 0 || drain >= coordination ? ["drainTimeout"] : []),
+        ...(window < 0 || window >= heartbeat ? ["registrationWindow"] : [])
       ]
       const result = Settings.make({
         replicaSet: "main",
         heartbeatInterval: heartbeat,
         staleWorkerTimeout: stale,
         coordinationTimeout: coordination,
-        drainTimeout: drain
+        drainTimeout: drain,
+        registrationWindow: window
       })
       assert.strictEqual(Result.isSuccess(result), faults.length === 0)
       if (Result.isFailure(result)) assert.include(faults, result.failure.setting)
