@@ -101,6 +101,10 @@ const attemptsBeforeError = 5
  * ten seconds: what a network loses goes on at another event by then.
  */
 const lostConnectionsBeforeFailure = 10
+/** The same where it is lost after the handlers have ended, which is what networks do: their back-off takes minutes. */
+const lostCommitsBeforeFailure = 30
+/** Longer than any handler should hold locks, and no longer than the server can count. */
+const longestIdleTimeout = Duration.hours(1)
 /**
  * A handler that loses its batch by taking so long, so often at one event, is not called for it again. Once may be a
  * process that was stopped, or a network that was away meanwhile.
@@ -127,7 +131,7 @@ export const make = Effect.gen(function*() {
     const clock = yield* Clock.Clock
     // While the process lives the transaction is kept alive; half of the time after which others would take over
     // leaves room for the locks of a frozen worker to be gone before that.
-    const idleTimeout = Duration.times(settings.staleWorkerTimeout, 0.5)
+    const idleTimeout = Duration.min(Duration.times(settings.staleWorkerTimeout, 0.5), longestIdleTimeout)
     const idleNanos = Duration.toNanosUnsafe(idleTimeout)
     let seen = held.position
     /** In which life of the server that was, while it is not written: nobody keeps it for the next one. */
@@ -140,6 +144,8 @@ export const make = Effect.gen(function*() {
     let attempt = 0
     let lost = 0
     let lostAt: bigint | undefined
+    /** How often in a row it was lost when the handlers of a batch had ended. */
+    let lostCommits = 0
     /**
      * Events of a batch at most: halved by a conflict, doubled by a commit. Ranges whose batches lock the same rows, each
      * in another order, come past each other with small ones.
@@ -344,7 +350,7 @@ export const make = Effect.gen(function*() {
         if (result._tag === "Success") {
           const now = clock.monotonicTimeNanosUnsafe()
           hasWritten(reached(), now)
-          attempt = lost = 0
+          attempt = lost = lostCommits = 0
           most *= 2
           job.onSeen(seen)
           yield* job.record(Activity.BatchCommitted({
@@ -371,6 +377,12 @@ export const make = Effect.gen(function*() {
           if (lost === lostConnectionsBeforeFailure) {
             lost = 0
             return { _tag: "Failed", at: begun - 1, cause: Cause.fail(failure.cause) }
+          }
+        }
+        if (failure._tag === "TransientFailure" && disconnected && begun > 0 && begun === handled) {
+          if (++lostCommits === lostCommitsBeforeFailure) {
+            lostCommits = 0
+            return { _tag: "Failed", at: begun >> 1, cause: Cause.fail(failure.cause) }
           }
         }
         yield* failing(++attempt, "A batch", failure)
@@ -428,7 +440,7 @@ export const make = Effect.gen(function*() {
           const failure = page.failure
           if (failure._tag !== "EventTooLarge") return yield* failure
           yield* flush()
-          if (yield* halts(failure, undefined, failure.message)) return "drained"
+          if (yield* halts(failure, failure.life, failure.message)) return "drained"
           continue
         }
         if (Option.isNone(page.success)) {
@@ -454,7 +466,7 @@ export const make = Effect.gen(function*() {
           const times = overruns.count(projection.name, event.globalPosition)
           if (times >= overrunsBeforeFailure) {
             const failure = new HandlerOverran({ times, longerThan: idleTimeout })
-            if (yield* halts(at, readIn, errorText(Cause.fail(failure)))) return "drained"
+            if (yield* halts(at, readIn, `${failure._tag}: ${failure.message}`)) return "drained"
             break
           }
           // A failing event is isolated by committing what comes before it.

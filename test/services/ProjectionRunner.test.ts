@@ -440,6 +440,33 @@ it.effect("connections lost in a row outside of handlers, as a network loses the
     assert.strictEqual(yield* worker.drain(fiber), "drained")
   }))
 
+it.effect("but thirty times in a row at one place are no network's: a handler ignores its loss, and halving finds it", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const handled = yield* TxRef.make<ReadonlyArray<string>>([])
+    const worker = yield* runner(world, recording(handled), {
+      checkpoints: (real) => ({
+        commit: (held, options, work) =>
+          real.commit(
+            held,
+            options,
+            Effect.tap(work, () =>
+              Effect.flatMap(TxRef.get(handled), (ids) =>
+                ids.includes("c") ? Effect.fail(connectionLost) : Effect.void))
+          ).pipe(
+            Effect.catchTag("HandlerFailure", () =>
+              Effect.fail(connectionLost))
+          )
+      })
+    })
+    for (const id of ["a", "b", "c", "d"]) yield* worker.events.append([event(id)])
+    const fiber = yield* Effect.forkChild(worker.run)
+    yield* pass(15 * 60_000, 1_000)
+    assert.deepStrictEqual(yield* TxRef.get(handled), ["a", "b"])
+    assert.strictEqual((yield* worker.row).halt?.position, 3n)
+    assert.strictEqual(yield* worker.drain(fiber), "drained")
+  }))
+
 it.effect("a connection lost twice, or lost before the handler began, is tried again without end", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
