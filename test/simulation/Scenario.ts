@@ -28,7 +28,6 @@ const faultNames = [
   "slow handler",
   "failing handler",
   "stuck handler",
-  "blocking handler",
   "other replica set",
   "changed filter",
   "catch up"
@@ -110,7 +109,8 @@ export interface Write {
   readonly isPlain: boolean
 }
 
-export type FaultName = typeof faultNames[number]
+/** `blocking handler` takes its time until it comes to anything: it happens early, once, or not at all. */
+export type FaultName = typeof faultNames[number] | "blocking handler"
 
 export interface Fault {
   readonly name: FaultName
@@ -280,12 +280,16 @@ export const draw = (seed: number, pace: Pace): Scenario => {
     ...scenario,
     steps: function*() {
       const chance = new Chance(stepsChance, 5)
+      const early = new Chance(stepsChance, 7)
+      const blocks = early.bool(0.3) ? early.int(0, 4) : undefined
       for (let index = 0;; index++) {
+        const writes = Array.from({ length: chance.int(0, 8) }, () => write(chance, pace))
+        const any = chance.bool(pace.faults) || index >= pace.steps
+          ? fault(chance, chance.pick(enabled), scenario)
+          : undefined
         yield {
-          writes: Array.from({ length: chance.int(0, 8) }, () => write(chance, pace)),
-          fault: chance.bool(pace.faults) || index >= pace.steps
-            ? fault(chance, chance.pick(enabled), scenario)
-            : undefined,
+          writes,
+          fault: index === blocks ? fault(early, "blocking handler", scenario) : any,
           lasts: chance.int(1, span)
         }
       }
