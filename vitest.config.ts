@@ -12,7 +12,7 @@ export default defineConfig({
     // What a test prints is of interest when it fails.
     silent: "passed-only",
     pool: "forks",
-    maxWorkers: 2,
+    maxWorkers: 3,
     // PostgreSQL and worker processes share two cores with the tests.
     testTimeout: 30_000,
     hookTimeout: 60_000,
