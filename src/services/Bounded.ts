@@ -1,5 +1,5 @@
 /**
- * Time limits that hold in finalizers.
+ * Time limits that hold in finalizers, and where a process was kept busy.
  *
  * @since 0.1.0
  */
