@@ -484,10 +484,13 @@ export class Director<R> {
         handlerSlowUntil: 0,
         handlerFailsUntil: 0
       })
+    }
+    // First of all: whoever reaches the stores after an outage does so in a session that is new.
+    this.stage.callBack(undefined)
+    for (const worker of this.run.workers) {
       this.thaw(worker)
       if (worker.isRunning && worker.replicaSet !== "main") this.leave(worker)
     }
-    this.stage.callBack(undefined)
     this.carryAll()
   }
 
