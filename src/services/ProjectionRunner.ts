@@ -49,6 +49,8 @@ export interface Job {
   readonly record: (activity: Activity) => Effect.Effect<void>
   /** Called whenever the range has seen everything up to a position, in memory; the commit of it may still follow. */
   readonly onSeen: (position: bigint) => void
+  /** Called with the monotonic time when a batch begins, and without one when it has ended. */
+  readonly onBatch: (since: bigint | undefined) => void
 }
 
 /**
@@ -304,6 +306,7 @@ export const make = Effect.gen(function*() {
     ): Effect.fn.Return<Outcome, Fenced> {
       while (true) {
         const startedAt = clock.monotonicTimeNanosUnsafe()
+        job.onBatch(startedAt)
         let begun = 0
         let handled = 0
         /** When the event in hand was begun. */
@@ -343,6 +346,7 @@ export const make = Effect.gen(function*() {
           { from: written, idleTimeout, life: readIn },
           Effect.map(Effect.scoped(BatchContext.provide(work, job.captured, base)), reached)
         ))
+        job.onBatch(undefined)
         // What it failed with otherwise was not for lack of time.
         const wasLost = result._tag === "Failure" &&
           (result.failure._tag === "Fenced" || isDisconnection(result.failure))

@@ -26,6 +26,8 @@ export interface Range {
   /** Why it stands still, when it does: since before it was opened, or since then. */
   readonly halt: Omit<Checkpoint.Halt, "since" | "hash"> | undefined
   readonly closing: boolean
+  /** Since when a batch is open, by the monotonic clock in nanoseconds. */
+  readonly batchSince: bigint | undefined
 }
 
 /**
@@ -35,7 +37,7 @@ export interface Range {
 export interface Ranges {
   /** What is open or still closing, by `Checkpoint.key`. */
   readonly all: ReadonlyMap<string, Range>
-  readonly open: (job: Omit<Job, "draining" | "onSeen">) => Effect.Effect<void>
+  readonly open: (job: Omit<Job, "draining" | "onBatch" | "onSeen">) => Effect.Effect<void>
   /**
    * Begins to close a range; it stays in `all` until its runner has ended. `now` interrupts the runner at once: the
    * range is lost anyway, or nothing may run any more.
@@ -73,6 +75,7 @@ export const make = Effect.fnUntraced(function*(options: {
     seen: bigint
     halt: Range["halt"]
     closing: boolean
+    batchSince: bigint | undefined
     interrupted: boolean
   }
   const entries = new Map<string, Entry>()
@@ -88,6 +91,7 @@ export const make = Effect.fnUntraced(function*(options: {
       seen: job.held.position,
       halt: job.held.halt,
       closing: false,
+      batchSince: undefined,
       interrupted: false
     }
     entries.set(key, entry)
@@ -104,6 +108,9 @@ export const make = Effect.fnUntraced(function*(options: {
       onSeen: (seen) => {
         entry.seen = seen
         options.onSeen()
+      },
+      onBatch: (since) => {
+        entry.batchSince = since
       }
     }).pipe(
       Effect.catch(options.onFailure),

@@ -98,6 +98,8 @@ const storeBackoff = Duration.millis(250)
 const failuresPerLogLine = 20
 /** A decision that only waits for time to pass is tried again no less often than this. */
 const longestRecheckMillis = 250
+/** A batch that is open for so long may be open for long. */
+const slowBatchNanos = 500_000_000n
 /** Neighbouring ranges are merged at most this often: it interrupts both for a moment. */
 const mergeInterval = Duration.seconds(5)
 /** The first of them to end stands still for the others at most this long. */
@@ -269,7 +271,10 @@ export const run = Effect.fnUntraced(function*(options: Options): Effect.fn.Retu
   const mergeNeighbours = Effect.gen(function*() {
     if (!Duration.isGreaterThan(Duration.nanos(lookedAt - mergedAt), mergeInterval)) return
     mergedAt = lookedAt
-    const idle = [...ranges.all.values()].filter((range) => !range.closing && range.halt === undefined)
+    // To end a batch that takes its time, only for this, would be to begin it again.
+    const idle = [...ranges.all.values()].filter(({ batchSince, closing, halt }) =>
+      !closing && halt === undefined && (batchSince === undefined || lookedAt - batchSince < slowBatchNanos)
+    )
     const keys = new Set<string>()
     for (const left of idle) {
       const right = idle.find(({ held, seen }) =>

@@ -230,6 +230,39 @@ it.effect("ranges grow together again although events keep coming", () =>
     yield* pass(1000)
   }))
 
+it.effect("ranges whose handlers take their time are not made one meanwhile", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    let isSlow = false
+    const handled: Array<string> = []
+    const users = Projection.make("users", {
+      handle: ({ aggregateId }) =>
+        Effect.suspend(() => {
+          handled.push(aggregateId)
+          return isSlow ? Effect.sleep("40 seconds") : Effect.void
+        })
+    })
+    const first = yield* enter(world)
+    const [one, two] = yield* Effect.forEach(
+      [first.stores, (yield* enter(world)).stores],
+      (stores) => Effect.provide(Orchestrator.make({ replicaSet: "main", projections: [users] }), stores)
+    )
+    const running = yield* Effect.forkDetach(one!.run)
+    yield* pass(500)
+    const leaving = yield* Effect.forkDetach(two!.run)
+    yield* pass(1000)
+    yield* Effect.forkDetach(Fiber.interrupt(leaving))
+    yield* pass(500)
+    isSlow = true
+    const ids = Array.from({ length: 8 }, (_, index) => `user-${index}`)
+    yield* Effect.forEach(ids, (id) => first.events.append([event(id)]))
+    yield* pass(30_000, 100)
+    assert.strictEqual((yield* first.checkpoints.rows("users")).length, 2)
+    assert.strictEqual(handled.length, 2, "one event of each range, once")
+    yield* Effect.forkDetach(Fiber.interrupt(running))
+    yield* pass(30_000, 500)
+  }))
+
 it.effect("an event for which the commit is refused is found by halving", () =>
   Effect.gen(function*() {
     const process = yield* enter(yield* MemoryStores.makeWorld)

@@ -144,7 +144,8 @@ export const runner = Effect.fnUntraced(function*(
     record: (entry) => Effect.sync(() => activity.push(entry)),
     onSeen: (position) => {
       seen.push(position)
-    }
+    },
+    onBatch: () => {}
   }).pipe(Effect.provide(layer))
   /** The row as it is committed. */
   const row = Effect.map(process.checkpoints.rows(projection.name), (rows) => rows[0]!)
