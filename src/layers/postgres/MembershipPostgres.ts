@@ -80,6 +80,8 @@ export const make: Effect.Effect<
         ${opened.sql.literal(coordination.ownPresent())} AS own_present
       FROM ${opened.sql.literal(coordination.workersFrom)}
       WHERE w.replica_set = ${options.replicaSet} AND w.worker_id = ${options.workerId} AND w.state <> 'stopped'`
+    // Where there is nobody there is nothing to see, not even whether this process is present.
+    if (rows.length === 0) return undefined
     const observed = yield* coordination.observe(opened, {
       workers: rows.map(({ row }) => row),
       ownPresent: rows[0]?.own_present ?? false
