@@ -22,10 +22,13 @@ export const newest = Effect.gen(function*() {
 /** Whether every event of these positions has a line. */
 export const isComplete = Effect.fnUntraced(function*(positions: { readonly after: bigint; readonly upTo: bigint }) {
   const sql = yield* SqlClient.SqlClient
+  // Not by looking for each event's line: that can take long while the server does not know how many lines there are.
   const missing = yield* sql`
-    SELECT FROM events e
-    WHERE e.global_position > ${positions.after}::bigint AND e.global_position <= ${positions.upTo}::bigint
-      AND NOT EXISTS (SELECT FROM journal j WHERE j.projection = 'journal' AND j.position = e.global_position)
+    SELECT global_position FROM events
+    WHERE global_position > ${positions.after}::bigint AND global_position <= ${positions.upTo}::bigint
+    EXCEPT
+    SELECT position FROM journal
+    WHERE projection = 'journal' AND position > ${positions.after}::bigint AND position <= ${positions.upTo}::bigint
     LIMIT 1`
   return missing.length === 0
 })
