@@ -81,10 +81,11 @@ export const make: Effect.Effect<
       FROM ${opened.sql.literal(coordination.workersFrom)}
       WHERE w.replica_set = ${options.replicaSet} AND w.worker_id = ${options.workerId} AND w.state <> 'stopped'`
     // Where there is nobody there is nothing to see, not even whether this process is present.
-    if (rows.length === 0) return undefined
+    const [first] = rows
+    if (first === undefined) return undefined
     const observed = yield* coordination.observe(opened, {
       workers: rows.map(({ row }) => row),
-      ownPresent: rows[0]?.own_present ?? false
+      ownPresent: first.own_present
     })
     return observed[0]
   })
@@ -125,7 +126,6 @@ export const make: Effect.Effect<
 
   const attempt = (options: JoinOptions, key: number | undefined) => {
     const made = new Set<bigint>()
-    const added = new Set<bigint>()
     let abandoned = false
     return coordination.alone(
       "register the worker",
@@ -134,12 +134,12 @@ export const make: Effect.Effect<
         const before = yield* find(opened, options)
         if (before === undefined || isDead(before, options) || orphans.has(BigInt(before.row.incarnation))) {
           const registration = yield* insert(opened, options, key)
-          made.add(registration.incarnation)
           // Before anybody can see the row: to the others in this process it must never look ended.
           // What goes on after its deadline is nobody's: should it commit, it is an ended one.
-          if (!abandoned) {
+          if (abandoned) orphans.add(registration.incarnation)
+          else {
             coordination.members.add(registration.incarnation)
-            added.add(registration.incarnation)
+            made.add(registration.incarnation)
           }
           return { _tag: "Registered", registration }
         }
@@ -150,8 +150,10 @@ export const make: Effect.Effect<
     ).pipe(Effect.onError(() =>
       Effect.sync(() => {
         abandoned = true
-        for (const incarnation of added) coordination.members.delete(incarnation)
-        for (const incarnation of made) orphans.add(incarnation)
+        for (const incarnation of made) {
+          coordination.members.delete(incarnation)
+          orphans.add(incarnation)
+        }
       })
     ))
   }
