@@ -142,12 +142,11 @@ export const make = Effect.gen(function*() {
     let writtenAt = yield* Clock.monotonicTimeNanos
     let failedWrites = 0
     let caughtUp = false
-    /** Failures since the last batch that committed; and how often the connection was lost in the same event's handler. */
+    /** Failures since the last batch that committed. */
     let attempt = 0
+    /** How often in a row the connection was lost in the handler of this event, or when all handlers had ended. */
     let lost = 0
     let lostAt: bigint | undefined
-    /** How often in a row it was lost when the handlers of a batch had ended. */
-    let lostCommits = 0
     /**
      * Events of a batch at most: halved by a conflict, doubled by a commit. Ranges whose batches lock the same rows, each
      * in another order, come past each other with small ones.
@@ -354,7 +353,7 @@ export const make = Effect.gen(function*() {
         if (result._tag === "Success") {
           const now = clock.monotonicTimeNanosUnsafe()
           hasWritten(reached(), now)
-          attempt = lost = lostCommits = 0
+          attempt = lost = 0
           most *= 2
           job.onSeen(seen)
           yield* job.record(Activity.BatchCommitted({
@@ -368,25 +367,19 @@ export const make = Effect.gen(function*() {
         }
         const failure = result.failure
         if (failure._tag === "Fenced") return yield* failure
-        if (failure._tag === "HandlerFailure") {
-          // When all handlers came to their ends, the commit was refused, for an event that is not known: halving finds it.
-          return { _tag: "Failed", at: handled === begun ? begun >> 1 : begun - 1, cause: failure.cause }
-        }
+        const inHandler = begun > handled
+        // When all handlers came to their ends, the event that is to blame is not known: halving finds it.
+        const at = inHandler ? begun - 1 : begun >> 1
+        if (failure._tag === "HandlerFailure") return { _tag: "Failed", at, cause: failure.cause }
         const disconnected = isDisconnection(failure)
         if (!disconnected) most = Math.max(1, begun >> 1)
-        if (failure._tag === "TransientFailure" && disconnected && begun > handled) {
-          const position = batch[begun - 1]!.globalPosition
+        if (failure._tag === "TransientFailure" && disconnected && begun > 0) {
+          const position = inHandler ? batch[begun - 1]!.globalPosition : undefined
           lost = position === lostAt ? lost + 1 : 1
           lostAt = position
-          if (lost === lostConnectionsBeforeFailure) {
+          if (lost === (inHandler ? lostConnectionsBeforeFailure : lostCommitsBeforeFailure)) {
             lost = 0
-            return { _tag: "Failed", at: begun - 1, cause: Cause.fail(failure.cause) }
-          }
-        }
-        if (failure._tag === "TransientFailure" && disconnected && begun > 0 && begun === handled) {
-          if (++lostCommits === lostCommitsBeforeFailure) {
-            lostCommits = 0
-            return { _tag: "Failed", at: begun >> 1, cause: Cause.fail(failure.cause) }
+            return { _tag: "Failed", at, cause: Cause.fail(failure.cause) }
           }
         }
         yield* failing(++attempt, "A batch", failure)

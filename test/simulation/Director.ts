@@ -177,6 +177,7 @@ export class Director<R> {
     return Effect.fnUntraced(function*(event: Event): Effect.fn.Return<void, unknown, R> {
       if (blocked(event)) {
         coverage.count("faults", "handler blocks its process")
+        // Here it stands still.
         yield* Effect.sleep(0)
       }
       if (now() < ailments.handlerStuckUntil && !worker.isCut) {

@@ -284,12 +284,12 @@ export const draw = (seed: number, pace: Pace): Scenario => {
       const blocks = early.bool(0.3) ? early.int(0, 4) : undefined
       for (let index = 0;; index++) {
         const writes = Array.from({ length: chance.int(0, 8) }, () => write(chance, pace))
-        const any = chance.bool(pace.faults) || index >= pace.steps
+        const usual = chance.bool(pace.faults) || index >= pace.steps
           ? fault(chance, chance.pick(enabled), scenario)
           : undefined
         yield {
           writes,
-          fault: index === blocks ? fault(early, "blocking handler", scenario) : any,
+          fault: index === blocks ? fault(early, "blocking handler", scenario) : usual,
           lasts: chance.int(1, span)
         }
       }

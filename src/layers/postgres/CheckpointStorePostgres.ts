@@ -74,12 +74,6 @@ const silent = (message: string) =>
 const unheard = silent("the transaction has ended, but the connection did not say so")
 const unanswered = silent("the connection does not answer")
 
-const otherLife = () =>
-  new TransientFailure({
-    kind: "connection",
-    cause: new Error("The database server came back, or another took its place, since the events were read")
-  })
-
 /** Statements that are interrupted are cancelled, and connections that do not answer then are closed by the driver. */
 const answered = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E | SqlError.SqlError, R> =>
   Effect.timeoutOrElse(self, { duration: statementDeadline, orElse: () => Effect.fail(unanswered) })
@@ -215,7 +209,10 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
 
   const elsewhere = (life: ServerLife | undefined): TransientFailure => {
     if (life !== undefined) database.refuse(life)
-    return otherLife()
+    return new TransientFailure({
+      kind: "connection",
+      cause: new Error("The database server came back, or another took its place, since the events were read")
+    })
   }
 
   /** Why there was no row to write. */
@@ -300,9 +297,10 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
 
   /** Ends when a transaction has not begun in time: nothing can be known of one whose BEGIN is not answered. */
   const untilLate = (transaction: () => Transaction | undefined) =>
-    Effect.andThen(
-      Effect.andThen(Effect.sleep(beginDeadline), Effect.sleep(readingGrace)),
-      Effect.suspend(() => transaction() === undefined ? Effect.void : Effect.never)
+    Effect.sleep(beginDeadline).pipe(
+      // A timer of its own: an answer that came while the process was busy is read between the two.
+      Effect.andThen(Effect.sleep(readingGrace)),
+      Effect.andThen(Effect.suspend(() => transaction() === undefined ? Effect.void : Effect.never))
     )
 
   /** The transaction in a fiber of its own, which is left behind where its connection never answers again. */
