@@ -4,6 +4,7 @@
  *
  * @since 0.1.0
  */
+import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
@@ -49,7 +50,7 @@ export interface Ranges {
 
 /** A handler that does not stop when it is interrupted is waited for this long, then left behind. */
 const interruptionGrace = Duration.seconds(5)
-/** Pause before a runner that died is started again. */
+/** A runner that died, or whose row refused it, is started again no sooner than this. */
 const restartDelay = Duration.seconds(1)
 
 /**
@@ -96,7 +97,25 @@ export const make = Effect.fnUntraced(function*(options: {
     }
     entries.set(key, entry)
     const { projection, range, position } = { ...job.held, projection: job.projection.name }
+    const openedAt = yield* Clock.monotonicTimeNanos
     yield* job.record(Activity.RangeTaken({ projection, range, position }))
+
+    const orDraining = (self: Effect.Effect<void>) => Effect.raceFirst(entry.draining.await, self)
+    /**
+     * Whose row has gone to another worker is closed at the next look, which interrupts this. Where nobody else has it,
+     * no look would bring anything new.
+     */
+    const refused = Effect.gen(function*() {
+      options.onChange()
+      const open = Duration.nanos((yield* Clock.monotonicTimeNanos) - openedAt)
+      if (!Duration.isLessThan(open, restartDelay)) return
+      yield* orDraining(Effect.andThen(
+        Effect.sleep(Duration.subtract(restartDelay, open)),
+        Effect.logWarning(
+          `Progress of ${projection} at ${entry.seen} could not be written, although no other worker has its row: it is tried again. Look for row-level security or a trigger on the table of checkpoints that keeps this role from changing it.`
+        )
+      ))
+    })
     const run = options.runner.run({
       ...job,
       draining: entry.draining,
@@ -113,11 +132,12 @@ export const make = Effect.fnUntraced(function*(options: {
         entry.batchSince = since
       }
     }).pipe(
+      Effect.flatMap((ending) => ending === "fenced" ? refused : Effect.void),
       Effect.catch(options.onFailure),
       // A runner that dies is a bug; it must not pass for a range that quietly stands still.
       Effect.catchDefect((defect) =>
         Effect.logError(`The runner of ${projection} died and is started again`, defect).pipe(
-          Effect.andThen(Effect.raceFirst(Effect.sleep(restartDelay), entry.draining.await))
+          Effect.andThen(orDraining(Effect.sleep(restartDelay)))
         )
       ),
       Effect.annotateLogs({

@@ -6,7 +6,7 @@ import * as Migrations from "../../src/layers/postgres/Migrations.ts"
 import * as PostgresStores from "../../src/layers/postgres/PostgresStores.ts"
 import type { Activity } from "../../src/schema/Activity.ts"
 import { DatabaseUnavailable } from "../../src/schema/Errors.ts"
-import { CheckpointStore } from "../../src/services/CheckpointStore.ts"
+import { CheckpointStore, Fenced } from "../../src/services/CheckpointStore.ts"
 import { Decisions } from "../../src/services/Decisions.ts"
 import { EventStore } from "../../src/services/EventStore.ts"
 import { Membership } from "../../src/services/Membership.ts"
@@ -340,3 +340,31 @@ it.live("a handler that does not stop does not keep the application's pool from 
     const ended = yield* Effect.timeoutOption(Fiber.await(fiber), "20 seconds")
     assert.strictEqual(ended._tag, "Some")
   }).pipe(Effect.provide(Layer.effectDiscard(Migrations.run).pipe(Layer.provideMerge(TestDatabase.layer)))), 60_000)
+
+it.effect("a range whose row cannot be written, though it is this worker's, is not opened again at once", () =>
+  Effect.gen(function*() {
+    const process = yield* enter(yield* MemoryStores.makeWorld)
+    yield* process.events.append([event("a")])
+    let attempts = 0
+    // As row-level security or a trigger does, which lets an UPDATE find nothing.
+    const { run } = yield* Orchestrator.make({
+      replicaSet: "main",
+      projections: [Projection.make("users", { handle: () => Effect.void })]
+    }).pipe(
+      Effect.provide(Context.add(process.stores, CheckpointStore, {
+        ...process.checkpoints,
+        commit: () =>
+          Effect.suspend(() => {
+            attempts++
+            return Effect.fail(new Fenced({ projection: "users" }))
+          })
+      }))
+    )
+    const { layer, lines } = logs()
+    const fiber = yield* Effect.forkDetach(Effect.provide(run, layer))
+    yield* pass(10_000)
+    assert.isAtLeast(attempts, 9)
+    assert.isAtMost(attempts, 11)
+    assert.include(lines.filter(({ level }) => level === "Warn").map(({ text }) => text).join(), "row-level security")
+    yield* Fiber.interrupt(fiber)
+  }))
