@@ -24,7 +24,7 @@ const root = Command.make("pupsourcing-orchestrator").pipe(
 root.pipe(
   Command.run({ version }),
   // Wrong arguments have been told together with the help; everything else is told here, without a stack.
-  Effect.tapCause((cause) => {
+  Effect.onError((cause) => {
     const error = Cause.squash(cause)
     return CliError.isCliError(error) || Cause.hasInterruptsOnly(cause)
       ? Effect.void

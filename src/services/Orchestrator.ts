@@ -386,7 +386,7 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
           running = false
         })
     ).pipe(
-      Effect.tapCause(logFailure),
+      Effect.onError((cause) => logFailure(cause)),
       Effect.onExit((exit) =>
         Exit.isSuccess(exit) || Cause.hasInterruptsOnly(exit.cause) ? Effect.logInfo("Shutdown complete") : Effect.void
       ),

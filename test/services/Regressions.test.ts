@@ -368,3 +368,25 @@ it.effect("a range whose row cannot be written, though it is this worker's, is n
     assert.include(lines.filter(({ level }) => level === "Warn").map(({ text }) => text).join(), "row-level security")
     yield* Fiber.interrupt(fiber)
   }))
+
+it.effect("what goes wrong on the way out is told", () =>
+  Effect.gen(function*() {
+    const process = yield* enter(yield* MemoryStores.makeWorld)
+    const { run } = yield* Orchestrator.make({
+      replicaSet: "main",
+      projections: [Projection.make("users", { handle: () => Effect.void })]
+    }).pipe(
+      Effect.provide(Context.add(process.stores, Membership, {
+        ...process.membership,
+        wakeUps: (self) =>
+          Effect.acquireRelease(process.membership.wakeUps(self), () => Effect.die(new Error("a bug in closing")))
+      }))
+    )
+    const { layer, lines } = logs()
+    const fiber = yield* Effect.forkDetach(Effect.provide(run, layer))
+    yield* pass(1000)
+    yield* Fiber.interrupt(fiber)
+    const texts = lines.map(({ text }) => text)
+    assert.include(texts, "The orchestrator died")
+    assert.notInclude(texts, "Shutdown complete")
+  }))

@@ -1,27 +1,7 @@
 import { assert, it } from "@effect/vitest"
-import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
 import { spawn } from "node:child_process"
 import { fileURLToPath } from "node:url"
-import * as Program from "../../../src/layers/node/Program.ts"
-
-const codeOf = (exit: Exit.Exit<unknown, unknown>): number => {
-  let code = -1
-  Program.teardown(exit, (given) => {
-    code = given
-  })
-  return code
-}
-
-it("0 after success and after a graceful stop, 1 after an error or a defect", () => {
-  assert.strictEqual(codeOf(Exit.succeed(undefined)), 0)
-  assert.strictEqual(codeOf(Exit.failCause(Cause.interrupt(1))), 0)
-  assert.strictEqual(codeOf(Exit.fail("wrong")), 1)
-  assert.strictEqual(codeOf(Exit.die(new Error("broken"))), 1)
-  // A failure in a finalizer on the way out is no graceful stop.
-  assert.strictEqual(codeOf(Exit.failCause(Cause.combine(Cause.interrupt(1), Cause.die(new Error("broken"))))), 1)
-})
 
 const root = fileURLToPath(new URL("../../..", import.meta.url))
 
@@ -29,7 +9,7 @@ const root = fileURLToPath(new URL("../../..", import.meta.url))
 const programOf = (program: string, signal?: NodeJS.Signals) =>
   Effect.callback<{ readonly code: number | null; readonly stdout: string; readonly stderr: string }>((resume) => {
     const source = `
-      import { Cause, Console, Effect } from "effect"
+      import { Console, Effect } from "effect"
       import { Errors, Orchestrator, MemoryStores, Program, Projection } from "pupsourcing-orchestrator"
       Program.runMain(${program})`
     const child = spawn(
@@ -89,4 +69,25 @@ it.live("a signal is named in the log, finalizers run, and the code is 0", () =>
       assert.include(stdout, "finalized")
       assert.strictEqual(code, 0)
     }
+  }))
+
+it.live("only what a signal has asked for is a graceful stop", () =>
+  Effect.gen(function*() {
+    const [done, interrupted, broken] = yield* Effect.all([
+      programOf("Effect.void"),
+      programOf("Effect.interrupt"),
+      programOf(
+        `Console.log("ready").pipe(
+          Effect.andThen(Effect.never),
+          Effect.ensuring(Effect.die(new Error("broken on the way out")))
+        )`,
+        "SIGTERM"
+      )
+    ], { concurrency: "unbounded" })
+    assert.strictEqual(done.code, 0)
+    assert.strictEqual(done.stderr, "")
+    assert.strictEqual(interrupted.code, 130)
+    assert.include(interrupted.stderr, "interrupted from inside")
+    assert.strictEqual(broken.code, 1)
+    assert.include(broken.stderr, "broken on the way out")
   }))
