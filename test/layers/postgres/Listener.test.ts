@@ -8,6 +8,7 @@ import * as Fiber from "effect/Fiber"
 import type * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Queue from "effect/Queue"
+import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
 import * as SqlError from "effect/sql/SqlError"
 import { describe } from "vitest"
@@ -119,6 +120,23 @@ describe("Listener", () => {
       assert(Exit.isFailure(exit))
       const failure = exit.cause.reasons.find(Cause.isFailReason)
       assert.strictEqual(failure?.error._tag, "DatabaseUnavailable")
+    }))
+
+  live("a session that is taken for lost is closed, whoever keeps it open", () =>
+    Effect.gen(function*() {
+      const listener = yield* process()
+      const silent = new SqlError.SqlError({
+        reason: new SqlError.ConnectionError({ cause: new Error("no"), message: "no", operation: "query" })
+      })
+      // Nothing else needs the session yet.
+      const exit = yield* Effect.exit(listener.onConnection(() => Effect.fail(silent)))
+      assert.isTrue(Exit.isFailure(exit))
+      yield* Effect.repeat(count, { until: (sessions) => sessions === 0, schedule: Schedule.spaced("20 millis") }).pipe(
+        Effect.timeout("5 seconds")
+      )
+      // Who comes next finds a new one.
+      yield* listener.onConnection(() => Effect.void)
+      assert.strictEqual(yield* count, 1)
     }))
 
   live(
