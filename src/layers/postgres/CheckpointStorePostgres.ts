@@ -72,7 +72,7 @@ const silent = (message: string) =>
   })
 
 const unheard = silent("the transaction has ended, but the connection did not say so")
-const unanswered = silent("the connection does not answer")
+const unanswered = silent("no answer in time: the connection is dead, or the pool of the application had none to give")
 
 /** Statements that are interrupted are cancelled, and connections that do not answer then are closed by the driver. */
 const answered = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E | SqlError.SqlError, R> =>
