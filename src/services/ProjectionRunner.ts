@@ -144,9 +144,11 @@ export const make = Effect.gen(function*() {
     let caughtUp = false
     /** Failures since the last batch that committed. */
     let attempt = 0
-    /** How often in a row the connection was lost in the handler of this event, or when all handlers had ended. */
-    let lost = 0
+    /** How often since the last commit the connection was lost in the handler of this event. */
+    let lostInHandler = 0
     let lostAt: bigint | undefined
+    /** How often since the last commit it was lost when all handlers had ended. */
+    let lostAfter = 0
     /**
      * Events of a batch at most: halved by a conflict, doubled by a commit. Ranges whose batches lock the same rows, each
      * in another order, come past each other with small ones.
@@ -353,7 +355,7 @@ export const make = Effect.gen(function*() {
         if (result._tag === "Success") {
           const now = clock.monotonicTimeNanosUnsafe()
           hasWritten(reached(), now)
-          attempt = lost = 0
+          attempt = lostInHandler = lostAfter = 0
           most *= 2
           job.onSeen(seen)
           yield* job.record(Activity.BatchCommitted({
@@ -374,11 +376,15 @@ export const make = Effect.gen(function*() {
         const disconnected = isDisconnection(failure)
         if (!disconnected) most = Math.max(1, begun >> 1)
         if (failure._tag === "TransientFailure" && disconnected && begun > 0) {
-          const position = inHandler ? batch[begun - 1]!.globalPosition : undefined
-          lost = position === lostAt ? lost + 1 : 1
-          lostAt = position
-          if (lost === (inHandler ? lostConnectionsBeforeFailure : lostCommitsBeforeFailure)) {
-            lost = 0
+          if (inHandler) {
+            const position = batch[begun - 1]!.globalPosition
+            lostInHandler = position === lostAt ? lostInHandler + 1 : 1
+            lostAt = position
+          } else {
+            lostAfter++
+          }
+          if (lostInHandler === lostConnectionsBeforeFailure || lostAfter === lostCommitsBeforeFailure) {
+            lostInHandler = lostAfter = 0
             return { _tag: "Failed", at, cause: Cause.fail(failure.cause) }
           }
         }
@@ -476,6 +482,7 @@ export const make = Effect.gen(function*() {
           )
           if (outcome._tag === "Failed") {
             if (outcome.at > 0) {
+              if (draining.isOpen()) return "drained"
               suspect = rest[outcome.at]!.globalPosition
               continue
             }

@@ -467,6 +467,56 @@ it.effect("but thirty times in a row at one place are no network's: a handler ig
     assert.strictEqual(yield* worker.drain(fiber), "drained")
   }))
 
+it.effect("both kinds are counted, however they alternate", () =>
+  Effect.gen(function*() {
+    let attempts = 0
+    // Whether it notices the loss before it ends is a matter of timing.
+    const poison = Projection.make("users", {
+      handle: () => ++attempts % 2 === 0 ? Effect.fail(connectionLost) : Effect.void
+    })
+    const worker = yield* runner(yield* MemoryStores.makeWorld, poison, {
+      checkpoints: (real) => ({
+        commit: (held, options, work) =>
+          real.commit(held, options, Effect.andThen(work, Effect.fail(connectionLost))).pipe(
+            Effect.catchTag("HandlerFailure", () => Effect.fail(connectionLost))
+          )
+      })
+    })
+    yield* worker.events.append([event("a")])
+    const fiber = yield* Effect.forkChild(worker.run)
+    yield* pass(10 * 60_000, 1_000)
+    assert.strictEqual(attempts, 20)
+    assert.strictEqual((yield* worker.row).halt?.position, 1n)
+    assert.strictEqual(yield* worker.drain(fiber), "drained")
+  }))
+
+it.effect("a batch that fails while the range is given up begins no other", () =>
+  Effect.gen(function*() {
+    const failing = yield* Deferred.make<void>()
+    const go = yield* Deferred.make<void>()
+    const calls: Array<string> = []
+    const users = Projection.make("users", {
+      handle: ({ aggregateId }) =>
+        Effect.suspend(() => {
+          calls.push(aggregateId)
+          return aggregateId === "a" ? Effect.void : Deferred.succeed(failing, undefined).pipe(
+            Effect.andThen(Deferred.await(go)),
+            Effect.andThen(Effect.fail(new Broken({ message: "no" })))
+          )
+        })
+    })
+    const worker = yield* runner(yield* MemoryStores.makeWorld, users)
+    for (const id of ["a", "b"]) yield* worker.events.append([event(id)])
+    const fiber = yield* Effect.forkChild(worker.run)
+    yield* pass(50)
+    yield* Deferred.await(failing)
+    const draining = yield* Effect.forkChild(worker.drain(fiber))
+    yield* pass(50)
+    yield* Deferred.succeed(go, undefined)
+    assert.strictEqual(yield* Fiber.join(draining), "drained")
+    assert.deepStrictEqual(calls, ["a", "b"])
+  }))
+
 it.effect("a connection lost twice, or lost before the handler began, is tried again without end", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
