@@ -5,8 +5,15 @@
  * It outlives the ranges in which that happens. A process that is kept from its heartbeats loses its ranges to another,
  * which is kept from them next: only who remembers across its own evictions can tell that it is the handler.
  *
+ * Whoever keeps the process busy has the others that were at work lose their batches too. So such events are handled one
+ * at a time from then on, in all ranges of the process: alone, only the one that is to blame overruns again.
+ *
  * @since 0.1.0
  */
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Latch from "effect/Latch"
+import * as Option from "effect/Option"
 
 /**
  * @category models
@@ -18,10 +25,26 @@ export interface Overruns {
   readonly note: (projection: string, position: bigint) => void
   /** The event was handled. */
   readonly forget: (projection: string, position: bigint) => void
+  /**
+   * Runs it while nothing else runs so. Nothing, when `givenUp` came before its turn. What does not end holds the others
+   * up for a while, not for ever.
+   */
+  readonly alone: <A, E, R>(self: Effect.Effect<A, E, R>, givenUp: Effect.Effect<void>) => Effect.Effect<
+    Option.Option<A>,
+    E,
+    R
+  >
 }
 
 /** What others have handled since stays; the oldest makes room. */
 const mostKept = 1000
+
+/**
+ * The turn is waited for in small steps, and these are counted, so that a process that was kept busy meanwhile has not
+ * waited: fifteen seconds in all.
+ */
+const step = Duration.millis(250)
+const mostSteps = 60
 
 /**
  * @category constructors
@@ -32,8 +55,26 @@ export const make = (): Overruns => {
   const key = (projection: string, position: bigint) => `${position} ${projection}`
   const count: Overruns["count"] = (projection, position) =>
     counts.size === 0 ? 0 : counts.get(key(projection, position)) ?? 0
+
+  const free = Latch.makeUnsafe(true)
+  const take = (givenUp: Effect.Effect<boolean>) =>
+    Effect.gen(function*() {
+      for (let steps = 0; !free.isOpen() && steps < mostSteps; steps++) {
+        const wait = Effect.raceFirst(givenUp, Effect.as(Effect.raceFirst(free.await, Effect.sleep(step)), false))
+        if (yield* Effect.interruptible(wait)) return "given up"
+      }
+      return free.isOpen() && free.closeUnsafe() ? "taken" : "not waited for"
+    })
+  const alone: Overruns["alone"] = (self, givenUp) =>
+    Effect.acquireUseRelease(
+      take(Effect.as(givenUp, true)),
+      (turn) => turn === "given up" ? Effect.succeedNone : Effect.asSome(self),
+      (turn) => turn === "taken" ? Effect.asVoid(free.open) : Effect.void
+    )
+
   return {
     count,
+    alone,
     note: (projection, position) => {
       const times = count(projection, position) + 1
       // The newest is the last.

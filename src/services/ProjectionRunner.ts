@@ -305,13 +305,14 @@ export const make = Effect.gen(function*() {
       end: bigint,
       readIn: ServerLife
     ): Effect.fn.Return<Outcome, Fenced> {
+      // Who else was at work while a handler kept the process busy may have been noted with it: alone, it is not again.
+      const first = batch[0]!.globalPosition
       while (true) {
-        const startedAt = clock.monotonicTimeNanosUnsafe()
-        job.onBatch(startedAt)
+        let startedAt = 0n
         let begun = 0
         let handled = 0
         /** When the event in hand was begun. */
-        let begunAt = startedAt
+        let begunAt = 0n
         const enough = (workedFrom: bigint) => {
           const now = clock.monotonicTimeNanosUnsafe()
           if (draining.isOpen() || now - workedFrom > longestBatchNanos) return true
@@ -342,11 +343,20 @@ export const make = Effect.gen(function*() {
           }
         }
         const reached = () => handled === batch.length ? end : batch[handled - 1]!.globalPosition
-        const result = yield* Effect.result(checkpoints.commit(
-          held,
-          { from: written, idleTimeout, life: readIn },
-          Effect.map(Effect.scoped(BatchContext.provide(work, job.captured, base)), reached)
-        ))
+        const once = Effect.suspend(() => {
+          startedAt = clock.monotonicTimeNanosUnsafe()
+          job.onBatch(startedAt)
+          return Effect.result(checkpoints.commit(
+            held,
+            { from: written, idleTimeout, life: readIn },
+            Effect.map(Effect.scoped(BatchContext.provide(work, job.captured, base)), reached)
+          ))
+        })
+        const ended = overruns.count(projection.name, first) > 0
+          ? yield* overruns.alone(once, draining.await)
+          : Option.some(yield* once)
+        if (Option.isNone(ended)) return { _tag: "Drained" }
+        const result = ended.value
         job.onBatch(undefined)
         // What it failed with otherwise was not for lack of time.
         const wasLost = result._tag === "Failure" &&

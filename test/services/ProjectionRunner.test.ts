@@ -608,6 +608,84 @@ it.effect("and is remembered when its range was lost by it, as often as that hap
     assert.strictEqual(yield* worker.drain(fiber), "drained")
   }))
 
+it.effect("handlers that were at work meanwhile are not taken for the one that overruns", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const handled = yield* TxRef.make<ReadonlyArray<string>>([])
+    const tried: Array<string> = []
+    let blocked = false
+    const block = Effect.gen(function*() {
+      blocked = true
+      yield* TestClock.adjust("16 seconds")
+      blocked = false
+    })
+    // Nothing ends while the process is blocked.
+    const waiting = Effect.andThen(
+      Effect.sleep("700 millis"),
+      Effect.repeat(Effect.sleep("100 millis"), { while: () => blocked })
+    )
+    const projection = (name: string, handle: Effect.Effect<void>) =>
+      Projection.make(name, {
+        handle: () =>
+          Effect.suspend(() => {
+            tried.push(name)
+            return Effect.andThen(handle, TxRef.update(handled, (names) => [...names, name]))
+          })
+      })
+    const first = yield* runner(
+      world,
+      projection("poisoned", Effect.andThen(Effect.sleep("200 millis"), block)),
+      { checkpoints: lostByTime(() => connectionLost) }
+    )
+    const others = yield* Effect.forEach(
+      ["one", "two"],
+      (name) => runner(world, projection(name, waiting), { beside: first })
+    )
+    yield* first.events.append([event("a")])
+    const all = [first, ...others]
+    const fibers = yield* Effect.forEach(all, ({ run }) => Effect.forkChild(run))
+    yield* pass(60_000, 100)
+    assert.strictEqual((yield* first.row).halt?.position, 1n)
+    assert.sameMembers([...(yield* TxRef.get(handled))], ["one", "two"])
+    // Once together, and the others once more, alone.
+    assert.sameMembers(tried, ["poisoned", "poisoned", "poisoned", "one", "one", "two", "two"])
+    for (const [index, worker] of all.entries()) assert.strictEqual(yield* worker.drain(fibers[index]!), "drained")
+  }))
+
+it.effect("who overruns without end holds others up for a while only, and none that is to give up its range", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const handled = yield* TxRef.make<ReadonlyArray<string>>([])
+    // Both are at work when their connections are lost, and one of them does not end when it is tried again.
+    let calls = 0
+    const endless = Projection.make("endless", {
+      handle: () => Effect.suspend(() => calls++ === 0 ? Effect.sleep("20 seconds") : Effect.never)
+    })
+    const first = yield* runner(world, endless, { checkpoints: lostByTime(() => connectionLost) })
+    let others = 0
+    const waiting = yield* Effect.forEach(["other", "leaving"], (name) =>
+      runner(
+        world,
+        Projection.make(name, {
+          handle: () =>
+            Effect.suspend(() => Effect.sleep(others++ < 2 ? "21 seconds" : 0)).pipe(
+              Effect.andThen(TxRef.update(handled, (names) => [...names, name]))
+            )
+        }),
+        { beside: first }
+      ))
+    yield* first.events.append([event("a")])
+    const all = [first, ...waiting]
+    const fibers = yield* Effect.forEach(all, ({ run }) => Effect.forkChild(run))
+    yield* pass(25_000, 100)
+    assert.deepStrictEqual(yield* TxRef.get(handled), [])
+    assert.strictEqual(yield* all[2]!.drain(fibers[2]!), "drained")
+    yield* pass(20_000, 100)
+    assert.deepStrictEqual(yield* TxRef.get(handled), ["other"])
+    assert.strictEqual(yield* all[1]!.drain(fibers[1]!), "drained")
+    yield* Fiber.interrupt(fibers[0]!)
+  }))
+
 it.effect("a handler that takes long and then commits, or meets a conflict, has not overrun", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld

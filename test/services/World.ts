@@ -89,6 +89,8 @@ export interface RunnerOptions {
   readonly captured?: Context.Context<unknown> | undefined
   readonly checkpoints?: ((real: CheckpointStore["Service"]) => Partial<CheckpointStore["Service"]>) | undefined
   readonly events?: ((real: EventStore["Service"]) => Partial<EventStore["Service"]>) | undefined
+  /** Another runner, in whose process this one runs. */
+  readonly beside?: { readonly service: ProjectionRunner.ProjectionRunner["Service"] } | undefined
 }
 
 /**
@@ -128,13 +130,13 @@ export const runner = Effect.fnUntraced(function*(
   const seen: Array<bigint> = []
   const draining = Latch.makeUnsafe(false)
   const { layer, lines } = logs()
-  const service = yield* ProjectionRunner.make.pipe(
+  const service = options.beside?.service ?? (yield* ProjectionRunner.make.pipe(
     Effect.provideService(CheckpointStore, {
       ...process.checkpoints,
       ...options.checkpoints?.(process.checkpoints)
     }),
     Effect.provideService(EventStore, { ...process.events, ...options.events?.(process.events) })
-  )
+  ))
   const run = service.run({
     projection,
     captured: options.captured ?? (Context.empty() as Context.Context<unknown>),
@@ -155,5 +157,5 @@ export const runner = Effect.fnUntraced(function*(
   const drain = (fiber: Fiber.Fiber<ProjectionRunner.Ending, unknown>) =>
     Effect.andThen(draining.open, Effect.orDie(Fiber.join(fiber)))
   const leave = process.decisions.decide({ ...request, leaving: true })
-  return { ...process, activity, drain, draining, held, leave, lines, of, registration, row, run, seen, tags }
+  return { ...process, activity, drain, draining, held, leave, lines, of, registration, row, run, seen, service, tags }
 })
