@@ -174,14 +174,17 @@ export class Director<R> {
     const { chance, coverage, now } = this.run
     const handle = this.stage.handle
     const blocked = (event: Event) => this.blocked(subject, worker, event)
+    const takesLong = (subject: Subject, position: bigint) => this.run.takesLong(subject, position)
     return Effect.fnUntraced(function*(event: Event): Effect.fn.Return<void, unknown, R> {
       if (blocked(event)) {
         coverage.count("faults", "handler blocks its process")
+        takesLong(subject, event.globalPosition)
         // Here it stands still.
         yield* Effect.sleep(0)
       }
       if (now() < ailments.handlerStuckUntil && !worker.isCut) {
         coverage.count("faults", "handler does not stop")
+        takesLong(subject, event.globalPosition)
         yield* Effect.uninterruptible(Effect.sleep(ailments.handlerStuckUntil - now()))
       }
       if (now() < ailments.handlerSlowUntil) {

@@ -167,6 +167,8 @@ export class Run {
   readonly owners = new Map<bigint, Worker>()
   readonly trace: Array<string> = []
   readonly violations: Array<string> = []
+  /** Positions of events whose handlers have taken long, by projection. */
+  readonly slow = new Map<string, Set<bigint>>()
   /** The database is away for everybody until then. */
   awayUntil = 0
   /** Notifications may be lost or late until then. */
@@ -191,6 +193,10 @@ export class Run {
   readonly violation = (text: string, at = this.now()): void => {
     this.say("!", text, at)
     this.violations.push(`${text} (at ${at} ms)`)
+  }
+
+  takesLong(subject: Subject, position: bigint): void {
+    this.slow.set(subject.name, (this.slow.get(subject.name) ?? new Set()).add(position))
   }
 
   committed(event: Committed): void {
