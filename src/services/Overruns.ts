@@ -13,7 +13,7 @@
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Latch from "effect/Latch"
-import * as Option from "effect/Option"
+import type * as Option from "effect/Option"
 
 /**
  * @category models

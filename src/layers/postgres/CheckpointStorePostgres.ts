@@ -18,6 +18,7 @@ import * as Option from "effect/Option"
 import * as Schedule from "effect/Schedule"
 import * as Semaphore from "effect/Semaphore"
 import * as SqlClient from "effect/sql/SqlClient"
+import type { Connection } from "effect/sql/SqlConnection"
 import * as SqlError from "effect/sql/SqlError"
 import type { Held } from "../../schema/Checkpoint.ts"
 import { ForeignSqlClient, type StoreError } from "../../schema/Errors.ts"
@@ -142,6 +143,9 @@ const neverConnected = (error: SqlError.SqlError): boolean => error.reason.opera
  */
 const interruptionGrace = Duration.seconds(4)
 
+/** A transaction that is interrupted has this long to end, and is left behind then. */
+const endGrace = Duration.sum(interruptionGrace, Duration.seconds(2))
+
 /**
  * Runs it in a fiber of its own, whose children end with it; it has ended when this returns, and when this is
  * interrupted too, if it will.
@@ -155,6 +159,49 @@ const inFiber = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<Exit.Exit
         Effect.onInterrupt(restore(Fiber.await(fiber)), () => within(Fiber.interrupt(fiber), interruptionGrace))
     )
   )
+
+/**
+ * Lets go of a connection that does not answer to the end of its transaction.
+ *
+ * Effect SQL waits for COMMIT and ROLLBACK uninterruptibly, as it must: but where the answer never comes the pool waits
+ * with it, and so does whoever closes the pool. In a fiber of its own the statement can be interrupted; the driver
+ * cancels it then, and closes a connection that does not answer to that either.
+ */
+const makeEnding = () => {
+  let givenUp = false
+  let statement: Fiber.Fiber<unknown, unknown> | undefined
+  let restore = () => {}
+  const apart = <A>(text: string, sent: Effect.Effect<A, SqlError.SqlError>): Effect.Effect<A, SqlError.SqlError> =>
+    text !== "COMMIT" && text !== "ROLLBACK" ? sent : Effect.flatMap(
+      Effect.forkDetach(sent, { startImmediately: true }),
+      (fiber) => {
+        statement = fiber
+        // What was given up while its handler ran has still to roll back.
+        const answer = givenUp
+          ? Effect.andThen(within(Fiber.await(fiber), overDeadline), Fiber.interrupt(fiber))
+          : Effect.void
+        return Effect.andThen(answer, Fiber.join(fiber))
+      }
+    )
+  return {
+    watch: (connection: Connection) =>
+      Effect.sync(() => {
+        const { execute, executeRaw } = connection
+        // Each checkout is an object of its own in the driver; where it is not, it is left as it was found.
+        restore = () => Object.assign(connection, { execute, executeRaw })
+        const own: Pick<Connection, "execute" | "executeRaw"> = {
+          execute: (text, ...rest) => apart(text, execute.call(connection, text, ...rest)),
+          executeRaw: (text, ...rest) => apart(text, executeRaw.call(connection, text, ...rest))
+        }
+        Object.assign(connection, own)
+      }),
+    unwatch: Effect.sync(() => restore()),
+    giveUp: Effect.sync(() => {
+      givenUp = true
+      statement?.interruptUnsafe()
+    })
+  }
+}
 
 /**
  * @category constructors
@@ -288,13 +335,6 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
     }
   })
 
-  /** Nobody waits for it any more. */
-  const leaveBehind = (fiber: Fiber.Fiber<unknown, unknown>) => (error: SqlError.SqlError) =>
-    Effect.suspend(() => {
-      fiber.interruptUnsafe()
-      return Effect.fail(error)
-    })
-
   /** Ends when a transaction has not begun in time: nothing can be known of one whose BEGIN is not answered. */
   const untilLate = (transaction: () => Transaction | undefined) =>
     Effect.sleep(beginDeadline).pipe(
@@ -309,17 +349,33 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
     transaction: () => Transaction | undefined,
     every: Duration.Duration
   ) =>
-    Effect.uninterruptibleMask((restore) =>
-      Effect.flatMap(
-        Effect.forkDetach(sql.withTransaction(batch), { startImmediately: true }),
-        (fiber) =>
-          Effect.raceAllFirst([
-            Fiber.join(fiber),
-            Effect.as(untilOver(transaction, every), unheard).pipe(Effect.flatMap(leaveBehind(fiber))),
-            Effect.as(untilLate(transaction), unanswered).pipe(Effect.flatMap(leaveBehind(fiber)))
-          ]).pipe(restore, Effect.onInterrupt(() => Fiber.interrupt(fiber)))
+    Effect.uninterruptibleMask((restore) => {
+      const ending = makeEnding()
+      const watched = Effect.flatMap(
+        Effect.serviceOption(sql.transactionService),
+        Option.match({ onNone: () => Effect.void, onSome: ([connection]) => ending.watch(connection) })
       )
-    )
+      const run = Effect.ensuring(sql.withTransaction(Effect.andThen(watched, batch)), ending.unwatch)
+      return Effect.flatMap(
+        Effect.forkDetach(run, { startImmediately: true }),
+        (fiber) => {
+          const leaveBehind = Effect.suspend(() => {
+            fiber.interruptUnsafe()
+            return ending.giveUp
+          })
+          const instead = (self: Effect.Effect<void>, error: SqlError.SqlError) =>
+            Effect.andThen(Effect.andThen(self, leaveBehind), Effect.fail(error))
+          return Effect.raceAllFirst([
+            Fiber.join(fiber),
+            instead(untilOver(transaction, every), unheard),
+            instead(untilLate(transaction), unanswered)
+          ]).pipe(
+            restore,
+            Effect.onInterrupt(() => Effect.andThen(within(Fiber.interrupt(fiber), endGrace), leaveBehind))
+          )
+        }
+      )
+    })
 
   /** What a handler's end means, before anything is known of the connection. */
   const judge = (cause: Cause.Cause<unknown>): HandlerFailure | SqlError.SqlError | TransientFailure => {

@@ -9,6 +9,7 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
+import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import { describe } from "vitest"
 import * as Settled from "../../../src/layers/postgres/Settled.ts"
@@ -130,7 +131,10 @@ describe("batches", () => {
         CoordinationStores.over().pipe(Layer.provideMerge(TestDatabase.layerWith({ client: { maxConnections: 2 } })))
       )
     ))
+})
 
+// At the same time, because most of what they do is to wait.
+describe("batches whose connection falls silent", { concurrent: true }, () => {
   /** A process whose way to the database may fall silent. */
   const behind = <A, E>(
     self: (
@@ -142,8 +146,8 @@ describe("batches", () => {
       const proxy = yield* Proxy.make({ host: url.hostname, port: Number(url.port) })
       url.host = `127.0.0.1:${proxy.port}`
       return yield* Effect.provide(
-        // The client's pool waits for the COMMIT of a connection that was left behind.
-        Effect.ensuring(Effect.scoped(self(proxy)), proxy.giveUp),
+        // The client's pool closes after this: no connection that was left behind may hold it up.
+        Effect.scoped(self(proxy)),
         CoordinationStores.over().pipe(Layer.provideMerge(PgClient.layer({ url: Redacted.make(url.href) })))
       )
     }).pipe(Effect.scoped, Effect.provide(TestDatabase.layer))
@@ -151,7 +155,7 @@ describe("batches", () => {
   const idleTimeout = Duration.seconds(1)
 
   it.live(
-    "end when their connection falls silent in a handler, however alive the rest of the process is",
+    "end when that happens in a handler, however alive the rest of the process is",
     () =>
       behind((proxy) =>
         Effect.gen(function*() {
@@ -171,7 +175,7 @@ describe("batches", () => {
   )
 
   it.live(
-    "do not begin for ever on a connection that fell silent while nobody used it",
+    "do not begin for ever when it happened while nobody used it",
     () =>
       behind((proxy) =>
         Effect.gen(function*() {
@@ -185,6 +189,8 @@ describe("batches", () => {
           assert.strictEqual(failure._tag, "DatabaseUnavailable")
           yield* commit
           assert.strictEqual((yield* checkpoints.rows("p"))[0]?.position, 1n)
+          // What is not even begun stays with the pool until TCP gives it up.
+          yield* proxy.giveUp
         })
       ),
     30_000
@@ -200,11 +206,53 @@ describe("batches", () => {
           const batch = yield* Effect.forkChild(
             checkpoints.commit(held, { from: 0n, idleTimeout }, Effect.as(proxy.silenceAtEnd, 1n))
           )
-          const exit = yield* Effect.timeoutOption(Fiber.await(batch), "15 seconds")
-          yield* proxy.giveUp
-          assert.strictEqual(exit._tag, "Some")
-          yield* Fiber.join(batch)
+          yield* Effect.timeout(Fiber.join(batch), "15 seconds")
           assert.strictEqual((yield* checkpoints.rows("p"))[0]?.position, 1n)
+        })
+      ),
+    30_000
+  )
+
+  it.live(
+    "can be interrupted while the answer to their COMMIT never comes: their range is given up",
+    () =>
+      behind((proxy) =>
+        Effect.gen(function*() {
+          const checkpoints = yield* CheckpointStore
+          const held = yield* CoordinationStores.held("p")
+          const handled = yield* Deferred.make<void>()
+          const batch = yield* Effect.forkChild(checkpoints.commit(
+            held,
+            // Far longer than a range has to be given up.
+            { from: 0n, idleTimeout: Duration.minutes(1) },
+            proxy.silenceAtEnd.pipe(Effect.andThen(Deferred.succeed(handled, undefined)), Effect.as(1n))
+          ))
+          yield* Deferred.await(handled)
+          yield* Effect.repeat(checkpoints.rows("p"), {
+            until: ([row]) => row?.position === 1n,
+            schedule: Schedule.spaced("20 millis")
+          })
+          yield* Effect.timeout(Fiber.interrupt(batch), "15 seconds")
+        })
+      ),
+    30_000
+  )
+
+  it.live(
+    "can be interrupted while nothing answers to their ROLLBACK",
+    () =>
+      behind((proxy) =>
+        Effect.gen(function*() {
+          const checkpoints = yield* CheckpointStore
+          const held = yield* CoordinationStores.held("p")
+          const silent = yield* Deferred.make<void>()
+          const batch = yield* Effect.forkChild(checkpoints.commit(
+            held,
+            { from: 0n, idleTimeout: Duration.minutes(1) },
+            proxy.silence.pipe(Effect.andThen(Deferred.succeed(silent, undefined)), Effect.andThen(Effect.never))
+          ))
+          yield* Deferred.await(silent)
+          yield* Effect.timeout(Fiber.interrupt(batch), "15 seconds")
         })
       ),
     30_000
