@@ -85,6 +85,8 @@ export const make: Effect.Effect<
 
   let own: number | undefined
   let holder: PgConnection.PgConnection | undefined
+  /** Keys that rows of this process may carry: a change of them that was not heard of may have been made. */
+  const onRows = new Set<number>()
 
   const draw = (connection: PgConnection.PgConnection) =>
     Effect.map(
@@ -98,27 +100,32 @@ export const make: Effect.Effect<
       ({ rows }) => rows[0]!["taken"] === true
     )
 
-  const present = Effect.fnUntraced(function*(connection: PgConnection.PgConnection) {
-    const before = own
+  /** Under the key that it had, if that can be had again. */
+  const enterWith = Effect.fnUntraced(function*(connection: PgConnection.PgConnection, before: number | undefined) {
     if (before !== undefined) {
       // Whoever waited for the key has it for a moment, or the server has not noticed yet that the old session is gone.
       for (let attempt = 0; attempt < retakeAttempts; attempt++) {
-        if (yield* take(connection, before)) {
-          holder = connection
-          return
-        }
+        if (yield* take(connection, before)) return before
         yield* Effect.sleep(retakeDelay)
       }
     }
     let key = yield* draw(connection)
     // A key that somebody holds must not pass for the own one: a server that lost its last moments gives keys out again.
     while (!(yield* take(connection, key))) key = yield* draw(connection)
-    if (before !== undefined) {
+    return key
+  })
+
+  const present = Effect.fnUntraced(function*(connection: PgConnection.PgConnection) {
+    const key = yield* enterWith(connection, own)
+    const others = [...onRows].filter((other) => other !== key)
+    onRows.add(key)
+    if (others.length > 0) {
       yield* connection.query(
         `UPDATE ${database.qualified("workers")} SET presence_key = $1::int4
-         WHERE presence_key = $2::int4 AND state <> 'stopped'`,
-        [key, before]
+         WHERE presence_key = ANY($2::int4[]) AND state <> 'stopped'`,
+        [key, others]
       )
+      for (const other of others) onRows.delete(other)
     }
     own = key
     holder = connection
@@ -129,6 +136,7 @@ export const make: Effect.Effect<
     const connection = holder
     own = undefined
     holder = undefined
+    onRows.clear()
     return key === undefined || connection === undefined
       ? Effect.void
       // The lock ends with the connection anyway, which may be gone already.

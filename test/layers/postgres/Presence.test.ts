@@ -1,0 +1,72 @@
+import * as PgClient from "@effect/sql-pg/PgClient"
+import type * as PgConnection from "@effect/sql-pg/PgConnection"
+import { assert, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import type * as Layer from "effect/Layer"
+import * as Queue from "effect/Queue"
+import type * as Scope from "effect/Scope"
+import * as SqlError from "effect/sql/SqlError"
+import { describe } from "vitest"
+import { Database } from "../../../src/layers/postgres/Database.ts"
+import * as DatabaseLive from "../../../src/layers/postgres/DatabaseLive.ts"
+import { Listener } from "../../../src/layers/postgres/Listener.ts"
+import * as Presence from "../../../src/layers/postgres/Presence.ts"
+import * as EventStores from "../../support/EventStores.ts"
+import type * as TestDatabase from "../../support/TestDatabase.ts"
+
+const lost = new SqlError.SqlError({
+  reason: new SqlError.ConnectionError({ cause: new Error("lost"), message: "lost", operation: "query" })
+})
+
+/** The connection, whose answers to what matches are lost. */
+const losing = (connection: PgConnection.PgConnection, what: RegExp): PgConnection.PgConnection =>
+  Object.assign(Object.create(connection) as PgConnection.PgConnection, {
+    query: (...args: Parameters<PgConnection.PgConnection["query"]>) =>
+      Effect.tap(connection.query(...args), () => what.test(args[0]) ? Effect.fail(lost) : Effect.void)
+  })
+
+const live = (
+  title: string,
+  test: () => Effect.Effect<unknown, unknown, PgClient.PgClient | TestDatabase.TestDatabase | Scope.Scope>
+) =>
+  it.live(title, () =>
+    Effect.provide(
+      Effect.scoped(test()),
+      EventStores.database() as Layer.Layer<PgClient.PgClient | TestDatabase.TestDatabase>
+    ))
+
+describe("Presence", () => {
+  live(
+    "a worker's row carries the key that is held, though the answer to a change of it was lost",
+    () =>
+      Effect.gen(function*() {
+        const sql = yield* PgClient.PgClient
+        const database = yield* DatabaseLive.make()
+        let connected: (connection: PgConnection.PgConnection) => Effect.Effect<void, SqlError.SqlError> = () =>
+          Effect.void
+        const first = yield* database.openConnection("first")
+        const presence = yield* Presence.make.pipe(
+          Effect.provideService(Database, database),
+          Effect.provideService(Listener, {
+            subscribe: () => Queue.unbounded<string>(),
+            notify: () => Effect.void,
+            onConnection: (hook) => {
+              connected = hook
+              return Effect.orDie(hook(first))
+            },
+            lost: Effect.never
+          })
+        )
+        const key = yield* presence.enter
+        yield* sql`INSERT INTO orchestrator_workers (replica_set, worker_id, incarnation, state, projections, host, pid, presence_key)
+        VALUES ('main', 'a', 1, 'running', '[]', 'here', 1, ${key})`
+        const second = yield* database.openConnection("second")
+        // The server still has the first session, so that another key is drawn.
+        assert.strictEqual((yield* Effect.exit(connected(losing(second, /UPDATE/))))._tag, "Failure")
+        for (const { processId } of [first, second]) yield* sql`SELECT pg_terminate_backend(${processId}::int4, 5000)`
+        yield* connected(yield* database.openConnection("third"))
+        const rows = yield* sql<{ readonly key: number }>`SELECT presence_key AS key FROM orchestrator_workers`
+        assert.strictEqual(rows[0]?.key, presence.own())
+      })
+  )
+})
