@@ -89,7 +89,10 @@ export const make = Effect.fnUntraced(function*(options: {
   const fleet: Fleet = {
     members: () => members,
     pick: (count, eligible = () => true) =>
-      Effect.map(Random.shuffle(members.filter(eligible)), (drawn) => drawn.slice(0, count)),
+      Effect.map(
+        Effect.suspend(() => Random.shuffle(members.filter(eligible))),
+        (drawn) => drawn.slice(0, count)
+      ),
     forget,
     resize: (size) => {
       wanted = Math.min(size, places.length)
