@@ -80,6 +80,8 @@ export const make = Effect.fnUntraced(function*(options: {
     interrupted: boolean
   }
   const entries = new Map<string, Entry>()
+  /** Fences under which rows have refused their worker at once, by key. */
+  const refusals = new Map<string, Checkpoint.Held["fence"]>()
 
   const open: Ranges["open"] = Effect.fnUntraced(function*(job) {
     const key = Checkpoint.key(job.held)
@@ -109,12 +111,16 @@ export const make = Effect.fnUntraced(function*(options: {
       options.onChange()
       const open = Duration.nanos((yield* Clock.monotonicTimeNanos) - openedAt)
       if (!Duration.isLessThan(open, restartDelay)) return
-      yield* orDraining(Effect.andThen(
-        Effect.sleep(Duration.subtract(restartDelay, open)),
-        Effect.logWarning(
-          `Progress of ${projection} at ${entry.seen} could not be written, although no other worker has its row: it is tried again. Look for row-level security or a trigger on the table of checkpoints that keeps this role from changing it.`
-        )
-      ))
+      const { fence } = job.held
+      const before = refusals.get(key)
+      refusals.set(key, fence)
+      yield* orDraining(Effect.sleep(Duration.subtract(restartDelay, open)))
+      // Once may be news that the look has not brought yet.
+      if (before?.incarnation !== fence.incarnation || before.generationId !== fence.generationId) return
+      if (entry.draining.isOpen()) return
+      yield* Effect.logWarning(
+        `Progress of ${projection} at ${entry.seen} could not be written, although no other worker has its row: it is tried again. Look for row-level security or a trigger on the table of checkpoints that keeps this role from changing it.`
+      )
     })
     const run = options.runner.run({
       ...job,
