@@ -27,7 +27,8 @@ export class DatabaseUnavailable extends Schema.TaggedError<DatabaseUnavailable>
       "too many connections",
       "shutting down",
       "connection lost",
-      "no answer in time"
+      "no answer in time",
+      "no connection in time"
     ]),
     /** `host:port`, or the path of a socket. */
     server: Schema.String,
@@ -56,6 +57,8 @@ export class DatabaseUnavailable extends Schema.TaggedError<DatabaseUnavailable>
         return `The connection to the database server at ${this.server} was lost. It is opened again while a worker runs.`
       case "no answer in time":
         return `The database server at ${this.server} did not answer in time. Check its load, locks and network.`
+      case "no connection in time":
+        return `The application's pool had no connection free in time, or the database server at ${this.server} did not answer on it. Raise maxConnections of PgClient or use fewer at once; check the network.`
     }
   }
 }

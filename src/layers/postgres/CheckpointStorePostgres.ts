@@ -21,7 +21,7 @@ import * as SqlClient from "effect/sql/SqlClient"
 import type { Connection } from "effect/sql/SqlConnection"
 import * as SqlError from "effect/sql/SqlError"
 import type { Held } from "../../schema/Checkpoint.ts"
-import { ForeignSqlClient, type StoreError } from "../../schema/Errors.ts"
+import { DatabaseUnavailable, ForeignSqlClient, type StoreError } from "../../schema/Errors.ts"
 import { readingGrace, within } from "../../services/Bounded.ts"
 import {
   type BatchOptions,
@@ -73,7 +73,7 @@ const silent = (message: string) =>
   })
 
 const unheard = silent("the transaction has ended, but the connection did not say so")
-const unanswered = silent("no answer in time: the connection is dead, or the pool of the application had none to give")
+const unanswered = silent("no answer in time, or no connection to ask on")
 
 /** Statements that are interrupted are cancelled, and connections that do not answer then are closed by the driver. */
 const answered = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E | SqlError.SqlError, R> =>
@@ -165,7 +165,8 @@ const inFiber = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<Exit.Exit
  *
  * Effect SQL waits for COMMIT and ROLLBACK uninterruptibly, as it must: but where the answer never comes the pool waits
  * with it, and so does whoever closes the pool. In a fiber of its own the statement can be interrupted; the driver
- * cancels it then, and closes a connection that does not answer to that either.
+ * cancels it then, and closes a connection that does not answer to that either. A COMMIT that waits for a synchronous
+ * standby is done by then; what cancelling ends is that wait.
  */
 const makeEnding = () => {
   let givenUp = false
@@ -363,15 +364,15 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
             fiber.interruptUnsafe()
             return ending.giveUp
           })
-          const instead = (self: Effect.Effect<void>, error: SqlError.SqlError) =>
-            Effect.andThen(Effect.andThen(self, leaveBehind), Effect.fail(error))
           return Effect.raceAllFirst([
-            Fiber.join(fiber),
-            instead(untilOver(transaction, every), unheard),
-            instead(untilLate(transaction), unanswered)
+            Fiber.await(fiber),
+            Effect.as(untilOver(transaction, every), unheard),
+            Effect.as(untilLate(transaction), unanswered)
           ]).pipe(
             restore,
-            Effect.onInterrupt(() => Effect.andThen(within(Fiber.interrupt(fiber), endGrace), leaveBehind))
+            Effect.onInterrupt(() => Effect.andThen(within(Fiber.interrupt(fiber), endGrace), leaveBehind)),
+            // Not within the race, which the end of the fiber would win.
+            Effect.flatMap((end) => Exit.isExit(end) ? end : Effect.andThen(leaveBehind, Effect.fail(end)))
           )
         }
       )
@@ -438,6 +439,11 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
         if (lost !== undefined && began !== undefined) return settle(held, { from: options.from, to }, lost)
         if (failure !== undefined && !SqlError.isSqlError(failure)) return Effect.fail(failure)
         if (raised === undefined) return Effect.die(Cause.squash(cause))
+        if (raised === unanswered) {
+          return Effect.fail(
+            new DatabaseUnavailable({ ...database.server, reason: "no connection in time", cause: raised })
+          )
+        }
         if (isPassing(raised)) return Effect.fail(new TransientFailure({ kind: "conflict", cause: raised }))
         if (isAbortedTransaction(raised)) {
           return Effect.fail(handlerFailure(ignoredStatement, Cause.fail(raised)))

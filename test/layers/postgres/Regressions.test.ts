@@ -99,7 +99,60 @@ describe("presence", () => {
     }).pipe(Effect.scoped, Effect.provide(CoordinationStores.layerWith())))
 })
 
-describe("batches", () => {
+describe("batches", { concurrent: true }, () => {
+  /** Over a pool of so many connections. */
+  const pooled = (maxConnections: number) =>
+    CoordinationStores.over().pipe(Layer.provideMerge(TestDatabase.layerWith({ client: { maxConnections } })))
+
+  it.live("that get no connection of the pool fail, and say why", () =>
+    Effect.gen(function*() {
+      const sql = yield* PgClient.PgClient
+      const checkpoints = yield* CheckpointStore
+      const held = yield* CoordinationStores.held("p")
+      const [taken, done] = [yield* Deferred.make<void>(), yield* Deferred.make<void>()]
+      const busy = yield* Effect.forkChild(
+        sql.withTransaction(Effect.andThen(Deferred.succeed(taken, undefined), Deferred.await(done)))
+      )
+      yield* Deferred.await(taken)
+      const commit = checkpoints.commit(held, { from: 0n, idleTimeout: Duration.seconds(30) }, Effect.succeed(1n))
+      const failure = yield* Effect.flip(commit)
+      assert(failure._tag === "DatabaseUnavailable")
+      assert.include(failure.message, "pool had no connection free")
+      yield* Deferred.succeed(done, undefined)
+      yield* Fiber.join(busy)
+      yield* commit
+    }).pipe(Effect.scoped, Effect.provide(pooled(1))), 20_000)
+
+  it.live(
+    "are transactions at the top level: savepoints nest in them, and what waits for the commit has a connection",
+    () =>
+      Effect.gen(function*() {
+        const sql = yield* PgClient.PgClient
+        const checkpoints = yield* CheckpointStore
+        const held = yield* CoordinationStores.held("p")
+        yield* sql`CREATE TABLE seen (id int)`
+        const counts: Array<unknown> = []
+        const count = Effect.map(sql`SELECT id FROM seen ORDER BY id`.values, (rows) => {
+          counts.push(rows.flat())
+        })
+        yield* checkpoints.commit(
+          held,
+          { from: 0n, idleTimeout: Duration.seconds(30) },
+          Effect.gen(function*() {
+            yield* sql`INSERT INTO seen VALUES (1)`
+            yield* Effect.exit(
+              sql.withTransaction(Effect.andThen(sql`INSERT INTO seen VALUES (2)`, Effect.fail("undone")))
+            )
+            yield* sql.withTransaction(sql`INSERT INTO seen VALUES (3)`)
+            yield* sql.afterCommit(Effect.orDie(count))
+            return 1n
+          })
+        )
+        assert.deepStrictEqual(counts, [[1, 3]])
+      }).pipe(Effect.scoped, Effect.provide(pooled(1))),
+    20_000
+  )
+
   it.live("leave the application a connection of its pool", () =>
     Effect.gen(function*() {
       const sql = yield* PgClient.PgClient
@@ -128,7 +181,7 @@ describe("batches", () => {
     }).pipe(
       Effect.scoped,
       Effect.provide(
-        CoordinationStores.over().pipe(Layer.provideMerge(TestDatabase.layerWith({ client: { maxConnections: 2 } })))
+        pooled(2)
       )
     ))
 })
