@@ -2,8 +2,10 @@
  * The event store on PostgreSQL with what it rests on, each on a database of its own.
  */
 import type * as PgClient from "@effect/sql-pg/PgClient"
+import { it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import type * as Scope from "effect/Scope"
 import * as SqlClient from "effect/sql/SqlClient"
 import type { Database } from "../../src/layers/postgres/Database.ts"
 import * as DatabaseLive from "../../src/layers/postgres/DatabaseLive.ts"
@@ -36,6 +38,17 @@ const altered = (options: Options) =>
 /** A database of its own, migrated. */
 export const database = (options: Options = {}) =>
   altered(options).pipe(Layer.provideMerge(TestDatabase.layerWith(options)))
+
+/** A test in real time on such a database. */
+export const live = (
+  title: string,
+  test: () => Effect.Effect<unknown, unknown, PgClient.PgClient | TestDatabase.TestDatabase | Scope.Scope>
+) =>
+  it.live(title, () =>
+    Effect.provide(
+      Effect.scoped(test()),
+      database() as Layer.Layer<PgClient.PgClient | TestDatabase.TestDatabase>
+    ))
 
 /** The stores over whatever client is provided, as one more process would open them. */
 export const stores = (options: DatabaseLive.Options = {}) =>

@@ -1,11 +1,10 @@
 import * as PgClient from "@effect/sql-pg/PgClient"
-import { assert, it } from "@effect/vitest"
+import { assert } from "@effect/vitest"
 import * as Cause from "effect/Cause"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
-import type * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Queue from "effect/Queue"
 import * as Schedule from "effect/Schedule"
@@ -15,22 +14,11 @@ import { describe } from "vitest"
 import { Database } from "../../../src/layers/postgres/Database.ts"
 import * as DatabaseLive from "../../../src/layers/postgres/DatabaseLive.ts"
 import * as Listener from "../../../src/layers/postgres/Listener.ts"
-import * as EventStores from "../../support/EventStores.ts"
-import type * as TestDatabase from "../../support/TestDatabase.ts"
+import { live } from "../../support/EventStores.ts"
 
 /** A listener as one process has it. */
 const process = (options: DatabaseLive.Options = {}) =>
   Effect.flatMap(DatabaseLive.make(options), (database) => Effect.provideService(Listener.make, Database, database))
-
-const live = (
-  title: string,
-  test: () => Effect.Effect<unknown, unknown, PgClient.PgClient | TestDatabase.TestDatabase | Scope.Scope>
-) =>
-  it.live(title, () =>
-    Effect.provide(
-      Effect.scoped(test()),
-      EventStores.database() as Layer.Layer<PgClient.PgClient | TestDatabase.TestDatabase>
-    ))
 
 const listening = `FROM pg_stat_activity
   WHERE datname = current_database() AND application_name = 'pupsourcing-orchestrator listener'`

@@ -1,18 +1,15 @@
 import * as PgClient from "@effect/sql-pg/PgClient"
 import type * as PgConnection from "@effect/sql-pg/PgConnection"
-import { assert, it } from "@effect/vitest"
+import { assert } from "@effect/vitest"
 import * as Effect from "effect/Effect"
-import type * as Layer from "effect/Layer"
 import * as Queue from "effect/Queue"
-import type * as Scope from "effect/Scope"
 import * as SqlError from "effect/sql/SqlError"
 import { describe } from "vitest"
 import { Database } from "../../../src/layers/postgres/Database.ts"
 import * as DatabaseLive from "../../../src/layers/postgres/DatabaseLive.ts"
 import { Listener } from "../../../src/layers/postgres/Listener.ts"
 import * as Presence from "../../../src/layers/postgres/Presence.ts"
-import * as EventStores from "../../support/EventStores.ts"
-import type * as TestDatabase from "../../support/TestDatabase.ts"
+import { live } from "../../support/EventStores.ts"
 
 const lost = new SqlError.SqlError({
   reason: new SqlError.ConnectionError({ cause: new Error("lost"), message: "lost", operation: "query" })
@@ -24,16 +21,6 @@ const losing = (connection: PgConnection.PgConnection, what: RegExp): PgConnecti
     query: (...args: Parameters<PgConnection.PgConnection["query"]>) =>
       Effect.tap(connection.query(...args), () => what.test(args[0]) ? Effect.fail(lost) : Effect.void)
   })
-
-const live = (
-  title: string,
-  test: () => Effect.Effect<unknown, unknown, PgClient.PgClient | TestDatabase.TestDatabase | Scope.Scope>
-) =>
-  it.live(title, () =>
-    Effect.provide(
-      Effect.scoped(test()),
-      EventStores.database() as Layer.Layer<PgClient.PgClient | TestDatabase.TestDatabase>
-    ))
 
 describe("Presence", () => {
   live(
