@@ -243,7 +243,7 @@ export const run = Effect.fnUntraced(function*(options: Options) {
     const until = calmFrom.at + options.minutes * 60_000
     while (rows !== undefined && watch.violations.length === 0 && (yield* watch.millis) < until) {
       if (deck.length === 0) deck = yield* Random.shuffle(possible)
-      fleet.resize(yield* Random.nextIntBetween(fewest, places + 1))
+      fleet.resize(yield* Random.nextIntBetween(fewest, places))
       const drawn = [deck.pop()!]
       const other = deck.at(-1)
       if (other !== undefined && !drawn[0]!.alone && !other.alone && (yield* Random.next) < together) {

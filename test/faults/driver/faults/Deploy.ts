@@ -56,7 +56,7 @@ const rolling: Fault = {
     const { admin, fleet, watch } = yield* Driver
     const onAdmin = Effect.provideService(SqlClient.SqlClient, admin)
     fleet.resize(fleet.members().length)
-    fleet.deploy(versions[yield* Random.nextIntBetween(0, versions.length)]!)
+    fleet.deploy(versions[yield* Random.nextIntBetween(0, versions.length - 1)]!)
     for (const member of yield* fleet.pick(fleet.members().length)) {
       yield* onAdmin(Moves.record)
       yield* replace(member)
