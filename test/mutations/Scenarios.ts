@@ -311,8 +311,9 @@ export const unknown: Scenario = Effect.fnUntraced(function*(mutation) {
   let cut = false
   const process = yield* enter(mutation, {
     url: through.href,
-    around: ({ text }, send) => {
-      if (text !== "COMMIT" || cut) return send
+    around: ({ session, text }, send) => {
+      // That of the batch: joining and deciding commit too.
+      if (session !== "pool" || text !== "COMMIT" || cut) return send
       cut = true
       const loss = Effect.sleep("200 millis").pipe(
         Effect.andThen(proxy.refuse(true)),
