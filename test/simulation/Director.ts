@@ -171,10 +171,9 @@ export class Director<R> {
 
   private handler(subject: Subject, worker: Worker) {
     const { ailments } = worker
-    const { chance, coverage, now } = this.run
+    const { chance, coverage, now, takesLong } = this.run
     const handle = this.stage.handle
     const blocked = (event: Event) => this.blocked(subject, worker, event)
-    const takesLong = (subject: Subject, position: bigint) => this.run.takesLong(subject, position)
     return Effect.fnUntraced(function*(event: Event): Effect.fn.Return<void, unknown, R> {
       if (blocked(event)) {
         coverage.count("faults", "handler blocks its process")

@@ -195,7 +195,7 @@ export class Run {
     this.violations.push(`${text} (at ${at} ms)`)
   }
 
-  takesLong(subject: Subject, position: bigint): void {
+  readonly takesLong = (subject: Subject, position: bigint): void => {
     this.slow.set(subject.name, (this.slow.get(subject.name) ?? new Set()).add(position))
   }
 

@@ -39,6 +39,7 @@ describe("Presence", () => {
             notify: () => Effect.void,
             onConnection: (hook) => {
               connected = hook
+              // The listener makes a StoreError of it; nothing is lost at this point of the test.
               return Effect.orDie(hook(first))
             },
             lost: Effect.never

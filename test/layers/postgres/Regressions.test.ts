@@ -144,6 +144,7 @@ describe("batches", { concurrent: true }, () => {
               sql.withTransaction(Effect.andThen(sql`INSERT INTO seen VALUES (2)`, Effect.fail("undone")))
             )
             yield* sql.withTransaction(sql`INSERT INTO seen VALUES (3)`)
+            // What is run after the commit may not fail; what dies there is logged, and the count stays away.
             yield* sql.afterCommit(Effect.orDie(count))
             return 1n
           })
