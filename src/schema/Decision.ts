@@ -26,6 +26,8 @@ export interface View {
   readonly workers: ReadonlyArray<Worker.WorkerView>
   /** The newest generation. */
   readonly generation: Generation.Generation | undefined
+  /** It is recorded that all its members work in it. */
+  readonly active: boolean
   /** All rows of the projections that the deciding worker carries, whoever holds them. */
   readonly rows: ReadonlyArray<Checkpoint.Checkpoint>
   /** Milliseconds since the session that reads this view was opened. */
@@ -105,6 +107,10 @@ export interface Decision {
   readonly generation: Generation.Generation | undefined
   /** The worker holds exactly its shares. */
   readonly settled: boolean
+  /** What people read of the worker. */
+  readonly recorded: Worker.Recorded | undefined
+  /** They read of all members that they work in the newest generation, but not of the generation that it is active. */
+  readonly activates: boolean
   /**
    * Milliseconds after which time alone may make another decision possible: a missing presence or a silence comes to
    * count, a row that a batch had locked comes free.
@@ -169,6 +175,8 @@ const nothing = (view: View, obstacle: Obstacle | undefined): Decision => ({
   held: [],
   generation: view.generation,
   settled: false,
+  recorded: undefined,
+  activates: false,
   recheckAfterMillis: undefined
 })
 
@@ -382,9 +390,24 @@ export const decide = (view: View, request: Request, lockable: ReadonlySet<strin
     held,
     generation,
     settled,
+    recorded: view.workers.find((worker) => isSelf(worker, request))?.recorded,
+    activates: form === undefined && !view.active && view.generation !== undefined &&
+      isRunning(view.generation, view.workers),
     recheckAfterMillis: recheckAfter(view, request, living, awaitsLock)
   }
 }
+
+/** Whether all members are recorded as working in the generation. */
+const isRunning = (
+  { generationId, members }: Generation.Generation,
+  workers: ReadonlyArray<Worker.WorkerView>
+): boolean =>
+  members.every((member) =>
+    workers.some(({ incarnation, recorded, workerId }) =>
+      workerId === member.workerId && incarnation === member.incarnation && recorded.state === "running" &&
+      recorded.generationId === generationId
+    )
+  )
 
 /** How soon a row that was locked is asked for again; a batch seldom takes longer. */
 const lockedRowRecheckMillis = 10

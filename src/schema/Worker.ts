@@ -31,6 +31,18 @@ export interface Registration {
 }
 
 /**
+ * What a worker's row says of it, for people to read.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Recorded {
+  readonly state: WorkerState
+  /** The generation in which it is in that state. */
+  readonly generationId: bigint | undefined
+}
+
+/**
  * A worker that has not stopped, as a decision sees it.
  *
  * @category models
@@ -48,6 +60,8 @@ export interface WorkerView {
    * evidence of death (see `isAlive`); absent when it is present or nothing can be concluded.
    */
   readonly absentForMillis?: number | undefined
+  /** Nothing is decided by it; it is compared with what is, and mended. */
+  readonly recorded: Recorded
 }
 
 /**

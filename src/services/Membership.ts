@@ -42,7 +42,10 @@ export class Membership extends Context.Service<Membership, {
     registration: Registration
   ) => Effect.Effect<void, StoreError | WorkerEvicted | WorkerReplaced>
 
-  /** Records where the worker is, for people to read. Nothing decides by it. */
+  /**
+   * Records where the worker is, for people to read; a generation in which all members are recorded as running becomes
+   * active. Nothing decides by it. Where it could not be written, the next decision's `recorded` and `activates` say so.
+   */
   readonly report: (
     registration: Registration,
     at: { readonly state: WorkerState; readonly generation: Generation | undefined }

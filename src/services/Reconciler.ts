@@ -226,11 +226,18 @@ export const run = Effect.fnUntraced(function*(options: Options): Effect.fn.Retu
     }
   })
 
-  const report = (state: "ready" | "running", current: Generation.Generation) =>
-    membership.report(registration, { state, generation: current }).pipe(
-      // For people to read only; the next report mends it.
+  /** Writes what people read where it is not what is. */
+  const report = Effect.fnUntraced(function*(
+    { activates, recorded }: Decision.Decision,
+    current: Generation.Generation
+  ) {
+    const state = reached ? "running" : "ready"
+    if (recorded?.state === state && recorded.generationId === current.generationId && !activates) return
+    yield* membership.report(registration, { state, generation: current }).pipe(
+      // The next look mends it.
       Effect.catchCause((cause) => Effect.logDebug("The worker's state could not be recorded", cause))
     )
+  })
 
   const arrive = Effect.fnUntraced(function*(current: Generation.Generation) {
     reached = true
@@ -241,7 +248,6 @@ export const run = Effect.fnUntraced(function*(options: Options): Effect.fn.Retu
     )
     yield* log.record(Activity.AssignmentReached({ generation: current, partition, afterMillis }))
     options.onAssigned(true)
-    yield* report("running", current)
   })
 
   const failWhenLate = Effect.fnUntraced(function*(current: Generation.Generation) {
@@ -327,9 +333,9 @@ export const run = Effect.fnUntraced(function*(options: Options): Effect.fn.Retu
     if (current !== undefined) {
       const settled = decision.settled && paused.size === 0 &&
         [...ranges.all.values()].every((range) => !range.closing)
-      // After the ranges: nobody's work waits for what people read.
-      if (switched && !settled) yield* report("ready", current)
       if (settled && !reached) yield* arrive(current)
+      // After the ranges: nobody's work waits for what people read.
+      yield* report(decision, current)
       if (!reached) yield* failWhenLate(current)
     }
     if (reached) yield* mergeNeighbours

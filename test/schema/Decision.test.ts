@@ -397,6 +397,27 @@ describe("Decision", () => {
       })
     })
 
+    it("a generation in which all run, and which is not recorded as active, can be", () => {
+      const world = World.make()
+      const [a, b] = ["a", "b"].map((workerId) => World.join(world, { workerId, projections: ["orders"] }))
+      const { generationId } = World.decide(world, a!).generation!
+      const activates = () => World.decide(world, a!).activates
+      assert.isFalse(activates())
+      a!.recorded = b!.recorded = { state: "running", generationId }
+      assert.isTrue(activates())
+      b!.recorded = { state: "ready", generationId }
+      assert.isFalse(activates())
+      b!.recorded = { state: "running", generationId: generationId - 1n }
+      assert.isFalse(activates())
+      b!.recorded = { state: "running", generationId }
+      world.active.set("main", generationId)
+      assert.isFalse(activates())
+      // Whoever forms the next one has nothing to activate.
+      world.active.clear()
+      World.join(world, { workerId: "c", projections: ["orders"] })
+      assert.isFalse(activates())
+    })
+
     it("an accepted filter goes on from where the other stood", () => {
       const world = World.make()
       World.decide(

@@ -26,6 +26,8 @@ export interface WorldWorker {
   absentForMillis: number | undefined
   /** Makes no decision and no progress any more; the others may not know it yet. */
   dead: boolean
+  /** What its row says. */
+  recorded: Worker.Recorded
 }
 
 export interface World {
@@ -33,6 +35,8 @@ export interface World {
   workers: Array<WorldWorker>
   rows: Map<string, Checkpoint.Checkpoint>
   readonly generations: Map<string, Generation.Generation>
+  /** By replica set, the generation that is recorded as active. */
+  readonly active: Map<string, bigint>
   /** Keys of rows that somebody's open transaction has locked. */
   readonly locked: Set<string>
   now: number
@@ -45,6 +49,7 @@ export const make = (): World => ({
   workers: [],
   rows: new Map(),
   generations: new Map(),
+  active: new Map(),
   locked: new Set(),
   now: 1_000,
   incarnations: 0n,
@@ -95,7 +100,8 @@ export const join = (
     busy: new Set(),
     silentForMillis: 0,
     absentForMillis: undefined,
-    dead: false
+    dead: false,
+    recorded: { state: "pending", generationId: undefined }
   }
   world.workers.push(worker)
   world.crowd = Math.max(
@@ -111,7 +117,8 @@ const viewOfWorker = (worker: WorldWorker): Worker.WorkerView => ({
   startedAt: worker.registration.startedAt,
   projections: worker.registration.projections,
   silentForMillis: worker.silentForMillis,
-  absentForMillis: worker.absentForMillis
+  absentForMillis: worker.absentForMillis,
+  recorded: worker.recorded
 })
 
 export const oldObserver = 2 * rules.heartbeatIntervalMillis
@@ -122,6 +129,7 @@ export const viewFor = (world: World, worker: WorldWorker, observerAgeMillis = o
     replicaSet,
     workers: world.workers.filter((other) => other.registration.replicaSet === replicaSet).map(viewOfWorker),
     generation: world.generations.get(replicaSet),
+    active: world.active.get(replicaSet) === world.generations.get(replicaSet)?.generationId,
     // The order of rows means nothing: the newest first, to show it.
     rows: [...world.rows.values()].filter((row) => worker.registration.projections.includes(row.projection)).reverse(),
     observerAgeMillis,

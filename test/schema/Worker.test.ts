@@ -16,7 +16,8 @@ const worker = (silentForMillis: number, absentForMillis?: number): Worker.Worke
   startedAt: new Date(0),
   projections: [],
   silentForMillis,
-  absentForMillis
+  absentForMillis,
+  recorded: { state: "running", generationId: 1n }
 })
 
 describe("Worker.isAlive", () => {

@@ -390,3 +390,29 @@ it.effect("what goes wrong on the way out is told", () =>
     assert.include(texts, "The orchestrator died")
     assert.notInclude(texts, "Shutdown complete")
   }))
+
+it.effect("what people read of a worker and its generation is mended when it could not be written", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const process = yield* enter(world)
+    let isAway = true
+    const users = Projection.make("users", { handle: () => Effect.void })
+    const orchestrator = yield* Orchestrator.make({ replicaSet: "main", projections: [users] }).pipe(
+      Effect.provide(Context.add(process.stores, Membership, {
+        ...process.membership,
+        report: (...args) => Effect.suspend(() => isAway ? Effect.fail(away) : process.membership.report(...args))
+      }))
+    )
+    const fiber = yield* Effect.forkDetach(orchestrator.run)
+    const read = () => ({
+      worker: [...world.workers.value.values()].map(({ generationId, state }) => ({ generationId, state })),
+      generation: world.generations.value.get("main")?.map(({ state }) => state)
+    })
+    yield* pass(1000)
+    assert.deepStrictEqual(read(), { worker: [{ generationId: undefined, state: "pending" }], generation: ["pending"] })
+    isAway = false
+    yield* pass(6000)
+    assert.deepStrictEqual(read(), { worker: [{ generationId: 1n, state: "running" }], generation: ["active"] })
+    yield* Effect.forkDetach(Fiber.interrupt(fiber))
+    yield* pass(1000)
+  }))

@@ -9,6 +9,7 @@
 import * as Checkpoint from "../../src/schema/Checkpoint.ts"
 import type * as Generation from "../../src/schema/Generation.ts"
 import * as HashRange from "../../src/schema/HashRange.ts"
+import type { WorkerState } from "../../src/schema/Worker.ts"
 import type { Run, Worker } from "./Run.ts"
 
 type Row = Checkpoint.Checkpoint
@@ -33,6 +34,9 @@ export interface Registered {
   readonly absentSince: number | undefined
   /** When it left or was given up for dead. */
   readonly stoppedAt: number | undefined
+  /** What people read of it. */
+  readonly state: WorkerState
+  readonly generationId: bigint | undefined
 }
 
 const short = (range: HashRange.HashRange): string =>
@@ -52,6 +56,8 @@ export class Checkers {
   readonly rows = new Map<string, Row>()
   readonly workers = new Map<string, Registered>()
   readonly generations = new Map<string, Generation.Generation>()
+  /** The newest generation of each replica set that was recorded as active. */
+  readonly active = new Map<string, bigint>()
   private readonly dirty = new Set<string>()
   private readonly before = new Map<string, ReadonlyArray<Row>>()
   /** Registrations that were given up for dead. */
@@ -217,6 +223,11 @@ export class Checkers {
     this.run.coverage.workers(members.length)
     const names = members.map((member) => `${member.workerId}#${member.incarnation}`).join(" ")
     this.run.say(by.name, `forms generation ${generationId} of ${replicaSet}: ${names}`, by.at)
+  }
+
+  generationActivated(replicaSet: string, generationId: bigint): void {
+    this.active.set(replicaSet, generationId)
+    this.run.coverage.count("steps", "generation active")
   }
 
   /** A batch was refused. Whoever stands and was not replaced holds what it works on, so it must not happen to it. */

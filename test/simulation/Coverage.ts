@@ -39,6 +39,7 @@ const everywhere = {
   steps: [
     "join",
     "form",
+    "generation active",
     "give up",
     "take",
     "take from the dead",

@@ -587,6 +587,14 @@ export class Director<R> {
       reasons.push(`the newest generation has ${ids(members)}, but ${ids(alive)} live`)
     }
     for (const name of this.names) reasons.push(...this.unsettledRows(name, generation, alive))
+    for (const { generationId, replicaSet, state, stoppedAt, workerId } of this.checkers.workers.values()) {
+      if (stoppedAt !== undefined || replicaSet !== "main") continue
+      if (state === "running" && generationId === generation?.generationId) continue
+      reasons.push(`people read of ${workerId} that it is ${state} in generation ${generationId}`)
+    }
+    if (this.checkers.active.get("main") !== generation?.generationId) {
+      reasons.push(`people read that generation ${generation?.generationId} is not active`)
+    }
     return reasons
   }
 

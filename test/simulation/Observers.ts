@@ -52,9 +52,10 @@ export const attach = (world: MemoryWorld.MemoryWorld, rows: ObservedRows, run: 
   observe(world.generations, (before, after) => {
     for (const [replicaSet, records] of after) {
       const newest = records.at(-1)
-      if (newest !== undefined && newest.generationId !== before.get(replicaSet)?.at(-1)?.generationId) {
-        checkers.generationFormed(author(), newest)
-      }
+      const known = before.get(replicaSet)?.at(-1)
+      if (newest === undefined || newest === known) continue
+      if (newest.generationId !== known?.generationId) checkers.generationFormed(author(), newest)
+      else if (newest.state === "active") checkers.generationActivated(replicaSet, newest.generationId)
     }
   })
 }

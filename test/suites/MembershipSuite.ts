@@ -198,6 +198,27 @@ export const suite = (
         assert.strictEqual((yield* Effect.flip(membership.heartbeat(worker)))._tag, "WorkerEvicted")
       }))
 
+    it.effect("a decision says what is recorded of its worker", () =>
+      Effect.gen(function*() {
+        const membership = yield* Membership
+        const replicaSet = yield* unique("replica-set")
+        const [a, b] = [yield* join(replicaSet, "a"), yield* join(replicaSet, "b")]
+        const { generation } = yield* decide(a, patient)
+        const { generationId } = generation!
+        const said = (worker: Registration) =>
+          Effect.map(decide(worker, patient), ({ activates, recorded }) => ({ activates, recorded }))
+        yield* membership.report(a, { state: "running", generation })
+        assert.deepStrictEqual(yield* said(a), { activates: false, recorded: { state: "running", generationId } })
+        yield* membership.report(b, { state: "ready", generation })
+        assert.deepStrictEqual(yield* said(b), { activates: false, recorded: { state: "ready", generationId } })
+        yield* membership.report(b, { state: "running", generation })
+        assert.deepStrictEqual(yield* said(b), { activates: false, recorded: { state: "running", generationId } })
+        const c = yield* join(replicaSet, "c")
+        const { generation: next } = yield* decide(c, patient)
+        assert.strictEqual(next?.generationId, generationId + 1n)
+        assert.deepStrictEqual(yield* said(b), { activates: false, recorded: { state: "running", generationId } })
+      }))
+
     it.effect("joins and leaves wake the others", () =>
       Effect.gen(function*() {
         const membership = yield* Membership

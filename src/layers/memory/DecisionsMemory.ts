@@ -58,6 +58,7 @@ export const make = (handle: Handle): Decisions["Service"] => {
         generationId: newest.generationId,
         members: newest.members
       },
+      active: newest?.state === "active",
       rows: rows.sort((a, b) => a.range.start - b.range.start),
       observerAgeMillis,
       foreignCarriers: standing

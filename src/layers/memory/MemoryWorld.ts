@@ -193,7 +193,8 @@ export const viewOf = (worker: WorkerRecord, now: number): WorkerView => ({
   startedAt: worker.startedAt,
   projections: worker.projections,
   silentForMillis: now - worker.heartbeatAt,
-  absentForMillis: worker.absentSince === undefined ? undefined : now - worker.absentSince
+  absentForMillis: worker.absentSince === undefined ? undefined : now - worker.absentSince,
+  recorded: { state: worker.state, generationId: worker.generationId }
 })
 
 /**

@@ -69,7 +69,7 @@ export const make: Effect.Effect<
           FROM ${sql.literal(coordination.workersFrom)}
           WHERE w.state <> 'stopped'
             AND (w.replica_set = ${replicaSet} OR jsonb_exists_any(w.projections, ${names}::text[]))) AS workers,
-        (SELECT json_build_object('generation_id', g.generation_id::text, 'members', g.members)
+        (SELECT json_build_object('generation_id', g.generation_id::text, 'members', g.members, 'state', g.state)
           FROM ${generations} g WHERE g.replica_set = ${replicaSet}
           ORDER BY g.generation_id DESC LIMIT 1) AS generation,
         (SELECT coalesce(json_agg(${sql.literal(Rows.checkpointJson)} ORDER BY c.projection_name, c.range_start), '[]')
@@ -83,6 +83,7 @@ export const make: Effect.Effect<
       replicaSet,
       workers: observed.filter((worker) => worker.replicaSet === replicaSet),
       generation: row.generation === null ? undefined : Rows.toGeneration(replicaSet, row.generation),
+      active: row.generation?.state === "active",
       rows: row.checkpoints.map(Rows.toCheckpoint),
       observerAgeMillis,
       foreignCarriers: observed.filter((worker) => worker.replicaSet !== replicaSet)

@@ -243,19 +243,30 @@ export const make: Effect.Effect<
   const report: Membership["Service"]["report"] = Effect.fnUntraced(function*(registration, { generation, state }) {
     const { incarnation, replicaSet, workerId } = registration
     const key = generation === undefined ? -1 : Generation.partitionKey(generation, registration)
+    // A row that somebody else has locked is not waited for, here and below: the next report finds it free.
     yield* coordination.use("report", ({ sql }) =>
       sql`
-        UPDATE ${workers}
+        UPDATE ${workers} w
         SET state = ${state}, generation_id = ${generation?.generationId ?? null}::bigint, partition_key = ${key}
-        WHERE replica_set = ${replicaSet} AND worker_id = ${workerId} AND incarnation = ${incarnation}
-          AND state <> 'stopped'`)
+        FROM (
+          SELECT replica_set, worker_id FROM ${workers}
+          WHERE replica_set = ${replicaSet} AND worker_id = ${workerId} AND incarnation = ${incarnation}
+            AND state <> 'stopped'
+          FOR NO KEY UPDATE SKIP LOCKED
+        ) own
+        WHERE w.replica_set = own.replica_set AND w.worker_id = own.worker_id`)
     if (state !== "running" || generation === undefined) return
     // A statement of its own, after the first has committed: of several workers that report at once the last one sees
     // all of them.
     yield* coordination.use("report", ({ sql }) =>
       sql`
         UPDATE ${generations} g SET state = 'active', activated_at = clock_timestamp()
-        WHERE g.replica_set = ${replicaSet} AND g.generation_id = ${generation.generationId} AND g.state = 'pending'
+        FROM (
+          SELECT replica_set, generation_id FROM ${generations}
+          WHERE replica_set = ${replicaSet} AND generation_id = ${generation.generationId} AND state = 'pending'
+          FOR NO KEY UPDATE SKIP LOCKED
+        ) pending
+        WHERE g.replica_set = pending.replica_set AND g.generation_id = pending.generation_id
           AND NOT EXISTS (
             SELECT FROM jsonb_to_recordset(g.members) AS m ("workerId" text, incarnation bigint)
             WHERE NOT EXISTS (

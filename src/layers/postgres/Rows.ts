@@ -8,6 +8,7 @@
  */
 import type * as Checkpoint from "../../schema/Checkpoint.ts"
 import type * as Generation from "../../schema/Generation.ts"
+import type * as Worker from "../../schema/Worker.ts"
 
 /**
  * A row of the checkpoints, with 64-bit numbers as text and times in milliseconds since 1970.
@@ -125,6 +126,7 @@ export interface MemberRow {
 export interface GenerationRow {
   readonly generation_id: string
   readonly members: ReadonlyArray<MemberRow>
+  readonly state: string
 }
 
 /**
@@ -170,4 +172,6 @@ export interface WorkerRow {
   readonly present: boolean
   readonly host: string | null
   readonly pid: number | null
+  readonly state: Worker.WorkerState
+  readonly generation_id: string | null
 }

@@ -263,6 +263,50 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true, timeout: "
         assert.strictEqual(exits.filter(Exit.isSuccess).length, 1)
       }))
 
+    it.effect("a generation that could not be recorded as active is mended", () =>
+      Effect.gen(function*() {
+        const sql = yield* SqlClient.SqlClient
+        let losses = 0
+        const process = yield* CoordinationStores.another(
+          {},
+          Seam.database({
+            around: (statement, send) =>
+              statement.text.includes("SET state = 'active'") && losses++ === 0 ? statement.lose : send
+          })
+        )
+        const worker = yield* process.provide(join("activated", "a", ["activated"]))
+        const { generation } = yield* process.provide(decide(worker))
+        const report = process.provide(
+          Effect.flatMap(Membership, (membership) => membership.report(worker, { state: "running", generation }))
+        )
+        const said = process.provide(Effect.map(decide(worker), ({ activates, recorded }) => ({ activates, recorded })))
+        const recorded = { state: "running" as const, generationId: 1n }
+        assert.strictEqual((yield* Effect.flip(report))._tag, "DatabaseUnavailable")
+        assert.deepStrictEqual(yield* said, { activates: true, recorded })
+        yield* report
+        assert.deepStrictEqual(yield* said, { activates: false, recorded })
+        const states = sql`SELECT state FROM orchestrator_generations WHERE replica_set = 'activated'`
+        assert.deepStrictEqual(yield* states, [{ state: "active" }])
+      }))
+
+    it.effect("what people read waits for nobody who has locked it", () =>
+      Effect.gen(function*() {
+        const sql = yield* SqlClient.SqlClient
+        const membership = yield* Membership
+        const worker = yield* join("locked", "a", ["locked"])
+        const { generation } = yield* decide(worker)
+        const report = Effect.timeout(membership.report(worker, { state: "running", generation }), "2 seconds")
+        const recorded = Effect.map(decide(worker), (decision) => decision.recorded?.state)
+        yield* sql.withTransaction(Effect.gen(function*() {
+          yield* sql`SELECT FROM orchestrator_workers WHERE replica_set = 'locked' FOR UPDATE`
+          yield* sql`SELECT FROM orchestrator_generations WHERE replica_set = 'locked' FOR UPDATE`
+          yield* report
+        }))
+        assert.strictEqual(yield* recorded, "ready")
+        yield* report
+        assert.strictEqual(yield* recorded, "running")
+      }))
+
     it.effect("a generation is active when all of its members run in it", () =>
       Effect.gen(function*() {
         const sql = yield* SqlClient.SqlClient

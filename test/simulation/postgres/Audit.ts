@@ -10,6 +10,7 @@ import * as Effect from "effect/Effect"
 import type * as SqlClient from "effect/sql/SqlClient"
 import type * as SqlError from "effect/sql/SqlError"
 import * as Rows from "../../../src/layers/postgres/Rows.ts"
+import type { WorkerState } from "../../../src/schema/Worker.ts"
 
 /** The name under which a worker's sessions run, so that the audit can tell whose they are. */
 export const workerParameter = "simulation.worker"
@@ -48,7 +49,7 @@ const statements: ReadonlyArray<string> = [
     "orchestrator_workers",
     "worker",
     `json_build_object('replicaSet', c.replica_set, 'workerId', c.worker_id, 'incarnation', c.incarnation::text,
-       'projections', c.projections, 'stopped', c.state = 'stopped')`
+       'projections', c.projections, 'state', c.state, 'generationId', c.generation_id::text)`
   ),
   ...trigger(
     "orchestrator_heartbeats",
@@ -59,7 +60,8 @@ const statements: ReadonlyArray<string> = [
   ...trigger(
     "orchestrator_generations",
     "generation",
-    `json_build_object('replicaSet', c.replica_set, 'generation_id', c.generation_id::text, 'members', c.members)`
+    `json_build_object('replicaSet', c.replica_set, 'generation_id', c.generation_id::text, 'members', c.members,
+       'state', c.state)`
   ),
   ...trigger(
     "events",
@@ -97,7 +99,11 @@ export type Entry =
     | { readonly what: "row"; readonly value: Rows.CheckpointRow }
     | {
       readonly what: "worker"
-      readonly value: WorkerKey & { readonly projections: ReadonlyArray<string>; readonly stopped: boolean }
+      readonly value: WorkerKey & {
+        readonly projections: ReadonlyArray<string>
+        readonly state: WorkerState
+        readonly generationId: string | null
+      }
     }
     | { readonly what: "heartbeat"; readonly value: WorkerKey & { readonly at: number } }
     | { readonly what: "generation"; readonly value: Rows.GenerationRow & { readonly replicaSet: string } }

@@ -65,8 +65,12 @@ export class Mirror implements Events, ReadModel {
       case "generation": {
         const generation = Rows.toGeneration(entry.value.replicaSet, entry.value)
         const newest = checkers.generations.get(generation.replicaSet)?.generationId ?? 0n
+        if (entry.deleted) return
         // Only what people read of it changes later.
-        if (!entry.deleted && generation.generationId > newest) checkers.generationFormed(by, generation)
+        if (generation.generationId > newest) checkers.generationFormed(by, generation)
+        else if (generation.generationId === newest && entry.value.state === "active") {
+          checkers.generationActivated(generation.replicaSet, newest)
+        }
         return
       }
       case "event": {
@@ -93,8 +97,9 @@ export class Mirror implements Events, ReadModel {
     outside: Outside
   ): void {
     const { absentSince, checkers, run } = outside
-    const { projections, replicaSet, workerId } = value
+    const { projections, replicaSet, state, workerId } = value
     const incarnation = BigInt(value.incarnation)
+    const recorded = { state, generationId: value.generationId === null ? undefined : BigInt(value.generationId) }
     const known = checkers.workers.get(workerKey(value))
     if (known?.incarnation !== incarnation) {
       const owner = run.workers.find((worker) => worker.name === by.name)!
@@ -109,17 +114,19 @@ export class Mirror implements Events, ReadModel {
         incarnation,
         heartbeatAt: by.at,
         absentSince: undefined,
-        stoppedAt: undefined
+        stoppedAt: undefined,
+        ...recorded
       })
     }
-    if (!value.stopped || known.stoppedAt !== undefined) return
+    if (known.stoppedAt !== undefined) return
+    if (state !== "stopped") return checkers.workerChanged(by, { ...known, ...recorded })
     const heartbeatAt = by.at - this.silence(incarnation, begun, at)
     checkers.workers.set(workerKey(value), {
       ...known,
       heartbeatAt,
       absentSince: absentSince(run.owners.get(incarnation)!, by.at)
     })
-    checkers.workerChanged(by, { ...known, stoppedAt: by.at })
+    checkers.workerChanged(by, { ...known, ...recorded, stoppedAt: by.at })
   }
 
   /**
