@@ -24,6 +24,10 @@ export interface Member {
 
 export interface Fleet {
   readonly members: () => ReadonlyArray<Member>
+  /** Members that no fault keeps from working as they should. */
+  readonly able: () => ReadonlyArray<Member>
+  /** The workers of these ids are kept from working as they should as long as it goes on. */
+  readonly without: <A, E, R>(ids: ReadonlyArray<string>, self: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
   /** Members of the places for which it is so. */
   readonly pick: (count: number, eligible?: (member: Member) => boolean) => Effect.Effect<ReadonlyArray<Member>>
   /** Whose process has been told to end, or has ended, is no member any more. */
@@ -49,6 +53,8 @@ export const make = Effect.fnUntraced(function*(options: {
   const owner = yield* Effect.scope
   const places = options.places.map((options, index): Place => ({ index, options }))
   const members: Array<Member> = []
+  /** By id, how many faults keep it from working. */
+  const kept = new Map<string, number>()
   const lastIds = new Map<Place, string>()
   const ended: Array<string> = []
   let wanted = places.length
@@ -60,6 +66,11 @@ export const make = Effect.fnUntraced(function*(options: {
     const index = members.indexOf(member)
     if (index >= 0) members.splice(index, 1)
   }
+
+  const keep = (ids: ReadonlyArray<string>, by: 1 | -1) =>
+    Effect.sync(() => {
+      for (const id of ids) kept.set(id, (kept.get(id) ?? 0) + by)
+    })
 
   const start = Effect.fnUntraced(function*(place: Place) {
     const last = lastIds.get(place)
@@ -88,6 +99,8 @@ export const make = Effect.fnUntraced(function*(options: {
 
   const fleet: Fleet = {
     members: () => members,
+    able: () => members.filter(({ workerId }) => (kept.get(workerId) ?? 0) === 0),
+    without: (ids, self) => Effect.acquireUseRelease(keep(ids, 1), () => self, () => keep(ids, -1)),
     pick: (count, eligible = () => true) =>
       Effect.map(
         Effect.suspend(() => Random.shuffle(members.filter(eligible))),

@@ -34,7 +34,7 @@ const wrong = (kind: string, offset: string): Fault => ({
     yield* awaitRows(
       `${id} stays`,
       0,
-      (rows) => rows.workers.some((row) => row.incarnation === incarnation && row.state === "running")
+      (rows) => rows.workers.some((row) => row.incarnation === incarnation && row.state !== "stopped")
     )
     yield* worker.stop
   }),

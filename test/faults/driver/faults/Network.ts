@@ -6,7 +6,7 @@ import * as Schedule from "effect/Schedule"
 import { Driver } from "../Driver.ts"
 import { type Fault, nobodyReplaced } from "../Fault.ts"
 import type { Direction, Way } from "../Network.ts"
-import { replacedWithin } from "./Signals.ts"
+import { takenOver } from "./Signals.ts"
 
 /** A member that takes this way, or the next one that will; and its way. */
 const taking = Effect.fnUntraced(function*<K extends Way["kind"]>(kind: K) {
@@ -26,23 +26,21 @@ const taking = Effect.fnUntraced(function*<K extends Way["kind"]>(kind: K) {
 })
 
 /** Ids of the members that take this way. */
-const idsOf = Effect.fnUntraced(function*(kind: Way["kind"]) {
-  const { fleet, network } = yield* Driver
-  return fleet.members()
-    .filter(({ place }) => network.ways[place.index % network.ways.length]?.kind === kind)
-    .map(({ workerId }) => workerId)
-})
+const idsOf = (kind: Way["kind"]) =>
+  Effect.map(Driver, ({ fleet, network }) =>
+    fleet.members()
+      .filter(({ place }) => network.ways[place.index % network.ways.length]?.kind === kind)
+      .map(({ workerId }) => workerId))
 
 /** Whoever goes this way is cut off: the others hold everything as soon as its silence allows. */
 const othersTakeOver = Effect.fnUntraced(function*(kind: Way["kind"]) {
-  const { awaitRows, fleet, settings } = yield* Driver
-  const ids = yield* idsOf(kind)
-  if (ids.length === fleet.members().length) return
-  yield* awaitRows(
-    `what ${ids.join(", ")} held when they were cut off is held by others`,
-    settings.staleWorkerTimeout + replacedWithin,
-    (rows) => rows.checkpoints.every(({ workerId }) => workerId !== null && !ids.includes(workerId))
-  )
+  yield* takenOver(yield* idsOf(kind), "were cut off")
+})
+
+/** From whoever goes this way nothing is expected meanwhile. */
+const disturbing = Effect.fnUntraced(function*<E, R>(kind: Way["kind"], self: Effect.Effect<unknown, E, R>) {
+  const { fleet } = yield* Driver
+  yield* fleet.without(yield* idsOf(kind), self)
 })
 
 const hasNamespace = Effect.map(Driver, ({ network }) => network.noNamespace)
@@ -64,7 +62,7 @@ const droppedForAMoment: Fault = {
     const way = yield* taking("namespace")
     yield* Effect.acquireUseRelease(
       way.drop("both"),
-      () => Effect.sleep(settings.staleWorkerTimeout * 0.25),
+      () => disturbing("namespace", Effect.sleep(settings.staleWorkerTimeout * 0.25)),
       () => way.restore
     )
   }),
@@ -77,7 +75,7 @@ const impaired = (kind: string, how: { readonly delayMillis: number; readonly lo
     const { proxy } = yield* taking("proxy")
     yield* Effect.acquireUseRelease(
       proxy.impair(how),
-      () => Effect.sleep("3 seconds"),
+      () => disturbing("proxy", Effect.sleep("3 seconds")),
       () => proxy.impair({ delayMillis: 0, loss: 0 })
     )
   })
@@ -103,7 +101,7 @@ const halfOpen: Fault = {
     const { proxy } = yield* taking("proxy")
     yield* Effect.acquireUseRelease(
       proxy.silence,
-      () => Effect.sleep(settings.staleWorkerTimeout * 1.6),
+      () => disturbing("proxy", Effect.sleep(settings.staleWorkerTimeout * 1.6)),
       () => proxy.giveUp
     )
   })
@@ -113,9 +111,12 @@ const answersLost: Fault = {
   kind: "answers to COMMIT lost",
   inject: Effect.gen(function*() {
     const { proxy } = yield* taking("proxy")
-    yield* Effect.repeat(
-      proxy.cutAtEnd,
-      Schedule.max([Schedule.spaced("150 millis"), Schedule.during("2 seconds")])
+    yield* disturbing(
+      "proxy",
+      Effect.repeat(
+        proxy.cutAtEnd,
+        Schedule.max([Schedule.spaced("150 millis"), Schedule.during("2 seconds")])
+      )
     )
   })
 }

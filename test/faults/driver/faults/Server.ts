@@ -16,7 +16,11 @@ const streamOfTerminations: Fault = {
   inject: Effect.gen(function*() {
     const some = Effect.flatMap(Random.nextIntBetween(1, 4), Sessions.terminate)
     const pause = Effect.flatMap(Random.nextIntBetween(20, 200), (millis) => Effect.sleep(millis))
-    yield* Effect.repeat(Effect.andThen(some, pause), Schedule.during("3 seconds"))
+    const { fleet } = yield* Driver
+    yield* fleet.without(
+      fleet.members().map(({ workerId }) => workerId),
+      Effect.repeat(Effect.andThen(some, pause), Schedule.during("3 seconds"))
+    )
   })
 }
 

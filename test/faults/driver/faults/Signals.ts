@@ -42,13 +42,21 @@ const interruptedTwice = ({ worker }: Member) =>
     Effect.andThen(worker.interrupt)
   )
 
-/** The others wait for whoever is silent no longer than they may, and for the locks of its transactions. */
-export const takenOver = Effect.fnUntraced(function*(ids: ReadonlyArray<string>) {
-  const { awaitRows, settings } = yield* Driver
-  return yield* awaitRows(
-    `what ${ids.join(", ")} held when they stood still is held by others`,
-    settings.staleWorkerTimeout + replacedWithin,
-    (rows) => rows.checkpoints.every(({ workerId }) => workerId !== null && !ids.includes(workerId))
+/**
+ * The others wait for whoever is silent no longer than they may, and for the locks of its transactions. Where another
+ * fault leaves no others, nothing is expected.
+ */
+export const takenOver = Effect.fnUntraced(function*(ids: ReadonlyArray<string>, when = "stood still") {
+  const { awaitRows, fleet, settings } = yield* Driver
+  return yield* fleet.without(
+    ids,
+    awaitRows(
+      `what ${ids.join(", ")} held when they ${when} is held by others`,
+      settings.staleWorkerTimeout + replacedWithin,
+      (rows) =>
+        fleet.able().length === 0 ||
+        rows.checkpoints.every(({ workerId }) => workerId !== null && !ids.includes(workerId))
+    )
   )
 })
 
