@@ -80,6 +80,9 @@ export interface Options {
   readonly server: EmbeddedPostgres.Options
 }
 
+const mayCoincide = (one: Fault, other: Fault): boolean =>
+  one.alone !== true && other.alone !== true && (one.on === undefined || one.on !== other.on)
+
 /** Fewer values than this have no middle that says anything. */
 const fewestValues = 3
 
@@ -246,7 +249,7 @@ export const run = Effect.fnUntraced(function*(options: Options) {
       fleet.resize(yield* Random.nextIntBetween(fewest, places))
       const drawn = [deck.pop()!]
       const other = deck.at(-1)
-      if (other !== undefined && !drawn[0]!.alone && !other.alone && (yield* Random.next) < together) {
+      if (other !== undefined && mayCoincide(drawn[0]!, other) && (yield* Random.next) < together) {
         drawn.push(deck.pop()!)
       }
       rows = yield* turn(drawn, rows)

@@ -5,6 +5,7 @@ import type * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import type * as Harness from "../Harness.ts"
 import type { Driver } from "./Driver.ts"
+import type { Way } from "./Network.ts"
 
 /** The rows before a fault, and after everything was handled again. */
 export interface Course {
@@ -29,6 +30,8 @@ export interface Fault {
   readonly takenWithin?: number
   /** It changes what all see, as a restart of the server does: nothing else is injected at the same time. */
   readonly alone?: boolean
+  /** The way to the server that it changes: of two faults that change the same one, the first to end would end both. */
+  readonly on?: Way["kind"]
   /** What else must hold; gives what does not. Not asked when another fault went on at the same time. */
   readonly judge?: (course: Course) => ReadonlyArray<string>
 }

@@ -47,6 +47,7 @@ const hasNamespace = Effect.map(Driver, ({ network }) => network.noNamespace)
 
 const dropped = (kind: string, direction: Direction): Fault => ({
   kind,
+  on: "namespace",
   unavailable: hasNamespace,
   inject: Effect.gen(function*() {
     const way = yield* taking("namespace")
@@ -56,6 +57,7 @@ const dropped = (kind: string, direction: Direction): Fault => ({
 
 const droppedForAMoment: Fault = {
   kind: "packets dropped for a moment",
+  on: "namespace",
   unavailable: hasNamespace,
   inject: Effect.gen(function*() {
     const { settings } = yield* Driver
@@ -71,6 +73,7 @@ const droppedForAMoment: Fault = {
 
 const impaired = (kind: string, how: { readonly delayMillis: number; readonly loss: number }): Fault => ({
   kind,
+  on: "proxy",
   inject: Effect.gen(function*() {
     const { proxy } = yield* taking("proxy")
     yield* Effect.acquireUseRelease(
@@ -83,6 +86,7 @@ const impaired = (kind: string, how: { readonly delayMillis: number; readonly lo
 
 const refused: Fault = {
   kind: "connections refused",
+  on: "proxy",
   inject: Effect.gen(function*() {
     const { proxy } = yield* taking("proxy")
     yield* Effect.acquireUseRelease(
@@ -96,6 +100,7 @@ const refused: Fault = {
 /** The server and the worker believe in their connections, until TCP gives them up; new ones are as they should be. */
 const halfOpen: Fault = {
   kind: "connections half open",
+  on: "proxy",
   inject: Effect.gen(function*() {
     const { settings } = yield* Driver
     const { proxy } = yield* taking("proxy")
@@ -109,6 +114,7 @@ const halfOpen: Fault = {
 
 const answersLost: Fault = {
   kind: "answers to COMMIT lost",
+  on: "proxy",
   inject: Effect.gen(function*() {
     const { proxy } = yield* taking("proxy")
     yield* disturbing(
