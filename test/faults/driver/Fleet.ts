@@ -46,6 +46,10 @@ export interface Fleet {
   readonly stopAll: Effect.Effect<ReadonlyArray<string>>
 }
 
+/** A worker that cannot reach its database when it starts says so and ends; another one is started. */
+const foundNoDatabase = (exit: Harness.Ended, said: string): boolean =>
+  exit.code === 1 && !said.includes("Worker registered") && /ERROR .*database server at/.test(said)
+
 export const make = Effect.fnUntraced(function*(options: {
   readonly harness: Harness.Harness["Service"]
   readonly places: ReadonlyArray<Harness.WorkerOptions>
@@ -89,6 +93,7 @@ export const make = Effect.fnUntraced(function*(options: {
         Effect.sync(() => {
           if (!members.includes(member)) return
           forget(member)
+          if (foundNoDatabase(exit, worker.output())) return
           const said = worker.output().trimEnd().split("\n").slice(-20).join("\n")
           ended.push(`${workerId} ended by itself with ${exit.signal ?? exit.code}: ${said}`)
         })
