@@ -68,7 +68,7 @@ export const codeOf = (error: SqlError.SqlError): string | undefined => {
 }
 
 // The driver calls these unknown; for this library they mean that the session is gone.
-const lostSession = new Set(["57P01", "57P02", "57P03", "57P05", "25P03", "53300"])
+const lostSession = new Set(["57P01", "57P02", "57P03", "57P04", "57P05", "25P03", "25P04", "53300"])
 
 /**
  * The session is gone, or could not be opened: a new one may do.
@@ -136,8 +136,10 @@ const unavailable = (error: SqlError.SqlError): DatabaseUnavailable["reason"] | 
       return "shutting down"
     case "57P01":
     case "57P02":
+    case "57P04":
     case "57P05":
     case "25P03":
+    case "25P04":
       return "connection lost"
     case "ECONNREFUSED":
     case "ENOENT":

@@ -23,7 +23,7 @@ import type * as SqlClient from "effect/sql/SqlClient"
 import type * as SqlError from "effect/sql/SqlError"
 import { DatabaseUnavailable, type StoreError } from "../../schema/Errors.ts"
 import { endOf } from "../../services/Bounded.ts"
-import { isConnectionLoss, refail, type Server, sqlErrorIn } from "./DatabaseErrors.ts"
+import { isConflict, isConnectionLoss, refail, type Server, sqlErrorIn } from "./DatabaseErrors.ts"
 
 /**
  * One connection's life.
@@ -128,9 +128,13 @@ export const make = Effect.fnUntraced(function*<S>(options: {
   ) =>
     open.pipe(
       Effect.flatMap((opened) => {
+        /** There are more ways to lose a connection than there are codes for it; what is lost answers nothing. */
         const dropWhenLost = (cause: Cause.Cause<unknown>) => {
           const error = sqlErrorIn(cause)
-          return error !== undefined && isConnectionLoss(error) ? drop(opened) : Effect.void
+          if (error === undefined || isConflict(error)) return Effect.void
+          return isConnectionLoss(error)
+            ? drop(opened)
+            : Effect.catchCause(Effect.asVoid(withoutTransaction(opened, opened.sql`SELECT 1`)), () => drop(opened))
         }
         // The work runs in a fiber that nobody interrupts; who waits for it may give up, the deadline stays.
         return Effect.flatMap(

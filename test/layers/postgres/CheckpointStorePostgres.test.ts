@@ -83,6 +83,20 @@ it.layer(layer, { excludeTestServices: true, timeout: "60 seconds" })("Checkpoin
       assert.strictEqual(yield* count("idle"), 1)
     }))
 
+  it.effect("a batch that the server ends for its time is tried again", () =>
+    Effect.gen(function*() {
+      const store = yield* CheckpointStore
+      const sql = yield* SqlClient.SqlClient
+      const row = yield* CoordinationStores.held("transaction timeout")
+      const work = sql`SELECT set_config('transaction_timeout', '200', true)`.pipe(
+        Effect.andThen(Effect.sleep("600 millis")),
+        Effect.andThen(sql`SELECT 1`)
+      )
+      const failure = yield* Effect.flip(store.commit(row, { from: 0n, idleTimeout }, Effect.as(work, 5n)))
+      assert(failure._tag === "TransientFailure")
+      assert.strictEqual(failure.kind, "connection")
+    }))
+
   it.effect("a process that is gone does not hold its transaction open", () =>
     Effect.gen(function*() {
       const store = yield* CheckpointStore

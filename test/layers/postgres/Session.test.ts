@@ -5,6 +5,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import type * as Scope from "effect/Scope"
+import type * as SqlClient from "effect/sql/SqlClient"
 import { describe } from "vitest"
 import { serverOf } from "../../../src/layers/postgres/DatabaseErrors.ts"
 import * as Session from "../../../src/layers/postgres/Session.ts"
@@ -63,6 +64,37 @@ describe("Session", () => {
       const second = yield* session.look
       assert.notStrictEqual(second.pid, first.pid)
       assert.strictEqual(second.number, 2)
+    }))
+
+  /** What ends the connection, with errors that say nothing of a connection. */
+  const ends = {
+    "a time limit of the server for transactions": (sql: SqlClient.SqlClient) =>
+      sql`SELECT set_config('transaction_timeout', '100', true)`.pipe(
+        Effect.andThen(Effect.sleep("400 millis")),
+        Effect.andThen(sql`SELECT 1`),
+        sql.withTransaction
+      ),
+    "a row that the driver cannot decode": (sql: SqlClient.SqlClient) => sql`SELECT (-1)::int4::"char" AS c`
+  }
+  for (const [how, end] of Object.entries(ends)) {
+    live(`a connection that is lost by ${how} is replaced`, () =>
+      Effect.gen(function*() {
+        const session = yield* make()
+        assert.strictEqual((yield* session.look).number, 1)
+        yield* Effect.flip(session.use("end", ({ sql }) => end(sql)))
+        assert.strictEqual((yield* session.look).number, 2)
+      }))
+  }
+
+  live("a statement that fails leaves the connection as it is", () =>
+    Effect.gen(function*() {
+      const session = yield* make()
+      const first = yield* session.look
+      assert.strictEqual(
+        (yield* Effect.flip(session.use("divide", ({ sql }) => sql`SELECT 1 / 0`)))._tag,
+        "StoreFailure"
+      )
+      assert.deepStrictEqual(yield* session.look, first)
     }))
 
   live("without an answer by the deadline it fails, and the connection is replaced", () =>
