@@ -124,6 +124,18 @@ export const make: Effect.Effect<
     }
   })
 
+  /** The key that the row carries may be another one by now. */
+  const correct = Effect.fnUntraced(function*({ incarnation }: Registration, written: number | undefined) {
+    let key = written
+    while (key !== presence.own() && presence.own() !== undefined) {
+      key = presence.own()
+      yield* coordination.use(
+        "register the worker",
+        ({ sql }) => sql`UPDATE ${workers} SET presence_key = ${key ?? null}::int4 WHERE incarnation = ${incarnation}`
+      )
+    }
+  })
+
   const attempt = (options: JoinOptions, key: number | undefined) => {
     const made = new Set<bigint>()
     let abandoned = false
@@ -147,15 +159,18 @@ export const make: Effect.Effect<
         const couldBeDead = key !== undefined && before.missingForMillis !== undefined
         return couldBeDead ? { _tag: "JustDied", who: before } : { _tag: "InUse", by: before }
       })
-    ).pipe(Effect.onError(() =>
-      Effect.sync(() => {
-        abandoned = true
-        for (const incarnation of made) {
-          coordination.members.delete(incarnation)
-          orphans.add(incarnation)
-        }
-      })
-    ))
+    ).pipe(
+      Effect.tap((result) => result._tag === "Registered" ? correct(result.registration, key) : Effect.void),
+      Effect.onError(() =>
+        Effect.sync(() => {
+          abandoned = true
+          for (const incarnation of made) {
+            coordination.members.delete(incarnation)
+            orphans.add(incarnation)
+          }
+        })
+      )
+    )
   }
 
   /** Uninterruptible but for its waits: a registration that was made is the caller's. */
@@ -234,8 +249,12 @@ export const make: Effect.Effect<
         UPDATE ${heartbeats} SET heartbeat_at = clock_timestamp()
         WHERE incarnation = ANY(${[...members.keys()]}::bigint[])`)),
     Effect.andThen(Effect.sleep(absentBeatInterval)),
-    // Without a database there is nobody to tell.
-    Effect.catch(() => Effect.sleep(goneDelay)),
+    // A connection that was lost with the other one is opened again at once; without a database there is nobody to tell.
+    Effect.catch((error) =>
+      Effect.sleep(
+        error._tag === "DatabaseUnavailable" && error.reason === "connection lost" ? absentBeatInterval : goneDelay
+      )
+    ),
     Effect.forever
   )
   if (database.presence) yield* Effect.forkScoped(Effect.withTracerEnabled(beatWhileAbsent, false))

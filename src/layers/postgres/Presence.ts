@@ -119,6 +119,9 @@ export const make: Effect.Effect<
     const key = yield* enterWith(connection, own)
     const others = [...onRows].filter((other) => other !== key)
     onRows.add(key)
+    // Known before the rows are changed: one that is written meanwhile is either seen below, or its writer sees this.
+    own = key
+    holder = connection
     if (others.length > 0) {
       yield* connection.query(
         `UPDATE ${database.qualified("workers")} SET presence_key = $1::int4
@@ -127,8 +130,6 @@ export const make: Effect.Effect<
       )
       for (const other of others) onRows.delete(other)
     }
-    own = key
-    holder = connection
   })
 
   const leave = Effect.suspend(() => {

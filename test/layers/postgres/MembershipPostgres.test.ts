@@ -3,11 +3,13 @@ import * as Clock from "effect/Clock"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
 import * as Queue from "effect/Queue"
 import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
 import * as SqlClient from "effect/sql/SqlClient"
 import * as Os from "node:os"
+import * as Coordination from "../../../src/layers/postgres/Coordination.ts"
 import type { Registration } from "../../../src/schema/Worker.ts"
 import { Membership } from "../../../src/services/Membership.ts"
 import * as MembershipSuite from "../../suites/MembershipSuite.ts"
@@ -113,29 +115,45 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true, timeout: "
         yield* process.provide(Effect.flatMap(Membership, (membership) => membership.heartbeat(second)))
       }))
 
-    it.effect("a process whose session takes long to come back is heard of meanwhile, and replaced by nobody", () =>
-      Effect.gen(function*() {
-        const reconnected = yield* Deferred.make<void>()
-        let slow = false
-        const { first, key, second } = yield* pair("slow session", {
-          around: ({ text }, send) =>
-            slow && text.includes("pg_try_advisory_lock")
-              ? Effect.andThen(Deferred.await(reconnected), send)
-              : send
+    it.effect.each([
+      "the session of its presence",
+      "all of its sessions"
+    ])(
+      "a process that has lost %s is heard of until it is back, and replaced by nobody",
+      (what) =>
+        Effect.gen(function*() {
+          const reconnected = yield* Deferred.make<void>()
+          let slow = false
+          const { first, key, process, second } = yield* pair(what, {
+            around: ({ text }, send) =>
+              slow && text.includes("pg_try_advisory_lock")
+                ? Effect.andThen(Deferred.await(reconnected), send)
+                : send
+          })
+          const coordination = yield* process.provide(Effect.flatMap(Coordination.Coordination, ({ use }) =>
+            use("look", ({ sql }) =>
+              sql<{ readonly pid: number }>`SELECT pg_backend_pid() AS pid`)))
+          slow = true
+          yield* terminate([
+            ...yield* backendsOf(key, "holding"),
+            ...what.startsWith("all")
+              ? coordination.map(({ pid }) =>
+                pid
+              )
+              : []
+          ])
+          yield* until(Effect.map(backendsOf(key, "holding"), (pids) => pids.length === 0))
+          const evicted: Array<bigint> = []
+          // It beats every 40 ms. Far longer, because a test process that shares its cores may stand still itself.
+          yield* decide(first, { rules: { ...patient, presenceGraceMillis: 800 } }).pipe(
+            Effect.tap(({ evict }) => Effect.sync(() => evicted.push(...evict.map(({ incarnation }) => incarnation)))),
+            Effect.repeat(Schedule.max([Schedule.spaced("20 millis"), Schedule.during("2500 millis")]))
+          )
+          yield* Deferred.succeed(reconnected, undefined)
+          yield* until(Effect.map(backendsOf(key, "holding"), (pids) => pids.length === 1))
+          assert.deepStrictEqual(evicted, [], `${second.incarnation} lives`)
         })
-        slow = true
-        yield* terminate(yield* backendsOf(key, "holding"))
-        yield* until(Effect.map(backendsOf(key, "holding"), (pids) => pids.length === 0))
-        const evicted: Array<bigint> = []
-        // It beats every 40 ms. Far longer, because a test process that shares its cores may stand still itself.
-        yield* decide(first, { rules: { ...patient, presenceGraceMillis: 800 } }).pipe(
-          Effect.tap(({ evict }) => Effect.sync(() => evicted.push(...evict.map(({ incarnation }) => incarnation)))),
-          Effect.repeat(Schedule.max([Schedule.spaced("20 millis"), Schedule.during("2500 millis")]))
-        )
-        yield* Deferred.succeed(reconnected, undefined)
-        yield* until(Effect.map(backendsOf(key, "holding"), (pids) => pids.length === 1))
-        assert.deepStrictEqual(evicted, [], `${second.incarnation} lives`)
-      }))
+    )
 
     it.effect("a process whose key is not free again takes a new one", () =>
       Effect.gen(function*() {
@@ -152,6 +170,34 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true, timeout: "
         }))
         const now = (yield* keyOf("new key", "worker"))!
         assert.strictEqual((yield* backendsOf(now, "holding")).length, 1)
+      }))
+
+    it.effect("a worker that registers while its process takes a new key has the new one", () =>
+      Effect.gen(function*() {
+        const sql = yield* SqlClient.SqlClient
+        const process = yield* CoordinationStores.another()
+        yield* process.provide(Effect.flatMap(join("early", "worker", ["early"]), listens))
+        const key = (yield* keyOf("early", "worker"))!
+        const joining = yield* sql.withTransaction(Effect.gen(function*() {
+          // It waits for the lock of decisions, with the key that its process had when it began.
+          yield* sql`SELECT pg_advisory_xact_lock('orchestrator_generations'::regclass::oid::int4, hashtext('late'))`
+          const joining = yield* Effect.forkScoped(process.provide(join("late", "worker", ["late"])))
+          yield* until(
+            Effect.map(
+              sql`SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
+                AND classid = 'orchestrator_generations'::regclass AND objid::int8 = hashtext('late')::int8 & 4294967295
+                AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`,
+              (waiting) => waiting.length > 0
+            )
+          )
+          const holders = yield* backendsOf(key, "holding")
+          yield* terminate(holders)
+          yield* sql`SELECT pg_advisory_xact_lock('orchestrator_workers'::regclass::oid::int4, ${key}::int4)`
+          yield* until(Effect.map(keyOf("early", "worker"), (now) => now !== key))
+          return joining
+        }))
+        yield* Fiber.join(joining)
+        assert.strictEqual(yield* keyOf("late", "worker"), yield* keyOf("early", "worker"))
       }))
 
     it.effect("watching does not hold back vacuum for longer than one wait", () =>
