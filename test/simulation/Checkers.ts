@@ -199,9 +199,10 @@ export class Checkers {
     if (!isStale && !(absent !== undefined && absent >= presenceGraceMillis)) {
       violation(`P5: ${who} was evicted, silent for ${silent} ms only`, by.at)
     }
-    // An outage of the database for everybody is nobody's fault.
+    // An outage of the database for everybody is nobody's fault. What was on its way when it began is committed here all
+    // the same, however late: no server would do that.
     const owner = owners.get(was.incarnation)
-    const ownFault = owner === undefined || owner.isFrozen || !owner.isRunning ||
+    const ownFault = by.at < this.run.awayUntil || owner === undefined || owner.isFrozen || !owner.isRunning ||
       owner.ailments.cutOffUntil > was.heartbeatAt
     if (absent === undefined && !ownFault) {
       violation(`P5: ${who} was evicted although nothing is wrong with it`, by.at)
