@@ -69,6 +69,17 @@ const sameMember = (a: Member, b: Member): boolean =>
   a.projections.every((name) => b.projections.includes(name))
 
 /**
+ * Whether both are the same generation. A server that has lost its last commits gives a number out again: it alone does
+ * not tell.
+ *
+ * @category guards
+ * @since 0.1.0
+ */
+export const equals = (a: Generation, b: Generation): boolean =>
+  a.replicaSet === b.replicaSet && a.generationId === b.generationId && a.members.length === b.members.length &&
+  a.members.every((member, key) => sameMember(member, b.members[key]!))
+
+/**
  * Whether the generation's members are exactly the live workers, with what they carry.
  *
  * @category guards

@@ -26,6 +26,8 @@ export interface Range {
   readonly seen: bigint
   /** Why it stands still, when it does: since before it was opened, or since then. */
   readonly halt: Omit<Checkpoint.Halt, "since" | "hash"> | undefined
+  /** Since when, by the monotonic clock in nanoseconds. */
+  readonly haltedAt: bigint
   readonly closing: boolean
   /** Since when a batch is open, by the monotonic clock in nanoseconds. */
   readonly batchSince: bigint | undefined
@@ -75,6 +77,7 @@ export const make = Effect.fnUntraced(function*(options: {
     fiber: Fiber.Fiber<void> | undefined
     seen: bigint
     halt: Range["halt"]
+    haltedAt: bigint
     closing: boolean
     batchSince: bigint | undefined
     interrupted: boolean
@@ -85,6 +88,7 @@ export const make = Effect.fnUntraced(function*(options: {
 
   const open: Ranges["open"] = Effect.fnUntraced(function*(job) {
     const key = Checkpoint.key(job.held)
+    const openedAt = yield* Clock.monotonicTimeNanos
     if (entries.has(key)) return
     const entry: Entry = {
       held: job.held,
@@ -93,13 +97,13 @@ export const make = Effect.fnUntraced(function*(options: {
       fiber: undefined,
       seen: job.held.position,
       halt: job.held.halt,
+      haltedAt: openedAt,
       closing: false,
       batchSince: undefined,
       interrupted: false
     }
     entries.set(key, entry)
     const { projection, range, position } = { ...job.held, projection: job.projection.name }
-    const openedAt = yield* Clock.monotonicTimeNanos
     yield* job.record(Activity.RangeTaken({ projection, range, position }))
 
     const orDraining = (self: Effect.Effect<void>) => Effect.raceFirst(entry.draining.await, self)
@@ -126,9 +130,12 @@ export const make = Effect.fnUntraced(function*(options: {
       ...job,
       draining: entry.draining,
       record: (activity) =>
-        Effect.suspend(() => {
-          if (activity._tag === "RangeHalted") entry.halt = activity.halt
-          return job.record(activity)
+        Effect.gen(function*() {
+          if (activity._tag === "RangeHalted") {
+            entry.halt = activity.halt
+            entry.haltedAt = yield* Clock.monotonicTimeNanos
+          }
+          yield* job.record(activity)
         }),
       onSeen: (seen) => {
         entry.seen = seen

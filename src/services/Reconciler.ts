@@ -200,7 +200,9 @@ export const run = Effect.fnUntraced(function*(options: Options): Effect.fn.Retu
     const rows = new Map(decision.held.map((row) => [Checkpoint.key(row), row]))
     for (const [key, range] of ranges.all) {
       const row = rows.get(key)
-      if (row === undefined || !sameHold(row, range.held)) {
+      // A server that has lost its last commits knows nothing of the halt.
+      const isForgotten = range.halt !== undefined && row?.halt === undefined && range.haltedAt < lookedAt
+      if (row === undefined || isForgotten || !sameHold(row, range.held)) {
         // Somebody else's by now: what is in flight cannot commit any more.
         yield* ranges.close(key, "now")
       } else if (!isMine(row)) {
@@ -323,7 +325,7 @@ export const run = Effect.fnUntraced(function*(options: Options): Effect.fn.Retu
     if (Option.isNone(outcome)) continue
     const { busy, decision, formed } = outcome.value
     const current = decision.generation
-    const switched = current !== undefined && current.generationId !== generation?.generationId
+    const switched = current !== undefined && (generation === undefined || !Generation.equals(current, generation))
     if (switched) yield* switchTo(current, formed)
 
     const paused = new Set([...merging].map((key) => ranges.all.get(key)?.held.projection))

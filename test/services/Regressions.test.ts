@@ -1,7 +1,9 @@
 import * as PgClient from "@effect/sql-pg/PgClient"
 import { assert, it } from "@effect/vitest"
 import { Context, Deferred, Effect, Exit, Fiber, Layer, Redacted, Stream } from "effect"
+import * as TxRef from "effect/TxRef"
 import * as MemoryStores from "../../src/layers/memory/MemoryStores.ts"
+import type * as MemoryWorld from "../../src/layers/memory/MemoryWorld.ts"
 import * as Migrations from "../../src/layers/postgres/Migrations.ts"
 import * as PostgresStores from "../../src/layers/postgres/PostgresStores.ts"
 import type { Activity } from "../../src/schema/Activity.ts"
@@ -415,4 +417,82 @@ it.effect("what people read of a worker and its generation is mended when it cou
     assert.deepStrictEqual(read(), { worker: [{ generationId: 1n, state: "running" }], generation: ["active"] })
     yield* Effect.forkDetach(Fiber.interrupt(fiber))
     yield* pass(1000)
+  }))
+
+/** Puts back what the world's server had at this moment: it comes back with less. */
+const memory = (world: MemoryWorld.MemoryWorld) => {
+  const refs = [world.workers, world.generations, world.log, ...world.rows.values()]
+  const values = refs.map((ref) => [ref, ref.value] as const)
+  return Effect.gen(function*() {
+    for (const [ref, value] of values) yield* Effect.tx(TxRef.set(ref as TxRef.TxRef<unknown>, value))
+    world.life = `${BigInt(world.life) + 1n}`
+  })
+}
+
+it.effect("a generation whose number was given out before is another one", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const handled = new Set<string>()
+    const users = Projection.make("users", {
+      handle: ({ aggregateId }) => Effect.sync(() => handled.add(aggregateId))
+    })
+    let isAway = false
+    const unlessAway = <A, E, R>(self: Effect.Effect<A, E, R>) =>
+      Effect.suspend((): Effect.Effect<A, E | DatabaseUnavailable, R> => isAway ? Effect.fail(away) : self)
+    const start = Effect.fnUntraced(function*(workerId: string, mayBeAway = false) {
+      const process = yield* enter(world)
+      const stores = mayBeAway
+        ? Context.add(process.stores, Decisions, {
+          look: (request) => unlessAway(process.decisions.look(request)),
+          decide: (request) => unlessAway(process.decisions.decide(request))
+        })
+        : process.stores
+      const orchestrator = yield* Effect.provide(
+        Orchestrator.make({ replicaSet: "main", projections: [users], workerId }),
+        stores
+      )
+      yield* Effect.forkDetach(Effect.exit(orchestrator.run))
+      return process
+    })
+    const members = () => world.generations.value.get("main")?.at(-1)?.members.map(({ workerId }) => workerId)
+    const first = yield* start("a", true)
+    yield* pass(3000)
+    const comeBack = memory(world)
+    const lost = [yield* start("b"), yield* start("c")]
+    yield* pass(3000)
+    assert.deepStrictEqual(members(), ["a", "b", "c"])
+    // The server crashes, and two workers with it; while the third does not reach it, another one is there sooner.
+    yield* Effect.forEach(lost, ({ handle }) => handle.cut)
+    isAway = true
+    yield* comeBack
+    yield* start("d")
+    yield* pass(2000)
+    assert.deepStrictEqual(members(), ["a", "d"])
+    isAway = false
+    yield* pass(2000)
+    const ids = Array.from({ length: 60 }, (_, index) => `user-${index}`)
+    yield* Effect.forEach(ids, (id) => first.events.append([event(id)]))
+    yield* pass(30_000, 250)
+    assert.deepStrictEqual(members(), ["a", "d"])
+    assert.strictEqual(handled.size, ids.length)
+  }))
+
+it.effect("a halt of which the server has lost the record is recorded again", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const process = yield* enter(world)
+    const users = Projection.make("users", { handle: () => Effect.fail("broken") })
+    const orchestrator = yield* Orchestrator.make({ replicaSet: "main", projections: [users] }).pipe(
+      Effect.provide(process.stores)
+    )
+    yield* Effect.forkDetach(Effect.exit(orchestrator.run))
+    const halts = Effect.map(process.checkpoints.rows("users"), (rows) => rows.map(({ halt }) => halt?.error))
+    yield* process.events.append([event("a")])
+    yield* pass(3000)
+    assert.deepStrictEqual(yield* halts, ["broken"])
+    const [row] = world.rows.values()
+    yield* Effect.tx(TxRef.update(row!, (checkpoint) => checkpoint && { ...checkpoint, halt: undefined }))
+    world.life = "2"
+    yield* pass(10_000)
+    assert.deepStrictEqual(yield* halts, ["broken"])
   }))
