@@ -30,8 +30,11 @@ export interface Fault {
   readonly takenWithin?: number
   /** It changes what all see, as a restart of the server does: nothing else is injected at the same time. */
   readonly alone?: boolean
-  /** The way to the server that it changes: of two faults that change the same one, the first to end would end both. */
-  readonly on?: Way["kind"]
+  /**
+   * Two on the same are not injected at the same time. Of two that change a way to the server the first to end would end
+   * both; a worker whose sessions end while it starts is right to end too.
+   */
+  readonly on?: Way["kind"] | "start"
   /** What else must hold; gives what does not. Not asked when another fault went on at the same time. */
   readonly judge?: (course: Course) => ReadonlyArray<string>
 }

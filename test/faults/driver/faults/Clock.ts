@@ -14,6 +14,7 @@ const library = [
 
 const wrong = (kind: string, offset: string): Fault => ({
   kind,
+  on: "start",
   unavailable: Effect.succeed(library === undefined ? "libfaketime is not installed" : undefined),
   inject: Effect.gen(function*() {
     const { awaitRows, harness, settings } = yield* Driver

@@ -52,6 +52,7 @@ const readOnly: Fault = {
 
 const poolOfOne: Fault = {
   kind: "worker with a pool of one connection",
+  on: "start",
   inject: Effect.gen(function*() {
     const { awaitRows, harness, settings } = yield* Driver
     const worker = yield* harness.start("pool-of-one", { projections, settings, poolSize: 1, mayEnd: true })

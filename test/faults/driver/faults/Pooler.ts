@@ -10,6 +10,7 @@ const sessions = 3
 
 const pooled: Fault = {
   kind: "worker through PgBouncer, in transaction mode",
+  on: "start",
   unavailable: Effect.succeed(PgBouncer.missing),
   inject: Effect.gen(function*() {
     const { awaitRows, harness, settings, watch } = yield* Driver
@@ -33,6 +34,7 @@ const pooled: Fault = {
 /** With prepared statements it does not start, and says why within 5 s of its process' start. */
 const refused: Fault = {
   kind: "worker through PgBouncer, with prepared statements",
+  on: "start",
   unavailable: Effect.succeed(PgBouncer.missing),
   inject: Effect.gen(function*() {
     const { harness, settings, watch } = yield* Driver

@@ -13,6 +13,7 @@ import * as Sessions from "./Sessions.ts"
 
 const streamOfTerminations: Fault = {
   kind: "sessions terminated, a stream",
+  on: "start",
   inject: Effect.gen(function*() {
     const some = Effect.flatMap(Random.nextIntBetween(1, 4), Sessions.terminate)
     const pause = Effect.flatMap(Random.nextIntBetween(20, 200), (millis) => Effect.sleep(millis))
@@ -24,7 +25,11 @@ const streamOfTerminations: Fault = {
   })
 }
 
-const allTerminated: Fault = { kind: "all sessions terminated at once", inject: Sessions.terminate() }
+const allTerminated: Fault = {
+  kind: "all sessions terminated at once",
+  on: "start",
+  inject: Sessions.terminate()
+}
 
 /** Down for so long, then up again. */
 const restart = (mode: EmbeddedPostgres.StopMode, downMillis: number, whileDown: Effect.Effect<void, never, Driver>) =>
