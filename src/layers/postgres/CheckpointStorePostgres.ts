@@ -21,7 +21,7 @@ import * as SqlClient from "effect/sql/SqlClient"
 import type { Connection } from "effect/sql/SqlConnection"
 import * as SqlError from "effect/sql/SqlError"
 import type { Held } from "../../schema/Checkpoint.ts"
-import { DatabaseUnavailable, ForeignSqlClient, type StoreError } from "../../schema/Errors.ts"
+import { DatabaseUnavailable, ForeignSqlClient, ReadOnlyReplica, type StoreError } from "../../schema/Errors.ts"
 import { readingGrace, within } from "../../services/Bounded.ts"
 import {
   type BatchOptions,
@@ -32,7 +32,7 @@ import {
 } from "../../services/CheckpointStore.ts"
 import type { ServerLife } from "../../services/EventStore.ts"
 import { Database } from "./Database.ts"
-import { codeOf, isConnectionLoss, isPassing, sqlErrorIn } from "./DatabaseErrors.ts"
+import { codeOf, isConnectionLoss, isPassing, sqlErrorIn, toStoreError } from "./DatabaseErrors.ts"
 import * as Life from "./Life.ts"
 import * as Rows from "./Rows.ts"
 
@@ -134,6 +134,9 @@ const wasLost = (error: SqlError.SqlError): boolean => isConnectionLoss(error) &
 const isServersOwn = (error: SqlError.SqlError): boolean =>
   error.reason._tag === "StatementTimeoutError" || /^(53|57|58|XX)/.test(codeOf(error) ?? "")
 
+/** A file could not be read or written. More of the server's own errors come again with the same statement. */
+const isSystemError = (error: SqlError.SqlError): boolean => codeOf(error)?.startsWith("58") === true
+
 /** Nothing was sent: there was no connection. */
 const neverConnected = (error: SqlError.SqlError): boolean => error.reason.operation === "connect"
 
@@ -167,13 +170,17 @@ const inFiber = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<Exit.Exit
  * with it, and so does whoever closes the pool. In a fiber of its own the statement can be interrupted; the driver
  * cancels it then, and closes a connection that does not answer to that either. A COMMIT that waits for a synchronous
  * standby is done by then; what cancelling ends is that wait.
+ *
+ * Not prepared, because the driver sends a prepared statement again that failed as if its plan was stale: after a COMMIT
+ * that was refused with such a code there is no transaction any more, and the second one succeeds.
  */
 const makeEnding = () => {
+  const isEnd = (text: string) => text === "COMMIT" || text === "ROLLBACK"
   let givenUp = false
   let statement: Fiber.Fiber<unknown, unknown> | undefined
   let restore = () => {}
-  const apart = <A>(text: string, sent: Effect.Effect<A, SqlError.SqlError>): Effect.Effect<A, SqlError.SqlError> =>
-    text !== "COMMIT" && text !== "ROLLBACK" ? sent : Effect.flatMap(
+  const apart = <A>(sent: Effect.Effect<A, SqlError.SqlError>): Effect.Effect<A, SqlError.SqlError> =>
+    Effect.flatMap(
       Effect.forkDetach(sent, { startImmediately: true }),
       (fiber) => {
         statement = fiber
@@ -188,11 +195,12 @@ const makeEnding = () => {
     watch: (connection: Connection) =>
       Effect.sync(() => {
         const { execute, executeRaw } = connection
+        const send = (text: string) => connection.executeUnprepared(text, [], undefined)
         // Each checkout is an object of its own in the driver; where it is not, it is left as it was found.
         restore = () => Object.assign(connection, { execute, executeRaw })
         const own: Pick<Connection, "execute" | "executeRaw"> = {
-          execute: (text, ...rest) => apart(text, execute.call(connection, text, ...rest)),
-          executeRaw: (text, ...rest) => apart(text, executeRaw.call(connection, text, ...rest))
+          execute: (text, ...rest) => isEnd(text) ? apart(send(text)) : execute.call(connection, text, ...rest),
+          executeRaw: (text, ...rest) => isEnd(text) ? apart(send(text)) : executeRaw.call(connection, text, ...rest)
         }
         Object.assign(connection, own)
       }),
@@ -232,13 +240,13 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
    */
   const begin = (held: Held, { from, idleTimeout, life }: BatchOptions) => {
     const millis = String(Math.ceil(Duration.toMillis(idleTimeout)))
-    return quietly(sql<Transaction & { readonly alive: boolean; readonly held: boolean }>`
+    return quietly(sql<Transaction & { readonly alive: boolean; readonly held: boolean; readonly reads_only: boolean }>`
       SELECT pg_backend_pid() AS pid, extract(epoch FROM now())::text AS begun,
         set_config('idle_in_transaction_session_timeout', ${millis}, true),
         CASE WHEN current_setting('lock_timeout') = '0'
             OR current_setting('lock_timeout')::interval > ${millis}::int * interval '1 millisecond'
           THEN set_config('lock_timeout', ${millis}, true) END,
-        ${Life.goesOn(sql, life)} AS alive,
+        ${Life.goesOn(sql, life)} AS alive, current_setting('transaction_read_only')::bool AS reads_only,
         EXISTS (SELECT FROM ${checkpoints} WHERE ${fenced(held)} AND position = ${from}::bigint) AS held`)
   }
 
@@ -379,13 +387,14 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
     })
 
   /** What a handler's end means, before anything is known of the connection. */
-  const judge = (cause: Cause.Cause<unknown>): HandlerFailure | SqlError.SqlError | TransientFailure => {
+  const judge = (cause: Cause.Cause<unknown>): HandlerFailure | SqlError.SqlError | StoreError | TransientFailure => {
     if (Cause.hasInterrupts(cause)) return handlerFailure(ownInterruption, cause)
     const error = sqlErrorWithin(cause)
     if (error === undefined) return new HandlerFailure({ cause })
     if (isReleasedConnection(error)) return handlerFailure(releasedConnection, cause)
     if (isAbortedTransaction(error)) return handlerFailure(ignoredStatement, cause)
     if (isPassing(error)) return new TransientFailure({ kind: "conflict", cause: error })
+    if (isSystemError(error)) return toStoreError(database.server, "handle a batch")(error)
     return wasLost(error) ? error : new HandlerFailure({ cause })
   }
 
@@ -398,7 +407,7 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
       let began: Transaction | undefined
       let moved = false
       let to: bigint | undefined
-      let failure: Fenced | HandlerFailure | SqlError.SqlError | TransientFailure | undefined
+      let failure: Fenced | HandlerFailure | SqlError.SqlError | StoreError | TransientFailure | undefined
 
       const rollBack = (reason: NonNullable<typeof failure>) =>
         Effect.suspend(() => {
@@ -410,6 +419,8 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
         const [start] = yield* begin(held, options)
         began = start
         if (start?.alive === false) return yield* rollBack(elsewhere(options.life))
+        // A handler that cannot write would be blamed for it.
+        if (start?.reads_only === true) return yield* rollBack(new ReadOnlyReplica({ server: database.server.server }))
         if (start?.held !== true) return yield* rollBack(new Fenced({ projection: held.projection }))
         const exit = yield* Effect.acquireUseRelease(
           keepAlive(options.idleTimeout),

@@ -93,13 +93,27 @@ export const isConflict = (error: SqlError.SqlError): boolean =>
 const shortage = new Set(["53000", "53100", "53200"])
 
 /**
- * The same again may succeed, on this session or another: a conflict, a time limit, or what the server is short of.
+ * A prepared statement does not fit any more, because a table was changed since; the driver prepares it anew, but for a
+ * transaction that is too late.
+ */
+const isStalePlan = (error: SqlError.SqlError): boolean => {
+  const cause: unknown = error.reason.cause
+  const code = codeOf(error)
+  return code === "26000" ||
+    (code === "0A000" && typeof cause === "object" && cause !== null && "routine" in cause &&
+      cause.routine === "RevalidateCachedQuery")
+}
+
+/**
+ * The same again may succeed, on this session or another: a conflict, a time limit, a table that was changed, or what the
+ * server is short of.
  *
  * @category guards
  * @since 0.1.0
  */
 export const isPassing = (error: SqlError.SqlError): boolean =>
-  isConflict(error) || error.reason._tag === "StatementTimeoutError" || shortage.has(codeOf(error) ?? "")
+  isConflict(error) || error.reason._tag === "StatementTimeoutError" || shortage.has(codeOf(error) ?? "") ||
+  isStalePlan(error)
 
 /**
  * The `SqlError` in a cause, whether it was raised or arrived as a defect: the driver turns a failure into a defect

@@ -97,6 +97,71 @@ it.layer(layer, { excludeTestServices: true, timeout: "60 seconds" })("Checkpoin
       assert.strictEqual(failure.kind, "connection")
     }))
 
+  it.effect("a batch whose table was changed since its statements were prepared is tried again", () =>
+    Effect.gen(function*() {
+      const store = yield* CheckpointStore
+      const sql = yield* SqlClient.SqlClient
+      yield* sql`CREATE TABLE changed (key text)`
+      const row = yield* CoordinationStores.held("changed")
+      const step = (from: bigint) =>
+        store.commit(row, { from, idleTimeout }, Effect.as(sql`SELECT * FROM changed`, from + 1n))
+      yield* step(0n)
+      yield* step(1n)
+      yield* sql`ALTER TABLE changed ADD COLUMN extra int`
+      const failure = yield* Effect.flip(step(2n))
+      assert(failure._tag === "TransientFailure")
+      assert.strictEqual(failure.kind, "conflict")
+      yield* step(2n)
+      assert.strictEqual(yield* position(row), 3n)
+    }))
+
+  it.effect("a COMMIT that is refused is no success, whatever it is refused with", () =>
+    Effect.gen(function*() {
+      const store = yield* CheckpointStore
+      const sql = yield* SqlClient.SqlClient
+      yield* sql`CREATE TABLE refusing (code text)`
+      yield* sql.unsafe(`
+        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN RAISE EXCEPTION 'refused' USING ERRCODE = NEW.code; END $$`)
+      yield* sql.unsafe(`
+        CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON refusing DEFERRABLE INITIALLY DEFERRED
+        FOR EACH ROW EXECUTE FUNCTION refuse()`)
+      for (const code of ["23514", "0A000", "26000"]) {
+        const row = yield* CoordinationStores.held(`refused with ${code}`)
+        const insert = Effect.as(sql`INSERT INTO refusing VALUES (${code})`, 1n)
+        const failure = yield* Effect.flip(store.commit(row, { from: 0n, idleTimeout }, insert))
+        assert.strictEqual(failure._tag, code === "26000" ? "TransientFailure" : "HandlerFailure")
+        assert.strictEqual(yield* position(row), 0n)
+      }
+    }))
+
+  it.effect("a transaction in which nothing can be written is no handler's failure", () =>
+    Effect.gen(function*() {
+      const store = yield* CheckpointStore
+      const sql = yield* SqlClient.SqlClient
+      const row = yield* CoordinationStores.held("reads only")
+      let calls = 0
+      const work = Effect.as(Effect.sync(() => calls++), 1n)
+      const readOnly = Effect.provideService(SqlClient.BeginTransaction, "BEGIN READ ONLY")
+      const failure = yield* Effect.flip(readOnly(store.commit(row, { from: 0n, idleTimeout }, work)))
+      assert.strictEqual(failure._tag, "ReadOnlyReplica")
+      assert.strictEqual(calls, 0)
+      // One that the handler itself has made so is.
+      const own = Effect.andThen(sql`SET TRANSACTION READ ONLY`, record("reads only"))
+      const blamed = yield* Effect.flip(store.commit(row, { from: 0n, idleTimeout }, Effect.as(own, 1n)))
+      assert.strictEqual(blamed._tag, "HandlerFailure")
+    }))
+
+  it.effect("a disk that fails under a handler is the server's failure", () =>
+    Effect.gen(function*() {
+      const store = yield* CheckpointStore
+      const sql = yield* SqlClient.SqlClient
+      const row = yield* CoordinationStores.held("bad disk")
+      const work = sql.unsafe("DO $$ BEGIN RAISE EXCEPTION 'could not read block' USING ERRCODE = '58030'; END $$")
+      const failure = yield* Effect.flip(store.commit(row, { from: 0n, idleTimeout }, Effect.as(work, 1n)))
+      assert.strictEqual(failure._tag, "StoreFailure")
+    }))
+
   it.effect("a process that is gone does not hold its transaction open", () =>
     Effect.gen(function*() {
       const store = yield* CheckpointStore
