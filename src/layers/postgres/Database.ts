@@ -53,7 +53,11 @@ export class Database extends Context.Service<Database, {
    * application's client, and has to be opened anew.
    */
   readonly refuse: (life: ServerLife) => void
-  readonly isRefused: (life: ServerLife) => boolean
+  /**
+   * Whether that was told of the life. It is said once: what is opened instead is believed, for behind a pooler it may
+   * show the same life again, and rightly.
+   */
+  readonly takeRefusal: (life: ServerLife) => boolean
   /** Turns the driver's errors into the library's. */
   readonly refail: (
     operation: string

@@ -186,7 +186,11 @@ export const make = Effect.fnUntraced(function*(
     refuse: (life) => {
       refused = life
     },
-    isRefused: (life) => life === refused,
+    takeRefusal: (life) => {
+      if (life !== refused) return false
+      refused = undefined
+      return true
+    },
     refail: (operation) => refail(server, operation)
   })
 })

@@ -118,7 +118,7 @@ export const make: Effect.Effect<Reader, never, Database | Scope.Scope> = Effect
         (database.pooled ? inTransaction : inSession)(
           opened,
           Effect.suspend((): Effect.Effect<A, E | SqlError.SqlError> =>
-            opened.state.life !== undefined && database.isRefused(opened.state.life)
+            opened.state.life !== undefined && database.takeRefusal(opened.state.life)
               ? Effect.fail(elsewhere)
               : f(opened)
           )

@@ -8,12 +8,14 @@ import * as Logger from "effect/Logger"
 import * as Reactivity from "effect/reactivity/Reactivity"
 import * as Redacted from "effect/Redacted"
 import * as SqlClient from "effect/sql/SqlClient"
+import { Database } from "../../../src/layers/postgres/Database.ts"
 import * as Migrations from "../../../src/layers/postgres/Migrations.ts"
 import * as Pooler from "../../../src/layers/postgres/Pooler.ts"
 import * as PostgresStores from "../../../src/layers/postgres/PostgresStores.ts"
 import { EventStore } from "../../../src/services/EventStore.ts"
 import * as Orchestrator from "../../../src/services/Orchestrator.ts"
 import * as Projection from "../../../src/services/Projection.ts"
+import * as EventStores from "../../support/EventStores.ts"
 import * as PgBouncer from "../../support/PgBouncer.ts"
 import * as TestDatabase from "../../support/TestDatabase.ts"
 
@@ -136,6 +138,29 @@ describe.skipIf(PgBouncer.missing !== undefined && !inCI)("behind a pooler", () 
         )
       )
       assert.isFalse(lines.some((line) => line.includes("pooler")))
+    }).pipe(Effect.scoped)
+  )
+
+  live(
+    "a server that one batch was led away from is read again",
+    Effect.gen(function*() {
+      const through = yield* PgBouncer.make(yield* url, { mode: "transaction", size: 4 })
+      yield* Effect.gen(function*() {
+        const store = yield* EventStore
+        yield* store.append([
+          { boundedContext: "b", aggregateType: "T", aggregateId: "a", eventType: "E", payload: {} }
+        ])
+        const { life } = yield* store.read({ after: 0n })
+        const database = yield* Database
+        database.refuse(life)
+        assert.strictEqual((yield* store.read({ after: 0n })).life, life)
+      }).pipe(
+        Effect.provide(
+          EventStores.stores().pipe(
+            Layer.provideMerge(PgClient.layer({ url: Redacted.make(through), prepare: false }))
+          )
+        )
+      )
     }).pipe(Effect.scoped)
   )
 
