@@ -439,7 +439,8 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
           continue
         }
         if (answer === "timeout") {
-          window = window / 4n < smallestWindow ? smallestWindow : window / 4n
+          // Of what was asked for: the window may reach far beyond the bound.
+          window = (upper - position) / 4n < smallestWindow ? smallestWindow : (upper - position) / 4n
           if (!isSmall) measured = Math.max(1, measured >> 2)
           continue
         }

@@ -202,6 +202,17 @@ export const make = Effect.fnUntraced(function*(
     })
   })
 
+  /** Of a sequence that was set to the value that comes next: no function tells. */
+  const lastOf = Effect.fnUntraced(function*({ sql, state }: Opened<State>) {
+    const [named] = yield* sql.unsafe<{ readonly name: string }>("SELECT $1::oid::regclass::text AS name", [
+      state.sequence
+    ])
+    const [row] = yield* sql.unsafe<{ readonly last: bigint }>(
+      `SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END AS last FROM ${named?.name}`
+    )
+    return row?.last ?? 0n
+  })
+
   const looking = Semaphore.makeUnsafe(1)
   let current: State | undefined
 
@@ -229,7 +240,7 @@ export const make = Effect.fnUntraced(function*(
     // ahead of them, and would let others pass positions that are yet to be given out.
     if (from > head) opened.state.base = 0n
     else if (from > 0n) Settled.anchor(settled, from)
-    const last = seen.readable === true ? seen.last ?? 0n : undefined
+    const last = seen.readable !== true ? undefined : seen.last ?? (head === 0n ? 0n : yield* lastOf(opened))
     if (last !== undefined && head > last) {
       return yield* new UnsupportedDatabase({
         problem:

@@ -324,6 +324,20 @@ const onEach = (name: string, serverUrl: Effect.Effect<string | undefined>) => {
     )
 
     live(
+      "a sequence that was set to its next value is as good as one that has given out the last",
+      Effect.gen(function*() {
+        const sql = yield* PgClient.PgClient
+        const store = yield* EventStore
+        yield* store.append([event("a"), event("a")])
+        yield* sql`SELECT setval('events_global_position_seq', 3, false)`
+        assert.strictEqual(yield* store.settledPosition, 2n)
+        assert.strictEqual((yield* store.read({ after: 0n })).events.length, 2)
+        yield* sql`SELECT setval('events_global_position_seq', 2, false)`
+        assert.strictEqual((yield* Effect.flip(store.settledPosition))._tag, "UnsupportedDatabase")
+      })
+    )
+
+    live(
       "a sequence behind the checkpoint is told apart from waiting",
       Effect.gen(function*() {
         const sql = yield* PgClient.PgClient
