@@ -395,7 +395,7 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
 
   const caughtUp = Effect.fnUntraced(function*(progressed: Latch.Latch) {
     // A database that cannot be used at all fails the registration beside this.
-    const target = yield* Effect.retry(events.headPosition, { schedule: Schedule.spaced(registrationBackoff) })
+    let target = yield* Effect.retry(events.headPosition, { schedule: Schedule.spaced(registrationBackoff) })
     let remaining = [...projections.keys()]
     let askedAt: bigint | undefined
     while (remaining.length > 0) {
@@ -411,7 +411,12 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
       const now = yield* Clock.monotonicTimeNanos
       const ask = askedAt === undefined ||
         Duration.isGreaterThanOrEqualTo(Duration.nanos(now - askedAt), settings.pollInterval)
-      if (ask) askedAt = now
+      if (ask) {
+        askedAt = now
+        // A server that has lost its last commits may never come to where it was.
+        const head = yield* Effect.orElseSucceed(events.headPosition, () => target)
+        if (head < target) target = head
+      }
       for (const name of remaining) {
         const local = mine.filter(({ held }) => held.projection === name)
         if (HashRange.tiles(local.map(({ held }) => held.range)) && local.every(({ seen }) => seen >= target)) continue

@@ -49,6 +49,8 @@ export interface Job {
   readonly record: (activity: Activity) => Effect.Effect<void>
   /** Called whenever the range has seen everything up to a position, in memory; the commit of it may still follow. */
   readonly onSeen: (position: bigint) => void
+  /** Called when progress up to a position has been committed. */
+  readonly onWritten: (position: bigint) => void
   /** Called with the monotonic time when a batch begins, and without one when it has ended. */
   readonly onBatch: (since: bigint | undefined) => void
 }
@@ -208,6 +210,7 @@ export const make = Effect.gen(function*() {
       written = seen = to
       writtenAt = now
       life = undefined
+      job.onWritten(to)
     }
 
     /**
@@ -384,7 +387,9 @@ export const make = Effect.gen(function*() {
         const at = inHandler ? begun - 1 : begun >> 1
         if (failure._tag === "HandlerFailure") return { _tag: "Failed", at, cause: failure.cause }
         const disconnected = isDisconnection(failure)
-        if (!disconnected) most = Math.max(1, begun >> 1)
+        // A time limit of the server for transactions strikes now this event, now that one: smaller batches come past it.
+        const wanders = inHandler && lostInHandler > 0 && lostAt !== batch[begun - 1]!.globalPosition
+        if (!disconnected || wanders) most = Math.max(1, begun >> 1)
         if (failure._tag === "TransientFailure" && disconnected && begun > 0) {
           if (inHandler) {
             const position = batch[begun - 1]!.globalPosition

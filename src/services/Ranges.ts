@@ -28,6 +28,9 @@ export interface Range {
   readonly halt: Omit<Checkpoint.Halt, "since" | "hash"> | undefined
   /** Since when, by the monotonic clock in nanoseconds. */
   readonly haltedAt: bigint
+  /** How far its progress has been committed, and when that was heard of. */
+  readonly written: bigint
+  readonly writtenAt: bigint
   readonly closing: boolean
   /** Since when a batch is open, by the monotonic clock in nanoseconds. */
   readonly batchSince: bigint | undefined
@@ -40,7 +43,7 @@ export interface Range {
 export interface Ranges {
   /** What is open or still closing, by `Checkpoint.key`. */
   readonly all: ReadonlyMap<string, Range>
-  readonly open: (job: Omit<Job, "draining" | "onBatch" | "onSeen">) => Effect.Effect<void>
+  readonly open: (job: Omit<Job, "draining" | "onBatch" | "onSeen" | "onWritten">) => Effect.Effect<void>
   /**
    * Begins to close a range; it stays in `all` until its runner has ended. `now` interrupts the runner at once: the
    * range is lost anyway, or nothing may run any more.
@@ -78,10 +81,13 @@ export const make = Effect.fnUntraced(function*(options: {
     seen: bigint
     halt: Range["halt"]
     haltedAt: bigint
+    written: bigint
+    writtenAt: bigint
     closing: boolean
     batchSince: bigint | undefined
     interrupted: boolean
   }
+  const clock = yield* Clock.Clock
   const entries = new Map<string, Entry>()
   /** Fences under which rows have refused their worker at once, by key. */
   const refusals = new Map<string, Checkpoint.Held["fence"]>()
@@ -98,6 +104,8 @@ export const make = Effect.fnUntraced(function*(options: {
       seen: job.held.position,
       halt: job.held.halt,
       haltedAt: openedAt,
+      written: job.held.position,
+      writtenAt: openedAt,
       closing: false,
       batchSince: undefined,
       interrupted: false
@@ -140,6 +148,10 @@ export const make = Effect.fnUntraced(function*(options: {
       onSeen: (seen) => {
         entry.seen = seen
         options.onSeen()
+      },
+      onWritten: (position) => {
+        entry.written = position
+        entry.writtenAt = clock.monotonicTimeNanosUnsafe()
       },
       onBatch: (since) => {
         entry.batchSince = since

@@ -30,7 +30,7 @@ import type { ActivityLog } from "./ActivityLog.ts"
 import type { Coordinator } from "./Coordinator.ts"
 import type { Membership } from "./Membership.ts"
 import type * as Projection from "./Projection.ts"
-import type { Ranges } from "./Ranges.ts"
+import type { Range, Ranges } from "./Ranges.ts"
 
 /**
  * What a reconciler works with.
@@ -200,9 +200,7 @@ export const run = Effect.fnUntraced(function*(options: Options): Effect.fn.Retu
     const rows = new Map(decision.held.map((row) => [Checkpoint.key(row), row]))
     for (const [key, range] of ranges.all) {
       const row = rows.get(key)
-      // A server that has lost its last commits knows nothing of the halt.
-      const isForgotten = range.halt !== undefined && row?.halt === undefined && range.haltedAt < lookedAt
-      if (row === undefined || isForgotten || !sameHold(row, range.held)) {
+      if (row === undefined || isBehind(row, range, lookedAt) || !sameHold(row, range.held)) {
         // Somebody else's by now: what is in flight cannot commit any more.
         yield* ranges.close(key, "now")
       } else if (!isMine(row)) {
@@ -344,6 +342,11 @@ export const run = Effect.fnUntraced(function*(options: Options): Effect.fn.Retu
     yield* wait(decision.recheckAfterMillis)
   }
 })
+
+/** A server that has lost its last commits knows nothing of the halt, or of the progress; an idle range would not notice. */
+const isBehind = (row: Checkpoint.Held, range: Range, lookedAt: bigint): boolean =>
+  (range.halt !== undefined && row.halt === undefined && range.haltedAt < lookedAt) ||
+  (row.position < range.written && range.writtenAt < lookedAt)
 
 const sameHold = (row: Checkpoint.Held, held: Checkpoint.Held): boolean =>
   HashRange.equals(row.range, held.range) && row.fence.incarnation === held.fence.incarnation &&

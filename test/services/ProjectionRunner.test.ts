@@ -404,6 +404,28 @@ const lostInHandler = (real: CheckpointStore["Service"]): Partial<CheckpointStor
     )
 })
 
+it.effect("a time limit that strikes now this event, now that one is come past with smaller batches", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const slow = Projection.make("slow", { handle: () => Effect.sleep("25 millis") })
+    let commits = 0
+    const job = yield* runner(world, slow, {
+      checkpoints: (real) => ({
+        commit: (held, options, work) =>
+          Effect.timeoutOrElse(real.commit(held, options, work), {
+            duration: commits++ % 2 === 0 ? 60 : 85,
+            orElse: () => Effect.fail(new TransientFailure({ kind: "connection", cause: new Error("too long") }))
+          })
+      })
+    })
+    yield* Effect.forEach(Array.from({ length: 20 }), (_, index) => job.events.append([event(`user-${index}`)]))
+    const fiber = yield* Effect.forkChild(job.run)
+    yield* pass(60_000, 25)
+    assert.strictEqual((yield* job.row).position, 20n)
+    assert.isUndefined((yield* job.row).halt)
+    yield* job.drain(fiber)
+  }))
+
 it.effect("a handler that loses its connection ten times in a row at one position is the reason", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld

@@ -7,6 +7,7 @@ import type * as MemoryWorld from "../../src/layers/memory/MemoryWorld.ts"
 import * as Migrations from "../../src/layers/postgres/Migrations.ts"
 import * as PostgresStores from "../../src/layers/postgres/PostgresStores.ts"
 import type { Activity } from "../../src/schema/Activity.ts"
+import type { Checkpoint } from "../../src/schema/Checkpoint.ts"
 import { DatabaseUnavailable } from "../../src/schema/Errors.ts"
 import { CheckpointStore, Fenced } from "../../src/services/CheckpointStore.ts"
 import { Decisions } from "../../src/services/Decisions.ts"
@@ -420,8 +421,17 @@ it.effect("what people read of a worker and its generation is mended when it cou
   }))
 
 /** Puts back what the world's server had at this moment: it comes back with less. */
-const memory = (world: MemoryWorld.MemoryWorld) => {
-  const refs = [world.workers, world.generations, world.log, ...world.rows.values()]
+const memory = (
+  world: MemoryWorld.MemoryWorld,
+  refs: ReadonlyArray<
+    MemoryWorld.MemoryWorld["workers" | "generations" | "log"] | TxRef.TxRef<Checkpoint | undefined>
+  > = [
+    world.workers,
+    world.generations,
+    world.log,
+    ...world.rows.values()
+  ]
+) => {
   const values = refs.map((ref) => [ref, ref.value] as const)
   return Effect.gen(function*() {
     for (const [ref, value] of values) yield* Effect.tx(TxRef.set(ref as TxRef.TxRef<unknown>, value))
@@ -495,4 +505,70 @@ it.effect("a halt of which the server has lost the record is recorded again", ()
     world.life = "2"
     yield* pass(10_000)
     assert.deepStrictEqual(yield* halts, ["broken"])
+  }))
+
+it.effect("progress that the server has lost is made again, though no event follows", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const process = yield* enter(world)
+    const users = Projection.make("users", { handle: () => Effect.void })
+    const orchestrator = yield* Orchestrator.make({ replicaSet: "main", projections: [users] }).pipe(
+      Effect.provide(process.stores)
+    )
+    yield* Effect.forkDetach(Effect.exit(orchestrator.run))
+    yield* pass(1000)
+    const positions = Effect.map(process.checkpoints.rows("users"), (rows) => rows.map(({ position }) => position))
+    const comeBack = memory(world, [...world.rows.values()])
+    yield* Effect.forEach(["a", "b"], (id) => process.events.append([event(id)]))
+    yield* pass(3000)
+    assert.deepStrictEqual(yield* positions, [2n])
+    yield* comeBack
+    assert.deepStrictEqual(yield* positions, [0n])
+    yield* pass(10_000)
+    assert.deepStrictEqual(yield* positions, [2n])
+  }))
+
+it.effect("a registration that the server has lost is made again, though the id had an earlier one", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const users = Projection.make("users", { handle: () => Effect.void })
+    const start = Effect.fnUntraced(function*() {
+      const orchestrator = yield* Orchestrator.make({
+        replicaSet: "main",
+        projections: [users],
+        workerId: "pod-0"
+      }).pipe(Effect.provide((yield* enter(world)).stores))
+      return yield* Effect.forkDetach(Effect.exit(orchestrator.run))
+    })
+    const before = yield* start()
+    yield* pass(1000)
+    yield* Effect.forkDetach(Fiber.interrupt(before))
+    yield* pass(1000)
+    const comeBack = memory(world)
+    const worker = yield* start()
+    yield* pass(1000)
+    yield* comeBack
+    yield* pass(20_000)
+    assert.isUndefined(worker.pollUnsafe())
+    assert.strictEqual(world.workers.value.values().next().value?.state, "running")
+  }))
+
+it.effect("catchUp ends although the server has lost the events that it waited for", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const process = yield* enter(world)
+    yield* process.events.append([event("a")])
+    const comeBack = memory(world, [world.log])
+    yield* process.events.append([event("b")])
+    let isSlow = true
+    const users = Projection.make("users", { handle: () => Effect.suspend(() => Effect.sleep(isSlow ? 2000 : 0)) })
+    const { catchUp } = yield* Orchestrator.make({ replicaSet: "main", projections: [users] }).pipe(
+      Effect.provide(process.stores)
+    )
+    const fiber = yield* Effect.forkDetach(Effect.exit(catchUp))
+    yield* pass(500)
+    yield* comeBack
+    isSlow = false
+    yield* pass(20_000)
+    assert.strictEqual(outcome(fiber), "Success")
   }))

@@ -147,6 +147,7 @@ export const runner = Effect.fnUntraced(function*(
     onSeen: (position) => {
       seen.push(position)
     },
+    onWritten: () => {},
     onBatch: () => {}
   }).pipe(Effect.provide(layer))
   /** The row as it is committed. */

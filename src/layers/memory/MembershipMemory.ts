@@ -120,7 +120,13 @@ export const make = (handle: Handle): Membership["Service"] => {
       registration,
       (worker) => worker.stoppedAt === undefined ? { ...worker, heartbeatAt: now } : worker
     )
-    if (before === undefined) return yield* new WorkerReplaced({ replicaSet, workerId })
+    if (before === undefined) {
+      // A server that has lost its last commits may have an earlier registration, or none: nobody has taken the id then.
+      const row = (yield* TxRef.get(world.workers)).get(workerKey(registration))
+      return yield* row !== undefined && row.incarnation > registration.incarnation
+        ? new WorkerReplaced({ replicaSet, workerId })
+        : new WorkerEvicted({ replicaSet, workerId })
+    }
     if (before.stoppedAt !== undefined) return yield* new WorkerEvicted({ replicaSet, workerId })
   })
 

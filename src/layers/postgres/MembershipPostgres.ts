@@ -235,8 +235,11 @@ export const make: Effect.Effect<
         SELECT incarnation, state FROM ${workers} WHERE replica_set = ${replicaSet} AND worker_id = ${workerId}`
     )
     const row = rows[0]
-    if (row !== undefined && row.incarnation !== incarnation) return yield* new WorkerReplaced({ replicaSet, workerId })
-    if (row === undefined || row.state === "stopped") return yield* new WorkerEvicted({ replicaSet, workerId })
+    // A server that has lost its last commits may have an earlier registration, or none: nobody has taken the id then.
+    if (row !== undefined && row.incarnation > incarnation) return yield* new WorkerReplaced({ replicaSet, workerId })
+    if (row?.incarnation !== incarnation || row.state === "stopped") {
+      return yield* new WorkerEvicted({ replicaSet, workerId })
+    }
   })
 
   /**
