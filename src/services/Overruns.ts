@@ -40,8 +40,8 @@ export interface Overruns {
 const mostKept = 1000
 
 /**
- * The turn is waited for in small steps, and these are counted, so that a process that was kept busy meanwhile has not
- * waited: fifteen seconds in all.
+ * Whoever has the turn is waited for in small steps, and these are counted, so that a process that was kept busy
+ * meanwhile has not waited: fifteen seconds in all. While turns are taken and ended, there is nobody to give up.
  */
 const step = Duration.millis(250)
 const mostSteps = 60
@@ -57,17 +57,23 @@ export const make = (): Overruns => {
     counts.size === 0 ? 0 : counts.get(key(projection, position)) ?? 0
 
   const free = Latch.makeUnsafe(true)
-  const take = (givenUp: Effect.Effect<boolean>) =>
+  const take = (givenUp: Effect.Effect<void>) =>
     Effect.gen(function*() {
-      for (let steps = 0; !free.isOpen() && steps < mostSteps; steps++) {
-        const wait = Effect.raceFirst(givenUp, Effect.as(Effect.raceFirst(free.await, Effect.sleep(step)), false))
-        if (yield* Effect.interruptible(wait)) return "given up"
+      const wait = Effect.raceFirst(
+        Effect.as(givenUp, "given up"),
+        Effect.raceFirst(Effect.as(free.await, "freed"), Effect.as(Effect.sleep(step), "waited"))
+      )
+      let steps = 0
+      while (!free.isOpen() && steps < mostSteps) {
+        const outcome = yield* Effect.interruptible(wait)
+        if (outcome === "given up") return outcome
+        if (outcome === "waited") steps++
       }
       return free.isOpen() && free.closeUnsafe() ? "taken" : "not waited for"
     })
   const alone: Overruns["alone"] = (self, givenUp) =>
     Effect.acquireUseRelease(
-      take(Effect.as(givenUp, true)),
+      take(givenUp),
       (turn) => turn === "given up" ? Effect.succeedNone : Effect.asSome(self),
       (turn) => turn === "taken" ? Effect.asVoid(free.open) : Effect.void
     )
