@@ -72,7 +72,10 @@ const sender = (hooks: Hooks, session: string, end: Effect.Effect<unknown, SqlEr
 
 const overConnection = (hooks: Hooks, session: string, real: Connection): Connection => {
   const through = sender(hooks, session, real.executeUnprepared(suicide, [], undefined))
-  return {
+  // What the driver's connections have beside Effect SQL's interface.
+  const { connection } = real as Connection & { readonly connection: PgConnection.PgConnection }
+  const over: Connection & { readonly connection: PgConnection.PgConnection } = {
+    connection: overPgConnection(hooks, session, connection),
     execute: (text, params, transform) => through(text, (text) => real.execute(text, params, transform)),
     executeRaw: (text, params) => through(text, (text) => real.executeRaw(text, params)),
     executeStream: (text, params, transform) =>
@@ -82,6 +85,7 @@ const overConnection = (hooks: Hooks, session: string, real: Connection): Connec
     executeUnprepared: (text, params, transform) =>
       through(text, (text) => real.executeUnprepared(text, params, transform))
   }
+  return over
 }
 
 const overPgConnection = (

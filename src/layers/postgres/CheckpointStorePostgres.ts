@@ -7,6 +7,7 @@
  * @since 0.1.0
  */
 import * as PgClient from "@effect/sql-pg/PgClient"
+import * as PgConnection from "@effect/sql-pg/PgConnection"
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
@@ -15,6 +16,7 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
+import * as Predicate from "effect/Predicate"
 import * as Schedule from "effect/Schedule"
 import * as Semaphore from "effect/Semaphore"
 import * as SqlClient from "effect/sql/SqlClient"
@@ -134,8 +136,12 @@ const wasLost = (error: SqlError.SqlError): boolean => isConnectionLoss(error) &
 const isServersOwn = (error: SqlError.SqlError): boolean =>
   error.reason._tag === "StatementTimeoutError" || /^(53|57|58|XX)/.test(codeOf(error) ?? "")
 
-/** A file could not be read or written. More of the server's own errors come again with the same statement. */
-const isSystemError = (error: SqlError.SqlError): boolean => codeOf(error)?.startsWith("58") === true
+/**
+ * A disk could not be read or written. More of the server's own errors come again with the same statement: a file that is
+ * not there, too, is mostly one that the statement asks for.
+ */
+const systemErrors = new Set(["58000", "58030"])
+const isSystemError = (error: SqlError.SqlError): boolean => systemErrors.has(codeOf(error) ?? "")
 
 /** Nothing was sent: there was no connection. */
 const neverConnected = (error: SqlError.SqlError): boolean => error.reason.operation === "connect"
@@ -163,6 +169,12 @@ const inFiber = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<Exit.Exit
     )
   )
 
+/** What Effect SQL's connection stands on; nothing where another driver is below it. */
+const driversOwn = (connection: Connection): PgConnection.PgConnection | undefined =>
+  Predicate.hasProperty(connection, "connection") && Predicate.hasProperty(connection.connection, PgConnection.TypeId)
+    ? connection.connection as PgConnection.PgConnection
+    : undefined
+
 /**
  * Lets go of a connection that does not answer to the end of its transaction.
  *
@@ -172,7 +184,8 @@ const inFiber = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<Exit.Exit
  * standby is done by then; what cancelling ends is that wait.
  *
  * Not prepared, because the driver sends a prepared statement again that failed as if its plan was stale: after a COMMIT
- * that was refused with such a code there is no transaction any more, and the second one succeeds.
+ * that was refused with such a code there is no transaction any more, and the second one succeeds. And by the driver's
+ * own connection, because the answer is needed whole: a transaction that was aborted answers COMMIT with ROLLBACK.
  */
 const makeEnding = () => {
   const isEnd = (text: string) => text === "COMMIT" || text === "ROLLBACK"
@@ -195,14 +208,17 @@ const makeEnding = () => {
     watch: (connection: Connection) =>
       Effect.sync(() => {
         const { execute, executeRaw } = connection
-        const send = (text: string) => connection.executeUnprepared(text, [], undefined)
+        const own = driversOwn(connection)
+        const send = (text: string) =>
+          own === undefined ? executeRaw.call(connection, text, []) : own.query(text, [], false)
         // Each checkout is an object of its own in the driver; where it is not, it is left as it was found.
         restore = () => Object.assign(connection, { execute, executeRaw })
-        const own: Pick<Connection, "execute" | "executeRaw"> = {
-          execute: (text, ...rest) => isEnd(text) ? apart(send(text)) : execute.call(connection, text, ...rest),
+        const watched: Pick<Connection, "execute" | "executeRaw"> = {
+          execute: (text, ...rest) =>
+            isEnd(text) ? Effect.as(apart(send(text)), []) : execute.call(connection, text, ...rest),
           executeRaw: (text, ...rest) => isEnd(text) ? apart(send(text)) : executeRaw.call(connection, text, ...rest)
         }
-        Object.assign(connection, own)
+        Object.assign(connection, watched)
       }),
     unwatch: Effect.sync(() => restore()),
     giveUp: Effect.sync(() => {

@@ -135,6 +135,30 @@ it.layer(layer, { excludeTestServices: true, timeout: "60 seconds" })("Checkpoin
       }
     }))
 
+  it.effect("a COMMIT that the server answers with ROLLBACK is no success", () =>
+    Effect.gen(function*() {
+      const store = yield* CheckpointStore
+      const sql = yield* SqlClient.SqlClient
+      const row = yield* CoordinationStores.held("rolled back")
+      let told = false
+      const work = Effect.gen(function*() {
+        yield* record("rolled back")
+        yield* sql.afterCommit(Effect.sync(() => {
+          told = true
+        }))
+        // What outlives the handler reaches the connection between the fenced advance and COMMIT.
+        yield* Effect.forkDetach(sql`SELECT pg_sleep(0.5)`, { startImmediately: true })
+        yield* Effect.forkDetach(Effect.delay(sql`SELECT 1 / 0`, "200 millis"), { startImmediately: true })
+        return 5n
+      })
+      const failure = yield* Effect.flip(store.commit(row, { from: 0n, idleTimeout }, work))
+      assert(failure._tag === "HandlerFailure")
+      assert.include(messagesOf(failure.cause), "its error was ignored")
+      assert.isFalse(told)
+      assert.strictEqual(yield* position(row), 0n)
+      assert.strictEqual(yield* count("rolled back"), 0)
+    }))
+
   it.effect("a transaction in which nothing can be written is no handler's failure", () =>
     Effect.gen(function*() {
       const store = yield* CheckpointStore
@@ -160,6 +184,12 @@ it.layer(layer, { excludeTestServices: true, timeout: "60 seconds" })("Checkpoin
       const work = sql.unsafe("DO $$ BEGIN RAISE EXCEPTION 'could not read block' USING ERRCODE = '58030'; END $$")
       const failure = yield* Effect.flip(store.commit(row, { from: 0n, idleTimeout }, Effect.as(work, 1n)))
       assert.strictEqual(failure._tag, "StoreFailure")
+      // A file that the handler's own statement asks for is the handler's.
+      const asks = Effect.as(sql`SELECT pg_read_file('/nonexistent')`, 1n)
+      assert.strictEqual(
+        (yield* Effect.flip(store.commit(row, { from: 0n, idleTimeout }, asks)))._tag,
+        "HandlerFailure"
+      )
     }))
 
   it.effect("a process that is gone does not hold its transaction open", () =>
