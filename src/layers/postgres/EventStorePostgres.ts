@@ -475,10 +475,21 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
       return yield* page(found, position)
     })
 
-    const headPosition = reader.use("read the head", ({ sql }) =>
-      sql.unsafe<{ readonly head: bigint }>(
-        `SELECT global_position AS head FROM ${events} ORDER BY global_position DESC LIMIT 1`
-      )).pipe(Effect.map((rows) => rows[0]?.head ?? 0n))
+    const headPosition = reader.use(
+      "read the head",
+      ({ sql }) =>
+        sql.unsafe<{ readonly head: bigint; readonly recovering: boolean }>(
+          `SELECT coalesce((SELECT global_position FROM ${events} ORDER BY global_position DESC LIMIT 1), 0) AS head,
+           pg_is_in_recovery() AS recovering`
+        )
+    ).pipe(
+      // A standby that has yet to replay what it has received would say less than there is.
+      Effect.flatMap(([row]) =>
+        row?.recovering === true
+          ? Effect.fail(new ReadOnlyReplica({ server: database.server.server }))
+          : Effect.succeed(row?.head ?? 0n)
+      )
+    )
 
     return EventStore.of({
       append,

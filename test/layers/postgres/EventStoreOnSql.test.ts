@@ -184,6 +184,8 @@ describe("EventStore beside plain SQL", () => {
       yield* sql`CREATE OR REPLACE FUNCTION replica.pg_is_in_recovery() RETURNS boolean LANGUAGE sql AS 'SELECT true'`
       assert.strictEqual((yield* Effect.flip(store.read({ after: 0n, upTo })))._tag, "ReadOnlyReplica")
       assert.strictEqual((yield* Effect.flip(store.settledBeyond(upTo, Duration.millis(20))))._tag, "ReadOnlyReplica")
+      // One that has more to replay would give a head that is none.
+      assert.strictEqual((yield* Effect.flip(store.headPosition))._tag, "ReadOnlyReplica")
     }),
     {
       client: { startupParameters: { search_path: "public, replica, pg_catalog" } },
