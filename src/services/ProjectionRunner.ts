@@ -389,7 +389,9 @@ export const make = Effect.gen(function*() {
         const disconnected = isDisconnection(failure)
         // A time limit of the server for transactions strikes now this event, now that one: smaller batches come past it.
         const wanders = inHandler && lostInHandler > 0 && lostAt !== batch[begun - 1]!.globalPosition
-        if (!disconnected || wanders) most = Math.max(1, begun >> 1)
+        // Nor does what the server has against one event keep back what comes before it.
+        const isRefused = inHandler && failure._tag === "StoreFailure"
+        if (!disconnected || wanders || isRefused) most = Math.max(1, begun >> 1)
         if (failure._tag === "TransientFailure" && disconnected && begun > 0) {
           if (inHandler) {
             const position = batch[begun - 1]!.globalPosition

@@ -871,6 +871,26 @@ it.effect("after a conflict a batch takes half as many events, and twice as many
     assert.strictEqual(attempts.length, 7)
   }))
 
+it.effect("an event whose handler the server fails keeps back nothing that comes before it", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const handled = yield* TxRef.make<ReadonlyArray<string>>([])
+    const badDisk = new StoreFailure({ operation: "handle a batch", code: "58030", detail: "bad block", cause: "test" })
+    const users = recording(handled, ({ aggregateId }) => aggregateId === "c" ? Effect.fail(badDisk) : Effect.void)
+    const worker = yield* runner(world, users, {
+      checkpoints: (real) => ({
+        commit: (held, options, work) =>
+          Effect.catchTag(real.commit(held, options, work), "HandlerFailure", () => Effect.fail(badDisk))
+      })
+    })
+    for (const id of ["a", "b", "c", "d"]) yield* worker.events.append([event(id)])
+    const fiber = yield* Effect.forkChild(worker.run)
+    yield* pass(60_000, 250)
+    assert.deepStrictEqual(yield* TxRef.get(handled), ["a", "b"])
+    assert.isUndefined((yield* worker.row).halt)
+    assert.strictEqual(yield* worker.drain(fiber), "drained")
+  }))
+
 it.effect("draining waits for the event in hand, commits it, and begins no other", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
