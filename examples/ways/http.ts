@@ -48,8 +48,8 @@ const ReadModel = Layer.effectDiscard(Effect.gen(function*() {
 }))
 
 const Live = Orchestrator.layer({ replicaSet: "http-projections", projections: [signups] }).pipe(
-  Layer.provideMerge(PostgresStores.layer),
   Layer.provide(ReadModel),
+  Layer.provideMerge(PostgresStores.layer),
   Layer.provideMerge(PgClient.layerConfig({ url: Config.Redacted("DATABASE_URL") }))
 )
 

@@ -17,8 +17,8 @@ const ReadModel = Layer.effectDiscard(Effect.gen(function*() {
 }))
 
 const Live = Orchestrator.layer({ replicaSet: "main-projections", projections: [users] }).pipe(
-  Layer.provide(PostgresStores.layer),
   Layer.provide(ReadModel),
+  Layer.provide(PostgresStores.layer),
   Layer.provideMerge(PgClient.layerConfig({ url: Config.Redacted("DATABASE_URL") }))
 )
 

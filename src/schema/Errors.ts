@@ -22,6 +22,8 @@ export class DatabaseUnavailable extends Schema.TaggedError<DatabaseUnavailable>
       "unreachable",
       "refused",
       "wrong password",
+      "not admitted",
+      "TLS failed",
       "unknown database",
       "unknown host",
       "too many connections",
@@ -34,6 +36,8 @@ export class DatabaseUnavailable extends Schema.TaggedError<DatabaseUnavailable>
     server: Schema.String,
     database: Schema.String,
     user: Schema.String,
+    /** What the server, or the way to it, says. */
+    detail: Schema.optionalKey(Schema.String),
     cause: Schema.Defect()
   }
 ) {
@@ -45,6 +49,10 @@ export class DatabaseUnavailable extends Schema.TaggedError<DatabaseUnavailable>
         return `The database server at ${this.server} refuses connections. Check that PostgreSQL runs there and that the port is right.`
       case "wrong password":
         return `The database server at ${this.server} does not accept user "${this.user}" with the given password. Check user and password in DATABASE_URL.`
+      case "not admitted":
+        return `The database server at ${this.server} does not admit user "${this.user}": ${this.detail}. Check the role and the server's pg_hba.conf; if it says "no encryption", add sslmode=require to DATABASE_URL.`
+      case "TLS failed":
+        return `An encrypted connection to the database server at ${this.server} could not be made: ${this.detail}. Check sslmode in DATABASE_URL, or ssl of PgClient (ssl.ca for a certificate of your own authority).`
       case "unknown database":
         return `The database server at ${this.server} has no database "${this.database}". Create it, or correct the name in DATABASE_URL.`
       case "unknown host":
@@ -64,7 +72,8 @@ export class DatabaseUnavailable extends Schema.TaggedError<DatabaseUnavailable>
 }
 
 /**
- * A statement of this library failed for a reason that another attempt will not mend.
+ * A statement of this library failed; `code` says why. What is refused for a passing reason the worker tries again by
+ * itself; an append is its caller's to repeat, with the whole of its transaction.
  *
  * @category errors
  * @since 0.1.0
@@ -84,6 +93,10 @@ export class StoreFailure extends Schema.TaggedError<StoreFailure>(id("StoreFail
       ? " Run the migrations: npx pupsourcing-orchestrator migrate up."
       : this.code === "25006"
       ? " Connect to the primary."
+      : this.code === "40001" || this.code === "40P01" || this.code === "55P03"
+      ? " It lost against another transaction: run the whole of its own again."
+      : this.code?.startsWith("53")
+      ? " Look at the server's disk, memory and connections."
       : ""
     return `The database refused "${this.operation}": ${this.detail}${
       this.code === undefined ? "" : ` (SQLSTATE ${this.code})`
@@ -270,12 +283,15 @@ export class FilterChanged extends Schema.TaggedError<FilterChanged>(id("FilterC
  */
 export class CheckpointAheadOfEvents
   extends Schema.TaggedError<CheckpointAheadOfEvents>(id("CheckpointAheadOfEvents"))("CheckpointAheadOfEvents", {
+    /** Whose checkpoint it is, where that is known. */
+    projection: Schema.optionalKey(Schema.String),
     position: Schema.BigInt,
     lastPosition: Schema.BigInt
   })
 {
   override get message(): string {
-    return `A projection has handled events up to position ${this.position}, but the events table has only given out positions up to ${this.lastPosition}. The database came back with less than was handled (restored backup, failover with lost commits), or the events are of another database. Restore the events, or rebuild the projection under a new name.`
+    const who = this.projection === undefined ? "A projection" : `Projection "${this.projection}"`
+    return `${who} has handled events up to position ${this.position}, but the events table has only given out positions up to ${this.lastPosition}. The database came back with less than was handled (restored backup, failover with lost commits), or the events are of another database. Restore the events, or rebuild the projection under a new name.`
   }
 }
 
@@ -468,6 +484,7 @@ export type OrchestratorError =
   | CheckpointAheadOfEvents
   | CoordinationTimeout
   | FilterChanged
+  | InvalidSettings
   | ProjectionHalted
   | ProjectionInOtherReplicaSet
   | WorkerIdInUse

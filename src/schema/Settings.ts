@@ -21,7 +21,10 @@ export interface Settings {
   readonly heartbeatInterval: Duration.Duration
   /** A worker silent for longer is replaced. At least three heartbeats. Default 30 seconds. */
   readonly staleWorkerTimeout: Duration.Duration
-  /** A worker that has not reached its assignment by then fails and leaves. Default 60 seconds. */
+  /**
+   * A worker that has not given up by then what it no longer owns fails and leaves; who waits for others waits twice as
+   * long. Default 60 seconds.
+   */
   readonly coordinationTimeout: Duration.Duration
   /** Events in a batch at most; one that takes longer than 100 ms is cut. Default 5000. */
   readonly batchSize: number

@@ -22,7 +22,7 @@ export interface TableNames {
   readonly meta: string
   /** Sequence that numbers registrations. */
   readonly incarnations: string
-  /** Sequence that gives each registration the key of its presence lock. */
+  /** Sequence that gives each process the key of its presence lock. */
   readonly presenceKeys: string
   readonly events: string
   readonly aggregateHeads: string

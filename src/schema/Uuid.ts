@@ -29,17 +29,3 @@ export const v7 = (millis: number, random: readonly [number, number, number]): s
   const node = hex(Math.floor(random[2] * 2 ** 48), 12)
   return `${time.slice(0, 8)}-${time.slice(8)}-${version}-${variant}-${node}`
 }
-
-/**
- * A UUID of version 4 from 16 random bytes.
- *
- * @category constructors
- * @since 0.1.0
- */
-export const fromBytes = (bytes: Uint8Array): string => {
-  const digits = [...bytes.subarray(0, 16)].map((byte, index) => {
-    const marked = index === 6 ? 0x40 | (byte & 0x0f) : index === 8 ? 0x80 | (byte & 0x3f) : byte
-    return marked.toString(16).padStart(2, "0")
-  })
-  return [[0, 4], [4, 6], [6, 8], [8, 10], [10, 16]].map(([from, to]) => digits.slice(from, to).join("")).join("-")
-}

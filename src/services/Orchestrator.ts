@@ -116,10 +116,11 @@ export const catchUp: Effect.Effect<void, OrchestratorError, Orchestrator> = Eff
   (orchestrator) => orchestrator.catchUp
 )
 
+const invalid = (problem: string) => Effect.fail(new InvalidSettings({ setting: "projections", problem }))
+
 const checkProjections = (
   projections: ReadonlyArray<Projection.Any>
 ): Effect.Effect<void, DuplicateProjection | InvalidSettings> => {
-  const invalid = (problem: string) => Effect.fail(new InvalidSettings({ setting: "projections", problem }))
   if (projections.length === 0) return invalid("There is none. Give at least one Projection.make(…).")
   const names = new Set<string>()
   for (const { filter, name, startFrom } of projections) {
@@ -197,7 +198,15 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
     if (startFrom === "now") return yield* events.settledPosition
     // Refuses a position that has not been given out. One that may still be preceded by a commit is waited for: readers
     // rest on it that everything up to where a projection stands is final.
-    yield* Effect.catchTag(events.read({ after: startFrom, limit: 1 }), "EventTooLarge", () => Effect.void)
+    yield* events.read({ after: startFrom, limit: 1 }).pipe(
+      Effect.catchTags({
+        EventTooLarge: () => Effect.void,
+        CheckpointAheadOfEvents: ({ lastPosition }) =>
+          invalid(
+            `startFrom of "${name}" is ${startFrom}, but the events table has only given out positions up to ${lastPosition}. Give "beginning", "now" or a position that exists.`
+          )
+      })
+    )
     let looks = 0
     while ((yield* events.settledPosition) < startFrom) {
       if (++looks === looksBeforeWarning) {

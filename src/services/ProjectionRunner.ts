@@ -17,7 +17,7 @@ import * as Random from "effect/Random"
 import { Activity } from "../schema/Activity.ts"
 import type { Held } from "../schema/Checkpoint.ts"
 import {
-  type CheckpointAheadOfEvents,
+  CheckpointAheadOfEvents,
   type EventTooLarge,
   HandlerOverran,
   type StoreError,
@@ -73,7 +73,7 @@ export type RunnerError = CheckpointAheadOfEvents | StoreFailure | UnsupportedDa
 
 type Outcome =
   | { readonly _tag: "Committed"; readonly handled: number }
-  | { readonly _tag: "Failed"; readonly at: number; readonly cause: Cause.Cause<unknown> }
+  | { readonly _tag: "Failed"; readonly at: number; readonly error: string; readonly stack: string }
   | { readonly _tag: "Drained" }
   | { readonly _tag: "Lost" }
 
@@ -281,7 +281,10 @@ export const make = Effect.gen(function*() {
             if (Option.isNone(yield* persist("Progress", checkpoints.advance(held, { from: written, to: written })))) {
               return Option.none()
             }
-            if (seen === written) return yield* failure
+            if (seen === written) {
+              const { lastPosition, position } = failure
+              return yield* new CheckpointAheadOfEvents({ projection: projection.name, position, lastPosition })
+            }
             forget()
             continue
           }
@@ -385,7 +388,7 @@ export const make = Effect.gen(function*() {
         const inHandler = begun > handled
         // When all handlers came to their ends, the event that is to blame is not known: halving finds it.
         const at = inHandler ? begun - 1 : begun >> 1
-        if (failure._tag === "HandlerFailure") return { _tag: "Failed", at, cause: failure.cause }
+        if (failure._tag === "HandlerFailure") return failedWith(at, failure.cause)
         const disconnected = isDisconnection(failure)
         // A time limit of the server for transactions strikes now this event, now that one: smaller batches come past it.
         const wanders = inHandler && lostInHandler > 0 && lostAt !== batch[begun - 1]!.globalPosition
@@ -400,9 +403,15 @@ export const make = Effect.gen(function*() {
           } else {
             lostAfter++
           }
-          if (lostInHandler === lostConnectionsBeforeFailure || lostAfter === lostCommitsBeforeFailure) {
+          const inARow = inHandler ? lostInHandler : lostAfter
+          if (inARow === (inHandler ? lostConnectionsBeforeFailure : lostCommitsBeforeFailure)) {
             lostInHandler = lostAfter = 0
-            return { _tag: "Failed", at, cause: Cause.fail(failure.cause) }
+            const where = inHandler ? "in the handler" : "after the handler had ended"
+            return failedWith(
+              at,
+              Cause.fail(failure.cause),
+              `the connection was lost ${inARow} times in a row ${where}: `
+            )
           }
         }
         yield* failing(++attempt, "A batch", failure)
@@ -503,7 +512,7 @@ export const make = Effect.gen(function*() {
               suspect = rest[outcome.at]!.globalPosition
               continue
             }
-            if (yield* halts(at, readIn, errorText(outcome.cause), stackText(outcome.cause))) return "drained"
+            if (yield* halts(at, readIn, outcome.error, outcome.stack)) return "drained"
             break
           }
           if (outcome._tag === "Drained" || draining.isOpen()) return "drained"
@@ -521,6 +530,13 @@ export const make = Effect.gen(function*() {
   })
 
   return ProjectionRunner.of({ run })
+})
+
+const failedWith = (at: number, cause: Cause.Cause<unknown>, circumstance = ""): Outcome => ({
+  _tag: "Failed",
+  at,
+  error: `${circumstance}${errorText(cause)}`,
+  stack: stackText(cause)
 })
 
 const passing = new Set([

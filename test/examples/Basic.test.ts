@@ -207,14 +207,28 @@ describe("examples/basic", { concurrent: false }, () => {
         change(changed)
         return changed
       }
-      const cases = [
+      const closedPort =
+        /DatabaseUnavailable: The database server at \S+:1 refuses connections\. Check that PostgreSQL runs there/
+      const cases: ReadonlyArray<{
+        readonly id: string
+        readonly file?: string
+        readonly url: URL
+        readonly says: RegExp
+      }> = [
+        {
+          id: "closed port, the README's program",
+          file: "../ways/program.ts",
+          url: urlWith((url) => {
+            url.port = "1"
+          }),
+          says: closedPort
+        },
         {
           id: "closed port",
           url: urlWith((url) => {
             url.port = "1"
           }),
-          says:
-            /DatabaseUnavailable: The database server at \S+:1 refuses connections\. Check that PostgreSQL runs there/
+          says: closedPort
         },
         {
           id: "wrong password",
@@ -231,9 +245,9 @@ describe("examples/basic", { concurrent: false }, () => {
           says: /DatabaseUnavailable: The database server at \S+:\d+ has no database "\w+_not"\. Create it/
         }
       ]
-      yield* Effect.forEach(cases, ({ id, says, url }) =>
+      yield* Effect.forEach(cases, ({ file, id, says, url }) =>
         Effect.gen(function*() {
-          const process = yield* start(id, url.href, "main.ts", true)
+          const process = yield* start(id, url.href, file ?? "main.ts", true)
           assert.deepStrictEqual(yield* process.ended, { code: 1, signal: null }, process.output())
           assert.match(process.errors(), says)
           assert.notMatch(process.output(), /^\s+at /m)

@@ -290,15 +290,14 @@ it.effect("a changed filter is refused, unless it is accepted", () =>
     assert.isFalse(hasEnded(same.fiber))
   }))
 
-it.effect("a start beyond the events stops the worker with an error that names both positions", () =>
+it.effect("a start beyond the events stops the worker with an error that names the projection and both positions", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const worker = yield* start(world, [counting(yield* noCounts, { startFrom: 12n })])
     yield* pass(500)
     const error = failureOf(worker.fiber)
-    assert.strictEqual(error?._tag, "CheckpointAheadOfEvents")
-    assert.include(error!.message, "position 12")
-    assert.include(error!.message, "up to 0")
+    assert.strictEqual(error?._tag, "InvalidSettings")
+    assert.match(error!.message, /startFrom of "\w+" is 12, .* up to 0\. Give "beginning", "now" or/)
     assert.deepStrictEqual(worker.said("Error"), [error!.message])
     // Before it takes part in anything.
     assert.deepStrictEqual(worker.tags(), [])

@@ -442,7 +442,7 @@ it.effect("a handler that loses its connection ten times in a row at one positio
     const { halt, position } = yield* worker.row
     assert.strictEqual(position, 1n)
     assert.strictEqual(halt?.position, 2n)
-    assert.include(halt?.error ?? "", "connection reset")
+    assert.include(halt?.error ?? "", "connection was lost 10 times in a row in the handler: Error: connection reset")
     // Ten attempts each, the last of which is not tried again: behind the first event, and alone.
     assert.strictEqual(worker.of("BatchRetried").length, 9 * 2)
     assert.strictEqual(yield* worker.drain(fiber), "drained")
@@ -485,7 +485,9 @@ it.effect("but thirty times in a row at one place are no network's: a handler ig
     const fiber = yield* Effect.forkChild(worker.run)
     yield* pass(15 * 60_000, 1_000)
     assert.deepStrictEqual(yield* TxRef.get(handled), ["a", "b"])
-    assert.strictEqual((yield* worker.row).halt?.position, 3n)
+    const { halt } = yield* worker.row
+    assert.strictEqual(halt?.position, 3n)
+    assert.include(halt?.error ?? "", "connection was lost 30 times in a row after the handler had ended: ")
     assert.strictEqual(yield* worker.drain(fiber), "drained")
   }))
 

@@ -81,6 +81,7 @@ holds<
     | Errors.CoordinationTimeout
     | Errors.DatabaseUnavailable
     | Errors.FilterChanged
+    | Errors.InvalidSettings
     | Errors.ProjectionHalted
     | Errors.ProjectionInOtherReplicaSet
     | Errors.ReadOnlyReplica

@@ -11,6 +11,8 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Runtime from "effect/Runtime"
+import * as SqlError from "effect/sql/SqlError"
+import { errorText } from "../../services/ErrorText.ts"
 
 /** Signal numbers, from which a shell makes the exit code 128 + n. */
 const signals = { SIGINT: { number: 2, name: "interrupt" }, SIGTERM: { number: 15, name: "terminated" } } as const
@@ -83,6 +85,8 @@ const report = (cause: Cause.Cause<unknown>, asked: boolean): Effect.Effect<void
   const error = Cause.squash(cause)
   if (!Runtime.getErrorReported(error)) return Effect.void
   const failure = cause.reasons.find(Cause.isFailReason)
+  // What a driver's error is about stands in its cause only.
+  if (failure !== undefined && SqlError.isSqlError(failure.error)) return Console.error(errorText(cause))
   return failure !== undefined && failure.error instanceof Error
     ? Console.error(`${tagOf(failure.error)}: ${failure.error.message}`)
     // A defect is a bug: its stack is what its finder needs.

@@ -136,12 +136,18 @@ const detailOf = (error: SqlError.SqlError): string => {
   return cause instanceof Error ? cause.message : error.reason.message ?? error.message
 }
 
+/** Certificates that are not believed have codes of Node's; the driver has words of its own for what came before. */
+const isTlsFailure = (error: SqlError.SqlError): boolean =>
+  /CERT|^ERR_(TLS|SSL)|^EPROTO$|^UNABLE_TO_(GET|VERIFY)/.test(codeOf(error) ?? "") ||
+  error.reason.message === "PgConnection: Server refused TLS"
+
 const unavailable = (error: SqlError.SqlError): DatabaseUnavailable["reason"] | undefined => {
   const code = codeOf(error)
   switch (code) {
     case "28P01":
-    case "28000":
       return "wrong password"
+    case "28000":
+      return "not admitted"
     case "3D000":
       return "unknown database"
     case "53300":
@@ -170,6 +176,7 @@ const unavailable = (error: SqlError.SqlError): DatabaseUnavailable["reason"] | 
       return undefined
   }
   if (error.reason._tag === "AuthenticationError") return "wrong password"
+  if (isTlsFailure(error)) return "TLS failed"
   if (error.reason._tag === "StatementTimeoutError") return "no answer in time"
   if (error.reason._tag !== "ConnectionError") return undefined
   return error.reason.operation === "connect" ? "unreachable" : "connection lost"
@@ -181,7 +188,7 @@ const unavailable = (error: SqlError.SqlError): DatabaseUnavailable["reason"] | 
  */
 export const toStoreError = (server: Server, operation: string) => (error: SqlError.SqlError): StoreError => {
   const reason = unavailable(error)
-  if (reason !== undefined) return new DatabaseUnavailable({ ...server, reason, cause: error })
+  if (reason !== undefined) return new DatabaseUnavailable({ ...server, reason, detail: detailOf(error), cause: error })
   const code = codeOf(error)
   if (code === "25006") return new ReadOnlyReplica({ server: server.server })
   return new StoreFailure({

@@ -10,14 +10,11 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
-import * as Schedule from "effect/Schedule"
 import * as SqlError from "effect/sql/SqlError"
 import {
-  type DatabaseUnavailable,
   InvalidSettings,
   ReadOnlyReplica,
   SchemaVersionMismatch,
-  type StoreError,
   type StoresError,
   TablesMissing,
   UnsupportedDatabase
@@ -26,8 +23,10 @@ import * as TableNames from "../../schema/TableNames.ts"
 import type { ServerLife } from "../../services/EventStore.ts"
 import { Database } from "./Database.ts"
 import { refail, serverOf } from "./DatabaseErrors.ts"
+import { schemaVersion } from "./migrations/OrchestratorTables.ts"
 import * as Pooler from "./Pooler.ts"
 import * as Session from "./Session.ts"
+import { waitForServer } from "./Startup.ts"
 
 /**
  * @category options
@@ -40,22 +39,8 @@ export interface Options extends TableNames.Options {
   readonly presence?: boolean | undefined
 }
 
-/** Version of the tables that this library works with. */
-const schemaVersion = 1
-
 /** The least that has everything the statements use (`gen_random_uuid`, `DROP … WITH (FORCE)`, `pg_locks` of today). */
 const oldestServer = 140000
-
-/** How long the start waits for a server that is starting, or that a network is about to reach. */
-const patience = Duration.seconds(5)
-
-const passing: ReadonlySet<DatabaseUnavailable["reason"]> = new Set([
-  "refused",
-  "unreachable",
-  "shutting down",
-  "too many connections",
-  "connection lost"
-])
 
 /** How long the probe for a pooler may take. */
 const poolerDeadline = Duration.seconds(3)
@@ -67,18 +52,6 @@ const noAnswer = new SqlError.SqlError({
     operation: "query"
   })
 })
-
-const isPassing = (error: StoreError): boolean => error._tag === "DatabaseUnavailable" && passing.has(error.reason)
-
-const waitForServer = <A, E extends StoreError>(self: Effect.Effect<A, E>): Effect.Effect<A, E> =>
-  Effect.retry(self, {
-    while: isPassing,
-    // Half of the attempts in the first second: a server that is starting is mostly there soon.
-    schedule: Schedule.max([
-      Schedule.min([Schedule.exponential("50 millis"), Schedule.spaced("500 millis")]),
-      Schedule.during(patience)
-    ])
-  })
 
 /**
  * @category constructors

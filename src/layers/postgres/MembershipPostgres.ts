@@ -279,7 +279,7 @@ export const make: Effect.Effect<
         WHERE w.replica_set = own.replica_set AND w.worker_id = own.worker_id`)
     if (state !== "running" || generation === undefined) return
     // A statement of its own, after the first has committed: of several workers that report at once the last one sees
-    // all of them.
+    // all of them. If it finds the row locked by one that did not, the next look makes up for it.
     yield* coordination.use("report", ({ sql }) =>
       sql`
         UPDATE ${generations} g SET state = 'active', activated_at = clock_timestamp()

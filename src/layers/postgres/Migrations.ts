@@ -21,6 +21,7 @@ import { refail, serverOf } from "./DatabaseErrors.ts"
 import * as EventStoreTables from "./migrations/EventStoreTables.ts"
 import * as OrchestratorTables from "./migrations/OrchestratorTables.ts"
 import { literal, lock } from "./migrations/Sql.ts"
+import { waitForServer } from "./Startup.ts"
 
 /**
  * The event store's tables are there, but not as this library needs them; they were left as they are.
@@ -138,7 +139,8 @@ const migrating = <A, E, R>(
       sql.withTransaction,
       // Each statement must see what was committed while the lock was waited for.
       Effect.provideService(SqlClient.BeginTransaction, "BEGIN ISOLATION LEVEL READ COMMITTED"),
-      refail(serverOf(isPgClient(client) ? client.config : {}), operation)
+      refail(serverOf(isPgClient(client) ? client.config : {}), operation),
+      waitForServer
     )
   })
 

@@ -10,6 +10,7 @@ const programOf = (program: string, signal?: NodeJS.Signals) =>
   Effect.callback<{ readonly code: number | null; readonly stdout: string; readonly stderr: string }>((resume) => {
     const source = `
       import { Console, Effect } from "effect"
+      import { SqlError } from "effect/sql"
       import { Errors, Orchestrator, MemoryStores, Program, Projection } from "pupsourcing-orchestrator"
       Program.runMain(${program})`
     const child = spawn(
@@ -33,9 +34,13 @@ const stack = /^\s+at /m
 
 it.live("a typed error is its message, without a stack; a defect is a stack; what has been reported is not repeated", () =>
   Effect.gen(function*() {
-    const [typed, defect, reported] = yield* Effect.all([
+    const [typed, defect, sql, reported] = yield* Effect.all([
       programOf(`Effect.fail(new Errors.DuplicateProjection({ projection: "users" }))`),
       programOf(`Effect.die(new Error("a bug"))`),
+      programOf(`Effect.fail(new SqlError.SqlError({ reason: new SqlError.ConnectionError({
+        cause: Object.assign(new Error("connect ECONNREFUSED"), { code: "ECONNREFUSED" }),
+        message: "Failed to connect"
+      }) }))`),
       programOf(`Effect.gen(function*() {
         const projections = [Projection.make("ahead", { startFrom: 9n, handle: () => Effect.void })]
         const worker = yield* Orchestrator.make({ replicaSet: "main", projections })
@@ -48,9 +53,12 @@ it.live("a typed error is its message, without a stack; a defect is a stack; wha
     assert.strictEqual(defect.code, 1)
     assert.include(defect.stderr, "a bug")
     assert.match(defect.stderr, stack)
+    // What a driver's error says is in its cause.
+    assert.include(sql.stderr, "ECONNREFUSED")
+    assert.notMatch(sql.stderr, stack)
     assert.strictEqual(reported.code, 1)
     const everything = reported.stdout + reported.stderr
-    assert.strictEqual(everything.split("events up to position 9").length, 2, everything)
+    assert.strictEqual(everything.split("startFrom of \"ahead\" is 9").length, 2, everything)
     assert.notMatch(everything, stack)
   }))
 

@@ -2,7 +2,7 @@ import { assert, it } from "@effect/vitest"
 import * as Cause from "effect/Cause"
 import * as SqlError from "effect/sql/SqlError"
 import { describe } from "vitest"
-import { sqlErrorIn } from "../../../src/layers/postgres/DatabaseErrors.ts"
+import { sqlErrorIn, toStoreError } from "../../../src/layers/postgres/DatabaseErrors.ts"
 
 const cause = new Error("test")
 const conflict = new SqlError.SqlError({ reason: new SqlError.LockTimeoutError({ cause }) })
@@ -18,5 +18,49 @@ describe("sqlErrorIn", () => {
   it("of several, the loss of the connection counts: the ROLLBACK after a conflict did not reach the server", () => {
     assert.strictEqual(sqlErrorIn(Cause.combine(Cause.die(conflict), Cause.die(lost))), lost)
     assert.strictEqual(sqlErrorIn(Cause.combine(Cause.die(lost), Cause.die(conflict))), lost)
+  })
+})
+
+describe("toStoreError", () => {
+  const server = { server: "db:5432", database: "app", user: "worker" }
+  const connecting = (code: string, text: string, message?: string) =>
+    toStoreError(server, "open the stores")(
+      new SqlError.SqlError({
+        reason: new SqlError.ConnectionError({
+          cause: Object.assign(new Error(text), { code }),
+          operation: "connect",
+          message
+        })
+      })
+    )
+
+  it("a role that is not admitted is no wrong password, and the server's own words are told", () => {
+    const text = "no pg_hba.conf entry for host \"10.0.0.7\", user \"worker\", database \"app\", no encryption"
+    const error = connecting("28000", text)
+    assert(error._tag === "DatabaseUnavailable")
+    assert.strictEqual(error.reason, "not admitted")
+    assert.include(error.message, text)
+    assert.include(error.message, "sslmode=require")
+  })
+
+  it.each(["SELF_SIGNED_CERT_IN_CHAIN", "UNABLE_TO_VERIFY_LEAF_SIGNATURE", "ERR_TLS_CERT_ALTNAME_INVALID"])(
+    "a certificate that is not believed (%s) is no network that is away",
+    (code) => {
+      const error = connecting(code, "what Node says of it", "PgConnection: Failed to connect")
+      assert(error._tag === "DatabaseUnavailable")
+      assert.strictEqual(error.reason, "TLS failed")
+      assert.include(error.message, "what Node says of it")
+    }
+  )
+
+  it("an append that lost against another transaction says that the whole of it is to be run again", () => {
+    const error = toStoreError(server, "append events")(
+      new SqlError.SqlError({
+        reason: new SqlError.DeadlockError({ cause: Object.assign(new Error("deadlock detected"), { code: "40P01" }) })
+      })
+    )
+    assert(error._tag === "StoreFailure")
+    assert.strictEqual(error.code, "40P01")
+    assert.include(error.message, "run the whole of its own again")
   })
 })

@@ -11,6 +11,7 @@ import * as Redacted from "effect/Redacted"
 import * as Net from "node:net"
 import { describe } from "vitest"
 import * as DatabaseLive from "../../../src/layers/postgres/DatabaseLive.ts"
+import * as Migrations from "../../../src/layers/postgres/Migrations.ts"
 import * as EventStores from "../../support/EventStores.ts"
 import * as TestDatabase from "../../support/TestDatabase.ts"
 
@@ -175,6 +176,13 @@ describe("DatabaseLive", () => {
           changed(url, (url) => {
             url.hostname = "no-such-host.invalid"
           })
+        ],
+        [
+          "TLS failed",
+          // The tests' server has no certificate.
+          changed(url, (url) => {
+            url.searchParams.set("sslmode", "require")
+          })
         ]
       ] as const
       for (const [reason, wrong] of cases) {
@@ -206,7 +214,7 @@ describe("DatabaseLive", () => {
   )
 
   live(
-    "a server that comes up meanwhile is waited for",
+    "a server that comes up meanwhile is waited for, by migrations too",
     Effect.gen(function*() {
       const { url } = yield* TestDatabase.TestDatabase
       const target = new URL(url)
@@ -222,11 +230,14 @@ describe("DatabaseLive", () => {
         }).pipe(Effect.delay("1 seconds")),
         (server) => Effect.sync(() => server.close())
       ).pipe(Effect.forkScoped)
-      const database = yield* open(changed(url, (url) => {
+      const late = changed(url, (url) => {
         url.hostname = "127.0.0.1"
         url.port = String(port)
-      }))
+      })
+      const migrate = Effect.provide(Migrations.status, PgClient.layer({ url: Redacted.make(late) }))
+      const [database, { version }] = yield* Effect.all([open(late), migrate], { concurrency: "unbounded" })
       assert.include(database.server.server, String(port))
+      assert.strictEqual(version, 1)
     }).pipe(Effect.scoped)
   )
 })
