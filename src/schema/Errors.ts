@@ -93,7 +93,7 @@ export class StoreFailure extends Schema.TaggedError<StoreFailure>(id("StoreFail
       ? " Run the migrations: npx pupsourcing-orchestrator migrate up."
       : this.code === "25006"
       ? " Connect to the primary."
-      : this.code === "40001" || this.code === "40P01" || this.code === "55P03"
+      : this.code === "40001" || this.code === "40P01"
       ? " It lost against another transaction: run the whole of its own again."
       : this.code?.startsWith("53")
       ? " Look at the server's disk, memory and connections."

@@ -95,6 +95,12 @@ const ignoredStatement =
 const releasedConnection =
   "A statement ran on the connection of a transaction that had ended: something that the handler started outlived its batch. Start it with Effect.forkChild, or wait for it before the handler ends."
 
+const changedTransaction =
+  "After the handler its progress could not be written: it has changed the role, the search_path or the access mode of the transaction. Set them back before it ends (RESET ROLE, RESET search_path)."
+
+const endedTransaction =
+  "The handler has ended the transaction that it runs in, so that what it wrote and its progress commit apart. Leave COMMIT and ROLLBACK to the batch: to undo a part, fail inside sql.withTransaction."
+
 const ownInterruption =
   "The handler was interrupted, but not because its range was given up: it interrupted itself, or joined a fiber that was interrupted."
 
@@ -142,6 +148,9 @@ const isServersOwn = (error: SqlError.SqlError): boolean =>
  */
 const systemErrors = new Set(["58000", "58030"])
 const isSystemError = (error: SqlError.SqlError): boolean => systemErrors.has(codeOf(error) ?? "")
+
+/** What worked at the transaction's beginning does so no more: a table is not seen, or may not be written. */
+const changed = new Set(["42P01", "42501", "25006"])
 
 /** Nothing was sent: there was no connection. */
 const neverConnected = (error: SqlError.SqlError): boolean => error.reason.operation === "connect"
@@ -266,16 +275,25 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
         EXISTS (SELECT FROM ${checkpoints} WHERE ${fenced(held)} AND position = ${from}::bigint) AS held`)
   }
 
+  /** Whether this is still the transaction that has begun then. */
+  const goesOn = (begun: string) => sql`extract(epoch FROM now())::text = ${begun}`
+
   /** A halt whose record was not heard of is over when the range goes on. */
   const move = (
     held: Held,
-    { from, life, to }: { readonly from: bigint; readonly to: bigint; readonly life?: ServerLife | undefined }
+    { begun, from, life, to }: {
+      readonly from: bigint
+      readonly to: bigint
+      readonly life?: ServerLife | undefined
+      readonly begun?: string | undefined
+    }
   ) =>
     Effect.map(
       quietly(sql`
         UPDATE ${checkpoints} SET position = ${to}::bigint, updated_at = clock_timestamp(), halted_since = NULL,
           halted_error = NULL, halted_position = NULL, halted_event_id = NULL, halted_hash = NULL
-        WHERE ${fenced(held)} AND position = ${from}::bigint AND ${Life.goesOn(sql, life)} RETURNING 1`),
+        WHERE ${fenced(held)} AND position = ${from}::bigint AND ${Life.goesOn(sql, life)}
+          AND ${begun === undefined ? sql.literal("true") : goesOn(begun)} RETURNING 1`),
       (rows) => rows.length > 0
     )
 
@@ -445,10 +463,18 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
         )
         if (Exit.isFailure(exit)) return yield* rollBack(judge(exit.cause))
         to = exit.value
-        if (!(yield* move(held, { from: options.from, to }))) {
-          return yield* rollBack(new Fenced({ projection: held.projection }))
-        }
-        moved = true
+        moved = yield* Effect.catchIf(
+          move(held, { from: options.from, to, begun: start.begun }),
+          (error) => changed.has(codeOf(error) ?? ""),
+          (error) => rollBack(handlerFailure(changedTransaction, Cause.fail(error)))
+        )
+        if (moved) return
+        const [now] = yield* quietly(sql<{ readonly same: boolean }>`SELECT ${goesOn(start.begun)} AS same`)
+        return yield* rollBack(
+          now?.same === false
+            ? handlerFailure(endedTransaction, Cause.empty)
+            : new Fenced({ projection: held.projection })
+        )
       })
 
       const every = Duration.times(options.idleTimeout, 0.5)

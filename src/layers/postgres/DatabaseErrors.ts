@@ -92,14 +92,17 @@ export const isConflict = (error: SqlError.SqlError): boolean =>
 /** The server is short of something, mostly not through the fault of who asks: memory, or space on its disk. */
 const shortage = new Set(["53000", "53100", "53200"])
 
+/** As the driver names the statements that it prepares. */
+const driversStatement = /"effect_/
+
 /**
- * A prepared statement does not fit any more, because a table was changed since; the driver prepares it anew, but for a
- * transaction that is too late.
+ * A prepared statement is gone, or does not fit any more because a table was changed since; the driver prepares it anew,
+ * but for a transaction that is too late.
  */
 const isStalePlan = (error: SqlError.SqlError): boolean => {
   const cause: unknown = error.reason.cause
   const code = codeOf(error)
-  return code === "26000" ||
+  return (code === "26000" && driversStatement.test(detailOf(error))) ||
     (code === "0A000" && typeof cause === "object" && cause !== null && "routine" in cause &&
       cause.routine === "RevalidateCachedQuery")
 }
@@ -177,7 +180,9 @@ const unavailable = (error: SqlError.SqlError): DatabaseUnavailable["reason"] | 
   }
   if (error.reason._tag === "AuthenticationError") return "wrong password"
   if (isTlsFailure(error)) return "TLS failed"
-  if (error.reason._tag === "StatementTimeoutError") return "no answer in time"
+  if (error.reason._tag === "StatementTimeoutError" || error.reason._tag === "LockTimeoutError") {
+    return "no answer in time"
+  }
   if (error.reason._tag !== "ConnectionError") return undefined
   return error.reason.operation === "connect" ? "unreachable" : "connection lost"
 }

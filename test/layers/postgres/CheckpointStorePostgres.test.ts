@@ -130,7 +130,7 @@ it.layer(layer, { excludeTestServices: true, timeout: "60 seconds" })("Checkpoin
         const row = yield* CoordinationStores.held(`refused with ${code}`)
         const insert = Effect.as(sql`INSERT INTO refusing VALUES (${code})`, 1n)
         const failure = yield* Effect.flip(store.commit(row, { from: 0n, idleTimeout }, insert))
-        assert.strictEqual(failure._tag, code === "26000" ? "TransientFailure" : "HandlerFailure")
+        assert.strictEqual(failure._tag, "HandlerFailure")
         assert.strictEqual(yield* position(row), 0n)
       }
     }))
@@ -347,6 +347,61 @@ it.layer(layer, { excludeTestServices: true, timeout: "60 seconds" })("Checkpoin
       const isolated = Effect.andThen(record("ignored"), Effect.ignore(sql.withTransaction(sql`SELECT 1 / 0`)))
       yield* store.commit(row, { from: 0n, idleTimeout }, Effect.as(isolated, 5n))
       assert.strictEqual(yield* count("ignored"), 1)
+    }))
+
+  it.effect.each(["SET LOCAL ROLE pg_monitor", "SET LOCAL search_path TO pg_catalog", "SET TRANSACTION READ ONLY"])(
+    "a handler that leaves its transaction changed (%s) is told so",
+    (statement) =>
+      Effect.gen(function*() {
+        const store = yield* CheckpointStore
+        const sql = yield* SqlClient.SqlClient
+        const row = yield* CoordinationStores.held(statement)
+        const work = Effect.as(sql.unsafe(statement), 1n)
+        const failure = yield* Effect.flip(store.commit(row, { from: 0n, idleTimeout }, work))
+        assert(failure._tag === "HandlerFailure")
+        assert.include(messagesOf(failure.cause), "it has changed the role, the search_path or the access mode")
+        assert.strictEqual(yield* position(row), 0n)
+      })
+  )
+
+  it.effect.each(["COMMIT", "ROLLBACK"])(
+    "a handler that ends its transaction by %s is told so",
+    (statement) =>
+      Effect.gen(function*() {
+        const store = yield* CheckpointStore
+        const sql = yield* SqlClient.SqlClient
+        const row = yield* CoordinationStores.held(statement)
+        const work = Effect.as(Effect.andThen(record(statement), sql.unsafe(statement)), 1n)
+        const failure = yield* Effect.flip(store.commit(row, { from: 0n, idleTimeout }, work))
+        assert(failure._tag === "HandlerFailure")
+        assert.include(messagesOf(failure.cause), "has ended the transaction that it runs in")
+        assert.strictEqual(yield* position(row), 0n)
+      })
+  )
+
+  it.effect("what the driver has prepared, and the session has lost, is prepared anew by the next attempts", () =>
+    Effect.gen(function*() {
+      const store = yield* CheckpointStore
+      const sql = yield* SqlClient.SqlClient
+      const row = yield* CoordinationStores.held("deallocated")
+      const ask = sql`SELECT 'prepared'`
+      const work = Effect.as(Effect.andThen(ask, Effect.andThen(sql`DEALLOCATE ALL`, ask)), 1n)
+      const failure = yield* Effect.flip(store.commit(row, { from: 0n, idleTimeout }, work))
+      assert(failure._tag === "TransientFailure")
+      assert.strictEqual(failure.kind, "conflict")
+      // One statement by each.
+      yield* Effect.retry(store.commit(row, { from: 0n, idleTimeout }, Effect.as(ask, 1n)), { times: 10 })
+    }))
+
+  it.effect("a statement of the handler's own that was never prepared is its failure", () =>
+    Effect.gen(function*() {
+      const store = yield* CheckpointStore
+      const sql = yield* SqlClient.SqlClient
+      const row = yield* CoordinationStores.held("never prepared")
+      const failure = yield* Effect.flip(
+        store.commit(row, { from: 0n, idleTimeout }, Effect.as(sql`EXECUTE nothing`, 1n))
+      )
+      assert.strictEqual(failure._tag, "HandlerFailure")
     }))
 
   it.effect("a statement on the connection of a batch that has ended is the handler's failure", () =>

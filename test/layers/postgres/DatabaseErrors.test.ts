@@ -53,6 +53,12 @@ describe("toStoreError", () => {
     }
   )
 
+  it("a lock that is not had in time is no refusal: whoever follows the events asks again", () => {
+    const error = toStoreError(server, "follow the events")(conflict)
+    assert(error._tag === "DatabaseUnavailable")
+    assert.strictEqual(error.reason, "no answer in time")
+  })
+
   it("an append that lost against another transaction says that the whole of it is to be run again", () => {
     const error = toStoreError(server, "append events")(
       new SqlError.SqlError({
