@@ -6,6 +6,7 @@
 import * as PgTypes from "@effect/sql-pg/PgTypes"
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
+import { identity } from "effect/Function"
 import * as Layer from "effect/Layer"
 import * as Result from "effect/Result"
 import type * as Scope from "effect/Scope"
@@ -277,8 +278,8 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
       const parts: Array<string> = []
       const next = (value: unknown) => {
         parameters.push(value)
-        // The first four belong to every read.
-        return `$${parameters.length + 4}`
+        // The first six belong to every read.
+        return `$${parameters.length + 6}`
       }
       if (options.range !== undefined && !HashRange.isWhole(options.range)) {
         const { end, start } = options.range
@@ -299,11 +300,16 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
     const matching = (where: string) => `
       FROM ${events}
       WHERE global_position > $1
-        AND global_position <= (SELECT $2::int8 / CASE WHEN pg_is_in_recovery() THEN 0 ELSE 1 END)${where}
+        AND global_position <= (
+          SELECT $2::int8 / CASE
+            WHEN pg_is_in_recovery() OR ${Reader.files(events, "$5::oid::regclass")} IS DISTINCT FROM $6::text THEN 0
+            ELSE 1 END
+        )${where}
       ORDER BY global_position LIMIT $3::int8`
 
-    // $1 < position <= $2, at most $3 events. A row without a payload does not fit: it ends the page. On a replica the
-    // statement divides by zero. Here all rows together cannot have too many bytes, because none has more than $4.
+    // $1 < position <= $2, at most $3 events. A row without a payload does not fit: it ends the page. On a replica, and
+    // where the positions of events do not come from the sequence $5 in the files $6 any more, the statement divides by
+    // zero. Here all rows together cannot have too many bytes, because none has more than $4.
     const smallRowsStatement = (where: string) => `
       SELECT ${handedOut}
       FROM (
@@ -364,6 +370,7 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
 
     const readWindow = (statement: string, options: {
       readonly bound: bigint
+      readonly window: readonly [after: bigint, upTo: bigint, limit: bigint, bytes: bigint]
       readonly parameters: ReadonlyArray<unknown>
       readonly mayShrink: boolean
       /** In which life of the server it was proved, or the windows before were read. */
@@ -374,14 +381,21 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
         ({ sql, state }): Effect.Effect<Window | "unproved" | "timeout", SqlError.SqlError | StoreError> =>
           state.settled.mark < options.bound || state.life !== options.life
             ? Effect.succeed("unproved")
-            : Effect.catchIf(
-              Effect.map(sql.unsafe<Row>(statement, options.parameters), (rows): Window => ({ rows })),
-              (error: SqlError.SqlError) =>
-                options.mayShrink && error.reason._tag === "StatementTimeoutError" || codeOf(error) === divisionByZero,
-              (error) =>
-                error.reason._tag === "StatementTimeoutError"
-                  ? Effect.succeed("timeout" as const)
-                  : Effect.fail(new ReadOnlyReplica({ server: database.server.server }))
+            : sql.unsafe<Row>(statement, [...options.window, state.sequence, state.files, ...options.parameters]).pipe(
+              // In the transaction that a pooler needs, a statement that may fail stands alone.
+              database.pooled ? sql.withTransaction : identity,
+              Effect.map((rows): Window => ({ rows })),
+              Effect.catchIf(
+                (error: SqlError.SqlError) =>
+                  options.mayShrink && error.reason._tag === "StatementTimeoutError" ||
+                  codeOf(error) === divisionByZero,
+                (error) =>
+                  Effect.sync(() => {
+                    if (error.reason._tag === "StatementTimeoutError") return "timeout" as const
+                    Reader.startOver(state)
+                    return "unproved" as const
+                  })
+              )
             )
       )
 
@@ -415,14 +429,11 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
         const free = Math.max(0, Math.min(bytes, largest) - used)
         const most = Math.min(limit - found.length, isSmall ? limit : measured)
         const answer: Window | "unproved" | "timeout" = yield* readWindow(
-          isSmall ? smallRowsStatement(where.text) : anyRowsStatement(where.text, where.parameters.length + 5),
+          isSmall ? smallRowsStatement(where.text) : anyRowsStatement(where.text, where.parameters.length + 7),
           {
             bound,
+            window: [position, upper, rowCount(most), BigInt(isSmall ? Math.floor(free / limit) : free)],
             parameters: [
-              position,
-              upper,
-              rowCount(most),
-              BigInt(isSmall ? Math.floor(free / limit) : free),
               ...where.parameters,
               ...(isSmall ? [] : [found.length === 0 ? BigInt(largest) : 0n])
             ],

@@ -30,6 +30,8 @@ export interface State {
   base: bigint | undefined
   /** Oid of the sequence that gives out positions, as text. */
   sequence: string | undefined
+  /** Which files events and sequence were in: in others, positions have begun anew. */
+  files: string | undefined
   settled: Settled.Settled
 }
 
@@ -61,11 +63,32 @@ const set = (opened: Opened<State>, pooled: boolean) =>
       set_config('plan_cache_mode', 'force_generic_plan', ${pooled}),
       ${opened.sql.literal(Life.select(pooled))} AS life`
 
+/**
+ * SQL: see `State.files`. TRUNCATE gives the table a new one, RESTART the sequence, and whatever else rewrites them, after
+ * which nothing but the proof is lost.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const files = (events: string, sequence: string): string =>
+  `concat(pg_relation_filenode('${events.replaceAll("'", "''")}'::regclass), '/', pg_relation_filenode(${sequence}))`
+
+/**
+ * Nothing is proved of what is there now.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const startOver = (state: State): void => {
+  Object.assign(state, unknown(state.life))
+}
+
 /** What is known of a life of the server at first. */
 const unknown = (life: ServerLife | undefined): State => ({
   life,
   base: undefined,
   sequence: undefined,
+  files: undefined,
   settled: Settled.make()
 })
 
@@ -88,7 +111,8 @@ const inTransaction = <A, E>(
   Effect.map(set(opened, true), ([row]) => {
     const { state } = opened
     if (state.life === row?.life) return
-    Object.assign(state, unknown(row?.life))
+    state.life = row?.life
+    startOver(state)
   }).pipe(
     Effect.andThen(self),
     opened.sql.withTransaction,

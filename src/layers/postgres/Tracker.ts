@@ -19,7 +19,7 @@ import { CheckpointAheadOfEvents, ReadOnlyReplica, type StoreError, UnsupportedD
 import type { EventStore, OpenWriter, ServerLife } from "../../services/EventStore.ts"
 import { Database } from "./Database.ts"
 import { Listener } from "./Listener.ts"
-import type { Reader, State } from "./Reader.ts"
+import { files, type Reader, startOver, type State } from "./Reader.ts"
 import type { Opened } from "./Session.ts"
 import * as Settled from "./Settled.ts"
 
@@ -80,6 +80,7 @@ interface Seen {
   readonly recovering: boolean
   readonly readable: boolean | null
   readonly last: bigint | null
+  readonly files: string
   readonly head: bigint | null
   readonly contiguous: bigint | null
 }
@@ -114,6 +115,7 @@ export const make = Effect.fnUntraced(function*(
     SELECT pg_is_in_recovery() AS recovering,
       has_sequence_privilege($2::oid, 'SELECT, USAGE') AS readable,
       CASE WHEN has_sequence_privilege($2::oid, 'SELECT, USAGE') THEN pg_sequence_last_value($2::oid::regclass) END AS last,
+      ${files(events, "$2::oid::regclass")} AS files,
       (SELECT global_position FROM ${events} ORDER BY global_position DESC LIMIT 1) AS head,
       (SELECT max(position) FROM (
         SELECT global_position AS position, row_number() OVER (ORDER BY global_position) AS place
@@ -230,11 +232,18 @@ export const make = Effect.fnUntraced(function*(
     return state.base = row?.base ?? 0n
   })
 
-  const lookFrom = Effect.fnUntraced(function*(opened: Opened<State>) {
+  const lookFrom = Effect.fnUntraced(function*(
+    opened: Opened<State>
+  ): Effect.fn.Return<Look & { readonly anchored: boolean }, SqlError.SqlError | StoreError> {
     const settled = opened.state.settled
     const from = settled.anchored ? 0n : yield* baseOf(opened)
     const seen = yield* see(opened, from < settled.mark ? settled.mark : from)
     if (seen.recovering) return yield* readOnly
+    if (opened.state.files !== undefined && opened.state.files !== seen.files) {
+      startOver(opened.state)
+      return yield* lookFrom(opened)
+    }
+    opened.state.files = seen.files
     const head = seen.head ?? 0n
     // What was settled was visible. A position above all events proves nothing, now or when events have reached it: it is
     // ahead of them, and would let others pass positions that are yet to be given out.
@@ -248,6 +257,11 @@ export const make = Effect.fnUntraced(function*(
         advice:
           "Positions must come from the sequence, never be written explicitly. After an import, set it with setval."
       })
+    }
+    // Positions that were given out are not given back but by who sets the sequence.
+    if (last !== undefined && last < settled.mark) {
+      startOver(opened.state)
+      return yield* lookFrom(opened)
     }
     const holders = Settled.see(settled, seen.contiguous ?? undefined, head) ? yield* seeHolders(opened) : []
     Settled.prove(settled, head, holders)

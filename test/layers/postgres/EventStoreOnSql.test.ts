@@ -198,6 +198,28 @@ describe("EventStore beside plain SQL", () => {
   )
 
   live(
+    "events that are numbered from the beginning again are all read",
+    Effect.gen(function*() {
+      const store = yield* EventStore
+      const sql = yield* PgClient.PgClient
+      const upTo = () => store.settledBeyond(0n, Duration.seconds(1))
+      yield* store.append(Array.from({ length: 10 }, () => event("a")))
+      assert.strictEqual((yield* store.read({ after: 0n, upTo: yield* upTo() })).position, 10n)
+      yield* sql`TRUNCATE events, aggregate_heads RESTART IDENTITY`
+      yield* store.append([event("a"), event("a"), event("a")])
+      const page = yield* store.read({ after: 0n, upTo: yield* upTo() })
+      assert.strictEqual(page.events.length, 3)
+      assert.strictEqual(page.position, 3n, "not to where the events ended before")
+      assert.strictEqual(yield* store.settledPosition, 3n)
+      // Set back to where events are no more.
+      yield* sql`TRUNCATE events, aggregate_heads`
+      yield* sql`SELECT setval(pg_get_serial_sequence('events', 'global_position'), 1, false)`
+      yield* store.append([event("a")])
+      assert.strictEqual(yield* store.settledPosition, 1n)
+    })
+  )
+
+  live(
     "other names and another schema serve as well",
     Effect.gen(function*() {
       const store = yield* EventStore

@@ -165,6 +165,29 @@ describe.skipIf(PgBouncer.missing !== undefined && !inCI)("behind a pooler", () 
   )
 
   live(
+    "a read that the server breaks off is begun anew, in the same transaction",
+    Effect.gen(function*() {
+      const sql = yield* SqlClient.SqlClient
+      const through = yield* PgBouncer.make(yield* url, { mode: "transaction", size: 4 })
+      const event = { boundedContext: "b", aggregateType: "T", aggregateId: "a", eventType: "E", payload: {} }
+      yield* Effect.gen(function*() {
+        const store = yield* EventStore
+        yield* store.append([event, event, event])
+        assert.strictEqual((yield* store.read({ after: 0n, upTo: yield* store.settledPosition })).position, 3n)
+        yield* sql`TRUNCATE events, aggregate_heads RESTART IDENTITY`
+        yield* store.append([event])
+        assert.strictEqual((yield* store.read({ after: 0n, upTo: 3n })).position, 1n)
+      }).pipe(
+        Effect.provide(
+          EventStores.stores().pipe(
+            Layer.provideMerge(PgClient.layer({ url: Redacted.make(through), prepare: false }))
+          )
+        )
+      )
+    }).pipe(Effect.scoped)
+  )
+
+  live(
     "in transaction mode three workers handle everything once and in order, while sessions are terminated",
     Effect.gen(function*() {
       const sql = yield* SqlClient.SqlClient

@@ -28,7 +28,7 @@ interface World {
 /** A database that says what the world's fields say, and counts what it is asked. */
 const world = Effect.gen(function*() {
   const messages = yield* Queue.sliding<string>(16)
-  const state: State = { life: "1@1", base: 0n, sequence: "1", settled: Settled.make() }
+  const state: State = { life: "1@1", base: 0n, sequence: "1", files: undefined, settled: Settled.make() }
   const answer = (text: string) => {
     self.statements++
     const common = { recovering: false, sequences: 1, sequence: "1", name: "s", cache: 1n, increment: 1n, cycle: false }
@@ -36,6 +36,7 @@ const world = Effect.gen(function*() {
       return [{
         recovering: false,
         readable: true,
+        files: "1/2",
         last: self.head + 10n,
         head: self.head,
         contiguous: self.contiguous
