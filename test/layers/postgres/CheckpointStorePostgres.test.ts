@@ -391,7 +391,8 @@ it.layer(layer, { excludeTestServices: true, timeout: "60 seconds" })("Checkpoin
       assert.strictEqual(failure.kind, "conflict")
       // One statement by each.
       yield* Effect.retry(store.commit(row, { from: 0n, idleTimeout }, Effect.as(ask, 1n)), { times: 10 })
-    }))
+      // In a pool of its own, whose connections no other test meets again.
+    }).pipe(Effect.provide(Layer.fresh(CoordinationStores.layerWith()))))
 
   it.effect("a statement of the handler's own that was never prepared is its failure", () =>
     Effect.gen(function*() {
