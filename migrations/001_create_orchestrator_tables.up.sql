@@ -22,16 +22,26 @@ BEGIN
       RAISE EXCEPTION 'the tables are of version %, this migration makes version 1', found
         USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Use the migrations of a newer pupsourcing-orchestrator.';
     END IF;
+    SELECT to_jsonb(m) ->> 'events_table' INTO found FROM "orchestrator_meta" AS m;
+    IF found <> 'events' THEN
+      RAISE EXCEPTION 'these tables keep the progress over the events in %, not in events', found
+        USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Give each table of events its own.';
+    END IF;
   END IF;
 END
 $do$;
 
--- One row: the version of these tables, and known answers of the hash that divides the events.
+-- One row: the version of these tables, known answers of the hash that divides the events, and over which table of
+-- events they keep progress: positions of another one would pass for its own.
 CREATE TABLE IF NOT EXISTS "orchestrator_meta" (
   singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
   schema_version integer NOT NULL,
-  hash_answers jsonb NOT NULL
+  hash_answers jsonb NOT NULL,
+  events_table text
 );
+
+-- For a table that was made before there was this column.
+ALTER TABLE "orchestrator_meta" ADD COLUMN IF NOT EXISTS events_table text;
 
 -- Every registration of a worker draws its incarnation.
 CREATE SEQUENCE IF NOT EXISTS "orchestrator_incarnations" AS bigint CACHE 1;
@@ -117,6 +127,6 @@ CREATE TABLE IF NOT EXISTS "orchestrator_checkpoints" (
 CREATE INDEX IF NOT EXISTS "idx_orchestrator_checkpoints_replica" ON "orchestrator_checkpoints" (replica_set);
 
 -- Last, so that a version means that all of it is there.
-INSERT INTO "orchestrator_meta" (schema_version, hash_answers)
-VALUES (1, '{"":2817148525,"user-1":3736142208,"0b6cf0a0-5f5c-4d5b-9a63-1f6f2d0c9e77":852620637}')
-ON CONFLICT (singleton) DO NOTHING;
+INSERT INTO "orchestrator_meta" AS m (schema_version, hash_answers, events_table)
+VALUES (1, '{"":2817148525,"user-1":3736142208,"0b6cf0a0-5f5c-4d5b-9a63-1f6f2d0c9e77":852620637}', 'events')
+ON CONFLICT (singleton) DO UPDATE SET events_table = EXCLUDED.events_table WHERE m.events_table IS NULL;

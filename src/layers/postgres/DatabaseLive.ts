@@ -23,7 +23,7 @@ import * as TableNames from "../../schema/TableNames.ts"
 import type { ServerLife } from "../../services/EventStore.ts"
 import { Database } from "./Database.ts"
 import { refail, serverOf } from "./DatabaseErrors.ts"
-import { schemaVersion } from "./migrations/OrchestratorTables.ts"
+import * as OrchestratorTables from "./migrations/OrchestratorTables.ts"
 import * as Pooler from "./Pooler.ts"
 import * as Session from "./Session.ts"
 import { waitForServer } from "./Startup.ts"
@@ -119,15 +119,24 @@ export const make = Effect.fnUntraced(function*(
   // Tables of another version may have other parts: the version says more than what is missing.
   const isVersioned = !missing.includes("meta")
   if (isVersioned) {
-    const [meta] = yield* sql<{ readonly version: number; readonly wrong: ReadonlyArray<string> | null }>`
-      SELECT schema_version AS version,
+    const [meta] = yield* sql<{
+      readonly version: number
+      readonly events: string | null
+      readonly wrong: ReadonlyArray<string> | null
+    }>`
+      SELECT schema_version AS version, ${sql.literal(OrchestratorTables.eventsTable)} AS events,
         (SELECT array_agg(known.key) FROM jsonb_each_text(hash_answers) AS known
           WHERE (hashtext(known.key COLLATE "C")::int8 & 4294967295) <> known.value::int8) AS wrong
-      FROM ${sql.literal(qualified("meta"))}
+      FROM ${sql.literal(qualified("meta"))} AS m
     `.pipe(refail(server, opening))
-    if (meta === undefined || meta.version !== schemaVersion) {
-      return yield* new SchemaVersionMismatch({ found: meta?.version ?? 0, expected: schemaVersion })
+    if (meta === undefined || meta.version !== OrchestratorTables.schemaVersion) {
+      return yield* new SchemaVersionMismatch({
+        found: meta?.version ?? 0,
+        expected: OrchestratorTables.schemaVersion
+      })
     }
+    const refusal = OrchestratorTables.otherEvents(names, meta.events)
+    if (refusal !== undefined) return yield* refusal
     if (meta.wrong !== null) {
       return yield* new UnsupportedDatabase({
         problem: "The database's function hashtext gives other answers than when the tables were made.",

@@ -167,6 +167,15 @@ const refuseNewer = Effect.fnUntraced(function*(migrating: Migrating) {
   }
 })
 
+const refuseOtherEvents = Effect.fnUntraced(function*(migrating: Migrating) {
+  if (!(yield* exists(migrating, "meta"))) return
+  const [row] = yield* migrating.query<{ events: string | null }>(
+    `SELECT ${OrchestratorTables.eventsTable} AS events FROM ${TableNames.qualified(migrating.names, "meta")} AS m`
+  )
+  const refusal = OrchestratorTables.otherEvents(migrating.names, row?.events ?? null)
+  if (refusal !== undefined) return yield* refusal
+})
+
 const refuseStrangers = Effect.fnUntraced(function*(migrating: Migrating) {
   const rows = yield* migrating.query<{ name: string }>(OrchestratorTables.strangers(migrating.names))
   if (rows.length > 0) return yield* new TablesNotOurs({ tables: rows.map((row) => row.name) })
@@ -191,6 +200,7 @@ export const runWith = (options: TableNames.Options): Effect.Effect<Status, Migr
     Effect.gen(function*() {
       yield* refuseNewer(migrating)
       yield* refuseStrangers(migrating)
+      yield* refuseOtherEvents(migrating)
       const differences = yield* findDifferences(migrating)
       const blocking = differences.filter((difference) => difference.blocking)
       if (blocking.length > 0) return yield* new EventStoreDiffers({ differences: blocking.map(describe) })

@@ -144,6 +144,31 @@ describe("DatabaseLive", () => {
   )
 
   live(
+    "tables that keep the progress over other events are refused, by migrations too",
+    Effect.gen(function*() {
+      const { url } = yield* TestDatabase.TestDatabase
+      const tables = { events: "billing_events", aggregateHeads: "billing_heads" }
+      const refusals = yield* Effect.all([
+        Effect.flip(open(url, { tables })),
+        Effect.flip(Effect.provide(Migrations.runWith({ tables }), PgClient.layer({ url: Redacted.make(url) })))
+      ])
+      for (const error of refusals) {
+        assert.strictEqual(error._tag, "InvalidSettings")
+        assert.match(
+          error.message,
+          /"tables\.events": .* over the events in "events", not over those in "billing_events"/
+        )
+      }
+      // Tables that were made before this was recorded are believed, and recorded when they are migrated.
+      const sql = yield* PgClient.PgClient
+      yield* sql`ALTER TABLE orchestrator_meta DROP COLUMN events_table`
+      yield* open(url)
+      yield* Effect.provide(Migrations.run, PgClient.layer({ url: Redacted.make(url) }))
+      assert.deepStrictEqual(yield* sql`SELECT events_table FROM orchestrator_meta`, [{ events_table: "events" }])
+    })
+  )
+
+  live(
     "names that are no identifiers are refused before anything is asked",
     Effect.gen(function*() {
       const { url } = yield* TestDatabase.TestDatabase

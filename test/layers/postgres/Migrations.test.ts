@@ -364,6 +364,17 @@ describe("Migrations", () => {
   )
 
   migration(
+    "the files, too, refuse tables that keep the progress over other events",
+    Effect.gen(function*() {
+      yield* Migrations.run
+      const names = { ...TableNames.defaults, events: "100% of 'them'" }
+      const byFile = yield* Effect.flip(rows(OrchestratorTables.up(names)[0] ?? ""))
+      assert.strictEqual((byFile.reason.cause as { code?: string }).code, "55000")
+      assert.include(String(byFile.reason.cause), "over the events in events, not in 100% of 'them'")
+    })
+  )
+
+  migration(
     "takes other names and a schema, such that need quoting too, side by side",
     Effect.gen(function*() {
       const options = {

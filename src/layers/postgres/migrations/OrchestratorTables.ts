@@ -3,6 +3,7 @@
  *
  * @since 0.1.0
  */
+import { InvalidSettings } from "../../../schema/Errors.ts"
 import { qualified, quoted, type TableKey, type TableNames } from "../../../schema/TableNames.ts"
 import { block, indented, literal, lock } from "./Sql.ts"
 
@@ -58,6 +59,27 @@ export const strangers = (names: TableNames): string =>
 FROM (VALUES ${owned.map((key) => `(${literal(qualified(names, key))})`).join(", ")}) AS t (name)
 WHERE to_regclass(t.name) IS NOT NULL AND to_regclass(${literal(qualified(names, "meta"))}) IS NULL`
 
+/**
+ * The tables keep the progress over other events than these.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export const otherEvents = (names: TableNames, found: string | null): InvalidSettings | undefined =>
+  found === null || found === names.events ? undefined : new InvalidSettings({
+    setting: "tables.events",
+    problem:
+      `The orchestrator's tables keep the progress over the events in "${found}", not over those in "${names.events}". Give each table of events orchestrator tables of its own: other names, or another schema.`
+  })
+
+/**
+ * SQL: the name for `otherEvents`, of row `m` of the meta table. What was made earlier does not have the column.
+ *
+ * @category statements
+ * @since 0.1.0
+ */
+export const eventsTable = "to_jsonb(m) ->> 'events_table'"
+
 const guard = (names: TableNames): string =>
   block(`DECLARE
   found text;
@@ -83,6 +105,13 @@ BEGIN
       RAISE EXCEPTION 'the tables are of version %, this migration makes version ${schemaVersion}', found
         USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Use the migrations of a newer pupsourcing-orchestrator.';
     END IF;
+    SELECT ${eventsTable} INTO found FROM ${qualified(names, "meta")} AS m;
+    IF found <> ${literal(names.events)} THEN
+      RAISE EXCEPTION 'these tables keep the progress over the events in %, not in ${
+    names.events.replaceAll("'", "''").replaceAll("%", "%%")
+  }', found
+        USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Give each table of events its own.';
+    END IF;
   END IF;
 END`)
 
@@ -94,12 +123,16 @@ export const up = (names: TableNames): ReadonlyArray<string> => [
   `-- One migration at a time; never over tables that something else made, or that a newer version made.
 ${guard(names)}`,
 
-  `-- One row: the version of these tables, and known answers of the hash that divides the events.
+  `-- One row: the version of these tables, known answers of the hash that divides the events, and over which table of
+-- events they keep progress: positions of another one would pass for its own.
 CREATE TABLE IF NOT EXISTS ${qualified(names, "meta")} (
   singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
   schema_version integer NOT NULL,
-  hash_answers jsonb NOT NULL
+  hash_answers jsonb NOT NULL,
+  events_table text
 )`,
+  `-- For a table that was made before there was this column.
+ALTER TABLE ${qualified(names, "meta")} ADD COLUMN IF NOT EXISTS events_table text`,
 
   `-- Every registration of a worker draws its incarnation.
 CREATE SEQUENCE IF NOT EXISTS ${qualified(names, "incarnations")} AS bigint CACHE 1`,
@@ -189,9 +222,9 @@ CREATE TABLE IF NOT EXISTS ${qualified(names, "checkpoints")} (
   } (replica_set)`,
 
   `-- Last, so that a version means that all of it is there.
-INSERT INTO ${qualified(names, "meta")} (schema_version, hash_answers)
-VALUES (${schemaVersion}, ${literal(JSON.stringify(hashAnswers))})
-ON CONFLICT (singleton) DO NOTHING`
+INSERT INTO ${qualified(names, "meta")} AS m (schema_version, hash_answers, events_table)
+VALUES (${schemaVersion}, ${literal(JSON.stringify(hashAnswers))}, ${literal(names.events)})
+ON CONFLICT (singleton) DO UPDATE SET events_table = EXCLUDED.events_table WHERE m.events_table IS NULL`
 ]
 
 /**
