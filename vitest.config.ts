@@ -14,7 +14,7 @@ export default defineConfig({
     pool: "forks",
     maxWorkers: 3,
     // PostgreSQL and worker processes share two cores with the tests.
-    testTimeout: 30_000,
+    testTimeout: 60_000,
     hookTimeout: 60_000,
     teardownTimeout: 20_000
   }

@@ -72,7 +72,7 @@ const deploy = Effect.fnUntraced(function*(
     concurrency: "unbounded"
   })
   const ids = () => running.map(({ id }) => id)
-  const stopLoad = yield* harness.load({ perSecond: 200 })
+  const stopLoad = yield* harness.load({ perSecond: 100 })
   yield* harness.waitUntil("the old version shares the work", Harness.sharedBy(ids()))
   for (const pod of pods) {
     yield* Moves.record
