@@ -269,11 +269,24 @@ export const run = Effect.fnUntraced(function*(options: Options) {
     Effect.provideService(Driver, driver),
     Effect.flatMap(Effect.fnUntraced(function*(course) {
       yield* Effect.repeat(Writers.tidy, Schedule.spaced("1 second")).pipe(Effect.forkScoped)
-      const end = yield* awaitRows(
-        "all that was appended is handled",
-        60_000,
-        (rows) => (Watch.handled(rows) ?? 0n) >= rows.head
-      )
+      // How long the backlog of a projection that cannot keep up takes is for the machine to say; that there is progress
+      // is not.
+      let furthest = 0n
+      let end: { readonly rows: Harness.Rows } | undefined
+      do {
+        const before = furthest
+        end = yield* awaitRows(
+          "all that was appended is handled, or some of it",
+          60_000,
+          (rows) => {
+            furthest = rows.checkpoints.reduce(
+              (sum, { position, range: { end, start } }) => sum + position * BigInt(end - start),
+              0n
+            )
+            return furthest > before || (Watch.handled(rows) ?? 0n) >= rows.head
+          }
+        )
+      } while (end !== undefined && (Watch.handled(end.rows) ?? 0n) < end.rows.head)
       const differences = yield* harness.differences([
         // Deployments may have brought others.
         ...new Set([...projections, ...end?.rows.checkpoints.map(({ projection }) => projection) ?? []])
