@@ -158,3 +158,28 @@ export const quoted = (name: string): string => `"${name.replaceAll("\"", "\"\""
  */
 export const qualified = (names: TableNames, key: TableKey): string =>
   names.schema === undefined ? quoted(names[key]) : `${quoted(names.schema)}.${quoted(names[key])}`
+
+/** PostgreSQL refuses longer names of channels, in bytes. */
+const maximumChannelLength = 63
+
+const channels = { events: "pupsourcing_events", generations: "pupsourcing_control" }
+
+/**
+ * The channel of LISTEN and NOTIFY for changes of a table: `pupsourcing_events` for `events`, and `pupsourcing_control`
+ * for the orchestrator's generations and workers.
+ *
+ * **Details**
+ *
+ * For another schema than `public` or another name than the default, `_`, the schema, `_` and the table's name follow.
+ * Characters other than ASCII letters, digits, `_` and `$` become `_`, and the name ends after 63 characters.
+ *
+ * A channel depends on names only: other writers can notify it, and tables that are dropped and created again keep it.
+ * Sets of tables whose channels become equal wake each other without need, which is harmless.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const channel = (names: TableNames, key: keyof typeof channels, schema: string): string =>
+  schema === "public" && names[key] === defaults[key]
+    ? channels[key]
+    : `${channels[key]}_${schema}_${names[key]}`.replaceAll(/[^A-Za-z0-9_$]/g, "_").slice(0, maximumChannelLength)

@@ -52,4 +52,21 @@ describe("TableNames", () => {
   it("refuses tables that do not exist", () => {
     assert.match(problem({ tables: { ["evnts" as "events"]: "x" } }) ?? "", /^tables\.evnts: There is no such table/)
   })
+
+  it("derives the channels from names alone, without a suffix for the default names in public", () => {
+    const { channel, defaults } = TableNames
+    assert.strictEqual(channel(defaults, "events", "public"), "pupsourcing_events")
+    assert.strictEqual(channel(defaults, "generations", "public"), "pupsourcing_control")
+    assert.strictEqual(channel(defaults, "events", "Work"), "pupsourcing_events_Work_events")
+    assert.strictEqual(
+      channel({ ...defaults, events: "happenings" }, "events", "public"),
+      "pupsourcing_events_public_happenings"
+    )
+    assert.strictEqual(
+      channel(defaults, "generations", "my \"schéma\""),
+      "pupsourcing_control_my__sch_ma__orchestrator_generations"
+    )
+    const longest = channel({ ...defaults, events: "e".repeat(47) }, "events", "s".repeat(63))
+    assert.strictEqual(longest, `pupsourcing_events_${"s".repeat(44)}`)
+  })
 })

@@ -32,7 +32,7 @@ export class Database extends Context.Service<Database, {
   readonly table: (key: TableKey) => Statement.Fragment
   /** The same as text: `"schema"."table"`. */
   readonly qualified: (key: TableKey) => string
-  /** Channels for NOTIFY, one pair for each set of tables. */
+  /** The channels of LISTEN and NOTIFY; see `TableNames.channel`. */
   readonly channels: { readonly events: string; readonly control: string }
   /** Behind a pooler that lends sessions for a transaction: nothing of a session lasts longer. */
   readonly pooled: boolean

@@ -78,11 +78,13 @@ export const make = Effect.fnUntraced(function*(
   const [found] = yield* sql<{
     readonly version: number
     readonly recovering: boolean
-    readonly oids: ReadonlyArray<string | null>
+    readonly schemas: ReadonlyArray<string | null>
   }>`
     SELECT current_setting('server_version_num')::int AS version, pg_is_in_recovery() AS recovering,
-      (SELECT array_agg(to_regclass(name)::oid::text ORDER BY place)
-        FROM unnest(${TableNames.keys.map(qualified)}::text[]) WITH ORDINALITY AS t (name, place)) AS oids
+      (SELECT array_agg(n.nspname::text ORDER BY t.place)
+        FROM unnest(${TableNames.keys.map(qualified)}::text[]) WITH ORDINALITY AS t (name, place)
+        LEFT JOIN pg_class c ON c.oid = to_regclass(t.name)
+        LEFT JOIN pg_namespace n ON n.oid = c.relnamespace) AS schemas
   `.unprepared.pipe(
     refail(server, opening),
     waitForServer
@@ -114,8 +116,8 @@ export const make = Effect.fnUntraced(function*(
     })
   }
   if (found.recovering) return yield* new ReadOnlyReplica({ server: server.server })
-  const oidOf = (key: TableNames.TableKey): string | null => found.oids[TableNames.keys.indexOf(key)] ?? null
-  const missing = TableNames.keys.filter((key) => oidOf(key) === null)
+  const schemaOf = (key: TableNames.TableKey): string | null => found.schemas[TableNames.keys.indexOf(key)] ?? null
+  const missing = TableNames.keys.filter((key) => schemaOf(key) === null)
   // Tables of another version may have other parts: the version says more than what is missing.
   const isVersioned = !missing.includes("meta")
   if (isVersioned) {
@@ -157,8 +159,8 @@ export const make = Effect.fnUntraced(function*(
     table: (key) => sql.literal(qualified(key)),
     qualified,
     channels: {
-      events: `pupsourcing_events_${oidOf("events")}`,
-      control: `pupsourcing_control_${oidOf("generations")}`
+      events: TableNames.channel(names, "events", schemaOf("events") ?? ""),
+      control: TableNames.channel(names, "generations", schemaOf("generations") ?? "")
     },
     pooled,
     listen: !pooled && (options.listen ?? true),

@@ -63,14 +63,34 @@ const timed = <A, E, R>(self: Effect.Effect<A, E, R>) =>
 
 describe("DatabaseLive", () => {
   live(
-    "opens what the migrations made, with channels of its own",
+    "opens what the migrations made",
     Effect.gen(function*() {
       const { url } = yield* TestDatabase.TestDatabase
       const database = yield* open(url)
-      assert.match(database.channels.events, /^pupsourcing_events_\d+$/)
-      assert.match(database.channels.control, /^pupsourcing_control_\d+$/)
+      assert.deepStrictEqual(database.channels, { events: "pupsourcing_events", control: "pupsourcing_control" })
       assert.strictEqual(database.qualified("events"), `"events"`)
       assert.deepStrictEqual([database.listen, database.presence], [true, true])
+    })
+  )
+
+  live(
+    "gives each schema of a database channels of its own, however the schema is found",
+    Effect.gen(function*() {
+      const { url } = yield* TestDatabase.TestDatabase
+      const schema = "s".repeat(63)
+      const channels = {
+        events: `pupsourcing_events_${"s".repeat(44)}`,
+        control: `pupsourcing_control_${"s".repeat(43)}`
+      }
+      const client = PgClient.layer({ url: Redacted.make(url) })
+      yield* Effect.provide(Migrations.runWith({ schema }), client)
+      const named = yield* open(url, { schema })
+      assert.deepStrictEqual(named.channels, channels)
+      const found = yield* openWith({ url: Redacted.make(url), startupParameters: { search_path: schema } })
+      assert.deepStrictEqual(found.channels, channels)
+      // The server accepts a channel of this length.
+      const sql = yield* PgClient.PgClient
+      yield* sql`SELECT pg_notify(${named.channels.events}, ''), pg_notify(${named.channels.control}, '')`
     })
   )
 
