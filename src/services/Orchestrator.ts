@@ -47,6 +47,7 @@ import * as Coordinator from "./Coordinator.ts"
 import type { Decisions } from "./Decisions.ts"
 import { EventStore } from "./EventStore.ts"
 import * as Heartbeat from "./Heartbeat.ts"
+import { layerPer } from "./LayerPer.ts"
 import { Membership } from "./Membership.ts"
 import * as Projection from "./Projection.ts"
 import * as ProjectionRunner from "./ProjectionRunner.ts"
@@ -466,7 +467,8 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
 
 /**
  * An orchestrator of the given projections. Errors of the handlers stay with the handlers (they halt a range); their
- * services are required here, so that a missing one is a compile error.
+ * services are required here, so that a missing one is a compile error. The layer is memoized per `EventStore`: over the
+ * stores of another database it builds another orchestrator.
  *
  * @category layers
  * @since 0.1.0
@@ -474,7 +476,7 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
 export const layer = <const P extends ReadonlyArray<Projection.Any>>(
   options: Options<P>
 ): Layer.Layer<Orchestrator, SetupError, Stores | Projection.Services<P[number]>> =>
-  Layer.effect(Orchestrator)(make(options))
+  layerPer(EventStore, () => Layer.effect(Orchestrator)(make(options)))
 
 /**
  * Like `layer`, with any setting given as a `Config`: `layerConfig({ replicaSet: Config.String("REPLICA_SET"),
@@ -487,16 +489,15 @@ export const layerConfig = <const P extends ReadonlyArray<Projection.Any>>(
   options: { readonly projections: P } & { readonly [K in keyof Settings.Input]: ConfigOr<Settings.Input[K]> }
 ): Layer.Layer<Orchestrator, SetupError | Config.ConfigError, Stores | Projection.Services<P[number]>> => {
   const { projections, ...settings } = options
-  return Layer.unwrap(
-    Effect.map(
-      // Each value is made a Config first: `unwrap` looks into everything that is none.
-      Config.all(Record.map(
-        settings as { readonly [setting: string]: unknown },
-        (value): Config.Config<unknown> => Config.isConfig(value) ? value : Config.succeed(value)
-      )),
-      (input) => layer({ ...input as unknown as Settings.Input, projections })
-    )
-  )
+  // Each value becomes a Config first: `Config.unwrap` would search other values for Configs.
+  const config = Config.all(Record.map(
+    settings as { readonly [setting: string]: unknown },
+    (value): Config.Config<unknown> => Config.isConfig(value) ? value : Config.succeed(value)
+  ))
+  return layerPer(EventStore, () =>
+    Layer.effect(Orchestrator)(
+      Effect.flatMap(config, (input) => make({ ...input as unknown as Settings.Input, projections }))
+    ))
 }
 
 /**

@@ -16,11 +16,12 @@ import * as DecisionsPostgres from "../../src/layers/postgres/DecisionsPostgres.
 import * as Listener from "../../src/layers/postgres/Listener.ts"
 import * as MembershipPostgres from "../../src/layers/postgres/MembershipPostgres.ts"
 import * as Migrations from "../../src/layers/postgres/Migrations.ts"
+import * as Presence from "../../src/layers/postgres/Presence.ts"
 import type { Held } from "../../src/schema/Checkpoint.ts"
 import type { Request } from "../../src/schema/Decision.ts"
 import * as EventFilter from "../../src/schema/EventFilter.ts"
 import type { Registration } from "../../src/schema/Worker.ts"
-import type { CheckpointStore } from "../../src/services/CheckpointStore.ts"
+import { CheckpointStore } from "../../src/services/CheckpointStore.ts"
 import { Decisions } from "../../src/services/Decisions.ts"
 import { Membership } from "../../src/services/Membership.ts"
 import { patient } from "../suites/Suite.ts"
@@ -28,17 +29,22 @@ import * as TestDatabase from "./TestDatabase.ts"
 
 export type Stores = CheckpointStore | Coordination.Coordination | Database | Decisions | Membership
 
+/** Checkpoints, decisions and membership with the coordination session that the last two share. */
+export const layer: Layer.Layer<Exclude<Stores, Database>, never, Database | Listener.Listener> = Layer.mergeAll(
+  Layer.effect(CheckpointStore)(CheckpointStorePostgres.make),
+  Layer.effect(Decisions)(DecisionsPostgres.make),
+  Layer.effect(Membership)(MembershipPostgres.make)
+).pipe(
+  Layer.provideMerge(Layer.effect(Coordination.Coordination)(Coordination.make)),
+  Layer.provide(Layer.effect(Presence.Presence)(Presence.make))
+)
+
 const storesOf = (
   options: DatabaseLive.Options,
   database: Layer.Layer<Database, unknown, PgClient.PgClient> = Layer.effect(Database)(DatabaseLive.make(options))
 ): Layer.Layer<Stores, unknown, PgClient.PgClient> =>
-  Layer.mergeAll(
-    CheckpointStorePostgres.layer,
-    DecisionsPostgres.layer,
-    MembershipPostgres.layer,
-    Coordination.layer
-  ).pipe(
-    Layer.provide(Listener.layer),
+  layer.pipe(
+    Layer.provide(Layer.effect(Listener.Listener)(Listener.make)),
     Layer.provideMerge(database)
   )
 

@@ -12,7 +12,7 @@ import * as DatabaseLive from "../../src/layers/postgres/DatabaseLive.ts"
 import * as EventStorePostgres from "../../src/layers/postgres/EventStorePostgres.ts"
 import * as Listener from "../../src/layers/postgres/Listener.ts"
 import * as Migrations from "../../src/layers/postgres/Migrations.ts"
-import type { EventStore } from "../../src/services/EventStore.ts"
+import { EventStore } from "../../src/services/EventStore.ts"
 import * as TestDatabase from "./TestDatabase.ts"
 
 /** How the stores differ from the default ones. */
@@ -52,11 +52,12 @@ export const live = (
 
 /** The stores over whatever client is provided, as one more process would open them. */
 export const stores = (options: DatabaseLive.Options = {}) =>
-  // The layers below are constants: what surrounds the test has built them already, for another client.
-  Layer.fresh(EventStorePostgres.layer.pipe(
-    Layer.provideMerge(Listener.layer),
-    Layer.provideMerge(DatabaseLive.layerWith(options))
-  ))
+  Layer.fresh(
+    Layer.effect(EventStore)(EventStorePostgres.make).pipe(
+      Layer.provideMerge(Layer.effect(Listener.Listener)(Listener.make)),
+      Layer.provideMerge(DatabaseLive.layerWith(options))
+    )
+  )
 
 /** A store on a database of its own. */
 export const layerWith = (options: Options = {}): Layer.Layer<Provided, unknown> =>

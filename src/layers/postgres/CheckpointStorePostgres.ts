@@ -14,7 +14,6 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
-import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Predicate from "effect/Predicate"
 import * as Schedule from "effect/Schedule"
@@ -562,9 +561,3 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
 
   return CheckpointStore.of({ commit, advance, halt, rows, checkClient })
 })
-
-/**
- * @category layers
- * @since 0.1.0
- */
-export const layer: Layer.Layer<CheckpointStore, never, Database> = Layer.effect(CheckpointStore)(make)

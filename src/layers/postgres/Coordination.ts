@@ -8,7 +8,6 @@ import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import * as Layer from "effect/Layer"
 import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
@@ -18,7 +17,6 @@ import { DatabaseUnavailable, type StoreError } from "../../schema/Errors.ts"
 import type * as Worker from "../../schema/Worker.ts"
 import { Database } from "./Database.ts"
 import { isConflict } from "./DatabaseErrors.ts"
-import type { Listener } from "./Listener.ts"
 import * as Presence from "./Presence.ts"
 import type { WorkerRow } from "./Rows.ts"
 import type { Opened, Session } from "./Session.ts"
@@ -242,13 +240,3 @@ export const make: Effect.Effect<
 })
 
 class LockedOut extends Error {}
-
-/**
- * A constant, so that membership and decisions share one.
- *
- * @category layers
- * @since 0.1.0
- */
-export const layer: Layer.Layer<Coordination | Presence.Presence, never, Database | Listener> = Layer.effect(
-  Coordination
-)(make).pipe(Layer.provideMerge(Presence.layer))

@@ -9,7 +9,6 @@
  */
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
-import * as Layer from "effect/Layer"
 import * as Schedule from "effect/Schedule"
 import * as Checkpoint from "../../schema/Checkpoint.ts"
 import * as Decision from "../../schema/Decision.ts"
@@ -18,7 +17,6 @@ import type * as Generation from "../../schema/Generation.ts"
 import { Decisions } from "../../services/Decisions.ts"
 import * as Coordination from "./Coordination.ts"
 import { Database } from "./Database.ts"
-import type { Listener } from "./Listener.ts"
 import * as Rows from "./Rows.ts"
 import type { Opened } from "./Session.ts"
 
@@ -262,13 +260,3 @@ const sameHolding = (a: Checkpoint.Checkpoint, b: Checkpoint.Checkpoint): boolea
   a.range.end === b.range.end && a.replicaSet === b.replicaSet &&
   a.fence?.workerId === b.fence?.workerId && a.fence?.incarnation === b.fence?.incarnation &&
   a.fence?.generationId === b.fence?.generationId
-
-/**
- * Takes its session from `Coordination`, which membership must share: build both in one `Effect.provide`.
- *
- * @category layers
- * @since 0.1.0
- */
-export const layer: Layer.Layer<Decisions, never, Database | Listener> = Layer.effect(Decisions)(make).pipe(
-  Layer.provide(Coordination.layer)
-)

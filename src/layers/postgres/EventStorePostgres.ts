@@ -7,7 +7,6 @@ import * as PgTypes from "@effect/sql-pg/PgTypes"
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import { identity } from "effect/Function"
-import * as Layer from "effect/Layer"
 import * as Result from "effect/Result"
 import type * as Scope from "effect/Scope"
 import type * as SqlError from "effect/sql/SqlError"
@@ -513,9 +512,3 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
     })
   }
 )
-
-/**
- * @category layers
- * @since 0.1.0
- */
-export const layer: Layer.Layer<EventStore, never, Database | Listener> = Layer.effect(EventStore)(make)

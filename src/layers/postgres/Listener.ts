@@ -14,7 +14,6 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Latch from "effect/Latch"
-import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Queue from "effect/Queue"
 import * as Random from "effect/Random"
@@ -352,9 +351,3 @@ export const make: Effect.Effect<Listener["Service"], never, Database | Scope.Sc
 
   return Listener.of({ subscribe, notify, onConnection, lost: lost.await })
 })
-
-/**
- * @category layers
- * @since 0.1.0
- */
-export const layer: Layer.Layer<Listener, never, Database> = Layer.effect(Listener)(make)

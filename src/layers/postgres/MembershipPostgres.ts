@@ -6,7 +6,6 @@
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as FiberHandle from "effect/FiberHandle"
-import * as Layer from "effect/Layer"
 import * as Queue from "effect/Queue"
 import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
@@ -359,13 +358,3 @@ export const make: Effect.Effect<
 const isDead = (worker: Coordination.Observed, { rules }: JoinOptions): boolean =>
   worker.ended || worker.silentForMillis > rules.staleWorkerTimeoutMillis ||
   Math.min(worker.missingForMillis ?? 0, worker.silentForMillis) >= justDiedMillis
-
-/**
- * Takes its session from `Coordination`, which decisions must share: build both in one `Effect.provide`.
- *
- * @category layers
- * @since 0.1.0
- */
-export const layer: Layer.Layer<Membership, never, Database | Listener> = Layer.effect(Membership)(make).pipe(
-  Layer.provide(Coordination.layer)
-)

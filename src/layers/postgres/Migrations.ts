@@ -17,6 +17,7 @@ import type * as SqlError from "effect/sql/SqlError"
 import type * as Statement from "effect/sql/Statement"
 import { type InvalidSettings, SchemaVersionMismatch, type StoreError } from "../../schema/Errors.ts"
 import * as TableNames from "../../schema/TableNames.ts"
+import { layerPer } from "../../services/LayerPer.ts"
 import { refail, serverOf } from "./DatabaseErrors.ts"
 import * as EventStoreTables from "./migrations/EventStoreTables.ts"
 import * as OrchestratorTables from "./migrations/OrchestratorTables.ts"
@@ -314,15 +315,16 @@ export const statusWith = (
 export const status: Effect.Effect<Status, InvalidSettings | StoreError, SqlClient.SqlClient> = statusWith({})
 
 /**
- * Runs the migrations while the layer is built; like the stores, it works through `PgClient`.
+ * Runs the migrations while the layer is built; like the stores, it works through `PgClient`, and once for each client.
  *
  * @category layers
  * @since 0.1.0
  */
 export const layerWith = (options: TableNames.Options): Layer.Layer<never, MigrationError, PgClient.PgClient> =>
-  Layer.effectDiscard(
-    PgClient.PgClient.use((client) => Effect.provideService(runWith(options), SqlClient.SqlClient, client))
-  )
+  layerPer(PgClient.PgClient, () =>
+    Layer.effectDiscard(
+      PgClient.PgClient.use((client) => Effect.provideService(runWith(options), SqlClient.SqlClient, client))
+    ))
 
 /**
  * `layerWith` for the default names.

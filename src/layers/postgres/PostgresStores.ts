@@ -3,12 +3,13 @@
  *
  * @since 0.1.0
  */
-import type { PgClient } from "@effect/sql-pg/PgClient"
+import { PgClient } from "@effect/sql-pg/PgClient"
 import * as Layer from "effect/Layer"
 import type { StoresError } from "../../schema/Errors.ts"
 import { CheckpointStore } from "../../services/CheckpointStore.ts"
 import { Decisions } from "../../services/Decisions.ts"
 import { EventStore } from "../../services/EventStore.ts"
+import { layerPer } from "../../services/LayerPer.ts"
 import { Membership } from "../../services/Membership.ts"
 import * as CheckpointStorePostgres from "./CheckpointStorePostgres.ts"
 import * as Coordination from "./Coordination.ts"
@@ -44,7 +45,7 @@ export type Options = DatabaseLive.Options
  * @internal
  */
 export const layerOver = <E, R>(database: Layer.Layer<Database, E, R>): Layer.Layer<Stores, E, R> =>
-  // Layers made here and now: constants would be shared with the stores of another database that are open around this.
+  // New layers on each call: constants would be shared with the stores of another database.
   Layer.mergeAll(
     Layer.effect(CheckpointStore)(CheckpointStorePostgres.make),
     Layer.effect(EventStore)(EventStorePostgres.make),
@@ -61,19 +62,24 @@ export const layerOver = <E, R>(database: Layer.Layer<Database, E, R>): Layer.La
   )
 
 /**
- * The stores, with other names or habits than the default ones. Bind the result to a constant: each call makes a layer
- * of its own.
+ * The stores with other names or options than the default ones. Bind the result to a constant: each call returns another
+ * layer, which opens its own sessions. For its memoization see `layer`.
  *
  * @category layers
  * @since 0.1.0
  */
 export const layerWith = (options: Options): Layer.Layer<Stores, StoresError, PgClient> =>
-  layerOver(DatabaseLive.layerWith(options))
+  layerPer(PgClient, () => layerOver(DatabaseLive.layerWith(options)))
 
 /**
  * The stores on the tables of the default names. Needs a `PgClient`, which is also the client that handlers write
  * through, and opens a few sessions of its own beside that client's pool: reading, coordination, and listening with
  * presence.
+ *
+ * **Details**
+ *
+ * The layer is memoized per client: wherever a program provides the same client, it gets the same stores, and stores over
+ * another client are built separately.
  *
  * @category layers
  * @since 0.1.0

@@ -11,7 +11,6 @@ import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import * as Layer from "effect/Layer"
 import * as RcMap from "effect/RcMap"
 import * as RcRef from "effect/RcRef"
 import * as Schedule from "effect/Schedule"
@@ -212,11 +211,3 @@ export const make: Effect.Effect<
     presentKeys: database.presence ? presentKeys : "SELECT 0::bigint AS key WHERE false"
   })
 })
-
-/**
- * A constant, so that all who use it share one.
- *
- * @category layers
- * @since 0.1.0
- */
-export const layer: Layer.Layer<Presence, never, Database | Listener> = Layer.effect(Presence)(make)

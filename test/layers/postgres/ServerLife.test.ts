@@ -8,14 +8,10 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
-import * as CheckpointStorePostgres from "../../../src/layers/postgres/CheckpointStorePostgres.ts"
-import * as Coordination from "../../../src/layers/postgres/Coordination.ts"
 import { Database } from "../../../src/layers/postgres/Database.ts"
-import * as DecisionsPostgres from "../../../src/layers/postgres/DecisionsPostgres.ts"
 import * as EventStorePostgres from "../../../src/layers/postgres/EventStorePostgres.ts"
 import * as Life from "../../../src/layers/postgres/Life.ts"
 import * as Listener from "../../../src/layers/postgres/Listener.ts"
-import * as MembershipPostgres from "../../../src/layers/postgres/MembershipPostgres.ts"
 import type { NewEvent } from "../../../src/schema/Event.ts"
 import { CheckpointStore } from "../../../src/services/CheckpointStore.ts"
 import { EventStore } from "../../../src/services/EventStore.ts"
@@ -23,21 +19,18 @@ import * as CoordinationStores from "../../support/CoordinationStores.ts"
 import * as EventStores from "../../support/EventStores.ts"
 import * as Seam from "../../support/Seam.ts"
 
-const layer = Layer.mergeAll(
-  CheckpointStorePostgres.layer,
-  DecisionsPostgres.layer,
-  MembershipPostgres.layer,
-  Coordination.layer
-).pipe(Layer.provideMerge(EventStores.layerWith()))
+const layer = CoordinationStores.layer.pipe(Layer.provideMerge(EventStores.layerWith()))
 
 const reader = "pupsourcing-orchestrator reader"
 
 /** The event store with its statements behind the hooks. */
 const behind = (hooks: Seam.Hooks) =>
-  Layer.fresh(EventStorePostgres.layer.pipe(
-    Layer.provideMerge(Listener.layer),
-    Layer.provideMerge(Seam.database(hooks))
-  )).pipe(Layer.provideMerge(EventStores.database()))
+  Layer.fresh(
+    Layer.effect(EventStore)(EventStorePostgres.make).pipe(
+      Layer.provideMerge(Layer.effect(Listener.Listener)(Listener.make)),
+      Layer.provideMerge(Seam.database(hooks))
+    )
+  ).pipe(Layer.provideMerge(EventStores.database()))
 
 const event = (aggregateId: string): NewEvent => ({
   boundedContext: "test",
