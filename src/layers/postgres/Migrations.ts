@@ -15,12 +15,13 @@ import * as Schema from "effect/Schema"
 import * as SqlClient from "effect/sql/SqlClient"
 import type * as SqlError from "effect/sql/SqlError"
 import type * as Statement from "effect/sql/Statement"
-import { type InvalidSettings, SchemaVersionMismatch, type StoreError } from "../../schema/Errors.ts"
+import { InvalidSettings, SchemaVersionMismatch, type StoreError } from "../../schema/Errors.ts"
 import * as TableNames from "../../schema/TableNames.ts"
 import { layerPer } from "../../services/LayerPer.ts"
 import { refail, serverOf } from "./DatabaseErrors.ts"
 import * as EventStoreTables from "./migrations/EventStoreTables.ts"
 import * as OrchestratorTables from "./migrations/OrchestratorTables.ts"
+import * as Privileges from "./migrations/Privileges.ts"
 import { literal, lock } from "./migrations/Sql.ts"
 import { waitForServer } from "./Startup.ts"
 
@@ -37,6 +38,27 @@ export class EventStoreDiffers extends Schema.TaggedError<EventStoreDiffers>(
     return `The event store's tables are not as pupsourcing makes them: ${
       this.differences.join("; ")
     }. Nothing was changed. Mend the tables, or choose other table names or a schema.`
+  }
+}
+
+/**
+ * The role lacks privileges that the migration needs.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class MissingPrivileges extends Schema.TaggedError<MissingPrivileges>(
+  "pupsourcing-orchestrator/MissingPrivileges"
+)("MissingPrivileges", {
+  operation: Schema.String,
+  role: Schema.String,
+  /** For example `CREATE on schema public`. */
+  privileges: Schema.Array(Schema.String)
+}) {
+  override get message(): string {
+    return `Role "${this.role}" lacks what "${this.operation}" needs: ${
+      this.privileges.join("; ")
+    }. Nothing was changed. Grant it, or migrate as a role that has it; docs/operations.md lists the privileges for migrations.`
   }
 }
 
@@ -79,6 +101,7 @@ export class TablesNotOurs extends Schema.TaggedError<TablesNotOurs>("pupsourcin
 export type MigrationError =
   | EventStoreDiffers
   | InvalidSettings
+  | MissingPrivileges
   | SchemaVersionMismatch
   | StoreError
   | TablesNotOurs
@@ -115,6 +138,7 @@ export const describe = (difference: EventStoreTables.Difference): string =>
 
 interface Migrating {
   readonly names: TableNames.TableNames
+  readonly operation: string
   readonly query: <A extends object>(text: string) => Statement.Statement<A>
 }
 
@@ -122,11 +146,9 @@ interface Migrating {
 const isPgClient = (client: SqlClient.SqlClient): client is PgClient.PgClient =>
   Predicate.hasProperty(client, PgClient.TypeId)
 
-/**
- * Runs one after the other in one transaction, after every other migration of this library; all or nothing.
- */
-const migrating = <A, E, R>(
+const inTransaction = <A, E, R>(
   operation: string,
+  begin: string,
   options: TableNames.Options,
   body: (migrating: Migrating) => Effect.Effect<A, E | SqlError.SqlError, R>
 ): Effect.Effect<A, Exclude<E, SqlError.SqlError> | InvalidSettings | StoreError, SqlClient.SqlClient | R> =>
@@ -135,15 +157,46 @@ const migrating = <A, E, R>(
     const client = yield* SqlClient.SqlClient
     const sql = client.withoutTransforms()
     const query = <A extends object>(text: string) => sql.unsafe<A>(text)
-    return yield* query(`SELECT ${lock}`).pipe(
-      Effect.andThen(body({ names, query })),
+    return yield* body({ names, operation, query }).pipe(
       sql.withTransaction,
-      // Each statement must see what was committed while the lock was waited for.
-      Effect.provideService(SqlClient.BeginTransaction, "BEGIN ISOLATION LEVEL READ COMMITTED"),
+      Effect.provideService(SqlClient.BeginTransaction, begin),
       refail(serverOf(isPgClient(client) ? client.config : {}), operation),
       waitForServer
     )
   })
+
+/** Reads without waiting for a migration that is running. */
+const inspecting = <A, E, R>(
+  operation: string,
+  options: TableNames.Options,
+  body: (migrating: Migrating) => Effect.Effect<A, E | SqlError.SqlError, R>
+) => inTransaction(operation, "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY", options, body)
+
+/** Runs one after the other in one transaction, after every other migration of this library; all or nothing. */
+const migrating = <A, E, R>(
+  operation: string,
+  options: TableNames.Options,
+  body: (migrating: Migrating) => Effect.Effect<A, E | SqlError.SqlError, R>
+) =>
+  inTransaction(
+    operation,
+    // Each statement must read what was committed while the lock was waited for.
+    "BEGIN ISOLATION LEVEL READ COMMITTED",
+    options,
+    (migrating) => Effect.andThen(migrating.query(`SELECT ${lock}`), body(migrating))
+  )
+
+/** Fails when the query, which names a privilege in each row, finds one that is missing. */
+const requirePrivileges = Effect.fnUntraced(function*(migrating: Migrating, missing: string) {
+  const rows = yield* migrating.query<{ role: string; privilege: string }>(missing)
+  const [first] = rows
+  if (first === undefined) return
+  return yield* new MissingPrivileges({
+    operation: migrating.operation,
+    role: first.role,
+    privileges: rows.map((row) => row.privilege)
+  })
+})
 
 const exists = (migrating: Migrating, key: TableNames.TableKey) =>
   Effect.map(
@@ -161,25 +214,21 @@ const findVersion = Effect.fnUntraced(function*(migrating: Migrating) {
   return rows[0]?.schema_version
 })
 
-const refuseNewer = Effect.fnUntraced(function*(migrating: Migrating) {
-  const found = yield* findVersion(migrating)
-  if (found !== undefined && found > OrchestratorTables.schemaVersion) {
-    return yield* new SchemaVersionMismatch({ found, expected: OrchestratorTables.schemaVersion })
+/** Why nothing may be changed, from what is there; `undefined` when the migration may run. */
+const findRefusal = Effect.fnUntraced(function*(migrating: Migrating) {
+  const { names, query } = migrating
+  if (yield* exists(migrating, "meta")) {
+    const [row] = yield* query<{ version: number; events: string | null }>(
+      `SELECT schema_version AS version, ${OrchestratorTables.eventsTable} AS events
+       FROM ${TableNames.qualified(names, "meta")} AS m`
+    )
+    const expected = OrchestratorTables.schemaVersion
+    if (row !== undefined && row.version > expected) return new SchemaVersionMismatch({ found: row.version, expected })
+    const otherEvents = OrchestratorTables.otherEvents(names, row?.events ?? null)
+    if (otherEvents !== undefined) return otherEvents
   }
-})
-
-const refuseOtherEvents = Effect.fnUntraced(function*(migrating: Migrating) {
-  if (!(yield* exists(migrating, "meta"))) return
-  const [row] = yield* migrating.query<{ events: string | null }>(
-    `SELECT ${OrchestratorTables.eventsTable} AS events FROM ${TableNames.qualified(migrating.names, "meta")} AS m`
-  )
-  const refusal = OrchestratorTables.otherEvents(migrating.names, row?.events ?? null)
-  if (refusal !== undefined) return yield* refusal
-})
-
-const refuseStrangers = Effect.fnUntraced(function*(migrating: Migrating) {
-  const rows = yield* migrating.query<{ name: string }>(OrchestratorTables.strangers(migrating.names))
-  if (rows.length > 0) return yield* new TablesNotOurs({ tables: rows.map((row) => row.name) })
+  const strangers = yield* query<{ name: string }>(OrchestratorTables.strangers(names))
+  return strangers.length > 0 ? new TablesNotOurs({ tables: strangers.map((row) => row.name) }) : undefined
 })
 
 const findDifferences = (migrating: Migrating) =>
@@ -188,34 +237,80 @@ const findDifferences = (migrating: Migrating) =>
 const runAll = (migrating: Migrating, statements: ReadonlyArray<string>) =>
   Effect.forEach(statements, (statement) => migrating.query(statement), { discard: true })
 
+const requireReading = (migrating: Migrating) =>
+  Effect.andThen(
+    requirePrivileges(migrating, Privileges.toUseSchema(migrating.names)),
+    requirePrivileges(migrating, Privileges.toReadVersion(migrating.names))
+  )
+
+/** Fails where the tables may not be changed; otherwise returns which of the migrations have something to do. */
+const plan = Effect.fnUntraced(function*(migrating: Migrating) {
+  yield* requireReading(migrating)
+  const refusal = yield* findRefusal(migrating)
+  if (refusal !== undefined) return yield* refusal
+  const status = yield* inspect(migrating)
+  const blocking = status.differences.filter((difference) => difference.blocking)
+  if (blocking.length > 0) return yield* new EventStoreDiffers({ differences: blocking.map(describe) })
+  const isMissing = (keys: ReadonlyArray<TableNames.TableKey>) =>
+    status.tables.some((table) => !table.exists && keys.includes(table.key))
+  return {
+    status,
+    orchestrator: isMissing(OrchestratorTables.owned) || status.version !== status.expected ||
+      (yield* lacksEventsTable(migrating)),
+    eventStore: isMissing(EventStoreTables.owned)
+  }
+})
+
+/** The name of the table of events is recorded in a column that the first tables did not have. */
+const lacksEventsTable = Effect.fnUntraced(function*(migrating: Migrating) {
+  const [row] = yield* migrating.query<{ lacks: boolean }>(
+    `SELECT ${OrchestratorTables.eventsTable} IS NULL AS lacks FROM ${
+      TableNames.qualified(migrating.names, "meta")
+    } AS m`
+  )
+  return row?.lacks === true
+})
+
 /**
  * Makes the tables that are missing; running it again, or at the same time elsewhere, changes nothing. An event store
  * that is already there is compared and never changed: `EventStoreDiffers` when this library cannot work with it, a
- * warning in the log when it only could not append. Gives what is there afterwards.
+ * warning in the log when it only could not append. Returns what is there afterwards.
+ *
+ * **Details**
+ *
+ * While something has to be done it needs the privileges to create and change tables, and waits for other migrations;
+ * otherwise it only reads the catalog and the version, which any role of a worker or of an appender may do.
  *
  * @category running
  * @since 0.1.0
  */
 export const runWith = (options: TableNames.Options): Effect.Effect<Status, MigrationError, SqlClient.SqlClient> =>
-  migrating("migrate up", options, (migrating) =>
-    Effect.gen(function*() {
-      yield* refuseNewer(migrating)
-      yield* refuseStrangers(migrating)
-      yield* refuseOtherEvents(migrating)
-      const differences = yield* findDifferences(migrating)
-      const blocking = differences.filter((difference) => difference.blocking)
-      if (blocking.length > 0) return yield* new EventStoreDiffers({ differences: blocking.map(describe) })
-      if (differences.length > 0) {
-        yield* Effect.logWarning(
-          `Appending through this library may fail, because the event store's tables are not as pupsourcing makes them: ${
-            differences.map(describe).join("; ")
-          }`
-        )
-      }
-      yield* runAll(migrating, OrchestratorTables.up(migrating.names))
-      yield* runAll(migrating, EventStoreTables.up(migrating.names))
-      return yield* inspect(migrating)
-    }))
+  Effect.gen(function*() {
+    const operation = "migrate up"
+    const before = yield* inspecting(operation, options, plan)
+    const status = before.orchestrator || before.eventStore
+      ? yield* migrating(operation, options, (migrating) =>
+        Effect.gen(function*() {
+          const { names } = migrating
+          const { eventStore, orchestrator } = yield* plan(migrating)
+          if (orchestrator || eventStore) yield* requirePrivileges(migrating, Privileges.toCreate(names))
+          if (orchestrator) {
+            yield* requirePrivileges(migrating, Privileges.toChange(names, OrchestratorTables.owned))
+            yield* runAll(migrating, OrchestratorTables.up(names))
+          }
+          if (eventStore) yield* runAll(migrating, EventStoreTables.up(names))
+          return yield* inspect(migrating)
+        }))
+      : before.status
+    if (status.differences.length > 0) {
+      yield* Effect.logWarning(
+        `Appending through this library may fail, because the event store's tables are not as pupsourcing makes them: ${
+          status.differences.map(describe).join("; ")
+        }`
+      )
+    }
+    return status
+  })
 
 /**
  * `runWith` for the default names.
@@ -236,8 +331,11 @@ export const downWith = (
 ): Effect.Effect<void, Exclude<MigrationError, EventStoreDiffers>, SqlClient.SqlClient> =>
   migrating("migrate down", options, (migrating) =>
     Effect.gen(function*() {
-      yield* refuseNewer(migrating)
-      yield* refuseStrangers(migrating)
+      yield* requireReading(migrating)
+      const refusal = yield* findRefusal(migrating)
+      // Progress over other events is dropped like any other.
+      if (refusal !== undefined && !(refusal instanceof InvalidSettings)) return yield* refusal
+      yield* requirePrivileges(migrating, Privileges.toChange(migrating.names, OrchestratorTables.owned))
       yield* runAll(migrating, OrchestratorTables.down(migrating.names))
     }))
 
@@ -257,9 +355,11 @@ export const down: Effect.Effect<void, Exclude<MigrationError, EventStoreDiffers
  */
 export const downEventStoreWith = (
   options: TableNames.Options
-): Effect.Effect<void, EventsExist | InvalidSettings | StoreError, SqlClient.SqlClient> =>
+): Effect.Effect<void, EventsExist | InvalidSettings | MissingPrivileges | StoreError, SqlClient.SqlClient> =>
   migrating("migrate down --event-store", options, (migrating) =>
     Effect.gen(function*() {
+      yield* requirePrivileges(migrating, Privileges.toUseSchema(migrating.names))
+      yield* requirePrivileges(migrating, Privileges.toChange(migrating.names, EventStoreTables.owned))
       const table = TableNames.qualified(migrating.names, "events")
       if (yield* exists(migrating, "events")) {
         // Nobody appends between the look and the drop.
@@ -276,8 +376,11 @@ export const downEventStoreWith = (
  * @category running
  * @since 0.1.0
  */
-export const downEventStore: Effect.Effect<void, EventsExist | InvalidSettings | StoreError, SqlClient.SqlClient> =
-  downEventStoreWith({})
+export const downEventStore: Effect.Effect<
+  void,
+  EventsExist | InvalidSettings | MissingPrivileges | StoreError,
+  SqlClient.SqlClient
+> = downEventStoreWith({})
 
 const inspect = Effect.fnUntraced(function*(migrating: Migrating) {
   const tables = yield* Effect.forEach(TableNames.keys, (key) =>
@@ -296,15 +399,15 @@ const inspect = Effect.fnUntraced(function*(migrating: Migrating) {
 })
 
 /**
- * Says what is there; changes nothing.
+ * Returns what is there; changes nothing.
  *
  * @category running
  * @since 0.1.0
  */
 export const statusWith = (
   options: TableNames.Options
-): Effect.Effect<Status, InvalidSettings | StoreError, SqlClient.SqlClient> =>
-  migrating("migrate status", options, inspect)
+): Effect.Effect<Status, InvalidSettings | MissingPrivileges | StoreError, SqlClient.SqlClient> =>
+  inspecting("migrate status", options, (migrating) => Effect.andThen(requireReading(migrating), inspect(migrating)))
 
 /**
  * `statusWith` for the default names.
@@ -312,7 +415,11 @@ export const statusWith = (
  * @category running
  * @since 0.1.0
  */
-export const status: Effect.Effect<Status, InvalidSettings | StoreError, SqlClient.SqlClient> = statusWith({})
+export const status: Effect.Effect<
+  Status,
+  InvalidSettings | MissingPrivileges | StoreError,
+  SqlClient.SqlClient
+> = statusWith({})
 
 /**
  * Runs the migrations while the layer is built; like the stores, it works through `PgClient`, and once for each client.

@@ -1,12 +1,13 @@
 import { PgClient } from "@effect/sql-pg"
 import { assert, describe, it } from "@effect/vitest"
-import { Effect, Layer, Redacted } from "effect"
+import { Effect, Layer, Redacted, type Scope } from "effect"
 import { SqlClient } from "effect/sql"
 import * as Migrations from "../../../src/layers/postgres/Migrations.ts"
 import * as EventStoreTables from "../../../src/layers/postgres/migrations/EventStoreTables.ts"
 import * as OrchestratorTables from "../../../src/layers/postgres/migrations/OrchestratorTables.ts"
+import { lock } from "../../../src/layers/postgres/migrations/Sql.ts"
 import * as PostgresStores from "../../../src/layers/postgres/PostgresStores.ts"
-import { InvalidSettings, SchemaVersionMismatch, StoreFailure } from "../../../src/schema/Errors.ts"
+import { InvalidSettings, SchemaVersionMismatch } from "../../../src/schema/Errors.ts"
 import * as TableNames from "../../../src/schema/TableNames.ts"
 import * as Orchestrator from "../../../src/services/Orchestrator.ts"
 import * as Projection from "../../../src/services/Projection.ts"
@@ -14,8 +15,8 @@ import * as TestDatabase from "../../support/TestDatabase.ts"
 
 const migration = <E>(
   name: string,
-  test: Effect.Effect<void, E, SqlClient.SqlClient | TestDatabase.TestDatabase>
-) => it.live(name, () => Effect.provide(test, TestDatabase.layer))
+  test: Effect.Effect<void, E, Scope.Scope | SqlClient.SqlClient | TestDatabase.TestDatabase>
+) => it.live(name, () => Effect.provide(Effect.scoped(test), TestDatabase.layer))
 
 const rows = Effect.fnUntraced(function*<A extends object>(text: string) {
   const sql = yield* SqlClient.SqlClient
@@ -83,6 +84,26 @@ const run = Effect.gen(function*() {
     Effect.provide(PostgresStores.layerWith({}).pipe(Layer.provideMerge(PgClient.layer({ url: Redacted.make(url) }))))
   )
   return handled
+})
+
+/** A role that owns nothing, and a way to do something as that role. */
+const poorRole = Effect.gen(function*() {
+  const { name, url } = yield* TestDatabase.TestDatabase
+  const role = `${name}_poor`
+  // Before PostgreSQL 15 every role may create tables there.
+  yield* rows("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+  yield* Effect.acquireRelease(
+    rows(`CREATE ROLE ${role} LOGIN PASSWORD 'poor'`),
+    () => Effect.ignore(Effect.andThen(rows(`DROP OWNED BY ${role}`), rows(`DROP ROLE ${role}`)))
+  )
+  const poor = new URL(url)
+  poor.username = role
+  poor.password = "poor"
+  const layer = PgClient.layer({ url: Redacted.make(poor.href), maxConnections: 1 })
+  return {
+    role,
+    asRole: <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.scoped(Effect.provide(self, layer))
+  }
 })
 
 const definitions = (tables: string) =>
@@ -419,23 +440,82 @@ describe("Migrations", () => {
     ))
 
   migration(
-    "says what a role without rights lacks",
+    "needs no more than SELECT where nothing has to be done, and neither locks nor waits",
+    Effect.gen(function*() {
+      const { role, asRole } = yield* poorRole
+      for (const options of [{}, { schema: "Work" }]) {
+        const status = yield* Migrations.runWith(options)
+        const schema = options.schema ?? "public"
+        yield* rows(`GRANT USAGE ON SCHEMA "${schema}" TO ${role}`)
+        yield* rows(`GRANT SELECT ON "${schema}".orchestrator_meta TO ${role}`)
+        assert.deepStrictEqual(yield* asRole(Migrations.runWith(options)), status)
+        assert.deepStrictEqual(yield* asRole(Migrations.statusWith(options)), status)
+        yield* asRole(Layer.build(Migrations.layerWith(options)))
+        // Beside a migration that is running.
+        const sql = yield* SqlClient.SqlClient
+        yield* sql.withTransaction(Effect.andThen(
+          rows(`SELECT ${lock}`),
+          Effect.map(asRole(Migrations.runWith(options)), (again) => assert.deepStrictEqual(again, status))
+        ))
+      }
+    })
+  )
+
+  migration(
+    "names the privilege that is missing",
     Effect.gen(function*() {
       const { name, url } = yield* TestDatabase.TestDatabase
-      const role = `${name}_poor`
-      // Everybody may create tables there before PostgreSQL 15.
-      yield* rows("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
-      yield* rows(`CREATE ROLE ${role} LOGIN PASSWORD 'poor'`)
-      const poor = new URL(url)
-      poor.username = role
-      poor.password = "poor"
-      const error = yield* Effect.flip(
-        Effect.provide(Migrations.run, PgClient.layer({ url: Redacted.make(poor.href) }))
-      ).pipe(
-        Effect.ensuring(Effect.ignore(rows(`DROP ROLE ${role}`)))
-      )
-      if (!(error instanceof StoreFailure)) return assert.fail(String(error))
-      assert.strictEqual(error.code, "42501")
+      const owner = `"${decodeURIComponent(new URL(url).username)}"`
+      const { role, asRole } = yield* poorRole
+      const lacks = Effect.fnUntraced(function*(
+        self: Effect.Effect<unknown, unknown, SqlClient.SqlClient>,
+        privileges: ReadonlyArray<string>
+      ) {
+        const error = yield* Effect.flip(asRole(self))
+        if (!(error instanceof Migrations.MissingPrivileges)) return assert.fail(String(error))
+        assert.deepStrictEqual([error.role, error.privileges], [role, privileges])
+        assert.include(error.message, `Role "${role}" lacks what "migrate `)
+        assert.include(error.message, privileges[0] ?? "")
+      })
+      yield* rows(`REVOKE TEMPORARY ON DATABASE ${name} FROM PUBLIC`)
+      yield* lacks(Migrations.run, ["CREATE on schema public"])
+      yield* lacks(Migrations.runWith({ schema: "Work" }), [`CREATE on database ${name}`])
+      yield* rows("REVOKE USAGE ON SCHEMA public FROM PUBLIC")
+      yield* lacks(Migrations.run, [`USAGE on an existing schema of its search_path ("$user", public)`])
+      yield* rows("GRANT USAGE ON SCHEMA public TO PUBLIC")
+
+      yield* Migrations.run
+      yield* lacks(Migrations.run, ["SELECT on table orchestrator_meta"])
+      yield* lacks(Migrations.status, ["SELECT on table orchestrator_meta"])
+      yield* rows(`GRANT SELECT ON orchestrator_meta TO ${role}`)
+      yield* rows("DROP TABLE aggregate_heads")
+      yield* lacks(Migrations.run, ["CREATE on schema public"])
+      yield* Migrations.run
+      yield* rows("ALTER TABLE orchestrator_meta DROP COLUMN events_table")
+      yield* rows(`GRANT CREATE ON SCHEMA public TO ${role}`)
+      const owned = [
+        "generations",
+        "workers",
+        "heartbeats",
+        "checkpoints",
+        "incarnations",
+        "presence_keys",
+        "meta"
+      ].map((table) => `ownership of orchestrator_${table}`)
+      const all = yield* Effect.flip(asRole(Migrations.run))
+      if (!(all instanceof Migrations.MissingPrivileges)) return assert.fail(String(all))
+      assert.deepStrictEqual([...all.privileges].sort(), owned.sort())
+      assert.instanceOf(yield* Effect.flip(asRole(Migrations.down)), Migrations.MissingPrivileges)
+      const eventStore = yield* Effect.flip(asRole(Migrations.downEventStore))
+      if (!(eventStore instanceof Migrations.MissingPrivileges)) return assert.fail(String(eventStore))
+      assert.deepStrictEqual(eventStore.privileges, ["ownership of events", "ownership of aggregate_heads"])
+
+      yield* Migrations.runWith({ schema: "Work" })
+      yield* lacks(Migrations.runWith({ schema: "Work" }), [`USAGE on schema "Work"`])
+      // A member of the role that owns the tables may change them.
+      yield* rows(`GRANT ${owner} TO ${role}`)
+      assert.strictEqual((yield* asRole(Migrations.run)).version, OrchestratorTables.schemaVersion)
+      yield* rows(`REVOKE ${owner} FROM ${role}`)
     })
   )
 

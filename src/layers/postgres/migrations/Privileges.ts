@@ -1,0 +1,67 @@
+/**
+ * Which privileges the current role lacks for a migration. Each query returns one row for each, named as in GRANT.
+ *
+ * @since 0.1.0
+ */
+import { qualified, type TableKey, type TableNames } from "../../../schema/TableNames.ts"
+import { literal } from "./Sql.ts"
+
+const role = "current_user::text AS role"
+
+/**
+ * What resolving names in a schema needs; without it even `to_regclass` fails.
+ *
+ * @category queries
+ * @since 0.1.0
+ */
+export const toUseSchema = (names: TableNames): string =>
+  `SELECT ${role}, format('USAGE on schema %I', n.nspname) AS privilege FROM pg_namespace AS n
+WHERE n.nspname = ${names.schema === undefined ? "NULL" : literal(names.schema)}
+  AND NOT has_schema_privilege(n.oid, 'USAGE')`
+
+/**
+ * What reading the version needs.
+ *
+ * @category queries
+ * @since 0.1.0
+ */
+export const toReadVersion = (names: TableNames): string =>
+  `SELECT ${role}, format('SELECT on table %s', t.oid::regclass) AS privilege
+FROM (VALUES (to_regclass(${literal(qualified(names, "meta"))}))) AS t (oid)
+WHERE t.oid IS NOT NULL AND NOT has_table_privilege(t.oid, 'SELECT')`
+
+/**
+ * What creating tables needs: a schema to create them in, or to create that schema.
+ *
+ * @category queries
+ * @since 0.1.0
+ */
+export const toCreate = (names: TableNames): string => {
+  const schema = names.schema === undefined ? "current_schema()" : literal(names.schema)
+  return `SELECT ${role}, missing.privilege
+FROM (VALUES (${schema}::name)) AS wanted (schema)
+LEFT JOIN pg_namespace AS n ON n.nspname = wanted.schema
+CROSS JOIN LATERAL (
+  SELECT format('CREATE on schema %I', n.nspname)
+  WHERE n.oid IS NOT NULL AND NOT has_schema_privilege(n.oid, 'CREATE')
+  UNION ALL
+  SELECT format('CREATE on database %I', current_database())
+  WHERE n.oid IS NULL AND wanted.schema IS NOT NULL AND NOT has_database_privilege(current_database(), 'CREATE')
+  UNION ALL
+  SELECT format('USAGE on an existing schema of its search_path (%s)', current_setting('search_path'))
+  WHERE wanted.schema IS NULL
+) AS missing (privilege)`
+}
+
+/**
+ * What changing or dropping tables needs: those that exist must belong to the role.
+ *
+ * @category queries
+ * @since 0.1.0
+ */
+export const toChange = (names: TableNames, keys: ReadonlyArray<TableKey>): string =>
+  `SELECT ${role}, format('ownership of %s', c.oid::regclass) AS privilege
+FROM pg_class AS c
+WHERE c.oid IN (${keys.map((key) => `to_regclass(${literal(qualified(names, key))})`).join(", ")})
+  AND NOT pg_has_role(c.relowner, 'USAGE')
+ORDER BY c.oid`
