@@ -96,8 +96,11 @@ export class ProjectionRunner extends Context.Service<ProjectionRunner, {
  * event instead of a batch.
  */
 const longestBatchNanos = 100_000_000n
-/** Progress over events that do not concern the projection is written at most this often. */
-const emptyProgressInterval = Duration.seconds(1)
+/**
+ * Progress over events that do not match the projection is written at multiples of this time, the same for all ranges of a
+ * process, so that the store can write all of it with one statement.
+ */
+const emptyProgressNanos = 1_000_000_000n
 /** Attempts at one position after which each further failure is an error in the log. */
 const attemptsBeforeError = 5
 /**
@@ -141,7 +144,8 @@ export const make = Effect.gen(function*() {
     /** In which life of the server that was, while it is not written: nobody keeps it for the next one. */
     let life: ServerLife | undefined
     let written = held.position
-    let writtenAt = yield* Clock.monotonicTimeNanos
+    /** When progress without work is to be written, while there is any. */
+    let flushAt: bigint | undefined
     let failedWrites = 0
     let caughtUp = false
     /** Failures since the last batch that committed. */
@@ -206,9 +210,8 @@ export const make = Effect.gen(function*() {
       life = undefined
     }
 
-    const hasWritten = (to: bigint, now: bigint) => {
+    const hasWritten = (to: bigint) => {
       written = seen = to
-      writtenAt = now
       life = undefined
       job.onWritten(to)
     }
@@ -221,15 +224,13 @@ export const make = Effect.gen(function*() {
       if (seen === written) return
       const to = seen
       const result = yield* Effect.result(checkpoints.advance(held, { from: written, to, life }))
-      const now = yield* Clock.monotonicTimeNanos
       if (result._tag === "Success") {
         failedWrites = 0
-        return hasWritten(to, now)
+        return hasWritten(to)
       }
       const { failure } = result
       if (!isPassing(failure)) return yield* failure
       forget()
-      writtenAt = now
       yield* failing(++failedWrites, "Progress", failure)
     })
 
@@ -250,15 +251,20 @@ export const make = Effect.gen(function*() {
       EventTooLarge | Fenced | RunnerError
     > = Effect.gen(function*() {
       for (let attempt = 1;;) {
-        const due = Duration.subtract(
-          emptyProgressInterval,
-          Duration.nanos((yield* Clock.monotonicTimeNanos) - writtenAt)
-        )
-        if (seen !== written && !Duration.isPositive(due)) yield* flush()
+        const now = yield* Clock.monotonicTimeNanos
+        if (seen === written) flushAt = undefined
+        else flushAt ??= (now / emptyProgressNanos + 1n) * emptyProgressNanos
+        if (flushAt !== undefined && now >= flushAt) {
+          yield* flush()
+          continue
+        }
         // Only the waiting ends when progress is to be written: a read that was begun is worth its answer.
         const settled = Effect.raceFirst(
           Effect.asSome(events.settledBeyond(seen, settings.pollInterval)),
-          Effect.as(seen === written ? Effect.never : Effect.sleep(due), Option.none<bigint>())
+          Effect.as(
+            flushAt === undefined ? Effect.never : Effect.sleep(Duration.nanos(flushAt - now)),
+            Option.none<bigint>()
+          )
         )
         const result = yield* Effect.result(unlessDraining(Effect.flatMap(
           settled,
@@ -370,7 +376,7 @@ export const make = Effect.gen(function*() {
         if (begun > 0 && !wasLost) overruns.forget(projection.name, batch[begun - 1]!.globalPosition)
         if (result._tag === "Success") {
           const now = clock.monotonicTimeNanosUnsafe()
-          hasWritten(reached(), now)
+          hasWritten(reached())
           attempt = lostInHandler = lostAfter = 0
           most *= 2
           job.onSeen(seen)

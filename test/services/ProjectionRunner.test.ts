@@ -317,10 +317,10 @@ it.effect("progress that was only seen is not written to the server that comes b
     yield* pass(5_000)
     assert.strictEqual((yield* worker.row).position, 2n)
     assert.deepStrictEqual(after, [0n, 0n])
-    // The first is written at once, the second not yet.
-    for (const _ of ids(2)) {
+    // The first is written, the second not yet.
+    for (const millis of [1_000, 100]) {
       yield* worker.events.append([event("a")])
-      yield* pass(100)
+      yield* pass(millis)
     }
     world.life = "3"
     yield* worker.events.append([event("a")])
@@ -828,6 +828,43 @@ it.effect("progress over events of others is written once a second at most, and 
     assert.strictEqual(yield* worker.drain(fiber), "drained")
     assert.strictEqual((yield* worker.row).position, 51n)
     assert.strictEqual(worker.of("BatchCommitted").length, 0)
+  }))
+
+it.effect("ranges write progress over events of others at the same instants, whenever each was opened", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const written: Array<readonly [at: number, projection: string]> = []
+    const record = (projection: string) =>
+      Effect.flatMap(Clock.currentTimeMillis, (now) => Effect.sync(() => written.push([now, projection])))
+    const start = (name: string) =>
+      Effect.gen(function*() {
+        const worker = yield* runner(
+          world,
+          Projection.make(name, { eventTypes: ["Never"], handle: () => Effect.void }),
+          {
+            checkpoints: (real) => ({
+              advance: (held, options) => Effect.andThen(record(name), real.advance(held, options))
+            })
+          }
+        )
+        yield* Effect.forkChild(worker.run)
+        return worker
+      })
+    const names = ["first", "second", "third"]
+    const workers: Array<Effect.Success<ReturnType<typeof start>>> = []
+    for (const name of names) {
+      workers.push(yield* start(name))
+      yield* pass(330)
+    }
+    for (const _ of ids(20)) {
+      yield* workers[0]!.events.append([event("a")])
+      yield* pass(170)
+    }
+    const instants = [...new Set(written.map(([at]) => at))]
+    assert.isAtLeast(instants.length, 3)
+    for (const instant of instants.slice(1)) {
+      assert.sameMembers(written.flatMap(([at, projection]) => at === instant ? [projection] : []), names)
+    }
   }))
 
 it.effect("a batch commits what it has after 100 ms", () =>

@@ -16,6 +16,8 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import * as Predicate from "effect/Predicate"
+import * as Request from "effect/Request"
+import * as RequestResolver from "effect/RequestResolver"
 import * as Schedule from "effect/Schedule"
 import * as Semaphore from "effect/Semaphore"
 import * as SqlClient from "effect/sql/SqlClient"
@@ -61,6 +63,27 @@ const awayBackoff = Schedule.jittered(
 
 type Failure = Fenced | HandlerFailure | StoreError | TransientFailure
 
+interface AdvanceOptions {
+  readonly from: bigint
+  readonly to: bigint
+  readonly life?: ServerLife | undefined
+}
+
+/** Moves one range without work. Ranges that ask at the same time are moved by one statement. */
+class Advance extends Request.Class<
+  { readonly held: Held; readonly options: AdvanceOptions },
+  void,
+  Fenced | StoreError | TransientFailure
+> {}
+
+/** What the statement that moves several ranges reports of each, in the order of the requests. */
+interface AdvanceRow {
+  readonly alive: boolean
+  readonly moved: boolean
+  /** The row was under the fence when the statement began. */
+  readonly held: boolean
+}
+
 /** A batch's transaction, as the server knows it. */
 interface Transaction {
   readonly pid: number
@@ -75,6 +98,15 @@ const silent = (message: string) =>
 
 const unheard = silent("the transaction has ended, but the connection did not say so")
 const unanswered = silent("no answer in time, or no connection to ask on")
+
+const advancing = "advance a checkpoint"
+
+const rowLocked = new TransientFailure({
+  kind: "conflict",
+  cause: new Error(
+    "another transaction has locked the checkpoint's row, or row-level security or a trigger keeps this role from changing it"
+  )
+})
 
 /** Statements that are interrupted are cancelled, and connections that do not answer then are closed by the driver. */
 const answered = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E | SqlError.SqlError, R> =>
@@ -277,22 +309,24 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
   /** Whether this is still the transaction that has begun then. */
   const goesOn = (begun: string) => sql`extract(epoch FROM now())::text = ${begun}`
 
-  /** A halt whose record was not heard of is over when the range goes on. */
+  /** Also clears a halt whose acknowledgement was lost: advancing supersedes it. */
+  const progressed = sql.literal(`updated_at = clock_timestamp(), halted_since = NULL, halted_error = NULL,
+    halted_position = NULL, halted_event_id = NULL, halted_hash = NULL`)
+
   const move = (
     held: Held,
     { begun, from, life, to }: {
       readonly from: bigint
       readonly to: bigint
       readonly life?: ServerLife | undefined
-      readonly begun?: string | undefined
+      readonly begun: string
     }
   ) =>
     Effect.map(
       quietly(sql`
-        UPDATE ${checkpoints} SET position = ${to}::bigint, updated_at = clock_timestamp(), halted_since = NULL,
-          halted_error = NULL, halted_position = NULL, halted_event_id = NULL, halted_hash = NULL
-        WHERE ${fenced(held)} AND position = ${from}::bigint AND ${Life.goesOn(sql, life)}
-          AND ${begun === undefined ? sql.literal("true") : goesOn(begun)} RETURNING 1`),
+        UPDATE ${checkpoints} SET position = ${to}::bigint, ${progressed}
+        WHERE ${fenced(held)} AND position = ${from}::bigint AND ${Life.goesOn(sql, life)} AND ${goesOn(begun)}
+        RETURNING 1`),
       (rows) => rows.length > 0
     )
 
@@ -508,14 +542,79 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
       })
     }))
 
-  const advance: CheckpointStore["Service"]["advance"] = Effect.fnUntraced(function*(held, options) {
-    const moved = yield* Effect.result(answered(move(held, options)))
-    if (moved._tag === "Success") return moved.success ? undefined : yield* refused(held, options.life)
-    const error = moved.failure
-    if (isPassing(error)) return yield* new TransientFailure({ kind: "conflict", cause: error })
-    if (wasLost(error) && !neverConnected(error)) return yield* settle(held, options, error)
-    return yield* database.refail("advance a checkpoint")(Effect.fail(error))
+  /**
+   * Skips rows that another transaction has locked: one such row must not delay the progress of all other ranges. Locks
+   * the rows in the order of their keys, as decisions do.
+   */
+  const moveAll = (advances: ReadonlyArray<Advance>, life: ServerLife | undefined) => {
+    const wanted = advances.map(({ held, options }, place) => ({
+      place,
+      projection_name: held.projection,
+      range_start: String(held.range.start),
+      range_end: String(held.range.end),
+      worker_id: held.fence.workerId,
+      incarnation: String(held.fence.incarnation),
+      generation_id: String(held.fence.generationId),
+      from: String(options.from),
+      to: String(options.to)
+    }))
+    const isFenced = sql.literal(`c.projection_name = w.projection_name AND c.range_start = w.range_start
+      AND c.range_end = w.range_end AND c.worker_id = w.worker_id AND c.incarnation = w.incarnation
+      AND c.generation_id = w.generation_id AND c.position = w."from"`)
+    return quietly(sql<AdvanceRow>`
+      WITH wanted AS MATERIALIZED (
+        SELECT * FROM json_to_recordset(${JSON.stringify(wanted)}::json) AS w (place int, projection_name text,
+          range_start bigint, range_end bigint, worker_id text, incarnation bigint, generation_id bigint, "from" bigint,
+          "to" bigint)
+      ), alive AS MATERIALIZED (
+        SELECT ${Life.goesOn(sql, life)} AS alive
+      ), locked AS MATERIALIZED (
+        SELECT w.place, w.projection_name, w.range_start, w."to" FROM ${checkpoints} AS c JOIN wanted AS w ON ${isFenced}
+        WHERE (SELECT alive FROM alive)
+        ORDER BY c.projection_name COLLATE "C", c.range_start
+        FOR UPDATE OF c SKIP LOCKED
+      ), moved AS (
+        UPDATE ${checkpoints} AS c SET position = l."to", ${progressed} FROM locked AS l
+        WHERE c.projection_name = l.projection_name AND c.range_start = l.range_start RETURNING l.place
+      )
+      SELECT (SELECT alive FROM alive) AS alive, m.place IS NOT NULL AS moved,
+        EXISTS (SELECT FROM ${checkpoints} AS c WHERE ${isFenced}) AS held
+      FROM wanted AS w LEFT JOIN moved AS m ON m.place = w.place ORDER BY w.place`)
+  }
+
+  const advanceEach = Effect.fnUntraced(function*(entries: ReadonlyArray<Request.Entry<Advance>>) {
+    const life = entries[0]!.request.options.life
+    const result = yield* Effect.result(answered(moveAll(entries.map(({ request }) => request), life)))
+    if (result._tag === "Failure") {
+      const error = result.failure
+      const fail = (failure: StoreError | TransientFailure) =>
+        Effect.forEach(entries, Request.fail(failure), { discard: true })
+      if (isPassing(error)) return yield* fail(new TransientFailure({ kind: "conflict", cause: error }))
+      if (!wasLost(error) || neverConnected(error)) return yield* fail(toStoreError(database.server, advancing)(error))
+      return yield* Effect.forEach(
+        entries,
+        (entry) => Request.completeEffect(entry, settle(entry.request.held, entry.request.options, error)),
+        { concurrency: "unbounded", discard: true }
+      )
+    }
+    for (const [index, { alive, held, moved }] of result.success.entries()) {
+      const entry = entries[index]!
+      yield* moved
+        ? Request.succeed(entry, undefined)
+        : Request.fail(
+          entry,
+          !alive ? elsewhere(life) : held ? rowLocked : new Fenced({ projection: entry.request.held.projection })
+        )
+    }
   })
+
+  const advances = RequestResolver.makeGrouped({
+    key: ({ request }: Request.Entry<Advance>) => request.options.life,
+    resolver: advanceEach
+  })
+
+  const advance: CheckpointStore["Service"]["advance"] = (held, options) =>
+    Effect.request(new Advance({ held, options }), advances)
 
   const halt: CheckpointStore["Service"]["halt"] = Effect.fnUntraced(function*(held, options) {
     // PostgreSQL's text cannot hold a NUL.

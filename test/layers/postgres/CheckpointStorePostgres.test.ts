@@ -333,6 +333,44 @@ it.layer(layer, { excludeTestServices: true, timeout: "60 seconds" })("Checkpoin
       assert.strictEqual(yield* count("lost answer"), 1)
     }))
 
+  it.effect("ranges that advance at the same time are written by one statement, each under its own fence", () =>
+    Effect.gen(function*() {
+      const store = yield* CheckpointStore
+      const sql = yield* SqlClient.SqlClient
+      const projections = Array.from({ length: 50 }, (_, index) => `together ${index}`)
+      const registration = yield* CoordinationStores.join("together", "worker", projections)
+      const { held } = yield* CoordinationStores.decide(registration)
+      const [locked, moved, fenced] = held
+      const other = { ...fenced!, fence: { ...fenced!.fence, incarnation: 0n } }
+      yield* store.advance(moved!, { from: 0n, to: 2n })
+      const advanceAll = Effect.forEach(
+        held,
+        (row) => Effect.result(store.advance(row === fenced ? other : row, { from: 0n, to: 5n })),
+        { concurrency: "unbounded" }
+      )
+      const { url } = yield* TestDatabase.TestDatabase
+      const results = yield* TestDatabase.withConnection(
+        url,
+        Effect.flatMap(SqlClient.SqlClient, (holder) =>
+          holder.withTransaction(Effect.andThen(
+            holder`SELECT FROM orchestrator_checkpoints WHERE projection_name = ${locked!.projection} FOR UPDATE`,
+            advanceAll
+          )))
+      )
+      const failures = results.map((result) => result._tag === "Failure" ? result.failure._tag : "none")
+      assert.deepStrictEqual(failures.slice(0, 3), ["TransientFailure", "Fenced", "Fenced"])
+      assert.deepStrictEqual(new Set(failures.slice(3)), new Set(["none"]))
+      const rows = yield* sql<{ readonly position: bigint; readonly transactions: bigint; readonly rows: bigint }>`
+        SELECT position, count(DISTINCT xmin::text) AS transactions, count(*) AS rows
+        FROM orchestrator_checkpoints WHERE replica_set = 'together' GROUP BY position ORDER BY position`
+      assert.deepStrictEqual(rows, [
+        { position: 0n, transactions: 1n, rows: 2n },
+        { position: 2n, transactions: 1n, rows: 1n },
+        { position: 5n, transactions: 1n, rows: 47n }
+      ])
+      yield* store.advance(locked!, { from: 0n, to: 5n })
+    }))
+
   it.effect("a statement that failed and was ignored is the handler's failure", () =>
     Effect.gen(function*() {
       const store = yield* CheckpointStore
