@@ -79,6 +79,7 @@ BEGIN
     WHERE NOT EXISTS (
       SELECT FROM pg_index i
       WHERE i.indrelid = r.oid AND i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL
+        AND NOT EXISTS (SELECT FROM pg_collation AS o WHERE o.oid = ANY (i.indcollation) AND NOT o.collisdeterministic)
         AND u.cols = ARRAY(
           SELECT a.attname::text FROM pg_attribute a
           WHERE a.attrelid = r.oid AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])
@@ -112,10 +113,32 @@ BEGIN
         ('"aggregate_heads"', 'aggregate_version'),
         ('"aggregate_heads"', 'updated_at')
       )
+    UNION ALL
+    SELECT t.tab, a.attname::text, format('compared by the nondeterministic collation %s', o.oid::regcollation),
+      'a deterministic collation, because equal texts must have equal hashes', true
+    FROM (VALUES
+      ('"events"', 'bounded_context'),
+      ('"events"', 'aggregate_type'),
+      ('"events"', 'aggregate_id'),
+      ('"events"', 'event_type'),
+      ('"aggregate_heads"', 'bounded_context'),
+      ('"aggregate_heads"', 'aggregate_type'),
+      ('"aggregate_heads"', 'aggregate_id'),
+      ('"orchestrator_generations"', NULL),
+      ('"orchestrator_workers"', NULL),
+      ('"orchestrator_heartbeats"', NULL),
+      ('"orchestrator_checkpoints"', NULL),
+      ('"orchestrator_incarnations"', NULL),
+      ('"orchestrator_presence_keys"', NULL),
+      ('"orchestrator_meta"', NULL)
+    ) AS t (tab, col)
+    JOIN pg_attribute a ON a.attrelid = to_regclass(t.tab) AND a.attnum > 0 AND NOT a.attisdropped
+      AND a.attname = coalesce(t.col, a.attname)
+    JOIN pg_collation o ON o.oid = a.attcollation AND NOT o.collisdeterministic
   ) AS d
   WHERE d.blocking;
   IF found IS NOT NULL THEN
-    RAISE EXCEPTION 'the event store differs from what pupsourcing makes: %', found
+    RAISE EXCEPTION 'the tables are not as this library needs them: %', found
       USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Mend the tables, or choose other table names or a schema.';
   END IF;
   IF to_regclass('"aggregate_heads"') IS NULL THEN

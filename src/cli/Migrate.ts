@@ -197,7 +197,7 @@ const status = Command.make(
       }`
     )
     if (status.differences.length > 0) {
-      yield* Console.log("\nThe event store's tables are not as pupsourcing makes them:")
+      yield* Console.log("\nThe tables are not as this library needs them:")
       for (const difference of status.differences) {
         yield* Console.log(
           `- ${Migrations.describe(difference)}${

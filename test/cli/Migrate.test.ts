@@ -116,7 +116,7 @@ describe("migrate", () => {
       const expected = "\"events\": payload is jsonb instead of bytea NOT NULL"
       assert.include(yield* succeeds("status"), `- ${expected}\n`)
       const run = yield* migrate("up")
-      refuses(run, /^The event store's tables are not as pupsourcing makes them: /)
+      refuses(run, /^The tables are not as this library needs them: /)
       assert.include(run.err, expected)
     }).pipe(Effect.provide(TestDatabase.layer)), timeout)
 

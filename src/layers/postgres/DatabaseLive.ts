@@ -23,6 +23,7 @@ import * as TableNames from "../../schema/TableNames.ts"
 import type { ServerLife } from "../../services/EventStore.ts"
 import { Database } from "./Database.ts"
 import { refail, serverOf } from "./DatabaseErrors.ts"
+import * as EventStoreTables from "./migrations/EventStoreTables.ts"
 import * as OrchestratorTables from "./migrations/OrchestratorTables.ts"
 import * as Pooler from "./Pooler.ts"
 import * as Session from "./Session.ts"
@@ -148,6 +149,16 @@ export const make = Effect.fnUntraced(function*(
     }
   }
   if (missing.length > 0) return yield* new TablesMissing({ tables: missing.map(qualified) })
+  const differences = yield* sql.unsafe<EventStoreTables.Difference>(EventStoreTables.differences(names)).pipe(
+    refail(server, opening)
+  )
+  const blocking = differences.filter((difference) => difference.blocking)
+  if (blocking.length > 0) {
+    return yield* new UnsupportedDatabase({
+      problem: `The tables are not as this library needs them: ${blocking.map(EventStoreTables.describe).join("; ")}.`,
+      advice: "Change the tables; \"npx pupsourcing-orchestrator migrate status\" shows every difference."
+    })
+  }
 
   let refused: ServerLife | undefined
 

@@ -26,7 +26,8 @@ import { literal, lock } from "./migrations/Sql.ts"
 import { waitForServer } from "./Startup.ts"
 
 /**
- * The event store's tables are there, but not as this library needs them; they were left as they are.
+ * Tables are not as this library needs them: mostly those of the event store, which may have been made by something
+ * else. They were left as they are.
  *
  * @category errors
  * @since 0.1.0
@@ -35,9 +36,9 @@ export class EventStoreDiffers extends Schema.TaggedError<EventStoreDiffers>(
   "pupsourcing-orchestrator/EventStoreDiffers"
 )("EventStoreDiffers", { differences: Schema.Array(Schema.String) }) {
   override get message(): string {
-    return `The event store's tables are not as pupsourcing makes them: ${
+    return `The tables are not as this library needs them: ${
       this.differences.join("; ")
-    }. Nothing was changed. Mend the tables, or choose other table names or a schema.`
+    }. Nothing was changed. Change the tables, or choose other names for them.`
   }
 }
 
@@ -123,7 +124,7 @@ export interface Status {
     readonly name: string
     readonly exists: boolean
   }>
-  /** Where the event store's tables differ from what this library relies on. */
+  /** Where the tables differ from what this library relies on. */
   readonly differences: ReadonlyArray<EventStoreTables.Difference>
 }
 
@@ -133,8 +134,7 @@ export interface Status {
  * @category utils
  * @since 0.1.0
  */
-export const describe = (difference: EventStoreTables.Difference): string =>
-  `${difference.table}: ${difference.subject} is ${difference.found} instead of ${difference.expected}`
+export const describe: (difference: EventStoreTables.Difference) => string = EventStoreTables.describe
 
 interface Migrating {
   readonly names: TableNames.TableNames
@@ -304,7 +304,7 @@ export const runWith = (options: TableNames.Options): Effect.Effect<Status, Migr
       : before.status
     if (status.differences.length > 0) {
       yield* Effect.logWarning(
-        `Appending through this library may fail, because the event store's tables are not as pupsourcing makes them: ${
+        `Appending through this library may fail, because the event store's tables are not as it makes them: ${
           status.differences.map(describe).join("; ")
         }`
       )

@@ -336,6 +336,64 @@ describe("Migrations", () => {
   )
 
   migration(
+    "refuses a nondeterministic collation on what is compared, and so do the stores",
+    Effect.gen(function*() {
+      const { url } = yield* TestDatabase.TestDatabase
+      yield* rows(
+        "CREATE COLLATION ci (provider = icu, locale = 'und-u-ks-level2', deterministic = false)"
+      )
+      yield* rows("CREATE COLLATION german (provider = icu, locale = 'de')")
+      yield* rows("CREATE DOMAIN name_ci AS text COLLATE ci")
+      yield* Migrations.run
+      // Whose texts the library does not compare, and a collation under which equal texts have equal bytes.
+      yield* rows("ALTER TABLE events ADD COLUMN note text COLLATE ci, ALTER COLUMN trace_id TYPE text COLLATE ci")
+      yield* rows("ALTER TABLE events ALTER COLUMN aggregate_id TYPE text COLLATE german")
+      assert.deepStrictEqual((yield* Migrations.run).differences, [])
+      const open = Effect.scoped(Layer.build(PostgresStores.layerWith({}))).pipe(
+        Effect.provide(PgClient.layer({ url: Redacted.make(url) }))
+      )
+      yield* open
+      const cases = [
+        ["events", "aggregate_id"],
+        ["events", "aggregate_type"],
+        ["events", "bounded_context"],
+        ["events", "event_type"],
+        ["aggregate_heads", "aggregate_id"],
+        ["orchestrator_checkpoints", "projection_name"],
+        ["orchestrator_workers", "worker_id"],
+        ["orchestrator_generations", "replica_set"]
+      ] as const
+      const refused = Effect.fnUntraced(function*(reason: string) {
+        const error = yield* Effect.flip(Migrations.run)
+        if (!(error instanceof Migrations.EventStoreDiffers)) return assert.fail(String(error))
+        assert.include(error.message, reason)
+        const refusal = yield* Effect.flip(open)
+        assert(refusal._tag === "UnsupportedDatabase")
+        assert.include(refusal.message, reason)
+      })
+      for (const [table, column] of cases) {
+        yield* rows(`ALTER TABLE ${table} ALTER COLUMN ${column} TYPE text COLLATE ci`)
+        yield* refused(
+          `"${table}": ${column} is compared by the nondeterministic collation ci instead of a deterministic collation`
+        )
+        yield* rows(`ALTER TABLE ${table} ALTER COLUMN ${column} TYPE text COLLATE "default"`)
+      }
+      yield* rows("ALTER TABLE events ALTER COLUMN aggregate_id TYPE name_ci")
+      yield* refused(`"events": aggregate_id is name_ci NOT NULL instead of text NOT NULL`)
+      yield* rows(`ALTER TABLE events ALTER COLUMN aggregate_id TYPE text COLLATE "default"`)
+      yield* open
+      // A key that would refuse the second of two streams whose names differ in case only.
+      yield* rows("ALTER TABLE aggregate_heads DROP CONSTRAINT aggregate_heads_pkey")
+      yield* rows(
+        "CREATE UNIQUE INDEX heads ON aggregate_heads (bounded_context, aggregate_type, aggregate_id COLLATE ci)"
+      )
+      yield* refused("bounded_context, aggregate_type, aggregate_id is not unique instead of unique")
+      const byFile = yield* Effect.flip(rows(EventStoreTables.up(TableNames.defaults)[0] ?? ""))
+      assert.strictEqual((byFile.reason.cause as { code?: string }).code, "55000")
+    })
+  )
+
+  migration(
     "accepts an event store that it could only not append to",
     Effect.gen(function*() {
       yield* pupsourcing

@@ -6,6 +6,7 @@
  * @since 0.1.0
  */
 import { qualified, quoted, type TableKey, type TableNames } from "../../../schema/TableNames.ts"
+import * as OrchestratorTables from "./OrchestratorTables.ts"
 import { block, indented, literal, lock, textArray } from "./Sql.ts"
 
 /**
@@ -23,6 +24,15 @@ export interface Difference {
   /** Without it the promises do not hold; otherwise it only keeps this library from appending. */
   readonly blocking: boolean
 }
+
+/**
+ * A difference as one line of text.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const describe = (difference: Difference): string =>
+  `${difference.table}: ${difference.subject} is ${difference.found} instead of ${difference.expected}`
 
 interface Column {
   readonly name: string
@@ -79,8 +89,8 @@ const described = (column: Column): string =>
   `${column.types[0]}${column.required ? " NOT NULL" : ""}${column.defaulted ? " with a default" : ""}`
 
 /**
- * One row for each `Difference`; none for tables that do not exist. The same text compares in the migration and in
- * code.
+ * One row for each `Difference`; none for tables that do not exist. The same text compares in the migration, in code
+ * and when the stores open.
  *
  * @category queries
  * @since 0.1.0
@@ -132,6 +142,7 @@ JOIN pg_class r ON r.oid = to_regclass(u.tab)
 WHERE NOT EXISTS (
   SELECT FROM pg_index i
   WHERE i.indrelid = r.oid AND i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL
+    AND NOT EXISTS (SELECT FROM pg_collation AS o WHERE o.oid = ANY (i.indcollation) AND NOT o.collisdeterministic)
     AND u.cols = ARRAY(
       SELECT a.attname::text FROM pg_attribute a
       WHERE a.attrelid = r.oid AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])
@@ -146,7 +157,30 @@ JOIN pg_attribute a ON a.attrelid = to_regclass(t.tab) AND a.attnum > 0 AND NOT 
 WHERE a.attnotnull AND NOT a.atthasdef AND a.attidentity = ''
   AND (t.tab, a.attname::text) NOT IN (
     ${known.join(",\n    ")}
-  )`
+  )
+UNION ALL
+${nondeterministic(names)}`
+}
+
+/**
+ * Columns that the library compares, where their collation makes different texts equal: one stream would have several
+ * hashes, and be divided among several ranges.
+ */
+const nondeterministic = (names: TableNames): string => {
+  const compared = owned.flatMap((key) =>
+    columns[key].filter((column) => column.types === text && column.optional !== true).map((column) =>
+      `(${literal(qualified(names, key))}, ${literal(column.name)})`
+    )
+  )
+  const every = OrchestratorTables.owned.map((key) => `(${literal(qualified(names, key))}, NULL)`)
+  return `SELECT t.tab, a.attname::text, format('compared by the nondeterministic collation %s', o.oid::regcollation),
+  'a deterministic collation, because equal texts must have equal hashes', true
+FROM (VALUES
+  ${[...compared, ...every].join(",\n  ")}
+) AS t (tab, col)
+JOIN pg_attribute a ON a.attrelid = to_regclass(t.tab) AND a.attnum > 0 AND NOT a.attisdropped
+  AND a.attname = coalesce(t.col, a.attname)
+JOIN pg_collation o ON o.oid = a.attcollation AND NOT o.collisdeterministic`
 }
 
 const createEvents = (names: TableNames): string => {
@@ -221,7 +255,7 @@ BEGIN
   ) AS d
   WHERE d.blocking;
   IF found IS NOT NULL THEN
-    RAISE EXCEPTION 'the event store differs from what pupsourcing makes: %', found
+    RAISE EXCEPTION 'the tables are not as this library needs them: %', found
       USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Mend the tables, or choose other table names or a schema.';
   END IF;
   IF to_regclass(${literal(qualified(names, "aggregateHeads"))}) IS NULL THEN
