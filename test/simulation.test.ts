@@ -7,37 +7,47 @@ import * as Effect from "effect/Effect"
 import * as Coverage from "./simulation/Coverage.ts"
 import { simulate } from "./simulation/Simulation.ts"
 
-const seeds = 1000
-/** Between so many seeds the test runner gets a word in. */
+/** Seeds after which the test runner can run for a moment. */
 const breath = 20
 
-it.live("the same seed gives the same run, step by step", () =>
+const same = (seeds: number) =>
   Effect.sync(() => {
-    for (let seed = 1; seed <= 25; seed++) {
+    for (let seed = 1; seed <= seeds; seed++) {
       const once = simulate(seed)
       const again = simulate(seed)
       assert.isAbove(once.trace.length, 20)
       assert.deepStrictEqual(again.trace, once.trace)
     }
-  }))
+  })
+
+const keep = Effect.fnUntraced(function*(first: number, last: number) {
+  const coverage = new Coverage.Coverage(Coverage.virtual)
+  for (let seed = first; seed <= last; seed++) {
+    const outcome = simulate(seed)
+    assert.deepStrictEqual(outcome.violations, [], `npm run simulate -- --seed ${seed}`)
+    assert.isAtLeast(outcome.events, 200, `seed ${seed}`)
+    assert.isAtLeast(outcome.faults, 3, `seed ${seed}`)
+    coverage.add(outcome.coverage)
+    if (seed % breath === 0) yield* Effect.yieldNow
+  }
+  return coverage
+})
+
+it.live("the same seed gives the same run, step by step", () => same(5))
+
+it.live("the same seed gives the same run, step by step, for 25 seeds", () => same(25), { tags: ["long"] })
+
+it.live("200 seeds keep the promises", () => keep(1, 200))
 
 it.live(
-  `${seeds} seeds keep the promises, and reach everything that can happen`,
+  "1000 seeds keep the promises, and reach everything that can happen",
   () =>
     Effect.gen(function*() {
-      const coverage = new Coverage.Coverage(Coverage.virtual)
-      for (let seed = 1; seed <= seeds; seed++) {
-        const outcome = simulate(seed)
-        assert.deepStrictEqual(outcome.violations, [], `npm run simulate -- --seed ${seed}`)
-        assert.isAtLeast(outcome.events, 200, `seed ${seed}`)
-        assert.isAtLeast(outcome.faults, 3, `seed ${seed}`)
-        coverage.add(outcome.coverage)
-        if (seed % breath === 0) yield* Effect.yieldNow
-      }
-      process.stdout.write(`\n${seeds} scenarios in virtual time\n${coverage.table()}\n`)
+      const coverage = yield* keep(1, 1000)
+      process.stdout.write(`\n1000 scenarios in virtual time\n${coverage.table()}\n`)
       assert.deepStrictEqual(coverage.missing(), [])
     }),
-  300_000
+  { tags: ["long"] }
 )
 
 /** Seeds that found something in the library, and what it was. */

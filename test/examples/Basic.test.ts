@@ -1,4 +1,8 @@
-/** `examples/basic` as its users run it: real processes, signals, output, rows and exit codes. */
+/**
+ * `examples/basic` as its users run it: real processes, signals, output, rows and exit codes.
+ *
+ * @module-tag long
+ */
 import { assert, describe, it } from "@effect/vitest"
 import { Effect } from "effect"
 import { SqlClient } from "effect/sql"
@@ -144,7 +148,7 @@ describe("examples/basic", { concurrent: false }, () => {
       ])
       const free = yield* sql`SELECT FROM orchestrator_checkpoints WHERE worker_id IS NOT NULL`
       assert.strictEqual(free.length, 0)
-    }).pipe(Effect.scoped, Effect.provide(TestDatabase.layer)), Harness.patience)
+    }).pipe(Effect.scoped, Effect.provide(TestDatabase.layer)))
 
   it.live("a second signal ends it at once, but not the echo of the first", () =>
     Effect.gen(function*() {
@@ -195,7 +199,7 @@ describe("examples/basic", { concurrent: false }, () => {
         assert.deepStrictEqual(yield* b.ended, { code: 130, signal: null }, b.output())
         assert.notInclude(b.output(), "Unregistering worker...")
       }))
-    }).pipe(Effect.scoped, Effect.provide(TestDatabase.layer)), Harness.patience)
+    }).pipe(Effect.scoped, Effect.provide(TestDatabase.layer)))
 
   it.live("a database that cannot be used is a message and exit code 1", () =>
     Effect.gen(function*() {
@@ -253,5 +257,5 @@ describe("examples/basic", { concurrent: false }, () => {
           assert.notMatch(process.output(), /^\s+at /m)
           assert.notInclude(process.output(), url.password)
         }), { concurrency: "unbounded", discard: true })
-    }).pipe(Effect.scoped, Effect.provide(TestDatabase.layer)), Harness.patience)
+    }).pipe(Effect.scoped, Effect.provide(TestDatabase.layer)))
 })

@@ -1,6 +1,8 @@
 /**
  * Rolling deploys: workers are replaced one after the other under load by a version that carries other projections and
  * has other settings. Each replacement makes at most two generations, so no hash changes hands more than twice.
+ *
+ * @module-tag long
  */
 import { assert, describe, it } from "@effect/vitest"
 import { Effect, type Scope } from "effect"
@@ -91,13 +93,11 @@ const deploy = Effect.fnUntraced(function*(
 describe("deploy", { concurrent: false }, () => {
   it.live(
     "six workers are replaced by others under their ids",
-    () => deploy(6, stopFirst).pipe(Effect.scoped, Effect.provide(Harness.layer)),
-    Harness.patience
+    () => deploy(6, stopFirst).pipe(Effect.scoped, Effect.provide(Harness.layer))
   )
 
   it.live(
     "three workers are replaced by others that start before they stop",
-    () => deploy(3, startFirst).pipe(Effect.scoped, Effect.provide(Harness.layer)),
-    Harness.patience
+    () => deploy(3, startFirst).pipe(Effect.scoped, Effect.provide(Harness.layer))
   )
 })

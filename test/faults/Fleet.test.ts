@@ -1,4 +1,8 @@
-/** What deployments look like: several replica sets in a process, different versions side by side, rolling restarts. */
+/**
+ * What deployments look like: several replica sets in a process, different versions side by side, rolling restarts.
+ *
+ * @module-tag long
+ */
 import { assert, describe, it } from "@effect/vitest"
 import { Effect } from "effect"
 import { SqlClient } from "effect/sql"
@@ -45,7 +49,7 @@ describe("fleet", { concurrent: false }, () => {
       yield* harness.waitUntil("a has all three", allShared(["a"]))
       yield* harness.quiesce(projections)
       assert.deepStrictEqual(yield* a.stop, { code: 0, signal: null })
-    }).pipe(Effect.scoped, Effect.provide(Harness.layer)), Harness.patience)
+    }).pipe(Effect.scoped, Effect.provide(Harness.layer)))
 
   it.live(
     "workers that carry different projections divide each among those that carry it",
@@ -83,8 +87,7 @@ describe("fleet", { concurrent: false }, () => {
         yield* harness.waitUntil("d takes what b does not carry", Harness.sharedBy(["b", "d"]))
         yield* harness.quiesce([...both, "per_aggregate/new"])
         assert.deepStrictEqual(yield* b.stop, { code: 0, signal: null })
-      }).pipe(Effect.scoped, Effect.provide(Harness.layer)),
-    Harness.patience
+      }).pipe(Effect.scoped, Effect.provide(Harness.layer))
   )
 
   it.live("three workers are restarted one after another under load", () =>
@@ -103,5 +106,5 @@ describe("fleet", { concurrent: false }, () => {
       yield* stopLoad
       const end = yield* harness.quiesce()
       assert.deepStrictEqual(end.refusals, [])
-    }).pipe(Effect.scoped, Effect.provide(Harness.layer)), Harness.patience)
+    }).pipe(Effect.scoped, Effect.provide(Harness.layer)))
 })

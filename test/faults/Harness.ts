@@ -1,12 +1,12 @@
 /**
  * The harness of the fault tests: real worker processes on a database of their own, signals, and a watch on the rows.
  *
- * Nothing here sleeps to let something happen. `waitUntil` looks at the rows again and again, asserts at every look what
- * must hold at every moment, and says on its deadline what it saw. (After Effect's own cluster integration harness; that
+ * Nothing here sleeps to let something happen. `waitUntil` reads the rows repeatedly, asserts each time what must hold at every moment, and
+ * reports the rows when they have stopped changing. (After Effect's own cluster integration harness; that
  * a read model equals the fold of the events is Marten's oracle.)
  */
 import { PgClient } from "@effect/sql-pg"
-import { Clock, Console, Context, Deferred, Duration, Effect, Fiber, Layer, type Scope } from "effect"
+import { Clock, Console, Context, Deferred, Effect, Fiber, Layer, type Scope } from "effect"
 import { SqlClient } from "effect/sql"
 import * as ChildProcess from "node:child_process"
 import * as Crypto from "node:crypto"
@@ -19,6 +19,7 @@ import * as Generation from "../../src/schema/Generation.ts"
 import * as HashRange from "../../src/schema/HashRange.ts"
 import { EventStore } from "../../src/services/EventStore.ts"
 import * as TestDatabase from "../support/TestDatabase.ts"
+import * as TimeLimits from "../support/TimeLimits.ts"
 import type { Instructions } from "./Instructions.ts"
 import type { Misbehaviour } from "./Misbehaviour.ts"
 import * as Projections from "./Projections.ts"
@@ -28,10 +29,11 @@ const root = Path.resolve(import.meta.dirname, "../..")
 /** A compiled program starts in half the time. */
 const compileCache = Path.join(Os.tmpdir(), `pupsourcing-orchestrator-tests-${Os.userInfo().uid}`, "compile-cache")
 
-const defaultSettings: Instructions["settings"] = {
-  heartbeatInterval: 200,
-  staleWorkerTimeout: 800,
-  coordinationTimeout: 20_000,
+/** Settings of a worker that gives none. A healthy worker must not be evicted because the machine is slow. */
+export const defaultSettings: Instructions["settings"] = {
+  heartbeatInterval: TimeLimits.scaledMillis(200),
+  staleWorkerTimeout: TimeLimits.scaledMillis(1000),
+  coordinationTimeout: TimeLimits.scaledMillis(20_000),
   drainTimeout: 5_000,
   pollInterval: 500,
   batchSize: 100
@@ -43,9 +45,6 @@ const trace = process.env["FAULTS_TRACE"] !== undefined
 const defaultReplicaSet = "faults"
 const defaultProjections = ["per_aggregate", "shared_totals"]
 const pollMillis = 20
-/** Time limit of a test, above any `waitUntil`'s, so that the harness is the one to say what went wrong. */
-export const patience = 180_000
-const deadline = Duration.seconds(20)
 
 /** How a process ended. */
 export interface Ended {
@@ -374,6 +373,14 @@ export const describe = (state: Rows): string =>
     ...state.refusals.slice(0, 10).map(({ late, text }) => `  ${late ? "late: " : ""}${text}`)
   ].join("\n")
 
+/** What changes while the workers approach any condition. */
+const progress = (state: State): string =>
+  JSON.stringify([
+    state.applied,
+    state.workers.map(({ generationId, incarnation, state }) => [String(incarnation), state, String(generationId)]),
+    state.checkpoints.map(({ halted, incarnation, position }) => [String(incarnation), String(position), halted])
+  ])
+
 const lastLines = (text: string, count: number): string =>
   text.trimEnd().split("\n").slice(-count).map((line) => `  ${line}`).join("\n")
 
@@ -431,24 +438,15 @@ const make = Effect.gen(function*() {
       ].join("\n"))
     )
 
-  const waitUntil = Effect.fnUntraced(function*(
-    what: string,
-    holds: (state: State) => boolean,
-    options: { readonly within?: Duration.Input; readonly sinceProgress?: boolean } = {}
-  ) {
+  /** Waits for a condition, for as long as anything changes that could lead to it. */
+  const waitUntil = Effect.fnUntraced(function*(what: string, holds: (state: State) => boolean) {
     const startedAt = yield* Clock.monotonicTimeNanos
-    const patience = Duration.toMillis(options.within ?? deadline)
     const elapsed = Effect.map(Clock.monotonicTimeNanos, (now) => Number(now - startedAt) / 1e6)
-    let state: State
-    let furthest = 0
-    let progressAt = 0
-    do {
+    const watch = yield* TimeLimits.stallWatch
+    while (true) {
       const lookedAt = yield* elapsed
-      state = yield* observe
+      const state = yield* observe
       const millis = yield* elapsed
-      const applied = Object.values(state.applied).reduce((sum, count) => sum + count, 0)
-      if (options.sinceProgress === true && applied > furthest) progressAt = millis
-      furthest = Math.max(furthest, applied)
       if (holds(state)) {
         if (trace) yield* Console.log(`${Math.round(millis)} ms until ${what}`)
         return { state, millis }
@@ -457,13 +455,11 @@ const make = Effect.gen(function*() {
         const problem = worker.problem()
         if (problem !== undefined) return yield* fail(`While waiting until ${what}: ${problem}`, state)
       }
-      if (millis - progressAt > patience) {
-        const from = progressAt > 0 ? " since the last progress" : ""
-        return yield* fail(`Not within ${Math.round(patience)} ms${from}: ${what}`, state)
-      }
-      // To look is work too: where it is not the moment that counts, most of the server's time is for the workers.
-      yield* Effect.sleep(options.sinceProgress === true ? Math.max(pollMillis, 2 * (millis - lookedAt)) : pollMillis)
-    } while (true)
+      const stalled = yield* watch.check(progress(state))
+      if (stalled !== undefined) return yield* fail(`${stalled} while waiting until ${what}`, state)
+      // Looking takes server time too; at least half of the time is left to the workers.
+      yield* Effect.sleep(Math.max(pollMillis, millis - lookedAt))
+    }
   })
 
   /** Waits until the process has printed something that contains `text`, or its `count`th line of the kind. */
@@ -581,14 +577,17 @@ const make = Effect.gen(function*() {
   })
 
   /**
-   * Waits until each read model is the fold of all events, and fails with the differences. How long a backlog takes is
-   * for the machine to say; that there is progress is not.
+   * Waits until each read model contains all events, and fails with the differences from their fold.
    */
   const quiesce = Effect.fnUntraced(function*(projections: ReadonlyArray<string> = defaultProjections) {
     const { state } = yield* waitUntil(
       "every event is in every read model",
-      (state) => projections.every((name) => (state.applied[name] ?? 0) >= state.events),
-      { sinceProgress: true }
+      (state) =>
+        projections.every((name) =>
+          Projections.kindOf(name) === "journal"
+            ? state.checkpoints.every(({ position, projection }) => projection !== name || position >= state.head)
+            : (state.applied[name] ?? 0) >= state.events
+        )
     )
     const found = yield* differences(projections)
     if (found.length > 0) {
@@ -690,7 +689,7 @@ export const spawn = Effect.fnUntraced(function*(options: {
       return Deferred.await(ended)
     }).pipe(
       Effect.timeoutOrElse({
-        duration: deadline,
+        duration: TimeLimits.stalled,
         orElse: () => Effect.die(new Error(`${options.id} did not end after ${signal}:\n${lastLines(output, 60)}`))
       })
     )

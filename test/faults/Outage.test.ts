@@ -1,7 +1,12 @@
-/** The database goes away for longer than a worker may be silent. */
+/**
+ * The database goes away for longer than a worker may be silent.
+ *
+ * @module-tag long
+ */
 import { assert, describe, it } from "@effect/vitest"
 import { Effect, Layer } from "effect"
 import * as EmbeddedPostgres from "../../scripts/EmbeddedPostgres.ts"
+import * as TimeLimits from "../support/TimeLimits.ts"
 import * as Harness from "./Harness.ts"
 
 /** A server of its own: stopping the run's would hit every other test. */
@@ -15,7 +20,8 @@ describe("outage", { concurrent: false }, () => {
   it.live("a database stop evicts nobody, and nothing is lost", () =>
     Effect.gen(function*() {
       const harness = yield* Harness.Harness
-      const settings = { heartbeatInterval: 500, staleWorkerTimeout: 1500 }
+      const staleWorkerTimeout = TimeLimits.scaledMillis(1500)
+      const settings = { heartbeatInterval: staleWorkerTimeout / 3, staleWorkerTimeout }
       const workers = yield* Effect.forEach(["a", "b", "c"], (id) => harness.start(id, { settings, delayMillis: 1 }), {
         concurrency: "unbounded"
       })
@@ -24,7 +30,7 @@ describe("outage", { concurrent: false }, () => {
 
       yield* EmbeddedPostgres.stop(server)
       // Longer than a worker may be silent: by the database's clock each of them is overdue afterwards.
-      yield* Effect.sleep("2500 millis")
+      yield* Effect.sleep(staleWorkerTimeout + 1000)
       yield* EmbeddedPostgres.ensure(server)
 
       yield* harness.append(200)
@@ -36,5 +42,5 @@ describe("outage", { concurrent: false }, () => {
       assert.deepStrictEqual(identity(after), identity(before.state))
       assert.isTrue(Harness.sharedBy(["a", "b", "c"])(after))
       for (const worker of workers) assert.deepStrictEqual(yield* worker.stop, { code: 0, signal: null })
-    }).pipe(Effect.scoped, Effect.provide(Live)), Harness.patience)
+    }).pipe(Effect.scoped, Effect.provide(Live)))
 })

@@ -1,6 +1,8 @@
 /**
  * The promises on PostgreSQL are kept by these mechanisms and by nothing else: each scenario keeps them as the library
  * is, and breaks one as soon as its mechanism is taken out.
+ *
+ * @module-tag long
  */
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
@@ -28,7 +30,7 @@ describe("mutations on PostgreSQL", { concurrent: true }, () => {
     it.live(`green with everything in place: ${mechanism}`, () =>
       Effect.gen(function*() {
         for (let turn = 0; turn < times; turn++) assert.deepStrictEqual(yield* run(scenario, none), [])
-      }), 60_000)
+      }))
   }
 
   it.live.each(entries)("red: $mechanism", ({ mechanism, mutate, scenario }) =>
@@ -42,5 +44,5 @@ describe("mutations on PostgreSQL", { concurrent: true }, () => {
         return
       }
       assert.fail(`${most} runs did not notice`)
-    }), 60_000)
+    }))
 })

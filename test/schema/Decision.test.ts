@@ -171,7 +171,6 @@ const live = (steps: ReadonlyArray<typeof Step.Type>): World.World => {
 }
 
 const options = (seed: string, runs: number) => ({
-  timeout: 120_000,
   arbitrary: { runs, size: 120, seed, maxShrinks: 3000 }
 })
 

@@ -1,3 +1,4 @@
+/** @module-tag long */
 import { assert, describe, it } from "@effect/vitest"
 import { Effect } from "effect"
 import { SqlClient } from "effect/sql"
@@ -77,7 +78,7 @@ describe("EmbeddedPostgres", { concurrent: false }, () => {
       assert.deepStrictEqual(shown, [{ connections: "33" }])
       assert.isTrue(yield* EmbeddedPostgres.stop(options, "immediate"))
       assert.include(Fs.readFileSync(log, "utf8"), "received immediate shutdown request")
-    }).pipe(Effect.scoped), 60_000)
+    }).pipe(Effect.scoped))
 
   it.live("stops, keeps data and port, and says when there was nothing to stop", () =>
     Effect.gen(function*() {
@@ -94,7 +95,7 @@ describe("EmbeddedPostgres", { concurrent: false }, () => {
       assert.isTrue(second.started && !second.created)
       assert.strictEqual(second.url, first.url)
       assert.deepStrictEqual(yield* query(second.url, "SELECT n FROM kept"), [{ n: 7 }])
-    }).pipe(Effect.scoped), 60_000)
+    }).pipe(Effect.scoped))
 
   it.live(
     "does not believe the notes of a killed server, nor those of a process that has its number now",
@@ -131,7 +132,7 @@ describe("EmbeddedPostgres", { concurrent: false }, () => {
         assert.isDefined(yield* EmbeddedPostgres.status(options))
       }).pipe(Effect.scoped)
       assert.isUndefined(yield* EmbeddedPostgres.status(options))
-    }).pipe(Effect.scoped), 60_000)
+    }).pipe(Effect.scoped))
 
   it.live("runs from a checkout that only its owner can read, its library links missing", () =>
     Effect.gen(function*() {
@@ -155,7 +156,7 @@ describe("EmbeddedPostgres", { concurrent: false }, () => {
       assert.deepStrictEqual(yield* query(server.url, "SELECT 1 AS one"), [{ one: 1 }])
       // Another checkout, another server.
       assert.isUndefined(yield* EmbeddedPostgres.status(options))
-    }).pipe(Effect.scoped), 60_000)
+    }).pipe(Effect.scoped))
 
   it.live("says what to install when the binaries are missing", () =>
     Effect.gen(function*() {

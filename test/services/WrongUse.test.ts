@@ -249,7 +249,7 @@ it.live("events that are fewer than what was handled", () =>
     told(error, "position 3", "Restore the events")
   }).pipe(Effect.provide(migrated)))
 
-it.layer(migrated, { excludeTestServices: true, timeout: "60 seconds" })(
+it.layer(migrated, { excludeTestServices: true })(
   "on a database that is as it should be",
   (it) => {
     it.effect("a name that is none for a table", () =>

@@ -1,5 +1,7 @@
 /**
  * The simulation can fail: with any one mechanism taken out, few seeds are needed to find a broken promise.
+ *
+ * @module-tag long
  */
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
@@ -19,4 +21,4 @@ it.live.each(Object.keys(mutations))("red: %s", (name) =>
       if (seed % 20 === 0) yield* Effect.yieldNow
     }
     assert.fail(`${most} seeds did not notice`)
-  }), 300_000)
+  }))

@@ -15,7 +15,7 @@ import { CheckpointStore } from "../../src/services/CheckpointStore.ts"
 import { Decisions } from "../../src/services/Decisions.ts"
 import { Membership } from "../../src/services/Membership.ts"
 import type { Time } from "./Suite.ts"
-import { dead, hasty, patient, timeout, unique } from "./Suite.ts"
+import { dead, hasty, patient, unique } from "./Suite.ts"
 
 export interface Options<R> {
   readonly time: Time
@@ -73,7 +73,7 @@ export const suite = <R = never>(
   layer: Layer.Layer<CheckpointStore | Decisions | Membership | R, unknown>,
   { effects, time }: Options<R>
 ) =>
-  it.layer(layer, { timeout, excludeTestServices: time.excludeTestServices })(`CheckpointStore (${name})`, (it) => {
+  it.layer(layer, { excludeTestServices: time.excludeTestServices })(`CheckpointStore (${name})`, (it) => {
     const commit = Effect.fnUntraced(function*<E, R1>(
       row: Held,
       from: bigint,

@@ -11,7 +11,7 @@ import { CheckpointStore } from "../../src/services/CheckpointStore.ts"
 import { Decisions } from "../../src/services/Decisions.ts"
 import { Membership } from "../../src/services/Membership.ts"
 import type { Time } from "./Suite.ts"
-import { dead, hasty, patient, timeout, unique } from "./Suite.ts"
+import { dead, hasty, patient, unique } from "./Suite.ts"
 
 export interface Options {
   readonly time: Time
@@ -105,7 +105,7 @@ export const suite = (
   layer: Layer.Layer<CheckpointStore | Decisions | Membership, unknown>,
   { time }: Options
 ) =>
-  it.layer(layer, { timeout, excludeTestServices: time.excludeTestServices })(`Decisions (${name})`, (it) => {
+  it.layer(layer, { excludeTestServices: time.excludeTestServices })(`Decisions (${name})`, (it) => {
     it.effect("the first worker forms the first generation and gets the whole", () =>
       Effect.gen(function*() {
         const replicaSet = yield* unique("replica-set")

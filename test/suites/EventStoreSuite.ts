@@ -9,7 +9,7 @@ import * as HashRange from "../../src/schema/HashRange.ts"
 import type { ReadOptions } from "../../src/services/EventStore.ts"
 import { EventStore } from "../../src/services/EventStore.ts"
 import type { Time } from "./Suite.ts"
-import { timeout, unique } from "./Suite.ts"
+import { unique } from "./Suite.ts"
 
 export interface Options<R> {
   readonly time: Time
@@ -77,7 +77,7 @@ const ascending = (positions: ReadonlyArray<bigint>): boolean =>
   positions.every((position, index) => index === 0 || positions[index - 1]! < position)
 
 export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R, unknown>, options: Options<R>) =>
-  it.layer(layer, { timeout, excludeTestServices: options.time.excludeTestServices })(`EventStore (${name})`, (it) => {
+  it.layer(layer, { excludeTestServices: options.time.excludeTestServices })(`EventStore (${name})`, (it) => {
     it.effect("append gives versions from 1 and growing positions", () =>
       Effect.gen(function*() {
         const stream = yield* newStream

@@ -10,7 +10,7 @@ import type { LivenessRules, Registration } from "../../src/schema/Worker.ts"
 import { Decisions } from "../../src/services/Decisions.ts"
 import { Membership } from "../../src/services/Membership.ts"
 import type { Time } from "./Suite.ts"
-import { dead, hasty, patient, timeout, unique } from "./Suite.ts"
+import { dead, hasty, patient, unique } from "./Suite.ts"
 
 export interface Options {
   readonly time: Time
@@ -37,7 +37,7 @@ export const suite = (
   layer: Layer.Layer<Decisions | Membership, unknown>,
   { time }: Options
 ) =>
-  it.layer(layer, { timeout, excludeTestServices: time.excludeTestServices })(`Membership (${name})`, (it) => {
+  it.layer(layer, { excludeTestServices: time.excludeTestServices })(`Membership (${name})`, (it) => {
     it.effect("join registers a worker under an incarnation of its own", () =>
       Effect.gen(function*() {
         const replicaSet = yield* unique("replica-set")

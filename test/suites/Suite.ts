@@ -4,6 +4,7 @@
  */
 import * as Effect from "effect/Effect"
 import { TestClock } from "effect/testing"
+import { scaledMillis } from "../support/TimeLimits.ts"
 
 /** How time passes where an implementation runs. */
 export interface Time {
@@ -15,8 +16,6 @@ export interface Time {
 export const virtualTime: Time = { advance: (millis) => TestClock.adjust(millis), excludeTestServices: false }
 
 export const realTime: Time = { advance: (millis) => Effect.sleep(millis), excludeTestServices: true }
-
-export const timeout = "30 seconds"
 
 /** A name that nothing else has. */
 export const unique = (prefix: string): Effect.Effect<string> =>
@@ -30,7 +29,11 @@ export const patient = {
 }
 
 /** Rules under which a worker is dead soon: the rule that is named in the test counts, none of it before `dead`. */
-export const hasty = { heartbeatIntervalMillis: 50, staleWorkerTimeoutMillis: 600, presenceGraceMillis: 600 }
+export const hasty = {
+  heartbeatIntervalMillis: 50,
+  staleWorkerTimeoutMillis: scaledMillis(600),
+  presenceGraceMillis: scaledMillis(600)
+}
 
 /** Longer than a worker lives in silence under the hasty rules. */
-export const dead = 800
+export const dead = scaledMillis(800)

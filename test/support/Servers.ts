@@ -20,4 +20,4 @@ const acquired = Effect.runSync(Effect.cached(
 /** The oldest PostgreSQL that is supported, as the URL of a superuser; stopped after the last test of the file. */
 export const postgres14: Effect.Effect<string> = acquired
 
-afterAll(() => Effect.runPromise(Scope.close(scope, Exit.void)), 60_000)
+afterAll(() => Effect.runPromise(Scope.close(scope, Exit.void)))

@@ -1,10 +1,12 @@
 /**
  * The PostgreSQL server of a test run: the one in `DATABASE_URL`, otherwise the checkout's own for tests. Runs that overlap share it, and the
- * last one to end stops it.
+ * last one to end stops it. Also measures how slow the machine is; see `TimeLimits.ts`.
  */
 import { Effect, Exit, Scope } from "effect"
 import type { TestProject } from "vitest/node"
 import * as EmbeddedPostgres from "../../scripts/EmbeddedPostgres.ts"
+import { measure } from "./Calibration.ts"
+import * as TimeLimits from "./TimeLimits.ts"
 
 declare module "vitest" {
   interface ProvidedContext {
@@ -20,6 +22,24 @@ export default async function setup(project: TestProject): Promise<() => Promise
     ? EmbeddedPostgres.acquire({ name: "test" }).pipe(Scope.provide(scope), Effect.map((server) => server.url))
     : Effect.succeed(given)
   const close = (exit: Exit.Exit<unknown, unknown>) => Scope.close(scope, exit)
-  project.provide("pgUrl", await Effect.runPromise(Effect.onError(url, (cause) => close(Exit.failCause(cause)))))
+  const begin = Effect.gen(function*() {
+    const pgUrl = yield* url
+    return { pgUrl, slowness: yield* measure(pgUrl) }
+  })
+  const { pgUrl, slowness } = await Effect.runPromise(
+    Effect.onError(begin, (cause) => close(Exit.failCause(cause)))
+  )
+  project.provide("pgUrl", pgUrl)
+  process.env[TimeLimits.variable] = String(slowness)
+  const short = project.vitest.config.tagsFilter?.includes("!long") === true
+  console.log([
+    short
+      ? "\nUnit tests, the conformance suites in memory and on a real PostgreSQL, 200 simulated histories, and one scenario with real"
+        + "\nworker processes per guarantee (P1 to P6). Tests tagged \"long\" count as skipped: npm run test:all runs them too."
+      : "\nAll tests, the long ones included; npm test leaves those out.",
+    slowness > 1
+      ? `This machine is ${slowness} times slower at the moment than the reference machine; time limits are extended accordingly.\n`
+      : ""
+  ].join("\n"))
   return () => Effect.runPromise(close(Exit.void))
 }

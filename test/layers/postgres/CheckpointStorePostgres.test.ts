@@ -54,7 +54,7 @@ class OwnError extends Data.TaggedError("OwnError")<{ readonly cause: unknown }>
 const messagesOf = (cause: Cause.Cause<unknown>) =>
   cause.reasons.map((reason) => Cause.isDieReason(reason) ? String(reason.defect) : "").join()
 
-it.layer(layer, { excludeTestServices: true, timeout: "60 seconds" })("CheckpointStorePostgres", (it) => {
+it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) => {
   const position = (row: Held) =>
     Effect.flatMap(CheckpointStore, (store) => Effect.map(store.rows(row.projection), (rows) => rows[0]!.position))
 

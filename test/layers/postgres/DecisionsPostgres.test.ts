@@ -53,7 +53,7 @@ const someoneWaits = Effect.flatMap(SqlClient.SqlClient, (sql) =>
     (rows) => rows.length > 0
   ))
 
-it.layer(CoordinationStores.layerWith(), { excludeTestServices: true, timeout: "60 seconds" })(
+it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
   "DecisionsPostgres",
   (it) => {
     it.effect("of sixteen decisions at once, in four processes, one forms the generation", () =>
@@ -207,7 +207,7 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true, timeout: "
   }
 )
 
-it.layer(CoordinationStores.layerWith(), { excludeTestServices: true, timeout: "60 seconds" })(
+it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
   "DecisionsPostgres, sessions lost",
   (it) => {
     it.effect("a coordination session that is terminated heals", () =>

@@ -57,7 +57,7 @@ const terminate = (pids: ReadonlyArray<number>) =>
 /** As every running worker does; so the loss of its session is noticed. */
 const listens = (worker: Registration) => Effect.flatMap(Membership, (membership) => membership.wakeUps(worker))
 
-it.layer(CoordinationStores.layerWith(), { excludeTestServices: true, timeout: "60 seconds" })(
+it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
   "MembershipPostgres",
   (it) => {
     /** Two processes with a worker each, the first watching the second. */

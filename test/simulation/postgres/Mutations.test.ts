@@ -1,6 +1,8 @@
 /**
  * The checkers notice on PostgreSQL too: with a mechanism taken out, few seeds are needed to find a broken promise. The
  * others of the table take longer: `npm run simulate -- --postgres --mutations`.
+ *
+ * @module-tag long
  */
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
@@ -23,4 +25,4 @@ it.live.each(quick)("red: %s", (name) =>
       }
     }
     assert.fail(`${most} seeds did not notice`)
-  }).pipe(Effect.scoped), 120_000)
+  }).pipe(Effect.scoped))

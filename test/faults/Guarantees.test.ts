@@ -1,0 +1,180 @@
+/**
+ * One scenario with real worker processes per guarantee of the README (P1 to P6). `npm test` runs these; the other files of this directory
+ * try the same guarantees in more ways.
+ */
+import { assert, describe, it } from "@effect/vitest"
+import { Deferred, Effect, Fiber } from "effect"
+import { SqlClient } from "effect/sql"
+import * as TimeLimits from "../support/TimeLimits.ts"
+import * as Harness from "./Harness.ts"
+import * as Scenarios from "./Scenarios.ts"
+
+const live = (title: string, test: () => Effect.Effect<unknown, unknown, Scenarios.Needs>) =>
+  it.live(title, () => test().pipe(Effect.scoped, Effect.provide(Harness.layer)))
+
+describe("guarantees", { concurrent: false }, () => {
+  live("P1 exactly once: workers join, leave and die under load", () =>
+    Effect.gen(function*() {
+      const staleWorkerTimeout = TimeLimits.scaledMillis(20_000)
+      const taken = yield* Scenarios.membership({ settings: { heartbeatInterval: 2_000, staleWorkerTimeout } })
+      // The loss of the presence lock revealed the death, long before missed heartbeats could.
+      assert.isBelow(taken.millis, staleWorkerTimeout)
+    }))
+
+  live("P2 in order: two workers are replaced one after the other under load", () =>
+    Effect.gen(function*() {
+      const harness = yield* Harness.Harness
+      const projections = ["per_aggregate", "journal"]
+      const start = (name: string, workerId: string) => harness.start(name, { workerId, projections, delayMillis: 1 })
+      const stopLoad = yield* harness.load({ perSecond: 400, aggregates: 8 })
+      const a = yield* start("a", "a")
+      const b = yield* start("b", "b")
+      yield* harness.waitUntil("a and b share the work", Harness.sharedBy(["a", "b"]))
+      assert.deepStrictEqual(yield* a.stop, { code: 0, signal: null })
+      yield* start("the next a", "a")
+      yield* harness.waitUntil("a is back", Harness.sharedBy(["a", "b"]))
+      yield* b.kill
+      yield* start("the next b", "b")
+      yield* harness.waitUntil("b is back", Harness.sharedBy(["a", "b"]))
+      yield* stopLoad
+      // per_aggregate refuses every version but the next one; journal has one line per event, in the order in which they were handled.
+      const end = yield* harness.quiesce(projections)
+      assert.deepStrictEqual(end.refusals, [])
+    }))
+
+  live(
+    "P3 nothing skipped: a writer that commits late holds readers back, across hand-overs",
+    () =>
+      Effect.gen(function*() {
+        const harness = yield* Harness.Harness
+        const sql = yield* SqlClient.SqlClient
+        const drawn = yield* Deferred.make<bigint>()
+        const release = yield* Deferred.make<void>()
+        const a = yield* harness.start("a")
+        yield* harness.waitUntil("a works", Harness.sharedBy(["a"]))
+        yield* harness.append(100)
+
+        const late = yield* Effect.gen(function*() {
+          const [row] = yield* sql<{ readonly global_position: bigint }>`
+          INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
+          VALUES ('faults', 'Thing', 'late', 1, gen_random_uuid(), 'Happened', convert_to('{"weight": 7}', 'UTF8'))
+          RETURNING global_position`
+          yield* Deferred.succeed(drawn, row!.global_position)
+          yield* Deferred.await(release)
+        }).pipe(sql.withTransaction, Effect.forkScoped)
+        const position = yield* Deferred.await(drawn)
+        yield* harness.append(200)
+
+        const isBefore = ({ checkpoints }: Harness.State) => checkpoints.every((row) => row.position < position)
+        yield* harness.waitUntil(
+          "what came before it is handled",
+          ({ applied }) => Object.keys(applied).length === 2 && Object.values(applied).every((events) => events === 100)
+        )
+        const b = yield* harness.start("b")
+        const joined = yield* harness.waitUntil("a and b share the work", Harness.sharedBy(["a", "b"]))
+        assert.isTrue(isBefore(joined.state))
+        yield* a.kill
+        const taken = yield* harness.waitUntil("b has all", Harness.sharedBy(["b"]))
+        assert.isTrue(isBefore(taken.state))
+        assert.deepStrictEqual(taken.state.applied, { per_aggregate: 100, shared_totals: 100 })
+
+        yield* Deferred.succeed(release, undefined)
+        yield* Fiber.join(late)
+        const end = yield* harness.quiesce()
+        assert.strictEqual(end.events, 301)
+        assert.deepStrictEqual(end.refusals, [])
+        assert.deepStrictEqual(yield* b.stop, { code: 0, signal: null })
+      })
+  )
+
+  live("P4 one owner: a worker that has not noticed its eviction cannot commit", () =>
+    Effect.gen(function*() {
+      const harness = yield* Harness.Harness
+      // Its heartbeats are so rare that the other worker evicts it, and it notices nothing: its transactions reach their ends, where those of
+      // a thawed process would have been ended for it.
+      const slow = {
+        heartbeatInterval: 20_000,
+        staleWorkerTimeout: 60_000,
+        coordinationTimeout: 60_000,
+        pollInterval: 10_000
+      }
+      yield* harness.append(100, { hold: { workerId: "b", gate: "of b" }, writers: 1 })
+      const b = yield* harness.start("b", { settings: slow, listen: false })
+      // Held in a transaction in each of the projections, before anything else was handled.
+      yield* harness.waitForOutput(b, "holding", 2)
+
+      yield* harness.start("a")
+      const taken = yield* harness.waitUntil("a has taken all", Harness.sharedBy(["a"]))
+      assert.deepStrictEqual(taken.state.applied, {})
+      yield* harness.openGate("of b")
+      // The first refusal ends this registration of b, and with it the other transaction, should that one not have been released yet.
+      yield* harness.waitForOutput(b, "let go", 1)
+      const end = yield* harness.quiesce()
+      assert.deepStrictEqual(end.refusals, [])
+      yield* harness.waitForOutput(b, "it registers anew")
+    }))
+
+  live(
+    "P5 progress: a worker frozen in the middle of a transaction delays the others only until it is evicted",
+    () =>
+      Effect.gen(function*() {
+        const harness = yield* Harness.Harness
+        const sql = yield* SqlClient.SqlClient
+        const b = yield* harness.start("b")
+        yield* harness.waitUntil("b works", Harness.sharedBy(["b"]))
+        yield* harness.append(300, { hold: { workerId: "b", gate: "of b" } })
+        // Both projections, so two transactions of b are open, each with locks on its read model.
+        yield* harness.waitForOutput(b, "holding", 2)
+        yield* b.freeze
+        const open = yield* sql`
+        SELECT pid FROM pg_stat_activity
+        WHERE datname = current_database() AND application_name = 'faults b' AND state = 'idle in transaction'`
+        assert.strictEqual(open.length, 2)
+
+        yield* harness.start("a")
+        yield* harness.waitUntil("a has taken all", Harness.sharedBy(["a"]))
+        // What b had locked is free too, or a would wait for it here.
+        yield* harness.quiesce()
+
+        // Its handlers continue in transactions that have ended.
+        yield* harness.openGate("of b")
+        yield* b.wake
+        yield* harness.waitUntil("a and b share the work", Harness.sharedBy(["a", "b"]))
+        yield* harness.append(300)
+        yield* harness.quiesce()
+      })
+  )
+
+  live(
+    "P6 honest failure: an event beyond the client's limit halts its range only, after everything before it",
+    () =>
+      Effect.gen(function*() {
+        const harness = yield* Harness.Harness
+        const sql = yield* SqlClient.SqlClient
+        for (const id of ["a", "b"]) yield* harness.start(id, { projections: ["journal"] })
+        yield* harness.waitUntil("a and b share the work", Harness.sharedBy(["a", "b"]))
+        yield* harness.append(500)
+        const [large] = yield* sql<{ readonly position: bigint }>`
+        INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
+        VALUES ('faults', 'Thing', 'large', 1, gen_random_uuid(), 'Happened', convert_to(repeat('x', 17000000), 'UTF8'))
+        RETURNING global_position AS position`
+        yield* harness.append(500)
+
+        yield* harness.expectHalts
+        const { state: { checkpoints } } = yield* harness.waitUntil(
+          "one range is halted and the other has handled everything",
+          ({ checkpoints, head }) => checkpoints.every(({ halted, position }) => halted !== null || position >= head)
+        )
+        const [halted, ...others] = checkpoints.filter((row) => row.halted !== null)
+        assert(halted !== undefined && others.length === 0 && checkpoints.length === 2)
+        assert.include(halted.halted, "maxMessageSize")
+        const { end, start } = halted.range
+        const wrong = yield* sql`
+        SELECT e.global_position FROM events e LEFT JOIN journal j ON j.position = e.global_position
+        WHERE (j.position IS NULL) <> (e.global_position >= ${large!.position}::bigint
+          AND (hashtext(e.aggregate_id COLLATE "C")::int8 & 4294967295) >= ${start}::bigint
+          AND (hashtext(e.aggregate_id COLLATE "C")::int8 & 4294967295) < ${end}::bigint)`
+        assert.deepStrictEqual(wrong, [])
+      })
+  )
+})
