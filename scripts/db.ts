@@ -69,12 +69,19 @@ const show = (value: unknown): string => {
 
 const isNumber = (value: unknown): boolean => typeof value === "number" || typeof value === "bigint"
 
-const table = (result: PgConnection.Result): string => {
-  if (result.fields.length === 0) return result.command
-  const columns = result.fields.map(({ name }) => {
-    const cells = result.rows.map((row) => show(row[name]))
+/** What a statement returned: a value for each column, whatever the columns are called. */
+interface Output {
+  readonly command: string
+  readonly names: ReadonlyArray<string>
+  readonly rows: ReadonlyArray<ReadonlyArray<unknown>>
+}
+
+const table = (result: Output): string => {
+  if (result.names.length === 0) return result.command
+  const columns = result.names.map((name, index) => {
+    const cells = result.rows.map((row) => show(row[index]))
     const width = [name, ...cells].reduce((widest, cell) => Math.max(widest, cell.length), 0)
-    const toRight = result.rows.some((row) => isNumber(row[name]))
+    const toRight = result.rows.some((row) => isNumber(row[index]))
     const pad = (text: string) => toRight ? text.padStart(width) : text.padEnd(width)
     return { head: pad(name), rule: "-".repeat(width), cells: cells.map(pad) }
   })
@@ -116,12 +123,39 @@ const explain = (error: SqlError.SqlError, url: string): QueryFailed => {
   return new QueryFailed({ message: lines.join("\n") })
 }
 
+/** VACUUM and its like, and procedures that commit. */
+const needsNoTransaction = (error: SqlError.SqlError): boolean =>
+  ["25001", "2D000"].includes((error.reason.cause as Detail | undefined)?.code ?? "")
+
+/**
+ * The driver's rows have one value for each name, and its lists of values have no names: where two columns have the same
+ * name, the statement is rolled back and run once more for its values.
+ */
+const run = Effect.fnUntraced(function*(connection: PgConnection.PgConnection, statement: string) {
+  const attempt = (text: string) => connection.query(text, [], false)
+  yield* attempt("BEGIN")
+  const result = yield* attempt(statement).pipe(
+    Effect.catchIf(needsNoTransaction, () => Effect.andThen(attempt("ROLLBACK"), attempt(statement)))
+  )
+  const names = result.fields.map(({ name }) => name)
+  const isAmbiguous = new Set(names).size < names.length
+  yield* attempt(isAmbiguous ? "ROLLBACK" : "COMMIT")
+  const output: Output = {
+    command: result.command,
+    names,
+    rows: isAmbiguous
+      ? yield* connection.queryValues(statement, [], false)
+      : result.rows.map((row) => names.map((name) => row[name]))
+  }
+  return output
+})
+
 const sql = Effect.fnUntraced(function*(options: EmbeddedPostgres.Options, statement: string) {
   const url = yield* findUrl(options)
   // Only here, because loading it takes as long as everything else together.
   const PgConnection = yield* Effect.promise(() => import("@effect/sql-pg/PgConnection"))
   const result = yield* PgConnection.make({ url: Redacted.make(url), applicationName: "npm run db" }).pipe(
-    Effect.flatMap((connection) => connection.query(statement, [], false)),
+    Effect.flatMap((connection) => run(connection, statement)),
     Effect.scoped,
     Effect.mapError((error) => explain(error, url))
   )

@@ -101,6 +101,11 @@ const table = (rows: ReadonlyArray<ReadonlyArray<string>>): string => {
   return rows.map((row) => row.map((cell, column) => cell.padEnd(widths[column] ?? 0)).join("  ").trimEnd()).join("\n")
 }
 
+/** Version control may change the ends of lines, and editors the end of the file; no statement depends on either. */
+const isSameText = (a: string, b: string): boolean => normalized(a) === normalized(b)
+
+const normalized = (text: string): string => text.replace(/^\uFEFF/, "").replaceAll(/\r\n?/g, "\n").trimEnd()
+
 const generate = Command.make(
   "generate",
   {
@@ -125,13 +130,16 @@ const generate = Command.make(
       yield* fs.makeDirectory(output, { recursive: true })
       for (const file of files) {
         if (!(yield* fs.exists(file.path))) continue
-        if ((yield* fs.readFileString(file.path)) === file.content) continue
+        if (isSameText(yield* fs.readFileString(file.path), file.content)) continue
         return yield* new OutputRefused({
           problem: `${file.path} exists and has another content; nothing was written.`,
           advice: "Move it away, or choose another directory."
         })
       }
-      for (const file of files) yield* fs.writeFileString(file.path, file.content)
+      for (const file of files) {
+        // A file that is there stays as it is: tools keep checksums of what they have run.
+        if (!(yield* fs.exists(file.path))) yield* fs.writeFileString(file.path, file.content)
+      }
     }).pipe(
       Effect.catchTag("PlatformError", (error) =>
         Effect.fail(

@@ -197,6 +197,23 @@ describe("migrate", () => {
       ])
       assert.deepStrictEqual(first.out.trim().split("\n").sort(), files.map((file) => Path.join(folder, file)))
       assert.strictEqual((yield* generate()).code, 0)
+      // As they are after a checkout, and after an editor.
+      const up = Path.join(folder, "001_create_orchestrator_tables.up.sql")
+      const content = Fs.readFileSync(up, "utf8")
+      for (
+        const same of [content.replaceAll("\n", "\r\n"), `\uFEFF${content}`, content.trimEnd(), `${content}\n`]
+      ) {
+        Fs.writeFileSync(up, same)
+        const again = yield* generate()
+        assert.strictEqual(again.code, 0, again.err)
+        assert.strictEqual(Fs.readFileSync(up, "utf8"), same)
+      }
+      for (const other of [content.replace("\n", " \n"), content.toUpperCase(), ""]) {
+        Fs.writeFileSync(up, other)
+        refuses(yield* generate(), /001_create_orchestrator_tables\.up\.sql exists and has another content/)
+        assert.strictEqual(Fs.readFileSync(up, "utf8"), other)
+      }
+      Fs.writeFileSync(up, content)
       refuses(yield* generate("--schema", "other"), /exists and has another content; nothing was written\./)
       const again = yield* generate("--schema", "other", "--format", "flyway")
       assert.strictEqual(again.code, 0, again.err)
