@@ -5,7 +5,8 @@
  */
 import * as Result from "effect/Result"
 import { InvalidEvents } from "./Errors.ts"
-import type { NewEvent, StreamId } from "./Event.ts"
+import { encodePayload, type NewEvent, type StreamId } from "./Event.ts"
+import * as Json from "./Json.ts"
 import { textProblem } from "./Text.ts"
 import * as Uuid from "./Uuid.ts"
 
@@ -20,7 +21,7 @@ export interface Row {
   readonly eventId: string | undefined
   readonly eventType: string
   readonly eventVersion: number
-  /** A copy: what the caller does to its bytes later does not matter. */
+  /** A copy: later changes of the caller's bytes have no effect. */
   readonly payload: Uint8Array
   readonly traceId: string | null
   readonly correlationId: string | null
@@ -41,39 +42,6 @@ export interface Append {
 }
 
 const largestEventVersion = 2 ** 31 - 1
-
-class NotJson extends Error {}
-
-/** JSON text of any value; throws `NotJson` with the reason where there is none that can be stored. */
-const jsonText = (value: unknown): string => {
-  let text: string | undefined
-  try {
-    text = JSON.stringify(value, (key, inner: unknown) => {
-      const problem = textProblem(key) ?? (typeof inner === "string" ? textProblem(inner) : undefined)
-      if (problem !== undefined) throw new NotJson(problem)
-      return inner
-    })
-  } catch (error) {
-    throw error instanceof NotJson ? error : new NotJson("cannot be written as JSON")
-  }
-  if (text === undefined) throw new NotJson("cannot be written as JSON")
-  return text
-}
-
-const encoder = new TextEncoder()
-
-/** As `Event.encodePayload` does it, but by a copy, and refusing what is neither bytes nor JSON. */
-const payloadBytes = (payload: unknown): Uint8Array => {
-  if (payload instanceof Uint8Array) return Uint8Array.from(payload)
-  let text: string | undefined
-  try {
-    text = JSON.stringify(payload ?? null)
-  } catch {
-    text = undefined
-  }
-  if (text === undefined) throw new NotJson("cannot be written as JSON")
-  return encoder.encode(text)
-}
 
 const names = ["boundedContext", "aggregateType", "aggregateId", "eventType"] as const
 const references = ["traceId", "correlationId", "causationId"] as const
@@ -117,27 +85,24 @@ export const validate = (events: ReadonlyArray<NewEvent>): Result.Result<Append,
     if (!Number.isInteger(eventVersion) || Math.abs(eventVersion) > largestEventVersion) {
       return invalid(`${which}: its eventVersion is no whole number of 32 bits.`)
     }
-    let payload: Uint8Array
-    let metadata: string | null
-    try {
-      payload = payloadBytes(event.payload)
-    } catch (error) {
-      return invalid(`${which}: its payload ${(error as Error).message}. Pass bytes or a JSON value.`)
-    }
-    try {
-      metadata = event.metadata === undefined || event.metadata === null ? null : jsonText(event.metadata)
-    } catch (error) {
-      return invalid(`${which}: its metadata ${(error as Error).message}. Pass a JSON value.`)
-    }
+    const payload = encodePayload(event.payload)
+    if (Result.isFailure(payload)) return invalid(`${which}: ${payload.failure}. Pass bytes or a JSON value.`)
+    const metadata = Result.mapError(
+      event.metadata === undefined || event.metadata === null
+        ? Result.succeed(null)
+        : Json.encode("metadata", event.metadata, textProblem),
+      (reason) => `${which}: ${reason}. Pass a JSON value.`
+    )
+    if (Result.isFailure(metadata)) return invalid(metadata.failure)
     rows.push({
       eventId: event.eventId?.toLowerCase(),
       eventType: event.eventType,
       eventVersion,
-      payload,
+      payload: payload.success,
       traceId: event.traceId ?? null,
       correlationId: event.correlationId ?? null,
       causationId: event.causationId ?? null,
-      metadata
+      metadata: metadata.success
     })
   }
   const { aggregateId, aggregateType, boundedContext } = first

@@ -5,6 +5,7 @@
  */
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
+import * as Json from "./Json.ts"
 
 /**
  * The stream of one aggregate.
@@ -30,12 +31,20 @@ export interface NewEvent extends StreamId {
   readonly eventType: string
   /** Version of the payload's shape; 1 when absent. */
   readonly eventVersion?: number | undefined
-  /** Bytes, or any JSON value, which is stored as UTF-8 JSON. */
+  /**
+   * Bytes of any kind (`Uint8Array`, `ArrayBuffer`, other views), or a JSON value, which is stored as UTF-8 JSON.
+   *
+   * As with `JSON.stringify`, `toJSON` is called, undefined properties are left out and `-0` becomes `0`. What
+   * `JSON.stringify` would lose or change silently fails with `InvalidEvents`, which names the path: undefined (pass
+   * `null` for an event without data), `NaN`, infinite numbers, undefined or holes in arrays, invalid dates, functions,
+   * symbols, bigints, collections, errors, promises, effects, bytes inside of a value, and instances of classes that
+   * have neither a `toJSON` nor enumerable properties of their own.
+   */
   readonly payload: unknown
   readonly traceId?: string | undefined
   readonly correlationId?: string | undefined
   readonly causationId?: string | undefined
-  /** Any JSON value. */
+  /** A JSON value, by the rules of `payload`. */
   readonly metadata?: unknown
 }
 
@@ -107,11 +116,33 @@ export const text = (event: Event): string => decoder.decode(event.payload)
 
 const encoder = new TextEncoder()
 
+/** Bytes of any kind and realm as a copy; undefined for everything else. */
+const bytesOf = (value: unknown): Uint8Array | undefined => {
+  try {
+    return (ArrayBuffer.isView(value)
+      ? new Uint8Array(value.buffer, value.byteOffset, value.byteLength)
+      // Only buffers pass here: others, and those that were transferred to another thread, are refused with a TypeError.
+      : new Uint8Array(new DataView(value as ArrayBuffer).buffer)).slice()
+  } catch {
+    return undefined
+  }
+}
+
 /**
- * The bytes that are stored for a payload.
+ * The bytes that are stored for a payload, or the reason why it cannot be stored.
+ *
+ * **Details**
+ *
+ * Bytes are copied as they are: `Uint8Array` and `Buffer`, every other view (`DataView`, `Float64Array`, ... with the
+ * byte order of the machine), `ArrayBuffer` and `SharedArrayBuffer`, of this or another realm. Everything else is
+ * stored as UTF-8 JSON, where it has a JSON form: see `NewEvent.payload`.
  *
  * @category schemas
  * @since 0.1.0
  */
-export const encodePayload = (payload: unknown): Uint8Array =>
-  payload instanceof Uint8Array ? payload : encoder.encode(JSON.stringify(payload ?? null))
+export const encodePayload = (payload: unknown): Result.Result<Uint8Array, string> => {
+  const bytes = bytesOf(payload)
+  return bytes === undefined
+    ? Result.map(Json.encode("payload", payload), (text) => encoder.encode(text))
+    : Result.succeed(bytes)
+}

@@ -8,6 +8,7 @@ import type { Event, NewEvent, StreamId } from "../../src/schema/Event.ts"
 import * as HashRange from "../../src/schema/HashRange.ts"
 import type { ReadOptions } from "../../src/services/EventStore.ts"
 import { EventStore } from "../../src/services/EventStore.ts"
+import * as Payloads from "./Payloads.ts"
 import type { Time } from "./Suite.ts"
 import { unique } from "./Suite.ts"
 
@@ -114,7 +115,7 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
           }),
           happened(stream, { payload: Uint8Array.from([0, 255, 39, 92, 10]), metadata: null }),
           happened(stream, { payload: new Uint8Array(0), metadata: [] }),
-          happened(stream, { payload: undefined, metadata: "text" })
+          happened(stream, { payload: null, metadata: "text" })
         ])
         const [full, bytes, empty, nothing] = yield* readStream(stream)
         assert.deepStrictEqual({ ...full, payload: undefined, createdAt: undefined, globalPosition: undefined }, {
@@ -235,6 +236,51 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
           assert.strictEqual(error._tag, "InvalidEvents")
           assert.isAbove(error.message.length, 10)
         }
+        assert.deepStrictEqual(yield* readStream(stream), [])
+      }))
+
+    it.effect("bytes of every kind and realm are stored as they were when the append began", () =>
+      Effect.gen(function*() {
+        const stream = yield* newStream
+        yield* append(Payloads.bytes.map(([, payload]) => happened(stream, { payload })))
+        const stored = yield* readStream(stream)
+        for (const [index, [kind]] of Payloads.bytes.entries()) {
+          assert.deepStrictEqual([...stored[index]!.payload], Payloads.expectedBytes, kind)
+        }
+        const payload = Uint8Array.of(1, 2, 3)
+        const begun = yield* Effect.forkChild(append([happened(stream, { payload })]), { startImmediately: true })
+        payload.fill(0)
+        yield* Fiber.join(begun)
+        const [last] = yield* readStream(stream, { from: BigInt(stored.length + 1) })
+        assert.deepStrictEqual([...last!.payload], [1, 2, 3])
+      }))
+
+    it.effect("JSON values are stored as JSON", () =>
+      Effect.gen(function*() {
+        const stream = yield* newStream
+        yield* append(Payloads.jsonValues.map(([, payload]) => happened(stream, { payload })))
+        const stored = yield* readStream(stream)
+        for (const [index, [kind, , expected]] of Payloads.jsonValues.entries()) {
+          assert.deepStrictEqual(JSON.parse(new TextDecoder().decode(stored[index]!.payload)), expected, kind)
+        }
+      }))
+
+    it.effect("a payload or metadata without a JSON form is refused by its path and never by its content", () =>
+      Effect.gen(function*() {
+        const stream = yield* newStream
+        for (const [payload, path, reason] of Payloads.refused) {
+          const refused = yield* Effect.flip(append([happened(stream), happened(stream, { payload })]))
+          assert.strictEqual(refused._tag, "InvalidEvents")
+          assert.include(refused.message, `Event 2 of 2: ${path} `)
+          assert.include(refused.message, reason)
+          assert.notInclude(refused.message.replaceAll(path, ""), "secret")
+          if (payload === undefined) continue
+          const metadata = yield* Effect.flip(append([happened(stream, { metadata: payload })]))
+          assert.strictEqual(metadata._tag, "InvalidEvents")
+          assert.include(metadata.message, `${path.replace("payload", "metadata")} `)
+        }
+        const bytes = yield* Effect.flip(append([happened(stream, { metadata: Uint8Array.of(1) })]))
+        assert.strictEqual(bytes._tag, "InvalidEvents")
         assert.deepStrictEqual(yield* readStream(stream), [])
       }))
 
