@@ -17,6 +17,7 @@ import { DatabaseUnavailable, type StoreError } from "../../schema/Errors.ts"
 import type * as Worker from "../../schema/Worker.ts"
 import { Database } from "./Database.ts"
 import { isConflict } from "./DatabaseErrors.ts"
+import * as Notifications from "./Notifications.ts"
 import * as Presence from "./Presence.ts"
 import type { WorkerRow } from "./Rows.ts"
 import type { Opened, Session } from "./Session.ts"
@@ -67,6 +68,12 @@ export class Coordination extends Context.Service<Coordination, {
     replicaSet: string,
     f: (opened: Opened<Observations>) => Effect.Effect<A, E | SqlError.SqlError, R>
   ) => Effect.Effect<A, Exclude<E, SqlError.SqlError> | StoreError, R>
+
+  /**
+   * Wakes the workers of the replica set, this process' own included. Returns when the notification has left, or cannot
+   * leave; never fails. Used after a commit, never inside a transaction that must succeed.
+   */
+  readonly wake: (replicaSet: string) => Effect.Effect<void>
 
   /**
    * SQL: a `WorkerRow` as JSON from a worker `w`, its heartbeat `h` and `present`, as `workersFrom` names them.
@@ -170,6 +177,15 @@ export const make: Effect.Effect<
       })
     )
 
+  const send = Notifications.makeSender()
+  const wake = (replicaSet: string) =>
+    use(
+      "wake the other workers",
+      ({ sql }) => send((text, params) => sql.unsafe(text, params), [[database.channels.control, replicaSet]])
+    ).pipe(
+      Effect.ignoreCause
+    )
+
   const observe = Effect.fnUntraced(function*(
     opened: Opened<Observations>,
     seen: { readonly workers: ReadonlyArray<WorkerRow>; readonly ownPresent: boolean }
@@ -220,6 +236,7 @@ export const make: Effect.Effect<
   return Coordination.of({
     use,
     alone,
+    wake,
     workerJson: `json_build_object(
       'replica_set', w.replica_set, 'worker_id', w.worker_id, 'incarnation', w.incarnation::text,
       'started_at', floor(extract(epoch FROM w.started_at) * 1000), 'projections', w.projections,

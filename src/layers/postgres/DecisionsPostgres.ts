@@ -114,24 +114,45 @@ export const make: Effect.Effect<
     leaderId: string
   ) {
     const { generationId, members, replicaSet } = generation
+    // Everything but the insert is for people to read: a row that somebody else has locked is left to the next generation.
     yield* sql`
       WITH superseded AS (
-        UPDATE ${generations} SET state = 'superseded', superseded_at = clock_timestamp()
-        WHERE replica_set = ${replicaSet} AND state <> 'superseded'
+        UPDATE ${generations} g SET state = 'superseded', superseded_at = clock_timestamp()
+        FROM (
+          SELECT generation_id FROM ${generations}
+          WHERE replica_set = ${replicaSet} AND state <> 'superseded'
+          FOR NO KEY UPDATE SKIP LOCKED
+        ) older
+        WHERE g.replica_set = ${replicaSet} AND g.generation_id = older.generation_id
       ), pruned AS (
-        DELETE FROM ${generations}
-        WHERE replica_set = ${replicaSet} AND state = 'superseded' AND generation_id <= ${
+        DELETE FROM ${generations} g
+        USING (
+          SELECT generation_id FROM ${generations}
+          WHERE replica_set = ${replicaSet} AND state = 'superseded' AND generation_id <= ${
       generationId - keptGenerations
     }
+          FOR UPDATE SKIP LOCKED
+        ) oldest
+        WHERE g.replica_set = ${replicaSet} AND g.generation_id = oldest.generation_id
       ), ready AS (
-        UPDATE ${workers} SET state = 'ready'
-        WHERE replica_set = ${replicaSet} AND state = 'pending'
-          AND incarnation = ANY (${members.map((member) => String(member.incarnation))}::text[]::bigint[])
+        UPDATE ${workers} w SET state = 'ready'
+        FROM (
+          SELECT worker_id FROM ${workers}
+          WHERE replica_set = ${replicaSet} AND state = 'pending'
+            AND incarnation = ANY (${members.map((member) => String(member.incarnation))}::text[]::bigint[])
+          FOR NO KEY UPDATE SKIP LOCKED
+        ) member
+        WHERE w.replica_set = ${replicaSet} AND w.worker_id = member.worker_id
       ), forgotten AS (
-        DELETE FROM ${workers}
-        WHERE replica_set = ${replicaSet} AND state = 'stopped'
-          AND stopped_at < clock_timestamp() - ${keptWorkers}::text::interval
-        RETURNING worker_id, incarnation
+        DELETE FROM ${workers} w
+        USING (
+          SELECT worker_id FROM ${workers}
+          WHERE replica_set = ${replicaSet} AND state = 'stopped'
+            AND stopped_at < clock_timestamp() - ${keptWorkers}::text::interval
+          FOR UPDATE SKIP LOCKED
+        ) gone
+        WHERE w.replica_set = ${replicaSet} AND w.worker_id = gone.worker_id
+        RETURNING w.worker_id, w.incarnation
       ), silent AS (
         DELETE FROM ${heartbeats} h USING forgotten f
         WHERE h.replica_set = ${replicaSet} AND h.worker_id = f.worker_id AND h.incarnation = f.incarnation
@@ -195,7 +216,7 @@ export const make: Effect.Effect<
   ) {
     const { replicaSet, workerId } = request.registration
     const leaves = request.leaving && decision.obstacle === undefined
-    if (Decision.isEmpty(decision) && !leaves) return
+    if (Decision.isEmpty(decision) && !leaves) return false
     const stopped = leaves ? [...decision.evict, request.registration] : decision.evict
     if (stopped.length > 0) yield* stop(opened, replicaSet, stopped)
     if (decision.form !== undefined) yield* form(opened, decision.form, workerId)
@@ -207,7 +228,7 @@ export const make: Effect.Effect<
     const cut = decision.put.filter((row) => !exists(row))
     if (changed.length > 0) yield* change(opened, changed)
     if (cut.length > 0) yield* cutOff(opened, cut)
-    yield* opened.sql`SELECT pg_notify(${database.channels.control}, ${replicaSet})`
+    return true
   })
 
   const decide: Decisions["Service"]["decide"] = (request) =>
@@ -225,8 +246,7 @@ export const make: Effect.Effect<
           return yield* Effect.fail(new Outdated())
         }
         const decision = Decision.decide(view, request, new Set(locked.keys()))
-        yield* apply(opened, request, decision, locked)
-        return decision
+        return { decision, changed: yield* apply(opened, request, decision, locked) }
       })
     ).pipe(
       Effect.retry({
@@ -241,7 +261,10 @@ export const make: Effect.Effect<
             detail: "the checkpoints of its projections keep changing under the decision",
             cause: error
           })
-        ))
+        )),
+      // After the commit, and waited for: nothing else may end the process of a worker that leaves.
+      Effect.tap(({ changed }) => changed ? coordination.wake(request.registration.replicaSet) : Effect.void),
+      Effect.map(({ decision }) => decision)
     )
 
   const look: Decisions["Service"]["look"] = (request) =>

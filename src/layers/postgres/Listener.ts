@@ -24,6 +24,7 @@ import type { StoreError } from "../../schema/Errors.ts"
 import { endOf } from "../../services/Bounded.ts"
 import { Database } from "./Database.ts"
 import { sqlErrorIn, toStoreError } from "./DatabaseErrors.ts"
+import * as Notifications from "./Notifications.ts"
 
 /**
  * @category services
@@ -265,23 +266,19 @@ export const make: Effect.Effect<Listener["Service"], never, Database | Scope.Sc
     }
   })
 
-  const pending = new Map<string, readonly [channel: string, payload: string]>()
+  const pending = new Map<string, Notifications.Message>()
+  const sendTo = Notifications.makeSender()
   const waiting = Latch.makeUnsafe(false)
 
   const sendPending = Effect.suspend(() => {
     const messages = [...pending.values()]
     pending.clear()
     const self = current
-    return self === undefined || messages.length === 0 ? Effect.void : within(
-      self.scope,
-      self.connection.query("SELECT pg_notify(c, p) FROM unnest($1::text[], $2::text[]) AS m (c, p)", [
-        messages.map(([channel]) => channel),
-        messages.map(([, payload]) => payload)
-      ])
-    ).pipe(
-      // A message that was lost costs a poll interval.
-      Effect.ignoreCause
-    )
+    return self === undefined || messages.length === 0
+      ? Effect.void
+      : Effect.ignoreCause(
+        sendTo((text, params) => within(self.scope, self.connection.query(text, params)), messages)
+      )
   })
 
   const send = Effect.gen(function*() {

@@ -111,8 +111,7 @@ export const make: Effect.Effect<
         ON CONFLICT (replica_set, worker_id) DO UPDATE SET
           incarnation = EXCLUDED.incarnation, heartbeat_at = EXCLUDED.heartbeat_at
       )
-      SELECT incarnation, started_at, pg_notify(${database.channels.control}, ${options.replicaSet})::text AS notified
-      FROM worker`
+      SELECT incarnation, started_at FROM worker`
     const row = rows[0]!
     return {
       replicaSet: options.replicaSet,
@@ -159,7 +158,11 @@ export const make: Effect.Effect<
         return couldBeDead ? { _tag: "JustDied", who: before } : { _tag: "InUse", by: before }
       })
     ).pipe(
-      Effect.tap((result) => result._tag === "Registered" ? correct(result.registration, key) : Effect.void),
+      Effect.tap((result) =>
+        result._tag === "Registered"
+          ? Effect.andThen(coordination.wake(options.replicaSet), correct(result.registration, key))
+          : Effect.void
+      ),
       Effect.onError(() =>
         Effect.sync(() => {
           abandoned = true

@@ -166,6 +166,40 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
         assert.isTrue((yield* Fiber.join(fiber)).settled)
       }))
 
+    it.effect("a generation is formed while somebody holds locks on older rows", () =>
+      Effect.gen(function*() {
+        const sql = yield* SqlClient.SqlClient
+        const first = yield* join("locked history", "first", ["locked history"])
+        yield* decide(first)
+        yield* sql`
+          INSERT INTO orchestrator_workers (replica_set, worker_id, incarnation, state, projections, stopped_at)
+          VALUES ('locked history', 'old', -3, 'stopped', '[]', clock_timestamp() - interval '8 days')`
+        const second = yield* join("locked history", "second", ["locked history"])
+        const lock = (sql: SqlClient.SqlClient) =>
+          Effect.andThen(
+            sql`SELECT 1 FROM orchestrator_generations WHERE replica_set = 'locked history' FOR UPDATE`,
+            sql`SELECT 1 FROM orchestrator_workers WHERE worker_id IN ('old', 'second')
+              AND replica_set = 'locked history' FOR UPDATE`
+          )
+        const { form } = yield* holding(lock, decide(second))
+        assert.strictEqual(form?.generationId, 2n)
+        const third = yield* join("locked history", "third", ["locked history"])
+        yield* decide(third)
+        assert.deepStrictEqual(
+          yield* sql`SELECT generation_id, state FROM orchestrator_generations WHERE replica_set = 'locked history'
+            ORDER BY 1`,
+          [
+            { generation_id: 1n, state: "superseded" },
+            { generation_id: 2n, state: "superseded" },
+            { generation_id: 3n, state: "pending" }
+          ]
+        )
+        assert.deepStrictEqual(
+          yield* sql`SELECT worker_id FROM orchestrator_workers WHERE replica_set = 'locked history' ORDER BY 1`,
+          [{ worker_id: "first" }, { worker_id: "second" }, { worker_id: "third" }]
+        )
+      }))
+
     it.effect("old generations and workers that stopped long ago are forgotten", () =>
       Effect.gen(function*() {
         const sql = yield* SqlClient.SqlClient

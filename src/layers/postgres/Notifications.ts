@@ -1,0 +1,76 @@
+/**
+ * Sending notifications: always in a transaction of their own, because a NOTIFY can fail at the commit (the queue is
+ * shared by all databases of the server, and any of their sessions can fill it), and must not take anything with it.
+ *
+ * @since 0.1.0
+ */
+import * as Effect from "effect/Effect"
+import type * as SqlError from "effect/sql/SqlError"
+import { codeOf } from "./DatabaseErrors.ts"
+
+/**
+ * A channel and a payload.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type Message = readonly [channel: string, payload: string]
+
+/**
+ * Runs one statement on the session that sends.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type Query = (
+  text: string,
+  params: ReadonlyArray<unknown>
+) => Effect.Effect<unknown, SqlError.SqlError>
+
+/**
+ * Committing a notification waits for a lock that all of a server's notifications share; the session has other work to do.
+ * A commit ignores `statement_timeout`, but not `lock_timeout`. A notification need not outlive the server.
+ */
+const text = `SELECT set_config('lock_timeout', '1000', true), set_config('synchronous_commit', 'off', true),
+    pg_notify(m.channel, m.payload)
+  FROM unnest($1::text[], $2::text[]) AS m (channel, payload)`
+
+const isQueueFull = (error: SqlError.SqlError): boolean => codeOf(error) === "54000"
+
+/**
+ * Makes the function that sends. A full queue is reported once and is no failure. Ignore other failures, too, where the
+ * session's end is noticed: a lost notification costs its receivers one poll interval.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const makeSender = (): (
+  query: Query,
+  messages: ReadonlyArray<Message>
+) => Effect.Effect<void, SqlError.SqlError> => {
+  let reported = false
+  return (query, messages) => {
+    const send = query(text, [messages.map(([channel]) => channel), messages.map(([, payload]) => payload)])
+    return send.pipe(
+      // The server removes what every listener has read only after a notification was queued; in a full queue none can be,
+      // so that it would stay full after its cause is gone. This function removes it, too.
+      Effect.catchIf(
+        isQueueFull,
+        () => Effect.andThen(query("SELECT pg_notification_queue_usage()", []), send)
+      ),
+      Effect.tap(() =>
+        Effect.sync(() => {
+          reported = false
+        })
+      ),
+      Effect.catchIf(isQueueFull, () => {
+        if (reported) return Effect.void
+        reported = true
+        return Effect.logWarning(
+          "The notification queue of the database server is full, so that workers are woken by polling only. End the session, in whichever of the server's databases, that listens inside an open transaction (in pg_stat_activity: state \"idle in transaction\"); the server's log names its process id."
+        )
+      }),
+      Effect.asVoid
+    )
+  }
+}
