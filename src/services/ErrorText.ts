@@ -1,27 +1,52 @@
 /**
- * What is said of an error in logs and on the row of a halted range.
+ * Texts for failures, in logs and on the row of a halted range.
+ *
+ * What a handler fails with is a foreign value: its getters, proxy traps and conversions may throw or return anything.
+ * Nothing here throws.
  *
  * @since 0.1.0
  */
 import * as Cause from "effect/Cause"
 import * as SqlError from "effect/sql/SqlError"
+import { cut, wellFormed } from "../schema/Text.ts"
 
-/** What is kept of an error's text, in characters. */
+/** Limits of a text, in characters, and of what is read of a failure. */
 const longest = 2000
+const mostReasons = 16
+const deepest = 3
+const mostFrames = 50
+const longestStack = 20_000
+
+/** Stands for what cannot be described. */
+const indescribable = "a value that cannot be described"
 
 /**
- * Name and message of what went wrong. Of a database's error it is the kind, SQLSTATE and constraint, because the
- * server's own message can quote values; an event's payload is never in it, as this library puts it into no error.
+ * Reads a foreign value; `undefined` where reading it throws.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const attempt = <A>(read: () => A): A | undefined => {
+  try {
+    return read()
+  } catch {
+    return undefined
+  }
+}
+
+/**
+ * Name and message of a failure. A database error is described by its kind, SQLSTATE and constraint, because the server's
+ * own message can quote values; an event's payload is never part of it, since no error of this library carries one.
  *
  * @category utils
  * @since 0.1.0
  */
 export const errorText = (cause: Cause.Cause<unknown>): string => {
-  const texts = cause.reasons.flatMap((reason) =>
+  const texts = cause.reasons.slice(0, mostReasons).flatMap((reason) =>
     Cause.isFailReason(reason) ? [describe(reason.error)] : Cause.isDieReason(reason) ? [describe(reason.defect)] : []
   )
-  const text = texts.length === 0 ? Cause.pretty(cause) : [...new Set(texts)].join("; ")
-  return text.length > longest ? `${text.slice(0, longest)}…` : text
+  const text = texts.length === 0 ? attempt(() => Cause.pretty(cause)) : [...new Set(texts)].join("; ")
+  return clean(text) ?? indescribable
 }
 
 /**
@@ -31,22 +56,52 @@ export const errorText = (cause: Cause.Cause<unknown>): string => {
  * @since 0.1.0
  */
 export const stackText = (cause: Cause.Cause<unknown>): string => {
-  const thrown = cause.reasons.filter(Cause.isDieReason).map((reason) => reason.defect)
-    .find((defect) => defect instanceof Error)
-  const frames = thrown?.stack?.split("\n").filter((line) => /^ {4}at /.test(line)) ?? []
-  return frames.map((frame) => `\n${frame}`).join("")
+  for (const reason of cause.reasons) {
+    const stack = Cause.isDieReason(reason) ? read(reason.defect, "stack") : undefined
+    if (typeof stack !== "string") continue
+    const frames = stack.slice(0, longestStack).split("\n").filter((line) => /^ {4}at /.test(line))
+    return frames.slice(0, mostFrames).map((frame) => `\n${wellFormed(frame)}`).join("")
+  }
+  return ""
 }
 
-/** How many causes of an error are told. */
-const deepest = 3
+const isObject = (value: unknown): value is object =>
+  (typeof value === "object" && value !== null) || typeof value === "function"
+
+const read = (value: unknown, property: string): unknown =>
+  isObject(value) ? attempt(() => (value as Readonly<Record<string, unknown>>)[property]) : undefined
+
+/** Nothing of a text that is empty. */
+const clean = (text: unknown): string | undefined =>
+  typeof text === "string" && text.trim() !== "" ? cut(text, longest) : undefined
 
 const describe = (error: unknown, depth = 0): string => {
-  if (SqlError.isSqlError(error)) return describeSql(error)
-  if (error instanceof Error) {
-    const inner = error.cause instanceof Error && depth < deepest ? ` (${describe(error.cause, depth + 1)})` : ""
-    return (error.message === "" ? error.name : `${error.name}: ${error.message}`) + inner
+  if (attempt(() => SqlError.isSqlError(error)) === true) {
+    const text = attempt(() => clean(describeSql(error as SqlError.SqlError)))
+    if (text !== undefined) return text
   }
-  return typeof error === "string" ? error : Cause.prettyErrors(Cause.fail(error))[0]?.message ?? String(error)
+  // Errors of another realm are no instances of this one's Error.
+  const name = clean(read(error, "name"))
+  const message = read(error, "message")
+  if (attempt(() => error instanceof Error) === true || (name !== undefined && typeof message === "string")) {
+    const own = clean(message) ?? (isObject(message) ? undefined : clean(attempt(() => String(message ?? ""))))
+    const text = [name, own].filter((part) => part !== undefined).join(": ")
+    const inner = depth < deepest ? innerOf(error).map((each) => describe(each, depth + 1)) : []
+    return cut((text === "" ? indescribable : text) + (inner.length > 0 ? ` (${inner.join("; ")})` : ""), longest)
+  }
+  if (typeof error === "string") return clean(error) ?? "an empty text"
+  return clean(attempt(() => Cause.prettyErrors(Cause.fail(error))[0]?.message)) ??
+    clean(attempt(() => String(error))) ?? indescribable
+}
+
+/** What an error was made of: its cause, and the errors of an `AggregateError`. */
+const innerOf = (error: unknown): ReadonlyArray<unknown> => {
+  const isError = (value: unknown) => attempt(() => value instanceof Error || SqlError.isSqlError(value)) === true
+  const errors = attempt(() => {
+    const all = read(error, "errors")
+    return Array.isArray(all) ? all.slice(0, deepest) : []
+  })
+  return [read(error, "cause"), ...(errors ?? [])].filter(isError)
 }
 
 /** Of these the server's message names tables, columns, types and roles, but no values: what is wrong with a statement. */

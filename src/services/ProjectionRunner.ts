@@ -28,7 +28,7 @@ import type { Event } from "../schema/Event.ts"
 import * as HashRange from "../schema/HashRange.ts"
 import type { Settings } from "../schema/Settings.ts"
 import * as BatchContext from "./BatchContext.ts"
-import { CheckpointStore, type Fenced, type HandlerFailure, type TransientFailure } from "./CheckpointStore.ts"
+import { CheckpointStore, type Fenced, HandlerFailure, type TransientFailure } from "./CheckpointStore.ts"
 import { errorText, stackText } from "./ErrorText.ts"
 import { EventStore, type Page, type ServerLife } from "./EventStore.ts"
 import * as Overruns from "./Overruns.ts"
@@ -325,6 +325,8 @@ export const make = Effect.gen(function*() {
         let handled = 0
         /** When the event in hand was begun. */
         let begunAt = 0n
+        /** What the handlers failed with. */
+        let raised: Cause.Cause<unknown> | undefined
         const enough = (workedFrom: bigint) => {
           const now = clock.monotonicTimeNanosUnsafe()
           if (draining.isOpen() || now - workedFrom > longestBatchNanos) return true
@@ -358,11 +360,24 @@ export const make = Effect.gen(function*() {
         const once = Effect.suspend(() => {
           startedAt = clock.monotonicTimeNanosUnsafe()
           job.onBatch(startedAt)
-          return Effect.result(checkpoints.commit(
-            held,
-            { from: written, idleTimeout, life: readIn },
-            Effect.map(Effect.scoped(BatchContext.provide(work, job.captured, base)), reached)
-          ))
+          raised = undefined
+          const handling = Effect.scoped(BatchContext.provide(work, job.captured, base)).pipe(
+            Effect.tapCause((cause) =>
+              Effect.sync(() => {
+                raised = cause
+              })
+            )
+          )
+          return Effect.result(
+            checkpoints.commit(held, { from: written, idleTimeout, life: readIn }, Effect.map(handling, reached)).pipe(
+              // A store that dies of what a handler failed with must not have that handler called forever.
+              Effect.catchCause((cause) =>
+                raised === undefined || Cause.hasFails(cause) || Cause.hasInterrupts(cause)
+                  ? Effect.failCause(cause)
+                  : Effect.fail(new HandlerFailure({ cause: raised }))
+              )
+            )
+          )
         })
         const ended = overruns.count(projection.name, first) > 0
           ? yield* overruns.alone(once, draining.await)

@@ -4,6 +4,7 @@
  *
  * @since 0.1.0
  */
+import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -14,6 +15,7 @@ import type * as Scope from "effect/Scope"
 import { Activity } from "../schema/Activity.ts"
 import * as Checkpoint from "../schema/Checkpoint.ts"
 import * as HashRange from "../schema/HashRange.ts"
+import { errorText, stackText } from "./ErrorText.ts"
 import type { Job, ProjectionRunner, RunnerError } from "./ProjectionRunner.ts"
 
 /**
@@ -161,7 +163,11 @@ export const make = Effect.fnUntraced(function*(options: {
       Effect.catch(options.onFailure),
       // A runner that dies is a bug; it must not pass for a range that quietly stands still.
       Effect.catchDefect((defect) =>
-        Effect.logError(`The runner of ${projection} died and is started again`, defect).pipe(
+        Effect.logError(
+          `The runner of projection "${projection}" died and is restarted: ${errorText(Cause.die(defect))}${
+            stackText(Cause.die(defect))
+          }`
+        ).pipe(
           Effect.andThen(orDraining(Effect.sleep(restartDelay)))
         )
       ),

@@ -102,6 +102,23 @@ describe("a handler", () => {
   )
 
   live(
+    "whose failure throws when it is inspected halts at its event",
+    Effect.gen(function*() {
+      const positions = yield* twenty
+      const error = yield* halted(Projection.make("hostile", {
+        handle: (event) =>
+          Effect.andThen(
+            record("hostile", event),
+            isSeventh(event) ? Effect.die(Object.assign(new Error("x"), { stack: [] })) : Effect.void
+          )
+      }))
+      assert.strictEqual(error.position, positions[6])
+      assert.include(error.error, "Error: x")
+      assert.deepStrictEqual(yield* versions("hostile"), upTo(6))
+    })
+  )
+
+  live(
     "whose finalizer fails halts at the event that it was added for",
     Effect.gen(function*() {
       const positions = yield* twenty

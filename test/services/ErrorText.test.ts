@@ -1,7 +1,9 @@
 import { assert, it } from "@effect/vitest"
 import { Cause, Schema } from "effect"
 import * as SqlError from "effect/sql/SqlError"
+import { textProblem } from "../../src/schema/Text.ts"
 import { errorText, stackText } from "../../src/services/ErrorText.ts"
+import * as Hostile from "../support/Hostile.ts"
 
 class Refused extends Schema.TaggedError<Refused>()("Refused", { cause: Schema.Defect() }) {
   override get message() {
@@ -18,6 +20,12 @@ const unique = new SqlError.SqlError({
   })
 })
 
+const assertText = (text: string) => {
+  assert.isNotEmpty(text.trim())
+  assert.isAtMost(text.length, 2000)
+  assert.isUndefined(textProblem(text))
+}
+
 it("an error of the database is told by kind, SQLSTATE and constraint, never by its values", () => {
   assert.strictEqual(errorText(Cause.fail(unique)), "SqlError: UniqueViolation 23505 (users_pkey)")
   const wrapped = errorText(Cause.fail(new Refused({ cause: unique })))
@@ -25,10 +33,15 @@ it("an error of the database is told by kind, SQLSTATE and constraint, never by 
   assert.notInclude(wrapped, "secret")
 })
 
-it("other errors are told by name and message, each once, and cut when long", () => {
+it("describes other errors by name and message, each once, and cuts long texts", () => {
   assert.strictEqual(errorText(Cause.die(new TypeError("no such thing"))), "TypeError: no such thing")
   assert.strictEqual(errorText(Cause.combine(Cause.fail("a"), Cause.fail("a"))), "a")
-  assert.strictEqual(errorText(Cause.die(new Error("x".repeat(5000)))).length, 2001)
+  const long = errorText(Cause.die(new Error("x".repeat(5000))))
+  assert.strictEqual(long.length, 2000)
+  assert.isTrue(long.endsWith("x..."), "a mark that every database encoding can store")
+  const pairs = errorText(Cause.fail("\u{1F600}".repeat(2000)))
+  assert.isTrue(pairs.endsWith("\u{1F600}..."))
+  assertText(pairs)
 })
 
 it("what is wrong with a statement is told by the server, which names no values there", () => {
@@ -56,4 +69,32 @@ it("a defect has a stack, a failure has none", () => {
   assert.include(stackText(Cause.die(new Error("secret"))), "ErrorText.test.ts")
   assert.notInclude(stackText(Cause.die(new Error("secret"))), "secret")
   assert.strictEqual(stackText(Cause.fail(new Error("told"))), "")
+})
+
+it.prop("describes any value that a handler may fail with", { recipe: Hostile.Recipe }, ({ recipe }) => {
+  const value = Hostile.make(recipe)
+  for (const cause of [Cause.fail(value), Cause.die(value), Cause.fail(new Error("outer", { cause: value }))]) {
+    assertText(errorText(cause))
+    assert.isUndefined(textProblem(stackText(cause)))
+  }
+}, { arbitrary: { runs: 500 } })
+
+it.each(Hostile.values)("describes a failure with %s", (_, value) => {
+  assertText(errorText(Cause.fail(value)))
+  assertText(errorText(Cause.die(value)))
+  assert.isString(stackText(Cause.die(value)))
+})
+
+it("keeps what can be read of an error that throws when it is read", () => {
+  const getter = Object.defineProperty(new TypeError("no such thing"), "cause", {
+    get: () => {
+      throw new Error("inspected")
+    }
+  })
+  assert.strictEqual(errorText(Cause.die(getter)), "TypeError: no such thing")
+  assert.strictEqual(
+    errorText(Cause.die(new AggregateError([new Error("a"), new TypeError("b")], "both"))),
+    "AggregateError: both (Error: a; TypeError: b)"
+  )
+  assert.strictEqual(errorText(Cause.die(Hostile.otherRealm)), "TypeError: of another realm")
 })

@@ -14,6 +14,7 @@ import type { Event } from "../../src/schema/Event.ts"
 import { type CheckpointStore, Fenced, TransientFailure } from "../../src/services/CheckpointStore.ts"
 import type { EventStore } from "../../src/services/EventStore.ts"
 import * as Projection from "../../src/services/Projection.ts"
+import * as Hostile from "../support/Hostile.ts"
 import { breathe, Broken, event, pass, runner } from "./World.ts"
 
 /** Keeps the ids it has handled, in the transaction. */
@@ -135,6 +136,50 @@ it.effect.each(
     assert.strictEqual(position, 1n)
     assert.strictEqual(halt?.position, 2n)
     assert.include(halt?.error ?? "", text)
+    assert.strictEqual(yield* worker.drain(fiber), "drained")
+  }))
+
+it.effect.each(Hostile.values)("halts the range at a failure with %s", ([, value]) =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const handled = yield* TxRef.make<ReadonlyArray<string>>([])
+    const worker = yield* runner(
+      world,
+      recording(handled, (event) => event.aggregateId === "b" ? Effect.die(value) : Effect.void)
+    )
+    yield* worker.events.append([event("a")])
+    yield* worker.events.append([event("b")])
+    const fiber = yield* Effect.forkChild(worker.run)
+    yield* pass(200)
+    assert.deepStrictEqual(yield* TxRef.get(handled), ["a"])
+    const { halt, position } = yield* worker.row
+    assert.deepStrictEqual([position, halt?.position], [1n, 2n])
+    assert.isNotEmpty(halt?.error)
+    assert.strictEqual(yield* worker.drain(fiber), "drained")
+  }))
+
+it.effect("halts the range where the store dies of what its handler failed with", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const handled = yield* TxRef.make<ReadonlyArray<string>>([])
+    const worker = yield* runner(
+      world,
+      recording(handled, (event) => event.aggregateId === "b" ? Effect.fail(new NoSuchCountry("ZZ")) : Effect.void),
+      {
+        checkpoints: (real) => ({
+          commit: (held, options, work) =>
+            Effect.catchTag(real.commit(held, options, work), "HandlerFailure", (failure) =>
+              Effect.die(new TypeError(`stack.split is not a function, ${failure._tag}`)))
+        })
+      }
+    )
+    yield* worker.events.append([event("a")])
+    yield* worker.events.append([event("b")])
+    const fiber = yield* Effect.forkChild(worker.run)
+    yield* pass(200)
+    assert.deepStrictEqual(yield* TxRef.get(handled), ["a"])
+    const { halt, position } = yield* worker.row
+    assert.deepStrictEqual([position, halt?.position, halt?.error], [1n, 2n, "NoSuchCountry: ZZ"])
     assert.strictEqual(yield* worker.drain(fiber), "drained")
   }))
 

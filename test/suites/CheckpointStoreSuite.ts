@@ -14,6 +14,7 @@ import type * as Worker from "../../src/schema/Worker.ts"
 import { CheckpointStore } from "../../src/services/CheckpointStore.ts"
 import { Decisions } from "../../src/services/Decisions.ts"
 import { Membership } from "../../src/services/Membership.ts"
+import * as Hostile from "../support/Hostile.ts"
 import type { Time } from "./Suite.ts"
 import { dead, hasty, patient, unique } from "./Suite.ts"
 
@@ -157,6 +158,24 @@ export const suite = <R = never>(
           assert.strictEqual(yield* effects.count(key), 1)
         }))
     }
+
+    it.effect("a failure that throws when it is inspected is the handler's", () =>
+      Effect.gen(function*() {
+        const [row] = yield* held(1)
+        const key = yield* unique("key")
+        for (const [what, value] of Hostile.values) {
+          for (
+            const failing of [Effect.fail(value), Effect.die(value), Effect.die(new Error("x", { cause: value }))]
+          ) {
+            const failure = yield* Effect.flip(commit(row!, 0n, 5n, Effect.andThen(effects.record(key), failing)))
+            assert.strictEqual(failure._tag, "HandlerFailure", what)
+          }
+        }
+        assert.strictEqual(yield* position(row!), 0n)
+        assert.strictEqual(yield* effects.count(key), 0)
+        yield* commit(row!, 0n, 5n, effects.record(key))
+        assert.strictEqual(yield* effects.count(key), 1)
+      }))
 
     const foreign: ReadonlyArray<readonly [string, (row: Held) => readonly [Held, bigint]]> = [
       ["another worker", (row) => [{ ...row, fence: { ...row.fence, workerId: "other" } }, 7n]],

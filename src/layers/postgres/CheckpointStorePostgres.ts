@@ -33,6 +33,7 @@ import {
   HandlerFailure,
   TransientFailure
 } from "../../services/CheckpointStore.ts"
+import { attempt } from "../../services/ErrorText.ts"
 import type { ServerLife } from "../../services/EventStore.ts"
 import { Database } from "./Database.ts"
 import { codeOf, isConnectionLoss, isPassing, sqlErrorIn, toStoreError } from "./DatabaseErrors.ts"
@@ -117,8 +118,9 @@ class RollBack {
   readonly _tag = "RollBack"
 }
 
+// Not `Cause.combine`, which compares what the handler failed with by equality methods of its own.
 const handlerFailure = (message: string, cause: Cause.Cause<unknown>): HandlerFailure =>
-  new HandlerFailure({ cause: Cause.combine(Cause.die(new Error(message)), cause) })
+  new HandlerFailure({ cause: Cause.fromReasons([...Cause.die(new Error(message)).reasons, ...cause.reasons]) })
 
 const ignoredStatement =
   "A statement of the handler failed and its error was ignored, so that PostgreSQL gave up the whole transaction. Let the error through, or run the statement inside sql.withTransaction, which isolates it in a savepoint."
@@ -453,8 +455,14 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
       )
     })
 
-  /** What a handler's end means, before anything is known of the connection. */
-  const judge = (cause: Cause.Cause<unknown>): HandlerFailure | SqlError.SqlError | StoreError | TransientFailure => {
+  /**
+   * Classifies a handler's failure, before anything is known about the connection. A failure that throws when it is
+   * inspected is the handler's own.
+   */
+  const judge = (cause: Cause.Cause<unknown>): HandlerFailure | SqlError.SqlError | StoreError | TransientFailure =>
+    attempt(() => inspect(cause)) ?? new HandlerFailure({ cause })
+
+  const inspect = (cause: Cause.Cause<unknown>): HandlerFailure | SqlError.SqlError | StoreError | TransientFailure => {
     if (Cause.hasInterrupts(cause)) return handlerFailure(ownInterruption, cause)
     const error = sqlErrorWithin(cause)
     if (error === undefined) return new HandlerFailure({ cause })
