@@ -460,9 +460,33 @@ export type StoreError = DatabaseUnavailable | StoreFailure | ReadOnlyReplica | 
  * @category guards
  * @since 0.1.0
  */
-export const isStoreError = (error: { readonly _tag: string }): error is StoreError =>
-  error._tag === "DatabaseUnavailable" || error._tag === "StoreFailure" || error._tag === "ReadOnlyReplica" ||
-  error._tag === "UnsupportedDatabase"
+export const isStoreError = (error: unknown): error is StoreError =>
+  error instanceof DatabaseUnavailable || error instanceof StoreFailure || error instanceof ReadOnlyReplica ||
+  error instanceof UnsupportedDatabase
+
+const transientReasons: ReadonlySet<DatabaseUnavailable["reason"]> = new Set([
+  "refused",
+  "unreachable",
+  "shutting down",
+  "too many connections",
+  "connection lost",
+  "no answer in time",
+  "no connection in time"
+])
+
+/** SQLSTATE classes: conflicts between transactions, shortages of the server, and failures of its disk. */
+const transientCodes = /^(40|53|58)/
+
+/**
+ * Whether the same statement may succeed when it is repeated a little later, with nothing changed by hand.
+ *
+ * @category guards
+ * @since 0.1.0
+ */
+export const isTransient = (error: StoreError): boolean =>
+  error._tag === "DatabaseUnavailable"
+    ? transientReasons.has(error.reason)
+    : error._tag === "StoreFailure" && transientCodes.test(error.code ?? "")
 
 /**
  * What opening the stores can fail with.

@@ -29,7 +29,6 @@ import {
   DuplicateProjection,
   type ForeignSqlClient,
   InvalidSettings,
-  isStoreError,
   type OrchestratorError,
   ProjectionHalted,
   type WorkerEvicted
@@ -53,6 +52,7 @@ import * as Projection from "./Projection.ts"
 import * as ProjectionRunner from "./ProjectionRunner.ts"
 import * as Ranges from "./Ranges.ts"
 import * as Reconciler from "./Reconciler.ts"
+import * as Startup from "./Startup.ts"
 
 /**
  * @category services
@@ -169,7 +169,8 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
   const checkpoints = yield* CheckpointStore
   const membership = yield* Membership
   const coordinator = yield* Coordinator.make
-  const runner = yield* ProjectionRunner.make
+  const startup = Startup.make()
+  const runner = yield* ProjectionRunner.make(startup)
   const captured = yield* Effect.context<Projection.Services<P[number]>>()
   yield* checkpoints.checkClient(captured as Context.Context<never>, settings.replicaSet)
 
@@ -195,11 +196,15 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
 
   /** Where a projection begins that has no progress yet; 0 for one that has, where it is not asked for. */
   const startPosition = Effect.fnUntraced(function*({ name, startFrom }: Projection.Any) {
-    if (startFrom === "beginning" || (yield* checkpoints.rows(name)).length > 0) return 0n
-    if (startFrom === "now") return yield* events.settledPosition
+    const settledPosition = startup.step("Reading the settled position")(events.settledPosition)
+    if (startFrom === "beginning" || (yield* startup.step("Reading checkpoints")(checkpoints.rows(name))).length > 0) {
+      return 0n
+    }
+    if (startFrom === "now") return yield* settledPosition
     // Refuses a position that has not been given out. One that may still be preceded by a commit is waited for: readers
     // rest on it that everything up to where a projection stands is final.
     yield* events.read({ after: startFrom, limit: 1 }).pipe(
+      startup.step(`Reading at position ${startFrom}`),
       Effect.catchTags({
         EventTooLarge: () => Effect.void,
         CheckpointAheadOfEvents: ({ lastPosition }) =>
@@ -209,7 +214,7 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
       })
     )
     let looks = 0
-    while ((yield* events.settledPosition) < startFrom) {
+    while ((yield* settledPosition) < startFrom) {
       if (++looks === looksBeforeWarning) {
         yield* Effect.logWarning(
           `"${name}" begins at position ${startFrom}, which no event has reached that is certain to be the last below it. The worker waits for one.`
@@ -231,8 +236,6 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
       }))
   )
 
-  let joinedBefore = false
-  let coordinatedBefore = false
   /** The present registration works on all of its assignment. */
   let assigned = false
 
@@ -278,23 +281,13 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
         projections: [...projections.keys()],
         rules: Coordinator.livenessRules(settings)
       }).pipe(
-        // At the first start a database that cannot be used is reported; later it is waited for.
-        Effect.tapError((error) =>
-          joinedBefore && isStoreError(error)
-            ? Effect.logWarning(`Registering failed, it is tried again: ${error.message}`)
-            : Effect.void
-        ),
-        Effect.retry({
-          while: (error) => joinedBefore && isStoreError(error),
-          schedule: Schedule.spaced(registrationBackoff)
-        })
+        startup.step(Startup.registering)
       ),
       leave,
       // A worker that is told to stop while the database is away must not wait for it. Should it be interrupted when the
       // registration has just been made, the end of its presence tells the others.
       { interruptible: true }
     )
-    joinedBefore = true
     registration = self
     yield* Effect.logInfo(`Worker registered: ${workerId}`)
     yield* log.record(Activity.WorkerRegistered({ registration: self }))
@@ -342,9 +335,8 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
       log,
       alarm,
       suspended: heartbeat.suspended,
-      coordinatedBefore,
+      startup,
       onGeneration: (current) => {
-        coordinatedBefore = true
         generation = current
       },
       onAssigned: (value) => {
@@ -404,8 +396,7 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
     )
 
   const caughtUp = Effect.fnUntraced(function*(progressed: Latch.Latch) {
-    // A database that cannot be used at all fails the registration beside this.
-    let target = yield* Effect.retry(events.headPosition, { schedule: Schedule.spaced(registrationBackoff) })
+    let target = yield* startup.step("Reading the head")(events.headPosition)
     let remaining = [...projections.keys()]
     let askedAt: bigint | undefined
     while (remaining.length > 0) {

@@ -33,6 +33,7 @@ import { errorText, stackText } from "./ErrorText.ts"
 import { EventStore, type Page, type ServerLife } from "./EventStore.ts"
 import * as Overruns from "./Overruns.ts"
 import type * as Projection from "./Projection.ts"
+import * as Startup from "./Startup.ts"
 
 /**
  * @category models
@@ -117,6 +118,8 @@ const longestIdleTimeout = Duration.hours(1)
  * process that was stopped, or a network that was away meanwhile.
  */
 const overrunsBeforeFailure = 3
+/** A step of `Startup`, shared by the runners of all ranges. */
+const reading = "Reading"
 const firstBackoff = Duration.millis(10)
 const longestBackoff = Duration.seconds(5)
 
@@ -124,11 +127,9 @@ const longestBackoff = Duration.seconds(5)
  * @category constructors
  * @since 0.1.0
  */
-export const make = Effect.gen(function*() {
+export const make = Effect.fnUntraced(function*(startup: Startup.Startup = Startup.make()) {
   const events = yield* EventStore
   const checkpoints = yield* CheckpointStore
-  /** Any range's runner: what has worked once is waited for. */
-  let hasRead = false
   const overruns = Overruns.make()
 
   const run = Effect.fnUntraced(function*(job: Job): Effect.fn.Return<Ending, RunnerError> {
@@ -278,7 +279,7 @@ export const make = Effect.gen(function*() {
           const failure = result.failure
           if (
             failure._tag === "EventTooLarge" || failure._tag === "UnsupportedDatabase" ||
-            (failure._tag === "StoreFailure" && !hasRead)
+            (failure._tag === "StoreFailure" && startup.isFatal(reading, failure))
           ) {
             return yield* failure
           }
@@ -302,7 +303,7 @@ export const make = Effect.gen(function*() {
         }
         if (Option.isNone(result.success)) return Option.none()
         if (Option.isSome(result.success.value)) {
-          hasRead = true
+          startup.worked(reading)
           return result.success.value
         }
       }

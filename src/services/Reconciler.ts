@@ -31,6 +31,7 @@ import type { Coordinator } from "./Coordinator.ts"
 import type { Membership } from "./Membership.ts"
 import type * as Projection from "./Projection.ts"
 import type { Range, Ranges } from "./Ranges.ts"
+import type { Startup } from "./Startup.ts"
 
 /**
  * What a reconciler works with.
@@ -51,8 +52,7 @@ export interface Options {
   readonly alarm: Alarm
   /** While it is true nothing may run. */
   readonly suspended: () => boolean
-  /** An earlier life of this worker has coordinated: what the database refuses now may pass. */
-  readonly coordinatedBefore: boolean
+  readonly startup: Startup
   readonly onGeneration: (generation: Generation.Generation) => void
   /** Whether the worker works on all of its assignment. */
   readonly onAssigned: (assigned: boolean) => void
@@ -90,6 +90,8 @@ export interface Alarm {
  */
 export const makeAlarm = (): Alarm => ({ latch: Latch.makeUnsafe(false), fromOutside: false })
 
+/** A step of `Startup`. */
+const coordinating = "Coordination"
 /** Wake-ups from outside that come in a burst are answered by one look. */
 const burst = Duration.millis(20)
 /** Pause before the stores are asked again after they failed. */
@@ -149,6 +151,7 @@ export const run = Effect.fnUntraced(function*(options: Options): Effect.fn.Retu
     )
     if (result._tag === "Success") {
       failures = 0
+      options.startup.worked(coordinating)
       waitingSince ??= lookedAt
       return Option.some({ ...result.success, busy })
     }
@@ -158,8 +161,7 @@ export const run = Effect.fnUntraced(function*(options: Options): Effect.fn.Retu
       yield* Effect.catchIf(membership.heartbeat(registration), isStoreError, () => Effect.void)
     }
     if (!isStoreError(failure)) return yield* failure
-    // What has never worked will not mend itself: a missing right or table.
-    if (generation === undefined && !options.coordinatedBefore && failure._tag === "StoreFailure") return yield* failure
+    if (options.startup.isFatal(coordinating, failure)) return yield* failure
     waitingSince = undefined
     if (failures++ % failuresPerLogLine === 0) {
       yield* Effect.logWarning(`Coordination failed, it is tried again: ${failure.message}`)

@@ -130,7 +130,7 @@ export const runner = Effect.fnUntraced(function*(
   const seen: Array<bigint> = []
   const draining = Latch.makeUnsafe(false)
   const { layer, lines } = logs()
-  const service = options.beside?.service ?? (yield* ProjectionRunner.make.pipe(
+  const service = options.beside?.service ?? (yield* ProjectionRunner.make().pipe(
     Effect.provideService(CheckpointStore, {
       ...process.checkpoints,
       ...options.checkpoints?.(process.checkpoints)

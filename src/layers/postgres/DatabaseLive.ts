@@ -21,13 +21,13 @@ import {
 } from "../../schema/Errors.ts"
 import * as TableNames from "../../schema/TableNames.ts"
 import type { ServerLife } from "../../services/EventStore.ts"
+import { waitForServer } from "../../services/Startup.ts"
 import { Database } from "./Database.ts"
 import { refail, serverOf } from "./DatabaseErrors.ts"
 import * as EventStoreTables from "./migrations/EventStoreTables.ts"
 import * as OrchestratorTables from "./migrations/OrchestratorTables.ts"
 import * as Pooler from "./Pooler.ts"
 import * as Session from "./Session.ts"
-import { waitForServer } from "./Startup.ts"
 
 /**
  * @category options
@@ -74,7 +74,7 @@ export const make = Effect.fnUntraced(function*(
   const sql = pg.withoutTransforms()
   const server = serverOf(pg.config)
   const qualified = (key: TableNames.TableKey): string => TableNames.qualified(names, key)
-  const opening = "open the stores"
+  const opening = <A, E>(self: Effect.Effect<A, E>) => waitForServer(refail(server, "open the stores")(self))
 
   const [found] = yield* sql<{
     readonly version: number
@@ -86,16 +86,12 @@ export const make = Effect.fnUntraced(function*(
         FROM unnest(${TableNames.keys.map(qualified)}::text[]) WITH ORDINALITY AS t (name, place)
         LEFT JOIN pg_class c ON c.oid = to_regclass(t.name)
         LEFT JOIN pg_namespace n ON n.oid = c.relnamespace) AS schemas
-  `.unprepared.pipe(
-    refail(server, opening),
-    waitForServer
-  )
+  `.unprepared.pipe(opening)
   if (found === undefined) return yield* Effect.die(new Error("A statement that always gives one row gave none"))
   // Before anything that a pooler would lose: a prepared statement, a setting or a lock of the session.
   const pooling = yield* Pooler.find(pg.config).pipe(
     Effect.timeoutOrElse({ duration: poolerDeadline, orElse: () => Effect.fail(noAnswer) }),
-    refail(server, opening),
-    waitForServer
+    opening
   )
   const pooled = pooling === "transaction"
   if (pooled && pg.config.prepare !== false) {
@@ -131,7 +127,7 @@ export const make = Effect.fnUntraced(function*(
         (SELECT array_agg(known.key) FROM jsonb_each_text(hash_answers) AS known
           WHERE (hashtext(known.key COLLATE "C")::int8 & 4294967295) <> known.value::int8) AS wrong
       FROM ${sql.literal(qualified("meta"))} AS m
-    `.pipe(refail(server, opening))
+    `.pipe(opening)
     if (meta === undefined || meta.version !== OrchestratorTables.schemaVersion) {
       return yield* new SchemaVersionMismatch({
         found: meta?.version ?? 0,
@@ -150,7 +146,7 @@ export const make = Effect.fnUntraced(function*(
   }
   if (missing.length > 0) return yield* new TablesMissing({ tables: missing.map(qualified) })
   const differences = yield* sql.unsafe<EventStoreTables.Difference>(EventStoreTables.differences(names)).pipe(
-    refail(server, opening)
+    opening
   )
   const blocking = differences.filter((difference) => difference.blocking)
   if (blocking.length > 0) {

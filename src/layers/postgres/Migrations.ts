@@ -18,12 +18,12 @@ import type * as Statement from "effect/sql/Statement"
 import { InvalidSettings, SchemaVersionMismatch, type StoreError } from "../../schema/Errors.ts"
 import * as TableNames from "../../schema/TableNames.ts"
 import { layerPer } from "../../services/LayerPer.ts"
+import { waitForServer } from "../../services/Startup.ts"
 import { refail, serverOf } from "./DatabaseErrors.ts"
 import * as EventStoreTables from "./migrations/EventStoreTables.ts"
 import * as OrchestratorTables from "./migrations/OrchestratorTables.ts"
 import * as Privileges from "./migrations/Privileges.ts"
 import { literal, lock } from "./migrations/Sql.ts"
-import { waitForServer } from "./Startup.ts"
 
 /**
  * Tables are not as this library needs them: mostly those of the event store, which may have been made by something

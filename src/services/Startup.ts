@@ -1,0 +1,89 @@
+/**
+ * What a failed store statement means for a worker, from its first statement on. One rule:
+ *
+ * - A step that has succeeded once is retried after every failure, without a limit.
+ * - A transient failure is retried: for five seconds while the worker has never been registered, afterwards without a limit.
+ * - Anything else ends the worker at once: what has never worked does not start to work by itself.
+ *
+ * @since 0.1.0
+ */
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Schedule from "effect/Schedule"
+import { isStoreError, isTransient, type StoreError } from "../schema/Errors.ts"
+
+/** How long a start waits, from the first failure, for a server that is starting or that the network cannot reach yet. */
+const patience = Duration.seconds(5)
+
+/** Half of the attempts fall into the first second: a server that is starting is mostly ready soon. */
+const untilPatienceEnds = Schedule.max([
+  Schedule.min([Schedule.exponential("50 millis"), Schedule.spaced("500 millis")]),
+  Schedule.during(patience)
+])
+
+const withoutLimit = Schedule.spaced("250 millis")
+
+const isTransientFailure = (error: unknown): boolean => isStoreError(error) && isTransient(error)
+
+/**
+ * Retries for five seconds while the failure is transient: for statements that no worker stands behind yet.
+ *
+ * @category combinators
+ * @since 0.1.0
+ */
+export const waitForServer = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+  Effect.retry(self, { while: isTransientFailure, schedule: untilPatienceEnds })
+
+/**
+ * @category models
+ * @since 0.1.0
+ */
+export interface Startup {
+  /** Whether the failure of a step ends the worker; if not, the step is to be retried. */
+  readonly isFatal: (step: string, error: StoreError) => boolean
+  /** Records that a step has succeeded. */
+  readonly worked: (step: string) => void
+  /** Runs a step, which is named as in "… failed", and retries it by the rule above. */
+  readonly step: (name: string) => <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
+}
+
+/**
+ * The step that makes a worker known to the others.
+ *
+ * @category steps
+ * @since 0.1.0
+ */
+export const registering = "Registering"
+
+/**
+ * @category constructors
+ * @since 0.1.0
+ */
+export const make = (): Startup => {
+  const successes = new Set<string>()
+
+  const isFatal = (step: string, error: StoreError): boolean =>
+    !successes.has(step) && !isTransient(error) &&
+    // That the worker has been registered proves server, credentials and write access, but no other statement.
+    !(successes.has(registering) && (error._tag === "DatabaseUnavailable" || error._tag === "ReadOnlyReplica"))
+
+  return {
+    isFatal,
+    worked: (step) => void successes.add(step),
+    step: (name) => (self) =>
+      Effect.suspend(() => {
+        let failures = 0
+        return Effect.tap(self, () => Effect.sync(() => successes.add(name))).pipe(
+          Effect.tapError((error) =>
+            isStoreError(error) && !isFatal(name, error) && failures++ === 0
+              ? Effect.logWarning(`${name} failed; retrying: ${error.message}`)
+              : Effect.void
+          ),
+          Effect.retry({
+            while: (error) => isStoreError(error) && !isFatal(name, error),
+            schedule: successes.has(registering) ? withoutLimit : untilPatienceEnds
+          })
+        )
+      })
+  }
+}
