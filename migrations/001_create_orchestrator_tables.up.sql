@@ -8,13 +8,13 @@ BEGIN
   PERFORM pg_advisory_xact_lock(hashtextextended('pupsourcing-orchestrator/migrations', 0));
   SELECT string_agg(s.name, ', ') INTO found
   FROM (
-    SELECT t.name
-    FROM (VALUES ('"orchestrator_generations"'), ('"orchestrator_workers"'), ('"orchestrator_heartbeats"'), ('"orchestrator_checkpoints"'), ('"orchestrator_incarnations"'), ('"orchestrator_presence_keys"'), ('"orchestrator_meta"')) AS t (name)
+    SELECT t.key, t.name
+    FROM (VALUES ('generations', '"orchestrator_generations"'), ('workers', '"orchestrator_workers"'), ('heartbeats', '"orchestrator_heartbeats"'), ('checkpoints', '"orchestrator_checkpoints"'), ('incarnations', '"orchestrator_incarnations"'), ('presenceKeys', '"orchestrator_presence_keys"'), ('meta', '"orchestrator_meta"')) AS t (key, name)
     WHERE to_regclass(t.name) IS NOT NULL AND to_regclass('"orchestrator_meta"') IS NULL
   ) AS s;
   IF found IS NOT NULL THEN
     RAISE EXCEPTION 'these tables exist, but pupsourcing-orchestrator did not make them: %', found
-      USING ERRCODE = 'duplicate_table', HINT = 'Choose other table names or a schema.';
+      USING ERRCODE = 'duplicate_table', HINT = 'Choose other names for them. If Go''s pupsourcing-orchestrator made them and no longer runs, drop them: they hold no progress.';
   END IF;
   IF to_regclass('"orchestrator_meta"') IS NOT NULL THEN
     SELECT schema_version::text INTO found FROM "orchestrator_meta" WHERE schema_version > 1;
@@ -22,8 +22,11 @@ BEGIN
       RAISE EXCEPTION 'the tables are of version %, this migration makes version 1', found
         USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Use the migrations of a newer pupsourcing-orchestrator.';
     END IF;
-    SELECT to_jsonb(m) ->> 'events_table' INTO found FROM "orchestrator_meta" AS m;
-    IF found <> 'events' THEN
+    SELECT CASE WHEN to_jsonb(m) ->> 'events_table' <> 'events' AND NOT coalesce(to_regclass(
+          CASE WHEN to_jsonb(m) ->> 'events_table' LIKE '"%' THEN to_jsonb(m) ->> 'events_table'
+            ELSE '' || quote_ident(to_jsonb(m) ->> 'events_table') END
+        ) = to_regclass('"events"'), false) THEN to_jsonb(m) ->> 'events_table' END INTO found FROM "orchestrator_meta" AS m;
+    IF found IS NOT NULL THEN
       RAISE EXCEPTION 'these tables keep the progress over the events in %, not in events', found
         USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Give each table of events its own.';
     END IF;

@@ -139,7 +139,7 @@ BEGIN
   WHERE d.blocking;
   IF found IS NOT NULL THEN
     RAISE EXCEPTION 'the tables are not as this library needs them: %', found
-      USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Mend the tables, or choose other table names or a schema.';
+      USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Change the tables, or choose other names for them.';
   END IF;
   IF to_regclass('"aggregate_heads"') IS NULL THEN
     CREATE TABLE "aggregate_heads" (

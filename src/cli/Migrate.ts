@@ -44,6 +44,11 @@ const migrate = Command.make("migrate").pipe(
       Flag.withDescription("Schema of the tables; created when missing"),
       Flag.optional
     ),
+    eventStoreSchema: Flag.String("event-store-schema").pipe(
+      Flag.withMetavar("schema"),
+      Flag.withDescription("Schema of events and aggregateHeads, where it is another one than --schema"),
+      Flag.optional
+    ),
     tables: Flag.KeyValuePair("table").pipe(
       Flag.withMetavar("key=name"),
       Flag.withDescription(`Another name for a table or sequence, repeatable: ${TableNames.keys.join(", ")}`),
@@ -60,10 +65,16 @@ const databaseUrl = Flag.Redacted("database-url").pipe(
   Flag.optional
 )
 
-const nameOptions = Effect.map(migrate, ({ schema, tables }): TableNames.Options => ({
+const nameOptions = Effect.map(migrate, ({ eventStoreSchema, schema, tables }): TableNames.Options => ({
   schema: Option.getOrUndefined(schema),
+  eventStoreSchema: Option.getOrUndefined(eventStoreSchema),
   tables: Option.getOrUndefined(tables)
 }))
+
+const newEventStore = Flag.Boolean("new-event-store").pipe(
+  Flag.withDescription("Create the event store although the search path leads to another one with events"),
+  Flag.withDefault(false)
+)
 
 const resolveUrl = Effect.fnUntraced(function*(given: Option.Option<Redacted.Redacted<string>>) {
   const url = Option.isSome(given)
@@ -116,13 +127,14 @@ const generate = Command.make(
     format: Flag.Literals("format", MigrationFormat.formats).pipe(
       Flag.withDescription("The tool that will run them"),
       Flag.withDefault("golang-migrate" as const)
-    )
+    ),
+    newEventStore
   },
-  Effect.fnUntraced(function*({ format, output }) {
+  Effect.fnUntraced(function*({ format, newEventStore, output }) {
     const names = yield* Effect.fromResult(TableNames.make(yield* nameOptions))
     const fs = yield* FileSystem.FileSystem
     const path = yield* Path.Path
-    const files = MigrationFormat.render(Migration.all(names), format).map((file) => ({
+    const files = MigrationFormat.render(Migration.all(names, { newEventStore }), format).map((file) => ({
       path: path.join(output, file.name),
       content: file.content
     }))
@@ -155,10 +167,10 @@ const generate = Command.make(
 
 const up = Command.make(
   "up",
-  { databaseUrl },
-  Effect.fnUntraced(function*({ databaseUrl }) {
+  { databaseUrl, newEventStore },
+  Effect.fnUntraced(function*({ databaseUrl, newEventStore }) {
     const names = yield* nameOptions
-    const status = yield* withDatabase(databaseUrl, Migrations.runWith(names))
+    const status = yield* withDatabase(databaseUrl, Migrations.runWith({ ...names, newEventStore }))
     yield* Console.log(`The tables are in place, version ${status.version}.`)
   })
 ).pipe(Command.withDescription("Make the tables that are missing; an event store that exists is never changed"))
@@ -193,13 +205,15 @@ const status = Command.make(
     const missing = status.tables.some((table) => !table.exists)
     yield* Console.log(table([
       ["TABLE", "NAME", "STATE"],
-      ...status.tables.map(({ exists, key, name }) => [key, name, exists ? "there" : "missing"])
+      ...status.tables.map(({ exists, isForeign, key, name }) => [
+        key,
+        name,
+        isForeign ? "made by something else" : exists ? "there" : "missing"
+      ])
     ]))
     yield* Console.log(
       `\nVersion: ${status.version ?? "none"}; this command makes version ${status.expected}.${
-        status.version !== undefined && status.version > status.expected
-          ? " Install the version of pupsourcing-orchestrator that migrated them, or a newer one."
-          : missing || status.version === undefined
+        status.refusal === undefined && (missing || status.version !== status.expected)
           ? " Run \"migrate up\"."
           : ""
       }`
@@ -214,6 +228,7 @@ const status = Command.make(
         )
       }
     }
+    if (status.refusal !== undefined) return yield* status.refusal
   })
 ).pipe(Command.withDescription("Show which tables are there, and whether they fit"))
 

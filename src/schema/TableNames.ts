@@ -13,8 +13,10 @@ import { InvalidSettings } from "./Errors.ts"
  * @since 0.1.0
  */
 export interface TableNames {
-  /** Where all of them are; where the connection's `search_path` points when absent. */
+  /** The schema of the orchestrator's tables; where the connection's `search_path` points when absent. */
   readonly schema: string | undefined
+  /** The schema of `events` and `aggregateHeads`; where the connection's `search_path` points when absent. */
+  readonly eventStoreSchema: string | undefined
   readonly generations: string
   readonly workers: string
   readonly heartbeats: string
@@ -32,7 +34,7 @@ export interface TableNames {
  * @category models
  * @since 0.1.0
  */
-export type TableKey = Exclude<keyof TableNames, "schema">
+export type TableKey = Exclude<keyof TableNames, "schema" | "eventStoreSchema">
 
 /**
  * What may be chosen; what is absent keeps its default.
@@ -42,6 +44,8 @@ export type TableKey = Exclude<keyof TableNames, "schema">
  */
 export interface Options {
   readonly schema?: string | undefined
+  /** The schema of the event store's tables, where it is another one than `schema`. */
+  readonly eventStoreSchema?: string | undefined
   readonly tables?: { readonly [K in TableKey]?: string | undefined } | undefined
 }
 
@@ -51,6 +55,7 @@ export interface Options {
  */
 export const defaults: TableNames = {
   schema: undefined,
+  eventStoreSchema: undefined,
   generations: "orchestrator_generations",
   workers: "orchestrator_workers",
   heartbeats: "orchestrator_heartbeats",
@@ -68,7 +73,9 @@ export const defaults: TableNames = {
  * @category constructors
  * @since 0.1.0
  */
-export const keys: ReadonlyArray<TableKey> = Object.keys(defaults).filter((key): key is TableKey => key !== "schema")
+export const keys: ReadonlyArray<TableKey> = Object.keys(defaults).filter((key): key is TableKey =>
+  key !== "schema" && key !== "eventStoreSchema"
+)
 
 /**
  * The longest name of a table, in bytes: PostgreSQL cuts identifiers at 63, and the longest name that is derived from
@@ -92,7 +99,7 @@ const identifier = /^[A-Za-z_][A-Za-z0-9_$]*$/
  */
 export const make = (options: Options = {}): Result.Result<TableNames, InvalidSettings> => {
   const invalid = (setting: string, problem: string) => Result.fail(new InvalidSettings({ setting, problem }))
-  const check = (setting: string, name: unknown, maximum: number): string | undefined => {
+  const check = (name: unknown, maximum: number): string | undefined => {
     if (typeof name !== "string" || !identifier.test(name)) {
       return `${
         JSON.stringify(name)
@@ -101,14 +108,15 @@ export const make = (options: Options = {}): Result.Result<TableNames, InvalidSe
     if (name.length > maximum) {
       return `"${name}" has ${name.length} characters, at most ${maximum} are possible. Shorten it.`
     }
-    if (setting === "schema" && /^pg_/i.test(name)) {
+    if (maximum === maximumSchemaLength && /^pg_/i.test(name)) {
       return `"${name}" begins with "pg_", which PostgreSQL keeps for itself. Choose another name.`
     }
     return undefined
   }
-  if (options.schema !== undefined) {
-    const problem = check("schema", options.schema, maximumSchemaLength)
-    if (problem !== undefined) return invalid("schema", problem)
+  for (const setting of ["schema", "eventStoreSchema"] as const) {
+    if (options[setting] === undefined) continue
+    const problem = check(options[setting], maximumSchemaLength)
+    if (problem !== undefined) return invalid(setting, problem)
   }
   const chosen = new Map<string, string | undefined>(Object.entries(options.tables ?? {}))
   for (const key of chosen.keys()) {
@@ -119,7 +127,7 @@ export const make = (options: Options = {}): Result.Result<TableNames, InvalidSe
   const seen = new Map<string, TableKey>()
   for (const key of keys) {
     const name = chosen.get(key) ?? defaults[key]
-    const problem = check(`tables.${key}`, name, maximumTableLength)
+    const problem = check(name, maximumTableLength)
     if (problem !== undefined) return invalid(`tables.${key}`, problem)
     const other = seen.get(name)
     if (other !== undefined) {
@@ -130,6 +138,7 @@ export const make = (options: Options = {}): Result.Result<TableNames, InvalidSe
   const name = (key: TableKey): string => chosen.get(key) ?? defaults[key]
   return Result.succeed({
     schema: options.schema,
+    eventStoreSchema: options.eventStoreSchema ?? options.schema,
     generations: name("generations"),
     workers: name("workers"),
     heartbeats: name("heartbeats"),
@@ -151,13 +160,24 @@ export const make = (options: Options = {}): Result.Result<TableNames, InvalidSe
 export const quoted = (name: string): string => `"${name.replaceAll("\"", "\"\"")}"`
 
 /**
+ * The schema of a table or sequence; absent where the `search_path` decides.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const schemaOf = (names: TableNames, key: TableKey): string | undefined =>
+  key === "events" || key === "aggregateHeads" ? names.eventStoreSchema : names.schema
+
+/**
  * A table or sequence as it is written in SQL: `"schema"."table"`, or `"table"` without a schema.
  *
  * @category utils
  * @since 0.1.0
  */
-export const qualified = (names: TableNames, key: TableKey): string =>
-  names.schema === undefined ? quoted(names[key]) : `${quoted(names.schema)}.${quoted(names[key])}`
+export const qualified = (names: TableNames, key: TableKey): string => {
+  const schema = schemaOf(names, key)
+  return schema === undefined ? quoted(names[key]) : `${quoted(schema)}.${quoted(names[key])}`
+}
 
 /** PostgreSQL refuses longer names of channels, in bytes. */
 const maximumChannelLength = 63

@@ -114,7 +114,9 @@ describe("migrate", () => {
       const sql = yield* SqlClient.SqlClient
       yield* sql`CREATE TABLE events (global_position bigserial PRIMARY KEY, payload jsonb)`
       const expected = "\"events\": payload is jsonb instead of bytea NOT NULL"
-      assert.include(yield* succeeds("status"), `- ${expected}\n`)
+      const status = yield* migrate("status")
+      refuses(status, /^The tables are not as this library needs them: /)
+      assert.include(status.out, `- ${expected}\n`)
       const run = yield* migrate("up")
       refuses(run, /^The tables are not as this library needs them: /)
       assert.include(run.err, expected)
@@ -127,8 +129,40 @@ describe("migrate", () => {
       yield* sql`UPDATE orchestrator_meta SET schema_version = 7`
       refuses(yield* migrate("up"), /^The tables are of version 7, this library understands up to version 1\./)
       refuses(yield* migrate("down"), /^The tables are of version 7/)
-      assert.match(yield* succeeds("status"), /^Version: 7; .* Install the version/m)
+      const status = yield* migrate("status")
+      refuses(status, /^The tables are of version 7, .* Install the version/)
+      assert.match(status.out, /^Version: 7; this command makes version/m)
     }).pipe(Effect.provide(TestDatabase.layer)), timeout)
+
+  it.live(
+    "reports tables of Go's orchestrator and an event store elsewhere, and exits as up would",
+    () =>
+      Effect.gen(function*() {
+        const sql = yield* SqlClient.SqlClient
+        yield* sql`CREATE TABLE orchestrator_workers (id uuid PRIMARY KEY)`
+        const foreign = yield* migrate("status")
+        refuses(foreign, /^These tables exist, but this library did not make them: "orchestrator_workers"\./)
+        assert.match(foreign.out, /^workers +"orchestrator_workers" +made by something else$/m)
+        assert.notInclude(foreign.out, "Run \"migrate up\"")
+        refuses(yield* migrate("up"), /--table workers=pupsourcing_workers/)
+        yield* succeeds("up", "--table", "workers=pupsourcing_workers")
+        yield* sql`INSERT INTO events
+          (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
+        VALUES ('a', 'b', 'c', 1, gen_random_uuid(), 'd', '')`
+        refuses(
+          yield* migrate("status", "--schema", "pup"),
+          /^"pup"\."events" does not exist, while public\.events holds/
+        )
+        refuses(yield* migrate("up", "--schema", "pup"), /--event-store-schema public/)
+        yield* succeeds("up", "--schema", "pup", "--event-store-schema", "public")
+        const split = yield* succeeds("status", "--schema", "pup", "--event-store-schema", "public")
+        assert.match(split, /^workers +"pup"\."orchestrator_workers" +there$/m)
+        assert.match(split, /^events +"public"\."events" +there$/m)
+        yield* succeeds("up", "--schema", "other", "--new-event-store")
+        assert.match(yield* succeeds("status", "--schema", "other"), /^events +"other"\."events" +there$/m)
+      }).pipe(Effect.provide(TestDatabase.layer)),
+    timeout
+  )
 
   it.live("tells apart what keeps it from the database, and never says the password", () =>
     Effect.gen(function*() {

@@ -12,15 +12,24 @@ describe("TableNames", () => {
     assert.deepStrictEqual(TableNames.make(), Result.succeed(TableNames.defaults))
     assert.deepStrictEqual(
       TableNames.make({ schema: "Work", tables: { events: "my_events", workers: undefined } }),
-      Result.succeed({ ...TableNames.defaults, schema: "Work", events: "my_events" })
+      Result.succeed({ ...TableNames.defaults, schema: "Work", eventStoreSchema: "Work", events: "my_events" })
+    )
+    assert.deepStrictEqual(
+      TableNames.make({ eventStoreSchema: "Facts" }),
+      Result.succeed({ ...TableNames.defaults, eventStoreSchema: "Facts" })
     )
   })
 
   it("qualifies and quotes", () => {
     assert.strictEqual(TableNames.qualified(TableNames.defaults, "events"), "\"events\"")
     assert.strictEqual(
-      TableNames.qualified({ ...TableNames.defaults, schema: "Work" }, "aggregateHeads"),
+      TableNames.qualified(Result.getOrThrow(TableNames.make({ schema: "Work" })), "aggregateHeads"),
       "\"Work\".\"aggregate_heads\""
+    )
+    const split = Result.getOrThrow(TableNames.make({ schema: "Work", eventStoreSchema: "Facts" }))
+    assert.deepStrictEqual(
+      (["events", "aggregateHeads", "workers"] as const).map((key) => TableNames.qualified(split, key)),
+      ["\"Facts\".\"events\"", "\"Facts\".\"aggregate_heads\"", "\"Work\".\"orchestrator_workers\""]
     )
     assert.strictEqual(TableNames.quoted("a\"b"), "\"a\"\"b\"")
   })
@@ -35,8 +44,10 @@ describe("TableNames", () => {
     for (const name of ["", " ", "1a", "a b", "a.b", "a;b", "a\"b", "ä", "a\n", "$a"]) {
       assert.match(problem({ tables: { events: name } }) ?? "", /^tables\.events: .* is no plain identifier/, name)
       assert.match(problem({ schema: name }) ?? "", /^schema: .* is no plain identifier/, name)
+      assert.match(problem({ eventStoreSchema: name }) ?? "", /^eventStoreSchema: .* is no plain identifier/, name)
     }
     assert.match(problem({ schema: "pg_mine" }) ?? "", /pg_/)
+    assert.match(problem({ eventStoreSchema: "pg_mine" }) ?? "", /pg_/)
     assert.match(problem({ schema: "x".repeat(64) }) ?? "", /at most 63/)
     assert.match(problem({ tables: { events: "x".repeat(TableNames.maximumTableLength + 1) } }) ?? "", /at most 47/)
   })

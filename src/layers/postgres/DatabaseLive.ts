@@ -123,7 +123,7 @@ export const make = Effect.fnUntraced(function*(
       readonly events: string | null
       readonly wrong: ReadonlyArray<string> | null
     }>`
-      SELECT schema_version AS version, ${sql.literal(OrchestratorTables.eventsTable)} AS events,
+      SELECT schema_version AS version, ${sql.literal(OrchestratorTables.otherEventsTable(names))} AS events,
         (SELECT array_agg(known.key) FROM jsonb_each_text(hash_answers) AS known
           WHERE (hashtext(known.key COLLATE "C")::int8 & 4294967295) <> known.value::int8) AS wrong
       FROM ${sql.literal(qualified("meta"))} AS m

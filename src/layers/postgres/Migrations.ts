@@ -86,26 +86,72 @@ export class EventsExist extends Schema.TaggedError<EventsExist>("pupsourcing-or
  */
 export class TablesNotOurs extends Schema.TaggedError<TablesNotOurs>("pupsourcing-orchestrator/TablesNotOurs")(
   "TablesNotOurs",
-  { tables: Schema.Array(Schema.String) }
+  {
+    /** Qualified and quoted. */
+    tables: Schema.Array(Schema.String),
+    /** Their keys in `TableNames`. */
+    keys: Schema.Array(Schema.String)
+  }
 ) {
   override get message(): string {
+    const go = this.keys.some((key) => key === "generations" || key === "workers")
+      ? " If Go's pupsourcing-orchestrator made them and no longer runs, drop them instead: they hold no progress."
+      : ""
     return `These tables exist, but this library did not make them: ${
       this.tables.join(", ")
-    }. Nothing was changed. Choose other table names or a schema.`
+    }. Nothing was changed. Choose other names for these tables: ${
+      this.keys.map((key) =>
+        `--table ${key}=pupsourcing_${key.replaceAll(/[A-Z]/g, (upper) => `_${upper.toLowerCase()}`)}`
+      )
+        .join(" ")
+    }, and the same as "tables" of PostgresStores.layerWith.${go}`
   }
 }
+
+/**
+ * The event store's tables do not exist, but the search path leads to others that hold events.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class EventStoreElsewhere extends Schema.TaggedError<EventStoreElsewhere>(
+  "pupsourcing-orchestrator/EventStoreElsewhere"
+)("EventStoreElsewhere", {
+  /** Qualified and quoted. */
+  missing: Schema.String,
+  found: Schema.String,
+  /** The schema of what was found. */
+  schema: Schema.String
+}) {
+  override get message(): string {
+    return `${this.missing} does not exist, while ${this.found} holds events: projections of a new event store would receive none of them. Nothing was changed. To use the events that exist, pass --event-store-schema ${this.schema} (eventStoreSchema: "${this.schema}" in PostgresStores.layerWith). To create an empty event store beside them, pass --new-event-store.`
+  }
+}
+
+/**
+ * Why nothing is changed.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export type Refusal =
+  | EventStoreDiffers
+  | EventStoreElsewhere
+  | InvalidSettings
+  | SchemaVersionMismatch
+  | TablesNotOurs
 
 /**
  * @category errors
  * @since 0.1.0
  */
-export type MigrationError =
-  | EventStoreDiffers
-  | InvalidSettings
-  | MissingPrivileges
-  | SchemaVersionMismatch
-  | StoreError
-  | TablesNotOurs
+export type MigrationError = MissingPrivileges | Refusal | StoreError
+
+/**
+ * @category options
+ * @since 0.1.0
+ */
+export interface Options extends TableNames.Options, EventStoreTables.UpOptions {}
 
 /**
  * What is in the database.
@@ -123,9 +169,13 @@ export interface Status {
     /** Qualified and quoted. */
     readonly name: string
     readonly exists: boolean
+    /** Whether something else made it; see `TablesNotOurs`. */
+    readonly isForeign: boolean
   }>
   /** Where the tables differ from what this library relies on. */
   readonly differences: ReadonlyArray<EventStoreTables.Difference>
+  /** What `run` fails with; absent when it may run. */
+  readonly refusal: Refusal | undefined
 }
 
 /**
@@ -214,12 +264,12 @@ const findVersion = Effect.fnUntraced(function*(migrating: Migrating) {
   return rows[0]?.schema_version
 })
 
-/** Why nothing may be changed, from what is there; `undefined` when the migration may run. */
-const findRefusal = Effect.fnUntraced(function*(migrating: Migrating) {
+/** Why the orchestrator's tables may not be changed. */
+const findOrchestratorRefusal = Effect.fnUntraced(function*(migrating: Migrating) {
   const { names, query } = migrating
   if (yield* exists(migrating, "meta")) {
     const [row] = yield* query<{ version: number; events: string | null }>(
-      `SELECT schema_version AS version, ${OrchestratorTables.eventsTable} AS events
+      `SELECT schema_version AS version, ${OrchestratorTables.otherEventsTable(names)} AS events
        FROM ${TableNames.qualified(names, "meta")} AS m`
     )
     const expected = OrchestratorTables.schemaVersion
@@ -227,8 +277,30 @@ const findRefusal = Effect.fnUntraced(function*(migrating: Migrating) {
     const otherEvents = OrchestratorTables.otherEvents(names, row?.events ?? null)
     if (otherEvents !== undefined) return otherEvents
   }
-  const strangers = yield* query<{ name: string }>(OrchestratorTables.strangers(names))
-  return strangers.length > 0 ? new TablesNotOurs({ tables: strangers.map((row) => row.name) }) : undefined
+  const strangers = yield* query<{ key: string; name: string }>(OrchestratorTables.strangers(names))
+  return strangers.length > 0
+    ? new TablesNotOurs({ tables: strangers.map(({ name }) => name), keys: strangers.map(({ key }) => key) })
+    : undefined
+})
+
+/** An event store with events that the search path leads to, where the wanted one is missing. */
+const findElsewhere = Effect.fnUntraced(function*(migrating: Migrating) {
+  const { names, query } = migrating
+  const [found] = yield* query<{ name: string; schema: string }>(EventStoreTables.elsewhere(names))
+  if (found === undefined) return undefined
+  const [readable] = yield* query<{ is: boolean }>(
+    `SELECT has_table_privilege(${literal(found.name)}, 'SELECT') AS is`
+  )
+  // Events that the role may not read count as well.
+  if (readable?.is === true) {
+    const [row] = yield* query<{ found: boolean }>(`SELECT EXISTS (SELECT FROM ${found.name}) AS found`)
+    if (row?.found === false) return undefined
+  }
+  return new EventStoreElsewhere({
+    missing: TableNames.qualified(names, "events"),
+    found: found.name,
+    schema: found.schema
+  })
 })
 
 const findDifferences = (migrating: Migrating) =>
@@ -239,27 +311,25 @@ const runAll = (migrating: Migrating, statements: ReadonlyArray<string>) =>
 
 const requireReading = (migrating: Migrating) =>
   Effect.andThen(
-    requirePrivileges(migrating, Privileges.toUseSchema(migrating.names)),
+    requirePrivileges(migrating, Privileges.toUseSchemas(migrating.names)),
     requirePrivileges(migrating, Privileges.toReadVersion(migrating.names))
   )
 
 /** Fails where the tables may not be changed; otherwise returns which of the migrations have something to do. */
-const plan = Effect.fnUntraced(function*(migrating: Migrating) {
-  yield* requireReading(migrating)
-  const refusal = yield* findRefusal(migrating)
-  if (refusal !== undefined) return yield* refusal
-  const status = yield* inspect(migrating)
-  const blocking = status.differences.filter((difference) => difference.blocking)
-  if (blocking.length > 0) return yield* new EventStoreDiffers({ differences: blocking.map(describe) })
-  const isMissing = (keys: ReadonlyArray<TableNames.TableKey>) =>
-    status.tables.some((table) => !table.exists && keys.includes(table.key))
-  return {
-    status,
-    orchestrator: isMissing(OrchestratorTables.owned) || status.version !== status.expected ||
-      (yield* lacksEventsTable(migrating)),
-    eventStore: isMissing(EventStoreTables.owned)
-  }
-})
+const plan = (options: Options) =>
+  Effect.fnUntraced(function*(migrating: Migrating) {
+    yield* requireReading(migrating)
+    const status = yield* inspect(options)(migrating)
+    if (status.refusal !== undefined) return yield* status.refusal
+    const isMissing = (keys: ReadonlyArray<TableNames.TableKey>) =>
+      status.tables.some((table) => !table.exists && keys.includes(table.key))
+    return {
+      status,
+      orchestrator: isMissing(OrchestratorTables.owned) || status.version !== status.expected ||
+        (yield* lacksEventsTable(migrating)),
+      eventStore: isMissing(EventStoreTables.owned)
+    }
+  })
 
 /** The name of the table of events is recorded in a column that the first tables did not have. */
 const lacksEventsTable = Effect.fnUntraced(function*(migrating: Migrating) {
@@ -274,7 +344,8 @@ const lacksEventsTable = Effect.fnUntraced(function*(migrating: Migrating) {
 /**
  * Makes the tables that are missing; running it again, or at the same time elsewhere, changes nothing. An event store
  * that is already there is compared and never changed: `EventStoreDiffers` when this library cannot work with it, a
- * warning in the log when it only could not append. Returns what is there afterwards.
+ * warning in the log when it only could not append. An event store is not created while the search path leads to another
+ * one with events (`EventStoreElsewhere`), unless `newEventStore` is set. Returns what is there afterwards.
  *
  * **Details**
  *
@@ -284,22 +355,23 @@ const lacksEventsTable = Effect.fnUntraced(function*(migrating: Migrating) {
  * @category running
  * @since 0.1.0
  */
-export const runWith = (options: TableNames.Options): Effect.Effect<Status, MigrationError, SqlClient.SqlClient> =>
+export const runWith = (options: Options): Effect.Effect<Status, MigrationError, SqlClient.SqlClient> =>
   Effect.gen(function*() {
     const operation = "migrate up"
-    const before = yield* inspecting(operation, options, plan)
+    const before = yield* inspecting(operation, options, plan(options))
     const status = before.orchestrator || before.eventStore
       ? yield* migrating(operation, options, (migrating) =>
         Effect.gen(function*() {
           const { names } = migrating
-          const { eventStore, orchestrator } = yield* plan(migrating)
-          if (orchestrator || eventStore) yield* requirePrivileges(migrating, Privileges.toCreate(names))
+          const { eventStore, orchestrator } = yield* plan(options)(migrating)
           if (orchestrator) {
+            yield* requirePrivileges(migrating, Privileges.toCreate(names.schema))
             yield* requirePrivileges(migrating, Privileges.toChange(names, OrchestratorTables.owned))
-            yield* runAll(migrating, OrchestratorTables.up(names))
           }
-          if (eventStore) yield* runAll(migrating, EventStoreTables.up(names))
-          return yield* inspect(migrating)
+          if (eventStore) yield* requirePrivileges(migrating, Privileges.toCreate(names.eventStoreSchema))
+          if (orchestrator) yield* runAll(migrating, OrchestratorTables.up(names))
+          if (eventStore) yield* runAll(migrating, EventStoreTables.up(names, options))
+          return yield* inspect(options)(migrating)
         }))
       : before.status
     if (status.differences.length > 0) {
@@ -328,11 +400,11 @@ export const run: Effect.Effect<Status, MigrationError, SqlClient.SqlClient> = r
  */
 export const downWith = (
   options: TableNames.Options
-): Effect.Effect<void, Exclude<MigrationError, EventStoreDiffers>, SqlClient.SqlClient> =>
+): Effect.Effect<void, Exclude<MigrationError, EventStoreDiffers | EventStoreElsewhere>, SqlClient.SqlClient> =>
   migrating("migrate down", options, (migrating) =>
     Effect.gen(function*() {
       yield* requireReading(migrating)
-      const refusal = yield* findRefusal(migrating)
+      const refusal = yield* findOrchestratorRefusal(migrating)
       // Progress over other events is dropped like any other.
       if (refusal !== undefined && !(refusal instanceof InvalidSettings)) return yield* refusal
       yield* requirePrivileges(migrating, Privileges.toChange(migrating.names, OrchestratorTables.owned))
@@ -345,7 +417,11 @@ export const downWith = (
  * @category running
  * @since 0.1.0
  */
-export const down: Effect.Effect<void, Exclude<MigrationError, EventStoreDiffers>, SqlClient.SqlClient> = downWith({})
+export const down: Effect.Effect<
+  void,
+  Exclude<MigrationError, EventStoreDiffers | EventStoreElsewhere>,
+  SqlClient.SqlClient
+> = downWith({})
 
 /**
  * Drops the event store's tables, but fails with `EventsExist` while they hold an event.
@@ -358,7 +434,7 @@ export const downEventStoreWith = (
 ): Effect.Effect<void, EventsExist | InvalidSettings | MissingPrivileges | StoreError, SqlClient.SqlClient> =>
   migrating("migrate down --event-store", options, (migrating) =>
     Effect.gen(function*() {
-      yield* requirePrivileges(migrating, Privileges.toUseSchema(migrating.names))
+      yield* requirePrivileges(migrating, Privileges.toUseSchemas(migrating.names))
       yield* requirePrivileges(migrating, Privileges.toChange(migrating.names, EventStoreTables.owned))
       const table = TableNames.qualified(migrating.names, "events")
       if (yield* exists(migrating, "events")) {
@@ -382,21 +458,33 @@ export const downEventStore: Effect.Effect<
   SqlClient.SqlClient
 > = downEventStoreWith({})
 
-const inspect = Effect.fnUntraced(function*(migrating: Migrating) {
-  const tables = yield* Effect.forEach(TableNames.keys, (key) =>
-    Effect.map(exists(migrating, key), (exists) => ({
-      key,
-      name: TableNames.qualified(migrating.names, key),
-      exists
-    })))
-  const status: Status = {
-    version: yield* findVersion(migrating),
-    expected: OrchestratorTables.schemaVersion,
-    tables,
-    differences: yield* findDifferences(migrating)
-  }
-  return status
-})
+const inspect = (options: Options) =>
+  Effect.fnUntraced(function*(migrating: Migrating) {
+    const { names } = migrating
+    const differences = yield* findDifferences(migrating)
+    const blocking = differences.filter((difference) => difference.blocking)
+    const refusal = (yield* findOrchestratorRefusal(migrating)) ??
+      (blocking.length > 0
+        ? new EventStoreDiffers({ differences: blocking.map(describe) })
+        : options.newEventStore === true
+        ? undefined
+        : yield* findElsewhere(migrating))
+    const foreign = refusal instanceof TablesNotOurs ? refusal.keys : []
+    const status: Status = {
+      version: yield* findVersion(migrating),
+      expected: OrchestratorTables.schemaVersion,
+      tables: yield* Effect.forEach(TableNames.keys, (key) =>
+        Effect.map(exists(migrating, key), (exists) => ({
+          key,
+          name: TableNames.qualified(names, key),
+          exists,
+          isForeign: foreign.includes(key)
+        }))),
+      differences,
+      refusal
+    }
+    return status
+  })
 
 /**
  * Returns what is there; changes nothing.
@@ -405,9 +493,13 @@ const inspect = Effect.fnUntraced(function*(migrating: Migrating) {
  * @since 0.1.0
  */
 export const statusWith = (
-  options: TableNames.Options
+  options: Options
 ): Effect.Effect<Status, InvalidSettings | MissingPrivileges | StoreError, SqlClient.SqlClient> =>
-  inspecting("migrate status", options, (migrating) => Effect.andThen(requireReading(migrating), inspect(migrating)))
+  inspecting(
+    "migrate status",
+    options,
+    (migrating) => Effect.andThen(requireReading(migrating), inspect(options)(migrating))
+  )
 
 /**
  * `statusWith` for the default names.
@@ -427,7 +519,7 @@ export const status: Effect.Effect<
  * @category layers
  * @since 0.1.0
  */
-export const layerWith = (options: TableNames.Options): Layer.Layer<never, MigrationError, PgClient.PgClient> =>
+export const layerWith = (options: Options): Layer.Layer<never, MigrationError, PgClient.PgClient> =>
   layerPer(PgClient.PgClient, () =>
     Layer.effectDiscard(
       PgClient.PgClient.use((client) => Effect.provideService(runWith(options), SqlClient.SqlClient, client))

@@ -1,6 +1,6 @@
 import { PgClient } from "@effect/sql-pg"
 import { assert, describe, it } from "@effect/vitest"
-import { Effect, Layer, Redacted, type Scope } from "effect"
+import { Effect, Layer, Redacted, Ref, Result, type Scope } from "effect"
 import { SqlClient } from "effect/sql"
 import * as Migrations from "../../../src/layers/postgres/Migrations.ts"
 import * as EventStoreTables from "../../../src/layers/postgres/migrations/EventStoreTables.ts"
@@ -9,6 +9,7 @@ import { lock } from "../../../src/layers/postgres/migrations/Sql.ts"
 import * as PostgresStores from "../../../src/layers/postgres/PostgresStores.ts"
 import { InvalidSettings, SchemaVersionMismatch } from "../../../src/schema/Errors.ts"
 import * as TableNames from "../../../src/schema/TableNames.ts"
+import { EventStore } from "../../../src/services/EventStore.ts"
 import * as Orchestrator from "../../../src/services/Orchestrator.ts"
 import * as Projection from "../../../src/services/Projection.ts"
 import * as TestDatabase from "../../support/TestDatabase.ts"
@@ -31,7 +32,7 @@ const catalog = (tables: string) =>
         FROM pg_attribute a WHERE a.attrelid = c.oid) AS columns
      FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
      WHERE n.nspname NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema' AND c.relname ~ '${tables}'
-     ORDER BY c.relname`
+     ORDER BY c.relname, c.oid`
   )
 
 /** As pupsourcing's own generator writes them (es/migrations/generator.go), typed out anew. */
@@ -422,6 +423,161 @@ describe("Migrations", () => {
       assert.deepStrictEqual(yield* rows("SELECT relname::text FROM pg_class WHERE relname ~ '^orchestrator'"), [
         { relname: "orchestrator_workers" }
       ])
+    })
+  )
+
+  migration(
+    "names the tables of Go's orchestrator, and works beside them under other names",
+    Effect.gen(function*() {
+      yield* pupsourcing
+      yield* append("user-1", 1)
+      yield* rows("CREATE TABLE orchestrator_generations (id uuid PRIMARY KEY, replica_set text, total_partitions int)")
+      yield* rows("CREATE TABLE orchestrator_workers (id uuid PRIMARY KEY, generation_id uuid, state text)")
+      const error = yield* Effect.flip(Migrations.run)
+      assert.deepStrictEqual(
+        error,
+        new Migrations.TablesNotOurs({
+          tables: [`"orchestrator_generations"`, `"orchestrator_workers"`],
+          keys: ["generations", "workers"]
+        })
+      )
+      assert.include(
+        error.message,
+        "--table generations=pupsourcing_generations --table workers=pupsourcing_workers, and the same as \"tables\""
+      )
+      assert.include(error.message, "If Go's pupsourcing-orchestrator made them and no longer runs, drop them")
+      assert.notInclude(error.message, "schema")
+      const status = yield* Migrations.status
+      assert.deepStrictEqual(status.refusal, error)
+      assert.deepStrictEqual(status.tables.filter((table) => table.isForeign).map((table) => table.key), [
+        "generations",
+        "workers"
+      ])
+      const tables = { generations: "pupsourcing_generations", workers: "pupsourcing_workers" }
+      assert.strictEqual((yield* Migrations.runWith({ tables })).version, OrchestratorTables.schemaVersion)
+      assert.deepStrictEqual(yield* rows("SELECT count(*) AS n FROM orchestrator_generations"), [{ n: 0n }])
+      // Other tables of these names have no part in Go's orchestrator.
+      yield* rows("CREATE SCHEMA other")
+      yield* rows("CREATE SEQUENCE other.orchestrator_presence_keys")
+      const other = yield* Effect.flip(Migrations.runWith({ schema: "other", eventStoreSchema: "public" }))
+      assert.include(other.message, "--table presenceKeys=pupsourcing_presence_keys")
+      assert.notInclude(other.message, "Go's")
+    })
+  )
+
+  migration(
+    "creates no second event store beside one with events, unless asked to",
+    Effect.gen(function*() {
+      const { role, asRole } = yield* poorRole
+      yield* pupsourcing
+      // An empty one keeps nothing from being projected.
+      yield* Migrations.runWith({ schema: "early" })
+      yield* append("user-1", 1)
+      const before = yield* catalog(".*")
+      const expected = new Migrations.EventStoreElsewhere({
+        missing: `"pup"."events"`,
+        found: "public.events",
+        schema: "public"
+      })
+      const error = yield* Effect.flip(Migrations.runWith({ schema: "pup" }))
+      assert.deepStrictEqual(error, expected)
+      assert.match(error.message, /--event-store-schema public .* --new-event-store/)
+      assert.deepStrictEqual((yield* Migrations.statusWith({ schema: "pup" })).refusal, expected)
+      assert.deepStrictEqual(yield* Effect.flip(Migrations.runWith({ eventStoreSchema: "pup" })), expected)
+      // A role that may not read the events.
+      assert.deepStrictEqual(yield* Effect.flip(asRole(Migrations.runWith({ schema: "pup" }))), expected)
+      yield* rows(`GRANT SELECT ON events TO ${role}`)
+      assert.deepStrictEqual(yield* Effect.flip(asRole(Migrations.runWith({ schema: "pup" }))), expected)
+      const names = Result.getOrThrow(TableNames.make({ schema: "pup" }))
+      const byFile = yield* Effect.flip(rows(EventStoreTables.up(names)[0] ?? ""))
+      assert.strictEqual((byFile.reason.cause as { code?: string }).code, "55000")
+      assert.include(String(byFile.reason.cause), "public.events holds events")
+      assert.deepStrictEqual(yield* catalog(".*"), before)
+
+      // One that exists by now is used as it is.
+      assert.isUndefined((yield* Migrations.runWith({ schema: "early" })).refusal)
+      // A table of that name that is no event store.
+      yield* rows("ALTER TABLE events RENAME COLUMN global_position TO place")
+      yield* Migrations.runWith({ schema: "unrelated" })
+      yield* rows("ALTER TABLE events RENAME COLUMN place TO global_position")
+
+      const status = yield* Migrations.runWith({ schema: "pup", newEventStore: true })
+      assert.isTrue(status.tables.every((table) => table.exists))
+      assert.deepStrictEqual(yield* Migrations.runWith({ schema: "pup" }), status)
+      assert.deepStrictEqual(yield* rows("SELECT count(*) AS n FROM pup.events"), [{ n: 0n }])
+    })
+  )
+
+  migration(
+    "keeps the event store's tables in another schema than the orchestrator's",
+    Effect.gen(function*() {
+      const { url } = yield* TestDatabase.TestDatabase
+      yield* pupsourcing
+      for (const n of [1, 2, 3]) yield* append("user-1", n)
+      const options = { schema: "work", eventStoreSchema: "public" }
+      const status = yield* Migrations.runWith(options)
+      assert.deepStrictEqual(status.tables.map((table) => table.name.split(".")[0]), [
+        ...OrchestratorTables.owned.map(() => `"work"`),
+        `"public"`,
+        `"public"`
+      ])
+      const client = PgClient.layer({ url: Redacted.make(url), startupParameters: { search_path: "nowhere" } })
+      const handled = yield* Ref.make(0)
+      yield* Effect.gen(function*() {
+        const store = yield* EventStore
+        yield* store.append([{
+          boundedContext: "Identity",
+          aggregateType: "User",
+          aggregateId: "user-2",
+          eventType: "UserCreated",
+          payload: {}
+        }])
+        const orchestrator = yield* Orchestrator.make({
+          replicaSet: "split",
+          projections: [Projection.make("split", { handle: () => Ref.update(handled, (n) => n + 1) })]
+        })
+        yield* orchestrator.catchUp
+      }).pipe(Effect.provide(PostgresStores.layerWith(options).pipe(Layer.provideMerge(client))))
+      assert.strictEqual(yield* Ref.get(handled), 4)
+      assert.deepStrictEqual(yield* rows("SELECT count(*) AS n FROM public.events"), [{ n: 4n }])
+      assert.deepStrictEqual(yield* rows("SELECT events_table FROM work.orchestrator_meta"), [
+        { events_table: `"public"."events"` }
+      ])
+
+      // The same table in other words, and another one of the same name.
+      yield* rows(`CREATE TABLE work.events (LIKE public.events INCLUDING ALL)`)
+      yield* rows(`CREATE TABLE work.aggregate_heads (LIKE public.aggregate_heads INCLUDING ALL)`)
+      const refused = yield* Effect.flip(Migrations.runWith({ schema: "work" }))
+      assert.include(refused.message, `over the events in "public"."events", not over those in "work"."events"`)
+      const opened = yield* Effect.flip(
+        Effect.provide(Layer.build(PostgresStores.layerWith({ schema: "work" })), client).pipe(Effect.scoped)
+      )
+      assert.strictEqual(opened.message, refused.message)
+      yield* Migrations.run
+      yield* Migrations.runWith({ eventStoreSchema: "public" })
+      assert.instanceOf(yield* Effect.flip(Migrations.runWith({ eventStoreSchema: "work" })), InvalidSettings)
+
+      yield* Migrations.downWith(options)
+      assert.deepStrictEqual(yield* rows("SELECT count(*) AS n FROM public.events"), [{ n: 4n }])
+      assert.instanceOf(yield* Effect.flip(Migrations.downEventStoreWith(options)), Migrations.EventsExist)
+    })
+  )
+
+  migration(
+    "creates a schema for each part, and names the privilege that either lacks",
+    Effect.gen(function*() {
+      const { name } = yield* TestDatabase.TestDatabase
+      const { role, asRole } = yield* poorRole
+      const options = { schema: "work", eventStoreSchema: "facts" }
+      yield* rows("CREATE SCHEMA work")
+      const missing = () => Effect.flip(asRole(Migrations.runWith(options)))
+      assert.include((yield* missing()).message, "USAGE on schema work")
+      yield* rows(`GRANT USAGE ON SCHEMA work TO ${role}`)
+      assert.include((yield* missing()).message, "CREATE on schema work")
+      yield* rows(`GRANT CREATE ON SCHEMA work TO ${role}`)
+      assert.include((yield* missing()).message, `CREATE on database ${name}`)
+      yield* rows(`GRANT CREATE ON DATABASE ${name} TO ${role}`)
+      assert.isTrue((yield* asRole(Migrations.runWith(options))).tables.every((table) => table.exists))
     })
   )
 

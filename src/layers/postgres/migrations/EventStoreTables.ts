@@ -7,7 +7,7 @@
  */
 import { qualified, quoted, type TableKey, type TableNames } from "../../../schema/TableNames.ts"
 import * as OrchestratorTables from "./OrchestratorTables.ts"
-import { block, indented, literal, lock, textArray } from "./Sql.ts"
+import { block, createSchema, indented, literal, lock, textArray } from "./Sql.ts"
 
 /**
  * Where a table differs from what this library relies on.
@@ -236,17 +236,56 @@ FROM ${qualified(names, "events")}
 GROUP BY bounded_context, aggregate_type, aggregate_id;`
 
 /**
+ * Finds an event store on the search path while the one of `names` does not exist: whoever only meant to move the
+ * orchestrator's tables would project nothing from the new one.
+ *
+ * @category queries
+ * @since 0.1.0
+ */
+export const elsewhere = (names: TableNames): string =>
+  `SELECT format('%I.%I', n.nspname, c.relname) AS name, n.nspname::text AS schema
+FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE c.oid = to_regclass(${literal(quoted(names.events))})
+  AND to_regclass(${literal(qualified(names, "events"))}) IS NULL
+  AND EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = c.oid AND a.attname = 'global_position')`
+
+const refuseElsewhere = (names: TableNames): string =>
+  names.eventStoreSchema === undefined ? "" : `
+    SELECT e.name INTO found FROM (
+      ${indented(elsewhere(names), 6)}
+    ) AS e;
+    IF found IS NOT NULL THEN
+      EXECUTE format('SELECT %L WHERE EXISTS (SELECT FROM %s)', found, found) INTO found;
+    END IF;
+    IF found IS NOT NULL THEN
+      RAISE EXCEPTION '% holds events, and a new event store would be created beside it', found
+        USING ERRCODE = 'object_not_in_prerequisite_state',
+          HINT = 'Generate the migrations with --event-store-schema to use it, or with --new-event-store.';
+    END IF;`
+
+/**
+ * @category options
+ * @since 0.1.0
+ */
+export interface UpOptions {
+  /** Whether to create an event store although the search path leads to another one with events. */
+  readonly newEventStore?: boolean | undefined
+}
+
+/**
  * @category statements
  * @since 0.1.0
  */
-export const up = (names: TableNames): ReadonlyArray<string> => [
+export const up = (names: TableNames, options: UpOptions = {}): ReadonlyArray<string> => [
   `-- Creates what is missing, changes nothing that exists, and refuses tables that this library cannot work with.
 ${
     block(`DECLARE
   found text;
 BEGIN
-  PERFORM ${lock};
-  IF to_regclass(${literal(qualified(names, "events"))}) IS NULL THEN
+  PERFORM ${lock};${names.eventStoreSchema === names.schema ? "" : createSchema(names.eventStoreSchema)}
+  IF to_regclass(${literal(qualified(names, "events"))}) IS NULL THEN${
+      options.newEventStore === true ? "" : refuseElsewhere(names)
+    }
     ${indented(createEvents(names), 4)}
   END IF;
   SELECT string_agg(format('%s: %s is %s instead of %s', d."table", d.subject, d.found, d.expected), '; ') INTO found
@@ -256,7 +295,7 @@ BEGIN
   WHERE d.blocking;
   IF found IS NOT NULL THEN
     RAISE EXCEPTION 'the tables are not as this library needs them: %', found
-      USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Mend the tables, or choose other table names or a schema.';
+      USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Change the tables, or choose other names for them.';
   END IF;
   IF to_regclass(${literal(qualified(names, "aggregateHeads"))}) IS NULL THEN
     ${indented(createHeads(names), 4)}

@@ -27,7 +27,10 @@ export interface Migration {
  * @category constructors
  * @since 0.1.0
  */
-export const all = (names: TableNames): ReadonlyArray<Migration> => [
+export const all = (
+  names: TableNames,
+  options: EventStoreTables.UpOptions = {}
+): ReadonlyArray<Migration> => [
   {
     number: 1,
     name: "create_orchestrator_tables",
@@ -39,7 +42,7 @@ export const all = (names: TableNames): ReadonlyArray<Migration> => [
     number: 2,
     name: "create_event_store",
     title: "The event store, as pupsourcing makes it: events and aggregate heads.",
-    up: EventStoreTables.up(names),
+    up: EventStoreTables.up(names, options),
     down: EventStoreTables.down(names)
   }
 ]

@@ -5,7 +5,7 @@
  */
 import { InvalidSettings } from "../../../schema/Errors.ts"
 import { qualified, quoted, type TableKey, type TableNames } from "../../../schema/TableNames.ts"
-import { block, indented, literal, lock } from "./Sql.ts"
+import { block, createSchema, indented, literal, lock } from "./Sql.ts"
 
 /**
  * The version of the tables that this library makes and understands.
@@ -55,8 +55,8 @@ const sequences: ReadonlySet<TableKey> = new Set(["incarnations", "presenceKeys"
  * @since 0.1.0
  */
 export const strangers = (names: TableNames): string =>
-  `SELECT t.name
-FROM (VALUES ${owned.map((key) => `(${literal(qualified(names, key))})`).join(", ")}) AS t (name)
+  `SELECT t.key, t.name
+FROM (VALUES ${owned.map((key) => `(${literal(key)}, ${literal(qualified(names, key))})`).join(", ")}) AS t (key, name)
 WHERE to_regclass(t.name) IS NOT NULL AND to_regclass(${literal(qualified(names, "meta"))}) IS NULL`
 
 /**
@@ -66,38 +66,52 @@ WHERE to_regclass(t.name) IS NOT NULL AND to_regclass(${literal(qualified(names,
  * @since 0.1.0
  */
 export const otherEvents = (names: TableNames, found: string | null): InvalidSettings | undefined =>
-  found === null || found === names.events ? undefined : new InvalidSettings({
+  found === null ? undefined : new InvalidSettings({
     setting: "tables.events",
-    problem:
-      `The orchestrator's tables keep the progress over the events in "${found}", not over those in "${names.events}". Give each table of events orchestrator tables of its own: other names, or another schema.`
+    problem: `The orchestrator's tables keep the progress over the events in ${
+      found.startsWith("\"") ? found : quoted(found)
+    }, not over those in ${
+      qualified(names, "events")
+    }. Give each table of events orchestrator tables of its own: other names, or another schema.`
   })
 
 /**
- * SQL: the name for `otherEvents`, of row `m` of the meta table. What was made earlier does not have the column.
+ * SQL: the table of events that row `m` of the meta table names: its plain name in the schema of the meta table, or the
+ * qualified and quoted name in another schema. Tables that were made earlier do not have the column.
  *
  * @category statements
  * @since 0.1.0
  */
 export const eventsTable = "to_jsonb(m) ->> 'events_table'"
 
+const recorded = (names: TableNames): string =>
+  names.eventStoreSchema === names.schema ? names.events : qualified(names, "events")
+
+/**
+ * SQL: the name for `otherEvents`, of row `m` of the meta table; NULL where it is that of `names`, written in whatever
+ * way.
+ *
+ * @category statements
+ * @since 0.1.0
+ */
+export const otherEventsTable = (names: TableNames): string =>
+  `CASE WHEN ${eventsTable} <> ${literal(recorded(names))} AND NOT coalesce(to_regclass(
+      CASE WHEN ${eventsTable} LIKE '"%' THEN ${eventsTable}
+        ELSE ${literal(names.schema === undefined ? "" : `${quoted(names.schema)}.`)} || quote_ident(${eventsTable}) END
+    ) = to_regclass(${literal(qualified(names, "events"))}), false) THEN ${eventsTable} END`
+
 const guard = (names: TableNames): string =>
   block(`DECLARE
   found text;
 BEGIN
-  PERFORM ${lock};${
-    names.schema === undefined ? "" : `
-  -- CREATE SCHEMA IF NOT EXISTS asks for the right to create schemas even where there is nothing to create.
-  IF to_regnamespace(${literal(quoted(names.schema))}) IS NULL THEN
-    CREATE SCHEMA ${quoted(names.schema)};
-  END IF;`
-  }
+  PERFORM ${lock};${createSchema(names.schema)}
   SELECT string_agg(s.name, ', ') INTO found
   FROM (
     ${indented(strangers(names), 4)}
   ) AS s;
   IF found IS NOT NULL THEN
     RAISE EXCEPTION 'these tables exist, but pupsourcing-orchestrator did not make them: %', found
-      USING ERRCODE = 'duplicate_table', HINT = 'Choose other table names or a schema.';
+      USING ERRCODE = 'duplicate_table', HINT = 'Choose other names for them. If Go''s pupsourcing-orchestrator made them and no longer runs, drop them: they hold no progress.';
   END IF;
   IF to_regclass(${literal(qualified(names, "meta"))}) IS NOT NULL THEN
     SELECT schema_version::text INTO found FROM ${qualified(names, "meta")} WHERE schema_version > ${schemaVersion};
@@ -105,10 +119,10 @@ BEGIN
       RAISE EXCEPTION 'the tables are of version %, this migration makes version ${schemaVersion}', found
         USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Use the migrations of a newer pupsourcing-orchestrator.';
     END IF;
-    SELECT ${eventsTable} INTO found FROM ${qualified(names, "meta")} AS m;
-    IF found <> ${literal(names.events)} THEN
+    SELECT ${indented(otherEventsTable(names), 4)} INTO found FROM ${qualified(names, "meta")} AS m;
+    IF found IS NOT NULL THEN
       RAISE EXCEPTION 'these tables keep the progress over the events in %, not in ${
-    names.events.replaceAll("'", "''").replaceAll("%", "%%")
+    recorded(names).replaceAll("'", "''").replaceAll("%", "%%")
   }', found
         USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Give each table of events its own.';
     END IF;
@@ -223,7 +237,7 @@ CREATE TABLE IF NOT EXISTS ${qualified(names, "checkpoints")} (
 
   `-- Last, so that a version means that all of it is there.
 INSERT INTO ${qualified(names, "meta")} AS m (schema_version, hash_answers, events_table)
-VALUES (${schemaVersion}, ${literal(JSON.stringify(hashAnswers))}, ${literal(names.events)})
+VALUES (${schemaVersion}, ${literal(JSON.stringify(hashAnswers))}, ${literal(recorded(names))})
 ON CONFLICT (singleton) DO UPDATE SET events_table = EXCLUDED.events_table WHERE m.events_table IS NULL`
 ]
 

@@ -4,7 +4,7 @@
  * @since 0.1.0
  */
 import { qualified, type TableKey, type TableNames } from "../../../schema/TableNames.ts"
-import { literal } from "./Sql.ts"
+import { literal, textArray } from "./Sql.ts"
 
 const role = "current_user::text AS role"
 
@@ -14,10 +14,11 @@ const role = "current_user::text AS role"
  * @category queries
  * @since 0.1.0
  */
-export const toUseSchema = (names: TableNames): string =>
+export const toUseSchemas = (names: TableNames): string =>
   `SELECT ${role}, format('USAGE on schema %I', n.nspname) AS privilege FROM pg_namespace AS n
-WHERE n.nspname = ${names.schema === undefined ? "NULL" : literal(names.schema)}
-  AND NOT has_schema_privilege(n.oid, 'USAGE')`
+WHERE n.nspname = ANY (${
+    textArray([names.schema, names.eventStoreSchema].filter((name) => name !== undefined))
+  }::name[]) AND NOT has_schema_privilege(n.oid, 'USAGE')`
 
 /**
  * What reading the version needs.
@@ -36,8 +37,8 @@ WHERE t.oid IS NOT NULL AND NOT has_table_privilege(t.oid, 'SELECT')`
  * @category queries
  * @since 0.1.0
  */
-export const toCreate = (names: TableNames): string => {
-  const schema = names.schema === undefined ? "current_schema()" : literal(names.schema)
+export const toCreate = (schemaName: string | undefined): string => {
+  const schema = schemaName === undefined ? "current_schema()" : literal(schemaName)
   return `SELECT ${role}, missing.privilege
 FROM (VALUES (${schema}::name)) AS wanted (schema)
 LEFT JOIN pg_namespace AS n ON n.nspname = wanted.schema

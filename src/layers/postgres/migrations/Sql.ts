@@ -3,6 +3,7 @@
  *
  * @since 0.1.0
  */
+import { quoted } from "../../../schema/TableNames.ts"
 
 /**
  * A text as an SQL literal.
@@ -39,6 +40,19 @@ export const block = (body: string): string => {
   for (let n = 1; body.includes(tag); n++) tag = `$do${n}$`
   return `DO ${tag}\n${body}\n${tag}`
 }
+
+/**
+ * PL/pgSQL that creates a schema where it is missing. `CREATE SCHEMA IF NOT EXISTS` needs the privilege to create schemas
+ * even where there is nothing to create.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const createSchema = (schema: string | undefined): string =>
+  schema === undefined ? "" : `
+  IF to_regnamespace(${literal(quoted(schema))}) IS NULL THEN
+    CREATE SCHEMA ${quoted(schema)};
+  END IF;`
 
 /**
  * Waits for every other migration and holds until the transaction ends.
