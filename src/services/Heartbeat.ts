@@ -14,6 +14,7 @@ import type { Registration } from "../schema/Worker.ts"
 import type { ActivityLog } from "./ActivityLog.ts"
 import type { Membership } from "./Membership.ts"
 import * as Metrics from "./Metrics.ts"
+import type { RetryLog } from "./RetryLog.ts"
 
 /**
  * @category models
@@ -32,6 +33,8 @@ export interface Heartbeat {
 /** A worker that could not renew for this part of `staleWorkerTimeout` stops working before others take over. */
 const renewalMargin = 0.8
 
+const renewing = "The heartbeat"
+
 /** While beats fail they are tried at least this often. */
 const longestRetryInterval = Duration.seconds(1)
 
@@ -46,10 +49,11 @@ export const make = Effect.fnUntraced(function*(options: {
   readonly registration: Registration
   readonly settings: Pick<Settings, "heartbeatInterval" | "replicaSet" | "staleWorkerTimeout">
   readonly log: ActivityLog
+  readonly retryLog: RetryLog
   /** `suspended` has changed. */
   readonly onChange: () => void
 }): Effect.fn.Return<Heartbeat> {
-  const { log, membership, onChange, registration, settings } = options
+  const { log, membership, onChange, registration, retryLog, settings } = options
   let suspended = false
   let renewedAt = yield* Clock.monotonicTimeNanos
 
@@ -63,6 +67,7 @@ export const make = Effect.fnUntraced(function*(options: {
       if (result._tag === "Success") {
         failures = 0
         renewedAt = attemptedAt
+        yield* retryLog.succeeded(renewing)
         yield* Metric.update(
           Metric.withAttributes(Metrics.heartbeatLatencySeconds, { replica_set: settings.replicaSet }),
           Number((yield* Clock.monotonicTimeNanos) - attemptedAt) / 1_000_000_000
@@ -77,7 +82,7 @@ export const make = Effect.fnUntraced(function*(options: {
         return yield* result.failure
       } else {
         failures++
-        if (failures === 1) yield* Effect.logWarning(`Heartbeat failed, it is tried again: ${result.failure.message}`)
+        yield* retryLog.failed(renewing, result.failure.message)
       }
       yield* Effect.sleep(failures === 0 ? interval : Duration.min(interval, longestRetryInterval))
     }
@@ -103,6 +108,6 @@ export const make = Effect.fnUntraced(function*(options: {
 
   return {
     suspended: () => suspended,
-    run: Effect.raceFirst(renew, suspendWhenOverdue)
+    run: Effect.ensuring(Effect.raceFirst(renew, suspendWhenOverdue), retryLog.ended(renewing))
   }
 })

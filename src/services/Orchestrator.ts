@@ -52,6 +52,7 @@ import * as Projection from "./Projection.ts"
 import * as ProjectionRunner from "./ProjectionRunner.ts"
 import * as Ranges from "./Ranges.ts"
 import * as Reconciler from "./Reconciler.ts"
+import * as RetryLog from "./RetryLog.ts"
 import * as Startup from "./Startup.ts"
 
 /**
@@ -149,6 +150,7 @@ const checkProjections = (
 
 /** At the position to start from, before it is said that it is waited for. */
 const looksBeforeWarning = 3
+const readingProgress = "Reading the progress of projections"
 /** Pause before a worker registers again. */
 const registrationBackoff = Duration.millis(250)
 /** Unregistering is a courtesy; a database that does not answer must not hold up the end of the process. */
@@ -169,8 +171,9 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
   const checkpoints = yield* CheckpointStore
   const membership = yield* Membership
   const coordinator = yield* Coordinator.make
-  const startup = Startup.make()
-  const runner = yield* ProjectionRunner.make(startup)
+  const retryLog = RetryLog.make()
+  const startup = Startup.make(retryLog)
+  const runner = yield* ProjectionRunner.make(startup, retryLog)
   const captured = yield* Effect.context<Projection.Services<P[number]>>()
   yield* checkpoints.checkClient(captured as Context.Context<never>, settings.replicaSet)
 
@@ -297,6 +300,7 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
       registration: self,
       settings,
       log,
+      retryLog,
       onChange: () => alarm.latch.openUnsafe()
     })
     // In the scope before the ranges, so that a worker that drains is still heard of.
@@ -333,6 +337,7 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
       membership,
       ranges: open,
       log,
+      retryLog,
       alarm,
       suspended: heartbeat.suspended,
       startup,
@@ -423,7 +428,8 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
         if (HashRange.tiles(local.map(({ held }) => held.range)) && local.every(({ seen }) => seen >= target)) continue
         const rows = ask
           ? yield* checkpoints.rows(name).pipe(
-            Effect.catch((error) => Effect.as(Effect.logWarning(`Progress is asked for again: ${error.message}`), []))
+            Effect.tap(retryLog.succeeded(readingProgress)),
+            Effect.catch((error) => Effect.as(retryLog.failed(readingProgress, error.message), []))
           )
           : []
         const halted = rows.find((row) => row.halt !== undefined)

@@ -33,7 +33,8 @@ import { errorText, stackText } from "./ErrorText.ts"
 import { EventStore, type Page, type ServerLife } from "./EventStore.ts"
 import * as Overruns from "./Overruns.ts"
 import type * as Projection from "./Projection.ts"
-import * as Startup from "./Startup.ts"
+import type { RetryLog } from "./RetryLog.ts"
+import type { Startup } from "./Startup.ts"
 
 /**
  * @category models
@@ -127,7 +128,7 @@ const longestBackoff = Duration.seconds(5)
  * @category constructors
  * @since 0.1.0
  */
-export const make = Effect.fnUntraced(function*(startup: Startup.Startup = Startup.make()) {
+export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: RetryLog) {
   const events = yield* EventStore
   const checkpoints = yield* CheckpointStore
   const overruns = Overruns.make()
@@ -173,12 +174,15 @@ export const make = Effect.fnUntraced(function*(startup: Startup.Startup = Start
 
     /** Tries until the store answers; only fencing and the end of the world come through. */
     const persist = Effect.fnUntraced(function*<A, E>(
-      operation: string,
+      operation: Operation,
       self: Effect.Effect<A, E | StoreError | TransientFailure>
     ): Effect.fn.Return<Option.Option<A>, Exclude<E, StoreError | TransientFailure>> {
       for (let attempt = 1;; attempt++) {
         const result = yield* Effect.result(self)
-        if (result._tag === "Success") return Option.some(result.success)
+        if (result._tag === "Success") {
+          yield* succeeded(operation)
+          return Option.some(result.success)
+        }
         if (!isPassing(result.failure)) {
           return yield* Effect.fail(result.failure as Exclude<E, StoreError | TransientFailure>)
         }
@@ -187,14 +191,17 @@ export const make = Effect.fnUntraced(function*(startup: Startup.Startup = Start
       }
     })
 
-    const failing = (attempt: number, operation: string, failure: StoreError | TransientFailure) => {
+    const nameOf = (operation: Operation): string =>
+      `${operation} of projection "${projection.name}" in range ${HashRange.format(range)}`
+
+    const failing = (attempt: number, operation: Operation, failure: StoreError | TransientFailure) => {
       const reason = describe(failure)
-      const log = attempt % attemptsBeforeError === 0 ? Effect.logError : Effect.logWarning
+      const isConflict = failure._tag === "TransientFailure" && failure.kind === "conflict"
+      const log = attempt % attemptsBeforeError === 0 ? Effect.logError : Effect.logDebug
       return Effect.andThen(
-        // The first conflict is everyday life among ranges that share rows.
-        attempt === 1 && failure._tag === "TransientFailure"
-          ? Effect.logDebug(`${operation} of ${projection.name} at ${seen} is tried again: ${reason}`)
-          : log(`${operation} of ${projection.name} at ${seen} failed ${attempt} times, it is tried again: ${reason}`),
+        isConflict
+          ? log(`${nameOf(operation)} at position ${seen} failed ${attempt} times and is retried: ${reason}`)
+          : retryLog.failed(nameOf(operation), reason),
         job.record(Activity.BatchRetried({
           projection: projection.name,
           range,
@@ -204,6 +211,8 @@ export const make = Effect.fnUntraced(function*(startup: Startup.Startup = Start
         }))
       )
     }
+
+    const succeeded = (operation: Operation) => retryLog.succeeded(nameOf(operation))
 
     /** What was only seen is looked at again. */
     const forget = () => {
@@ -227,7 +236,8 @@ export const make = Effect.fnUntraced(function*(startup: Startup.Startup = Start
       const result = yield* Effect.result(checkpoints.advance(held, { from: written, to, life }))
       if (result._tag === "Success") {
         failedWrites = 0
-        return hasWritten(to)
+        hasWritten(to)
+        return yield* succeeded("Progress")
       }
       const { failure } = result
       if (!isPassing(failure)) return yield* failure
@@ -263,7 +273,12 @@ export const make = Effect.fnUntraced(function*(startup: Startup.Startup = Start
         const settled = Effect.raceFirst(
           Effect.asSome(events.settledBeyond(seen, settings.pollInterval)),
           Effect.as(
-            flushAt === undefined ? Effect.never : Effect.sleep(Duration.nanos(flushAt - now)),
+            flushAt !== undefined
+              ? Effect.sleep(Duration.nanos(flushAt - now))
+              // A failed look at the events would have ended the wait by then.
+              : attempt > 1
+              ? Effect.sleep(Duration.times(settings.pollInterval, 2))
+              : Effect.never,
             Option.none<bigint>()
           )
         )
@@ -302,6 +317,8 @@ export const make = Effect.fnUntraced(function*(startup: Startup.Startup = Start
           continue
         }
         if (Option.isNone(result.success)) return Option.none()
+        attempt = 1
+        yield* succeeded("Reading")
         if (Option.isSome(result.success.value)) {
           startup.worked(reading)
           return result.success.value
@@ -396,6 +413,7 @@ export const make = Effect.fnUntraced(function*(startup: Startup.Startup = Start
           attempt = lostInHandler = lostAfter = 0
           most *= 2
           job.onSeen(seen)
+          yield* succeeded("A batch")
           yield* job.record(Activity.BatchCommitted({
             projection: projection.name,
             range,
@@ -410,7 +428,10 @@ export const make = Effect.fnUntraced(function*(startup: Startup.Startup = Start
         const inHandler = begun > handled
         // When all handlers came to their ends, the event that is to blame is not known: halving finds it.
         const at = inHandler ? begun - 1 : begun >> 1
-        if (failure._tag === "HandlerFailure") return failedWith(at, failure.cause)
+        if (failure._tag === "HandlerFailure") {
+          yield* succeeded("A batch")
+          return failedWith(at, failure.cause)
+        }
         const disconnected = isDisconnection(failure)
         // A time limit of the server for transactions strikes now this event, now that one: smaller batches come past it.
         const wanders = inHandler && lostInHandler > 0 && lostAt !== batch[begun - 1]!.globalPosition
@@ -463,6 +484,7 @@ export const make = Effect.fnUntraced(function*(startup: Startup.Startup = Start
         yield* failing(++attempt, "The record of a halt", result.failure)
         return Option.isNone(yield* unlessDraining(backoff(attempt)))
       }
+      yield* succeeded("The record of a halt")
       yield* Effect.logError(
         `Projection "${projection.name}" stands still in range ${
           HashRange.format(range)
@@ -503,6 +525,8 @@ export const make = Effect.fnUntraced(function*(startup: Startup.Startup = Start
           seen = position
           life = readIn
           job.onSeen(position)
+          // The events of a batch that failed may be lost with the server that they were read from.
+          yield* succeeded("A batch")
           if (complete && !caughtUp) {
             caughtUp = true
             yield* job.record(Activity.CaughtUp({ projection: projection.name, range, position }))
@@ -548,11 +572,16 @@ export const make = Effect.fnUntraced(function*(startup: Startup.Startup = Start
       }
     })
 
-    return yield* Effect.catchTag(work, "Fenced", () => Effect.succeed<Ending>("fenced"))
+    return yield* Effect.catchTag(work, "Fenced", () => Effect.succeed<Ending>("fenced")).pipe(
+      Effect.ensuring(Effect.forEach(operations, (operation) => retryLog.ended(nameOf(operation)), { discard: true }))
+    )
   })
 
   return ProjectionRunner.of({ run })
 })
+
+const operations = ["Reading", "A batch", "Progress", "The record of a halt"] as const
+type Operation = (typeof operations)[number]
 
 const failedWith = (at: number, cause: Cause.Cause<unknown>, circumstance = ""): Outcome => ({
   _tag: "Failed",

@@ -31,6 +31,7 @@ import type { Coordinator } from "./Coordinator.ts"
 import type { Membership } from "./Membership.ts"
 import type * as Projection from "./Projection.ts"
 import type { Range, Ranges } from "./Ranges.ts"
+import type { RetryLog } from "./RetryLog.ts"
 import type { Startup } from "./Startup.ts"
 
 /**
@@ -49,6 +50,7 @@ export interface Options {
   readonly membership: Membership["Service"]
   readonly ranges: Ranges
   readonly log: ActivityLog
+  readonly retryLog: RetryLog
   readonly alarm: Alarm
   /** While it is true nothing may run. */
   readonly suspended: () => boolean
@@ -91,13 +93,11 @@ export interface Alarm {
 export const makeAlarm = (): Alarm => ({ latch: Latch.makeUnsafe(false), fromOutside: false })
 
 /** A step of `Startup`. */
-const coordinating = "Coordination"
 /** Wake-ups from outside that come in a burst are answered by one look. */
 const burst = Duration.millis(20)
 /** Pause before the stores are asked again after they failed. */
 const storeBackoff = Duration.millis(250)
-/** While the database is away every so many failures are logged: five seconds' worth. */
-const failuresPerLogLine = 20
+const coordinating = "Coordination"
 /** A decision that only waits for time to pass is tried again no less often than this. */
 const longestRecheckMillis = 250
 /** A batch that is open for so long may be open for long. */
@@ -123,7 +123,6 @@ export const run = Effect.fnUntraced(function*(options: Options): Effect.fn.Retu
   let reached = false
   /** The worker was not alone before. */
   let leftAlone = false
-  let failures = 0
   let rechecks = 0
   let lookedAt = 0n
   let mergedAt = seenAt
@@ -150,8 +149,8 @@ export const run = Effect.fnUntraced(function*(options: Options): Effect.fn.Retu
       coordinator.reconcile({ registration, projections: options.carried, busy }, settings)
     )
     if (result._tag === "Success") {
-      failures = 0
       options.startup.worked(coordinating)
+      yield* options.retryLog.succeeded(coordinating)
       waitingSince ??= lookedAt
       return Option.some({ ...result.success, busy })
     }
@@ -163,9 +162,7 @@ export const run = Effect.fnUntraced(function*(options: Options): Effect.fn.Retu
     if (!isStoreError(failure)) return yield* failure
     if (options.startup.isFatal(coordinating, failure)) return yield* failure
     waitingSince = undefined
-    if (failures++ % failuresPerLogLine === 0) {
-      yield* Effect.logWarning(`Coordination failed, it is tried again: ${failure.message}`)
-    }
+    yield* options.retryLog.failed(coordinating, failure.message)
     yield* Effect.sleep(storeBackoff)
     return Option.none()
   })

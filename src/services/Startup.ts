@@ -11,6 +11,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
 import { isStoreError, isTransient, type StoreError } from "../schema/Errors.ts"
+import type { RetryLog } from "./RetryLog.ts"
 
 /** How long a start waits, from the first failure, for a server that is starting or that the network cannot reach yet. */
 const patience = Duration.seconds(5)
@@ -59,7 +60,7 @@ export const registering = "Registering"
  * @category constructors
  * @since 0.1.0
  */
-export const make = (): Startup => {
+export const make = (retryLog: RetryLog): Startup => {
   const successes = new Set<string>()
 
   const isFatal = (step: string, error: StoreError): boolean =>
@@ -71,19 +72,21 @@ export const make = (): Startup => {
     isFatal,
     worked: (step) => void successes.add(step),
     step: (name) => (self) =>
-      Effect.suspend(() => {
-        let failures = 0
-        return Effect.tap(self, () => Effect.sync(() => successes.add(name))).pipe(
+      Effect.suspend(() =>
+        self.pipe(
           Effect.tapError((error) =>
-            isStoreError(error) && !isFatal(name, error) && failures++ === 0
-              ? Effect.logWarning(`${name} failed; retrying: ${error.message}`)
-              : Effect.void
+            isStoreError(error) && !isFatal(name, error) ? retryLog.failed(name, error.message) : Effect.void
           ),
           Effect.retry({
             while: (error) => isStoreError(error) && !isFatal(name, error),
             schedule: successes.has(registering) ? withoutLimit : untilPatienceEnds
-          })
+          }),
+          Effect.tap(() => {
+            successes.add(name)
+            return retryLog.succeeded(name)
+          }),
+          Effect.ensuring(retryLog.ended(name))
         )
-      })
+      )
   }
 }

@@ -8,7 +8,7 @@ import * as Migrations from "../../src/layers/postgres/Migrations.ts"
 import * as PostgresStores from "../../src/layers/postgres/PostgresStores.ts"
 import type { Activity } from "../../src/schema/Activity.ts"
 import type { Checkpoint } from "../../src/schema/Checkpoint.ts"
-import { DatabaseUnavailable } from "../../src/schema/Errors.ts"
+import type { DatabaseUnavailable } from "../../src/schema/Errors.ts"
 import { CheckpointStore, Fenced } from "../../src/services/CheckpointStore.ts"
 import { Decisions } from "../../src/services/Decisions.ts"
 import { EventStore } from "../../src/services/EventStore.ts"
@@ -16,15 +16,7 @@ import { Membership } from "../../src/services/Membership.ts"
 import * as Orchestrator from "../../src/services/Orchestrator.ts"
 import * as Projection from "../../src/services/Projection.ts"
 import * as TestDatabase from "../support/TestDatabase.ts"
-import { enter, event, logs, pass } from "./World.ts"
-
-const away = new DatabaseUnavailable({
-  reason: "connection lost",
-  server: "nowhere:5432",
-  database: "test",
-  user: "test",
-  cause: new Error("cut")
-})
+import { away, enter, event, logs, pass } from "./World.ts"
 
 const outcome = (fiber: Fiber.Fiber<Exit.Exit<void, unknown>>): string => {
   const exit = fiber.pollUnsafe()
@@ -198,7 +190,15 @@ it.effect("time without a database does not count against reaching the assignmen
     isAway = false
     yield* pass(2000)
     assert.isUndefined(fiber.pollUnsafe())
-    assert.isBelow(lines.filter(({ text }) => text.startsWith("Coordination failed")).length, 60)
+    assert.deepStrictEqual(lines.filter(({ level }) => level !== "Info" && level !== "Debug").map(({ text }) => text), [
+      `Coordination failed and is retried: ${away.message}`,
+      `Still failing after 10s and 41 attempts: Coordination. Last failure: ${away.message}`,
+      `Still failing after 30s and 121 attempts: Coordination. Last failure: ${away.message}`
+    ])
+    assert.match(
+      lines.map(({ text }) => text).join("\n"),
+      /^Recovered after 1m and \d+ failed attempts: Coordination works again\.$/m
+    )
     yield* Effect.forkDetach(Fiber.interrupt(fiber))
     yield* pass(2000)
   }))

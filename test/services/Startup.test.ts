@@ -16,6 +16,7 @@ import { DatabaseUnavailable, StoreFailure } from "../../src/schema/Errors.ts"
 import { EventStore } from "../../src/services/EventStore.ts"
 import * as Orchestrator from "../../src/services/Orchestrator.ts"
 import * as Projection from "../../src/services/Projection.ts"
+import * as RetryLog from "../../src/services/RetryLog.ts"
 import * as Startup from "../../src/services/Startup.ts"
 import * as Seam from "../support/Seam.ts"
 import * as TestDatabase from "../support/TestDatabase.ts"
@@ -43,7 +44,7 @@ const runsOf = Effect.fnUntraced(function*(
 })
 
 const registered = Effect.fnUntraced(function*() {
-  const startup = Startup.make()
+  const startup = Startup.make(RetryLog.make())
   yield* startup.step(Startup.registering)(Effect.void)
   return startup
 })
@@ -53,24 +54,24 @@ describe("the rule for failures", () => {
     "before a worker was registered, %s is retried for five seconds",
     (reason) =>
       Effect.gen(function*() {
-        const early = yield* runsOf(Startup.make(), unavailable(reason), "4500 millis")
+        const early = yield* runsOf(Startup.make(RetryLog.make()), unavailable(reason), "4500 millis")
         assert.isFalse(early.ended)
         assert.isAbove(early.runs, 8)
-        assert.isTrue((yield* runsOf(Startup.make(), unavailable(reason), "6 seconds")).ended)
+        assert.isTrue((yield* runsOf(Startup.make(RetryLog.make()), unavailable(reason), "6 seconds")).ended)
       })
   )
 
   it.effect("a conflict or a shortage of the server is retried like a lost connection", () =>
     Effect.gen(function*() {
       for (const code of ["40001", "40P01", "53100", "53200"]) {
-        assert.isFalse((yield* runsOf(Startup.make(), refused(code), "4 seconds")).ended, code)
+        assert.isFalse((yield* runsOf(Startup.make(RetryLog.make()), refused(code), "4 seconds")).ended, code)
       }
     }))
 
   it.effect("what no waiting changes ends the worker at once", () =>
     Effect.gen(function*() {
       for (const error of [unavailable("wrong password"), unavailable("unknown database"), refused("42501")]) {
-        assert.deepStrictEqual(yield* runsOf(Startup.make(), error, 0), { runs: 1, ended: true })
+        assert.deepStrictEqual(yield* runsOf(Startup.make(RetryLog.make()), error, 0), { runs: 1, ended: true })
       }
     }))
 

@@ -14,6 +14,7 @@ import { TestClock } from "effect/testing"
 import * as MemoryStores from "../../src/layers/memory/MemoryStores.ts"
 import * as MemoryWorld from "../../src/layers/memory/MemoryWorld.ts"
 import type { Activity } from "../../src/schema/Activity.ts"
+import { DatabaseUnavailable } from "../../src/schema/Errors.ts"
 import * as Settings from "../../src/schema/Settings.ts"
 import { CheckpointStore } from "../../src/services/CheckpointStore.ts"
 import { Decisions } from "../../src/services/Decisions.ts"
@@ -21,6 +22,8 @@ import { EventStore } from "../../src/services/EventStore.ts"
 import { Membership } from "../../src/services/Membership.ts"
 import * as Projection from "../../src/services/Projection.ts"
 import * as ProjectionRunner from "../../src/services/ProjectionRunner.ts"
+import * as RetryLog from "../../src/services/RetryLog.ts"
+import * as Startup from "../../src/services/Startup.ts"
 
 export const rules = { heartbeatIntervalMillis: 5_000, staleWorkerTimeoutMillis: 30_000, presenceGraceMillis: 100 }
 
@@ -49,6 +52,15 @@ export const logs = (): { readonly lines: Array<Line>; readonly layer: Layer.Lay
 
 /** What a handler of these tests fails with. */
 export class Broken extends Data.TaggedError("Broken")<{ readonly message: string }> {}
+
+/** What stores fail with while their database is away. */
+export const away = new DatabaseUnavailable({
+  reason: "connection lost",
+  server: "nowhere:5432",
+  database: "test",
+  user: "test",
+  cause: new Error("cut")
+})
 
 export const event = (id: string, rest: { readonly eventType?: string; readonly aggregateType?: string } = {}) => ({
   boundedContext: "app",
@@ -130,7 +142,8 @@ export const runner = Effect.fnUntraced(function*(
   const seen: Array<bigint> = []
   const draining = Latch.makeUnsafe(false)
   const { layer, lines } = logs()
-  const service = options.beside?.service ?? (yield* ProjectionRunner.make().pipe(
+  const retryLog = RetryLog.make()
+  const service = options.beside?.service ?? (yield* ProjectionRunner.make(Startup.make(retryLog), retryLog).pipe(
     Effect.provideService(CheckpointStore, {
       ...process.checkpoints,
       ...options.checkpoints?.(process.checkpoints)
