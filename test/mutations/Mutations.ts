@@ -123,6 +123,15 @@ export const entries: ReadonlyArray<Entry> = [
     mutate: () => ({ without: "order", met: { count: 1 } })
   },
   {
+    mechanism: "a checkpoint proves nothing to other readers",
+    scenario: Scenarios.raised,
+    // The furthest row is taken for the end of what follows the mark.
+    mutate: rewrite([
+      /unnest\(\$1::int8\[\]\)/,
+      "unnest($1::int8[] || (SELECT max(c.position) FROM orchestrator_checkpoints AS c))"
+    ], [/ORDER BY start\.place\b/, "ORDER BY start.position = 0, start.place"])
+  },
+  {
     mechanism: "tracker dropped with its connection",
     scenario: Scenarios.less,
     mutate: () => lasting("pupsourcing-orchestrator reader")

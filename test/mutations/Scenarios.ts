@@ -189,6 +189,22 @@ export const late: Scenario = Effect.fnUntraced(function*(mutation) {
   return yield* process(readAll(mutation, 0n, slow.sql`COMMIT`))
 })
 
+/** The same, while another projection's checkpoint has been set by hand to the last position. */
+export const raised: Scenario = Effect.fnUntraced(function*(mutation) {
+  const sql = yield* SqlClient.SqlClient
+  const process = yield* enter(mutation)
+  const { url } = yield* TestDatabase.TestDatabase
+  const slow = yield* PlainWriters.make(url)
+  const quick = yield* PlainWriters.make(url)
+  yield* slow.sql`BEGIN`
+  yield* slow.insert(1)
+  yield* quick.insert(1)
+  yield* sql`
+    INSERT INTO orchestrator_checkpoints (projection_name, range_start, range_end, position, replica_set, filter)
+    SELECT 'raised', 0, 4294967296, max(global_position), 'set', '{}' FROM events`
+  return yield* process(readAll(mutation, 0n, slow.sql`COMMIT`))
+})
+
 /** The same, after the server has come back with less than was proved on its predecessor. */
 export const less: Scenario = Effect.fnUntraced(function*(mutation) {
   const sql = yield* SqlClient.SqlClient

@@ -29,6 +29,7 @@ import { codeOf } from "./DatabaseErrors.ts"
 import * as Life from "./Life.ts"
 import { Listener } from "./Listener.ts"
 import * as Reader from "./Reader.ts"
+import * as Settled from "./Settled.ts"
 import * as Tracker from "./Tracker.ts"
 
 const defaultLimit = 1000
@@ -360,14 +361,16 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
 
     /** How far may be read, as proved on the reader's present connection. */
     const prove = Effect.fnUntraced(function*(after: bigint, upTo: bigint | undefined) {
-      const look = yield* tracker.look
+      const look = yield* tracker.look(after, upTo)
       if (look.last !== undefined && after > look.last) {
         return yield* new CheckpointAheadOfEvents({ position: after, lastPosition: look.last })
       }
-      return { bound: upTo !== undefined && upTo < look.settled ? upTo : look.settled, life: look.life }
+      const reached = look.reached(after)
+      return { bound: upTo !== undefined && upTo < reached ? upTo : reached, life: look.life }
     })
 
     const readWindow = (statement: string, options: {
+      readonly after: bigint
       readonly bound: bigint
       readonly window: readonly [after: bigint, upTo: bigint, limit: bigint, bytes: bigint]
       readonly parameters: ReadonlyArray<unknown>
@@ -378,7 +381,7 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
       reader.use(
         "read events",
         ({ sql, state }): Effect.Effect<Window | "unproved" | "timeout", SqlError.SqlError | StoreError> =>
-          state.settled.mark < options.bound || state.life !== options.life
+          Settled.reached(state.settled, options.after) < options.bound || state.life !== options.life
             ? Effect.succeed("unproved")
             : sql.unsafe<Row>(statement, [...options.window, state.sequence, state.files, ...options.parameters]).pipe(
               // In the transaction that a pooler needs, a statement that may fail stands alone.
@@ -413,7 +416,7 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
       let used = 0
       let window = firstWindow
       let position = options.after
-      const known = tracker.known()
+      const known = tracker.known(options.after)
       let { bound, life } = options.upTo !== undefined && known.life !== undefined && options.upTo <= known.settled
         ? { bound: options.upTo, life: known.life }
         : yield* prove(options.after, options.upTo)
@@ -430,6 +433,7 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
         const answer: Window | "unproved" | "timeout" = yield* readWindow(
           isSmall ? smallRowsStatement(where.text) : anyRowsStatement(where.text, where.parameters.length + 7),
           {
+            after: options.after,
             bound,
             window: [position, upper, rowCount(most), BigInt(isSmall ? Math.floor(free / limit) : free)],
             parameters: [

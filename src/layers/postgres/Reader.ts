@@ -26,8 +26,6 @@ import * as Settled from "./Settled.ts"
 export interface State {
   /** Of the server that everything here was learned from. Behind a pooler it changes; else it is the session's. */
   life: ServerLife | undefined
-  /** The furthest checkpoint, when it was first asked for; what it has passed was settled in this life. */
-  base: bigint | undefined
   /** Oid of the sequence that gives out positions, as text. */
   sequence: string | undefined
   /** Which files events and sequence were in: in others, positions have begun anew. */
@@ -86,7 +84,6 @@ export const startOver = (state: State): void => {
 /** What is known of a life of the server at first. */
 const unknown = (life: ServerLife | undefined): State => ({
   life,
-  base: undefined,
   sequence: undefined,
   files: undefined,
   settled: Settled.make()

@@ -37,6 +37,18 @@ export interface Writer extends Holder {
   reported: boolean
 }
 
+/**
+ * Committed positions above `from` up to `to`, without a gap. A reader that has passed `from` may pass all of them,
+ * wherever the mark is: nothing can still be committed in between.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Run {
+  readonly from: bigint
+  readonly to: bigint
+}
+
 interface Proof {
   /** A position that was visible before the holders were looked at. */
   readonly head: bigint
@@ -50,8 +62,10 @@ interface Proof {
 export interface Settled {
   /** Everything at or below it is settled. */
   mark: bigint
-  /** Where the mark started is known to be a good place, not just the lowest possible. */
-  anchored: boolean
+  /** A proof has succeeded, or no gap was open: before that the mark is only the end of the first run. */
+  proved: boolean
+  /** Beyond the mark, with gaps between them, in the order of their positions. */
+  runs: ReadonlyArray<Run>
   /** In the order of their heads. */
   proofs: Array<Proof>
   readonly writers: Map<string, Writer>
@@ -61,7 +75,7 @@ export interface Settled {
  * @category constructors
  * @since 0.1.0
  */
-export const make = (): Settled => ({ mark: 0n, anchored: false, proofs: [], writers: new Map() })
+export const make = (): Settled => ({ mark: 0n, proved: false, runs: [], proofs: [], writers: new Map() })
 
 /** More heads than this are not followed at once: the next one after those will do. */
 const proofCapacity = 64
@@ -72,29 +86,46 @@ const isPrepared = (id: string): boolean => id.startsWith("-1/")
 const isEnding = (id: string): boolean => id.endsWith("/0")
 
 /**
- * Before anything was proved, the mark starts at a position that was settled before.
+ * The position up to which a reader that has passed `after` may read: the mark, or the end of the run that contains
+ * `after`. That one reader has passed `after` proves nothing to other readers: it may have been written by hand.
  *
  * @category utils
  * @since 0.1.0
  */
-export const anchor = (self: Settled, from: bigint): void => {
-  if (self.anchored) return
-  self.anchored = true
-  if (from > self.mark) self.mark = from
-}
+export const reached = (self: Settled, after: bigint): bigint =>
+  self.runs.find(({ from, to }) => from <= after && after < to)?.to ?? self.mark
 
 /**
- * Positions that follow the mark without a gap are settled as they are seen. Gives whether a gap is open below `head`,
- * the highest position that is visible.
+ * The highest position that is known to be committed.
  *
  * @category utils
  * @since 0.1.0
  */
-export const see = (self: Settled, contiguous: bigint | undefined, head: bigint): boolean => {
-  if (contiguous !== undefined) raise(self, contiguous)
+export const highest = (self: Settled): bigint => self.runs[self.runs.length - 1]?.to ?? self.mark
+
+/**
+ * Adds runs, each read by one statement. Returns whether a gap is open between the mark and `head`, the
+ * highest position that is visible.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const see = (self: Settled, runs: ReadonlyArray<Run>, head: bigint): boolean => {
+  self.runs = joined([...self.runs, ...runs.filter(({ from, to }) => from < to)])
+  raise(self, self.mark)
   if (self.mark < head) return true
-  self.anchored = true
+  self.proved = true
   return false
+}
+
+const joined = (runs: ReadonlyArray<Run>): ReadonlyArray<Run> => {
+  const apart: Array<Run> = []
+  for (const run of runs.toSorted((one, other) => one.from < other.from ? -1 : one.from > other.from ? 1 : 0)) {
+    const last = apart[apart.length - 1]
+    if (last === undefined || run.from > last.to) apart.push(run)
+    else if (run.to > last.to) apart[apart.length - 1] = { from: last.from, to: run.to }
+  }
+  return apart
 }
 
 /**
@@ -127,14 +158,14 @@ export const prove = (self: Settled, head: bigint, holders: ReadonlyArray<Holder
   }
   for (const proof of self.proofs) {
     if (proof.holders.size === 0) {
-      self.anchored = true
+      self.proved = true
       raise(self, proof.head)
     }
   }
   const last = self.proofs[self.proofs.length - 1]
   if (head > self.mark && head > (last?.head ?? 0n)) {
     if (present.size === 0) {
-      self.anchored = true
+      self.proved = true
       raise(self, head)
     } else if (self.proofs.length < proofCapacity) {
       self.proofs.push({ head, holders: present })
@@ -144,6 +175,8 @@ export const prove = (self: Settled, head: bigint, holders: ReadonlyArray<Holder
 
 const raise = (self: Settled, mark: bigint): void => {
   if (mark > self.mark) self.mark = mark
+  self.mark = self.runs.find(({ from, to }) => from <= self.mark && self.mark < to)?.to ?? self.mark
+  self.runs = self.runs.filter(({ to }) => to > self.mark)
   self.proofs = self.proofs.filter((proof) => proof.head > self.mark)
 }
 

@@ -31,6 +31,8 @@ import * as Settled from "./Settled.ts"
  */
 export interface Look {
   readonly settled: bigint
+  /** How far a reader may read that has passed a position, see `Settled.reached`. */
+  readonly reached: (after: bigint) => bigint
   /** The highest visible position. */
   readonly head: bigint
   /** The last position that the sequence gave out; absent where the role may not see it. */
@@ -44,16 +46,19 @@ export interface Look {
  */
 export interface Tracker {
   readonly settledBeyond: EventStore["Service"]["settledBeyond"]
-  /** A look that begins now; where nothing was proved on this connection yet, it waits for the proof a moment. */
-  readonly look: Effect.Effect<Look, StoreError>
+  /**
+   * A look that begins now, for a reader that has passed `after`. Where nothing was proved on this connection yet, it waits
+   * for the proof a moment, but not once the reader may read up to `upTo`.
+   */
+  readonly look: (after: bigint, upTo: bigint | undefined) => Effect.Effect<Look, StoreError>
   /**
    * The settled position. Where nothing was proved on this connection yet, it waits for as long as those writers are
    * open that were at first: without them only the history up to its first gap is certain.
    */
   readonly settled: Effect.Effect<bigint, StoreError>
   readonly openWriters: Effect.Effect<ReadonlyArray<OpenWriter>>
-  /** The last known settled position, without asking, and in which life of the server it was. */
-  readonly known: () => { readonly settled: bigint; readonly life: ServerLife | undefined }
+  /** How far a reader may read that has passed `after`, without asking, and in which life of the server that was. */
+  readonly known: (after: bigint) => { readonly settled: bigint; readonly life: ServerLife | undefined }
   /** Something was appended. */
   readonly wake: () => void
 }
@@ -64,6 +69,9 @@ const longestGapWait = 250
 
 /** Looks whose result leaves somebody waiting are at least so far apart, however many wake-ups arrive. */
 const breath = Duration.millis(2)
+
+/** Rows of the index that a look reads to see what follows without a gap, about. */
+const longestRuns = 10_000
 
 /** How long a look may wait for the first proof on a connection. */
 const firstProofNanos = 500_000_000n
@@ -82,7 +90,8 @@ interface Seen {
   readonly last: bigint | null
   readonly files: string
   readonly head: bigint | null
-  readonly contiguous: bigint | null
+  /** Where the runs end that begin at the positions that were asked about, in their order. */
+  readonly ends: ReadonlyArray<bigint>
 }
 
 interface HolderRow {
@@ -109,7 +118,6 @@ export const make = Effect.fnUntraced(function*(
   const listener = yield* Listener
   const scope = yield* Effect.scope
   const events = database.qualified("events")
-  const checkpoints = database.qualified("checkpoints")
 
   const seeStatement = `
     SELECT pg_is_in_recovery() AS recovering,
@@ -117,10 +125,13 @@ export const make = Effect.fnUntraced(function*(
       CASE WHEN has_sequence_privilege($2::oid, 'SELECT, USAGE') THEN pg_sequence_last_value($2::oid::regclass) END AS last,
       ${files(events, "$2::oid::regclass")} AS files,
       (SELECT global_position FROM ${events} ORDER BY global_position DESC LIMIT 1) AS head,
-      (SELECT max(position) FROM (
-        SELECT global_position AS position, row_number() OVER (ORDER BY global_position) AS place
-        FROM ${events} WHERE global_position > $1 ORDER BY global_position LIMIT 10000
-      ) AS next WHERE position - $1 = place) AS contiguous`
+      ARRAY(
+        SELECT coalesce((SELECT max(position) FROM (
+          SELECT global_position AS position, row_number() OVER (ORDER BY global_position) AS place
+          FROM ${events} WHERE global_position > start.position ORDER BY global_position LIMIT $3::int8
+        ) AS next WHERE position - start.position = place), start.position)
+        FROM unnest($1::int8[]) WITH ORDINALITY AS start (position, place) ORDER BY start.place
+      ) AS ends`
 
   // The sequence is what the column's default or identity uses; a serial's ownership counts where neither tells.
   const holdersStatement = `
@@ -189,11 +200,15 @@ export const make = Effect.fnUntraced(function*(
 
   const see = Effect.fnUntraced(function*(
     opened: Opened<State>,
-    mark: bigint
+    starts: ReadonlyArray<bigint>
   ): Effect.fn.Return<Seen, SqlError.SqlError | StoreError> {
     for (let attempt = 0; attempt < 2; attempt++) {
       if (opened.state.sequence === undefined) yield* seeHolders(opened)
-      const [seen] = yield* opened.sql.unsafe<Seen>(seeStatement, [mark, opened.state.sequence])
+      const [seen] = yield* opened.sql.unsafe<Seen>(seeStatement, [
+        starts,
+        opened.state.sequence,
+        BigInt(Math.ceil(longestRuns / starts.length))
+      ])
       // Another sequence has taken the place of the one that was known.
       if (seen !== undefined && seen.readable !== null) return seen
       opened.state.sequence = undefined
@@ -218,37 +233,26 @@ export const make = Effect.fnUntraced(function*(
   const looking = Semaphore.makeUnsafe(1)
   let current: State | undefined
 
-  /**
-   * The furthest checkpoint, which had only passed what was settled. It is asked of this life of the server, never taken
-   * from a runner: what that one has seen may be lost.
-   */
-  const baseOf = Effect.fnUntraced(function*({ sql, state }: Opened<State>) {
-    if (state.base !== undefined) return state.base
-    const [right] = yield* sql<{ readonly readable: boolean }>`
-      SELECT coalesce(has_table_privilege(to_regclass(${checkpoints}), 'SELECT'), false) AS readable`
-    const [row] = right?.readable === true
-      ? yield* sql.unsafe<{ readonly base: bigint | null }>(`SELECT max(position) AS base FROM ${checkpoints}`)
-      : []
-    return state.base = row?.base ?? 0n
-  })
-
-  const lookFrom = Effect.fnUntraced(function*(
-    opened: Opened<State>
-  ): Effect.fn.Return<Look & { readonly anchored: boolean }, SqlError.SqlError | StoreError> {
+  /** A look for readers that have passed `positions`, or, without any, for readers at the settled position. */
+  const lookFor = Effect.fnUntraced(function*(
+    opened: Opened<State>,
+    positions: ReadonlyArray<bigint>
+  ): Effect.fn.Return<Look & { readonly proved: boolean }, SqlError.SqlError | StoreError> {
     const settled = opened.state.settled
-    const from = settled.anchored ? 0n : yield* baseOf(opened)
-    const seen = yield* see(opened, from < settled.mark ? settled.mark : from)
+    const reached = (after: bigint) => {
+      const to = Settled.reached(settled, after)
+      return to < after ? after : to
+    }
+    // Where readers wait, only what follows their positions is read: climbing a long history from 0 helps none of them.
+    const starts = positions.length === 0 ? [settled.mark] : [...new Set(positions.map(reached))]
+    const seen = yield* see(opened, starts)
     if (seen.recovering) return yield* readOnly
     if (opened.state.files !== undefined && opened.state.files !== seen.files) {
       startOver(opened.state)
-      return yield* lookFrom(opened)
+      return yield* lookFor(opened, positions)
     }
     opened.state.files = seen.files
     const head = seen.head ?? 0n
-    // What was settled was visible. A position above all events proves nothing, now or when events have reached it: it is
-    // ahead of them, and would let others pass positions that are yet to be given out.
-    if (from > head) opened.state.base = 0n
-    else if (from > 0n) Settled.anchor(settled, from)
     const last = seen.readable !== true ? undefined : seen.last ?? (head === 0n ? 0n : yield* lastOf(opened))
     if (last !== undefined && head > last) {
       return yield* new UnsupportedDatabase({
@@ -259,15 +263,27 @@ export const make = Effect.fnUntraced(function*(
       })
     }
     // Positions that were given out are not given back but by who sets the sequence.
-    if (last !== undefined && last < settled.mark) {
+    if (last !== undefined && last < Settled.highest(settled)) {
       startOver(opened.state)
-      return yield* lookFrom(opened)
+      return yield* lookFor(opened, positions)
     }
-    const holders = Settled.see(settled, seen.contiguous ?? undefined, head) ? yield* seeHolders(opened) : []
+    const runs = starts.map((from, index) => ({ from, to: seen.ends[index] ?? from }))
+    const holders = Settled.see(settled, runs, head) ? yield* seeHolders(opened) : []
     Settled.prove(settled, head, holders)
     current = opened.state
-    yield* report(settled, Settled.track(settled, holders, yield* Clock.monotonicTimeNanos))
-    return { settled: settled.mark, head, last, anchored: settled.anchored, life: opened.state.life ?? "" }
+    const over = Settled.track(settled, holders, yield* Clock.monotonicTimeNanos)
+    const kept = (positions.length === 0 ? [settled.mark] : positions.map(reached)).filter((position) =>
+      position < head
+    )
+    yield* report(settled, over, kept)
+    return {
+      settled: settled.mark,
+      reached: (after) => Settled.reached(settled, after),
+      head,
+      last,
+      proved: settled.proved,
+      life: opened.state.life ?? ""
+    }
   })
 
   const describe = (writer: Settled.Writer): string =>
@@ -276,18 +292,21 @@ export const make = Effect.fnUntraced(function*(
       writer.application === undefined ? undefined : writer.application
     ].filter((part) => part !== undefined).join(", ") || writer.id
 
-  const report = Effect.fnUntraced(function*(settled: Settled.Settled, over: ReadonlyArray<Settled.Writer>) {
+  const report = Effect.fnUntraced(function*(
+    settled: Settled.Settled,
+    over: ReadonlyArray<Settled.Writer>,
+    /** Where readers wait. */
+    kept: ReadonlyArray<bigint>
+  ) {
     if (settled.writers.size === 0 && over.length === 0) return
     const now = yield* Clock.monotonicTimeNanos
-    for (const writer of settled.writers.values()) {
+    for (const writer of kept.length === 0 ? [] : settled.writers.values()) {
       if (writer.reported || now - writer.since < reportAfterNanos) continue
       writer.reported = true
       yield* Effect.logWarning(
-        `An open transaction (${
-          describe(writer)
-        }) has appended events and keeps readers waiting at position ${settled.mark}. ${
-          writer.pid === undefined ? "COMMIT PREPARED or ROLLBACK PREPARED it." : "Commit it or roll it back."
-        }`
+        `An open transaction (${describe(writer)}) has appended events and keeps readers waiting at position ${
+          kept.reduce((least, position) => position < least ? position : least)
+        }. ${writer.pid === undefined ? "COMMIT PREPARED or ROLLBACK PREPARED it." : "Commit it or roll it back."}`
       )
     }
     for (const writer of over) {
@@ -297,7 +316,8 @@ export const make = Effect.fnUntraced(function*(
     }
   })
 
-  const lookOnce = looking.withPermit(reader.use("follow the events", lookFrom))
+  const lookOnce = (positions: ReadonlyArray<bigint>) =>
+    looking.withPermit(reader.use("follow the events", (opened) => lookFor(opened, positions)))
 
   const waiters = new Set<Waiter>()
   const wanted = Latch.makeUnsafe(false)
@@ -321,7 +341,7 @@ export const make = Effect.fnUntraced(function*(
       }
       woken.closeUnsafe()
       const asking = [...waiters]
-      const exit = yield* Effect.exit(lookOnce)
+      const exit = yield* Effect.exit(lookOnce(asking.map(({ position }) => position)))
       if (Exit.isFailure(exit)) {
         for (const waiter of asking) {
           waiters.delete(waiter)
@@ -329,11 +349,12 @@ export const make = Effect.fnUntraced(function*(
         }
         continue
       }
-      const { head, last, settled } = exit.value
+      const { head, last, reached, settled } = exit.value
       for (const waiter of waiters) {
-        if (settled > waiter.position) {
+        const to = reached(waiter.position)
+        if (to > waiter.position) {
           waiters.delete(waiter)
-          Deferred.doneUnsafe(waiter.done, Exit.succeed(settled))
+          Deferred.doneUnsafe(waiter.done, Exit.succeed(to))
         }
       }
       // Who came while the look was under way may know of positions that it did not see.
@@ -346,11 +367,12 @@ export const make = Effect.fnUntraced(function*(
         }
       }
       if (waiters.size === 0) continue
-      if (settled > mark || head <= settled) gapWait = shortestGapWait
+      const isKept = [...waiters].some(({ position }) => position < head)
+      if (settled > mark || !isKept) gapWait = shortestGapWait
       mark = settled
       const poll = [...waiters].reduce((least, { pollMillis }) => Math.min(least, pollMillis), Infinity)
-      const wait = head > settled ? Math.min(gapWait, poll) : poll
-      if (head > settled) gapWait = Math.min(longestGapWait, gapWait * 1.5)
+      const wait = isKept ? Math.min(gapWait, poll) : poll
+      if (isKept) gapWait = Math.min(longestGapWait, gapWait * 1.5)
       yield* Effect.sleep(breath)
       yield* Effect.timeoutOption(woken.await, wait)
     }
@@ -370,7 +392,8 @@ export const make = Effect.fnUntraced(function*(
   const settledBeyond: Tracker["settledBeyond"] = (position, pollInterval) =>
     Effect.suspend(() => {
       // Reads see to it that it was proved on the connection they use.
-      if (current !== undefined && current.settled.mark > position) return Effect.succeed(current.settled.mark)
+      const known = current === undefined ? position : Settled.reached(current.settled, position)
+      if (known > position) return Effect.succeed(known)
       const waiter: Waiter = { position, pollMillis: Duration.toMillis(pollInterval), done: Deferred.makeUnsafe() }
       waiters.add(waiter)
       wanted.openUnsafe()
@@ -378,13 +401,18 @@ export const make = Effect.fnUntraced(function*(
       return Effect.ensuring(Deferred.await(waiter.done), Effect.sync(() => waiters.delete(waiter)))
     })
 
-  const lookWithin = Effect.fnUntraced(function*(patienceNanos: bigint | undefined) {
+  const lookUntil = Effect.fnUntraced(function*(
+    positions: ReadonlyArray<bigint>,
+    isEnough: (found: Look & { readonly proved: boolean }, waitedNanos: bigint) => boolean
+  ) {
     const begun = yield* Clock.monotonicTimeNanos
     let wait = shortestGapWait
+    let mark = 0n
     while (true) {
-      const found = yield* lookOnce
-      if (found.anchored) return found
-      if (patienceNanos !== undefined && (yield* Clock.monotonicTimeNanos) - begun > patienceNanos) return found
+      const found = yield* lookOnce(positions)
+      if (found.proved || isEnough(found, (yield* Clock.monotonicTimeNanos) - begun)) return found
+      if (found.settled > mark) wait = shortestGapWait
+      mark = found.settled
       yield* Effect.sleep(wait)
       wait = Math.min(longestGapWait, wait * 1.5)
     }
@@ -392,7 +420,7 @@ export const make = Effect.fnUntraced(function*(
 
   const openWriters = Effect.gen(function*() {
     // Who waits keeps the list fresh.
-    if (waiters.size === 0) yield* Effect.ignoreCause(lookOnce)
+    if (waiters.size === 0) yield* Effect.ignoreCause(lookOnce([]))
     const now = yield* Clock.monotonicTimeNanos
     return [...current?.settled.writers.values() ?? []].map((writer): OpenWriter => ({
       pid: writer.pid,
@@ -403,10 +431,17 @@ export const make = Effect.fnUntraced(function*(
 
   return {
     settledBeyond,
-    look: lookWithin(firstProofNanos),
-    settled: Effect.map(lookWithin(undefined), ({ settled }) => settled),
+    look: (after, upTo) =>
+      lookUntil(
+        [after],
+        ({ reached }, waited) => waited > firstProofNanos || upTo !== undefined && reached(after) >= upTo
+      ),
+    settled: Effect.map(lookUntil([], () => false), ({ settled }) => settled),
     openWriters,
-    known: () => ({ settled: current?.settled.mark ?? 0n, life: current?.life }),
+    known: (after) => ({
+      settled: current === undefined ? 0n : Settled.reached(current.settled, after),
+      life: current?.life
+    }),
     wake
   }
 })

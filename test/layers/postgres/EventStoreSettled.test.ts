@@ -242,6 +242,50 @@ const onEach = (name: string, serverUrl: Effect.Effect<string | undefined>) => {
     )
 
     live(
+      "a checkpoint proves nothing to other readers: it may have been written by hand",
+      Effect.gen(function*() {
+        const { url } = yield* TestDatabase
+        const sql = yield* PgClient.PgClient
+        const store = yield* EventStore
+        const writer = yield* PlainWriters.make(url)
+        const read = (after: bigint, upTo?: bigint) =>
+          Effect.map(store.read({ after, upTo }), ({ events }) => events.map(({ globalPosition }) => globalPosition))
+        yield* store.append([event("a")])
+        yield* writer.sql`BEGIN`
+        yield* writer.insert(1)
+        yield* store.append([event("b")])
+        // One projection alone, then beside one that is retired and one that is beyond the last event.
+        for (const rows of [[["raised", 3n]], [["retired", 0n], ["ahead", 900n]]] as const) {
+          for (const [projection, position] of rows) {
+            yield* sql`INSERT INTO orchestrator_checkpoints
+              (projection_name, range_start, range_end, position, replica_set, filter)
+              VALUES (${projection}, 0, 4294967296, ${position}::bigint, 'set', '{}')`
+          }
+          yield* sql`SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+            WHERE datname = current_database() AND application_name = 'pupsourcing-orchestrator reader'`
+          assert.deepStrictEqual(yield* read(0n, 3n), [1n])
+        }
+        // The raised range skips what it was told to, and follows what comes next.
+        yield* store.append([event("c")])
+        assert.strictEqual(yield* store.settledBeyond(3n, Duration.seconds(10)), 4n)
+        assert.deepStrictEqual(yield* read(3n, 4n), [4n])
+        // A gap above its position holds it back as it does all others.
+        const other = yield* PlainWriters.make(url)
+        yield* other.sql`BEGIN`
+        yield* other.insert(1)
+        yield* store.append([event("d")])
+        assert.deepStrictEqual(yield* read(4n), [])
+        const waiting = yield* Effect.forkChild(store.settledBeyond(4n, Duration.seconds(10)))
+        yield* writer.sql`COMMIT`
+        assert.deepStrictEqual(yield* read(0n, 4n), [1n, 2n, 3n, 4n])
+        assert.isUndefined(waiting.pollUnsafe())
+        yield* other.sql`COMMIT`
+        assert.strictEqual(yield* Fiber.join(waiting), 6n)
+        assert.deepStrictEqual(yield* read(0n), [1n, 2n, 3n, 4n, 5n, 6n])
+      }).pipe(Effect.scoped)
+    )
+
+    live(
       "a long past is settled at once, gaps and all",
       Effect.gen(function*() {
         const sql = yield* PgClient.PgClient

@@ -41,7 +41,7 @@ describe("settled position", () => {
   it("a transaction that seemed to end and then turned up prepared still holds readers back", () => {
     const settled = Settled.make()
     const holder = (id: string, pid?: number): Settled.Holder => ({ id, pid, application: undefined })
-    Settled.see(settled, undefined, 5n)
+    Settled.see(settled, [], 5n)
     for (const seen of [holder("3/5", 1), holder("3/0", 1), holder("3/5")]) Settled.prove(settled, 5n, [seen])
     assert.strictEqual(settled.mark, 0n)
     Settled.prove(settled, 5n, [])

@@ -134,9 +134,10 @@ it.live("what a reader says it has seen moves nobody else past a writer that is 
     yield* Fiber.interrupt(claims)
   }).pipe(Effect.provide(layer)))
 
-it.live("the furthest checkpoint is where a new session goes on from", () =>
+it.live("a range continues on a new session while a writer stays open, and moves no other reader", () =>
   Effect.gen(function*() {
     const sql = yield* PgClient.PgClient
+    const store = yield* EventStore
     const checkpoints = yield* CheckpointStore
     const row = yield* CoordinationStores.held("users")
     yield* append("a")
@@ -144,18 +145,23 @@ it.live("the furthest checkpoint is where a new session goes on from", () =>
     yield* append("a")
     const { life, position } = yield* readAll(1n)
     yield* checkpoints.advance(row, { from: 0n, to: position, life })
-    // A writer is open all the time from here on: a session that goes by its own proofs only would wait for it.
+    const next = yield* append("a")
+    // Open from here on: the new session proves nothing before its end.
     const open = yield* Deferred.make<void>()
     const done = yield* Deferred.make<void>()
     const writer = yield* Effect.forkChild(sql.withTransaction(
       Effect.andThen(append("c"), Effect.andThen(Deferred.succeed(open, undefined), Deferred.await(done)))
     ))
     yield* Deferred.await(open)
+    yield* append("d")
     yield* loseReader
-    const page = yield* (yield* EventStore).read({ after: 0n, upTo: position })
+    assert.strictEqual(yield* store.settledBeyond(position, poll), next)
+    assert.strictEqual((yield* store.read({ after: position, upTo: next })).position, next)
+    assert.strictEqual((yield* store.read({ after: 0n, upTo: next })).position, 1n)
     yield* Deferred.succeed(done, undefined)
     yield* Fiber.join(writer)
-    assert.strictEqual(page.position, position)
+    const upTo = yield* store.settledPosition
+    assert.strictEqual((yield* store.read({ after: 0n, upTo })).events.length, 5)
   }).pipe(Effect.provide(layer)))
 
 it.live("a page is of one life, however many statements it took", () => {

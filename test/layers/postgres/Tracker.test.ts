@@ -7,6 +7,7 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Logger from "effect/Logger"
 import * as Queue from "effect/Queue"
+import * as Schema from "effect/Schema"
 import type * as SqlClient from "effect/sql/SqlClient"
 import { TestClock } from "effect/testing"
 import { describe } from "vitest"
@@ -18,7 +19,8 @@ import * as Tracker from "../../../src/layers/postgres/Tracker.ts"
 
 interface World {
   head: bigint
-  contiguous: bigint | null
+  /** Up to where positions follow one another from 0. */
+  contiguous: bigint
   holders: ReadonlyArray<Settled.Holder>
   statements: number
   messages: Queue.Queue<string>
@@ -28,27 +30,29 @@ interface World {
 /** A database that says what the world's fields say, and counts what it is asked. */
 const world = Effect.gen(function*() {
   const messages = yield* Queue.sliding<string>(16)
-  const state: State = { life: "1@1", base: 0n, sequence: "1", files: undefined, settled: Settled.make() }
-  const answer = (text: string) => {
+  const state: State = { life: "1@1", sequence: "1", files: undefined, settled: Settled.make() }
+  const answer = (text: string, starts: ReadonlyArray<bigint>) => {
     self.statements++
     const common = { recovering: false, sequences: 1, sequence: "1", name: "s", cache: 1n, increment: 1n, cycle: false }
-    if (text.includes("contiguous")) {
+    if (text.includes("AS ends")) {
       return [{
         recovering: false,
         readable: true,
         files: "1/2",
         last: self.head + 10n,
         head: self.head,
-        contiguous: self.contiguous
+        ends: starts.map((start) => start < self.contiguous ? self.contiguous : start)
       }]
     }
     return self.holders.length === 0
       ? [{ ...common, holder: null, pid: null, application: null }]
       : self.holders.map(({ application, id, pid }) => ({ ...common, holder: id, pid: pid ?? null, application }))
   }
-  const sql = { unsafe: (text: string) => Effect.sync(() => answer(text)) } as unknown as SqlClient.SqlClient
+  const sql = {
+    unsafe: (text: string, [starts]: [ReadonlyArray<bigint>]) => Effect.sync(() => answer(text, starts))
+  } as unknown as SqlClient.SqlClient
   const reader: Reader = { use: (_, f) => f({ sql, state, openedAt: 0n }) as never }
-  const self: World = { head: 0n, contiguous: null, holders: [], statements: 0, messages, tracker: undefined as never }
+  const self: World = { head: 0n, contiguous: 0n, holders: [], statements: 0, messages, tracker: undefined as never }
   self.tracker = yield* Tracker.make(reader).pipe(
     Effect.provideService(
       Database,
@@ -185,18 +189,75 @@ describe("Tracker", () => {
 
 describe("Settled", () => {
   const see = (self: Settled.Settled, contiguous: bigint | undefined, head: bigint, ...ids: ReadonlyArray<string>) => {
-    const open = Settled.see(self, contiguous, head)
+    const open = Settled.see(self, contiguous === undefined ? [] : [{ from: self.mark, to: contiguous }], head)
     Settled.prove(self, head, open ? ids.map((id) => holder(id)) : [])
     return self.mark
   }
 
-  it("starts from the first position that is given, and from no later one", () => {
+  it("lets only a reader inside a run follow it", () => {
     const self = Settled.make()
-    for (const from of [100n, 200n, 50n]) {
-      Settled.anchor(self, from)
-      assert.strictEqual(self.mark, 100n)
-    }
+    Settled.see(self, [{ from: 0n, to: 3n }, { from: 5n, to: 8n }, { from: 8n, to: 8n }, { from: 20n, to: 30n }], 40n)
+    const reached = (afters: ReadonlyArray<bigint>) => afters.map((after) => Settled.reached(self, after))
+    assert.deepStrictEqual(reached([0n, 2n, 3n, 4n, 5n, 7n, 8n]), [3n, 3n, 3n, 3n, 8n, 8n, 3n])
+    assert.strictEqual(Settled.highest(self), 30n)
+    Settled.see(self, [{ from: 8n, to: 12n }], 40n)
+    assert.deepStrictEqual(reached([5n, 12n]), [12n, 3n])
+    // The gap before it is closed: the run is part of what is settled for all.
+    Settled.see(self, [{ from: 3n, to: 5n }], 40n)
+    assert.strictEqual(self.mark, 12n)
+    Settled.prove(self, 25n, [])
+    assert.strictEqual(self.mark, 30n)
+    assert.deepStrictEqual(self.runs, [])
   })
+
+  it.prop(
+    "lets no reader pass a position that is committed later, wherever it reads from",
+    { steps: Schema.Array(Schema.Int.pipe(Schema.check(Schema.isBetween({ minimum: 0, maximum: 999_999 })))) },
+    ({ steps }) => {
+      const self = Settled.make()
+      const open = new Map<string, ReadonlyArray<number>>()
+      const committed = new Set<number>()
+      /** Positions that a reader may have passed while they were not committed. */
+      const passed = new Set<number>()
+      let last = 0
+      const draw = (id: string) => open.set(id, [...open.get(id) ?? [], ++last])
+      const runFrom = (from: number) => {
+        let to = from
+        while (committed.has(to + 1)) to++
+        return { from: BigInt(from), to: BigInt(to) }
+      }
+      let look: { readonly runs: ReadonlyArray<Settled.Run>; readonly head: bigint } | undefined
+      for (const [index, step] of steps.entries()) {
+        const ids = [...open.keys()]
+        const id = ids[step % Math.max(1, ids.length)]
+        const way = (step >> 4) % 8
+        if (way < 2 || (id === undefined && way < 5)) draw(`1/${index + 1}`)
+        else if (way === 2) draw(id!)
+        else if (way < 5) {
+          for (const position of way === 3 ? open.get(id!)! : []) {
+            committed.add(position)
+            assert.isFalse(passed.has(position), `position ${position} was passed before it was committed`)
+          }
+          open.delete(id!)
+        } else if (look === undefined) {
+          // What one statement sees, and the holders that a later one sees.
+          const starts = [Number(self.mark), step % (last + 2), (step >> 8) % (last + 2)]
+          look = { runs: starts.map(runFrom), head: BigInt(Math.max(0, ...committed)) }
+        } else {
+          Settled.see(self, look.runs, look.head)
+          Settled.prove(self, look.head, [...open.keys()].map((id) => holder(id)))
+          look = undefined
+          for (let after = 0; after <= last; after++) {
+            const to = Number(Settled.reached(self, BigInt(after)))
+            for (let position = after + 1; position <= to; position++) {
+              if (!committed.has(position)) passed.add(position)
+            }
+          }
+        }
+      }
+    },
+    { arbitrary: { runs: 500, size: 120, seed: "settled" } }
+  )
 
   it("goes along what follows without a gap, whoever writes", () => {
     const self = Settled.make()
