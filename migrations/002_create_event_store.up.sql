@@ -64,7 +64,7 @@ BEGIN
     JOIN pg_class r ON r.oid = to_regclass(c.tab)
     LEFT JOIN pg_attribute a ON a.attrelid = r.oid AND a.attname = c.col AND a.attnum > 0 AND NOT a.attisdropped
     WHERE a.attnum IS NULL
-      OR NOT format_type(a.atttypid, NULL) = ANY (c.types)
+      OR NOT replace(format_type(a.atttypid, NULL), '"', '') = ANY (c.types)
       OR c.required AND NOT a.attnotnull
       OR c.defaulted AND NOT (a.atthasdef OR a.attidentity <> '')
     UNION ALL

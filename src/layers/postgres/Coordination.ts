@@ -94,9 +94,9 @@ export class Coordination extends Context.Service<Coordination, {
   readonly members: Set<bigint>
 }>()("pupsourcing-orchestrator/layers/postgres/Coordination") {}
 
-/** How long a decision waits for another one's end, how long one statement may take, and how long it may stand idle. */
+/** How long a statement waits for a lock, another decision's included, how long it may take, and how long a decision may stand idle. */
 const lockTimeoutMillis = 1000
-const statementTimeoutMillis = 2000
+const statementTimeoutMillis = 3000
 const idleTimeoutMillis = 2000
 
 /** More than a decision can take while the database answers. */
@@ -127,6 +127,11 @@ export const make: Effect.Effect<
   const session = yield* database.openSession<Observations>({
     name: "pupsourcing-orchestrator coordination",
     deadline,
+    settings: {
+      lock_timeout: String(lockTimeoutMillis),
+      statement_timeout: String(statementTimeoutMillis),
+      idle_in_transaction_session_timeout: String(idleTimeoutMillis)
+    },
     state: () => ({ ownSince: undefined, presences: new Map() })
   })
   const turn = Semaphore.makeUnsafe(1)
@@ -141,15 +146,9 @@ export const make: Effect.Effect<
   ): Effect.Effect<A, Exclude<E, SqlError.SqlError> | StoreError, R> =>
     use(operation, (opened) => {
       const { sql } = opened
-      // The settings come first, so that waiting for the lock is subject to them: the outer query needs their row.
       const lock = sql`
-        WITH settings AS MATERIALIZED (
-          SELECT set_config('lock_timeout', ${String(lockTimeoutMillis)}, true),
-            set_config('statement_timeout', ${String(statementTimeoutMillis)}, true),
-            set_config('idle_in_transaction_session_timeout', ${String(idleTimeoutMillis)}, true)
-        )
         SELECT pg_advisory_xact_lock(${database.qualified("generations")}::text::regclass::oid::int4,
-          hashtext(${replicaSet}::text)) FROM settings`
+          hashtext(${replicaSet}::text))`
       return Effect.andThen(lock, f(opened)).pipe(
         sql.withTransaction,
         // Each statement must see what was committed while the lock was waited for.

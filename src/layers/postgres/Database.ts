@@ -6,7 +6,6 @@
 import type * as PgClient from "@effect/sql-pg/PgClient"
 import type * as PgConnection from "@effect/sql-pg/PgConnection"
 import * as Context from "effect/Context"
-import type * as Duration from "effect/Duration"
 import type * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import type * as SqlClient from "effect/sql/SqlClient"
@@ -16,7 +15,7 @@ import type { StoreError } from "../../schema/Errors.ts"
 import type { TableKey, TableNames } from "../../schema/TableNames.ts"
 import type { ServerLife } from "../../services/EventStore.ts"
 import type { Server } from "./DatabaseErrors.ts"
-import type { Session } from "./Session.ts"
+import type { Options, Session } from "./Session.ts"
 
 /**
  * @category services
@@ -39,15 +38,11 @@ export class Database extends Context.Service<Database, {
   /** Whether LISTEN is used, and presence; without them only speed is lost. */
   readonly listen: boolean
   readonly presence: boolean
-  /** Connects as the application's client does, under a name of the library's own. */
+  /** Connects as the application's client does, under a name and with settings of the library's own. */
   readonly openConnection: (
     name: string
   ) => Effect.Effect<PgConnection.PgConnection, SqlError.SqlError, Scope.Scope>
-  readonly openSession: <S>(options: {
-    readonly name: string
-    readonly deadline: Duration.Duration
-    readonly state: () => S
-  }) => Effect.Effect<Session<S>, never, Scope.Scope>
+  readonly openSession: <S>(options: Options<S>) => Effect.Effect<Session<S>, never, Scope.Scope>
   /**
    * Tells of a life of the server in which nothing can be written. A session that is still in it leads elsewhere than the
    * application's client, and has to be opened anew.

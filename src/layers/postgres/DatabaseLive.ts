@@ -46,6 +46,9 @@ const oldestServer = 140000
 /** How long the probe for a pooler may take. */
 const poolerDeadline = Duration.seconds(3)
 
+/** How long a new connection may take to make its settings. */
+const settingsDeadline = Duration.seconds(5)
+
 const noAnswer = new SqlError.SqlError({
   reason: new SqlError.StatementTimeoutError({
     cause: new Error("a second connection was not answered"),
@@ -172,8 +175,16 @@ export const make = Effect.fnUntraced(function*(
     pooled,
     listen: !pooled && (options.listen ?? true),
     presence: !pooled && (options.presence ?? true),
-    openConnection: (name) => PgConnection.make(Session.configOf(pg.config, name)),
-    openSession: (session) => Session.make({ ...session, config: pg.config, server }),
+    openConnection: (name) =>
+      Effect.tap(
+        PgConnection.make(Session.configOf(pg.config, name)),
+        (connection) =>
+          Effect.timeoutOrElse(connection.query(`SELECT ${Session.set()}`, [], false), {
+            duration: settingsDeadline,
+            orElse: () => Effect.fail(noAnswer)
+          })
+      ),
+    openSession: (session) => Session.make({ ...session, config: pg.config, server, pooled }),
     refuse: (life) => {
       refused = life
     },

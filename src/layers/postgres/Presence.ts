@@ -153,15 +153,7 @@ export const make: Effect.Effect<
     })
   })
 
-  const connect = database.openConnection("pupsourcing-orchestrator presence").pipe(
-    // A timeout that the application chose for its own statements must not end the wait.
-    Effect.tap((connection) =>
-      connection.query(
-        `SELECT set_config(name, '0', false) FROM pg_settings
-         WHERE name IN ('statement_timeout', 'idle_session_timeout', 'transaction_timeout')`
-      )
-    )
-  )
+  const connect = database.openConnection("pupsourcing-orchestrator presence")
 
   // The exception is caught in the database because an error every few seconds would fill its log. Quoted by hand, because
   // a table's name may contain what would end a dollar quote.

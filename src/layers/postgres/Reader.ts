@@ -8,7 +8,6 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
-import * as SqlClient from "effect/sql/SqlClient"
 import * as SqlError from "effect/sql/SqlError"
 import type { StoreError } from "../../schema/Errors.ts"
 import type { ServerLife } from "../../services/EventStore.ts"
@@ -53,13 +52,18 @@ const deadline = Duration.seconds(15)
  * Every statement walks an index in the order of positions, whatever the table's statistics say; sorting or scanning a
  * table of events would always be wrong here. One plan per statement serves all parameters.
  */
-const set = (opened: Opened<State>, pooled: boolean) =>
-  opened.sql<{ readonly life: ServerLife }>`
-    SELECT set_config('statement_timeout', ${String(Duration.toMillis(statementTimeout))}, ${pooled}),
-      set_config('enable_seqscan', 'off', ${pooled}), set_config('enable_bitmapscan', 'off', ${pooled}),
-      set_config('enable_sort', 'off', ${pooled}), set_config('jit', 'off', ${pooled}),
-      set_config('plan_cache_mode', 'force_generic_plan', ${pooled}),
-      ${opened.sql.literal(Life.select(pooled))} AS life`
+const settings = {
+  statement_timeout: String(Duration.toMillis(statementTimeout)),
+  // Behind a pooler a read is a transaction.
+  idle_in_transaction_session_timeout: String(Duration.toMillis(deadline)),
+  enable_indexscan: "on",
+  enable_indexonlyscan: "on",
+  enable_seqscan: "off",
+  enable_bitmapscan: "off",
+  enable_sort: "off",
+  max_parallel_workers_per_gather: "0",
+  plan_cache_mode: "force_generic_plan"
+}
 
 /**
  * SQL: see `State.files`. TRUNCATE gives the table a new one, RESTART the sequence, and whatever else rewrites them, after
@@ -89,34 +93,6 @@ const unknown = (life: ServerLife | undefined): State => ({
   settled: Settled.make()
 })
 
-const inSession = <A, E>(opened: Opened<State>, self: Effect.Effect<A, E>): Effect.Effect<A, E | SqlError.SqlError> =>
-  opened.state.life !== undefined ? self : Effect.andThen(
-    Effect.map(set(opened, false), ([row]) => {
-      opened.state.life = row?.life
-    }),
-    self
-  )
-
-/**
- * Behind a pooler the session is somebody else's after the transaction, and the next one may be another server's: what
- * was proved on this one is no proof there.
- */
-const inTransaction = <A, E>(
-  opened: Opened<State>,
-  self: Effect.Effect<A, E>
-): Effect.Effect<A, E | SqlError.SqlError> =>
-  Effect.map(set(opened, true), ([row]) => {
-    const { state } = opened
-    if (state.life === row?.life) return
-    state.life = row?.life
-    startOver(state)
-  }).pipe(
-    Effect.andThen(self),
-    opened.sql.withTransaction,
-    // Each statement has to see what was committed before it began.
-    Effect.provideService(SqlClient.BeginTransaction, "BEGIN ISOLATION LEVEL READ COMMITTED")
-  )
-
 /**
  * @category constructors
  * @since 0.1.0
@@ -126,7 +102,16 @@ export const make: Effect.Effect<Reader, never, Database | Scope.Scope> = Effect
   const session = yield* database.openSession<State>({
     name: "pupsourcing-orchestrator reader",
     deadline,
-    state: () => unknown(undefined)
+    settings,
+    state: () => unknown(undefined),
+    mark: {
+      sql: Life.select(database.pooled),
+      read: (state, life) => {
+        // Behind a pooler the next transaction may be another server's: what was proved on this one is no proof there.
+        if (database.pooled && state.life !== life) Object.assign(state, unknown(life))
+        else state.life ??= life
+      }
+    }
   })
   // Waiting for one another is not waiting for the server: the deadline begins when a statement does.
   const lane = Semaphore.makeUnsafe(1)
@@ -135,14 +120,11 @@ export const make: Effect.Effect<Reader, never, Database | Scope.Scope> = Effect
     f: (opened: Opened<State>) => Effect.Effect<A, E | SqlError.SqlError>
   ) =>
     lane.withPermit(
-      session.use(operation, (opened) =>
-        (database.pooled ? inTransaction : inSession)(
-          opened,
-          Effect.suspend((): Effect.Effect<A, E | SqlError.SqlError> =>
-            opened.state.life !== undefined && database.takeRefusal(opened.state.life)
-              ? Effect.fail(elsewhere)
-              : f(opened)
-          )
+      session.use(operation, (opened): Effect.Effect<A, E | SqlError.SqlError> =>
+        Effect.suspend(() =>
+          opened.state.life !== undefined && database.takeRefusal(opened.state.life)
+            ? Effect.fail(elsewhere)
+            : f(opened)
         ))
     ).pipe(
       Effect.retry({ times: 1, while: isLoss })

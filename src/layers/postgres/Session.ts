@@ -19,7 +19,7 @@ import * as Option from "effect/Option"
 import * as Reactivity from "effect/reactivity/Reactivity"
 import * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
-import type * as SqlClient from "effect/sql/SqlClient"
+import * as SqlClient from "effect/sql/SqlClient"
 import type * as SqlError from "effect/sql/SqlError"
 import { DatabaseUnavailable, type StoreError } from "../../schema/Errors.ts"
 import { endOf } from "../../services/Bounded.ts"
@@ -70,20 +70,98 @@ export const configOf = (config: PgClient.PgClientConfig, name: string): PgClien
 })
 
 /**
+ * What every session of the library sets for itself, so that no default of the role, the database or the client reaches
+ * its statements.
+ *
+ * **Details**
+ *
+ * Values travel in binary, or as text that no setting changes, so formats of dates and numbers do not matter. Left alone
+ * on purpose are the role, whose rights the tables were granted to, `default_transaction_read_only`, by which an
+ * administrator keeps every session from writing, and `synchronous_commit`: a commit that a crash takes back takes back
+ * everything after it too, so what is left is a state that was there before.
+ */
+const common: Readonly<Record<string, string>> = {
+  default_transaction_isolation: "read committed",
+  statement_timeout: "0",
+  lock_timeout: "0",
+  idle_session_timeout: "0",
+  idle_in_transaction_session_timeout: "0",
+  transaction_timeout: "0",
+  standard_conforming_strings: "on",
+  quote_all_identifiers: "off",
+  jit: "off"
+}
+
+/**
+ * SQL: an expression that makes the settings of a session of the library, for the present transaction if they are
+ * `local`. A setting that the server does not have is left out.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const set = (settings: Readonly<Record<string, string>> = {}, local = false): string =>
+  `(SELECT count(set_config(s.name, s.value, ${local})) FROM (VALUES ${
+    Object.entries({ ...common, ...settings }).map(([name, value]) => `('${name}', '${value}')`).join(", ")
+  }) AS s (name, value) WHERE current_setting(s.name, true) IS NOT NULL)`
+
+/**
+ * How a session is opened and what it begins with.
+ *
+ * @category options
+ * @since 0.1.0
+ */
+export interface Options<S> {
+  /** Shown as `application_name`. */
+  readonly name: string
+  readonly deadline: Duration.Duration
+  /** What it sets beside or instead of what every session sets. */
+  readonly settings?: Readonly<Record<string, string>>
+  readonly state: () => S
+  /** A text that is read together with making the settings, by this SQL, and what becomes of it. */
+  readonly mark?: { readonly sql: string; readonly read: (state: S, mark: string) => void }
+}
+
+/**
  * Opens a session in the present scope. Nothing connects before the first use.
+ *
+ * Behind a pooler in transaction mode the server's session is lent for a transaction only, so there every use is one
+ * transaction, which makes the settings for itself.
  *
  * @category constructors
  * @since 0.1.0
  */
-export const make = Effect.fnUntraced(function*<S>(options: {
-  readonly config: PgClient.PgPoolConfig
-  readonly server: Server
-  /** Shown as `application_name`. */
-  readonly name: string
-  readonly deadline: Duration.Duration
-  readonly state: () => S
-}): Effect.fn.Return<Session<S>, never, Scope.Scope> {
+export const make = Effect.fnUntraced(function*<S>(
+  options: Options<S> & {
+    readonly config: PgClient.PgPoolConfig
+    readonly server: Server
+    readonly pooled: boolean
+  }
+): Effect.fn.Return<Session<S>, never, Scope.Scope> {
   const owner = yield* Effect.scope
+  const entering = `SELECT ${set(options.settings, options.pooled)}::text AS settings, ${
+    options.mark?.sql ?? "''"
+  } AS mark`
+  const ready = new WeakSet<Opened<S>>()
+
+  const enter = (opened: Opened<S>) =>
+    Effect.map(opened.sql.unsafe<{ readonly mark: string }>(entering), ([row]) => {
+      options.mark?.read(opened.state, row!.mark)
+      ready.add(opened)
+    })
+
+  const entered = <A, E, R>(
+    opened: Opened<S>,
+    self: Effect.Effect<A, E, R>
+  ): Effect.Effect<A, E | SqlError.SqlError, R> =>
+    options.pooled
+      ? Effect.andThen(enter(opened), self).pipe(
+        opened.sql.withTransaction,
+        // Each statement has to see what was committed before it began.
+        Effect.provideService(SqlClient.BeginTransaction, "BEGIN ISOLATION LEVEL READ COMMITTED")
+      )
+      : ready.has(opened)
+      ? self
+      : Effect.andThen(enter(opened), self)
   const opening = Semaphore.makeUnsafe(1)
   let current: (Opened<S> & { readonly scope: Scope.Closeable }) | undefined
 
@@ -139,7 +217,7 @@ export const make = Effect.fnUntraced(function*<S>(options: {
         // The work runs in a fiber that nobody interrupts; who waits for it may give up, the deadline stays.
         return Effect.flatMap(
           Effect.forkDetach(
-            Effect.onError(withoutTransaction(opened, f(opened)), dropWhenLost),
+            Effect.onError(withoutTransaction(opened, entered(opened, f(opened))), dropWhenLost),
             { startImmediately: true }
           ),
           (fiber) => {

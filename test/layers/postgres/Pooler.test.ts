@@ -2,6 +2,7 @@
 import * as PgClient from "@effect/sql-pg/PgClient"
 import { assert, describe, it } from "@effect/vitest"
 import * as Clock from "effect/Clock"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
@@ -138,6 +139,39 @@ describe.skipIf(PgBouncer.missing !== undefined && !inCI)("behind a pooler", () 
         )
       )
       assert.isFalse(lines.some((line) => line.includes("pooler")))
+    }).pipe(Effect.scoped)
+  )
+
+  live(
+    "in transaction mode every use of the library's sessions makes its settings, for its transaction only",
+    Effect.gen(function*() {
+      const sql = yield* SqlClient.SqlClient
+      const { name } = yield* TestDatabase.TestDatabase
+      const defaults = ["serializable", "4321ms"]
+      yield* sql.unsafe(`ALTER DATABASE "${name}" SET default_transaction_isolation = 'serializable'`)
+      yield* sql.unsafe(`ALTER DATABASE "${name}" SET lock_timeout = '4321ms'`)
+      const through = yield* PgBouncer.make(yield* url, { mode: "transaction", size: 1 })
+      const settings = `SELECT current_setting('transaction_isolation') AS i, current_setting('lock_timeout') AS l`
+      yield* Effect.gen(function*() {
+        const database = yield* Database
+        const session = yield* database.openSession({
+          name: "s",
+          deadline: Duration.seconds(10),
+          settings: { lock_timeout: "1234ms" },
+          state: () => undefined
+        })
+        for (let turn = 0; turn < 2; turn++) {
+          const own = yield* session.use("look", ({ sql }) => sql.unsafe(settings).values)
+          assert.deepStrictEqual(own, [["read committed", "1234ms"]])
+          // The one session of the server, as the application finds it.
+          assert.deepStrictEqual(yield* database.sql.unsafe(settings).values, [defaults])
+        }
+      }).pipe(
+        Effect.scoped,
+        Effect.provide(
+          EventStores.stores().pipe(Layer.provide(PgClient.layer({ url: Redacted.make(through), prepare: false })))
+        )
+      )
     }).pipe(Effect.scoped)
   )
 

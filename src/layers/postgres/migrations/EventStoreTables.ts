@@ -90,7 +90,7 @@ const described = (column: Column): string =>
 
 /**
  * One row for each `Difference`; none for tables that do not exist. The same text compares in the migration, in code
- * and when the stores open.
+ * and when the stores open. Names of types are compared without the quotes that `quote_all_identifiers` adds.
  *
  * @category queries
  * @since 0.1.0
@@ -130,7 +130,7 @@ FROM (VALUES
 JOIN pg_class r ON r.oid = to_regclass(c.tab)
 LEFT JOIN pg_attribute a ON a.attrelid = r.oid AND a.attname = c.col AND a.attnum > 0 AND NOT a.attisdropped
 WHERE a.attnum IS NULL
-  OR NOT format_type(a.atttypid, NULL) = ANY (c.types)
+  OR NOT replace(format_type(a.atttypid, NULL), '"', '') = ANY (c.types)
   OR c.required AND NOT a.attnotnull
   OR c.defaulted AND NOT (a.atthasdef OR a.attidentity <> '')
 UNION ALL
