@@ -4,6 +4,7 @@
  * @since 0.1.0
  */
 import type * as HashRange from "./HashRange.ts"
+import { cut } from "./Text.ts"
 
 /**
  * Under which registration and which decision a range was taken. Every write of progress names it, and finds no row
@@ -34,6 +35,16 @@ export interface Halt {
   readonly eventId: string
   readonly hash: number
 }
+
+/**
+ * The text of a halt's error as it is recorded.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const haltError = (error: string): string => cut(error, maximumErrorLength)
+
+const maximumErrorLength = 2000
 
 /**
  * A row of progress. The rows of one projection tile the hash space.

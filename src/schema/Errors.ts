@@ -95,6 +95,8 @@ export class StoreFailure extends Schema.TaggedError<StoreFailure>(id("StoreFail
       ? " Connect to the primary."
       : this.code === "40001" || this.code === "40P01"
       ? " It lost against another transaction: run the whole of its own again."
+      : this.code === "22P05" || this.code === "22021"
+      ? " Use characters that the database's encoding has, or a database with ENCODING 'UTF8'."
       : this.code?.startsWith("53")
       ? " Look at the server's disk, memory and connections."
       : ""

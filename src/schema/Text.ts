@@ -42,3 +42,12 @@ export const cut = (text: string, longest: number): string => {
   // Not in the middle of a surrogate pair.
   return `${wellFormed(/[\uD800-\uDBFF]$/.test(start) ? start.slice(0, -1) : start)}...`
 }
+
+/**
+ * The text in ASCII, which every database encoding has; other characters become their code points, such as `\u{e9}`.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const ascii = (text: string): string =>
+  wellFormed(text).replace(/[^ -~\t\r\n]/gu, (character) => `\\u{${character.codePointAt(0)?.toString(16)}}`)

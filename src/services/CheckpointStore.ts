@@ -86,7 +86,10 @@ export class CheckpointStore extends Context.Service<CheckpointStore, {
     options: { readonly from: bigint; readonly to: bigint; readonly life?: ServerLife | undefined }
   ) => Effect.Effect<void, Fenced | StoreError | TransientFailure>
 
-  /** Records that the range stands still, and why. `life` as for a batch. */
+  /**
+   * Records that the range is halted, and why. `life` as for a batch. The error's text may be shortened, but never keeps
+   * the halt from being recorded.
+   */
   readonly halt: (
     held: Held,
     halt: {
@@ -101,6 +104,9 @@ export class CheckpointStore extends Context.Service<CheckpointStore, {
 
   /** All rows of a projection, in range order; none when it has never run. */
   readonly rows: (projection: string) => Effect.Effect<ReadonlyArray<Checkpoint>, StoreError>
+
+  /** Those of the texts that the database cannot store, for example because its encoding lacks a character. */
+  readonly unstorable: (texts: ReadonlyArray<string>) => Effect.Effect<ReadonlyArray<string>, StoreError>
 
   /**
    * Fails when handlers that run in `context` would write through another client than the store's, so that read model

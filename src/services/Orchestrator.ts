@@ -228,16 +228,44 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
     return startFrom
   })
 
-  const carry = Effect.forEach(
-    options.projections,
-    (projection) =>
-      Effect.map(startPosition(projection), (startPosition): Decision.Carried => ({
-        name: projection.name,
-        filter: Projection.filterText(projection),
-        startPosition,
-        acceptFilterChange: projection.acceptFilterChange
-      }))
-  )
+  /** Names identify progress, and filters select events: unlike texts for people they cannot be reduced. */
+  const checkNames = Effect.fnUntraced(function*(workerId: string) {
+    const named = [
+      { setting: "replicaSet", text: replicaSet },
+      { setting: "workerId", text: workerId },
+      ...options.projections.flatMap(({ filter, name }) =>
+        [name, ...Object.values(filter).flatMap((values: ReadonlyArray<string> | undefined) => values ?? [])]
+          .map((text) => ({ setting: "projections", text }))
+      )
+    ]
+    // The registration that follows reports, or waits for, a database that cannot be used.
+    const unstorable = yield* Effect.orElseSucceed(
+      checkpoints.unstorable(named.map(({ text }) => text)),
+      (): ReadonlyArray<string> => []
+    )
+    const first = named.find(({ text }) => unstorable.includes(text))
+    if (first === undefined) return
+    return yield* new InvalidSettings({
+      setting: first.setting,
+      problem:
+        `The database cannot store "${first.text}": its encoding lacks a character. Use other characters, or a database with ENCODING 'UTF8'.`
+    })
+  })
+
+  const carry = (workerId: string) =>
+    Effect.andThen(
+      checkNames(workerId),
+      Effect.forEach(
+        options.projections,
+        (projection) =>
+          Effect.map(startPosition(projection), (startPosition): Decision.Carried => ({
+            name: projection.name,
+            filter: Projection.filterText(projection),
+            startPosition,
+            acceptFilterChange: projection.acceptFilterChange
+          }))
+      )
+    )
 
   /** The present registration works on all of its assignment. */
   let assigned = false
@@ -367,7 +395,7 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
   const lives = Effect.fnUntraced(function*(onSeen: () => void): Effect.fn.Return<never, OrchestratorError> {
     yield* Effect.logInfo("Starting orchestrator...")
     const workerId = settings.workerId ?? `worker-${yield* drawId}`
-    const carried = yield* carry
+    const carried = yield* carry(workerId)
     return yield* Effect.scoped(life(workerId, carried, onSeen)).pipe(
       Effect.tapErrorTag("WorkerEvicted", (error) => Effect.logWarning(error.message)),
       Effect.retry({

@@ -196,6 +196,7 @@ export const make = (
         happens: nothing
       }),
     rows: (projection) => call(checkpoints.rows(projection)),
+    unstorable: checkpoints.unstorable,
     checkClient: checkpoints.checkClient
   })
 

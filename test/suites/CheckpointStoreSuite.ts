@@ -273,6 +273,31 @@ export const suite = <R = never>(
         }
       }))
 
+    it.effect.each(
+      [
+        ["a NUL", "a\u0000b", "ab"],
+        ["half of a surrogate pair", "a\uD83D", "a\uFFFD"],
+        ["too many characters", "x".repeat(10_000), `${"x".repeat(1997)}...`],
+        ["a surrogate pair where it is cut", `${"x".repeat(1996)}\u{1F600}${"x".repeat(10)}`, `${"x".repeat(1996)}...`],
+        ["characters of every kind", "it's \"…\" – \u{1F600} é 日本\n\t\\", "it's \"…\" – \u{1F600} é 日本\n\t\\"]
+      ] as const
+    )("records a halt whose error has %s", ([, error, recorded]) =>
+      Effect.gen(function*() {
+        const store = yield* CheckpointStore
+        const [row] = yield* held(1)
+        const eventId = globalThis.crypto.randomUUID()
+        yield* store.halt(row!, { at: 0n, error, position: 1n, eventId, aggregateId: "cart-1" })
+        assert.strictEqual((yield* store.rows(row!.projection))[0]?.halt?.error, recorded)
+      }))
+
+    it.effect("reports the texts that cannot be stored", () =>
+      Effect.gen(function*() {
+        const store = yield* CheckpointStore
+        assert.deepStrictEqual(yield* store.unstorable([]), [])
+        assert.deepStrictEqual(yield* store.unstorable(["a", "…", "日本", "\u{1F600}", ""]), [])
+        assert.deepStrictEqual(yield* store.unstorable(["a", "b\u0000", "é", "\uD83D"]), ["b\u0000", "\uD83D"])
+      }))
+
     it.effect("a halt of which nothing was heard is over when the range goes on", () =>
       Effect.gen(function*() {
         const store = yield* CheckpointStore

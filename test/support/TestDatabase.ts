@@ -29,6 +29,8 @@ export interface Options {
   readonly template?: string | undefined
   /** A server other than the run's own, as the URL of a role that may create databases. */
   readonly serverUrl?: string | undefined
+  /** Default: UTF8. */
+  readonly encoding?: string | undefined
   /** Settings of the pool that {@link layerWith} provides. */
   readonly client?: Omit<PgClient.PgPoolConfig, "url"> | undefined
 }
@@ -55,9 +57,13 @@ export const withConnection = <A, E, R>(
 
 const randomName = (): string => `t_${Crypto.randomUUID().replaceAll("-", "")}`
 
-const create = Effect.fnUntraced(function*(name: string, copyOf: string) {
+const create = Effect.fnUntraced(function*(name: string, copyOf: string, encoding?: string) {
   const sql = yield* SqlClient.SqlClient
-  yield* sql`CREATE DATABASE ${sql(name)} TEMPLATE ${sql(copyOf)}`
+  // Only the C locale goes with every encoding.
+  const encoded = encoding === undefined
+    ? sql.literal("")
+    : sql.literal(`ENCODING '${encoding}' LC_COLLATE 'C' LC_CTYPE 'C'`)
+  yield* sql`CREATE DATABASE ${sql(name)} TEMPLATE ${sql(copyOf)} ${encoded}`
 })
 
 const drop = Effect.fnUntraced(function*(name: string) {
@@ -72,7 +78,7 @@ export const make = Effect.fnUntraced(function*(
   const serverUrl = options.serverUrl ?? inject("pgUrl")
   const name = randomName()
   yield* Effect.acquireRelease(
-    withConnection(serverUrl, create(name, options.template ?? "template0")),
+    withConnection(serverUrl, create(name, options.template ?? "template0", options.encoding)),
     () =>
       withConnection(serverUrl, drop(name)).pipe(
         // A test may have stopped the server itself; its data directory is not kept for long.

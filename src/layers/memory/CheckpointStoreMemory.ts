@@ -13,8 +13,9 @@ import type * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as TxRef from "effect/TxRef"
 import type { Checkpoint, Held } from "../../schema/Checkpoint.ts"
-import { key } from "../../schema/Checkpoint.ts"
+import { haltError, key } from "../../schema/Checkpoint.ts"
 import * as HashRange from "../../schema/HashRange.ts"
+import { textProblem } from "../../schema/Text.ts"
 import { CheckpointStore, Fenced, HandlerFailure, TransientFailure } from "../../services/CheckpointStore.ts"
 import type { ServerLife } from "../../services/EventStore.ts"
 import type { Handle } from "./MemoryWorld.ts"
@@ -83,7 +84,7 @@ export const make = (handle: Handle): CheckpointStore["Service"] => {
           ...row,
           halt: {
             since: new Date(yield* world.now),
-            error: halt.error,
+            error: haltError(halt.error),
             position: halt.position,
             eventId: halt.eventId,
             hash: hash(halt.aggregateId)
@@ -91,6 +92,8 @@ export const make = (handle: Handle): CheckpointStore["Service"] => {
         })
       }))),
     rows: (projection) => reach(Effect.sync(() => committedRows(world, projection))),
+    // Any text can be kept here, but what no database can store is refused here too.
+    unstorable: (texts) => reach(Effect.sync(() => texts.filter((text) => textProblem(text) !== undefined))),
     // There is no client: the transaction is Effect's own, and every handler runs in it.
     checkClient: () => Effect.void
   })

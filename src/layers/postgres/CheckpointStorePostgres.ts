@@ -8,6 +8,7 @@
  */
 import * as PgClient from "@effect/sql-pg/PgClient"
 import * as PgConnection from "@effect/sql-pg/PgConnection"
+import * as Boolean from "effect/Boolean"
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
@@ -23,7 +24,7 @@ import * as Semaphore from "effect/Semaphore"
 import * as SqlClient from "effect/sql/SqlClient"
 import type { Connection } from "effect/sql/SqlConnection"
 import * as SqlError from "effect/sql/SqlError"
-import type { Held } from "../../schema/Checkpoint.ts"
+import { haltError, type Held } from "../../schema/Checkpoint.ts"
 import { DatabaseUnavailable, ForeignSqlClient, ReadOnlyReplica, type StoreError } from "../../schema/Errors.ts"
 import { readingGrace, within } from "../../services/Bounded.ts"
 import {
@@ -37,11 +38,9 @@ import { attempt } from "../../services/ErrorText.ts"
 import type { ServerLife } from "../../services/EventStore.ts"
 import { Database } from "./Database.ts"
 import { codeOf, isConnectionLoss, isPassing, sqlErrorIn, toStoreError } from "./DatabaseErrors.ts"
+import { isUnstorable, writing } from "./Encoding.ts"
 import * as Life from "./Life.ts"
 import * as Rows from "./Rows.ts"
-
-/** What of an error's text is kept on the row. */
-const maximumErrorLength = 2000
 
 /** The size of the driver's pools where the client sets none. */
 const defaultConnections = 10
@@ -625,17 +624,14 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
     Effect.request(new Advance({ held, options }), advances)
 
   const halt: CheckpointStore["Service"]["halt"] = Effect.fnUntraced(function*(held, options) {
-    // PostgreSQL's text cannot hold a NUL.
-    const text = options.error.replaceAll("\u0000", "")
-    const rows = yield* quietly(sql`
-      UPDATE ${checkpoints} SET halted_since = clock_timestamp(),
-        halted_error = ${text.length > maximumErrorLength ? `${text.slice(0, maximumErrorLength)}…` : text},
-        halted_position = ${options.position}::bigint, halted_event_id = ${options.eventId},
-        halted_hash = hashtext(${options.aggregateId}::text COLLATE "C")::int8 & 4294967295,
-        updated_at = clock_timestamp()
-      WHERE ${fenced(held)} AND position = ${options.at}::bigint AND ${Life.goesOn(sql, options.life)} RETURNING 1`)
+    const rows = yield* writing(options.error, (error) =>
+      answered(quietly(sql`
+        UPDATE ${checkpoints} SET halted_since = clock_timestamp(), halted_error = ${haltError(error)},
+          halted_position = ${options.position}::bigint, halted_event_id = ${options.eventId},
+          halted_hash = hashtext(${options.aggregateId}::text COLLATE "C")::int8 & 4294967295,
+          updated_at = clock_timestamp()
+        WHERE ${fenced(held)} AND position = ${options.at}::bigint AND ${Life.goesOn(sql, options.life)} RETURNING 1`)))
       .pipe(
-        answered,
         Effect.catch((error): Effect.Effect<never, StoreError | TransientFailure> =>
           isPassing(error)
             ? Effect.fail(new TransientFailure({ kind: "conflict", cause: error }))
@@ -657,6 +653,21 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
       database.refail("read checkpoints")
     )
 
+  /** Whether the texts come back as they are. */
+  const areStorable = (texts: ReadonlyArray<string>) =>
+    quietly(sql<{ readonly texts: ReadonlyArray<string> }>`SELECT ${texts}::text[] AS texts`).pipe(
+      answered,
+      Effect.map(([row]) => texts.every((text, index) => row?.texts[index] === text)),
+      Effect.catchIf(isUnstorable, () => Effect.succeed(false)),
+      database.refail("check names")
+    )
+
+  const unstorable: CheckpointStore["Service"]["unstorable"] = (texts) =>
+    Effect.flatMap(
+      areStorable(texts),
+      (all) => all ? Effect.succeed([]) : Effect.filter(texts, (text) => Effect.map(areStorable([text]), Boolean.not))
+    )
+
   const checkClient: CheckpointStore["Service"]["checkClient"] = (context, replicaSet) => {
     const isForeign = (client: Option.Option<SqlClient.SqlClient>) =>
       Option.isSome(client) && client.value.transactionService.key !== sql.transactionService.key
@@ -666,5 +677,5 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
       : Effect.void
   }
 
-  return CheckpointStore.of({ commit, advance, halt, rows, checkClient })
+  return CheckpointStore.of({ commit, advance, halt, rows, unstorable, checkClient })
 })

@@ -14,6 +14,7 @@ import * as Stream from "effect/Stream"
 import * as Os from "node:os"
 import { WorkerEvicted, WorkerIdInUse, WorkerReplaced } from "../../schema/Errors.ts"
 import * as Generation from "../../schema/Generation.ts"
+import { ascii } from "../../schema/Text.ts"
 import type { Registration } from "../../schema/Worker.ts"
 import { type JoinOptions, Membership } from "../../services/Membership.ts"
 import * as Coordination from "./Coordination.ts"
@@ -67,7 +68,8 @@ export const make: Effect.Effect<
   const generations = database.table("generations")
   const workers = database.table("workers")
   const heartbeats = database.table("heartbeats")
-  const host = Os.hostname()
+  // For people: no character of it may keep the worker from registering.
+  const host = ascii(Os.hostname())
   const members = new Map<bigint, Member>()
 
   /** Of this process, made without its hearing whether they were: nobody is behind them. */

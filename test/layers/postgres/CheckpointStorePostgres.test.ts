@@ -538,7 +538,7 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
       })
       const [stored] = yield* store.rows("halt")
       assert.strictEqual(stored?.halt?.hash, 3736142208)
-      assert.strictEqual(stored?.halt?.error.length, 2001)
+      assert.isAtMost(stored!.halt!.error.length, 2000)
     }))
 
   it.effect("handlers that would write through another client are refused", () =>
