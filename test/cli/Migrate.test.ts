@@ -11,8 +11,6 @@ import * as Migrations from "../../src/layers/postgres/Migrations.ts"
 import * as TestDatabase from "../support/TestDatabase.ts"
 
 const main = fileURLToPath(new URL("../../src/cli/main.ts", import.meta.url))
-// Each test starts several processes, one after the other.
-const timeout = 60_000
 // Halves the start of each process.
 const compileCache = fileURLToPath(new URL("../../node_modules/.cache/compile", import.meta.url))
 
@@ -95,7 +93,7 @@ describe("migrate", () => {
       yield* sql`DELETE FROM events`
       yield* succeeds("down", "--event-store")
       assert.isTrue((yield* Migrations.status).tables.every((table) => !table.exists))
-    }).pipe(Effect.provide(TestDatabase.layer)), timeout)
+    }).pipe(Effect.provide(TestDatabase.layer)))
 
   it.live("takes a schema and names, before or after the subcommand", () =>
     Effect.gen(function*() {
@@ -107,7 +105,7 @@ describe("migrate", () => {
       assert.match(yield* succeeds("status"), /^events +"events" +missing$/m)
       refuses(yield* migrate("up", "--table", "foo=bar"), /^Setting "tables\.foo": There is no such table/)
       refuses(yield* migrate("up", "--schema", "a\"b"), /^Setting "schema": .* no plain identifier/)
-    }).pipe(Effect.provide(TestDatabase.layer)), timeout)
+    }).pipe(Effect.provide(TestDatabase.layer)))
 
   it.live("shows how an event store differs, and refuses it", () =>
     Effect.gen(function*() {
@@ -120,7 +118,7 @@ describe("migrate", () => {
       const run = yield* migrate("up")
       refuses(run, /^The tables are not as this library needs them: /)
       assert.include(run.err, expected)
-    }).pipe(Effect.provide(TestDatabase.layer)), timeout)
+    }).pipe(Effect.provide(TestDatabase.layer)))
 
   it.live("refuses tables of a newer version", () =>
     Effect.gen(function*() {
@@ -132,7 +130,7 @@ describe("migrate", () => {
       const status = yield* migrate("status")
       refuses(status, /^The tables are of version 7, .* Install the version/)
       assert.match(status.out, /^Version: 7; this command makes version/m)
-    }).pipe(Effect.provide(TestDatabase.layer)), timeout)
+    }).pipe(Effect.provide(TestDatabase.layer)))
 
   it.live(
     "reports tables of Go's orchestrator and an event store elsewhere, and exits as up would",
@@ -160,8 +158,7 @@ describe("migrate", () => {
         assert.match(split, /^events +"public"\."events" +there$/m)
         yield* succeeds("up", "--schema", "other", "--new-event-store")
         assert.match(yield* succeeds("status", "--schema", "other"), /^events +"other"\."events" +there$/m)
-      }).pipe(Effect.provide(TestDatabase.layer)),
-    timeout
+      }).pipe(Effect.provide(TestDatabase.layer))
   )
 
   it.live("tells apart what keeps it from the database, and never says the password", () =>
@@ -214,7 +211,7 @@ describe("migrate", () => {
         "postgresql://s3kret@nowhere.invalid/x"
       )
       assert.strictEqual(byFlag.code, 0, byFlag.err)
-    }).pipe(Effect.provide(TestDatabase.layer)), timeout)
+    }).pipe(Effect.provide(TestDatabase.layer)), { tags: ["long"] })
 
   it.live("generates files, and never over others", () =>
     Effect.gen(function*() {
@@ -260,7 +257,7 @@ describe("migrate", () => {
         yield* command(["migrate", "generate", "--output", Path.join(folder, "file")]),
         /^The migrations cannot be written to .* Choose a directory/
       )
-    }).pipe(Effect.scoped), timeout)
+    }).pipe(Effect.scoped))
 
   it.live("shows help and refuses what it does not know", () =>
     Effect.gen(function*() {
@@ -273,5 +270,5 @@ describe("migrate", () => {
       const format = yield* command(["migrate", "generate", "--output", "x", "--format", "rails"])
       assert.strictEqual(format.code, 1)
       assert.match(format.out + format.err, /golang-migrate/)
-    }), timeout)
+    }))
 })

@@ -9,6 +9,7 @@ import { SqlClient } from "effect/sql"
 import * as Path from "node:path"
 import * as Harness from "../faults/Harness.ts"
 import * as TestDatabase from "../support/TestDatabase.ts"
+import * as TimeLimits from "../support/TimeLimits.ts"
 
 const example = (file: string) => Path.resolve(import.meta.dirname, "../../examples/basic", file)
 
@@ -18,31 +19,15 @@ const start = Effect.fnUntraced(function*(id: string, url: string, file = "main.
 
 type Process = Effect.Success<ReturnType<typeof start>>
 
-/** Looks again and again until it holds; on the deadline it says what the processes printed. */
-const until = Effect.fnUntraced(function*<E, R>(
-  what: string,
-  processes: ReadonlyArray<Process>,
-  holds: Effect.Effect<boolean, E, R>
-) {
-  yield* Effect.suspend(() => {
+/** Waits for a condition for as long as the processes print anything. */
+const until = <E, R>(what: string, processes: ReadonlyArray<Process>, holds: Effect.Effect<boolean, E, R>) => {
+  const outputs = () => processes.map((process) => `output of ${process.id}:\n${process.output()}`).join("\n")
+  const look = Effect.suspend(() => {
     const problem = processes.map((process) => process.problem()).find((text) => text !== undefined)
-    return problem === undefined ? holds : Effect.die(new Error(problem))
-  }).pipe(
-    Effect.tap((done) => done ? Effect.void : Effect.sleep(20)),
-    Effect.repeat({ until: (done) => done }),
-    Effect.timeoutOrElse({
-      duration: "20 seconds",
-      orElse: () => Effect.die(new Error(`not within 20 s: ${what}`))
-    }),
-    Effect.catchDefect((defect) =>
-      Effect.die(
-        new Error(
-          [String(defect), ...processes.map((process) => `output of ${process.id}:\n${process.output()}`)].join("\n")
-        )
-      )
-    )
-  )
-})
+    return problem === undefined ? holds : Effect.die(new Error(`${problem}\n${outputs()}`))
+  })
+  return TimeLimits.waitUntil(what, look, (done) => done, { progress: outputs, describe: outputs })
+}
 
 const printed = (process: Process, text: string) =>
   until(`${process.id} prints "${text}"`, [process], Effect.sync(() => process.output().includes(text)))
@@ -176,10 +161,9 @@ describe("examples/basic", { concurrent: false }, () => {
         yield* (yield* start("append", url, "append.ts", true)).ended
         yield* hanging(a)
         yield* a.send("SIGINT")
-        // As npm forwards what the terminal has sent already. Without a pause the two would be one to the process.
-        yield* Effect.sleep(100)
-        yield* a.send("SIGINT")
+        // As npm forwards what the terminal has sent already. Before the first one is handled, the two would be one to the process.
         yield* printed(a, "Received signal interrupt, shutting down...")
+        yield* a.send("SIGINT")
       }))
       assert.deepStrictEqual(yield* a.ended, { code: 0, signal: null }, a.output())
       inOrder(a.output(), ["Received signal", "Unregistering worker...", "Shutdown complete"])

@@ -26,18 +26,16 @@ const Live = PostgresStores.layer.pipe(
   }))
 )
 
-/** Ten thousand events, each with a statement of its own, take their time on a machine that has other things to do. */
-const patience = 60_000
-
 /** A test on a database of its own, without what the library logs. */
 export const live = (
   title: string,
-  test: Effect.Effect<unknown, unknown, Orchestrator.Stores | PgClient.PgClient | SqlClient.SqlClient | TestDatabase>
+  test: Effect.Effect<unknown, unknown, Orchestrator.Stores | PgClient.PgClient | SqlClient.SqlClient | TestDatabase>,
+  tags: Array<string> = []
 ) =>
   it.live(
     title,
     () => Effect.provide(test, Live).pipe(Effect.provideService(References.MinimumLogLevel, "None")),
-    patience
+    { tags }
   )
 
 /** Writes down what a projection is told of an event. */
@@ -52,10 +50,12 @@ export const record = Effect.fnUntraced(function*(projection: string, event: Eve
 export const recording = (name: string, filter: Omit<Projection.Options<never, never>, "handle"> = {}) =>
   Projection.make(name, { ...filter, handle: (event) => record(name, event) })
 
+type Settings = Partial<Omit<Orchestrator.Options<[]>, "projections">>
+
 /** Works until everything is handled. */
 export const catchUp = <E, R>(
   projection: Projection.Projection<E, R>,
-  settings: Partial<Omit<Orchestrator.Options<[]>, "projections">> = {}
+  settings: Settings = {}
 ) =>
   Effect.flatMap(
     Orchestrator.make({ replicaSet: "faults", projections: [projection], ...settings }),
@@ -63,8 +63,11 @@ export const catchUp = <E, R>(
   )
 
 /** What stands still, and why. */
-export const halted = Effect.fnUntraced(function*<E, R>(projection: Projection.Projection<E, R>) {
-  const error = yield* Effect.flip(catchUp(projection))
+export const halted = Effect.fnUntraced(function*<E, R>(
+  projection: Projection.Projection<E, R>,
+  settings: Settings = {}
+) {
+  const error = yield* Effect.flip(catchUp(projection, settings))
   assert(error._tag === "ProjectionHalted")
   return error
 })

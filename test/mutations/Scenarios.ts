@@ -19,6 +19,7 @@ import { decide, join } from "../support/CoordinationStores.ts"
 import * as PlainWriters from "../support/PlainWriters.ts"
 import * as Proxy from "../support/Proxy.ts"
 import * as TestDatabase from "../support/TestDatabase.ts"
+import * as TimeLimits from "../support/TimeLimits.ts"
 import { effects, enter, handle, impatient, type Mutation, signal } from "./World.ts"
 
 export type Scenario = (
@@ -306,7 +307,7 @@ export const frozen: Scenario = Effect.fnUntraced(function*(mutation) {
       Effect.context<SqlClient.SqlClient>(),
       (context) => handle(taken!, ["e"], Effect.provide(add, context))
     )
-  ).pipe(Effect.timeoutOption("4 seconds"))
+  ).pipe(Effect.timeoutOption(TimeLimits.scaled("4 seconds")))
   const millis = Number((yield* Clock.monotonicTimeNanos) - began) / 1e6
   stands = false
   yield* wakes.send

@@ -16,6 +16,7 @@ import { Membership } from "../../src/services/Membership.ts"
 import * as Orchestrator from "../../src/services/Orchestrator.ts"
 import * as Projection from "../../src/services/Projection.ts"
 import * as TestDatabase from "../support/TestDatabase.ts"
+import * as TimeLimits from "../support/TimeLimits.ts"
 import { away, enter, event, logs, pass } from "./World.ts"
 
 const outcome = (fiber: Fiber.Fiber<Exit.Exit<void, unknown>>): string => {
@@ -340,9 +341,8 @@ it.live("a handler that does not stop does not keep the application's pool from 
     }).pipe(Effect.provide(live), Effect.forkDetach)
     yield* Effect.raceFirst(Deferred.await(holding), Fiber.join(fiber))
     fiber.interruptUnsafe()
-    const ended = yield* Effect.timeoutOption(Fiber.await(fiber), "20 seconds")
-    assert.strictEqual(ended._tag, "Some")
-  }).pipe(Effect.provide(Layer.effectDiscard(Migrations.run).pipe(Layer.provideMerge(TestDatabase.layer)))), 60_000)
+    yield* TimeLimits.within("60 seconds")(Fiber.await(fiber))
+  }).pipe(Effect.provide(Layer.effectDiscard(Migrations.run).pipe(Layer.provideMerge(TestDatabase.layer)))))
 
 it.effect("a range whose row cannot be written, though it is this worker's, is not opened again at once", () =>
   Effect.gen(function*() {

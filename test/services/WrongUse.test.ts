@@ -23,6 +23,7 @@ import { EventStore, Migrations, Orchestrator, PostgresStores, Projection } from
 import { inject } from "vitest"
 import { toStoreError } from "../../src/layers/postgres/DatabaseErrors.ts"
 import * as TestDatabase from "../support/TestDatabase.ts"
+import * as TimeLimits from "../support/TimeLimits.ts"
 import { event } from "./World.ts"
 
 const nothing = (name: string, options: Partial<Projection.Options<never, never>> = {}) =>
@@ -43,12 +44,12 @@ const worker = <E, R>(
 const quietly = <A, E, R, ROut, E2, R2>(self: Effect.Effect<A, E, R>, live: Layer.Layer<ROut, E2, R2>) =>
   Effect.provideService(Effect.provide(self, live), References.MinimumLogLevel, "None")
 
-/** What running it fails with, and that within ten seconds. */
+/** What running it fails with, in bounded time. */
 const refusal = <E extends { readonly _tag: string; readonly message: string }, R>(
   live: Layer.Layer<Orchestrator.Orchestrator, E, R>
 ) =>
   Effect.flip(Effect.provide(Orchestrator.run, live)).pipe(
-    Effect.timeout("10 seconds"),
+    TimeLimits.within("60 seconds"),
     Effect.provideService(References.MinimumLogLevel, "None")
   )
 
@@ -113,75 +114,81 @@ const silentServer = Effect.acquireRelease(
 )
 const closedPort = Effect.scoped(Effect.map(silentServer, ({ port }) => port))
 
-it.live("a server that cannot be used: what is wrong with it, which one, and in bounded time", () =>
-  Effect.gen(function*() {
-    const secret = "hunter2-very-secret"
-    const closed = yield* closedPort
-    const silent = yield* silentServer
-    const refused = (url: Redacted.Redacted<string>, reason: string, ...parts: ReadonlyArray<string | RegExp>) =>
-      Effect.gen(function*() {
-        const error = yield* refusal(
-          worker(nothing("unreachable")).pipe(Layer.provide(PgClient.layer({ url, connectTimeout: "1 second" })))
+it.live(
+  "a server that cannot be used: what is wrong with it, which one, and in bounded time",
+  () =>
+    Effect.gen(function*() {
+      const secret = "hunter2-very-secret"
+      const closed = yield* closedPort
+      const silent = yield* silentServer
+      const refused = (url: Redacted.Redacted<string>, reason: string, ...parts: ReadonlyArray<string | RegExp>) =>
+        Effect.gen(function*() {
+          const error = yield* refusal(
+            worker(nothing("unreachable")).pipe(
+              Layer.provide(PgClient.layer({ url, connectTimeout: TimeLimits.scaled("1 second") }))
+            )
+          )
+          assert.strictEqual(error._tag, "DatabaseUnavailable", inspect(error))
+          if (error._tag !== "DatabaseUnavailable") return
+          assert.strictEqual(error.reason, reason)
+          told(error, ...parts)
+          for (const text of [error.message, String(error), JSON.stringify(error), inspect(error, { depth: 20 })]) {
+            assert.notInclude(text, secret)
+          }
+          assert.notInclude(Cause.pretty(Cause.fail(error)), secret)
+        })
+      const { port } = new URL(inject("pgUrl"))
+      yield* Effect.all([
+        refused(
+          serverUrl((url) => {
+            url.hostname = "127.0.0.1"
+            url.port = String(closed)
+            url.password = secret
+          }),
+          "refused",
+          `127.0.0.1:${closed}`,
+          "Check that PostgreSQL runs there"
+        ),
+        refused(
+          serverUrl((url) => {
+            url.hostname = "127.0.0.1"
+            url.port = String(silent.port)
+            url.password = secret
+          }),
+          "unreachable",
+          `127.0.0.1:${silent.port}`
+        ),
+        refused(
+          serverUrl((url) => {
+            url.hostname = "no-such-host.invalid"
+            url.password = secret
+          }),
+          "unknown host",
+          `no-such-host.invalid:${port}`,
+          "Check the host name"
+        ),
+        refused(
+          serverUrl((url) => {
+            url.password = secret
+          }),
+          "wrong password",
+          hostAndPort(),
+          `"${new URL(inject("pgUrl")).username}"`,
+          "Check user and password"
+        ),
+        refused(
+          serverUrl((url) => {
+            url.pathname = "/no_such_database"
+          }),
+          "unknown database",
+          hostAndPort(),
+          "\"no_such_database\"",
+          "Create it"
         )
-        assert.strictEqual(error._tag, "DatabaseUnavailable", inspect(error))
-        if (error._tag !== "DatabaseUnavailable") return
-        assert.strictEqual(error.reason, reason)
-        told(error, ...parts)
-        for (const text of [error.message, String(error), JSON.stringify(error), inspect(error, { depth: 20 })]) {
-          assert.notInclude(text, secret)
-        }
-        assert.notInclude(Cause.pretty(Cause.fail(error)), secret)
-      })
-    const { port } = new URL(inject("pgUrl"))
-    yield* Effect.all([
-      refused(
-        serverUrl((url) => {
-          url.hostname = "127.0.0.1"
-          url.port = String(closed)
-          url.password = secret
-        }),
-        "refused",
-        `127.0.0.1:${closed}`,
-        "Check that PostgreSQL runs there"
-      ),
-      refused(
-        serverUrl((url) => {
-          url.hostname = "127.0.0.1"
-          url.port = String(silent.port)
-          url.password = secret
-        }),
-        "unreachable",
-        `127.0.0.1:${silent.port}`
-      ),
-      refused(
-        serverUrl((url) => {
-          url.hostname = "no-such-host.invalid"
-          url.password = secret
-        }),
-        "unknown host",
-        `no-such-host.invalid:${port}`,
-        "Check the host name"
-      ),
-      refused(
-        serverUrl((url) => {
-          url.password = secret
-        }),
-        "wrong password",
-        hostAndPort(),
-        `"${new URL(inject("pgUrl")).username}"`,
-        "Check user and password"
-      ),
-      refused(
-        serverUrl((url) => {
-          url.pathname = "/no_such_database"
-        }),
-        "unknown database",
-        hostAndPort(),
-        "\"no_such_database\"",
-        "Create it"
-      )
-    ], { concurrency: "unbounded", discard: true })
-  }))
+      ], { concurrency: "unbounded", discard: true })
+    }),
+  { tags: ["long"] }
+)
 
 it.live("tables that are missing, too old or too new", () =>
   Effect.gen(function*() {
@@ -271,7 +278,7 @@ it.layer(migrated, { excludeTestServices: true })(
         assert.strictEqual(error._tag, "WorkerIdInUse")
         if (error._tag !== "WorkerIdInUse") return
         told(error, "\"pod-0\"", `process ${process.pid}`, Os.hostname(), "choose another workerId")
-        assert.isBelow(Math.abs(error.since.getTime() - begun), 60_000)
+        assert.isBelow(Math.abs(error.since.getTime() - begun), TimeLimits.scaledMillis(60_000))
         assert.strictEqual(error.host, Os.hostname())
       }))
 

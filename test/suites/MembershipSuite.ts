@@ -9,6 +9,7 @@ import type { Generation } from "../../src/schema/Generation.ts"
 import type { LivenessRules, Registration } from "../../src/schema/Worker.ts"
 import { Decisions } from "../../src/services/Decisions.ts"
 import { Membership } from "../../src/services/Membership.ts"
+import { scaledMillis } from "../support/TimeLimits.ts"
 import type { Time } from "./Suite.ts"
 import { dead, hasty, patient, unique } from "./Suite.ts"
 
@@ -28,7 +29,7 @@ const decide = Effect.fnUntraced(function*(registration: Registration, rules: Li
 
 /** What comes in of itself when a worker begins to listen is over after this. */
 const quiet = Effect.fnUntraced(function*(wakeUps: Queue.Dequeue<void>, time: Time) {
-  yield* time.advance(300)
+  yield* time.advance(scaledMillis(300))
   yield* Queue.clear(wakeUps)
 })
 
@@ -102,9 +103,9 @@ export const suite = (
         yield* decide(first, patient)
         yield* Scope.close(scope, Exit.void)
         const joining = yield* Effect.forkChild(Effect.scoped(join(replicaSet, "a")), { startImmediately: true })
-        yield* time.advance(500)
+        yield* time.advance(100)
         assert.isUndefined(joining.pollUnsafe())
-        yield* time.advance(1_500)
+        yield* time.advance(1_900)
         const second = yield* Fiber.join(joining)
         assert.isTrue(second.incarnation > first.incarnation)
         assert.strictEqual((yield* Effect.flip(membership.heartbeat(first)))._tag, "WorkerReplaced")
@@ -243,6 +244,7 @@ export const suite = (
         const wakeUps = yield* membership.wakeUps(yield* join(replicaSet, "first"))
         yield* quiet(wakeUps, time)
         for (let index = 0; index < 5; index++) yield* join(replicaSet, `other-${index}`)
+        yield* Effect.repeat(Effect.andThen(time.advance(20), Queue.size(wakeUps)), { until: (size) => size > 0 })
         yield* time.advance(300)
         assert.strictEqual((yield* Queue.clear(wakeUps)).length, 1)
       }))

@@ -8,6 +8,7 @@ import * as Fs from "node:fs"
 import * as Net from "node:net"
 import * as Os from "node:os"
 import * as Path from "node:path"
+import { scaledMillis } from "./TimeLimits.ts"
 
 const program = ["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer"].find((path) => Fs.existsSync(path))
 
@@ -87,7 +88,7 @@ logfile = ${Path.join(directory, "log")}
         child.kill("SIGKILL")
       })
   )
-  yield* Effect.retry(answers(port), { schedule: Schedule.spaced("20 millis"), times: 250 })
+  yield* Effect.retry(answers(port), { schedule: Schedule.spaced("20 millis"), times: scaledMillis(1000) })
   const through = new URL(url)
   through.hostname = "127.0.0.1"
   through.port = String(port)

@@ -5,6 +5,9 @@ import { fileURLToPath } from "node:url"
 
 const root = fileURLToPath(new URL("../../..", import.meta.url))
 
+/** Halves the start of each process. */
+const compileCache = fileURLToPath(new URL("../../../node_modules/.cache/compile", import.meta.url))
+
 /** Runs a program as a process of its own, to its end; `signal` is sent when it has said that it is ready. */
 const programOf = (program: string, signal?: NodeJS.Signals) =>
   Effect.callback<{ readonly code: number | null; readonly stdout: string; readonly stderr: string }>((resume) => {
@@ -16,7 +19,7 @@ const programOf = (program: string, signal?: NodeJS.Signals) =>
     const child = spawn(
       process.execPath,
       ["--conditions=pupsourcing-orchestrator-source", "--input-type=module", "--eval", source],
-      { cwd: root, stdio: ["ignore", "pipe", "pipe"] }
+      { cwd: root, env: { ...process.env, NODE_COMPILE_CACHE: compileCache }, stdio: ["ignore", "pipe", "pipe"] }
     )
     let [stdout, stderr] = ["", ""]
     child.stdout.setEncoding("utf8").on("data", (text: string) => {

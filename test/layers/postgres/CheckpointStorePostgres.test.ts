@@ -18,6 +18,7 @@ import { realTime } from "../../suites/Suite.ts"
 import * as CoordinationStores from "../../support/CoordinationStores.ts"
 import * as Proxy from "../../support/Proxy.ts"
 import * as TestDatabase from "../../support/TestDatabase.ts"
+import * as TimeLimits from "../../support/TimeLimits.ts"
 
 const layer = Layer.effectDiscard(Effect.flatMap(
   SqlClient.SqlClient,
@@ -77,8 +78,8 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
     Effect.gen(function*() {
       const store = yield* CheckpointStore
       const row = yield* CoordinationStores.held("idle")
-      const work = record("idle").pipe(Effect.andThen(Effect.sleep("2 seconds")))
-      yield* store.commit(row, { from: 0n, idleTimeout: Duration.millis(600) }, Effect.as(work, 5n))
+      const work = record("idle").pipe(Effect.andThen(Effect.sleep(TimeLimits.scaled("2 seconds"))))
+      yield* store.commit(row, { from: 0n, idleTimeout: TimeLimits.scaled("600 millis") }, Effect.as(work, 5n))
       assert.strictEqual(yield* position(row), 5n)
       assert.strictEqual(yield* count("idle"), 1)
     }))

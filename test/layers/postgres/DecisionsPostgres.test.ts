@@ -2,13 +2,13 @@ import { assert, it } from "@effect/vitest"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
-import * as Schedule from "effect/Schedule"
 import * as SqlClient from "effect/sql/SqlClient"
 import * as HashRange from "../../../src/schema/HashRange.ts"
 import { CheckpointStore } from "../../../src/services/CheckpointStore.ts"
 import * as DecisionsSuite from "../../suites/DecisionsSuite.ts"
 import { patient, realTime } from "../../suites/Suite.ts"
 import * as CoordinationStores from "../../support/CoordinationStores.ts"
+import * as TimeLimits from "../../support/TimeLimits.ts"
 
 DecisionsSuite.suite("postgres", CoordinationStores.layerWith(), { time: realTime })
 
@@ -16,10 +16,7 @@ const { decide, join } = CoordinationStores
 
 /** Asks the database until it says so. */
 const until = <E, R>(condition: Effect.Effect<boolean, E, R>) =>
-  condition.pipe(
-    Effect.repeat({ until: (holds) => holds, schedule: Schedule.spaced("10 millis") }),
-    Effect.timeout("15 seconds")
-  )
+  TimeLimits.waitUntil("a condition on the database holds", condition, (holds) => holds, { every: "10 millis" })
 
 /** Runs `self` while a session of its own has done `statement` in a transaction that stays open. */
 const holding = Effect.fnUntraced(function*<A, E, R>(

@@ -62,7 +62,11 @@ const assertSame = (seen: ReadonlyArray<bigint>, positions: ReadonlyArray<bigint
   assert.deepStrictEqual(seen, positions)
 }
 
-const onEach = (name: string, serverUrl: Effect.Effect<string | undefined>) => {
+const onEach = (
+  name: string,
+  serverUrl: Effect.Effect<string | undefined>,
+  tags: Array<string> = []
+) => {
   const live = (
     title: string,
     test: Effect.Effect<void, unknown, EventStores.Provided>,
@@ -72,11 +76,10 @@ const onEach = (name: string, serverUrl: Effect.Effect<string | undefined>) => {
       title,
       () =>
         Effect.flatMap(serverUrl, (serverUrl) =>
-          Effect.provide(test, EventStores.layerWith({ ...options, serverUrl }) as Layer.Layer<EventStores.Provided>)),
-      60_000
+          Effect.provide(test, EventStores.layerWith({ ...options, serverUrl }) as Layer.Layer<EventStores.Provided>))
     )
 
-  describe(`settled position on ${name}`, () => {
+  describe(`settled position on ${name}`, { tags }, () => {
     live(
       "16 writers of all kinds: nothing lost, doubled or out of order",
       Effect.gen(function*() {
@@ -399,4 +402,4 @@ const onEach = (name: string, serverUrl: Effect.Effect<string | undefined>) => {
 }
 
 onEach("the test server", Effect.undefined)
-onEach("PostgreSQL 14", Servers.postgres14)
+onEach("PostgreSQL 14", Servers.postgres14, ["long"])

@@ -7,7 +7,6 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Logger from "effect/Logger"
 import * as Queue from "effect/Queue"
-import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
 import * as SqlError from "effect/sql/SqlError"
 import { describe } from "vitest"
@@ -15,6 +14,7 @@ import { Database } from "../../../src/layers/postgres/Database.ts"
 import * as DatabaseLive from "../../../src/layers/postgres/DatabaseLive.ts"
 import * as Listener from "../../../src/layers/postgres/Listener.ts"
 import { live } from "../../support/EventStores.ts"
+import * as TimeLimits from "../../support/TimeLimits.ts"
 
 /** A listener as one process has it. */
 const process = (options: DatabaseLive.Options = {}) =>
@@ -119,9 +119,7 @@ describe("Listener", () => {
       // Nothing else needs the session yet.
       const exit = yield* Effect.exit(listener.onConnection(() => Effect.fail(silent)))
       assert.isTrue(Exit.isFailure(exit))
-      yield* Effect.repeat(count, { until: (sessions) => sessions === 0, schedule: Schedule.spaced("20 millis") }).pipe(
-        Effect.timeout("5 seconds")
-      )
+      yield* TimeLimits.waitUntil("the session is closed", count, (sessions) => sessions === 0)
       // Who comes next finds a new one.
       yield* listener.onConnection(() => Effect.void)
       assert.strictEqual(yield* count, 1)

@@ -21,6 +21,7 @@ import * as CoordinationStores from "../../support/CoordinationStores.ts"
 import * as EventStores from "../../support/EventStores.ts"
 import * as Proxy from "../../support/Proxy.ts"
 import * as TestDatabase from "../../support/TestDatabase.ts"
+import * as TimeLimits from "../../support/TimeLimits.ts"
 
 const event = (aggregateId: string): NewEvent => ({
   boundedContext: "test",
@@ -121,7 +122,7 @@ describe("batches", { concurrent: true }, () => {
       yield* Deferred.succeed(done, undefined)
       yield* Fiber.join(busy)
       yield* commit
-    }).pipe(Effect.scoped, Effect.provide(pooled(1))), 20_000)
+    }).pipe(Effect.scoped, Effect.provide(pooled(1))), { tags: ["long"] })
 
   it.live(
     "are transactions at the top level: savepoints nest in them, and what waits for the commit has a connection",
@@ -150,8 +151,7 @@ describe("batches", { concurrent: true }, () => {
           })
         )
         assert.deepStrictEqual(counts, [[1, 3]])
-      }).pipe(Effect.scoped, Effect.provide(pooled(1))),
-    20_000
+      }).pipe(Effect.scoped, Effect.provide(pooled(1)))
   )
 
   it.live("leave the application a connection of its pool", () =>
@@ -175,7 +175,7 @@ describe("batches", { concurrent: true }, () => {
           ))))
       // Not a wait for anything that happens: all batches at once is what must not.
       yield* Effect.timeoutOption(Deferred.await(all), "500 millis")
-      const answer = yield* Effect.timeoutOption(sql`SELECT 1`, "2 seconds")
+      const answer = yield* Effect.timeoutOption(sql`SELECT 1`, TimeLimits.scaled("10 seconds"))
       yield* Deferred.succeed(done, undefined)
       yield* Effect.forEach(batches, Fiber.join)
       assert.strictEqual(answer._tag, "Some")
@@ -188,7 +188,7 @@ describe("batches", { concurrent: true }, () => {
 })
 
 // At the same time, because most of what they do is to wait.
-describe("batches whose connection falls silent", { concurrent: true }, () => {
+describe("batches whose connection falls silent", { concurrent: true, tags: ["long"] }, () => {
   /** A process whose way to the database may fall silent. */
   const behind = <A, E>(
     self: (
@@ -220,12 +220,11 @@ describe("batches whose connection falls silent", { concurrent: true }, () => {
             held,
             { from: 0n, idleTimeout },
             Effect.andThen(proxy.silence, Effect.as(sql`SELECT 1`, 1n))
-          ).pipe(Effect.flip, Effect.timeout("15 seconds"))
+          ).pipe(Effect.flip, TimeLimits.within("60 seconds"))
           assert.strictEqual(failure._tag, "TransientFailure")
           yield* checkpoints.commit(held, { from: 0n, idleTimeout }, Effect.succeed(1n))
         })
-      ),
-    30_000
+      )
   )
 
   it.live(
@@ -239,15 +238,14 @@ describe("batches whose connection falls silent", { concurrent: true }, () => {
           yield* sql`SELECT 1`
           yield* proxy.silence
           const commit = checkpoints.commit(held, { from: 0n, idleTimeout }, Effect.succeed(1n))
-          const failure = yield* commit.pipe(Effect.flip, Effect.timeout("15 seconds"))
+          const failure = yield* commit.pipe(Effect.flip, TimeLimits.within("60 seconds"))
           assert.strictEqual(failure._tag, "DatabaseUnavailable")
           yield* commit
           assert.strictEqual((yield* checkpoints.rows("p"))[0]?.position, 1n)
           // What is not even begun stays with the pool until TCP gives it up.
           yield* proxy.giveUp
         })
-      ),
-    30_000
+      )
   )
 
   it.live(
@@ -260,11 +258,10 @@ describe("batches whose connection falls silent", { concurrent: true }, () => {
           const batch = yield* Effect.forkChild(
             checkpoints.commit(held, { from: 0n, idleTimeout }, Effect.as(proxy.silenceAtEnd, 1n))
           )
-          yield* Effect.timeout(Fiber.join(batch), "15 seconds")
+          yield* TimeLimits.within("60 seconds")(Fiber.join(batch))
           assert.strictEqual((yield* checkpoints.rows("p"))[0]?.position, 1n)
         })
-      ),
-    30_000
+      )
   )
 
   it.live(
@@ -286,10 +283,9 @@ describe("batches whose connection falls silent", { concurrent: true }, () => {
             until: ([row]) => row?.position === 1n,
             schedule: Schedule.spaced("20 millis")
           })
-          yield* Effect.timeout(Fiber.interrupt(batch), "15 seconds")
+          yield* TimeLimits.within("60 seconds")(Fiber.interrupt(batch))
         })
-      ),
-    30_000
+      )
   )
 
   it.live(
@@ -306,9 +302,8 @@ describe("batches whose connection falls silent", { concurrent: true }, () => {
             proxy.silence.pipe(Effect.andThen(Deferred.succeed(silent, undefined)), Effect.andThen(Effect.never))
           ))
           yield* Deferred.await(silent)
-          yield* Effect.timeout(Fiber.interrupt(batch), "15 seconds")
+          yield* TimeLimits.within("60 seconds")(Fiber.interrupt(batch))
         })
-      ),
-    30_000
+      )
   )
 })
