@@ -7,24 +7,31 @@
  *
  * @since 0.1.0
  */
-import * as Duration from "effect/Duration"
+import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
 import { isStoreError, isTransient, type StoreError } from "../schema/Errors.ts"
 import type { RetryLog } from "./RetryLog.ts"
 
-/** How long a start waits, from the first failure, for a server that is starting or that the network cannot reach yet. */
-const patience = Duration.seconds(5)
+/** How long a start waits for a server that is starting or that the network cannot reach yet. */
+const patienceNanos = 5_000_000_000n
 
 /** Half of the attempts fall into the first second: a server that is starting is mostly ready soon. */
-const untilPatienceEnds = Schedule.max([
-  Schedule.min([Schedule.exponential("50 millis"), Schedule.spaced("500 millis")]),
-  Schedule.during(patience)
-])
+const soon = Schedule.min([Schedule.exponential("50 millis"), Schedule.spaced("500 millis")])
 
-const withoutLimit = Schedule.spaced("250 millis")
-
-const isTransientFailure = (error: unknown): boolean => isStoreError(error) && isTransient(error)
+/** Counts from the beginning of the first attempt: one that has waited for an answer is not repeated for as long again. */
+const patiently = <A, E, R>(
+  self: Effect.Effect<A, E, R>,
+  isRetryable: (error: E) => boolean
+): Effect.Effect<A, E, R> =>
+  Effect.flatMap(Clock.monotonicTimeNanos, (begun) =>
+    Effect.retry(self, {
+      while: (error) =>
+        isRetryable(error)
+          ? Effect.map(Clock.monotonicTimeNanos, (now) => now - begun < patienceNanos)
+          : Effect.succeed(false),
+      schedule: soon
+    }))
 
 /**
  * Retries for five seconds while the failure is transient: for statements that no worker stands behind yet.
@@ -33,7 +40,7 @@ const isTransientFailure = (error: unknown): boolean => isStoreError(error) && i
  * @since 0.1.0
  */
 export const waitForServer = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
-  Effect.retry(self, { while: isTransientFailure, schedule: untilPatienceEnds })
+  patiently(self, (error) => isStoreError(error) && isTransient(error))
 
 /**
  * @category models
@@ -72,21 +79,20 @@ export const make = (retryLog: RetryLog): Startup => {
     isFatal,
     worked: (step) => void successes.add(step),
     step: (name) => (self) =>
-      Effect.suspend(() =>
-        self.pipe(
-          Effect.tapError((error) =>
-            isStoreError(error) && !isFatal(name, error) ? retryLog.failed(name, error.message) : Effect.void
-          ),
-          Effect.retry({
-            while: (error) => isStoreError(error) && !isFatal(name, error),
-            schedule: successes.has(registering) ? withoutLimit : untilPatienceEnds
-          }),
+      Effect.suspend(() => {
+        const isRetryable = (error: unknown) => isStoreError(error) && !isFatal(name, error)
+        const attempt = Effect.tapError(self, (error) =>
+          isStoreError(error) && isRetryable(error) ? retryLog.failed(name, error.message) : Effect.void)
+        const retried = successes.has(registering)
+          ? Effect.retry(attempt, { while: isRetryable, schedule: Schedule.spaced("250 millis") })
+          : patiently(attempt, isRetryable)
+        return retried.pipe(
           Effect.tap(() => {
             successes.add(name)
             return retryLog.succeeded(name)
           }),
           Effect.ensuring(retryLog.ended(name))
         )
-      )
+      })
   }
 }
