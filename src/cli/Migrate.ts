@@ -15,6 +15,7 @@ import * as Path from "effect/Path"
 import * as Redacted from "effect/Redacted"
 import * as Schema from "effect/Schema"
 import type * as SqlClient from "effect/sql/SqlClient"
+import * as ClientConfig from "../layers/postgres/ClientConfig.ts"
 import { refail, serverOf } from "../layers/postgres/DatabaseErrors.ts"
 import * as Migrations from "../layers/postgres/Migrations.ts"
 import * as Migration from "../layers/postgres/migrations/Migration.ts"
@@ -88,13 +89,8 @@ const resolveUrl = Effect.fnUntraced(function*(given: Option.Option<Redacted.Red
         "No database is given. Set DATABASE_URL=postgresql://user:password@host:5432/database, or pass --database-url."
     })
   }
-  const text = Redacted.value(url.value)
-  if (!URL.canParse(text) || !/^postgres(ql)?:$/.test(new URL(text).protocol)) {
-    return yield* new InvalidSettings({
-      setting: "DATABASE_URL",
-      problem: "This is no PostgreSQL URL. It looks like postgresql://user:password@host:5432/database."
-    })
-  }
+  const problem = ClientConfig.urlProblem(Redacted.value(url.value))
+  if (problem !== undefined) return yield* new InvalidSettings({ setting: "DATABASE_URL", problem })
   return url.value
 })
 

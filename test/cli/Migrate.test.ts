@@ -192,8 +192,8 @@ describe("migrate", () => {
           /^The database server at .* does not accept user /
         ],
         [url.replace(/[^/]*$/, "no_such_database"), /^The database server at .* has no database "no_such_database"\./],
-        ["http://user:s3kret@host/db", /^Setting "DATABASE_URL": This is no PostgreSQL URL\./],
-        ["s3kret", /^Setting "DATABASE_URL": This is no PostgreSQL URL\./]
+        ["http://user:s3kret@host/db", /^Setting "DATABASE_URL": This is not a PostgreSQL URL\./],
+        ["s3kret", /^Setting "DATABASE_URL": This is not a PostgreSQL URL\./]
       ]
       const runs = yield* Effect.forEach(
         refusals,

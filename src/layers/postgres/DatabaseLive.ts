@@ -9,7 +9,6 @@ import * as PgConnection from "@effect/sql-pg/PgConnection"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
-import * as Redacted from "effect/Redacted"
 import * as SqlError from "effect/sql/SqlError"
 import {
   InvalidSettings,
@@ -22,6 +21,7 @@ import {
 import * as TableNames from "../../schema/TableNames.ts"
 import type { ServerLife } from "../../services/EventStore.ts"
 import { waitForServer } from "../../services/Startup.ts"
+import * as ClientConfig from "./ClientConfig.ts"
 import { Database } from "./Database.ts"
 import { refail, serverOf } from "./DatabaseErrors.ts"
 import * as EventStoreTables from "./migrations/EventStoreTables.ts"
@@ -66,13 +66,14 @@ export const make = Effect.fnUntraced(function*(
 ): Effect.fn.Return<Database["Service"], StoresError, PgClient.PgClient> {
   const names = yield* Effect.fromResult(TableNames.make(options))
   const pg = yield* PgClient.PgClient
-  const url = pg.config.url === undefined ? undefined : Redacted.value(pg.config.url)
-  // The driver reports it like a server that is away, for which the start would wait.
-  if (url !== undefined && !(URL.canParse(url) && /^postgres(ql)?:$/.test(new URL(url).protocol))) {
-    return yield* new InvalidSettings({
-      setting: "url",
-      problem: "The url of PgClient is no PostgreSQL URL. It looks like postgresql://user:password@host:5432/database."
-    })
+  yield* ClientConfig.check(pg.config)
+  const ignored = ClientConfig.ignoredParameters(pg.config)
+  if (ignored.length > 0) {
+    yield* Effect.logWarning(
+      `The driver ignores these parameters of the database URL: ${
+        ignored.join(", ")
+      }. Remove them; certificates and other TLS settings go into ssl of PgClient.`
+    )
   }
   const sql = pg.withoutTransforms()
   const server = serverOf(pg.config)

@@ -19,6 +19,7 @@ import { InvalidSettings, SchemaVersionMismatch, type StoreError } from "../../s
 import * as TableNames from "../../schema/TableNames.ts"
 import { layerPer } from "../../services/LayerPer.ts"
 import { waitForServer } from "../../services/Startup.ts"
+import * as ClientConfig from "./ClientConfig.ts"
 import { refail, serverOf } from "./DatabaseErrors.ts"
 import * as EventStoreTables from "./migrations/EventStoreTables.ts"
 import * as OrchestratorTables from "./migrations/OrchestratorTables.ts"
@@ -205,6 +206,7 @@ const inTransaction = <A, E, R>(
   Effect.gen(function*() {
     const names = yield* Effect.fromResult(TableNames.make(options))
     const client = yield* SqlClient.SqlClient
+    if (isPgClient(client)) yield* ClientConfig.check(client.config)
     const sql = client.withoutTransforms()
     const query = <A extends object>(text: string) => sql.unsafe<A>(text)
     return yield* body({ names, operation, query }).pipe(

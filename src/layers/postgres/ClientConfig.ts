@@ -1,0 +1,135 @@
+/**
+ * Checks a client's configuration before anything connects with it.
+ *
+ * The driver reports a mistake in its configuration like a server that cannot be reached, which a start waits for; and
+ * a password whose special characters are not percent-encoded moves parts of it into the host or the database of the URL,
+ * which messages name.
+ *
+ * @since 0.1.0
+ */
+import type * as PgClient from "@effect/sql-pg/PgClient"
+import * as PgConnection from "@effect/sql-pg/PgConnection"
+import * as Cause from "effect/Cause"
+import * as Effect from "effect/Effect"
+import * as Redacted from "effect/Redacted"
+import * as Result from "effect/Result"
+import * as SqlError from "effect/sql/SqlError"
+import * as Tls from "node:tls"
+import { InvalidSettings } from "../../schema/Errors.ts"
+
+const encode =
+  "Percent-encode special characters of user, password and database: # as %23, % as %25, / as %2F, ? as %3F, @ as %40."
+
+const example = "It looks like postgresql://user:password@host:5432/database."
+
+/**
+ * What is wrong with a URL, without quoting any of it; nothing when its parts are what they seem to be.
+ *
+ * **Details**
+ *
+ * The host follows an `@`. Where an `@` or a `#` stands behind the authority, a password has ended the authority early.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const urlProblem = (text: string): string | undefined => {
+  const url = text.trim()
+  if (url === "") return `The URL is empty. ${example}`
+  if (!/^postgres(ql)?:/i.test(url)) return `This is not a PostgreSQL URL. ${example}`
+  if (!/^postgres(ql)?:\/\//i.test(url)) return `The URL has no // after its scheme. ${example}`
+  if (!/^[^:]+:\/\/[^/?#]*([/?][^#@]*)?$/.test(url)) {
+    return `The URL contains a #, or an @ after the host. ${encode}`
+  }
+  if (!URL.canParse(url)) return `The URL cannot be read: its host or port is not valid. ${encode}`
+  return undefined
+}
+
+/** What the driver reads; it ignores everything else. */
+const parameters = new Set([
+  "application_name",
+  "connect_timeout",
+  "dbname",
+  "host",
+  "options",
+  "password",
+  "port",
+  "sslmode",
+  "user"
+])
+
+/**
+ * Parameters of the client's URL that have no effect.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const ignoredParameters = (config: PgClient.PgClientConfig): ReadonlyArray<string> =>
+  config.url === undefined
+    ? []
+    : [...new URL(Redacted.value(config.url)).searchParams.keys()].filter((name) => !parameters.has(name))
+
+const adviceFor = (reason: string): string =>
+  /percent-encoding/.test(reason)
+    ? encode
+    : /sslmode/.test(reason)
+    ? "Use disable, prefer, require, verify-ca or verify-full; to accept any certificate, pass ssl: { rejectUnauthorized: false } to PgClient."
+    : /username/.test(reason)
+    ? "Put the user into the URL, or pass username to PgClient."
+    : "Correct the URL, or the options of PgClient."
+
+const unconnected = new Error("not connected")
+
+const reasonOf = (error: unknown): string | undefined => {
+  // What the driver does not accept as an option arrives as a defect.
+  if (!SqlError.isSqlError(error)) return error instanceof Error ? error.message : String(error)
+  const { cause, message } = error.reason
+  return cause === unconnected ? undefined : (message ?? error.message).replace(/^PgConnection: /, "")
+}
+
+/** Lets the driver read its configuration, up to the point at which it would connect. */
+const readByDriver = (config: PgClient.PgClientConfig): Effect.Effect<string | undefined> =>
+  Effect.scoped(PgConnection.make({
+    ...config,
+    // The application may draw its password from a service.
+    password: undefined,
+    stream: () => {
+      throw unconnected
+    }
+  })).pipe(Effect.matchCause({ onSuccess: () => undefined, onFailure: (cause) => reasonOf(Cause.squash(cause)) }))
+
+const portProblem = ({ port }: PgClient.PgClientConfig): string | undefined =>
+  port === undefined || Number.isInteger(port) && port > 0 && port < 65536
+    ? undefined
+    : `The port ${port} is not between 1 and 65535.`
+
+/** The driver reads certificates when the server has already agreed to encryption; what it throws then ends the process. */
+const tlsProblem = ({ ssl }: PgClient.PgClientConfig): string | undefined => {
+  if (typeof ssl !== "object") return undefined
+  const context = Result.try(() => Tls.createSecureContext(ssl))
+  return Result.isSuccess(context)
+    ? undefined
+    : `Certificate or key cannot be read: ${
+      context.failure instanceof Error ? context.failure.message : String(context.failure)
+    }. Give ssl.ca, ssl.cert and ssl.key as PEM text.`
+}
+
+/**
+ * Fails with `InvalidSettings` where no attempt to connect could succeed.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const check = Effect.fnUntraced(function*(
+  config: PgClient.PgClientConfig
+): Effect.fn.Return<void, InvalidSettings> {
+  const url = config.url === undefined ? undefined : urlProblem(Redacted.value(config.url))
+  if (url !== undefined) return yield* new InvalidSettings({ setting: "url", problem: url })
+  const port = portProblem(config)
+  if (port !== undefined) return yield* new InvalidSettings({ setting: "port", problem: port })
+  const tls = tlsProblem(config)
+  if (tls !== undefined) return yield* new InvalidSettings({ setting: "ssl", problem: tls })
+  const reason = yield* readByDriver(config)
+  if (reason !== undefined) {
+    return yield* new InvalidSettings({ setting: "PgClient", problem: `${reason}. ${adviceFor(reason)}` })
+  }
+})
