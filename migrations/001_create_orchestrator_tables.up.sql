@@ -17,9 +17,9 @@ BEGIN
       USING ERRCODE = 'duplicate_table', HINT = 'Choose other names for them. If Go''s pupsourcing-orchestrator made them and no longer runs, drop them: they hold no progress.';
   END IF;
   IF to_regclass('"orchestrator_meta"') IS NOT NULL THEN
-    SELECT schema_version::text INTO found FROM "orchestrator_meta" WHERE schema_version > 1;
+    SELECT schema_version::text INTO found FROM "orchestrator_meta" WHERE schema_version > 2;
     IF found IS NOT NULL THEN
-      RAISE EXCEPTION 'the tables are of version %, this migration makes version 1', found
+      RAISE EXCEPTION 'the tables are of version %, this migration makes version 2', found
         USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Use the migrations of a newer pupsourcing-orchestrator.';
     END IF;
     SELECT CASE WHEN to_jsonb(m) ->> 'events_table' <> 'events' AND NOT coalesce(to_regclass(
@@ -66,7 +66,7 @@ CREATE TABLE IF NOT EXISTS "orchestrator_generations" (
   PRIMARY KEY (replica_set, generation_id)
 );
 
--- One row for each worker; partition_key -1 means none.
+-- One row for each worker; partition_key -1 means none. A stopped worker that was not evicted left by itself.
 CREATE TABLE IF NOT EXISTS "orchestrator_workers" (
   replica_set text NOT NULL,
   worker_id text NOT NULL,
@@ -80,8 +80,12 @@ CREATE TABLE IF NOT EXISTS "orchestrator_workers" (
   pid integer,
   started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
   stopped_at timestamptz,
+  evicted_by text,
   PRIMARY KEY (replica_set, worker_id)
 );
+
+-- For tables of version 1.
+ALTER TABLE "orchestrator_workers" ADD COLUMN IF NOT EXISTS evicted_by text;
 
 -- Apart from the workers, because it is written all the time. Room on each page and no index on the time:
 -- updates stay in place and touch no index.
@@ -116,6 +120,7 @@ CREATE TABLE IF NOT EXISTS "orchestrator_checkpoints" (
   halted_position bigint,
   halted_event_id text,
   halted_hash bigint,
+  halted_incarnation bigint,
   updated_at timestamptz NOT NULL DEFAULT clock_timestamp(),
   PRIMARY KEY (projection_name, range_start),
   CHECK (0 <= range_start AND range_start < range_end AND range_end <= 4294967296),
@@ -127,9 +132,14 @@ CREATE TABLE IF NOT EXISTS "orchestrator_checkpoints" (
   autovacuum_vacuum_cost_delay = 0
 );
 
+-- For tables of version 1.
+ALTER TABLE "orchestrator_checkpoints" ADD COLUMN IF NOT EXISTS halted_incarnation bigint;
+
 CREATE INDEX IF NOT EXISTS "idx_orchestrator_checkpoints_replica" ON "orchestrator_checkpoints" (replica_set);
 
 -- Last, so that a version means that all of it is there.
 INSERT INTO "orchestrator_meta" AS m (schema_version, hash_answers, events_table)
-VALUES (1, '{"":2817148525,"user-1":3736142208,"0b6cf0a0-5f5c-4d5b-9a63-1f6f2d0c9e77":852620637}', 'events')
-ON CONFLICT (singleton) DO UPDATE SET events_table = EXCLUDED.events_table WHERE m.events_table IS NULL;
+VALUES (2, '{"":2817148525,"user-1":3736142208,"0b6cf0a0-5f5c-4d5b-9a63-1f6f2d0c9e77":852620637}', 'events')
+ON CONFLICT (singleton) DO UPDATE SET schema_version = EXCLUDED.schema_version,
+  events_table = coalesce(m.events_table, EXCLUDED.events_table)
+WHERE m.schema_version < EXCLUDED.schema_version OR m.events_table IS NULL;

@@ -39,7 +39,11 @@ export type Activity = Data.TaggedEnum<{
   /** There is nothing more to handle for now: the range has seen all settled events up to a position. */
   CaughtUp: { readonly projection: string; readonly range: HashRange; readonly position: bigint }
   /** A range stands still because its handler failed. */
-  RangeHalted: { readonly projection: string; readonly range: HashRange; readonly halt: Omit<Halt, "since" | "hash"> }
+  RangeHalted: {
+    readonly projection: string
+    readonly range: HashRange
+    readonly halt: Omit<Halt, "since" | "hash" | "incarnation">
+  }
   /** A read, a batch or a write of progress failed for a reason that may pass, and is tried again. */
   BatchRetried: {
     readonly projection: string

@@ -34,6 +34,11 @@ export interface Halt {
   readonly position: bigint
   readonly eventId: string
   readonly hash: number
+  /**
+   * The registration whose handler failed. A worker with a greater one registered later, so it may run a fix. 0 when it is
+   * not recorded.
+   */
+  readonly incarnation: bigint
 }
 
 /**

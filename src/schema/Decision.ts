@@ -296,8 +296,9 @@ export const decide = (view: View, request: Request, lockable: ReadonlySet<strin
         fence,
         replicaSet: view.replicaSet,
         filter: projection.filter,
-        // A worker that started after the halt may carry the fix: it tries again.
-        halt: halt !== undefined && self.startedAt > halt.since ? undefined : halt
+        // A worker that registered after the one whose handler failed may run the fix: it retries. Incarnations order
+        // registrations even when the database's clock is set back.
+        halt: halt !== undefined && self.incarnation > halt.incarnation ? undefined : halt
       }
     }
     const free = (row: Checkpoint.Checkpoint, range: HashRange.HashRange): Checkpoint.Checkpoint => ({

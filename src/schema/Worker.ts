@@ -53,7 +53,7 @@ export interface WorkerView {
   readonly incarnation: bigint
   readonly startedAt: Date
   readonly projections: ReadonlyArray<string>
-  /** Milliseconds since its last heartbeat, by the database's clock. */
+  /** Milliseconds since its last heartbeat; a change of the database's clock does not change it. */
   readonly silentForMillis: number
   /**
    * Milliseconds for which its presence has been missing in the eyes of the observing session, where that is

@@ -27,7 +27,7 @@ export interface Range {
   /** How far it has been seen, in memory. */
   readonly seen: bigint
   /** Why it stands still, when it does: since before it was opened, or since then. */
-  readonly halt: Omit<Checkpoint.Halt, "since" | "hash"> | undefined
+  readonly halt: Omit<Checkpoint.Halt, "since" | "hash" | "incarnation"> | undefined
   /** Since when, by the monotonic clock in nanoseconds. */
   readonly haltedAt: bigint
   /** How far its progress has been committed, and when that was heard of. */

@@ -76,10 +76,10 @@ describe("migrate", () => {
   it.live("up, status, down, down --event-store", () =>
     Effect.gen(function*() {
       assert.match(yield* succeeds("status"), /^events +"events" +missing$[^]*Version: none; .* Run "migrate up"\.$/m)
-      assert.include(yield* succeeds("up"), "The tables are in place, version 1.")
+      assert.include(yield* succeeds("up"), "The tables are in place, version 2.")
       const status = yield* succeeds("status")
       assert.match(status, /^workers +"orchestrator_workers" +there$/m)
-      assert.match(status, /^Version: 1; this command makes version 1\.$/m)
+      assert.match(status, /^Version: 2; this command makes version 2\.$/m)
       const sql = yield* SqlClient.SqlClient
       yield* sql`INSERT INTO events
           (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
@@ -125,7 +125,7 @@ describe("migrate", () => {
       yield* succeeds("up")
       const sql = yield* SqlClient.SqlClient
       yield* sql`UPDATE orchestrator_meta SET schema_version = 7`
-      refuses(yield* migrate("up"), /^The tables are of version 7, this library understands up to version 1\./)
+      refuses(yield* migrate("up"), /^The tables are of version 7, this library understands up to version 2\./)
       refuses(yield* migrate("down"), /^The tables are of version 7/)
       const status = yield* migrate("status")
       refuses(status, /^The tables are of version 7, .* Install the version/)

@@ -132,6 +132,7 @@ const step = (world: World.World, { a, b, event, hash }: typeof Step.Type): void
           ...row,
           halt: {
             since: new Date(world.now),
+            incarnation: row.fence.incarnation,
             error: "broken",
             position: row.position + 1n,
             eventId: `e-${hash}`,
@@ -287,8 +288,10 @@ describe("Decision", () => {
     })
 
     it("keeps a halted row apart on either side", () => {
-      const halt = { since: new Date(5_000), error: "broken", position: 1n, eventId: "e", hash: third(1).start }
-      const { worker, world } = inThree((row, key) => key === 1 ? { ...row, halt } : row)
+      const broken = { since: new Date(5_000), error: "broken", position: 1n, eventId: "e", hash: third(1).start }
+      const { worker, world } = inThree((row, key) =>
+        key === 1 ? { ...row, halt: { ...broken, incarnation: row.fence!.incarnation } } : row
+      )
       World.decide(world, worker)
       assert.deepStrictEqual(ranges(world), [0, 1, 2].map(third))
     })
@@ -550,7 +553,14 @@ describe("Decision", () => {
       World.decide(world, first)
       world.now += 10
       const [row] = World.rowsOf(world, "orders")
-      const halt = { since: new Date(world.now), error: "broken", position: 1n, eventId: "e", hash }
+      const halt = {
+        since: new Date(world.now),
+        error: "broken",
+        position: 1n,
+        eventId: "e",
+        hash,
+        incarnation: first.registration.incarnation
+      }
       world.rows.set(Checkpoint.key(row!), { ...row!, halt })
       return { world, first, halt }
     }
@@ -562,16 +572,41 @@ describe("Decision", () => {
       assert.deepStrictEqual(World.rowsOf(world, "orders").map((row) => row.halt), [halt, undefined])
     })
 
-    it("is tried again by who started after it, and by nobody else", () => {
+    it("is retried by a worker that registered later, whatever the clock says, and by no other", () => {
       const { first, halt, world } = haltedAt(0)
+      const { incarnation } = first.registration
+      const withIncarnation = (incarnation: bigint, startedAt: number) => {
+        const worker = {
+          ...first,
+          registration: {
+            ...first.registration,
+            workerId: `w${incarnation}`,
+            incarnation,
+            startedAt: new Date(startedAt)
+          }
+        }
+        world.workers = [worker]
+        return World.decide(world, worker).held[0]!.halt
+      }
       assert.deepStrictEqual(World.decide(world, first).held[0]!.halt, halt)
-      const contemporary = { ...first, registration: { ...first.registration, workerId: "w2", incarnation: 9n } }
-      world.workers = [contemporary]
-      assert.deepStrictEqual(World.decide(world, contemporary).held[0]!.halt, halt)
-      world.now += 1
-      world.workers = []
-      const young = World.join(world, { workerId: "w3", projections: ["orders"] })
-      assert.isUndefined(World.decide(world, young).held[0]!.halt)
+      assert.deepStrictEqual(withIncarnation(incarnation - 1n, world.now + 1_000_000), halt)
+      assert.isUndefined(withIncarnation(incarnation + 1n, 0))
+    })
+
+    it("is retried once by each of several workers with the same fault, not in turns", () => {
+      const { first, halt, world } = haltedAt(0)
+      const second = {
+        ...first,
+        registration: { ...first.registration, workerId: "w2", incarnation: first.registration.incarnation + 1n }
+      }
+      world.workers = [second]
+      const [retried] = World.decide(world, second).held
+      assert.isUndefined(retried!.halt)
+      const again = { ...halt, incarnation: second.registration.incarnation }
+      world.rows.set(Checkpoint.key(retried!), { ...retried!, halt: again })
+      assert.deepStrictEqual(World.decide(world, second).held[0]!.halt, again)
+      world.workers = [first]
+      assert.deepStrictEqual(World.decide(world, first).held[0]!.halt, again)
     })
   })
 })

@@ -328,8 +328,9 @@ const check = (
       }
       if (!inShare) assert.strictEqual(now.filter, was.filter)
       if (was.halt?.hash === hash) {
-        if (now.halt === undefined) assert.isTrue(isMine(now) && self.startedAt > was.halt.since, "a halt vanished")
-        else assert.deepStrictEqual(now.halt, was.halt)
+        if (now.halt === undefined) {
+          assert.isTrue(isMine(now) && self.incarnation > was.halt.incarnation, "a halt vanished")
+        } else assert.deepStrictEqual(now.halt, was.halt)
       } else if (now.halt?.hash === hash) {
         assert.fail("a halt out of nothing")
       }

@@ -266,7 +266,14 @@ export const suite = <R = never>(
           assert.strictEqual(stored.position, 3n)
           assert.deepStrictEqual(
             { ...stored.halt, since: undefined, hash: undefined },
-            { error: "it's \"broken\"", position: 4n, eventId, since: undefined, hash: undefined }
+            {
+              error: "it's \"broken\"",
+              position: 4n,
+              eventId,
+              since: undefined,
+              hash: undefined,
+              incarnation: row.fence.incarnation
+            }
           )
           assert.instanceOf(stored.halt?.since, Date)
           assert.isTrue(Number.isInteger(stored.halt?.hash) && HashRange.includes(HashRange.whole, stored.halt!.hash))

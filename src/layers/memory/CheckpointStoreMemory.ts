@@ -87,7 +87,8 @@ export const make = (handle: Handle): CheckpointStore["Service"] => {
             error: haltError(halt.error),
             position: halt.position,
             eventId: halt.eventId,
-            hash: hash(halt.aggregateId)
+            hash: hash(halt.aggregateId),
+            incarnation: held.fence.incarnation
           }
         })
       }))),

@@ -312,7 +312,7 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
 
   /** Also clears a halt whose acknowledgement was lost: advancing supersedes it. */
   const progressed = sql.literal(`updated_at = clock_timestamp(), halted_since = NULL, halted_error = NULL,
-    halted_position = NULL, halted_event_id = NULL, halted_hash = NULL`)
+    halted_position = NULL, halted_event_id = NULL, halted_hash = NULL, halted_incarnation = NULL`)
 
   const move = (
     held: Held,
@@ -629,6 +629,7 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
         UPDATE ${checkpoints} SET halted_since = clock_timestamp(), halted_error = ${haltError(error)},
           halted_position = ${options.position}::bigint, halted_event_id = ${options.eventId},
           halted_hash = hashtext(${options.aggregateId}::text COLLATE "C")::int8 & 4294967295,
+          halted_incarnation = incarnation,
           updated_at = clock_timestamp()
         WHERE ${fenced(held)} AND position = ${options.at}::bigint AND ${Life.goesOn(sql, options.life)} RETURNING 1`)))
       .pipe(

@@ -33,7 +33,11 @@ export interface Observations {
   /** Since when (`Clock.monotonicTimeNanos`) this process' own presence has stood. */
   ownSince: bigint | undefined
   /** By incarnation. */
-  readonly presences: Map<string, {
+  readonly workers: Map<string, {
+    /** The time of the last heartbeat that was read, and when that one was sent by this process' monotonic clock. */
+    readonly beat: string
+    readonly beatAt: bigint
+    readonly readAt: bigint
     readonly seenPresent: boolean
     readonly missingSince: bigint | undefined
   }>
@@ -109,7 +113,17 @@ const attempts = 8
 const unseenMillis = 3000
 
 /** Forgetting only delays. */
-const maximumPresences = 10_000
+const maximumWorkers = 10_000
+
+/**
+ * Nanoseconds since the worker's last heartbeat. The database's clock may have been set since then, so it counts only for
+ * what this session could not have read: a heartbeat that it has not read before is younger than its last reading of the
+ * worker, and a clock that was set back makes none come from the future.
+ */
+const sinceBeat = (row: WorkerRow, sinceReading: bigint | undefined): bigint => {
+  const silent = BigInt(Math.max(0, Math.floor(row.silent * 1e6)))
+  return sinceReading !== undefined && sinceReading < silent ? sinceReading : silent
+}
 
 const millisBetween = (from: bigint, to: bigint): number => Number(to - from) / 1e6
 
@@ -132,7 +146,7 @@ export const make: Effect.Effect<
       statement_timeout: String(statementTimeoutMillis),
       idle_in_transaction_session_timeout: String(idleTimeoutMillis)
     },
-    state: () => ({ ownSince: undefined, presences: new Map() })
+    state: () => ({ ownSince: undefined, workers: new Map() })
   })
   const turn = Semaphore.makeUnsafe(1)
   const members = new Set<bigint>()
@@ -193,17 +207,22 @@ export const make: Effect.Effect<
     const now = yield* Clock.monotonicTimeNanos
     state.ownSince = seen.ownPresent ? state.ownSince ?? now : undefined
     const ownFor = state.ownSince === undefined ? 0 : millisBetween(state.ownSince, now)
-    if (state.presences.size > maximumPresences) state.presences.clear()
+    if (state.workers.size > maximumWorkers) state.workers.clear()
     return seen.workers.map((row): Observed => {
       const incarnation = BigInt(row.incarnation)
       const ended = row.presence_key !== null && row.presence_key === presence.own() && !members.has(incarnation)
       const present = row.present && !ended
+      const before = state.workers.get(row.incarnation)
+      const beatAt = before !== undefined && before.beat === row.beat
+        ? before.beatAt
+        : now - sinceBeat(row, before === undefined ? undefined : now - before.readAt)
+      const seen = { beat: row.beat, beatAt, readAt: now }
       const view = {
         workerId: row.worker_id,
         incarnation,
         startedAt: new Date(row.started_at),
         projections: row.projections,
-        silentForMillis: row.silent,
+        silentForMillis: millisBetween(beatAt, now),
         recorded: {
           state: row.state,
           generationId: row.generation_id === null ? undefined : BigInt(row.generation_id)
@@ -212,15 +231,13 @@ export const make: Effect.Effect<
         row,
         ended
       }
-      if (!database.presence || row.presence_key === null) return { ...view, missingForMillis: undefined }
-      const before = state.presences.get(row.incarnation)
-      if (present) {
-        state.presences.set(row.incarnation, { seenPresent: true, missingSince: undefined })
+      if (!database.presence || row.presence_key === null || present) {
+        state.workers.set(row.incarnation, { ...seen, seenPresent: present, missingSince: undefined })
         return { ...view, missingForMillis: undefined }
       }
       const missingSince = before?.missingSince ?? now
       const seenPresent = before?.seenPresent ?? ended
-      state.presences.set(row.incarnation, { seenPresent, missingSince })
+      state.workers.set(row.incarnation, { ...seen, seenPresent, missingSince })
       const missingFor = millisBetween(missingSince, now)
       return {
         ...view,
@@ -240,6 +257,7 @@ export const make: Effect.Effect<
       'replica_set', w.replica_set, 'worker_id', w.worker_id, 'incarnation', w.incarnation::text,
       'started_at', floor(extract(epoch FROM w.started_at) * 1000), 'projections', w.projections,
       'silent', extract(epoch FROM clock_timestamp() - coalesce(h.heartbeat_at, w.started_at)) * 1000,
+      'beat', extract(epoch FROM coalesce(h.heartbeat_at, w.started_at))::text,
       'presence_key', w.presence_key, 'host', w.host, 'pid', w.pid, 'present', p.key IS NOT NULL,
       'state', w.state, 'generation_id', w.generation_id::text)`,
     workersFrom: `${database.qualified("workers")} w

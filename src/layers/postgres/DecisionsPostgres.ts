@@ -197,14 +197,16 @@ export const make: Effect.Effect<
       SET range_end = r.range_end, position = r.position, replica_set = r.replica_set, worker_id = r.worker_id,
         incarnation = r.incarnation, generation_id = r.generation_id, filter = r.filter,
         halted_since = r.halted_since, halted_error = r.halted_error, halted_position = r.halted_position,
-        halted_event_id = r.halted_event_id, halted_hash = r.halted_hash, updated_at = clock_timestamp()
+        halted_event_id = r.halted_event_id, halted_hash = r.halted_hash, halted_incarnation = r.halted_incarnation,
+        updated_at = clock_timestamp()
       FROM json_to_recordset(${Rows.checkpointRecords(rows)}::json) AS r ${sql.literal(Rows.checkpointRecord)}
       WHERE c.projection_name = r.projection_name AND c.range_start = r.range_start`
 
   const cutOff = ({ sql }: Opened<Coordination.Observations>, rows: ReadonlyArray<Checkpoint.Checkpoint>) =>
     sql`
       INSERT INTO ${checkpoints} (projection_name, range_start, range_end, position, replica_set, worker_id,
-        incarnation, generation_id, filter, halted_since, halted_error, halted_position, halted_event_id, halted_hash)
+        incarnation, generation_id, filter, halted_since, halted_error, halted_position, halted_event_id, halted_hash,
+        halted_incarnation)
       SELECT r.* FROM json_to_recordset(${Rows.checkpointRecords(rows)}::json)
         AS r ${sql.literal(Rows.checkpointRecord)}`
 

@@ -31,6 +31,7 @@ export interface CheckpointRow {
   readonly halted_position: string | null
   readonly halted_event_id: string | null
   readonly halted_hash: number | null
+  readonly halted_incarnation: string | null
 }
 
 /**
@@ -44,7 +45,8 @@ export const checkpointJson = `json_build_object(
   'position', c.position::text, 'replica_set', c.replica_set, 'worker_id', c.worker_id,
   'incarnation', c.incarnation::text, 'generation_id', c.generation_id::text, 'filter', c.filter,
   'halted_since', floor(extract(epoch FROM c.halted_since) * 1000), 'halted_error', c.halted_error,
-  'halted_position', c.halted_position::text, 'halted_event_id', c.halted_event_id, 'halted_hash', c.halted_hash)`
+  'halted_position', c.halted_position::text, 'halted_event_id', c.halted_event_id, 'halted_hash', c.halted_hash,
+  'halted_incarnation', c.halted_incarnation::text)`
 
 /**
  * @category conversions
@@ -66,7 +68,8 @@ export const toCheckpoint = (row: CheckpointRow): Checkpoint.Checkpoint => ({
     error: row.halted_error ?? "",
     position: BigInt(row.halted_position ?? "0"),
     eventId: row.halted_event_id ?? "",
-    hash: row.halted_hash ?? 0
+    hash: row.halted_hash ?? 0,
+    incarnation: BigInt(row.halted_incarnation ?? "0")
   }
 })
 
@@ -79,7 +82,7 @@ export const toCheckpoint = (row: CheckpointRow): Checkpoint.Checkpoint => ({
 export const checkpointRecord =
   `(projection_name text, range_start bigint, range_end bigint, position bigint, replica_set text, worker_id text,
     incarnation bigint, generation_id bigint, filter text, halted_since timestamptz, halted_error text,
-    halted_position bigint, halted_event_id text, halted_hash bigint)`
+    halted_position bigint, halted_event_id text, halted_hash bigint, halted_incarnation bigint)`
 
 /**
  * Checkpoints as JSON for `json_to_recordset`: one parameter, whatever is null.
@@ -102,7 +105,8 @@ export const checkpointRecords = (rows: ReadonlyArray<Checkpoint.Checkpoint>): s
     halted_error: row.halt?.error ?? null,
     halted_position: row.halt === undefined ? null : String(row.halt.position),
     halted_event_id: row.halt?.eventId ?? null,
-    halted_hash: row.halt?.hash ?? null
+    halted_hash: row.halt?.hash ?? null,
+    halted_incarnation: row.halt === undefined ? null : String(row.halt.incarnation)
   })))
 
 /**
@@ -165,8 +169,10 @@ export interface WorkerRow {
   /** Milliseconds since 1970. */
   readonly started_at: number
   readonly projections: ReadonlyArray<string>
-  /** Milliseconds since the last heartbeat. */
+  /** Milliseconds since the last heartbeat, by the database's clock. */
   readonly silent: number
+  /** When that was, as text that is only compared. */
+  readonly beat: string
   readonly presence_key: number | null
   /** Whether some session holds, or waits to take back, the presence under that key. */
   readonly present: boolean

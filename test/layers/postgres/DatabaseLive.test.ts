@@ -13,6 +13,7 @@ import * as Net from "node:net"
 import { describe } from "vitest"
 import * as DatabaseLive from "../../../src/layers/postgres/DatabaseLive.ts"
 import * as Migrations from "../../../src/layers/postgres/Migrations.ts"
+import * as OrchestratorTables from "../../../src/layers/postgres/migrations/OrchestratorTables.ts"
 import * as EventStores from "../../support/EventStores.ts"
 import * as TestDatabase from "../../support/TestDatabase.ts"
 
@@ -139,12 +140,13 @@ describe("DatabaseLive", () => {
     Effect.gen(function*() {
       const { url } = yield* TestDatabase.TestDatabase
       const sql = yield* PgClient.PgClient
-      for (const found of [0, 2]) {
+      const expected = OrchestratorTables.schemaVersion
+      for (const found of [0, expected - 1, expected + 1]) {
         yield* sql`UPDATE orchestrator_meta SET schema_version = ${found}`
         const error = yield* Effect.flip(open(url))
         assert(error._tag === "SchemaVersionMismatch")
-        assert.deepStrictEqual([error.found, error.expected], [found, 1])
-        assert.include(error.message, found === 0 ? "migrate up" : "newer")
+        assert.deepStrictEqual([error.found, error.expected], [found, expected])
+        assert.include(error.message, found < expected ? "migrate up" : "newer")
       }
     })
   )
@@ -295,7 +297,7 @@ describe("DatabaseLive", () => {
       const migrate = Effect.provide(Migrations.status, PgClient.layer({ url: Redacted.make(late) }))
       const [database, { version }] = yield* Effect.all([open(late), migrate], { concurrency: "unbounded" })
       assert.include(database.server.server, String(port))
-      assert.strictEqual(version, 1)
+      assert.strictEqual(version, OrchestratorTables.schemaVersion)
     }).pipe(Effect.scoped)
   )
 })

@@ -111,6 +111,88 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
         yield* process.provide(Effect.flatMap(Membership, (membership) => membership.heartbeat(second)))
       }))
 
+    /** Two processes, over a database whose clock is set by so much when told to. */
+    const withClock = Effect.fnUntraced(function*(replicaSet: string) {
+      let shift: string | undefined
+      const hooks: Seam.Hooks = {
+        rewrite: ({ text }) =>
+          shift === undefined
+            ? text
+            : text.replaceAll("clock_timestamp()", `(clock_timestamp() + interval '${shift}')`)
+      }
+      const observer = yield* CoordinationStores.another({}, Seam.database(hooks))
+      const first = yield* observer.provide(join(replicaSet, "first", [replicaSet]))
+      const process = yield* CoordinationStores.another({}, Seam.database(hooks))
+      const second = yield* process.provide(join(replicaSet, "second", [replicaSet]))
+      const decides = (rules: Partial<typeof patient>) =>
+        observer.provide(decide(first, { rules: { ...patient, heartbeatIntervalMillis: 0, ...rules } }))
+      yield* decides({})
+      const evicts = (rules: Partial<typeof patient>) =>
+        decides(rules).pipe(
+          Effect.repeat({ until: ({ evict }) => evict.length > 0, schedule: Schedule.spaced("20 millis") }),
+          Effect.map(({ evict }) => evict.map((worker) => worker.incarnation)),
+          Effect.timeout("15 seconds")
+        )
+      const set = (interval: string) =>
+        Effect.sync(() => {
+          shift = interval
+        })
+      return { decides, evicts, process, second, set }
+    })
+
+    it.effect.each(["1 hour", "-1 hour"])(
+      "a database's clock that is set by %s evicts no live worker",
+      (interval) =>
+        Effect.gen(function*() {
+          const { decides, process, second, set } = yield* withClock(`live ${interval}`)
+          yield* set(interval)
+          assert.deepStrictEqual((yield* decides({})).evict, [])
+          yield* process.provide(Effect.flatMap(Membership, (membership) => membership.heartbeat(second)))
+          assert.deepStrictEqual((yield* decides({})).evict, [])
+          assert.deepStrictEqual((yield* decides({})).evict, [])
+        })
+    )
+
+    it.effect.each(["1 hour", "-1 hour"])(
+      "a worker that is silent since the database's clock was set by %s is evicted after the timeout",
+      (interval) =>
+        Effect.gen(function*() {
+          const { evicts, second, set } = yield* withClock(`frozen ${interval}`)
+          yield* set(interval)
+          assert.deepStrictEqual(yield* evicts({ staleWorkerTimeoutMillis: 300 }), [second.incarnation])
+        })
+    )
+
+    it.effect("a process that died before the database's clock was set back is replaced after the grace", () =>
+      Effect.gen(function*() {
+        const { evicts, process, second, set } = yield* withClock("dead")
+        yield* process.close
+        yield* set("-1 hour")
+        assert.deepStrictEqual(yield* evicts({ presenceGraceMillis: 100 }), [second.incarnation])
+      }))
+
+    it.effect("an observer that is as young as the clock's change evicts the silent after the timeout", () =>
+      Effect.gen(function*() {
+        const { process, second, set } = yield* withClock("young")
+        yield* set("-1 hour")
+        const observer = yield* CoordinationStores.another()
+        const third = yield* observer.provide(join("young", "third", ["young"]))
+        const sql = yield* SqlClient.SqlClient
+        yield* sql`UPDATE orchestrator_heartbeats SET heartbeat_at = clock_timestamp() + interval '1 hour'
+          WHERE replica_set = 'young' AND incarnation = ${second.incarnation}`
+        const evicted = yield* observer.provide(
+          decide(third, { rules: { ...patient, heartbeatIntervalMillis: 0, staleWorkerTimeoutMillis: 300 } })
+        ).pipe(
+          Effect.repeat({
+            until: ({ evict }) => evict.some(({ incarnation }) => incarnation === second.incarnation),
+            schedule: Schedule.spaced("20 millis")
+          }),
+          Effect.timeout("15 seconds")
+        )
+        assert.isTrue(evicted.evict.length > 0)
+        yield* process.close
+      }))
+
     it.effect.each([
       "the session of its presence",
       "all of its sessions"

@@ -262,7 +262,7 @@ describe("Migrations", () => {
         assert.deepStrictEqual(yield* catalog("^(events|aggregate|idx_(events|agg))"), before.catalog)
       })
 
-      assert.strictEqual((yield* Migrations.run).version, 1)
+      assert.strictEqual((yield* Migrations.run).version, OrchestratorTables.schemaVersion)
       yield* unharmed
       assert.strictEqual(yield* run, 10_000)
       yield* unharmed
@@ -270,7 +270,7 @@ describe("Migrations", () => {
       yield* Migrations.down
       yield* unharmed
       assert.deepStrictEqual(yield* catalog("^(orchestrator|idx_orchestrator)"), [])
-      assert.strictEqual((yield* Migrations.run).version, 1)
+      assert.strictEqual((yield* Migrations.run).version, OrchestratorTables.schemaVersion)
       yield* unharmed
       yield* append("user-new", 2)
       assert.deepStrictEqual(yield* rows("SELECT count(*) AS n FROM events"), [{ n: 10002n }])
@@ -402,7 +402,7 @@ describe("Migrations", () => {
         "ALTER TABLE events ADD COLUMN tenant int NOT NULL, ADD COLUMN note text, ALTER COLUMN trace_id TYPE uuid USING NULL"
       )
       const { differences, version } = yield* Migrations.run
-      assert.strictEqual(version, 1)
+      assert.strictEqual(version, OrchestratorTables.schemaVersion)
       assert.deepStrictEqual(differences.map((difference) => [difference.subject, difference.blocking]).sort(), [
         ["tenant", false],
         ["trace_id", false]
@@ -582,18 +582,58 @@ describe("Migrations", () => {
   )
 
   migration(
+    "brings tables of version 1 up to date with their rows, once, and by the files too",
+    Effect.gen(function*() {
+      const columns = rows(
+        `SELECT table_name::text, column_name::text, data_type::text, is_nullable::text FROM information_schema.columns
+         WHERE table_name ~ '^orchestrator' ORDER BY 1, 2`
+      )
+      yield* Migrations.run
+      const expected = yield* columns
+      const data = rows(
+        `SELECT to_jsonb(c) - 'halted_incarnation' AS row FROM orchestrator_checkpoints c
+         UNION ALL SELECT to_jsonb(w) - 'evicted_by' FROM orchestrator_workers w`
+      )
+      yield* rows(`INSERT INTO orchestrator_checkpoints (projection_name, range_start, range_end, position, replica_set,
+          worker_id, incarnation, generation_id, filter, halted_since, halted_error, halted_position, halted_event_id,
+          halted_hash)
+        VALUES ('users', 0, 4294967296, 17, 'main', 'w1', 5, 2, '[null,null,null]', now(), 'boom', 18, 'e', 7)`)
+      yield* rows(`INSERT INTO orchestrator_workers (replica_set, worker_id, incarnation, state, projections)
+        VALUES ('main', 'w1', 5, 'running', '["users"]')`)
+      const before = yield* data
+      const downgrade = Effect.gen(function*() {
+        yield* rows("ALTER TABLE orchestrator_checkpoints DROP COLUMN halted_incarnation")
+        yield* rows("ALTER TABLE orchestrator_workers DROP COLUMN evicted_by")
+        yield* rows("UPDATE orchestrator_meta SET schema_version = 1")
+      })
+      const byFile = Effect.forEach(OrchestratorTables.up(TableNames.defaults), (statement) => rows(statement))
+      for (const up of [Migrations.run, byFile]) {
+        yield* downgrade
+        assert.strictEqual((yield* Migrations.status).version, 1)
+        for (let times = 0; times < 2; times++) {
+          yield* up
+          assert.strictEqual((yield* Migrations.status).version, OrchestratorTables.schemaVersion)
+          assert.deepStrictEqual(yield* data, before)
+          assert.deepStrictEqual(yield* columns, expected)
+        }
+      }
+    })
+  )
+
+  migration(
     "never touches tables of a newer version",
     Effect.gen(function*() {
       yield* Migrations.run
-      yield* rows("UPDATE orchestrator_meta SET schema_version = 2")
+      const expected = OrchestratorTables.schemaVersion
+      yield* rows("UPDATE orchestrator_meta SET schema_version = 3")
       for (const migrating of [Migrations.run, Migrations.down]) {
         const error = yield* Effect.flip(migrating)
-        assert.deepStrictEqual(error, new SchemaVersionMismatch({ found: 2, expected: 1 }))
+        assert.deepStrictEqual(error, new SchemaVersionMismatch({ found: 3, expected }))
       }
       const byFile = yield* Effect.flip(rows(OrchestratorTables.up(TableNames.defaults)[0] ?? ""))
       assert.strictEqual((byFile.reason.cause as { code?: string }).code, "55000")
       const status = yield* Migrations.status
-      assert.strictEqual(status.version, 2)
+      assert.strictEqual(status.version, 3)
       assert.isTrue(status.tables.every((table) => table.exists))
     })
   )
@@ -643,7 +683,7 @@ describe("Migrations", () => {
 
   it.live("sees the tables by their own names through a client that transforms names", () =>
     Effect.gen(function*() {
-      assert.strictEqual((yield* Migrations.run).version, 1)
+      assert.strictEqual((yield* Migrations.run).version, OrchestratorTables.schemaVersion)
     }).pipe(
       Effect.provide(TestDatabase.layerWith({
         client: {
@@ -735,6 +775,6 @@ describe("Migrations", () => {
 
   it.live("is a layer, too", () =>
     Effect.gen(function*() {
-      assert.strictEqual((yield* Migrations.status).version, 1)
+      assert.strictEqual((yield* Migrations.status).version, OrchestratorTables.schemaVersion)
     }).pipe(Effect.provide(Layer.provideMerge(Migrations.layer, TestDatabase.layer))))
 })

@@ -13,7 +13,7 @@ import { block, createSchema, indented, literal, lock } from "./Sql.ts"
  * @category models
  * @since 0.1.0
  */
-export const schemaVersion = 1
+export const schemaVersion = 2
 
 /**
  * Known answers of `hashtext(x COLLATE "C")::int8 & 4294967295`, taken from PostgreSQL 18. They are stored in the
@@ -170,7 +170,7 @@ CREATE TABLE IF NOT EXISTS ${qualified(names, "generations")} (
   PRIMARY KEY (replica_set, generation_id)
 )`,
 
-  `-- One row for each worker; partition_key -1 means none.
+  `-- One row for each worker; partition_key -1 means none. A stopped worker that was not evicted left by itself.
 CREATE TABLE IF NOT EXISTS ${qualified(names, "workers")} (
   replica_set text NOT NULL,
   worker_id text NOT NULL,
@@ -184,8 +184,11 @@ CREATE TABLE IF NOT EXISTS ${qualified(names, "workers")} (
   pid integer,
   started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
   stopped_at timestamptz,
+  evicted_by text,
   PRIMARY KEY (replica_set, worker_id)
 )`,
+  `-- For tables of version 1.
+ALTER TABLE ${qualified(names, "workers")} ADD COLUMN IF NOT EXISTS evicted_by text`,
 
   `-- Apart from the workers, because it is written all the time. Room on each page and no index on the time:
 -- updates stay in place and touch no index.
@@ -220,6 +223,7 @@ CREATE TABLE IF NOT EXISTS ${qualified(names, "checkpoints")} (
   halted_position bigint,
   halted_event_id text,
   halted_hash bigint,
+  halted_incarnation bigint,
   updated_at timestamptz NOT NULL DEFAULT clock_timestamp(),
   PRIMARY KEY (projection_name, range_start),
   CHECK (0 <= range_start AND range_start < range_end AND range_end <= 4294967296),
@@ -230,6 +234,8 @@ CREATE TABLE IF NOT EXISTS ${qualified(names, "checkpoints")} (
   autovacuum_vacuum_threshold = 500,
   autovacuum_vacuum_cost_delay = 0
 )`,
+  `-- For tables of version 1.
+ALTER TABLE ${qualified(names, "checkpoints")} ADD COLUMN IF NOT EXISTS halted_incarnation bigint`,
 
   `CREATE INDEX IF NOT EXISTS ${quoted(`idx_${names.checkpoints}_replica`)} ON ${
     qualified(names, "checkpoints")
@@ -238,7 +244,9 @@ CREATE TABLE IF NOT EXISTS ${qualified(names, "checkpoints")} (
   `-- Last, so that a version means that all of it is there.
 INSERT INTO ${qualified(names, "meta")} AS m (schema_version, hash_answers, events_table)
 VALUES (${schemaVersion}, ${literal(JSON.stringify(hashAnswers))}, ${literal(recorded(names))})
-ON CONFLICT (singleton) DO UPDATE SET events_table = EXCLUDED.events_table WHERE m.events_table IS NULL`
+ON CONFLICT (singleton) DO UPDATE SET schema_version = EXCLUDED.schema_version,
+  events_table = coalesce(m.events_table, EXCLUDED.events_table)
+WHERE m.schema_version < EXCLUDED.schema_version OR m.events_table IS NULL`
 ]
 
 /**
