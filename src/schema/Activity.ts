@@ -38,7 +38,7 @@ export type Activity = Data.TaggedEnum<{
   }
   /** There is nothing more to handle for now: the range has seen all settled events up to a position. */
   CaughtUp: { readonly projection: string; readonly range: HashRange; readonly position: bigint }
-  /** A range stands still because its handler failed. */
+  /** A range is halted because its handler failed. */
   RangeHalted: {
     readonly projection: string
     readonly range: HashRange

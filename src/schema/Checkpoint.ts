@@ -20,7 +20,7 @@ export interface Fence {
 }
 
 /**
- * Why a range stands still.
+ * Why a range is halted.
  *
  * @category models
  * @since 0.1.0
@@ -28,7 +28,7 @@ export interface Fence {
 export interface Halt {
   /** By the database's clock. */
   readonly since: Date
-  /** What the handler failed with; never the payload. */
+  /** Type, aggregate and version of the event, and what its handler failed with; never the payload. */
   readonly error: string
   /** Position, id and hash of the event that could not be handled. */
   readonly position: bigint

@@ -5,6 +5,7 @@
  */
 import * as Duration from "effect/Duration"
 import * as Schema from "effect/Schema"
+import { sentence } from "./Text.ts"
 
 const id = (tag: string) => `pupsourcing-orchestrator/${tag}`
 
@@ -100,9 +101,8 @@ export class StoreFailure extends Schema.TaggedError<StoreFailure>(id("StoreFail
       : this.code?.startsWith("53")
       ? " Look at the server's disk, memory and connections."
       : ""
-    return `The database refused "${this.operation}": ${this.detail}${
-      this.code === undefined ? "" : ` (SQLSTATE ${this.code})`
-    }.${advice}`
+    const code = this.code === undefined ? "" : ` (SQLSTATE ${this.code})`
+    return `The database refused "${this.operation}": ${sentence(`${this.detail}${code}`)}${advice}`
   }
 }
 
@@ -343,7 +343,8 @@ export class AlreadyRunning extends Schema.TaggedError<AlreadyRunning>(id("Alrea
 }
 
 /**
- * A range of a projection stands still because its handler failed.
+ * A range of a projection is halted because its handler failed, or because an event cannot be received. The log uses the
+ * same message.
  *
  * @category errors
  * @since 0.1.0
@@ -353,10 +354,16 @@ export class ProjectionHalted extends Schema.TaggedError<ProjectionHalted>(id("P
   range: Schema.String,
   position: Schema.BigInt,
   eventId: Schema.String,
-  error: Schema.String
+  /** Type, aggregate and version of the event, and the error. */
+  error: Schema.String,
+  /** By the database's clock. */
+  since: Schema.optionalKey(Schema.Date)
 }) {
   override get message(): string {
-    return `Projection "${this.projection}" stands still in range ${this.range}: the event at position ${this.position} (${this.eventId}) could not be handled: ${this.error}. Mend the handler and start again; the range is retried by a worker that starts after the failure.`
+    const since = this.since === undefined ? "" : ` since ${this.since.toISOString()}`
+    return `Projection "${this.projection}" is halted in range ${this.range}${since}: event ${this.eventId} at position ${this.position}, ${
+      sentence(this.error)
+    } Fix the handler and restart the worker: a worker that starts after the failure retries the event. Other ranges and projections continue.`
   }
 }
 
@@ -422,6 +429,9 @@ export class EventTooLarge extends Schema.TaggedError<EventTooLarge>(id("EventTo
   position: Schema.BigInt,
   eventId: Schema.String,
   aggregateId: Schema.String,
+  aggregateType: Schema.optionalKey(Schema.String),
+  aggregateVersion: Schema.optionalKey(Schema.BigInt),
+  eventType: Schema.optionalKey(Schema.String),
   bytes: Schema.Int,
   limit: Schema.Int,
   /** In which life of the server it was read. */
@@ -433,7 +443,7 @@ export class EventTooLarge extends Schema.TaggedError<EventTooLarge>(id("EventTo
 }
 
 /**
- * A handler took so long at one event, so often, that its batches were lost. Its range stands still with it.
+ * A handler took so long at one event, so often, that its batches were lost. Its range is halted at the event.
  *
  * @category errors
  * @since 0.1.0

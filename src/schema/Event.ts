@@ -6,6 +6,7 @@
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import * as Json from "./Json.ts"
+import { cut } from "./Text.ts"
 
 /**
  * The stream of one aggregate.
@@ -145,4 +146,29 @@ export const encodePayload = (payload: unknown): Result.Result<Uint8Array, strin
   return bytes === undefined
     ? Result.map(Json.encode("payload", payload), (text) => encoder.encode(text))
     : Result.succeed(bytes)
+}
+
+/** Of an aggregate's id, and of a type, in messages. */
+const longestLabel = 100
+
+/**
+ * What messages say about an event: its type, aggregate and version, as far as they are known. Nothing of its payload.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const label = (
+  event: { readonly [K in "aggregateId" | "aggregateType" | "eventType"]?: string | undefined } & {
+    readonly aggregateVersion?: bigint | undefined
+  }
+): string => {
+  // One line, whatever is in it.
+  const short = (text: string) => cut(text, longestLabel).replace(/\s+/g, " ")
+  return [
+    ...(event.eventType === undefined ? [] : [`type ${short(event.eventType)}`]),
+    ...(event.aggregateId === undefined
+      ? []
+      : [`${short(event.aggregateType ?? "aggregate")} ${JSON.stringify(short(event.aggregateId))}`]),
+    ...(event.aggregateVersion === undefined ? [] : [`version ${event.aggregateVersion}`])
+  ].join(", ")
 }

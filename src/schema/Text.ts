@@ -44,6 +44,17 @@ export const cut = (text: string, longest: number): string => {
 }
 
 /**
+ * The text as a sentence: ended by a period, unless it ends like one.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const sentence = (text: string): string => {
+  const trimmed = text.trimEnd()
+  return /[.!?\u2026]$/.test(trimmed) ? trimmed : `${trimmed}.`
+}
+
+/**
  * The text in ASCII, which every database encoding has; other characters become their code points, such as `\u{e9}`.
  *
  * @category utils

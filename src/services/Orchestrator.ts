@@ -467,7 +467,8 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
             range: HashRange.format(halted.range),
             position: halted.halt.position,
             eventId: halted.halt.eventId,
-            error: halted.halt.error
+            error: halted.halt.error,
+            since: halted.halt.since
           })
         }
         if (rows.length === 0 || rows.some((row) => row.position < target)) behind.push(name)

@@ -15,18 +15,20 @@ import type * as Latch from "effect/Latch"
 import * as Option from "effect/Option"
 import * as Random from "effect/Random"
 import { Activity } from "../schema/Activity.ts"
-import type { Held } from "../schema/Checkpoint.ts"
+import { type Halt, haltError, type Held } from "../schema/Checkpoint.ts"
 import {
   CheckpointAheadOfEvents,
   type EventTooLarge,
   HandlerOverran,
+  ProjectionHalted,
   type StoreError,
   type StoreFailure,
   type UnsupportedDatabase
 } from "../schema/Errors.ts"
-import type { Event } from "../schema/Event.ts"
+import { type Event, label } from "../schema/Event.ts"
 import * as HashRange from "../schema/HashRange.ts"
 import type { Settings } from "../schema/Settings.ts"
+import { sentence } from "../schema/Text.ts"
 import * as BatchContext from "./BatchContext.ts"
 import { CheckpointStore, type Fenced, HandlerFailure, type TransientFailure } from "./CheckpointStore.ts"
 import { errorText, stackText } from "./ErrorText.ts"
@@ -87,7 +89,7 @@ export class ProjectionRunner extends Context.Service<ProjectionRunner, {
   /**
    * Works until `draining` opens or the range is lost. Passing failures of the stores are retried for as long as it
    * takes. A handler that fails halts the range: its predecessors commit, the failure is recorded, and the runner
-   * stands still until it is drained. A database in which events cannot be read in order, or whose very first answer is
+   * waits until it is drained. A database in which events cannot be read in order, or whose very first answer is
    * a refusal (a missing right), fails it.
    */
   readonly run: (job: Job) => Effect.Effect<Ending, RunnerError>
@@ -464,17 +466,21 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
       }
     })
 
+    const isHalted = (halt: Pick<Halt, "error" | "eventId" | "position"> & Partial<Pick<Halt, "since">>): string =>
+      new ProjectionHalted({ ...halt, projection: projection.name, range: HashRange.format(range) }).message
+
     /**
-     * Whether the range stands still now. What could not be recorded is not tried again by itself: of a server that comes
+     * Whether the range is halted now. What could not be recorded is not tried again by itself: of a server that comes
      * back with less, the event may not be there any more.
      */
     const halts = Effect.fnUntraced(function*(
-      at: Pick<Event, "aggregateId" | "eventId"> & { readonly position: bigint },
+      at: Pick<Event, "aggregateId" | "eventId"> & Parameters<typeof label>[0] & { readonly position: bigint },
       readIn: ServerLife | undefined,
-      error: string,
+      reason: string,
       stack = ""
     ) {
       const { aggregateId, eventId, position } = at
+      const error = haltError(`${label(at)}: ${reason}`)
       const result = yield* Effect.result(
         checkpoints.halt(held, { at: written, life: readIn, error, position, eventId, aggregateId })
       )
@@ -485,11 +491,7 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
         return Option.isNone(yield* unlessDraining(backoff(attempt)))
       }
       yield* succeeded("The record of a halt")
-      yield* Effect.logError(
-        `Projection "${projection.name}" stands still in range ${
-          HashRange.format(range)
-        }: the event at position ${position} (${eventId}) could not be handled: ${error}. Mend the handler and start again; other ranges and projections go on.${stack}`
-      )
+      yield* Effect.logError(`${isHalted({ error, eventId, position })}${stack}`)
       yield* job.record(
         Activity.RangeHalted({ projection: projection.name, range, halt: { error, position, eventId } })
       )
@@ -499,11 +501,7 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
 
     const work = Effect.gen(function*(): Effect.fn.Return<Ending, Fenced | RunnerError> {
       if (held.halt !== undefined) {
-        yield* Effect.logWarning(
-          `Projection "${projection.name}" stands still in range ${
-            HashRange.format(range)
-          } since ${held.halt.since.toISOString()}: the event at position ${held.halt.position} (${held.halt.eventId}) could not be handled: ${held.halt.error}. Mend the handler and start again.`
-        )
+        yield* Effect.logWarning(isHalted(held.halt))
         yield* draining.await
         return "drained"
       }
@@ -513,7 +511,7 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
           const failure = page.failure
           if (failure._tag !== "EventTooLarge") return yield* failure
           yield* flush()
-          if (yield* halts(failure, failure.life, failure.message)) return "drained"
+          if (yield* halts(failure, failure.life, `${failure._tag}: ${failure.message}`)) return "drained"
           continue
         }
         if (Option.isNone(page.success)) {
@@ -583,12 +581,22 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
 const operations = ["Reading", "A batch", "Progress", "The record of a halt"] as const
 type Operation = (typeof operations)[number]
 
-const failedWith = (at: number, cause: Cause.Cause<unknown>, circumstance = ""): Outcome => ({
-  _tag: "Failed",
-  at,
-  error: `${circumstance}${errorText(cause)}`,
-  stack: stackText(cause)
-})
+const failedWith = (at: number, cause: Cause.Cause<unknown>, circumstance = ""): Outcome => {
+  const text = errorText(cause)
+  const error = `${circumstance}${text}`
+  return {
+    _tag: "Failed",
+    at,
+    error: violation.test(text) ? `${sentence(error)} ${sharedRows}` : error,
+    stack: stackText(cause)
+  }
+}
+
+/** A row is there already, or not yet there. */
+const violation = /SqlError: (UniqueViolation|ConstraintError 23503)/
+
+const sharedRows =
+  "Events of different aggregates are handled at the same time and in any order. If an event of another aggregate writes that row too, use INSERT ... ON CONFLICT and SQL arithmetic, and no foreign keys between aggregates: see \"Rows that several aggregates share\" in docs/concepts.md."
 
 const passing = new Set([
   "TransientFailure",

@@ -119,6 +119,33 @@ describe("a handler", () => {
   )
 
   live(
+    "that inserts a row which another aggregate's event has inserted halts with a hint at shared rows",
+    Effect.gen(function*() {
+      const sql = yield* SqlClient.SqlClient
+      yield* sql`CREATE TABLE countries (code text PRIMARY KEY, parent text REFERENCES countries)`
+      const positions = [...(yield* append(event("a"))), ...(yield* append(event("b")))]
+      const inserting = (name: string, statement: (event: Event.Event) => Effect.Effect<unknown, unknown>) =>
+        halted(Projection.make(name, { handle: statement }))
+      const twice = yield* inserting("twice", () => sql`INSERT INTO countries VALUES ('DE')`)
+      assert.strictEqual(twice.position, positions[1])
+      for (
+        const part of [
+          "type Happened, Test \"b\", version 1: SqlError: UniqueViolation 23505 (countries_pkey).",
+          "If an event of another aggregate writes that row too",
+          "ON CONFLICT",
+          "docs/concepts.md"
+        ]
+      ) {
+        assert.include(twice.message, part)
+      }
+      const orphan = yield* inserting("orphan", () => sql`INSERT INTO countries VALUES ('BY', 'XX')`)
+      assert.include(orphan.message, "no foreign keys between aggregates")
+      const other = yield* inserting("other", () => sql`INSERT INTO countries VALUES (NULL)`)
+      assert.notInclude(other.message, "another aggregate")
+    })
+  )
+
+  live(
     "whose finalizer fails halts at the event that it was added for",
     Effect.gen(function*() {
       const positions = yield* twenty

@@ -14,6 +14,7 @@ import { TestClock } from "effect/testing"
 import * as MemoryStores from "../../src/layers/memory/MemoryStores.ts"
 import * as MemoryWorld from "../../src/layers/memory/MemoryWorld.ts"
 import type { Activity } from "../../src/schema/Activity.ts"
+import type { Held } from "../../src/schema/Checkpoint.ts"
 import { DatabaseUnavailable } from "../../src/schema/Errors.ts"
 import * as Settings from "../../src/schema/Settings.ts"
 import { CheckpointStore } from "../../src/services/CheckpointStore.ts"
@@ -150,19 +151,21 @@ export const runner = Effect.fnUntraced(function*(
     }),
     Effect.provideService(EventStore, { ...process.events, ...options.events?.(process.events) })
   ))
-  const run = service.run({
-    projection,
-    captured: options.captured ?? (Context.empty() as Context.Context<unknown>),
-    held,
-    settings,
-    draining,
-    record: (entry) => Effect.sync(() => activity.push(entry)),
-    onSeen: (position) => {
-      seen.push(position)
-    },
-    onWritten: () => {},
-    onBatch: () => {}
-  }).pipe(Effect.provide(layer))
+  const runOn = (row: Held) =>
+    service.run({
+      projection,
+      captured: options.captured ?? (Context.empty() as Context.Context<unknown>),
+      held: row,
+      settings,
+      draining,
+      record: (entry) => Effect.sync(() => activity.push(entry)),
+      onSeen: (position) => {
+        seen.push(position)
+      },
+      onWritten: () => {},
+      onBatch: () => {}
+    }).pipe(Effect.provide(layer))
+  const run = runOn(held)
   /** The row as it is committed. */
   const row = Effect.map(process.checkpoints.rows(projection.name), (rows) => rows[0]!)
   const tags = (): ReadonlyArray<string> => activity.map(({ _tag }) => _tag)
@@ -171,5 +174,21 @@ export const runner = Effect.fnUntraced(function*(
   const drain = (fiber: Fiber.Fiber<ProjectionRunner.Ending, unknown>) =>
     Effect.andThen(draining.open, Effect.orDie(Fiber.join(fiber)))
   const leave = process.decisions.decide({ ...request, leaving: true })
-  return { ...process, activity, drain, draining, held, leave, lines, of, registration, row, run, seen, service, tags }
+  return {
+    ...process,
+    activity,
+    drain,
+    draining,
+    held,
+    leave,
+    lines,
+    of,
+    registration,
+    row,
+    run,
+    runOn,
+    seen,
+    service,
+    tags
+  }
 })

@@ -333,16 +333,21 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
       ORDER BY "globalPosition"`
 
     const tooLargeStatement = `
-      SELECT event_id AS id, aggregate_id AS "aggregateId", ${rowBytes} AS size FROM ${events} WHERE global_position = $1`
+      SELECT event_id AS "eventId", aggregate_id AS "aggregateId", aggregate_type AS "aggregateType",
+        aggregate_version AS "aggregateVersion", event_type AS "eventType", ${rowBytes} AS bytes FROM ${events} WHERE global_position = $1`
+
+    type Described =
+      & Pick<Event, "aggregateId" | "aggregateType" | "aggregateVersion" | "eventId" | "eventType">
+      & { readonly bytes: number }
 
     const tooLarge = Effect.fnUntraced(function*(position: bigint, life: ServerLife) {
       const [row] = yield* reader.use(
         "measure an event",
         ({ sql, state }) =>
           // Another server may have given its position to another one, or to none yet.
-          state.life !== life ? Effect.fail(Life.isOver(database.server)) : sql.unsafe<
-            { readonly id: string; readonly aggregateId: string; readonly size: number }
-          >(tooLargeStatement, [position])
+          state.life !== life
+            ? Effect.fail(Life.isOver(database.server))
+            : sql.unsafe<Described>(tooLargeStatement, [position])
       )
       return yield* row === undefined
         ? new UnsupportedDatabase({
@@ -350,10 +355,8 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
           advice: "Delete no events while projections run."
         })
         : new EventTooLarge({
+          ...row,
           position,
-          eventId: row.id,
-          aggregateId: row.aggregateId,
-          bytes: row.size,
           limit: largest,
           life
         })

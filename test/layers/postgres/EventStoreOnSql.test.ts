@@ -9,7 +9,7 @@ import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import { describe } from "vitest"
-import type { NewEvent } from "../../../src/schema/Event.ts"
+import { label, type NewEvent } from "../../../src/schema/Event.ts"
 import { EventStore } from "../../../src/services/EventStore.ts"
 import * as EventStores from "../../support/EventStores.ts"
 import * as PlainWriters from "../../support/PlainWriters.ts"
@@ -140,6 +140,7 @@ describe("EventStore beside plain SQL", () => {
       assert(payload._tag === "EventTooLarge")
       assert.strictEqual(payload.position, positions[1])
       assert.isAtLeast(payload.bytes, 900_000)
+      assert.strictEqual(label(payload), "type Happened, Test \"a\", version 2")
       assert.include(payload.message, "maxMessageSize")
       const between = yield* store.read({ after: positions[1]! })
       assert.deepStrictEqual(between.events.map(({ globalPosition }) => globalPosition), [positions[2]])
