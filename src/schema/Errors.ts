@@ -10,6 +10,17 @@ import { sentence } from "./Text.ts"
 const id = (tag: string) => `pupsourcing-orchestrator/${tag}`
 
 /**
+ * Set on the error of an append whose outcome is unknown, because the connection was lost before the answer arrived.
+ * Absent where nothing was committed.
+ */
+const mayHaveCommitted = Schema.optionalKey(Schema.Literal(true))
+
+const unknownOutcome = (error: { readonly mayHaveCommitted?: true }): string =>
+  error.mayHaveCommitted === true
+    ? " The append may have been committed. Repeat it only with the same eventIds: DuplicateEvent then means that it was."
+    : ""
+
+/**
  * The database cannot be used right now. Passing causes are retried while a worker runs; at the start it is reported
  * after a bounded time.
  *
@@ -39,10 +50,15 @@ export class DatabaseUnavailable extends Schema.TaggedError<DatabaseUnavailable>
     user: Schema.String,
     /** What the server, or the way to it, says. */
     detail: Schema.optionalKey(Schema.String),
+    mayHaveCommitted,
     cause: Schema.Defect()
   }
 ) {
   override get message(): string {
+    return `${this.problem}${unknownOutcome(this)}`
+  }
+
+  private get problem(): string {
     switch (this.reason) {
       case "unreachable":
         return `The database server at ${this.server} cannot be reached. Check host, port and network.`
@@ -85,6 +101,7 @@ export class StoreFailure extends Schema.TaggedError<StoreFailure>(id("StoreFail
   /** SQLSTATE, where the server gave one. */
   code: Schema.optionalKey(Schema.String),
   detail: Schema.String,
+  mayHaveCommitted,
   cause: Schema.Defect()
 }) {
   override get message(): string {
@@ -102,7 +119,9 @@ export class StoreFailure extends Schema.TaggedError<StoreFailure>(id("StoreFail
       ? " Look at the server's disk, memory and connections."
       : ""
     const code = this.code === undefined ? "" : ` (SQLSTATE ${this.code})`
-    return `The database refused "${this.operation}": ${sentence(`${this.detail}${code}`)}${advice}`
+    return `The database refused "${this.operation}": ${sentence(`${this.detail}${code}`)}${advice}${
+      unknownOutcome(this)
+    }`
   }
 }
 
@@ -392,7 +411,8 @@ export class ConcurrencyConflict extends Schema.TaggedError<ConcurrencyConflict>
 }
 
 /**
- * An event with this id is stored already.
+ * An event with this id is stored already. When an append is repeated with the same `eventId`s, this means that the
+ * earlier one was committed; it is reported before `ConcurrencyConflict`.
  *
  * @category errors
  * @since 0.1.0
@@ -401,7 +421,7 @@ export class DuplicateEvent extends Schema.TaggedError<DuplicateEvent>(id("Dupli
   detail: Schema.String
 }) {
   override get message(): string {
-    return `An event with the same id is stored already: ${this.detail}. Each event needs a UUID of its own.`
+    return `An event with the same id is stored already: ${this.detail}. If this append repeats an earlier one, that one was committed; otherwise give each event a UUID of its own.`
   }
 }
 

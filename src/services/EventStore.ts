@@ -89,6 +89,15 @@ export class EventStore extends Context.Service<EventStore, {
   /**
    * Appends events to one aggregate, all or none, in one round trip. Inside the caller's transaction it joins it.
    * Fails with `ConcurrencyConflict` when the aggregate is not at the expected version (default `"any"`).
+   *
+   * **Gotchas**
+   *
+   * When the answer is lost, the append may have been committed: the error then has `mayHaveCommitted: true`. The same
+   * holds after an interruption or a timeout around the append. Repeat it with the same `eventId`s only: it succeeds, or
+   * fails with `DuplicateEvent`, which means that the first one was committed. Without ids of your own a repeat may
+   * append the events twice, or report your own events as a `ConcurrencyConflict`. Inside a transaction of the caller
+   * an append whose answer is lost is rolled back with it; what may have committed after a lost answer to COMMIT is
+   * the whole transaction.
    */
   readonly append: (
     events: ReadonlyArray<NewEvent>,

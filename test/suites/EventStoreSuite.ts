@@ -201,6 +201,20 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
         assert.strictEqual((yield* append([happened(other)], { expectedVersion: "none" })).lastVersion, 1n)
       }))
 
+    it.effect("an append that is repeated with its event ids is a duplicate, whatever version it expects", () =>
+      Effect.gen(function*() {
+        const stream = yield* newStream
+        const events = [happened(stream), happened(stream, { eventId: globalThis.crypto.randomUUID() })]
+        yield* append(events, { expectedVersion: "none" })
+        for (const expectedVersion of ["none", 0n, 1n, 2n, 7n, "any"] as const) {
+          const repeated = yield* Effect.flip(append(events, { expectedVersion }))
+          assert.strictEqual(repeated._tag, "DuplicateEvent")
+        }
+        const other = yield* Effect.flip(append([happened(stream)], { expectedVersion: 0n }))
+        assert.strictEqual(other._tag, "ConcurrencyConflict")
+        assert.strictEqual((yield* readStream(stream)).length, 2)
+      }))
+
     it.effect("what no store can keep is refused", () =>
       Effect.gen(function*() {
         const stream = yield* newStream

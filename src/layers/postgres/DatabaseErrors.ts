@@ -188,19 +188,41 @@ const unavailable = (error: SqlError.SqlError): DatabaseUnavailable["reason"] | 
 }
 
 /**
+ * Whether a statement that commits by itself may have committed although it failed. It did not where the server
+ * reported an error and kept the session, or where there was no connection to send it on.
+ */
+const mayHaveCommitted = (error: SqlError.SqlError): boolean => {
+  const cause: unknown = error.reason.cause
+  const isRefused = typeof cause === "object" && cause !== null && "severityUnlocalized" in cause &&
+    cause.severityUnlocalized === "ERROR"
+  return !isRefused && error.reason.operation !== "connect"
+}
+
+/**
+ * `autocommit`: the statement changes data and commits by itself, so that its outcome is unknown when its answer is lost.
+ *
  * @category constructors
  * @since 0.1.0
  */
-export const toStoreError = (server: Server, operation: string) => (error: SqlError.SqlError): StoreError => {
+export const toStoreError = (
+  server: Server,
+  operation: string,
+  options?: { readonly autocommit?: boolean }
+) =>
+(error: SqlError.SqlError): StoreError => {
   const reason = unavailable(error)
-  if (reason !== undefined) return new DatabaseUnavailable({ ...server, reason, detail: detailOf(error), cause: error })
+  const outcome = options?.autocommit === true && mayHaveCommitted(error) ? { mayHaveCommitted: true as const } : {}
+  if (reason !== undefined) {
+    return new DatabaseUnavailable({ ...server, reason, detail: detailOf(error), cause: error, ...outcome })
+  }
   const code = codeOf(error)
   if (code === "25006") return new ReadOnlyReplica({ server: server.server })
   return new StoreFailure({
     operation,
     detail: detailOf(error),
     cause: error,
-    ...(code === undefined ? {} : { code })
+    ...(code === undefined ? {} : { code }),
+    ...outcome
   })
 }
 
@@ -210,7 +232,7 @@ export const toStoreError = (server: Server, operation: string) => (error: SqlEr
  * @category combinators
  * @since 0.1.0
  */
-export const refail = (server: Server, operation: string) =>
+export const refail = (server: Server, operation: string, options?: { readonly autocommit?: boolean }) =>
 <A, E, R>(
   self: Effect.Effect<A, E, R>
 ): Effect.Effect<A, Exclude<E, SqlError.SqlError> | StoreError, R> =>
@@ -218,5 +240,5 @@ export const refail = (server: Server, operation: string) =>
     const error = sqlErrorIn(cause)
     return error === undefined
       ? Effect.failCause(cause as Cause.Cause<Exclude<E, SqlError.SqlError>>)
-      : Effect.fail(toStoreError(server, operation)(error))
+      : Effect.fail(toStoreError(server, operation, options)(error))
   })

@@ -7,6 +7,7 @@ import * as PgTypes from "@effect/sql-pg/PgTypes"
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import { identity } from "effect/Function"
+import * as Option from "effect/Option"
 import * as Result from "effect/Result"
 import type * as Scope from "effect/Scope"
 import type * as SqlError from "effect/sql/SqlError"
@@ -25,7 +26,7 @@ import type { Appended, Event, ExpectedVersion, NewEvent, StreamId } from "../..
 import * as HashRange from "../../schema/HashRange.ts"
 import { EventStore, type Page, type ReadOptions, type ServerLife } from "../../services/EventStore.ts"
 import { Database } from "./Database.ts"
-import { codeOf } from "./DatabaseErrors.ts"
+import { codeOf, refail } from "./DatabaseErrors.ts"
 import * as Life from "./Life.ts"
 import { Listener } from "./Listener.ts"
 import * as Reader from "./Reader.ts"
@@ -186,13 +187,14 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
         min(aggregate_version) AS first, max(aggregate_version) AS last
       FROM added`
 
-    const versionStatement = `
+    const conflictStatement = `
       SELECT greatest(
         (SELECT max(aggregate_version) FROM ${events}
           WHERE bounded_context = $1 AND aggregate_type = $2 AND aggregate_id = $3),
         (SELECT aggregate_version FROM ${heads}
           WHERE bounded_context = $1 AND aggregate_type = $2 AND aggregate_id = $3),
-        0) AS version`
+        0) AS version,
+        (SELECT event_id FROM ${events} WHERE event_id = ANY ($4::uuid[]) LIMIT 1) AS stored`
 
     const identify = (stream: StreamId) => [stream.boundedContext, stream.aggregateType, stream.aggregateId]
 
@@ -219,6 +221,7 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
     ) {
       const { rows, stream } = yield* Effect.fromResult(Append.validate(newEvents))
       const expected = options?.expectedVersion ?? "any"
+      const autocommit = Option.isNone(yield* Effect.serviceOption(sql.transactionService))
       const texts = (key: "eventId" | "eventType" | "traceId" | "correlationId" | "causationId" | "metadata") =>
         array(rows.map((row) => row[key] ?? null), PgTypes.OID.text)
       const [found] = yield* sql.unsafe<AppendedRow>(appendStatement, [
@@ -235,12 +238,18 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
         texts("metadata")
       ]).pipe(
         Effect.mapError(refusal(stream, expected)),
-        database.refail("append events")
+        refail(database.server, "append events", { autocommit })
       )
       if (!found?.positions || found.first === null || found.last === null) {
-        const [at] = yield* sql.unsafe<{ readonly version: bigint }>(versionStatement, identify(stream)).pipe(
-          database.refail("read an aggregate's version")
-        )
+        const ids = rows.flatMap((row) => row.eventId ?? [])
+        const [at] = yield* sql.unsafe<{ readonly version: bigint; readonly stored: string | null }>(
+          conflictStatement,
+          [...identify(stream), array(ids, PgTypes.OID.text)]
+        ).pipe(database.refail("read an aggregate's version"))
+        // A repeated append fails for its ids, whatever version it expects: they show that it was committed before.
+        if (at !== undefined && at.stored !== null) {
+          return yield* new DuplicateEvent({ detail: `event id ${at.stored}` })
+        }
         return yield* new ConcurrencyConflict({
           ...stream,
           expected: String(expected),

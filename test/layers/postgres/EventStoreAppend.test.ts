@@ -1,0 +1,153 @@
+/**
+ * What an append reports when its answer is lost, when tables, triggers and sequences are not as the library made them,
+ * and when other writers append to the same aggregate.
+ */
+import * as PgClient from "@effect/sql-pg/PgClient"
+import { assert, it } from "@effect/vitest"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Redacted from "effect/Redacted"
+import { describe } from "vitest"
+import type { NewEvent, StreamId } from "../../../src/schema/Event.ts"
+import { EventStore } from "../../../src/services/EventStore.ts"
+import * as EventStores from "../../support/EventStores.ts"
+import * as PlainWriters from "../../support/PlainWriters.ts"
+import * as Proxy from "../../support/Proxy.ts"
+import * as Seam from "../../support/Seam.ts"
+import { TestDatabase } from "../../support/TestDatabase.ts"
+
+const stream: StreamId = { boundedContext: "test", aggregateType: "Test", aggregateId: "a" }
+
+const event = (rest: Partial<NewEvent> = {}): NewEvent => ({
+  ...stream,
+  eventType: "Happened",
+  payload: {},
+  ...rest
+})
+
+const newId = (): string => globalThis.crypto.randomUUID()
+
+const live = (
+  title: string,
+  test: () => Effect.Effect<unknown, unknown, EventStores.Provided>,
+  options: EventStores.Options = {}
+) => it.live(title, () => Effect.provide(test(), EventStores.layerWith(options) as Layer.Layer<EventStores.Provided>))
+
+const versions = Effect.gen(function*() {
+  const events = yield* (yield* EventStore).readStream(stream)
+  return events.map((event) => Number(event.aggregateVersion))
+})
+
+/** A proxy in front of the test's database, and the URL through it. */
+const proxied = Effect.gen(function*() {
+  const url = new URL((yield* TestDatabase).url)
+  const proxy = yield* Proxy.make({ host: url.hostname, port: Number(url.port) })
+  url.hostname = "127.0.0.1"
+  url.port = String(proxy.port)
+  return { proxy, url: url.href }
+})
+
+describe("an append whose answer is lost", () => {
+  live("says that it may have committed, and a repeat with its event ids finds out", () =>
+    Effect.gen(function*() {
+      const { proxy, url } = yield* proxied
+      yield* Effect.gen(function*() {
+        const store = yield* EventStore
+        const events = [event({ eventId: newId() }), event({ eventId: newId() })]
+        for (const expectedVersion of ["any", "none", 0n] as const) {
+          yield* proxy.cutAtEnd
+          const lost = yield* Effect.flip(store.append(events.slice(0, 1), { expectedVersion }))
+          if (lost._tag === "DuplicateEvent") continue
+          assert(lost._tag === "DatabaseUnavailable")
+          assert.isTrue(lost.mayHaveCommitted)
+          assert.include(lost.message, "may have been committed")
+          const repeated = yield* Effect.flip(store.append(events.slice(0, 1), { expectedVersion }))
+          assert.strictEqual(repeated._tag, "DuplicateEvent")
+        }
+        assert.deepStrictEqual(yield* versions, [1])
+      }).pipe(Effect.provide(
+        EventStores.stores({ listen: false, presence: false }).pipe(
+          Layer.provide(PgClient.layer({ url: Redacted.make(url), maxConnections: 1 }))
+        )
+      ))
+    }).pipe(Effect.scoped))
+
+  live(
+    "says the same when the session is ended by the server, and nothing when the server refuses the statement",
+    () =>
+      Effect.gen(function*() {
+        const store = yield* EventStore
+        const other = yield* PlainWriters.make((yield* TestDatabase).url)
+        yield* store.append([event()])
+        yield* other.sql`BEGIN`
+        yield* other.sql`SELECT FROM aggregate_heads FOR UPDATE`
+        const appending = yield* Effect.forkChild(Effect.flip(store.append([event()])), { startImmediately: true })
+        const ended = other.sql`
+        SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+        WHERE datname = current_database() AND wait_event_type = 'Lock'`
+        while ((yield* ended).length === 0) yield* Effect.yieldNow
+        const lost = yield* Fiber.join(appending)
+        assert(lost._tag === "DatabaseUnavailable")
+        assert.isTrue(lost.mayHaveCommitted)
+        yield* other.sql`ROLLBACK`
+        yield* other.sql`ALTER TABLE events ADD CHECK (event_type <> 'Refused')`
+        const refused = yield* Effect.flip(store.append([event({ eventType: "Refused" })]))
+        assert(refused._tag === "StoreFailure")
+        assert.isUndefined(refused.mayHaveCommitted)
+        assert.notInclude(refused.message, "may have been committed")
+        assert.deepStrictEqual(yield* versions, [1])
+      }).pipe(Effect.scoped)
+  )
+
+  live("says nothing when it was never sent", () =>
+    Effect.gen(function*() {
+      const { proxy, url } = yield* proxied
+      yield* Effect.gen(function*() {
+        const store = yield* EventStore
+        yield* store.append([event()])
+        yield* proxy.refuse(true)
+        // The first may still meet the connection that was just cut.
+        yield* Effect.flip(store.append([event()]))
+        const refused = yield* Effect.flip(store.append([event()]))
+        assert(refused._tag === "DatabaseUnavailable")
+        assert.isUndefined(refused.mayHaveCommitted)
+      }).pipe(Effect.provide(
+        EventStores.stores({ listen: false, presence: false }).pipe(
+          Layer.provide(PgClient.layer({ url: Redacted.make(url), maxConnections: 1 }))
+        )
+      ))
+    }).pipe(Effect.scoped))
+
+  live("is rolled back inside of a transaction", () =>
+    Effect.gen(function*() {
+      const { url } = yield* TestDatabase
+      let lose = false
+      const hooks: Seam.Hooks = {
+        around: (statement, send) =>
+          lose && statement.text.includes("INSERT INTO") ? Effect.andThen(send, statement.lose) : send
+      }
+      const client = Seam.client({ url: Redacted.make(url) }, hooks)
+      yield* Effect.gen(function*() {
+        const store = yield* EventStore
+        const sql = yield* PgClient.PgClient
+        const lost = yield* Deferred.make<unknown>()
+        lose = true
+        yield* Effect.exit(sql.withTransaction(
+          Effect.tapError(store.append([event()]), (error) => Deferred.succeed(lost, error))
+        ))
+        const error = yield* Deferred.await(lost)
+        assert.deepInclude(error as object, { _tag: "DatabaseUnavailable" })
+        assert.notProperty(error, "mayHaveCommitted")
+        lose = false
+        assert.deepStrictEqual(yield* versions, [])
+        // The same loss outside of a transaction comes too late.
+        lose = true
+        const alone = yield* Effect.flip(store.append([event()]))
+        lose = false
+        assert(alone._tag === "DatabaseUnavailable" && alone.mayHaveCommitted === true)
+        assert.deepStrictEqual(yield* versions, [1])
+      }).pipe(Effect.provide(Layer.provideMerge(Seam.stores(hooks, { listen: false, presence: false }), client)))
+    }))
+})
