@@ -78,15 +78,15 @@ class Advance extends Request.Class<
 
 /** What the statement that moves several ranges reports of each, in the order of the requests. */
 interface AdvanceRow {
-  readonly alive: boolean
-  readonly moved: boolean
+  readonly alive: string
+  readonly moved: string
   /** The row was under the fence when the statement began. */
-  readonly held: boolean
+  readonly held: string
 }
 
 /** A batch's transaction, as the server knows it. */
 interface Transaction {
-  readonly pid: number
+  readonly pid: string
   /** Its beginning, in seconds since 1970. */
   readonly begun: string
 }
@@ -285,9 +285,10 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
 
   /** The row, while the fence stands. */
   const fenced = (held: Held) =>
-    sql`projection_name = ${held.projection} AND range_start = ${held.range.start}::bigint
-      AND range_end = ${held.range.end}::bigint AND worker_id = ${held.fence.workerId}
-      AND incarnation = ${held.fence.incarnation}::bigint AND generation_id = ${held.fence.generationId}::bigint`
+    sql`projection_name = ${held.projection} AND range_start = ${String(held.range.start)}::bigint
+      AND range_end = ${String(held.range.end)}::bigint AND worker_id = ${held.fence.workerId}
+      AND incarnation = ${String(held.fence.incarnation)}::bigint
+      AND generation_id = ${String(held.fence.generationId)}::bigint`
 
   const quietly = Effect.withTracerEnabled(false)
 
@@ -297,14 +298,16 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
    */
   const begin = (held: Held, { from, idleTimeout, life }: BatchOptions) => {
     const millis = String(Math.ceil(Duration.toMillis(idleTimeout)))
-    return quietly(sql<Transaction & { readonly alive: boolean; readonly held: boolean; readonly reads_only: boolean }>`
-      SELECT pg_backend_pid() AS pid, extract(epoch FROM now())::text AS begun,
+    return quietly(sql<Transaction & { readonly alive: string; readonly held: string; readonly reads_only: string }>`
+      SELECT pg_backend_pid()::text AS pid, extract(epoch FROM now())::text AS begun,
         set_config('idle_in_transaction_session_timeout', ${millis}, true),
         CASE WHEN current_setting('lock_timeout') = '0'
             OR current_setting('lock_timeout')::interval > ${millis}::int * interval '1 millisecond'
           THEN set_config('lock_timeout', ${millis}, true) END,
-        ${Life.goesOn(sql, life)} AS alive, current_setting('transaction_read_only')::bool AS reads_only,
-        EXISTS (SELECT FROM ${checkpoints} WHERE ${fenced(held)} AND position = ${from}::bigint) AS held`)
+        (${Life.goesOn(sql, life)})::text AS alive, current_setting('transaction_read_only')::bool::text AS reads_only,
+        EXISTS (
+          SELECT FROM ${checkpoints} WHERE ${fenced(held)} AND position = ${String(from)}::bigint
+        )::text AS held`)
   }
 
   /** Whether this is still the transaction that has begun then. */
@@ -325,9 +328,9 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
   ) =>
     Effect.map(
       quietly(sql`
-        UPDATE ${checkpoints} SET position = ${to}::bigint, ${progressed}
-        WHERE ${fenced(held)} AND position = ${from}::bigint AND ${Life.goesOn(sql, life)} AND ${goesOn(begun)}
-        RETURNING 1`),
+        UPDATE ${checkpoints} SET position = ${String(to)}::bigint, ${progressed}
+        WHERE ${fenced(held)} AND position = ${String(from)}::bigint AND ${Life.goesOn(sql, life)} AND ${goesOn(begun)}
+        RETURNING 'moved'`),
       (rows) => rows.length > 0
     )
 
@@ -344,11 +347,12 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
     held: Held,
     life: ServerLife | undefined
   ): Effect.fn.Return<never, Fenced | StoreError | TransientFailure> {
-    const [row] = yield* quietly(sql<{ readonly alive: boolean }>`SELECT ${Life.goesOn(sql, life)} AS alive`).pipe(
-      answered,
-      database.refail("look why a row was not written")
-    )
-    return yield* row?.alive === false ? elsewhere(life) : new Fenced({ projection: held.projection })
+    const [row] = yield* quietly(sql<{ readonly alive: string }>`SELECT (${Life.goesOn(sql, life)})::text AS alive`)
+      .pipe(
+        answered,
+        database.refail("look why a row was not written")
+      )
+    return yield* row?.alive === "false" ? elsewhere(life) : new Fenced({ projection: held.projection })
   })
 
   /**
@@ -361,13 +365,15 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
     error: SqlError.SqlError
   ): Effect.fn.Return<void, Fenced | StoreError | TransientFailure> {
     const rows = yield* quietly(
-      sql<{ readonly position: bigint }>`SELECT position FROM ${checkpoints} WHERE ${fenced(held)} FOR UPDATE`
+      sql<{ readonly position: string }>`SELECT position::text AS position FROM ${checkpoints} WHERE ${
+        fenced(held)
+      } FOR UPDATE`
     ).pipe(
       answered,
       Effect.retry({ while: (failure) => isConnectionLoss(failure) || isPassing(failure), schedule: awayBackoff }),
       database.refail("look up the outcome of a batch")
     )
-    const position = rows[0]?.position
+    const position = rows[0] === undefined ? undefined : BigInt(rows[0].position)
     if (position !== undefined && position === to) return
     if (position === from) return yield* new TransientFailure({ kind: "connection", cause: error })
     return yield* new Fenced({ projection: held.projection })
@@ -403,12 +409,12 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
       yield* Effect.sleep(every)
       const known = transaction()
       if (known === undefined) continue
-      const answer = yield* quietly(sql<{ readonly over: boolean }>`
-        SELECT current_setting('track_activities')::bool AND NOT EXISTS (
+      const answer = yield* quietly(sql<{ readonly over: string }>`
+        SELECT (current_setting('track_activities')::bool AND NOT EXISTS (
           SELECT FROM pg_stat_activity
           WHERE pid = ${known.pid}::int4 AND (backend_start IS NULL OR extract(epoch FROM xact_start)::text = ${known.begun})
-        ) AS over`).pipe(Effect.timeoutOption(overDeadline), Effect.orElseSucceed(Option.none))
-      if (Option.isSome(answer)) seen = answer.value[0]?.over === true ? seen + 1 : 0
+        ))::text AS over`).pipe(Effect.timeoutOption(overDeadline), Effect.orElseSucceed(Option.none))
+      if (Option.isSome(answer)) seen = Rows.isTrue(answer.value[0]?.over) ? seen + 1 : 0
     }
   })
 
@@ -492,10 +498,14 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
       const batch = Effect.gen(function*() {
         const [start] = yield* begin(held, options)
         began = start
-        if (start?.alive === false) return yield* rollBack(elsewhere(options.life))
+        if (start?.alive === "false") return yield* rollBack(elsewhere(options.life))
         // A handler that cannot write would be blamed for it.
-        if (start?.reads_only === true) return yield* rollBack(new ReadOnlyReplica({ server: database.server.server }))
-        if (start?.held !== true) return yield* rollBack(new Fenced({ projection: held.projection }))
+        if (Rows.isTrue(start?.reads_only)) {
+          return yield* rollBack(new ReadOnlyReplica({ server: database.server.server }))
+        }
+        if (start === undefined || !Rows.isTrue(start.held)) {
+          return yield* rollBack(new Fenced({ projection: held.projection }))
+        }
         const exit = yield* Effect.acquireUseRelease(
           keepAlive(options.idleTimeout),
           () => inFiber(work),
@@ -509,9 +519,9 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
           (error) => rollBack(handlerFailure(changedTransaction, Cause.fail(error)))
         )
         if (moved) return
-        const [now] = yield* quietly(sql<{ readonly same: boolean }>`SELECT ${goesOn(start.begun)} AS same`)
+        const [now] = yield* quietly(sql<{ readonly same: string }>`SELECT (${goesOn(start.begun)})::text AS same`)
         return yield* rollBack(
-          now?.same === false
+          now?.same === "false"
             ? handlerFailure(endedTransaction, Cause.empty)
             : new Fenced({ projection: held.projection })
         )
@@ -584,8 +594,8 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
         UPDATE ${checkpoints} AS c SET position = l."to", ${progressed} FROM locked AS l
         WHERE c.projection_name = l.projection_name AND c.range_start = l.range_start RETURNING l.place
       )
-      SELECT (SELECT alive FROM alive) AS alive, m.place IS NOT NULL AS moved,
-        EXISTS (SELECT FROM ${checkpoints} AS c WHERE ${isFenced}) AS held
+      SELECT (SELECT alive FROM alive)::text AS alive, (m.place IS NOT NULL)::text AS moved,
+        EXISTS (SELECT FROM ${checkpoints} AS c WHERE ${isFenced})::text AS held
       FROM wanted AS w LEFT JOIN moved AS m ON m.place = w.place ORDER BY w.place`)
   }
 
@@ -606,11 +616,15 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
     }
     for (const [index, { alive, held, moved }] of result.success.entries()) {
       const entry = entries[index]!
-      yield* moved
+      yield* Rows.isTrue(moved)
         ? Request.succeed(entry, undefined)
         : Request.fail(
           entry,
-          !alive ? elsewhere(life) : held ? rowLocked : new Fenced({ projection: entry.request.held.projection })
+          !Rows.isTrue(alive)
+            ? elsewhere(life)
+            : Rows.isTrue(held)
+            ? rowLocked
+            : new Fenced({ projection: entry.request.held.projection })
         )
     }
   })
@@ -627,11 +641,12 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
     const rows = yield* writing(options.error, (error) =>
       answered(quietly(sql`
         UPDATE ${checkpoints} SET halted_since = clock_timestamp(), halted_error = ${haltError(error)},
-          halted_position = ${options.position}::bigint, halted_event_id = ${options.eventId},
+          halted_position = ${String(options.position)}::bigint, halted_event_id = ${options.eventId},
           halted_hash = hashtext(${options.aggregateId}::text COLLATE "C")::int8 & 4294967295,
           halted_incarnation = incarnation,
           updated_at = clock_timestamp()
-        WHERE ${fenced(held)} AND position = ${options.at}::bigint AND ${Life.goesOn(sql, options.life)} RETURNING 1`)))
+        WHERE ${fenced(held)} AND position = ${String(options.at)}::bigint AND ${Life.goesOn(sql, options.life)}
+        RETURNING 'halted'`)))
       .pipe(
         Effect.catch((error): Effect.Effect<never, StoreError | TransientFailure> =>
           isPassing(error)
@@ -646,11 +661,11 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
   })
 
   const rows: CheckpointStore["Service"]["rows"] = (projection) =>
-    quietly(sql<{ readonly row: Rows.CheckpointRow }>`
-      SELECT ${sql.literal(Rows.checkpointJson)} AS row FROM ${checkpoints} c
+    quietly(sql<{ readonly row: string }>`
+      SELECT ${sql.literal(Rows.checkpointJson)}::text AS row FROM ${checkpoints} c
       WHERE c.projection_name = ${projection} ORDER BY c.range_start`).pipe(
       answered,
-      Effect.map((found) => found.map(({ row }) => Rows.toCheckpoint(row))),
+      Effect.map((found) => found.map(({ row }) => Rows.toCheckpoint(JSON.parse(row)))),
       database.refail("read checkpoints")
     )
 

@@ -6,9 +6,12 @@
  */
 import * as PgClient from "@effect/sql-pg/PgClient"
 import * as PgConnection from "@effect/sql-pg/PgConnection"
+import * as PgTypes from "@effect/sql-pg/PgTypes"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as Result from "effect/Result"
+import type * as SqlClient from "effect/sql/SqlClient"
 import * as SqlError from "effect/sql/SqlError"
 import {
   InvalidSettings,
@@ -26,7 +29,9 @@ import { Database } from "./Database.ts"
 import { refail, serverOf } from "./DatabaseErrors.ts"
 import * as EventStoreTables from "./migrations/EventStoreTables.ts"
 import * as OrchestratorTables from "./migrations/OrchestratorTables.ts"
+import { textArray } from "./migrations/Sql.ts"
 import * as Pooler from "./Pooler.ts"
+import { asJson } from "./Rows.ts"
 import * as Session from "./Session.ts"
 
 /**
@@ -57,6 +62,35 @@ const noAnswer = new SqlError.SqlError({
   })
 })
 
+const otherCodecs = new InvalidSettings({
+  setting: "types",
+  problem:
+    "The client has codecs of its own for text or bytea, through which the library passes texts and payloads. Remove these two from PgClient's types and from PgTypes.register; other types may have any codec."
+})
+
+const isCodecFailure = (error: SqlError.SqlError): boolean =>
+  /Failed to (decode row|encode query)/.test(error.reason.message ?? "")
+
+const array = (values: ReadonlyArray<unknown>, oid: number) => Result.getOrThrow(PgTypes.array(values, oid))
+
+/**
+ * The library's statements on the application's client exchange nothing but text and bytea with it, so that the
+ * application may decode everything else as it likes.
+ */
+const checkCodecs = Effect.fnUntraced(function*(sql: SqlClient.SqlClient) {
+  const text = "a\\b"
+  const bytes = new Uint8Array([0, 92, 255])
+  const isSame = (found: unknown) => found instanceof Uint8Array && found.join() === bytes.join()
+  const [row] = yield* sql.unsafe<{ text: unknown; texts: unknown; bytes: unknown; list: unknown }>(
+    "SELECT $1::text AS text, $2::text[] AS texts, $3::bytea AS bytes, $4::bytea[] AS list",
+    [text, array([text, null], PgTypes.OID.text), bytes, array([bytes], PgTypes.OID.bytea)]
+  ).unprepared.pipe(Effect.catchIf(isCodecFailure, () => Effect.fail(otherCodecs)))
+  const isKept = row?.text === text && isSame(row.bytes) &&
+    Array.isArray(row.texts) && row.texts.length === 2 && row.texts[0] === text && row.texts[1] === null &&
+    Array.isArray(row.list) && row.list.length === 1 && isSame(row.list[0])
+  if (!isKept) return yield* otherCodecs
+})
+
 /**
  * @category constructors
  * @since 0.1.0
@@ -80,17 +114,19 @@ export const make = Effect.fnUntraced(function*(
   const qualified = (key: TableNames.TableKey): string => TableNames.qualified(names, key)
   const opening = <A, E>(self: Effect.Effect<A, E>) => waitForServer(refail(server, "open the stores")(self))
 
-  const [found] = yield* sql<{
+  yield* checkCodecs(sql).pipe(opening)
+  const [found] = yield* asJson<{
     readonly version: number
     readonly recovering: boolean
     readonly schemas: ReadonlyArray<string | null>
-  }>`
-    SELECT current_setting('server_version_num')::int AS version, pg_is_in_recovery() AS recovering,
-      (SELECT array_agg(n.nspname::text ORDER BY t.place)
-        FROM unnest(${TableNames.keys.map(qualified)}::text[]) WITH ORDINALITY AS t (name, place)
+  }>(
+    sql,
+    `SELECT current_setting('server_version_num')::int AS version, pg_is_in_recovery() AS recovering,
+      (SELECT json_agg(n.nspname ORDER BY t.place)
+        FROM unnest(${textArray(TableNames.keys.map(qualified))}) WITH ORDINALITY AS t (name, place)
         LEFT JOIN pg_class c ON c.oid = to_regclass(t.name)
-        LEFT JOIN pg_namespace n ON n.oid = c.relnamespace) AS schemas
-  `.unprepared.pipe(opening)
+        LEFT JOIN pg_namespace n ON n.oid = c.relnamespace) AS schemas`
+  ).pipe(opening)
   if (found === undefined) return yield* Effect.die(new Error("A statement that always gives one row gave none"))
   // Before anything that a pooler would lose: a prepared statement, a setting or a lock of the session.
   const pooling = yield* Pooler.find(pg.config).pipe(
@@ -122,16 +158,17 @@ export const make = Effect.fnUntraced(function*(
   // Tables of another version may have other parts: the version says more than what is missing.
   const isVersioned = !missing.includes("meta")
   if (isVersioned) {
-    const [meta] = yield* sql<{
+    const [meta] = yield* asJson<{
       readonly version: number
       readonly events: string | null
-      readonly wrong: ReadonlyArray<string> | null
-    }>`
-      SELECT schema_version AS version, ${sql.literal(OrchestratorTables.otherEventsTable(names))} AS events,
-        (SELECT array_agg(known.key) FROM jsonb_each_text(hash_answers) AS known
+      readonly wrong: boolean
+    }>(
+      sql,
+      `SELECT schema_version AS version, ${OrchestratorTables.otherEventsTable(names)} AS events,
+        EXISTS (SELECT FROM jsonb_each_text(hash_answers) AS known
           WHERE (hashtext(known.key COLLATE "C")::int8 & 4294967295) <> known.value::int8) AS wrong
-      FROM ${sql.literal(qualified("meta"))} AS m
-    `.pipe(opening)
+      FROM ${qualified("meta")} AS m`
+    ).pipe(opening)
     if (meta === undefined || meta.version !== OrchestratorTables.schemaVersion) {
       return yield* new SchemaVersionMismatch({
         found: meta?.version ?? 0,
@@ -140,7 +177,7 @@ export const make = Effect.fnUntraced(function*(
     }
     const refusal = OrchestratorTables.otherEvents(names, meta.events)
     if (refusal !== undefined) return yield* refusal
-    if (meta.wrong !== null) {
+    if (meta.wrong) {
       return yield* new UnsupportedDatabase({
         problem: "The database's function hashtext gives other answers than when the tables were made.",
         advice:
@@ -149,9 +186,7 @@ export const make = Effect.fnUntraced(function*(
     }
   }
   if (missing.length > 0) return yield* new TablesMissing({ tables: missing.map(qualified) })
-  const differences = yield* sql.unsafe<EventStoreTables.Difference>(EventStoreTables.differences(names)).pipe(
-    opening
-  )
+  const differences = yield* asJson<EventStoreTables.Difference>(sql, EventStoreTables.differences(names)).pipe(opening)
   const blocking = differences.filter((difference) => difference.blocking)
   if (blocking.length > 0) {
     return yield* new UnsupportedDatabase({

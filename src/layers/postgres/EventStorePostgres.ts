@@ -135,10 +135,35 @@ const array = (values: ReadonlyArray<unknown>, oid: number) => Result.getOrThrow
 
 /** The statement found no row at the expected version. */
 interface AppendedRow {
-  readonly positions: ReadonlyArray<bigint> | null
-  readonly first: bigint | null
-  readonly last: bigint | null
+  readonly positions: ReadonlyArray<string> | null
+  readonly first: string | null
+  readonly last: string | null
 }
+
+/** A row of a stream on the application's client, whose codecs may be the application's. */
+interface StreamRow
+  extends Omit<Event, "aggregateVersion" | "createdAt" | "eventVersion" | "globalPosition" | "metadata">
+{
+  readonly globalPosition: string
+  readonly aggregateVersion: string
+  readonly eventVersion: string
+  /** Milliseconds since 1970. */
+  readonly createdAt: string
+  readonly metadata: string | null
+}
+
+const streamColumns = columns.map(([column, name]) =>
+  `${column === "created_at" ? "floor(extract(epoch FROM created_at) * 1000)" : column}::text AS "${name}"`
+).join(", ")
+
+const toEvent = (row: StreamRow): Event => ({
+  ...row,
+  globalPosition: BigInt(row.globalPosition),
+  aggregateVersion: BigInt(row.aggregateVersion),
+  eventVersion: Number(row.eventVersion),
+  createdAt: new Date(Number(row.createdAt)),
+  metadata: row.metadata === null ? null : JSON.parse(row.metadata)
+})
 
 /**
  * @category constructors
@@ -176,15 +201,15 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
         INSERT INTO ${events} (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type,
           event_version, payload, trace_id, correlation_id, causation_id, metadata)
         SELECT $1, $2, $3, head.aggregate_version - $4::int8 + e.place, coalesce(e.event_id::uuid, gen_random_uuid()),
-          e.event_type, e.event_version, e.payload, e.trace_id, e.correlation_id, e.causation_id, e.metadata::jsonb
-        FROM head CROSS JOIN unnest($6::text[], $7::text[], $8::int4[], $9::bytea[], $10::text[], $11::text[],
+          e.event_type, e.event_version::int4, e.payload, e.trace_id, e.correlation_id, e.causation_id, e.metadata::jsonb
+        FROM head CROSS JOIN unnest($6::text[], $7::text[], $8::text[], $9::bytea[], $10::text[], $11::text[],
           $12::text[], $13::text[]) WITH ORDINALITY AS e (event_id, event_type, event_version, payload, trace_id,
           correlation_id, causation_id, metadata, place)
         ORDER BY e.place
         RETURNING global_position, aggregate_version
       )
-      SELECT array_agg(global_position ORDER BY aggregate_version) AS positions,
-        min(aggregate_version) AS first, max(aggregate_version) AS last
+      SELECT array_agg(global_position::text ORDER BY aggregate_version) AS positions,
+        min(aggregate_version)::text AS first, max(aggregate_version)::text AS last
       FROM added`
 
     const conflictStatement = `
@@ -193,8 +218,8 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
           WHERE bounded_context = $1 AND aggregate_type = $2 AND aggregate_id = $3),
         (SELECT aggregate_version FROM ${heads}
           WHERE bounded_context = $1 AND aggregate_type = $2 AND aggregate_id = $3),
-        0) AS version,
-        (SELECT event_id FROM ${events} WHERE event_id = ANY ($4::uuid[]) LIMIT 1) AS stored`
+        0)::text AS version,
+        (SELECT event_id::text FROM ${events} WHERE event_id = ANY ($4::uuid[]) LIMIT 1) AS stored`
 
     const identify = (stream: StreamId) => [stream.boundedContext, stream.aggregateType, stream.aggregateId]
 
@@ -226,11 +251,11 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
         array(rows.map((row) => row[key] ?? null), PgTypes.OID.text)
       const [found] = yield* sql.unsafe<AppendedRow>(appendStatement, [
         ...identify(stream),
-        BigInt(rows.length),
-        expected === "any" ? null : expected === "none" ? 0n : expected,
+        String(rows.length),
+        expected === "any" ? null : expected === "none" ? "0" : String(expected),
         texts("eventId"),
         texts("eventType"),
-        array(rows.map((row) => row.eventVersion), PgTypes.OID.int4),
+        array(rows.map((row) => String(row.eventVersion)), PgTypes.OID.text),
         array(rows.map((row) => row.payload), PgTypes.OID.bytea),
         texts("traceId"),
         texts("correlationId"),
@@ -242,7 +267,7 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
       )
       if (!found?.positions || found.first === null || found.last === null) {
         const ids = rows.flatMap((row) => row.eventId ?? [])
-        const [at] = yield* sql.unsafe<{ readonly version: bigint; readonly stored: string | null }>(
+        const [at] = yield* sql.unsafe<{ readonly version: string; readonly stored: string | null }>(
           conflictStatement,
           [...identify(stream), array(ids, PgTypes.OID.text)]
         ).pipe(database.refail("read an aggregate's version"))
@@ -253,32 +278,32 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
         return yield* new ConcurrencyConflict({
           ...stream,
           expected: String(expected),
-          ...(at === undefined ? {} : { actual: at.version })
+          ...(at === undefined ? {} : { actual: BigInt(at.version) })
         })
       }
       yield* sql.afterCommit(announce)
       const appended: Appended = {
         stream,
-        firstVersion: found.first,
-        lastVersion: found.last,
-        positions: found.positions
+        firstVersion: BigInt(found.first),
+        lastVersion: BigInt(found.last),
+        positions: found.positions.map(BigInt)
       }
       return appended
     })
 
     const streamStatement = `
-      SELECT ${selected}, payload, metadata FROM ${events}
+      SELECT ${streamColumns}, payload, metadata::text AS metadata FROM ${events}
       WHERE bounded_context = $1 AND aggregate_type = $2 AND aggregate_id = $3
         AND aggregate_version >= $4::int8 AND ($5::int8 IS NULL OR aggregate_version <= $5)
       ORDER BY aggregate_version LIMIT $6::int8`
 
     const readStream: EventStore["Service"]["readStream"] = (stream, options) =>
-      sql.unsafe<Event>(streamStatement, [
+      sql.unsafe<StreamRow>(streamStatement, [
         ...identify(stream),
-        options?.from ?? 1n,
-        options?.to ?? null,
-        options?.limit === undefined ? null : rowCount(options.limit)
-      ]).pipe(database.refail("read a stream"))
+        String(options?.from ?? 1n),
+        options?.to === undefined ? null : String(options.to),
+        options?.limit === undefined ? null : String(rowCount(options.limit))
+      ]).pipe(Effect.map((rows) => rows.map(toEvent)), database.refail("read a stream"))
 
     const conditions = (
       options: ReadOptions

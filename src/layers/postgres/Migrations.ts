@@ -14,7 +14,6 @@ import * as Predicate from "effect/Predicate"
 import * as Schema from "effect/Schema"
 import * as SqlClient from "effect/sql/SqlClient"
 import type * as SqlError from "effect/sql/SqlError"
-import type * as Statement from "effect/sql/Statement"
 import { InvalidSettings, SchemaVersionMismatch, type StoreError } from "../../schema/Errors.ts"
 import * as TableNames from "../../schema/TableNames.ts"
 import { layerPer } from "../../services/LayerPer.ts"
@@ -25,6 +24,7 @@ import * as EventStoreTables from "./migrations/EventStoreTables.ts"
 import * as OrchestratorTables from "./migrations/OrchestratorTables.ts"
 import * as Privileges from "./migrations/Privileges.ts"
 import { literal, lock } from "./migrations/Sql.ts"
+import { asJson } from "./Rows.ts"
 
 /**
  * Tables are not as this library needs them: mostly those of the event store, which may have been made by something
@@ -190,7 +190,8 @@ export const describe: (difference: EventStoreTables.Difference) => string = Eve
 interface Migrating {
   readonly names: TableNames.TableNames
   readonly operation: string
-  readonly query: <A extends object>(text: string) => Statement.Statement<A>
+  readonly query: <A extends object>(text: string) => Effect.Effect<ReadonlyArray<A>, SqlError.SqlError>
+  readonly execute: (text: string) => Effect.Effect<unknown, SqlError.SqlError>
 }
 
 // Only the name of the server is wanted, for messages: whoever wrapped the client still gets its tables made.
@@ -208,8 +209,9 @@ const inTransaction = <A, E, R>(
     const client = yield* SqlClient.SqlClient
     if (isPgClient(client)) yield* ClientConfig.check(client.config)
     const sql = client.withoutTransforms()
-    const query = <A extends object>(text: string) => sql.unsafe<A>(text)
-    return yield* body({ names, operation, query }).pipe(
+    const query = <A extends object>(text: string) => asJson<A>(sql, text)
+    const execute = (text: string) => sql.unsafe(text)
+    return yield* body({ execute, names, operation, query }).pipe(
       sql.withTransaction,
       Effect.provideService(SqlClient.BeginTransaction, begin),
       refail(serverOf(isPgClient(client) ? client.config : {}), operation),
@@ -235,7 +237,7 @@ const migrating = <A, E, R>(
     // Each statement must read what was committed while the lock was waited for.
     "BEGIN ISOLATION LEVEL READ COMMITTED",
     options,
-    (migrating) => Effect.andThen(migrating.query(`SELECT ${lock}`), body(migrating))
+    (migrating) => Effect.andThen(migrating.execute(`SELECT ${lock}`), body(migrating))
   )
 
 /** Fails when the query, which names a privilege in each row, finds one that is missing. */
@@ -309,7 +311,7 @@ const findDifferences = (migrating: Migrating) =>
   migrating.query<EventStoreTables.Difference>(EventStoreTables.differences(migrating.names))
 
 const runAll = (migrating: Migrating, statements: ReadonlyArray<string>) =>
-  Effect.forEach(statements, (statement) => migrating.query(statement), { discard: true })
+  Effect.forEach(statements, (statement) => migrating.execute(statement), { discard: true })
 
 const requireReading = (migrating: Migrating) =>
   Effect.andThen(
@@ -441,7 +443,7 @@ export const downEventStoreWith = (
       const table = TableNames.qualified(migrating.names, "events")
       if (yield* exists(migrating, "events")) {
         // Nobody appends between the look and the drop.
-        yield* migrating.query(`LOCK TABLE ${table} IN ACCESS EXCLUSIVE MODE`)
+        yield* migrating.execute(`LOCK TABLE ${table} IN ACCESS EXCLUSIVE MODE`)
         const rows = yield* migrating.query<{ found: boolean }>(EventStoreTables.anyEvent(migrating.names))
         if (rows[0]?.found === true) return yield* new EventsExist({ table })
       }

@@ -6,9 +6,36 @@
  *
  * @since 0.1.0
  */
+import * as Effect from "effect/Effect"
+import type * as SqlClient from "effect/sql/SqlClient"
+import type * as SqlError from "effect/sql/SqlError"
 import type * as Checkpoint from "../../schema/Checkpoint.ts"
 import type * as Generation from "../../schema/Generation.ts"
 import type * as Worker from "../../schema/Worker.ts"
+
+/**
+ * Runs a query on the application's client, whose codecs may be the application's: each row travels as JSON text. A
+ * 64-bit number has to be cast to text in the query.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const asJson = <A>(
+  sql: SqlClient.SqlClient,
+  query: string
+): Effect.Effect<ReadonlyArray<A>, SqlError.SqlError> =>
+  Effect.map(
+    sql.unsafe<{ readonly row: string }>(`SELECT row_to_json(q)::text AS row FROM (${query}) AS q`).unprepared,
+    (rows) => rows.map(({ row }): A => JSON.parse(row))
+  )
+
+/**
+ * Reads a boolean that was cast to text.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const isTrue = (text: string | null | undefined): boolean => text === "true"
 
 /**
  * A row of the checkpoints, with 64-bit numbers as text and times in milliseconds since 1970.

@@ -8,6 +8,7 @@
  * @since 0.1.0
  */
 import * as PgClient from "@effect/sql-pg/PgClient"
+import * as PgTypes from "@effect/sql-pg/PgTypes"
 import type * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
@@ -55,9 +56,12 @@ export interface Session<S> {
   ) => Effect.Effect<A, Exclude<E, SqlError.SqlError> | StoreError, R>
 }
 
+/** The driver's own codecs, whatever the application registers for its client or for all clients. */
+const types = PgTypes.makeRegistry()
+
 /**
- * How the library's own connections differ from the application's: by their name, they notice a network that is gone,
- * and nobody shares them.
+ * How the library's own connections differ from the application's: they have another name and the driver's own codecs,
+ * detect a network that is gone, and are not shared.
  *
  * @category constructors
  * @since 0.1.0
@@ -66,7 +70,8 @@ export const configOf = (config: PgClient.PgClientConfig, name: string): PgClien
   ...config,
   applicationName: name,
   keepAlive: config.keepAlive ?? Duration.seconds(15),
-  multiplex: false
+  multiplex: false,
+  types
 })
 
 /**
