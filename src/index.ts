@@ -19,7 +19,7 @@ export * as Generation from "./schema/Generation.ts"
 /** Ranges of the hash space. */
 export * as HashRange from "./schema/HashRange.ts"
 /** Settings of an orchestrator. */
-export * as Settings from "./schema/Settings.ts"
+export * as Settings from "./services/Settings.ts"
 /** Workers and their registrations. */
 export * as Worker from "./schema/Worker.ts"
 

@@ -86,7 +86,7 @@ const resolveUrl = Effect.fnUntraced(function*(given: Option.Option<Redacted.Red
     return yield* new InvalidSettings({
       setting: "DATABASE_URL",
       problem:
-        "No database is given. Set DATABASE_URL=postgresql://user:password@host:5432/database, or pass --database-url."
+        "DATABASE_URL is not set. Set DATABASE_URL=postgresql://user:password@host:5432/database, or pass --database-url."
     })
   }
   const problem = ClientConfig.urlProblem(Redacted.value(url.value))

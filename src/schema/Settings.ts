@@ -3,7 +3,6 @@
  *
  * @since 0.1.0
  */
-import * as Config from "effect/Config"
 import * as Duration from "effect/Duration"
 import * as Option from "effect/Option"
 import * as Result from "effect/Result"
@@ -89,6 +88,33 @@ const durations = [
 const maximumNameLength = 200
 
 /**
+ * @category constants
+ * @since 0.1.0
+ */
+export const durationExamples = "5s, 250ms, 2m, 1h or \"5 seconds\""
+
+const millisOf = { ms: 1, s: 1000, m: 60_000, h: 3_600_000, d: 86_400_000 } as const
+const shortDuration = /^(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+$/
+const shortPart = /(\d+(?:\.\d+)?)(ms|s|m|h|d)/g
+
+/**
+ * A duration from a text, as Effect writes it (`5 seconds`) or as operators do (`5s`, `250ms`, `1m30s`). A number without
+ * a unit is none, because its reader would have to guess.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const parseDuration = (text: string): Duration.Duration | undefined => {
+  const short = text.trim().toLowerCase()
+  if (!shortDuration.test(short)) return Option.getOrUndefined(Duration.fromInput(text.trim() as Duration.Input))
+  let millis = 0
+  for (const [, number, unit] of short.matchAll(shortPart)) {
+    millis += Number(number) * millisOf[unit as keyof typeof millisOf]
+  }
+  return Duration.millis(millis)
+}
+
+/**
  * Fills in the defaults and checks the settings one by one and against each other.
  *
  * @category constructors
@@ -100,14 +126,18 @@ export const make = (input: Input): Result.Result<Settings, InvalidSettings> => 
   for (const name of durations) {
     const given = input[name]
     if (given === undefined) continue
-    // Duration takes NaN for zero: a number that could not be read would pass for a choice.
-    const parsed = Number.isNaN(given) ? undefined : Option.getOrUndefined(Duration.fromInput(given))
+    const parsed = typeof given === "string"
+      ? parseDuration(given)
+      // Duration takes NaN for zero: a number that could not be read would pass for a choice.
+      : Number.isNaN(given)
+      ? undefined
+      : Option.getOrUndefined(Duration.fromInput(given))
     if (parsed === undefined) {
       return invalid(
         name,
         `${
           typeof given === "string" ? `"${given}"` : "The value"
-        } is no duration. Write it like "5 seconds" or 5000 (milliseconds).`
+        } is not a valid duration. Use ${durationExamples}, or a number of milliseconds.`
       )
     }
     const millis = Duration.toMillis(parsed)
@@ -180,28 +210,4 @@ export const make = (input: Input): Result.Result<Settings, InvalidSettings> => 
     batchBytes: input.batchBytes ?? defaults.batchBytes,
     workerId: input.workerId
   })
-}
-
-/**
- * Settings from `ORCHESTRATOR_…`, such as `ORCHESTRATOR_REPLICA_SET` or `ORCHESTRATOR_BATCH_SIZE`, when read with
- * `ConfigProvider.constantCase`; docs/configuration.md has an example.
- *
- * @category configs
- * @since 0.1.0
- */
-export const config: Config.Config<Input> = Config.all({
-  replicaSet: Config.NonEmptyString("replicaSet"),
-  heartbeatInterval: optional(Config.Duration("heartbeatInterval")),
-  staleWorkerTimeout: optional(Config.Duration("staleWorkerTimeout")),
-  coordinationTimeout: optional(Config.Duration("coordinationTimeout")),
-  batchSize: optional(Config.Int("batchSize")),
-  batchBytes: optional(Config.Int("batchBytes")),
-  pollInterval: optional(Config.Duration("pollInterval")),
-  registrationWindow: optional(Config.Duration("registrationWindow")),
-  drainTimeout: optional(Config.Duration("drainTimeout")),
-  workerId: optional(Config.NonEmptyString("workerId"))
-}).pipe(Config.nested("orchestrator"))
-
-function optional<A>(self: Config.Config<A>): Config.Config<A | undefined> {
-  return Config.map(Config.option(self), Option.getOrUndefined)
 }

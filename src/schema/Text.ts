@@ -62,3 +62,32 @@ export const sentence = (text: string): string => {
  */
 export const ascii = (text: string): string =>
   wellFormed(text).replace(/[^ -~\t\r\n]/gu, (character) => `\\u{${character.codePointAt(0)?.toString(16)}}`)
+
+/** How many letters have to be inserted, removed or replaced to make one text of the other. */
+const distance = (a: string, b: string): number => {
+  let row = Array.from({ length: b.length + 1 }, (_, index) => index)
+  for (let i = 1; i <= a.length; i++) {
+    const above = row
+    row = [i]
+    for (let j = 1; j <= b.length; j++) {
+      const replaced = (above[j - 1] ?? 0) + (a[i - 1] === b[j - 1] ? 0 : 1)
+      row.push(Math.min(replaced, (above[j] ?? 0) + 1, (row[j - 1] ?? 0) + 1))
+    }
+  }
+  return row[b.length] ?? 0
+}
+
+/** The most letters in which a mistyped name differs from the one that was meant. */
+const mostTypos = 3
+
+/**
+ * Which of the names a mistyped one stands for; nothing when it is like none of them.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const nearest = (name: string, names: ReadonlyArray<string>): string | undefined =>
+  names
+    .map((candidate) => ({ candidate, typos: distance(name, candidate) }))
+    .filter(({ typos }) => typos <= mostTypos)
+    .sort((a, b) => a.typos - b.typos)[0]?.candidate

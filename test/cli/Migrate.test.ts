@@ -205,7 +205,7 @@ describe("migrate", () => {
         assert.notInclude(run.out + run.err, "s3kret")
         assert.notInclude(run.out + run.err, new URL(url).password)
       }
-      refuses(yield* command(["migrate", "up"]), /^Setting "DATABASE_URL": No database is given\. Set DATABASE_URL=/)
+      refuses(yield* command(["migrate", "up"]), /^Setting "DATABASE_URL": DATABASE_URL is not set\. Set DATABASE_URL=/)
       const byFlag = yield* command(
         ["migrate", "status", "--database-url", url],
         "postgresql://s3kret@nowhere.invalid/x"

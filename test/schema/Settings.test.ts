@@ -1,5 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
-import { ConfigProvider, Duration, Effect, Result, Schema } from "effect"
+import { Duration, Result, Schema } from "effect"
 import * as Settings from "../../src/schema/Settings.ts"
 
 const problem = (input: Partial<Settings.Input>): { readonly setting: string; readonly message: string } => {
@@ -118,38 +118,4 @@ describe("Settings.make", () => {
     },
     { arbitrary: { runs: 1000, seed: "settings" } }
   )
-})
-
-describe("Settings.config", () => {
-  const read = (env: Record<string, string>) =>
-    Settings.config.parse(ConfigProvider.fromEnv({ env }).pipe(ConfigProvider.constantCase))
-
-  it.effect("reads ORCHESTRATOR_…, and leaves out what is not set", () =>
-    Effect.gen(function*() {
-      const input = yield* read({
-        ORCHESTRATOR_REPLICA_SET: "main",
-        ORCHESTRATOR_HEARTBEAT_INTERVAL: "2 seconds",
-        ORCHESTRATOR_BATCH_SIZE: "10",
-        ORCHESTRATOR_WORKER_ID: "pod-1"
-      })
-      const settings = Result.getOrThrow(Settings.make(input))
-      assert.strictEqual(settings.replicaSet, "main")
-      assert.strictEqual(Duration.toMillis(settings.heartbeatInterval), 2000)
-      assert.strictEqual(settings.batchSize, 10)
-      assert.strictEqual(settings.workerId, "pod-1")
-      assert.deepStrictEqual(settings.pollInterval, Settings.defaults.pollInterval)
-    }))
-
-  it.effect.each(
-    [
-      {},
-      { ORCHESTRATOR_REPLICA_SET: "" },
-      { ORCHESTRATOR_REPLICA_SET: "main", ORCHESTRATOR_BATCH_SIZE: "many" },
-      { ORCHESTRATOR_REPLICA_SET: "main", ORCHESTRATOR_POLL_INTERVAL: "soon" }
-    ] as ReadonlyArray<Record<string, string>>
-  )("%j is a typed failure", (env) =>
-    Effect.gen(function*() {
-      const error = yield* Effect.flip(read(env))
-      assert.strictEqual(error._tag, "ConfigError")
-    }))
 })

@@ -749,7 +749,7 @@ it.effect("the metrics have the original's names, and count", () =>
 it.effect.each<readonly [string, Partial<Settings.Input>, RegExp]>([
   ["an empty replica set", { replicaSet: " " }, /"replicaSet".*must not be empty/],
   ["a negative duration", { pollInterval: "-1 seconds" }, /"pollInterval".*not negative/],
-  ["a duration that is no number", { drainTimeout: Number.NaN }, /"drainTimeout".*no duration.*"5 seconds"/],
+  ["a duration that is no number", { drainTimeout: Number.NaN }, /"drainTimeout".*not a valid duration.*"5 seconds"/],
   ["an endless duration", { pollInterval: Duration.infinity }, /"pollInterval".*finite/],
   ["a duration of zero", { heartbeatInterval: 0 }, /"heartbeatInterval".*greater than zero/],
   ["too few heartbeats", { heartbeatInterval: "20 seconds" }, /"staleWorkerTimeout".*three heartbeats/],

@@ -1,0 +1,55 @@
+/**
+ * What is wrong with a configuration, by the names of the variables.
+ *
+ * @since 0.1.0
+ */
+import type * as Config from "effect/Config"
+import type * as SchemaIssue from "effect/SchemaIssue"
+import * as String from "effect/String"
+
+/** Path and innermost part of an issue. */
+const locate = (
+  issue: SchemaIssue.Issue,
+  path: ReadonlyArray<PropertyKey> = []
+): { readonly path: ReadonlyArray<PropertyKey>; readonly inner: SchemaIssue.Issue } => {
+  switch (issue._tag) {
+    case "Pointer":
+      return locate(issue.issue, [...path, ...issue.path])
+    case "Filter":
+    case "Encoding":
+      return locate(issue.issue, path)
+    case "Composite":
+    case "AnyOf":
+      return issue.issues[0] === undefined ? { path, inner: issue } : locate(issue.issues[0], path)
+    default:
+      return { path, inner: issue }
+  }
+}
+
+/** As `ConfigProvider.constantCase` looks for it, and as it is written in the program. */
+const variableOf = (path: ReadonlyArray<PropertyKey>): string => {
+  const own = path.map((part) => part.toString()).join("_")
+  const variable = path.map((part) => typeof part === "string" ? String.configCase(part) : part.toString()).join("_")
+  return variable === own ? own : `${variable} (or ${own})`
+}
+
+/**
+ * The message of a `ConfigError` for people who set variables; Effect's own names a path in a schema.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const configErrorText = (error: Config.ConfigError): string => {
+  const { cause } = error
+  if (cause._tag === "SourceError") return cause.message
+  const { inner, path } = locate(cause.issue)
+  if (path.length === 0) return error.message
+  const variable = variableOf(path)
+  // A source of configuration has texts only: what is of another type is not there.
+  if (inner._tag === "InvalidType" || inner._tag === "MissingKey") {
+    return `${variable} is not set. Set it in the environment of this process.`
+  }
+  return `${variable} is not valid: ${
+    cause.message.replace(/\s+at \[.*$/s, "")
+  }. Correct it in the environment of this process.`
+}
