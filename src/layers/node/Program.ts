@@ -6,12 +6,14 @@
 import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
-import * as Console from "effect/Console"
+import * as Config from "effect/Config"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Logger from "effect/Logger"
 import * as Runtime from "effect/Runtime"
 import * as SqlError from "effect/sql/SqlError"
+import { configErrorText } from "../../schema/ConfigErrorText.ts"
 import { errorText } from "../../services/ErrorText.ts"
 
 /** Signal numbers, from which a shell makes the exit code 128 + n. */
@@ -26,10 +28,20 @@ const sameSignalMillis = 500
 /**
  * Runs a program such as `Orchestrator.run.pipe(Effect.provide(Live))` as the process's main fiber. SIGINT and SIGTERM
  * interrupt it, so that it leaves gracefully and the process ends with 0; a second signal ends the process at once. A
- * typed error prints its message, without a stack, and ends the process with 1. Interrupted without a signal it ends
- * with 130, as under `NodeRuntime.runMain`: nobody asked for it, so a supervisor must not take it for a graceful stop.
+ * typed error is logged with its message, without a stack, and ends the process with 1. Interrupted without a signal it
+ * ends with 130, as under `NodeRuntime.runMain`: nothing asked for it, so a supervisor must not take it for a graceful stop.
  *
  * `NodeRuntime.runMain` with what a worker's operator expects.
+ *
+ * **Details**
+ *
+ * A failure is logged once, by the loggers that the program provides for itself, also when it fails while its layers are
+ * built. What `Orchestrator.run` has logged is not repeated.
+ *
+ * **Gotchas**
+ *
+ * Provide loggers around everything else, `program.pipe(Effect.provide(Live), Effect.provide(Logger.layer([Logger.consoleJson])))`:
+ * in one `Layer.mergeAll` with layers that fail they are not in use yet.
  *
  * @category running
  * @since 0.1.0
@@ -40,8 +52,12 @@ export const runMain = <A, E>(program: Effect.Effect<A, E>): void => {
     asked = true
   })
   NodeRuntime.runMain(
-    // A finalizer, because what goes wrong on the way out is told too.
-    Effect.onError(Effect.andThen(announceSignals, program), (cause) => report(cause, asked)),
+    Effect.flatMap(followLoggers, (ownLoggers) =>
+      // A finalizer, because what fails on the way out is reported too.
+      Effect.onError(
+        Effect.andThen(announceSignals, program),
+        (cause) => ownLoggers(report(cause, asked))
+      )),
     {
       disableErrorReporting: true,
       teardown: (exit, onExit) =>
@@ -51,6 +67,21 @@ export const runMain = <A, E>(program: Effect.Effect<A, E>): void => {
     }
   )
 }
+
+/**
+ * Follows which loggers the program provides for itself. When it fails, its own context has been left, and with it the
+ * loggers: they are those of the last context that had others than the runtime's.
+ */
+const followLoggers = Effect.withFiber((fiber) => {
+  const outer = Context.get(fiber.context, Logger.CurrentLoggers)
+  const setContext = fiber.setContext.bind(fiber)
+  let own: Context.Context<never> = fiber.context
+  fiber.setContext = (context) => {
+    if (Context.get(context, Logger.CurrentLoggers) !== outer) own = context
+    setContext(context)
+  }
+  return Effect.succeed(<A>(self: Effect.Effect<A>): Effect.Effect<A> => Effect.provideContext(self, own))
+})
 
 const listenForSignals = (onFirst: () => void): Effect.Effect<void> =>
   Effect.withFiber((fiber) => {
@@ -76,21 +107,30 @@ const listenForSignals = (onFirst: () => void): Effect.Effect<void> =>
     return Effect.void
   })
 
+/**
+ * What the log says about a cause; nothing for one that has been logged already.
+ */
+const textOf = (cause: Cause.Cause<unknown>): ReadonlyArray<unknown> | undefined => {
+  const error = Cause.squash(cause)
+  if (!Runtime.getErrorReported(error)) return undefined
+  const failure = cause.reasons.find(Cause.isFailReason)?.error
+  // The driver puts the details into the cause of its error.
+  if (SqlError.isSqlError(failure)) return [errorText(cause)]
+  if (failure instanceof Config.ConfigError) return [`${failure.name}: ${configErrorText(failure)}`]
+  return failure instanceof Error
+    ? [`${tagOf(failure)}: ${failure.message}`]
+    // A defect is a bug, which is found by its stack.
+    : ["The program died", cause]
+}
+
 const report = (cause: Cause.Cause<unknown>, asked: boolean): Effect.Effect<void> => {
   if (Cause.hasInterruptsOnly(cause)) {
     return asked
       ? Effect.void
-      : Console.error("The program was interrupted from inside: no signal has asked it to stop.")
+      : Effect.logError("The program was interrupted from inside: no signal has asked it to stop.")
   }
-  const error = Cause.squash(cause)
-  if (!Runtime.getErrorReported(error)) return Effect.void
-  const failure = cause.reasons.find(Cause.isFailReason)
-  // What a driver's error is about stands in its cause only.
-  if (failure !== undefined && SqlError.isSqlError(failure.error)) return Console.error(errorText(cause))
-  return failure !== undefined && failure.error instanceof Error
-    ? Console.error(`${tagOf(failure.error)}: ${failure.error.message}`)
-    // A defect is a bug: its stack is what its finder needs.
-    : Console.error(Cause.pretty(cause))
+  const text = textOf(cause)
+  return text === undefined ? Effect.void : Effect.logError(...text)
 }
 
 /** The name by which `Effect.catchTag` and the documentation know an error. */

@@ -9,17 +9,22 @@ const root = fileURLToPath(new URL("../../..", import.meta.url))
 const compileCache = fileURLToPath(new URL("../../../node_modules/.cache/compile", import.meta.url))
 
 /** Runs a program as a process of its own, to its end; `signal` is sent when it has said that it is ready. */
-const programOf = (program: string, signal?: NodeJS.Signals) =>
+const programOf = (program: string, signal?: NodeJS.Signals, env: Readonly<Record<string, string>> = {}) =>
   Effect.callback<{ readonly code: number | null; readonly stdout: string; readonly stderr: string }>((resume) => {
     const source = `
-      import { Console, Effect } from "effect"
+      import { PgClient } from "@effect/sql-pg"
+      import { Config, Console, Effect, Layer, Logger, Redacted } from "effect"
       import { SqlError } from "effect/sql"
-      import { Errors, Orchestrator, MemoryStores, Program, Projection } from "pupsourcing-orchestrator"
+      import { Errors, Orchestrator, MemoryStores, PostgresStores, Program, Projection, Settings } from "pupsourcing-orchestrator"
       Program.runMain(${program})`
     const child = spawn(
       process.execPath,
       ["--conditions=pupsourcing-orchestrator-source", "--input-type=module", "--eval", source],
-      { cwd: root, env: { ...process.env, NODE_COMPILE_CACHE: compileCache }, stdio: ["ignore", "pipe", "pipe"] }
+      {
+        cwd: root,
+        env: { PATH: process.env["PATH"], USER: "worker", NODE_COMPILE_CACHE: compileCache, ...env },
+        stdio: ["ignore", "pipe", "pipe"]
+      }
     )
     let [stdout, stderr] = ["", ""]
     child.stdout.setEncoding("utf8").on("data", (text: string) => {
@@ -51,14 +56,14 @@ it.live("a typed error is its message, without a stack; a defect is a stack; wha
       }).pipe(Effect.provide(MemoryStores.layer))`)
     ], { concurrency: "unbounded" })
     assert.strictEqual(typed.code, 1)
-    assert.include(typed.stderr, "DuplicateProjection: Two projections are named \"users\"")
-    assert.notMatch(typed.stderr, stack)
+    assert.include(typed.stdout, "DuplicateProjection: Two projections are named \"users\"")
+    assert.notMatch(typed.stdout, stack)
     assert.strictEqual(defect.code, 1)
-    assert.include(defect.stderr, "a bug")
-    assert.match(defect.stderr, stack)
+    assert.include(defect.stdout, "a bug")
+    assert.match(defect.stdout, stack)
     // What a driver's error says is in its cause.
-    assert.include(sql.stderr, "ECONNREFUSED")
-    assert.notMatch(sql.stderr, stack)
+    assert.include(sql.stdout, "ECONNREFUSED")
+    assert.notMatch(sql.stdout, stack)
     assert.strictEqual(reported.code, 1)
     const everything = reported.stdout + reported.stderr
     assert.strictEqual(everything.split("startFrom of \"ahead\" is 9").length, 2, everything)
@@ -98,7 +103,52 @@ it.live("only what a signal has asked for is a graceful stop", () =>
     assert.strictEqual(done.code, 0)
     assert.strictEqual(done.stderr, "")
     assert.strictEqual(interrupted.code, 130)
-    assert.include(interrupted.stderr, "interrupted from inside")
+    assert.include(interrupted.stdout, "interrupted from inside")
     assert.strictEqual(broken.code, 1)
-    assert.include(broken.stderr, "broken on the way out")
+    assert.include(broken.stdout, "broken on the way out")
+  }))
+
+/** A worker as in the README. */
+const worker =
+  `Orchestrator.layer({ replicaSet: "main", projections: [Projection.make("p", { handle: () => Effect.void })] }).pipe(
+    Layer.provide(PostgresStores.layer),
+    Layer.provideMerge(PgClient.layerConfig({ url: Config.Redacted("DATABASE_URL") }))
+  )`
+
+it.live("a failure of the start is logged once, by the program's own loggers, wherever they are provided", () =>
+  Effect.gen(function*() {
+    const json = "Logger.layer([Logger.consoleJson])"
+    const cases = [
+      {
+        program: `Orchestrator.run.pipe(Effect.provide(${worker}), Effect.provide(${json}))`,
+        text: "ConfigError: DATABASE_URL is not set."
+      },
+      {
+        program: `Orchestrator.run.pipe(Effect.provide(${worker}.pipe(Layer.provideMerge(${json}))))`,
+        env: { DATABASE_URL: "postgresql://u:12#sesame@h/db" },
+        text: "InvalidSettings: Setting"
+      },
+      {
+        program: `Effect.never.pipe(Effect.provide(Layer.effectDiscard(Settings.config).pipe(Layer.provide(${json}))))`,
+        text: "ConfigError: ORCHESTRATOR_REPLICA_SET is not set."
+      },
+      {
+        program: `Effect.sync(() => { throw new Error("a bug") }).pipe(
+          Effect.provide(Layer.mergeAll(${json}, Layer.empty))
+        )`,
+        text: "a bug"
+      }
+    ]
+    yield* Effect.forEach(cases, ({ env, program, text }) =>
+      Effect.gen(function*() {
+        const { code, stderr, stdout } = yield* programOf(program, undefined, env)
+        assert.strictEqual(code, 1)
+        assert.strictEqual(stderr, "")
+        const lines = stdout.trim().split("\n")
+        assert.strictEqual(lines.length, 1, stdout)
+        const line: { readonly level: string } = JSON.parse(stdout)
+        assert.strictEqual(line.level, "ERROR")
+        assert.include(stdout, text)
+        assert.notInclude(stdout, "sesame")
+      }), { concurrency: 2, discard: true })
   }))
