@@ -43,5 +43,4 @@ export const membership = Effect.fnUntraced(function*(options: Harness.WorkerOpt
       checkpoints.every(({ workerId }) => workerId === null) && workers.every(({ state }) => state === "stopped")
   )
   assert.deepStrictEqual(end.state.refusals, [])
-  return taken
 })

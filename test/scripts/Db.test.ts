@@ -1,3 +1,4 @@
+/** @module-tag long */
 import { assert, describe, it } from "@effect/vitest"
 import { Effect } from "effect"
 import { SqlClient } from "effect/sql"
@@ -43,5 +44,5 @@ describe("npm run db -- sql", () => {
         "ERROR: division by zero (22012)"
       ])
       assert.deepStrictEqual(yield* client`SELECT count(*) AS n FROM lines`, [{ n: 1n }])
-    }).pipe(Effect.provide(TestDatabase.layer)), 60_000)
+    }).pipe(Effect.provide(TestDatabase.layer)))
 })

@@ -27,7 +27,7 @@ import * as TestDatabase from "../../support/TestDatabase.ts"
 const { decide, join } = CoordinationStores
 
 const serverScope = Scope.makeUnsafe()
-afterAll(() => Effect.runPromise(Scope.close(serverScope, Exit.void)), 60_000)
+afterAll(() => Effect.runPromise(Scope.close(serverScope, Exit.void)))
 
 /** A server whose queue is full soon. */
 const server = Effect.runSync(Effect.cached(
@@ -73,7 +73,7 @@ const live = (
         Effect.provide(
           CoordinationStores.over({ listen }).pipe(Layer.provideMerge(TestDatabase.layerWith({ serverUrl })))
         )
-      )), 60_000)
+      )))
 
 // They share the queue.
 describe("NotificationQueue", { concurrent: false }, () => {
@@ -138,6 +138,6 @@ describe("NotificationQueue", { concurrent: false }, () => {
       yield* Queue.clear(wakeUps)
       const woken = yield* Effect.forkChild(Queue.take(wakeUps), { startImmediately: true })
       yield* join("set", "second", ["users"])
-      yield* Effect.timeout(Fiber.join(woken), "10 seconds")
+      yield* Fiber.join(woken)
     }))
 })

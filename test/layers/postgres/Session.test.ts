@@ -1,6 +1,5 @@
 import * as PgClient from "@effect/sql-pg/PgClient"
 import { assert, it } from "@effect/vitest"
-import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
@@ -126,16 +125,16 @@ describe("Session", () => {
     Effect.gen(function*() {
       const session = yield* make()
       const first = yield* session.look
-      const millis = TimeLimits.scaledMillis(500)
-      const waiting = yield* Effect.forkChild(
-        session.use("sleep", ({ sql }) => sql`SELECT pg_sleep(${millis / 1000})`),
-        {
-          startImmediately: true
-        }
-      )
-      const started = yield* Clock.currentTimeMillis
-      yield* Fiber.interrupt(waiting)
-      assert.isBelow((yield* Clock.currentTimeMillis) - started, millis)
+      const sql = yield* PgClient.PgClient
+      // The statement cannot end before this transaction does.
+      yield* sql.withTransaction(Effect.gen(function*() {
+        yield* sql`SELECT pg_advisory_xact_lock(1)`
+        const waiting = yield* Effect.forkChild(
+          session.use("wait", ({ sql }) => sql`SELECT pg_advisory_xact_lock(1)`),
+          { startImmediately: true }
+        )
+        yield* Fiber.interrupt(waiting)
+      }))
       assert.deepStrictEqual(yield* session.look, first)
     }))
 
