@@ -13,6 +13,7 @@ import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
 import * as Latch from "effect/Latch"
 import * as Option from "effect/Option"
 import * as Queue from "effect/Queue"
@@ -21,7 +22,7 @@ import * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
 import * as SqlError from "effect/sql/SqlError"
 import type { StoreError } from "../../schema/Errors.ts"
-import { endOf } from "../../services/Bounded.ts"
+import * as Bounded from "../../services/Bounded.ts"
 import { Database } from "./Database.ts"
 import { sqlErrorIn, toStoreError } from "./DatabaseErrors.ts"
 import * as Notifications from "./Notifications.ts"
@@ -73,7 +74,7 @@ const sendInterval = Duration.millis(5)
 /** More different messages than this between two sendings are not worth sending: everybody will look anyway. */
 const pendingCapacity = 1000
 
-/** How long a message waits for a connection that is being opened; later it is not worth sending. */
+/** How long a message waits for a connection that is being opened, and a closing scope for its last messages. */
 const sendPatience = Duration.seconds(2)
 
 /** A server that is gone without a word is noticed within this and `answerDeadline`. */
@@ -125,7 +126,7 @@ const within = <A>(
     Effect.forkIn(self, scope, { startImmediately: true }),
     (fiber) =>
       Effect.flatMap(
-        endOf(fiber, answerDeadline),
+        Bounded.endOf(fiber, answerDeadline),
         Option.match({
           onNone: () => Effect.fail(noAnswer),
           // The scope closes with the connection: that is an error for who waits, and no interruption.
@@ -270,23 +271,41 @@ export const make: Effect.Effect<Listener["Service"], never, Database | Scope.Sc
   const sendTo = Notifications.makeSender()
   const waiting = Latch.makeUnsafe(false)
 
-  const sendPending = Effect.suspend(() => {
-    const messages = [...pending.values()]
-    pending.clear()
-    const self = current
-    return self === undefined || messages.length === 0
-      ? Effect.void
-      : Effect.ignoreCause(
-        sendTo((text, params) => within(self.scope, self.connection.query(text, params)), messages)
-      )
-  })
+  const sending = Semaphore.makeUnsafe(1)
+
+  const sendPending = (fallback: Notifications.Query | undefined) =>
+    sending.withPermit(Effect.suspend(() => {
+      const messages = [...pending.values()]
+      pending.clear()
+      const self = current
+      const query: Notifications.Query | undefined = self === undefined
+        ? fallback
+        : (text, params) => within(self.scope, self.connection.query(text, params))
+      return query === undefined || messages.length === 0 ? Effect.void : Effect.ignoreCause(sendTo(query, messages))
+    }))
+
+  /** On the application's pool, which has a connection after an append, but never inside a transaction of the caller's. */
+  const queryPool: Notifications.Query = (text, params) =>
+    Effect.updateContext(
+      database.sql.unsafe(text, params),
+      (context: Context.Context<never>) => Context.omit(database.sql.transactionService)(context)
+    )
+
+  /**
+   * A process that appends and ends has often not opened the session yet. What is being sent is waited for as well;
+   * a server that does not answer is not.
+   */
+  const sendLast = Effect.flatMap(
+    Effect.forkDetach(sendPending(queryPool), { startImmediately: true }),
+    (fiber) => Effect.asVoid(Bounded.within(Fiber.await(fiber), sendPatience))
+  )
 
   const send = Effect.gen(function*() {
     while (true) {
       yield* waiting.await
       yield* Effect.timeoutOption(connected.await, sendPatience)
       waiting.closeUnsafe()
-      yield* sendPending
+      yield* sendPending(undefined)
       yield* Effect.sleep(sendInterval)
     }
   })
@@ -295,7 +314,7 @@ export const make: Effect.Effect<Listener["Service"], never, Database | Scope.Sc
   if (database.listen) {
     yield* Effect.forkIn(Effect.withTracerEnabled(send, false), owner)
     // What a process says last, that it leaves, matters most.
-    yield* Effect.addFinalizer(() => sendPending)
+    yield* Effect.addFinalizer(() => sendLast)
   }
 
   const subscribe: Listener["Service"]["subscribe"] = Effect.fnUntraced(function*(channel) {

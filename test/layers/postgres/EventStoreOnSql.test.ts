@@ -36,7 +36,63 @@ const insert = (aggregateId: string, version: number) =>
       INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
       VALUES ('test', 'Test', ${aggregateId}, ${version}, gen_random_uuid(), 'Inserted', '')`)
 
+/** Waits for a settled position beyond this one, and returns once the reader has looked and only a notification wakes it. */
+const waitBeyond = Effect.fnUntraced(function*(position: bigint) {
+  const store = yield* EventStore
+  const sql = yield* PgClient.PgClient
+  const [since] = yield* sql<{ now: string }>`SELECT clock_timestamp()::text AS now`
+  const waiting = yield* Effect.forkChild(store.settledBeyond(position, Duration.hours(1)), { startImmediately: true })
+  const looked = sql`
+    SELECT FROM pg_stat_activity AS r, pg_stat_activity AS l
+    WHERE r.datname = current_database() AND r.application_name = 'pupsourcing-orchestrator reader' AND r.state = 'idle'
+      AND r.state_change > ${since!.now}::timestamptz
+      AND l.datname = r.datname AND l.application_name = 'pupsourcing-orchestrator listener' AND l.state = 'idle'`
+  while ((yield* looked).length === 0) yield* Effect.yieldNow
+  return waiting
+})
+
 describe("EventStore beside plain SQL", () => {
+  live(
+    "a plain NOTIFY of another client wakes a waiting reader at once, whatever its payload",
+    Effect.gen(function*() {
+      const sql = yield* PgClient.PgClient
+      yield* (yield* EventStore).append([event("a")])
+      let version = 1
+      for (
+        const notify of [
+          sql`SELECT pg_notify('pupsourcing_events', '')`,
+          sql`NOTIFY pupsourcing_events, '{"position":"2"}'`,
+          // As the Go event store does with WithNotifyChannel.
+          sql.withTransaction(sql`SELECT pg_notify('pupsourcing_events', '9')`)
+        ]
+      ) {
+        const waiting = yield* waitBeyond(BigInt(version))
+        yield* insert("a", ++version)
+        yield* notify
+        assert.strictEqual(yield* Fiber.join(waiting), BigInt(version))
+      }
+    })
+  )
+
+  live(
+    "an append of a process that ends at once wakes a waiting reader",
+    Effect.gen(function*() {
+      const { url } = yield* TestDatabase
+      yield* (yield* EventStore).append([event("a")])
+      for (const expected of [2n, 3n]) {
+        const waiting = yield* waitBeyond(expected - 1n)
+        yield* Effect.flatMap(EventStore, (store) => store.append([event("a")])).pipe(
+          Effect.provide(
+            EventStores.stores().pipe(
+              Layer.provideMerge(PgClient.layer({ url: Redacted.make(url), maxConnections: 1 }))
+            )
+          )
+        )
+        assert.strictEqual(yield* Fiber.join(waiting), expected)
+      }
+    })
+  )
+
   live(
     "appends go on after events whose head nobody kept up",
     Effect.gen(function*() {

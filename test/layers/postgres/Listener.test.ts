@@ -7,6 +7,8 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Logger from "effect/Logger"
 import * as Queue from "effect/Queue"
+import * as Reactivity from "effect/reactivity/Reactivity"
+import * as Redacted from "effect/Redacted"
 import * as Scope from "effect/Scope"
 import * as SqlError from "effect/sql/SqlError"
 import { describe } from "vitest"
@@ -14,6 +16,8 @@ import { Database } from "../../../src/layers/postgres/Database.ts"
 import * as DatabaseLive from "../../../src/layers/postgres/DatabaseLive.ts"
 import * as Listener from "../../../src/layers/postgres/Listener.ts"
 import { live } from "../../support/EventStores.ts"
+import * as Proxy from "../../support/Proxy.ts"
+import { TestDatabase } from "../../support/TestDatabase.ts"
 import * as TimeLimits from "../../support/TimeLimits.ts"
 
 /** A listener as one process has it. */
@@ -88,6 +92,60 @@ describe("Listener", () => {
         yield* leaving.notify("a", "last")
       }))
       assert.strictEqual(yield* next(queue), "last")
+    }))
+
+  live(
+    "a process that ends at once sends what it announced, though its session was never opened",
+    () =>
+      Effect.gen(function*() {
+        const queue = yield* (yield* process()).subscribe("a")
+        assert.strictEqual(yield* Queue.take(queue), Listener.reconnected)
+        const leave = Effect.scoped(Effect.andThen(process(), (leaving) => leaving.notify("a", "only")))
+        yield* leave
+        assert.strictEqual(yield* next(queue), "only")
+        // The end of a transaction is not waited for.
+        const sql = yield* PgClient.PgClient
+        yield* sql.withTransaction(Effect.gen(function*() {
+          yield* leave
+          assert.strictEqual(yield* next(queue), "only")
+        }))
+      })
+  )
+
+  live("what is being sent while a process ends is sent", () =>
+    Effect.gen(function*() {
+      const queue = yield* (yield* process()).subscribe("a")
+      assert.strictEqual(yield* Queue.take(queue), Listener.reconnected)
+      // The session is opened, and the message sent, at whatever moment the scope closes.
+      for (let turn = 0; turn < 20; turn++) {
+        yield* Effect.scoped(Effect.gen(function*() {
+          const leaving = yield* process()
+          yield* leaving.notify("a", String(turn))
+          yield* Effect.sleep(`${turn} millis`)
+        }))
+        assert.strictEqual(yield* next(queue), String(turn))
+      }
+    }))
+
+  live("a server that does not answer does not keep a process from ending", () =>
+    Effect.gen(function*() {
+      const { url } = yield* TestDatabase
+      const target = new URL(url)
+      const proxy = yield* Proxy.make({ host: target.hostname, port: Number(target.port || 5432) })
+      target.hostname = "127.0.0.1"
+      target.port = String(proxy.port)
+      const client = yield* PgClient.make({ url: Redacted.make(target.href), maxConnections: 1 }).pipe(
+        Effect.provide(Reactivity.layer)
+      )
+      const scope = yield* Scope.make()
+      const leaving = yield* process().pipe(
+        Effect.provideService(PgClient.PgClient, client),
+        Scope.provide(scope)
+      )
+      yield* proxy.silence
+      yield* leaving.notify("a", "unsent")
+      yield* Scope.close(scope, Exit.void)
+      yield* proxy.giveUp
     }))
 
   live("a connection that is lost under a hook fails who set it, and interrupts nobody", () =>
