@@ -28,10 +28,11 @@ export class Fenced extends Data.TaggedError("Fenced")<{ readonly projection: st
  */
 export class TransientFailure extends Data.TaggedError("TransientFailure")<{
   /**
-   * `conflict`: deadlock, serialization, a lock or statement timeout, a server short of memory or space; `connection`: the
-   * session was lost, or the server is not the one that the work was read from.
+   * `conflict`: a deadlock, a serialization failure or a lock timeout, caused by another transaction; `refusal`: a
+   * statement timeout, a table that was changed meanwhile, or a server short of memory or space; `connection`: the session
+   * was lost, or the server is not the one that the work was read from.
    */
-  readonly kind: "conflict" | "connection"
+  readonly kind: "conflict" | "refusal" | "connection"
   readonly cause: unknown
 }> {}
 

@@ -123,6 +123,9 @@ const longestIdleTimeout = Duration.hours(1)
 const overrunsBeforeFailure = 3
 /** A step of `Startup`, shared by the runners of all ranges. */
 const reading = "Reading"
+/** Conflicts of a range before a warning, and how long there is no other one about the projection. */
+const conflictsBeforeWarning = 3
+const conflictWarningNanos = 600_000_000_000n
 const firstBackoff = Duration.millis(10)
 const longestBackoff = Duration.seconds(5)
 
@@ -134,6 +137,8 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
   const events = yield* EventStore
   const checkpoints = yield* CheckpointStore
   const overruns = Overruns.make()
+  /** Until when conflicts of a projection are not warned about again, in any of its ranges. */
+  const conflictsQuietUntil = new Map<string, bigint>()
 
   const run = Effect.fnUntraced(function*(job: Job): Effect.fn.Return<Ending, RunnerError> {
     const { draining, held, projection, settings } = job
@@ -164,6 +169,8 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
      * in another order, come past each other with small ones.
      */
     let most = Infinity
+    /** Batches that have lost a conflict since `most` was at its full size. */
+    let conflicts = 0
     /** The event that is taken to make batches fail; what comes before it is committed first. */
     let suspect: bigint | undefined
 
@@ -198,7 +205,7 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
 
     const failing = (attempt: number, operation: Operation, failure: StoreError | TransientFailure) => {
       const reason = describe(failure)
-      const isConflict = failure._tag === "TransientFailure" && failure.kind === "conflict"
+      const isConflict = failure._tag === "TransientFailure" && failure.kind !== "connection"
       const log = attempt % attemptsBeforeError === 0 ? Effect.logError : Effect.logDebug
       return Effect.andThen(
         isConflict
@@ -213,6 +220,20 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
         }))
       )
     }
+
+    /** The first conflicts of a range are ordinary. Many of them mean that ranges take their time in writing the same rows. */
+    const conflicted = Effect.fnUntraced(function*(failure: TransientFailure) {
+      const now = clock.monotonicTimeNanosUnsafe()
+      if (++conflicts < conflictsBeforeWarning || now < (conflictsQuietUntil.get(projection.name) ?? now)) return
+      conflictsQuietUntil.set(projection.name, now + conflictWarningNanos)
+      yield* Effect.logWarning(
+        `Projection "${projection.name}" in range ${
+          HashRange.format(range)
+        } lost ${conflicts} batches to conflicts with other transactions, although its batches became smaller; the last one: ${
+          describe(failure)
+        }. The batches are retried, but ranges that write the same rows wait for each other, so more workers make them slower. Write a row of its own for each aggregate and sum up when reading, or give the projection a replica set with a single worker: see "Rows that several aggregates share" in docs/concepts.md.`
+      )
+    })
 
     const succeeded = (operation: Operation) => retryLog.succeeded(nameOf(operation))
 
@@ -414,6 +435,7 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
           hasWritten(reached())
           attempt = lostInHandler = lostAfter = 0
           most *= 2
+          if (most >= settings.batchSize) conflicts = 0
           job.onSeen(seen)
           yield* succeeded("A batch")
           yield* job.record(Activity.BatchCommitted({
@@ -459,6 +481,7 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
             )
           }
         }
+        if (failure._tag === "TransientFailure" && failure.kind === "conflict") yield* conflicted(failure)
         yield* failing(++attempt, "A batch", failure)
         if (Option.isNone(yield* unlessDraining(backoff(attempt)))) return { _tag: "Drained" }
         // The batch was read from a server that may not be the one that answers next.

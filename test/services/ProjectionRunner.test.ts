@@ -246,7 +246,7 @@ it.effect("a passing failure is tried again after 10 ms, then ever longer, up to
     assert.deepStrictEqual(yield* TxRef.get(handled), ["a"], "rolled back each time but the last")
     assert.deepStrictEqual(worker.of("BatchRetried").map(({ attempt }) => attempt), ids(16).map((_, n) => n + 1))
     // Each fifth conflict is an error; an unavailable database has one line, and another from time to time.
-    const conflicts = worker.lines.filter(({ text }) => text.includes("deadlock detected"))
+    const conflicts = worker.lines.filter(({ text }) => text.includes("times and is retried: Error: deadlock detected"))
     assert.deepStrictEqual(
       conflicts.map(({ level }) => level),
       [1, 3, 5, 7, 9, 11, 13, 15].map((n) => n % 5 === 0 ? "Error" : "Debug")
@@ -257,6 +257,65 @@ it.effect("a passing failure is tried again after 10 ms, then ever longer, up to
     assert.deepStrictEqual(new Set(unavailableLines.slice(1).map(({ level }) => level)), new Set(["Error"]))
     assert.isAtMost(unavailableLines.length, 4)
     assert.strictEqual(worker.lines.filter(({ level }) => level === "Info").length, 1)
+    assert.strictEqual(yield* worker.drain(fiber), "drained")
+  }))
+
+it.effect("warns once in a while that a projection keeps losing conflicts, with the remedy", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const handled = yield* TxRef.make<ReadonlyArray<string>>([])
+    let fails = (): TransientFailure | undefined => undefined
+    const script = failingCommits(() => fails())
+    // Batches are at their full size again after three commits.
+    const worker = yield* runner(world, recording(handled), { ...script, settings: { batchSize: 8 } })
+    const fiber = yield* Effect.forkChild(worker.run)
+    const handle = (id: string) => Effect.andThen(worker.events.append([event(id)]), pass(200))
+    const warnings = () => worker.lines.filter(({ level }) => level === "Warn").map(({ text }) => text)
+    /** One conflict before each commit. */
+    const alternating = (failure: TransientFailure) => {
+      let failed = false
+      return () => {
+        failed = !failed
+        return failed ? failure : undefined
+      }
+    }
+
+    fails = alternating(conflict)
+    yield* handle("a")
+    yield* handle("b")
+    assert.deepStrictEqual(warnings(), [])
+    yield* handle("c")
+    const [warning] = warnings()
+    for (
+      const part of [
+        "Projection \"users\"",
+        HashRange.format(HashRange.whole),
+        "3 batches",
+        "deadlock detected",
+        "a row of its own for each aggregate",
+        "docs/concepts.md"
+      ]
+    ) {
+      assert.include(warning, part)
+    }
+    yield* Effect.forEach(ids(5), handle)
+    assert.strictEqual(warnings().length, 1, "not a line for each conflict")
+    yield* pass(600_000, 60_000)
+    yield* handle("d")
+    assert.strictEqual(warnings().length, 2)
+
+    fails = () => undefined
+    yield* Effect.forEach(ids(3), handle)
+    yield* pass(600_000, 60_000)
+    fails = alternating(conflict)
+    yield* handle("e")
+    yield* handle("f")
+    assert.strictEqual(warnings().length, 2, "the batches were at their full size in between")
+    fails = () => undefined
+    yield* Effect.forEach(ids(3), handle)
+    fails = alternating(new TransientFailure({ kind: "refusal", cause: new Error("out of memory") }))
+    yield* Effect.forEach(ids(8), handle)
+    assert.strictEqual(warnings().length, 2, "no conflicts with other transactions")
     assert.strictEqual(yield* worker.drain(fiber), "drained")
   }))
 

@@ -37,7 +37,7 @@ import {
 import { attempt } from "../../services/ErrorText.ts"
 import type { ServerLife } from "../../services/EventStore.ts"
 import { Database } from "./Database.ts"
-import { codeOf, isConnectionLoss, isPassing, sqlErrorIn, toStoreError } from "./DatabaseErrors.ts"
+import { codeOf, isConflict, isConnectionLoss, isPassing, sqlErrorIn, toStoreError } from "./DatabaseErrors.ts"
 import { isUnstorable, writing } from "./Encoding.ts"
 import * as Life from "./Life.ts"
 import * as Rows from "./Rows.ts"
@@ -111,6 +111,10 @@ const rowLocked = new TransientFailure({
 /** Statements that are interrupted are cancelled, and connections that do not answer then are closed by the driver. */
 const answered = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E | SqlError.SqlError, R> =>
   Effect.timeoutOrElse(self, { duration: statementDeadline, orElse: () => Effect.fail(unanswered) })
+
+/** What `isPassing` accepts. */
+const passing = (cause: SqlError.SqlError): TransientFailure =>
+  new TransientFailure({ kind: isConflict(cause) ? "conflict" : "refusal", cause })
 
 /** Ends the transaction; what happened is noted beside it, because a failing ROLLBACK would hide it. */
 class RollBack {
@@ -473,7 +477,7 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
     if (error === undefined) return new HandlerFailure({ cause })
     if (isReleasedConnection(error)) return handlerFailure(releasedConnection, cause)
     if (isAbortedTransaction(error)) return handlerFailure(ignoredStatement, cause)
-    if (isPassing(error)) return new TransientFailure({ kind: "conflict", cause: error })
+    if (isPassing(error)) return passing(error)
     if (isSystemError(error)) return toStoreError(database.server, "handle a batch")(error)
     return wasLost(error) ? error : new HandlerFailure({ cause })
   }
@@ -547,7 +551,7 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
             new DatabaseUnavailable({ ...database.server, reason: "no connection in time", cause: raised })
           )
         }
-        if (isPassing(raised)) return Effect.fail(new TransientFailure({ kind: "conflict", cause: raised }))
+        if (isPassing(raised)) return Effect.fail(passing(raised))
         if (isAbortedTransaction(raised)) {
           return Effect.fail(handlerFailure(ignoredStatement, Cause.fail(raised)))
         }
@@ -606,7 +610,7 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
       const error = result.failure
       const fail = (failure: StoreError | TransientFailure) =>
         Effect.forEach(entries, Request.fail(failure), { discard: true })
-      if (isPassing(error)) return yield* fail(new TransientFailure({ kind: "conflict", cause: error }))
+      if (isPassing(error)) return yield* fail(passing(error))
       if (!wasLost(error) || neverConnected(error)) return yield* fail(toStoreError(database.server, advancing)(error))
       return yield* Effect.forEach(
         entries,
@@ -650,7 +654,7 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
       .pipe(
         Effect.catch((error): Effect.Effect<never, StoreError | TransientFailure> =>
           isPassing(error)
-            ? Effect.fail(new TransientFailure({ kind: "conflict", cause: error }))
+            ? Effect.fail(passing(error))
             // To say it twice does no harm, so there is nothing to look up.
             : wasLost(error) && !neverConnected(error)
             ? Effect.fail(new TransientFailure({ kind: "connection", cause: error }))

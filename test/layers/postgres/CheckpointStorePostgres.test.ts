@@ -111,7 +111,7 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
       yield* sql`ALTER TABLE changed ADD COLUMN extra int`
       const failure = yield* Effect.flip(step(2n))
       assert(failure._tag === "TransientFailure")
-      assert.strictEqual(failure.kind, "conflict")
+      assert.strictEqual(failure.kind, "refusal")
       yield* step(2n)
       assert.strictEqual(yield* position(row), 3n)
     }))
@@ -427,7 +427,7 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
       const work = Effect.as(Effect.andThen(ask, Effect.andThen(sql`DEALLOCATE ALL`, ask)), 1n)
       const failure = yield* Effect.flip(store.commit(row, { from: 0n, idleTimeout }, work))
       assert(failure._tag === "TransientFailure")
-      assert.strictEqual(failure.kind, "conflict")
+      assert.strictEqual(failure.kind, "refusal")
       // One statement by each.
       yield* Effect.retry(store.commit(row, { from: 0n, idleTimeout }, Effect.as(ask, 1n)), { times: 10 })
       // In a pool of its own, whose connections no other test meets again.
@@ -487,13 +487,13 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
     }))
 
   for (
-    const [what, code] of [
-      ["deadlock", "40P01"],
-      ["serialization failure", "40001"],
-      ["lock timeout", "55P03"],
-      ["statement timeout", "57014"],
-      ["full disk", "53100"],
-      ["lack of memory", "53200"]
+    const [what, code, kind] of [
+      ["deadlock", "40P01", "conflict"],
+      ["serialization failure", "40001", "conflict"],
+      ["lock timeout", "55P03", "conflict"],
+      ["statement timeout", "57014", "refusal"],
+      ["full disk", "53100", "refusal"],
+      ["lack of memory", "53200", "refusal"]
     ] as const
   ) {
     it.effect(`a ${what} is a passing failure, also inside an error of the handler's own`, () =>
@@ -509,7 +509,7 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
             store.commit(row, { from: 0n, idleTimeout }, Effect.as(work, 5n))
           )
           assert(failure._tag === "TransientFailure")
-          assert.strictEqual(failure.kind, "conflict")
+          assert.strictEqual(failure.kind, kind)
         }
       }))
   }
