@@ -133,6 +133,13 @@ const rowCount = (count: number): bigint => BigInt(Math.min(Math.floor(count), N
 
 const array = (values: ReadonlyArray<unknown>, oid: number) => Result.getOrThrow(PgTypes.array(values, oid))
 
+/** In the message of the error with which the append's statement fails when a trigger suppressed or redirected an event. */
+const altered = "pupsourcing-orchestrator: events stored as given: "
+
+/** The version of a head `h` after an append of $4 events; `excluded` has the one that follows from the events. */
+const nextHead = `CASE WHEN h.ctid = (SELECT stored.head FROM stored) THEN excluded.aggregate_version
+  ELSE greatest(h.aggregate_version + $4::int8, excluded.aggregate_version) END`
+
 /** The statement found no row at the expected version. */
 interface AppendedRow {
   readonly positions: ReadonlyArray<string> | null
@@ -182,20 +189,23 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
     const largest = messageSize - Math.min(messageHeadroom, Math.floor(messageSize / 4))
 
     // The head's row is locked before the first position is drawn, so that appends to one aggregate wait for each
-    // other without keeping readers waiting. A head that plain SQL did not keep up is set right by the events.
+    // other without keeping readers waiting. The events decide the version: where the head is the one of the statement's
+    // snapshot, it is that of the last event there. A head that was changed since was changed by an append, after which
+    // the head was right. The last SELECT fails the statement when a trigger suppressed or redirected an event.
     const appendStatement = `
       WITH stored AS MATERIALIZED (
-        SELECT coalesce(max(aggregate_version), 0) AS version FROM ${events}
-        WHERE bounded_context = $1 AND aggregate_type = $2 AND aggregate_id = $3
+        SELECT
+          (SELECT coalesce(max(aggregate_version), 0) FROM ${events}
+            WHERE bounded_context = $1 AND aggregate_type = $2 AND aggregate_id = $3) AS version,
+          (SELECT h.ctid FROM ${heads} AS h
+            WHERE bounded_context = $1 AND aggregate_type = $2 AND aggregate_id = $3) AS head
       ), head AS (
         INSERT INTO ${heads} AS h (bounded_context, aggregate_type, aggregate_id, aggregate_version, updated_at)
         SELECT $1, $2, $3, stored.version + $4::int8, now() FROM stored
-        WHERE $5::int8 IS NULL OR stored.version = $5 OR EXISTS (
-          SELECT FROM ${heads} WHERE bounded_context = $1 AND aggregate_type = $2 AND aggregate_id = $3
-        )
+        WHERE $5::int8 IS NULL OR stored.version = $5 OR stored.head IS NOT NULL
         ON CONFLICT (bounded_context, aggregate_type, aggregate_id) DO UPDATE
-        SET aggregate_version = greatest(h.aggregate_version + $4::int8, excluded.aggregate_version), updated_at = now()
-        WHERE $5::int8 IS NULL OR greatest(h.aggregate_version + $4::int8, excluded.aggregate_version) = $5 + $4::int8
+        SET aggregate_version = ${nextHead}, updated_at = now()
+        WHERE $5::int8 IS NULL OR ${nextHead} = $5 + $4::int8
         RETURNING h.aggregate_version
       ), added AS (
         INSERT INTO ${events} (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type,
@@ -206,19 +216,23 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
           $12::text[], $13::text[]) WITH ORDINALITY AS e (event_id, event_type, event_version, payload, trace_id,
           correlation_id, causation_id, metadata, place)
         ORDER BY e.place
-        RETURNING global_position, aggregate_version
+        RETURNING global_position, aggregate_version,
+          bounded_context = $1 AND aggregate_type = $2 AND aggregate_id = $3 AS kept, event_id
+      ), result AS (
+        SELECT array_agg(global_position::text ORDER BY aggregate_version) AS positions,
+          min(aggregate_version) AS first, max(aggregate_version) AS last, count(*) FILTER (WHERE kept) AS kept,
+          count(*) FILTER (WHERE event_id IN (SELECT id::uuid FROM unnest($6::text[]) AS given (id))) AS ids
+        FROM added
       )
-      SELECT array_agg(global_position::text ORDER BY aggregate_version) AS positions,
-        min(aggregate_version)::text AS first, max(aggregate_version)::text AS last
-      FROM added`
+      SELECT positions, first::text, last::text,
+        CASE WHEN kept <> $4::int8 OR last <> head.aggregate_version OR first <> last - $4::int8 + 1
+            OR ids < (SELECT count(id) FROM unnest($6::text[]) AS given (id))
+          THEN ('${altered}' || kept)::int8::text END AS altered
+      FROM result CROSS JOIN head`
 
     const conflictStatement = `
-      SELECT greatest(
-        (SELECT max(aggregate_version) FROM ${events}
-          WHERE bounded_context = $1 AND aggregate_type = $2 AND aggregate_id = $3),
-        (SELECT aggregate_version FROM ${heads}
-          WHERE bounded_context = $1 AND aggregate_type = $2 AND aggregate_id = $3),
-        0)::text AS version,
+      SELECT (SELECT coalesce(max(aggregate_version), 0) FROM ${events}
+          WHERE bounded_context = $1 AND aggregate_type = $2 AND aggregate_id = $3)::text AS version,
         (SELECT event_id::text FROM ${events} WHERE event_id = ANY ($4::uuid[]) LIMIT 1) AS stored`
 
     const identify = (stream: StreamId) => [stream.boundedContext, stream.aggregateType, stream.aggregateId]

@@ -151,3 +151,68 @@ describe("an append whose answer is lost", () => {
       }).pipe(Effect.provide(Layer.provideMerge(Seam.stores(hooks, { listen: false, presence: false }), client)))
     }))
 })
+
+describe("an append where heads and events disagree", () => {
+  const headsAt = (version: number) =>
+    Effect.flatMap(PgClient.PgClient, (sql) => sql`UPDATE aggregate_heads SET aggregate_version = ${version}`)
+  const remove = (from: number) =>
+    Effect.flatMap(PgClient.PgClient, (sql) => sql`DELETE FROM events WHERE aggregate_version >= ${from}`)
+  const head = Effect.gen(function*() {
+    const [row] = yield* (yield* PgClient.PgClient)<{ readonly version: bigint }>`
+      SELECT aggregate_version AS version FROM aggregate_heads`
+    return Number(row?.version)
+  })
+
+  live("continues after the last event that is there, and sets the head right", () =>
+    Effect.gen(function*() {
+      const store = yield* EventStore
+      const positions = (yield* store.append([event(), event(), event()])).positions
+      yield* remove(2)
+      const conflict = yield* Effect.flip(store.append([event()], { expectedVersion: 3n }))
+      assert.deepInclude(conflict, { _tag: "ConcurrencyConflict", expected: "3", actual: 1n })
+      const second = yield* store.append([event()], { expectedVersion: 1n })
+      assert.strictEqual(second.lastVersion, 2n)
+      assert.isTrue(second.positions[0]! > positions[2]!, "positions are not given out again")
+      assert.strictEqual(yield* head, 2)
+      yield* remove(2)
+      assert.strictEqual((yield* store.append([event(), event()])).lastVersion, 3n)
+      yield* remove(1)
+      assert.strictEqual((yield* store.append([event()], { expectedVersion: "none" })).lastVersion, 1n)
+      yield* headsAt(7)
+      const within = yield* (yield* PgClient.PgClient).withTransaction(Effect.gen(function*() {
+        yield* store.append([event()], { expectedVersion: 1n })
+        return yield* store.append([event()], { expectedVersion: 2n })
+      }))
+      assert.strictEqual(within.lastVersion, 3n)
+      assert.deepStrictEqual([yield* versions, yield* head], [[1, 2, 3], 3])
+    }))
+
+  live("gives appends at the same time versions without a gap", () =>
+    Effect.gen(function*() {
+      const store = yield* EventStore
+      yield* store.append([event(), event(), event()])
+      for (const wrong of [9, 1]) {
+        const before = (yield* versions).length
+        yield* headsAt(wrong)
+        const results = yield* Effect.forEach(
+          Array.from({ length: 8 }),
+          () => Effect.result(store.append([event(), event()])),
+          { concurrency: "unbounded" }
+        )
+        const appended = results.filter((result) => result._tag === "Success").length
+        assert.isAtLeast(appended, 1)
+        for (const result of results) {
+          if (result._tag === "Failure") assert.strictEqual(result.failure._tag, "ConcurrencyConflict")
+        }
+        const after = before + 2 * appended
+        assert.deepStrictEqual(yield* versions, Array.from({ length: after }, (_, index) => index + 1))
+        assert.strictEqual(yield* head, after)
+        const once = yield* Effect.forEach(
+          Array.from({ length: 8 }),
+          () => Effect.result(store.append([event()], { expectedVersion: BigInt(after) })),
+          { concurrency: "unbounded" }
+        )
+        assert.strictEqual(once.filter((result) => result._tag === "Success").length, 1)
+      }
+    }))
+})
