@@ -44,6 +44,8 @@ export * as MemoryStores from "./layers/memory/MemoryStores.ts"
 export * as Program from "./layers/node/Program.ts"
 /** The tables' migrations. */
 export * as Migrations from "./layers/postgres/Migrations.ts"
+/** Creating the tables of read models. */
+export * as ReadModel from "./layers/postgres/ReadModel.ts"
 /** The stores on PostgreSQL. */
 export * as PostgresStores from "./layers/postgres/PostgresStores.ts"
 

@@ -9,7 +9,7 @@ import * as Users from "./projection.ts"
 
 const Live = Orchestrator.layer({ replicaSet: "main-projections", projections: [Users.users] }).pipe(
   Layer.provide(PostgresStores.layer),
-  Layer.provide(Layer.effectDiscard(Users.table)),
+  Layer.provide(Users.Table),
   Layer.provide(PostgresStores.layerMigrations),
   Layer.provideMerge(Database.layer)
 )

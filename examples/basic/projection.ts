@@ -1,21 +1,19 @@
 import { Effect, Schema } from "effect"
 import { SqlClient } from "effect/sql"
-import { Event, Projection } from "pupsourcing-orchestrator"
+import { Event, Projection, ReadModel } from "pupsourcing-orchestrator"
 
 const Created = Schema.Struct({ email: Schema.String, name: Schema.String })
 const EmailChanged = Schema.Struct({ email: Schema.String })
 
-/** The read model: one row a user. */
-export const table = Effect.gen(function*() {
-  const sql = yield* SqlClient.SqlClient
-  yield* sql`
+/** The read model: one row a user. Every worker of this example creates it when it starts. */
+export const Table = ReadModel.layer("users", (sql) =>
+  sql`
     CREATE TABLE IF NOT EXISTS users (
       id text PRIMARY KEY,
       email text NOT NULL,
       name text NOT NULL,
       version bigint NOT NULL
-    )`
-})
+    )`)
 
 /** Keeps `users` up to date. What the handler writes commits together with the projection's progress. */
 export const users = Projection.make("user_projection", {

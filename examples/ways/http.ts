@@ -4,7 +4,7 @@ import { Config, Effect, Layer } from "effect"
 import { HttpRouter, HttpServerResponse } from "effect/http"
 import { SqlClient } from "effect/sql"
 import { createServer } from "node:http"
-import { EventStore, Orchestrator, PostgresStores, Program, Projection } from "pupsourcing-orchestrator"
+import { EventStore, Orchestrator, PostgresStores, Program, Projection, ReadModel } from "pupsourcing-orchestrator"
 
 // The existing app: a route that appends.
 const Routes = HttpRouter.use(Effect.fnUntraced(function*(router) {
@@ -42,13 +42,13 @@ const signups = Projection.make("signups_per_day", {
   })
 })
 
-const ReadModel = Layer.effectDiscard(Effect.gen(function*() {
-  const sql = yield* SqlClient.SqlClient
-  yield* sql`CREATE TABLE IF NOT EXISTS signups_per_day (day date PRIMARY KEY, signups bigint NOT NULL)`
-}))
+const SignupsPerDay = ReadModel.layer(
+  "signups_per_day",
+  (sql) => sql`CREATE TABLE IF NOT EXISTS signups_per_day (day date PRIMARY KEY, signups bigint NOT NULL)`
+)
 
 const Live = Orchestrator.layer({ replicaSet: "http-projections", projections: [signups] }).pipe(
-  Layer.provide(ReadModel),
+  Layer.provide(SignupsPerDay),
   Layer.provideMerge(PostgresStores.layer),
   Layer.provideMerge(PgClient.layerConfig({ url: Config.Redacted("DATABASE_URL") }))
 )

@@ -1,7 +1,7 @@
 import { PgClient } from "@effect/sql-pg"
 import { Config, Effect, Layer } from "effect"
 import { SqlClient } from "effect/sql"
-import { Orchestrator, PostgresStores, Program, Projection } from "pupsourcing-orchestrator"
+import { Orchestrator, PostgresStores, Program, Projection, ReadModel } from "pupsourcing-orchestrator"
 
 const users = Projection.make("user_projection", {
   aggregateTypes: ["User"],
@@ -11,13 +11,13 @@ const users = Projection.make("user_projection", {
   })
 })
 
-const ReadModel = Layer.effectDiscard(Effect.gen(function*() {
-  const sql = yield* SqlClient.SqlClient
-  yield* sql`CREATE TABLE IF NOT EXISTS known_users (id text PRIMARY KEY)`
-}))
+const KnownUsers = ReadModel.layer(
+  "known_users",
+  (sql) => sql`CREATE TABLE IF NOT EXISTS known_users (id text PRIMARY KEY)`
+)
 
 const Live = Orchestrator.layer({ replicaSet: "main-projections", projections: [users] }).pipe(
-  Layer.provide(ReadModel),
+  Layer.provide(KnownUsers),
   Layer.provide(PostgresStores.layer),
   Layer.provideMerge(PgClient.layerConfig({ url: Config.Redacted("DATABASE_URL") }))
 )

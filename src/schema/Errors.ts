@@ -186,6 +186,33 @@ export class ReadOnlyReplica extends Schema.TaggedError<ReadOnlyReplica>(id("Rea
 }
 
 /**
+ * The statements of `ReadModel.layer` failed; nothing was created.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class ReadModelFailed extends Schema.TaggedError<ReadModelFailed>(id("ReadModelFailed"))("ReadModelFailed", {
+  readModel: Schema.String,
+  /** SQLSTATE, where the server gave one. */
+  code: Schema.optionalKey(Schema.String),
+  detail: Schema.String,
+  cause: Schema.Defect()
+}) {
+  override get message(): string {
+    const advice = this.code === "42501"
+      ? "Grant the role CREATE on the schema, or create the read model in a migration."
+      : this.code === "42P07" || this.code === "42710" || this.code === "42701" || this.code === "42P06"
+      ? "The statements run at every start: use IF NOT EXISTS."
+      : this.code === "25001"
+      ? "It cannot run in a transaction: move it to a migration."
+      : "Correct its statements."
+    return `Read model "${this.readModel}" cannot be created: ${this.detail}${
+      this.code === undefined ? "" : ` (SQLSTATE ${this.code})`
+    }. ${advice}`
+  }
+}
+
+/**
  * A setting that makes no sense.
  *
  * @category errors

@@ -7,15 +7,26 @@
  *
  * @since 0.1.0
  */
-import type * as PgClient from "@effect/sql-pg/PgClient"
+import * as PgClient from "@effect/sql-pg/PgClient"
 import * as PgConnection from "@effect/sql-pg/PgConnection"
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
+import * as Predicate from "effect/Predicate"
 import * as Redacted from "effect/Redacted"
 import * as Result from "effect/Result"
+import type * as SqlClient from "effect/sql/SqlClient"
 import * as SqlError from "effect/sql/SqlError"
 import * as Tls from "node:tls"
 import { InvalidSettings } from "../../schema/Errors.ts"
+
+/**
+ * The configuration of a client; nothing for one that is not, or no longer, the driver's own, such as a wrapped one.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const of = (client: SqlClient.SqlClient): PgClient.PgClientConfig | undefined =>
+  Predicate.hasProperty(client, PgClient.TypeId) ? (client as PgClient.PgClient).config : undefined
 
 const encode =
   "Percent-encode special characters of user, password and database: # as %23, % as %25, / as %2F, ? as %3F, @ as %40."

@@ -10,7 +10,6 @@
 import * as PgClient from "@effect/sql-pg/PgClient"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
-import * as Predicate from "effect/Predicate"
 import * as Schema from "effect/Schema"
 import * as SqlClient from "effect/sql/SqlClient"
 import type * as SqlError from "effect/sql/SqlError"
@@ -194,10 +193,6 @@ interface Migrating {
   readonly execute: (text: string) => Effect.Effect<unknown, SqlError.SqlError>
 }
 
-// Only the name of the server is wanted, for messages: whoever wrapped the client still gets its tables made.
-const isPgClient = (client: SqlClient.SqlClient): client is PgClient.PgClient =>
-  Predicate.hasProperty(client, PgClient.TypeId)
-
 const inTransaction = <A, E, R>(
   operation: string,
   begin: string,
@@ -207,14 +202,16 @@ const inTransaction = <A, E, R>(
   Effect.gen(function*() {
     const names = yield* Effect.fromResult(TableNames.make(options))
     const client = yield* SqlClient.SqlClient
-    if (isPgClient(client)) yield* ClientConfig.check(client.config)
+    // Without it only the server's name is missing from messages.
+    const config = ClientConfig.of(client)
+    if (config !== undefined) yield* ClientConfig.check(config)
     const sql = client.withoutTransforms()
     const query = <A extends object>(text: string) => asJson<A>(sql, text)
     const execute = (text: string) => sql.unsafe(text)
     return yield* body({ execute, names, operation, query }).pipe(
       sql.withTransaction,
       Effect.provideService(SqlClient.BeginTransaction, begin),
-      refail(serverOf(isPgClient(client) ? client.config : {}), operation),
+      refail(serverOf(config ?? {}), operation),
       waitForServer
     )
   })

@@ -12,6 +12,7 @@ import { Database } from "../../../src/layers/postgres/Database.ts"
 import * as Migrations from "../../../src/layers/postgres/Migrations.ts"
 import * as Pooler from "../../../src/layers/postgres/Pooler.ts"
 import * as PostgresStores from "../../../src/layers/postgres/PostgresStores.ts"
+import * as ReadModel from "../../../src/layers/postgres/ReadModel.ts"
 import { EventStore } from "../../../src/services/EventStore.ts"
 import * as Orchestrator from "../../../src/services/Orchestrator.ts"
 import * as Projection from "../../../src/services/Projection.ts"
@@ -91,6 +92,32 @@ describe.skipIf(PgBouncer.missing !== undefined && !inCI)("behind a pooler", () 
       assert.match(
         failure.message,
         /^Setting "prepare": 127\.0\.0\.1:\d+ is a pooler in transaction mode, behind which prepared statements get lost\. Give PgClient prepare: false, or better the server's own address\.$/
+      )
+    }).pipe(Effect.scoped)
+  )
+
+  live(
+    "read models are created by one process at a time in transaction mode",
+    Effect.gen(function*() {
+      const through = yield* PgBouncer.make(yield* url, { mode: "transaction", size: 3 })
+      const create = ReadModel.run("days", (sql) =>
+        Effect.all([
+          sql`CREATE TABLE IF NOT EXISTS days (day date PRIMARY KEY)`,
+          sql`CREATE INDEX IF NOT EXISTS days_again ON days (day)`
+        ]))
+      yield* Effect.forEach(
+        [1, 2, 3, 4, 5],
+        () => Effect.provide(create, Layer.fresh(PgClient.layer({ url: Redacted.make(through), prepare: false }))),
+        {
+          concurrency: "unbounded"
+        }
+      )
+      const sql = yield* SqlClient.SqlClient
+      assert.strictEqual((yield* sql`SELECT 1 FROM pg_class WHERE relname = 'days_again'`).length, 1)
+      // No lock is left behind on a session of the pooler.
+      assert.deepStrictEqual(
+        yield* sql`SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`,
+        []
       )
     }).pipe(Effect.scoped)
   )

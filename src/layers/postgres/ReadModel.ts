@@ -1,0 +1,121 @@
+/**
+ * Creates the tables of read models when a program starts.
+ *
+ * @since 0.1.0
+ */
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as SqlClient from "effect/sql/SqlClient"
+import type * as SqlError from "effect/sql/SqlError"
+import { type InvalidSettings, ReadModelFailed, type StoreError, StoreFailure } from "../../schema/Errors.ts"
+import { layerPer } from "../../services/LayerPer.ts"
+import { waitForServer } from "../../services/Startup.ts"
+import * as ClientConfig from "./ClientConfig.ts"
+import { refail, serverOf } from "./DatabaseErrors.ts"
+
+/**
+ * One lock for all read models of a database, because two of them may create the same schema, type or extension. The first
+ * key is this library's, "pupr" in ASCII.
+ */
+const lock = "SELECT pg_advisory_xact_lock(1886744690, 0)"
+
+const begin = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
+
+/** After this time a process that waits for another one's statements reports it. */
+const longWait = "5 seconds"
+
+/**
+ * Runs the statements that create a read model, in one transaction, while no other process does.
+ *
+ * **When to use**
+ *
+ * Use before a worker starts, for read models that are not created by migrations.
+ *
+ * **Details**
+ *
+ * `CREATE TABLE IF NOT EXISTS` alone fails when several processes start at once: both look, and the second fails with a
+ * unique violation in the system catalog. Here the second one waits for the first and finds the table. The lock is that of
+ * the transaction, so it works behind poolers. A lost connection is retried for five seconds. A statement that fails is
+ * reported as `ReadModelFailed`, and nothing of the read model is created.
+ *
+ * **Gotchas**
+ *
+ * The statements run at every start: write `IF NOT EXISTS`. The transaction is that of the client in the context; what
+ * cannot run in one, such as `CREATE INDEX CONCURRENTLY`, belongs into a migration.
+ *
+ * **Example**
+ *
+ * ```ts
+ * import { ReadModel } from "pupsourcing-orchestrator"
+ *
+ * const users = ReadModel.run("users", (sql) => sql`CREATE TABLE IF NOT EXISTS users (id text PRIMARY KEY)`)
+ * ```
+ *
+ * @category running
+ * @since 0.1.0
+ */
+export const run = <A, E, R>(
+  name: string,
+  create: (sql: SqlClient.SqlClient) => Effect.Effect<A, E, R>
+): Effect.Effect<
+  A,
+  Exclude<E, SqlError.SqlError> | InvalidSettings | ReadModelFailed | StoreError,
+  R | SqlClient.SqlClient
+> =>
+  Effect.gen(function*() {
+    const sql = yield* SqlClient.SqlClient
+    const config = ClientConfig.of(sql)
+    if (config !== undefined) yield* ClientConfig.check(config)
+    const report = Effect.sleep(longWait).pipe(
+      Effect.andThen(Effect.logWarning(
+        `Read model "${name}" waits for another process that creates read models in this database.`
+      )),
+      Effect.andThen(Effect.never)
+    )
+    return yield* Effect.raceFirst(sql.unsafe(lock).unprepared, report).pipe(
+      Effect.andThen(create(sql)),
+      sql.withTransaction,
+      Effect.provideService(SqlClient.BeginTransaction, begin),
+      refail(serverOf(config ?? {}), "create a read model"),
+      waitForServer,
+      Effect.mapError((error) =>
+        error instanceof StoreFailure
+          ? new ReadModelFailed({
+            readModel: name,
+            detail: error.detail,
+            cause: error.cause,
+            ...(error.code === undefined ? {} : { code: error.code })
+          })
+          : error
+      )
+    )
+  })
+
+/**
+ * `run` as a layer, once for each client. Provide it to the orchestrator's layer, so that the tables are there before the
+ * first event is handled.
+ *
+ * **Example**
+ *
+ * ```ts
+ * import { Layer } from "effect"
+ * import { Orchestrator, Projection, ReadModel } from "pupsourcing-orchestrator"
+ *
+ * const users = Projection.make("users", { handle: () => Effect.void })
+ *
+ * const Worker = Orchestrator.layer({ replicaSet: "main-projections", projections: [users] }).pipe(
+ *   Layer.provide(ReadModel.layer("users", (sql) => sql`CREATE TABLE IF NOT EXISTS users (id text PRIMARY KEY)`))
+ * )
+ * ```
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layer = <A, E, R>(
+  name: string,
+  create: (sql: SqlClient.SqlClient) => Effect.Effect<A, E, R>
+): Layer.Layer<
+  never,
+  Exclude<E, SqlError.SqlError> | InvalidSettings | ReadModelFailed | StoreError,
+  R | SqlClient.SqlClient
+> => layerPer(SqlClient.SqlClient, () => Layer.effectDiscard(run(name, create)))

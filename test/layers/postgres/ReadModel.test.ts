@@ -1,0 +1,167 @@
+/**
+ * Read models are created by one process at a time, whatever starts at once.
+ */
+import * as PgClient from "@effect/sql-pg/PgClient"
+import { assert, it } from "@effect/vitest"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Layer from "effect/Layer"
+import * as Redacted from "effect/Redacted"
+import * as SqlClient from "effect/sql/SqlClient"
+import { describe } from "vitest"
+import * as ReadModel from "../../../src/layers/postgres/ReadModel.ts"
+import * as Seam from "../../support/Seam.ts"
+import * as TestDatabase from "../../support/TestDatabase.ts"
+
+/** A read model that races in several catalogs: a schema, a type, a table, an index. */
+const create = (name: string) => (sql: SqlClient.SqlClient) =>
+  Effect.all([
+    sql`CREATE SCHEMA IF NOT EXISTS ${sql(name)}`,
+    sql`CREATE TABLE IF NOT EXISTS ${sql(`${name}.days`)} (day date PRIMARY KEY, amount bigint NOT NULL)`,
+    sql`CREATE INDEX IF NOT EXISTS by_amount ON ${sql(`${name}.days`)} (amount)`
+  ])
+
+const processes = 8
+
+/** As many pools as there are processes, each with an open connection, which run an effect in the same moment. */
+const atOnce = <A, E>(
+  url: string,
+  self: Effect.Effect<A, E, PgClient.PgClient | SqlClient.SqlClient>,
+  config: Omit<PgClient.PgPoolConfig, "url"> = {}
+) =>
+  Effect.gen(function*() {
+    const start = yield* Deferred.make<void>()
+    let ready = 0
+    return yield* Effect.forEach(Array.from({ length: processes }), () =>
+      Effect.gen(function*() {
+        const sql = yield* SqlClient.SqlClient
+        yield* sql`SELECT 1`
+        if (++ready === processes) yield* Deferred.succeed(start, undefined)
+        yield* Deferred.await(start)
+        return yield* Effect.exit(self)
+      }).pipe(
+        Effect.provide(Layer.fresh(PgClient.layer({ ...config, url: Redacted.make(url), maxConnections: 1 })))
+      ), { concurrency: "unbounded" })
+  })
+
+const failed = (exits: ReadonlyArray<Exit.Exit<unknown, unknown>>) => exits.filter(Exit.isFailure).map(String)
+
+/** What it fails with over a client whose statements pass through the hooks. */
+const runWith = (hooks: Seam.Hooks, self: Effect.Effect<unknown, unknown, SqlClient.SqlClient>) =>
+  Effect.flatMap(
+    TestDatabase.TestDatabase,
+    ({ url }) => Effect.provide(self, Seam.client({ url: Redacted.make(url), maxConnections: 2 }, hooks))
+  )
+
+describe("ReadModel", () => {
+  it.live("eight processes that start in the same moment create it together", () =>
+    Effect.gen(function*() {
+      const { url } = yield* TestDatabase.TestDatabase
+      let races = 0
+      for (let round = 0; round < 4; round++) {
+        const plain = yield* atOnce(url, Effect.flatMap(SqlClient.SqlClient, create(`plain_${round}`)))
+        races += failed(plain).length
+        const locked = yield* atOnce(url, ReadModel.run("days", create(`locked_${round}`)))
+        assert.deepStrictEqual(failed(locked), [])
+        // Two read models may create the same things.
+        const layers = yield* atOnce(
+          url,
+          Layer.build(Layer.mergeAll(
+            ReadModel.layer("a", create(`shared_${round}`)),
+            ReadModel.layer("b", create(`shared_${round}`))
+          )).pipe(Effect.scoped)
+        )
+        assert.deepStrictEqual(failed(layers), [])
+      }
+      // Without the helper the same statements fail.
+      assert.isAbove(races, 0)
+    }).pipe(Effect.provide(TestDatabase.layer)))
+
+  it.live("works where the role's transactions are serializable and read-only by default, and statements are not prepared", () =>
+    Effect.gen(function*() {
+      const { url } = yield* TestDatabase.TestDatabase
+      const exits = yield* atOnce(url, ReadModel.run("days", create("defaults")), {
+        prepare: false,
+        startupParameters: {
+          default_transaction_isolation: "serializable",
+          default_transaction_read_only: "on"
+        }
+      })
+      assert.deepStrictEqual(failed(exits), [])
+    }).pipe(Effect.provide(TestDatabase.layer)))
+
+  it.live("a statement that fails is reported with what to do, and nothing is created", () =>
+    Effect.gen(function*() {
+      const sql = yield* SqlClient.SqlClient
+      yield* sql`CREATE TABLE taken (id text)`
+      const second = (statement: string) =>
+        Effect.flip(
+          ReadModel.run("days", (sql) => Effect.andThen(sql`CREATE TABLE days (day date)`, sql.unsafe(statement)))
+        )
+      const cases: ReadonlyArray<readonly [string, RegExp]> = [
+        ["CREATE TABLE taken (id text)", /"days" cannot be created: .*taken.* \(SQLSTATE 42P07\)\. .*IF NOT EXISTS/],
+        ["CREATE INDEX CONCURRENTLY ON taken (id)", /SQLSTATE 25001\)\. .*migration/],
+        ["CREATE TABLE wrong (id nosuchtype)", /nosuchtype.*SQLSTATE 42704\)\. Correct its statements/],
+        ["CREATE TABLE pg_catalog.mine (id text)", /SQLSTATE 42501\)\. Grant the role CREATE/]
+      ]
+      for (const [statement, expected] of cases) {
+        const error = yield* second(statement)
+        assert.strictEqual(error._tag, "ReadModelFailed")
+        assert.match(error.message, expected)
+      }
+      assert.deepStrictEqual(yield* sql`SELECT 1 FROM pg_class WHERE relname = 'days'`, [])
+      // An error of the program's own stays what it is.
+      const own = yield* Effect.flip(ReadModel.run("days", () => Effect.fail("own" as const)))
+      assert.strictEqual(own, "own")
+    }).pipe(Effect.provide(TestDatabase.layer)))
+
+  it.live("a lost connection is retried, before, within and after its statements", () =>
+    Effect.gen(function*() {
+      const sql = yield* SqlClient.SqlClient
+      let n = 0
+      let sent = 0
+      do {
+        const lost = n++
+        sent = 0
+        yield* runWith({
+          around: (statement, send) => sent++ !== lost ? send : Effect.andThen(send, statement.lose)
+        }, ReadModel.run("days", create("lost")))
+        // BEGIN, the lock, three statements, COMMIT.
+      } while (n < sent)
+      assert.isAtLeast(n, 6)
+      assert.strictEqual((yield* sql`SELECT 1 FROM pg_class WHERE relname = 'by_amount'`).length, 1)
+    }).pipe(Effect.provide(TestDatabase.layer)))
+
+  it.live("one layer over two clients creates the tables in both databases, and once for one client", () =>
+    Effect.gen(function*() {
+      let runs = 0
+      const layer = ReadModel.layer("days", (sql) =>
+        Effect.andThen(
+          Effect.sync(() => runs++),
+          sql`CREATE TABLE IF NOT EXISTS days (day date)`
+        ))
+      const clients = yield* Effect.forEach(
+        [1, 2],
+        () => Effect.map(TestDatabase.make(), ({ url }) => PgClient.layer({ url: Redacted.make(url) }))
+      )
+      yield* Layer.build(Layer.mergeAll(
+        layer.pipe(Layer.provide(clients[0]!)),
+        layer.pipe(Layer.provide(clients[1]!)),
+        layer.pipe(Layer.provide(clients[1]!))
+      ))
+      assert.strictEqual(runs, 2)
+      for (const client of clients) {
+        const tables = SqlClient.SqlClient.use((sql) => sql`SELECT 1 FROM pg_class WHERE relname = 'days'`)
+        assert.strictEqual((yield* Effect.provide(tables, client)).length, 1)
+      }
+    }).pipe(Effect.scoped))
+
+  it.effect("a wrong configuration of the client is reported at once", () =>
+    Effect.gen(function*() {
+      const client = PgClient.layer({ url: Redacted.make("postgresql://u:12#secret@h/db") })
+      const error = yield* Effect.flip(Effect.provide(ReadModel.run("days", create("days")), client))
+      assert.strictEqual(error._tag, "InvalidSettings")
+      assert.notInclude(error.message, "secret")
+    }))
+})
