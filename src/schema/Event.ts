@@ -45,7 +45,14 @@ export interface NewEvent extends StreamId {
   readonly traceId?: string | undefined
   readonly correlationId?: string | undefined
   readonly causationId?: string | undefined
-  /** A JSON value, by the rules of `payload`. */
+  /**
+   * A JSON value, by the rules of `payload`; none when absent, undefined or null, which is stored as SQL NULL.
+   *
+   * **Gotchas**
+   *
+   * `JSON.rawJSON("12345678901234567890")`, also inside of the value, stores a number that has more digits than a
+   * JavaScript number, and `JSON.rawJSON("null")` stores JSON null.
+   */
   readonly metadata?: unknown
 }
 
@@ -67,7 +74,10 @@ export interface Event extends StreamId {
   readonly traceId: string | null
   readonly correlationId: string | null
   readonly causationId: string | null
+  /** `metadataText` read by `JSON.parse`; null without metadata. Numbers lose what a JavaScript number cannot represent. */
   readonly metadata: unknown
+  /** The JSON text of the metadata, with every digit as the store keeps it; `"null"` for JSON null, null without metadata. */
+  readonly metadataText: string | null
   readonly createdAt: Date
 }
 

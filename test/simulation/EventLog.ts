@@ -105,6 +105,7 @@ export class EventLog implements Events {
       correlationId: null,
       causationId: null,
       metadata: null,
+      metadataText: null,
       createdAt: new Date(0)
     }))
     for (let index = 0; index < events.length; index++) this.slots.push("open")

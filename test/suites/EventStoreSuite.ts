@@ -33,6 +33,10 @@ const happened = (stream: StreamId, rest?: Partial<NewEvent>): NewEvent => ({
   ...rest
 })
 
+/** JSON text that `JSON.stringify` writes as it is. */
+const rawJson = (text: string): unknown =>
+  (JSON as unknown as { readonly rawJSON: (text: string) => unknown }).rawJSON(text)
+
 const append = Effect.fnUntraced(function*(...parameters: Parameters<EventStore["Service"]["append"]>) {
   return yield* (yield* EventStore).append(...parameters)
 })
@@ -118,7 +122,14 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
           happened(stream, { payload: null, metadata: "text" })
         ])
         const [full, bytes, empty, nothing] = yield* readStream(stream)
-        assert.deepStrictEqual({ ...full, payload: undefined, createdAt: undefined, globalPosition: undefined }, {
+        assert.deepStrictEqual(JSON.parse(full!.metadataText!), full!.metadata)
+        assert.deepStrictEqual({
+          ...full,
+          payload: undefined,
+          metadataText: undefined,
+          createdAt: undefined,
+          globalPosition: undefined
+        }, {
           ...stream,
           aggregateVersion: 1n,
           eventId: eventId.toLowerCase(),
@@ -129,6 +140,7 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
           causationId: "causation",
           metadata: { by: "someone", nested: { list: [1, "two", null, { three: 3 }] } },
           payload: undefined,
+          metadataText: undefined,
           createdAt: undefined,
           globalPosition: undefined
         })
@@ -145,6 +157,41 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
         assert.match(bytes!.eventId, /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/)
         assert.deepStrictEqual([empty!.payload.length, empty!.metadata], [0, []])
         assert.deepStrictEqual([new TextDecoder().decode(nothing!.payload), nothing!.metadata], ["null", "text"])
+      }))
+
+    it.effect("metadata keeps every digit in its text, and JSON null is distinguished from none", () =>
+      Effect.gen(function*() {
+        const stream = yield* newStream
+        const texts = [
+          "12345678901234567890",
+          "0.1000000000000000055511151231257827",
+          "-1E-7",
+          "null",
+          "\"null\"",
+          "true"
+        ]
+        yield* append([
+          ...texts.map((text) => happened(stream, { metadata: rawJson(text) })),
+          happened(stream, { metadata: { id: rawJson("12345678901234567890"), by: ["a b", null] } }),
+          happened(stream, { metadata: null }),
+          happened(stream)
+        ])
+        const stored = yield* readStream(stream)
+        yield* settle(stored[stored.length - 1]!.globalPosition)
+        const read = yield* readAll({ after: 0n, filter: { boundedContexts: [stream.boundedContext] } })
+        assert.deepStrictEqual(read.events, stored)
+        for (const [index, text] of texts.entries()) {
+          const event = stored[index]!
+          // A store may write a number in another notation.
+          assert.strictEqual(event.metadataText?.replace("0.0000001", "1E-7"), text)
+          assert.deepStrictEqual(event.metadata, JSON.parse(text))
+        }
+        assert.include(stored[texts.length]!.metadataText, "12345678901234567890")
+        assert.deepStrictEqual(stored[texts.length]!.metadata, { id: 12345678901234567000, by: ["a b", null] })
+        assert.deepStrictEqual(
+          stored.slice(texts.length + 1).map((event) => [event.metadata, event.metadataText]),
+          [[null, null], [null, null]]
+        )
       }))
 
     it.effect("an append at another version than expected is a conflict and appends nothing", () =>

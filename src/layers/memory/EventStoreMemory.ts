@@ -43,7 +43,7 @@ const streamKey = (stream: StreamId): string =>
 const encoder = new TextEncoder()
 
 const sizeOf = (event: Event): number =>
-  event.payload.length + (event.metadata === null ? 0 : encoder.encode(JSON.stringify(event.metadata)).length)
+  event.payload.length + (event.metadataText === null ? 0 : encoder.encode(event.metadataText).length)
 
 /**
  * The event store as the process of `handle` sees it.
@@ -122,6 +122,7 @@ export const make = (handle: Handle): EventStore["Service"] => {
           globalPosition: BigInt(log.length + index + 1),
           aggregateVersion: version + BigInt(index + 1),
           metadata: row.metadata === null ? null : JSON.parse(row.metadata) as unknown,
+          metadataText: row.metadata,
           createdAt: new Date(now)
         })
       }

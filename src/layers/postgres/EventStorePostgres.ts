@@ -11,7 +11,6 @@ import * as Option from "effect/Option"
 import * as Result from "effect/Result"
 import type * as Scope from "effect/Scope"
 import type * as SqlError from "effect/sql/SqlError"
-import * as Struct from "effect/Struct"
 import * as Append from "../../schema/Append.ts"
 import {
   CheckpointAheadOfEvents,
@@ -83,9 +82,9 @@ const selected = columns.map(([column, name]) => `${column} AS "${name}"`).join(
 
 /** The row as it is handed out, from one that was `selected` with whether it `fits`; without anything where it does not. */
 const handedOut = `"globalPosition", ${
-  [...columns.map(([, name]) => name).filter((name) => name !== "globalPosition"), "payload", "metadata"]
+  [...columns.map(([, name]) => name).filter((name) => name !== "globalPosition"), "payload"]
     .map((name) => `CASE WHEN fits THEN "${name}" END AS "${name}"`).join(", ")
-}`
+}, CASE WHEN fits THEN metadata::text END AS "metadataText"`
 
 /** Of any length, where no index refuses it. */
 const texts = [
@@ -112,8 +111,10 @@ const hash = `(hashtext(aggregate_id COLLATE "C")::int8 & 4294967295)`
 
 const divisionByZero = "22012"
 
-/** An event, and where it was measured how many bytes those up to it have. */
-type WholeRow = Event & { readonly running?: bigint }
+/** An event as it is read, and where it was measured how many bytes those up to it have. */
+interface WholeRow extends Omit<Event, "metadata"> {
+  readonly running?: bigint
+}
 
 /** A row that does not fit has nothing but its position. */
 type Row = WholeRow | { readonly globalPosition: bigint; readonly payload: null }
@@ -124,9 +125,8 @@ interface Window {
 
 const isWhole = (row: Row): row is WholeRow => row.payload !== null
 
-const withoutBytes: (row: WholeRow) => Event = Struct.omit(["running"])
-
-const payloadBytes = (rows: ReadonlyArray<Event>): number => rows.reduce((sum, { payload }) => sum + payload.length, 0)
+const payloadBytes = (rows: ReadonlyArray<WholeRow>): number =>
+  rows.reduce((sum, { payload }) => sum + payload.length, 0)
 
 /** No table has more rows than that. */
 const rowCount = (count: number): bigint => BigInt(Math.min(Math.floor(count), Number.MAX_SAFE_INTEGER))
@@ -149,27 +149,36 @@ interface AppendedRow {
 
 /** A row of a stream on the application's client, whose codecs may be the application's. */
 interface StreamRow
-  extends Omit<Event, "aggregateVersion" | "createdAt" | "eventVersion" | "globalPosition" | "metadata">
+  extends Omit<WholeRow, "aggregateVersion" | "createdAt" | "eventVersion" | "globalPosition" | "running">
 {
   readonly globalPosition: string
   readonly aggregateVersion: string
   readonly eventVersion: string
   /** Milliseconds since 1970. */
   readonly createdAt: string
-  readonly metadata: string | null
 }
 
 const streamColumns = columns.map(([column, name]) =>
   `${column === "created_at" ? "floor(extract(epoch FROM created_at) * 1000)" : column}::text AS "${name}"`
 ).join(", ")
 
-const toEvent = (row: StreamRow): Event => ({
-  ...row,
+/** Written out, because it runs for every event that is read. */
+const toEvent = (row: StreamRow | WholeRow): Event => ({
   globalPosition: BigInt(row.globalPosition),
+  boundedContext: row.boundedContext,
+  aggregateType: row.aggregateType,
+  aggregateId: row.aggregateId,
   aggregateVersion: BigInt(row.aggregateVersion),
+  eventId: row.eventId,
+  eventType: row.eventType,
   eventVersion: Number(row.eventVersion),
-  createdAt: new Date(Number(row.createdAt)),
-  metadata: row.metadata === null ? null : JSON.parse(row.metadata)
+  payload: row.payload,
+  traceId: row.traceId,
+  correlationId: row.correlationId,
+  causationId: row.causationId,
+  metadata: row.metadataText === null ? null : JSON.parse(row.metadataText),
+  metadataText: row.metadataText,
+  createdAt: typeof row.createdAt === "string" ? new Date(Number(row.createdAt)) : row.createdAt
 })
 
 /**
@@ -306,7 +315,7 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
     })
 
     const streamStatement = `
-      SELECT ${streamColumns}, payload, metadata::text AS metadata FROM ${events}
+      SELECT ${streamColumns}, payload, metadata::text AS "metadataText" FROM ${events}
       WHERE bounded_context = $1 AND aggregate_type = $2 AND aggregate_id = $3
         AND aggregate_version >= $4::int8 AND ($5::int8 IS NULL OR aggregate_version <= $5)
       ORDER BY aggregate_version LIMIT $6::int8`
@@ -513,7 +522,7 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
         const cut = rows.findIndex((row) => !isWhole(row))
         const fitting = (cut === -1 ? rows : rows.slice(0, cut)).filter(isWhole)
         used += isSmall ? payloadBytes(fitting) : Number(fitting[fitting.length - 1]?.running ?? 0n)
-        found = isSmall ? fitting : [...found, ...fitting.map(withoutBytes)]
+        found = isSmall ? fitting.map(toEvent) : [...found, ...fitting.map(toEvent)]
         if (anySize > 0) anySize--
         const now = yield* Clock.monotonicTimeNanos
         if (now - started < fastNanos) {

@@ -9,7 +9,7 @@ import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import { describe } from "vitest"
-import { label, type NewEvent } from "../../../src/schema/Event.ts"
+import { type Event, label, type NewEvent } from "../../../src/schema/Event.ts"
 import { EventStore } from "../../../src/services/EventStore.ts"
 import * as EventStores from "../../support/EventStores.ts"
 import * as PlainWriters from "../../support/PlainWriters.ts"
@@ -70,6 +70,51 @@ describe("EventStore beside plain SQL", () => {
         yield* insert("a", ++version)
         yield* notify
         assert.strictEqual(yield* Fiber.join(waiting), BigInt(version))
+      }
+    })
+  )
+
+  live(
+    "metadata that other clients wrote is read with every digit, whichever way it is read",
+    Effect.gen(function*() {
+      const store = yield* EventStore
+      const sql = yield* PgClient.PgClient
+      const long = "x".repeat(200_000)
+      yield* sql`
+        INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type,
+          payload, metadata)
+        SELECT 'test', 'Test', 'a', place, gen_random_uuid(), 'Inserted', ''::bytea, metadata::jsonb
+        FROM unnest(${[
+        `{"id": 12345678901234567890, "huge": 1e400}`,
+        "1e400",
+        "null",
+        "0.30000000000000000004",
+        `{"id": 12345678901234567890, "long": "${long}"}`,
+        `"null"`
+      ]}::text[]) WITH ORDINALITY AS m (metadata, place)
+        UNION ALL SELECT 'test', 'Test', 'a', 7, gen_random_uuid(), 'Inserted', ''::bytea, NULL`
+      const expected = [
+        [{ id: 12345678901234567000, huge: Infinity }, `{"id": 12345678901234567890, "huge": 1${"0".repeat(400)}}`],
+        [Infinity, `1${"0".repeat(400)}`],
+        [null, "null"],
+        [0.3, "0.30000000000000000004"],
+        [{ id: 12345678901234567000, long }, `{"id": 12345678901234567890, "long": "${long}"}`],
+        ["null", `"null"`],
+        [null, null]
+      ]
+      const parts = (events: ReadonlyArray<Event>) => events.map((event) => [event.metadata, event.metadataText])
+      const streamId = { boundedContext: "test", aggregateType: "Test", aggregateId: "a" }
+      assert.deepStrictEqual(parts(yield* store.readStream(streamId)), expected)
+      // The large one makes the second page one of rows of any size.
+      for (const limit of [100, 1, 3]) {
+        const read: Array<Event> = []
+        let after = 0n
+        while (read.length < expected.length) {
+          const page = yield* store.read({ after, limit })
+          read.push(...page.events)
+          after = page.position
+        }
+        assert.deepStrictEqual(parts(read), expected)
       }
     })
   )
