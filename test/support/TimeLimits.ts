@@ -25,8 +25,8 @@ export const scaled = (duration: Duration.Input): Duration.Duration =>
 /** A wait fails when nothing has changed for this long. */
 export const stalled: Duration.Duration = scaled("60 seconds")
 
-/** A wait also fails after this long, however much changes: less than the time limit of a test in `vitest.config.ts`. */
-const longest = Duration.minutes(8)
+/** A wait also fails after this long, however much changes; below the time limit of a test in `vitest.config.ts`. */
+const longest = Duration.min(scaled("5 minutes"), Duration.minutes(25))
 
 /**
  * Decides when a wait has failed. `check` adds the time since the previous check, at most one second of it: a test process that was not

@@ -14,6 +14,7 @@ import * as Random from "effect/Random"
 import * as Schedule from "effect/Schedule"
 import { SqlClient } from "effect/sql"
 import type * as EmbeddedPostgres from "../../../scripts/EmbeddedPostgres.ts"
+import { measure } from "../../support/Calibration.ts"
 import * as Harness from "../Harness.ts"
 import type { Fault } from "./Fault.ts"
 import * as Fleet from "./Fleet.ts"
@@ -87,8 +88,13 @@ const mayCoincide = (one: Fault, other: Fault): boolean =>
 const fewestValues = 3
 
 /** What was taken over too late in the middle of a run; single values are the machine's as much as ours. */
-const slow = (faults: ReadonlyArray<Fault>, measured: ReadonlyArray<Measured>): ReadonlyArray<string> =>
-  faults.flatMap(({ kind, takenWithin }) => {
+const slow = (
+  faults: ReadonlyArray<Fault>,
+  measured: ReadonlyArray<Measured>,
+  slowness: number
+): ReadonlyArray<string> =>
+  faults.flatMap(({ kind, takenWithin: onReference }) => {
+    const takenWithin = onReference === undefined ? undefined : onReference * slowness
     const values = measured.filter((one) => one.kind === kind && one.alone).map(({ taken }) => taken)
     const typical = median(values)
     return takenWithin === undefined || typical === undefined || values.length < fewestValues || typical <= takenWithin
@@ -109,6 +115,7 @@ export const run = Effect.fnUntraced(function*(options: Options) {
       ...network.ways[index % network.ways.length]?.options
     }))
   })
+  const slowness = yield* measure(harness.url)
   const begun = yield* watch.millis
   const measured: Array<Measured> = []
   const say = (text: string) =>
@@ -117,9 +124,10 @@ export const run = Effect.fnUntraced(function*(options: Options) {
   /** Asks again and again until there is an answer; a server that is away has none. */
   const awaitAnswer = Effect.fnUntraced(function*<A>(
     what: string,
-    within: number,
+    withinOnReference: number,
     ask: Effect.Effect<Option.Option<A>, unknown>
   ) {
+    const within = withinOnReference * slowness
     const from = yield* watch.millis
     while (true) {
       const answer = yield* ask.pipe(Effect.timeout(answerMillis), Effect.orElseSucceed(Option.none))
@@ -294,7 +302,7 @@ export const run = Effect.fnUntraced(function*(options: Options) {
       for (const difference of differences.slice(0, 20)) watch.violate(difference)
       const count = (what: string) => differences.filter((text) => text.startsWith(`journal ${what}`)).length
       for (const text of yield* fleet.stopAll) watch.violate(text)
-      for (const text of slow(options.faults, measured)) watch.violate(text)
+      for (const text of slow(options.faults, measured, slowness)) watch.violate(text)
       for (const text of fleet.ended) watch.violate(`P5: ${text}`)
       const [numbers] = yield* admin<{ readonly events: bigint; readonly generations: bigint }>`
         SELECT (SELECT count(*) FROM events) AS events,

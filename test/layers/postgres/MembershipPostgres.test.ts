@@ -128,10 +128,9 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
         observer.provide(decide(first, { rules: { ...patient, heartbeatIntervalMillis: 0, ...rules } }))
       yield* decides({})
       const evicts = (rules: Partial<typeof patient>) =>
-        decides(rules).pipe(
-          Effect.repeat({ until: ({ evict }) => evict.length > 0, schedule: Schedule.spaced("20 millis") }),
-          Effect.map(({ evict }) => evict.map((worker) => worker.incarnation)),
-          Effect.timeout("15 seconds")
+        Effect.map(
+          TimeLimits.waitUntil("a worker is evicted", decides(rules), ({ evict }) => evict.length > 0),
+          ({ evict }) => evict.map((worker) => worker.incarnation)
         )
       const set = (interval: string) =>
         Effect.sync(() => {
@@ -180,14 +179,12 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
         const sql = yield* SqlClient.SqlClient
         yield* sql`UPDATE orchestrator_heartbeats SET heartbeat_at = clock_timestamp() + interval '1 hour'
           WHERE replica_set = 'young' AND incarnation = ${second.incarnation}`
-        const evicted = yield* observer.provide(
-          decide(third, { rules: { ...patient, heartbeatIntervalMillis: 0, staleWorkerTimeoutMillis: 300 } })
-        ).pipe(
-          Effect.repeat({
-            until: ({ evict }) => evict.some(({ incarnation }) => incarnation === second.incarnation),
-            schedule: Schedule.spaced("20 millis")
-          }),
-          Effect.timeout("15 seconds")
+        const evicted = yield* TimeLimits.waitUntil(
+          "the silent worker is evicted",
+          observer.provide(
+            decide(third, { rules: { ...patient, heartbeatIntervalMillis: 0, staleWorkerTimeoutMillis: 300 } })
+          ),
+          ({ evict }) => evict.some(({ incarnation }) => incarnation === second.incarnation)
         )
         assert.isTrue(evicted.evict.length > 0)
         yield* process.close
