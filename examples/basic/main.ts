@@ -14,4 +14,4 @@ const Live = Orchestrator.layer({ replicaSet: "main-projections", projections: [
   Layer.provideMerge(Database.layer)
 )
 
-Program.runMain(Orchestrator.run.pipe(Effect.provide(Layer.merge(Live, ConsoleLog.layer))))
+Program.runMain(Orchestrator.run.pipe(Effect.provide(Live.pipe(Layer.provideMerge(ConsoleLog.layer)))))

@@ -1,6 +1,6 @@
 import { NodeHttpServer } from "@effect/platform-node"
 import { PgClient } from "@effect/sql-pg"
-import { Config, Effect, Layer } from "effect"
+import { Config, Effect, Layer, Schedule } from "effect"
 import { HttpRouter, HttpServerResponse } from "effect/http"
 import { SqlClient } from "effect/sql"
 import { createServer } from "node:http"
@@ -53,8 +53,7 @@ const Live = Orchestrator.layer({ replicaSet: "http-projections", projections: [
   Layer.provideMerge(PgClient.layerConfig({ url: Config.Redacted("DATABASE_URL") }))
 )
 
-Program.runMain(
-  Effect.all([Layer.launch(HttpApp), Orchestrator.run], { concurrency: "unbounded", discard: true }).pipe(
-    Effect.provide(Live)
-  )
-)
+// A worker that fails logs why, and starts again after a pause; the API continues meanwhile.
+const Worker = Layer.effectDiscard(Effect.forkScoped(Effect.retry(Orchestrator.run, Schedule.spaced("5 seconds"))))
+
+Program.runMain(Layer.launch(Layer.mergeAll(HttpApp, Worker)).pipe(Effect.provide(Live)))

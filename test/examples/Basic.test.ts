@@ -237,7 +237,7 @@ describe("examples/basic", { concurrent: false }, () => {
         Effect.gen(function*() {
           const process = yield* start(id, url.href, file ?? "main.ts", true)
           assert.deepStrictEqual(yield* process.ended, { code: 1, signal: null }, process.output())
-          assert.match(process.errors(), says)
+          assert.match(process.output(), says)
           assert.notMatch(process.output(), /^\s+at /m)
           assert.notInclude(process.output(), url.password)
         }), { concurrency: "unbounded", discard: true })

@@ -40,8 +40,8 @@ const sameSignalMillis = 500
  *
  * **Gotchas**
  *
- * Provide loggers around everything else, `program.pipe(Effect.provide(Live), Effect.provide(Logger.layer([Logger.consoleJson])))`:
- * in one `Layer.mergeAll` with layers that fail they are not in use yet.
+ * Provide loggers to the layers too, `Live.pipe(Layer.provideMerge(Logger.layer([Logger.consoleJson])))`: merged beside them
+ * with `Layer.mergeAll` they are not in use yet while the layers are built.
  *
  * @category running
  * @since 0.1.0

@@ -1,0 +1,57 @@
+/**
+ * `examples/ways/http.ts` as its users run it: an API with a worker beside it.
+ */
+import { assert, it } from "@effect/vitest"
+import { Effect, Layer } from "effect"
+import { SqlClient } from "effect/sql"
+import * as Path from "node:path"
+import * as Migrations from "../../src/layers/postgres/Migrations.ts"
+import * as EventFilter from "../../src/schema/EventFilter.ts"
+import * as Harness from "../faults/Harness.ts"
+import * as TestDatabase from "../support/TestDatabase.ts"
+import * as TimeLimits from "../support/TimeLimits.ts"
+
+const script = Path.resolve(import.meta.dirname, "../../examples/ways/http.ts")
+
+it.live("the API answers while its worker fails, and the worker starts again", () =>
+  Effect.gen(function*() {
+    const sql = yield* SqlClient.SqlClient
+    const { url } = yield* TestDatabase.TestDatabase
+    // Progress under another filter, with which a worker does not start.
+    yield* sql`
+      INSERT INTO orchestrator_checkpoints (projection_name, range_start, range_end, replica_set, filter)
+      VALUES ('signups_per_day', 0, 4294967296, 'http-projections', ${
+      EventFilter.canonical({ eventTypes: ["Other"] })
+    })`
+    const app = yield* Harness.spawn({ id: "http", script, env: { DATABASE_URL: url, PORT: "0" }, mayEnd: false })
+    const until = <E>(what: string, holds: Effect.Effect<boolean, E>) =>
+      TimeLimits.waitUntil(
+        what,
+        Effect.suspend(() => {
+          const problem = app.problem()
+          return problem === undefined ? holds : Effect.die(new Error(`${problem}\n${app.output()}`))
+        }),
+        (done) => done,
+        { describe: app.output }
+      )
+    const listening = /Listening on \S*:(\d+)/
+    yield* until("the API listens", Effect.sync(() => listening.test(app.output())))
+    yield* until(
+      "the worker's failure is logged",
+      Effect.sync(() => /ERROR.*Projection "signups_per_day".*filter/.test(app.output()))
+    )
+    const port = listening.exec(app.output())?.[1]
+    const answer = yield* Effect.promise(async () => {
+      const response = await fetch(`http://127.0.0.1:${port}/signups/ada`, { method: "POST" })
+      return { status: response.status, text: await response.text() }
+    })
+    assert.deepStrictEqual(answer, { status: 200, text: "version 1\n" })
+
+    yield* sql`DELETE FROM orchestrator_checkpoints`
+    yield* until(
+      "the worker has handled the event",
+      Effect.map(sql`SELECT 1 FROM signups_per_day WHERE signups = 1`, (rows) => rows.length === 1)
+    )
+    assert.deepStrictEqual(yield* app.stop, { code: 0, signal: null }, app.output())
+    assert.include(app.output(), "Unregistering worker...")
+  }).pipe(Effect.scoped, Effect.provide(Layer.provideMerge(Migrations.layer, TestDatabase.layer))))
