@@ -100,6 +100,8 @@ export class StoreFailure extends Schema.TaggedError<StoreFailure>(id("StoreFail
   operation: Schema.String,
   /** SQLSTATE, where the server gave one. */
   code: Schema.optionalKey(Schema.String),
+  /** The violated constraint, where the server named one. */
+  constraint: Schema.optionalKey(Schema.String),
   detail: Schema.String,
   mayHaveCommitted,
   cause: Schema.Defect()
@@ -115,6 +117,8 @@ export class StoreFailure extends Schema.TaggedError<StoreFailure>(id("StoreFail
       ? " It lost against another transaction: run the whole of its own again."
       : this.code === "22P05" || this.code === "22021"
       ? " Use characters that the database's encoding has, or a database with ENCODING 'UTF8'."
+      : this.code?.startsWith("23")
+      ? " A constraint or trigger refuses these data, and will refuse them again. Change the data or the constraint."
       : this.code?.startsWith("53")
       ? " Look at the server's disk, memory and connections."
       : ""

@@ -134,6 +134,13 @@ export const sqlErrorIn = (cause: Cause.Cause<unknown>): SqlError.SqlError | und
   return errors.find(isConnectionLoss) ?? errors[0]
 }
 
+const constraintOf = (error: SqlError.SqlError): { readonly constraint?: string } => {
+  const cause: unknown = error.reason.cause
+  return typeof cause === "object" && cause !== null && "constraint" in cause && typeof cause.constraint === "string"
+    ? { constraint: cause.constraint }
+    : {}
+}
+
 const detailOf = (error: SqlError.SqlError): string => {
   const cause: unknown = error.reason.cause
   return cause instanceof Error ? cause.message : error.reason.message ?? error.message
@@ -222,6 +229,7 @@ export const toStoreError = (
     detail: detailOf(error),
     cause: error,
     ...(code === undefined ? {} : { code }),
+    ...constraintOf(error),
     ...outcome
   })
 }

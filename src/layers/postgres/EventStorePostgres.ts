@@ -24,6 +24,7 @@ import {
 import type { Appended, Event, ExpectedVersion, NewEvent, StreamId } from "../../schema/Event.ts"
 import * as HashRange from "../../schema/HashRange.ts"
 import { EventStore, type Page, type ReadOptions, type ServerLife } from "../../services/EventStore.ts"
+import * as AppendRefusal from "./AppendRefusal.ts"
 import { Database } from "./Database.ts"
 import { codeOf, refail } from "./DatabaseErrors.ts"
 import * as Life from "./Life.ts"
@@ -133,18 +134,18 @@ const rowCount = (count: number): bigint => BigInt(Math.min(Math.floor(count), N
 
 const array = (values: ReadonlyArray<unknown>, oid: number) => Result.getOrThrow(PgTypes.array(values, oid))
 
-/** In the message of the error with which the append's statement fails when a trigger suppressed or redirected an event. */
-const altered = "pupsourcing-orchestrator: events stored as given: "
-
 /** The version of a head `h` after an append of $4 events; `excluded` has the one that follows from the events. */
 const nextHead = `CASE WHEN h.ctid = (SELECT stored.head FROM stored) THEN excluded.aggregate_version
   ELSE greatest(h.aggregate_version + $4::int8, excluded.aggregate_version) END`
 
-/** The statement found no row at the expected version. */
+/** How often an append is tried that finds the expected version only after it has failed. */
+const mostAttempts = 5
+
+/** There is none where the aggregate was not at the expected version. */
 interface AppendedRow {
-  readonly positions: ReadonlyArray<string> | null
-  readonly first: string | null
-  readonly last: string | null
+  readonly positions: ReadonlyArray<string>
+  readonly first: string
+  readonly last: string
 }
 
 /** A row of a stream on the application's client, whose codecs may be the application's. */
@@ -236,7 +237,7 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
       SELECT positions, first::text, last::text,
         CASE WHEN kept <> $4::int8 OR last <> head.aggregate_version OR first <> last - $4::int8 + 1
             OR ids < (SELECT count(id) FROM unnest($6::text[]) AS given (id))
-          THEN ('${altered}' || kept)::int8::text END AS altered
+          THEN ('${AppendRefusal.altered}' || kept)::int8::text END AS altered
       FROM result CROSS JOIN head`
 
     const conflictStatement = `
@@ -246,22 +247,30 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
 
     const identify = (stream: StreamId) => [stream.boundedContext, stream.aggregateType, stream.aggregateId]
 
+    const refusal = AppendRefusal.make(database, reader)
+
     const announce = Effect.andThen(Effect.sync(tracker.wake), listener.notify(database.channels.events, "appended"))
 
-    const refusal =
-      (stream: StreamId, expected: ExpectedVersion) =>
-      (error: SqlError.SqlError): ConcurrencyConflict | DuplicateEvent | SqlError.SqlError => {
-        if (error.reason._tag !== "UniqueViolation") return error
-        const cause: unknown = error.reason.cause
-        const detail =
-          typeof cause === "object" && cause !== null && "detail" in cause && typeof cause.detail === "string"
-            ? cause.detail
-            : ""
-        // The detail is in the server's language, the columns in it are not; a role may not be shown it.
-        return detail.includes("(event_id)") || (detail === "" && error.reason.constraint.includes("event_id"))
-          ? new DuplicateEvent({ detail: detail || error.reason.constraint })
-          : new ConcurrencyConflict({ ...stream, expected: String(expected) })
+    /** Why no event was appended; undefined when the version is the expected one by now. */
+    const conflict = Effect.fnUntraced(function*(
+      stream: StreamId,
+      expected: ExpectedVersion,
+      rows: ReadonlyArray<Append.Row>
+    ) {
+      const ids = rows.flatMap((row) => row.eventId ?? [])
+      const [found] = yield* sql.unsafe<{ readonly version: string; readonly stored: string | null }>(
+        conflictStatement,
+        [...identify(stream), array(ids, PgTypes.OID.text)]
+      ).pipe(database.refail("read an aggregate's version"))
+      // A repeated append fails for its ids, whatever version it expects: they show that it was committed before.
+      if (found !== undefined && found.stored !== null) {
+        return new DuplicateEvent({ detail: `event id ${found.stored}` })
       }
+      const actual = BigInt(found?.version ?? 0)
+      return expected === "any" || actual === (expected === "none" ? 0n : expected)
+        ? undefined
+        : new ConcurrencyConflict({ ...stream, expected: String(expected), actual })
+    })
 
     const append = Effect.fnUntraced(function*(
       newEvents: ReadonlyArray<NewEvent>,
@@ -272,7 +281,7 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
       const autocommit = Option.isNone(yield* Effect.serviceOption(sql.transactionService))
       const texts = (key: "eventId" | "eventType" | "traceId" | "correlationId" | "causationId" | "metadata") =>
         array(rows.map((row) => row[key] ?? null), PgTypes.OID.text)
-      const [found] = yield* sql.unsafe<AppendedRow>(appendStatement, [
+      const insert = sql.unsafe<AppendedRow>(appendStatement, [
         ...identify(stream),
         String(rows.length),
         expected === "any" ? null : expected === "none" ? "0" : String(expected),
@@ -284,34 +293,29 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
         texts("correlationId"),
         texts("causationId"),
         texts("metadata")
-      ]).pipe(
-        Effect.mapError(refusal(stream, expected)),
-        refail(database.server, "append events", { autocommit })
-      )
-      if (!found?.positions || found.first === null || found.last === null) {
-        const ids = rows.flatMap((row) => row.eventId ?? [])
-        const [at] = yield* sql.unsafe<{ readonly version: string; readonly stored: string | null }>(
-          conflictStatement,
-          [...identify(stream), array(ids, PgTypes.OID.text)]
-        ).pipe(database.refail("read an aggregate's version"))
-        // A repeated append fails for its ids, whatever version it expects: they show that it was committed before.
-        if (at !== undefined && at.stored !== null) {
-          return yield* new DuplicateEvent({ detail: `event id ${at.stored}` })
+      ])
+      for (let attempt = 1; attempt <= mostAttempts; attempt++) {
+        const [found] = yield* insert.pipe(
+          Effect.catch((error) => Effect.flatMap(refusal(stream, expected, error), Effect.fail)),
+          refail(database.server, "append events", { autocommit })
+        )
+        if (found !== undefined) {
+          yield* sql.afterCommit(announce)
+          const appended: Appended = {
+            stream,
+            firstVersion: BigInt(found.first),
+            lastVersion: BigInt(found.last),
+            positions: found.positions.map(BigInt)
+          }
+          return appended
         }
-        return yield* new ConcurrencyConflict({
-          ...stream,
-          expected: String(expected),
-          ...(at === undefined ? {} : { actual: BigInt(at.version) })
-        })
+        const reason = yield* conflict(stream, expected, rows)
+        if (reason !== undefined) return yield* reason
       }
-      yield* sql.afterCommit(announce)
-      const appended: Appended = {
-        stream,
-        firstVersion: BigInt(found.first),
-        lastVersion: BigInt(found.last),
-        positions: found.positions.map(BigInt)
-      }
-      return appended
+      return yield* new UnsupportedDatabase({
+        problem: `${heads} refuses the row of an aggregate whose version is the expected one. Nothing was appended.`,
+        advice: "Remove the trigger, rule or policy on that table that keeps rows from being written."
+      })
     })
 
     const streamStatement = `

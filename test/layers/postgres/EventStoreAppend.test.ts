@@ -216,3 +216,165 @@ describe("an append where heads and events disagree", () => {
       }
     }))
 })
+
+describe("an append that the database refuses", () => {
+  /** The error of an append, alone and inside of a transaction, after which nothing is there. */
+  const refused = Effect.fnUntraced(function*(...events: ReadonlyArray<NewEvent>) {
+    const store = yield* EventStore
+    const sql = yield* PgClient.PgClient
+    const before = yield* sql`SELECT * FROM aggregate_heads`
+    const stored = yield* versions
+    const alone = yield* Effect.flip(store.append(events))
+    const within = yield* Effect.flip(sql.withTransaction(store.append(events)))
+    assert.strictEqual(within._tag, alone._tag)
+    assert.deepStrictEqual(yield* sql`SELECT * FROM aggregate_heads`, before)
+    assert.deepStrictEqual(yield* versions, stored)
+    return alone
+  })
+
+  const run = (...statements: ReadonlyArray<string>) =>
+    Effect.flatMap(PgClient.PgClient, (sql) => Effect.forEach(statements, (text) => sql.unsafe(text).unprepared))
+
+  const trigger = (table: string, body: string, when = "BEFORE INSERT OR UPDATE") =>
+    run(
+      `CREATE FUNCTION act() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN ${body} END $$`,
+      `CREATE TRIGGER act ${when} ON ${table} FOR EACH ROW EXECUTE FUNCTION act()`
+    )
+
+  live("for a position that is in use names the sequence and how to set it", () =>
+    Effect.gen(function*() {
+      const store = yield* EventStore
+      yield* store.append([event(), event()])
+      const behind = "SELECT setval(pg_get_serial_sequence('events', 'global_position'), 1, false)"
+      yield* run(behind)
+      const alone = yield* Effect.flip(store.append([event()]))
+      assert(alone._tag === "UnsupportedDatabase")
+      assert.include(alone.message, "gives out positions that are in use")
+      yield* run(behind, "ALTER TABLE events RENAME CONSTRAINT events_pkey TO aggregate_version_event_id")
+      const error = yield* Effect.flip((yield* PgClient.PgClient).withTransaction(store.append([event()])))
+      assert.strictEqual(error._tag, "UnsupportedDatabase")
+      yield* run(alone.message.slice(alone.message.indexOf("SELECT setval")).replace(";.", ";"))
+      assert.strictEqual((yield* store.append([event()])).lastVersion, 3n)
+    }))
+
+  live(
+    "for a constraint of the application names it, and is neither a conflict nor a duplicate",
+    () =>
+      Effect.gen(function*() {
+        const sql = yield* PgClient.PgClient
+        yield* (yield* EventStore).append([event({ correlationId: "c" })])
+        for (
+          const [code, constraint, statement] of [
+            ["23505", "event_id", "CREATE UNIQUE INDEX event_id ON events (correlation_id)"],
+            ["23505", "aggregate_version", "CREATE UNIQUE INDEX aggregate_version ON events (lower(correlation_id))"],
+            [
+              "23505",
+              "one_payload",
+              "CREATE UNIQUE INDEX one_payload ON events (payload) WHERE event_type = 'Happened'"
+            ],
+            ["23P01", "apart", "ALTER TABLE events ADD CONSTRAINT apart EXCLUDE USING btree (correlation_id WITH =)"],
+            ["23514", "typed", "ALTER TABLE events ADD CONSTRAINT typed CHECK (correlation_id <> 'c') NOT VALID"],
+            [
+              "23503",
+              "known",
+              "ALTER TABLE events ADD CONSTRAINT known FOREIGN KEY (correlation_id) REFERENCES known NOT VALID DEFERRABLE INITIALLY DEFERRED"
+            ]
+          ] as const
+        ) {
+          if (code === "23503") yield* sql`CREATE TABLE known (id text PRIMARY KEY)`
+          yield* run(statement)
+          if (code === "23503") {
+            // Refused at the end of the statement's transaction only.
+            const late = yield* Effect.flip((yield* EventStore).append([event({ correlationId: "c" })]))
+            assert.deepInclude(late, { _tag: "StoreFailure", code, constraint })
+            assert.deepStrictEqual(yield* versions, [1])
+            continue
+          }
+          const error = yield* refused(event({ correlationId: "c" }))
+          assert(error._tag === "StoreFailure")
+          assert.deepStrictEqual([error.code, error.constraint], [code, constraint])
+          assert.include(error.message, constraint)
+          assert.include(error.message, "Change the data or the constraint")
+          const table = constraint === "typed" || constraint === "apart" ? "CONSTRAINT" : "INDEX"
+          yield* run(
+            table === "INDEX" ? `DROP INDEX ${constraint}` : `ALTER TABLE events DROP CONSTRAINT ${constraint}`
+          )
+        }
+      })
+  )
+
+  live("for keys under other names is a duplicate or a conflict by their columns", () =>
+    Effect.gen(function*() {
+      const store = yield* EventStore
+      yield* run(
+        "ALTER TABLE events RENAME CONSTRAINT events_event_id_key TO one",
+        "DO $$ DECLARE name text; BEGIN SELECT conname INTO name FROM pg_constraint WHERE conrelid = 'events'::regclass AND contype = 'u' AND cardinality(conkey) = 4; EXECUTE format('ALTER TABLE events RENAME CONSTRAINT %I TO event_id', name); END $$"
+      )
+      const eventId = newId()
+      yield* store.append([event({ eventId })])
+      assert.strictEqual((yield* refused(event({ eventId })))._tag, "DuplicateEvent")
+      const other = yield* PlainWriters.make((yield* TestDatabase).url)
+      yield* other.sql`BEGIN`
+      yield* other.sql`
+        INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
+        VALUES ('test', 'Test', 'a', 2, gen_random_uuid(), 'Inserted', '')`
+      const appending = yield* Effect.forkChild(Effect.flip(store.append([event()])), { startImmediately: true })
+      const waiting = other.sql`
+        SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'transactionid'`
+      while ((yield* waiting).length === 0) yield* Effect.yieldNow
+      yield* other.sql`COMMIT`
+      assert.strictEqual((yield* Fiber.join(appending))._tag, "ConcurrencyConflict")
+    }).pipe(Effect.scoped))
+
+  for (
+    const [what, body] of [
+      ["suppresses events", "RETURN NULL;"],
+      ["suppresses one event", "IF NEW.event_type = 'Second' THEN RETURN NULL; END IF; RETURN NEW;"],
+      ["moves events to another aggregate", "NEW.aggregate_id := 'b'; RETURN NEW;"],
+      ["changes versions", "NEW.aggregate_version := NEW.aggregate_version + 10; RETURN NEW;"],
+      ["draws other event ids", "NEW.event_id := gen_random_uuid(); RETURN NEW;"]
+    ] as const
+  ) {
+    live(`for a trigger that ${what} is rolled back and says so`, () =>
+      Effect.gen(function*() {
+        yield* trigger("events", body)
+        const error = yield* refused(event({ eventId: newId() }), event({ eventType: "Second" }))
+        assert(error._tag === "UnsupportedDatabase")
+        assert.include(error.message, "suppressed or changed the events of an append")
+        assert.strictEqual((yield* (yield* PgClient.PgClient)`SELECT FROM events`).length, 0)
+      }))
+  }
+
+  live(
+    "for a trigger that keeps heads from being written says so instead of reporting conflicts",
+    () =>
+      Effect.gen(function*() {
+        yield* trigger("aggregate_heads", "RETURN NULL;")
+        const error = yield* refused(event())
+        assert(error._tag === "UnsupportedDatabase")
+        assert.include(error.message, "aggregate_heads")
+        const none = yield* Effect.flip((yield* EventStore).append([event()], { expectedVersion: "none" }))
+        assert.strictEqual(none._tag, "UnsupportedDatabase")
+      })
+  )
+
+  live("for a trigger that raises a unique violation reports what it says", () =>
+    Effect.gen(function*() {
+      yield* trigger("events", "RAISE EXCEPTION 'no more' USING ERRCODE = 'unique_violation';")
+      const error = yield* refused(event())
+      assert(error._tag === "StoreFailure")
+      assert.deepStrictEqual([error.code, error.detail], ["23505", "no more"])
+    }))
+
+  live("is accepted with what a trigger adds to the event", () =>
+    Effect.gen(function*() {
+      yield* trigger(
+        "events",
+        "NEW.metadata := '{\"by\": \"trigger\"}'; NEW.event_type := lower(NEW.event_type); RETURN NEW;"
+      )
+      const store = yield* EventStore
+      yield* store.append([event({ eventId: newId() }), event()])
+      const events = yield* store.readStream(stream)
+      assert.deepStrictEqual(events.map(({ eventType }) => eventType), ["happened", "happened"])
+    }))
+})
