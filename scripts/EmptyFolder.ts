@@ -50,6 +50,7 @@ const promised = [
   "dist/index.d.ts",
   "dist/cli/main.js",
   "src/index.ts",
+  "docs/operations.md",
   "migrations/001_create_orchestrator_tables.up.sql"
 ]
 
