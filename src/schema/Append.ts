@@ -3,6 +3,7 @@
  *
  * @since 0.1.0
  */
+import * as DateTime from "effect/DateTime"
 import * as Result from "effect/Result"
 import { InvalidEvents } from "./Errors.ts"
 import { encodePayload, type NewEvent, type StreamId } from "./Event.ts"
@@ -11,7 +12,7 @@ import { textProblem } from "./Text.ts"
 import * as Uuid from "./Uuid.ts"
 
 /**
- * A new event as it is written, without what only the store knows (version, position, time).
+ * A new event as it is written, without what only the store knows (version and position).
  *
  * @category models
  * @since 0.1.0
@@ -28,6 +29,8 @@ export interface Row {
   readonly causationId: string | null
   /** JSON text. */
   readonly metadata: string | null
+  /** Microseconds since 1970; null when the store is to take the present time. */
+  readonly createdAtMicros: bigint | null
 }
 
 /**
@@ -42,6 +45,21 @@ export interface Append {
 }
 
 const largestEventVersion = 2 ** 31 - 1
+
+/** What PostgreSQL can store: from 4713 BC, and as an interval from 1970. */
+const earliestMicros = -210_866_803_200_000_000n
+const latestMicros = 2n ** 63n - 1n
+
+/** Microseconds since 1970 of a time of any realm; undefined where it is none that can be stored. */
+const microsOf = (value: unknown): bigint | undefined => {
+  const micros = typeof value === "bigint" ? value : Result.getOrUndefined(Result.try(() => {
+    const millis = DateTime.isDateTime(value)
+      ? value.epochMilliseconds
+      : Date.prototype.getTime.call(value as Date)
+    return BigInt(Math.floor(millis)) * 1000n
+  }))
+  return micros !== undefined && earliestMicros <= micros && micros <= latestMicros ? micros : undefined
+}
 
 const names = ["boundedContext", "aggregateType", "aggregateId", "eventType"] as const
 const references = ["traceId", "correlationId", "causationId"] as const
@@ -94,6 +112,13 @@ export const validate = (events: ReadonlyArray<NewEvent>): Result.Result<Append,
       (reason) => `${which}: ${reason}. Pass a JSON value.`
     )
     if (Result.isFailure(metadata)) return invalid(metadata.failure)
+    const given = event.createdAt ?? null
+    const createdAtMicros = given === null ? null : microsOf(given)
+    if (createdAtMicros === undefined) {
+      return invalid(
+        `${which}: its createdAt is not a time that can be stored. Pass a valid Date, a DateTime, or microseconds since 1970 as a bigint, from 4713 BC to the year 294246.`
+      )
+    }
     rows.push({
       eventId: event.eventId?.toLowerCase(),
       eventType: event.eventType,
@@ -102,7 +127,8 @@ export const validate = (events: ReadonlyArray<NewEvent>): Result.Result<Append,
       traceId: event.traceId ?? null,
       correlationId: event.correlationId ?? null,
       causationId: event.causationId ?? null,
-      metadata: metadata.success
+      metadata: metadata.success,
+      createdAtMicros
     })
   }
   const { aggregateId, aggregateType, boundedContext } = first

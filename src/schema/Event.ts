@@ -3,6 +3,7 @@
  *
  * @since 0.1.0
  */
+import type * as DateTime from "effect/DateTime"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import * as Json from "./Json.ts"
@@ -54,6 +55,11 @@ export interface NewEvent extends StreamId {
    * JavaScript number, and `JSON.rawJSON("null")` stores JSON null.
    */
   readonly metadata?: unknown
+  /**
+   * When it happened, for an event that is ported or filled in later: a `Date`, a `DateTime`, or microseconds since 1970
+   * as a bigint. The time of the append when absent. It has no influence on positions.
+   */
+  readonly createdAt?: Date | DateTime.DateTime | bigint | undefined
 }
 
 /**
@@ -78,8 +84,19 @@ export interface Event extends StreamId {
   readonly metadata: unknown
   /** The JSON text of the metadata, with every digit as the store keeps it; `"null"` for JSON null, null without metadata. */
   readonly metadataText: string | null
+  /** `createdAtMicros` to the millisecond. An invalid date beyond the year 275760, and for `infinity` of PostgreSQL. */
   readonly createdAt: Date
+  /** Microseconds since 1970, as PostgreSQL stores them. */
+  readonly createdAtMicros: bigint
 }
+
+/**
+ * The millisecond in which a number of microseconds since 1970 lies.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const dateOfMicros = (micros: bigint): Date => new Date(Number((micros < 0n ? micros - 999n : micros) / 1000n))
 
 /**
  * What an append did.

@@ -106,7 +106,8 @@ export class EventLog implements Events {
       causationId: null,
       metadata: null,
       metadataText: null,
-      createdAt: new Date(0)
+      createdAt: new Date(0),
+      createdAtMicros: 0n
     }))
     for (let index = 0; index < events.length; index++) this.slots.push("open")
     return { aggregateId, first, events }

@@ -1,9 +1,11 @@
 import { assert, it } from "@effect/vitest"
+import * as DateTime from "effect/DateTime"
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import type * as Layer from "effect/Layer"
+import { runInNewContext } from "node:vm"
 import type { Event, NewEvent, StreamId } from "../../src/schema/Event.ts"
 import * as HashRange from "../../src/schema/HashRange.ts"
 import type { ReadOptions } from "../../src/services/EventStore.ts"
@@ -128,6 +130,7 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
           payload: undefined,
           metadataText: undefined,
           createdAt: undefined,
+          createdAtMicros: undefined,
           globalPosition: undefined
         }, {
           ...stream,
@@ -142,6 +145,7 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
           payload: undefined,
           metadataText: undefined,
           createdAt: undefined,
+          createdAtMicros: undefined,
           globalPosition: undefined
         })
         assert.deepStrictEqual(JSON.parse(new TextDecoder().decode(full!.payload)), {
@@ -157,6 +161,55 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
         assert.match(bytes!.eventId, /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/)
         assert.deepStrictEqual([empty!.payload.length, empty!.metadata], [0, []])
         assert.deepStrictEqual([new TextDecoder().decode(nothing!.payload), nothing!.metadata], ["null", "text"])
+      }))
+
+    it.effect("an event keeps the time that it is given, to the microsecond", () =>
+      Effect.gen(function*() {
+        const stream = yield* newStream
+        const times: ReadonlyArray<readonly [given: NewEvent["createdAt"], micros: bigint]> = [
+          [new Date("2019-03-31T01:30:00.123Z"), 1_553_995_800_123_000n],
+          [DateTime.makeUnsafe("2024-02-29T23:59:59.999Z"), 1_709_251_199_999_000n],
+          [
+            DateTime.makeZonedUnsafe("2024-10-27T02:30:00+02:00", { timeZone: "Europe/Berlin" }),
+            1_729_989_000_000_000n
+          ],
+          [runInNewContext("new Date(86400000)") as Date, 86_400_000_000n],
+          [1_774_540_800_123_456n, 1_774_540_800_123_456n],
+          [0n, 0n],
+          [-1n, -1n],
+          [-1_000n, -1_000n],
+          [new Date(-1), -1_000n],
+          [9_007_199_254_740_993n, 9_007_199_254_740_993n],
+          [8_640_000_000_000_000_000n, 8_640_000_000_000_000_000n],
+          [2n ** 63n - 1n, 2n ** 63n - 1n],
+          [-210_866_803_200_000_000n, -210_866_803_200_000_000n]
+        ]
+        const { positions } = yield* append(times.map(([createdAt]) => happened(stream, { createdAt })))
+        yield* settle(last(positions))
+        const stored = yield* readStream(stream)
+        const read = yield* readAll({ after: 0n, filter: { boundedContexts: [stream.boundedContext] } })
+        assert.deepStrictEqual(read.events, stored)
+        for (const [index, [, micros]] of times.entries()) {
+          const { createdAt, createdAtMicros } = stored[index]!
+          assert.strictEqual(createdAtMicros, micros)
+          const millis = (micros < 0n ? micros - 999n : micros) / 1000n
+          if (millis <= 8_640_000_000_000_000n) assert.strictEqual(BigInt(createdAt.getTime()), millis)
+          else assert.isNaN(createdAt.getTime())
+        }
+      }))
+
+    it.effect("an event without a time gets that of the append, also beside others that have one", () =>
+      Effect.gen(function*() {
+        const stream = yield* newStream
+        yield* append([happened(stream)])
+        yield* append([happened(stream, { createdAt: 5n }), happened(stream, { createdAt: undefined })])
+        const [alone, given, beside] = yield* readStream(stream)
+        assert.strictEqual(given!.createdAtMicros, 5n)
+        assert.isAtLeast(Number(beside!.createdAtMicros - alone!.createdAtMicros), 0)
+        assert.strictEqual(
+          alone!.createdAt.getTime(),
+          Number(alone!.createdAtMicros / 1000n)
+        )
       }))
 
     it.effect("metadata keeps every digit in its text, and JSON null is distinguished from none", () =>
@@ -290,7 +343,16 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
           [happened(stream, { metadata: { deep: ["a\u0000b"] } })],
           [happened(stream, { metadata: { "a\u0000b": 1 } })],
           [happened(stream, { metadata: { half: "\udc00" } })],
-          [happened(stream, { metadata: 1n })]
+          [happened(stream, { metadata: 1n })],
+          ...[
+            new Date(Number.NaN),
+            new Date(-8_640_000_000_000_000),
+            "2024-01-01",
+            1_700_000_000_000,
+            {},
+            -210_866_803_200_000_001n,
+            2n ** 63n
+          ].map((createdAt) => [happened(stream, { createdAt: createdAt as Date })])
         ]
         for (const events of invalid) {
           const error = yield* Effect.flip(append(events))

@@ -17,7 +17,14 @@ import {
   DatabaseUnavailable,
   DuplicateEvent
 } from "../../schema/Errors.ts"
-import type { Appended, Event, ExpectedVersion, NewEvent, StreamId } from "../../schema/Event.ts"
+import {
+  type Appended,
+  dateOfMicros,
+  type Event,
+  type ExpectedVersion,
+  type NewEvent,
+  type StreamId
+} from "../../schema/Event.ts"
 import * as EventFilter from "../../schema/EventFilter.ts"
 import * as HashRange from "../../schema/HashRange.ts"
 import * as Uuid from "../../schema/Uuid.ts"
@@ -115,6 +122,7 @@ export const make = (handle: Handle): EventStore["Service"] => {
           return [Result.fail(new DuplicateEvent({ detail: `event id ${eventId}` })), log]
         }
         eventIds = HashSet.add(eventIds, eventId)
+        const createdAtMicros = row.createdAtMicros ?? BigInt(Math.floor(now)) * 1000n
         added.push({
           ...stream,
           ...row,
@@ -123,7 +131,8 @@ export const make = (handle: Handle): EventStore["Service"] => {
           aggregateVersion: version + BigInt(index + 1),
           metadata: row.metadata === null ? null : JSON.parse(row.metadata) as unknown,
           metadataText: row.metadata,
-          createdAt: new Date(now)
+          createdAt: dateOfMicros(createdAtMicros),
+          createdAtMicros
         })
       }
       const appended: Appended = {

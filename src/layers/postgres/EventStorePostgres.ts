@@ -21,7 +21,14 @@ import {
   type StoreError,
   UnsupportedDatabase
 } from "../../schema/Errors.ts"
-import type { Appended, Event, ExpectedVersion, NewEvent, StreamId } from "../../schema/Event.ts"
+import {
+  type Appended,
+  dateOfMicros,
+  type Event,
+  type ExpectedVersion,
+  type NewEvent,
+  type StreamId
+} from "../../schema/Event.ts"
 import * as HashRange from "../../schema/HashRange.ts"
 import { EventStore, type Page, type ReadOptions, type ServerLife } from "../../services/EventStore.ts"
 import * as AppendRefusal from "./AppendRefusal.ts"
@@ -76,7 +83,8 @@ const columns = [
   ["trace_id", "traceId"],
   ["correlation_id", "correlationId"],
   ["causation_id", "causationId"],
-  ["created_at", "createdAt"]
+  // Microseconds since 2000; the driver's dates end at milliseconds.
+  ["timestamptz_send(created_at)", "createdAt"]
 ] as const
 
 const selected = columns.map(([column, name]) => `${column} AS "${name}"`).join(", ")
@@ -113,7 +121,9 @@ const hash = `(hashtext(aggregate_id COLLATE "C")::int8 & 4294967295)`
 const divisionByZero = "22012"
 
 /** An event as it is read, and where it was measured how many bytes those up to it have. */
-interface WholeRow extends Omit<Event, "metadata"> {
+interface WholeRow extends Omit<Event, "createdAt" | "createdAtMicros" | "metadata"> {
+  /** As `timestamptz_send` gives it. */
+  readonly createdAt: Uint8Array
   readonly running?: bigint
 }
 
@@ -149,38 +159,44 @@ interface AppendedRow {
 }
 
 /** A row of a stream on the application's client, whose codecs may be the application's. */
-interface StreamRow
-  extends Omit<WholeRow, "aggregateVersion" | "createdAt" | "eventVersion" | "globalPosition" | "running">
-{
+interface StreamRow extends Omit<WholeRow, "aggregateVersion" | "eventVersion" | "globalPosition" | "running"> {
   readonly globalPosition: string
   readonly aggregateVersion: string
   readonly eventVersion: string
-  /** Milliseconds since 1970. */
-  readonly createdAt: string
 }
 
 const streamColumns = columns.map(([column, name]) =>
-  `${column === "created_at" ? "floor(extract(epoch FROM created_at) * 1000)" : column}::text AS "${name}"`
+  `${name === "createdAt" ? column : `${column}::text`} AS "${name}"`
 ).join(", ")
 
-/** Written out, because it runs for every event that is read. */
-const toEvent = (row: StreamRow | WholeRow): Event => ({
-  globalPosition: BigInt(row.globalPosition),
-  boundedContext: row.boundedContext,
-  aggregateType: row.aggregateType,
-  aggregateId: row.aggregateId,
-  aggregateVersion: BigInt(row.aggregateVersion),
-  eventId: row.eventId,
-  eventType: row.eventType,
-  eventVersion: Number(row.eventVersion),
-  payload: row.payload,
-  traceId: row.traceId,
-  correlationId: row.correlationId,
-  causationId: row.causationId,
-  metadata: row.metadataText === null ? null : JSON.parse(row.metadataText),
-  metadataText: row.metadataText,
-  createdAt: typeof row.createdAt === "string" ? new Date(Number(row.createdAt)) : row.createdAt
-})
+/** From 1970 to 2000. */
+const epochMicros = 946_684_800_000_000n
+
+const microsOf = (sent: Uint8Array): bigint =>
+  new DataView(sent.buffer, sent.byteOffset, sent.byteLength).getBigInt64(0) + epochMicros
+
+const toEvent = (row: StreamRow | WholeRow): Event => {
+  const createdAtMicros = microsOf(row.createdAt)
+  // Written out, because it runs for every event that is read.
+  return {
+    globalPosition: BigInt(row.globalPosition),
+    boundedContext: row.boundedContext,
+    aggregateType: row.aggregateType,
+    aggregateId: row.aggregateId,
+    aggregateVersion: BigInt(row.aggregateVersion),
+    eventId: row.eventId,
+    eventType: row.eventType,
+    eventVersion: Number(row.eventVersion),
+    payload: row.payload,
+    traceId: row.traceId,
+    correlationId: row.correlationId,
+    causationId: row.causationId,
+    metadata: row.metadataText === null ? null : JSON.parse(row.metadataText),
+    metadataText: row.metadataText,
+    createdAt: dateOfMicros(createdAtMicros),
+    createdAtMicros
+  }
+}
 
 /**
  * @category constructors
@@ -202,7 +218,7 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
     // other without keeping readers waiting. The events decide the version: where the head is the one of the statement's
     // snapshot, it is that of the last event there. A head that was changed since was changed by an append, after which
     // the head was right. The last SELECT fails the statement when a trigger suppressed or redirected an event.
-    const appendStatement = `
+    const appendStatement = (isDated: boolean) => `
       WITH stored AS MATERIALIZED (
         SELECT
           (SELECT coalesce(max(aggregate_version), 0) FROM ${events}
@@ -219,12 +235,14 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
         RETURNING h.aggregate_version
       ), added AS (
         INSERT INTO ${events} (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type,
-          event_version, payload, trace_id, correlation_id, causation_id, metadata)
+          event_version, payload, trace_id, correlation_id, causation_id, metadata${isDated ? ", created_at" : ""})
         SELECT $1, $2, $3, head.aggregate_version - $4::int8 + e.place, coalesce(e.event_id::uuid, gen_random_uuid()),
-          e.event_type, e.event_version::int4, e.payload, e.trace_id, e.correlation_id, e.causation_id, e.metadata::jsonb
+          e.event_type, e.event_version::int4, e.payload, e.trace_id, e.correlation_id, e.causation_id, e.metadata::jsonb${
+      isDated ? ", coalesce(timestamptz 'epoch' + (e.micros || ' microseconds')::interval, now())" : ""
+    }
         FROM head CROSS JOIN unnest($6::text[], $7::text[], $8::text[], $9::bytea[], $10::text[], $11::text[],
-          $12::text[], $13::text[]) WITH ORDINALITY AS e (event_id, event_type, event_version, payload, trace_id,
-          correlation_id, causation_id, metadata, place)
+          $12::text[], $13::text[]${isDated ? ", $14::text[]" : ""}) WITH ORDINALITY AS e (event_id, event_type,
+          event_version, payload, trace_id, correlation_id, causation_id, metadata, ${isDated ? "micros, " : ""}place)
         ORDER BY e.place
         RETURNING global_position, aggregate_version,
           bounded_context = $1 AND aggregate_type = $2 AND aggregate_id = $3 AS kept, event_id
@@ -239,6 +257,9 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
             OR ids < (SELECT count(id) FROM unnest($6::text[]) AS given (id))
           THEN ('${AppendRefusal.altered}' || kept)::int8::text END AS altered
       FROM result CROSS JOIN head`
+
+    const plainAppend = appendStatement(false)
+    const datedAppend = appendStatement(true)
 
     const conflictStatement = `
       SELECT (SELECT coalesce(max(aggregate_version), 0) FROM ${events}
@@ -281,7 +302,9 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
       const autocommit = Option.isNone(yield* Effect.serviceOption(sql.transactionService))
       const texts = (key: "eventId" | "eventType" | "traceId" | "correlationId" | "causationId" | "metadata") =>
         array(rows.map((row) => row[key] ?? null), PgTypes.OID.text)
-      const insert = sql.unsafe<AppendedRow>(appendStatement, [
+      // Otherwise the column's default applies.
+      const isDated = rows.some((row) => row.createdAtMicros !== null)
+      const insert = sql.unsafe<AppendedRow>(isDated ? datedAppend : plainAppend, [
         ...identify(stream),
         String(rows.length),
         expected === "any" ? null : expected === "none" ? "0" : String(expected),
@@ -292,7 +315,15 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
         texts("traceId"),
         texts("correlationId"),
         texts("causationId"),
-        texts("metadata")
+        texts("metadata"),
+        ...(isDated
+          ? [
+            array(
+              rows.map((row) => row.createdAtMicros === null ? null : String(row.createdAtMicros)),
+              PgTypes.OID.text
+            )
+          ]
+          : [])
       ])
       for (let attempt = 1; attempt <= mostAttempts; attempt++) {
         const [found] = yield* insert.pipe(

@@ -120,6 +120,50 @@ describe("EventStore beside plain SQL", () => {
   )
 
   live(
+    "times that other clients wrote are read to the microsecond, infinite ones too",
+    Effect.gen(function*() {
+      const store = yield* EventStore
+      const sql = yield* PgClient.PgClient
+      yield* sql`
+        INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type,
+          payload, created_at)
+        SELECT 'test', 'Test', 'a', place, gen_random_uuid(), 'Inserted', ''::bytea, at::timestamptz
+        FROM unnest(${[
+        "2026-11-26 15:50:42.123456+01",
+        "1969-12-31 23:59:59.999999Z",
+        "infinity",
+        "-infinity"
+      ]}::text[]) WITH ORDINALITY AS m (at, place)`
+      const streamId = { boundedContext: "test", aggregateType: "Test", aggregateId: "a" }
+      const stored = yield* store.readStream(streamId)
+      assert.deepStrictEqual((yield* store.read({ after: 0n })).events, stored)
+      const [exact, before, ...infinite] = stored
+      assert.deepStrictEqual([exact!.createdAtMicros, before!.createdAtMicros], [1_795_704_642_123_456n, -1n])
+      assert.deepStrictEqual(exact!.createdAt, new Date("2026-11-26T14:50:42.123Z"))
+      assert.deepStrictEqual(before!.createdAt, new Date(-1))
+      for (const event of infinite) assert.isNaN(event.createdAt.getTime())
+      // What was read can be appended.
+      yield* store.append([event("copy", { createdAt: exact!.createdAtMicros })])
+      const same = sql`
+        SELECT c.created_at = o.created_at AS same FROM events AS c, events AS o
+        WHERE c.aggregate_id = 'copy' AND o.aggregate_id = 'a' AND o.aggregate_version = 1`
+      assert.deepStrictEqual(yield* same, [{ same: true }])
+    })
+  )
+
+  live(
+    "a default of created_at stays in force where no event has a time",
+    Effect.gen(function*() {
+      const store = yield* EventStore
+      const sql = yield* PgClient.PgClient
+      yield* sql`ALTER TABLE events ALTER COLUMN created_at SET DEFAULT '2001-02-03Z'`
+      yield* store.append([event("a")])
+      const [read] = (yield* store.read({ after: 0n })).events
+      assert.deepStrictEqual(read!.createdAt, new Date("2001-02-03T00:00:00Z"))
+    })
+  )
+
+  live(
     "an append of a process that ends at once wakes a waiting reader",
     Effect.gen(function*() {
       const { url } = yield* TestDatabase
