@@ -46,6 +46,15 @@ export class Presence extends Context.Service<Presence, {
   readonly presentKeys: string
 }>()("pupsourcing-orchestrator/layers/postgres/Presence") {}
 
+/**
+ * SQL: the first number of the locks, as `integer`. It depends on the name of the table of workers only: a lock outlives
+ * a table that is dropped and created again, and with it the table's oid.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const lockClass = (workers: string): string => `hashtext('${workers.replaceAll("'", "''")}')`
+
 /** How long a wait lasts in the database before it begins anew: while it lasts it may hold back vacuum. */
 const waitMillis = 5000
 
@@ -77,9 +86,10 @@ export const make: Effect.Effect<
 > = Effect.gen(function*() {
   const database = yield* Database
   const listener = yield* Listener
-  const workers = `'${database.qualified("workers").replaceAll("'", "''")}'::regclass::oid`
+  const workers = lockClass(database.qualified("workers"))
   const presentKeys = `SELECT l.objid::bigint AS key FROM pg_locks l
-    WHERE l.locktype = 'advisory' AND l.mode = 'ExclusiveLock' AND l.objsubid = 2 AND l.classid = ${workers}
+    WHERE l.locktype = 'advisory' AND l.mode = 'ExclusiveLock' AND l.objsubid = 2
+      AND l.classid::bigint = ${workers}::bigint & 4294967295
       AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())`
 
   let own: number | undefined
@@ -95,7 +105,7 @@ export const make: Effect.Effect<
 
   const take = (connection: PgConnection.PgConnection, key: number) =>
     Effect.map(
-      connection.query(`SELECT pg_try_advisory_lock(${workers}::int4, $1::int4) AS taken`, [key]),
+      connection.query(`SELECT pg_try_advisory_lock(${workers}, $1::int4) AS taken`, [key]),
       ({ rows }) => rows[0]!["taken"] === true
     )
 
@@ -140,7 +150,7 @@ export const make: Effect.Effect<
     return key === undefined || connection === undefined
       ? Effect.void
       // The lock ends with the connection anyway, which may be gone already.
-      : connection.query(`SELECT pg_advisory_unlock(${workers}::int4, $1::int4)`, [key]).pipe(
+      : connection.query(`SELECT pg_advisory_unlock(${workers}, $1::int4)`, [key]).pipe(
         Effect.timeoutOption("1 second"),
         Effect.ignoreCause
       )
@@ -161,7 +171,7 @@ export const make: Effect.Effect<
     `DO '${
       `BEGIN
         SET LOCAL lock_timeout = ${waitMillis};
-        PERFORM pg_advisory_xact_lock_shared(${workers}::int4, ${key});
+        PERFORM pg_advisory_xact_lock_shared(${workers}, ${key});
       EXCEPTION WHEN lock_not_available THEN
         NULL;
       END`.replaceAll("'", "''")

@@ -10,6 +10,8 @@ import * as Scope from "effect/Scope"
 import * as SqlClient from "effect/sql/SqlClient"
 import * as Os from "node:os"
 import * as Coordination from "../../../src/layers/postgres/Coordination.ts"
+import { Database } from "../../../src/layers/postgres/Database.ts"
+import * as Presence from "../../../src/layers/postgres/Presence.ts"
 import type { Registration } from "../../../src/schema/Worker.ts"
 import { Membership } from "../../../src/services/Membership.ts"
 import * as MembershipSuite from "../../suites/MembershipSuite.ts"
@@ -34,17 +36,21 @@ const keyOf = (replicaSet: string, workerId: string) =>
       (rows) => rows[0]!.presence_key
     ))
 
+const presenceClass = Effect.gen(function*() {
+  const { qualified, sql } = yield* Database
+  return sql.literal(Presence.lockClass(qualified("workers")))
+})
+
 /** Backends that hold the presence under a key, or wait to see it end. */
 const backendsOf = (key: number, who: "holding" | "watching") =>
-  Effect.flatMap(SqlClient.SqlClient, (sql) =>
-    Effect.map(
-      sql<{ pid: number }>`SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2
-        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-        AND classid = 'orchestrator_workers'::regclass::oid AND objid::int8 = ${key} AND granted = ${
-        who === "holding"
-      }`,
-      (rows) => rows.map(({ pid }) => pid)
-    ))
+  Effect.gen(function*() {
+    const sql = yield* SqlClient.SqlClient
+    const rows = yield* sql<{ pid: number }>`SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2
+      AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+      AND classid::int8 = ${yield* presenceClass}::int8 & 4294967295 AND objid::int8 = ${key}
+      AND granted = ${who === "holding"}`
+    return rows.map(({ pid }) => pid)
+  })
 
 const terminate = (pids: ReadonlyArray<number>) =>
   Effect.flatMap(
@@ -243,7 +249,7 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
         // The server has not noticed that the old session is gone: here somebody else stands for it.
         yield* sql.withTransaction(Effect.gen(function*() {
           yield* terminate(holders)
-          yield* sql`SELECT pg_advisory_xact_lock('orchestrator_workers'::regclass::oid::int4, ${key}::int4)`
+          yield* sql`SELECT pg_advisory_xact_lock(${yield* presenceClass}, ${key}::int4)`
           yield* until(Effect.map(keyOf("new key", "worker"), (now) => now !== key))
         }))
         const now = (yield* keyOf("new key", "worker"))!
@@ -270,7 +276,7 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
           )
           const holders = yield* backendsOf(key, "holding")
           yield* terminate(holders)
-          yield* sql`SELECT pg_advisory_xact_lock('orchestrator_workers'::regclass::oid::int4, ${key}::int4)`
+          yield* sql`SELECT pg_advisory_xact_lock(${yield* presenceClass}, ${key}::int4)`
           yield* until(Effect.map(keyOf("early", "worker"), (now) => now !== key))
           return joining
         }))

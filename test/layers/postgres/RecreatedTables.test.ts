@@ -1,0 +1,110 @@
+/**
+ * The tables are dropped and created again while workers run: they have other object identifiers then.
+ */
+import * as PgClient from "@effect/sql-pg/PgClient"
+import { assert, it } from "@effect/vitest"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as SqlClient from "effect/sql/SqlClient"
+import { Database } from "../../../src/layers/postgres/Database.ts"
+import * as DatabaseLive from "../../../src/layers/postgres/DatabaseLive.ts"
+import * as Listener from "../../../src/layers/postgres/Listener.ts"
+import * as Migrations from "../../../src/layers/postgres/Migrations.ts"
+import * as PostgresStores from "../../../src/layers/postgres/PostgresStores.ts"
+import * as Presence from "../../../src/layers/postgres/Presence.ts"
+import { EventStore } from "../../../src/services/EventStore.ts"
+import * as Orchestrator from "../../../src/services/Orchestrator.ts"
+import * as Projection from "../../../src/services/Projection.ts"
+import * as EventStores from "../../support/EventStores.ts"
+import * as TimeLimits from "../../support/TimeLimits.ts"
+
+const recreate = Effect.gen(function*() {
+  const sql = yield* PgClient.PgClient
+  yield* sql`DROP TABLE events, aggregate_heads`
+  yield* Effect.provideService(Migrations.down, SqlClient.SqlClient, sql)
+  yield* Effect.provideService(Migrations.run, SqlClient.SqlClient, sql)
+})
+
+const event = {
+  boundedContext: "test",
+  aggregateType: "Test",
+  aggregateId: "a",
+  eventType: "Happened",
+  payload: {}
+}
+
+const process = Effect.gen(function*() {
+  const database = yield* DatabaseLive.make()
+  const listener = yield* Effect.provideService(Listener.make, Database, database)
+  return yield* Presence.make.pipe(
+    Effect.provideService(Database, database),
+    Effect.provideService(Listener.Listener, listener)
+  )
+})
+
+EventStores.live(
+  "a process stays present for processes that start later, under keys that are not given out again",
+  () =>
+    Effect.gen(function*() {
+      const sql = yield* PgClient.PgClient
+      const before = yield* process
+      const key = yield* before.enter
+      yield* recreate
+      const after = yield* process
+      const present = yield* sql.unsafe<{ readonly key: bigint }>(after.presentKeys)
+      assert.deepStrictEqual(present.map(({ key }) => Number(key)), [key])
+      // The sequence of the keys has begun again, too.
+      assert.notStrictEqual(yield* after.enter, key)
+    })
+)
+
+it.live("a worker registers again, and hears of what is appended to the new tables", () =>
+  Effect.gen(function*() {
+    const sql = yield* PgClient.PgClient
+    yield* sql`CREATE TABLE seen (generation int)`
+    let generation = 1
+    const projection = Projection.make("seen", {
+      handle: Effect.fnUntraced(function*() {
+        const sql = yield* SqlClient.SqlClient
+        yield* sql`INSERT INTO seen VALUES (${generation})`
+      })
+    })
+    // Another process, which opens its stores anew with the tables.
+    const appender = Effect.map(
+      Layer.build(Layer.fresh(PostgresStores.layerWith({ presence: false }))),
+      (stores) => Context.get(stores, EventStore).append([event])
+    )
+    const seen = Effect.suspend(() =>
+      TimeLimits.waitUntil(
+        "the event is handled",
+        sql<{ readonly found: boolean }>`SELECT EXISTS (SELECT FROM seen WHERE generation = ${generation}) AS found`,
+        ([row]) => row?.found === true
+      )
+    )
+    yield* Effect.forkScoped(Effect.provide(
+      Orchestrator.run,
+      Orchestrator.layer({
+        replicaSet: "main",
+        projections: [projection],
+        heartbeatInterval: "200 millis",
+        pollInterval: "10 minutes"
+      }).pipe(Layer.provide(PostgresStores.layer))
+    ))
+    yield* yield* appender
+    yield* seen
+    yield* recreate
+    generation = 2
+    yield* TimeLimits.waitUntil(
+      "the worker is registered again and has the range",
+      sql<{ readonly found: boolean }>`
+        SELECT EXISTS (SELECT FROM orchestrator_checkpoints WHERE worker_id IS NOT NULL) AS found`,
+      ([row]) => row?.found === true
+    )
+    const append = yield* appender
+    yield* append
+    yield* seen
+    generation = 3
+    yield* append
+    yield* seen
+  }).pipe(Effect.scoped, Effect.provide(EventStores.database())))
