@@ -41,7 +41,8 @@ const sameSignalMillis = 500
  * **Gotchas**
  *
  * Provide loggers to the layers too, `Live.pipe(Layer.provideMerge(Logger.layer([Logger.consoleJson])))`: merged beside them
- * with `Layer.mergeAll` they are not in use yet while the layers are built.
+ * with `Layer.mergeAll` they are not in use yet while the layers are built. A logger that writes when its scope closes, such
+ * as one to a file, has closed before a failure of the start is logged: keep a console logger beside it.
  *
  * @category running
  * @since 0.1.0

@@ -113,15 +113,20 @@ const portProblem = ({ port }: PgClient.PgClientConfig): string | undefined =>
     ? undefined
     : `The port ${port} is not between 1 and 65535.`
 
+const pem = "Give the text of PEM files in ssl.ca, ssl.cert and ssl.key, not their paths."
+
 /** The driver reads certificates when the server has already agreed to encryption; what it throws then ends the process. */
 const tlsProblem = ({ ssl }: PgClient.PgClientConfig): string | undefined => {
   if (typeof ssl !== "object") return undefined
   const context = Result.try(() => Tls.createSecureContext(ssl))
-  return Result.isSuccess(context)
+  if (Result.isFailure(context)) {
+    const { failure } = context
+    return `The TLS options cannot be used: ${failure instanceof Error ? failure.message : String(failure)}. ${pem}`
+  }
+  // Node ignores anything else.
+  return [ssl.ca ?? []].flat().every((ca) => ca.toString().includes("-----BEGIN"))
     ? undefined
-    : `Certificate or key cannot be read: ${
-      context.failure instanceof Error ? context.failure.message : String(context.failure)
-    }. Give ssl.ca, ssl.cert and ssl.key as PEM text.`
+    : `ssl.ca is not a certificate. ${pem}`
 }
 
 /**

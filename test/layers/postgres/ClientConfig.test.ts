@@ -73,7 +73,14 @@ describe("ClientConfig", () => {
     ["a duration that is none", { ...url("postgresql://u:p@h/db"), connectTimeout: "5 sec" as never }, "PgClient", /./],
     ["a reserved startup parameter", { username: "u", startupParameters: { user: "x" } }, "PgClient", /Reserved/],
     ["a keepAlive below a second", { username: "u", keepAlive: "10 millis" }, "PgClient", /keepAlive/],
-    ["a certificate that is none", { username: "u", ssl: { cert: "none", key: "none" } }, "ssl", /PEM text/],
+    ["a certificate that is none", { username: "u", ssl: { cert: "none", key: "none" } }, "ssl", /PEM/],
+    [
+      "a path instead of an authority's certificate",
+      { username: "u", ssl: { ca: ["/etc/ca.pem"] } },
+      "ssl",
+      /not a certificate.*not their paths/
+    ],
+    ["a TLS version that is none", { username: "u", ssl: { minVersion: "TLSv9" as never } }, "ssl", /TLSv9/],
     ["another scheme", url("mysql://u:p@h/db"), "url", /not a PostgreSQL URL/],
     ["no scheme", url("u:p@h/db"), "url", /not a PostgreSQL URL/],
     ["no slashes", url("postgresql:u:p@h/db"), "url", /no \/\//],
