@@ -52,6 +52,11 @@ export type Activity = Data.TaggedEnum<{
     readonly attempt: number
     readonly reason: string
   }
+  /**
+   * A newer version has changed a projection's filter: this worker has given the projection up, and continues with its
+   * others. Both filters as `EventFilter.canonical` writes them.
+   */
+  ProjectionGivenUp: { readonly projection: string; readonly recorded: string; readonly given: string }
   /** The worker could not renew its heartbeat in time and has stopped its projections until it can. */
   Suspended: {}
   /** It can again. */

@@ -49,6 +49,11 @@ export interface Carried {
   readonly startPosition: bigint
   /** Takes over progress that was made under another filter, from where it stands. */
   readonly acceptFilterChange: boolean
+  /**
+   * The worker has given the projection up, because another worker has changed its filter: it claims nothing of it, releases
+   * what it holds, and no longer carries it.
+   */
+  readonly givenUp?: boolean | undefined
 }
 
 /**
@@ -93,6 +98,8 @@ export interface Decision {
   readonly obstacle: Obstacle | undefined
   /** Dead workers to mark as stopped. */
   readonly evict: ReadonlyArray<Worker.WorkerView>
+  /** What the worker's registration is to carry from now on; absent when it stays as it is recorded. */
+  readonly carry: ReadonlyArray<string> | undefined
   /** The generation to insert. */
   readonly form: Generation.Generation | undefined
   /** Whole rows to insert for projections that have none. */
@@ -125,7 +132,8 @@ export interface Decision {
  * @since 0.1.0
  */
 export const isEmpty = (decision: Decision): boolean =>
-  decision.evict.length === 0 && decision.form === undefined && decision.create.length === 0 &&
+  decision.evict.length === 0 && decision.carry === undefined && decision.form === undefined &&
+  decision.create.length === 0 &&
   decision.remove.length === 0 && decision.put.length === 0
 
 const alive = (view: View, request: Request): ReadonlyArray<Worker.WorkerView> =>
@@ -168,6 +176,7 @@ export const candidates = (view: View, request: Request): ReadonlyArray<Checkpoi
 const nothing = (view: View, obstacle: Obstacle | undefined): Decision => ({
   obstacle,
   evict: [],
+  carry: undefined,
   form: undefined,
   create: [],
   remove: [],
@@ -199,6 +208,7 @@ const obstacleOf = (view: View, request: Request): Obstacle | undefined => {
   // Who leaves has nothing to take: no obstacle may keep it from giving up what it holds.
   if (request.leaving) return undefined
   for (const projection of request.projections) {
+    if (projection.givenUp === true) continue
     for (const row of view.rows) {
       if (row.projection !== projection.name) continue
       const carrier = foreignCarriers(view, request, row).find((other) => !isDoubtful(other, request))
@@ -263,7 +273,15 @@ export const decide = (view: View, request: Request, lockable: ReadonlySet<strin
 
   const self = request.registration
   const living = alive(view, request)
-  const members = living.map(({ incarnation, projections, workerId }) => ({ workerId, incarnation, projections }))
+  const recorded = view.workers.find((worker) => isSelf(worker, request))
+  const givenUp = new Set(request.projections.filter((projection) => projection.givenUp).map(({ name }) => name))
+  const carried = recorded?.projections.filter((name) => !givenUp.has(name))
+  const carry = request.leaving || carried?.length === recorded?.projections.length ? undefined : carried
+  const members = living.map((worker) => ({
+    workerId: worker.workerId,
+    incarnation: worker.incarnation,
+    projections: isSelf(worker, request) ? carry ?? worker.projections : worker.projections
+  }))
   const stale = view.generation === undefined
     ? members.length > 0
     : !Generation.isCurrent(view.generation, members)
@@ -280,7 +298,7 @@ export const decide = (view: View, request: Request, lockable: ReadonlySet<strin
   let awaitsLock = false
 
   for (const projection of request.projections) {
-    const share = request.leaving || generation === undefined
+    const share = request.leaving || projection.givenUp === true || generation === undefined
       ? undefined
       : Generation.share(generation, projection.name, self)
     const fence: Checkpoint.Fence | undefined = generation === undefined ? undefined : {
@@ -310,7 +328,7 @@ export const decide = (view: View, request: Request, lockable: ReadonlySet<strin
     })
 
     const rows = view.rows.filter((row) => row.projection === projection.name)
-    if (rows.length === 0 && !request.leaving) {
+    if (rows.length === 0 && !request.leaving && projection.givenUp !== true) {
       const row: Checkpoint.Checkpoint = {
         projection: projection.name,
         range: HashRange.whole,
@@ -384,6 +402,7 @@ export const decide = (view: View, request: Request, lockable: ReadonlySet<strin
   return {
     obstacle: undefined,
     evict,
+    carry,
     form,
     create,
     remove,
@@ -391,7 +410,7 @@ export const decide = (view: View, request: Request, lockable: ReadonlySet<strin
     held,
     generation,
     settled,
-    recorded: view.workers.find((worker) => isSelf(worker, request))?.recorded,
+    recorded: recorded?.recorded,
     activates: form === undefined && !view.active && view.generation !== undefined &&
       isRunning(view.generation, view.workers),
     recheckAfterMillis: recheckAfter(view, request, living, awaitsLock)

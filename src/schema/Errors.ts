@@ -5,6 +5,7 @@
  */
 import * as Duration from "effect/Duration"
 import * as Schema from "effect/Schema"
+import * as EventFilter from "./EventFilter.ts"
 import { sentence } from "./Text.ts"
 
 const id = (tag: string) => `pupsourcing-orchestrator/${tag}`
@@ -320,10 +321,17 @@ export class FilterChanged extends Schema.TaggedError<FilterChanged>(id("FilterC
   projection: Schema.String,
   /** `EventFilter.canonical` of the filter that progress was made under. */
   recorded: Schema.String,
-  given: Schema.String
+  /** The filter of this worker. */
+  given: Schema.String,
+  /** Another worker has changed the recorded filter while this one was running. */
+  whileRunning: Schema.optionalKey(Schema.Boolean)
 }) {
   override get message(): string {
-    return `Projection "${this.projection}" now has the filter ${this.given}, but its progress was made under ${this.recorded}: events that the new filter lets through would be missing from the past. Give the projection a new name to build it from the beginning, or set acceptFilterChange: true to go on from where it stands.`
+    const given = `"${EventFilter.format(this.given)}"`
+    const recorded = `"${EventFilter.format(this.recorded)}"`
+    return this.whileRunning === true
+      ? `Another worker, probably of a newer version, has changed the filter of projection "${this.projection}" from ${given}, which this worker has, to ${recorded}. Run the newer version here, too.`
+      : `Projection "${this.projection}" has the filter ${given}, but its progress was made under ${recorded}, so that past events which only the new filter selects are missing. Set acceptFilterChange: true to continue from its present position, or give the projection a new name to build it from the beginning; if a newer version has changed the filter, run that version.`
   }
 }
 

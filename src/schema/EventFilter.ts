@@ -30,6 +30,36 @@ export const canonical = (filter: EventFilter): string =>
   JSON.stringify([sorted(filter.boundedContexts), sorted(filter.aggregateTypes), sorted(filter.eventTypes)])
 
 /**
+ * A canonical text for people: `eventTypes: A, B; aggregateTypes: C`, or `all events`.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const format = (canonical: string): string => {
+  const lists = parse(canonical)
+  if (lists === undefined) return canonical
+  const [boundedContexts, aggregateTypes, eventTypes] = lists
+  const parts = Object.entries({ eventTypes, aggregateTypes, boundedContexts }).flatMap(([name, values]) =>
+    values === null ? [] : [`${name}: ${values.join(", ")}`]
+  )
+  return parts.length === 0 ? "all events" : parts.join("; ")
+}
+
+type Lists = readonly [List, List, List]
+type List = ReadonlyArray<string> | null
+
+/** Nothing of what `canonical` has not written. */
+const parse = (text: string): Lists | undefined => {
+  const isList = (value: unknown): value is List => value === null || Array.isArray(value)
+  try {
+    const lists: unknown = JSON.parse(text)
+    return Array.isArray(lists) && lists.length === 3 && lists.every(isList) ? lists as unknown as Lists : undefined
+  } catch {
+    return undefined
+  }
+}
+
+/**
  * @category guards
  * @since 0.1.0
  */

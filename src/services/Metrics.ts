@@ -187,6 +187,7 @@ export const record = (replicaSet: string, activity: Activity): Effect.Effect<vo
     case "Resumed":
       return setState(replicaSet, "running")
     case "RangeGivenUp":
+    case "ProjectionGivenUp":
     case "CaughtUp":
     case "Missed":
       return Effect.void

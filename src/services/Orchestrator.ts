@@ -27,6 +27,7 @@ import type * as Decision from "../schema/Decision.ts"
 import {
   AlreadyRunning,
   DuplicateProjection,
+  FilterChanged,
   type ForeignSqlClient,
   InvalidSettings,
   type OrchestratorError,
@@ -184,6 +185,8 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
   let registration: Registration | undefined
   let generation: Generation.Generation | undefined
   let ranges: Ranges.Ranges | undefined
+  /** Projections that this run has given up, because a newer version has changed their filters. */
+  const givenUp = new Map<string, FilterChanged>()
   const log = ActivityLog.make(replicaSet, () => [
     ...(registration === undefined ? [] : [Activity.WorkerRegistered({ registration })]),
     ...(registration === undefined || generation === undefined ? [] : [Activity.GenerationFormed({
@@ -191,6 +194,9 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
       partition: Generation.partitionKey(generation, registration),
       byThisWorker: false
     })]),
+    ...(registration === undefined ? [] : [...givenUp.values()]).map(({ given, projection, recorded }) =>
+      Activity.ProjectionGivenUp({ projection, recorded, given })
+    ),
     ...[...(ranges?.all.values() ?? [])].flatMap(({ halt, held: { projection, range }, seen }) => [
       Activity.RangeTaken({ projection, range, position: seen }),
       ...(halt === undefined ? [] : [Activity.RangeHalted({ projection, range, halt })])
@@ -269,11 +275,28 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
 
   /** The present registration works on all of its assignment. */
   let assigned = false
+  /** This run has taken part in a generation. */
+  let hasStarted = false
+
+  const giveUp = Effect.fnUntraced(function*({ given, projection, recorded }: FilterChanged) {
+    const failure = new FilterChanged({ projection, recorded, given, ...(hasStarted ? { whileRunning: true } : {}) })
+    if (!hasStarted) return yield* failure
+    givenUp.set(projection, failure)
+    const others = [...projections.keys()].filter((name) => !givenUp.has(name))
+    yield* Effect.logWarning(
+      `${failure.message} Until then ${
+        others.length === 0
+          ? "it stays registered without a projection"
+          : `this worker continues with its other projections: ${others.join(", ")}`
+      }.`
+    )
+    yield* log.record(Activity.ProjectionGivenUp({ projection, recorded, given }))
+  })
 
   /** One registration's life. Ends by failing, `WorkerEvicted` included, or by interruption. */
   const life = Effect.fnUntraced(function*(
     workerId: string,
-    carried: ReadonlyArray<Decision.Carried>,
+    carried: () => ReadonlyArray<Decision.Carried>,
     onSeen: () => void
   ): Effect.fn.Return<never, OrchestratorError | WorkerEvicted, Scope.Scope> {
     const failed = yield* Deferred.make<never, OrchestratorError | WorkerEvicted>()
@@ -289,7 +312,7 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
         if (!evicted) {
           yield* Effect.logInfo("Unregistering worker...")
           yield* within(
-            coordinator.leave({ registration: self, projections: carried, busy: busy() }, settings),
+            coordinator.leave({ registration: self, projections: carried(), busy: busy() }, settings),
             leaveTimeout
           ).pipe(
             Effect.flatMap(Option.match({
@@ -309,7 +332,7 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
       membership.join({
         replicaSet,
         workerId,
-        projections: [...projections.keys()],
+        projections: [...projections.keys()].filter((name) => !givenUp.has(name)),
         rules: Coordinator.livenessRules(settings)
       }).pipe(
         startup.step(Startup.registering)
@@ -360,6 +383,7 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
       settings,
       projections,
       carried,
+      giveUp: (failure) => Effect.tap(giveUp(failure), () => Effect.sync(onSeen)),
       captured: captured as Context.Context<unknown>,
       coordinator,
       membership,
@@ -370,6 +394,7 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
       suspended: heartbeat.suspended,
       startup,
       onGeneration: (current) => {
+        hasStarted = true
         generation = current
       },
       onAssigned: (value) => {
@@ -395,7 +420,10 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
   const lives = Effect.fnUntraced(function*(onSeen: () => void): Effect.fn.Return<never, OrchestratorError> {
     yield* Effect.logInfo("Starting orchestrator...")
     const workerId = settings.workerId ?? `worker-${yield* drawId}`
-    const carried = yield* carry(workerId)
+    hasStarted = false
+    givenUp.clear()
+    const all = yield* carry(workerId)
+    const carried = () => all.map((projection) => ({ ...projection, givenUp: givenUp.has(projection.name) }))
     return yield* Effect.scoped(life(workerId, carried, onSeen)).pipe(
       Effect.tapErrorTag("WorkerEvicted", (error) => Effect.logWarning(error.message)),
       Effect.retry({
@@ -434,6 +462,8 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
     let askedAt: bigint | undefined
     while (remaining.length > 0) {
       progressed.closeUnsafe()
+      const changed = remaining.flatMap((name) => givenUp.get(name) ?? [])[0]
+      if (changed !== undefined) return yield* changed
       // Before that, a halt may be one of an earlier run, which this worker tries again when it takes the range.
       if (!assigned) {
         yield* progressed.await

@@ -44,7 +44,9 @@ export interface Options {
   readonly registration: Registration
   readonly settings: Settings
   readonly projections: ReadonlyMap<string, Projection.Any>
-  readonly carried: ReadonlyArray<Decision.Carried>
+  readonly carried: () => ReadonlyArray<Decision.Carried>
+  /** Gives up the projection whose filter has been changed, unless the worker has only started: then that is an error. */
+  readonly giveUp: (failure: FilterChanged) => Effect.Effect<void, FilterChanged>
   readonly captured: Context.Context<unknown>
   readonly coordinator: Coordinator["Service"]
   readonly membership: Membership["Service"]
@@ -146,7 +148,7 @@ export const run = Effect.fnUntraced(function*(options: Options): Effect.fn.Retu
       ? new Set()
       : new Set([...merging].filter((key) => busy.has(key)))
     const result = yield* Effect.result(
-      coordinator.reconcile({ registration, projections: options.carried, busy }, settings)
+      coordinator.reconcile({ registration, projections: options.carried(), busy }, settings)
     )
     if (result._tag === "Success") {
       options.startup.worked(coordinating)
@@ -158,6 +160,10 @@ export const run = Effect.fnUntraced(function*(options: Options): Effect.fn.Retu
     if (failure._tag === "WorkerEvicted") {
       // A decision sees only that the registration is gone; whether a successor has the id, the heartbeat says.
       yield* Effect.catchIf(membership.heartbeat(registration), isStoreError, () => Effect.void)
+    }
+    if (failure._tag === "FilterChanged") {
+      yield* options.giveUp(failure)
+      return Option.none()
     }
     if (!isStoreError(failure)) return yield* failure
     if (options.startup.isFatal(coordinating, failure)) return yield* failure

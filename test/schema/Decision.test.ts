@@ -95,6 +95,11 @@ const step = (world: World.World, { a, b, event, hash }: typeof Step.Type): void
       if (b % 4 !== 0) World.giveUp(world, worker)
       const decision = World.decide(world, worker, { observerAgeMillis: b === 1 ? 0 : World.oldObserver })
       if (decision.obstacle === undefined) return
+      if (decision.obstacle._tag === "FilterChanged" && hash % 2 === 0) {
+        const { projection } = decision.obstacle
+        worker.carried = worker.carried.map((one) => one.name === projection ? { ...one, givenUp: true } : one)
+        return
+      }
       worker.busy.clear()
       World.decide(world, worker, { leaving: true })
       world.workers = world.workers.filter((one) => one !== worker)
@@ -144,13 +149,20 @@ const step = (world: World.World, { a, b, event, hash }: typeof Step.Type): void
   }
 }
 
-/** The end of all churn: the dead are known, nothing is locked, and who would meet an obstacle is gone. */
+/**
+ * The end of all churn: the dead are known, nothing is locked, and a worker that would meet an obstacle is gone or has given
+ * up what it would meet it for.
+ */
 const calm = (world: World.World): ReadonlyArray<World.WorldWorker> => {
   world.now += 1
   world.locked.clear()
   for (const worker of world.workers) {
     const { registration } = worker
-    if (registration.replicaSet !== "main" || worker.carried.some((one) => !one.acceptFilterChange)) worker.dead = true
+    if (registration.replicaSet !== "main") worker.dead = true
+    if (worker.carried.some((one) => !one.acceptFilterChange)) {
+      if (registration.incarnation % 2n === 0n) worker.dead = true
+      else worker.carried = worker.carried.map((one) => ({ ...one, givenUp: !one.acceptFilterChange }))
+    }
     worker.silentForMillis = worker.dead ? farFuture : 0
     worker.absentForMillis = undefined
   }
@@ -203,7 +215,9 @@ describe("Decision", () => {
       const uncarried = new Map(world.rows)
       const workers = calm(world)
       const order = (round: number) => rotated(lazy ? workers.toReversed() : workers, rotation + round)
-      assert.isAtMost(World.converge(world, { idle: false, order }), 2)
+      // That a worker gives a projection up is read by the others after its own decision.
+      const givesUp = workers.some(({ carried }) => carried.some((one) => one.givenUp === true))
+      assert.isAtMost(World.converge(world, { idle: false, order }), givesUp ? 3 : 2)
 
       const generation = world.generations.get("main")!
       assert.strictEqual(generation.members.length, workers.length)
@@ -213,8 +227,17 @@ describe("Decision", () => {
         assert.isTrue(decision.settled)
       }
       for (const projection of World.projectionNames) {
-        const carriers = workers.filter(({ registration }) => registration.projections.includes(projection))
+        const carriers = workers.filter(({ registered }) => registered.includes(projection))
         const rows = World.rowsOf(world, projection)
+        if (
+          carriers.length === 0 && workers.some(({ registration }) => registration.projections.includes(projection))
+        ) {
+          // Given up by all that have it: held by none of them.
+          for (const row of rows) {
+            assert.isFalse(workers.some((worker) => Checkpoint.isHeldBy(row, worker.registration)))
+          }
+          continue
+        }
         if (carriers.length === 0) {
           assert.deepStrictEqual(rows, World.rowsOf({ ...world, rows: uncarried }, projection))
           continue
@@ -239,7 +262,7 @@ describe("Decision", () => {
       for (const [key, row] of world.rows) world.rows.set(key, { ...row, position: 7n, halt: undefined })
       World.converge(world, { idle: true, order: (round) => rotated(workers, rotation + round) })
       for (const projection of World.projectionNames) {
-        const carriers = workers.filter(({ registration }) => registration.projections.includes(projection))
+        const carriers = workers.filter(({ registered }) => registered.includes(projection))
         if (carriers.length === 0) continue
         assert.lengthOf(World.rowsOf(world, projection), carriers.length)
       }
@@ -397,6 +420,52 @@ describe("Decision", () => {
         recorded: "old",
         given: "new"
       })
+    })
+
+    it("a running worker that has given the projection up keeps its others, and the newer worker gets all of it", () => {
+      const world = World.make()
+      const old = World.join(world, { workerId: "w1", projections: ["orders", "users"], filter: "old" })
+      World.decide(world, old)
+      const young = World.join(world, {
+        workerId: "w2",
+        projections: ["orders", "users"],
+        filter: "old",
+        acceptFilterChange: true
+      })
+      young.carried = young.carried.map((one) => one.name === "orders" ? { ...one, filter: "new" } : one)
+      World.converge(world, { idle: true, order: () => [young] })
+      World.decide(world, old)
+      World.decide(world, young)
+      assert.strictEqual(World.decide(world, old).obstacle?._tag, "FilterChanged")
+      old.carried = old.carried.map((one) => one.name === "orders" ? { ...one, givenUp: true } : one)
+      // What is still worked on stays with it; the next generation gives it to the other all the same.
+      old.busy.add(Checkpoint.key(World.heldBy(world, old).find((row) => row.projection === "orders")!))
+      const given = World.decide(world, old)
+      assert.deepStrictEqual(given.carry, ["users"])
+      assert.deepStrictEqual(given.form?.members.map((member) => member.projections), [["users"], ["orders", "users"]])
+      assert.isFalse(given.settled)
+      old.busy.clear()
+      assert.isTrue(World.decide(world, old).settled)
+      assert.isTrue(World.decide(world, young).settled)
+      assert.deepStrictEqual(
+        World.rowsOf(world, "orders").map(({ fence, filter }) => [fence?.workerId, filter]),
+        [["w2", "new"]]
+      )
+      assert.deepStrictEqual(World.rowsOf(world, "users").map(({ fence }) => fence?.workerId), ["w1", "w2"])
+      assert.isTrue(Decision.isEmpty(World.decide(world, old)))
+      assert.isTrue(Decision.isEmpty(World.decide(world, young)))
+    })
+
+    it("a worker that has given up all it carries is a member without a share", () => {
+      const world = World.make()
+      const old = World.join(world, { workerId: "w1", projections: ["orders"], filter: "old" })
+      World.decide(world, old)
+      for (const [key, row] of world.rows) world.rows.set(key, { ...row, filter: "new" })
+      old.carried = old.carried.map((one) => ({ ...one, givenUp: true }))
+      const { form, settled } = World.decide(world, old)
+      assert.deepStrictEqual(form?.members.map((member) => member.projections), [[]])
+      assert.isTrue(settled)
+      assert.isUndefined(World.rowsOf(world, "orders")[0]!.fence)
     })
 
     it("a generation in which all run, and which is not recorded as active, can be", () => {

@@ -19,7 +19,9 @@ export const projectionNames = ["orders", "users", "stock"] as const
 
 export interface WorldWorker {
   readonly registration: Worker.Registration
-  readonly carried: ReadonlyArray<Decision.Carried>
+  carried: ReadonlyArray<Decision.Carried>
+  /** What its row carries. */
+  registered: ReadonlyArray<string>
   /** Keys of the rows that a runner works on. */
   readonly busy: Set<string>
   silentForMillis: number
@@ -97,6 +99,7 @@ export const join = (
       startPosition: options.startPosition ?? 0n,
       acceptFilterChange: options.acceptFilterChange ?? false
     })),
+    registered: options.projections,
     busy: new Set(),
     silentForMillis: 0,
     absentForMillis: undefined,
@@ -115,7 +118,7 @@ const viewOfWorker = (worker: WorldWorker): Worker.WorkerView => ({
   workerId: worker.registration.workerId,
   incarnation: worker.registration.incarnation,
   startedAt: worker.registration.startedAt,
-  projections: worker.registration.projections,
+  projections: worker.registered,
   silentForMillis: worker.silentForMillis,
   absentForMillis: worker.absentForMillis,
   recorded: worker.recorded
@@ -202,6 +205,7 @@ const unlocked = (world: World, view: Decision.View, request: Decision.Request):
 const apply = (world: World, worker: WorldWorker, decision: Decision.Decision): void => {
   const stopped = new Set(decision.evict.map(({ incarnation }) => incarnation))
   world.workers = world.workers.filter(({ registration }) => !stopped.has(registration.incarnation))
+  if (decision.carry !== undefined) worker.registered = decision.carry
   if (decision.form !== undefined) world.generations.set(worker.registration.replicaSet, decision.form)
   for (const row of decision.create) {
     assert.lengthOf(rowsOf(world, row.projection), 0, "created beside other rows")
@@ -278,11 +282,21 @@ const check = (
 
   for (const other of decision.evict) assert.isFalse(living.includes(other), "evicted the living")
   assert.lengthOf(decision.evict, view.workers.filter((other) => !living.includes(other)).length - (leaving ? 1 : 0))
+  // As it is registered after the decision.
+  const members = living.map((other) => ({
+    ...other,
+    projections: other.incarnation === self.incarnation ? worker.registered : other.projections
+  }))
+  const isGivenUp = (name: string) => worker.carried.some((one) => one.name === name && one.givenUp === true)
+  assert.deepStrictEqual(
+    worker.registered,
+    leaving ? worker.registered : self.projections.filter((name) => !isGivenUp(name))
+  )
   if (decision.form !== undefined) {
     assert.strictEqual(decision.form.generationId, (view.generation?.generationId ?? 0n) + 1n)
-    assert.isFalse(view.generation !== undefined && Generation.isCurrent(view.generation, living))
+    assert.isFalse(view.generation !== undefined && Generation.isCurrent(view.generation, members))
   }
-  if (living.length > 0) assert.isTrue(Generation.isCurrent(decision.generation!, living))
+  if (living.length > 0) assert.isTrue(Generation.isCurrent(decision.generation!, members))
   assert.deepStrictEqual(world.generations.get(self.replicaSet), decision.generation)
   if (leaving && decision.form !== undefined) assert.strictEqual(Generation.partitionKey(decision.form, self), -1)
 
@@ -290,7 +304,7 @@ const check = (
     const old = [...before.values()].filter((row) => row.projection === name)
     const rows = rowsOf(world, name)
     if (rows.length === 0) {
-      assert.isTrue(leaving)
+      assert.isTrue(leaving || isGivenUp(name))
       continue
     }
     assert.isTrue(HashRange.tiles(rows.map(({ range }) => range)), `${name} does not tile`)
@@ -298,7 +312,7 @@ const check = (
     const share = leaving || decision.generation === undefined
       ? undefined
       : Generation.share(decision.generation, name, self)
-    if (!leaving) assert.isDefined(share)
+    assert.strictEqual(share !== undefined, !leaving && !isGivenUp(name))
     for (const row of rows) {
       if (row.halt !== undefined) assert.isTrue(HashRange.includes(row.range, row.halt.hash), "a halt elsewhere")
       const was = before.get(Checkpoint.key(row))
@@ -324,7 +338,7 @@ const check = (
         assert.strictEqual(isMine(now), inShare, `${name}: ${hash} ${inShare ? "not taken" : "not freed"}`)
         if (!inShare && isMine(was)) assert.isUndefined(now.fence)
         if (inShare) assert.strictEqual(now.filter, worker.carried.find((one) => one.name === name)!.filter)
-        if (!leaving) assert.strictEqual(now.replicaSet, self.replicaSet, "left to the other replica set")
+        if (inShare) assert.strictEqual(now.replicaSet, self.replicaSet, "left to the other replica set")
       }
       if (!inShare) assert.strictEqual(now.filter, was.filter)
       if (was.halt?.hash === hash) {
@@ -342,17 +356,17 @@ const check = (
 
   const held = heldBy(world, worker)
   assert.deepStrictEqual(sorted(decision.held), sorted(held))
-  const settled = !leaving && self.projections.every((name) =>
-    HashRange.tiles(
-      held.filter((row) => row.projection === name).map(({ range }) => range),
-      Generation.share(decision.generation!, name, self)!
-    )
-  )
+  const settled = !leaving && self.projections.every((name) => {
+    const ranges = held.filter((row) => row.projection === name).map(({ range }) => range)
+    const share = Generation.share(decision.generation!, name, self)
+    return share === undefined ? ranges.length === 0 : HashRange.tiles(ranges, share)
+  })
   assert.strictEqual(decision.settled, settled)
   const waits = [...before.values()].some((row) => {
     if (!self.projections.includes(row.projection) || lockable.has(Checkpoint.key(row)) || othersRow(row)) return false
     if (isMine(row)) return !worker.busy.has(Checkpoint.key(row))
-    return !leaving && HashRange.overlaps(row.range, Generation.share(decision.generation!, row.projection, self)!)
+    const share = leaving ? undefined : Generation.share(decision.generation!, row.projection, self)
+    return share !== undefined && HashRange.overlaps(row.range, share)
   })
   if (waits) assert.isDefined(decision.recheckAfterMillis, "waits for a lock and does not look again")
 }

@@ -47,6 +47,19 @@ describe("EventFilter", () => {
     { arbitrary: { runs: 1000, seed: "matches" } }
   )
 
+  it("is written for people by the names of its lists", () => {
+    const written = (filter: EventFilter.EventFilter) => EventFilter.format(EventFilter.canonical(filter))
+    assert.strictEqual(written({}), "all events")
+    assert.strictEqual(written({ eventTypes: ["B", "A"] }), "eventTypes: A, B")
+    assert.strictEqual(
+      written({ boundedContexts: ["sales"], aggregateTypes: ["C"], eventTypes: ["A", "B"] }),
+      "eventTypes: A, B; aggregateTypes: C; boundedContexts: sales"
+    )
+    for (const other of ["", "old", "[1,2,3]", "null", "[null,null]"]) {
+      assert.strictEqual(EventFilter.format(other), other)
+    }
+  })
+
   it("no list lets everything through, an empty one nothing", () => {
     const event = { boundedContext: "sales", aggregateType: "Order", eventType: "OrderPlaced" }
     assert.isTrue(EventFilter.matches({}, event))

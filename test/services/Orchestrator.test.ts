@@ -290,6 +290,148 @@ it.effect("a changed filter is refused, unless it is accepted", () =>
     assert.isFalse(hasEnded(same.fiber))
   }))
 
+/** A later version of `counting` with another filter. */
+const widened = { eventTypes: ["UserCreated", "UserDeleted"], acceptFilterChange: true }
+const narrow = { eventTypes: ["UserCreated"] }
+
+it.effect("a running worker whose projection's filter a newer version changes keeps its other projections", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const counts = yield* noCounts
+    const others = yield* noCounts
+    const old = yield* start(world, [counting(counts, narrow), counting(others, { name: "others" })], {
+      settings: { workerId: "old" }
+    })
+    yield* appendAll(old.events)
+    yield* pass(500)
+    const young = yield* start(world, [counting(counts, widened), counting(others, { name: "others" })], {
+      settings: { workerId: "young" }
+    })
+    yield* pass(2_000)
+    yield* appendAll(old.events)
+    yield* pass(2_000)
+    assert.isFalse(hasEnded(old.fiber))
+    assert.isFalse(hasEnded(young.fiber))
+    assert.deepStrictEqual(yield* TxRef.get(counts), times(2))
+    assert.deepStrictEqual(yield* TxRef.get(others), times(2))
+    const owners = (name: string) =>
+      MemoryWorld.committedRows(world, name).map((row) => [row.fence?.workerId, row.range] as const)
+    assert.isTrue(owners("counts").every(([owner]) => owner === "young"))
+    assert.deepStrictEqual(owners("others"), [
+      ["old", HashRange.partition(0, 2)],
+      ["young", HashRange.partition(1, 2)]
+    ])
+    const warnings = old.said("Warn").filter((text) => text.includes("filter"))
+    assert.strictEqual(warnings.length, 1)
+    for (
+      const part of [
+        "\"counts\" from \"eventTypes: UserCreated\", which this worker has, to \"eventTypes: UserCreated, UserDeleted\"",
+        "Run the newer version",
+        "continues with its other projections: others."
+      ]
+    ) assert.include(warnings[0], part)
+    assert.deepStrictEqual(old.of("ProjectionGivenUp").map(({ projection }) => projection), ["counts"])
+    assert.deepStrictEqual(young.of("ProjectionGivenUp"), [])
+    const [registered, formed, givenUp] = yield* old.orchestrator.activity.pipe(Stream.take(3), Stream.runCollect)
+    assert.deepStrictEqual([registered?._tag, formed?._tag, givenUp?._tag], [
+      "WorkerRegistered",
+      "GenerationFormed",
+      "ProjectionGivenUp"
+    ])
+    // It is counted as arrived, and changes nothing more.
+    const generations = old.of("GenerationFormed").length
+    yield* pass(10_000, 500)
+    assert.strictEqual(old.of("GenerationFormed").length, generations)
+    // One that starts with the old filter cannot know which of the two is wanted.
+    const late = yield* start(world, [counting(counts, narrow)], { settings: { workerId: "late" } })
+    yield* pass(500)
+    const error = failureOf(late.fiber)
+    assert.strictEqual(error?._tag, "FilterChanged")
+    for (
+      const part of [
+        "has the filter \"eventTypes: UserCreated\", but its progress was made under \"eventTypes: UserCreated, UserDeleted\"",
+        "acceptFilterChange: true",
+        "new name",
+        "run that version"
+      ]
+    ) assert.include(error!.message, part)
+    yield* old.stop
+    yield* pass(500)
+    assert.isTrue(owners("others").every(([owner]) => owner === "young"))
+  }))
+
+it.effect("a worker that is evicted and registers again keeps what it has given up given up", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const counts = yield* noCounts
+    const old = yield* start(world, [counting(counts, narrow), counting(yield* noCounts, { name: "others" })], {
+      settings: { workerId: "old" }
+    })
+    yield* pass(500)
+    yield* start(world, [counting(counts, widened)], { settings: { workerId: "young" } })
+    yield* pass(1_000)
+    assert.strictEqual(old.of("ProjectionGivenUp").length, 1)
+    const { incarnation } = old.of("WorkerRegistered")[0]!.registration
+    yield* MemoryWorld.changeWorker(world, { replicaSet: "main", workerId: "old", incarnation }, (worker) => ({
+      ...worker,
+      stoppedAt: 0
+    }))
+    yield* pass(10_000, 100)
+    assert.strictEqual(old.of("WorkerRegistered").length, 2)
+    assert.deepStrictEqual(old.of("WorkerRegistered")[1]!.registration.projections, ["others"])
+    assert.strictEqual(old.of("ProjectionGivenUp").length, 1)
+    assert.isFalse(hasEnded(old.fiber))
+  }))
+
+it.effect("a running worker whose only projection is given up stays registered without work, and leaves when stopped", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const counts = yield* noCounts
+    const old = yield* start(world, [counting(counts, narrow)], { settings: { workerId: "old" } })
+    yield* appendAll(old.events)
+    yield* pass(500)
+    const young = yield* start(world, [counting(counts, widened)], { settings: { workerId: "young" } })
+    yield* pass(2_000)
+    yield* appendAll(old.events)
+    yield* pass(2_000)
+    assert.isFalse(hasEnded(old.fiber))
+    assert.deepStrictEqual(yield* TxRef.get(counts), times(2))
+    assert.include(old.said("Warn").join(), "stays registered without a projection")
+    assert.deepStrictEqual(
+      young.of("GenerationFormed").at(-1)!.generation.members.map((member) => member.projections),
+      [
+        [],
+        ["counts"]
+      ]
+    )
+    yield* old.stop
+    yield* pass(500)
+    assert.isTrue(hasEnded(old.fiber))
+    assert.include(old.said("Info"), "Shutdown complete")
+  }))
+
+it.effect("catchUp fails when a newer version changes the filter before everything is handled", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const counts = yield* noCounts
+    const blocked = yield* Deferred.make<void>()
+    const before = (event: Event) => event.aggregateVersion > 1n ? Deferred.await(blocked) : Effect.void
+    const first = yield* enter(world)
+    yield* appendAll(first.events)
+    yield* first.events.append([event(lower)])
+    const old = yield* start(world, [counting(counts, { ...narrow, before })], {
+      how: "catchUp",
+      settings: { drainTimeout: "1 second" }
+    })
+    yield* pass(500)
+    assert.isFalse(hasEnded(old.fiber))
+    yield* start(world, [counting(counts, widened)])
+    yield* pass(10_000, 100)
+    const error = failureOf(old.fiber)
+    assert.strictEqual(error?._tag, "FilterChanged")
+    assert.include(error!.message, "Another worker, probably of a newer version, has changed the filter")
+  }))
+
 it.effect("a start beyond the events stops the worker with an error that names the projection and both positions", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld

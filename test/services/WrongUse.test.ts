@@ -203,11 +203,11 @@ it.live("tables that are missing, too old or too new", () =>
     yield* sql`UPDATE orchestrator_meta SET schema_version = 0`
     const old = yield* refusal(worker(nothing("tables")))
     assert.strictEqual(old._tag, "SchemaVersionMismatch")
-    told(old, "version 0", "needs version 1", "migrate up")
+    told(old, "version 0", "needs version 2", "migrate up")
     yield* sql`UPDATE orchestrator_meta SET schema_version = 99`
     const newer = yield* refusal(worker(nothing("tables")))
     assert.strictEqual(newer._tag, "SchemaVersionMismatch")
-    told(newer, "version 99", "up to version 1", /Install the version/)
+    told(newer, "version 99", "up to version 2", /Install the version/)
   }).pipe(Effect.provide(TestDatabase.layer)))
 
 it.live("a sequence that gives out positions in blocks", () =>
@@ -299,7 +299,7 @@ it.layer(migrated, { excludeTestServices: true })(
         yield* quietly(Orchestrator.catchUp, live({ aggregateTypes: ["User"] }))
         const error = yield* refusal(live({ aggregateTypes: ["User", "Group"] }))
         assert.strictEqual(error._tag, "FilterChanged")
-        told(error, "\"filtered\"", "\"Group\"", "new name", "acceptFilterChange: true")
+        told(error, "\"filtered\"", "\"aggregateTypes: Group, User\"", "new name", "acceptFilterChange: true")
         yield* quietly(
           Orchestrator.catchUp,
           live({ aggregateTypes: ["User", "Group"], acceptFilterChange: true })

@@ -405,6 +405,34 @@ export const suite = (
         assert.deepStrictEqual(held.map((row) => [row.filter, row.position]), [[given, 4n]])
       }))
 
+    it.effect("a worker that has given a projection up releases it to the workers that still carry it", () =>
+      Effect.gen(function*() {
+        const replicaSet = yield* unique("replica-set")
+        const [changed, kept] = [yield* unique("changed"), yield* unique("kept")]
+        const old = yield* join(replicaSet, "old", [changed, kept])
+        yield* decide(old)
+        const filter = EventFilter.canonical({ eventTypes: ["Added"] })
+        const young = yield* join(replicaSet, "young", [carried(changed, { filter, acceptFilterChange: true }), kept])
+        yield* decide(young)
+        yield* decide(old)
+        yield* decide(young)
+        assert.strictEqual((yield* decide(old)).obstacle?._tag, "FilterChanged")
+        const without: Member = { ...old, projections: [carried(changed, { givenUp: true }), carried(kept)] }
+        const given = yield* decide(without)
+        assert.deepStrictEqual(given.carry, [kept])
+        assert.deepStrictEqual(given.form?.members.map(({ projections }) => projections), [[kept], [changed, kept]])
+        yield* converge([without, young])
+        assert.deepStrictEqual(
+          (yield* rowsOf(changed)).map((row) => [row.fence?.workerId, row.filter]),
+          [["young", filter]]
+        )
+        assert.deepStrictEqual((yield* rowsOf(kept)).map((row) => row.fence?.workerId), ["old", "young"])
+        // It leaves like any other.
+        yield* decide(without, { leaving: true })
+        yield* converge([young])
+        assert.deepStrictEqual((yield* rowsOf(kept)).map((row) => row.fence?.workerId), ["young"])
+      }))
+
     it.effect("a halt stays with its part of a row, and is retried by a worker that registered later", () =>
       Effect.gen(function*() {
         const store = yield* CheckpointStore

@@ -83,7 +83,10 @@ export const make = (handle: Handle): Decisions["Service"] => {
     const { incarnation, replicaSet, workerId } = request.registration
     const now = yield* world.now
     for (const dead of decision.evict) yield* stop(dead.workerId, dead.incarnation, replicaSet, now)
-    const { form } = decision
+    const { carry, form } = decision
+    if (carry !== undefined) {
+      yield* changeWorker(world, request.registration, (worker) => ({ ...worker, projections: carry }))
+    }
     if (form !== undefined) {
       yield* TxRef.update(world.generations, (generations) => {
         const older = (generations.get(replicaSet) ?? []).map((record): GenerationRecord => ({

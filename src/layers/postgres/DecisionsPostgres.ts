@@ -171,6 +171,15 @@ export const make: Effect.Effect<
       WHERE replica_set = ${replicaSet} AND state <> 'stopped'
         AND incarnation = ANY (${stopped.map((worker) => String(worker.incarnation))}::text[]::bigint[])`
 
+  const carry = (
+    { sql }: Opened<Coordination.Observations>,
+    { incarnation, replicaSet, workerId }: Decision.Request["registration"],
+    projections: ReadonlyArray<string>
+  ) =>
+    sql`
+      UPDATE ${workers} SET projections = ${JSON.stringify(projections)}::jsonb
+      WHERE replica_set = ${replicaSet} AND worker_id = ${workerId} AND incarnation = ${incarnation}`
+
   const create = Effect.fnUntraced(function*(
     { sql }: Opened<Coordination.Observations>,
     rows: ReadonlyArray<Checkpoint.Checkpoint>
@@ -221,6 +230,7 @@ export const make: Effect.Effect<
     if (Decision.isEmpty(decision) && !leaves) return false
     const stopped = leaves ? [...decision.evict, request.registration] : decision.evict
     if (stopped.length > 0) yield* stop(opened, replicaSet, stopped)
+    if (decision.carry !== undefined) yield* carry(opened, request.registration, decision.carry)
     if (decision.form !== undefined) yield* form(opened, decision.form, workerId)
     if (decision.create.length > 0) yield* create(opened, decision.create)
     if (decision.remove.length > 0) yield* remove(opened, decision.remove)
