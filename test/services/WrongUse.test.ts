@@ -6,6 +6,7 @@ import * as PgClient from "@effect/sql-pg/PgClient"
 import { assert, it } from "@effect/vitest"
 import * as Cause from "effect/Cause"
 import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
@@ -21,7 +22,8 @@ import * as Os from "node:os"
 import { inspect } from "node:util"
 import { EventStore, Migrations, Orchestrator, PostgresStores, Projection } from "pupsourcing-orchestrator"
 import { inject } from "vitest"
-import { toStoreError } from "../../src/layers/postgres/DatabaseErrors.ts"
+import { codeOf, toStoreError } from "../../src/layers/postgres/DatabaseErrors.ts"
+import * as Seam from "../support/Seam.ts"
 import * as TestDatabase from "../support/TestDatabase.ts"
 import * as TimeLimits from "../support/TimeLimits.ts"
 import { event } from "./World.ts"
@@ -376,7 +378,8 @@ it.layer(migrated, { excludeTestServices: true })(
       const url = new URL(database.url)
       url.username = name
       url.password = "of its own"
-      return { name, client: PgClient.layer({ url: Redacted.make(url.href) }) }
+      const config = { url: Redacted.make(url.href) }
+      return { name, config, client: PgClient.layer(config) }
     })
 
     /** The statements of a block of docs/operations.md, for another role. */
@@ -414,6 +417,59 @@ it.layer(migrated, { excludeTestServices: true })(
           yield* refused(`permission denied for table ${table}`)
           yield* sql.unsafe(`GRANT ${right} ON ${table} TO "${name}"`)
         }
+      }))
+
+    it.effect("a process that appends and reads runs no statement for which the rights of docs/operations.md are not enough", () =>
+      Effect.gen(function*() {
+        const sql = yield* SqlClient.SqlClient
+        const { config, name } = yield* role
+        yield* Effect.forEach(documented("appender", name), (grant) => sql.unsafe(grant))
+        const sessions = new Set<string>()
+        const failures: Array<string> = []
+        const hooks: Seam.Hooks = {
+          around: ({ session, text }, send) => {
+            sessions.add(session)
+            return Effect.tapError(send, (error) =>
+              Effect.sync(() => {
+                if (codeOf(error) === "42501") failures.push(`${session}: ${text}`)
+              }))
+          }
+        }
+        const listener = Effect.map(
+          sql<{ readonly pid: number }>`
+            SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND usename = ${name}
+              AND application_name = 'pupsourcing-orchestrator listener'`,
+          ([row]) => row?.pid
+        )
+        yield* Effect.gen(function*() {
+          const events = yield* EventStore
+          const appended = event("appended only")
+          let expected = 0n
+          for (let turn = 0; turn < 4; turn++) {
+            const { positions } = yield* events.append([appended])
+            expected = positions[0]!
+            const settled = yield* events.settledBeyond(expected - 1n, Duration.millis(20))
+            assert.isTrue((yield* events.settledPosition) >= settled && (yield* events.headPosition) >= expected)
+            yield* events.openWriters
+            assert.strictEqual((yield* events.readStream(appended)).length, turn + 1)
+            const page = yield* events.read({ after: expected - 1n, upTo: settled })
+            assert.isAbove(page.events.length, 0)
+            // The listening session is lost, and opened again.
+            const pid = yield* TimeLimits.waitUntil("the process listens", listener, (pid) => pid !== undefined)
+            yield* sql`SELECT pg_terminate_backend(${pid}, 5000)`
+            yield* TimeLimits.waitUntil("it listens again", listener, (now) => now !== undefined && now !== pid)
+          }
+        }).pipe(
+          Effect.provide(Seam.stores(hooks).pipe(Layer.provide(Seam.client(config, hooks)))),
+          Effect.provideService(References.MinimumLogLevel, "None")
+        )
+        assert.deepStrictEqual(failures, [])
+        // Nothing is coordinated here.
+        assert.deepStrictEqual([...sessions].sort(), [
+          "pool",
+          "pupsourcing-orchestrator listener",
+          "pupsourcing-orchestrator reader"
+        ])
       }))
 
     it.effect("the rights of docs/operations.md are enough, for a worker and for a process that appends", () =>

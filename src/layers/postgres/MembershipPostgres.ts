@@ -251,10 +251,13 @@ export const make: Effect.Effect<
    * that it lives.
    */
   const beatWhileAbsent = listener.lost.pipe(
-    Effect.andThen(coordination.use("heartbeat", ({ sql }) =>
-      sql`
-        UPDATE ${heartbeats} SET heartbeat_at = clock_timestamp()
-        WHERE incarnation = ANY(${[...members.keys()]}::bigint[])`)),
+    Effect.andThen(Effect.suspend(() =>
+      // A process without workers, one that only appends for instance, need not have any privilege on the heartbeats.
+      members.size === 0 ? Effect.void : coordination.use("heartbeat", ({ sql }) =>
+        sql`
+          UPDATE ${heartbeats} SET heartbeat_at = clock_timestamp()
+          WHERE incarnation = ANY(${[...members.keys()]}::bigint[])`)
+    )),
     Effect.andThen(Effect.sleep(absentBeatInterval)),
     // A connection that was lost with the other one is opened again at once; without a database there is nobody to tell.
     Effect.catch((error) =>
