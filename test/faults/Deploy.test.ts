@@ -6,19 +6,24 @@
  */
 import { assert, describe, it } from "@effect/vitest"
 import { Effect, type Scope } from "effect"
+import * as TimeLimits from "../support/TimeLimits.ts"
 import * as Harness from "./Harness.ts"
 import * as Moves from "./Moves.ts"
 
 /** Not all carry all, and the next version brings a projection whose progress begins while it is rolled out. */
 const oldVersion = (pod: number): Harness.WorkerOptions => ({
   projections: ["shared_totals", ...(pod % 2 === 0 ? ["per_aggregate"] : ["per_aggregate/odd"])],
-  settings: { heartbeatInterval: 250, staleWorkerTimeout: 2_000, batchSize: 100 }
+  settings: {
+    heartbeatInterval: TimeLimits.scaledMillis(250),
+    staleWorkerTimeout: TimeLimits.scaledMillis(2_000),
+    batchSize: 100
+  }
 })
 const newVersion = (pod: number): Harness.WorkerOptions => ({
   projections: ["shared_totals/new", "per_aggregate/odd", "per_aggregate", ...(pod < 2 ? ["shared_totals"] : [])],
   settings: {
-    heartbeatInterval: 400,
-    staleWorkerTimeout: 3_000,
+    heartbeatInterval: TimeLimits.scaledMillis(400),
+    staleWorkerTimeout: TimeLimits.scaledMillis(3_000),
     batchSize: 7,
     pollInterval: 200,
     drainTimeout: 1_000

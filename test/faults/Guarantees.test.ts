@@ -8,6 +8,9 @@ import { SqlClient } from "effect/sql"
 import * as Harness from "./Harness.ts"
 import * as Scenarios from "./Scenarios.ts"
 
+/** Milliseconds; longer than a test may take. */
+const never = 3_600_000
+
 const live = (title: string, test: () => Effect.Effect<unknown, unknown, Scenarios.Needs>) =>
   it.live(title, () => test().pipe(Effect.scoped, Effect.provide(Harness.layer)))
 
@@ -15,7 +18,6 @@ describe("guarantees", { concurrent: false }, () => {
   live("P1 exactly once: workers join, leave and die under load", () =>
     Effect.gen(function*() {
       // Missed heartbeats would reveal the death only after the test has given up: the loss of the presence lock does.
-      const never = 3_600_000
       yield* Scenarios.membership({
         settings: { heartbeatInterval: 2_000, staleWorkerTimeout: never, coordinationTimeout: never }
       })
@@ -93,9 +95,9 @@ describe("guarantees", { concurrent: false }, () => {
       // Its heartbeats are so rare that the other worker evicts it, and it notices nothing: its transactions reach their ends, where those of
       // a thawed process would have been ended for it.
       const slow = {
-        heartbeatInterval: 20_000,
-        staleWorkerTimeout: 60_000,
-        coordinationTimeout: 60_000,
+        heartbeatInterval: never / 3,
+        staleWorkerTimeout: never,
+        coordinationTimeout: never,
         pollInterval: 10_000
       }
       yield* harness.append(100, { hold: { workerId: "b", gate: "of b" }, writers: 1 })

@@ -5,13 +5,14 @@
  */
 import { assert, describe, it } from "@effect/vitest"
 import { Effect } from "effect"
+import * as TimeLimits from "../support/TimeLimits.ts"
 import * as Harness from "./Harness.ts"
 import * as Misbehaviour from "./Misbehaviour.ts"
 
 const projections = ["journal"]
 
 /** Every timeout is shorter than what the handlers here take. */
-const settings = { drainTimeout: 400, coordinationTimeout: 1000 }
+const settings = { drainTimeout: TimeLimits.scaledMillis(400), coordinationTimeout: TimeLimits.scaledMillis(1000) }
 const millis = 5 * Harness.defaultSettings.staleWorkerTimeout
 
 const identity = (state: Harness.Rows) => ({

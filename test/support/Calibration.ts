@@ -39,6 +39,5 @@ const statements = (url: string) =>
 /** The larger of the two ratios, rounded up to tenths; from 1 to 10. */
 export const measure = Effect.fnUntraced(function*(url: string) {
   const ratios = [(yield* median(loop)) / reference.loop, (yield* statements(url)) / reference.statements]
-  if (process.env["TEST_CALIBRATION"] !== undefined) console.log(`calibration: ${ratios.join(", ")}`)
   return Math.min(10, Math.max(1, Math.ceil(10 * Math.max(...ratios)) / 10))
 })
