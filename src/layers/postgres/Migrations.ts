@@ -287,21 +287,16 @@ const findOrchestratorRefusal = Effect.fnUntraced(function*(migrating: Migrating
 /** An event store with events that the search path leads to, where the wanted one is missing. */
 const findElsewhere = Effect.fnUntraced(function*(migrating: Migrating) {
   const { names, query } = migrating
-  const [found] = yield* query<{ name: string; schema: string }>(EventStoreTables.elsewhere(names))
-  if (found === undefined) return undefined
-  const [readable] = yield* query<{ is: boolean }>(
-    `SELECT has_table_privilege(${literal(found.name)}, 'SELECT') AS is`
-  )
-  // Events that the role may not read count as well.
-  if (readable?.is === true) {
-    const [row] = yield* query<{ found: boolean }>(`SELECT EXISTS (SELECT FROM ${found.name}) AS found`)
-    if (row?.found === false) return undefined
+  for (const { name, schema } of yield* query<{ name: string; schema: string }>(EventStoreTables.elsewhere(names))) {
+    const [readable] = yield* query<{ is: boolean }>(`SELECT has_table_privilege(${literal(name)}, 'SELECT') AS is`)
+    // Events that the role may not read count as well.
+    const holdsEvents = readable?.is !== true ||
+      (yield* query<object>(`SELECT FROM ${name} LIMIT 1`)).length > 0
+    if (holdsEvents) {
+      return new EventStoreElsewhere({ missing: TableNames.qualified(names, "events"), found: name, schema })
+    }
   }
-  return new EventStoreElsewhere({
-    missing: TableNames.qualified(names, "events"),
-    found: found.name,
-    schema: found.schema
-  })
+  return undefined
 })
 
 const findDifferences = (migrating: Migrating) =>
@@ -313,7 +308,7 @@ const runAll = (migrating: Migrating, statements: ReadonlyArray<string>) =>
 const requireReading = (migrating: Migrating) =>
   Effect.andThen(
     requirePrivileges(migrating, Privileges.toUseSchemas(migrating.names)),
-    requirePrivileges(migrating, Privileges.toReadVersion(migrating.names))
+    requirePrivileges(migrating, Privileges.toRead(migrating.names, "meta"))
   )
 
 /** Fails where the tables may not be changed; otherwise returns which of the migrations have something to do. */
@@ -369,7 +364,11 @@ export const runWith = (options: Options): Effect.Effect<Status, MigrationError,
             yield* requirePrivileges(migrating, Privileges.toCreate(names.schema))
             yield* requirePrivileges(migrating, Privileges.toChange(names, OrchestratorTables.owned))
           }
-          if (eventStore) yield* requirePrivileges(migrating, Privileges.toCreate(names.eventStoreSchema))
+          if (eventStore) {
+            yield* requirePrivileges(migrating, Privileges.toCreate(names.eventStoreSchema))
+            // From which missing heads are filled.
+            yield* requirePrivileges(migrating, Privileges.toRead(names, "events"))
+          }
           if (orchestrator) yield* runAll(migrating, OrchestratorTables.up(names))
           if (eventStore) yield* runAll(migrating, EventStoreTables.up(names, options))
           return yield* inspect(options)(migrating)

@@ -494,6 +494,21 @@ describe("Migrations", () => {
       assert.include(String(byFile.reason.cause), "public.events holds events")
       assert.deepStrictEqual(yield* catalog(".*"), before)
 
+      // Further down on the search path, behind an empty one and a temporary table.
+      const { url } = yield* TestDatabase.TestDatabase
+      const deep = PgClient.layer({
+        url: Redacted.make(url),
+        maxConnections: 1,
+        startupParameters: { search_path: "nowhere, early, public" }
+      })
+      const behind = Effect.gen(function*() {
+        yield* rows("CREATE TEMP TABLE events (LIKE public.events)")
+        assert.deepStrictEqual(yield* Effect.flip(Migrations.runWith({ schema: "pup" })), expected)
+        const byFile = yield* Effect.flip(rows(EventStoreTables.up(names)[0] ?? ""))
+        assert.include(String(byFile.reason.cause), "public.events holds events")
+      })
+      yield* Effect.provide(behind, deep)
+
       // One that exists by now is used as it is.
       assert.isUndefined((yield* Migrations.runWith({ schema: "early" })).refusal)
       // A table of that name that is no event store.
@@ -744,6 +759,8 @@ describe("Migrations", () => {
       yield* rows(`GRANT SELECT ON orchestrator_meta TO ${role}`)
       yield* rows("DROP TABLE aggregate_heads")
       yield* lacks(Migrations.run, ["CREATE on schema public"])
+      yield* rows(`GRANT CREATE ON SCHEMA public TO ${role}`)
+      yield* lacks(Migrations.run, ["SELECT on table events"])
       yield* Migrations.run
       yield* rows("ALTER TABLE orchestrator_meta DROP COLUMN events_table")
       yield* rows(`GRANT CREATE ON SCHEMA public TO ${role}`)

@@ -236,8 +236,8 @@ FROM ${qualified(names, "events")}
 GROUP BY bounded_context, aggregate_type, aggregate_id;`
 
 /**
- * Finds an event store on the search path while the one of `names` does not exist: whoever only meant to move the
- * orchestrator's tables would project nothing from the new one.
+ * Finds event stores on the search path while the one of `names` does not exist: whoever only meant to move the
+ * orchestrator's tables would project nothing from a new one.
  *
  * @category queries
  * @since 0.1.0
@@ -245,23 +245,25 @@ GROUP BY bounded_context, aggregate_type, aggregate_id;`
 export const elsewhere = (names: TableNames): string =>
   `SELECT format('%I.%I', n.nspname, c.relname) AS name, n.nspname::text AS schema
 FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
-WHERE c.oid = to_regclass(${literal(quoted(names.events))})
+WHERE c.relname = ${literal(names.events)} AND n.nspname = ANY (current_schemas(false))
   AND to_regclass(${literal(qualified(names, "events"))}) IS NULL
-  AND EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = c.oid AND a.attname = 'global_position')`
+  AND EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = c.oid AND a.attname = 'global_position')
+ORDER BY array_position(current_schemas(false), n.nspname)`
 
 const refuseElsewhere = (names: TableNames): string =>
   names.eventStoreSchema === undefined ? "" : `
-    SELECT e.name INTO found FROM (
-      ${indented(elsewhere(names), 6)}
-    ) AS e;
-    IF found IS NOT NULL THEN
+    FOR found IN
+      SELECT e.name FROM (
+        ${indented(elsewhere(names), 8)}
+      ) AS e
+    LOOP
       EXECUTE format('SELECT %L WHERE EXISTS (SELECT FROM %s)', found, found) INTO found;
-    END IF;
-    IF found IS NOT NULL THEN
-      RAISE EXCEPTION '% holds events, and a new event store would be created beside it', found
-        USING ERRCODE = 'object_not_in_prerequisite_state',
-          HINT = 'Generate the migrations with --event-store-schema to use it, or with --new-event-store.';
-    END IF;`
+      IF found IS NOT NULL THEN
+        RAISE EXCEPTION '% holds events, and a new event store would be created beside it', found
+          USING ERRCODE = 'object_not_in_prerequisite_state',
+            HINT = 'Generate the migrations with --event-store-schema to use it, or with --new-event-store.';
+      END IF;
+    END LOOP;`
 
 /**
  * @category options

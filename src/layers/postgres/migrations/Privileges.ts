@@ -21,14 +21,14 @@ WHERE n.nspname = ANY (${
   }::name[]) AND NOT has_schema_privilege(n.oid, 'USAGE')`
 
 /**
- * What reading the version needs.
+ * What reading a table needs, where it exists.
  *
  * @category queries
  * @since 0.1.0
  */
-export const toReadVersion = (names: TableNames): string =>
+export const toRead = (names: TableNames, key: TableKey): string =>
   `SELECT ${role}, format('SELECT on table %s', t.oid::regclass) AS privilege
-FROM (VALUES (to_regclass(${literal(qualified(names, "meta"))}))) AS t (oid)
+FROM (VALUES (to_regclass(${literal(qualified(names, key))}))) AS t (oid)
 WHERE t.oid IS NOT NULL AND NOT has_table_privilege(t.oid, 'SELECT')`
 
 /**
