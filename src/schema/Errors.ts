@@ -502,6 +502,45 @@ export class EventTooLarge extends Schema.TaggedError<EventTooLarge>(id("EventTo
 }
 
 /**
+ * An event whose stored bytes cannot be read: they are damaged, no valid text in the database's encoding, or beyond a limit
+ * of the server. Only ranges that would receive the event halt at it.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class EventUnreadable extends Schema.TaggedError<EventUnreadable>(id("EventUnreadable"))("EventUnreadable", {
+  position: Schema.BigInt,
+  /** Absent where it cannot be read either; so are the fields about the aggregate, and the type. */
+  eventId: Schema.optionalKey(Schema.String),
+  aggregateId: Schema.optionalKey(Schema.String),
+  aggregateType: Schema.optionalKey(Schema.String),
+  aggregateVersion: Schema.optionalKey(Schema.BigInt),
+  eventType: Schema.optionalKey(Schema.String),
+  /** SQLSTATE; absent where the server sent the row and the client could not decode it. */
+  code: Schema.optionalKey(Schema.String),
+  detail: Schema.String,
+  /** In which life of the server it was read. */
+  life: Schema.optionalKey(Schema.String)
+}) {
+  override get message(): string {
+    const advice = this.code === "XX002"
+      ? "Run REINDEX TABLE on the events table"
+      : "Restore its row from a backup, or correct it with UPDATE"
+    return `The event at position ${this.position} (${this.eventId ?? "id unreadable"}) cannot be read: ${this.detail}${
+      this.code === undefined ? "" : ` (SQLSTATE ${this.code})`
+    }. ${advice}, then restart the worker.`
+  }
+}
+
+/**
+ * What is wrong with a single event, so that it halts the ranges that would receive it.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export type EventError = EventTooLarge | EventUnreadable
+
+/**
  * A handler took so long at one event, so often, that its batches were lost. Its range is halted at the event.
  *
  * @category errors

@@ -99,7 +99,8 @@ export class CheckpointStore extends Context.Service<CheckpointStore, {
       readonly error: string
       readonly position: bigint
       readonly eventId: string
-      readonly aggregateId: string
+      /** Absent where it cannot be read: a part of the range that is cut off may then lose or keep the halt wrongly. */
+      readonly aggregateId?: string | undefined
     }
   ) => Effect.Effect<void, Fenced | StoreError | TransientFailure>
 

@@ -10,7 +10,7 @@ import type {
   CheckpointAheadOfEvents,
   ConcurrencyConflict,
   DuplicateEvent,
-  EventTooLarge,
+  EventError,
   InvalidEvents,
   StoreError
 } from "../schema/Errors.ts"
@@ -118,10 +118,10 @@ export class EventStore extends Context.Service<EventStore, {
   ) => Effect.Effect<ReadonlyArray<Event>, StoreError>
 
   /**
-   * Settled events in position order. Fails with `EventTooLarge` when the very next event cannot be received; the
-   * events before it are returned first.
+   * Settled events in position order. Fails with `EventTooLarge` or `EventUnreadable` when the very next matching event
+   * cannot be received or read; the events before it are returned first.
    */
-  readonly read: (options: ReadOptions) => Effect.Effect<Page, CheckpointAheadOfEvents | EventTooLarge | StoreError>
+  readonly read: (options: ReadOptions) => Effect.Effect<Page, CheckpointAheadOfEvents | EventError | StoreError>
 
   /**
    * The position at or below which no transaction can still commit an event, 0 in an empty store. What lies at or

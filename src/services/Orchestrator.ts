@@ -216,6 +216,7 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
       startup.step(`Reading at position ${startFrom}`),
       Effect.catchTags({
         EventTooLarge: () => Effect.void,
+        EventUnreadable: () => Effect.void,
         CheckpointAheadOfEvents: ({ lastPosition }) =>
           invalid(
             `startFrom of "${name}" is ${startFrom}, but the events table has only given out positions up to ${lastPosition}. Give "beginning", "now" or a position that exists.`

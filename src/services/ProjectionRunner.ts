@@ -18,7 +18,7 @@ import { Activity } from "../schema/Activity.ts"
 import { type Halt, haltError, type Held } from "../schema/Checkpoint.ts"
 import {
   CheckpointAheadOfEvents,
-  type EventTooLarge,
+  type EventError,
   HandlerOverran,
   ProjectionHalted,
   type StoreError,
@@ -282,7 +282,7 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
     /** The next page; while there is none, progress without work is written in time. */
     const next: Effect.Effect<
       Option.Option<Page & { readonly complete: boolean }>,
-      EventTooLarge | Fenced | RunnerError
+      EventError | Fenced | RunnerError
     > = Effect.gen(function*() {
       for (let attempt = 1;;) {
         const now = yield* Clock.monotonicTimeNanos
@@ -316,7 +316,7 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
         if (result._tag === "Failure") {
           const failure = result.failure
           if (
-            failure._tag === "EventTooLarge" || failure._tag === "UnsupportedDatabase" ||
+            isEventError(failure) || failure._tag === "UnsupportedDatabase" ||
             (failure._tag === "StoreFailure" && startup.isFatal(reading, failure))
           ) {
             return yield* failure
@@ -497,13 +497,13 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
      * back with less, the event may not be there any more.
      */
     const halts = Effect.fnUntraced(function*(
-      at: Pick<Event, "aggregateId" | "eventId"> & Parameters<typeof label>[0] & { readonly position: bigint },
+      at: Partial<Pick<Event, "aggregateId" | "eventId">> & Parameters<typeof label>[0] & { readonly position: bigint },
       readIn: ServerLife | undefined,
       reason: string,
       stack = ""
     ) {
-      const { aggregateId, eventId, position } = at
-      const error = haltError(`${label(at)}: ${reason}`)
+      const { aggregateId, eventId = "id unreadable", position } = at
+      const error = haltError([label(at), reason].filter((part) => part !== "").join(": "))
       const result = yield* Effect.result(
         checkpoints.halt(held, { at: written, life: readIn, error, position, eventId, aggregateId })
       )
@@ -532,7 +532,7 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
         const page = yield* Effect.result(next)
         if (page._tag === "Failure") {
           const failure = page.failure
-          if (failure._tag !== "EventTooLarge") return yield* failure
+          if (!isEventError(failure)) return yield* failure
           yield* flush()
           if (yield* halts(failure, failure.life, `${failure._tag}: ${failure.message}`)) return "drained"
           continue
@@ -620,6 +620,9 @@ const violation = /SqlError: (UniqueViolation|ConstraintError 23503)/
 
 const sharedRows =
   "Events of different aggregates are handled at the same time and in any order. If an event of another aggregate writes that row too, use INSERT ... ON CONFLICT and SQL arithmetic, and no foreign keys between aggregates: see \"Rows that several aggregates share\" in docs/concepts.md."
+
+const isEventError = (failure: { readonly _tag: string }): failure is EventError =>
+  failure._tag === "EventTooLarge" || failure._tag === "EventUnreadable"
 
 const passing = new Set([
   "TransientFailure",

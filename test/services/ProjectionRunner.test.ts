@@ -9,7 +9,13 @@ import * as Fiber from "effect/Fiber"
 import { TestClock } from "effect/testing"
 import * as TxRef from "effect/TxRef"
 import * as MemoryStores from "../../src/layers/memory/MemoryStores.ts"
-import { CheckpointAheadOfEvents, DatabaseUnavailable, EventTooLarge, StoreFailure } from "../../src/schema/Errors.ts"
+import {
+  CheckpointAheadOfEvents,
+  DatabaseUnavailable,
+  EventTooLarge,
+  EventUnreadable,
+  StoreFailure
+} from "../../src/schema/Errors.ts"
 import type { Event } from "../../src/schema/Event.ts"
 import * as HashRange from "../../src/schema/HashRange.ts"
 import { type CheckpointStore, Fenced, TransientFailure } from "../../src/services/CheckpointStore.ts"
@@ -194,18 +200,25 @@ it.effect("halts the range where the store dies of what its handler failed with"
     assert.strictEqual(yield* worker.drain(fiber), "drained")
   }))
 
-it.effect("an event too large to be received halts the range behind what comes before it", () =>
+const eventId = "00000000-0000-4000-8000-000000000002"
+
+it.effect.each(
+  [
+    [
+      "is too large",
+      new EventTooLarge({ position: 2n, eventId, aggregateId: "b", bytes: 20_000_000, limit: 16_000_000 })
+    ],
+    ["cannot be read", new EventUnreadable({ position: 2n, eventId, code: "XX001", detail: "missing chunk" })]
+  ] as const
+)("halts the range at an event that %s, after the events before it", ([, failure]) =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const handled = yield* TxRef.make<ReadonlyArray<string>>([])
-    const eventId = "00000000-0000-4000-8000-000000000002"
     const worker = yield* runner(world, recording(handled), {
       events: (real) => ({
         read: (options) =>
           options.after >= 1n
-            ? Effect.fail(
-              new EventTooLarge({ position: 2n, eventId, aggregateId: "b", bytes: 20_000_000, limit: 16_000_000 })
-            )
+            ? Effect.fail(failure)
             : Effect.map(real.read(options), (page) => ({ ...page, events: page.events.slice(0, 1), position: 1n }))
       })
     })
@@ -218,6 +231,7 @@ it.effect("an event too large to be received halts the range behind what comes b
     assert.strictEqual(position, 1n)
     assert.strictEqual(halt?.position, 2n)
     assert.strictEqual(halt?.eventId, eventId)
+    assert.isTrue(halt?.error.endsWith(`${failure._tag}: ${failure.message}`), halt?.error)
     assert.strictEqual(worker.of("RangeHalted").length, 1)
     assert.strictEqual(yield* worker.drain(fiber), "drained")
   }))

@@ -305,6 +305,15 @@ export const suite = <R = never>(
         assert.deepStrictEqual(yield* store.unstorable(["a", "b\u0000", "é", "\uD83D"]), ["b\u0000", "\uD83D"])
       }))
 
+    it.effect("records a halt at an event whose aggregate id cannot be read, as of the range's beginning", () =>
+      Effect.gen(function*() {
+        const store = yield* CheckpointStore
+        const [, row] = yield* held(2)
+        const eventId = globalThis.crypto.randomUUID()
+        yield* store.halt(row!, { at: 0n, error: "unreadable", position: 1n, eventId })
+        assert.strictEqual((yield* store.rows(row!.projection))[1]?.halt?.hash, row!.range.start)
+      }))
+
     it.effect("a halt of which nothing was heard is over when the range goes on", () =>
       Effect.gen(function*() {
         const store = yield* CheckpointStore

@@ -87,7 +87,7 @@ export const make = (handle: Handle): CheckpointStore["Service"] => {
             error: haltError(halt.error),
             position: halt.position,
             eventId: halt.eventId,
-            hash: hash(halt.aggregateId),
+            hash: halt.aggregateId === undefined ? held.range.start : hash(halt.aggregateId),
             incarnation: held.fence.incarnation
           }
         })

@@ -646,7 +646,9 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
       answered(quietly(sql`
         UPDATE ${checkpoints} SET halted_since = clock_timestamp(), halted_error = ${haltError(error)},
           halted_position = ${String(options.position)}::bigint, halted_event_id = ${options.eventId},
-          halted_hash = hashtext(${options.aggregateId}::text COLLATE "C")::int8 & 4294967295,
+          halted_hash = coalesce(hashtext(${
+        options.aggregateId ?? null
+      }::text COLLATE "C")::int8 & 4294967295, range_start),
           halted_incarnation = incarnation,
           updated_at = clock_timestamp()
         WHERE ${fenced(held)} AND position = ${String(options.at)}::bigint AND ${Life.goesOn(sql, options.life)}

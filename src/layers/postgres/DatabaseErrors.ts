@@ -146,6 +146,26 @@ const detailOf = (error: SqlError.SqlError): string => {
   return cause instanceof Error ? cause.message : error.reason.message ?? error.message
 }
 
+/**
+ * A stored value cannot be read: its bytes are damaged (class XX, or 58P01 for a missing file), invalid (class 22, or the
+ * driver cannot decode the row) or beyond a limit (class 54). Failing devices (58000, 58030) are not included: they may
+ * recover, and they fail other rows as well.
+ *
+ * @category guards
+ * @since 0.1.0
+ */
+export const cannotBeRead = (error: SqlError.SqlError): boolean =>
+  /^(22|54|XX|58P01)/.test(codeOf(error) ?? "") || error.reason.message === "PgConnection: Failed to decode row"
+
+/**
+ * A store failure that `cannotBeRead` is the reason for.
+ *
+ * @category guards
+ * @since 0.1.0
+ */
+export const isUnreadable = (error: unknown): error is StoreFailure =>
+  error instanceof StoreFailure && SqlError.isSqlError(error.cause) && cannotBeRead(error.cause)
+
 /** Certificates that are not believed have codes of Node's; the driver has words of its own for what came before. */
 const isTlsFailure = (error: SqlError.SqlError): boolean =>
   /CERT|^ERR_(TLS|SSL)|^EPROTO$|^UNABLE_TO_(GET|VERIFY)/.test(codeOf(error) ?? "") ||

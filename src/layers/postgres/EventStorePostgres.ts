@@ -16,9 +16,12 @@ import {
   CheckpointAheadOfEvents,
   ConcurrencyConflict,
   DuplicateEvent,
+  type EventError,
   EventTooLarge,
+  EventUnreadable,
   ReadOnlyReplica,
   type StoreError,
+  type StoreFailure,
   UnsupportedDatabase
 } from "../../schema/Errors.ts"
 import {
@@ -33,7 +36,7 @@ import * as HashRange from "../../schema/HashRange.ts"
 import { EventStore, type Page, type ReadOptions, type ServerLife } from "../../services/EventStore.ts"
 import * as AppendRefusal from "./AppendRefusal.ts"
 import { Database } from "./Database.ts"
-import { codeOf, refail } from "./DatabaseErrors.ts"
+import { codeOf, isUnreadable, refail } from "./DatabaseErrors.ts"
 import * as Life from "./Life.ts"
 import { Listener } from "./Listener.ts"
 import * as Reader from "./Reader.ts"
@@ -116,6 +119,11 @@ const rowBytes = `octet_length(payload) + ${textBytes} + coalesce(
   CASE WHEN pg_column_size(metadata) <= ${smallBesides} AND pg_column_compression(metadata) IS NULL
     THEN pg_column_size(metadata) ELSE octet_length(metadata::text) END, 0)`
 
+/** Fails where the row cannot be read or sent: every value is read whole, and every text is checked. */
+const readableBytes = `octet_length(payload || '') + ${
+  [...texts, "metadata::text"].map((text) => `coalesce(octet_length(convert_to(${text}, 'UTF8')), 0)`).join(" + ")
+}`
+
 const hash = `(hashtext(aggregate_id COLLATE "C")::int8 & 4294967295)`
 
 const divisionByZero = "22012"
@@ -133,6 +141,22 @@ type Row = WholeRow | { readonly globalPosition: bigint; readonly payload: null 
 interface Window {
   readonly rows: ReadonlyArray<Row>
 }
+
+/** The statement failed at a row that cannot be read. */
+interface Unreadable {
+  readonly unreadable: StoreFailure
+}
+
+/** The first event that cannot be read. */
+interface Damaged {
+  readonly position: bigint
+  readonly failure: StoreFailure
+}
+
+type Answer = Unreadable | Window | "unproved" | "timeout"
+
+const isUnreadableAnswer = (answer: Answer): answer is Unreadable =>
+  typeof answer === "object" && "unreadable" in answer
 
 const isWhole = (row: Row): row is WholeRow => row.payload !== null
 
@@ -454,6 +478,41 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
         })
     })
 
+    // Sends nothing of the rows: the driver closes a connection on which it cannot decode a row.
+    const checkStatement = (where: string) => `
+      SELECT count(bytes) AS rows, $4::int8 AS bytes
+      FROM (SELECT ${readableBytes} AS bytes ${matching(where)}) AS checked`
+
+    const eventIdStatement = `SELECT event_id AS "eventId" FROM ${events} WHERE global_position = $1`
+    const labelStatement = `
+      SELECT aggregate_id AS "aggregateId", aggregate_type AS "aggregateType",
+        aggregate_version AS "aggregateVersion", event_type AS "eventType"
+      FROM ${events} WHERE global_position = $1
+        AND convert_to(concat(aggregate_id, aggregate_type, event_type), 'UTF8') IS NOT NULL`
+
+    const unreadable = Effect.fnUntraced(function*(
+      { failure: { code, detail }, position }: Damaged,
+      life: ServerLife
+    ) {
+      const part = <A extends object>(statement: string) =>
+        reader.use("identify an unreadable event", ({ sql }) => sql.unsafe<A>(statement, [position])).pipe(
+          Effect.map(([row]): Partial<A> => row ?? {}),
+          Effect.catchIf(isUnreadable, () => Effect.succeed<Partial<A>>({}))
+        )
+      const identity = yield* part<Pick<Event, "eventId">>(eventIdStatement)
+      const label = yield* part<Pick<Event, "aggregateId" | "aggregateType" | "aggregateVersion" | "eventType">>(
+        labelStatement
+      )
+      return yield* new EventUnreadable({
+        position,
+        detail,
+        life,
+        ...identity,
+        ...label,
+        ...(code === undefined ? {} : { code })
+      })
+    })
+
     /** How far may be read, as proved on the reader's present connection. */
     const prove = Effect.fnUntraced(function*(after: bigint, upTo: bigint | undefined) {
       const look = yield* tracker.look(after, upTo)
@@ -494,14 +553,60 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
                   })
               )
             )
+      ).pipe(
+        // Outside of the session, so that the session replaces a connection that the driver has closed.
+        Effect.catchIf(isUnreadable, (failure): Effect.Effect<Answer> => Effect.succeed({ unreadable: failure }))
       )
+
+    /**
+     * The first event above `after` that cannot be read, or `undefined` where all can be read. Windows are doubled until a
+     * statement fails, then halved. Each statement stops at the first such event, so none reads far beyond it.
+     */
+    const findUnreadable = Effect.fnUntraced(function*(
+      where: ReturnType<typeof conditions>,
+      options: { readonly after: bigint; readonly upTo: bigint; readonly bound: bigint; readonly life: ServerLife }
+    ): Effect.fn.Return<Damaged | undefined, StoreError> {
+      const check = Effect.fnUntraced(function*(after: bigint, upTo: bigint) {
+        const answer = yield* readWindow(checkStatement(where.text), {
+          after: options.after,
+          bound: options.bound,
+          window: [after, upTo, rowCount(Infinity), 0n],
+          parameters: where.parameters,
+          mayShrink: false,
+          life: options.life
+        })
+        if (answer === "unproved") return yield* Life.isOver(database.server)
+        return isUnreadableAnswer(answer) ? answer.unreadable : undefined
+      })
+      // A statement that fails without reading a row says nothing about an event.
+      if ((yield* check(options.after, options.after)) !== undefined) return undefined
+      let low = options.after
+      let high = low
+      let failure: StoreFailure | undefined
+      for (let size = 1n; high < options.upTo && failure === undefined; size *= 2n) {
+        low = high
+        high = low + size < options.upTo ? low + size : options.upTo
+        failure = yield* check(low, high)
+      }
+      while (failure !== undefined && high - low > 1n) {
+        const middle = (low + high) / 2n
+        const sooner: StoreFailure | undefined = yield* check(low, middle)
+        if (sooner === undefined) {
+          low = middle
+        } else {
+          high = middle
+          failure = sooner
+        }
+      }
+      return failure === undefined ? undefined : { position: high, failure }
+    })
 
     let anySize = 0
     let measured = firstMeasured
 
     const read = Effect.fnUntraced(function*(
       options: ReadOptions
-    ): Effect.fn.Return<Page, CheckpointAheadOfEvents | EventTooLarge | StoreError> {
+    ): Effect.fn.Return<Page, CheckpointAheadOfEvents | EventError | StoreError> {
       const limit = Math.max(1, Math.floor(options.limit ?? defaultLimit))
       const bytes = Math.max(1, Math.floor(options.bytes ?? defaultBytes))
       const where = conditions(options)
@@ -511,6 +616,7 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
       let used = 0
       let window = firstWindow
       let position = options.after
+      let damaged: Damaged | undefined
       const known = tracker.known(options.after)
       let { bound, life } = options.upTo !== undefined && known.life !== undefined && options.upTo <= known.settled
         ? { bound: options.upTo, life: known.life }
@@ -525,7 +631,7 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
         const isSmall = found.length === 0 && anySize === 0
         const free = Math.max(0, Math.min(bytes, largest) - used)
         const most = Math.min(limit - found.length, isSmall ? limit : measured)
-        const answer: Window | "unproved" | "timeout" = yield* readWindow(
+        const answer: Answer = yield* readWindow(
           isSmall ? smallRowsStatement(where.text) : anyRowsStatement(where.text, where.parameters.length + 7),
           {
             after: options.after,
@@ -551,6 +657,22 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
           // Of what was asked for: the window may reach far beyond the bound.
           window = (upper - position) / 4n < smallestWindow ? smallestWindow : (upper - position) / 4n
           if (!isSmall) measured = Math.max(1, measured >> 2)
+          continue
+        }
+        if (isUnreadableAnswer(answer)) {
+          // The driver closes the connection on which it could not decode a row: the bound has to be proved again.
+          found = []
+          used = 0
+          position = options.after
+          ;({ bound, life } = yield* prove(options.after, bound))
+          damaged = yield* findUnreadable(where, {
+            after: position,
+            upTo: upper < bound ? upper : bound,
+            bound,
+            life
+          })
+          if (damaged === undefined) return yield* answer.unreadable
+          bound = damaged.position - 1n
           continue
         }
         const { rows } = answer
@@ -581,6 +703,10 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
         position = rows.length < most ? upper : rows[most - 1]!.globalPosition
         if (used >= bytes || now - begun > readNanos) break
       }
+      if (damaged !== undefined && found.length === 0 && position >= damaged.position - 1n) {
+        yield* page(found, position)
+        return yield* unreadable(damaged, life)
+      }
       return yield* page(found, position)
     })
 
@@ -597,7 +723,9 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
         row?.recovering === true
           ? Effect.fail(new ReadOnlyReplica({ server: database.server.server }))
           : Effect.succeed(row?.head ?? 0n)
-      )
+      ),
+      // The last event cannot be read: what the sequence has given out is an upper bound.
+      Effect.catchIf(isUnreadable, () => Effect.map(tracker.look(0n, 0n), ({ head }) => head))
     )
 
     return EventStore.of({

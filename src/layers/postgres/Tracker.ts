@@ -18,6 +18,7 @@ import type * as SqlError from "effect/sql/SqlError"
 import { CheckpointAheadOfEvents, ReadOnlyReplica, type StoreError, UnsupportedDatabase } from "../../schema/Errors.ts"
 import type { EventStore, OpenWriter, ServerLife } from "../../services/EventStore.ts"
 import { Database } from "./Database.ts"
+import { cannotBeRead } from "./DatabaseErrors.ts"
 import { Listener } from "./Listener.ts"
 import { files, type Reader, startOver, type State } from "./Reader.ts"
 import type { Opened } from "./Session.ts"
@@ -119,19 +120,30 @@ export const make = Effect.fnUntraced(function*(
   const scope = yield* Effect.scope
   const events = database.qualified("events")
 
-  const seeStatement = `
+  const last =
+    "CASE WHEN has_sequence_privilege($2::oid, 'SELECT, USAGE') THEN pg_sequence_last_value($2::oid::regclass) END"
+
+  const seeStatement = (head: string, ends: string) => `
     SELECT pg_is_in_recovery() AS recovering,
       has_sequence_privilege($2::oid, 'SELECT, USAGE') AS readable,
-      CASE WHEN has_sequence_privilege($2::oid, 'SELECT, USAGE') THEN pg_sequence_last_value($2::oid::regclass) END AS last,
+      ${last} AS last,
       ${files(events, "$2::oid::regclass")} AS files,
-      (SELECT global_position FROM ${events} ORDER BY global_position DESC LIMIT 1) AS head,
-      ARRAY(
+      ${head} AS head, ${ends} AS ends`
+
+  const seeEvents = seeStatement(
+    `(SELECT global_position FROM ${events} ORDER BY global_position DESC LIMIT 1)`,
+    `ARRAY(
         SELECT coalesce((SELECT max(position) FROM (
           SELECT global_position AS position, row_number() OVER (ORDER BY global_position) AS place
-          FROM ${events} WHERE global_position > start.position ORDER BY global_position LIMIT $3::int8
+          FROM ${events} WHERE global_position > start.position ORDER BY global_position
+          LIMIT 1 + ${longestRuns} / cardinality($1::int8[])
         ) AS next WHERE position - start.position = place), start.position)
         FROM unnest($1::int8[]) WITH ORDINALITY AS start (position, place) ORDER BY start.place
-      ) AS ends`
+      )`
+  )
+  // Reads no event: for tables whose last pages are damaged. A position that was given out is as good a head as one that is
+  // visible: the transaction that drew it holds the lock until it ends. No run ends beyond its start.
+  const seeSequence = seeStatement(last, "$1::int8[]")
 
   // The sequence is what the column's default or identity uses; a serial's ownership counts where neither tells.
   const holdersStatement = `
@@ -204,11 +216,13 @@ export const make = Effect.fnUntraced(function*(
   ): Effect.fn.Return<Seen, SqlError.SqlError | StoreError> {
     for (let attempt = 0; attempt < 2; attempt++) {
       if (opened.state.sequence === undefined) yield* seeHolders(opened)
-      const [seen] = yield* opened.sql.unsafe<Seen>(seeStatement, [
-        starts,
-        opened.state.sequence,
-        BigInt(Math.ceil(longestRuns / starts.length))
-      ])
+      const ask = (statement: string) => opened.sql.unsafe<Seen>(statement, [starts, opened.state.sequence])
+      const [seen] = yield* (database.pooled ? opened.sql.withTransaction(ask(seeEvents)) : ask(seeEvents)).pipe(
+        Effect.catchIf(
+          cannotBeRead,
+          (error) => Effect.filterOrFail(ask(seeSequence), ([seen]) => seen?.readable === true, () => error)
+        )
+      )
       // Another sequence has taken the place of the one that was known.
       if (seen !== undefined && seen.readable !== null) return seen
       opened.state.sequence = undefined
