@@ -95,7 +95,63 @@ const deploy = Effect.fnUntraced(function*(
   assert.isTrue(allOwned(ids())(end))
 })
 
+const filtered = "per_aggregate"
+const unchanged = "shared_totals"
+const narrow = { projection: filtered, eventTypes: ["Happened"], acceptFilterChange: false }
+const widened = { projection: filtered, eventTypes: ["Happened", "HappenedToo"], acceptFilterChange: true }
+
+/** The first pod of the new version changes a filter while the old pods are running; then they are replaced, one by one. */
+const changeFilter = Effect.gen(function*() {
+  const harness = yield* Harness.Harness
+  const version = (filter: typeof narrow): Harness.WorkerOptions => ({ projections: [filtered, unchanged], filter })
+  const old = yield* Effect.forEach(["old-0", "old-1", "old-2"], (id) => start(id, id, version(narrow)), {
+    concurrency: "unbounded"
+  })
+  const stopLoad = yield* harness.load({ perSecond: 100 })
+  const oldIds = old.map(({ id }) => id)
+  yield* harness.waitUntil("the old version shares the work", Harness.sharedBy(oldIds))
+  const first = yield* start("new-0", "new-0", version(widened))
+  const ownedBy = (projection: string, ids: ReadonlyArray<string>) => (state: Harness.State) =>
+    Harness.sharedBy([...oldIds, "new-0"])(state) &&
+    new Set(state.checkpoints.filter((row) => row.projection === projection).map(({ workerId }) => workerId)).size ===
+      ids.length &&
+    state.checkpoints.every((row) => row.projection !== projection || ids.includes(row.workerId ?? ""))
+  yield* harness.waitUntil(
+    "the new worker has all of the changed projection, and the old ones work on the other",
+    (state) => ownedBy(filtered, ["new-0"])(state) && ownedBy(unchanged, [...oldIds, "new-0"])(state)
+  )
+  for (const { worker } of old) {
+    const warnings = worker.output().split("\n").filter((line) => line.includes("has changed the filter"))
+    assert.strictEqual(warnings.length, 1)
+    assert.include(warnings[0], `continues with its other projections: ${unchanged}.`)
+  }
+  // A pod of the old version that restarts meanwhile is refused, and says what to do.
+  const restarted = yield* harness.start("restarted", { ...version(narrow), workerId: "restarted", mayEnd: true })
+  assert.strictEqual((yield* restarted.ended).code, 1)
+  assert.include(
+    restarted.output(),
+    "has the filter \"eventTypes: Happened\", but its progress was made under \"eventTypes: Happened, HappenedToo\""
+  )
+  let pods = [...old, first]
+  for (const pod of old) {
+    const id = pod.id.replace("old", "new-after")
+    const next = yield* start(id, id, version(widened))
+    yield* stop(pod)
+    pods = [...pods.filter((other) => other !== pod), next]
+    yield* harness.waitUntil(`${id} is of the new version`, Harness.sharedBy(pods.map(({ id }) => id)))
+  }
+  yield* stopLoad
+  const end = yield* harness.quiesce([filtered, unchanged])
+  assert.deepStrictEqual(end.refusals, [])
+  assert.isTrue(end.checkpoints.every(({ workerId }) => workerId?.startsWith("new") === true))
+})
+
 describe("deploy", { concurrent: false }, () => {
+  it.live(
+    "three workers keep their other projections while a newer version changes a filter, and are replaced",
+    () => changeFilter.pipe(Effect.scoped, Effect.provide(Harness.layer))
+  )
+
   it.live(
     "six workers are replaced by others under their ids",
     () => deploy(6, stopFirst).pipe(Effect.scoped, Effect.provide(Harness.layer))

@@ -86,6 +86,7 @@ export interface WorkerOptions {
   readonly prepare?: boolean
   readonly settings?: Partial<Instructions["settings"]>
   readonly delayMillis?: number
+  readonly filter?: Instructions["filter"]
   readonly misbehaviour?: Misbehaviour
   /** Registers under this id instead of the worker's name in the test. */
   readonly workerId?: string
@@ -483,6 +484,7 @@ const make = Effect.gen(function*() {
       listen: options.listen ?? true,
       settings: { ...defaultSettings, ...options.settings },
       delayMillis: options.delayMillis ?? 0,
+      ...(options.filter === undefined ? {} : { filter: options.filter }),
       ...(options.misbehaviour === undefined ? {} : { misbehaviour: options.misbehaviour })
     }
     const worker = yield* spawn({

@@ -31,6 +31,12 @@ export const Instructions = Schema.fromJsonString(Schema.Struct({
   }),
   /** Every event of `per_aggregate` takes this long, inside the batch's transaction. */
   delayMillis: Schema.Number,
+  /** The event types of one of the projections, which may be other ones than those that its progress was made under. */
+  filter: Schema.optionalKey(Schema.Struct({
+    projection: Schema.String,
+    eventTypes: Schema.Array(Schema.String),
+    acceptFilterChange: Schema.Boolean
+  })),
   /** What the handler of `journal` does besides. */
   misbehaviour: Schema.optionalKey(Misbehaviour)
 }))

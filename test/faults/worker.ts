@@ -13,8 +13,19 @@ import * as Projections from "./Projections.ts"
 
 const program = Effect.gen(function*() {
   const instructions = yield* Schema.decodeEffect(Instructions)(yield* Config.String("FAULTS_WORKER"))
-  const { application, delayMillis, listen, misbehaviour, poolSize, prepare, presence, replicaSets, settings, url } =
-    instructions
+  const {
+    application,
+    delayMillis,
+    filter,
+    listen,
+    misbehaviour,
+    poolSize,
+    prepare,
+    presence,
+    replicaSets,
+    settings,
+    url
+  } = instructions
   const { workerId } = instructions
   const client = {
     url: Redacted.make(url),
@@ -28,7 +39,10 @@ const program = Effect.gen(function*() {
     Layer.provideMerge(PgClient.layer({ ...client, applicationName: application, maxConnections: poolSize }))
   )
   const projection = (name: string) => {
-    const usual = Projections.make(name, { workerId: workerId ?? "", delayMillis, outside })
+    const unfiltered = Projections.make(name, { workerId: workerId ?? "", delayMillis, outside })
+    const usual = filter?.projection === name
+      ? { ...unfiltered, filter: { eventTypes: filter.eventTypes }, acceptFilterChange: filter.acceptFilterChange }
+      : unfiltered
     return misbehaviour !== undefined && Projections.kindOf(name) === "journal"
       ? Misbehaviour.apply(misbehaviour)(usual)
       : usual
