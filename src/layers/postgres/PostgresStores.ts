@@ -78,8 +78,8 @@ export const layerWith = (options: Options): Layer.Layer<Stores, StoresError, Pg
  *
  * **Details**
  *
- * The layer is memoized per client: wherever a program provides the same client, it gets the same stores, and stores over
- * another client are built separately.
+ * The layer is memoized per client: where a layer graph, or nested `Effect.provide`s, use the same client, they share one
+ * set of stores, and stores over another client are always built separately.
  *
  * @category layers
  * @since 0.1.0
