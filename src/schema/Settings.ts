@@ -105,7 +105,7 @@ const shortPart = /(\d+(?:\.\d+)?)(ms|s|m|h|d)/g
  * @since 0.1.0
  */
 export const parseDuration = (text: string): Duration.Duration | undefined => {
-  const short = text.trim().toLowerCase()
+  const short = text.replaceAll(/\s/g, "").toLowerCase()
   if (!shortDuration.test(short)) return Option.getOrUndefined(Duration.fromInput(text.trim() as Duration.Input))
   let millis = 0
   for (const [, number, unit] of short.matchAll(shortPart)) {
