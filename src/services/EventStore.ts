@@ -90,6 +90,8 @@ export class EventStore extends Context.Service<EventStore, {
    * Appends events to one aggregate, all or none, in one round trip. Inside the caller's transaction it joins it.
    * Fails with `ConcurrencyConflict` when the aggregate is not at the expected version (default `"any"`).
    *
+   * Outside of a transaction an append that loses against another one is tried again (deadlock, serialization failure).
+   *
    * **Gotchas**
    *
    * When the answer is lost, the append may have been committed: the error then has `mayHaveCommitted: true`. The same

@@ -36,7 +36,7 @@ import * as HashRange from "../../schema/HashRange.ts"
 import { EventStore, type Page, type ReadOptions, type ServerLife } from "../../services/EventStore.ts"
 import * as AppendRefusal from "./AppendRefusal.ts"
 import { Database } from "./Database.ts"
-import { codeOf, isUnreadable, refail } from "./DatabaseErrors.ts"
+import { codeOf, isConflict, isUnreadable, refail } from "./DatabaseErrors.ts"
 import * as Life from "./Life.ts"
 import { Listener } from "./Listener.ts"
 import * as Reader from "./Reader.ts"
@@ -172,8 +172,17 @@ const array = (values: ReadonlyArray<unknown>, oid: number) => Result.getOrThrow
 const nextHead = `CASE WHEN h.ctid = (SELECT stored.head FROM stored) THEN excluded.aggregate_version
   ELSE greatest(h.aggregate_version + $4::int8, excluded.aggregate_version) END`
 
-/** How often an append is tried that finds the expected version only after it has failed. */
-const mostAttempts = 5
+/** How often an append is tried that loses against another one, or finds the expected version only after it has failed. */
+const mostAttempts = 10
+
+/** After this an append waits for other writers as long as the session's own `lock_timeout` allows. */
+const impatientNanos = 1_000_000_000n
+
+/**
+ * How long an attempt waits for the events of other writers while it holds the head: 50, 100, 200, 400 ms, all of them
+ * shorter than the second after which the server looks for deadlocks.
+ */
+const eventsWait = (attempt: number): string | null => attempt <= 4 ? `${25 << attempt}ms` : null
 
 /** There is none where the aggregate was not at the expected version. */
 interface AppendedRow {
@@ -242,6 +251,9 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
     // other without keeping readers waiting. The events decide the version: where the head is the one of the statement's
     // snapshot, it is that of the last event there. A head that was changed since was changed by an append, after which
     // the head was right. The last SELECT fails the statement when a trigger suppressed or redirected an event.
+    //
+    // Go's append inserts its events first and locks the head afterwards. An append that holds the head and waits for
+    // such an event would deadlock with it, so the wait for events ends after $14, and the head is released.
     const appendStatement = (isDated: boolean) => `
       WITH stored AS MATERIALIZED (
         SELECT
@@ -257,6 +269,10 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
         SET aggregate_version = ${nextHead}, updated_at = now()
         WHERE $5::int8 IS NULL OR ${nextHead} = $5 + $4::int8
         RETURNING h.aggregate_version
+      ), patience AS MATERIALIZED (
+        SELECT was, CASE WHEN $14::text IS NOT NULL THEN set_config('lock_timeout',
+          CASE WHEN was <> '0' AND was::interval < $14::text::interval THEN was ELSE $14::text END, true) END
+        FROM (SELECT current_setting('lock_timeout') AS was FROM head OFFSET 0) AS setting
       ), added AS (
         INSERT INTO ${events} (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type,
           event_version, payload, trace_id, correlation_id, causation_id, metadata${isDated ? ", created_at" : ""})
@@ -264,9 +280,10 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
           e.event_type, e.event_version::int4, e.payload, e.trace_id, e.correlation_id, e.causation_id, e.metadata::jsonb${
       isDated ? ", coalesce(timestamptz 'epoch' + (e.micros || ' microseconds')::interval, now())" : ""
     }
-        FROM head CROSS JOIN unnest($6::text[], $7::text[], $8::text[], $9::bytea[], $10::text[], $11::text[],
-          $12::text[], $13::text[]${isDated ? ", $14::text[]" : ""}) WITH ORDINALITY AS e (event_id, event_type,
-          event_version, payload, trace_id, correlation_id, causation_id, metadata, ${isDated ? "micros, " : ""}place)
+        FROM head CROSS JOIN patience CROSS JOIN unnest($6::text[], $7::text[], $8::text[], $9::bytea[], $10::text[],
+          $11::text[], $12::text[], $13::text[]${isDated ? ", $15::text[]" : ""}) WITH ORDINALITY AS e (event_id,
+          event_type, event_version, payload, trace_id, correlation_id, causation_id, metadata,
+          ${isDated ? "micros, " : ""}place)
         ORDER BY e.place
         RETURNING global_position, aggregate_version,
           bounded_context = $1 AND aggregate_type = $2 AND aggregate_id = $3 AS kept, event_id
@@ -279,8 +296,9 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
       SELECT positions, first::text, last::text,
         CASE WHEN kept <> $4::int8 OR last <> head.aggregate_version OR first <> last - $4::int8 + 1
             OR ids < (SELECT count(id) FROM unnest($6::text[]) AS given (id))
-          THEN ('${AppendRefusal.altered}' || kept)::int8::text END AS altered
-      FROM result CROSS JOIN head`
+          THEN ('${AppendRefusal.altered}' || kept)::int8::text END AS altered,
+        CASE WHEN $14::text IS NOT NULL THEN set_config('lock_timeout', patience.was, true) END AS patience
+      FROM result CROSS JOIN head CROSS JOIN patience`
 
     const plainAppend = appendStatement(false)
     const datedAppend = appendStatement(true)
@@ -328,32 +346,45 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
         array(rows.map((row) => row[key] ?? null), PgTypes.OID.text)
       // Otherwise the column's default applies.
       const isDated = rows.some((row) => row.createdAtMicros !== null)
-      const insert = sql.unsafe<AppendedRow>(isDated ? datedAppend : plainAppend, [
-        ...identify(stream),
-        String(rows.length),
-        expected === "any" ? null : expected === "none" ? "0" : String(expected),
-        texts("eventId"),
-        texts("eventType"),
-        array(rows.map((row) => String(row.eventVersion)), PgTypes.OID.text),
-        array(rows.map((row) => row.payload), PgTypes.OID.bytea),
-        texts("traceId"),
-        texts("correlationId"),
-        texts("causationId"),
-        texts("metadata"),
-        ...(isDated
-          ? [
-            array(
-              rows.map((row) => row.createdAtMicros === null ? null : String(row.createdAtMicros)),
-              PgTypes.OID.text
-            )
-          ]
-          : [])
-      ])
+      const insert = (wait: string | null) =>
+        sql.unsafe<AppendedRow>(isDated ? datedAppend : plainAppend, [
+          ...identify(stream),
+          String(rows.length),
+          expected === "any" ? null : expected === "none" ? "0" : String(expected),
+          texts("eventId"),
+          texts("eventType"),
+          array(rows.map((row) => String(row.eventVersion)), PgTypes.OID.text),
+          array(rows.map((row) => row.payload), PgTypes.OID.bytea),
+          texts("traceId"),
+          texts("correlationId"),
+          texts("causationId"),
+          texts("metadata"),
+          wait,
+          ...(isDated
+            ? [
+              array(
+                rows.map((row) => row.createdAtMicros === null ? null : String(row.createdAtMicros)),
+                PgTypes.OID.text
+              )
+            ]
+            : [])
+        ])
+      const begun = yield* Clock.monotonicTimeNanos
       for (let attempt = 1; attempt <= mostAttempts; attempt++) {
-        const [found] = yield* insert.pipe(
-          Effect.catch((error) => Effect.flatMap(refusal(stream, expected, error), Effect.fail)),
-          refail(database.server, "append events", { autocommit })
-        )
+        // In the caller's transaction nothing can be tried again.
+        const isImpatient = autocommit && (yield* Clock.monotonicTimeNanos) - begun < impatientNanos
+        const wait = isImpatient ? eventsWait(attempt) : null
+        const result = yield* Effect.result(insert(wait))
+        if (Result.isFailure(result)) {
+          const error = result.failure
+          const isRetried = autocommit && attempt < mostAttempts && isConflict(error) &&
+            (wait !== null || error.reason._tag !== "LockTimeoutError")
+          if (isRetried) continue
+          return yield* Effect.flatMap(refusal(stream, expected, error), Effect.fail).pipe(
+            refail(database.server, "append events", { autocommit })
+          )
+        }
+        const [found] = result.success
         if (found !== undefined) {
           yield* sql.afterCommit(announce)
           const appended: Appended = {

@@ -4,11 +4,13 @@
  */
 import * as PgClient from "@effect/sql-pg/PgClient"
 import { assert, it } from "@effect/vitest"
+import * as Clock from "effect/Clock"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
+import { DeadlockError, SerializationError, SqlError } from "effect/sql/SqlError"
 import { describe } from "vitest"
 import type { NewEvent, StreamId } from "../../../src/schema/Event.ts"
 import { EventStore } from "../../../src/services/EventStore.ts"
@@ -377,4 +379,130 @@ describe("an append that the database refuses", () => {
       const events = yield* store.readStream(stream)
       assert.deepStrictEqual(events.map(({ eventType }) => eventType), ["happened", "happened"])
     }))
+})
+
+/** As Go's append writes: its events first, then the head. */
+const goAppend = Effect.fnUntraced(function*(version: number) {
+  const { sql } = yield* PlainWriters.make((yield* TestDatabase).url, "go")
+  const lockWaits = sql`
+    SELECT FROM pg_locks JOIN pg_stat_activity USING (pid)
+    WHERE datname = current_database() AND NOT granted AND application_name <> 'go'`
+  // It began to wait last, and is not the one that a deadlock ends.
+  yield* sql`SET deadlock_timeout = '10min'`
+  yield* sql`BEGIN`
+  yield* sql`
+    INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
+    VALUES ('test', 'Test', 'a', ${version}, gen_random_uuid(), 'FromGo', '')`
+  return {
+    /** Returns when another session waits for a lock. */
+    waitedFor: Effect.gen(function*() {
+      while ((yield* lockWaits).length === 0) yield* Effect.yieldNow
+    }),
+    upsertHead: sql`
+      INSERT INTO aggregate_heads AS h (bounded_context, aggregate_type, aggregate_id, aggregate_version, updated_at)
+      VALUES ('test', 'Test', 'a', ${version}, now())
+      ON CONFLICT (bounded_context, aggregate_type, aggregate_id)
+      DO UPDATE SET aggregate_version = ${version}, updated_at = now()`,
+    end: (how: "COMMIT" | "ROLLBACK") => sql.unsafe(how)
+  }
+})
+
+describe("an append at the same time as Go's", () => {
+  const deadlockMillis = 30_000
+
+  for (const end of ["COMMIT", "ROLLBACK"] as const) {
+    live(`to the same aggregate waits for its ${end} without a deadlock`, () =>
+      Effect.gen(function*() {
+        const store = yield* EventStore
+        for (const expectedVersion of ["any", 1n, "none"] as const) {
+          const before = expectedVersion === "none" ? 0 : 1
+          yield* (yield* PgClient.PgClient)`TRUNCATE events, aggregate_heads`
+          if (before === 1) yield* store.append([event()])
+          const go = yield* goAppend(before + 1)
+          const begun = yield* Clock.currentTimeMillis
+          const appending = yield* Effect.forkChild(
+            Effect.result(store.append([event(), event()], { expectedVersion })),
+            { startImmediately: true }
+          )
+          yield* go.waitedFor
+          const waited = yield* Clock.currentTimeMillis
+          yield* go.upsertHead
+          const stalled = (yield* Clock.currentTimeMillis) - waited
+          // A process that was suspended for long before the upsert has left the short waits behind.
+          if (waited - begun < 500) assert.isBelow(stalled, deadlockMillis / 2)
+          yield* go.waitedFor
+          yield* go.end(end)
+          const result = yield* Fiber.join(appending)
+          const there = before + (end === "COMMIT" ? 1 : 0)
+          if (expectedVersion !== "any" && end === "COMMIT") {
+            assert(result._tag === "Failure")
+            assert.deepInclude(result.failure, { _tag: "ConcurrencyConflict", actual: BigInt(there) })
+          } else {
+            assert(result._tag === "Success")
+            assert.deepStrictEqual(result.success.lastVersion, BigInt(there + 2))
+          }
+        }
+      }).pipe(Effect.scoped), { client: { startupParameters: { deadlock_timeout: String(deadlockMillis) } } })
+  }
+
+  live(
+    "waits as the session does when a writer stays open, and leaves the session's lock_timeout as it was",
+    () =>
+      Effect.gen(function*() {
+        const store = yield* EventStore
+        const sql = yield* PgClient.PgClient
+        const go = yield* goAppend(1)
+        const given = yield* Effect.forkChild(Effect.flip(store.append([event()])), { startImmediately: true })
+        yield* go.waitedFor
+        const error = yield* Fiber.join(given)
+        assert.deepInclude(error, { _tag: "DatabaseUnavailable", reason: "no answer in time" })
+        assert.notProperty(error, "mayHaveCommitted")
+        yield* go.end("ROLLBACK")
+        yield* sql.withTransaction(Effect.gen(function*() {
+          yield* store.append([event()])
+          assert.deepStrictEqual(yield* sql`SHOW lock_timeout`, [{ lock_timeout: "20ms" }])
+        }))
+        yield* store.append([event()])
+        assert.deepStrictEqual(yield* sql`SHOW lock_timeout`, [{ lock_timeout: "20ms" }])
+      }).pipe(Effect.scoped),
+    { client: { maxConnections: 1, startupParameters: { lock_timeout: "20ms" } } }
+  )
+
+  live(
+    "is retried after a deadlock or a serialization failure, but not inside of a transaction",
+    () =>
+      Effect.gen(function*() {
+        const { url } = yield* TestDatabase
+        let failures = 0
+        for (const [code, Reason] of [["40P01", DeadlockError], ["40001", SerializationError]] as const) {
+          const hooks: Seam.Hooks = {
+            around: (statement, send) =>
+              statement.text.includes("INSERT INTO") && failures-- > 0
+                ? Effect.fail(
+                  new SqlError({
+                    reason: new Reason({
+                      cause: Object.assign(new Error("lost"), { code, severityUnlocalized: "ERROR" }),
+                      operation: "query"
+                    })
+                  })
+                )
+                : send
+          }
+          yield* Effect.gen(function*() {
+            const store = yield* EventStore
+            failures = 3
+            yield* store.append([event()])
+            failures = 1
+            const error = yield* Effect.flip((yield* PgClient.PgClient).withTransaction(store.append([event()])))
+            assert(error._tag === "StoreFailure")
+            assert.strictEqual(error.code, code)
+            assert.include(error.message, "run the whole of its own again")
+          }).pipe(Effect.provide(Layer.provideMerge(
+            Seam.stores(hooks, { listen: false, presence: false }),
+            Seam.client({ url: Redacted.make(url) }, hooks)
+          )))
+        }
+        assert.deepStrictEqual(yield* versions, [1, 2])
+      })
+  )
 })
