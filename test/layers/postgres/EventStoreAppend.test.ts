@@ -52,32 +52,35 @@ const proxied = Effect.gen(function*() {
 })
 
 describe("an append whose answer is lost", () => {
-  live("says that it may have committed, and a repeat with its event ids finds out", () =>
-    Effect.gen(function*() {
-      const { proxy, url } = yield* proxied
-      yield* Effect.gen(function*() {
-        const store = yield* EventStore
-        const events = [event({ eventId: newId() }), event({ eventId: newId() })]
-        for (const expectedVersion of ["any", "none", 0n] as const) {
-          yield* proxy.cutAtEnd
-          const lost = yield* Effect.flip(store.append(events.slice(0, 1), { expectedVersion }))
-          if (lost._tag === "DuplicateEvent") continue
-          assert(lost._tag === "DatabaseUnavailable")
-          assert.isTrue(lost.mayHaveCommitted)
-          assert.include(lost.message, "may have been committed")
-          const repeated = yield* Effect.flip(store.append(events.slice(0, 1), { expectedVersion }))
-          assert.strictEqual(repeated._tag, "DuplicateEvent")
-        }
-        assert.deepStrictEqual(yield* versions, [1])
-      }).pipe(Effect.provide(
-        EventStores.stores({ listen: false, presence: false }).pipe(
-          Layer.provide(PgClient.layer({ url: Redacted.make(url), maxConnections: 1 }))
-        )
-      ))
-    }).pipe(Effect.scoped))
+  live(
+    "reports that it may have been committed, and a repeat with its event ids resolves it",
+    () =>
+      Effect.gen(function*() {
+        const { proxy, url } = yield* proxied
+        yield* Effect.gen(function*() {
+          const store = yield* EventStore
+          const events = [event({ eventId: newId() }), event({ eventId: newId() })]
+          for (const expectedVersion of ["any", "none", 0n] as const) {
+            yield* proxy.cutAtEnd
+            const lost = yield* Effect.flip(store.append(events.slice(0, 1), { expectedVersion }))
+            if (lost._tag === "DuplicateEvent") continue
+            assert(lost._tag === "DatabaseUnavailable")
+            assert.isTrue(lost.mayHaveCommitted)
+            assert.include(lost.message, "may have been committed")
+            const repeated = yield* Effect.flip(store.append(events.slice(0, 1), { expectedVersion }))
+            assert.strictEqual(repeated._tag, "DuplicateEvent")
+          }
+          assert.deepStrictEqual(yield* versions, [1])
+        }).pipe(Effect.provide(
+          EventStores.stores({ listen: false, presence: false }).pipe(
+            Layer.provide(PgClient.layer({ url: Redacted.make(url), maxConnections: 1 }))
+          )
+        ))
+      }).pipe(Effect.scoped)
+  )
 
   live(
-    "says the same when the session is ended by the server, and nothing when the server refuses the statement",
+    "reports an unknown outcome when the server ends the session, but not when the server refuses the statement",
     () =>
       Effect.gen(function*() {
         const store = yield* EventStore
@@ -103,7 +106,7 @@ describe("an append whose answer is lost", () => {
       }).pipe(Effect.scoped)
   )
 
-  live("says nothing when it was never sent", () =>
+  live("reports no unknown outcome when it was never sent", () =>
     Effect.gen(function*() {
       const { proxy, url } = yield* proxied
       yield* Effect.gen(function*() {
@@ -337,7 +340,7 @@ describe("an append that the database refuses", () => {
       ["draws other event ids", "NEW.event_id := gen_random_uuid(); RETURN NEW;"]
     ] as const
   ) {
-    live(`for a trigger that ${what} is rolled back and says so`, () =>
+    live(`for a trigger that ${what} is rolled back and reports it`, () =>
       Effect.gen(function*() {
         yield* trigger("events", body)
         const error = yield* refused(event({ eventId: newId() }), event({ eventType: "Second" }))
@@ -348,7 +351,7 @@ describe("an append that the database refuses", () => {
   }
 
   live(
-    "for a trigger that keeps heads from being written says so instead of reporting conflicts",
+    "for a trigger that keeps heads from being written reports it instead of conflicts",
     () =>
       Effect.gen(function*() {
         yield* trigger("aggregate_heads", "RETURN NULL;")
@@ -360,7 +363,7 @@ describe("an append that the database refuses", () => {
       })
   )
 
-  live("for a trigger that raises a unique violation reports what it says", () =>
+  live("for a trigger that raises a unique violation reports its message", () =>
     Effect.gen(function*() {
       yield* trigger("events", "RAISE EXCEPTION 'no more' USING ERRCODE = 'unique_violation';")
       const error = yield* refused(event())
