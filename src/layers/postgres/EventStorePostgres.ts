@@ -202,6 +202,13 @@ const streamColumns = columns.map(([column, name]) =>
   `${name === "createdAt" ? column : `${column}::text`} AS "${name}"`
 ).join(", ")
 
+/**
+ * SQL: the time that many microseconds after 1970. Multiplying an interval goes by floating point, which is exact for
+ * these two parts, and reading one of so many microseconds fails before PostgreSQL 15.
+ */
+const timeOf = (micros: string): string =>
+  `timestamptz 'epoch' + ${micros} / 3600000000 * interval '1 hour' + ${micros} % 3600000000 * interval '1 microsecond'`
+
 /** From 1970 to 2000. */
 const epochMicros = 946_684_800_000_000n
 
@@ -278,7 +285,7 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
           event_version, payload, trace_id, correlation_id, causation_id, metadata${isDated ? ", created_at" : ""})
         SELECT $1, $2, $3, head.aggregate_version - $4::int8 + e.place, coalesce(e.event_id::uuid, gen_random_uuid()),
           e.event_type, e.event_version::int4, e.payload, e.trace_id, e.correlation_id, e.causation_id, e.metadata::jsonb${
-      isDated ? ", coalesce(timestamptz 'epoch' + (e.micros || ' microseconds')::interval, now())" : ""
+      isDated ? `, coalesce(${timeOf("e.micros::int8")}, now())` : ""
     }
         FROM head CROSS JOIN patience CROSS JOIN unnest($6::text[], $7::text[], $8::text[], $9::bytea[], $10::text[],
           $11::text[], $12::text[], $13::text[]${isDated ? ", $15::text[]" : ""}) WITH ORDINALITY AS e (event_id,
