@@ -559,6 +559,33 @@ export class HandlerOverran extends Schema.TaggedError<HandlerOverran>(id("Handl
 }
 
 /**
+ * A handler returned, or succeeded with, what nothing runs, waits for or raises. It would be lost, or be done outside of
+ * the batch's transaction.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class HandlerResultUnused extends Schema.TaggedError<HandlerResultUnused>(id("HandlerResultUnused"))(
+  "HandlerResultUnused",
+  { result: Schema.Literals(["Effect", "failure", "Stream", "Promise", "not an Effect"]) }
+) {
+  override get message(): string {
+    switch (this.result) {
+      case "Effect":
+        return "The handler succeeded with an Effect, which nothing runs. Use yield* on it, or Effect.flatMap or Effect.all; the diagnostic floatingEffect of @effect/language-service finds others that are not run at all."
+      case "failure":
+        return "The handler succeeded with a failure, which it did not raise. Use return yield* on it; to ignore a failure, use Effect.ignore."
+      case "Stream":
+        return "The handler succeeded with a Stream, which nothing runs. Run it, for example with Stream.runDrain."
+      case "Promise":
+        return "The handler succeeded with a Promise, or something else that is awaited, which nothing waits for. Use Effect.promise or Effect.tryPromise."
+      case "not an Effect":
+        return "The handler did not return an Effect. Use Effect.fnUntraced instead of a generator function, and Effect.tryPromise around an async function."
+    }
+  }
+}
+
+/**
  * What a store can fail with at any time.
  *
  * @category errors

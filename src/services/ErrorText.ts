@@ -26,7 +26,7 @@ const indescribable = "a value that cannot be described"
  * @category utils
  * @since 0.1.0
  */
-export const attempt = <A>(read: () => A): A | undefined => {
+export const tryRead = <A>(read: () => A): A | undefined => {
   try {
     return read()
   } catch {
@@ -45,7 +45,7 @@ export const errorText = (cause: Cause.Cause<unknown>): string => {
   const texts = cause.reasons.slice(0, mostReasons).flatMap((reason) =>
     Cause.isFailReason(reason) ? [describe(reason.error)] : Cause.isDieReason(reason) ? [describe(reason.defect)] : []
   )
-  const text = texts.length === 0 ? attempt(() => Cause.pretty(cause)) : [...new Set(texts)].join("; ")
+  const text = texts.length === 0 ? tryRead(() => Cause.pretty(cause)) : [...new Set(texts)].join("; ")
   return clean(text) ?? indescribable
 }
 
@@ -69,35 +69,35 @@ const isObject = (value: unknown): value is object =>
   (typeof value === "object" && value !== null) || typeof value === "function"
 
 const read = (value: unknown, property: string): unknown =>
-  isObject(value) ? attempt(() => (value as Readonly<Record<string, unknown>>)[property]) : undefined
+  isObject(value) ? tryRead(() => (value as Readonly<Record<string, unknown>>)[property]) : undefined
 
 /** Nothing of a text that is empty. */
 const clean = (text: unknown): string | undefined =>
   typeof text === "string" && text.trim() !== "" ? cut(text, longest) : undefined
 
 const describe = (error: unknown, depth = 0): string => {
-  if (attempt(() => SqlError.isSqlError(error)) === true) {
-    const text = attempt(() => clean(describeSql(error as SqlError.SqlError)))
+  if (tryRead(() => SqlError.isSqlError(error)) === true) {
+    const text = tryRead(() => clean(describeSql(error as SqlError.SqlError)))
     if (text !== undefined) return text
   }
   // Errors of another realm are no instances of this one's Error.
   const name = clean(read(error, "name"))
   const message = read(error, "message")
-  if (attempt(() => error instanceof Error) === true || (name !== undefined && typeof message === "string")) {
-    const own = clean(message) ?? (isObject(message) ? undefined : clean(attempt(() => String(message ?? ""))))
+  if (tryRead(() => error instanceof Error) === true || (name !== undefined && typeof message === "string")) {
+    const own = clean(message) ?? (isObject(message) ? undefined : clean(tryRead(() => String(message ?? ""))))
     const text = [name, own].filter((part) => part !== undefined).join(": ")
     const inner = depth < deepest ? innerOf(error).map((each) => describe(each, depth + 1)) : []
     return cut((text === "" ? indescribable : text) + (inner.length > 0 ? ` (${inner.join("; ")})` : ""), longest)
   }
   if (typeof error === "string") return clean(error) ?? "an empty text"
-  return clean(attempt(() => Cause.prettyErrors(Cause.fail(error))[0]?.message)) ??
-    clean(attempt(() => String(error))) ?? indescribable
+  return clean(tryRead(() => Cause.prettyErrors(Cause.fail(error))[0]?.message)) ??
+    clean(tryRead(() => String(error))) ?? indescribable
 }
 
 /** What an error was made of: its cause, and the errors of an `AggregateError`. */
 const innerOf = (error: unknown): ReadonlyArray<unknown> => {
-  const isError = (value: unknown) => attempt(() => value instanceof Error || SqlError.isSqlError(value)) === true
-  const errors = attempt(() => {
+  const isError = (value: unknown) => tryRead(() => value instanceof Error || SqlError.isSqlError(value)) === true
+  const errors = tryRead(() => {
     const all = read(error, "errors")
     return Array.isArray(all) ? all.slice(0, deepest) : []
   })

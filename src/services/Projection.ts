@@ -64,8 +64,18 @@ export interface Options<E, R> extends EventFilter {
   /**
    * Handles one event. It runs inside the transaction that also records the progress: what it writes through the
    * `SqlClient` in its context is committed exactly once, or not at all. Events of one aggregate come in version order.
-   * Ranges of the hash space run at the same time, so rows that several aggregates share are written with SQL
-   * arithmetic or under a row lock. A `Scope` in its context closes with the batch, before the commit.
+   * A `Scope` in its context closes with the batch, before the commit.
+   *
+   * **Gotchas**
+   *
+   * - Ranges of the hash space run at the same time: write rows that several aggregates share with SQL arithmetic,
+   *   `ON CONFLICT` or under a row lock.
+   * - Only statements of the stores' client, run by the handler's own fiber or its children, are part of the
+   *   transaction. A client that the handler provides itself (`Effect.provide(PgClient.layer(…))`), `sql.reserve`, another
+   *   driver and `Effect.runPromise` inside the handler write outside of it, which is not detected.
+   * - A statement without `yield*` is not run. The handler fails with `HandlerResultUnused` if its result is such an
+   *   Effect, or a Stream, a Promise or a failure that was not raised. Others are found by the diagnostic
+   *   `floatingEffect` of `@effect/language-service` (or `@effect/tsgo`).
    */
   readonly handle: (event: Event) => Effect.Effect<unknown, E, R>
   /** Default `"beginning"`. */

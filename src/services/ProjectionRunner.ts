@@ -11,15 +11,19 @@ import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import type * as Latch from "effect/Latch"
 import * as Option from "effect/Option"
+import * as Predicate from "effect/Predicate"
 import * as Random from "effect/Random"
+import * as Stream from "effect/Stream"
 import { Activity } from "../schema/Activity.ts"
 import { type Halt, haltError, type Held } from "../schema/Checkpoint.ts"
 import {
   CheckpointAheadOfEvents,
   type EventError,
   HandlerOverran,
+  HandlerResultUnused,
   ProjectionHalted,
   type StoreError,
   type StoreFailure,
@@ -31,7 +35,7 @@ import type { Settings } from "../schema/Settings.ts"
 import { sentence } from "../schema/Text.ts"
 import * as BatchContext from "./BatchContext.ts"
 import { CheckpointStore, type Fenced, HandlerFailure, type TransientFailure } from "./CheckpointStore.ts"
-import { errorText, stackText } from "./ErrorText.ts"
+import { errorText, stackText, tryRead } from "./ErrorText.ts"
 import { EventStore, type Page, type ServerLife } from "./EventStore.ts"
 import * as Overruns from "./Overruns.ts"
 import type * as Projection from "./Projection.ts"
@@ -381,8 +385,14 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
           const workedFrom = begunAt = clock.monotonicTimeNanosUnsafe()
           return Effect.whileLoop({
             while: () => begun < Math.min(batch.length, most) && !(begun > 0 && enough(workedFrom)),
-            body: (): Effect.Effect<unknown, unknown, unknown> => projection.handle(batch[begun++]!),
-            step: () => {
+            body: (): Effect.Effect<unknown, unknown, unknown> => {
+              const effect: unknown = projection.handle(batch[begun++]!)
+              return Effect.isEffect(effect) ? effect : Effect.die(new HandlerResultUnused({ result: "not an Effect" }))
+            },
+            step: (value) => {
+              // Other values are the handler's affair, however they behave.
+              const result = tryRead(() => unusedResult(value))
+              if (result !== undefined) throw new HandlerResultUnused({ result })
               handled = begun
             }
           })
@@ -603,6 +613,17 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
 
 const operations = ["Reading", "A batch", "Progress", "The record of a halt"] as const
 type Operation = (typeof operations)[number]
+
+/**
+ * What a handler succeeded with instead of doing or raising it. An Exit and errors made to be yielded are Effects too; one
+ * that describes a success is harmless. Of an array the first element stands for all.
+ */
+const unusedResult = (value: unknown): HandlerResultUnused["result"] | undefined => {
+  const result: unknown = Array.isArray(value) ? value[0] : value
+  if (Exit.isExit(result)) return Exit.isFailure(result) ? "failure" : undefined
+  if (Effect.isEffect(result)) return result instanceof Error ? "failure" : "Effect"
+  return Stream.isStream(result) ? "Stream" : Predicate.isPromiseLike(result) ? "Promise" : undefined
+}
 
 const failedWith = (at: number, cause: Cause.Cause<unknown>, circumstance = ""): Outcome => {
   const text = errorText(cause)

@@ -1,9 +1,10 @@
 /** Handlers that ignore what fails, and leave behind what they open and start. */
 import { PgClient } from "@effect/sql-pg"
 import { assert, describe } from "@effect/vitest"
-import { Deferred, Effect, type Exit, Fiber } from "effect"
+import { Deferred, Effect, type Exit, Fiber, Redacted } from "effect"
 import { SqlClient } from "effect/sql"
 import { type Event, Projection } from "pupsourcing-orchestrator"
+import { TestDatabase } from "../support/TestDatabase.ts"
 import { append, catchUp, event, halted, live, record, seen } from "./OneProcess.ts"
 
 const seventh = 7n
@@ -142,6 +143,71 @@ describe("a handler", () => {
       assert.include(orphan.message, "no foreign keys between aggregates")
       const other = yield* inserting("other", () => sql`INSERT INTO countries VALUES (NULL)`)
       assert.notInclude(other.message, "another aggregate")
+    })
+  )
+
+  live(
+    "whose last statement lacks its yield* halts, and what it wrote before is rolled back",
+    Effect.gen(function*() {
+      const sql = yield* SqlClient.SqlClient
+      const positions = yield* twenty
+      const forgets = (name: string, last: Effect.Effect<unknown, unknown>) =>
+        halted(Projection.make(name, {
+          handle: (event) => isSeventh(event) ? Effect.andThen(record(name, event), last) : record(name, event)
+        }))
+      const statement = () => sql`INSERT INTO seen VALUES ('forgotten', 1, 'a', 1, 0, NULL)`
+      for (
+        const [name, last] of [
+          ["statement", Effect.sync(statement)],
+          ["statements", Effect.sync(() => [1, 2].map(statement))],
+          ["transaction", Effect.sync(() => sql.withTransaction(statement()))],
+          ["stream", Effect.sync(() => statement().stream)]
+        ] as const
+      ) {
+        const error = yield* forgets(name, last)
+        assert.strictEqual(error.position, positions[6])
+        assert.include(error.error, "HandlerResultUnused")
+        assert.deepStrictEqual(yield* versions(name), upTo(6))
+      }
+      assert.deepStrictEqual(yield* seen("forgotten"), [])
+    })
+  )
+
+  live(
+    "that fails leaves nothing of the stores' client behind, and what another client wrote, as documented",
+    Effect.gen(function*() {
+      const sql = yield* SqlClient.SqlClient
+      const { url } = yield* TestDatabase
+      yield* append(event("a"))
+      const write = (client: SqlClient.SqlClient, what: string) =>
+        client`INSERT INTO seen VALUES (${what}, 1, 'a', 1, 0, NULL)`
+      const fromContext = (what: string) => Effect.flatMap(SqlClient.SqlClient, (client) => write(client, what))
+      const ways: ReadonlyArray<readonly [string, boolean, Effect.Effect<unknown, unknown, SqlClient.SqlClient>]> = [
+        ["context", false, fromContext("context")],
+        ["variable", false, write(sql, "variable")],
+        ["child", false, Effect.flatMap(Effect.forkChild(write(sql, "child")), Fiber.join)],
+        [
+          "own client",
+          true,
+          fromContext("own client").pipe(Effect.provide(PgClient.layer({ url: Redacted.make(url) })))
+        ],
+        [
+          "reserved",
+          true,
+          Effect.scoped(
+            Effect.flatMap(
+              sql.reserve,
+              (connection) =>
+                connection.execute("INSERT INTO seen VALUES ('reserved', 1, 'a', 1, 0, NULL)", [], undefined)
+            )
+          )
+        ],
+        ["runPromise", true, Effect.promise(() => Effect.runPromise(write(sql, "runPromise")))]
+      ]
+      for (const [what, remains, way] of ways) {
+        yield* halted(Projection.make(what, { handle: () => Effect.andThen(way, Effect.die("fails")) }))
+        assert.strictEqual((yield* seen(what)).length, remains ? 1 : 0, what)
+      }
     })
   )
 

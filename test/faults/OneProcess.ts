@@ -67,7 +67,7 @@ export const halted = Effect.fnUntraced(function*<E, R>(
   projection: Projection.Projection<E, R>,
   settings: Settings = {}
 ) {
-  const error = yield* Effect.flip(catchUp(projection, settings))
+  const error = yield* Effect.flip(catchUp(projection, { pollInterval: "50 millis", ...settings }))
   assert(error._tag === "ProjectionHalted")
   return error
 })

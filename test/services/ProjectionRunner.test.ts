@@ -6,6 +6,8 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import * as SqlError from "effect/sql/SqlError"
+import * as Stream from "effect/Stream"
 import { TestClock } from "effect/testing"
 import * as TxRef from "effect/TxRef"
 import * as MemoryStores from "../../src/layers/memory/MemoryStores.ts"
@@ -19,6 +21,7 @@ import {
 import type { Event } from "../../src/schema/Event.ts"
 import * as HashRange from "../../src/schema/HashRange.ts"
 import { type CheckpointStore, Fenced, TransientFailure } from "../../src/services/CheckpointStore.ts"
+import { tryRead } from "../../src/services/ErrorText.ts"
 import type { EventStore } from "../../src/services/EventStore.ts"
 import * as Projection from "../../src/services/Projection.ts"
 import * as Hostile from "../support/Hostile.ts"
@@ -168,6 +171,84 @@ it.effect.each(Hostile.values)("halts the range at a failure with %s", ([, value
     const { halt, position } = yield* worker.row
     assert.deepStrictEqual([position, halt?.position], [1n, 2n])
     assert.isNotEmpty(halt?.error)
+    assert.strictEqual(yield* worker.drain(fiber), "drained")
+  }))
+
+const promise: unknown = globalThis.Promise.resolve(1)
+
+/** Like the query builders of other libraries, which run when they are awaited. */
+const thenable = ((method: string) => ({ [method]: () => {} }))("then")
+
+const unused: ReadonlyArray<readonly [string, () => unknown, string]> = [
+  ["an Effect", () => Effect.succeed(Effect.sync(() => {})), "succeeded with an Effect"],
+  ["an Effect of an async operation", () => Effect.sync(() => Effect.promise(async () => {})), "yield*"],
+  ["Effects in an array", () => Effect.sync(() => [1, 2].map((n) => Effect.sync(() => n))), "Effect.all"],
+  ["an Effect that fails", () => Effect.sync(() => Effect.fail("not raised")), "return yield*"],
+  ["an error that can be yielded", () => Effect.sync(() => new Broken({ message: "not raised" })), "return yield*"],
+  ["a failed Exit", () => Effect.exit(Effect.fail("not raised")), "Effect.ignore"],
+  ["a Stream", () => Effect.succeed(Stream.make(1)), "succeeded with a Stream"],
+  ["a Promise", () => Effect.succeed(promise), "succeeded with a Promise"],
+  ["Promises in an array", () => Effect.succeed([promise]), "Effect.tryPromise"],
+  ["a query of another library", () => Effect.succeed(thenable), "awaited"],
+  ["nothing at all", () => undefined, "did not return an Effect"],
+  ["a Promise instead of an Effect", async () => {}, "async function"],
+  ["a generator instead of an Effect", function*() {}, "generator function"]
+]
+
+it.effect.each(unused)(
+  "halts the range where the handler's result is %s",
+  ([, handle, text]) =>
+    Effect.gen(function*() {
+      const world = yield* MemoryStores.makeWorld
+      const handled = yield* TxRef.make<ReadonlyArray<string>>([])
+      const { handle: record } = recording(handled)
+      const worker = yield* runner(
+        world,
+        Projection.make("users", {
+          // As from JavaScript, or through any.
+          handle: (event) => event.aggregateId === "b" ? handle() as Effect.Effect<unknown> : record(event)
+        })
+      )
+      yield* worker.events.append([event("a")])
+      yield* worker.events.append([event("b")])
+      const fiber = yield* Effect.forkChild(worker.run)
+      yield* pass(200)
+      assert.deepStrictEqual(yield* TxRef.get(handled), ["a"])
+      const { halt, position } = yield* worker.row
+      assert.deepStrictEqual([position, halt?.position], [1n, 2n])
+      assert.include(halt?.error, "HandlerResultUnused: ")
+      assert.include(halt?.error, text)
+      assert.strictEqual(yield* worker.drain(fiber), "drained")
+    })
+)
+
+it.effect("takes any other result of a handler", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const results: ReadonlyArray<Effect.Effect<unknown, unknown>> = [
+      Effect.exit(Effect.void),
+      Effect.forEach([1, 2], () => Effect.exit(Effect.void)),
+      Effect.succeed(new Error("no Effect")),
+      Effect.option(Effect.fail("ignored")),
+      Effect.result(Effect.fail("ignored")),
+      Effect.forkChild(Effect.void),
+      Effect.succeed([]),
+      Effect.succeed([{ id: 1 }]),
+      Effect.succeed(() => Effect.void),
+      // Without those that are Effects or thenables.
+      ...Hostile.values.filter(([what, value]) =>
+        what !== "a thenable" && tryRead(() => value instanceof SqlError.SqlError) !== true
+      ).map(([, value]) => Effect.succeed(value))
+    ]
+    const worker = yield* runner(
+      world,
+      Projection.make("users", { handle: ({ aggregateVersion }) => results[Number(aggregateVersion) - 1]! })
+    )
+    yield* Effect.forEach(results, () => worker.events.append([event("a")]))
+    const fiber = yield* Effect.forkChild(worker.run)
+    yield* pass(200)
+    const { halt, position } = yield* worker.row
+    assert.deepStrictEqual([halt, position], [undefined, BigInt(results.length)])
     assert.strictEqual(yield* worker.drain(fiber), "drained")
   }))
 

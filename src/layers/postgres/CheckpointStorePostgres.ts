@@ -34,7 +34,7 @@ import {
   HandlerFailure,
   TransientFailure
 } from "../../services/CheckpointStore.ts"
-import { attempt } from "../../services/ErrorText.ts"
+import { tryRead } from "../../services/ErrorText.ts"
 import type { ServerLife } from "../../services/EventStore.ts"
 import { Database } from "./Database.ts"
 import { codeOf, isConflict, isConnectionLoss, isPassing, sqlErrorIn, toStoreError } from "./DatabaseErrors.ts"
@@ -469,7 +469,7 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
    * inspected is the handler's own.
    */
   const judge = (cause: Cause.Cause<unknown>): HandlerFailure | SqlError.SqlError | StoreError | TransientFailure =>
-    attempt(() => inspect(cause)) ?? new HandlerFailure({ cause })
+    tryRead(() => inspect(cause)) ?? new HandlerFailure({ cause })
 
   const inspect = (cause: Cause.Cause<unknown>): HandlerFailure | SqlError.SqlError | StoreError | TransientFailure => {
     if (Cause.hasInterrupts(cause)) return handlerFailure(ownInterruption, cause)
