@@ -8,6 +8,7 @@ import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import { identity } from "effect/Function"
 import * as Option from "effect/Option"
+import * as Random from "effect/Random"
 import * as Result from "effect/Result"
 import type * as Scope from "effect/Scope"
 import type * as SqlError from "effect/sql/SqlError"
@@ -173,7 +174,11 @@ const nextHead = `CASE WHEN h.ctid = (SELECT stored.head FROM stored) THEN exclu
   ELSE greatest(h.aggregate_version + $4::int8, excluded.aggregate_version) END`
 
 /** How often an append is tried that loses against another one, or finds the expected version only after it has failed. */
-const mostAttempts = 10
+const mostAttempts = 20
+
+/** Before an append is tried again: 2 ms doubling up to 100 ms, jittered so that the competitors do not meet again. */
+const pause = (attempt: number): Effect.Effect<void> =>
+  Effect.flatMap(Random.next, (random) => Effect.sleep(Math.min(100, 2 ** attempt) * (0.5 + random / 2)))
 
 /** After this an append waits for other writers as long as the session's own `lock_timeout` allows. */
 const impatientNanos = 1_000_000_000n
@@ -386,7 +391,10 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
           const error = result.failure
           const isRetried = autocommit && attempt < mostAttempts && isConflict(error) &&
             (wait !== null || error.reason._tag !== "LockTimeoutError")
-          if (isRetried) continue
+          if (isRetried) {
+            yield* pause(attempt)
+            continue
+          }
           return yield* Effect.flatMap(refusal(stream, expected, error), Effect.fail).pipe(
             refail(database.server, "append events", { autocommit })
           )

@@ -94,6 +94,7 @@ const common: Readonly<Record<string, string>> = {
   transaction_timeout: "0",
   standard_conforming_strings: "on",
   quote_all_identifiers: "off",
+  exit_on_error: "off",
   jit: "off"
 }
 

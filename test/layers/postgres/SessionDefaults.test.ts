@@ -3,6 +3,7 @@
  */
 import * as PgClient from "@effect/sql-pg/PgClient"
 import { assert, describe, it } from "@effect/vitest"
+import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
@@ -33,6 +34,7 @@ const hostile: Readonly<Record<string, string>> = {
   transaction_timeout: "1234567",
   standard_conforming_strings: "off",
   quote_all_identifiers: "on",
+  exit_on_error: "on",
   jit: "on"
 }
 
@@ -57,6 +59,13 @@ const event = (aggregateId: string) => ({
   eventType: "Happened",
   payload: {}
 })
+
+/** As another fiber of the process, beside the transaction. */
+const inNoTransaction = <A, E>(sql: SqlClient.SqlClient, self: Effect.Effect<A, E>): Effect.Effect<A, E> =>
+  Effect.updateContext(
+    self,
+    (context: Context.Context<never>) => Context.omit(sql.transactionService)(context) as Context.Context<never>
+  )
 
 const settingsOf = (names: ReadonlyArray<string>) =>
   `SELECT json_object_agg(name, current_setting(name, true))::text AS settings
@@ -93,6 +102,7 @@ describe("the library's sessions", () => {
           transaction_timeout: "0",
           standard_conforming_strings: "on",
           quote_all_identifiers: "off",
+          exit_on_error: "off",
           jit: "off"
         }
         for (const found of [inSession!.settings, String(rows[0]!["settings"])]) {
@@ -245,6 +255,38 @@ describe("the library's sessions", () => {
         SELECT s.aggregate_id, s.created_at = date_trunc('milliseconds', e.created_at) AS same
         FROM seen s JOIN events e USING (aggregate_id)`
       assert.deepStrictEqual(rows, [{ aggregate_id: "é", same: true }])
+    }).pipe(Effect.provide(EventStores.database())))
+})
+
+describe("appends", () => {
+  it.live("that lose against others are repeated where transactions are serializable by default", () =>
+    Effect.gen(function*() {
+      yield* alter({ default_transaction_isolation: "serializable" })
+      yield* Effect.gen(function*() {
+        const sql = yield* SqlClient.SqlClient
+        const store = yield* EventStore
+        const many = Array.from({ length: 16 }, (_, index) => index)
+        const one = yield* Effect.forEach(many, () => store.append([event("one")]), { concurrency: 8 })
+        assert.deepStrictEqual(
+          one.map(({ firstVersion }) => Number(firstVersion)).sort((a, b) => a - b),
+          many.map((index) => index + 1)
+        )
+        const raced = yield* Effect.forEach(
+          many,
+          () => Effect.result(store.append([event("raced")], { expectedVersion: "none" })),
+          { concurrency: 8 }
+        )
+        const lost = raced.flatMap((result) => result._tag === "Failure" ? [result.failure._tag] : [])
+        assert.deepStrictEqual(lost, many.slice(1).map(() => "ConcurrencyConflict" as const))
+        // A transaction of the caller is the caller's to repeat.
+        const failure = yield* Effect.flip(sql.withTransaction(Effect.gen(function*() {
+          yield* sql`SELECT count(*) FROM events`
+          yield* inNoTransaction(sql, store.append([event("one")]))
+          return yield* store.append([event("one")])
+        })))
+        assert(failure._tag === "StoreFailure")
+        assert.strictEqual(failure.code, "40001")
+      }).pipe(Effect.provide(EventStores.stores().pipe(Layer.provideMerge(client()))))
     }).pipe(Effect.provide(EventStores.database())))
 })
 
