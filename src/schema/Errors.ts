@@ -84,7 +84,7 @@ export class DatabaseUnavailable extends Schema.TaggedError<DatabaseUnavailable>
       case "no answer in time":
         return `The database server at ${this.server} did not answer in time. Check its load, locks and network.`
       case "no connection in time":
-        return `The application's pool had no connection free in time, or the database server at ${this.server} did not answer on it. Raise maxConnections of PgClient or use fewer at once; check the network.`
+        return `The application's pool had no connection free in time, or the database server at ${this.server} did not answer on it. Check the network; if the pool is exhausted, raise maxConnections of PgClient or use fewer connections at once.`
     }
   }
 }
@@ -286,10 +286,18 @@ export class WorkerReplaced extends Schema.TaggedError<WorkerReplaced>(id("Worke
  */
 export class WorkerEvicted extends Schema.TaggedError<WorkerEvicted>(id("WorkerEvicted"))("WorkerEvicted", {
   replicaSet: Schema.String,
-  workerId: Schema.String
+  workerId: Schema.String,
+  /**
+   * `evicted`: another worker has missed its heartbeats and stopped its registration. `missing`: its row was deleted, or the
+   * server has lost its latest commits.
+   */
+  reason: Schema.Literals(["evicted", "missing"])
 }) {
   override get message(): string {
-    return `Worker "${this.workerId}" of replica set "${this.replicaSet}" was silent for too long and was replaced; it registers anew.`
+    const worker = `worker "${this.workerId}" of replica set "${this.replicaSet}"`
+    return this.reason === "missing"
+      ? `The registration of ${worker} is no longer in the table of workers: its row was deleted, or the server has lost its latest commits. The worker registers again.`
+      : `Another worker has evicted ${worker}, which has sent no heartbeat for too long. It registers again.`
   }
 }
 

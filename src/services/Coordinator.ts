@@ -108,7 +108,8 @@ const refuse = (
   const { replicaSet, workerId } = registration
   switch (obstacle._tag) {
     case "Evicted":
-      return new WorkerEvicted({ replicaSet, workerId })
+      // The heartbeat tells an eviction from a missing row.
+      return new WorkerEvicted({ replicaSet, workerId, reason: "evicted" })
     case "FilterChanged":
       return new FilterChanged({
         projection: obstacle.projection,

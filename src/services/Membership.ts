@@ -29,8 +29,9 @@ export interface JoinOptions {
 export class Membership extends Context.Service<Membership, {
   /**
    * Registers a worker under a new incarnation, present and with a first heartbeat, and wakes the others. The scope
-   * ends the presence; it does not unregister (see `Decisions.decide` with `leaving`). A registration under the same
-   * id that is alive: `WorkerIdInUse`; one that is dead is replaced.
+   * ends the presence; it does not unregister (see `Decisions.decide` with `leaving`). An earlier registration
+   * under the same id that is dead is replaced. Another one is waited for: a heartbeat that it sends proves that it is alive
+   * and fails this with `WorkerIdInUse`; without one it is replaced when it is stale.
    */
   readonly join: (options: JoinOptions) => Effect.Effect<Registration, StoreError | WorkerIdInUse, Scope.Scope>
 

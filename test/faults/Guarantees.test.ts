@@ -113,7 +113,7 @@ describe("guarantees", { concurrent: false }, () => {
       yield* harness.waitForOutput(b, "let go", 1)
       const end = yield* harness.quiesce()
       assert.deepStrictEqual(end.refusals, [])
-      yield* harness.waitForOutput(b, "it registers anew")
+      yield* harness.waitForOutput(b, "It registers again")
     }))
 
   live(

@@ -226,6 +226,29 @@ it.effect("two runs of one orchestrator at once are refused; one after the other
     assert.isFalse(hasEnded(again))
   }))
 
+it.effect("a worker waits for an earlier registration under its id that sends no heartbeat, and replaces it", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const counts = yield* noCounts
+    const settings = { workerId: "pod-0" }
+    const failing = { now: true }
+    const frozen = yield* start(world, [counting(counts)], { settings, membership: failingHeartbeats(failing) })
+    yield* pass(500)
+    const successor = yield* start(world, [counting(counts)], { settings })
+    yield* pass(25_000, 500)
+    assert.isFalse(hasEnded(successor.fiber))
+    assert.deepStrictEqual(successor.of("WorkerRegistered"), [])
+    yield* pass(10_000, 500)
+    assert.isFalse(hasEnded(successor.fiber))
+    assert.strictEqual(successor.of("WorkerRegistered").length, 1)
+    failing.now = false
+    yield* pass(2_000)
+    assert.strictEqual(failureOf(frozen.fiber)?._tag, "WorkerReplaced")
+    yield* appendAll(successor.events)
+    yield* pass(500)
+    assert.deepStrictEqual(yield* TxRef.get(counts), times(1))
+  }))
+
 it.effect("a failure is logged once and marked as reported", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
@@ -233,7 +256,8 @@ it.effect("a failure is logged once and marked as reported", () =>
     yield* start(world, [counting(counts)], { settings: { workerId: "the-first" } })
     yield* pass(100)
     const second = yield* start(world, [counting(counts)], { settings: { workerId: "the-first" } })
-    yield* pass(100)
+    // The heartbeat of the first proves that it lives.
+    yield* pass(6_000)
     const error = failureOf(second.fiber)
     assert.strictEqual(error?._tag, "WorkerIdInUse")
     for (const part of ["the-first", "process 1", "memory", "1970-01-01T00:00:00.000Z"]) {
@@ -687,7 +711,7 @@ it.effect("a worker that was taken for dead stops, registers anew and works on",
     const [before, after] = silent.of("WorkerRegistered").map(({ registration }) => registration)
     assert.strictEqual(after?.workerId, before?.workerId)
     assert.isTrue(after!.incarnation > before!.incarnation)
-    assert.isTrue(silent.said("Warn").some((text) => text.includes("registers anew")))
+    assert.isTrue(silent.said("Warn").some((text) => text.includes("registers again")))
     assert.deepStrictEqual(silent.said("Info").filter((text) => text.startsWith("Unregistering")), [])
     yield* appendAll(other.events)
     yield* pass(1_000)

@@ -275,7 +275,12 @@ it.layer(migrated, { excludeTestServices: true })(
     it.effect("an id that is in use", () =>
       Effect.gen(function*() {
         const begun = Date.now()
-        const live = () => worker(nothing("id_in_use"), { workerId: "pod-0" })
+        const live = () =>
+          worker(nothing("id_in_use"), {
+            workerId: "pod-0",
+            heartbeatInterval: "100 millis",
+            registrationWindow: "10 millis"
+          })
         const error = yield* beside(live(), refusal(live()))
         assert.strictEqual(error._tag, "WorkerIdInUse")
         if (error._tag !== "WorkerIdInUse") return

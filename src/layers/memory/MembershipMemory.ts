@@ -18,6 +18,9 @@ import { changeWorker, endPresence, wakeOthers, workerKey } from "./MemoryWorld.
 /** A registration whose process is gone but was heard of just now counts as dead after so long. */
 const justDiedMillis = 2000
 
+/** How often a worker that waits for an earlier registration under its id looks at that one. */
+const earlierPollMillis = 100
+
 /** A generation is active when all its members work in it. For people to read. */
 const activate = Effect.fnUntraced(function*(world: MemoryWorld, generation: Generation.Generation) {
   const workers = yield* TxRef.get(world.workers)
@@ -47,11 +50,18 @@ const activate = Effect.fnUntraced(function*(world: MemoryWorld, generation: Gen
 export const make = (handle: Handle): Membership["Service"] => {
   const { reach, world } = handle
 
-  /** The registration, or how many milliseconds to wait until the one that stands can be taken for dead. */
-  const register = Effect.fnUntraced(function*(options: JoinOptions): Effect.fn.Return<
-    { readonly registered: Worker.Registration; readonly justDied?: never } | {
+  /**
+   * The registration; or the earlier one that is not stale, and in how many milliseconds it will be. `seen` is that one as it
+   * was when the wait for it began: once it has sent a heartbeat since then, the id is in use.
+   */
+  const register = Effect.fnUntraced(function*(
+    options: JoinOptions,
+    seen: WorkerRecord | undefined
+  ): Effect.fn.Return<
+    { readonly registered: Worker.Registration; readonly earlier?: never } | {
       readonly registered?: never
-      readonly justDied: number
+      readonly earlier: WorkerRecord
+      readonly deadInMillis: number
     },
     WorkerIdInUse
   > {
@@ -65,7 +75,16 @@ export const make = (handle: Handle): Membership["Service"] => {
       now - other.heartbeatAt <= options.rules.staleWorkerTimeoutMillis &&
       !(absentForMillis !== undefined && absentForMillis >= justDiedMillis)
     ) {
-      if (absentForMillis !== undefined) return { justDied: justDiedMillis - absentForMillis }
+      const isAlive = (other.process === handle.process && other.absentSince === undefined) ||
+        (seen?.incarnation === other.incarnation && seen.heartbeatAt !== other.heartbeatAt)
+      if (!isAlive) {
+        const staleInMillis = options.rules.staleWorkerTimeoutMillis - (now - other.heartbeatAt) + 1
+        const deadInMillis = Math.min(
+          staleInMillis,
+          absentForMillis === undefined ? Infinity : justDiedMillis - absentForMillis
+        )
+        return { earlier: other, deadInMillis }
+      }
       return yield* new WorkerIdInUse({
         replicaSet: options.replicaSet,
         workerId: options.workerId,
@@ -96,12 +115,15 @@ export const make = (handle: Handle): Membership["Service"] => {
   /** Uninterruptible but for its waits: a registration that was made is the caller's. */
   const join = (options: JoinOptions) =>
     Effect.uninterruptibleMask(Effect.fnUntraced(function*(restore) {
+      let seen: WorkerRecord | undefined
       while (true) {
-        const { justDied, registered } = yield* Effect.tx(register(options))
-        if (registered === undefined) {
-          yield* restore(reach(Effect.sleep(justDied)))
+        const result = yield* Effect.tx(register(options, seen))
+        if (result.registered === undefined) {
+          if (seen?.incarnation !== result.earlier.incarnation) seen = result.earlier
+          yield* restore(reach(Effect.sleep(Math.min(earlierPollMillis, result.deadInMillis))))
           continue
         }
+        const { registered } = result
         handle.present.add(registered)
         // Not through `reach`: the session of a process that is cut off ends all the same, and has ended already.
         yield* Effect.addFinalizer(() =>
@@ -125,9 +147,9 @@ export const make = (handle: Handle): Membership["Service"] => {
       const row = (yield* TxRef.get(world.workers)).get(workerKey(registration))
       return yield* row !== undefined && row.incarnation > registration.incarnation
         ? new WorkerReplaced({ replicaSet, workerId })
-        : new WorkerEvicted({ replicaSet, workerId })
+        : new WorkerEvicted({ replicaSet, workerId, reason: "missing" })
     }
-    if (before.stoppedAt !== undefined) return yield* new WorkerEvicted({ replicaSet, workerId })
+    if (before.stoppedAt !== undefined) return yield* new WorkerEvicted({ replicaSet, workerId, reason: "evicted" })
   })
 
   const report = Effect.fnUntraced(function*(

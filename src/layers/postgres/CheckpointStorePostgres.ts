@@ -52,7 +52,8 @@ const aliveGrace = Duration.seconds(2)
 const overDeadline = Duration.seconds(5)
 
 /** How long a transaction may take to begin. It waits for nobody's locks: a connection that needs longer is dead. */
-const beginDeadline = Duration.seconds(5)
+const beginStep = Duration.millis(250)
+const beginSteps = 20
 
 /** How long a statement outside of batches may take; it may have to wait for a lock that a dead process has left. */
 const statementDeadline = Duration.seconds(10)
@@ -424,7 +425,9 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
 
   /** Ends when a transaction has not begun in time: nothing can be known of one whose BEGIN is not answered. */
   const untilLate = (transaction: () => Transaction | undefined) =>
-    Effect.sleep(beginDeadline).pipe(
+    // In steps: of the time for which the process was stopped only the step at hand counts.
+    Effect.sleep(beginStep).pipe(
+      Effect.repeat({ times: beginSteps - 1 }),
       // A timer of its own: an answer that came while the process was busy is read between the two.
       Effect.andThen(Effect.sleep(readingGrace)),
       Effect.andThen(Effect.suspend(() => transaction() === undefined ? Effect.void : Effect.never))

@@ -27,6 +27,7 @@ import { waitForServer } from "../../services/Startup.ts"
 import * as ClientConfig from "./ClientConfig.ts"
 import { Database } from "./Database.ts"
 import { refail, serverOf } from "./DatabaseErrors.ts"
+import * as LockWait from "./LockWait.ts"
 import * as EventStoreTables from "./migrations/EventStoreTables.ts"
 import * as OrchestratorTables from "./migrations/OrchestratorTables.ts"
 import { textArray } from "./migrations/Sql.ts"
@@ -168,7 +169,10 @@ export const make = Effect.fnUntraced(function*(
         EXISTS (SELECT FROM jsonb_each_text(hash_answers) AS known
           WHERE (hashtext(known.key COLLATE "C")::int8 & 4294967295) <> known.value::int8) AS wrong
       FROM ${qualified("meta")} AS m`
-    ).pipe(opening)
+    ).pipe(
+      LockWait.bounded({ sql, table: qualified("meta"), operation: "Opening the stores" }),
+      opening
+    )
     if (meta === undefined || meta.version !== OrchestratorTables.schemaVersion) {
       return yield* new SchemaVersionMismatch({
         found: meta?.version ?? 0,

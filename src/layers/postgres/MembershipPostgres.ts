@@ -24,11 +24,10 @@ import { Presence } from "./Presence.ts"
 import type * as Rows from "./Rows.ts"
 import type { Opened } from "./Session.ts"
 
-/** A registration whose process is absent but was heard of just now counts as dead once that was seen for so long. */
+/** A registration whose presence is missing, and that has sent no heartbeat, for so long counts as dead. */
 const justDiedMillis = 2000
-const justDiedPoll = Duration.millis(100)
-/** Without an own presence absence says nothing; then the wait ends here. */
-const justDiedPolls = 100
+/** How often a worker that waits for an earlier registration under its id looks at that one. */
+const earlierPoll = Duration.millis(100)
 
 /** Well below the grace that absence is given. */
 const absentBeatInterval = Duration.millis(40)
@@ -49,8 +48,7 @@ const wake = (member: Member): void => {
 
 type Attempt =
   | { readonly _tag: "Registered"; readonly registration: Registration }
-  | { readonly _tag: "InUse"; readonly by: Coordination.Observed }
-  | { readonly _tag: "JustDied"; readonly who: Coordination.Observed }
+  | { readonly _tag: "Earlier"; readonly earlier: Coordination.Observed }
 
 /**
  * @category constructors
@@ -155,9 +153,7 @@ export const make: Effect.Effect<
           }
           return { _tag: "Registered", registration }
         }
-        // Only where this process is present itself does it see the presence of others.
-        const couldBeDead = key !== undefined && before.missingForMillis !== undefined
-        return couldBeDead ? { _tag: "JustDied", who: before } : { _tag: "InUse", by: before }
+        return { _tag: "Earlier", earlier: before }
       })
     ).pipe(
       Effect.tap((result) =>
@@ -177,7 +173,13 @@ export const make: Effect.Effect<
     )
   }
 
-  /** Uninterruptible but for its waits: a registration that was made is the caller's. */
+  /**
+   * Registers as soon as no live worker has the id. The process of an earlier registration may be gone although its session
+   * lingers, for example when its host has lost power: only a heartbeat proves that it lives. Without one it is replaced
+   * when it is stale.
+   *
+   * Uninterruptible but for its waits: a registration that was made is the caller's.
+   */
   const register = Effect.fnUntraced(function*(
     options: JoinOptions,
     key: number | undefined,
@@ -191,16 +193,22 @@ export const make: Effect.Effect<
         pid: row.pid ?? 0,
         since: startedAt
       })
-    let polls = 0
+    const isOfThisProcess = ({ row }: Coordination.Observed) => coordination.members.has(BigInt(row.incarnation))
     while (true) {
       const result = yield* attempt(options, key)
       if (result._tag === "Registered") return result.registration
-      if (result._tag === "InUse") return yield* inUse(result.by)
-      let seen: Coordination.Observed | undefined = result.who
-      while (seen !== undefined && !isDead(seen, options)) {
-        if (seen.missingForMillis === undefined || ++polls > justDiedPolls) return yield* inUse(seen)
-        seen = yield* restore(Effect.andThen(
-          Effect.sleep(justDiedPoll),
+      const first = result.earlier
+      let hasLogged = false
+      let now: Coordination.Observed | undefined = first
+      while (now !== undefined && now.row.incarnation === first.row.incarnation && !isDead(now, options)) {
+        if (isOfThisProcess(now) || now.row.beat !== first.row.beat) return yield* inUse(now)
+        // One whose process has just died is not waited for long.
+        if (!hasLogged && now.missingForMillis === undefined) {
+          hasLogged = true
+          yield* Effect.logWarning(waitsForEarlier(now, options))
+        }
+        now = yield* restore(Effect.andThen(
+          Effect.sleep(earlierPoll),
           coordination.use("look at the earlier registration", (opened) => find(opened, options))
         ))
       }
@@ -241,9 +249,8 @@ export const make: Effect.Effect<
     const row = rows[0]
     // A server that has lost its last commits may have an earlier registration, or none: nobody has taken the id then.
     if (row !== undefined && row.incarnation > incarnation) return yield* new WorkerReplaced({ replicaSet, workerId })
-    if (row?.incarnation !== incarnation || row.state === "stopped") {
-      return yield* new WorkerEvicted({ replicaSet, workerId })
-    }
+    if (row?.incarnation !== incarnation) return yield* new WorkerEvicted({ replicaSet, workerId, reason: "missing" })
+    if (row.state === "stopped") return yield* new WorkerEvicted({ replicaSet, workerId, reason: "evicted" })
   })
 
   /**
@@ -361,6 +368,18 @@ export const make: Effect.Effect<
 
   return Membership.of({ join, heartbeat, report, wakeUps, watch })
 })
+
+const waitsForEarlier = (
+  { row, silentForMillis }: Coordination.Observed,
+  { rules, workerId }: JoinOptions
+): string => {
+  const seconds = Math.ceil(Math.max(0, rules.staleWorkerTimeoutMillis - silentForMillis) / 1000)
+  return `Worker id "${workerId}" is still registered by process ${row.pid ?? 0} on ${
+    row.host ?? "(unknown)"
+  }, which has sent no heartbeat for ${
+    Math.floor(silentForMillis / 1000)
+  } s. Waiting: its registration is stale and will be replaced in ${seconds} s, unless it sends a heartbeat.`
+}
 
 /** Whether an earlier registration under the same id is over. One that is frozen is, even while its session stands. */
 const isDead = (worker: Coordination.Observed, { rules }: JoinOptions): boolean =>

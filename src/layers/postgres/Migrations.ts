@@ -19,6 +19,7 @@ import { layerPer } from "../../services/LayerPer.ts"
 import { waitForServer } from "../../services/Startup.ts"
 import * as ClientConfig from "./ClientConfig.ts"
 import { refail, serverOf } from "./DatabaseErrors.ts"
+import * as LockWait from "./LockWait.ts"
 import * as EventStoreTables from "./migrations/EventStoreTables.ts"
 import * as OrchestratorTables from "./migrations/OrchestratorTables.ts"
 import * as Privileges from "./migrations/Privileges.ts"
@@ -211,6 +212,7 @@ const inTransaction = <A, E, R>(
     return yield* body({ execute, names, operation, query }).pipe(
       sql.withTransaction,
       Effect.provideService(SqlClient.BeginTransaction, begin),
+      LockWait.reporting({ sql, table: TableNames.qualified(names, "meta"), operation: `"${operation}"` }),
       refail(serverOf(config ?? {}), operation),
       waitForServer
     )

@@ -4,16 +4,20 @@
 import * as PgClient from "@effect/sql-pg/PgClient"
 import { assert, it } from "@effect/vitest"
 import * as Clock from "effect/Clock"
+import * as Deferred from "effect/Deferred"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
 import type * as Layer from "effect/Layer"
 import * as Reactivity from "effect/reactivity/Reactivity"
 import * as Redacted from "effect/Redacted"
+import * as SqlClient from "effect/sql/SqlClient"
 import * as Net from "node:net"
 import { describe } from "vitest"
 import * as DatabaseLive from "../../../src/layers/postgres/DatabaseLive.ts"
 import * as Migrations from "../../../src/layers/postgres/Migrations.ts"
 import * as OrchestratorTables from "../../../src/layers/postgres/migrations/OrchestratorTables.ts"
+import { logs } from "../../services/World.ts"
 import * as EventStores from "../../support/EventStores.ts"
 import * as TestDatabase from "../../support/TestDatabase.ts"
 
@@ -148,6 +152,41 @@ describe("DatabaseLive", () => {
         assert.deepStrictEqual([error.found, error.expected], [found, expected])
         assert.include(error.message, found < expected ? "migrate up" : "newer")
       }
+    })
+  )
+
+  live(
+    "a start that waits for a lock on the table of the version says so, and which session holds it",
+    Effect.gen(function*() {
+      const { url } = yield* TestDatabase.TestDatabase
+      const sql = yield* PgClient.PgClient
+      const { layer, lines } = logs()
+      const done = yield* Deferred.make<void>()
+      const locked = yield* Deferred.make<number>()
+      const holding = Effect.gen(function*() {
+        yield* sql`LOCK TABLE orchestrator_meta IN ACCESS EXCLUSIVE MODE`
+        const [row] = yield* sql<{ readonly pid: number }>`SELECT pg_backend_pid() AS pid`
+        yield* Deferred.succeed(locked, row!.pid)
+        yield* Deferred.await(done)
+      }).pipe(sql.withTransaction)
+      const holder = yield* Effect.forkChild(holding)
+      const pid = yield* Deferred.await(locked)
+      const opened = yield* Effect.forkChild(Effect.provide(open(url), layer))
+      const migrated = yield* Effect.forkChild(
+        Migrations.run.pipe(Effect.provideService(SqlClient.SqlClient, sql), Effect.provide(layer))
+      )
+      const said = (what: string) => lines.filter(({ text }) => text.startsWith(what))
+      yield* Effect.repeat(Effect.sleep("20 millis"), {
+        until: () => said("Opening the stores waits").length > 0 && said("\"migrate up\" waits").length > 0
+      })
+      for (const line of [...said("Opening"), ...said("\"migrate up\"")]) {
+        assert.include(line.text, `for a lock on table "orchestrator_meta", which is held by session ${pid} (`)
+      }
+      yield* Deferred.succeed(done, undefined)
+      yield* Fiber.join(holder)
+      yield* Fiber.join(opened)
+      yield* Fiber.join(migrated)
+      assert.strictEqual(lines.filter(({ text }) => text.includes("waits for")).length, 2)
     })
   )
 

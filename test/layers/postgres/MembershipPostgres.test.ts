@@ -14,8 +14,9 @@ import { Database } from "../../../src/layers/postgres/Database.ts"
 import * as Presence from "../../../src/layers/postgres/Presence.ts"
 import type { Registration } from "../../../src/schema/Worker.ts"
 import { Membership } from "../../../src/services/Membership.ts"
+import { logs } from "../../services/World.ts"
 import * as MembershipSuite from "../../suites/MembershipSuite.ts"
-import { patient, realTime } from "../../suites/Suite.ts"
+import { hasty, patient, realTime } from "../../suites/Suite.ts"
 import * as CoordinationStores from "../../support/CoordinationStores.ts"
 import * as Seam from "../../support/Seam.ts"
 import * as TimeLimits from "../../support/TimeLimits.ts"
@@ -343,10 +344,49 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
       Effect.gen(function*() {
         const process = yield* CoordinationStores.another()
         const other = yield* process.provide(join("elsewhere", "worker", ["elsewhere"]))
-        const error = yield* Effect.flip(join("elsewhere", "worker", ["elsewhere"]))
+        const beats = process.provide(Effect.flatMap(Membership, (membership) => membership.heartbeat(other)))
+        const error = yield* Effect.flip(join("elsewhere", "worker", ["elsewhere"])).pipe(
+          Effect.raceFirst(Effect.andThen(beats, Effect.sleep("50 millis")).pipe(Effect.forever))
+        )
         assert(error._tag === "WorkerIdInUse")
         assert.deepStrictEqual([error.host, error.pid], [Os.hostname(), globalThis.process.pid])
         assert.deepStrictEqual(error.since, other.startedAt)
+      }))
+
+    it.effect.each([true, false])(
+      "an id whose holder lingers without a heartbeat is waited for, and replaced when it is stale (presence: %s)",
+      (presence) =>
+        Effect.gen(function*() {
+          const replicaSet = `lingers ${presence}`
+          const process = yield* CoordinationStores.another({ presence })
+          const first = yield* process.provide(join(replicaSet, "pod-0", [replicaSet]))
+          const { layer, lines } = logs()
+          const membership = yield* Membership
+          const again = yield* membership.join({ replicaSet, workerId: "pod-0", projections: [], rules: hasty }).pipe(
+            Effect.provide(layer)
+          )
+          assert.isTrue(again.incarnation > first.incarnation)
+          const waits = lines.filter(({ text }) => text.includes("Waiting"))
+          assert.strictEqual(waits.length, 1)
+          assert.match(
+            waits[0]!.text,
+            /^Worker id "pod-0" is still registered by process \d+ on .* replaced in \d+ s, unless/
+          )
+          const replaced = process.provide(Effect.flip(Effect.flatMap(Membership, ({ heartbeat }) => heartbeat(first))))
+          assert.strictEqual((yield* replaced)._tag, "WorkerReplaced")
+        })
+    )
+
+    it.effect("a deleted registration is reported as deleted, not as silent", () =>
+      Effect.gen(function*() {
+        const membership = yield* Membership
+        const sql = yield* SqlClient.SqlClient
+        const worker = yield* join("deleted", "worker", ["deleted"])
+        yield* sql`DELETE FROM orchestrator_workers WHERE replica_set = 'deleted'`
+        const error = yield* Effect.flip(membership.heartbeat(worker))
+        assert(error._tag === "WorkerEvicted")
+        assert.include(error.message, "is no longer in the table of workers")
+        assert.notInclude(error.message, "silent")
       }))
 
     it.effect("without presence a registration lives until it is silent for too long", () =>
@@ -357,7 +397,10 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
         assert.isNull(yield* keyOf("no presence", "worker"))
         yield* Scope.close(scope, Exit.void)
         yield* process.close
-        assert.strictEqual((yield* Effect.flip(join("no presence", "worker", [])))._tag, "WorkerIdInUse")
+        const joining = yield* Effect.forkChild(join("no presence", "worker", []), { startImmediately: true })
+        yield* Effect.sleep("300 millis")
+        assert.isUndefined(joining.pollUnsafe())
+        yield* Fiber.interrupt(joining)
       }))
 
     it.effect("without presence a registration of which nothing was heard is in nobody's way", () =>
@@ -385,9 +428,23 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
     it.effect("of several joins under one id at once, one succeeds", () =>
       Effect.gen(function*() {
         const processes = yield* Effect.forEach([1, 2, 3], () => CoordinationStores.another())
+        let failures = 0
+        const joinAndBeat = Effect.gen(function*() {
+          const membership = yield* Membership
+          const exit = yield* Effect.exit(join("one id", "worker", ["one id"]))
+          if (Exit.isFailure(exit)) {
+            failures++
+            return exit
+          }
+          while (failures < 5) {
+            yield* membership.heartbeat(exit.value)
+            yield* Effect.sleep("20 millis")
+          }
+          return exit
+        })
         const exits = yield* Effect.forEach(
           [...processes, ...processes],
-          (process) => Effect.exit(process.provide(join("one id", "worker", ["one id"]))),
+          (process) => process.provide(joinAndBeat),
           { concurrency: "unbounded" }
         )
         assert.strictEqual(exits.filter(Exit.isSuccess).length, 1)
