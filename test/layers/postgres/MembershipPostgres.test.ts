@@ -428,15 +428,15 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
     it.effect("of several joins under one id at once, one succeeds", () =>
       Effect.gen(function*() {
         const processes = yield* Effect.forEach([1, 2, 3], () => CoordinationStores.another())
-        let failures = 0
+        const failures: Array<unknown> = []
         const joinAndBeat = Effect.gen(function*() {
           const membership = yield* Membership
           const exit = yield* Effect.exit(join("one id", "worker", ["one id"]))
           if (Exit.isFailure(exit)) {
-            failures++
+            failures.push(exit.cause)
             return exit
           }
-          while (failures < 5) {
+          while (failures.length < 5) {
             yield* membership.heartbeat(exit.value)
             yield* Effect.sleep("20 millis")
           }
