@@ -81,7 +81,7 @@ const describe = (error: unknown, depth = 0): string => {
     if (text !== undefined) return text
   }
   // Errors of another realm are no instances of this one's Error.
-  const name = clean(read(error, "name"))
+  const name = clean(read(error, "_tag")) ?? clean(read(error, "name"))
   const message = read(error, "message")
   if (tryRead(() => error instanceof Error) === true || (name !== undefined && typeof message === "string")) {
     const own = clean(message) ?? (isObject(message) ? undefined : clean(tryRead(() => String(message ?? ""))))

@@ -26,6 +26,7 @@ import type { Connection } from "effect/sql/SqlConnection"
 import * as SqlError from "effect/sql/SqlError"
 import { haltError, type Held } from "../../schema/Checkpoint.ts"
 import { DatabaseUnavailable, ForeignSqlClient, ReadOnlyReplica, type StoreError } from "../../schema/Errors.ts"
+import { textProblem } from "../../schema/Text.ts"
 import { readingGrace, within } from "../../services/Bounded.ts"
 import {
   type BatchOptions,
@@ -678,14 +679,16 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
       database.refail("read checkpoints")
     )
 
-  /** Whether the texts come back as they are. */
   const areStorable = (texts: ReadonlyArray<string>) =>
-    quietly(sql<{ readonly texts: ReadonlyArray<string> }>`SELECT ${texts}::text[] AS texts`).pipe(
-      answered,
-      Effect.map(([row]) => texts.every((text, index) => row?.texts[index] === text)),
-      Effect.catchIf(isUnstorable, () => Effect.succeed(false)),
-      database.refail("check names")
-    )
+    texts.some((text) => textProblem(text) !== undefined)
+      ? Effect.succeed(false)
+      // The server converts a parameter to its encoding before it does anything else with it.
+      : quietly(sql`SELECT octet_length(${texts.join(" ")}::text)`).pipe(
+        answered,
+        Effect.as(true),
+        Effect.catchIf(isUnstorable, () => Effect.succeed(false)),
+        database.refail("check names")
+      )
 
   const unstorable: CheckpointStore["Service"]["unstorable"] = (texts) =>
     Effect.flatMap(
