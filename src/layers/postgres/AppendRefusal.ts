@@ -20,6 +20,14 @@ import type { Reader } from "./Reader.ts"
  */
 export const altered = "pupsourcing-orchestrator: events stored as given: "
 
+/**
+ * Begins that message when the sequence gave out a position below that of an event.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export const behind = "pupsourcing-orchestrator: position below the last one: "
+
 const invalidText = "22P02"
 
 const version = ["bounded_context", "aggregate_type", "aggregate_id", "aggregate_version"]
@@ -65,12 +73,22 @@ export const make = (database: Database["Service"], reader: Reader) => {
         (rows) => rows.map(({ name }) => name)
       ))
 
+  const sequenceBehind = () =>
+    new UnsupportedDatabase({
+      problem: `The sequence of ${events}.global_position gives out positions that are in use, or below those in use.`,
+      advice: `Set it behind the last event: SELECT setval(pg_get_serial_sequence('${
+        events.replaceAll("'", "''")
+      }', 'global_position'), (SELECT max(global_position) FROM ${events}));`
+    })
+
   return (
     stream: StreamId,
     expected: ExpectedVersion,
     error: SqlError.SqlError
   ): Effect.Effect<ConcurrencyConflict | DuplicateEvent | UnsupportedDatabase | SqlError.SqlError> => {
-    if (codeOf(error) === invalidText && fieldOf(error, "message").includes(altered)) {
+    const failed = codeOf(error) === invalidText ? fieldOf(error, "message") : ""
+    if (failed.includes(behind)) return Effect.succeed(sequenceBehind())
+    if (failed.includes(altered)) {
       return Effect.succeed(
         new UnsupportedDatabase({
           problem: `A trigger on ${events} suppressed or changed the events of an append. Nothing was appended.`,
@@ -90,12 +108,7 @@ export const make = (database: Database["Service"], reader: Reader) => {
           return new ConcurrencyConflict({ ...stream, expected: String(expected) })
         }
         if (columns.includes("global_position")) {
-          return new UnsupportedDatabase({
-            problem: `The sequence of ${events}.global_position gives out positions that are in use.`,
-            advice: `Set it behind the last event: SELECT setval(pg_get_serial_sequence('${
-              events.replaceAll("'", "''")
-            }', 'global_position'), (SELECT max(global_position) FROM ${events}));`
-          })
+          return sequenceBehind()
         }
         return error
       }

@@ -262,7 +262,8 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
     // The head's row is locked before the first position is drawn, so that appends to one aggregate wait for each
     // other without keeping readers waiting. The events decide the version: where the head is the one of the statement's
     // snapshot, it is that of the last event there. A head that was changed since was changed by an append, after which
-    // the head was right. The last SELECT fails the statement when a trigger suppressed or redirected an event.
+    // the head was right. The last SELECT fails the statement when a trigger suppressed or redirected an event, and when
+    // its position is not above all that were visible before it was drawn: readers may have passed it.
     //
     // Go's append inserts its events first and locks the head afterwards. An append that holds the head and waits for
     // such an event would deadlock with it, so the wait for events ends after $14, and the head is released.
@@ -302,13 +303,16 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
       ), result AS (
         SELECT array_agg(global_position::text ORDER BY aggregate_version) AS positions,
           min(aggregate_version) AS first, max(aggregate_version) AS last, count(*) FILTER (WHERE kept) AS kept,
+          min(global_position) AS position,
           count(*) FILTER (WHERE event_id IN (SELECT id::uuid FROM unnest($6::text[]) AS given (id))) AS ids
         FROM added
       )
       SELECT positions, first::text, last::text,
         CASE WHEN kept <> $4::int8 OR last <> head.aggregate_version OR first <> last - $4::int8 + 1
             OR ids < (SELECT count(id) FROM unnest($6::text[]) AS given (id))
-          THEN ('${AppendRefusal.altered}' || kept)::int8::text END AS altered,
+          THEN ('${AppendRefusal.altered}' || kept)::int8::text
+          WHEN position <= (SELECT max(global_position) FROM ${events})
+          THEN ('${AppendRefusal.behind}' || position)::int8::text END AS refused,
         CASE WHEN $14::text IS NOT NULL THEN set_config('lock_timeout', patience.was, true) END AS patience
       FROM result CROSS JOIN head CROSS JOIN patience`
 

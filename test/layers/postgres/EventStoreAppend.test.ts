@@ -258,8 +258,20 @@ describe("an append that the database refuses", () => {
       yield* run(behind, "ALTER TABLE events RENAME CONSTRAINT events_pkey TO aggregate_version_event_id")
       const error = yield* Effect.flip((yield* PgClient.PgClient).withTransaction(store.append([event()])))
       assert.strictEqual(error._tag, "UnsupportedDatabase")
-      yield* run(alone.message.slice(alone.message.indexOf("SELECT setval")).replace(";.", ";"))
+      const remedy = run(alone.message.slice(alone.message.indexOf("SELECT setval")))
+      yield* remedy
       assert.strictEqual((yield* store.append([event()])).lastVersion, 3n)
+      // An import with positions of its own: those below are free, and readers have passed them.
+      yield* run(`
+        INSERT INTO events
+          (global_position, bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
+        VALUES (1000, 'test', 'Test', 'imported', 1, gen_random_uuid(), 'Imported', '')`)
+      for (const expectedVersion of [3n, "any"] as const) {
+        const below = yield* Effect.flip(store.append([event()], { expectedVersion }))
+        assert.strictEqual(below._tag, "UnsupportedDatabase")
+      }
+      yield* remedy
+      assert.deepStrictEqual((yield* store.append([event()], { expectedVersion: 3n })).positions, [1001n])
     }))
 
   live(
