@@ -208,6 +208,7 @@ export const make = Effect.fnUntraced(function*(
     names,
     table: (key) => sql.literal(qualified(key)),
     qualified,
+    presenceName: TableNames.qualified({ ...names, schema: schemaOf("workers") ?? undefined }, "workers"),
     channels: {
       events: TableNames.channel(names, "events", schemaOf("events") ?? ""),
       control: TableNames.channel(names, "generations", schemaOf("generations") ?? "")

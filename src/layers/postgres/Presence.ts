@@ -53,7 +53,7 @@ export class Presence extends Context.Service<Presence, {
  * @category utils
  * @since 0.1.0
  */
-export const lockClass = (workers: string): string => `hashtext('${workers.replaceAll("'", "''")}')`
+export const lockClass = (presenceName: string): string => `hashtext('${presenceName.replaceAll("'", "''")}')`
 
 /** How long a wait lasts in the database before it begins anew: while it lasts it may hold back vacuum. */
 const waitMillis = 5000
@@ -86,7 +86,7 @@ export const make: Effect.Effect<
 > = Effect.gen(function*() {
   const database = yield* Database
   const listener = yield* Listener
-  const workers = lockClass(database.qualified("workers"))
+  const workers = lockClass(database.presenceName)
   const presentKeys = `SELECT l.objid::bigint AS key FROM pg_locks l
     WHERE l.locktype = 'advisory' AND l.mode = 'ExclusiveLock' AND l.objsubid = 2
       AND l.classid::bigint = ${workers}::bigint & 4294967295

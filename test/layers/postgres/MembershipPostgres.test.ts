@@ -38,8 +38,8 @@ const keyOf = (replicaSet: string, workerId: string) =>
     ))
 
 const presenceClass = Effect.gen(function*() {
-  const { qualified, sql } = yield* Database
-  return sql.literal(Presence.lockClass(qualified("workers")))
+  const { presenceName, sql } = yield* Database
+  return sql.literal(Presence.lockClass(presenceName))
 })
 
 /** Backends that hold the presence under a key, or wait to see it end. */

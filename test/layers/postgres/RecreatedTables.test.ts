@@ -34,8 +34,8 @@ const event = {
   payload: {}
 }
 
-const process = Effect.gen(function*() {
-  const database = yield* DatabaseLive.make()
+const process = Effect.fnUntraced(function*(options: DatabaseLive.Options = {}) {
+  const database = yield* DatabaseLive.make(options)
   const listener = yield* Effect.provideService(Listener.make, Database, database)
   return yield* Presence.make.pipe(
     Effect.provideService(Database, database),
@@ -48,12 +48,15 @@ EventStores.live(
   () =>
     Effect.gen(function*() {
       const sql = yield* PgClient.PgClient
-      const before = yield* process
+      const before = yield* process()
       const key = yield* before.enter
       yield* recreate
-      const after = yield* process
-      const present = yield* sql.unsafe<{ readonly key: bigint }>(after.presentKeys)
-      assert.deepStrictEqual(present.map(({ key }) => Number(key)), [key])
+      const after = yield* process()
+      // However the tables are named.
+      for (const other of [after, yield* process({ schema: "public" })]) {
+        const present = yield* sql.unsafe<{ readonly key: bigint }>(other.presentKeys)
+        assert.deepStrictEqual(present.map(({ key }) => Number(key)), [key])
+      }
       // The sequence of the keys has begun again, too.
       assert.notStrictEqual(yield* after.enter, key)
     })
