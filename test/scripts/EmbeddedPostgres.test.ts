@@ -66,8 +66,7 @@ describe("EmbeddedPostgres", { concurrent: false }, () => {
         assert.deepStrictEqual(yield* query(server!.url, settingsQuery), [
           { connections: "400", fsync: "on", prepared: "20", addresses: "127.0.0.1", encoding: "UTF8", locale: "C" }
         ])
-      }).pipe(Effect.scoped),
-    60_000
+      }).pipe(Effect.scoped)
   )
 
   it.live("takes other settings, and stops like a crash when told to", () =>
@@ -117,8 +116,7 @@ describe("EmbeddedPostgres", { concurrent: false }, () => {
         assert.isUndefined(yield* EmbeddedPostgres.status(options))
         assert.isFalse(yield* EmbeddedPostgres.stop(options))
         assert.isTrue((yield* EmbeddedPostgres.ensure(options)).started)
-      }).pipe(Effect.scoped),
-    60_000
+      }).pipe(Effect.scoped)
   )
 
   it.live("stops when the last holder lets go, whoever started it", () =>
