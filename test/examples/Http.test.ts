@@ -1,5 +1,7 @@
 /**
  * `examples/ways/http.ts` as its users run it: an API with a worker beside it.
+ *
+ * @module-tag long
  */
 import { assert, it } from "@effect/vitest"
 import { Effect, Layer } from "effect"
