@@ -427,9 +427,11 @@ export class ProjectionHalted extends Schema.TaggedError<ProjectionHalted>(id("P
 }) {
   override get message(): string {
     const since = this.since === undefined ? "" : ` since ${this.since.toISOString()}`
+    // Of an event that cannot be received the handler knows nothing.
+    const wrong = /\bEvent(TooLarge|Unreadable): /.test(this.error) ? "cause" : "handler"
     return `Projection "${this.projection}" is halted in range ${this.range}${since}: event ${this.eventId} at position ${this.position}, ${
       sentence(this.error)
-    } Fix the handler and restart the worker: a worker that starts after the failure retries the event. Other ranges and projections continue.`
+    } Fix the ${wrong} and restart the worker: a worker that starts after the failure retries the event. Other ranges and projections continue.`
   }
 }
 

@@ -313,6 +313,9 @@ it.effect.each(
     assert.strictEqual(halt?.position, 2n)
     assert.strictEqual(halt?.eventId, eventId)
     assert.isTrue(halt?.error.endsWith(`${failure._tag}: ${failure.message}`), halt?.error)
+    const halted = worker.lines.find(({ level }) => level === "Error")?.text
+    assert.include(halted, "Fix the cause and restart the worker")
+    assert.notInclude(halted, "handler")
     assert.strictEqual(worker.of("RangeHalted").length, 1)
     assert.strictEqual(yield* worker.drain(fiber), "drained")
   }))

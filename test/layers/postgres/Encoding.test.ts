@@ -35,7 +35,11 @@ const live = (
 ) =>
   it.live.each(encodings)(`${title} (%s)`, (encoding) =>
     test(encoding).pipe(
-      Effect.provide(PostgresStores.layer.pipe(Layer.provideMerge(EventStores.database({ encoding })))),
+      Effect.provide(
+        PostgresStores.layer.pipe(
+          Layer.provideMerge(EventStores.database({ encoding, client: { applicationName: host } }))
+        )
+      ),
       Effect.provideService(References.MinimumLogLevel, "None")
     ))
 
