@@ -90,6 +90,20 @@ export const isCurrent = (generation: Generation, live: ReadonlyArray<Member>): 
   generation.members.every((member) => live.some((worker) => sameMember(member, worker)))
 
 /**
+ * The members that only one of two generations has.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const difference = (
+  previous: Generation,
+  next: Generation
+): { readonly joined: ReadonlyArray<Member>; readonly gone: ReadonlyArray<Member> } => ({
+  joined: next.members.filter((member) => partitionKey(previous, member) < 0),
+  gone: previous.members.filter((member) => partitionKey(next, member) < 0)
+})
+
+/**
  * The generation after `previous`. Who was in it keeps its key while that is below the new number of members;
  * newcomers, oldest registration first, take the vacated keys; only when the set shrinks do the members with the
  * highest keys move into the gaps.

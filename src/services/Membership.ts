@@ -8,7 +8,7 @@ import type * as Effect from "effect/Effect"
 import type * as Queue from "effect/Queue"
 import type * as Scope from "effect/Scope"
 import type { StoreError, WorkerEvicted, WorkerIdInUse, WorkerReplaced } from "../schema/Errors.ts"
-import type { Generation } from "../schema/Generation.ts"
+import type { Generation, Member } from "../schema/Generation.ts"
 import type { LivenessRules, Registration, WorkerState } from "../schema/Worker.ts"
 
 /**
@@ -51,6 +51,15 @@ export class Membership extends Context.Service<Membership, {
     registration: Registration,
     at: { readonly state: WorkerState; readonly generation: Generation | undefined }
   ) => Effect.Effect<void, StoreError>
+
+  /**
+   * Those of the members, by incarnation, that have unregistered by themselves. A member that is gone and is not among them
+   * was lost: evicted, or its row is no longer there. For people to read.
+   */
+  readonly departed: (
+    registration: Registration,
+    members: ReadonlyArray<Member>
+  ) => Effect.Effect<ReadonlySet<bigint>, StoreError>
 
   /**
    * Wake-ups for the worker's coordination, coalesced: something in its replica set may have changed, the neighbour

@@ -102,6 +102,8 @@ const storeBackoff = Duration.millis(250)
 const coordinating = "Coordination"
 /** A decision that only waits for time to pass is tried again no less often than this. */
 const longestRecheckMillis = 250
+/** How long finding out whether a worker left or was lost may take. */
+const longestLookup = Duration.millis(250)
 /** A batch that is open for so long may be open for long. */
 const slowBatchNanos = 500_000_000n
 /** Neighbouring ranges are merged at most this often: it interrupts both for a moment. */
@@ -173,6 +175,25 @@ export const run = Effect.fnUntraced(function*(options: Options): Effect.fn.Retu
     return Option.none()
   })
 
+  /** Why the next generation differs. No range waits longer than a moment for what people read. */
+  const reasonsFor = Effect.fnUntraced(function*(previous: Generation.Generation, next: Generation.Generation) {
+    const { gone, joined } = Generation.difference(previous, next)
+    // The row of a member that has come back under its id does not say how the earlier registration ended.
+    const missing = gone.filter((member) => !joined.some(({ workerId }) => workerId === member.workerId))
+    const departed = missing.length === 0 ? Option.none() : yield* membership.departed(registration, missing).pipe(
+      Effect.timeoutOption(longestLookup),
+      Effect.catch(() => Effect.succeedNone)
+    )
+    const left = missing.filter(({ incarnation }) => Option.isNone(departed) || departed.value.has(incarnation))
+    const lost = missing.filter((member) => !left.includes(member))
+    const reasons = [
+      ...(joined.length > 0 ? ["New worker detected"] : []),
+      ...(left.length > 0 ? ["Worker left"] : []),
+      ...(lost.length > 0 ? ["Worker lost"] : [])
+    ]
+    return reasons.length > 0 ? reasons : ["Projections of a worker changed"]
+  })
+
   const switchTo = Effect.fnUntraced(function*(next: Generation.Generation, formed: boolean) {
     const previous = generation
     seenAt = waitingSince = lookedAt
@@ -184,12 +205,12 @@ export const run = Effect.fnUntraced(function*(options: Options): Effect.fn.Retu
     const partition = Generation.partitionKey(next, registration)
     yield* membership.watch(registration, next)
     if (previous !== undefined) {
-      const joined = next.members.some((member) => Generation.partitionKey(previous, member) < 0)
-      yield* Effect.logInfo(joined ? "New worker detected, reconfiguring..." : "Worker left, reconfiguring...")
+      for (const line of yield* reasonsFor(previous, next)) yield* Effect.logInfo(`${line}, reconfiguring...`)
       yield* Effect.logInfo("Stopping current generation")
       yield* Effect.logInfo("Restarting with new configuration...")
     }
     if (partition >= 0) yield* Effect.logInfo(`Assigned partition: ${partition} of ${next.members.length}`)
+    yield* Effect.logInfo(summaryOf(next, partition))
     yield* log.record(Activity.GenerationFormed({ generation: next, partition, byThisWorker: formed }))
   })
 
@@ -347,6 +368,13 @@ export const run = Effect.fnUntraced(function*(options: Options): Effect.fn.Retu
     yield* wait(decision.recheckAfterMillis)
   }
 })
+
+const summaryOf = ({ generationId, members }: Generation.Generation, partition: number): string => {
+  const workers = members.length === 1 ? "1 worker" : `${members.length} workers`
+  return `Generation ${generationId} has ${workers}; this worker has ${
+    partition < 0 ? "no partition" : `partition ${partition} of ${members.length}`
+  }.`
+}
 
 /** A server that has lost its last commits knows nothing of the halt, or of the progress; an idle range would not notice. */
 const isBehind = (row: Checkpoint.Held, range: Range, lookedAt: bigint): boolean =>

@@ -27,6 +27,8 @@ describe("freeze", { concurrent: false }, () => {
       const back = yield* harness.waitUntil("a and b share the work again", Harness.sharedBy(["a", "b"]))
       assert.isTrue(Harness.registered(back.state, "b")!.incarnation > old.incarnation)
       assert.include(b.output(), "It registers again")
+      assert.include(a.output(), "Worker lost, reconfiguring...")
+      assert.notInclude(a.output(), "Worker left")
 
       yield* stopLoad
       yield* harness.quiesce()

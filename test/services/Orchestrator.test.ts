@@ -144,16 +144,19 @@ it.effect("the log tells a worker's life in the original's words", () =>
       "Starting orchestrator...",
       "Worker registered: worker-1",
       "Assigned partition: 0 of 1",
+      "Generation 1 has 1 worker; this worker has partition 0 of 1.",
       "Processing events...",
       "New worker detected, reconfiguring...",
       "Stopping current generation",
       "Restarting with new configuration...",
       "Assigned partition: 0 of 2",
+      "Generation 2 has 2 workers; this worker has partition 0 of 2.",
       "Processing events...",
       "Worker left, reconfiguring...",
       "Stopping current generation",
       "Restarting with new configuration...",
       "Assigned partition: 0 of 1",
+      "Generation 3 has 1 worker; this worker has partition 0 of 1.",
       "Processing all events now...",
       "Unregistering worker...",
       "Shutdown complete"
@@ -162,6 +165,7 @@ it.effect("the log tells a worker's life in the original's words", () =>
       "Starting orchestrator...",
       "Worker registered: worker-2",
       "Assigned partition: 1 of 2",
+      "Generation 2 has 2 workers; this worker has partition 1 of 2.",
       "Processing events...",
       "Unregistering worker...",
       "Shutdown complete"
@@ -312,6 +316,51 @@ it.effect("a changed filter is refused, unless it is accepted", () =>
     const same = yield* start(world, [counting(counts, { eventTypes: ["UserDeleted", "UserCreated"] })])
     yield* pass(500)
     assert.isFalse(hasEnded(same.fiber))
+  }))
+
+it.effect("a worker that was killed is logged as lost, one that stopped as left, one that came back as new", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const counts = yield* noCounts
+    const started = (workerId: string) => start(world, [counting(counts)], { settings: { workerId } })
+    const watcher = yield* started("watcher")
+    yield* pass(500)
+    const [killed, stopped] = [yield* started("killed"), yield* started("stopped")]
+    yield* pass(500)
+    const reasons = () => watcher.said("Info").filter((text) => text.endsWith(", reconfiguring..."))
+    assert.deepStrictEqual(new Set(reasons()), new Set(["New worker detected, reconfiguring..."]))
+    let before = reasons().length
+    const since = () => {
+      const all = reasons().slice(before)
+      before = reasons().length
+      return all
+    }
+    yield* killed.handle.cut
+    yield* pass(1_000)
+    assert.deepStrictEqual(since(), ["Worker lost, reconfiguring..."])
+    yield* stopped.stop
+    yield* pass(1_000)
+    assert.deepStrictEqual(since(), ["Worker left, reconfiguring..."])
+    const restarted = yield* started("killed")
+    yield* pass(1_000)
+    assert.deepStrictEqual(since(), ["New worker detected, reconfiguring..."])
+    assert.include(watcher.said("Info").at(-2), "has 2 workers; this worker has partition 0 of 2.")
+    assert.isFalse(hasEnded(restarted.fiber))
+    yield* endOf(killed)
+  }))
+
+it.effect("a generation in which a worker only carries other projections is logged as that", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const counts = yield* noCounts
+    const old = yield* start(world, [counting(counts, narrow)], { settings: { workerId: "old" } })
+    yield* pass(500)
+    yield* start(world, [counting(counts, widened)], { settings: { workerId: "young" } })
+    yield* pass(2_000)
+    assert.deepStrictEqual(old.said("Info").filter((text) => text.endsWith(", reconfiguring...")), [
+      "New worker detected, reconfiguring...",
+      "Projections of a worker changed, reconfiguring..."
+    ])
   }))
 
 /** A later version of `counting` with another filter. */

@@ -252,6 +252,7 @@ export const make = (
         Effect.tapErrorTag("WorkerEvicted", () => Effect.sync(() => coverage.count("errors", "WorkerEvicted")))
       ),
     report: (registration, at) => call(membership.report(registration, at)),
+    departed: (registration, members) => call(membership.departed(registration, members)),
     wakeUps: Effect.fnUntraced(function*(registration) {
       const sent = yield* membership.wakeUps(registration)
       const received = yield* Queue.sliding<void>(1)

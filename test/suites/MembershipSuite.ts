@@ -185,6 +185,28 @@ export const suite = (
         assert.deepStrictEqual(evict.map((worker) => worker.incarnation), [gone.incarnation])
       }))
 
+    it.effect("a worker that left by itself is distinguished from one that was evicted, or came back", () =>
+      Effect.gen(function*() {
+        const membership = yield* Membership
+        const replicaSet = yield* unique("replica-set")
+        const [silent, leaver, back] = [
+          yield* join(replicaSet, "silent"),
+          yield* join(replicaSet, "leaver"),
+          yield* join(replicaSet, "back")
+        ]
+        const other = yield* join(replicaSet, "other")
+        const gone = [silent, leaver, back]
+        assert.deepStrictEqual(yield* membership.departed(other, gone), new Set())
+        yield* decide(leaver, patient, true)
+        yield* decide(back, patient, true)
+        yield* join(replicaSet, "back")
+        yield* time.advance(dead)
+        yield* membership.heartbeat(other)
+        yield* decide(other, hasty)
+        assert.deepStrictEqual(yield* membership.departed(other, gone), new Set([leaver.incarnation]))
+        assert.deepStrictEqual(yield* membership.departed(other, [silent]), new Set())
+      }))
+
     it.effect("where a worker is can be reported, also when it is no longer there", () =>
       Effect.gen(function*() {
         const membership = yield* Membership

@@ -72,17 +72,17 @@ export const make = (handle: Handle): Decisions["Service"] => {
     return Decision.decide(seen, request, new Set(Decision.candidates(seen, request).map(CheckpointRow.key)))
   })
 
-  const stop = (workerId: string, incarnation: bigint, replicaSet: string, now: number) =>
+  const stop = (workerId: string, incarnation: bigint, replicaSet: string, now: number, evictedBy?: string) =>
     changeWorker(
       world,
       { replicaSet, workerId, incarnation },
-      (worker) => worker.stoppedAt === undefined ? { ...worker, state: "stopped", stoppedAt: now } : worker
+      (worker) => worker.stoppedAt === undefined ? { ...worker, state: "stopped", stoppedAt: now, evictedBy } : worker
     )
 
   const apply = Effect.fnUntraced(function*(request: Decision.Request, decision: Decision.Decision) {
     const { incarnation, replicaSet, workerId } = request.registration
     const now = yield* world.now
-    for (const dead of decision.evict) yield* stop(dead.workerId, dead.incarnation, replicaSet, now)
+    for (const dead of decision.evict) yield* stop(dead.workerId, dead.incarnation, replicaSet, now, workerId)
     const { carry, form } = decision
     if (carry !== undefined) {
       yield* changeWorker(world, request.registration, (worker) => ({ ...worker, projections: carry }))

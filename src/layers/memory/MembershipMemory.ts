@@ -105,6 +105,7 @@ export const make = (handle: Handle): Membership["Service"] => {
       heartbeatAt: now,
       absentSince: undefined,
       stoppedAt: undefined,
+      evictedBy: undefined,
       process: handle.process
     }
     yield* TxRef.set(world.workers, new Map(workers).set(key, worker))
@@ -168,6 +169,15 @@ export const make = (handle: Handle): Membership["Service"] => {
     if (before?.stoppedAt === undefined && at.generation !== undefined) yield* activate(world, at.generation)
   })
 
+  const departed: Membership["Service"]["departed"] = Effect.fnUntraced(function*({ replicaSet }, members) {
+    const workers = yield* TxRef.get(world.workers)
+    const incarnations = members.flatMap(({ workerId }) => {
+      const worker = workers.get(workerKey({ replicaSet, workerId }))
+      return worker?.stoppedAt !== undefined && worker.evictedBy === undefined ? [worker.incarnation] : []
+    })
+    return new Set(incarnations)
+  })
+
   const wakeUps = (registration: Worker.Registration) =>
     Effect.map(
       Effect.acquireRelease(
@@ -209,6 +219,7 @@ export const make = (handle: Handle): Membership["Service"] => {
     join: (options) => reach(join(options)),
     heartbeat: (registration) => reach(heartbeat(registration)),
     report: (registration, at) => reach(Effect.tx(report(registration, at))),
+    departed: (registration, members) => reach(Effect.tx(departed(registration, members))),
     wakeUps: (registration) => reach(wakeUps(registration)),
     watch: (registration, generation) => reach(watch(registration, generation))
   })

@@ -64,6 +64,8 @@ export interface WorkerRecord extends Registration {
   readonly absentSince: number | undefined
   /** When it left or was given up for dead. */
   readonly stoppedAt: number | undefined
+  /** The worker that evicted it; absent when it left by itself. */
+  readonly evictedBy: string | undefined
   /** The number of the handle through which it registered. */
   readonly process: number
 }

@@ -164,10 +164,12 @@ export const make: Effect.Effect<
   const stop = (
     { sql }: Opened<Coordination.Observations>,
     replicaSet: string,
-    stopped: ReadonlyArray<{ readonly incarnation: bigint }>
+    stopped: ReadonlyArray<{ readonly incarnation: bigint }>,
+    evictedBy: string | undefined
   ) =>
     sql`
-      UPDATE ${workers} SET state = 'stopped', stopped_at = clock_timestamp(), partition_key = -1
+      UPDATE ${workers}
+      SET state = 'stopped', stopped_at = clock_timestamp(), partition_key = -1, evicted_by = ${evictedBy ?? null}::text
       WHERE replica_set = ${replicaSet} AND state <> 'stopped'
         AND incarnation = ANY (${stopped.map((worker) => String(worker.incarnation))}::text[]::bigint[])`
 
@@ -228,8 +230,8 @@ export const make: Effect.Effect<
     const { replicaSet, workerId } = request.registration
     const leaves = request.leaving && decision.obstacle === undefined
     if (Decision.isEmpty(decision) && !leaves) return false
-    const stopped = leaves ? [...decision.evict, request.registration] : decision.evict
-    if (stopped.length > 0) yield* stop(opened, replicaSet, stopped)
+    if (decision.evict.length > 0) yield* stop(opened, replicaSet, decision.evict, workerId)
+    if (leaves) yield* stop(opened, replicaSet, [request.registration], undefined)
     if (decision.carry !== undefined) yield* carry(opened, request.registration, decision.carry)
     if (decision.form !== undefined) yield* form(opened, decision.form, workerId)
     if (decision.create.length > 0) yield* create(opened, decision.create)

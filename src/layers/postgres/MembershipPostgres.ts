@@ -103,7 +103,7 @@ export const make: Effect.Effect<
         ON CONFLICT (replica_set, worker_id) DO UPDATE SET
           incarnation = EXCLUDED.incarnation, generation_id = NULL, partition_key = -1, state = 'pending',
           projections = EXCLUDED.projections, presence_key = EXCLUDED.presence_key, host = EXCLUDED.host,
-          pid = EXCLUDED.pid, started_at = clock_timestamp(), stopped_at = NULL
+          pid = EXCLUDED.pid, started_at = clock_timestamp(), stopped_at = NULL, evicted_by = NULL
         RETURNING incarnation, started_at
       ), heartbeat AS (
         INSERT INTO ${heartbeats} (replica_set, worker_id, incarnation, heartbeat_at)
@@ -311,6 +311,16 @@ export const make: Effect.Effect<
                 AND w.state = 'running' AND w.generation_id = g.generation_id))`)
   })
 
+  const departed: Membership["Service"]["departed"] = ({ replicaSet }, members) =>
+    Effect.map(
+      coordination.use("look up the workers that left", ({ sql }) =>
+        sql<{ readonly incarnation: bigint }>`
+          SELECT incarnation FROM ${workers}
+          WHERE replica_set = ${replicaSet} AND state = 'stopped' AND evicted_by IS NULL
+            AND incarnation = ANY (${members.map(({ incarnation }) => String(incarnation))}::text[]::bigint[])`),
+      (rows) => new Set(rows.map(({ incarnation }) => incarnation))
+    )
+
   const wakeUps: Membership["Service"]["wakeUps"] = Effect.fnUntraced(function*(registration) {
     const queue = yield* Effect.acquireRelease(Queue.sliding<void>(1), Queue.shutdown)
     const messages = yield* listener.subscribe(database.channels.control)
@@ -366,7 +376,7 @@ export const make: Effect.Effect<
     else yield* FiberHandle.run(member.watching, watchNeighbour(registration.replicaSet, neighbour, member))
   })
 
-  return Membership.of({ join, heartbeat, report, wakeUps, watch })
+  return Membership.of({ join, heartbeat, report, departed, wakeUps, watch })
 })
 
 const waitsForEarlier = (
