@@ -77,7 +77,11 @@ export const make = (): RetryLog => {
     )
   })
 
-  const ended: RetryLog["ended"] = (operation) => Effect.sync(() => failing.delete(operation))
+  const ended: RetryLog["ended"] = (operation) =>
+    Effect.sync(() => {
+      // Whether an operation that has ended would work now is unknown, so there is no line about it.
+      if (failing.delete(operation) && failing.size === 0) reported = false
+    })
 
   const succeeded: RetryLog["succeeded"] = (operation) =>
     failing.size === 0 ? Effect.void : Effect.gen(function*() {

@@ -121,3 +121,23 @@ for (const busy of [true, false]) {
       })
   )
 }
+
+it.effect("an outage whose operations have all ended is over: the next one begins with a line of its own", () =>
+  Effect.gen(function*() {
+    const { layer, lines } = logs()
+    const log = RetryLog.make()
+    yield* Effect.gen(function*() {
+      yield* log.failed("A", "no server.")
+      yield* TestClock.adjust("5 seconds")
+      yield* log.ended("A")
+      yield* TestClock.adjust("1 hour")
+      yield* log.failed("B", "no answer.")
+      yield* TestClock.adjust("1 second")
+      yield* log.succeeded("B")
+    }).pipe(Effect.provide(layer))
+    assert.deepStrictEqual(texts(lines), [
+      "Warn: A failed and is retried: no server.",
+      "Warn: B failed and is retried: no answer.",
+      "Info: Recovered after 1s and 1 failed attempts: B works again."
+    ])
+  }))
