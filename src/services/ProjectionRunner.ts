@@ -241,6 +241,9 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
 
     const succeeded = (operation: Operation) => retryLog.succeeded(nameOf(operation))
 
+    /** What failed on the way to this write need not be repeated. */
+    const wrote = Effect.forEach(operations, succeeded, { discard: true })
+
     /** What was only seen is looked at again. */
     const forget = () => {
       seen = written
@@ -302,9 +305,9 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
           Effect.as(
             flushAt !== undefined
               ? Effect.sleep(Duration.nanos(flushAt - now))
-              // A failed look at the events would have ended the wait by then.
+              // Where no event arrives after a failure, another answer has to show that the database works again.
               : attempt > 1
-              ? Effect.sleep(Duration.times(settings.pollInterval, 2))
+              ? Effect.andThen(Effect.sleep(Duration.times(settings.pollInterval, 2)), events.headPosition)
               : Effect.never,
             Option.none<bigint>()
           )
@@ -319,8 +322,12 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
         )))
         if (result._tag === "Failure") {
           const failure = result.failure
+          if (isEventError(failure)) {
+            yield* succeeded("Reading")
+            return yield* failure
+          }
           if (
-            isEventError(failure) || failure._tag === "UnsupportedDatabase" ||
+            failure._tag === "UnsupportedDatabase" ||
             (failure._tag === "StoreFailure" && startup.isFatal(reading, failure))
           ) {
             return yield* failure
@@ -447,7 +454,7 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
           most *= 2
           if (most >= settings.batchSize) conflicts = 0
           job.onSeen(seen)
-          yield* succeeded("A batch")
+          yield* wrote
           yield* job.record(Activity.BatchCommitted({
             projection: projection.name,
             range,
@@ -523,7 +530,7 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
         yield* failing(++attempt, "The record of a halt", result.failure)
         return Option.isNone(yield* unlessDraining(backoff(attempt)))
       }
-      yield* succeeded("The record of a halt")
+      yield* wrote
       yield* Effect.logError(`${isHalted({ error, eventId, position })}${stack}`)
       yield* job.record(
         Activity.RangeHalted({ projection: projection.name, range, halt: { error, position, eventId } })
@@ -556,8 +563,11 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
           seen = position
           life = readIn
           job.onSeen(position)
-          // The events of a batch that failed may be lost with the server that they were read from.
-          yield* succeeded("A batch")
+          if (complete) {
+            // The events of a batch that failed may be lost with the server that they were read from.
+            yield* succeeded("A batch")
+            yield* succeeded("The record of a halt")
+          }
           if (complete && !caughtUp) {
             caughtUp = true
             yield* job.record(Activity.CaughtUp({ projection: projection.name, range, position }))

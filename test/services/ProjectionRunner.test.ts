@@ -1,4 +1,4 @@
-import { assert, it } from "@effect/vitest"
+import { assert, describe, it } from "@effect/vitest"
 import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
@@ -1361,3 +1361,112 @@ it.effect("a database that refuses the first read ends the runner; one that refu
       handled: ["a", "b"]
     })
   }))
+
+describe("the log of an outage", () => {
+  const outage = (worker: { readonly lines: ReadonlyArray<{ readonly text: string }> }) =>
+    worker.lines.flatMap(({ text }) => /failed and is retried|Still failing|Recovered/.exec(text)?.[0] ?? [])
+
+  it.effect("ends with the commit of a batch where progress without events could not be written before", () =>
+    Effect.gen(function*() {
+      let isAway = true
+      const worker = yield* runner(
+        yield* MemoryStores.makeWorld,
+        Projection.make("users", { eventTypes: ["UserCreated"], handle: () => Effect.void }),
+        {
+          checkpoints: (real) => ({
+            advance: (held, options) => isAway ? Effect.fail(unavailable) : real.advance(held, options)
+          })
+        }
+      )
+      yield* worker.events.append([event("a", { eventType: "Other" })])
+      const fiber = yield* Effect.forkChild(worker.run)
+      yield* pass(1_100)
+      assert.deepStrictEqual(outage(worker), ["failed and is retried"])
+      isAway = false
+      yield* worker.events.append([event("b")])
+      yield* pass(500)
+      assert.deepStrictEqual(outage(worker), ["failed and is retried", "Recovered"])
+      yield* worker.drain(fiber)
+    }))
+
+  it.effect("ends with a halt at an event that cannot be read", () =>
+    Effect.gen(function*() {
+      let reads = 0
+      const worker = yield* runner(
+        yield* MemoryStores.makeWorld,
+        Projection.make("users", { handle: () => Effect.void }),
+        {
+          events: () => ({
+            read: () =>
+              Effect.suspend(() =>
+                Effect.fail(
+                  ++reads === 1 ? unavailable : new EventUnreadable({ position: 1n, detail: "invalid page", life: "1" })
+                )
+              )
+          })
+        }
+      )
+      yield* worker.events.append([event("a")])
+      const fiber = yield* Effect.forkChild(worker.run)
+      yield* pass(1_000)
+      assert.strictEqual(worker.of("RangeHalted").length, 1)
+      assert.deepStrictEqual(outage(worker), ["failed and is retried", "Recovered"])
+      yield* worker.drain(fiber)
+    }))
+
+  it.effect("ends with the commit of an event whose halt could not be recorded", () =>
+    Effect.gen(function*() {
+      let tried = 0
+      const worker = yield* runner(
+        yield* MemoryStores.makeWorld,
+        Projection.make("users", {
+          handle: () => Effect.suspend(() => ++tried === 1 ? Effect.fail(new Broken({ message: "no" })) : Effect.void)
+        }),
+        { checkpoints: () => ({ halt: () => Effect.fail(unavailable) }) }
+      )
+      yield* worker.events.append([event("a")])
+      const fiber = yield* Effect.forkChild(worker.run)
+      yield* pass(1_000)
+      assert.strictEqual((yield* worker.row).position, 1n)
+      assert.deepStrictEqual(outage(worker), ["failed and is retried", "Recovered"])
+      yield* worker.drain(fiber)
+    }))
+
+  for (const hasEvents of [true, false]) {
+    it.effect(`does not end while reading gets no answer ${hasEvents ? "" : "and no event is appended"}`, () =>
+      Effect.gen(function*() {
+        let isAway = false
+        const late = Effect.andThen(Effect.sleep("5 seconds"), Effect.fail(unavailable))
+        const worker = yield* runner(
+          yield* MemoryStores.makeWorld,
+          Projection.make("users", { handle: () => Effect.void }),
+          {
+            events: (real) => ({
+              // As a look ends at the statement's time limit, for example while the table is locked.
+              settledBeyond: (...args) =>
+                Effect.suspend(() =>
+                  isAway
+                    ? late
+                    : Effect.raceFirst(
+                      real.settledBeyond(...args),
+                      Effect.repeat(Effect.sleep("1 second"), { until: () => isAway }).pipe(Effect.andThen(late))
+                    )
+                ),
+              headPosition: Effect.suspend(() => isAway ? late : real.headPosition)
+            })
+          }
+        )
+        yield* worker.events.append([event("a")])
+        const fiber = yield* Effect.forkChild(worker.run)
+        yield* pass(1_000)
+        isAway = true
+        if (hasEvents) yield* worker.events.append([event("b")])
+        yield* pass(60_000)
+        assert.deepStrictEqual(new Set(outage(worker)), new Set(["failed and is retried", "Still failing"]))
+        isAway = false
+        yield* pass(10_000)
+        assert.deepStrictEqual(outage(worker).at(-1), "Recovered")
+        yield* worker.drain(fiber)
+      }))
+  }
+})
