@@ -57,7 +57,7 @@ const seenByAnybody = (): Mutation => {
   class Seen extends Map<string, { readonly seenPresent: boolean; readonly missingSince: bigint | undefined }> {
     override get(key: string) {
       met.count++
-      return super.get(key) ?? { seenPresent: true, missingSince: undefined }
+      return super.get(key) ?? { beat: "", beatAt: 0n, readAt: 0n, seenPresent: true, missingSince: undefined }
     }
   }
   return {
@@ -69,8 +69,8 @@ const seenByAnybody = (): Mutation => {
           ...options,
           state: () => {
             const state = options.state()
-            return typeof state === "object" && state !== null && "presences" in state
-              ? { ...state, presences: new Seen() }
+            return typeof state === "object" && state !== null && "workers" in state
+              ? { ...state, workers: new Seen() }
               : state
           }
         })

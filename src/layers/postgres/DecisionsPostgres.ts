@@ -114,7 +114,7 @@ export const make: Effect.Effect<
     leaderId: string
   ) {
     const { generationId, members, replicaSet } = generation
-    // Everything but the insert is for people to read: a row that somebody else has locked is left to the next generation.
+    // Everything but the insert is for people to read: a row that another session has locked is left to the next generation.
     yield* sql`
       WITH superseded AS (
         UPDATE ${generations} g SET state = 'superseded', superseded_at = clock_timestamp()
