@@ -87,11 +87,11 @@ const followLoggers = Effect.withFiber((fiber) => {
 const listenForSignals = (onFirst: () => void): Effect.Effect<void> =>
   Effect.withFiber((fiber) => {
     const clock = Context.get(fiber.context, Clock.Clock)
-    let first: number | undefined
+    let first: bigint | undefined
     const listen = (signal: keyof typeof signals) =>
       // Before the listener that interrupts the program, and at once: a program that ends in no time would not say it.
       process.prependListener(signal, () => {
-        const now = clock.currentTimeMillisUnsafe()
+        const now = clock.monotonicTimeNanosUnsafe()
         if (first === undefined) {
           first = now
           onFirst()
@@ -99,7 +99,7 @@ const listenForSignals = (onFirst: () => void): Effect.Effect<void> =>
           Effect.runSyncExitWith(fiber.context)(
             Effect.logInfo(`Received signal ${signals[signal].name}, shutting down...`)
           )
-        } else if (now - first > sameSignalMillis) {
+        } else if (Number(now - first) / 1_000_000 > sameSignalMillis) {
           process.exit(128 + signals[signal].number)
         }
       })
