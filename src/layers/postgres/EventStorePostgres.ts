@@ -610,7 +610,8 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
 
     /**
      * The first event above `after` that cannot be read, or `undefined` where all can be read. Windows are doubled until a
-     * statement fails, then halved. Each statement stops at the first such event, so none reads far beyond it.
+     * statement fails, then halved. Each statement stops at the first such event, so none reads far beyond it. One that
+     * takes too long for the large events before it is repeated with a smaller window.
      */
     const findUnreadable = Effect.fnUntraced(function*(
       where: ReturnType<typeof conditions>,
@@ -622,25 +623,32 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
           bound: options.bound,
           window: [after, upTo, rowCount(Infinity), 0n],
           parameters: where.parameters,
-          mayShrink: false,
+          mayShrink: upTo - after > 1n,
           life: options.life
         })
         if (answer === "unproved") return yield* Life.isOver(database.server)
-        return isUnreadableAnswer(answer) ? answer.unreadable : undefined
+        return answer === "timeout" ? answer : isUnreadableAnswer(answer) ? answer.unreadable : undefined
       })
-      // A statement that fails without reading a row says nothing about an event.
-      if ((yield* check(options.after, options.after)) !== undefined) return undefined
       let low = options.after
       let high = low
+      let size = 1n
       let failure: StoreFailure | undefined
-      for (let size = 1n; high < options.upTo && failure === undefined; size *= 2n) {
+      while (high < options.upTo && failure === undefined) {
         low = high
         high = low + size < options.upTo ? low + size : options.upTo
-        failure = yield* check(low, high)
+        const found: StoreFailure | "timeout" | undefined = yield* check(low, high)
+        if (found === "timeout") {
+          high = low
+          size = size > 4n ? size / 4n : 1n
+        } else {
+          failure = found
+          size *= 2n
+        }
       }
       while (failure !== undefined && high - low > 1n) {
         const middle = (low + high) / 2n
-        const sooner: StoreFailure | undefined = yield* check(low, middle)
+        const sooner: StoreFailure | "timeout" | undefined = yield* check(low, middle)
+        if (sooner === "timeout") return undefined
         if (sooner === undefined) {
           low = middle
         } else {
@@ -648,7 +656,12 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
           failure = sooner
         }
       }
-      return failure === undefined ? undefined : { position: high, failure }
+      if (failure === undefined) return undefined
+      // The event is the reason only if it fails by itself, and if a statement that reads no row does not fail.
+      const alone = yield* check(low, high)
+      return typeof alone === "object" && (yield* check(high, high)) === undefined
+        ? { position: high, failure: alone }
+        : undefined
     })
 
     let anySize = 0

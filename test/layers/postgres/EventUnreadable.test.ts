@@ -192,6 +192,55 @@ describe("an error of one row", () => {
       const error = yield* Effect.flip(Effect.provide(readAll(), over(hooks)))
       assert.include(error, { _tag: "StoreFailure", code: "XX002" })
     }))
+
+  onDatabase(
+    "is attributed to its event, although the time limit ends statements that read much before it",
+    () =>
+      Effect.gen(function*() {
+        yield* append(100)
+        const sql = yield* PgClient.PgClient
+        yield* prepareRaising(sql)
+        yield* sql.unsafe(`CREATE FUNCTION limited(rows int8) RETURNS int8 LANGUAGE plpgsql STABLE AS $$
+        BEGIN IF rows > 8 THEN RAISE EXCEPTION 'too long' USING ERRCODE = '57014'; END IF; RETURN rows; END $$`)
+          .unprepared
+        const raised = raising("XX001", 90n)
+        const hooks: Seam.Hooks = {
+          rewrite: (statement) =>
+            (raised.hooks.rewrite?.(statement) ?? "").replace("count(bytes) AS rows", "limited(count(bytes)) AS rows")
+        }
+        const { errors, seen } = yield* Effect.provide(readAll(), over(hooks))
+        assert.include(errors[0], { position: 90n, code: "XX001" })
+        assert.strictEqual(seen.length, 99)
+      })
+  )
+
+  onDatabase(
+    "is not attributed to an event if it passes while the event is searched for",
+    () =>
+      Effect.gen(function*() {
+        yield* append(50)
+        const sql = yield* PgClient.PgClient
+        yield* sql.unsafe(`CREATE FUNCTION broken() RETURNS bool LANGUAGE plpgsql STABLE AS $$
+        BEGIN RAISE EXCEPTION 'cache lookup failed' USING ERRCODE = 'XX000'; END $$`).unprepared
+        for (const failing of [2, 4, 6]) {
+          let statements = 0
+          const hooks: Seam.Hooks = {
+            // The first reads the events, the others search.
+            rewrite: ({ text }) =>
+              text.replace(
+                /(?<=FROM (?:"\w+"\.)?"events"\s+WHERE )(?=global_position > \$1)/,
+                () => [1, failing].includes(++statements) ? "broken() AND " : ""
+              )
+          }
+          yield* Effect.gen(function*() {
+            const error = yield* Effect.flip(readAll())
+            assert.include(error, { _tag: "StoreFailure", code: "XX000" })
+            assert.isAtLeast(statements, failing)
+            assert.strictEqual((yield* readAll()).seen.length, 50)
+          }).pipe(Effect.provide(over(hooks)))
+        }
+      })
+  )
 })
 
 describe("a worker that reads such an event", () => {
