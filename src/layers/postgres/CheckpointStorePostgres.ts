@@ -11,6 +11,7 @@ import * as PgConnection from "@effect/sql-pg/PgConnection"
 import * as Boolean from "effect/Boolean"
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
+import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -73,7 +74,12 @@ interface AdvanceOptions {
 
 /** Moves one range without work. Ranges that ask at the same time are moved by one statement. */
 class Advance extends Request.Class<
-  { readonly held: Held; readonly options: AdvanceOptions },
+  {
+    readonly held: Held
+    readonly options: AdvanceOptions
+    /** Done when the caller has been interrupted. */
+    readonly abandoned: Deferred.Deferred<void>
+  },
   void,
   Fenced | StoreError | TransientFailure
 > {}
@@ -639,11 +645,23 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
 
   const advances = RequestResolver.makeGrouped({
     key: ({ request }: Request.Entry<Advance>) => request.options.life,
-    resolver: advanceEach
+    // The interruption of a caller does not reach what its request shares with others. Without the last of them the
+    // statement would keep a connection out of the pool, which could not close.
+    resolver: (entries) =>
+      Effect.raceFirst(
+        advanceEach(entries),
+        Effect.forEach(entries, ({ request }) => Deferred.await(request.abandoned), { discard: true })
+      )
   })
 
   const advance: CheckpointStore["Service"]["advance"] = (held, options) =>
-    Effect.request(new Advance({ held, options }), advances)
+    Effect.suspend(() => {
+      const abandoned = Deferred.makeUnsafe<void>()
+      return Effect.onInterrupt(
+        Effect.request(new Advance({ held, options, abandoned }), advances),
+        () => Deferred.succeed(abandoned, undefined)
+      )
+    })
 
   const halt: CheckpointStore["Service"]["halt"] = Effect.fnUntraced(function*(held, options) {
     const rows = yield* writing(options.error, (error) =>

@@ -372,6 +372,43 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
       yield* store.advance(locked!, { from: 0n, to: 5n })
     }))
 
+  it.effect("an advance ends with the last of the ranges that asked for it", () =>
+    Effect.gen(function*() {
+      const store = yield* CheckpointStore
+      const sql = yield* SqlClient.SqlClient
+      const registration = yield* CoordinationStores.join("abandoned", "worker", ["abandoned 1", "abandoned 2"])
+      const { held } = yield* CoordinationStores.decide(registration)
+      const waiting = Effect.map(
+        sql<{ readonly statement: string }>`
+          SELECT CASE WHEN query LIKE '%wanted%' THEN 'advance' ELSE 'rows' END AS statement FROM pg_stat_activity
+          WHERE datname = current_database() AND wait_event_type = 'Lock' ORDER BY statement`,
+        (rows) => rows.map(({ statement }) => statement).join()
+      )
+      const startAll = Effect.forEach(held, (row) => Effect.forkChild(store.advance(row, { from: 0n, to: 5n })))
+      const { url } = yield* TestDatabase.TestDatabase
+      const remaining = yield* TestDatabase.withConnection(
+        url,
+        Effect.flatMap(SqlClient.SqlClient, (locker) =>
+          locker.withTransaction(Effect.gen(function*() {
+            yield* locker`LOCK TABLE orchestrator_checkpoints`
+            // Started earlier, so that its time limit ends it earlier.
+            const rows = yield* Effect.forkChild(store.rows("abandoned 1"))
+            yield* TimeLimits.waitUntil("one statement waits for the table", waiting, (all) => all === "rows")
+            const all = yield* startAll
+            yield* TimeLimits.waitUntil("both statements wait", waiting, (all) => all === "advance,rows")
+            yield* Fiber.interruptAll(all)
+            yield* TimeLimits.waitUntil("the advance is cancelled", waiting, (all) => !all.includes("advance"))
+            assert.isUndefined(rows.pollUnsafe())
+            const [left, remaining] = yield* startAll
+            yield* TimeLimits.waitUntil("the advance waits", waiting, (all) => all.includes("advance"))
+            yield* Fiber.interrupt(left!)
+            return remaining!
+          })))
+      )
+      yield* Fiber.join(remaining)
+      assert.strictEqual(yield* position(held[1]!), 5n)
+    }))
+
   it.effect("a statement that failed and was ignored is the handler's failure", () =>
     Effect.gen(function*() {
       const store = yield* CheckpointStore
