@@ -137,7 +137,7 @@ export class Checkers {
     if (after.range.end > before.range.end) coverage.count("steps", "merge")
     if ((after.halt === undefined) !== (before.halt === undefined)) {
       coverage.count("steps", after.halt === undefined ? "halt taken up by a later worker" : "halted")
-      if (after.halt?.error.startsWith("HandlerOverran") === true) {
+      if (after.halt?.error.includes("HandlerOverran: ") === true) {
         coverage.count("steps", "halted: handler overran")
         if (this.run.slow.get(after.projection)?.has(after.halt.position) !== true) {
           violation(`P5: ${nameOf(after)} halted at an event whose handler took no time`, by.at)

@@ -177,6 +177,30 @@ export const suite = <R = never>(
         assert.strictEqual(yield* effects.count(key), 1)
       }))
 
+    it.effect("a handler that goes on with what is no Effect fails", () =>
+      Effect.gen(function*() {
+        const [row] = yield* held(1)
+        for (const other of [undefined, 5, "text", {}, globalThis.Promise.resolve()]) {
+          const work = Effect.flatMap(Effect.void, () => other as unknown as Effect.Effect<void>)
+          assert.strictEqual((yield* Effect.flip(commit(row!, 0n, 5n, work)))._tag, "HandlerFailure")
+        }
+        yield* commit(row!, 0n, 5n, Effect.void)
+      }))
+
+    it.effect("the children of a handler end with it, before its batch commits", () =>
+      Effect.gen(function*() {
+        const [row] = yield* held(1)
+        let ended = false
+        const child = Effect.ensuring(
+          Effect.never,
+          Effect.sync(() => {
+            ended = true
+          })
+        )
+        yield* commit(row!, 0n, 5n, Effect.forkChild(child, { startImmediately: true }).pipe(Effect.asVoid))
+        assert.isTrue(ended)
+      }))
+
     const foreign: ReadonlyArray<readonly [string, (row: Held) => readonly [Held, bigint]]> = [
       ["another worker", (row) => [{ ...row, fence: { ...row.fence, workerId: "other" } }, 7n]],
       [

@@ -9,8 +9,9 @@
  *
  * @since 0.1.0
  */
-import type * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
 import * as TxRef from "effect/TxRef"
 import type { Checkpoint, Held } from "../../schema/Checkpoint.ts"
 import { haltError, key } from "../../schema/Checkpoint.ts"
@@ -57,9 +58,20 @@ export const make = (handle: Handle): CheckpointStore["Service"] => {
     yield* TxRef.set(ref, { ...row, position: to, halt: undefined })
   })
 
-  // The caller's own interruption never comes here: it goes past every handler up to the transaction, which rolls back.
+  // In a fiber of its own, whose children end with it: what is no Effect ends a fiber without its finalizers. The caller's
+  // own interruption goes past every handler up to the transaction, which rolls back.
   const asHandler = <A, E, R>(work: Effect.Effect<A, E, R>): Effect.Effect<A, HandlerFailure, R> =>
-    Effect.catchCause(work, (cause: Cause.Cause<E>) => Effect.fail(new HandlerFailure({ cause })))
+    Effect.uninterruptibleMask((restore) =>
+      Effect.flatMap(
+        Effect.forkDetach(Effect.interruptible(work), { startImmediately: true }),
+        (fiber) => Effect.onInterrupt(restore(Fiber.await(fiber)), () => Fiber.interrupt(fiber))
+      )
+    ).pipe(
+      Effect.flatMap(Exit.match({
+        onFailure: (cause) => Effect.fail(new HandlerFailure({ cause })),
+        onSuccess: Effect.succeed
+      }))
+    )
 
   return CheckpointStore.of({
     commit: (held, options, work) =>
