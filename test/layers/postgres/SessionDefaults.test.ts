@@ -23,6 +23,7 @@ import * as CoordinationStores from "../../support/CoordinationStores.ts"
 import * as EventStores from "../../support/EventStores.ts"
 import * as Servers from "../../support/Servers.ts"
 import * as TestDatabase from "../../support/TestDatabase.ts"
+import * as TimeLimits from "../../support/TimeLimits.ts"
 
 /** What the library sets for itself, each as an administrator may have set it for the whole database. */
 const hostile: Readonly<Record<string, string>> = {
@@ -209,7 +210,8 @@ describe("the library's sessions", () => {
       yield* alter({
         default_transaction_isolation: "serializable",
         default_transaction_deferrable: "on",
-        idle_session_timeout: "150ms",
+        // The application's own sessions have it too, and may be idle for longer than a fixed time on a slow machine.
+        idle_session_timeout: `${TimeLimits.scaledMillis(1500)}ms`,
         quote_all_identifiers: "on",
         standard_conforming_strings: "off",
         plan_cache_mode: "force_custom_plan",
