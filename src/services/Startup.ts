@@ -22,13 +22,14 @@ const soon = Schedule.min([Schedule.exponential("50 millis"), Schedule.spaced("5
 /** Counts from the beginning of the first attempt: one that has waited for an answer is not repeated for as long again. */
 const patiently = <A, E, R>(
   self: Effect.Effect<A, E, R>,
-  isRetryable: (error: E) => boolean
+  isRetryable: (error: E) => boolean,
+  isUnlimited: () => boolean = () => false
 ): Effect.Effect<A, E, R> =>
   Effect.flatMap(Clock.monotonicTimeNanos, (begun) =>
     Effect.retry(self, {
       while: (error) =>
         isRetryable(error)
-          ? Effect.map(Clock.monotonicTimeNanos, (now) => now - begun < patienceNanos)
+          ? Effect.map(Clock.monotonicTimeNanos, (now) => isUnlimited() || now - begun < patienceNanos)
           : Effect.succeed(false),
       schedule: soon
     }))
@@ -83,10 +84,8 @@ export const make = (retryLog: RetryLog): Startup => {
         const isRetryable = (error: unknown) => isStoreError(error) && !isFatal(name, error)
         const attempt = Effect.tapError(self, (error) =>
           isStoreError(error) && isRetryable(error) ? retryLog.failed(name, error.message) : Effect.void)
-        const retried = successes.has(registering)
-          ? Effect.retry(attempt, { while: isRetryable, schedule: Schedule.spaced("250 millis") })
-          : patiently(attempt, isRetryable)
-        return retried.pipe(
+        // The worker may be registered while the step is retried.
+        return patiently(attempt, isRetryable, () => successes.has(registering)).pipe(
           Effect.tap(() => {
             successes.add(name)
             return retryLog.succeeded(name)

@@ -82,6 +82,21 @@ describe("the rule for failures", () => {
       }
     }))
 
+  it.effect("a registration ends the limit of the steps that began before it", () =>
+    Effect.gen(function*() {
+      const startup = Startup.make(RetryLog.make())
+      const fiber = yield* Effect.fail(unavailable("no answer in time")).pipe(
+        startup.step("Testing"),
+        Effect.exit,
+        Effect.forkChild
+      )
+      yield* TestClock.adjust("4 seconds")
+      yield* startup.step(Startup.registering)(Effect.void)
+      yield* TestClock.adjust("1 hour")
+      assert.isUndefined(fiber.pollUnsafe())
+      yield* Fiber.interrupt(fiber)
+    }))
+
   it.effect("after the registration a step that has never worked still fails at once when it is not permitted", () =>
     Effect.gen(function*() {
       const startup = yield* registered()
