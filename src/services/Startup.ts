@@ -85,13 +85,14 @@ export const make = (retryLog: RetryLog): Startup => {
         const attempt = Effect.tapError(self, (error) =>
           isStoreError(error) && isRetryable(error) ? retryLog.failed(name, error.message) : Effect.void)
         // The worker may be registered while the step is retried.
-        return patiently(attempt, isRetryable, () => successes.has(registering)).pipe(
-          Effect.tap(() => {
-            successes.add(name)
-            return retryLog.succeeded(name)
-          }),
-          Effect.ensuring(retryLog.ended(name))
-        )
+        return patiently(attempt, isRetryable, () =>
+          successes.has(registering)).pipe(
+            Effect.tap(() => {
+              successes.add(name)
+              return retryLog.succeeded(name)
+            }),
+            Effect.ensuring(retryLog.ended(name))
+          )
       })
   }
 }

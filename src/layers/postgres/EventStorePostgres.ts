@@ -712,6 +712,7 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
           // The connection is a new one, perhaps to a server with another past: a page is of one of them.
           found = []
           used = 0
+          damaged = undefined
           position = options.after
           ;({ bound, life } = yield* prove(options.after, bound))
           continue

@@ -215,6 +215,32 @@ describe("an error of one row", () => {
   )
 
   onDatabase(
+    "is not attributed to an event of another server that takes over after the search",
+    () =>
+      Effect.gen(function*() {
+        yield* append(5)
+        const sql = yield* PgClient.PgClient
+        yield* sql`UPDATE events SET aggregate_type = 'Other' WHERE global_position = 3`
+        yield* prepareRaising(sql)
+        const raised = raising("XX001", 3n)
+        let reads = 0
+        const hooks: Seam.Hooks = {
+          rewrite: raised.hooks.rewrite,
+          // The second reads again what precedes the event that was found.
+          around: (statement, send) => statement.text.includes("AS judged") && ++reads === 2 ? statement.lose : send
+        }
+        yield* Effect.gen(function*() {
+          const store = yield* EventStore
+          const filter = { aggregateTypes: ["Other"] }
+          const page = yield* store.read({ after: 0n, upTo: yield* store.settledPosition, filter })
+          assert.include(page, { position: 2n })
+          assert.strictEqual(reads, 3)
+          assert.include(yield* Effect.flip(store.read({ after: 2n, filter })), { position: 3n, life: page.life })
+        }).pipe(Effect.provide(over(hooks)))
+      })
+  )
+
+  onDatabase(
     "is not attributed to an event if it passes while the event is searched for",
     () =>
       Effect.gen(function*() {
