@@ -61,8 +61,8 @@ BEGIN
       ('"aggregate_heads"', 'aggregate_version', ARRAY['bigint'], true, false, true, 'bigint NOT NULL'),
       ('"aggregate_heads"', 'updated_at', ARRAY['timestamp with time zone'], true, true, true, 'timestamp with time zone NOT NULL with a default')
     ) AS c (tab, col, types, required, defaulted, blocking, described)
-    JOIN pg_class r ON r.oid = to_regclass(c.tab)
-    LEFT JOIN pg_attribute a ON a.attrelid = r.oid AND a.attname = c.col AND a.attnum > 0 AND NOT a.attisdropped
+    JOIN pg_catalog.pg_class r ON r.oid = to_regclass(c.tab)
+    LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = r.oid AND a.attname = c.col AND a.attnum > 0 AND NOT a.attisdropped
     WHERE a.attnum IS NULL
       OR NOT replace(format_type(a.atttypid, NULL), '"', '') = ANY (c.types)
       OR c.required AND NOT a.attnotnull
@@ -75,13 +75,13 @@ BEGIN
       ('"events"', ARRAY['aggregate_id', 'aggregate_type', 'aggregate_version', 'bounded_context'], 'bounded_context, aggregate_type, aggregate_id, aggregate_version'),
       ('"aggregate_heads"', ARRAY['aggregate_id', 'aggregate_type', 'bounded_context'], 'bounded_context, aggregate_type, aggregate_id')
     ) AS u (tab, cols, described)
-    JOIN pg_class r ON r.oid = to_regclass(u.tab)
+    JOIN pg_catalog.pg_class r ON r.oid = to_regclass(u.tab)
     WHERE NOT EXISTS (
-      SELECT FROM pg_index i
+      SELECT FROM pg_catalog.pg_index i
       WHERE i.indrelid = r.oid AND i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL
-        AND NOT EXISTS (SELECT FROM pg_collation AS o WHERE o.oid = ANY (i.indcollation) AND NOT o.collisdeterministic)
+        AND NOT EXISTS (SELECT FROM pg_catalog.pg_collation AS o WHERE o.oid = ANY (i.indcollation) AND NOT o.collisdeterministic)
         AND u.cols = ARRAY(
-          SELECT a.attname::text FROM pg_attribute a
+          SELECT a.attname::text FROM pg_catalog.pg_attribute a
           WHERE a.attrelid = r.oid AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])
           ORDER BY a.attname::text COLLATE "C"
         )
@@ -90,7 +90,7 @@ BEGIN
     SELECT t.tab, a.attname::text, format_type(a.atttypid, a.atttypmod) || ' NOT NULL without a default',
       'no such column, or a default', false
     FROM (VALUES ('"events"'), ('"aggregate_heads"')) AS t (tab)
-    JOIN pg_attribute a ON a.attrelid = to_regclass(t.tab) AND a.attnum > 0 AND NOT a.attisdropped
+    JOIN pg_catalog.pg_attribute a ON a.attrelid = to_regclass(t.tab) AND a.attnum > 0 AND NOT a.attisdropped
     WHERE a.attnotnull AND NOT a.atthasdef AND a.attidentity = ''
       AND (t.tab, a.attname::text) NOT IN (
         ('"events"', 'global_position'),
@@ -132,9 +132,9 @@ BEGIN
       ('"orchestrator_presence_keys"', NULL),
       ('"orchestrator_meta"', NULL)
     ) AS t (tab, col)
-    JOIN pg_attribute a ON a.attrelid = to_regclass(t.tab) AND a.attnum > 0 AND NOT a.attisdropped
+    JOIN pg_catalog.pg_attribute a ON a.attrelid = to_regclass(t.tab) AND a.attnum > 0 AND NOT a.attisdropped
       AND a.attname = coalesce(t.col, a.attname)
-    JOIN pg_collation o ON o.oid = a.attcollation AND NOT o.collisdeterministic
+    JOIN pg_catalog.pg_collation o ON o.oid = a.attcollation AND NOT o.collisdeterministic
   ) AS d
   WHERE d.blocking;
   IF found IS NOT NULL THEN

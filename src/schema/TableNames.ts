@@ -28,13 +28,15 @@ export interface TableNames {
   readonly presenceKeys: string
   readonly events: string
   readonly aggregateHeads: string
+  /** Where the tables were found, so that `qualified` names each with its schema. */
+  readonly located?: { readonly [K in TableKey]?: string } | undefined
 }
 
 /**
  * @category models
  * @since 0.1.0
  */
-export type TableKey = Exclude<keyof TableNames, "schema" | "eventStoreSchema">
+export type TableKey = Exclude<keyof TableNames, "schema" | "eventStoreSchema" | "located">
 
 /**
  * What may be chosen; what is absent keeps its default.
@@ -166,7 +168,7 @@ export const quoted = (name: string): string => `"${name.replaceAll("\"", "\"\""
  * @since 0.1.0
  */
 export const schemaOf = (names: TableNames, key: TableKey): string | undefined =>
-  key === "events" || key === "aggregateHeads" ? names.eventStoreSchema : names.schema
+  names.located?.[key] ?? (key === "events" || key === "aggregateHeads" ? names.eventStoreSchema : names.schema)
 
 /**
  * A table or sequence as it is written in SQL: `"schema"."table"`, or `"table"` without a schema.

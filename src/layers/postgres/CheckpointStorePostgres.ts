@@ -140,7 +140,7 @@ const releasedConnection =
   "A statement ran on the connection of a transaction that had ended: something that the handler started outlived its batch. Start it with Effect.forkChild, or wait for it before the handler ends."
 
 const changedTransaction =
-  "After the handler its progress could not be written: it has changed the role, the search_path or the access mode of the transaction. Set them back before it ends (RESET ROLE, RESET search_path)."
+  "After the handler its progress could not be written: it has changed the role or the access mode of the transaction. Set them back before it ends (RESET ROLE)."
 
 const endedTransaction =
   "The handler has ended the transaction that it runs in, so that what it wrote and its progress commit apart. Leave COMMIT and ROLLBACK to the batch: to undo a part, fail inside sql.withTransaction."
@@ -423,7 +423,7 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
       if (known === undefined) continue
       const answer = yield* quietly(sql<{ readonly over: string }>`
         SELECT (current_setting('track_activities')::bool AND NOT EXISTS (
-          SELECT FROM pg_stat_activity
+          SELECT FROM pg_catalog.pg_stat_activity
           WHERE pid = ${known.pid}::int4 AND (backend_start IS NULL OR extract(epoch FROM xact_start)::text = ${known.begun})
         ))::text AS over`).pipe(Effect.timeoutOption(overDeadline), Effect.orElseSucceed(Option.none))
       if (Option.isSome(answer)) seen = Rows.isTrue(answer.value[0]?.over) ? seen + 1 : 0
@@ -668,7 +668,7 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
       answered(quietly(sql`
         UPDATE ${checkpoints} SET halted_since = clock_timestamp(), halted_error = ${haltError(error)},
           halted_position = ${String(options.position)}::bigint, halted_event_id = ${options.eventId},
-          halted_hash = coalesce(hashtext(${
+          halted_hash = coalesce(pg_catalog.hashtext(${
         options.aggregateId ?? null
       }::text COLLATE "C")::int8 & 4294967295, range_start),
           halted_incarnation = incarnation,

@@ -162,7 +162,7 @@ export const make: Effect.Effect<
       const { sql } = opened
       const lock = sql`
         SELECT pg_advisory_xact_lock(${database.qualified("generations")}::text::regclass::oid::int4,
-          hashtext(${replicaSet}::text))`
+          pg_catalog.hashtext(${replicaSet}::text))`
       return Effect.andThen(lock, f(opened)).pipe(
         sql.withTransaction,
         // Each statement must see what was committed while the lock was waited for.

@@ -29,10 +29,8 @@ export class Database extends Context.Service<Database, {
   readonly names: TableNames
   /** A table or sequence, qualified and quoted, to be put into a statement. */
   readonly table: (key: TableKey) => Statement.Fragment
-  /** The same as text: `"schema"."table"`. */
+  /** The same as text: `"schema"."table"`, with the schema in which it was found. */
   readonly qualified: (key: TableKey) => string
-  /** The table of workers with the schema that it was found in: what the presence locks are named by. */
-  readonly presenceName: string
   /** The channels of LISTEN and NOTIFY; see `TableNames.channel`. */
   readonly channels: { readonly events: string; readonly control: string }
   /** Behind a pooler that lends sessions for a transaction: nothing of a session lasts longer. */

@@ -34,6 +34,7 @@ import { textArray } from "./migrations/Sql.ts"
 import * as Pooler from "./Pooler.ts"
 import { asJson } from "./Rows.ts"
 import * as Session from "./Session.ts"
+import * as TableSchemas from "./TableSchemas.ts"
 
 /**
  * @category options
@@ -93,13 +94,25 @@ const checkCodecs = Effect.fnUntraced(function*(sql: SqlClient.SqlClient) {
 })
 
 /**
+ * The schemas in which a new connection looks for unqualified names, in order. A session of the application's pool does not
+ * say: the application may have changed its `search_path`, or created temporary tables, which come before all schemas.
+ */
+const searchPath = (config: PgClient.PgClientConfig): Effect.Effect<ReadonlyArray<string>, SqlError.SqlError> =>
+  PgConnection.make(Session.configOf(config, "pupsourcing-orchestrator probe")).pipe(
+    Effect.flatMap((connection) => connection.query(`SELECT ${TableSchemas.searchPath} AS path`, [], false)),
+    Effect.map(({ rows }) => rows[0]?.["path"] as ReadonlyArray<string>),
+    Effect.scoped,
+    Effect.timeoutOrElse({ duration: settingsDeadline, orElse: () => Effect.fail(noAnswer) })
+  )
+
+/**
  * @category constructors
  * @since 0.1.0
  */
 export const make = Effect.fnUntraced(function*(
   options: Options = {}
 ): Effect.fn.Return<Database["Service"], StoresError, PgClient.PgClient> {
-  const names = yield* Effect.fromResult(TableNames.make(options))
+  const chosen = yield* Effect.fromResult(TableNames.make(options))
   const pg = yield* PgClient.PgClient
   yield* ClientConfig.check(pg.config)
   const ignored = ClientConfig.ignoredParameters(pg.config)
@@ -112,10 +125,10 @@ export const make = Effect.fnUntraced(function*(
   }
   const sql = pg.withoutTransforms()
   const server = serverOf(pg.config)
-  const qualified = (key: TableNames.TableKey): string => TableNames.qualified(names, key)
   const opening = <A, E>(self: Effect.Effect<A, E>) => waitForServer(refail(server, "open the stores")(self))
 
   yield* checkCodecs(sql).pipe(opening)
+  const path = yield* searchPath(pg.config).pipe(opening)
   const [found] = yield* asJson<{
     readonly version: number
     readonly recovering: boolean
@@ -123,10 +136,7 @@ export const make = Effect.fnUntraced(function*(
   }>(
     sql,
     `SELECT current_setting('server_version_num')::int AS version, pg_is_in_recovery() AS recovering,
-      (SELECT json_agg(n.nspname ORDER BY t.place)
-        FROM unnest(${textArray(TableNames.keys.map(qualified))}) WITH ORDINALITY AS t (name, place)
-        LEFT JOIN pg_class c ON c.oid = to_regclass(t.name)
-        LEFT JOIN pg_namespace n ON n.oid = c.relnamespace) AS schemas`
+      ${TableSchemas.find(chosen, `${textArray(path)}::text[]`)} AS schemas`
   ).pipe(opening)
   if (found === undefined) return yield* Effect.die(new Error("A statement that always gives one row gave none"))
   // Before anything that a pooler would lose: a prepared statement, a setting or a lock of the session.
@@ -156,6 +166,8 @@ export const make = Effect.fnUntraced(function*(
   if (found.recovering) return yield* new ReadOnlyReplica({ server: server.server })
   const schemaOf = (key: TableNames.TableKey): string | null => found.schemas[TableNames.keys.indexOf(key)] ?? null
   const missing = TableNames.keys.filter((key) => schemaOf(key) === null)
+  const names = TableSchemas.locate(chosen, found.schemas)
+  const qualified = (key: TableNames.TableKey): string => TableNames.qualified(names, key)
   // Tables of another version may have other parts: the version says more than what is missing.
   const isVersioned = !missing.includes("meta")
   if (isVersioned) {
@@ -167,7 +179,7 @@ export const make = Effect.fnUntraced(function*(
       sql,
       `SELECT schema_version AS version, ${OrchestratorTables.otherEventsTable(names)} AS events,
         EXISTS (SELECT FROM jsonb_each_text(hash_answers) AS known
-          WHERE (hashtext(known.key COLLATE "C")::int8 & 4294967295) <> known.value::int8) AS wrong
+          WHERE (pg_catalog.hashtext(known.key COLLATE "C")::int8 & 4294967295) <> known.value::int8) AS wrong
       FROM ${qualified("meta")} AS m`
     ).pipe(
       LockWait.bounded({ sql, table: qualified("meta"), operation: "Opening the stores" }),
@@ -179,7 +191,7 @@ export const make = Effect.fnUntraced(function*(
         expected: OrchestratorTables.schemaVersion
       })
     }
-    const refusal = OrchestratorTables.otherEvents(names, meta.events)
+    const refusal = OrchestratorTables.otherEvents(chosen, meta.events)
     if (refusal !== undefined) return yield* refusal
     if (meta.wrong) {
       return yield* new UnsupportedDatabase({
@@ -208,7 +220,6 @@ export const make = Effect.fnUntraced(function*(
     names,
     table: (key) => sql.literal(qualified(key)),
     qualified,
-    presenceName: TableNames.qualified({ ...names, schema: schemaOf("workers") ?? undefined }, "workers"),
     channels: {
       events: TableNames.channel(names, "events", schemaOf("events") ?? ""),
       control: TableNames.channel(names, "generations", schemaOf("generations") ?? "")

@@ -125,7 +125,7 @@ const readableBytes = `octet_length(payload || '') + ${
   [...texts, "metadata::text"].map((text) => `coalesce(octet_length(convert_to(${text}, 'UTF8')), 0)`).join(" + ")
 }`
 
-const hash = `(hashtext(aggregate_id COLLATE "C")::int8 & 4294967295)`
+const hash = `(pg_catalog.hashtext(aggregate_id COLLATE "C")::int8 & 4294967295)`
 
 const divisionByZero = "22012"
 

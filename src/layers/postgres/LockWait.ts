@@ -27,10 +27,10 @@ const findHolders = (sql: SqlClient.SqlClient, table: string) =>
   asJson<Holder>(
     sql,
     `SELECT l.pid, coalesce(a.application_name, '') AS application, coalesce(a.state, 'unknown') AS state
-     FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+     FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
      WHERE l.locktype = 'relation' AND l.granted AND l.mode = 'AccessExclusiveLock'
-       AND l.relation = to_regclass(${literal(table)})
-       AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())`
+       AND l.relation = pg_catalog.to_regclass(${literal(table)})
+       AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = current_database())`
   )
 
 const report = (sql: SqlClient.SqlClient, table: string, operation: string) =>

@@ -25,6 +25,7 @@ import * as OrchestratorTables from "./migrations/OrchestratorTables.ts"
 import * as Privileges from "./migrations/Privileges.ts"
 import { literal, lock } from "./migrations/Sql.ts"
 import { asJson } from "./Rows.ts"
+import * as TableSchemas from "./TableSchemas.ts"
 
 /**
  * Tables are not as this library needs them: mostly those of the event store, which may have been made by something
@@ -209,13 +210,25 @@ const inTransaction = <A, E, R>(
     const sql = client.withoutTransforms()
     const query = <A extends object>(text: string) => asJson<A>(sql, text)
     const execute = (text: string) => sql.unsafe(text)
-    return yield* body({ execute, names, operation, query }).pipe(
-      sql.withTransaction,
-      Effect.provideService(SqlClient.BeginTransaction, begin),
-      LockWait.reporting({ sql, table: TableNames.qualified(names, "meta"), operation: `"${operation}"` }),
-      refail(serverOf(config ?? {}), operation),
-      waitForServer
+    // Messages name the tables as they were given, unless temporary tables of the session could be meant.
+    const located = query<{ schemas: ReadonlyArray<string | null>; current: string | null }>(
+      `SELECT ${TableSchemas.find(names, TableSchemas.searchPath)} AS schemas,
+        (${TableSchemas.searchPath})[1] AS current
+      WHERE pg_catalog.pg_my_temp_schema() <> 0`
     )
+    return yield* Effect.flatMap(located, ([row]) =>
+      body({
+        execute,
+        names: row === undefined ? names : TableSchemas.locate(names, row.schemas, row.current),
+        operation,
+        query
+      })).pipe(
+        sql.withTransaction,
+        Effect.provideService(SqlClient.BeginTransaction, begin),
+        LockWait.reporting({ sql, table: TableNames.qualified(names, "meta"), operation: `"${operation}"` }),
+        refail(serverOf(config ?? {}), operation),
+        waitForServer
+      )
   })
 
 /** Reads without waiting for a migration that is running. */

@@ -53,7 +53,7 @@ export class Presence extends Context.Service<Presence, {
  * @category utils
  * @since 0.1.0
  */
-export const lockClass = (presenceName: string): string => `hashtext('${presenceName.replaceAll("'", "''")}')`
+export const lockClass = (workers: string): string => `pg_catalog.hashtext('${workers.replaceAll("'", "''")}')`
 
 /** How long a wait lasts in the database before it begins anew: while it lasts it may hold back vacuum. */
 const waitMillis = 5000
@@ -86,11 +86,11 @@ export const make: Effect.Effect<
 > = Effect.gen(function*() {
   const database = yield* Database
   const listener = yield* Listener
-  const workers = lockClass(database.presenceName)
-  const presentKeys = `SELECT l.objid::bigint AS key FROM pg_locks l
+  const workers = lockClass(database.qualified("workers"))
+  const presentKeys = `SELECT l.objid::bigint AS key FROM pg_catalog.pg_locks l
     WHERE l.locktype = 'advisory' AND l.mode = 'ExclusiveLock' AND l.objsubid = 2
       AND l.classid::bigint = ${workers}::bigint & 4294967295
-      AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())`
+      AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = current_database())`
 
   let own: number | undefined
   let holder: PgConnection.PgConnection | undefined

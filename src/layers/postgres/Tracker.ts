@@ -148,16 +148,16 @@ export const make = Effect.fnUntraced(function*(
   // The sequence is what the column's default or identity uses; a serial's ownership counts where neither tells.
   const holdersStatement = `
     WITH target AS MATERIALIZED (
-      SELECT attrelid, attnum FROM pg_attribute WHERE attrelid = $1::text::regclass AND attname = 'global_position'
+      SELECT attrelid, attnum FROM pg_catalog.pg_attribute WHERE attrelid = $1::text::regclass AND attname = 'global_position'
     ), named AS MATERIALIZED (
       SELECT d.objid AS oid FROM target AS t
-      JOIN pg_depend AS d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = t.attrelid
-        AND d.refobjsubid = t.attnum AND d.classid = 'pg_class'::regclass AND d.deptype = 'i'
+      JOIN pg_catalog.pg_depend AS d ON d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid = t.attrelid
+        AND d.refobjsubid = t.attnum AND d.classid = 'pg_catalog.pg_class'::regclass AND d.deptype = 'i'
       UNION
       SELECT d.refobjid FROM target AS t
-      JOIN pg_attrdef AS f ON f.adrelid = t.attrelid AND f.adnum = t.attnum
-      JOIN pg_depend AS d ON d.classid = 'pg_attrdef'::regclass AND d.objid = f.oid AND d.refclassid = 'pg_class'::regclass
-      JOIN pg_class AS c ON c.oid = d.refobjid AND c.relkind = 'S'
+      JOIN pg_catalog.pg_attrdef AS f ON f.adrelid = t.attrelid AND f.adnum = t.attnum
+      JOIN pg_catalog.pg_depend AS d ON d.classid = 'pg_catalog.pg_attrdef'::regclass AND d.objid = f.oid AND d.refclassid = 'pg_catalog.pg_class'::regclass
+      JOIN pg_catalog.pg_class AS c ON c.oid = d.refobjid AND c.relkind = 'S'
     ), sources AS MATERIALIZED (
       SELECT oid FROM named
       UNION ALL
@@ -170,13 +170,13 @@ export const make = Effect.fnUntraced(function*(
       coalesce(a.application_name, 'prepared transaction ' || quote_literal(x.gid)) AS application
     FROM (VALUES (true)) AS one
     LEFT JOIN sources ON true
-    LEFT JOIN pg_sequence AS s ON s.seqrelid = sources.oid
-    LEFT JOIN pg_locks AS l ON l.locktype = 'relation' AND l.relation = s.seqrelid AND l.mode = 'RowExclusiveLock'
-      AND l.granted AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    LEFT JOIN pg_catalog.pg_sequence AS s ON s.seqrelid = sources.oid
+    LEFT JOIN pg_catalog.pg_locks AS l ON l.locktype = 'relation' AND l.relation = s.seqrelid AND l.mode = 'RowExclusiveLock'
+      AND l.granted AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
     LEFT JOIN LATERAL pg_stat_get_activity(l.pid) AS a ON l.pid IS NOT NULL
-    LEFT JOIN pg_locks AS o ON l.pid IS NULL AND o.pid IS NULL AND o.locktype = 'transactionid'
+    LEFT JOIN pg_catalog.pg_locks AS o ON l.pid IS NULL AND o.pid IS NULL AND o.locktype = 'transactionid'
       AND o.mode = 'ExclusiveLock' AND o.virtualtransaction = l.virtualtransaction
-    LEFT JOIN pg_prepared_xacts AS x ON x.transaction = o.transactionid`
+    LEFT JOIN pg_catalog.pg_prepared_xacts AS x ON x.transaction = o.transactionid`
 
   const readOnly = new ReadOnlyReplica({ server: database.server.server })
 

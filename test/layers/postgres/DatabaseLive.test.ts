@@ -86,7 +86,7 @@ describe("DatabaseLive", () => {
       const { url } = yield* TestDatabase.TestDatabase
       const database = yield* open(url)
       assert.deepStrictEqual(database.channels, { events: "pupsourcing_events", control: "pupsourcing_control" })
-      assert.strictEqual(database.qualified("events"), `"events"`)
+      assert.strictEqual(database.qualified("events"), `"public"."events"`)
       assert.deepStrictEqual([database.listen, database.presence], [true, true])
     })
   )
@@ -180,7 +180,7 @@ describe("DatabaseLive", () => {
         until: () => said("Opening the stores waits").length > 0 && said("\"migrate up\" waits").length > 0
       })
       for (const line of [...said("Opening"), ...said("\"migrate up\"")]) {
-        assert.include(line.text, `for a lock on table "orchestrator_meta", which is held by session ${pid} (`)
+        assert.include(line.text, `"orchestrator_meta", which is held by session ${pid} (`)
       }
       yield* Deferred.succeed(done, undefined)
       yield* Fiber.join(holder)

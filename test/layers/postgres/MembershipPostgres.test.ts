@@ -38,8 +38,8 @@ const keyOf = (replicaSet: string, workerId: string) =>
     ))
 
 const presenceClass = Effect.gen(function*() {
-  const { presenceName, sql } = yield* Database
-  return sql.literal(Presence.lockClass(presenceName))
+  const { qualified, sql } = yield* Database
+  return sql.literal(Presence.lockClass(qualified("workers")))
 })
 
 /** Backends that hold the presence under a key, or wait to see it end. */

@@ -127,8 +127,8 @@ export const differences = (names: TableNames): string => {
 FROM (VALUES
   ${expected.join(",\n  ")}
 ) AS c (tab, col, types, required, defaulted, blocking, described)
-JOIN pg_class r ON r.oid = to_regclass(c.tab)
-LEFT JOIN pg_attribute a ON a.attrelid = r.oid AND a.attname = c.col AND a.attnum > 0 AND NOT a.attisdropped
+JOIN pg_catalog.pg_class r ON r.oid = to_regclass(c.tab)
+LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = r.oid AND a.attname = c.col AND a.attnum > 0 AND NOT a.attisdropped
 WHERE a.attnum IS NULL
   OR NOT replace(format_type(a.atttypid, NULL), '"', '') = ANY (c.types)
   OR c.required AND NOT a.attnotnull
@@ -138,13 +138,13 @@ SELECT u.tab, u.described, 'not unique', 'unique', true
 FROM (VALUES
   ${keys.join(",\n  ")}
 ) AS u (tab, cols, described)
-JOIN pg_class r ON r.oid = to_regclass(u.tab)
+JOIN pg_catalog.pg_class r ON r.oid = to_regclass(u.tab)
 WHERE NOT EXISTS (
-  SELECT FROM pg_index i
+  SELECT FROM pg_catalog.pg_index i
   WHERE i.indrelid = r.oid AND i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL
-    AND NOT EXISTS (SELECT FROM pg_collation AS o WHERE o.oid = ANY (i.indcollation) AND NOT o.collisdeterministic)
+    AND NOT EXISTS (SELECT FROM pg_catalog.pg_collation AS o WHERE o.oid = ANY (i.indcollation) AND NOT o.collisdeterministic)
     AND u.cols = ARRAY(
-      SELECT a.attname::text FROM pg_attribute a
+      SELECT a.attname::text FROM pg_catalog.pg_attribute a
       WHERE a.attrelid = r.oid AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])
       ORDER BY a.attname::text COLLATE "C"
     )
@@ -153,7 +153,7 @@ UNION ALL
 SELECT t.tab, a.attname::text, format_type(a.atttypid, a.atttypmod) || ' NOT NULL without a default',
   'no such column, or a default', false
 FROM (VALUES ${owned.map((key) => `(${literal(qualified(names, key))})`).join(", ")}) AS t (tab)
-JOIN pg_attribute a ON a.attrelid = to_regclass(t.tab) AND a.attnum > 0 AND NOT a.attisdropped
+JOIN pg_catalog.pg_attribute a ON a.attrelid = to_regclass(t.tab) AND a.attnum > 0 AND NOT a.attisdropped
 WHERE a.attnotnull AND NOT a.atthasdef AND a.attidentity = ''
   AND (t.tab, a.attname::text) NOT IN (
     ${known.join(",\n    ")}
@@ -178,9 +178,9 @@ const nondeterministic = (names: TableNames): string => {
 FROM (VALUES
   ${[...compared, ...every].join(",\n  ")}
 ) AS t (tab, col)
-JOIN pg_attribute a ON a.attrelid = to_regclass(t.tab) AND a.attnum > 0 AND NOT a.attisdropped
+JOIN pg_catalog.pg_attribute a ON a.attrelid = to_regclass(t.tab) AND a.attnum > 0 AND NOT a.attisdropped
   AND a.attname = coalesce(t.col, a.attname)
-JOIN pg_collation o ON o.oid = a.attcollation AND NOT o.collisdeterministic`
+JOIN pg_catalog.pg_collation o ON o.oid = a.attcollation AND NOT o.collisdeterministic`
 }
 
 const createEvents = (names: TableNames): string => {
@@ -244,10 +244,10 @@ GROUP BY bounded_context, aggregate_type, aggregate_id;`
  */
 export const elsewhere = (names: TableNames): string =>
   `SELECT format('%I.%I', n.nspname, c.relname) AS name, n.nspname::text AS schema
-FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+FROM pg_catalog.pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE c.relname = ${literal(names.events)} AND n.nspname = ANY (current_schemas(false))
   AND to_regclass(${literal(qualified(names, "events"))}) IS NULL
-  AND EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = c.oid AND a.attname = 'global_position')
+  AND EXISTS (SELECT FROM pg_catalog.pg_attribute AS a WHERE a.attrelid = c.oid AND a.attname = 'global_position')
 ORDER BY array_position(current_schemas(false), n.nspname)`
 
 const refuseElsewhere = (names: TableNames): string =>

@@ -1,0 +1,58 @@
+/**
+ * The schemas that the tables are in, found without a session's temporary tables: those come before all schemas where a
+ * name is not qualified.
+ *
+ * @since 0.1.0
+ */
+import * as TableNames from "../../schema/TableNames.ts"
+import { literal } from "./migrations/Sql.ts"
+
+/**
+ * SQL: the schemas that the session looks for unqualified names in, as an array, without that of its temporary tables.
+ *
+ * @category statements
+ * @since 0.1.0
+ */
+export const searchPath = `ARRAY(
+    SELECT s.name FROM pg_catalog.unnest(pg_catalog.current_schemas(false)::text[]) WITH ORDINALITY AS s (name, place)
+    JOIN pg_catalog.pg_namespace n ON n.nspname = s.name AND n.oid <> pg_catalog.pg_my_temp_schema()
+    ORDER BY s.place
+  )`
+
+/**
+ * SQL: the schema of each table and sequence as a JSON array, in the order of `TableNames.keys`; null where there is none.
+ * `path` is an array of schemas, for tables whose schema is not chosen.
+ *
+ * @category statements
+ * @since 0.1.0
+ */
+export const find = (names: TableNames.TableNames, path: string): string =>
+  `(SELECT json_agg((
+      SELECT n.nspname FROM unnest(t.path) WITH ORDINALITY AS s (name, place)
+      JOIN pg_catalog.pg_namespace n ON n.nspname = s.name
+      JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = t.name
+      ORDER BY s.place LIMIT 1
+    ) ORDER BY t.place) FROM (VALUES ${
+    TableNames.keys.map((key, place) => {
+      const schema = TableNames.schemaOf(names, key)
+      return `(${place}, ${literal(names[key])}, ${schema === undefined ? path : `ARRAY[${literal(schema)}]`})`
+    }).join(", ")
+  }) AS t (place, name, path))`
+
+/**
+ * The names with the schemas that `find` has found; where there is none, `otherwise` decides.
+ *
+ * @category combinators
+ * @since 0.1.0
+ */
+export const locate = (
+  names: TableNames.TableNames,
+  found: ReadonlyArray<string | null>,
+  otherwise?: string | null
+): TableNames.TableNames => ({
+  ...names,
+  located: Object.fromEntries(TableNames.keys.flatMap((key, index) => {
+    const schema = found[index] ?? TableNames.schemaOf(names, key) ?? otherwise
+    return typeof schema === "string" ? [[key, schema]] : []
+  }))
+})
