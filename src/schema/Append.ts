@@ -93,7 +93,9 @@ export const validate = (events: ReadonlyArray<NewEvent>): Result.Result<Append,
       if (problem !== undefined) return invalid(`${which}: its ${name} ${problem}.`)
     }
     for (const name of references) {
-      const problem = textProblem(event[name] ?? "")
+      const given: unknown = event[name] ?? ""
+      if (typeof given !== "string") return invalid(`${which}: its ${name} is not a text. Pass a string.`)
+      const problem = textProblem(given)
       if (problem !== undefined) return invalid(`${which}: its ${name} ${problem}.`)
     }
     if (event.eventId !== undefined && !Uuid.isUuid(event.eventId)) {

@@ -100,6 +100,9 @@ export class EventStore extends Context.Service<EventStore, {
    * append the events twice, or report your own events as a `ConcurrencyConflict`. Inside a transaction of the caller
    * an append whose answer is lost is rolled back with it; what may have committed after a lost answer to COMMIT is
    * the whole transaction.
+   *
+   * The caller's transaction can continue after `InvalidEvents`, after `DuplicateEvent` for an id that was committed
+   * before the append, and after a `ConcurrencyConflict` that has an `actual` version; other errors may abort it.
    */
   readonly append: (
     events: ReadonlyArray<NewEvent>,

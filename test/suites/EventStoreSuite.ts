@@ -420,6 +420,11 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
         assert.deepStrictEqual(yield* versions({ from: 3n, limit: 2 }), [3, 4])
         assert.deepStrictEqual(yield* versions({ from: 11n }), [])
         assert.deepStrictEqual(yield* versions({ from: 6n, to: 5n }), [])
+        assert.deepStrictEqual(yield* versions({ from: -(2n ** 64n), to: 2n ** 64n, limit: 1.5 }), [1])
+        assert.deepStrictEqual(yield* versions({ from: 2n ** 64n }), [])
+        assert.deepStrictEqual(yield* versions({ to: -(2n ** 64n) }), [])
+        for (const limit of [0, -1, Number.NaN]) assert.deepStrictEqual(yield* versions({ limit }), [])
+        assert.strictEqual((yield* versions({ limit: Number.POSITIVE_INFINITY })).length, 10)
         assert.deepStrictEqual(yield* readStream(yield* newStream), [])
       }))
 
@@ -443,6 +448,29 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
         yield* settle(last(appended.positions))
         const { events } = yield* readAll({ after: 0n, filter: { boundedContexts: [stream.boundedContext] } })
         assert.strictEqual(events.length, 2)
+      }))
+
+    it.effect("an append that is refused leaves the caller's transaction able to continue and to commit", () =>
+      Effect.gen(function*() {
+        const stream = yield* newStream
+        const eventId = globalThis.crypto.randomUUID()
+        yield* append([happened(stream, { eventId })])
+        const repeated = [happened(stream), happened(stream, { eventId })]
+        yield* options.transact(Effect.gen(function*() {
+          for (const expectedVersion of ["any", "none", 1n, 7n] as const) {
+            const duplicate = yield* Effect.flip(append(repeated, { expectedVersion }))
+            assert.strictEqual(duplicate._tag, "DuplicateEvent")
+          }
+          for (const expectedVersion of ["none", 0n, 7n, -1n, 2n ** 63n - 1n, 2n ** 63n, -(2n ** 70n)] as const) {
+            const conflict = yield* Effect.flip(append([happened(stream)], { expectedVersion }))
+            assert(conflict._tag === "ConcurrencyConflict")
+            assert.deepStrictEqual([conflict.expected, conflict.actual], [String(expectedVersion), 1n])
+          }
+          const invalid = yield* Effect.flip(append([happened(stream, { traceId: 5 as unknown as string })]))
+          assert.strictEqual(invalid._tag, "InvalidEvents")
+          yield* append([happened(stream)], { expectedVersion: 1n })
+        }))
+        assert.strictEqual((yield* readStream(stream)).length, 2)
       }))
 
     it.effect("read lets through what the filter's lists say, in position order", () =>

@@ -189,7 +189,14 @@ const impatientNanos = 1_000_000_000n
  */
 const eventsWait = (attempt: number): string | null => attempt <= 4 ? `${25 << attempt}ms` : null
 
-/** There is none where the aggregate was not at the expected version. */
+/** No aggregate has more events. The server's arithmetic would overflow not far beyond. */
+const mostVersions = 2n ** 62n
+
+/** A version as a parameter; one that no aggregate can have becomes another such one, which the server can represent. */
+const versionText = (version: bigint): string =>
+  String(version < 0n ? -1n : version > mostVersions ? mostVersions : version)
+
+/** There is none where the aggregate was not at the expected version, or an event id is stored. */
 interface AppendedRow {
   readonly positions: ReadonlyArray<string>
   readonly first: string
@@ -259,11 +266,19 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
     const messageSize = database.pg.config.maxMessageSize ?? defaultMessageSize
     const largest = messageSize - Math.min(messageHeadroom, Math.floor(messageSize / 4))
 
+    // One look-up for each id: a plan for a list of ids may scan the table, and is kept while the table grows.
+    const storedIds = (ids: string) => `
+      SELECT id FROM unnest(${ids}) AS given (id)
+      WHERE id IS NOT NULL AND (SELECT true FROM ${events} WHERE event_id = id::uuid)`
+
     // The head's row is locked before the first position is drawn, so that appends to one aggregate wait for each
     // other without keeping readers waiting. The events decide the version: where the head is the one of the statement's
     // snapshot, it is that of the last event there. A head that was changed since was changed by an append, after which
     // the head was right. The last SELECT fails the statement when a trigger suppressed or redirected an event, and when
     // its position is not above all that were visible before it was drawn: readers may have passed it.
+    //
+    // Where one of the ids $15 is stored nothing is appended, as at another version than expected: a unique violation would
+    // abort the transaction of the caller.
     //
     // Go's append inserts its events first and locks the head afterwards. An append that holds the head and waits for
     // such an event would deadlock with it, so the wait for events ends after $14, and the head is released.
@@ -277,7 +292,8 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
       ), head AS (
         INSERT INTO ${heads} AS h (bounded_context, aggregate_type, aggregate_id, aggregate_version, updated_at)
         SELECT $1, $2, $3, stored.version + $4::int8, now() FROM stored
-        WHERE $5::int8 IS NULL OR stored.version = $5 OR stored.head IS NOT NULL
+        WHERE ($5::int8 IS NULL OR stored.version = $5 OR stored.head IS NOT NULL)
+          AND NOT EXISTS (${storedIds("$15::text[]")})
         ON CONFLICT (bounded_context, aggregate_type, aggregate_id) DO UPDATE
         SET aggregate_version = ${nextHead}, updated_at = now()
         WHERE $5::int8 IS NULL OR ${nextHead} = $5 + $4::int8
@@ -294,7 +310,7 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
       isDated ? `, coalesce(${timeOf("e.micros::int8")}, now())` : ""
     }
         FROM head CROSS JOIN patience CROSS JOIN unnest($6::text[], $7::text[], $8::text[], $9::bytea[], $10::text[],
-          $11::text[], $12::text[], $13::text[]${isDated ? ", $15::text[]" : ""}) WITH ORDINALITY AS e (event_id,
+          $11::text[], $12::text[], $13::text[]${isDated ? ", $16::text[]" : ""}) WITH ORDINALITY AS e (event_id,
           event_type, event_version, payload, trace_id, correlation_id, causation_id, metadata,
           ${isDated ? "micros, " : ""}place)
         ORDER BY e.place
@@ -322,7 +338,7 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
     const conflictStatement = `
       SELECT (SELECT coalesce(max(aggregate_version), 0) FROM ${events}
           WHERE bounded_context = $1 AND aggregate_type = $2 AND aggregate_id = $3)::text AS version,
-        (SELECT event_id::text FROM ${events} WHERE event_id = ANY ($4::uuid[]) LIMIT 1) AS stored`
+        (${storedIds("$4::text[]")} LIMIT 1) AS stored`
 
     const identify = (stream: StreamId) => [stream.boundedContext, stream.aggregateType, stream.aggregateId]
 
@@ -366,7 +382,7 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
         sql.unsafe<AppendedRow>(isDated ? datedAppend : plainAppend, [
           ...identify(stream),
           String(rows.length),
-          expected === "any" ? null : expected === "none" ? "0" : String(expected),
+          expected === "any" ? null : expected === "none" ? "0" : versionText(expected),
           texts("eventId"),
           texts("eventType"),
           array(rows.map((row) => String(row.eventVersion)), PgTypes.OID.text),
@@ -376,6 +392,7 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
           texts("causationId"),
           texts("metadata"),
           wait,
+          autocommit ? array([], PgTypes.OID.text) : texts("eventId"),
           ...(isDated
             ? [
               array(
@@ -432,9 +449,9 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
     const readStream: EventStore["Service"]["readStream"] = (stream, options) =>
       sql.unsafe<StreamRow>(streamStatement, [
         ...identify(stream),
-        String(options?.from ?? 1n),
-        options?.to === undefined ? null : String(options.to),
-        options?.limit === undefined ? null : String(rowCount(options.limit))
+        versionText(options?.from ?? 1n),
+        options?.to === undefined ? null : versionText(options.to),
+        options?.limit === undefined ? null : String(rowCount(Math.max(0, options.limit || 0)))
       ]).pipe(Effect.map((rows) => rows.map(toEvent)), database.refail("read a stream"))
 
     const conditions = (
