@@ -148,7 +148,7 @@ const readAll = Effect.fnUntraced(
     const early = yield* visible
     const settling = yield* Effect.forkChild(events.settledBeyond(seen, Duration.millis(20)))
     // Whoever reads beyond the settled position has done so by now.
-    yield* Effect.timeoutOption(Fiber.await(settling), "400 millis")
+    yield* Effect.timeoutOption(Fiber.await(settling), TimeLimits.scaled("400 millis"))
     const page = (upTo: bigint) =>
       mutation.without === "order"
         ? Effect.succeed({ positions: early.filter((position) => position <= upTo), position: upTo })
@@ -170,7 +170,7 @@ const readAll = Effect.fnUntraced(
     }
     const rest = yield* events.settledBeyond(seen, Duration.millis(20)).pipe(
       Effect.flatMap((upTo) => events.read({ after: seen, upTo })),
-      Effect.timeoutOption("500 millis")
+      Effect.timeoutOption(TimeLimits.scaled("500 millis"))
     )
     if (rest._tag === "Some") handed.push(...rest.value.events.map(({ globalPosition }) => globalPosition))
     const missing = (yield* visible).filter((position) => !handed.includes(position))
@@ -270,7 +270,8 @@ export const outage: Scenario = Effect.fnUntraced(function*(mutation) {
   yield* quick(decide(b, { rules: { ...patient, presenceGraceMillis: 100 } })).pipe(
     Effect.tap(({ evict }) => Effect.sync(() => evicted.push(...evict.map(({ workerId }) => workerId)))),
     Effect.retry(Schedule.spaced("20 millis")),
-    Effect.repeat(Schedule.max([Schedule.spaced("50 millis"), Schedule.during("1 second")]))
+    // Enough decisions for one after the grace, however long each takes.
+    Effect.repeat({ until: () => evicted.length > 0, schedule: Schedule.spaced("50 millis"), times: 10 })
   )
   yield* back.send
   return evicted.length > 0 ? [`P5: ${evicted.join()} was evicted for an outage`] : []
@@ -302,12 +303,13 @@ export const frozen: Scenario = Effect.fnUntraced(function*(mutation) {
   const b = yield* other(join("set", "b", ["p"]))
   const [taken] = (yield* other(decide(b, { rules: impatient }))).held
   const began = yield* Clock.monotonicTimeNanos
+  // Below the 20 seconds after which the statement of b would time out.
   const done = yield* other(
     Effect.flatMap(
       Effect.context<SqlClient.SqlClient>(),
       (context) => handle(taken!, ["e"], Effect.provide(add, context))
     )
-  ).pipe(Effect.timeoutOption(TimeLimits.scaled("4 seconds")))
+  ).pipe(Effect.timeoutOption(Math.min(TimeLimits.scaledMillis(4_000), 15_000)))
   const millis = Number((yield* Clock.monotonicTimeNanos) - began) / 1e6
   stands = false
   yield* wakes.send
