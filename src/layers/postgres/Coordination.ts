@@ -88,10 +88,18 @@ export class Coordination extends Context.Service<Coordination, {
   /** SQL: whether the database sees this process present. */
   readonly ownPresent: () => string
 
-  /** Notes what the session sees at this moment, and says what follows from it. */
+  /** Records what the session has just read, and returns what follows from it. */
   readonly observe: (
     opened: Opened<Observations>,
-    seen: { readonly workers: ReadonlyArray<WorkerRow>; readonly ownPresent: boolean }
+    seen: {
+      /**
+       * `Clock.monotonicTimeNanos` before the query was sent. Silence and absence end there, because a process that is
+       * blocked reads the answer much later than the database gave it.
+       */
+      readonly askedAt: bigint
+      readonly workers: ReadonlyArray<WorkerRow>
+      readonly ownPresent: boolean
+    }
   ) => Effect.Effect<ReadonlyArray<Observed>>
 
   /** Incarnations of the workers of this process: their presence ends with them, though the process' key stays. */
@@ -125,7 +133,8 @@ const sinceBeat = (row: WorkerRow, sinceReading: bigint | undefined): bigint => 
   return sinceReading !== undefined && sinceReading < silent ? sinceReading : silent
 }
 
-const millisBetween = (from: bigint, to: bigint): number => Number(to - from) / 1e6
+/** 0 when `to` is the earlier one. */
+const millisBetween = (from: bigint, to: bigint): number => Math.max(0, Number(to - from) / 1e6)
 
 /**
  * @category constructors
@@ -201,12 +210,12 @@ export const make: Effect.Effect<
 
   const observe = Effect.fnUntraced(function*(
     opened: Opened<Observations>,
-    seen: { readonly workers: ReadonlyArray<WorkerRow>; readonly ownPresent: boolean }
+    { askedAt, ...seen }: Parameters<Coordination["Service"]["observe"]>[1]
   ) {
     const { state } = opened
     const now = yield* Clock.monotonicTimeNanos
     state.ownSince = seen.ownPresent ? state.ownSince ?? now : undefined
-    const ownFor = state.ownSince === undefined ? 0 : millisBetween(state.ownSince, now)
+    const ownFor = state.ownSince === undefined ? 0 : millisBetween(state.ownSince, askedAt)
     if (state.workers.size > maximumWorkers) state.workers.clear()
     return seen.workers.map((row): Observed => {
       const incarnation = BigInt(row.incarnation)
@@ -222,7 +231,7 @@ export const make: Effect.Effect<
         incarnation,
         startedAt: new Date(row.started_at),
         projections: row.projections,
-        silentForMillis: millisBetween(beatAt, now),
+        silentForMillis: millisBetween(beatAt, askedAt),
         recorded: {
           state: row.state,
           generationId: row.generation_id === null ? undefined : BigInt(row.generation_id)
@@ -238,7 +247,7 @@ export const make: Effect.Effect<
       const missingSince = before?.missingSince ?? now
       const seenPresent = before?.seenPresent ?? ended
       state.workers.set(row.incarnation, { ...seen, seenPresent, missingSince })
-      const missingFor = millisBetween(missingSince, now)
+      const missingFor = millisBetween(missingSince, askedAt)
       return {
         ...view,
         missingForMillis: missingFor,

@@ -61,6 +61,7 @@ export const make: Effect.Effect<
     const { sql } = opened
     const { replicaSet } = request.registration
     const names = request.projections.map((projection) => projection.name)
+    const askedAt = yield* Clock.monotonicTimeNanos
     const rows = yield* sql<ViewRow>`
       SELECT
         (SELECT coalesce(json_agg(${sql.literal(coordination.workerJson)} ORDER BY w.incarnation), '[]')
@@ -74,9 +75,12 @@ export const make: Effect.Effect<
           FROM ${checkpoints} c WHERE c.projection_name = ANY (${names}::text[])) AS checkpoints,
         ${sql.literal(coordination.ownPresent())} AS own_present`
     const row = rows[0]!
-    const observed = yield* coordination.observe(opened, { workers: row.workers, ownPresent: row.own_present })
-    const now = yield* Clock.monotonicTimeNanos
-    const observerAgeMillis = Number(now - opened.openedAt) / 1e6
+    const observed = yield* coordination.observe(opened, {
+      askedAt,
+      workers: row.workers,
+      ownPresent: row.own_present
+    })
+    const observerAgeMillis = Number(askedAt - opened.openedAt) / 1e6
     const view: Decision.View = {
       replicaSet,
       workers: observed.filter((worker) => worker.replicaSet === replicaSet),

@@ -3,6 +3,7 @@
  *
  * @since 0.1.0
  */
+import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as FiberHandle from "effect/FiberHandle"
@@ -74,6 +75,7 @@ export const make: Effect.Effect<
   const orphans = new Set<bigint>()
 
   const find = Effect.fnUntraced(function*(opened: Opened<Coordination.Observations>, options: JoinOptions) {
+    const askedAt = yield* Clock.monotonicTimeNanos
     const rows = yield* opened.sql<{ readonly row: Rows.WorkerRow; readonly own_present: boolean }>`
       SELECT ${opened.sql.literal(coordination.workerJson)} AS row,
         ${opened.sql.literal(coordination.ownPresent())} AS own_present
@@ -83,6 +85,7 @@ export const make: Effect.Effect<
     const [first] = rows
     if (first === undefined) return undefined
     const observed = yield* coordination.observe(opened, {
+      askedAt,
       workers: rows.map(({ row }) => row),
       ownPresent: first.own_present
     })

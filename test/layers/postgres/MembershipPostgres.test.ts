@@ -169,6 +169,47 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
         })
     )
 
+    it.effect.each(["silence", "absence"])(
+      "the time that a blocked process takes to read an answer does not count as another worker's %s",
+      (evidence) =>
+        Effect.gen(function*() {
+          const replicaSet = `blocked observer, ${evidence}`
+          let blocked = 0n
+          let blocks = false
+          const clock = yield* Clock.Clock
+          const late: Clock.Clock = {
+            currentTimeMillisUnsafe: () => clock.currentTimeMillisUnsafe(),
+            currentTimeMillis: clock.currentTimeMillis,
+            currentTimeNanosUnsafe: () => clock.currentTimeNanosUnsafe(),
+            currentTimeNanos: clock.currentTimeNanos,
+            monotonicTimeNanosUnsafe: () => clock.monotonicTimeNanosUnsafe() + blocked,
+            monotonicTimeNanos: Effect.sync(() => clock.monotonicTimeNanosUnsafe() + blocked),
+            sleep: (duration) => clock.sleep(duration)
+          }
+          const block = Effect.sync(() => {
+            if (blocks) blocked += 3_600_000_000_000n
+          })
+          const hooks: Seam.Hooks = {
+            around: ({ text }, send) => text.includes("json_agg") ? Effect.tap(send, () => block) : send
+          }
+          const observer = yield* CoordinationStores.another({}, Seam.database(hooks))
+          const first = yield* observer.provide(join(replicaSet, "first", [replicaSet]))
+          const process = yield* CoordinationStores.another()
+          yield* process.provide(join(replicaSet, "second", [replicaSet]))
+          const key = (yield* keyOf(replicaSet, "second"))!
+          const decides = observer.provide(decide(first)).pipe(Effect.provideService(Clock.Clock, late))
+          yield* decides
+          if (evidence === "absence") {
+            yield* process.close
+            yield* until(Effect.map(backendsOf(key, "holding"), (pids) => pids.length === 0))
+            yield* decides
+          }
+          blocks = true
+          assert.deepStrictEqual((yield* decides).evict, [])
+          assert.isTrue(blocked > 0n)
+        })
+    )
+
     it.effect("a process that died before the database's clock was set back is replaced after the grace", () =>
       Effect.gen(function*() {
         const { evicts, process, second, set } = yield* withClock("dead")
