@@ -378,6 +378,28 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
         assert.deepStrictEqual([...last!.payload], [1, 2, 3])
       }))
 
+    it.effect("what a reader changes in an event changes neither the store nor what others read", () =>
+      Effect.gen(function*() {
+        const stream = yield* newStream
+        const { positions } = yield* append([
+          happened(stream, { payload: Uint8Array.of(1, 2), metadata: { by: ["a"] }, createdAt: new Date(5) })
+        ])
+        yield* settle(last(positions))
+        const filter = { boundedContexts: [stream.boundedContext] }
+        const readEverything = Effect.gen(function*() {
+          return [...(yield* readStream(stream)), ...(yield* readAll({ after: 0n, filter })).events]
+        })
+        const events = yield* readEverything
+        assert.strictEqual(events.length, 2)
+        const before = structuredClone(events)
+        for (const event of events) {
+          event.payload.fill(9)
+          ;(event.metadata as { by: Array<string> }).by.push("b")
+          event.createdAt.setTime(0)
+        }
+        assert.deepStrictEqual(yield* readEverything, before)
+      }))
+
     it.effect("JSON values are stored as JSON", () =>
       Effect.gen(function*() {
         const stream = yield* newStream

@@ -52,6 +52,14 @@ const encoder = new TextEncoder()
 const sizeOf = (event: Event): number =>
   event.payload.length + (event.metadataText === null ? 0 : encoder.encode(event.metadataText).length)
 
+/** A stored event with values of its own, as from a database: a reader may change them. */
+const copyOf = (event: Event): Event => ({
+  ...event,
+  payload: event.payload.slice(),
+  metadata: event.metadataText === null ? null : JSON.parse(event.metadataText),
+  createdAt: dateOfMicros(event.createdAtMicros)
+})
+
 /**
  * The event store as the process of `handle` sees it.
  *
@@ -164,7 +172,7 @@ export const make = (handle: Handle): EventStore["Service"] => {
     const from = options?.from ?? 1n
     const to = options?.to ?? BigInt(events.length)
     const matching = events.filter((event) => from <= event.aggregateVersion && event.aggregateVersion <= to)
-    return options?.limit === undefined ? matching : matching.slice(0, Math.max(0, options.limit))
+    return (options?.limit === undefined ? matching : matching.slice(0, Math.max(0, options.limit))).map(copyOf)
   })
 
   const settled = Effect.sync(() => BigInt(world.log.value.length))
@@ -196,7 +204,7 @@ export const make = (handle: Handle): EventStore["Service"] => {
       if (events.length > 0 && (events.length >= limit || bytes > budget)) {
         return { events, position: events[events.length - 1]!.globalPosition, life } satisfies Page
       }
-      events.push(event)
+      events.push(copyOf(event))
     }
     return { events, position: upTo > options.after ? upTo : options.after, life } satisfies Page
   })
