@@ -267,7 +267,9 @@ export const make = Effect.fnUntraced(function*(
     }
     opened.state.files = seen.files
     const head = seen.head ?? 0n
-    const last = seen.readable !== true ? undefined : seen.last ?? (head === 0n ? 0n : yield* lastOf(opened))
+    // An unused store is polled without the second statement.
+    const isUnused = head === 0n && starts.every((from) => from === 0n)
+    const last = seen.readable !== true ? undefined : seen.last ?? (isUnused ? 0n : yield* lastOf(opened))
     if (last !== undefined && head > last) {
       return yield* new UnsupportedDatabase({
         problem:
