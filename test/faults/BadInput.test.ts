@@ -262,7 +262,7 @@ describe("the ends of int8", () => {
         assert.strictEqual(error.code, "22003")
       }
       const beyond = yield* Effect.flip(store.append([event("b")], { expectedVersion: last + 1n }))
-      assert.strictEqual(beyond._tag, "StoreFailure")
+      assert.strictEqual(beyond._tag, "ConcurrencyConflict")
       yield* catchUp(recording("versions"))
       assert.deepStrictEqual((yield* seen("versions")).map(({ version }) => version), [last - 2n, last - 1n, last])
     })

@@ -189,12 +189,12 @@ const impatientNanos = 1_000_000_000n
  */
 const eventsWait = (attempt: number): string | null => attempt <= 4 ? `${25 << attempt}ms` : null
 
-/** No aggregate has more events. The server's arithmetic would overflow not far beyond. */
-const mostVersions = 2n ** 62n
+/** No aggregate has a version above it. */
+const lastVersion = 2n ** 63n - 1n
 
-/** A version as a parameter; one that no aggregate can have becomes another such one, which the server can represent. */
+/** A version as a parameter, within what the server can represent. */
 const versionText = (version: bigint): string =>
-  String(version < 0n ? -1n : version > mostVersions ? mostVersions : version)
+  String(version < 0n ? -1n : version > lastVersion ? lastVersion : version)
 
 /** There is none where the aggregate was not at the expected version, or an event id is stored. */
 interface AppendedRow {
@@ -296,7 +296,7 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
           AND NOT EXISTS (${storedIds("$15::text[]")})
         ON CONFLICT (bounded_context, aggregate_type, aggregate_id) DO UPDATE
         SET aggregate_version = ${nextHead}, updated_at = now()
-        WHERE $5::int8 IS NULL OR ${nextHead} = $5 + $4::int8
+        WHERE $5::int8 IS NULL OR ${nextHead} - $4::int8 = $5
         RETURNING h.aggregate_version
       ), patience AS MATERIALIZED (
         SELECT was, CASE WHEN $14::text IS NOT NULL THEN set_config('lock_timeout',

@@ -335,7 +335,11 @@ describe("an append that the database refuses", () => {
       yield* other.sql`
         INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
         VALUES ('test', 'Test', 'a', 2, gen_random_uuid(), 'Inserted', '')`
-      const appending = yield* Effect.forkChild(Effect.flip(store.append([event()])), { startImmediately: true })
+      // In a transaction, where an append waits for the other writer and is not tried again.
+      const sql = yield* PgClient.PgClient
+      const appending = yield* Effect.forkChild(Effect.flip(sql.withTransaction(store.append([event()]))), {
+        startImmediately: true
+      })
       const waiting = other.sql`
         SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'transactionid'`
       while ((yield* waiting).length === 0) yield* Effect.yieldNow
