@@ -13,8 +13,8 @@ BEGIN
     WHERE to_regclass(t.name) IS NOT NULL AND to_regclass('"orchestrator_meta"') IS NULL
   ) AS s;
   IF found IS NOT NULL THEN
-    RAISE EXCEPTION 'these tables exist, but pupsourcing-orchestrator did not make them: %', found
-      USING ERRCODE = 'duplicate_table', HINT = 'Choose other names for them. If Go''s pupsourcing-orchestrator made them and no longer runs, drop them: they hold no progress.';
+    RAISE EXCEPTION 'these tables exist, but pupsourcing-orchestrator did not create them: %', found
+      USING ERRCODE = 'duplicate_table', HINT = 'Choose other names for them. If Go''s pupsourcing-orchestrator created them and no longer runs, drop them: they contain no progress.';
   END IF;
   IF to_regclass('"orchestrator_meta"') IS NOT NULL THEN
     SELECT schema_version::text INTO found FROM "orchestrator_meta" WHERE schema_version > 2;
@@ -27,7 +27,7 @@ BEGIN
             ELSE '' || quote_ident(to_jsonb(m) ->> 'events_table') END
         ) = to_regclass('"events"'), false) THEN to_jsonb(m) ->> 'events_table' END INTO found FROM "orchestrator_meta" AS m;
     IF found IS NOT NULL THEN
-      RAISE EXCEPTION 'these tables keep the progress over the events in %, not in events', found
+      RAISE EXCEPTION 'these tables record the progress for the events table %, not for events', found
         USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Give each table of events its own.';
     END IF;
   END IF;

@@ -47,7 +47,7 @@ const migrate = Command.make("migrate").pipe(
     ),
     eventStoreSchema: Flag.String("event-store-schema").pipe(
       Flag.withMetavar("schema"),
-      Flag.withDescription("Schema of events and aggregateHeads, where it is another one than --schema"),
+      Flag.withDescription("Schema of events and aggregateHeads, if it differs from --schema"),
       Flag.optional
     ),
     tables: Flag.KeyValuePair("table").pipe(
@@ -73,7 +73,7 @@ const nameOptions = Effect.map(migrate, ({ eventStoreSchema, schema, tables }): 
 }))
 
 const newEventStore = Flag.Boolean("new-event-store").pipe(
-  Flag.withDescription("Create the event store although the search path leads to another one with events"),
+  Flag.withDescription("Create the event store even if the search path leads to another one with events"),
   Flag.withDefault(false)
 )
 
@@ -204,7 +204,7 @@ const status = Command.make(
       ...status.tables.map(({ exists, isForeign, key, name }) => [
         key,
         name,
-        isForeign ? "made by something else" : exists ? "there" : "missing"
+        isForeign ? "created by other software" : exists ? "present" : "missing"
       ])
     ]))
     yield* Console.log(
@@ -215,7 +215,7 @@ const status = Command.make(
       }`
     )
     if (status.differences.length > 0) {
-      yield* Console.log("\nThe tables are not as this library needs them:")
+      yield* Console.log("\nThe tables differ from what this library needs:")
       for (const difference of status.differences) {
         yield* Console.log(
           `- ${Migrations.describe(difference)}${

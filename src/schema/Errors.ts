@@ -84,7 +84,7 @@ export class DatabaseUnavailable extends Schema.TaggedError<DatabaseUnavailable>
       case "no answer in time":
         return `The database server at ${this.server} did not answer in time. Check its load, locks and network.`
       case "no connection in time":
-        return `The application's pool had no connection free in time, or the database server at ${this.server} did not answer on it. Check the network; if the pool is exhausted, raise maxConnections of PgClient or use fewer connections at once.`
+        return `No connection of the application's pool became free in time, or the database server at ${this.server} did not answer. Check the network; if the pool is exhausted, raise maxConnections of PgClient or use fewer connections at once.`
     }
   }
 }
@@ -117,9 +117,9 @@ export class StoreFailure extends Schema.TaggedError<StoreFailure>(id("StoreFail
       : this.code === "40001" || this.code === "40P01"
       ? " It lost against another transaction: run the whole of its own again."
       : this.code === "22P05" || this.code === "22021"
-      ? " Use characters that the database's encoding has, or a database with ENCODING 'UTF8'."
+      ? " Use characters that the database's encoding can represent, or a database with ENCODING 'UTF8'."
       : this.code?.startsWith("23")
-      ? " A constraint or trigger refuses these data, and will refuse them again. Change the data or the constraint."
+      ? " A constraint or trigger refused the data, and a retry would fail too. Change the data, the constraint or the trigger."
       : this.code?.startsWith("53")
       ? " Look at the server's disk, memory and connections."
       : ""
@@ -209,7 +209,7 @@ export class ReadModelFailed extends Schema.TaggedError<ReadModelFailed>(id("Rea
       : this.code === "42P07" || this.code === "42710" || this.code === "42701" || this.code === "42P06"
       ? "The statements run at every start: use IF NOT EXISTS."
       : this.code === "25001"
-      ? "It cannot run in a transaction: move it to a migration."
+      ? "A statement cannot run in a transaction: move it to a migration."
       : "Correct its statements."
     return `Read model "${this.readModel}" cannot be created: ${this.detail}${
       this.code === undefined ? "" : ` (SQLSTATE ${this.code})`
@@ -460,7 +460,7 @@ export class ConcurrencyConflict extends Schema.TaggedError<ConcurrencyConflict>
 }
 
 /**
- * An event with this id is stored already. When an append is repeated with the same `eventId`s, this means that the
+ * An event with this id is already stored. When an append is repeated with the same `eventId`s, this means that the
  * earlier one was committed; it is reported before `ConcurrencyConflict`.
  *
  * @category errors
@@ -470,7 +470,7 @@ export class DuplicateEvent extends Schema.TaggedError<DuplicateEvent>(id("Dupli
   detail: Schema.String
 }) {
   override get message(): string {
-    return `An event with the same id is stored already: ${this.detail}. If this append repeats an earlier one, that one was committed; otherwise give each event a UUID of its own.`
+    return `An event with the same id is already stored: ${this.detail}. If this append repeats an earlier one, that one was committed; otherwise give each event a UUID of its own.`
   }
 }
 
@@ -588,7 +588,7 @@ export class HandlerResultUnused extends Schema.TaggedError<HandlerResultUnused>
       case "Stream":
         return "The handler succeeded with a Stream, which nothing runs. Run it, for example with Stream.runDrain."
       case "Promise":
-        return "The handler succeeded with a Promise, or something else that is awaited, which nothing waits for. Use Effect.promise or Effect.tryPromise."
+        return "The handler succeeded with a Promise or another thenable, which nothing awaits. Use Effect.promise or Effect.tryPromise."
       case "not an Effect":
         return "The handler did not return an Effect. Use Effect.fnUntraced instead of a generator function, and Effect.tryPromise around an async function."
     }

@@ -255,7 +255,7 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
     return yield* new InvalidSettings({
       setting: first.setting,
       problem:
-        `The database cannot store "${first.text}": its encoding lacks a character. Use other characters, or a database with ENCODING 'UTF8'.`
+        `The database cannot store "${first.text}": its encoding cannot represent a character of this text. Use other characters, or a database with ENCODING 'UTF8'.`
     })
   })
 

@@ -233,9 +233,9 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
       yield* Effect.logWarning(
         `Projection "${projection.name}" in range ${
           HashRange.format(range)
-        } lost ${conflicts} batches to conflicts with other transactions, although its batches became smaller; the last one: ${
+        } lost ${conflicts} batches to conflicts with other transactions, although it reduced the size of its batches. The last conflict: ${
           describe(failure)
-        }. The batches are retried, but ranges that write the same rows wait for each other, so more workers make them slower. Write a row of its own for each aggregate and sum up when reading, or give the projection a replica set with a single worker: see "Rows that several aggregates share" in docs/concepts.md.`
+        }. The batches are retried, but ranges that write the same rows wait for each other, so additional workers slow them down. Write one row for each aggregate and sum the rows up when reading, or give the projection a replica set with a single worker: see "Rows that several aggregates share" in docs/concepts.md.`
       )
     })
 

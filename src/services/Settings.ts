@@ -126,7 +126,7 @@ const warnOfUnknown = Effect.gen(function*() {
     return meant === undefined ? name : `${name} (did you mean ${meant}?)`
   })
   yield* Effect.logWarning(
-    `These variables have no effect, because no setting has their name: ${described.join(", ")}. The settings are ${
+    `These variables have no effect, because no setting has such a name: ${described.join(", ")}. The settings are ${
       known.join(", ")
     }.`
   )

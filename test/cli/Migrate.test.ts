@@ -79,7 +79,7 @@ describe("migrate", () => {
       assert.match(yield* succeeds("status"), /^events +"events" +missing$[^]*Version: none; .* Run "migrate up"\.$/m)
       assert.include(yield* succeeds("up"), "The tables are in place, version 2.")
       const status = yield* succeeds("status")
-      assert.match(status, /^workers +"orchestrator_workers" +there$/m)
+      assert.match(status, /^workers +"orchestrator_workers" +present$/m)
       assert.match(status, /^Version: 2; this command makes version 2\.$/m)
       const sql = yield* SqlClient.SqlClient
       yield* sql`INSERT INTO events
@@ -101,8 +101,8 @@ describe("migrate", () => {
       const names = ["--schema", "Order", "--table", "events=user", "--table", "aggregateHeads=heads"]
       yield* succeeds(...names, "up")
       const status = yield* succeeds("status", ...names)
-      assert.match(status, /^events +"Order"."user" +there$/m)
-      assert.match(status, /^aggregateHeads +"Order"."heads" +there$/m)
+      assert.match(status, /^events +"Order"."user" +present$/m)
+      assert.match(status, /^aggregateHeads +"Order"."heads" +present$/m)
       assert.match(yield* succeeds("status"), /^events +"events" +missing$/m)
       refuses(yield* migrate("up", "--table", "foo=bar"), /^Setting "tables\.foo": There is no such table/)
       refuses(yield* migrate("up", "--schema", "a\"b"), /^Setting "schema": .* no plain identifier/)
@@ -114,10 +114,10 @@ describe("migrate", () => {
       yield* sql`CREATE TABLE events (global_position bigserial PRIMARY KEY, payload jsonb)`
       const expected = "\"events\": payload is jsonb instead of bytea NOT NULL"
       const status = yield* migrate("status")
-      refuses(status, /^The tables are not as this library needs them: /)
+      refuses(status, /^The tables differ from what this library needs: /)
       assert.include(status.out, `- ${expected}\n`)
       const run = yield* migrate("up")
-      refuses(run, /^The tables are not as this library needs them: /)
+      refuses(run, /^The tables differ from what this library needs: /)
       assert.include(run.err, expected)
     }).pipe(Effect.provide(TestDatabase.layer)))
 
@@ -140,8 +140,8 @@ describe("migrate", () => {
         const sql = yield* SqlClient.SqlClient
         yield* sql`CREATE TABLE orchestrator_workers (id uuid PRIMARY KEY)`
         const foreign = yield* migrate("status")
-        refuses(foreign, /^These tables exist, but this library did not make them: "orchestrator_workers"\./)
-        assert.match(foreign.out, /^workers +"orchestrator_workers" +made by something else$/m)
+        refuses(foreign, /^These tables exist, but this library did not create them: "orchestrator_workers"\./)
+        assert.match(foreign.out, /^workers +"orchestrator_workers" +created by other software$/m)
         assert.notInclude(foreign.out, "Run \"migrate up\"")
         refuses(yield* migrate("up"), /--table workers=pupsourcing_workers/)
         yield* succeeds("up", "--table", "workers=pupsourcing_workers")
@@ -155,10 +155,10 @@ describe("migrate", () => {
         refuses(yield* migrate("up", "--schema", "pup"), /--event-store-schema public/)
         yield* succeeds("up", "--schema", "pup", "--event-store-schema", "public")
         const split = yield* succeeds("status", "--schema", "pup", "--event-store-schema", "public")
-        assert.match(split, /^workers +"pup"\."orchestrator_workers" +there$/m)
-        assert.match(split, /^events +"public"\."events" +there$/m)
+        assert.match(split, /^workers +"pup"\."orchestrator_workers" +present$/m)
+        assert.match(split, /^events +"public"\."events" +present$/m)
         yield* succeeds("up", "--schema", "other", "--new-event-store")
-        assert.match(yield* succeeds("status", "--schema", "other"), /^events +"other"\."events" +there$/m)
+        assert.match(yield* succeeds("status", "--schema", "other"), /^events +"other"\."events" +present$/m)
       }).pipe(Effect.provide(TestDatabase.layer))
   )
 

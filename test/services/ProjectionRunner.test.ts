@@ -189,7 +189,7 @@ const unused: ReadonlyArray<readonly [string, () => unknown, string]> = [
   ["a Stream", () => Effect.succeed(Stream.make(1)), "succeeded with a Stream"],
   ["a Promise", () => Effect.succeed(promise), "succeeded with a Promise"],
   ["Promises in an array", () => Effect.succeed([promise]), "Effect.tryPromise"],
-  ["a query of another library", () => Effect.succeed(thenable), "awaited"],
+  ["a query of another library", () => Effect.succeed(thenable), "thenable"],
   ["nothing at all", () => undefined, "did not return an Effect"],
   ["a Promise instead of an Effect", async () => {}, "async function"],
   ["a generator instead of an Effect", function*() {}, "generator function"]
@@ -390,7 +390,7 @@ it.effect("warns once in a while that a projection keeps losing conflicts, with 
         HashRange.format(HashRange.whole),
         "3 batches",
         "deadlock detected",
-        "a row of its own for each aggregate",
+        "one row for each aggregate",
         "docs/concepts.md"
       ]
     ) {

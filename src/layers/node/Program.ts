@@ -128,7 +128,7 @@ const report = (cause: Cause.Cause<unknown>, asked: boolean): Effect.Effect<void
   if (Cause.hasInterruptsOnly(cause)) {
     return asked
       ? Effect.void
-      : Effect.logError("The program was interrupted from inside: no signal has asked it to stop.")
+      : Effect.logError("The program was interrupted from inside, without a signal.")
   }
   const text = textOf(cause)
   return text === undefined ? Effect.void : Effect.logError(...text)

@@ -76,7 +76,7 @@ export const make = (database: Database["Service"], reader: Reader) => {
   const sequenceBehind = () =>
     new UnsupportedDatabase({
       problem: `The sequence of ${events}.global_position gives out positions that are in use, or below those in use.`,
-      advice: `Set it behind the last event: SELECT setval(pg_get_serial_sequence('${
+      advice: `Set it to the position of the last event: SELECT setval(pg_get_serial_sequence('${
         events.replaceAll("'", "''")
       }', 'global_position'), (SELECT max(global_position) FROM ${events}));`
     })
@@ -92,7 +92,7 @@ export const make = (database: Database["Service"], reader: Reader) => {
       return Effect.succeed(
         new UnsupportedDatabase({
           problem: `A trigger on ${events} suppressed or changed the events of an append. Nothing was appended.`,
-          advice: "Let the trigger keep every row, with its aggregate, version and event id."
+          advice: "Change the trigger so that it keeps every row with its aggregate, version and event id."
         })
       )
     }

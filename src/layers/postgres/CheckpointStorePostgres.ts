@@ -140,7 +140,7 @@ const releasedConnection =
   "A statement ran on the connection of a transaction that had ended: something that the handler started outlived its batch. Start it with Effect.forkChild, or wait for it before the handler ends."
 
 const changedTransaction =
-  "After the handler its progress could not be written: it has changed the role or the access mode of the transaction. Set them back before it ends (RESET ROLE)."
+  "The progress could not be written, because the handler changed the role or the access mode of the transaction. Restore them before the handler ends (RESET ROLE)."
 
 const endedTransaction =
   "The handler has ended the transaction that it runs in, so that what it wrote and its progress commit apart. Leave COMMIT and ROLLBACK to the batch: to undo a part, fail inside sql.withTransaction."
@@ -362,7 +362,7 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
     const [row] = yield* quietly(sql<{ readonly alive: string }>`SELECT (${Life.goesOn(sql, life)})::text AS alive`)
       .pipe(
         answered,
-        database.refail("look why a row was not written")
+        database.refail("check why a row was not written")
       )
     return yield* row?.alive === "false" ? elsewhere(life) : new Fenced({ projection: held.projection })
   })

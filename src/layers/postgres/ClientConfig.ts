@@ -31,7 +31,7 @@ export const of = (client: SqlClient.SqlClient): PgClient.PgClientConfig | undef
 const encode =
   "Percent-encode special characters of user, password and database: # as %23, % as %25, / as %2F, ? as %3F, @ as %40."
 
-const example = "It looks like postgresql://user:password@host:5432/database."
+const example = "Use the form postgresql://user:password@host:5432/database."
 
 /**
  * What is wrong with a URL, without quoting any of it; nothing when its parts are what they seem to be.

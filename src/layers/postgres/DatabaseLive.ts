@@ -67,7 +67,7 @@ const noAnswer = new SqlError.SqlError({
 const otherCodecs = new InvalidSettings({
   setting: "types",
   problem:
-    "The client has codecs of its own for text or bytea, through which the library passes texts and payloads. Remove these two from PgClient's types and from PgTypes.register; other types may have any codec."
+    "The client has custom codecs for text or bytea, which the library uses for texts and payloads. Remove these two from PgClient's types and from PgTypes.register; other types may have any codec."
 })
 
 const isCodecFailure = (error: SqlError.SqlError): boolean =>
@@ -206,7 +206,7 @@ export const make = Effect.fnUntraced(function*(
   const blocking = differences.filter((difference) => difference.blocking)
   if (blocking.length > 0) {
     return yield* new UnsupportedDatabase({
-      problem: `The tables are not as this library needs them: ${blocking.map(EventStoreTables.describe).join("; ")}.`,
+      problem: `The tables differ from what this library needs: ${blocking.map(EventStoreTables.describe).join("; ")}.`,
       advice: "Change the tables; \"npx pupsourcing-orchestrator migrate status\" shows every difference."
     })
   }

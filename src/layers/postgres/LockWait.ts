@@ -47,7 +47,7 @@ const report = (sql: SqlClient.SqlClient, table: string, operation: string) =>
             : `for a lock on table ${table}, which is held by ${
               holders.map(({ application, pid, state }) => `session ${pid} ("${application}", ${state})`).join(", ")
             }`
-        }. A migration that is running holds it until its end; otherwise end that session with pg_terminate_backend.`
+        }. If a migration is running, wait until it ends; otherwise end that session with pg_terminate_backend.`
       )
     )
   )

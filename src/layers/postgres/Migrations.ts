@@ -38,7 +38,7 @@ export class EventStoreDiffers extends Schema.TaggedError<EventStoreDiffers>(
   "pupsourcing-orchestrator/EventStoreDiffers"
 )("EventStoreDiffers", { differences: Schema.Array(Schema.String) }) {
   override get message(): string {
-    return `The tables are not as this library needs them: ${
+    return `The tables differ from what this library needs: ${
       this.differences.join("; ")
     }. Nothing was changed. Change the tables, or choose other names for them.`
   }
@@ -59,9 +59,9 @@ export class MissingPrivileges extends Schema.TaggedError<MissingPrivileges>(
   privileges: Schema.Array(Schema.String)
 }) {
   override get message(): string {
-    return `Role "${this.role}" lacks what "${this.operation}" needs: ${
+    return `Role "${this.role}" lacks privileges that "${this.operation}" needs: ${
       this.privileges.join("; ")
-    }. Nothing was changed. Grant it, or migrate as a role that has it; docs/operations.md lists the privileges for migrations.`
+    }. Nothing was changed. Grant them, or migrate as a role that has them; docs/operations.md lists the privileges for migrations.`
   }
 }
 
@@ -97,16 +97,16 @@ export class TablesNotOurs extends Schema.TaggedError<TablesNotOurs>("pupsourcin
 ) {
   override get message(): string {
     const go = this.keys.some((key) => key === "generations" || key === "workers")
-      ? " If Go's pupsourcing-orchestrator made them and no longer runs, drop them instead: they hold no progress."
+      ? " If Go's pupsourcing-orchestrator created them and no longer runs, drop them instead: they contain no progress."
       : ""
-    return `These tables exist, but this library did not make them: ${
+    return `These tables exist, but this library did not create them: ${
       this.tables.join(", ")
     }. Nothing was changed. Choose other names for these tables: ${
       this.keys.map((key) =>
         `--table ${key}=pupsourcing_${key.replaceAll(/[A-Z]/g, (upper) => `_${upper.toLowerCase()}`)}`
       )
         .join(" ")
-    }, and the same as "tables" of PostgresStores.layerWith.${go}`
+    }. Pass the same names as "tables" to PostgresStores.layerWith.${go}`
   }
 }
 
@@ -391,7 +391,7 @@ export const runWith = (options: Options): Effect.Effect<Status, MigrationError,
       : before.status
     if (status.differences.length > 0) {
       yield* Effect.logWarning(
-        `Appending through this library may fail, because the event store's tables are not as it makes them: ${
+        `Appending through this library may fail, because the event store's tables differ from those that it creates: ${
           status.differences.map(describe).join("; ")
         }`
       )

@@ -67,7 +67,7 @@ export const makeSender = (): (
         if (reported) return Effect.void
         reported = true
         return Effect.logWarning(
-          "The notification queue of the database server is full, so that workers are woken by polling only. End the session, in whichever of the server's databases, that listens inside an open transaction (in pg_stat_activity: state \"idle in transaction\"); the server's log names its process id."
+          "The notification queue of the database server is full; until it has space, workers find events by polling only. End the session, in any database of the server, that listens inside an open transaction (in pg_stat_activity: state \"idle in transaction\"); the server's log names its process id."
         )
       }),
       Effect.asVoid

@@ -426,7 +426,7 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
     }))
 
   it.effect.each(["SET LOCAL ROLE pg_monitor", "SET TRANSACTION READ ONLY"])(
-    "a handler that leaves its transaction changed (%s) is told so",
+    "a handler that leaves its transaction changed (%s) fails with that reason",
     (statement) =>
       Effect.gen(function*() {
         const store = yield* CheckpointStore
@@ -435,13 +435,13 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
         const work = Effect.as(sql.unsafe(statement), 1n)
         const failure = yield* Effect.flip(store.commit(row, { from: 0n, idleTimeout }, work))
         assert(failure._tag === "HandlerFailure")
-        assert.include(messagesOf(failure.cause), "it has changed the role or the access mode")
+        assert.include(messagesOf(failure.cause), "the handler changed the role or the access mode")
         assert.strictEqual(yield* position(row), 0n)
       })
   )
 
   it.effect.each(["COMMIT", "ROLLBACK"])(
-    "a handler that ends its transaction by %s is told so",
+    "a handler that ends its transaction by %s fails with that reason",
     (statement) =>
       Effect.gen(function*() {
         const store = yield* CheckpointStore

@@ -230,10 +230,10 @@ describe("DatabaseLive", () => {
         assert.strictEqual(error._tag, "InvalidSettings")
         assert.match(
           error.message,
-          /"tables\.events": .* over the events in "events", not over those in "billing_events"/
+          /"tables\.events": .* for the events table "events", not for "billing_events"/
         )
       }
-      // Tables that were made before this was recorded are believed, and recorded when they are migrated.
+      // Tables that were created before this was recorded are accepted, and it is recorded when they are migrated.
       const sql = yield* PgClient.PgClient
       yield* sql`ALTER TABLE orchestrator_meta DROP COLUMN events_table`
       yield* open(url)

@@ -311,7 +311,7 @@ describe("an append that the database refuses", () => {
           assert(error._tag === "StoreFailure")
           assert.deepStrictEqual([error.code, error.constraint], [code, constraint])
           assert.include(error.message, constraint)
-          assert.include(error.message, "Change the data or the constraint")
+          assert.include(error.message, "Change the data, the constraint or the trigger")
           const table = constraint === "typed" || constraint === "apart" ? "CONSTRAINT" : "INDEX"
           yield* run(
             table === "INDEX" ? `DROP INDEX ${constraint}` : `ALTER TABLE events DROP CONSTRAINT ${constraint}`

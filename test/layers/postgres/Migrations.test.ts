@@ -443,9 +443,9 @@ describe("Migrations", () => {
       )
       assert.include(
         error.message,
-        "--table generations=pupsourcing_generations --table workers=pupsourcing_workers, and the same as \"tables\""
+        "--table generations=pupsourcing_generations --table workers=pupsourcing_workers. Pass the same names as \"tables\" to"
       )
-      assert.include(error.message, "If Go's pupsourcing-orchestrator made them and no longer runs, drop them")
+      assert.include(error.message, "If Go's pupsourcing-orchestrator created them and no longer runs, drop them")
       assert.notInclude(error.message, "schema")
       const status = yield* Migrations.status
       assert.deepStrictEqual(status.refusal, error)
@@ -563,7 +563,7 @@ describe("Migrations", () => {
       yield* rows(`CREATE TABLE work.events (LIKE public.events INCLUDING ALL)`)
       yield* rows(`CREATE TABLE work.aggregate_heads (LIKE public.aggregate_heads INCLUDING ALL)`)
       const refused = yield* Effect.flip(Migrations.runWith({ schema: "work" }))
-      assert.include(refused.message, `over the events in "public"."events", not over those in "work"."events"`)
+      assert.include(refused.message, `for the events table "public"."events", not for "work"."events"`)
       const opened = yield* Effect.flip(
         Effect.provide(Layer.build(PostgresStores.layerWith({ schema: "work" })), client).pipe(Effect.scoped)
       )
@@ -660,7 +660,7 @@ describe("Migrations", () => {
       const names = { ...TableNames.defaults, events: "100% of 'them'" }
       const byFile = yield* Effect.flip(rows(OrchestratorTables.up(names)[0] ?? ""))
       assert.strictEqual((byFile.reason.cause as { code?: string }).code, "55000")
-      assert.include(String(byFile.reason.cause), "over the events in events, not in 100% of 'them'")
+      assert.include(String(byFile.reason.cause), "for the events table events, not for 100% of 'them'")
     })
   )
 
@@ -743,7 +743,7 @@ describe("Migrations", () => {
         const error = yield* Effect.flip(asRole(self))
         if (!(error instanceof Migrations.MissingPrivileges)) return assert.fail(String(error))
         assert.deepStrictEqual([error.role, error.privileges], [role, privileges])
-        assert.include(error.message, `Role "${role}" lacks what "migrate `)
+        assert.include(error.message, `Role "${role}" lacks privileges that "migrate `)
         assert.include(error.message, privileges[0] ?? "")
       })
       yield* rows(`REVOKE TEMPORARY ON DATABASE ${name} FROM PUBLIC`)

@@ -118,7 +118,7 @@ describe("batches", { concurrent: true }, () => {
       const commit = checkpoints.commit(held, { from: 0n, idleTimeout: Duration.seconds(30) }, Effect.succeed(1n))
       const failure = yield* Effect.flip(commit)
       assert(failure._tag === "DatabaseUnavailable")
-      assert.include(failure.message, "pool had no connection free")
+      assert.include(failure.message, "No connection of the application's pool became free")
       yield* Deferred.succeed(done, undefined)
       yield* Fiber.join(busy)
       yield* commit

@@ -296,7 +296,7 @@ BEGIN
   ) AS d
   WHERE d.blocking;
   IF found IS NOT NULL THEN
-    RAISE EXCEPTION 'the tables are not as this library needs them: %', found
+    RAISE EXCEPTION 'the tables differ from what this library needs: %', found
       USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Change the tables, or choose other names for them.';
   END IF;
   IF to_regclass(${literal(qualified(names, "aggregateHeads"))}) IS NULL THEN

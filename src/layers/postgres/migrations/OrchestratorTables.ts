@@ -68,9 +68,9 @@ WHERE to_regclass(t.name) IS NOT NULL AND to_regclass(${literal(qualified(names,
 export const otherEvents = (names: TableNames, found: string | null): InvalidSettings | undefined =>
   found === null ? undefined : new InvalidSettings({
     setting: "tables.events",
-    problem: `The orchestrator's tables keep the progress over the events in ${
+    problem: `The orchestrator's tables record the progress for the events table ${
       found.startsWith("\"") ? found : quoted(found)
-    }, not over those in ${
+    }, not for ${
       qualified(names, "events")
     }. Give each table of events orchestrator tables of its own: other names, or another schema.`
   })
@@ -110,8 +110,8 @@ BEGIN
     ${indented(strangers(names), 4)}
   ) AS s;
   IF found IS NOT NULL THEN
-    RAISE EXCEPTION 'these tables exist, but pupsourcing-orchestrator did not make them: %', found
-      USING ERRCODE = 'duplicate_table', HINT = 'Choose other names for them. If Go''s pupsourcing-orchestrator made them and no longer runs, drop them: they hold no progress.';
+    RAISE EXCEPTION 'these tables exist, but pupsourcing-orchestrator did not create them: %', found
+      USING ERRCODE = 'duplicate_table', HINT = 'Choose other names for them. If Go''s pupsourcing-orchestrator created them and no longer runs, drop them: they contain no progress.';
   END IF;
   IF to_regclass(${literal(qualified(names, "meta"))}) IS NOT NULL THEN
     SELECT schema_version::text INTO found FROM ${qualified(names, "meta")} WHERE schema_version > ${schemaVersion};
@@ -121,7 +121,7 @@ BEGIN
     END IF;
     SELECT ${indented(otherEventsTable(names), 4)} INTO found FROM ${qualified(names, "meta")} AS m;
     IF found IS NOT NULL THEN
-      RAISE EXCEPTION 'these tables keep the progress over the events in %, not in ${
+      RAISE EXCEPTION 'these tables record the progress for the events table %, not for ${
     recorded(names).replaceAll("'", "''").replaceAll("%", "%%")
   }', found
         USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Give each table of events its own.';
