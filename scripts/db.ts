@@ -69,7 +69,7 @@ const show = (value: unknown): string => {
 
 const isNumber = (value: unknown): boolean => typeof value === "number" || typeof value === "bigint"
 
-/** What a statement returned: a value for each column, whatever the columns are called. */
+/** The result of a statement: one value per column, even if columns have the same name. */
 interface Output {
   readonly command: string
   readonly names: ReadonlyArray<string>
@@ -123,13 +123,13 @@ const explain = (error: SqlError.SqlError, url: string): QueryFailed => {
   return new QueryFailed({ message: lines.join("\n") })
 }
 
-/** VACUUM and its like, and procedures that commit. */
+/** VACUUM and similar statements, and procedures that commit. */
 const needsNoTransaction = (error: SqlError.SqlError): boolean =>
   ["25001", "2D000"].includes((error.reason.cause as Detail | undefined)?.code ?? "")
 
 /**
- * The driver's rows have one value for each name, and its lists of values have no names: where two columns have the same
- * name, the statement is rolled back and run once more for its values.
+ * The driver returns rows with one value per name, or lists of values without names. If two columns have the same name,
+ * the statement is rolled back and run again to read its values.
  */
 const run = Effect.fnUntraced(function*(connection: PgConnection.PgConnection, statement: string) {
   const attempt = (text: string) => connection.query(text, [], false)

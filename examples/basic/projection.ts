@@ -5,7 +5,7 @@ import { Event, Projection, ReadModel } from "pupsourcing-orchestrator"
 const Created = Schema.Struct({ email: Schema.String, name: Schema.String })
 const EmailChanged = Schema.Struct({ email: Schema.String })
 
-/** The read model: one row a user. Every worker of this example creates it when it starts. */
+/** The read model has one row per user. Every worker of this example creates its table at startup. */
 export const Table = ReadModel.layer("users", (sql) =>
   sql`
     CREATE TABLE IF NOT EXISTS users (

@@ -108,7 +108,7 @@ const table = (rows: ReadonlyArray<ReadonlyArray<string>>): string => {
   return rows.map((row) => row.map((cell, column) => cell.padEnd(widths[column] ?? 0)).join("  ").trimEnd()).join("\n")
 }
 
-/** Version control may change the ends of lines, and editors the end of the file; no statement depends on either. */
+/** Version control may change line endings, and editors the end of the file; no statement depends on either. */
 const isSameText = (a: string, b: string): boolean => normalized(a) === normalized(b)
 
 const normalized = (text: string): string => text.replace(/^\uFEFF/, "").replaceAll(/\r\n?/g, "\n").trimEnd()
@@ -145,7 +145,7 @@ const generate = Command.make(
         })
       }
       for (const file of files) {
-        // A file that is there stays as it is: tools keep checksums of what they have run.
+        // Existing files are not changed: migration tools keep checksums of the files that they have run.
         if (!(yield* fs.exists(file.path))) yield* fs.writeFileString(file.path, file.content)
       }
     }).pipe(

@@ -53,8 +53,8 @@ export type Activity = Data.TaggedEnum<{
     readonly reason: string
   }
   /**
-   * A newer version has changed a projection's filter: this worker has given the projection up, and continues with its
-   * others. Both filters as `EventFilter.canonical` writes them.
+   * A newer version has changed a projection's filter: this worker has given up the projection and continues with its
+   * others. Both filters have the form of `EventFilter.canonical`.
    */
   ProjectionGivenUp: { readonly projection: string; readonly recorded: string; readonly given: string }
   /** The worker could not renew its heartbeat in time and has stopped its projections until it can. */

@@ -12,7 +12,7 @@ import { textProblem } from "./Text.ts"
 import * as Uuid from "./Uuid.ts"
 
 /**
- * A new event as it is written, without what only the store knows (version and position).
+ * A new event as it is written, without the version and position that the store assigns.
  *
  * @category models
  * @since 0.1.0
@@ -29,7 +29,7 @@ export interface Row {
   readonly causationId: string | null
   /** JSON text. */
   readonly metadata: string | null
-  /** Microseconds since 1970; null when the store is to take the present time. */
+  /** Microseconds since 1970; null when the store is to use the current time. */
   readonly createdAtMicros: bigint | null
 }
 
@@ -46,11 +46,11 @@ export interface Append {
 
 const largestEventVersion = 2 ** 31 - 1
 
-/** What PostgreSQL can store: from 4713 BC, and as an interval from 1970. */
+/** The times that PostgreSQL can store, in microseconds since 1970; the earliest is in 4713 BC. */
 const earliestMicros = -210_866_803_200_000_000n
 const latestMicros = 2n ** 63n - 1n
 
-/** Microseconds since 1970 of a time of any realm; undefined where it is none that can be stored. */
+/** Microseconds since 1970 of a time of any realm; undefined for a value that is not a time or cannot be stored. */
 const microsOf = (value: unknown): bigint | undefined => {
   const micros = typeof value === "bigint" ? value : Result.getOrUndefined(Result.try(() => {
     const millis = DateTime.isDateTime(value)

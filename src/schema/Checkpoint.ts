@@ -28,15 +28,15 @@ export interface Fence {
 export interface Halt {
   /** By the database's clock. */
   readonly since: Date
-  /** Type, aggregate and version of the event, and what its handler failed with; never the payload. */
+  /** Type, aggregate and version of the event, and the handler's error; never the payload. */
   readonly error: string
   /** Position, id and hash of the event that could not be handled. */
   readonly position: bigint
   readonly eventId: string
   readonly hash: number
   /**
-   * The registration whose handler failed. A worker with a greater one registered later, so it may run a fix. 0 when it is
-   * not recorded.
+   * The incarnation of the worker whose handler failed. A worker with a higher one registered later, so it may contain
+   * a fix. 0 when it is not recorded.
    */
   readonly incarnation: bigint
 }

@@ -1,5 +1,5 @@
 /**
- * What is wrong with a configuration, by the names of the variables.
+ * Describes configuration errors by the names of the environment variables.
  *
  * @since 0.1.0
  */
@@ -26,7 +26,7 @@ const locate = (
   }
 }
 
-/** As `ConfigProvider.constantCase` looks for it, and as it is written in the program. */
+/** The name that `ConfigProvider.constantCase` looks up, and the name in the program if it differs. */
 const variableOf = (path: ReadonlyArray<PropertyKey>): string => {
   const own = path.map((part) => part.toString()).join("_")
   const variable = path.map((part) => typeof part === "string" ? String.configCase(part) : part.toString()).join("_")
@@ -34,7 +34,8 @@ const variableOf = (path: ReadonlyArray<PropertyKey>): string => {
 }
 
 /**
- * The message of a `ConfigError` for people who set variables; Effect's own names a path in a schema.
+ * The message of a `ConfigError` with the name of the variable; Effect's own message contains a path in a schema
+ * instead.
  *
  * @category utils
  * @since 0.1.0
@@ -45,7 +46,7 @@ export const configErrorText = (error: Config.ConfigError): string => {
   const { inner, path } = locate(cause.issue)
   if (path.length === 0) return error.message
   const variable = variableOf(path)
-  // A source of configuration has texts only: what is of another type is not there.
+  // Sources of configuration contain only texts, so a value of another type means that the variable is missing.
   if (inner._tag === "InvalidType" || inner._tag === "MissingKey") {
     return `${variable} is not set. Set it in the environment of this process.`
   }

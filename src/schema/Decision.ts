@@ -50,8 +50,8 @@ export interface Carried {
   /** Takes over progress that was made under another filter, from where it stands. */
   readonly acceptFilterChange: boolean
   /**
-   * The worker has given the projection up, because another worker has changed its filter: it claims nothing of it, releases
-   * what it holds, and no longer carries it.
+   * The worker has given up the projection, because another worker has changed its filter: it claims none of its
+   * ranges, releases those that it holds, and no longer carries the projection.
    */
   readonly givenUp?: boolean | undefined
 }
@@ -98,7 +98,7 @@ export interface Decision {
   readonly obstacle: Obstacle | undefined
   /** Dead workers to mark as stopped. */
   readonly evict: ReadonlyArray<Worker.WorkerView>
-  /** What the worker's registration is to carry from now on; absent when it stays as it is recorded. */
+  /** The projections to record for the worker's registration; absent when they do not change. */
   readonly carry: ReadonlyArray<string> | undefined
   /** The generation to insert. */
   readonly form: Generation.Generation | undefined
@@ -314,8 +314,8 @@ export const decide = (view: View, request: Request, lockable: ReadonlySet<strin
         fence,
         replicaSet: view.replicaSet,
         filter: projection.filter,
-        // A worker that registered after the one whose handler failed may run the fix: it retries. Incarnations order
-        // registrations even when the database's clock is set back.
+        // A worker that registered after the one whose handler failed may contain the fix, so it retries. Incarnations
+        // order registrations even when the database's clock is set back.
         halt: halt !== undefined && self.incarnation > halt.incarnation ? undefined : halt
       }
     }

@@ -12,7 +12,7 @@ const id = (tag: string) => `pupsourcing-orchestrator/${tag}`
 
 /**
  * Set on the error of an append whose outcome is unknown, because the connection was lost before the answer arrived.
- * Absent where nothing was committed.
+ * Absent if nothing was committed.
  */
 const mayHaveCommitted = Schema.optionalKey(Schema.Literal(true))
 
@@ -99,9 +99,9 @@ export class DatabaseUnavailable extends Schema.TaggedError<DatabaseUnavailable>
 export class StoreFailure extends Schema.TaggedError<StoreFailure>(id("StoreFailure"))("StoreFailure", {
   /** What was being done. */
   operation: Schema.String,
-  /** SQLSTATE, where the server gave one. */
+  /** SQLSTATE, if the server reported one. */
   code: Schema.optionalKey(Schema.String),
-  /** The violated constraint, where the server named one. */
+  /** The violated constraint, if the server named one. */
   constraint: Schema.optionalKey(Schema.String),
   detail: Schema.String,
   mayHaveCommitted,
@@ -198,7 +198,7 @@ export class ReadOnlyReplica extends Schema.TaggedError<ReadOnlyReplica>(id("Rea
  */
 export class ReadModelFailed extends Schema.TaggedError<ReadModelFailed>(id("ReadModelFailed"))("ReadModelFailed", {
   readModel: Schema.String,
-  /** SQLSTATE, where the server gave one. */
+  /** SQLSTATE, if the server reported one. */
   code: Schema.optionalKey(Schema.String),
   detail: Schema.String,
   cause: Schema.Defect()
@@ -427,7 +427,7 @@ export class ProjectionHalted extends Schema.TaggedError<ProjectionHalted>(id("P
 }) {
   override get message(): string {
     const since = this.since === undefined ? "" : ` since ${this.since.toISOString()}`
-    // Of an event that cannot be received the handler knows nothing.
+    // An event that cannot be received never reaches the handler.
     const wrong = /\bEvent(TooLarge|Unreadable): /.test(this.error) ? "cause" : "handler"
     return `Projection "${this.projection}" is halted in range ${this.range}${since}: event ${this.eventId} at position ${this.position}, ${
       sentence(this.error)
@@ -503,7 +503,7 @@ export class EventTooLarge extends Schema.TaggedError<EventTooLarge>(id("EventTo
   eventType: Schema.optionalKey(Schema.String),
   bytes: Schema.Int,
   limit: Schema.Int,
-  /** In which life of the server it was read. */
+  /** The server epoch in which it was read. */
   life: Schema.optionalKey(Schema.String)
 }) {
   override get message(): string {
@@ -512,15 +512,15 @@ export class EventTooLarge extends Schema.TaggedError<EventTooLarge>(id("EventTo
 }
 
 /**
- * An event whose stored bytes cannot be read: they are damaged, no valid text in the database's encoding, or beyond a limit
- * of the server. Only ranges that would receive the event halt at it.
+ * An event whose stored bytes cannot be read: they are damaged, are not valid text in the database's encoding, or
+ * exceed a limit of the server. Only ranges that would receive the event are halted.
  *
  * @category errors
  * @since 0.1.0
  */
 export class EventUnreadable extends Schema.TaggedError<EventUnreadable>(id("EventUnreadable"))("EventUnreadable", {
   position: Schema.BigInt,
-  /** Absent where it cannot be read either; so are the fields about the aggregate, and the type. */
+  /** Absent if it cannot be read either. The same holds for the type and for the fields about the aggregate. */
   eventId: Schema.optionalKey(Schema.String),
   aggregateId: Schema.optionalKey(Schema.String),
   aggregateType: Schema.optionalKey(Schema.String),
@@ -529,7 +529,7 @@ export class EventUnreadable extends Schema.TaggedError<EventUnreadable>(id("Eve
   /** SQLSTATE; absent where the server sent the row and the client could not decode it. */
   code: Schema.optionalKey(Schema.String),
   detail: Schema.String,
-  /** In which life of the server it was read. */
+  /** The server epoch in which it was read. */
   life: Schema.optionalKey(Schema.String)
 }) {
   override get message(): string {
@@ -543,7 +543,7 @@ export class EventUnreadable extends Schema.TaggedError<EventUnreadable>(id("Eve
 }
 
 /**
- * What is wrong with a single event, so that it halts the ranges that would receive it.
+ * An error of a single event, which halts the ranges that would receive the event.
  *
  * @category errors
  * @since 0.1.0
@@ -551,7 +551,7 @@ export class EventUnreadable extends Schema.TaggedError<EventUnreadable>(id("Eve
 export type EventError = EventTooLarge | EventUnreadable
 
 /**
- * A handler took so long at one event, so often, that its batches were lost. Its range is halted at the event.
+ * A handler repeatedly took so long at one event that its batches were rolled back. Its range is halted at the event.
  *
  * @category errors
  * @since 0.1.0
@@ -569,8 +569,8 @@ export class HandlerOverran extends Schema.TaggedError<HandlerOverran>(id("Handl
 }
 
 /**
- * A handler returned, or succeeded with, what nothing runs, waits for or raises. It would be lost, or be done outside of
- * the batch's transaction.
+ * A handler returned, or succeeded with, a value that nothing runs, awaits or raises. Its work would be lost, or would
+ * be done outside the batch's transaction.
  *
  * @category errors
  * @since 0.1.0

@@ -36,28 +36,29 @@ export interface NewEvent extends StreamId {
   /**
    * Bytes of any kind (`Uint8Array`, `ArrayBuffer`, other views), or a JSON value, which is stored as UTF-8 JSON.
    *
-   * As with `JSON.stringify`, `toJSON` is called, undefined properties are left out and `-0` becomes `0`. What
-   * `JSON.stringify` would lose or change silently fails with `InvalidEvents`, which names the path: undefined (pass
-   * `null` for an event without data), `NaN`, infinite numbers, undefined or holes in arrays, invalid dates, functions,
-   * symbols, bigints, collections, errors, promises, effects, bytes inside of a value, and instances of classes that
-   * have neither a `toJSON` nor enumerable properties of their own.
+   * As with `JSON.stringify`, `toJSON` is called, undefined properties are left out and `-0` becomes `0`. Values that
+   * `JSON.stringify` would silently lose or change are refused with `InvalidEvents`, which names the path: undefined
+   * (pass `null` for an event without data), `NaN`, infinite numbers, undefined or holes in arrays, invalid dates,
+   * functions, symbols, bigints, collections, errors, promises, effects, bytes inside of a value, and instances of
+   * classes that have neither a `toJSON` nor enumerable properties of their own.
    */
   readonly payload: unknown
   readonly traceId?: string | undefined
   readonly correlationId?: string | undefined
   readonly causationId?: string | undefined
   /**
-   * A JSON value, by the rules of `payload`; none when absent, undefined or null, which is stored as SQL NULL.
+   * A JSON value, by the rules of `payload`. Absent, undefined and null all mean no metadata, which is stored as SQL
+   * NULL.
    *
    * **Gotchas**
    *
-   * `JSON.rawJSON("12345678901234567890")`, also inside of the value, stores a number that has more digits than a
+   * `JSON.rawJSON("12345678901234567890")`, also inside the value, stores a number that has more digits than a
    * JavaScript number, and `JSON.rawJSON("null")` stores JSON null.
    */
   readonly metadata?: unknown
   /**
-   * When it happened, for an event that is ported or filled in later: a `Date`, a `DateTime`, or microseconds since 1970
-   * as a bigint. The time of the append when absent. It has no influence on positions.
+   * The time of an event that is imported or backfilled: a `Date`, a `DateTime`, or microseconds since 1970
+   * as a bigint. Defaults to the time of the append. It does not affect positions.
    */
   readonly createdAt?: Date | DateTime.DateTime | bigint | undefined
 }
@@ -84,14 +85,14 @@ export interface Event extends StreamId {
   readonly metadata: unknown
   /** The JSON text of the metadata, with every digit as the store keeps it; `"null"` for JSON null, null without metadata. */
   readonly metadataText: string | null
-  /** `createdAtMicros` to the millisecond. An invalid date beyond the year 275760, and for `infinity` of PostgreSQL. */
+  /** `createdAtMicros` to the millisecond. An invalid date beyond the year 275760 and for PostgreSQL's `infinity`. */
   readonly createdAt: Date
   /** Microseconds since 1970, as PostgreSQL stores them. */
   readonly createdAtMicros: bigint
 }
 
 /**
- * The millisecond in which a number of microseconds since 1970 lies.
+ * The date for microseconds since 1970, rounded down to the millisecond.
  *
  * @category utils
  * @since 0.1.0
@@ -99,7 +100,7 @@ export interface Event extends StreamId {
 export const dateOfMicros = (micros: bigint): Date => new Date(Number((micros < 0n ? micros - 999n : micros) / 1000n))
 
 /**
- * What an append did.
+ * The result of an append.
  *
  * @category models
  * @since 0.1.0
@@ -149,7 +150,7 @@ const bytesOf = (value: unknown): Uint8Array | undefined => {
   try {
     return (ArrayBuffer.isView(value)
       ? new Uint8Array(value.buffer, value.byteOffset, value.byteLength)
-      // Only buffers pass here: others, and those that were transferred to another thread, are refused with a TypeError.
+      // Throws a TypeError for any other object, and for a buffer that was transferred to another thread.
       : new Uint8Array(new DataView(value as ArrayBuffer).buffer)).slice()
   } catch {
     return undefined
@@ -162,8 +163,8 @@ const bytesOf = (value: unknown): Uint8Array | undefined => {
  * **Details**
  *
  * Bytes are copied as they are: `Uint8Array` and `Buffer`, every other view (`DataView`, `Float64Array`, ... with the
- * byte order of the machine), `ArrayBuffer` and `SharedArrayBuffer`, of this or another realm. Everything else is
- * stored as UTF-8 JSON, where it has a JSON form: see `NewEvent.payload`.
+ * byte order of the machine), `ArrayBuffer` and `SharedArrayBuffer`, of this or another realm. Every other value is
+ * stored as UTF-8 JSON if it has a JSON form: see `NewEvent.payload`.
  *
  * @category schemas
  * @since 0.1.0
@@ -175,11 +176,12 @@ export const encodePayload = (payload: unknown): Result.Result<Uint8Array, strin
     : Result.succeed(bytes)
 }
 
-/** Of an aggregate's id, and of a type, in messages. */
+/** The maximum length of an aggregate's id, and of a type, in messages. */
 const longestLabel = 100
 
 /**
- * What messages say about an event: its type, aggregate and version, as far as they are known. Nothing of its payload.
+ * Describes an event in messages: its type, aggregate and version, as far as they are known. Contains no part of its
+ * payload.
  *
  * @category utils
  * @since 0.1.0
@@ -189,7 +191,7 @@ export const label = (
     readonly aggregateVersion?: bigint | undefined
   }
 ): string => {
-  // One line, whatever is in it.
+  // Line breaks are replaced, so that the result is one line.
   const short = (text: string) => cut(text, longestLabel).replace(/\s+/g, " ")
   return [
     ...(event.eventType === undefined ? [] : [`type ${short(event.eventType)}`]),

@@ -30,7 +30,7 @@ export const canonical = (filter: EventFilter): string =>
   JSON.stringify([sorted(filter.boundedContexts), sorted(filter.aggregateTypes), sorted(filter.eventTypes)])
 
 /**
- * A canonical text for people: `eventTypes: A, B; aggregateTypes: C`, or `all events`.
+ * Describes a canonical filter in messages: `eventTypes: A, B; aggregateTypes: C`, or `all events`.
  *
  * @category utils
  * @since 0.1.0
@@ -48,7 +48,7 @@ export const format = (canonical: string): string => {
 type Lists = readonly [List, List, List]
 type List = ReadonlyArray<string> | null
 
-/** Nothing of what `canonical` has not written. */
+/** The lists of a text that `canonical` has written; undefined for any other text. */
 const parse = (text: string): Lists | undefined => {
   const isList = (value: unknown): value is List => value === null || Array.isArray(value)
   try {

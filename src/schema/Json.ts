@@ -1,5 +1,6 @@
 /**
- * JSON text of values that an application passes, without the silent losses of `JSON.stringify`.
+ * Converts values of an application to JSON text, and refuses values that `JSON.stringify` would silently lose or
+ * change.
  *
  * @since 0.1.0
  */
@@ -8,7 +9,7 @@ import * as Exit from "effect/Exit"
 import * as Redacted from "effect/Redacted"
 import * as Result from "effect/Result"
 
-/** Levels of nesting. Deeper values would exceed the stack of this process or, as `jsonb`, of the server. */
+/** Maximum levels of nesting. Deeper values would exceed the stack of this process or, as `jsonb`, of the server. */
 const deepest = 1000
 
 const longestKey = 40
@@ -45,16 +46,16 @@ const kindOf = (value: object): string => Object.prototype.toString.call(value).
 /** Whether the prototype is an `Object.prototype`, of this realm or another. */
 const isPlain = (prototype: object): boolean => Object.getPrototypeOf(prototype) === null
 
-/** The number or string of `JSON.rawJSON`, which is written as it is. */
+/** The value of `JSON.rawJSON`, which is written unchanged. */
 const isRaw = (value: object): boolean =>
   (JSON as { readonly isRawJSON?: (value: unknown) => boolean }).isRawJSON?.(value) === true
 
-/** Invalid dates, those of date libraries included, are written as null by their `toJSON`. */
+/** Detects invalid dates, including those of date libraries: their `toJSON` returns null. */
 const isInvalidDate = (value: unknown): boolean =>
   typeof value === "object" && value !== null && "valueOf" in value && typeof value.valueOf === "function" &&
   Number.isNaN(value.valueOf())
 
-/** The value in whose place `toJSON` puts another one, as `JSON.stringify` calls it. */
+/** Returns the result of the value's `toJSON`, called as `JSON.stringify` calls it, or the value itself. */
 const replaced = (value: unknown, key: string | number): unknown => {
   if (value === null || typeof value !== "object" && typeof value !== "function" && typeof value !== "bigint") {
     return value
@@ -89,13 +90,13 @@ const refuseOpaque = (value: object, keys: ReadonlyArray<string>): void => {
  *
  * The text is that of `JSON.stringify`: `toJSON` is called, properties that are undefined are left out, `-0` is
  * written as `0`. Where `JSON.stringify` drops or changes data, the value is refused: `NaN` and infinite numbers;
- * undefined at the top or inside an array; holes and named properties of arrays; functions, symbols and bigints;
+ * undefined at the top level or inside an array; holes and named properties of arrays; functions, symbols and bigints;
  * invalid dates; effects and redacted values; objects whose data is not in enumerable properties of their own, such as
- * collections, errors, regular expressions, promises, boxed primitives, bytes inside of a value, and instances of
+ * collections, errors, regular expressions, promises, boxed primitives, bytes inside a value, and instances of
  * classes with private fields only. Also refused are values that contain themselves, are nested more than 1000 levels
  * deep, or throw when they are read.
  *
- * `root` names the value in the reason; `textProblem` may refuse texts and keys.
+ * `root` is the name of the value in the reason. `textProblem` may refuse texts and keys.
  *
  * @category conversions
  * @since 0.1.0

@@ -98,8 +98,8 @@ const shortDuration = /^(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+$/
 const shortPart = /(\d+(?:\.\d+)?)(ms|s|m|h|d)/g
 
 /**
- * A duration from a text, as Effect writes it (`5 seconds`) or as operators do (`5s`, `250ms`, `1m30s`). A number without
- * a unit is none, because its reader would have to guess.
+ * Parses a duration, in Effect's form (`5 seconds`) or in the short form (`5s`, `250ms`, `1m30s`). A number without a
+ * unit is refused, because it is ambiguous.
  *
  * @category utils
  * @since 0.1.0
@@ -128,7 +128,7 @@ export const make = (input: Input): Result.Result<Settings, InvalidSettings> => 
     if (given === undefined) continue
     const parsed = typeof given === "string"
       ? parseDuration(given)
-      // Duration takes NaN for zero: a number that could not be read would pass for a choice.
+      // Duration converts NaN to zero, so a number that could not be parsed would be accepted.
       : Number.isNaN(given)
       ? undefined
       : Option.getOrUndefined(Duration.fromInput(given))

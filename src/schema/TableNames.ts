@@ -13,9 +13,9 @@ import { InvalidSettings } from "./Errors.ts"
  * @since 0.1.0
  */
 export interface TableNames {
-  /** The schema of the orchestrator's tables; where the connection's `search_path` points when absent. */
+  /** The schema of the orchestrator's tables; when absent, the connection's `search_path` decides. */
   readonly schema: string | undefined
-  /** The schema of `events` and `aggregateHeads`; where the connection's `search_path` points when absent. */
+  /** The schema of `events` and `aggregateHeads`; when absent, the connection's `search_path` decides. */
   readonly eventStoreSchema: string | undefined
   readonly generations: string
   readonly workers: string
@@ -28,7 +28,7 @@ export interface TableNames {
   readonly presenceKeys: string
   readonly events: string
   readonly aggregateHeads: string
-  /** Where the tables were found, so that `qualified` names each with its schema. */
+  /** The schemas in which the tables were found; `qualified` adds them to the names. */
   readonly located?: { readonly [K in TableKey]?: string } | undefined
 }
 
@@ -46,7 +46,7 @@ export type TableKey = Exclude<keyof TableNames, "schema" | "eventStoreSchema" |
  */
 export interface Options {
   readonly schema?: string | undefined
-  /** The schema of the event store's tables, where it is another one than `schema`. */
+  /** The schema of the event store's tables, if it differs from `schema`. */
   readonly eventStoreSchema?: string | undefined
   readonly tables?: { readonly [K in TableKey]?: string | undefined } | undefined
 }
@@ -162,7 +162,7 @@ export const make = (options: Options = {}): Result.Result<TableNames, InvalidSe
 export const quoted = (name: string): string => `"${name.replaceAll("\"", "\"\"")}"`
 
 /**
- * The schema of a table or sequence; absent where the `search_path` decides.
+ * The schema of a table or sequence; undefined when the `search_path` decides.
  *
  * @category utils
  * @since 0.1.0
@@ -181,7 +181,7 @@ export const qualified = (names: TableNames, key: TableKey): string => {
   return schema === undefined ? quoted(names[key]) : `${quoted(schema)}.${quoted(names[key])}`
 }
 
-/** PostgreSQL refuses longer names of channels, in bytes. */
+/** The maximum length of a channel's name in PostgreSQL, in bytes. */
 const maximumChannelLength = 63
 
 const channels = { events: "pupsourcing_events", generations: "pupsourcing_control" }
@@ -192,11 +192,12 @@ const channels = { events: "pupsourcing_events", generations: "pupsourcing_contr
  *
  * **Details**
  *
- * For another schema than `public` or another name than the default, `_`, the schema, `_` and the table's name follow.
- * Characters other than ASCII letters, digits, `_` and `$` become `_`, and the name ends after 63 characters.
+ * If the schema is not `public` or the name is not the default, `_`, the schema, `_` and the table's name are appended.
+ * Characters other than ASCII letters, digits, `_` and `$` are replaced by `_`, and the name is cut after 63
+ * characters.
  *
- * A channel depends on names only: other writers can notify it, and tables that are dropped and created again keep it.
- * Sets of tables whose channels become equal wake each other without need, which is harmless.
+ * A channel depends on names only, so other writers can notify it, and it does not change when tables are dropped and
+ * created again. Two sets of tables whose channels have the same name wake each other unnecessarily, which is harmless.
  *
  * @category utils
  * @since 0.1.0

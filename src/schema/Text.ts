@@ -8,8 +8,8 @@ const surrogate = /\p{Surrogate}/u
 const surrogates = /\p{Surrogate}/gu
 
 /**
- * Why a text cannot be stored as it is, to follow its name in a message. PostgreSQL cannot store NUL, and UTF-8 cannot
- * represent half of a surrogate pair.
+ * Why a text cannot be stored unchanged, to be appended to its name in a message. PostgreSQL cannot store NUL, and
+ * UTF-8 cannot represent half of a surrogate pair.
  *
  * @category utils
  * @since 0.1.0
@@ -22,7 +22,8 @@ export const textProblem = (text: string): string | undefined =>
     : undefined
 
 /**
- * The text without what UTF-8 cannot represent and PostgreSQL cannot store: halves of surrogate pairs and NUL.
+ * The text without halves of surrogate pairs, which UTF-8 cannot represent, and without NUL, which PostgreSQL cannot
+ * store.
  *
  * @category utils
  * @since 0.1.0
@@ -30,8 +31,8 @@ export const textProblem = (text: string): string | undefined =>
 export const wellFormed = (text: string): string => text.replaceAll("\u0000", "").replace(surrogates, "\uFFFD")
 
 /**
- * The text, well-formed and with at most `longest` characters; "..." marks where it was cut. In ASCII, because not every
- * database encoding has an ellipsis.
+ * The text, well-formed and with at most `longest` characters; "..." marks where it was cut. These are ASCII
+ * characters, because not every database encoding has an ellipsis.
  *
  * @category utils
  * @since 0.1.0
@@ -39,12 +40,12 @@ export const wellFormed = (text: string): string => text.replaceAll("\u0000", ""
 export const cut = (text: string, longest: number): string => {
   if (text.length <= longest) return wellFormed(text)
   const start = text.slice(0, longest - 3)
-  // Not in the middle of a surrogate pair.
+  // A surrogate pair must not be cut in the middle.
   return `${wellFormed(/[\uD800-\uDBFF]$/.test(start) ? start.slice(0, -1) : start)}...`
 }
 
 /**
- * The text as a sentence: ended by a period, unless it ends like one.
+ * The text as a sentence: a period is appended unless it ends with a punctuation mark.
  *
  * @category utils
  * @since 0.1.0
@@ -55,7 +56,8 @@ export const sentence = (text: string): string => {
 }
 
 /**
- * The text in ASCII, which every database encoding has; other characters become their code points, such as `\u{e9}`.
+ * The text in ASCII, which every database encoding contains; other characters are replaced by their code points, such
+ * as `\u{e9}`.
  *
  * @category utils
  * @since 0.1.0
@@ -63,7 +65,7 @@ export const sentence = (text: string): string => {
 export const ascii = (text: string): string =>
   wellFormed(text).replace(/[^ -~\t\r\n]/gu, (character) => `\\u{${character.codePointAt(0)?.toString(16)}}`)
 
-/** How many letters have to be inserted, removed or replaced to make one text of the other. */
+/** How many letters have to be inserted, removed or replaced to turn one text into the other. */
 const distance = (a: string, b: string): number => {
   let row = Array.from({ length: b.length + 1 }, (_, index) => index)
   for (let i = 1; i <= a.length; i++) {
@@ -77,11 +79,11 @@ const distance = (a: string, b: string): number => {
   return row[b.length] ?? 0
 }
 
-/** The most letters in which a mistyped name differs from the one that was meant. */
+/** The maximum number of letters by which a mistyped name may differ from a known one. */
 const mostTypos = 3
 
 /**
- * Which of the names a mistyped one stands for; nothing when it is like none of them.
+ * The known name that is closest to a mistyped one; undefined when none is close enough.
  *
  * @category utils
  * @since 0.1.0

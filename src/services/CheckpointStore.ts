@@ -29,8 +29,8 @@ export class Fenced extends Data.TaggedError("Fenced")<{ readonly projection: st
 export class TransientFailure extends Data.TaggedError("TransientFailure")<{
   /**
    * `conflict`: a deadlock, a serialization failure or a lock timeout, caused by another transaction; `refusal`: a
-   * statement timeout, a table that was changed meanwhile, or a server short of memory or space; `connection`: the session
-   * was lost, or the server is not the one that the work was read from.
+   * statement timeout, a table that was changed in the meantime, or a server without enough memory or disk space;
+   * `connection`: the session was lost, or the events were read in another server epoch.
    */
   readonly kind: "conflict" | "refusal" | "connection"
   readonly cause: unknown
@@ -88,8 +88,8 @@ export class CheckpointStore extends Context.Service<CheckpointStore, {
   ) => Effect.Effect<void, Fenced | StoreError | TransientFailure>
 
   /**
-   * Records that the range is halted, and why. `life` as for a batch. The error's text may be shortened, but never keeps
-   * the halt from being recorded.
+   * Records that the range is halted, and why. `life` has the same meaning as for a batch. The error's text may be
+   * shortened, so that it never prevents the halt from being recorded.
    */
   readonly halt: (
     held: Held,
@@ -99,7 +99,7 @@ export class CheckpointStore extends Context.Service<CheckpointStore, {
       readonly error: string
       readonly position: bigint
       readonly eventId: string
-      /** Absent where it cannot be read: a part of the range that is cut off may then lose or keep the halt wrongly. */
+      /** Absent if it cannot be read: when the range is split, a part may then wrongly lose or keep the halt. */
       readonly aggregateId?: string | undefined
     }
   ) => Effect.Effect<void, Fenced | StoreError | TransientFailure>
@@ -107,7 +107,7 @@ export class CheckpointStore extends Context.Service<CheckpointStore, {
   /** All rows of a projection, in range order; none when it has never run. */
   readonly rows: (projection: string) => Effect.Effect<ReadonlyArray<Checkpoint>, StoreError>
 
-  /** Those of the texts that the database cannot store, for example because its encoding lacks a character. */
+  /** Returns the texts that the database cannot store, such as those with characters outside its encoding. */
   readonly unstorable: (texts: ReadonlyArray<string>) => Effect.Effect<ReadonlyArray<string>, StoreError>
 
   /**

@@ -108,7 +108,7 @@ const refuse = (
   const { replicaSet, workerId } = registration
   switch (obstacle._tag) {
     case "Evicted":
-      // The heartbeat tells an eviction from a missing row.
+      // The heartbeat distinguishes an eviction from a missing row.
       return new WorkerEvicted({ replicaSet, workerId, reason: "evicted" })
     case "FilterChanged":
       return new FilterChanged({

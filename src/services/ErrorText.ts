@@ -1,8 +1,8 @@
 /**
  * Texts for failures, in logs and on the row of a halted range.
  *
- * What a handler fails with is a foreign value: its getters, proxy traps and conversions may throw or return anything.
- * Nothing here throws.
+ * A handler may fail with any value, whose getters, proxy traps and conversions may throw or return anything. No
+ * function in this module throws.
  *
  * @since 0.1.0
  */
@@ -10,18 +10,18 @@ import * as Cause from "effect/Cause"
 import * as SqlError from "effect/sql/SqlError"
 import { cut, wellFormed } from "../schema/Text.ts"
 
-/** Limits of a text, in characters, and of what is read of a failure. */
+/** Limits of a text, in characters, and of the parts of a failure that are read. */
 const longest = 2000
 const mostReasons = 16
 const deepest = 3
 const mostFrames = 50
 const longestStack = 20_000
 
-/** Stands for what cannot be described. */
+/** The description of a value that cannot be inspected. */
 const indescribable = "a value that cannot be described"
 
 /**
- * Reads a foreign value; `undefined` where reading it throws.
+ * Reads a value of the application; `undefined` if reading it throws.
  *
  * @category utils
  * @since 0.1.0
@@ -71,7 +71,7 @@ const isObject = (value: unknown): value is object =>
 const read = (value: unknown, property: string): unknown =>
   isObject(value) ? tryRead(() => (value as Readonly<Record<string, unknown>>)[property]) : undefined
 
-/** Nothing of a text that is empty. */
+/** Undefined for an empty text. */
 const clean = (text: unknown): string | undefined =>
   typeof text === "string" && text.trim() !== "" ? cut(text, longest) : undefined
 
@@ -80,7 +80,7 @@ const describe = (error: unknown, depth = 0): string => {
     const text = tryRead(() => clean(describeSql(error as SqlError.SqlError)))
     if (text !== undefined) return text
   }
-  // Errors of another realm are no instances of this one's Error.
+  // Errors of another realm are not instances of this realm's Error.
   const name = clean(read(error, "_tag")) ?? clean(read(error, "name"))
   const message = read(error, "message")
   if (tryRead(() => error instanceof Error) === true || (name !== undefined && typeof message === "string")) {
@@ -94,7 +94,7 @@ const describe = (error: unknown, depth = 0): string => {
     clean(tryRead(() => String(error))) ?? indescribable
 }
 
-/** What an error was made of: its cause, and the errors of an `AggregateError`. */
+/** The errors inside an error: its cause, and the errors of an `AggregateError`. */
 const innerOf = (error: unknown): ReadonlyArray<unknown> => {
   const isError = (value: unknown) => tryRead(() => value instanceof Error || SqlError.isSqlError(value)) === true
   const errors = tryRead(() => {

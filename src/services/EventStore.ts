@@ -90,16 +90,17 @@ export class EventStore extends Context.Service<EventStore, {
    * Appends events to one aggregate, all or none, in one round trip. Inside the caller's transaction it joins it.
    * Fails with `ConcurrencyConflict` when the aggregate is not at the expected version (default `"any"`).
    *
-   * Outside of a transaction an append that loses against another one is tried again (deadlock, serialization failure).
+   * Outside a transaction, an append that conflicts with another transaction is retried (deadlock, serialization
+   * failure).
    *
    * **Gotchas**
    *
-   * When the answer is lost, the append may have been committed: the error then has `mayHaveCommitted: true`. The same
-   * holds after an interruption or a timeout around the append. Repeat it with the same `eventId`s only: it succeeds, or
-   * fails with `DuplicateEvent`, which means that the first one was committed. Without ids of your own a repeat may
-   * append the events twice, or report your own events as a `ConcurrencyConflict`. Inside a transaction of the caller
-   * an append whose answer is lost is rolled back with it; what may have committed after a lost answer to COMMIT is
-   * the whole transaction.
+   * When the answer is lost, the append may have been committed: the error then has `mayHaveCommitted: true`. The
+   * outcome is also unknown after an interruption or a timeout around the append. Repeat it only with the same
+   * `eventId`s: it succeeds, or fails with `DuplicateEvent`, which means that the first one was committed. Without ids
+   * of your own, a repeated append may store the events twice, or report your own events as a `ConcurrencyConflict`.
+   * Inside a transaction of the caller, an append whose answer is lost is rolled back with the transaction; if the
+   * answer to COMMIT is lost, the whole transaction may have been committed.
    *
    * The caller's transaction can continue after `InvalidEvents`, after `DuplicateEvent` for an id that was committed
    * before the append, and after a `ConcurrencyConflict` that has an `actual` version; other errors may abort it.
@@ -123,8 +124,8 @@ export class EventStore extends Context.Service<EventStore, {
   ) => Effect.Effect<ReadonlyArray<Event>, StoreError>
 
   /**
-   * Settled events in position order. Fails with `EventTooLarge` or `EventUnreadable` when the very next matching event
-   * cannot be received or read; the events before it are returned first.
+   * Settled events in position order. Returns the events before one that cannot be received or read; when that event is
+   * the next matching one, fails with `EventTooLarge` or `EventUnreadable`.
    */
   readonly read: (options: ReadOptions) => Effect.Effect<Page, CheckpointAheadOfEvents | EventError | StoreError>
 

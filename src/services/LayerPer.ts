@@ -1,8 +1,8 @@
 /**
- * Layers that are shared per instance of a service, not per program.
+ * Layers that are memoized per instance of a service, not per program.
  *
  * Effect memoizes a layer by its reference alone. A constant layer that takes a database client from its context would
- * therefore be built once, for whichever client comes first, and serve every other client of the program as well.
+ * therefore be built once, for the first client, and be used for every other client of the program as well.
  *
  * @since 0.1.0
  */
@@ -11,13 +11,13 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 
 /**
- * Returns a layer that is memoized once per instance of `service`: two places that provide the same instance share what
- * `make` builds, and two instances never do. Within one instance Effect's own rules apply (`Layer.fresh`, scopes, nested
- * `Effect.provide`).
+ * Returns a layer that is memoized once per instance of `service`: two places that provide the same instance share the
+ * services that `make` builds; two instances never share them. Within one instance Effect's own rules apply
+ * (`Layer.fresh`, scopes, nested `Effect.provide`).
  *
  * **Gotchas**
  *
- * `make` must return new layers only: a constant inside would be shared between instances again.
+ * `make` must return new layers only: a constant layer inside it would be shared between instances.
  *
  * @category constructors
  * @since 0.1.0

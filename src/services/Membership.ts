@@ -29,9 +29,9 @@ export interface JoinOptions {
 export class Membership extends Context.Service<Membership, {
   /**
    * Registers a worker under a new incarnation, present and with a first heartbeat, and wakes the others. The scope
-   * ends the presence; it does not unregister (see `Decisions.decide` with `leaving`). An earlier registration
-   * under the same id that is dead is replaced. Another one is waited for: a heartbeat that it sends proves that it is alive
-   * and fails this with `WorkerIdInUse`; without one it is replaced when it is stale.
+   * ends the presence; it does not unregister (see `Decisions.decide` with `leaving`). A dead earlier registration
+   * under the same id is replaced. Otherwise this waits: if the earlier registration sends a heartbeat, it is alive and
+   * this fails with `WorkerIdInUse`; without a heartbeat it is replaced when it is stale.
    */
   readonly join: (options: JoinOptions) => Effect.Effect<Registration, StoreError | WorkerIdInUse, Scope.Scope>
 
@@ -53,8 +53,8 @@ export class Membership extends Context.Service<Membership, {
   ) => Effect.Effect<void, StoreError>
 
   /**
-   * Those of the members, by incarnation, that have unregistered by themselves. A member that is gone and is not among them
-   * was lost: evicted, or its row is no longer there. For people to read.
+   * Returns the incarnations of the members that have unregistered by themselves. A former member that is not among
+   * them was lost: it was evicted, or its row was deleted. Used for log messages only.
    */
   readonly departed: (
     registration: Registration,

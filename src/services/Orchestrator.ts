@@ -235,7 +235,7 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
     return startFrom
   })
 
-  /** Names identify progress, and filters select events: unlike texts for people they cannot be reduced. */
+  /** Names identify progress, and filters select events: unlike diagnostic texts, they must be stored unchanged. */
   const checkNames = Effect.fnUntraced(function*(workerId: string) {
     const named = [
       { setting: "replicaSet", text: replicaSet },
@@ -245,7 +245,7 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
           .map((text) => ({ setting: "projections", text }))
       )
     ]
-    // The registration that follows reports, or waits for, a database that cannot be used.
+    // If the database is unavailable, the registration that follows waits for it or reports it.
     const unstorable = yield* Effect.orElseSucceed(
       checkpoints.unstorable(named.map(({ text }) => text)),
       (): ReadonlyArray<string> => []
@@ -274,7 +274,7 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
       )
     )
 
-  /** The present registration works on all of its assignment. */
+  /** The current registration works on its whole assignment. */
   let assigned = false
   /** This run has taken part in a generation. */
   let hasStarted = false
@@ -465,7 +465,7 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
       progressed.closeUnsafe()
       const changed = remaining.flatMap((name) => givenUp.get(name) ?? [])[0]
       if (changed !== undefined) return yield* changed
-      // Before that, a halt may be one of an earlier run, which this worker tries again when it takes the range.
+      // Before that, a halt may come from an earlier run; this worker retries its event when it claims the range.
       if (!assigned) {
         yield* progressed.await
         continue
@@ -523,9 +523,9 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
 })
 
 /**
- * An orchestrator of the given projections. Errors of the handlers stay with the handlers (they halt a range); their
- * services are required here, so that a missing one is a compile error. The layer is memoized per `EventStore`: over the
- * stores of another database it builds another orchestrator.
+ * An orchestrator of the given projections. Errors of handlers halt a range and are not errors of the orchestrator. The
+ * handlers' services are required here, so that a missing one is a compile error. The layer is memoized per
+ * `EventStore`: over the stores of another database it builds another orchestrator.
  *
  * @category layers
  * @since 0.1.0
@@ -546,7 +546,7 @@ export const layerConfig = <const P extends ReadonlyArray<Projection.Any>>(
   options: { readonly projections: P } & { readonly [K in keyof Settings.Input]: ConfigOr<Settings.Input[K]> }
 ): Layer.Layer<Orchestrator, SetupError | Config.ConfigError, Stores | Projection.Services<P[number]>> => {
   const { projections, ...settings } = options
-  // Each value becomes a Config first: `Config.unwrap` would search other values for Configs.
+  // Each value is wrapped in a Config first, because `Config.unwrap` would search plain values for Configs.
   const config = Config.all(Record.map(
     settings as { readonly [setting: string]: unknown },
     (value): Config.Config<unknown> => Config.isConfig(value) ? value : Config.succeed(value)

@@ -63,8 +63,8 @@ export type Services<P> = P extends Projection<infer _E, infer R> ? Exclude<R, S
 export interface Options<E, R> extends EventFilter {
   /**
    * Handles one event. It runs inside the transaction that also records the progress: what it writes through the
-   * `SqlClient` in its context is committed exactly once, or not at all. Events of one aggregate come in version order.
-   * A `Scope` in its context closes with the batch, before the commit.
+   * `SqlClient` in its context is committed exactly once, or not at all. Events of one aggregate arrive in version
+   * order. A `Scope` in its context closes with the batch, before the commit.
    *
    * **Gotchas**
    *
@@ -72,10 +72,10 @@ export interface Options<E, R> extends EventFilter {
    *   `ON CONFLICT` or under a row lock.
    * - Only statements of the stores' client, run by the handler's own fiber or its children, are part of the
    *   transaction. A client that the handler provides itself (`Effect.provide(PgClient.layer(…))`), `sql.reserve`, another
-   *   driver and `Effect.runPromise` inside the handler write outside of it, which is not detected.
+   *   driver and `Effect.runPromise` inside the handler write outside the transaction, which is not detected.
    * - A statement without `yield*` is not run. The handler fails with `HandlerResultUnused` if its result is such an
-   *   Effect, or a Stream, a Promise or a failure that was not raised. Others are found by the diagnostic
-   *   `floatingEffect` of `@effect/language-service` (or `@effect/tsgo`).
+   * Effect, or a Stream, a Promise or a failure that was not raised. The diagnostic `floatingEffect` of
+   * `@effect/language-service` (or `@effect/tsgo`) finds other such statements.
    */
   readonly handle: (event: Event) => Effect.Effect<unknown, E, R>
   /** Default `"beginning"`. */

@@ -105,8 +105,8 @@ export class ProjectionRunner extends Context.Service<ProjectionRunner, {
  */
 const longestBatchNanos = 100_000_000n
 /**
- * Progress over events that do not match the projection is written at multiples of this time, the same for all ranges of a
- * process, so that the store can write all of it with one statement.
+ * Progress past events that do not match the projection is written at multiples of this time. These are the same for
+ * all ranges of a process, so that the store can write all progress with one statement.
  */
 const emptyProgressNanos = 1_000_000_000n
 /** Attempts at one position after which each further failure is an error in the log. */
@@ -127,7 +127,7 @@ const longestIdleTimeout = Duration.hours(1)
 const overrunsBeforeFailure = 3
 /** A step of `Startup`, shared by the runners of all ranges. */
 const reading = "Reading"
-/** Conflicts of a range before a warning, and how long there is no other one about the projection. */
+/** Conflicts of a range before a warning, and the pause before the next warning about the same projection. */
 const conflictsBeforeWarning = 3
 const conflictWarningNanos = 600_000_000_000n
 const firstBackoff = Duration.millis(10)
@@ -141,7 +141,7 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
   const events = yield* EventStore
   const checkpoints = yield* CheckpointStore
   const overruns = Overruns.make()
-  /** Until when conflicts of a projection are not warned about again, in any of its ranges. */
+  /** Until when no further warning about conflicts of a projection is logged, in any of its ranges. */
   const conflictsQuietUntil = new Map<string, bigint>()
 
   const run = Effect.fnUntraced(function*(job: Job): Effect.fn.Return<Ending, RunnerError> {
@@ -157,7 +157,7 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
     /** In which life of the server that was, while it is not written: nobody keeps it for the next one. */
     let life: ServerLife | undefined
     let written = held.position
-    /** When progress without work is to be written, while there is any. */
+    /** When progress without handled events must be written; undefined while there is none. */
     let flushAt: bigint | undefined
     let failedWrites = 0
     let caughtUp = false
@@ -173,7 +173,7 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
      * in another order, come past each other with small ones.
      */
     let most = Infinity
-    /** Batches that have lost a conflict since `most` was at its full size. */
+    /** Batches that were rolled back by a conflict since `most` was at its full size. */
     let conflicts = 0
     /** The event that is taken to make batches fail; what comes before it is committed first. */
     let suspect: bigint | undefined
@@ -225,7 +225,7 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
       )
     }
 
-    /** The first conflicts of a range are ordinary. Many of them mean that ranges take their time in writing the same rows. */
+    /** A few conflicts of a range are normal. Many mean that ranges often write the same rows at the same time. */
     const conflicted = Effect.fnUntraced(function*(failure: TransientFailure) {
       const now = clock.monotonicTimeNanosUnsafe()
       if (++conflicts < conflictsBeforeWarning || now < (conflictsQuietUntil.get(projection.name) ?? now)) return
@@ -241,10 +241,10 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
 
     const succeeded = (operation: Operation) => retryLog.succeeded(nameOf(operation))
 
-    /** What failed on the way to this write need not be repeated. */
+    /** A successful write ends all earlier failures of this range. */
     const wrote = Effect.forEach(operations, succeeded, { discard: true })
 
-    /** What was only seen is looked at again. */
+    /** Drops unwritten progress, so that those positions are read again. */
     const forget = () => {
       seen = written
       life = undefined
@@ -299,13 +299,13 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
           yield* flush()
           continue
         }
-        // Only the waiting ends when progress is to be written: a read that was begun is worth its answer.
+        // Only the wait is interrupted when progress must be written; a read that has begun continues to its result.
         const settled = Effect.raceFirst(
           Effect.asSome(events.settledBeyond(seen, settings.pollInterval)),
           Effect.as(
             flushAt !== undefined
               ? Effect.sleep(Duration.nanos(flushAt - now))
-              // Where no event arrives after a failure, another answer has to show that the database works again.
+              // If no event arrives after a failure, this read shows that the database works again.
               : attempt > 1
               ? Effect.andThen(Effect.sleep(Duration.times(settings.pollInterval, 2)), events.headPosition)
               : Effect.never,
@@ -377,7 +377,7 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
         let handled = 0
         /** When the event in hand was begun. */
         let begunAt = 0n
-        /** What the handlers failed with. */
+        /** The failure of the handlers. */
         let raised: Cause.Cause<unknown> | undefined
         const enough = (workedFrom: bigint) => {
           const now = clock.monotonicTimeNanosUnsafe()
@@ -397,7 +397,7 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
               return Effect.isEffect(effect) ? effect : Effect.die(new HandlerResultUnused({ result: "not an Effect" }))
             },
             step: (value) => {
-              // Other values are the handler's affair, however they behave.
+              // Other values are not inspected any further.
               const result = tryRead(() => unusedResult(value))
               if (result !== undefined) throw new HandlerResultUnused({ result })
               handled = begun
@@ -428,7 +428,7 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
           )
           return Effect.result(
             checkpoints.commit(held, { from: written, idleTimeout, life: readIn }, Effect.map(handling, reached)).pipe(
-              // A store that dies of what a handler failed with must not have that handler called forever.
+              // If the store dies because of a handler's failure, the handler must not be called forever.
               Effect.catchCause((cause) =>
                 raised === undefined || Cause.hasFails(cause) || Cause.hasInterrupts(cause)
                   ? Effect.failCause(cause)
@@ -510,8 +510,8 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
       new ProjectionHalted({ ...halt, projection: projection.name, range: HashRange.format(range) }).message
 
     /**
-     * Whether the range is halted now. What could not be recorded is not tried again by itself: of a server that comes
-     * back with less, the event may not be there any more.
+     * Returns whether the range is halted now. A halt that could not be recorded is not retried alone: after a failover
+     * that lost commits, the event may no longer exist.
      */
     const halts = Effect.fnUntraced(function*(
       at: Partial<Pick<Event, "aggregateId" | "eventId">> & Parameters<typeof label>[0] & { readonly position: bigint },
@@ -564,7 +564,7 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
           life = readIn
           job.onSeen(position)
           if (complete) {
-            // The events of a batch that failed may be lost with the server that they were read from.
+            // The events of a failed batch may be lost if the server epoch has ended.
             yield* succeeded("A batch")
             yield* succeeded("The record of a halt")
           }
@@ -625,8 +625,8 @@ const operations = ["Reading", "A batch", "Progress", "The record of a halt"] as
 type Operation = (typeof operations)[number]
 
 /**
- * What a handler succeeded with instead of doing or raising it. An Exit and errors made to be yielded are Effects too; one
- * that describes a success is harmless. Of an array the first element stands for all.
+ * Describes a handler's success value that should have been run, awaited or raised. An Exit and yieldable errors are
+ * Effects too; an Exit that is a success is harmless. For an array, only the first element is checked.
  */
 const unusedResult = (value: unknown): HandlerResultUnused["result"] | undefined => {
   const result: unknown = Array.isArray(value) ? value[0] : value
@@ -646,7 +646,7 @@ const failedWith = (at: number, cause: Cause.Cause<unknown>, circumstance = ""):
   }
 }
 
-/** A row is there already, or not yet there. */
+/** Matches the error text of a unique or foreign key violation. */
 const violation = /SqlError: (UniqueViolation|ConstraintError 23503)/
 
 const sharedRows =

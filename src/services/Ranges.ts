@@ -26,7 +26,7 @@ export interface Range {
   readonly held: Checkpoint.Held
   /** How far it has been seen, in memory. */
   readonly seen: bigint
-  /** Why it is halted, when it is: since before it was opened, or since then. */
+  /** The reason if the range is halted, whether it was halted before or after it was opened. */
   readonly halt: Omit<Checkpoint.Halt, "since" | "hash" | "incarnation"> | undefined
   /** Since when, by the monotonic clock in nanoseconds. */
   readonly haltedAt: bigint
@@ -161,7 +161,7 @@ export const make = Effect.fnUntraced(function*(options: {
     }).pipe(
       Effect.flatMap((ending) => ending === "fenced" ? refused : Effect.void),
       Effect.catch(options.onFailure),
-      // A runner that dies is a bug; it must not pass for a halted range.
+      // A runner that dies is a bug, and must not look like a halted range.
       Effect.catchDefect((defect) =>
         Effect.logError(
           `The runner of projection "${projection}" died and is restarted: ${errorText(Cause.die(defect))}${

@@ -45,7 +45,7 @@ export interface Options {
   readonly settings: Settings
   readonly projections: ReadonlyMap<string, Projection.Any>
   readonly carried: () => ReadonlyArray<Decision.Carried>
-  /** Gives up the projection whose filter has been changed, unless the worker has only started: then that is an error. */
+  /** Gives up the projection whose filter has been changed. At the start of the worker this is an error instead. */
   readonly giveUp: (failure: FilterChanged) => Effect.Effect<void, FilterChanged>
   readonly captured: Context.Context<unknown>
   readonly coordinator: Coordinator["Service"]
@@ -95,16 +95,16 @@ export interface Alarm {
 export const makeAlarm = (): Alarm => ({ latch: Latch.makeUnsafe(false), fromOutside: false })
 
 /** A step of `Startup`. */
-/** Wake-ups from outside that come in a burst are answered by one look. */
+/** Bursts of external wake-ups are handled by one reconciliation. */
 const burst = Duration.millis(20)
 /** Pause before the stores are asked again after they failed. */
 const storeBackoff = Duration.millis(250)
 const coordinating = "Coordination"
-/** A decision that only waits for time to pass is tried again no less often than this. */
+/** The maximum interval between attempts at a decision that only waits for time to pass. */
 const longestRecheckMillis = 250
-/** How long finding out whether a worker left or was lost may take. */
+/** Time limit of the query whether a worker left or was lost. */
 const longestLookup = Duration.millis(250)
-/** A batch that is open for so long may be open for long. */
+/** A batch that has been open for this long may stay open much longer. */
 const slowBatchNanos = 500_000_000n
 /** Neighbouring ranges are merged at most this often: it interrupts both for a moment. */
 const mergeInterval = Duration.seconds(5)
@@ -175,10 +175,10 @@ export const run = Effect.fnUntraced(function*(options: Options): Effect.fn.Retu
     return Option.none()
   })
 
-  /** Why the next generation differs. No range waits longer than a moment for what people read. */
+  /** Why the next generation differs, for the log. The query has a short time limit, because ranges wait for it. */
   const reasonsFor = Effect.fnUntraced(function*(previous: Generation.Generation, next: Generation.Generation) {
     const { gone, joined } = Generation.difference(previous, next)
-    // The row of a member that has come back under its id does not say how the earlier registration ended.
+    // The row of a member that registered again under its id does not record how the earlier registration ended.
     const missing = gone.filter((member) => !joined.some(({ workerId }) => workerId === member.workerId))
     const departed = missing.length === 0 ? Option.none() : yield* membership.departed(registration, missing).pipe(
       Effect.timeoutOption(longestLookup),
@@ -376,7 +376,7 @@ const summaryOf = ({ generationId, members }: Generation.Generation, partition: 
   }.`
 }
 
-/** A server that has lost its last commits knows nothing of the halt, or of the progress; an idle range would not notice. */
+/** A server that lost its last commits may have lost the halt or the progress; an idle range would not detect it. */
 const isBehind = (row: Checkpoint.Held, range: Range, lookedAt: bigint): boolean =>
   (range.halt !== undefined && row.halt === undefined && range.haltedAt < lookedAt) ||
   (row.position < range.written && range.writtenAt < lookedAt)

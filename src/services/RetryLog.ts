@@ -1,7 +1,7 @@
 /**
- * Logs store failures that are retried: one line when the first operation fails, a summary from time to time while any
- * operation keeps failing, and one line when all of them work again. With a line for each attempt of each range, an outage
- * of the database would fill the log.
+ * Logs store failures that are retried: one line when the first operation fails, summaries at growing intervals while
+ * any operation keeps failing, and one line when all operations succeed again. One line for each attempt of each range
+ * would fill the log during an outage of the database.
  *
  * @since 0.1.0
  */
@@ -18,15 +18,15 @@ export interface RetryLog {
   readonly failed: (operation: string, reason: string) => Effect.Effect<void>
   /** The operation succeeded. */
   readonly succeeded: (operation: string) => Effect.Effect<void>
-  /** The operation will not be retried any more: its range was closed, or its registration has ended. */
+  /** The operation is no longer retried, because its range was closed or its registration has ended. */
   readonly ended: (operation: string) => Effect.Effect<void>
 }
 
-/** Between two lines at first. Doubles with each summary of one outage. */
+/** The first interval between two lines. It doubles with each summary of an outage. */
 const shortestInterval = 10_000_000_000n
 const longestInterval = 60_000_000_000n
 
-/** How many of the failing operations a summary names. */
+/** The maximum number of failing operations that a summary names. */
 const mostNamed = 3
 
 const listed = (operations: ReadonlyArray<string>): string =>
@@ -42,11 +42,11 @@ const listed = (operations: ReadonlyArray<string>): string =>
  */
 export const make = (): RetryLog => {
   const failing = new Set<string>()
-  /** Operations that have failed since the outage began, and how often they did in all. */
+  /** Operations that have failed since the outage began, and the total number of failures. */
   const affected = new Set<string>()
   let failures = 0
   let began = 0n
-  /** The outage has had a line. A shorter one, soon after another, gets none. */
+  /** Whether a line was logged for this outage. A short outage soon after another one is not logged. */
   let reported = false
   let nextLineAt = 0n
   let interval = shortestInterval
@@ -79,7 +79,7 @@ export const make = (): RetryLog => {
 
   const ended: RetryLog["ended"] = (operation) =>
     Effect.sync(() => {
-      // Whether an operation that has ended would work now is unknown, so there is no line about it.
+      // It is unknown whether an operation that has ended would succeed now, so no recovery is logged.
       if (failing.delete(operation) && failing.size === 0) reported = false
     })
 

@@ -1,5 +1,6 @@
 /**
- * Settings of an orchestrator, their defaults and their rules, and how they are read from the environment.
+ * Settings of an orchestrator with their defaults and rules, and the configuration that reads them from the
+ * environment.
  *
  * @since 0.1.0
  */
@@ -17,7 +18,7 @@ export * from "../schema/Settings.ts"
 const invalid = (problem: string): Config.ConfigError =>
   new Config.ConfigError(new ConfigProvider.SourceError({ message: problem }))
 
-/** Reads a text that is not empty, and what it stands for. */
+/** Reads a non-empty text and parses it. */
 const parsed = <A>(
   self: Config.Config<string>,
   variable: string,
@@ -35,7 +36,7 @@ const parsed = <A>(
 const expectedDuration = `Write a duration with its unit, such as ${durationExamples}.`
 
 /**
- * A duration as operators write it: `5s`, `250ms`, `2m`, `1h`, `1m30s`, `5 seconds`. A number needs its unit.
+ * Reads a duration such as `5s`, `250ms`, `2m`, `1h`, `1m30s` or `5 seconds`. The unit is required.
  *
  * @category configs
  * @since 0.1.0
@@ -55,7 +56,7 @@ const root = "ORCHESTRATOR"
 
 const variableOf = (name: string): string => `${root}_${String.configCase(name)}`
 
-/** Environment variables are found by their own names, and structured sources, such as files, by the names of the settings. */
+/** Reads environment variables by their own names, and structured sources by the names of the settings. */
 const text = (name: string): Config.Config<Option.Option<string>> => {
   const at = (name: string, prefix: string) => Config.option(Config.String(name).pipe(Config.nested(prefix)))
   return Config.flatMap(
@@ -112,7 +113,7 @@ const variablesBelow = (
         (names) => [...own, ...names.flat()]
       )
     }),
-    // A source that cannot be listed is still read.
+    // A source that cannot be listed can still be read.
     Effect.orElseSucceed(() => [])
   )
 
@@ -134,7 +135,8 @@ const warnOfUnknown = Effect.gen(function*() {
 
 /**
  * Settings from the environment: `ORCHESTRATOR_REPLICA_SET`, `ORCHESTRATOR_BATCH_SIZE` and so on, or from a structured source
- * under `orchestrator`. Reading them logs a warning that names the variables `ORCHESTRATOR_…` that no setting has.
+ * under `orchestrator`. Reading them logs a warning that names every variable `ORCHESTRATOR_…` that does not belong to
+ * a setting.
  *
  * @category configs
  * @since 0.1.0

@@ -1,9 +1,10 @@
 /**
- * What a failed store statement means for a worker, from its first statement on. One rule:
+ * Decides whether a worker retries a failed store statement or ends, from its first statement on:
  *
  * - A step that has succeeded once is retried after every failure, without a limit.
  * - A transient failure is retried: for five seconds while the worker has never been registered, afterwards without a limit.
- * - Anything else ends the worker at once: what has never worked does not start to work by itself.
+ * - Any other failure ends the worker at once: a statement that has never succeeded does not start to succeed by
+ *   itself.
  *
  * @since 0.1.0
  */
@@ -13,13 +14,13 @@ import * as Schedule from "effect/Schedule"
 import { isStoreError, isTransient, type StoreError } from "../schema/Errors.ts"
 import type { RetryLog } from "./RetryLog.ts"
 
-/** How long a start waits for a server that is starting or that the network cannot reach yet. */
+/** How long a starting worker waits for a server that is starting or not reachable yet. */
 const patienceNanos = 5_000_000_000n
 
-/** Half of the attempts fall into the first second: a server that is starting is mostly ready soon. */
+/** Half of the attempts are made in the first second, because a server that is starting is usually ready soon. */
 const soon = Schedule.min([Schedule.exponential("50 millis"), Schedule.spaced("500 millis")])
 
-/** Counts from the beginning of the first attempt: one that has waited for an answer is not repeated for as long again. */
+/** Counts from the start of the first attempt, so that the time spent waiting for an answer is included. */
 const patiently = <A, E, R>(
   self: Effect.Effect<A, E, R>,
   isRetryable: (error: E) => boolean,
@@ -35,7 +36,7 @@ const patiently = <A, E, R>(
     }))
 
 /**
- * Retries for five seconds while the failure is transient: for statements that no worker stands behind yet.
+ * Retries transient failures for five seconds. For statements that run before a worker exists.
  *
  * @category combinators
  * @since 0.1.0
@@ -52,7 +53,7 @@ export interface Startup {
   readonly isFatal: (step: string, error: StoreError) => boolean
   /** Records that a step has succeeded. */
   readonly worked: (step: string) => void
-  /** Runs a step, which is named as in "… failed", and retries it by the rule above. */
+  /** Runs a step and retries it by the rule above. The name is the subject of log lines such as "… failed". */
   readonly step: (name: string) => <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
 }
 
@@ -73,7 +74,8 @@ export const make = (retryLog: RetryLog): Startup => {
 
   const isFatal = (step: string, error: StoreError): boolean =>
     !successes.has(step) && !isTransient(error) &&
-    // That the worker has been registered proves server, credentials and write access, but no other statement.
+    // A successful registration proves that the server, the credentials and write access work; it proves no other
+    // statement.
     !(successes.has(registering) && (error._tag === "DatabaseUnavailable" || error._tag === "ReadOnlyReplica"))
 
   return {
@@ -84,7 +86,7 @@ export const make = (retryLog: RetryLog): Startup => {
         const isRetryable = (error: unknown) => isStoreError(error) && !isFatal(name, error)
         const attempt = Effect.tapError(self, (error) =>
           isStoreError(error) && isRetryable(error) ? retryLog.failed(name, error.message) : Effect.void)
-        // The worker may be registered while the step is retried.
+        // The worker may become registered while the step is retried.
         return patiently(attempt, isRetryable, () =>
           successes.has(registering)).pipe(
             Effect.tap(() => {

@@ -1,5 +1,5 @@
 /**
- * What the package's texts point to is in the package.
+ * The package contains every file to which its texts refer.
  */
 import { assert, describe, it } from "@effect/vitest"
 import * as ChildProcess from "node:child_process"

@@ -1,5 +1,5 @@
 /**
- * Workers that stand still while the others go on, and then wake.
+ * Workers that are frozen while the others continue, and are then resumed.
  *
  * @module-tag long
  */

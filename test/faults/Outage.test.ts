@@ -1,5 +1,5 @@
 /**
- * The database goes away for longer than a worker may be silent.
+ * The database is unreachable for longer than a worker may be silent.
  *
  * @module-tag long
  */

@@ -252,7 +252,7 @@ it.effect("takes any other result of a handler", () =>
     assert.strictEqual(yield* worker.drain(fiber), "drained")
   }))
 
-it.effect("halts the range where the store dies of what its handler failed with", () =>
+it.effect("halts the range when the store dies because of the handler's failure", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const handled = yield* TxRef.make<ReadonlyArray<string>>([])

@@ -52,7 +52,7 @@ it.effect("failures that come and go write no more than two lines in ten seconds
     assert.isAtMost(lines.length, 7)
   }))
 
-it.effect("an operation that ends is not waited for", () =>
+it.effect("the recovery is logged without waiting for an operation that has ended", () =>
   Effect.gen(function*() {
     const { layer, lines } = logs()
     const log = RetryLog.make()

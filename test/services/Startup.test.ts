@@ -68,7 +68,7 @@ describe("the rule for failures", () => {
       }
     }))
 
-  it.effect("what no waiting changes ends the worker at once", () =>
+  it.effect("a permanent failure ends the worker at once", () =>
     Effect.gen(function*() {
       for (const error of [unavailable("wrong password"), unavailable("unknown database"), refused("42501")]) {
         assert.deepStrictEqual(yield* runsOf(Startup.make(RetryLog.make()), error, 0), { runs: 1, ended: true })

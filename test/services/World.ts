@@ -54,7 +54,7 @@ export const logs = (): { readonly lines: Array<Line>; readonly layer: Layer.Lay
 /** What a handler of these tests fails with. */
 export class Broken extends Data.TaggedError("Broken")<{ readonly message: string }> {}
 
-/** What stores fail with while their database is away. */
+/** The failure of the stores while their database is unreachable. */
 export const away = new DatabaseUnavailable({
   reason: "connection lost",
   server: "nowhere:5432",

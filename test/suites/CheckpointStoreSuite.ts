@@ -177,7 +177,7 @@ export const suite = <R = never>(
         assert.strictEqual(yield* effects.count(key), 1)
       }))
 
-    it.effect("a handler that goes on with what is no Effect fails", () =>
+    it.effect("a handler that continues with a value that is not an Effect fails", () =>
       Effect.gen(function*() {
         const [row] = yield* held(1)
         for (const other of [undefined, 5, "text", {}, globalThis.Promise.resolve()]) {

@@ -24,7 +24,7 @@ export default async function setup(project: TestProject): Promise<() => Promise
   const close = (exit: Exit.Exit<unknown, unknown>) => Scope.close(scope, exit)
   const begin = Effect.gen(function*() {
     const pgUrl = yield* url
-    // Set by whoever knows better: a machine whose load is about to change, or a test of the limits themselves.
+    // May be set in advance: for a machine whose load is about to change, or by a test of the limits themselves.
     const known = process.env[TimeLimits.variable] === undefined ? undefined : TimeLimits.slowness
     return { pgUrl, slowness: known ?? (yield* measure(pgUrl)) }
   })

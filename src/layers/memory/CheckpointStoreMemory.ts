@@ -58,8 +58,9 @@ export const make = (handle: Handle): CheckpointStore["Service"] => {
     yield* TxRef.set(ref, { ...row, position: to, halt: undefined })
   })
 
-  // In a fiber of its own, whose children end with it: what is no Effect ends a fiber without its finalizers. The caller's
-  // own interruption goes past every handler up to the transaction, which rolls back.
+  // The handler runs in a fiber of its own, whose children end with it, because a value that is not an Effect ends a
+  // fiber without running its finalizers. An interruption of the caller ends the handler and rolls back the
+  // transaction.
   const asHandler = <A, E, R>(work: Effect.Effect<A, E, R>): Effect.Effect<A, HandlerFailure, R> =>
     Effect.uninterruptibleMask((restore) =>
       Effect.flatMap(
@@ -105,7 +106,7 @@ export const make = (handle: Handle): CheckpointStore["Service"] => {
         })
       }))),
     rows: (projection) => reach(Effect.sync(() => committedRows(world, projection))),
-    // Any text can be kept here, but what no database can store is refused here too.
+    // Memory can store any text; texts that no database can store are refused for parity.
     unstorable: (texts) => reach(Effect.sync(() => texts.filter((text) => textProblem(text) !== undefined))),
     // There is no client: the transaction is Effect's own, and every handler runs in it.
     checkClient: () => Effect.void

@@ -113,7 +113,7 @@ export const make = (handle: Handle): EventStore["Service"] => {
     const outcome = yield* TxRef.modify(world.log, (log): [Outcome, Log] => {
       const before = Option.getOrElse(HashMap.get(log.streams, key), (): ReadonlyArray<Event> => [])
       const version = BigInt(before.length)
-      // A repeated append fails for its ids, whatever version it expects: they show that it was committed before.
+      // The ids are checked before the version, because they show that an earlier attempt was committed.
       const stored = ids.find((id) => HashSet.has(log.eventIds, id))
       if (stored !== undefined) return [Result.fail(new DuplicateEvent({ detail: `event id ${stored}` })), log]
       if (expected !== "any" && version !== (expected === "none" ? 0n : expected)) {

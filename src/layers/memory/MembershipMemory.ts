@@ -18,7 +18,7 @@ import { changeWorker, endPresence, wakeOthers, workerKey } from "./MemoryWorld.
 /** A registration whose process is gone but was heard of just now counts as dead after so long. */
 const justDiedMillis = 2000
 
-/** How often a worker that waits for an earlier registration under its id looks at that one. */
+/** How often a worker checks the earlier registration under its id for which it waits. */
 const earlierPollMillis = 100
 
 /** A generation is active when all its members work in it. For people to read. */
@@ -51,8 +51,8 @@ export const make = (handle: Handle): Membership["Service"] => {
   const { reach, world } = handle
 
   /**
-   * The registration; or the earlier one that is not stale, and in how many milliseconds it will be. `seen` is that one as it
-   * was when the wait for it began: once it has sent a heartbeat since then, the id is in use.
+   * Returns the new registration, or the earlier one if it is not stale, with the milliseconds until it is. `seen` is
+   * the earlier registration when the wait began: if it has sent a heartbeat since then, the id is in use.
    */
   const register = Effect.fnUntraced(function*(
     options: JoinOptions,

@@ -28,21 +28,22 @@ const sameSignalMillis = 500
 /**
  * Runs a program such as `Orchestrator.run.pipe(Effect.provide(Live))` as the process's main fiber. SIGINT and SIGTERM
  * interrupt it, so that it leaves gracefully and the process ends with 0; a second signal ends the process at once. A
- * typed error is logged with its message, without a stack, and ends the process with 1. Interrupted without a signal it
- * ends with 130, as under `NodeRuntime.runMain`: nothing asked for it, so a supervisor must not take it for a graceful stop.
+ * typed error is logged with its message, without a stack, and ends the process with 1. A program that is interrupted
+ * without a signal ends with 130, as under `NodeRuntime.runMain`, so that a supervisor does not treat this as a
+ * graceful stop.
  *
  * `NodeRuntime.runMain` with what a worker's operator expects.
  *
  * **Details**
  *
- * A failure is logged once, by the loggers that the program provides for itself, also when it fails while its layers are
- * built. What `Orchestrator.run` has logged is not repeated.
+ * A failure is logged once, by the loggers that the program provides, even if it occurs while layers are built.
+ * Failures that `Orchestrator.run` has logged are not logged again.
  *
  * **Gotchas**
  *
- * Provide loggers to the layers too, `Live.pipe(Layer.provideMerge(Logger.layer([Logger.consoleJson])))`: merged beside them
- * with `Layer.mergeAll` they are not in use yet while the layers are built. A logger that writes when its scope closes, such
- * as one to a file, has closed before a failure of the start is logged: keep a console logger beside it.
+ * Provide loggers to the layers too, `Live.pipe(Layer.provideMerge(Logger.layer([Logger.consoleJson])))`: loggers that
+ * are merged with `Layer.mergeAll` are not active while the layers are built. A logger that writes when its scope
+ * closes, such as a file logger, is already closed when a startup failure is logged; add a console logger.
  *
  * @category running
  * @since 0.1.0
@@ -54,7 +55,7 @@ export const runMain = <A, E>(program: Effect.Effect<A, E>): void => {
   })
   NodeRuntime.runMain(
     Effect.flatMap(followLoggers, (ownLoggers) =>
-      // A finalizer, because what fails on the way out is reported too.
+      // Runs as a finalizer, so that failures of the shutdown are reported too.
       Effect.onError(
         Effect.andThen(announceSignals, program),
         (cause) => ownLoggers(report(cause, asked))
@@ -70,8 +71,8 @@ export const runMain = <A, E>(program: Effect.Effect<A, E>): void => {
 }
 
 /**
- * Follows which loggers the program provides for itself. When it fails, its own context has been left, and with it the
- * loggers: they are those of the last context that had others than the runtime's.
+ * Tracks the loggers that the program provides. When the program fails, its own context is no longer available, so this
+ * keeps the loggers of the last context that differed from those of the runtime.
  */
 const followLoggers = Effect.withFiber((fiber) => {
   const outer = Context.get(fiber.context, Logger.CurrentLoggers)
@@ -109,18 +110,18 @@ const listenForSignals = (onFirst: () => void): Effect.Effect<void> =>
   })
 
 /**
- * What the log says about a cause; nothing for one that has been logged already.
+ * The log message for a cause; undefined if the cause has already been logged.
  */
 const textOf = (cause: Cause.Cause<unknown>): ReadonlyArray<unknown> | undefined => {
   const error = Cause.squash(cause)
   if (!Runtime.getErrorReported(error)) return undefined
   const failure = cause.reasons.find(Cause.isFailReason)?.error
-  // The driver puts the details into the cause of its error.
+  // The driver's error has the details in its cause.
   if (SqlError.isSqlError(failure)) return [errorText(cause)]
   if (failure instanceof Config.ConfigError) return [`${failure.name}: ${configErrorText(failure)}`]
   return failure instanceof Error
     ? [`${tagOf(failure)}: ${failure.message}`]
-    // A defect is a bug, which is found by its stack.
+    // A defect is a bug, so its stack is logged.
     : ["The program died", cause]
 }
 

@@ -1,6 +1,6 @@
 /**
- * Why the database refused an append, decided by the columns of the constraint that was violated: names of constraints
- * differ between databases, and the server's texts are translated and may be hidden from a role.
+ * Determines why the database refused an append from the columns of the violated constraint: constraint names differ
+ * between databases, and the server's texts are translated and may be hidden from a role.
  *
  * @since 0.1.0
  */
@@ -13,7 +13,7 @@ import { codeOf } from "./DatabaseErrors.ts"
 import type { Reader } from "./Reader.ts"
 
 /**
- * Begins the message of the error with which the append's statement fails when a trigger suppressed or redirected an event.
+ * Prefix of the error that the append's statement raises when a trigger suppressed or redirected an event.
  *
  * @category models
  * @since 0.1.0
@@ -21,7 +21,7 @@ import type { Reader } from "./Reader.ts"
 export const altered = "pupsourcing-orchestrator: events stored as given: "
 
 /**
- * Begins that message when the sequence gave out a position below that of an event.
+ * Prefix of the error when the sequence returned a position below that of an existing event.
  *
  * @category models
  * @since 0.1.0
@@ -32,7 +32,7 @@ const invalidText = "22P02"
 
 const version = ["bounded_context", "aggregate_type", "aggregate_id", "aggregate_version"]
 
-/** The columns of unique index $3 of table $1.$2, where that is the table of events $4. */
+/** The columns of unique index $3 of table $1.$2, if that is the table of events $4. */
 const columnsStatement = `
   SELECT a.attname::text AS name
   FROM pg_catalog.pg_index AS i
@@ -49,12 +49,12 @@ const fieldOf = (error: SqlError.SqlError, name: "constraint" | "detail" | "mess
 }
 
 /**
- * The error of an append that the database refused. An error that says nothing about the append, and a violated
- * constraint of the application, are returned as they are.
+ * The error of an append that the database refused. Errors that are not specific to the append, and violated
+ * constraints of the application, are returned unchanged.
  *
  * **Details**
  *
- * The constraint is looked up on the reader's session: the transaction of the caller, if there is one, is aborted.
+ * The constraint is looked up on the reader's session, because a transaction of the caller is aborted at this point.
  *
  * @category constructors
  * @since 0.1.0
@@ -98,7 +98,7 @@ export const make = (database: Database["Service"], reader: Reader) => {
     }
     if (error.reason._tag !== "UniqueViolation") return Effect.succeed(error)
     return Effect.map(
-      // Without an answer the error is reported as it is, with the name of the constraint.
+      // If the look-up fails, the error is reported unchanged, with the name of the constraint.
       Effect.orElseSucceed(columnsOf(error), (): ReadonlyArray<string> => []),
       (columns) => {
         if (columns.includes("event_id")) {

@@ -53,7 +53,7 @@ const aliveGrace = Duration.seconds(2)
 /** How long the server has to say whether a transaction is over. */
 const overDeadline = Duration.seconds(5)
 
-/** How long a transaction may take to begin. It waits for nobody's locks: a connection that needs longer is dead. */
+/** How long a transaction may take to begin. BEGIN waits for no locks, so a connection that needs longer is dead. */
 const beginStep = Duration.millis(250)
 const beginSteps = 20
 
@@ -72,23 +72,23 @@ interface AdvanceOptions {
   readonly life?: ServerLife | undefined
 }
 
-/** Moves one range without work. Ranges that ask at the same time are moved by one statement. */
+/** Advances one range without handled events. Requests that arrive at the same time are executed by one statement. */
 class Advance extends Request.Class<
   {
     readonly held: Held
     readonly options: AdvanceOptions
-    /** Done when the caller has been interrupted. */
+    /** Completed when the caller has been interrupted. */
     readonly abandoned: Deferred.Deferred<void>
   },
   void,
   Fenced | StoreError | TransientFailure
 > {}
 
-/** What the statement that moves several ranges reports of each, in the order of the requests. */
+/** The result of the statement that advances several ranges: one row for each request, in their order. */
 interface AdvanceRow {
   readonly alive: string
   readonly moved: string
-  /** The row was under the fence when the statement began. */
+  /** Whether the row matched the fence when the statement began. */
   readonly held: string
 }
 
@@ -116,11 +116,11 @@ const rowLocked = new TransientFailure({
   )
 })
 
-/** Statements that are interrupted are cancelled, and connections that do not answer then are closed by the driver. */
+/** Interrupted statements are cancelled, and the driver closes connections that do not answer the cancellation. */
 const answered = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E | SqlError.SqlError, R> =>
   Effect.timeoutOrElse(self, { duration: statementDeadline, orElse: () => Effect.fail(unanswered) })
 
-/** What `isPassing` accepts. */
+/** A failure that `isPassing` accepts. */
 const passing = (cause: SqlError.SqlError): TransientFailure =>
   new TransientFailure({ kind: isConflict(cause) ? "conflict" : "refusal", cause })
 
@@ -129,7 +129,7 @@ class RollBack {
   readonly _tag = "RollBack"
 }
 
-// Not `Cause.combine`, which compares what the handler failed with by equality methods of its own.
+// `Cause.combine` is not used, because it would call equality methods of the value that the handler failed with.
 const handlerFailure = (message: string, cause: Cause.Cause<unknown>): HandlerFailure =>
   new HandlerFailure({ cause: Cause.fromReasons([...Cause.die(new Error(message)).reasons, ...cause.reasons]) })
 
@@ -432,10 +432,10 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
 
   /** Ends when a transaction has not begun in time: nothing can be known of one whose BEGIN is not answered. */
   const untilLate = (transaction: () => Transaction | undefined) =>
-    // In steps: of the time for which the process was stopped only the step at hand counts.
+    // Waits in steps, so that only the current step counts while the process is stopped.
     Effect.sleep(beginStep).pipe(
       Effect.repeat({ times: beginSteps - 1 }),
-      // A timer of its own: an answer that came while the process was busy is read between the two.
+      // A separate timer, so that an answer that arrived while the process was busy is read before it fires.
       Effect.andThen(Effect.sleep(readingGrace)),
       Effect.andThen(Effect.suspend(() => transaction() === undefined ? Effect.void : Effect.never))
     )
@@ -476,7 +476,7 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
 
   /**
    * Classifies a handler's failure, before anything is known about the connection. A failure that throws when it is
-   * inspected is the handler's own.
+   * inspected is attributed to the handler.
    */
   const judge = (cause: Cause.Cause<unknown>): HandlerFailure | SqlError.SqlError | StoreError | TransientFailure =>
     tryRead(() => inspect(cause)) ?? new HandlerFailure({ cause })
@@ -513,7 +513,7 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
         const [start] = yield* begin(held, options)
         began = start
         if (start?.alive === "false") return yield* rollBack(elsewhere(options.life))
-        // A handler that cannot write would be blamed for it.
+        // Otherwise the failure of the write would be attributed to the handler.
         if (Rows.isTrue(start?.reads_only)) {
           return yield* rollBack(new ReadOnlyReplica({ server: database.server.server }))
         }
@@ -574,8 +574,8 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
     }))
 
   /**
-   * Skips rows that another transaction has locked: one such row must not delay the progress of all other ranges. Locks
-   * the rows in the order of their keys, as decisions do.
+   * Skips rows that another transaction has locked, because one locked row must not delay the progress of all other
+   * ranges. Locks the rows in key order, as decisions do.
    */
   const moveAll = (advances: ReadonlyArray<Advance>, life: ServerLife | undefined) => {
     const wanted = advances.map(({ held, options }, place) => ({
@@ -645,8 +645,8 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
 
   const advances = RequestResolver.makeGrouped({
     key: ({ request }: Request.Entry<Advance>) => request.options.life,
-    // The interruption of a caller does not reach what its request shares with others. Without the last of them the
-    // statement would keep a connection out of the pool, which could not close.
+    // Interrupting a caller does not interrupt the shared statement. When the last caller is interrupted, the statement
+    // ends too; otherwise it would keep a connection, and the pool could not close.
     resolver: (entries) =>
       Effect.raceFirst(
         advanceEach(entries),
@@ -679,7 +679,7 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
         Effect.catch((error): Effect.Effect<never, StoreError | TransientFailure> =>
           isPassing(error)
             ? Effect.fail(passing(error))
-            // To say it twice does no harm, so there is nothing to look up.
+            // Recording a halt twice is harmless, so the outcome is not looked up.
             : wasLost(error) && !neverConnected(error)
             ? Effect.fail(new TransientFailure({ kind: "connection", cause: error }))
             : database.refail("halt a range")(Effect.fail(error))
@@ -700,7 +700,7 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
   const areStorable = (texts: ReadonlyArray<string>) =>
     texts.some((text) => textProblem(text) !== undefined)
       ? Effect.succeed(false)
-      // The server converts a parameter to its encoding before it does anything else with it.
+      // The server converts parameters to its encoding before it evaluates the query.
       : quietly(sql`SELECT octet_length(${texts.join(" ")}::text)`).pipe(
         answered,
         Effect.as(true),

@@ -1,9 +1,9 @@
 /**
  * Checks a client's configuration before anything connects with it.
  *
- * The driver reports a mistake in its configuration like a server that cannot be reached, which a start waits for; and
- * a password whose special characters are not percent-encoded moves parts of it into the host or the database of the URL,
- * which messages name.
+ * The driver reports a configuration error like an unreachable server, so the start would wait for it. And if special
+ * characters of a password are not percent-encoded, parts of the password become the host or the database of the URL,
+ * which messages contain.
  *
  * @since 0.1.0
  */
@@ -20,7 +20,7 @@ import * as Tls from "node:tls"
 import { InvalidSettings } from "../../schema/Errors.ts"
 
 /**
- * The configuration of a client; nothing for one that is not, or no longer, the driver's own, such as a wrapped one.
+ * The configuration of a client; undefined for a client that the driver did not create, such as a wrapped one.
  *
  * @category utils
  * @since 0.1.0
@@ -34,11 +34,12 @@ const encode =
 const example = "Use the form postgresql://user:password@host:5432/database."
 
 /**
- * What is wrong with a URL, without quoting any of it; nothing when its parts are what they seem to be.
+ * Describes the problem of a URL without quoting any part of it; undefined when the URL is unambiguous.
  *
  * **Details**
  *
- * The host follows an `@`. Where an `@` or a `#` stands behind the authority, a password has ended the authority early.
+ * The host follows an `@`. An `@` or a `#` after the authority means that a special character of the password has ended
+ * the authority early.
  *
  * @category utils
  * @since 0.1.0
@@ -55,7 +56,7 @@ export const urlProblem = (text: string): string | undefined => {
   return undefined
 }
 
-/** What the driver reads; it ignores everything else. */
+/** The parameters that the driver reads; it ignores all others. */
 const parameters = new Set([
   "application_name",
   "connect_timeout",
@@ -91,7 +92,7 @@ const adviceFor = (reason: string): string =>
 const unconnected = new Error("not connected")
 
 const reasonOf = (error: unknown): string | undefined => {
-  // What the driver does not accept as an option arrives as a defect.
+  // The driver reports an invalid option as a defect.
   if (!SqlError.isSqlError(error)) return error instanceof Error ? error.message : String(error)
   const { cause, message } = error.reason
   return cause === unconnected ? undefined : (message ?? error.message).replace(/^PgConnection: /, "")
@@ -101,7 +102,7 @@ const reasonOf = (error: unknown): string | undefined => {
 const readByDriver = (config: PgClient.PgClientConfig): Effect.Effect<string | undefined> =>
   Effect.scoped(PgConnection.make({
     ...config,
-    // The application may draw its password from a service.
+    // The application may obtain its password from a service.
     password: undefined,
     stream: () => {
       throw unconnected
@@ -115,7 +116,7 @@ const portProblem = ({ port }: PgClient.PgClientConfig): string | undefined =>
 
 const pem = "Give the text of PEM files in ssl.ca, ssl.cert and ssl.key, not their paths."
 
-/** The driver reads certificates when the server has already agreed to encryption; what it throws then ends the process. */
+/** The driver reads certificates after the server has accepted encryption; an error there would end the process. */
 const tlsProblem = ({ ssl }: PgClient.PgClientConfig): string | undefined => {
   if (typeof ssl !== "object") return undefined
   const context = Result.try(() => Tls.createSecureContext(ssl))
@@ -130,7 +131,7 @@ const tlsProblem = ({ ssl }: PgClient.PgClientConfig): string | undefined => {
 }
 
 /**
- * Fails with `InvalidSettings` where no attempt to connect could succeed.
+ * Fails with `InvalidSettings` if no connection attempt could succeed.
  *
  * @category constructors
  * @since 0.1.0

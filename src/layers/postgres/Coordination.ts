@@ -34,7 +34,7 @@ export interface Observations {
   ownSince: bigint | undefined
   /** By incarnation. */
   readonly workers: Map<string, {
-    /** The time of the last heartbeat that was read, and when that one was sent by this process' monotonic clock. */
+    /** The time of the last heartbeat that was read, and when it was sent by this process's monotonic clock. */
     readonly beat: string
     readonly beatAt: bigint
     readonly readAt: bigint
@@ -74,8 +74,8 @@ export class Coordination extends Context.Service<Coordination, {
   ) => Effect.Effect<A, Exclude<E, SqlError.SqlError> | StoreError, R>
 
   /**
-   * Wakes the workers of the replica set, this process' own included. Returns when the notification has left, or cannot
-   * leave; never fails. Used after a commit, never inside a transaction that must succeed.
+   * Wakes the workers of the replica set, this process' own included. Returns when the notification was sent or cannot
+   * be sent; never fails. Used after a commit, never inside a transaction that must succeed.
    */
   readonly wake: (replicaSet: string) => Effect.Effect<void>
 
@@ -120,13 +120,13 @@ const attempts = 8
 /** How long absence must have been seen, and own presence stood, before it counts for a key that was never seen held. */
 const unseenMillis = 3000
 
-/** Forgetting only delays. */
+/** Dropping an entry only causes a delay. */
 const maximumWorkers = 10_000
 
 /**
- * Nanoseconds since the worker's last heartbeat. The database's clock may have been set since then, so it counts only for
- * what this session could not have read: a heartbeat that it has not read before is younger than its last reading of the
- * worker, and a clock that was set back makes none come from the future.
+ * Nanoseconds since the worker's last heartbeat. The database's clock may have been changed since then, so it is used
+ * only for the time before this session read the worker: a heartbeat that is read for the first time is younger than
+ * the previous reading, and never lies in the future after the clock was set back.
  */
 const sinceBeat = (row: WorkerRow, sinceReading: bigint | undefined): bigint => {
   const silent = BigInt(Math.max(0, Math.floor(row.silent * 1e6)))

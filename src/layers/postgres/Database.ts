@@ -29,7 +29,7 @@ export class Database extends Context.Service<Database, {
   readonly names: TableNames
   /** A table or sequence, qualified and quoted, to be put into a statement. */
   readonly table: (key: TableKey) => Statement.Fragment
-  /** The same as text: `"schema"."table"`, with the schema in which it was found. */
+  /** The name as text: `"schema"."table"`, with the schema in which the table was found. */
   readonly qualified: (key: TableKey) => string
   /** The channels of LISTEN and NOTIFY; see `TableNames.channel`. */
   readonly channels: { readonly events: string; readonly control: string }
@@ -38,7 +38,7 @@ export class Database extends Context.Service<Database, {
   /** Whether LISTEN is used, and presence; without them only speed is lost. */
   readonly listen: boolean
   readonly presence: boolean
-  /** Connects as the application's client does, under a name and with settings of the library's own. */
+  /** Connects like the application's client, with the library's own name and settings. */
   readonly openConnection: (
     name: string
   ) => Effect.Effect<PgConnection.PgConnection, SqlError.SqlError, Scope.Scope>

@@ -158,7 +158,7 @@ export const cannotBeRead = (error: SqlError.SqlError): boolean =>
   /^(22|54|XX|58P01)/.test(codeOf(error) ?? "") || error.reason.message === "PgConnection: Failed to decode row"
 
 /**
- * A store failure that `cannotBeRead` is the reason for.
+ * Whether `cannotBeRead` holds for the cause of a store failure.
  *
  * @category guards
  * @since 0.1.0
@@ -166,7 +166,7 @@ export const cannotBeRead = (error: SqlError.SqlError): boolean =>
 export const isUnreadable = (error: unknown): error is StoreFailure =>
   error instanceof StoreFailure && SqlError.isSqlError(error.cause) && cannotBeRead(error.cause)
 
-/** Certificates that are not believed have codes of Node's; the driver has words of its own for what came before. */
+/** Errors of untrusted certificates have Node's codes; earlier TLS errors have the driver's own messages. */
 const isTlsFailure = (error: SqlError.SqlError): boolean =>
   /CERT|^ERR_(TLS|SSL)|^EPROTO$|^UNABLE_TO_(GET|VERIFY)/.test(codeOf(error) ?? "") ||
   error.reason.message === "PgConnection: Server refused TLS"
@@ -215,8 +215,8 @@ const unavailable = (error: SqlError.SqlError): DatabaseUnavailable["reason"] | 
 }
 
 /**
- * Whether a statement that commits by itself may have committed although it failed. It did not where the server
- * reported an error and kept the session, or where there was no connection to send it on.
+ * Whether a statement that commits by itself may have committed although it failed. It has not if the server reported
+ * an error and kept the session, or if there was no connection on which to send it.
  */
 const mayHaveCommitted = (error: SqlError.SqlError): boolean => {
   const cause: unknown = error.reason.cause

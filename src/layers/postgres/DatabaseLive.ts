@@ -53,7 +53,7 @@ const oldestServer = 140000
 /** How long the probe for a pooler may take. */
 const poolerDeadline = Duration.seconds(3)
 
-/** How long a new connection may take to make its settings. */
+/** How long a new connection may take to apply its settings. */
 const settingsDeadline = Duration.seconds(5)
 
 const noAnswer = new SqlError.SqlError({
@@ -76,8 +76,8 @@ const isCodecFailure = (error: SqlError.SqlError): boolean =>
 const array = (values: ReadonlyArray<unknown>, oid: number) => Result.getOrThrow(PgTypes.array(values, oid))
 
 /**
- * The library's statements on the application's client exchange nothing but text and bytea with it, so that the
- * application may decode everything else as it likes.
+ * The library's statements on the application's client use only text and bytea, so that the application may choose the
+ * codecs of all other types.
  */
 const checkCodecs = Effect.fnUntraced(function*(sql: SqlClient.SqlClient) {
   const text = "a\\b"
@@ -94,8 +94,9 @@ const checkCodecs = Effect.fnUntraced(function*(sql: SqlClient.SqlClient) {
 })
 
 /**
- * The schemas in which a new connection looks for unqualified names, in order. A session of the application's pool does not
- * say: the application may have changed its `search_path`, or created temporary tables, which come before all schemas.
+ * The schemas in which a new connection resolves unqualified names, in order. A session of the application's pool is
+ * not used, because the application may have changed its `search_path` or created temporary tables, which come before
+ * all schemas.
  */
 const searchPath = (config: PgClient.PgClientConfig): Effect.Effect<ReadonlyArray<string>, SqlError.SqlError> =>
   PgConnection.make(Session.configOf(config, "pupsourcing-orchestrator probe")).pipe(
@@ -168,7 +169,7 @@ export const make = Effect.fnUntraced(function*(
   const missing = TableNames.keys.filter((key) => schemaOf(key) === null)
   const names = TableSchemas.locate(chosen, found.schemas)
   const qualified = (key: TableNames.TableKey): string => TableNames.qualified(names, key)
-  // Tables of another version may have other parts: the version says more than what is missing.
+  // Tables of another version may have other columns, so a version mismatch is reported before missing parts.
   const isVersioned = !missing.includes("meta")
   if (isVersioned) {
     const [meta] = yield* asJson<{

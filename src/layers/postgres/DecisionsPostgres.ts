@@ -118,7 +118,8 @@ export const make: Effect.Effect<
     leaderId: string
   ) {
     const { generationId, members, replicaSet } = generation
-    // Everything but the insert is for people to read: a row that another session has locked is left to the next generation.
+    // Everything but the insert is informational, so a row that another session has locked is left to the next
+    // generation.
     yield* sql`
       WITH superseded AS (
         UPDATE ${generations} g SET state = 'superseded', superseded_at = clock_timestamp()
@@ -280,7 +281,7 @@ export const make: Effect.Effect<
             cause: error
           })
         )),
-      // After the commit, and waited for: nothing else may end the process of a worker that leaves.
+      // Sent after the commit and awaited, because the process of a leaving worker may end right afterwards.
       Effect.tap(({ changed }) => changed ? coordination.wake(request.registration.replicaSet) : Effect.void),
       Effect.map(({ decision }) => decision)
     )

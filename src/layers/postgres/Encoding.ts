@@ -1,5 +1,5 @@
 /**
- * Texts and the encoding of the database: LATIN1, EUC and others have only a part of Unicode.
+ * Handles texts that the database's encoding cannot represent: LATIN1, EUC and others contain only a part of Unicode.
  *
  * @since 0.1.0
  */
@@ -8,27 +8,27 @@ import * as SqlError from "effect/sql/SqlError"
 import { ascii } from "../../schema/Text.ts"
 import { codeOf } from "./DatabaseErrors.ts"
 
-/** A character without an equivalent, an invalid one, and a text that is too long for its column. */
+/** SQLSTATEs of a character without an equivalent, an invalid character, and a text that is too long for its column. */
 const unstorable = new Set(["22P05", "22021", "22001"])
 
 /**
- * The database cannot store the text of a statement's parameter.
+ * Whether the database cannot store the text of a statement's parameter.
  *
  * @category guards
  * @since 0.1.0
  */
 export const isUnstorable = (error: SqlError.SqlError): boolean => unstorable.has(codeOf(error) ?? "")
 
-/** Stands for a text of which nothing can be stored. */
+/** Replaces a text that cannot be stored even in part. */
 const placeholder = "(not storable: see the log)"
 
 /**
- * Writes a text that is meant for people. Where the database cannot store it, the write is repeated with less of the
- * text, because what is written beside it must be recorded.
+ * Writes a diagnostic text. If the database cannot store it, the write is repeated with a reduced text, because the
+ * other values of the same write must be recorded.
  *
  * **Gotchas**
  *
- * Not inside a transaction, which the first failure would abort.
+ * Do not use this inside a transaction: the first failure would abort it.
  *
  * @category combinators
  * @since 0.1.0

@@ -120,7 +120,7 @@ const rowBytes = `octet_length(payload) + ${textBytes} + coalesce(
   CASE WHEN pg_column_size(metadata) <= ${smallBesides} AND pg_column_compression(metadata) IS NULL
     THEN pg_column_size(metadata) ELSE octet_length(metadata::text) END, 0)`
 
-/** Fails where the row cannot be read or sent: every value is read whole, and every text is checked. */
+/** Fails if the row cannot be read or sent: reads every value completely, and checks every text. */
 const readableBytes = `octet_length(payload || '') + ${
   [...texts, "metadata::text"].map((text) => `coalesce(octet_length(convert_to(${text}, 'UTF8')), 0)`).join(" + ")
 }`
@@ -129,9 +129,9 @@ const hash = `(pg_catalog.hashtext(aggregate_id COLLATE "C")::int8 & 4294967295)
 
 const divisionByZero = "22012"
 
-/** An event as it is read, and where it was measured how many bytes those up to it have. */
+/** An event as it is read, and, if measured, the number of bytes of all events up to it. */
 interface WholeRow extends Omit<Event, "createdAt" | "createdAtMicros" | "metadata"> {
-  /** As `timestamptz_send` gives it. */
+  /** In the format of `timestamptz_send`. */
   readonly createdAt: Uint8Array
   readonly running?: bigint
 }
@@ -173,10 +173,10 @@ const array = (values: ReadonlyArray<unknown>, oid: number) => Result.getOrThrow
 const nextHead = `CASE WHEN h.ctid = (SELECT stored.head FROM stored) THEN excluded.aggregate_version
   ELSE greatest(h.aggregate_version + $4::int8, excluded.aggregate_version) END`
 
-/** How often an append is tried that loses against another one, or finds the expected version only after it has failed. */
+/** Maximum attempts of an append that conflicts with another one, or whose expected version is reached only after it failed. */
 const mostAttempts = 20
 
-/** Before an append is tried again: 2 ms doubling up to 100 ms, jittered so that the competitors do not meet again. */
+/** Pause before an append is retried: 2 ms, doubling up to 100 ms, with jitter so that competitors do not conflict again. */
 const pause = (attempt: number): Effect.Effect<void> =>
   Effect.flatMap(Random.next, (random) => Effect.sleep(Math.min(100, 2 ** attempt) * (0.5 + random / 2)))
 
@@ -184,8 +184,8 @@ const pause = (attempt: number): Effect.Effect<void> =>
 const impatientNanos = 1_000_000_000n
 
 /**
- * How long an attempt waits for the events of other writers while it holds the head: 50, 100, 200, 400 ms, all of them
- * shorter than the second after which the server looks for deadlocks.
+ * How long an attempt waits for the events of other writers while it holds the head: 50, 100, 200, 400 ms. Each is
+ * shorter than `deadlock_timeout` (one second), after which the server checks for deadlocks.
  */
 const eventsWait = (attempt: number): string | null => attempt <= 4 ? `${25 << attempt}ms` : null
 
@@ -203,7 +203,7 @@ interface AppendedRow {
   readonly last: string
 }
 
-/** A row of a stream on the application's client, whose codecs may be the application's. */
+/** A row of a stream, read on the application's client, which may have other codecs. */
 interface StreamRow extends Omit<WholeRow, "aggregateVersion" | "eventVersion" | "globalPosition" | "running"> {
   readonly globalPosition: string
   readonly aggregateVersion: string
@@ -215,13 +215,13 @@ const streamColumns = columns.map(([column, name]) =>
 ).join(", ")
 
 /**
- * SQL: the time that many microseconds after 1970. Multiplying an interval goes by floating point, which is exact for
- * these two parts, and reading one of so many microseconds fails before PostgreSQL 15.
+ * SQL: converts microseconds since 1970 to a timestamp. Multiplying an interval uses floating point, which is exact for
+ * these two parts; parsing an interval of so many microseconds fails before PostgreSQL 15.
  */
 const timeOf = (micros: string): string =>
   `timestamptz 'epoch' + ${micros} / 3600000000 * interval '1 hour' + ${micros} % 3600000000 * interval '1 microsecond'`
 
-/** From 1970 to 2000. */
+/** Microseconds from 1970 to 2000. */
 const epochMicros = 946_684_800_000_000n
 
 const microsOf = (sent: Uint8Array): bigint =>
@@ -229,7 +229,7 @@ const microsOf = (sent: Uint8Array): bigint =>
 
 const toEvent = (row: StreamRow | WholeRow): Event => {
   const createdAtMicros = microsOf(row.createdAt)
-  // Written out, because it runs for every event that is read.
+  // Not generic, for speed: it runs for every event that is read.
   return {
     globalPosition: BigInt(row.globalPosition),
     boundedContext: row.boundedContext,
@@ -266,19 +266,20 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
     const messageSize = database.pg.config.maxMessageSize ?? defaultMessageSize
     const largest = messageSize - Math.min(messageHeadroom, Math.floor(messageSize / 4))
 
-    // One look-up for each id: a plan for a list of ids may scan the table, and is kept while the table grows.
+    // One look-up per id: the plan for a list of ids may scan the table, and stays in use while the table grows.
     const storedIds = (ids: string) => `
       SELECT id FROM unnest(${ids}) AS given (id)
       WHERE id IS NOT NULL AND (SELECT true FROM ${events} WHERE event_id = id::uuid)`
 
     // The head's row is locked before the first position is drawn, so that appends to one aggregate wait for each
-    // other without keeping readers waiting. The events decide the version: where the head is the one of the statement's
-    // snapshot, it is that of the last event there. A head that was changed since was changed by an append, after which
-    // the head was right. The last SELECT fails the statement when a trigger suppressed or redirected an event, and when
-    // its position is not above all that were visible before it was drawn: readers may have passed it.
+    // other without keeping readers waiting. The version follows from the events: if the head has not changed since the
+    // statement's snapshot, it is the version of the last event in that snapshot. If the head has changed, another
+    // append changed it, and the head is correct. The last SELECT fails the statement when a trigger suppressed or
+    // redirected an event, and when its position is not above all that were visible before it was drawn: readers may
+    // have passed it.
     //
-    // Where one of the ids $15 is stored nothing is appended, as at another version than expected: a unique violation would
-    // abort the transaction of the caller.
+    // If one of the ids $15 is already stored, nothing is appended, as with an unexpected version, because a unique
+    // violation would abort the transaction of the caller.
     //
     // Go's append inserts its events first and locks the head afterwards. An append that holds the head and waits for
     // such an event would deadlock with it, so the wait for events ends after $14, and the head is released.
@@ -346,7 +347,7 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
 
     const announce = Effect.andThen(Effect.sync(tracker.wake), listener.notify(database.channels.events, "appended"))
 
-    /** Why no event was appended; undefined when the version is the expected one by now. */
+    /** Why no event was appended; undefined when the version is now the expected one. */
     const conflict = Effect.fnUntraced(function*(
       stream: StreamId,
       expected: ExpectedVersion,
@@ -404,7 +405,7 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
         ])
       const begun = yield* Clock.monotonicTimeNanos
       for (let attempt = 1; attempt <= mostAttempts; attempt++) {
-        // In the caller's transaction nothing can be tried again.
+        // In the caller's transaction an append cannot be retried.
         const isImpatient = autocommit && (yield* Clock.monotonicTimeNanos) - begun < impatientNanos
         const wait = isImpatient ? eventsWait(attempt) : null
         const result = yield* Effect.result(insert(wait))
@@ -527,7 +528,7 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
       const [row] = yield* reader.use(
         "measure an event",
         ({ sql, state }) =>
-          // Another server may have given its position to another one, or to none yet.
+          // After a failover, its position may belong to another event, or to none yet.
           state.life !== life
             ? Effect.fail(Life.isOver(database.server))
             : sql.unsafe<Described>(tooLargeStatement, [position])
@@ -545,7 +546,7 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
         })
     })
 
-    // Sends nothing of the rows: the driver closes a connection on which it cannot decode a row.
+    // Returns no part of the rows, because the driver closes a connection on which it cannot decode a row.
     const checkStatement = (where: string) => `
       SELECT count(bytes) AS rows, $4::int8 AS bytes
       FROM (SELECT ${readableBytes} AS bytes ${matching(where)}) AS checked`
@@ -580,7 +581,7 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
       })
     })
 
-    /** How far may be read, as proved on the reader's present connection. */
+    /** The position up to which may be read, as proved on the reader's current connection. */
     const prove = Effect.fnUntraced(function*(after: bigint, upTo: bigint | undefined) {
       const look = yield* tracker.look(after, upTo)
       if (look.last !== undefined && after > look.last) {
@@ -621,14 +622,14 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
               )
             )
       ).pipe(
-        // Outside of the session, so that the session replaces a connection that the driver has closed.
+        // Runs outside the session, so that the session replaces a connection that the driver has closed.
         Effect.catchIf(isUnreadable, (failure): Effect.Effect<Answer> => Effect.succeed({ unreadable: failure }))
       )
 
     /**
-     * The first event above `after` that cannot be read, or `undefined` where all can be read. Windows are doubled until a
-     * statement fails, then halved. Each statement stops at the first such event, so none reads far beyond it. One that
-     * takes too long for the large events before it is repeated with a smaller window.
+     * The first event above `after` that cannot be read, or `undefined` if all can be read. Windows are doubled until a
+     * statement fails, then halved. Each statement stops at the first such event, so none reads far beyond it. A
+     * statement that takes too long, because of large events before it, is repeated with a smaller window.
      */
     const findUnreadable = Effect.fnUntraced(function*(
       where: ReturnType<typeof conditions>,
@@ -674,7 +675,7 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
         }
       }
       if (failure === undefined) return undefined
-      // The event is the reason only if it fails by itself, and if a statement that reads no row does not fail.
+      // The event is the cause only if reading it alone fails, and a statement that reads no row succeeds.
       const alone = yield* check(low, high)
       return typeof alone === "object" && (yield* check(high, high)) === undefined
         ? { position: high, failure: alone }
@@ -805,7 +806,7 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
           ? Effect.fail(new ReadOnlyReplica({ server: database.server.server }))
           : Effect.succeed(row?.head ?? 0n)
       ),
-      // The last event cannot be read: what the sequence has given out is an upper bound.
+      // The last event cannot be read; the last value of the sequence is an upper bound.
       Effect.catchIf(isUnreadable, () => Effect.map(tracker.look(0n, 0n), ({ head }) => head))
     )
 

@@ -74,7 +74,7 @@ const sendInterval = Duration.millis(5)
 /** More different messages than this between two sendings are not worth sending: everybody will look anyway. */
 const pendingCapacity = 1000
 
-/** How long a message waits for a connection that is being opened, and a closing scope for its last messages. */
+/** How long a message waits for a connection that is being opened, and a closing scope waits for its last messages. */
 const sendPatience = Duration.seconds(2)
 
 /** A server that is gone without a word is noticed within this and `answerDeadline`. */
@@ -313,7 +313,7 @@ export const make: Effect.Effect<Listener["Service"], never, Database | Scope.Sc
   yield* Effect.forkIn(Effect.withTracerEnabled(keep, false), owner)
   if (database.listen) {
     yield* Effect.forkIn(Effect.withTracerEnabled(send, false), owner)
-    // What a process says last, that it leaves, matters most.
+    // The last message of a process, that it leaves, matters most.
     yield* Effect.addFinalizer(() => sendLast)
   }
 

@@ -1,5 +1,5 @@
 /**
- * A start that waits for a lock: says for what, and does not wait forever.
+ * Reports the lock that a start waits for, and bounds the wait.
  *
  * @since 0.1.0
  */
@@ -11,10 +11,10 @@ import * as SqlError from "effect/sql/SqlError"
 import { literal } from "./migrations/Sql.ts"
 import { asJson } from "./Rows.ts"
 
-/** A wait this short is not worth a log line. */
+/** Shorter waits are not logged. */
 const silence = Duration.seconds(1)
 
-/** How long finding out what is waited for may take: the pool may have no second connection. */
+/** Time limit for finding the session that holds the lock: the pool may have no second connection. */
 const findingLimit = Duration.seconds(2)
 
 interface Holder {
@@ -61,7 +61,7 @@ const report = (sql: SqlClient.SqlClient, table: string, operation: string) =>
 export const reporting = (options: {
   readonly sql: SqlClient.SqlClient
   readonly table: string
-  /** As the subject of the log line. */
+  /** The subject of the log line. */
   readonly operation: string
 }) =>
 <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
@@ -82,7 +82,7 @@ const noAnswer = new SqlError.SqlError({
 })
 
 /**
- * The same, for at most a minute.
+ * Like `reporting`, but fails after a minute.
  *
  * @category combinators
  * @since 0.1.0

@@ -25,9 +25,9 @@ import { Presence } from "./Presence.ts"
 import type * as Rows from "./Rows.ts"
 import type { Opened } from "./Session.ts"
 
-/** A registration whose presence is missing, and that has sent no heartbeat, for so long counts as dead. */
+/** A registration without presence that has sent no heartbeat for this long is dead. */
 const justDiedMillis = 2000
-/** How often a worker that waits for an earlier registration under its id looks at that one. */
+/** How often a worker checks the earlier registration under its id for which it waits. */
 const earlierPoll = Duration.millis(100)
 
 /** Well below the grace that absence is given. */
@@ -67,7 +67,7 @@ export const make: Effect.Effect<
   const generations = database.table("generations")
   const workers = database.table("workers")
   const heartbeats = database.table("heartbeats")
-  // For people: no character of it may keep the worker from registering.
+  // This text is informational, so a character that cannot be stored must not prevent the registration.
   const host = ascii(Os.hostname())
   const members = new Map<bigint, Member>()
 
@@ -177,11 +177,11 @@ export const make: Effect.Effect<
   }
 
   /**
-   * Registers as soon as no live worker has the id. The process of an earlier registration may be gone although its session
-   * lingers, for example when its host has lost power: only a heartbeat proves that it lives. Without one it is replaced
-   * when it is stale.
+   * Registers as soon as no live worker has the id. The process of an earlier registration may have died although its
+   * session still exists, for example when its host has lost power, so only a heartbeat proves that it is alive.
+   * Without a heartbeat it is replaced when it is stale.
    *
-   * Uninterruptible but for its waits: a registration that was made is the caller's.
+   * Uninterruptible except in its waits, so that the caller always receives a registration that was created.
    */
   const register = Effect.fnUntraced(function*(
     options: JoinOptions,
@@ -205,7 +205,7 @@ export const make: Effect.Effect<
       let now: Coordination.Observed | undefined = first
       while (now !== undefined && now.row.incarnation === first.row.incarnation && !isDead(now, options)) {
         if (isOfThisProcess(now) || now.row.beat !== first.row.beat) return yield* inUse(now)
-        // One whose process has just died is not waited for long.
+        // A registration whose process has just died delays this only briefly.
         if (!hasLogged && now.missingForMillis === undefined) {
           hasLogged = true
           yield* Effect.logWarning(waitsForEarlier(now, options))
@@ -262,7 +262,7 @@ export const make: Effect.Effect<
    */
   const beatWhileAbsent = listener.lost.pipe(
     Effect.andThen(Effect.suspend(() =>
-      // A process without workers, one that only appends for instance, need not have any privilege on the heartbeats.
+      // A process without workers, for example one that only appends, may lack privileges on the heartbeats.
       members.size === 0 ? Effect.void : coordination.use("heartbeat", ({ sql }) =>
         sql`
           UPDATE ${heartbeats} SET heartbeat_at = clock_timestamp()

@@ -28,8 +28,8 @@ import { asJson } from "./Rows.ts"
 import * as TableSchemas from "./TableSchemas.ts"
 
 /**
- * Tables are not as this library needs them: mostly those of the event store, which may have been made by something
- * else. They were left as they are.
+ * Tables differ from what this library needs, usually those of the event store, which other software may have created.
+ * They were not changed.
  *
  * @category errors
  * @since 0.1.0
@@ -122,7 +122,7 @@ export class EventStoreElsewhere extends Schema.TaggedError<EventStoreElsewhere>
   /** Qualified and quoted. */
   missing: Schema.String,
   found: Schema.String,
-  /** The schema of what was found. */
+  /** The schema of the event store that was found. */
   schema: Schema.String
 }) {
   override get message(): string {
@@ -174,9 +174,9 @@ export interface Status {
     /** Whether something else made it; see `TablesNotOurs`. */
     readonly isForeign: boolean
   }>
-  /** Where the tables differ from what this library relies on. */
+  /** The differences between the tables and what this library relies on. */
   readonly differences: ReadonlyArray<EventStoreTables.Difference>
-  /** What `run` fails with; absent when it may run. */
+  /** The error with which `run` would fail; absent when it may run. */
   readonly refusal: Refusal | undefined
 }
 
@@ -204,13 +204,13 @@ const inTransaction = <A, E, R>(
   Effect.gen(function*() {
     const names = yield* Effect.fromResult(TableNames.make(options))
     const client = yield* SqlClient.SqlClient
-    // Without it only the server's name is missing from messages.
+    // Without the configuration, only the server's name is missing from messages.
     const config = ClientConfig.of(client)
     if (config !== undefined) yield* ClientConfig.check(config)
     const sql = client.withoutTransforms()
     const query = <A extends object>(text: string) => asJson<A>(sql, text)
     const execute = (text: string) => sql.unsafe(text)
-    // Messages name the tables as they were given, unless temporary tables of the session could be meant.
+    // Messages contain the names as they were given, unless these could refer to temporary tables of the session.
     const located = query<{ schemas: ReadonlyArray<string | null>; current: string | null }>(
       `SELECT ${TableSchemas.find(names, TableSchemas.searchPath)} AS schemas,
         (${TableSchemas.searchPath})[1] AS current
@@ -238,7 +238,7 @@ const inspecting = <A, E, R>(
   body: (migrating: Migrating) => Effect.Effect<A, E | SqlError.SqlError, R>
 ) => inTransaction(operation, "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY", options, body)
 
-/** Runs one after the other in one transaction, after every other migration of this library; all or nothing. */
+/** Runs in one transaction, after any other migration of this library has ended. */
 const migrating = <A, E, R>(
   operation: string,
   options: TableNames.Options,
@@ -280,7 +280,7 @@ const findVersion = Effect.fnUntraced(function*(migrating: Migrating) {
   return rows[0]?.schema_version
 })
 
-/** Why the orchestrator's tables may not be changed. */
+/** The reason why the orchestrator's tables may not be changed; undefined if they may. */
 const findOrchestratorRefusal = Effect.fnUntraced(function*(migrating: Migrating) {
   const { names, query } = migrating
   if (yield* exists(migrating, "meta")) {
@@ -299,12 +299,12 @@ const findOrchestratorRefusal = Effect.fnUntraced(function*(migrating: Migrating
     : undefined
 })
 
-/** An event store with events that the search path leads to, where the wanted one is missing. */
+/** Finds an event store with events on the search path when the expected one does not exist. */
 const findElsewhere = Effect.fnUntraced(function*(migrating: Migrating) {
   const { names, query } = migrating
   for (const { name, schema } of yield* query<{ name: string; schema: string }>(EventStoreTables.elsewhere(names))) {
     const [readable] = yield* query<{ is: boolean }>(`SELECT has_table_privilege(${literal(name)}, 'SELECT') AS is`)
-    // Events that the role may not read count as well.
+    // Tables that the role may not read are assumed to hold events.
     const holdsEvents = readable?.is !== true ||
       (yield* query<object>(`SELECT FROM ${name} LIMIT 1`)).length > 0
     if (holdsEvents) {
@@ -355,13 +355,13 @@ const lacksEventsTable = Effect.fnUntraced(function*(migrating: Migrating) {
 /**
  * Makes the tables that are missing; running it again, or at the same time elsewhere, changes nothing. An event store
  * that is already there is compared and never changed: `EventStoreDiffers` when this library cannot work with it, a
- * warning in the log when it only could not append. An event store is not created while the search path leads to another
- * one with events (`EventStoreElsewhere`), unless `newEventStore` is set. Returns what is there afterwards.
+ * warning in the log when it only cannot append. An event store is not created while the search path leads to another
+ * one with events (`EventStoreElsewhere`), unless `newEventStore` is set. Returns the resulting status.
  *
  * **Details**
  *
- * While something has to be done it needs the privileges to create and change tables, and waits for other migrations;
- * otherwise it only reads the catalog and the version, which any role of a worker or of an appender may do.
+ * If a table has to be created or changed, it needs the privileges for that and waits for other migrations. Otherwise
+ * it only reads the catalog and the version, for which the role of a worker or an appender suffices.
  *
  * @category running
  * @since 0.1.0
@@ -381,7 +381,7 @@ export const runWith = (options: Options): Effect.Effect<Status, MigrationError,
           }
           if (eventStore) {
             yield* requirePrivileges(migrating, Privileges.toCreate(names.eventStoreSchema))
-            // From which missing heads are filled.
+            // Missing heads are computed from the events.
             yield* requirePrivileges(migrating, Privileges.toRead(names, "events"))
           }
           if (orchestrator) yield* runAll(migrating, OrchestratorTables.up(names))
@@ -420,7 +420,7 @@ export const downWith = (
     Effect.gen(function*() {
       yield* requireReading(migrating)
       const refusal = yield* findOrchestratorRefusal(migrating)
-      // Progress over other events is dropped like any other.
+      // Tables that belong to another events table are dropped as well.
       if (refusal !== undefined && !(refusal instanceof InvalidSettings)) return yield* refusal
       yield* requirePrivileges(migrating, Privileges.toChange(migrating.names, OrchestratorTables.owned))
       yield* runAll(migrating, OrchestratorTables.down(migrating.names))
@@ -453,7 +453,7 @@ export const downEventStoreWith = (
       yield* requirePrivileges(migrating, Privileges.toChange(migrating.names, EventStoreTables.owned))
       const table = TableNames.qualified(migrating.names, "events")
       if (yield* exists(migrating, "events")) {
-        // Nobody appends between the look and the drop.
+        // The lock prevents appends between the check and the drop.
         yield* migrating.execute(`LOCK TABLE ${table} IN ACCESS EXCLUSIVE MODE`)
         const rows = yield* migrating.query<{ found: boolean }>(EventStoreTables.anyEvent(migrating.names))
         if (rows[0]?.found === true) return yield* new EventsExist({ table })
@@ -502,7 +502,7 @@ const inspect = (options: Options) =>
   })
 
 /**
- * Returns what is there; changes nothing.
+ * Returns the status of the tables; changes nothing.
  *
  * @category running
  * @since 0.1.0

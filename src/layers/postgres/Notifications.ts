@@ -1,6 +1,6 @@
 /**
- * Sending notifications: always in a transaction of their own, because a NOTIFY can fail at the commit (the queue is
- * shared by all databases of the server, and any of their sessions can fill it), and must not take anything with it.
+ * Sends notifications, always in a separate transaction, because a NOTIFY can fail at the commit (all databases of the
+ * server share one queue, which any session can fill) and must not roll back other work.
  *
  * @since 0.1.0
  */
@@ -38,8 +38,8 @@ const text = `SELECT set_config('lock_timeout', '1000', true), set_config('synch
 const isQueueFull = (error: SqlError.SqlError): boolean => codeOf(error) === "54000"
 
 /**
- * Makes the function that sends. A full queue is reported once and is no failure. Ignore other failures, too, where the
- * session's end is noticed: a lost notification costs its receivers one poll interval.
+ * Makes the function that sends. A full queue is logged once and is not a failure. Callers that detect the end of the
+ * session should ignore other failures, too: a lost notification delays its receivers by at most one poll interval.
  *
  * @category constructors
  * @since 0.1.0
@@ -52,8 +52,8 @@ export const makeSender = (): (
   return (query, messages) => {
     const send = query(text, [messages.map(([channel]) => channel), messages.map(([, payload]) => payload)])
     return send.pipe(
-      // The server removes what every listener has read only after a notification was queued; in a full queue none can be,
-      // so that it would stay full after its cause is gone. This function removes it, too.
+      // The server removes entries that every listener has read only after it has queued a notification, so a full
+      // queue would stay full after its cause has ended. This function also removes them.
       Effect.catchIf(
         isQueueFull,
         () => Effect.andThen(query("SELECT pg_notification_queue_usage()", []), send)

@@ -62,8 +62,8 @@ export const layerOver = <E, R>(database: Layer.Layer<Database, E, R>): Layer.La
   )
 
 /**
- * The stores with other names or options than the default ones. Bind the result to a constant: each call returns another
- * layer, which opens its own sessions. For its memoization see `layer`.
+ * The stores with custom names or options. Bind the result to a constant, because each call returns a new layer, which
+ * opens its own sessions. See `layer` for the memoization.
  *
  * @category layers
  * @since 0.1.0

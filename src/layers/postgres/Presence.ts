@@ -47,15 +47,15 @@ export class Presence extends Context.Service<Presence, {
 }>()("pupsourcing-orchestrator/layers/postgres/Presence") {}
 
 /**
- * SQL: the first number of the locks, as `integer`. It depends on the name of the table of workers only: a lock outlives
- * a table that is dropped and created again, and with it the table's oid.
+ * SQL: the first key of the advisory locks, as `integer`. It depends on the name of the table of workers only: a lock
+ * must stay the same when the table is dropped and created again, but the table's oid changes.
  *
  * @category utils
  * @since 0.1.0
  */
 export const lockClass = (workers: string): string => `pg_catalog.hashtext('${workers.replaceAll("'", "''")}')`
 
-/** How long a wait lasts in the database before it begins anew: while it lasts it may hold back vacuum. */
+/** How long a wait lasts in the database before it is restarted; a longer wait may hold back vacuum. */
 const waitMillis = 5000
 
 /** A wait that is so much late has lost its server. */

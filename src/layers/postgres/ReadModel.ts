@@ -21,7 +21,7 @@ const lock = "SELECT pg_advisory_xact_lock(1886744690, 0)"
 
 const begin = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
 
-/** After this time a process that waits for another one's statements reports it. */
+/** After this time, waiting for the statements of another process is logged. */
 const longWait = "5 seconds"
 
 /**
@@ -33,15 +33,15 @@ const longWait = "5 seconds"
  *
  * **Details**
  *
- * `CREATE TABLE IF NOT EXISTS` alone fails when several processes start at once: both look, and the second fails with a
- * unique violation in the system catalog. Here the second one waits for the first and finds the table. The lock is that of
- * the transaction, so it works behind poolers. A lost connection is retried for five seconds. A statement that fails is
- * reported as `ReadModelFailed`, and nothing of the read model is created.
+ * `CREATE TABLE IF NOT EXISTS` alone fails when several processes start at once: both find no table, and the second
+ * fails with a unique violation in the system catalog. Here the second process waits for the first and then finds the
+ * table. The lock belongs to the transaction, so it works behind poolers. A lost connection is retried for five
+ * seconds. A statement that fails is reported as `ReadModelFailed`, and nothing of the read model is created.
  *
  * **Gotchas**
  *
- * The statements run at every start: write `IF NOT EXISTS`. The transaction is that of the client in the context; what
- * cannot run in one, such as `CREATE INDEX CONCURRENTLY`, belongs into a migration.
+ * The statements run at every start: write `IF NOT EXISTS`. They run in a transaction of the client in the context;
+ * statements that cannot run in one, such as `CREATE INDEX CONCURRENTLY`, belong in a migration.
  *
  * **Example**
  *
@@ -92,7 +92,7 @@ export const run = <A, E, R>(
   })
 
 /**
- * `run` as a layer, once for each client. Provide it to the orchestrator's layer, so that the tables are there before the
+ * `run` as a layer, once for each client. Provide it to the orchestrator's layer, so that the tables exist before the
  * first event is handled.
  *
  * **Example**

@@ -54,7 +54,7 @@ const deadline = Duration.seconds(15)
  */
 const settings = {
   statement_timeout: String(Duration.toMillis(statementTimeout)),
-  // Behind a pooler a read is a transaction.
+  // Behind a pooler each read is a transaction.
   idle_in_transaction_session_timeout: String(Duration.toMillis(deadline)),
   enable_indexscan: "on",
   enable_indexonlyscan: "on",
@@ -107,7 +107,7 @@ export const make: Effect.Effect<Reader, never, Database | Scope.Scope> = Effect
     mark: {
       sql: Life.select(database.pooled),
       read: (state, life) => {
-        // Behind a pooler the next transaction may be another server's: what was proved on this one is no proof there.
+        // Behind a pooler the next transaction may run on another server, for which the proof is not valid.
         if (database.pooled && state.life !== life) Object.assign(state, unknown(life))
         else state.life ??= life
       }

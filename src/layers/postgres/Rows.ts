@@ -198,7 +198,7 @@ export interface WorkerRow {
   readonly projections: ReadonlyArray<string>
   /** Milliseconds since the last heartbeat, by the database's clock. */
   readonly silent: number
-  /** When that was, as text that is only compared. */
+  /** The time of that heartbeat, as text that is only compared. */
   readonly beat: string
   readonly presence_key: number | null
   /** Whether some session holds, or waits to take back, the presence under that key. */

@@ -56,12 +56,12 @@ export interface Session<S> {
   ) => Effect.Effect<A, Exclude<E, SqlError.SqlError> | StoreError, R>
 }
 
-/** The driver's own codecs, whatever the application registers for its client or for all clients. */
+/** The driver's own codecs, regardless of those that the application registers for its client or for all clients. */
 const types = PgTypes.makeRegistry()
 
 /**
  * How the library's own connections differ from the application's: they have another name and the driver's own codecs,
- * detect a network that is gone, and are not shared.
+ * detect an unreachable network, and are not shared.
  *
  * @category constructors
  * @since 0.1.0
@@ -75,15 +75,15 @@ export const configOf = (config: PgClient.PgClientConfig, name: string): PgClien
 })
 
 /**
- * What every session of the library sets for itself, so that no default of the role, the database or the client reaches
- * its statements.
+ * The settings of every session of the library, so that no default of the role, the database or the client affects its
+ * statements.
  *
  * **Details**
  *
- * Values travel in binary, or as text that no setting changes, so formats of dates and numbers do not matter. Left alone
- * on purpose are the role, whose rights the tables were granted to, `default_transaction_read_only`, by which an
- * administrator keeps every session from writing, and `synchronous_commit`: a commit that a crash takes back takes back
- * everything after it too, so what is left is a state that was there before.
+ * Values are transferred in binary, or as text that no setting changes, so the formats of dates and numbers do not
+ * matter. Three settings are deliberately not changed: the role, because the privileges are granted to it;
+ * `default_transaction_read_only`, with which an administrator prevents all writes; and `synchronous_commit`, because a
+ * crash that loses a commit also loses every later one, so the remaining state is an earlier consistent state.
  */
 const common: Readonly<Record<string, string>> = {
   default_transaction_isolation: "read committed",
@@ -99,8 +99,8 @@ const common: Readonly<Record<string, string>> = {
 }
 
 /**
- * SQL: an expression that makes the settings of a session of the library, for the present transaction if they are
- * `local`. A setting that the server does not have is left out.
+ * SQL: an expression that applies the settings of a session of the library, for the current transaction if they are
+ * `local`. Settings that the server does not have are skipped.
  *
  * @category utils
  * @since 0.1.0
@@ -111,7 +111,7 @@ export const set = (settings: Readonly<Record<string, string>> = {}, local = fal
   }) AS s (name, value) WHERE current_setting(s.name, true) IS NOT NULL)`
 
 /**
- * How a session is opened and what it begins with.
+ * How a session is opened, and its initial settings.
  *
  * @category options
  * @since 0.1.0
@@ -120,18 +120,18 @@ export interface Options<S> {
   /** Shown as `application_name`. */
   readonly name: string
   readonly deadline: Duration.Duration
-  /** What it sets beside or instead of what every session sets. */
+  /** Settings in addition to, or instead of, those of every session. */
   readonly settings?: Readonly<Record<string, string>>
   readonly state: () => S
-  /** A text that is read together with making the settings, by this SQL, and what becomes of it. */
+  /** SQL of a text that is read when the settings are applied, and the callback that receives it. */
   readonly mark?: { readonly sql: string; readonly read: (state: S, mark: string) => void }
 }
 
 /**
- * Opens a session in the present scope. Nothing connects before the first use.
+ * Opens a session in the current scope. Nothing connects before the first use.
  *
- * Behind a pooler in transaction mode the server's session is lent for a transaction only, so there every use is one
- * transaction, which makes the settings for itself.
+ * A pooler in transaction mode assigns a server session for one transaction only, so there every use is one
+ * transaction, which applies the settings itself.
  *
  * @category constructors
  * @since 0.1.0
@@ -162,7 +162,7 @@ export const make = Effect.fnUntraced(function*<S>(
     options.pooled
       ? Effect.andThen(enter(opened), self).pipe(
         opened.sql.withTransaction,
-        // Each statement has to see what was committed before it began.
+        // Each statement must read everything that was committed before it began.
         Effect.provideService(SqlClient.BeginTransaction, "BEGIN ISOLATION LEVEL READ COMMITTED")
       )
       : ready.has(opened)

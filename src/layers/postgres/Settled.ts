@@ -39,7 +39,7 @@ export interface Writer extends Holder {
 
 /**
  * Committed positions above `from` up to `to`, without a gap. A reader that has passed `from` may pass all of them,
- * wherever the mark is: nothing can still be committed in between.
+ * regardless of the mark: nothing can still be committed in between.
  *
  * @category models
  * @since 0.1.0
@@ -62,7 +62,7 @@ interface Proof {
 export interface Settled {
   /** Everything at or below it is settled. */
   mark: bigint
-  /** A proof has succeeded, or no gap was open: before that the mark is only the end of the first run. */
+  /** Whether a proof has succeeded or no gap was open; before that, the mark is only the end of the first run. */
   proved: boolean
   /** Beyond the mark, with gaps between them, in the order of their positions. */
   runs: ReadonlyArray<Run>
@@ -87,7 +87,7 @@ const isEnding = (id: string): boolean => id.endsWith("/0")
 
 /**
  * The position up to which a reader that has passed `after` may read: the mark, or the end of the run that contains
- * `after`. That one reader has passed `after` proves nothing to other readers: it may have been written by hand.
+ * `after`. The checkpoint of one reader proves nothing to other readers: it may have been set by hand.
  *
  * @category utils
  * @since 0.1.0

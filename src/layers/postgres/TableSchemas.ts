@@ -1,6 +1,6 @@
 /**
- * The schemas that the tables are in, found without a session's temporary tables: those come before all schemas where a
- * name is not qualified.
+ * Finds the schemas of the tables. Temporary tables of a session are ignored, although they come before all schemas in
+ * the resolution of unqualified names.
  *
  * @since 0.1.0
  */
@@ -8,7 +8,7 @@ import * as TableNames from "../../schema/TableNames.ts"
 import { literal } from "./migrations/Sql.ts"
 
 /**
- * SQL: the schemas that the session looks for unqualified names in, as an array, without that of its temporary tables.
+ * SQL: the schemas in which the session resolves unqualified names, as an array, without that of its temporary tables.
  *
  * @category statements
  * @since 0.1.0
@@ -20,8 +20,8 @@ export const searchPath = `ARRAY(
   )`
 
 /**
- * SQL: the schema of each table and sequence as a JSON array, in the order of `TableNames.keys`; null where there is none.
- * `path` is an array of schemas, for tables whose schema is not chosen.
+ * SQL: the schema of each table and sequence as a JSON array, in the order of `TableNames.keys`; null if it does not
+ * exist. `path` is the array of schemas for tables whose schema is not configured.
  *
  * @category statements
  * @since 0.1.0
@@ -40,7 +40,7 @@ export const find = (names: TableNames.TableNames, path: string): string =>
   }) AS t (place, name, path))`
 
 /**
- * The names with the schemas that `find` has found; where there is none, `otherwise` decides.
+ * The names with the schemas that `find` has found; `otherwise` supplies the schema of tables that do not exist.
  *
  * @category combinators
  * @since 0.1.0

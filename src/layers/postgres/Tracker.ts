@@ -32,7 +32,7 @@ import * as Settled from "./Settled.ts"
  */
 export interface Look {
   readonly settled: bigint
-  /** How far a reader may read that has passed a position, see `Settled.reached`. */
+  /** The position up to which a reader that has passed a position may read; see `Settled.reached`. */
   readonly reached: (after: bigint) => bigint
   /** The highest visible position. */
   readonly head: bigint
@@ -48,8 +48,8 @@ export interface Look {
 export interface Tracker {
   readonly settledBeyond: EventStore["Service"]["settledBeyond"]
   /**
-   * A look that begins now, for a reader that has passed `after`. Where nothing was proved on this connection yet, it waits
-   * for the proof a moment, but not once the reader may read up to `upTo`.
+   * Starts a look for a reader that has passed `after`. If nothing was proved on this connection yet, it waits briefly
+   * for the proof, but only until the reader may read up to `upTo`.
    */
   readonly look: (after: bigint, upTo: bigint | undefined) => Effect.Effect<Look, StoreError>
   /**
@@ -58,7 +58,7 @@ export interface Tracker {
    */
   readonly settled: Effect.Effect<bigint, StoreError>
   readonly openWriters: Effect.Effect<ReadonlyArray<OpenWriter>>
-  /** How far a reader may read that has passed `after`, without asking, and in which life of the server that was. */
+  /** The position up to which a reader that has passed `after` may read, without a query, and its server epoch. */
   readonly known: (after: bigint) => { readonly settled: bigint; readonly life: ServerLife | undefined }
   /** Something was appended. */
   readonly wake: () => void
@@ -71,7 +71,7 @@ const longestGapWait = 250
 /** Looks whose result leaves somebody waiting are at least so far apart, however many wake-ups arrive. */
 const breath = Duration.millis(2)
 
-/** Rows of the index that a look reads to see what follows without a gap, about. */
+/** Approximate number of index rows that a look reads to find the positions that follow without a gap. */
 const longestRuns = 10_000
 
 /** How long a look may wait for the first proof on a connection. */
@@ -91,7 +91,7 @@ interface Seen {
   readonly last: bigint | null
   readonly files: string
   readonly head: bigint | null
-  /** Where the runs end that begin at the positions that were asked about, in their order. */
+  /** The ends of the runs that begin at the requested positions, in the same order. */
   readonly ends: ReadonlyArray<bigint>
 }
 
@@ -141,8 +141,8 @@ export const make = Effect.fnUntraced(function*(
         FROM unnest($1::int8[]) WITH ORDINALITY AS start (position, place) ORDER BY start.place
       )`
   )
-  // Reads no event: for tables whose last pages are damaged. A position that was given out is as good a head as one that is
-  // visible: the transaction that drew it holds the lock until it ends. No run ends beyond its start.
+  // Reads no event, for tables whose last pages are damaged. The last value of the sequence is a valid head, because
+  // the transaction that drew it holds the lock until it ends. Each run ends at its start.
   const seeSequence = seeStatement(last, "$1::int8[]")
 
   // The sequence is what the column's default or identity uses; a serial's ownership counts where neither tells.
@@ -223,7 +223,7 @@ export const make = Effect.fnUntraced(function*(
           (error) => Effect.filterOrFail(ask(seeSequence), ([seen]) => seen?.readable === true, () => error)
         )
       )
-      // Another sequence has taken the place of the one that was known.
+      // Another sequence has replaced the known one.
       if (seen !== undefined && seen.readable !== null) return seen
       opened.state.sequence = undefined
     }
@@ -257,7 +257,8 @@ export const make = Effect.fnUntraced(function*(
       const to = Settled.reached(settled, after)
       return to < after ? after : to
     }
-    // Where readers wait, only what follows their positions is read: climbing a long history from 0 helps none of them.
+    // If readers wait, only the positions that follow theirs are read: reading a long history from 0 would not help
+    // them.
     const starts = positions.length === 0 ? [settled.mark] : [...new Set(positions.map(reached))]
     const seen = yield* see(opened, starts)
     if (seen.recovering) return yield* readOnly
@@ -278,7 +279,7 @@ export const make = Effect.fnUntraced(function*(
           "Positions must come from the sequence, never be written explicitly. After an import, set it with setval."
       })
     }
-    // Positions that were given out are not given back but by who sets the sequence.
+    // The last value of the sequence decreases only when the sequence is set.
     if (last !== undefined && last < Settled.highest(settled)) {
       startOver(opened.state)
       return yield* lookFor(opened, positions)
@@ -407,7 +408,7 @@ export const make = Effect.fnUntraced(function*(
 
   const settledBeyond: Tracker["settledBeyond"] = (position, pollInterval) =>
     Effect.suspend(() => {
-      // Reads see to it that it was proved on the connection they use.
+      // Reads ensure that it was proved on the connection that they use.
       const known = current === undefined ? position : Settled.reached(current.settled, position)
       if (known > position) return Effect.succeed(known)
       const waiter: Waiter = { position, pollMillis: Duration.toMillis(pollInterval), done: Deferred.makeUnsafe() }
@@ -435,7 +436,7 @@ export const make = Effect.fnUntraced(function*(
   })
 
   const openWriters = Effect.gen(function*() {
-    // Who waits keeps the list fresh.
+    // Waiting readers keep the list current.
     if (waiters.size === 0) yield* Effect.ignoreCause(lookOnce([]))
     const now = yield* Clock.monotonicTimeNanos
     return [...current?.settled.writers.values() ?? []].map((writer): OpenWriter => ({

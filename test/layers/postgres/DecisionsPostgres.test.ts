@@ -163,7 +163,7 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
         assert.isTrue((yield* Fiber.join(fiber)).settled)
       }))
 
-    it.effect("a generation is formed while somebody holds locks on older rows", () =>
+    it.effect("a generation is formed while another session holds locks on older rows", () =>
       Effect.gen(function*() {
         const sql = yield* SqlClient.SqlClient
         const first = yield* join("locked history", "first", ["locked history"])

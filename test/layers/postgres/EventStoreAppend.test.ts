@@ -488,7 +488,7 @@ describe("an append at the same time as Go's", () => {
   )
 
   live(
-    "is retried after a deadlock or a serialization failure, but not inside of a transaction",
+    "is retried after a deadlock or a serialization failure, but not inside a transaction",
     () =>
       Effect.gen(function*() {
         const { url } = yield* TestDatabase

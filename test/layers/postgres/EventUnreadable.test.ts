@@ -35,7 +35,7 @@ const live = (
   options: EventStores.Options = {}
 ) => it.live(title, () => Effect.provide(test, EventStores.layerWith(options) as Layer.Layer<EventStores.Provided>))
 
-/** Reads to the end as a runner does, over what cannot be read; returns the positions and what was wrong. */
+/** Reads to the end as a runner does, past unreadable events; returns the positions and the errors. */
 const readAll = Effect.fnUntraced(function*(options: Partial<ReadOptions> = {}) {
   const store = yield* EventStore
   const seen: Array<bigint> = []

@@ -218,7 +218,7 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
         assert.deepStrictEqual(yield* evicts({ presenceGraceMillis: 100 }), [second.incarnation])
       }))
 
-    it.effect("an observer that is as young as the clock's change evicts the silent after the timeout", () =>
+    it.effect("an observer that started when the clock was changed evicts a silent worker after the timeout", () =>
       Effect.gen(function*() {
         const { process, second, set } = yield* withClock("young")
         yield* set("-1 hour")
@@ -395,7 +395,7 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
       }))
 
     it.effect.each([true, false])(
-      "an id whose holder lingers without a heartbeat is waited for, and replaced when it is stale (presence: %s)",
+      "a registration without heartbeats delays a worker with its id until it is stale, and is then replaced (presence: %s)",
       (presence) =>
         Effect.gen(function*() {
           const replicaSet = `lingers ${presence}`

@@ -62,7 +62,7 @@ EventStores.live(
     })
 )
 
-it.live("a worker registers again, and hears of what is appended to the new tables", () =>
+it.live("a worker registers again, and receives events that are appended to the new tables", () =>
   Effect.gen(function*() {
     const sql = yield* PgClient.PgClient
     yield* sql`CREATE TABLE seen (generation int)`
@@ -73,7 +73,7 @@ it.live("a worker registers again, and hears of what is appended to the new tabl
         yield* sql`INSERT INTO seen VALUES (${generation})`
       })
     })
-    // Another process, which opens its stores anew with the tables.
+    // Another process, which opens its stores after the tables were created again.
     const appender = Effect.map(
       Layer.build(Layer.fresh(PostgresStores.layerWith({ presence: false }))),
       (stores) => Context.get(stores, EventStore).append([event])

@@ -1,5 +1,6 @@
 /**
- * What the application leaves on a session of its pool must not change which tables the stores use.
+ * Settings and temporary tables that the application leaves on a session of its pool must not change which tables the
+ * stores use.
  */
 import type * as PgClient from "@effect/sql-pg/PgClient"
 import { assert, describe, it } from "@effect/vitest"

@@ -261,7 +261,7 @@ describe("the library's sessions", () => {
 })
 
 describe("appends", () => {
-  it.live("that lose against others are repeated where transactions are serializable by default", () =>
+  it.live("that conflict with others are retried where transactions are serializable by default", () =>
     Effect.gen(function*() {
       yield* alter({ default_transaction_isolation: "serializable" })
       yield* Effect.gen(function*() {

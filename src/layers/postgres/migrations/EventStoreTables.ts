@@ -89,8 +89,9 @@ const described = (column: Column): string =>
   `${column.types[0]}${column.required ? " NOT NULL" : ""}${column.defaulted ? " with a default" : ""}`
 
 /**
- * One row for each `Difference`; none for tables that do not exist. The same text compares in the migration, in code
- * and when the stores open. Names of types are compared without the quotes that `quote_all_identifiers` adds.
+ * One row for each `Difference`; none for tables that do not exist. The migration files, the migration in code and the
+ * opening of the stores use the same query. Type names are compared without the quotes that `quote_all_identifiers`
+ * adds.
  *
  * @category queries
  * @since 0.1.0
@@ -163,8 +164,8 @@ ${nondeterministic(names)}`
 }
 
 /**
- * Columns that the library compares, where their collation makes different texts equal: one stream would have several
- * hashes, and be divided among several ranges.
+ * Compared columns whose collation makes different texts equal: one stream would then have several hashes, and be
+ * divided among several ranges.
  */
 const nondeterministic = (names: TableNames): string => {
   const compared = owned.flatMap((key) =>
@@ -236,8 +237,8 @@ FROM ${qualified(names, "events")}
 GROUP BY bounded_context, aggregate_type, aggregate_id;`
 
 /**
- * Finds event stores on the search path while the one of `names` does not exist: whoever only meant to move the
- * orchestrator's tables would project nothing from a new one.
+ * Finds event stores on the search path when the one of `names` does not exist. A user who only meant to move the
+ * orchestrator's tables would otherwise get a new, empty event store.
  *
  * @category queries
  * @since 0.1.0
@@ -270,7 +271,7 @@ const refuseElsewhere = (names: TableNames): string =>
  * @since 0.1.0
  */
 export interface UpOptions {
-  /** Whether to create an event store although the search path leads to another one with events. */
+  /** Whether to create an event store even if the search path leads to another one with events. */
   readonly newEventStore?: boolean | undefined
 }
 

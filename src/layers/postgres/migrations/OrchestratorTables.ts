@@ -60,7 +60,7 @@ FROM (VALUES ${owned.map((key) => `(${literal(key)}, ${literal(qualified(names, 
 WHERE to_regclass(t.name) IS NOT NULL AND to_regclass(${literal(qualified(names, "meta"))}) IS NULL`
 
 /**
- * The tables keep the progress over other events than these.
+ * The error when the tables record the progress for another events table.
  *
  * @category errors
  * @since 0.1.0
@@ -77,7 +77,7 @@ export const otherEvents = (names: TableNames, found: string | null): InvalidSet
 
 /**
  * SQL: the table of events that row `m` of the meta table names: its plain name in the schema of the meta table, or the
- * qualified and quoted name in another schema. Tables that were made earlier do not have the column.
+ * qualified and quoted name in another schema. Tables of earlier versions do not have the column.
  *
  * @category statements
  * @since 0.1.0
@@ -88,8 +88,8 @@ const recorded = (names: TableNames): string =>
   names.eventStoreSchema === names.schema ? names.events : qualified(names, "events")
 
 /**
- * SQL: the name for `otherEvents`, of row `m` of the meta table; NULL where it is that of `names`, written in whatever
- * way.
+ * SQL: the name for `otherEvents` from row `m` of the meta table; NULL if it refers to the table of `names`, in any
+ * notation.
  *
  * @category statements
  * @since 0.1.0

@@ -1,5 +1,6 @@
 /**
- * Which privileges the current role lacks for a migration. Each query returns one row for each, named as in GRANT.
+ * Finds the privileges that the current role lacks for a migration. Each query returns one row per missing privilege,
+ * named as in GRANT.
  *
  * @since 0.1.0
  */
@@ -9,7 +10,7 @@ import { literal, textArray } from "./Sql.ts"
 const role = "current_user::text AS role"
 
 /**
- * What resolving names in a schema needs; without it even `to_regclass` fails.
+ * The privilege to resolve names in a schema; without it even `to_regclass` fails.
  *
  * @category queries
  * @since 0.1.0
@@ -21,7 +22,7 @@ WHERE n.nspname = ANY (${
   }::name[]) AND NOT has_schema_privilege(n.oid, 'USAGE')`
 
 /**
- * What reading a table needs, where it exists.
+ * The privilege to read a table, if the table exists.
  *
  * @category queries
  * @since 0.1.0
@@ -32,7 +33,7 @@ FROM (VALUES (to_regclass(${literal(qualified(names, key))}))) AS t (oid)
 WHERE t.oid IS NOT NULL AND NOT has_table_privilege(t.oid, 'SELECT')`
 
 /**
- * What creating tables needs: a schema to create them in, or to create that schema.
+ * The privilege to create tables: in an existing schema, or together with a new schema.
  *
  * @category queries
  * @since 0.1.0
@@ -55,7 +56,7 @@ CROSS JOIN LATERAL (
 }
 
 /**
- * What changing or dropping tables needs: those that exist must belong to the role.
+ * The privilege to change or drop tables: existing tables must belong to the role.
  *
  * @category queries
  * @since 0.1.0

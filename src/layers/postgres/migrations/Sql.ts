@@ -42,8 +42,8 @@ export const block = (body: string): string => {
 }
 
 /**
- * PL/pgSQL that creates a schema where it is missing. `CREATE SCHEMA IF NOT EXISTS` needs the privilege to create schemas
- * even where there is nothing to create.
+ * PL/pgSQL that creates a missing schema. `CREATE SCHEMA IF NOT EXISTS` needs the privilege to create schemas even if
+ * the schema exists.
  *
  * @category utils
  * @since 0.1.0
