@@ -613,11 +613,18 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
       FROM wanted AS w LEFT JOIN moved AS m ON m.place = w.place ORDER BY w.place`)
   }
 
-  const advanceEach = Effect.fnUntraced(function*(entries: ReadonlyArray<Request.Entry<Advance>>) {
+  const advanceEach = Effect.fnUntraced(function*(
+    entries: ReadonlyArray<Request.Entry<Advance>>
+  ): Effect.fn.Return<void> {
     const life = entries[0]!.request.options.life
     const result = yield* Effect.result(answered(moveAll(entries.map(({ request }) => request), life)))
     if (result._tag === "Failure") {
       const error = result.failure
+      // The conflict or the error of one row must not keep the progress of all others from being written.
+      const isOfOneRow = isConflict(error) ? error.reason._tag !== "LockTimeoutError" : !isPassing(error)
+      if (entries.length > 1 && isOfOneRow && !isConnectionLoss(error) && !neverConnected(error)) {
+        return yield* Effect.forEach(entries, (entry) => advanceEach([entry]), { discard: true })
+      }
       const fail = (failure: StoreError | TransientFailure) =>
         Effect.forEach(entries, Request.fail(failure), { discard: true })
       if (isPassing(error)) return yield* fail(passing(error))

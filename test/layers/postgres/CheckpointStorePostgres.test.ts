@@ -372,6 +372,27 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
       yield* store.advance(locked!, { from: 0n, to: 5n })
     }))
 
+  for (const [what, code] of [["an error", "P0001"], ["a conflict", "40001"]] as const) {
+    it.effect(`${what} of one range does not keep the others from advancing at the same time`, () =>
+      Effect.gen(function*() {
+        const store = yield* CheckpointStore
+        const sql = yield* SqlClient.SqlClient
+        const projections = ["one 1", "one 2", "one 3"].map((name) => `${name} ${code}`)
+        const registration = yield* CoordinationStores.join(`one ${code}`, "worker", projections)
+        const { held } = yield* CoordinationStores.decide(registration)
+        yield* sql.unsafe(`CREATE FUNCTION refuse_one() RETURNS trigger LANGUAGE plpgsql AS $$
+          BEGIN RAISE EXCEPTION 'refused' USING ERRCODE = '${code}'; END $$`)
+        yield* sql.unsafe(`CREATE TRIGGER refuse_one BEFORE UPDATE ON orchestrator_checkpoints FOR EACH ROW
+          WHEN (OLD.projection_name = 'one 2 ${code}') EXECUTE FUNCTION refuse_one()`)
+        const results = yield* Effect.forEach(
+          held,
+          (row) => Effect.result(store.advance(row, { from: 0n, to: 5n })),
+          { concurrency: "unbounded" }
+        ).pipe(Effect.ensuring(Effect.orDie(sql`DROP FUNCTION refuse_one CASCADE`)))
+        assert.deepStrictEqual(results.map(({ _tag }) => _tag), ["Success", "Failure", "Success"])
+      }))
+  }
+
   it.effect("an advance ends with the last of the ranges that asked for it", () =>
     Effect.gen(function*() {
       const store = yield* CheckpointStore
