@@ -39,7 +39,7 @@ export interface NewEvent extends StreamId {
    * As with `JSON.stringify`, `toJSON` is called, undefined properties are left out and `-0` becomes `0`. Values that
    * `JSON.stringify` would silently lose or change are refused with `InvalidEvents`, which names the path: undefined
    * (pass `null` for an event without data), `NaN`, infinite numbers, undefined or holes in arrays, invalid dates,
-   * functions, symbols, bigints, collections, errors, promises, effects, bytes inside of a value, and instances of
+   * functions, symbols, bigints, collections, errors, promises, effects, bytes inside a value, and instances of
    * classes that have neither a `toJSON` nor enumerable properties of their own.
    */
   readonly payload: unknown

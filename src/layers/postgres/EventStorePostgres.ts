@@ -189,14 +189,14 @@ const impatientNanos = 1_000_000_000n
  */
 const eventsWait = (attempt: number): string | null => attempt <= 4 ? `${25 << attempt}ms` : null
 
-/** No aggregate has a version above it. */
+/** The highest version that the column can store. */
 const lastVersion = 2n ** 63n - 1n
 
-/** A version as a parameter, within what the server can represent. */
+/** A version as a parameter, clamped to the range that the server can represent. */
 const versionText = (version: bigint): string =>
   String(version < 0n ? -1n : version > lastVersion ? lastVersion : version)
 
-/** There is none where the aggregate was not at the expected version, or an event id is stored. */
+/** The row of a successful append. Missing if the aggregate had another version or an event id is already stored. */
 interface AppendedRow {
   readonly positions: ReadonlyArray<string>
   readonly first: string
