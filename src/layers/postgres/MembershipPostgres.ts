@@ -18,6 +18,7 @@ import * as Generation from "../../schema/Generation.ts"
 import { ascii } from "../../schema/Text.ts"
 import type { Registration } from "../../schema/Worker.ts"
 import { type JoinOptions, Membership } from "../../services/Membership.ts"
+import { waitForServer } from "../../services/Startup.ts"
 import * as Coordination from "./Coordination.ts"
 import { Database } from "./Database.ts"
 import { Listener, reconnected } from "./Listener.ts"
@@ -212,7 +213,8 @@ export const make: Effect.Effect<
         }
         now = yield* restore(Effect.andThen(
           Effect.sleep(earlierPoll),
-          coordination.use("look at the earlier registration", (opened) => find(opened, options))
+          // The wait is long: an outage in it counts from its own beginning, not from that of the start.
+          waitForServer(coordination.use("look at the earlier registration", (opened) => find(opened, options)))
         ))
       }
     }

@@ -418,6 +418,23 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
         })
     )
 
+    it.effect("the wait for an earlier registration survives a lost connection", () =>
+      Effect.gen(function*() {
+        const first = yield* join("lost wait", "pod-0", ["lost wait"])
+        let looks = 0
+        const process = yield* CoordinationStores.another(
+          {},
+          Seam.database({
+            // The first one belongs to the attempt to register.
+            around: ({ lose, text }, send) => text.includes("own_present") && ++looks === 2 ? lose : send
+          })
+        )
+        const again = yield* process.provide(Effect.flatMap(Membership, (membership) =>
+          membership.join({ replicaSet: "lost wait", workerId: "pod-0", projections: [], rules: hasty })))
+        assert.isTrue(again.incarnation > first.incarnation)
+        assert.isAbove(looks, 2)
+      }))
+
     it.effect("a deleted registration is reported as deleted, not as silent", () =>
       Effect.gen(function*() {
         const membership = yield* Membership
