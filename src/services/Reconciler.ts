@@ -94,11 +94,11 @@ export interface Alarm {
  */
 export const makeAlarm = (): Alarm => ({ latch: Latch.makeUnsafe(false), fromOutside: false })
 
-/** A step of `Startup`. */
 /** Bursts of external wake-ups are handled by one reconciliation. */
 const burst = Duration.millis(20)
 /** Pause before the stores are asked again after they failed. */
 const storeBackoff = Duration.millis(250)
+/** A step of `Startup`. */
 const coordinating = "Coordination"
 /** The maximum interval between attempts at a decision that only waits for time to pass. */
 const longestRecheckMillis = 250
