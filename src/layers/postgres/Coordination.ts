@@ -1,6 +1,6 @@
 /**
- * What membership and decisions share: one session beside the application's pool, the lock under which decisions are
- * made, and what the session has seen of the others' presence.
+ * What membership and decisions share: one session beside the application's pool, the lock that serializes decisions,
+ * and the session's observations of the workers' heartbeats and presence.
  *
  * @since 0.1.0
  */
@@ -23,19 +23,20 @@ import type { WorkerRow } from "./Rows.ts"
 import type { Opened, Session } from "./Session.ts"
 
 /**
- * What one connection has seen. It dies with the connection, so that after an outage of the database nobody's absence
- * is held against it.
+ * The observations made through one connection. They are discarded with the connection, so that an outage of the
+ * database does not count as a worker's absence.
  *
  * @category models
  * @since 0.1.0
  */
 export interface Observations {
-  /** Since when (`Clock.monotonicTimeNanos`) this process' own presence has stood. */
+  /** Since when (`Clock.monotonicTimeNanos`) this process has been observed present without interruption. */
   ownSince: bigint | undefined
-  /** By incarnation. */
+  /** Keyed by incarnation. */
   readonly workers: Map<string, {
-    /** The time of the last heartbeat that was read, and when it was sent by this process's monotonic clock. */
+    /** The database's time of the last heartbeat that was read, as text. */
     readonly beat: string
+    /** When that heartbeat was sent, and when the worker was last read, by this process's monotonic clock. */
     readonly beatAt: bigint
     readonly readAt: bigint
     readonly seenPresent: boolean
@@ -44,28 +45,33 @@ export interface Observations {
 }
 
 /**
+ * A worker as the coordination session observes it.
+ *
  * @category models
  * @since 0.1.0
  */
 export interface Observed extends Worker.WorkerView {
   readonly replicaSet: string
   readonly row: WorkerRow
-  /** It was a worker of this process and is no more. */
+  /** Whether it was a worker of this process and has ended. */
   readonly ended: boolean
-  /** Milliseconds since this session first saw it absent; absent when it is present or absence says nothing. */
+  /** Milliseconds since this session first found it absent; undefined if it is present or presence is not used. */
   readonly missingForMillis: number | undefined
 }
 
 /**
+ * The coordination session and the operations on it that membership and decisions share.
+ *
  * @category services
  * @since 0.1.0
  */
 export class Coordination extends Context.Service<Coordination, {
-  /** Runs `f` on the session; one at a time, so that the deadline counts from its turn. */
+  /** Runs `f` on the session, one call at a time; the deadline starts when the call gets its turn. */
   readonly use: Session<Observations>["use"]
 
   /**
-   * Runs `f` alone among the workers of the replica set, in one short transaction that reads what is committed.
+   * Runs `f` in one short `READ COMMITTED` transaction that holds the replica set's decision lock. Lock timeouts and
+   * other conflicts are retried.
    */
   readonly alone: <A, E, R>(
     operation: string,
@@ -74,27 +80,27 @@ export class Coordination extends Context.Service<Coordination, {
   ) => Effect.Effect<A, Exclude<E, SqlError.SqlError> | StoreError, R>
 
   /**
-   * Wakes the workers of the replica set, this process' own included. Returns when the notification was sent or cannot
-   * be sent; never fails. Used after a commit, never inside a transaction that must succeed.
+   * Wakes the workers of the replica set, this process's own included. Returns when the notification was sent or could
+   * not be sent; never fails. Use it after a commit, never inside a transaction that must succeed.
    */
   readonly wake: (replicaSet: string) => Effect.Effect<void>
 
   /**
-   * SQL: a `WorkerRow` as JSON from a worker `w`, its heartbeat `h` and `present`, as `workersFrom` names them.
+   * SQL: a `WorkerRow` as JSON, from the aliases in `workersFrom`: worker `w`, heartbeat `h` and presence `p`.
    */
   readonly workerJson: string
   readonly workersFrom: string
 
-  /** SQL: whether the database sees this process present. */
+  /** SQL: whether the database lists this process as present. */
   readonly ownPresent: () => string
 
-  /** Records what the session has just read, and returns what follows from it. */
+  /** Records the rows that the session has just read, and returns the workers with their silence and absence. */
   readonly observe: (
     opened: Opened<Observations>,
     seen: {
       /**
-       * `Clock.monotonicTimeNanos` before the query was sent. Silence and absence end there, because a process that is
-       * blocked reads the answer much later than the database gave it.
+       * `Clock.monotonicTimeNanos` before the query was sent. Silence and absence are measured up to this time, because
+       * a process whose event loop is blocked reads the answer much later than the database sent it.
        */
       readonly askedAt: bigint
       readonly workers: ReadonlyArray<WorkerRow>
@@ -102,38 +108,44 @@ export class Coordination extends Context.Service<Coordination, {
     }
   ) => Effect.Effect<ReadonlyArray<Observed>>
 
-  /** Incarnations of the workers of this process: their presence ends with them, though the process' key stays. */
+  /**
+   * Incarnations of this process's running workers. The process's presence outlives its workers, so a registration
+   * that has the process's key but is not in this set has ended.
+   */
   readonly members: Set<bigint>
 }>()("pupsourcing-orchestrator/layers/postgres/Coordination") {}
 
-/** How long a statement waits for a lock, another decision's included, how long it may take, and how long a decision may stand idle. */
+/** Limits of a lock wait (including the wait for another decision), of a statement, and of an idle transaction. */
 const lockTimeoutMillis = 1000
 const statementTimeoutMillis = 3000
 const idleTimeoutMillis = 2000
 
-/** More than a decision can take while the database answers. */
+/** Longer than any decision takes while the database answers. */
 const deadline = Duration.seconds(4)
 
-/** A decision's holder that hangs is ended after `idleTimeoutMillis`; that many waits of `lockTimeoutMillis` outlast it. */
+/** The server ends a hanging holder after `idleTimeoutMillis`; this many waits of `lockTimeoutMillis` are longer. */
 const attempts = 8
 
-/** How long absence must have been seen, and own presence stood, before it counts for a key that was never seen held. */
+/**
+ * For a worker that this session has never observed present: how long it must have been absent, and this process
+ * present, before the absence counts.
+ */
 const unseenMillis = 3000
 
-/** Dropping an entry only causes a delay. */
+/** Limit of the recorded observations; discarding them only causes a delay. */
 const maximumWorkers = 10_000
 
 /**
- * Nanoseconds since the worker's last heartbeat. The database's clock may have been changed since then, so it is used
- * only for the time before this session read the worker: a heartbeat that is read for the first time is younger than
- * the previous reading, and never lies in the future after the clock was set back.
+ * Nanoseconds since a heartbeat that is read for the first time. The database's clock may have been changed since it
+ * was sent, so the result is bounded: at least 0, and at most the time since the previous reading, which did not
+ * contain this heartbeat.
  */
 const sinceBeat = (row: WorkerRow, sinceReading: bigint | undefined): bigint => {
   const silent = BigInt(Math.max(0, Math.floor(row.silent * 1e6)))
   return sinceReading !== undefined && sinceReading < silent ? sinceReading : silent
 }
 
-/** 0 when `to` is the earlier one. */
+/** Milliseconds from `from` to `to`; 0 if `to` is earlier. */
 const millisBetween = (from: bigint, to: bigint): number => Math.max(0, Number(to - from) / 1e6)
 
 /**
@@ -174,7 +186,7 @@ export const make: Effect.Effect<
           pg_catalog.hashtext(${replicaSet}::text))`
       return Effect.andThen(lock, f(opened)).pipe(
         sql.withTransaction,
-        // Each statement must see what was committed while the lock was waited for.
+        // Each statement must read what was committed during the wait for the lock.
         Effect.provideService(SqlClient.BeginTransaction, "BEGIN ISOLATION LEVEL READ COMMITTED"),
         Effect.asSome,
         Effect.catchIf(

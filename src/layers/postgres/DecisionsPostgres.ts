@@ -1,9 +1,9 @@
 /**
- * Decisions on PostgreSQL: one short transaction under an advisory lock reads anew, locks the rows it may change,
- * decides and applies.
+ * Decisions on PostgreSQL: one short transaction under an advisory lock reads the current state, locks the rows that
+ * it may change, decides, and applies the decision.
  *
- * An advisory lock, because locking the newest generation's row is no mutex: its successor is a row that nobody has
- * locked.
+ * The lock is an advisory lock, because locking the newest generation's row would not exclude other decisions: the next
+ * generation is a new row, which no transaction has locked.
  *
  * @since 0.1.0
  */
@@ -20,11 +20,11 @@ import { Database } from "./Database.ts"
 import * as Rows from "./Rows.ts"
 import type { Opened } from "./Session.ts"
 
-/** What stays for people to read. */
+/** How many generations, and for how long stopped workers, are kept for people to read. */
 const keptGenerations = 100n
 const keptWorkers = "7 days"
 
-/** Another replica set that takes over the same projections does so once, not again and again. */
+/** Attempts on a view that changes: another replica set takes over the same projections once, not repeatedly. */
 const outdatedAttempts = 20
 
 interface ViewRow {
@@ -35,7 +35,8 @@ interface ViewRow {
 }
 
 /**
- * What the view was read from has changed under it: another replica set took or inserted rows. Decide anew.
+ * The rows of the view have changed since it was read: another replica set claimed or inserted rows. The decision is
+ * retried from scratch.
  */
 class Outdated {
   readonly _tag = "Outdated"
@@ -93,7 +94,7 @@ export const make: Effect.Effect<
     return view
   })
 
-  /** Locks the rows, except those that a batch has locked, and returns them as they now are, by key. */
+  /** Locks the rows, except those that a batch has locked, and returns their current values by key. */
   const lock = Effect.fnUntraced(function*(
     { sql }: Opened<Coordination.Observations>,
     rows: ReadonlyArray<Checkpoint.Checkpoint>
@@ -297,7 +298,10 @@ export const make: Effect.Effect<
   return Decisions.of({ look, decide })
 })
 
-/** Within a replica set only decisions change who holds what; so a difference is the work of another replica set. */
+/**
+ * Whether a row's range, replica set and fence are unchanged. Within a replica set only decisions change them, so a
+ * difference was made by another replica set.
+ */
 const sameHolding = (a: Checkpoint.Checkpoint, b: Checkpoint.Checkpoint): boolean =>
   a.range.end === b.range.end && a.replicaSet === b.replicaSet &&
   a.fence?.workerId === b.fence?.workerId && a.fence?.incarnation === b.fence?.incarnation &&

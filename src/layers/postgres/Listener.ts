@@ -1,7 +1,6 @@
 /**
- * The one listening session of a process: LISTEN on the library's channels, and the locks that say that the process
- * lives. It is opened again whenever it is lost; who subscribed is woken then too, because messages may have been
- * missed.
+ * The one listening session of a process: it listens on the library's channels and holds the presence lock. It is
+ * opened again whenever it is lost; subscribers are then woken, because messages may have been missed.
  *
  * @since 0.1.0
  */
@@ -28,69 +27,73 @@ import { sqlErrorIn, toStoreError } from "./DatabaseErrors.ts"
 import * as Notifications from "./Notifications.ts"
 
 /**
+ * Subscriptions and notifications on the listening session.
+ *
  * @category services
  * @since 0.1.0
  */
 export class Listener extends Context.Service<Listener, {
   /**
-   * The payloads that arrive on a channel, coalesced (a slow reader finds the newest few), and `reconnected` (the
-   * empty payload) after each (re)connection. Never fails: without a connection, or with `listen: false`, nothing arrives.
+   * Returns the payloads that arrive on a channel, coalesced (a slow reader receives the newest few), and `reconnected`
+   * (the empty payload) after each (re)connection. Never fails: without a connection, or with `listen: false`, nothing
+   * arrives.
    */
   readonly subscribe: (channel: string) => Effect.Effect<Queue.Dequeue<string>, never, Scope.Scope>
 
   /**
-   * Sends a notification soon: same channel and payload within a few milliseconds become one message, sent in a
-   * transaction of its own, because a NOTIFY inside a writer's transaction serializes the commits of the whole database.
+   * Sends a notification soon: the same channel and payload within a few milliseconds become one message, sent in a
+   * separate transaction, because a NOTIFY inside a writer's transaction serializes the commits of the whole database.
    * Never fails and never waits for the database.
    */
   readonly notify: (channel: string, payload: string) => Effect.Effect<void>
 
   /**
-   * Runs `hook` on the connection now and after each reconnection, as long as the scope is open. The first run's failure
-   * is the caller's; later ones drop the connection, and it is tried again.
+   * Runs `hook` on the connection now and after each reconnection, as long as the scope is open. If the first run
+   * fails, this fails; if a later one fails, the connection is dropped and connecting is retried.
    */
   readonly onConnection: (
     hook: (connection: PgConnection.PgConnection) => Effect.Effect<void, SqlError.SqlError>
   ) => Effect.Effect<void, StoreError, Scope.Scope>
 
-  /** Waits until there is no connection any more, where there was one. */
+  /** Waits until an open connection is lost; returns at once while a lost one has not been replaced. */
   readonly lost: Effect.Effect<void>
 }>()("pupsourcing-orchestrator/layers/postgres/Listener") {}
 
 /**
- * The payload that stands for "connected (again): look for yourself".
+ * The payload that means "connected (again); messages may have been missed".
  *
  * @category models
  * @since 0.1.0
  */
 export const reconnected = ""
 
-/** A subscriber who does not look finds at most this many messages, the newest. */
+/** Messages that are kept for a slow subscriber; older ones are discarded. */
 const queueCapacity = 16
 
-/** Messages that are alike and closer together than this become one. */
+/** Equal messages within this interval become one. */
 const sendInterval = Duration.millis(5)
 
-/** More different messages than this between two sendings are not worth sending: everybody will look anyway. */
+/** Different messages that are kept between two sends; more are discarded, because every receiver is woken anyway. */
 const pendingCapacity = 1000
 
-/** How long a message waits for a connection that is being opened, and a closing scope waits for its last messages. */
+/** How long a message waits for a connection that is being opened, and a closing scope for its last messages. */
 const sendPatience = Duration.seconds(2)
 
-/** A server that is gone without a word is noticed within this and `answerDeadline`. */
+/** A server that becomes unreachable without closing the connection is detected within this plus `answerDeadline`. */
 const probeInterval = Duration.seconds(15)
 
-/** Where nothing is listened to, only the probe notices a lost connection. */
+/** Without LISTEN, only the probe detects a lost connection. */
 const probeIntervalWithoutListen = Duration.seconds(2)
 
 const answerDeadline = Duration.seconds(5)
 
-/** A connection that lived for longer was a good one: the next attempt follows at once. */
+/** After a connection that lasted at least this long, the next attempt is made at once. */
 const steadyNanos = 5_000_000_000n
 
 /**
- * At once, then 100 ms doubling up to 1 s, each jittered so that processes do not come in step. No longer, because
- * presence ends with this session: after an outage those who are back sooner count who is still missing after 3 s.
+ * The delay before an attempt: none, then 100 ms doubling up to 1 s, jittered so that processes do not reconnect in
+ * step. It is at most 1 s because presence ends with this session: after an outage, processes that have reconnected
+ * count the others as absent after 3 s.
  */
 const delay = (attempt: number): Effect.Effect<Duration.Duration> =>
   attempt === 0
@@ -101,7 +104,7 @@ type Hook = (connection: PgConnection.PgConnection) => Effect.Effect<void, SqlEr
 
 interface Connected {
   readonly connection: PgConnection.PgConnection
-  /** What runs on the connection. */
+  /** The scope of everything that runs on the connection. */
   readonly scope: Scope.Closeable
   readonly listening: Set<string>
   readonly openedAt: bigint
@@ -117,7 +120,10 @@ const noAnswer = new SqlError.SqlError({
   })
 })
 
-/** Waits for work that goes on in `scope`, but not longer than the deadline: interrupting a statement takes its time. */
+/**
+ * Runs an effect in `scope`, and waits for it until the deadline. Only the wait is bounded, because interrupting a
+ * statement takes time.
+ */
 const within = <A>(
   scope: Scope.Scope,
   self: Effect.Effect<A, SqlError.SqlError>
@@ -129,7 +135,7 @@ const within = <A>(
         Bounded.endOf(fiber, answerDeadline),
         Option.match({
           onNone: () => Effect.fail(noAnswer),
-          // The scope closes with the connection: that is an error for who waits, and no interruption.
+          // The scope closes with the connection; the caller receives an error, not an interruption.
           onSome: (exit): Effect.Effect<A, SqlError.SqlError> =>
             Exit.isFailure(exit) && Cause.hasInterrupts(exit.cause) ? Effect.fail(noAnswer) : exit
         })
@@ -137,8 +143,8 @@ const within = <A>(
   )
 
 /**
- * Connects when first needed. The listening session also sends: it is never busy with a batch, and a process that only
- * appends needs no more than this one connection beside its pool.
+ * Makes a listener that connects when first needed. The listening session also sends: it is never busy with a batch,
+ * and a process that only appends needs no more than this one connection beside its pool.
  *
  * @category constructors
  * @since 0.1.0
@@ -146,11 +152,11 @@ const within = <A>(
 export const make: Effect.Effect<Listener["Service"], never, Database | Scope.Scope> = Effect.gen(function*() {
   const database = yield* Database
   const owner = yield* Effect.scope
-  // Older than the fibers below, so that it outlives them: closing is no loss that anybody should report.
+  // Forked before the fibers below, so that it closes after them and they do not report the closing as a loss.
   const connections = yield* Scope.fork(owner)
   const subscribers = new Map<string, Set<Queue.Queue<string>>>()
   const hooks = new Set<Hook>()
-  // Connecting, and changing what runs on the connection, happen one at a time.
+  // Serializes connecting and changes of what runs on the connection.
   const changing = Semaphore.makeUnsafe(1)
   const needed = Latch.makeUnsafe(false)
   const connected = Latch.makeUnsafe(false)
@@ -168,7 +174,7 @@ export const make: Effect.Effect<Listener["Service"], never, Database | Scope.Sc
         connected.closeUnsafe()
         lost.openUnsafe()
       }
-      // Closing a connection that no longer answers may take its time: nobody waits for it.
+      // Closing a connection that no longer answers may take long, so it is not awaited.
       return Effect.andThen(Deferred.succeed(self.lost, error), Effect.asVoid(Effect.forkIn(self.close, owner)))
     })
 
@@ -194,7 +200,7 @@ export const make: Effect.Effect<Listener["Service"], never, Database | Scope.Sc
   const connect: Effect.Effect<Connected, SqlError.SqlError> = Effect.uninterruptibleMask((restore) =>
     Effect.gen(function*() {
       const scope = yield* Scope.fork(connections)
-      // Forked later, so that it closes first: nothing shall say goodbye, channel by channel, to a server that is gone.
+      // Forked later, so that the connection closes first and no UNLISTEN is sent for each channel to a dead server.
       const connectionScope = yield* Scope.fork(connections)
       const close = Effect.andThen(Scope.close(connectionScope, Exit.void), Scope.close(scope, Exit.void))
       const self = yield* Effect.gen(function*() {
@@ -211,7 +217,7 @@ export const make: Effect.Effect<Listener["Service"], never, Database | Scope.Sc
           close
         }
         if (database.listen) {
-          // One channel always: what listens is told at once when the connection is lost.
+          // Always listen on one channel, because a listening queue fails at once when the connection is lost.
           for (const channel of new Set([database.channels.control, ...subscribers.keys()])) {
             yield* listenOn(self, channel)
           }
@@ -230,7 +236,7 @@ export const make: Effect.Effect<Listener["Service"], never, Database | Scope.Sc
     })
   )
 
-  /** To be run with `changing`. */
+  /** Must run with the permit of `changing`. */
   const ensure = Effect.suspend(() => current === undefined ? connect : Effect.succeed(current))
 
   const describe = (error: SqlError.SqlError): string =>
@@ -284,7 +290,7 @@ export const make: Effect.Effect<Listener["Service"], never, Database | Scope.Sc
       return query === undefined || messages.length === 0 ? Effect.void : Effect.ignoreCause(sendTo(query, messages))
     }))
 
-  /** On the application's pool, which has a connection after an append, but never inside a transaction of the caller's. */
+  /** Uses the application's pool, which has a connection after an append, but never a transaction of the caller. */
   const queryPool: Notifications.Query = (text, params) =>
     Effect.updateContext(
       database.sql.unsafe(text, params),
@@ -292,8 +298,8 @@ export const make: Effect.Effect<Listener["Service"], never, Database | Scope.Sc
     )
 
   /**
-   * A process that appends and ends has often not opened the session yet. What is being sent is waited for as well;
-   * a server that does not answer is not.
+   * Sends the last messages, on the pool if the session is not open: a process that appends and ends has often not
+   * opened it yet. A send that is in progress is awaited as well, but a server that does not answer is not.
    */
   const sendLast = Effect.flatMap(
     Effect.forkDetach(sendPending(queryPool), { startImmediately: true }),
@@ -313,7 +319,7 @@ export const make: Effect.Effect<Listener["Service"], never, Database | Scope.Sc
   yield* Effect.forkIn(Effect.withTracerEnabled(keep, false), owner)
   if (database.listen) {
     yield* Effect.forkIn(Effect.withTracerEnabled(send, false), owner)
-    // The last message of a process, that it leaves, matters most.
+    // Without this, the messages of a process's last appends would be lost when it ends.
     yield* Effect.addFinalizer(() => sendLast)
   }
 

@@ -26,18 +26,18 @@ import { Presence } from "./Presence.ts"
 import type * as Rows from "./Rows.ts"
 import type { Opened } from "./Session.ts"
 
-/** A registration without presence that has sent no heartbeat for this long is dead. */
+/** A registration is dead when both its presence and its heartbeats have been missing for this long. */
 const justDiedMillis = 2000
-/** How often a worker checks the earlier registration under its id for which it waits. */
+/** How often a joining worker checks the earlier registration under its id. */
 const earlierPoll = Duration.millis(100)
 
-/** Well below the grace that absence is given. */
+/** Interval of heartbeats while presence is lost; well below the grace period for missing presence. */
 const absentBeatInterval = Duration.millis(40)
 
-/** How long to wait before a neighbour that was found gone is looked at again. */
+/** Delay before a neighbour that was found gone is checked again, and after a failed heartbeat. */
 const goneDelay = Duration.seconds(1)
 
-/** A worker of this process: its presence watch, and who is woken by it. */
+/** A worker of this process: the watch on its neighbour, and the queues that wake it. */
 interface Member {
   readonly watching: FiberHandle.FiberHandle
   readonly wakes: Set<Queue.Queue<void>>
@@ -72,7 +72,7 @@ export const make: Effect.Effect<
   const host = ascii(Os.hostname())
   const members = new Map<bigint, Member>()
 
-  /** Of this process, made without its hearing whether they were: nobody is behind them. */
+  /** Incarnations registered by this process with an unknown commit outcome; no worker runs under them. */
   const orphans = new Set<bigint>()
 
   const find = Effect.fnUntraced(function*(opened: Opened<Coordination.Observations>, options: JoinOptions) {
@@ -82,7 +82,7 @@ export const make: Effect.Effect<
         ${opened.sql.literal(coordination.ownPresent())} AS own_present
       FROM ${opened.sql.literal(coordination.workersFrom)}
       WHERE w.replica_set = ${options.replicaSet} AND w.worker_id = ${options.workerId} AND w.state <> 'stopped'`
-    // Where there is nobody there is nothing to see, not even whether this process is present.
+    // Without a registration there is no row, and the statement does not report this process's presence either.
     const [first] = rows
     if (first === undefined) return undefined
     const observed = yield* coordination.observe(opened, {
@@ -126,7 +126,7 @@ export const make: Effect.Effect<
     }
   })
 
-  /** The key that the row carries may be another one by now. */
+  /** Updates the row's presence key if this process's key has changed since the row was written. */
   const correct = Effect.fnUntraced(function*({ incarnation }: Registration, written: number | undefined) {
     let key = written
     while (key !== presence.own() && presence.own() !== undefined) {
@@ -148,8 +148,8 @@ export const make: Effect.Effect<
         const before = yield* find(opened, options)
         if (before === undefined || isDead(before, options) || orphans.has(BigInt(before.row.incarnation))) {
           const registration = yield* insert(opened, options, key)
-          // Before anybody can see the row: to the others in this process it must never look ended.
-          // What goes on after its deadline is nobody's: should it commit, it is an ended one.
+          // Recorded before the row becomes visible, so that no worker of this process ever considers it ended.
+          // An attempt that continues after its caller has given up belongs to no worker; if it commits, it has ended.
           if (abandoned) orphans.add(registration.incarnation)
           else {
             coordination.members.add(registration.incarnation)
@@ -213,7 +213,7 @@ export const make: Effect.Effect<
         }
         now = yield* restore(Effect.andThen(
           Effect.sleep(earlierPoll),
-          // The wait is long: an outage in it counts from its own beginning, not from that of the start.
+          // The wait is long, so the time limit of an outage counts from each poll, not from the start of the worker.
           waitForServer(coordination.use("look at the earlier registration", (opened) => find(opened, options)))
         ))
       }
@@ -229,7 +229,7 @@ export const make: Effect.Effect<
         Effect.sync(() => {
           coordination.members.delete(incarnation)
           members.delete(incarnation)
-          // The process' presence stays, so its own workers have to be told.
+          // The process keeps its presence lock, so workers of this process that watch this one are woken here.
           for (const other of members.values()) {
             if (other.watched === incarnation) wake(other)
           }
@@ -252,15 +252,16 @@ export const make: Effect.Effect<
         SELECT incarnation, state FROM ${workers} WHERE replica_set = ${replicaSet} AND worker_id = ${workerId}`
     )
     const row = rows[0]
-    // A server that has lost its last commits may have an earlier registration, or none: nobody has taken the id then.
+    // A server that has lost its latest commits may return an earlier registration, or none, although no other worker
+    // has taken the id.
     if (row !== undefined && row.incarnation > incarnation) return yield* new WorkerReplaced({ replicaSet, workerId })
     if (row?.incarnation !== incarnation) return yield* new WorkerEvicted({ replicaSet, workerId, reason: "missing" })
     if (row.state === "stopped") return yield* new WorkerEvicted({ replicaSet, workerId, reason: "evicted" })
   })
 
   /**
-   * While the session on which the presence rests is lost, the others see this process absent: its heartbeats tell them
-   * that it lives.
+   * Sends heartbeats while the session that holds the presence lock is lost, because other workers then find this
+   * process absent and would evict its workers.
    */
   const beatWhileAbsent = listener.lost.pipe(
     Effect.andThen(Effect.suspend(() =>
@@ -271,7 +272,8 @@ export const make: Effect.Effect<
           WHERE incarnation = ANY(${[...members.keys()]}::bigint[])`)
     )),
     Effect.andThen(Effect.sleep(absentBeatInterval)),
-    // A connection that was lost with the other one is opened again at once; without a database there is nobody to tell.
+    // If this connection was lost with the listening session, retry soon on a new one. After other failures wait
+    // longer: while the database is unreachable, no worker reads heartbeats.
     Effect.catch((error) =>
       Effect.sleep(
         error._tag === "DatabaseUnavailable" && error.reason === "connection lost" ? absentBeatInterval : goneDelay
@@ -284,7 +286,7 @@ export const make: Effect.Effect<
   const report: Membership["Service"]["report"] = Effect.fnUntraced(function*(registration, { generation, state }) {
     const { incarnation, replicaSet, workerId } = registration
     const key = generation === undefined ? -1 : Generation.partitionKey(generation, registration)
-    // A row that somebody else has locked is not waited for, here and below: the next report finds it free.
+    // Here and below, a row that another session has locked is skipped, not waited for; the next report updates it.
     yield* coordination.use("report", ({ sql }) =>
       sql`
         UPDATE ${workers} w
@@ -297,8 +299,9 @@ export const make: Effect.Effect<
         ) own
         WHERE w.replica_set = own.replica_set AND w.worker_id = own.worker_id`)
     if (state !== "running" || generation === undefined) return
-    // A statement of its own, after the first has committed: of several workers that report at once the last one sees
-    // all of them. If it finds the row locked by one that did not, the next look makes up for it.
+    // A separate statement, after the first has committed, so that of several workers that report at once the last one
+    // reads all their rows. If another of them has locked the generation's row, this one skips it; the next `look` then
+    // causes another report.
     yield* coordination.use("report", ({ sql }) =>
       sql`
         UPDATE ${generations} g SET state = 'active', activated_at = clock_timestamp()
@@ -357,11 +360,11 @@ export const make: Effect.Effect<
 
   const watchNeighbour = (replicaSet: string, neighbour: Generation.Member, member: Member) =>
     Effect.gen(function*() {
-      // Looked up again each time, because a process that lost its session may be present under another key.
+      // Read again each time, because a process that lost its session may be present under another key.
       const key = yield* presenceKey(replicaSet, neighbour).pipe(
         Effect.retry(Schedule.min([Schedule.exponential("100 millis"), Schedule.spaced("5 seconds")]))
       )
-      // Nobody to wait for: it has stopped, has no presence, or lives in this process.
+      // There is no lock to wait for: the neighbour has stopped, does not use presence, or runs in this process.
       if (key === undefined || key === presence.own()) return yield* Effect.never
       yield* presence.gone(key)
       wake(member)
@@ -396,7 +399,10 @@ const waitsForEarlier = (
   } s. Waiting: its registration is stale and will be replaced in ${seconds} s, unless it sends a heartbeat.`
 }
 
-/** Whether an earlier registration under the same id is over. One that is frozen is, even while its session stands. */
+/**
+ * Whether the worker of an earlier registration under the same id is dead. A frozen one counts as dead when it is
+ * stale, even while its session is open.
+ */
 const isDead = (worker: Coordination.Observed, { rules }: JoinOptions): boolean =>
   worker.ended || worker.silentForMillis > rules.staleWorkerTimeoutMillis ||
   Math.min(worker.missingForMillis ?? 0, worker.silentForMillis) >= justDiedMillis

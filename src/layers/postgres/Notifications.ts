@@ -17,7 +17,7 @@ import { codeOf } from "./DatabaseErrors.ts"
 export type Message = readonly [channel: string, payload: string]
 
 /**
- * Runs one statement on the session that sends.
+ * Runs one statement on the sending session.
  *
  * @category models
  * @since 0.1.0
@@ -28,8 +28,9 @@ export type Query = (
 ) => Effect.Effect<unknown, SqlError.SqlError>
 
 /**
- * Committing a notification waits for a lock that all of a server's notifications share; the session has other work to do.
- * A commit ignores `statement_timeout`, but not `lock_timeout`. A notification need not outlive the server.
+ * The commit of a notification waits for a lock that all notifications of a server share. `lock_timeout` bounds the
+ * wait, because the session has other work; a commit ignores `statement_timeout`. `synchronous_commit` is off, because
+ * a notification need not survive the server.
  */
 const text = `SELECT set_config('lock_timeout', '1000', true), set_config('synchronous_commit', 'off', true),
     pg_notify(m.channel, m.payload)
@@ -38,8 +39,9 @@ const text = `SELECT set_config('lock_timeout', '1000', true), set_config('synch
 const isQueueFull = (error: SqlError.SqlError): boolean => codeOf(error) === "54000"
 
 /**
- * Makes the function that sends. A full queue is logged once and is not a failure. Callers that detect the end of the
- * session should ignore other failures, too: a lost notification delays its receivers by at most one poll interval.
+ * Returns a function that sends messages. A full queue is logged once and is not a failure. Callers that detect the end
+ * of the session should ignore other failures, too: a lost notification delays its receivers by at most one poll
+ * interval.
  *
  * @category constructors
  * @since 0.1.0

@@ -1,8 +1,8 @@
 /**
- * Presence: a session-level advisory lock that a live process holds, and waiting for the end of another's.
+ * Presence: a session-level advisory lock that a live process holds, and the wait until another process has lost it.
  *
- * When a process dies its session ends and PostgreSQL frees the lock at once; whoever waits for it wakes within
- * milliseconds. Presence only speeds things up: nothing that has to be right rests on it.
+ * When a process dies, its session ends and PostgreSQL releases the lock at once; waiting processes wake within
+ * milliseconds. Presence only makes detection faster: correctness does not depend on it.
  *
  * @since 0.1.0
  */
@@ -21,34 +21,36 @@ import { Database } from "./Database.ts"
 import { Listener } from "./Listener.ts"
 
 /**
+ * Makes this process present, and observes the presence of others.
+ *
  * @category services
  * @since 0.1.0
  */
 export class Presence extends Context.Service<Presence, {
   /**
-   * Makes the process present for as long as the scope is open, and returns the key it is present under: one for all
-   * its workers. Absent when presence is switched off.
+   * Makes the process present while the scope is open, and returns its presence key, which all its workers share.
+   * Returns undefined if presence is disabled.
    */
   readonly enter: Effect.Effect<number | undefined, StoreError, Scope.Scope>
 
-  /** The key under which the process is present at this moment. */
+  /** The process's presence key, kept while the session is lost; undefined when the process has not entered. */
   readonly own: () => number | undefined
 
   /**
-   * Waits until nobody is present under the key. Whoever waits for the same key shares a connection. A lost connection
-   * is opened again and ends no waiting.
+   * Waits until no session is present under the key. Waits for the same key share a connection. A lost connection is
+   * opened again and does not end the wait.
    */
   readonly gone: (key: number) => Effect.Effect<void>
 
   /**
-   * SQL: the keys, as `bigint` in column `key`, under which some session is present, or waits to be so again.
+   * SQL: the keys, as `bigint` in column `key`, whose exclusive lock a session holds or waits for.
    */
   readonly presentKeys: string
 }>()("pupsourcing-orchestrator/layers/postgres/Presence") {}
 
 /**
- * SQL: the first key of the advisory locks, as `integer`. It depends on the name of the table of workers only: a lock
- * must stay the same when the table is dropped and created again, but the table's oid changes.
+ * SQL: the first key of the advisory locks, as `integer`. It depends only on the name of the workers table, because the
+ * locks must stay the same when the table is dropped and created again, which changes its oid.
  *
  * @category utils
  * @since 0.1.0
@@ -58,10 +60,10 @@ export const lockClass = (workers: string): string => `pg_catalog.hashtext('${wo
 /** How long a wait lasts in the database before it is restarted; a longer wait may hold back vacuum. */
 const waitMillis = 5000
 
-/** A wait that is so much late has lost its server. */
+/** When the answer to a wait is this late, the server is considered unreachable. */
 const answerMillis = 5000
 
-/** A key that cannot be taken back within this time is given up for a new one. */
+/** When the previous key cannot be acquired again within these attempts, a new one is drawn. */
 const retakeAttempts = 20
 const retakeDelay = Duration.millis(50)
 
@@ -94,7 +96,7 @@ export const make: Effect.Effect<
 
   let own: number | undefined
   let holder: PgConnection.PgConnection | undefined
-  /** Keys that rows of this process may carry: a change of them that was not heard of may have been made. */
+  /** Keys that rows of this process may contain, because an update of them may have an unknown commit outcome. */
   const onRows = new Set<number>()
 
   const draw = (connection: PgConnection.PgConnection) =>
@@ -109,17 +111,17 @@ export const make: Effect.Effect<
       ({ rows }) => rows[0]!["taken"] === true
     )
 
-  /** Under the key that it had, if that can be had again. */
+  /** Acquires the lock of the previous key if possible, otherwise of a new one, and returns the key. */
   const enterWith = Effect.fnUntraced(function*(connection: PgConnection.PgConnection, before: number | undefined) {
     if (before !== undefined) {
-      // Whoever waited for the key has it for a moment, or the server has not noticed yet that the old session is gone.
+      // A waiting process may hold the lock briefly, or the server has not detected yet that the old session is gone.
       for (let attempt = 0; attempt < retakeAttempts; attempt++) {
         if (yield* take(connection, before)) return before
         yield* Effect.sleep(retakeDelay)
       }
     }
     let key = yield* draw(connection)
-    // A key that somebody holds must not pass for the own one: a server that lost its last moments gives keys out again.
+    // Skip a key that another session holds: a server that lost its latest commits returns keys a second time.
     while (!(yield* take(connection, key))) key = yield* draw(connection)
     return key
   })
@@ -128,7 +130,7 @@ export const make: Effect.Effect<
     const key = yield* enterWith(connection, own)
     const others = [...onRows].filter((other) => other !== key)
     onRows.add(key)
-    // Known before the rows are changed: one that is written meanwhile is either seen below, or its writer sees this.
+    // Set before the rows are updated: a row written meanwhile is either updated below, or its writer reads this key.
     own = key
     holder = connection
     if (others.length > 0) {
@@ -149,7 +151,7 @@ export const make: Effect.Effect<
     onRows.clear()
     return key === undefined || connection === undefined
       ? Effect.void
-      // The lock ends with the connection anyway, which may be gone already.
+      // The lock ends with the connection anyway, which may be closed already.
       : connection.query(`SELECT pg_advisory_unlock(${workers}, $1::int4)`, [key]).pipe(
         Effect.timeoutOption("1 second"),
         Effect.ignoreCause
@@ -165,8 +167,8 @@ export const make: Effect.Effect<
 
   const connect = database.openConnection("pupsourcing-orchestrator presence")
 
-  // The exception is caught in the database because an error every few seconds would fill its log. Quoted by hand, because
-  // a table's name may contain what would end a dollar quote.
+  // The exception is caught in the database, because an error every few seconds would fill the server's log. Quoted by
+  // hand, because a table's name may contain the text that ends a dollar quote.
   const wait = (key: number) =>
     `DO '${
       `BEGIN
