@@ -98,11 +98,11 @@ const reasonOf = (error: unknown): string | undefined => {
   return cause === unconnected ? undefined : (message ?? error.message).replace(/^PgConnection: /, "")
 }
 
-/** Lets the driver read its configuration, up to the point at which it would connect. */
+/** Has the driver read its configuration without connecting, and returns its error message, if any. */
 const readByDriver = (config: PgClient.PgClientConfig): Effect.Effect<string | undefined> =>
   Effect.scoped(PgConnection.make({
     ...config,
-    // The application may obtain its password from a service.
+    // Not evaluated here, because the application may obtain its password from a service.
     password: undefined,
     stream: () => {
       throw unconnected

@@ -18,24 +18,26 @@ import type { Server } from "./DatabaseErrors.ts"
 import type { Options, Session } from "./Session.ts"
 
 /**
+ * The database as `DatabaseLive` has opened and checked it.
+ *
  * @category services
  * @since 0.1.0
  */
 export class Database extends Context.Service<Database, {
   readonly pg: PgClient.PgClient
-  /** The application's client, without its name transforms: batches run on it. */
+  /** The application's client without its name transforms; batches run on it. */
   readonly sql: SqlClient.SqlClient
   readonly server: Server
   readonly names: TableNames
-  /** A table or sequence, qualified and quoted, to be put into a statement. */
+  /** A table or sequence, qualified and quoted, as a part of a statement. */
   readonly table: (key: TableKey) => Statement.Fragment
   /** The name as text: `"schema"."table"`, with the schema in which the table was found. */
   readonly qualified: (key: TableKey) => string
   /** The channels of LISTEN and NOTIFY; see `TableNames.channel`. */
   readonly channels: { readonly events: string; readonly control: string }
-  /** Behind a pooler that lends sessions for a transaction: nothing of a session lasts longer. */
+  /** Whether the client connects to a pooler in transaction mode, where session state ends with each transaction. */
   readonly pooled: boolean
-  /** Whether LISTEN is used, and presence; without them only speed is lost. */
+  /** Whether LISTEN and presence are used. Without them, changes and deaths are only detected later. */
   readonly listen: boolean
   readonly presence: boolean
   /** Connects like the application's client, with the library's own name and settings. */
@@ -44,16 +46,16 @@ export class Database extends Context.Service<Database, {
   ) => Effect.Effect<PgConnection.PgConnection, SqlError.SqlError, Scope.Scope>
   readonly openSession: <S>(options: Options<S>) => Effect.Effect<Session<S>, never, Scope.Scope>
   /**
-   * Tells of a life of the server in which nothing can be written. A session that is still in it leads elsewhere than the
-   * application's client, and has to be opened anew.
+   * Records a server epoch in which nothing can be written. A session that is still in this epoch is connected to
+   * another server than the application's client, and must be reopened.
    */
   readonly refuse: (life: ServerLife) => void
   /**
-   * Whether that was told of the life. It is said once: what is opened instead is believed, for behind a pooler it may
-   * show the same life again, and rightly.
+   * Returns whether `refuse` has recorded the epoch, and clears the record. It returns true only once, because a
+   * reopened session may correctly be in the same epoch again behind a pooler.
    */
   readonly takeRefusal: (life: ServerLife) => boolean
-  /** Turns the driver's errors into the library's. */
+  /** Converts the driver's errors into the library's. */
   readonly refail: (
     operation: string
   ) => <A, E, R>(

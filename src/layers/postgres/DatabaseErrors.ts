@@ -1,5 +1,5 @@
 /**
- * From the driver's errors to this library's.
+ * Classifies the driver's errors and converts them into this library's.
  *
  * @since 0.1.0
  */
@@ -11,7 +11,7 @@ import * as SqlError from "effect/sql/SqlError"
 import { DatabaseUnavailable, ReadOnlyReplica, type StoreError, StoreFailure } from "../../schema/Errors.ts"
 
 /**
- * Which server is meant, for messages; never the password.
+ * The server, database and user of a client, for messages; never the password.
  *
  * @category models
  * @since 0.1.0
@@ -23,7 +23,7 @@ export interface Server {
 }
 
 /**
- * Reads the server's name out of a client's configuration, as the driver would.
+ * Returns the server of a client's configuration, read in the same way as the driver reads it.
  *
  * @category constructors
  * @since 0.1.0
@@ -67,11 +67,11 @@ export const codeOf = (error: SqlError.SqlError): string | undefined => {
   return codeIn(cause)
 }
 
-// The driver calls these unknown; for this library they mean that the session is gone.
+// The driver classifies these as unknown errors; for this library they mean that the session is lost.
 const lostSession = new Set(["57P01", "57P02", "57P03", "57P04", "57P05", "25P03", "25P04", "53300"])
 
 /**
- * The session is gone, or could not be opened: a new one may do.
+ * Whether the session is lost or could not be opened; a retry on a new session may succeed.
  *
  * @category guards
  * @since 0.1.0
@@ -80,7 +80,7 @@ export const isConnectionLoss = (error: SqlError.SqlError): boolean =>
   error.reason._tag === "ConnectionError" || lostSession.has(codeOf(error) ?? "")
 
 /**
- * The transaction lost against another one: the same again may succeed.
+ * Whether the transaction failed in a conflict with another one; a retry may succeed.
  *
  * @category guards
  * @since 0.1.0
@@ -89,15 +89,15 @@ export const isConflict = (error: SqlError.SqlError): boolean =>
   error.reason._tag === "DeadlockError" || error.reason._tag === "SerializationError" ||
   error.reason._tag === "LockTimeoutError"
 
-/** The server is short of something, mostly not through the fault of who asks: memory, or space on its disk. */
+/** The server lacks a resource, such as memory or disk space, usually not because of the statement that fails. */
 const shortage = new Set(["53000", "53100", "53200"])
 
-/** As the driver names the statements that it prepares. */
+/** Matches the names of the driver's prepared statements. */
 const driversStatement = /"effect_/
 
 /**
- * A prepared statement is gone, or does not fit any more because a table was changed since; the driver prepares it anew,
- * but for a transaction that is too late.
+ * Whether a prepared statement no longer exists, or no longer fits a table that was changed since. The driver prepares
+ * it again, but that is too late for the current transaction.
  */
 const isStalePlan = (error: SqlError.SqlError): boolean => {
   const cause: unknown = error.reason.cause
@@ -108,8 +108,8 @@ const isStalePlan = (error: SqlError.SqlError): boolean => {
 }
 
 /**
- * The same again may succeed, on this session or another: a conflict, a time limit, a table that was changed, or what the
- * server is short of.
+ * Whether a retry may succeed, on this session or another: after a conflict, a timeout, a change of a table, or a
+ * shortage of a server's resource.
  *
  * @category guards
  * @since 0.1.0
@@ -119,9 +119,9 @@ export const isPassing = (error: SqlError.SqlError): boolean =>
   isStalePlan(error)
 
 /**
- * The `SqlError` in a cause, whether it was raised or arrived as a defect: the driver turns a failure into a defect
- * when the ROLLBACK after it fails too. Of several, the loss of the connection counts: whatever was said before, the
- * session is gone. An interruption outweighs it.
+ * Returns the `SqlError` in a cause, whether it is a failure or a defect: the driver turns a failure into a defect when
+ * the ROLLBACK after it fails too. Of several, a connection loss has precedence, because the session is lost regardless
+ * of earlier errors. Returns undefined if the cause contains an interruption.
  *
  * @category utils
  * @since 0.1.0
@@ -147,9 +147,9 @@ const detailOf = (error: SqlError.SqlError): string => {
 }
 
 /**
- * A stored value cannot be read: its bytes are damaged (class XX, or 58P01 for a missing file), invalid (class 22, or the
- * driver cannot decode the row) or beyond a limit (class 54). Failing devices (58000, 58030) are not included: they may
- * recover, and they fail other rows as well.
+ * Whether a stored value cannot be read: its bytes are damaged (class XX, or 58P01 for a missing file), invalid (class
+ * 22, or the driver cannot decode the row) or beyond a limit (class 54). Failing devices (58000, 58030) are not
+ * included: they may recover, and they fail other rows as well.
  *
  * @category guards
  * @since 0.1.0
@@ -201,7 +201,7 @@ const unavailable = (error: SqlError.SqlError): DatabaseUnavailable["reason"] | 
     case "EHOSTUNREACH":
     case "ENETUNREACH":
       return "unreachable"
-    // What a pooler has against the connection, in its own words.
+    // A protocol violation: a pooler's reason for rejecting the connection, which only its own message describes.
     case "08P01":
       return undefined
   }
@@ -226,7 +226,8 @@ const mayHaveCommitted = (error: SqlError.SqlError): boolean => {
 }
 
 /**
- * `autocommit`: the statement changes data and commits by itself, so that its outcome is unknown when its answer is lost.
+ * Returns a function that converts the driver's error into this library's. `autocommit`: the statement changes data and
+ * commits by itself, so its outcome is unknown when its answer is lost.
  *
  * @category constructors
  * @since 0.1.0
@@ -255,7 +256,7 @@ export const toStoreError = (
 }
 
 /**
- * Turns the driver's errors of an effect into this library's, those that arrive as defects included.
+ * Converts the driver's errors of an effect into this library's, including those that arrive as defects.
  *
  * @category combinators
  * @since 0.1.0

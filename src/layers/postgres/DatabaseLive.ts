@@ -1,6 +1,6 @@
 /**
- * Opens the database for the stores: waits a bounded time for the server, and checks that tables and server are what
- * this library can work with before anything else is asked of them.
+ * Opens the database for the stores: waits a bounded time for the server, and checks before anything else that this
+ * library can use the server and the tables.
  *
  * @since 0.1.0
  */
@@ -37,17 +37,19 @@ import * as Session from "./Session.ts"
 import * as TableSchemas from "./TableSchemas.ts"
 
 /**
+ * The names of the tables and their schema, and whether LISTEN and presence are used.
+ *
  * @category options
  * @since 0.1.0
  */
 export interface Options extends TableNames.Options {
-  /** Whether LISTEN and NOTIFY are used. Default true; without them changes are found by polling. */
+  /** Whether LISTEN and NOTIFY are used. Default true; if false, changes are found by polling. */
   readonly listen?: boolean | undefined
-  /** Whether a worker's death is seen by its lock. Default true; without it the heartbeat's timeout decides. */
+  /** Whether a lock detects a worker's death. Default true; if false, a death is detected by missing heartbeats. */
   readonly presence?: boolean | undefined
 }
 
-/** The least that has everything the statements use (`gen_random_uuid`, `DROP … WITH (FORCE)`, `pg_locks` of today). */
+/** The oldest supported server; it has all that the statements use (`gen_random_uuid`, the current `pg_locks`). */
 const oldestServer = 140000
 
 /** How long the probe for a pooler may take. */
@@ -76,8 +78,8 @@ const isCodecFailure = (error: SqlError.SqlError): boolean =>
 const array = (values: ReadonlyArray<unknown>, oid: number) => Result.getOrThrow(PgTypes.array(values, oid))
 
 /**
- * The library's statements on the application's client use only text and bytea, so that the application may choose the
- * codecs of all other types.
+ * Checks that the client has the driver's codecs for text and bytea. The library's statements on the application's
+ * client use only these types, so that the application may choose the codecs of all other types.
  */
 const checkCodecs = Effect.fnUntraced(function*(sql: SqlClient.SqlClient) {
   const text = "a\\b"
@@ -140,7 +142,7 @@ export const make = Effect.fnUntraced(function*(
       ${TableSchemas.find(chosen, `${textArray(path)}::text[]`)} AS schemas`
   ).pipe(opening)
   if (found === undefined) return yield* Effect.die(new Error("A statement that always gives one row gave none"))
-  // Before anything that a pooler would lose: a prepared statement, a setting or a lock of the session.
+  // Precedes everything that a pooler would lose: prepared statements, and settings and locks of a session.
   const pooling = yield* Pooler.find(pg.config).pipe(
     Effect.timeoutOrElse({ duration: poolerDeadline, orElse: () => Effect.fail(noAnswer) }),
     opening

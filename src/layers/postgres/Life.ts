@@ -1,9 +1,9 @@
 /**
- * Tells one life of the server from the next, in statements.
+ * SQL that identifies a server epoch and compares it with the current one.
  *
- * A crash ends every session; so does the loss of a server to the one that takes its place. Where the session that read
- * is still there, in the server that now writes, nothing was lost in between. It is known by its process id and its
- * beginning; and where the server does not show who began when, at least by the server's own.
+ * A crash ends every session, and so does a failover. If the session that read still exists on the server that now
+ * writes, nothing was lost in between. A session is identified by its process id, the start time of the server and, if
+ * the server shows it, the start time of the session.
  *
  * @since 0.1.0
  */
@@ -13,13 +13,14 @@ import { DatabaseUnavailable } from "../../schema/Errors.ts"
 import type { ServerLife } from "../../services/EventStore.ts"
 import type { Server } from "./DatabaseErrors.ts"
 
-/** Of sessions that are lent out, only the server's start is known. */
+/** Replaces the process id behind a pooler in transaction mode, where only the server's start identifies the epoch. */
 const noSession = "0"
 
 const serverStart = "extract(epoch FROM pg_postmaster_start_time())"
 
 /**
- * SQL: the life of the server that this session is in. Behind a pooler a crash that the postmaster survives is not seen.
+ * SQL: the server epoch of this session. Behind a pooler in transaction mode, a crash that the postmaster survives is
+ * not detected.
  *
  * @category constructors
  * @since 0.1.0
@@ -29,7 +30,7 @@ export const select = (pooled: boolean): string =>
       SELECT extract(epoch FROM backend_start) FROM pg_stat_get_activity(pg_backend_pid())))`
 
 /**
- * SQL: whether the statement runs in that life of the server.
+ * SQL: whether the statement runs in the given server epoch; true if none is given.
  *
  * @category utils
  * @since 0.1.0
@@ -45,7 +46,7 @@ export const goesOn = (sql: SqlClient.SqlClient, life: ServerLife | undefined): 
 }
 
 /**
- * What was seen in another life of the server is no knowledge of this one.
+ * The error for events that were read in another server epoch, because they may not exist in this one.
  *
  * @category errors
  * @since 0.1.0

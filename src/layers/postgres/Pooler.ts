@@ -1,5 +1,5 @@
 /**
- * Whether a pooler stands between the process and its server, and what of a session it leaves.
+ * Detects whether a pooler is between the process and its server, and whether the pooler preserves sessions.
  *
  * @since 0.1.0
  */
@@ -10,25 +10,28 @@ import type * as SqlError from "effect/sql/SqlError"
 import * as Session from "./Session.ts"
 
 /**
- * `none`: connections end at the server. `session`: a connection has a server session for itself. `transaction`: only its
- * transactions have one.
+ * The kind of pooling. `none`: connections are made to the server itself. `session`: each connection has a server
+ * session of its own. `transaction`: a connection has a server session only during a transaction.
  *
  * @category models
  * @since 0.1.0
  */
 export type Pooling = "none" | "session" | "transaction"
 
-/** A busy pooler gives the session to somebody else; this often it must have happened before it is believed. */
+/** A busy pooler may hand the backend to another client; take this many samples before concluding. */
 const attempts = 20
 
-/** Without a prepared statement: those are what a pooler may lose. */
+/** Reads the backend's process id, without a prepared statement, which a pooler may lose. */
 const backend = (connection: PgConnection.PgConnection): Effect.Effect<unknown, SqlError.SqlError> =>
   Effect.map(connection.query("SELECT pg_backend_pid() AS pid", [], false), ({ rows }) => rows[0]?.["pid"])
 
 /**
- * Finds out by asking. The process id that a connection was greeted with is not its server's when a pooler has greeted
- * it. A connection that meets two server processes has none for itself, and two connections that are open at once and
- * meet the same one share it: PgBouncer hands out first what was used last, or in turn, as it is told to.
+ * Detects the kind of pooling with a few queries.
+ *
+ * The process id that a connection receives at its start is not that of its backend if a pooler has answered. A
+ * connection that reaches two backends has none of its own, and two connections that are open at once and reach the
+ * same backend share it. Both are checked, because PgBouncer assigns either the most recently used backend or all in
+ * turn, depending on its configuration.
  *
  * @category constructors
  * @since 0.1.0
@@ -44,7 +47,8 @@ export const find = (config: PgClient.PgClientConfig): Effect.Effect<Pooling, Sq
     for (let attempt = 0; attempt < attempts; attempt++) {
       met.add(yield* backend(one))
       metByOther.add(yield* backend(other))
-      // An odd number of questions, or two servers that take turns would answer each the same one.
+      // An odd number of queries, because with an even number two backends that take turns would each always answer the
+      // same connection.
       met.add(yield* backend(one))
       if (met.size > 1 || metByOther.size > 1 || [...met].some((pid) => metByOther.has(pid))) return "transaction"
     }

@@ -23,7 +23,7 @@ import * as Migrations from "./Migrations.ts"
 import * as Presence from "./Presence.ts"
 
 /**
- * The services that an orchestrator works on.
+ * The services that an orchestrator uses.
  *
  * @category models
  * @since 0.1.0
@@ -31,8 +31,8 @@ import * as Presence from "./Presence.ts"
 export type Stores = CheckpointStore | Decisions | EventStore | Membership
 
 /**
- * Names of tables and schema, and whether to listen and to be present. Without these two everything works at the pace of
- * `pollInterval` and `staleWorkerTimeout`.
+ * The names of the tables and their schema, and whether LISTEN and presence are used. Without LISTEN, changes are found
+ * within `pollInterval`; without presence, a death is detected after `staleWorkerTimeout`.
  *
  * @category options
  * @since 0.1.0
@@ -40,7 +40,7 @@ export type Stores = CheckpointStore | Decisions | EventStore | Membership
 export type Options = DatabaseLive.Options
 
 /**
- * The stores over a database that somebody else opens.
+ * The stores over a database that the given layer opens.
  *
  * @internal
  */
@@ -72,14 +72,13 @@ export const layerWith = (options: Options): Layer.Layer<Stores, StoresError, Pg
   layerPer(PgClient, () => layerOver(DatabaseLive.layerWith(options)))
 
 /**
- * The stores on the tables of the default names. Needs a `PgClient`, which is also the client that handlers write
- * through, and opens a few sessions of its own beside that client's pool: reading, coordination, and listening with
- * presence.
+ * The stores on the tables with the default names. Requires a `PgClient`, through which handlers write as well, and
+ * opens a few sessions of its own beside that client's pool: reading, coordination, and listening with presence.
  *
  * **Details**
  *
- * The layer is memoized per client: where a layer graph, or nested `Effect.provide`s, use the same client, they share one
- * set of stores, and stores over another client are always built separately.
+ * The layer is memoized per client: if a layer graph, or nested `Effect.provide`s, use the same client, they share one
+ * set of stores; stores over another client are always built separately.
  *
  * @category layers
  * @since 0.1.0
@@ -87,7 +86,7 @@ export const layerWith = (options: Options): Layer.Layer<Stores, StoresError, Pg
 export const layer: Layer.Layer<Stores, StoresError, PgClient> = layerWith({})
 
 /**
- * Applies the migrations while it is built; provide it to `layer` for a program that migrates by itself.
+ * Applies the migrations while the layer is built. Provide it to `layer` in a program that migrates its own database.
  *
  * @category layers
  * @since 0.1.0

@@ -1,8 +1,8 @@
 /**
- * Rows of the orchestrator's tables as they come out of the database, and what they mean.
+ * Rows of the orchestrator's tables as the database returns them, and their conversions.
  *
- * Whole views are fetched as JSON in one statement; 64-bit numbers travel as text there, because a JSON number is a
- * double.
+ * Whole views are read as JSON in one statement. There, 64-bit numbers are transferred as text, because a JSON number
+ * is a double.
  *
  * @since 0.1.0
  */
@@ -14,8 +14,8 @@ import type * as Generation from "../../schema/Generation.ts"
 import type * as Worker from "../../schema/Worker.ts"
 
 /**
- * Runs a query on the application's client, whose codecs may be the application's: each row travels as JSON text. A
- * 64-bit number has to be cast to text in the query.
+ * Runs a query on the application's client, which may have custom codecs: each row is transferred as JSON text. The
+ * query must cast 64-bit numbers to text.
  *
  * @category utils
  * @since 0.1.0
@@ -38,7 +38,7 @@ export const asJson = <A>(
 export const isTrue = (text: string | null | undefined): boolean => text === "true"
 
 /**
- * A row of the checkpoints, with 64-bit numbers as text and times in milliseconds since 1970.
+ * A row of the checkpoints table, with 64-bit numbers as text and times in milliseconds since 1970.
  *
  * @category models
  * @since 0.1.0
@@ -62,7 +62,7 @@ export interface CheckpointRow {
 }
 
 /**
- * Builds a `CheckpointRow` from a row of the checkpoints called `c`.
+ * SQL: a `CheckpointRow` as JSON, from a row of the checkpoints table with the alias `c`.
  *
  * @category constructors
  * @since 0.1.0
@@ -76,6 +76,8 @@ export const checkpointJson = `json_build_object(
   'halted_incarnation', c.halted_incarnation::text)`
 
 /**
+ * Converts a row into a checkpoint.
+ *
  * @category conversions
  * @since 0.1.0
  */
@@ -101,7 +103,7 @@ export const toCheckpoint = (row: CheckpointRow): Checkpoint.Checkpoint => ({
 })
 
 /**
- * The columns of a checkpoint as `json_to_recordset` reads them, see `checkpointRecords`.
+ * SQL: the column definitions with which `json_to_recordset` reads the result of `checkpointRecords`.
  *
  * @category constructors
  * @since 0.1.0
@@ -112,7 +114,7 @@ export const checkpointRecord =
     halted_position bigint, halted_event_id text, halted_hash bigint, halted_incarnation bigint)`
 
 /**
- * Checkpoints as JSON for `json_to_recordset`: one parameter, whatever is null.
+ * Checkpoints as JSON for `json_to_recordset`: one parameter, regardless of which values are null.
  *
  * @category conversions
  * @since 0.1.0
@@ -137,7 +139,7 @@ export const checkpointRecords = (rows: ReadonlyArray<Checkpoint.Checkpoint>): s
   })))
 
 /**
- * A member as a generation's row keeps it.
+ * A member as it is stored in a generation's row.
  *
  * @category models
  * @since 0.1.0
@@ -149,7 +151,7 @@ export interface MemberRow {
 }
 
 /**
- * A row of the generations.
+ * A row of the generations table.
  *
  * @category models
  * @since 0.1.0
@@ -161,6 +163,8 @@ export interface GenerationRow {
 }
 
 /**
+ * Converts a row into a generation.
+ *
  * @category conversions
  * @since 0.1.0
  */
@@ -171,7 +175,7 @@ export const toGeneration = (replicaSet: string, row: GenerationRow): Generation
 })
 
 /**
- * The members as they are stored.
+ * The members of a generation as JSON, in the form in which they are stored.
  *
  * @category conversions
  * @since 0.1.0
@@ -184,7 +188,7 @@ export const memberRecords = (generation: Generation.Generation): string =>
   })))
 
 /**
- * A registration that has not stopped.
+ * A registration of a worker that has not stopped.
  *
  * @category models
  * @since 0.1.0
@@ -198,10 +202,10 @@ export interface WorkerRow {
   readonly projections: ReadonlyArray<string>
   /** Milliseconds since the last heartbeat, by the database's clock. */
   readonly silent: number
-  /** The time of that heartbeat, as text that is only compared. */
+  /** The time of that heartbeat, as text, for comparison only. */
   readonly beat: string
   readonly presence_key: number | null
-  /** Whether some session holds, or waits to take back, the presence under that key. */
+  /** Whether a session holds, or waits for, the exclusive lock of that key. */
   readonly present: boolean
   readonly host: string | null
   readonly pid: number | null

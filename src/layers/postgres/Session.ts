@@ -1,9 +1,9 @@
 /**
- * A session of the library's own beside the application's pool: one connection that is replaced when it is lost or
- * misses a deadline, with state that lives and dies with it.
+ * A session of the library beside the application's pool: one connection that is replaced when it is lost or misses a
+ * deadline, with state that is discarded with it.
  *
- * The state machine is that of `effect/cluster`'s lock connection (closed, open, replaced); the deadline times out the
- * waiting, not the statement, because interrupting a statement on a dead network takes the driver five seconds.
+ * The state machine is that of `effect/cluster`'s lock connection (closed, open, replaced). The deadline bounds the
+ * wait, not the statement, because interrupting a statement on a dead network takes the driver five seconds.
  *
  * @since 0.1.0
  */
@@ -27,27 +27,29 @@ import { endOf } from "../../services/Bounded.ts"
 import { isConflict, isConnectionLoss, refail, type Server, sqlErrorIn } from "./DatabaseErrors.ts"
 
 /**
- * One connection's life.
+ * An open connection and the state that belongs to it.
  *
  * @category models
  * @since 0.1.0
  */
 export interface Opened<S> {
   readonly sql: SqlClient.SqlClient
-  /** Made anew with each connection: what was learned through it. */
+  /** What was learned through this connection; each connection starts with a new state. */
   readonly state: S
   /** `Clock.monotonicTimeNanos` when the connection was opened. */
   readonly openedAt: bigint
 }
 
 /**
+ * A session whose connection is opened when it is first used, and replaced when it is lost.
+ *
  * @category models
  * @since 0.1.0
  */
 export interface Session<S> {
   /**
    * Runs `f` on the connection, which is opened if there is none. Without an answer by the deadline it fails with
-   * `DatabaseUnavailable`, and the connection is dropped. What has begun runs to its end even when the caller is
+   * `DatabaseUnavailable`, and the connection is dropped. Once started, `f` runs to its end even when the caller is
    * interrupted, so that the connection stays usable.
    */
   readonly use: <A, E, R>(
@@ -123,7 +125,7 @@ export interface Options<S> {
   /** Settings in addition to, or instead of, those of every session. */
   readonly settings?: Readonly<Record<string, string>>
   readonly state: () => S
-  /** SQL of a text that is read when the settings are applied, and the callback that receives it. */
+  /** SQL of a text that is read whenever the settings are applied, and the callback that receives the text. */
   readonly mark?: { readonly sql: string; readonly read: (state: S, mark: string) => void }
 }
 
@@ -176,7 +178,7 @@ export const make = Effect.fnUntraced(function*<S>(
       if (current !== opened) return Effect.void
       const scope = current.scope
       current = undefined
-      // Closing a connection that no longer answers may take its time: nobody waits for it.
+      // Closing a connection that no longer answers may take long, so it is not awaited.
       return Effect.asVoid(Effect.forkDetach(Scope.close(scope, Exit.void)))
     })
 
@@ -212,7 +214,7 @@ export const make = Effect.fnUntraced(function*<S>(
   ) =>
     open.pipe(
       Effect.flatMap((opened) => {
-        /** There are more ways to lose a connection than there are codes for it; what is lost answers nothing. */
+        /** Not every lost connection has a known error code, so after other errors a probe query decides. */
         const dropWhenLost = (cause: Cause.Cause<unknown>) => {
           const error = sqlErrorIn(cause)
           if (error === undefined || isConflict(error)) return Effect.void
@@ -220,7 +222,7 @@ export const make = Effect.fnUntraced(function*<S>(
             ? drop(opened)
             : Effect.catchCause(Effect.asVoid(withoutTransaction(opened, opened.sql`SELECT 1`)), () => drop(opened))
         }
-        // The work runs in a fiber that nobody interrupts; who waits for it may give up, the deadline stays.
+        // The work runs in a fiber that is never interrupted. An interrupted caller stops waiting; the deadline stays.
         return Effect.flatMap(
           Effect.forkDetach(
             Effect.onError(withoutTransaction(opened, entered(opened, f(opened))), dropWhenLost),
@@ -258,8 +260,8 @@ export const make = Effect.fnUntraced(function*<S>(
 })
 
 /**
- * The caller may be inside a transaction of the application's client; the session's client has a transaction service
- * of its own, so nothing of it can leak in. Kept as a named place because it matters.
+ * Runs an effect outside any transaction of the session's client that the caller's context contains. A transaction of
+ * the application's client cannot leak in, because each client has its own transaction service.
  */
 const withoutTransaction = <S, A, E, R>(opened: Opened<S>, self: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
   Effect.updateContext(

@@ -8,7 +8,8 @@ import * as TableNames from "../../schema/TableNames.ts"
 import { literal } from "./migrations/Sql.ts"
 
 /**
- * SQL: the schemas in which the session resolves unqualified names, as an array, without that of its temporary tables.
+ * SQL: the schemas in which the session resolves unqualified names, as an array, without the schema of its temporary
+ * tables.
  *
  * @category statements
  * @since 0.1.0
