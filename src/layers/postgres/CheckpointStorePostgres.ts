@@ -1,8 +1,8 @@
 /**
- * The checkpoint store on PostgreSQL: a batch is one transaction of the application's client, and its last statement is
- * the fenced advance.
+ * The checkpoint store on PostgreSQL. A batch is one transaction of the application's client; its last statement is the
+ * fenced advance.
  *
- * Order of locks: the read model first, then the checkpoint's row.
+ * Lock order: the read model first, then the checkpoint row.
  *
  * @since 0.1.0
  */
@@ -44,20 +44,23 @@ import { isUnstorable, writing } from "./Encoding.ts"
 import * as Life from "./Life.ts"
 import * as Rows from "./Rows.ts"
 
-/** The size of the driver's pools where the client sets none. */
+/** The driver's default pool size. */
 const defaultConnections = 10
 
-/** How long a batch waits for a sign of life that is on its way before it goes on without it. */
+/** How long a batch waits for a keep-alive statement in flight before it interrupts the statement. */
 const aliveGrace = Duration.seconds(2)
 
-/** How long the server has to say whether a transaction is over. */
+/** Time limit for asking the server whether a transaction has ended, and for the ROLLBACK of an abandoned one. */
 const overDeadline = Duration.seconds(5)
 
-/** How long a transaction may take to begin. BEGIN waits for no locks, so a connection that needs longer is dead. */
+/**
+ * Time limit for the start of a batch (acquiring a connection, BEGIN, the first statement): 20 steps of 250 ms. Neither
+ * statement waits for row locks, so a connection that needs longer counts as dead.
+ */
 const beginStep = Duration.millis(250)
 const beginSteps = 20
 
-/** How long a statement outside of batches may take; it may have to wait for a lock that a dead process has left. */
+/** Time limit for a statement outside of batches; it may have to wait for a lock that a dead process left behind. */
 const statementDeadline = Duration.seconds(10)
 
 const awayBackoff = Schedule.jittered(
@@ -92,10 +95,10 @@ interface AdvanceRow {
   readonly held: string
 }
 
-/** A batch's transaction, as the server knows it. */
+/** Identifies a batch's transaction on the server. */
 interface Transaction {
   readonly pid: string
-  /** Its beginning, in seconds since 1970. */
+  /** When the transaction began, in seconds since 1970. */
   readonly begun: string
 }
 
@@ -116,15 +119,18 @@ const rowLocked = new TransientFailure({
   )
 })
 
-/** Interrupted statements are cancelled, and the driver closes connections that do not answer the cancellation. */
+/**
+ * Fails with `unanswered` after `statementDeadline`. The statement is then interrupted: the driver cancels it, and
+ * closes the connection if the cancellation is not answered either.
+ */
 const answered = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E | SqlError.SqlError, R> =>
   Effect.timeoutOrElse(self, { duration: statementDeadline, orElse: () => Effect.fail(unanswered) })
 
-/** A failure that `isPassing` accepts. */
+/** The transient failure for an error that `isPassing` accepts. */
 const passing = (cause: SqlError.SqlError): TransientFailure =>
   new TransientFailure({ kind: isConflict(cause) ? "conflict" : "refusal", cause })
 
-/** Ends the transaction; what happened is noted beside it, because a failing ROLLBACK would hide it. */
+/** Raised to roll the transaction back. The reason is recorded separately, because a failing ROLLBACK would hide it. */
 class RollBack {
   readonly _tag = "RollBack"
 }
@@ -149,8 +155,8 @@ const ownInterruption =
   "The handler was interrupted, but not because its range was given up: it interrupted itself, or joined a fiber that was interrupted."
 
 /**
- * Handlers wrap what the database says in errors of their own; whether the batch may be tried again depends on what is
- * inside.
+ * The `SqlError` inside a handler's failure. Handlers wrap database errors in errors of their own; whether the batch
+ * can be retried depends on the inner error.
  */
 const sqlErrorWithin = (cause: Cause.Cause<unknown>): SqlError.SqlError | undefined => {
   const direct = sqlErrorIn(cause)
@@ -179,66 +185,77 @@ const isReleasedConnection = (error: SqlError.SqlError): boolean => detailOf(err
 const isAbortedTransaction = (error: SqlError.SqlError): boolean =>
   codeOf(error) === "25P02" || detailOf(error) === "COMMIT rolled back an aborted transaction"
 
-/** The session is gone, and it was not only that none could be opened. */
+/**
+ * The session is lost or could not be opened. Excludes the error of a statement on a released pinned connection, which
+ * the handler caused.
+ */
 const wasLost = (error: SqlError.SqlError): boolean => isConnectionLoss(error) && !isReleasedConnection(error)
 
-/** Not what was asked is wrong; the server had no time, room or health for it. */
+/**
+ * The error is due to the server's state, not to the statement: a timeout, exhausted resources, an operator, or a
+ * system or internal error.
+ */
 const isServersOwn = (error: SqlError.SqlError): boolean =>
   error.reason._tag === "StatementTimeoutError" || /^(53|57|58|XX)/.test(codeOf(error) ?? "")
 
 /**
- * A disk could not be read or written. More of the server's own errors come again with the same statement: a file that is
- * not there, too, is mostly one that the statement asks for.
+ * SQLSTATEs for a disk that could not be read or written. Most other errors of the server recur when the statement is
+ * repeated; even a missing file is mostly one that the statement refers to.
  */
 const systemErrors = new Set(["58000", "58030"])
 const isSystemError = (error: SqlError.SqlError): boolean => systemErrors.has(codeOf(error) ?? "")
 
-/** What worked at the transaction's beginning does so no more: a table is not seen, or may not be written. */
+/**
+ * SQLSTATEs of an advance that fails although the batch's first statement succeeded: the table is no longer visible, or
+ * may no longer be written.
+ */
 const changed = new Set(["42P01", "42501", "25006"])
 
-/** Nothing was sent: there was no connection. */
+/** No statement was sent, because no connection could be opened. */
 const neverConnected = (error: SqlError.SqlError): boolean => error.reason.operation === "connect"
 
 /**
- * A handler that does not stop when it is interrupted is waited for this long. Then its transaction is rolled back under
- * it, since the application's pool cannot close while a connection is out; what it still writes is refused.
+ * How long an interrupted handler may take to stop. After that its transaction is rolled back while the handler still
+ * runs, because the application's pool cannot close while a connection is checked out; the handler's later writes are
+ * refused.
  */
 const interruptionGrace = Duration.seconds(4)
 
-/** A transaction that is interrupted has this long to end, and is left behind then. */
+/** How long an interrupted transaction may take to end before it is abandoned. */
 const endGrace = Duration.sum(interruptionGrace, Duration.seconds(2))
 
 /**
- * Runs it in a fiber of its own, whose children end with it; it has ended when this returns, and when this is
- * interrupted too, if it will.
+ * Runs `self` in a fiber of its own, so that its child fibers end with it. The fiber has ended when this effect
+ * returns; after an interruption too, if it stops within `interruptionGrace`.
  */
 const inFiber = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<Exit.Exit<A, E>, never, R> =>
   Effect.uninterruptibleMask((restore) =>
     Effect.flatMap(
-      // No child: the end of the present fiber would wait for it.
+      // Detached, because the current fiber would wait for a child before it ends.
       Effect.forkDetach(self),
       (fiber) =>
         Effect.onInterrupt(restore(Fiber.await(fiber)), () => within(Fiber.interrupt(fiber), interruptionGrace))
     )
   )
 
-/** What Effect SQL's connection stands on; nothing where another driver is below it. */
+/** The driver's connection below a connection of Effect SQL; undefined for another driver. */
 const driversOwn = (connection: Connection): PgConnection.PgConnection | undefined =>
   Predicate.hasProperty(connection, "connection") && Predicate.hasProperty(connection.connection, PgConnection.TypeId)
     ? connection.connection as PgConnection.PgConnection
     : undefined
 
 /**
- * Lets go of a connection that does not answer to the end of its transaction.
+ * Sends COMMIT and ROLLBACK in such a way that a connection that does not answer them can be abandoned.
  *
- * Effect SQL waits for COMMIT and ROLLBACK uninterruptibly, as it must: but where the answer never comes the pool waits
- * with it, and so does whoever closes the pool. In a fiber of its own the statement can be interrupted; the driver
- * cancels it then, and closes a connection that does not answer to that either. A COMMIT that waits for a synchronous
- * standby is done by then; what cancelling ends is that wait.
+ * Effect SQL has to wait for COMMIT and ROLLBACK uninterruptibly. If the answer never arrives, the pool waits as well
+ * and cannot be closed. Here the statement runs in a fiber of its own and can be interrupted: the driver then cancels
+ * it, and closes the connection if the cancellation is not answered either. A COMMIT that waits for a synchronous
+ * standby has already committed locally; cancelling it ends only that wait.
  *
- * Not prepared, because the driver sends a prepared statement again that failed as if its plan was stale: after a COMMIT
- * that was refused with such a code there is no transaction any more, and the second one succeeds. And by the driver's
- * own connection, because the answer is needed whole: a transaction that was aborted answers COMMIT with ROLLBACK.
+ * The statements are not prepared, because the driver repeats a prepared statement that fails with the code of a stale
+ * plan: after a COMMIT that was refused with such a code there is no transaction left, so the second COMMIT would
+ * succeed. They use the driver's own connection, because the complete result is needed: the server answers the COMMIT
+ * of an aborted transaction with ROLLBACK.
  */
 const makeEnding = () => {
   const isEnd = (text: string) => text === "COMMIT" || text === "ROLLBACK"
@@ -250,7 +267,7 @@ const makeEnding = () => {
       Effect.forkDetach(sent, { startImmediately: true }),
       (fiber) => {
         statement = fiber
-        // What was given up while its handler ran has still to roll back.
+        // A transaction that was abandoned while its handler ran still has to roll back.
         const answer = givenUp
           ? Effect.andThen(within(Fiber.await(fiber), overDeadline), Fiber.interrupt(fiber))
           : Effect.void
@@ -264,7 +281,7 @@ const makeEnding = () => {
         const own = driversOwn(connection)
         const send = (text: string) =>
           own === undefined ? executeRaw.call(connection, text, []) : own.query(text, [], false)
-        // Each checkout is an object of its own in the driver; where it is not, it is left as it was found.
+        // The driver creates an object for each checkout. Restored in case another driver reuses the object.
         restore = () => Object.assign(connection, { execute, executeRaw })
         const watched: Pick<Connection, "execute" | "executeRaw"> = {
           execute: (text, ...rest) =>
@@ -289,13 +306,12 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
   const database = yield* Database
   const { sql } = database
   const checkpoints = database.table("checkpoints")
-  // Batches never take the pool's last connection, unless it is the only one: the application has work to do beside
-  // them, and so have the statements here that look after a batch. The client keeps the options of its pool, whatever
-  // it declares.
+  // Batches never take the pool's last connection, unless it is the only one: the application and the statements here
+  // that monitor a batch need it. The client's `config` contains the pool's options, although its type lacks them.
   const { maxConnections = defaultConnections }: PgClient.PgPoolConfig = database.pg.config
   const batches = Semaphore.makeUnsafe(Math.max(1, maxConnections - 1))
 
-  /** The row, while the fence stands. */
+  /** SQL: matches the range's row while it has the fence of `held`. */
   const fenced = (held: Held) =>
     sql`projection_name = ${held.projection} AND range_start = ${String(held.range.start)}::bigint
       AND range_end = ${String(held.range.end)}::bigint AND worker_id = ${held.fence.workerId}
@@ -305,8 +321,9 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
   const quietly = Effect.withTracerEnabled(false)
 
   /**
-   * The server ends what stands still, and what waits for a lock as long: of batches that wait for each other, and whose
-   * process is gone, one after the other would hold the lock otherwise. A stricter limit of the application's own stays.
+   * The first statement of a batch: reads whether the server epoch, the access mode and the fence permit it. Bounds
+   * idle transactions and lock waits, so that transactions orphaned by a dead process release their locks instead of
+   * acquiring them one after another. A stricter `lock_timeout` of the application is kept.
    */
   const begin = (held: Held, { from, idleTimeout, life }: BatchOptions) => {
     const millis = String(Math.ceil(Duration.toMillis(idleTimeout)))
@@ -322,7 +339,7 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
         )::text AS held`)
   }
 
-  /** Whether this is still the transaction that has begun then. */
+  /** SQL: whether the current transaction is the one that began at `begun`. */
   const goesOn = (begun: string) => sql`extract(epoch FROM now())::text = ${begun}`
 
   /** Also clears a halt whose acknowledgement was lost: advancing supersedes it. */
@@ -354,7 +371,7 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
     })
   }
 
-  /** Why there was no row to write. */
+  /** Fails with the reason why a write matched no row: another server epoch, or a lost fence. */
   const refused = Effect.fnUntraced(function*(
     held: Held,
     life: ServerLife | undefined
@@ -368,8 +385,8 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
   })
 
   /**
-   * What became of a transaction whose end was not heard of. The row's lock waits for the old transaction's fate; until
-   * the database is back there is nothing to know.
+   * Looks up an unknown commit outcome: succeeds if the batch was committed, fails otherwise. The row lock waits until
+   * the old transaction has ended. Retries until the database is reachable, because nothing can be determined before.
    */
   const settle = Effect.fnUntraced(function*(
     held: Held,
@@ -392,14 +409,16 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
   })
 
   /**
-   * Signs of life for a transaction whose handler runs without statements. `stop` ends them, never in
-   * the middle of one: cancelling a statement might hit the one after it.
+   * Sends a statement every third of `idleTimeout`, so that the server does not end the transaction of a handler that
+   * executes none. `stop` waits up to `aliveGrace` for a statement in flight, because cancelling it might hit the
+   * statement after it.
    */
   const keepAlive = Effect.fnUntraced(function*(idleTimeout: Duration.Duration) {
     const speaking = Semaphore.makeUnsafe(1)
     const fiber = yield* Effect.sleep(Duration.millis(Duration.toMillis(idleTimeout) / 3)).pipe(
       Effect.andThen(speaking.withPermit(quietly(sql`SELECT 1`))),
-      // In an aborted transaction it is refused, which is a sign of life too. A lost connection shows in the batch itself.
+      // In an aborted transaction the statement fails, but keeps the transaction alive, too. The batch itself detects a
+      // lost connection.
       Effect.ignoreCause,
       Effect.forever,
       Effect.forkChild
@@ -412,11 +431,12 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
   })
 
   /**
-   * Ends when the transaction has ended for the server. Who has not heard of that by then never will: TCP may take a
-   * quarter of an hour to give a connection up, or for ever where nothing is to be sent.
+   * Completes when the server reports that the transaction has ended. If its result has not arrived then, it never
+   * will: TCP may take a quarter of an hour to give up a connection, and never does while there is nothing to send.
    */
   const untilOver = Effect.fnUntraced(function*(transaction: () => Transaction | undefined, every: Duration.Duration) {
-    // Once may be while the answer is on its way. Where the role is not shown when a session began, it is there.
+    // Requires two reports in a row, because after the first one the result may still be in transit. If the role may
+    // not read when a session began (NULL), any session with this pid counts as the batch's.
     for (let seen = 0; seen < 2;) {
       yield* Effect.sleep(every)
       const known = transaction()
@@ -430,9 +450,9 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
     }
   })
 
-  /** Ends when a transaction has not begun in time: nothing can be known of one whose BEGIN is not answered. */
+  /** Completes when a transaction has not begun in time; `untilOver` cannot look it up before BEGIN is answered. */
   const untilLate = (transaction: () => Transaction | undefined) =>
-    // Waits in steps, so that only the current step counts while the process is stopped.
+    // Waits in steps, so that a pause of the whole process counts as one step at most.
     Effect.sleep(beginStep).pipe(
       Effect.repeat({ times: beginSteps - 1 }),
       // A separate timer, so that an answer that arrived while the process was busy is read before it fires.
@@ -440,7 +460,7 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
       Effect.andThen(Effect.suspend(() => transaction() === undefined ? Effect.void : Effect.never))
     )
 
-  /** The transaction in a fiber of its own, which is left behind where its connection never answers again. */
+  /** Runs a batch in a transaction, in a fiber of its own that is abandoned if its connection never answers again. */
   const transact = <E, R>(
     batch: Effect.Effect<void, E, R>,
     transaction: () => Transaction | undefined,
@@ -467,7 +487,7 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
           ]).pipe(
             restore,
             Effect.onInterrupt(() => Effect.andThen(within(Fiber.interrupt(fiber), endGrace), leaveBehind)),
-            // Not within the race, which the end of the fiber would win.
+            // After the race, because the end of the interrupted fiber would win it.
             Effect.flatMap((end) => Exit.isExit(end) ? end : Effect.andThen(leaveBehind, Effect.fail(end)))
           )
         }
@@ -475,7 +495,7 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
     })
 
   /**
-   * Classifies a handler's failure, before anything is known about the connection. A failure that throws when it is
+   * Classifies a handler's failure, before the state of the connection is determined. A failure that throws when it is
    * inspected is attributed to the handler.
    */
   const judge = (cause: Cause.Cause<unknown>): HandlerFailure | SqlError.SqlError | StoreError | TransientFailure =>
@@ -543,12 +563,12 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
 
       const every = Duration.times(options.idleTimeout, 0.5)
       return Effect.catchCause(transact(batch, () => began, every), (cause): Effect.Effect<void, Failure> => {
-        // A ROLLBACK that failed beside it changes nothing: what did not end in COMMIT is undone.
+        // Ignores the error of a failed ROLLBACK, because a transaction without COMMIT is undone in any case.
         if (Cause.hasInterrupts(cause)) {
           return Effect.failCause(Cause.fromReasons(cause.reasons.filter(Cause.isInterruptReason)))
         }
-        // Beside a failure that is noted, an error can only be that of the ROLLBACK: the connection is gone, and
-        // whatever the handler said of it too.
+        // If a failure is recorded, an error in the cause can only be that of the ROLLBACK. A lost connection takes
+        // precedence over the recorded failure.
         const raised = sqlErrorIn(cause)
         const lost = [failure, raised].find((error): error is SqlError.SqlError =>
           SqlError.isSqlError(error) && wasLost(error)
@@ -565,7 +585,7 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
         if (isAbortedTransaction(raised)) {
           return Effect.fail(handlerFailure(ignoredStatement, Cause.fail(raised)))
         }
-        // What COMMIT refuses is what the handler left behind, such as a deferred constraint that does not hold.
+        // COMMIT fails because of what the handler wrote, for example a violated deferred constraint.
         if (moved && !isServersOwn(raised)) {
           return Effect.fail(new HandlerFailure({ cause: Cause.fail(raised) }))
         }
@@ -574,8 +594,8 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
     }))
 
   /**
-   * Skips rows that another transaction has locked, because one locked row must not delay the progress of all other
-   * ranges. Locks the rows in key order, as decisions do.
+   * Advances several ranges in one statement. Skips rows that another transaction has locked, because one locked row
+   * must not delay the progress of all other ranges. Locks the rows in key order, as decisions do.
    */
   const moveAll = (advances: ReadonlyArray<Advance>, life: ServerLife | undefined) => {
     const wanted = advances.map(({ held, options }, place) => ({
@@ -620,7 +640,7 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
     const result = yield* Effect.result(answered(moveAll(entries.map(({ request }) => request), life)))
     if (result._tag === "Failure") {
       const error = result.failure
-      // The conflict or the error of one row must not keep the progress of all others from being written.
+      // A conflict or an error of one row must not block the progress of all other ranges.
       const isOfOneRow = isConflict(error) ? error.reason._tag !== "LockTimeoutError" : !isPassing(error)
       if (entries.length > 1 && isOfOneRow && !isConnectionLoss(error) && !neverConnected(error)) {
         return yield* Effect.forEach(entries, (entry) => advanceEach([entry]), { discard: true })
