@@ -1,6 +1,6 @@
 /**
- * Determines why the database refused an append from the columns of the violated constraint: constraint names differ
- * between databases, and the server's texts are translated and may be hidden from a role.
+ * Determines, from the columns of the violated constraint, why the database refused an append. Constraint names differ
+ * between databases, and the server's messages are translated and may be hidden from a role.
  *
  * @since 0.1.0
  */
@@ -21,7 +21,8 @@ import type { Reader } from "./Reader.ts"
 export const altered = "pupsourcing-orchestrator: events stored as given: "
 
 /**
- * Prefix of the error when the sequence returned a position below that of an existing event.
+ * Prefix of the error that the append's statement raises when the sequence returned a position that is not above those
+ * of all existing events.
  *
  * @category models
  * @since 0.1.0
@@ -32,7 +33,7 @@ const invalidText = "22P02"
 
 const version = ["bounded_context", "aggregate_type", "aggregate_id", "aggregate_version"]
 
-/** The columns of unique index $3 of table $1.$2, if that is the table of events $4. */
+/** Returns the columns of unique index $3 of table $1.$2, if that table is the events table $4. */
 const columnsStatement = `
   SELECT a.attname::text AS name
   FROM pg_catalog.pg_index AS i
@@ -49,12 +50,12 @@ const fieldOf = (error: SqlError.SqlError, name: "constraint" | "detail" | "mess
 }
 
 /**
- * The error of an append that the database refused. Errors that are not specific to the append, and violated
- * constraints of the application, are returned unchanged.
+ * Returns a function that converts the error of an append that the database refused. Errors that are not specific to
+ * the append, and violated constraints of the application, are returned unchanged.
  *
  * **Details**
  *
- * The constraint is looked up on the reader's session, because a transaction of the caller is aborted at this point.
+ * The constraint is looked up on the reader's session, because the caller's transaction is aborted at this point.
  *
  * @category constructors
  * @since 0.1.0

@@ -1,5 +1,5 @@
 /**
- * The event store on PostgreSQL, in the tables that pupsourcing makes.
+ * The event store on PostgreSQL, in the tables that pupsourcing creates.
  *
  * @since 0.1.0
  */
@@ -48,31 +48,37 @@ const defaultLimit = 1000
 
 const defaultBytes = 4 * 1024 * 1024
 
-/** The driver's limit for one message, which is one row, where the client sets none. */
+/** The driver's default limit for one message, that is, for one row. */
 const defaultMessageSize = 16 * 1024 * 1024
 
-/** What a message may have beside the bytes of its row that are measured. */
+/** Room in a message for bytes that the measured size of its row does not include. */
 const messageHeadroom = 512 * 1024
 
-/** Positions that a statement with a filter looks through: at first, and at least after a timeout. */
+/** Number of positions that a statement with a filter scans: initially, and at least after a timeout. */
 const firstWindow = 20_000n
 const smallestWindow = 500n
 
-/** A statement faster than the one is too small, slower than the other too large: everybody reads on one connection. */
+/**
+ * A read statement faster than `fastNanos` is too small, one slower than `slowNanos` too large, because all ranges read
+ * on one connection.
+ */
 const fastNanos = 25_000_000n
 const slowNanos = 150_000_000n
 
-/** A read that finds little returns after this with how far it came. */
+/** A read that finds few events returns after this time, with the position that it has reached. */
 const readNanos = 500_000_000n
 
-/** What is stored beside a payload in no more room than this, and not compressed, is small when it is sent, too. */
+/**
+ * Maximum size in bytes of the texts and the stored metadata in a small row. Metadata that is stored in this size
+ * without compression is also small when it is sent.
+ */
 const smallBesides = 1000
 
-/** Rows that a statement measures, at first and at most: to measure large metadata is to read it. */
+/** Number of rows that a statement measures, at first and at most: measuring large metadata means reading it. */
 const firstMeasured = 100
 const mostMeasured = 10_000
 
-/** After so many pages of rows of any size it is tried again whether they are all small. */
+/** Number of statements for rows of any size after which the statement for small rows is tried again. */
 const pagesOfAnySize = 32
 
 const columns = [
@@ -87,19 +93,22 @@ const columns = [
   ["trace_id", "traceId"],
   ["correlation_id", "correlationId"],
   ["causation_id", "causationId"],
-  // Microseconds since 2000; the driver's dates end at milliseconds.
+  // Microseconds since 2000; the driver's dates have only milliseconds.
   ["timestamptz_send(created_at)", "createdAt"]
 ] as const
 
 const selected = columns.map(([column, name]) => `${column} AS "${name}"`).join(", ")
 
-/** The row as it is handed out, from one that was `selected` with whether it `fits`; without anything where it does not. */
+/**
+ * SQL: the columns of the result, from a row that was `selected` and whether it `fits`. In a row that does not fit, all
+ * but the position are NULL.
+ */
 const handedOut = `"globalPosition", ${
   [...columns.map(([, name]) => name).filter((name) => name !== "globalPosition"), "payload"]
     .map((name) => `CASE WHEN fits THEN "${name}" END AS "${name}"`).join(", ")
 }, CASE WHEN fits THEN metadata::text END AS "metadataText"`
 
-/** Of any length, where no index refuses it. */
+/** Columns whose texts may have any length that their indexes accept. */
 const texts = [
   "bounded_context",
   "aggregate_type",
@@ -115,12 +124,12 @@ const textBytes = texts.map((column) => `coalesce(octet_length(${column}), 0)`).
 const hasSmallBesides = `${textBytes} + coalesce(pg_column_size(metadata), 0) <= ${smallBesides}
   AND pg_column_compression(metadata) IS NULL`
 
-/** What a row takes up; large metadata is measured as it is sent, small as it is stored. */
+/** SQL: the size of a row in bytes. Large metadata is measured as it is sent, small metadata as it is stored. */
 const rowBytes = `octet_length(payload) + ${textBytes} + coalesce(
   CASE WHEN pg_column_size(metadata) <= ${smallBesides} AND pg_column_compression(metadata) IS NULL
     THEN pg_column_size(metadata) ELSE octet_length(metadata::text) END, 0)`
 
-/** Fails if the row cannot be read or sent: reads every value completely, and checks every text. */
+/** SQL: fails if the row cannot be read or sent, because it reads every value completely and checks every text. */
 const readableBytes = `octet_length(payload || '') + ${
   [...texts, "metadata::text"].map((text) => `coalesce(octet_length(convert_to(${text}, 'UTF8')), 0)`).join(" + ")
 }`
@@ -129,14 +138,14 @@ const hash = `(pg_catalog.hashtext(aggregate_id COLLATE "C")::int8 & 4294967295)
 
 const divisionByZero = "22012"
 
-/** An event as it is read, and, if measured, the number of bytes of all events up to it. */
+/** A row with an event and, if measured, the number of bytes of all events up to it. */
 interface WholeRow extends Omit<Event, "createdAt" | "createdAtMicros" | "metadata"> {
   /** In the format of `timestamptz_send`. */
   readonly createdAt: Uint8Array
   readonly running?: bigint
 }
 
-/** A row that does not fit has nothing but its position. */
+/** A row that does not fit contains only its position. */
 type Row = WholeRow | { readonly globalPosition: bigint; readonly payload: null }
 
 interface Window {
@@ -164,19 +173,25 @@ const isWhole = (row: Row): row is WholeRow => row.payload !== null
 const payloadBytes = (rows: ReadonlyArray<WholeRow>): number =>
   rows.reduce((sum, { payload }) => sum + payload.length, 0)
 
-/** No table has more rows than that. */
+/** A number of rows as bigint, limited to the largest safe integer, which no table exceeds. */
 const rowCount = (count: number): bigint => BigInt(Math.min(Math.floor(count), Number.MAX_SAFE_INTEGER))
 
 const array = (values: ReadonlyArray<unknown>, oid: number) => Result.getOrThrow(PgTypes.array(values, oid))
 
-/** The version of a head `h` after an append of $4 events; `excluded` has the one that follows from the events. */
+/** SQL: the version of a head `h` after an append of $4 events; `excluded` has the version computed from the events. */
 const nextHead = `CASE WHEN h.ctid = (SELECT stored.head FROM stored) THEN excluded.aggregate_version
   ELSE greatest(h.aggregate_version + $4::int8, excluded.aggregate_version) END`
 
-/** Maximum attempts of an append that conflicts with another one, or whose expected version is reached only after it failed. */
+/**
+ * Maximum attempts of an append that conflicts with another one, or whose expected version is reached only after it
+ * failed.
+ */
 const mostAttempts = 20
 
-/** Pause before an append is retried: 2 ms, doubling up to 100 ms, with jitter so that competitors do not conflict again. */
+/**
+ * Pause before an append is retried: 2 ms, doubling up to 100 ms, with jitter so that competitors do not conflict
+ * again.
+ */
 const pause = (attempt: number): Effect.Effect<void> =>
   Effect.flatMap(Random.next, (random) => Effect.sleep(Math.min(100, 2 ** attempt) * (0.5 + random / 2)))
 
@@ -203,7 +218,7 @@ interface AppendedRow {
   readonly last: string
 }
 
-/** A row of a stream, read on the application's client, which may have other codecs. */
+/** A row of a stream, read on the application's client, whose codecs may differ. */
 interface StreamRow extends Omit<WholeRow, "aggregateVersion" | "eventVersion" | "globalPosition" | "running"> {
   readonly globalPosition: string
   readonly aggregateVersion: string
@@ -266,20 +281,20 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
     const messageSize = database.pg.config.maxMessageSize ?? defaultMessageSize
     const largest = messageSize - Math.min(messageHeadroom, Math.floor(messageSize / 4))
 
-    // One look-up per id: the plan for a list of ids may scan the table, and stays in use while the table grows.
+    // One look-up per id, because the plan for a list of ids may scan the table and stays in use while the table grows.
     const storedIds = (ids: string) => `
       SELECT id FROM unnest(${ids}) AS given (id)
       WHERE id IS NOT NULL AND (SELECT true FROM ${events} WHERE event_id = id::uuid)`
 
     // The head's row is locked before the first position is drawn, so that appends to one aggregate wait for each
-    // other without keeping readers waiting. The version follows from the events: if the head has not changed since the
-    // statement's snapshot, it is the version of the last event in that snapshot. If the head has changed, another
-    // append changed it, and the head is correct. The last SELECT fails the statement when a trigger suppressed or
-    // redirected an event, and when its position is not above all that were visible before it was drawn: readers may
-    // have passed it.
+    // other without holding readers back. The version is computed from the events: if the head has not changed since
+    // the statement's snapshot, the last event in that snapshot has the current version. If the head has changed,
+    // another append changed it, and the head is correct. The last SELECT makes the statement fail if a trigger
+    // suppressed or redirected an event, or if the first position is not above all that were visible before it was
+    // drawn, because readers may already have passed it.
     //
     // If one of the ids $15 is already stored, nothing is appended, as with an unexpected version, because a unique
-    // violation would abort the transaction of the caller.
+    // violation would abort the caller's transaction.
     //
     // Go's append inserts its events first and locks the head afterwards. An append that holds the head and waits for
     // such an event would deadlock with it, so the wait for events ends after $14, and the head is released.
@@ -347,7 +362,7 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
 
     const announce = Effect.andThen(Effect.sync(tracker.wake), listener.notify(database.channels.events, "appended"))
 
-    /** Why no event was appended; undefined when the version is now the expected one. */
+    /** The reason why no event was appended; undefined if the version is now the expected one. */
     const conflict = Effect.fnUntraced(function*(
       stream: StreamId,
       expected: ExpectedVersion,
@@ -358,7 +373,7 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
         conflictStatement,
         [...identify(stream), array(ids, PgTypes.OID.text)]
       ).pipe(database.refail("read an aggregate's version"))
-      // A repeated append fails for its ids, whatever version it expects: they show that it was committed before.
+      // Checked before the version: stored ids show that a repeated append was committed before.
       if (found !== undefined && found.stored !== null) {
         return new DuplicateEvent({ detail: `event id ${found.stored}` })
       }
@@ -462,7 +477,7 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
       const parts: Array<string> = []
       const next = (value: unknown) => {
         parameters.push(value)
-        // The first six belong to every read.
+        // $1 to $6 are parameters of every read.
         return `$${parameters.length + 6}`
       }
       if (options.range !== undefined && !HashRange.isWhole(options.range)) {
@@ -491,9 +506,9 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
         )${where}
       ORDER BY global_position LIMIT $3::int8`
 
-    // $1 < position <= $2, at most $3 events. A row without a payload does not fit: it ends the page. On a replica, and
-    // where the positions of events do not come from the sequence $5 in the files $6 any more, the statement divides by
-    // zero. Here all rows together cannot have too many bytes, because none has more than $4.
+    // Reads at most $3 events with $1 < position <= $2. A row without a payload does not fit and ends the page. The
+    // statement divides by zero on a standby, and if the events and the sequence $5 are no longer in the files $6. A
+    // row fits only up to $4 bytes of payload, which bounds the bytes of all rows together.
     const smallRowsStatement = (where: string) => `
       SELECT ${handedOut}
       FROM (
@@ -502,7 +517,7 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
       ) AS judged
       ORDER BY "globalPosition"`
 
-    // Here at most $4 bytes in all, or one event of at most as many as the last parameter says.
+    // Reads at most $4 bytes in all, or one event whose size is at most the last parameter.
     const anyRowsStatement = (where: string, last: number) => `
       SELECT ${handedOut}, running
       FROM (
@@ -581,7 +596,9 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
       })
     })
 
-    /** The position up to which may be read, as proved on the reader's current connection. */
+    /**
+     * The position up to which events may be read, as proved on the reader's current connection, and the server epoch.
+     */
     const prove = Effect.fnUntraced(function*(after: bigint, upTo: bigint | undefined) {
       const look = yield* tracker.look(after, upTo)
       if (look.last !== undefined && after > look.last) {
@@ -597,7 +614,7 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
       readonly window: readonly [after: bigint, upTo: bigint, limit: bigint, bytes: bigint]
       readonly parameters: ReadonlyArray<unknown>
       readonly mayShrink: boolean
-      /** In which life of the server it was proved, or the windows before were read. */
+      /** The server epoch in which the bound was proved, or the previous windows were read. */
       readonly life: ServerLife
     }) =>
       reader.use(
@@ -606,7 +623,7 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
           Settled.reached(state.settled, options.after) < options.bound || state.life !== options.life
             ? Effect.succeed("unproved")
             : sql.unsafe<Row>(statement, [...options.window, state.sequence, state.files, ...options.parameters]).pipe(
-              // In the transaction that a pooler needs, a statement that may fail stands alone.
+              // With transaction pooling this runs in a transaction; a savepoint isolates a statement that may fail.
               database.pooled ? sql.withTransaction : identity,
               Effect.map((rows): Window => ({ rows })),
               Effect.catchIf(
@@ -727,7 +744,7 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
           }
         )
         if (answer === "unproved") {
-          // The connection is a new one, perhaps to a server with another past: a page is of one of them.
+          // The proof is lost, mostly with its connection; the server epoch may differ, and a page must not mix epochs.
           found = []
           used = 0
           damaged = undefined
@@ -736,13 +753,13 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
           continue
         }
         if (answer === "timeout") {
-          // Of what was asked for: the window may reach far beyond the bound.
+          // Computed from the positions that were requested, because the window may reach far beyond the bound.
           window = (upper - position) / 4n < smallestWindow ? smallestWindow : (upper - position) / 4n
           if (!isSmall) measured = Math.max(1, measured >> 2)
           continue
         }
         if (isUnreadableAnswer(answer)) {
-          // The driver closes the connection on which it could not decode a row: the bound has to be proved again.
+          // The driver closes a connection on which it cannot decode a row, so the bound has to be proved again.
           found = []
           used = 0
           position = options.after
@@ -773,7 +790,7 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
         }
         if (cut !== -1) {
           if (isSmall) {
-            // The rest is read with an eye on every row's size, and so are the next pages, which will be alike.
+            // The remaining rows are measured one by one, and so are the next pages, which are probably similar.
             anySize = pagesOfAnySize
             position = rows[cut]!.globalPosition - 1n
             continue
@@ -800,7 +817,7 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
            pg_is_in_recovery() AS recovering`
         )
     ).pipe(
-      // A standby that has yet to replay what it has received would say less than there is.
+      // A standby that has not replayed everything that it received would return a head that is too low.
       Effect.flatMap(([row]) =>
         row?.recovering === true
           ? Effect.fail(new ReadOnlyReplica({ server: database.server.server }))

@@ -1,6 +1,6 @@
 /**
- * The session on which events are read and the settled position is proved. Both happen on one connection, so that what
- * was proved cannot outlive the server that it was proved on.
+ * The session that reads events and proves the settled position. Both happen on one connection, so that a proof is
+ * discarded together with the connection to the server for which it holds.
  *
  * @since 0.1.0
  */
@@ -17,17 +17,20 @@ import type { Opened } from "./Session.ts"
 import * as Settled from "./Settled.ts"
 
 /**
- * What was learned through one connection.
+ * State that is valid for one connection.
  *
  * @category models
  * @since 0.1.0
  */
 export interface State {
-  /** Of the server that everything here was learned from. Behind a pooler it changes; else it is the session's. */
+  /**
+   * The server epoch for which this state is valid. With transaction pooling it may change; otherwise it is the
+   * session's.
+   */
   life: ServerLife | undefined
   /** Oid of the sequence that gives out positions, as text. */
   sequence: string | undefined
-  /** Which files events and sequence were in: in others, positions have begun anew. */
+  /** Identifies the files of the events and the sequence. In other files, positions may have restarted. */
   files: string | undefined
   settled: Settled.Settled
 }
@@ -37,7 +40,7 @@ export interface State {
  * @since 0.1.0
  */
 export interface Reader {
-  /** Runs one thing after the other; what loses its connection is tried once more on a new one. */
+  /** Runs one operation at a time. An operation that loses its connection is retried once on a new one. */
   readonly use: <A, E>(
     operation: string,
     f: (opened: Opened<State>) => Effect.Effect<A, E | SqlError.SqlError>
@@ -49,12 +52,12 @@ const statementTimeout = Duration.seconds(5)
 const deadline = Duration.seconds(15)
 
 /**
- * Every statement walks an index in the order of positions, whatever the table's statistics say; sorting or scanning a
- * table of events would always be wrong here. One plan per statement serves all parameters.
+ * Settings of the session. Every statement must walk an index in position order, regardless of the table's statistics;
+ * sorting or scanning a table of events would always be wrong here. One plan per statement serves all parameters.
  */
 const settings = {
   statement_timeout: String(Duration.toMillis(statementTimeout)),
-  // Behind a pooler each read is a transaction.
+  // With transaction pooling each read is a transaction.
   idle_in_transaction_session_timeout: String(Duration.toMillis(deadline)),
   enable_indexscan: "on",
   enable_indexonlyscan: "on",
@@ -66,8 +69,8 @@ const settings = {
 }
 
 /**
- * SQL: see `State.files`. TRUNCATE gives the table a new one, RESTART the sequence, and whatever else rewrites them, after
- * which nothing but the proof is lost.
+ * SQL: the value of `State.files`. TRUNCATE creates a new file for the table, RESTART for the sequence. So do other
+ * rewrites, after which only the proof has to be repeated.
  *
  * @category utils
  * @since 0.1.0
@@ -76,7 +79,7 @@ export const files = (events: string, sequence: string): string =>
   `concat(pg_relation_filenode('${events.replaceAll("'", "''")}'::regclass), '/', pg_relation_filenode(${sequence}))`
 
 /**
- * Nothing is proved of what is there now.
+ * Resets the state within its server epoch, because nothing is proved about the current table and sequence.
  *
  * @category utils
  * @since 0.1.0
@@ -85,7 +88,7 @@ export const startOver = (state: State): void => {
   Object.assign(state, unknown(state.life))
 }
 
-/** What is known of a life of the server at first. */
+/** The initial state in a server epoch. */
 const unknown = (life: ServerLife | undefined): State => ({
   life,
   sequence: undefined,
@@ -107,13 +110,13 @@ export const make: Effect.Effect<Reader, never, Database | Scope.Scope> = Effect
     mark: {
       sql: Life.select(database.pooled),
       read: (state, life) => {
-        // Behind a pooler the next transaction may run on another server, for which the proof is not valid.
+        // With transaction pooling the next transaction may run on another server, for which the proof is not valid.
         if (database.pooled && state.life !== life) Object.assign(state, unknown(life))
         else state.life ??= life
       }
     }
   })
-  // Waiting for one another is not waiting for the server: the deadline begins when a statement does.
+  // Operations queue before they enter the session, so that this wait does not count towards the session's deadline.
   const lane = Semaphore.makeUnsafe(1)
   const use = <A, E>(
     operation: string,

@@ -1,23 +1,24 @@
 /**
- * The proof that a position is settled: pure, from what one connection has seen.
+ * Proves, without effects, that a position is settled, from the observations of one connection.
  *
- * `nextval` takes a lock on the sequence and keeps it until the transaction's end is visible to others. So whoever may
- * still commit an event at or below a position that somebody has seen is among the holders of that lock in any later
- * look; when all holders of one such look are gone, what is missing at or below that position was rolled back.
+ * `nextval` takes a lock on the sequence and keeps it until the transaction's end is visible to others. A transaction
+ * that may still commit an event at or below a visible position is therefore among the holders of that lock in every
+ * later look until it ends. Once all holders of one such look have ended, every position that is still missing at or
+ * below the visible one was rolled back.
  *
  * @since 0.1.0
  */
 
 /**
- * A transaction that has drawn positions and is not over.
+ * A transaction that has drawn positions and has not ended.
  *
  * @category models
  * @since 0.1.0
  */
 export interface Holder {
   /**
-   * `virtualtransaction` of `pg_locks`: `backend/number`. A prepared transaction keeps it, or shows `-1/xid` when it was
-   * read from disk at a start of the server.
+   * `virtualtransaction` of `pg_locks`: `backend/number`. A prepared transaction keeps it, or has `-1/xid` if the
+   * server read it from disk at startup.
    */
   readonly id: string
   /** Absent for a prepared transaction. */
@@ -32,7 +33,7 @@ export interface Holder {
  * @since 0.1.0
  */
 export interface Writer extends Holder {
-  /** `Clock.monotonicTimeNanos` when it was first seen to do so. */
+  /** `Clock.monotonicTimeNanos` of the first look in which it held readers back. */
   readonly since: bigint
   reported: boolean
 }
@@ -50,23 +51,25 @@ export interface Run {
 }
 
 interface Proof {
-  /** A position that was visible before the holders were looked at. */
+  /** A position that was visible before the holders were read. */
   readonly head: bigint
   holders: Set<string>
 }
 
 /**
+ * What has been proved on one connection, and the proofs that are pending.
+ *
  * @category models
  * @since 0.1.0
  */
 export interface Settled {
-  /** Everything at or below it is settled. */
+  /** Everything at or below this position is settled. */
   mark: bigint
   /** Whether a proof has succeeded or no gap was open; before that, the mark is only the end of the first run. */
   proved: boolean
-  /** Beyond the mark, with gaps between them, in the order of their positions. */
+  /** The runs beyond the mark, separated by gaps, in position order. */
   runs: ReadonlyArray<Run>
-  /** In the order of their heads. */
+  /** The pending proofs, ordered by their heads. */
   proofs: Array<Proof>
   readonly writers: Map<string, Writer>
 }
@@ -77,17 +80,17 @@ export interface Settled {
  */
 export const make = (): Settled => ({ mark: 0n, proved: false, runs: [], proofs: [], writers: new Map() })
 
-/** More heads than this are not followed at once: the next one after those will do. */
+/** Maximum number of pending proofs. Further heads are skipped; a later head covers them. */
 const proofCapacity = 64
 
 const isPrepared = (id: string): boolean => id.startsWith("-1/")
 
-/** A transaction that has ended shows number 0 for a moment; so does one that is just being prepared. */
+/** The number of a transaction is 0 for a moment after it has ended, and while it is being prepared. */
 const isEnding = (id: string): boolean => id.endsWith("/0")
 
 /**
  * The position up to which a reader that has passed `after` may read: the mark, or the end of the run that contains
- * `after`. The checkpoint of one reader proves nothing to other readers: it may have been set by hand.
+ * `after`. The checkpoint of one reader proves nothing for other readers, because it may have been set by hand.
  *
  * @category utils
  * @since 0.1.0
@@ -96,7 +99,7 @@ export const reached = (self: Settled, after: bigint): bigint =>
   self.runs.find(({ from, to }) => from <= after && after < to)?.to ?? self.mark
 
 /**
- * The highest position that is known to be committed.
+ * The highest position that has been observed as committed.
  *
  * @category utils
  * @since 0.1.0
@@ -104,8 +107,8 @@ export const reached = (self: Settled, after: bigint): bigint =>
 export const highest = (self: Settled): bigint => self.runs[self.runs.length - 1]?.to ?? self.mark
 
 /**
- * Adds runs, each read by one statement. Returns whether a gap is open between the mark and `head`, the
- * highest position that is visible.
+ * Adds runs, each read by one statement. Returns whether a gap is open between the mark and `head`, the highest visible
+ * position.
  *
  * @category utils
  * @since 0.1.0
@@ -129,7 +132,7 @@ const joined = (runs: ReadonlyArray<Run>): ReadonlyArray<Run> => {
 }
 
 /**
- * Takes in the holders that a statement saw that began after `head` was seen.
+ * Updates the proofs with the holders that a statement returned which began after `head` had been read.
  *
  * @category utils
  * @since 0.1.0
@@ -147,8 +150,8 @@ export const prove = (self: Settled, head: bigint, holders: ReadonlyArray<Holder
         ended = ended || isEnding(id)
       }
     }
-    // Should a holder that is being prepared go on under another id, any such id may be one of those that vanished; what
-    // seemed to be ending may go on under any id.
+    // A holder that is being prepared may continue under another id, so every id that may belong to it remains. The
+    // successor of an id that was ending may be any holder without a process.
     if (vanished) {
       for (const { id, pid } of holders) {
         if (isPrepared(id) || isEnding(id) || (ended && pid === undefined)) remaining.add(id)
@@ -181,7 +184,7 @@ const raise = (self: Settled, mark: bigint): void => {
 }
 
 /**
- * Brings the list of writers that hold readers back up to date. Gives those that are no longer among them.
+ * Updates the list of writers that hold readers back. Returns those that no longer do.
  *
  * @category utils
  * @since 0.1.0
@@ -191,7 +194,7 @@ export const track = (self: Settled, holders: ReadonlyArray<Holder>, now: bigint
   for (const holder of holders) {
     if (!waited.has(holder.id)) continue
     const known = self.writers.get(holder.id)
-    // The same transaction may have become a prepared one, which has no process.
+    // The transaction may have been prepared in the meantime and then has no process.
     self.writers.set(holder.id, { ...holder, since: known?.since ?? now, reported: known?.reported ?? false })
   }
   const over = [...self.writers.values()].filter(({ id }) => !waited.has(id))

@@ -1,6 +1,6 @@
 /**
- * Follows the settled position for all readers of a stores layer: one look at a time, shared by all who wait, and none
- * while nobody does.
+ * Tracks the settled position for all readers of a stores layer. Only one look at the database runs at a time; all
+ * waiting readers share its result. While no reader waits, none runs.
  *
  * @since 0.1.0
  */
@@ -25,7 +25,7 @@ import type { Opened } from "./Session.ts"
 import * as Settled from "./Settled.ts"
 
 /**
- * What a look found.
+ * The result of one look at the events and their sequence.
  *
  * @category models
  * @since 0.1.0
@@ -36,7 +36,7 @@ export interface Look {
   readonly reached: (after: bigint) => bigint
   /** The highest visible position. */
   readonly head: bigint
-  /** The last position that the sequence gave out; absent where the role may not see it. */
+  /** The last position that the sequence returned; absent if the role may not read the sequence. */
   readonly last: bigint | undefined
   readonly life: ServerLife
 }
@@ -48,27 +48,29 @@ export interface Look {
 export interface Tracker {
   readonly settledBeyond: EventStore["Service"]["settledBeyond"]
   /**
-   * Starts a look for a reader that has passed `after`. If nothing was proved on this connection yet, it waits briefly
-   * for the proof, but only until the reader may read up to `upTo`.
+   * Looks on behalf of a reader that has passed `after`. If nothing has been proved on this connection yet, the look is
+   * repeated until something is proved, the reader may read up to `upTo`, or 500 ms have elapsed.
    */
   readonly look: (after: bigint, upTo: bigint | undefined) => Effect.Effect<Look, StoreError>
   /**
-   * The settled position. Where nothing was proved on this connection yet, it waits for as long as those writers are
-   * open that were at first: without them only the history up to its first gap is certain.
+   * The settled position. If nothing has been proved on this connection yet, it waits until the writers of the first
+   * look have ended; before that, only the history up to its first gap is certain.
    */
   readonly settled: Effect.Effect<bigint, StoreError>
   readonly openWriters: Effect.Effect<ReadonlyArray<OpenWriter>>
-  /** The position up to which a reader that has passed `after` may read, without a query, and its server epoch. */
+  /**
+   * Returns, without a query, the position up to which a reader that has passed `after` may read, and the server epoch.
+   */
   readonly known: (after: bigint) => { readonly settled: bigint; readonly life: ServerLife | undefined }
-  /** Something was appended. */
+  /** Triggers a look for the waiting readers, after an append. */
   readonly wake: () => void
 }
 
-/** Between two looks at an open gap: 5 ms, growing by half up to 250 ms. */
+/** Pause between two looks while a gap is open: 5 ms, growing by half up to 250 ms. */
 const shortestGapWait = 5
 const longestGapWait = 250
 
-/** Looks whose result leaves somebody waiting are at least so far apart, however many wake-ups arrive. */
+/** Minimum pause after a look that leaves readers waiting, however many wake-ups arrive. */
 const breath = Duration.millis(2)
 
 /** Approximate number of index rows that a look reads to find the positions that follow without a gap. */
@@ -142,10 +144,10 @@ export const make = Effect.fnUntraced(function*(
       )`
   )
   // Reads no event, for tables whose last pages are damaged. The last value of the sequence is a valid head, because
-  // the transaction that drew it holds the lock until it ends. Each run ends at its start.
+  // the transaction that drew it holds the lock until it ends. Each run ends where it starts.
   const seeSequence = seeStatement(last, "$1::int8[]")
 
-  // The sequence is what the column's default or identity uses; a serial's ownership counts where neither tells.
+  // Uses the sequence of the column's default or identity; only if there is none, the sequence that the column owns.
   const holdersStatement = `
     WITH target AS MATERIALIZED (
       SELECT attrelid, attnum FROM pg_catalog.pg_attribute WHERE attrelid = $1::text::regclass AND attname = 'global_position'
@@ -233,7 +235,10 @@ export const make = Effect.fnUntraced(function*(
     })
   })
 
-  /** Of a sequence that was set to the value that comes next: no function tells. */
+  /**
+   * The last value of the sequence, read from the sequence relation: `pg_sequence_last_value` is NULL after
+   * `setval(…, false)`.
+   */
   const lastOf = Effect.fnUntraced(function*({ sql, state }: Opened<State>) {
     const [named] = yield* sql.unsafe<{ readonly name: string }>("SELECT $1::oid::regclass::text AS name", [
       state.sequence
@@ -247,7 +252,7 @@ export const make = Effect.fnUntraced(function*(
   const looking = Semaphore.makeUnsafe(1)
   let current: State | undefined
 
-  /** A look for readers that have passed `positions`, or, without any, for readers at the settled position. */
+  /** Looks on behalf of readers that have passed `positions`; if there are none, of readers at the settled position. */
   const lookFor = Effect.fnUntraced(function*(
     opened: Opened<State>,
     positions: ReadonlyArray<bigint>
@@ -279,7 +284,7 @@ export const make = Effect.fnUntraced(function*(
           "Positions must come from the sequence, never be written explicitly. After an import, set it with setval."
       })
     }
-    // The last value of the sequence decreases only when the sequence is set.
+    // The last value of the sequence decreases only when the sequence is reset.
     if (last !== undefined && last < Settled.highest(settled)) {
       startOver(opened.state)
       return yield* lookFor(opened, positions)
@@ -312,7 +317,7 @@ export const make = Effect.fnUntraced(function*(
   const report = Effect.fnUntraced(function*(
     settled: Settled.Settled,
     over: ReadonlyArray<Settled.Writer>,
-    /** Where readers wait. */
+    /** The positions at which readers wait. */
     kept: ReadonlyArray<bigint>
   ) {
     if (settled.writers.size === 0 && over.length === 0) return
@@ -374,7 +379,7 @@ export const make = Effect.fnUntraced(function*(
           Deferred.doneUnsafe(waiter.done, Exit.succeed(to))
         }
       }
-      // Who came while the look was under way may know of positions that it did not see.
+      // Only readers that waited before the look: later ones may have passed positions that it did not cover.
       for (const waiter of asking) {
         if (last !== undefined && waiter.position > last && waiters.delete(waiter)) {
           Deferred.doneUnsafe(
@@ -408,7 +413,7 @@ export const make = Effect.fnUntraced(function*(
 
   const settledBeyond: Tracker["settledBeyond"] = (position, pollInterval) =>
     Effect.suspend(() => {
-      // Reads ensure that it was proved on the connection that they use.
+      // Possibly from an earlier connection; reads verify that it is proved on the connection that they use.
       const known = current === undefined ? position : Settled.reached(current.settled, position)
       if (known > position) return Effect.succeed(known)
       const waiter: Waiter = { position, pollMillis: Duration.toMillis(pollInterval), done: Deferred.makeUnsafe() }
