@@ -1,9 +1,9 @@
 /**
- * Making, removing and inspecting the tables, in code. The statements are those of the files in `migrations`.
+ * Creates, drops and inspects the tables from code, with the statements of the files in `migrations`.
  *
- * Effect's `Migrator` is not used, because it has no way down, keeps its own table of what it ran (which says nothing
- * about tables that pupsourcing or another tool made), and takes no names as parameters. What it would give, one
- * migrator at a time in one transaction, is here the advisory lock that every statement list begins with.
+ * Effect's `Migrator` is not used: it has no down migrations, it records what it ran in a table of its own (which does
+ * not cover tables that pupsourcing or another tool created), and it takes no names as parameters. What it would add,
+ * one migration at a time in one transaction, is ensured by the advisory lock at the beginning of every statement list.
  *
  * @since 0.1.0
  */
@@ -28,8 +28,8 @@ import { asJson } from "./Rows.ts"
 import * as TableSchemas from "./TableSchemas.ts"
 
 /**
- * Tables differ from what this library needs, usually those of the event store, which other software may have created.
- * They were not changed.
+ * Tables differ from what this library needs; they were not changed. Usually these are tables of the event store, which
+ * other software may have created.
  *
  * @category errors
  * @since 0.1.0
@@ -66,7 +66,7 @@ export class MissingPrivileges extends Schema.TaggedError<MissingPrivileges>(
 }
 
 /**
- * The event store is not dropped while it holds events.
+ * The event store was not dropped, because it holds events.
  *
  * @category errors
  * @since 0.1.0
@@ -81,7 +81,7 @@ export class EventsExist extends Schema.TaggedError<EventsExist>("pupsourcing-or
 }
 
 /**
- * Tables have the names of the orchestrator's, but something else made them.
+ * Tables with the names of the orchestrator's tables exist, but this library did not create them.
  *
  * @category errors
  * @since 0.1.0
@@ -111,7 +111,7 @@ export class TablesNotOurs extends Schema.TaggedError<TablesNotOurs>("pupsourcin
 }
 
 /**
- * The event store's tables do not exist, but the search path leads to others that hold events.
+ * The event store's tables do not exist, but the search path contains others that hold events.
  *
  * @category errors
  * @since 0.1.0
@@ -131,7 +131,7 @@ export class EventStoreElsewhere extends Schema.TaggedError<EventStoreElsewhere>
 }
 
 /**
- * Why nothing is changed.
+ * The errors with which a migration refuses to change anything.
  *
  * @category errors
  * @since 0.1.0
@@ -156,27 +156,27 @@ export type MigrationError = MissingPrivileges | Refusal | StoreError
 export interface Options extends TableNames.Options, EventStoreTables.UpOptions {}
 
 /**
- * What is in the database.
+ * The state of the tables in the database.
  *
  * @category models
  * @since 0.1.0
  */
 export interface Status {
-  /** The version of the orchestrator's tables; absent when they are not there, or not all of them. */
+  /** The version of the orchestrator's tables; absent if they have not been created completely. */
   readonly version: number | undefined
-  /** The version that this library makes. */
+  /** The version that this library creates. */
   readonly expected: number
   readonly tables: ReadonlyArray<{
     readonly key: TableNames.TableKey
     /** Qualified and quoted. */
     readonly name: string
     readonly exists: boolean
-    /** Whether something else made it; see `TablesNotOurs`. */
+    /** Whether it exists but was not created by this library; see `TablesNotOurs`. */
     readonly isForeign: boolean
   }>
   /** The differences between the tables and what this library relies on. */
   readonly differences: ReadonlyArray<EventStoreTables.Difference>
-  /** The error with which `run` would fail; absent when it may run. */
+  /** The error with which `run` would fail; absent if it may run. */
   readonly refusal: Refusal | undefined
 }
 
@@ -231,7 +231,7 @@ const inTransaction = <A, E, R>(
       )
   })
 
-/** Reads without waiting for a migration that is running. */
+/** Runs in a read-only transaction, without the lock that serializes migrations. */
 const inspecting = <A, E, R>(
   operation: string,
   options: TableNames.Options,
@@ -246,13 +246,13 @@ const migrating = <A, E, R>(
 ) =>
   inTransaction(
     operation,
-    // Each statement must read what was committed while the lock was waited for.
+    // Each statement must read what other migrations committed before the lock was acquired.
     "BEGIN ISOLATION LEVEL READ COMMITTED",
     options,
     (migrating) => Effect.andThen(migrating.execute(`SELECT ${lock}`), body(migrating))
   )
 
-/** Fails when the query, which names a privilege in each row, finds one that is missing. */
+/** Fails if the query finds missing privileges; it returns one row per missing privilege. */
 const requirePrivileges = Effect.fnUntraced(function*(migrating: Migrating, missing: string) {
   const rows = yield* migrating.query<{ role: string; privilege: string }>(missing)
   const [first] = rows
@@ -326,7 +326,7 @@ const requireReading = (migrating: Migrating) =>
     requirePrivileges(migrating, Privileges.toRead(migrating.names, "meta"))
   )
 
-/** Fails where the tables may not be changed; otherwise returns which of the migrations have something to do. */
+/** Returns the status and which migrations have something to do; fails if the tables may not be changed. */
 const plan = (options: Options) =>
   Effect.fnUntraced(function*(migrating: Migrating) {
     yield* requireReading(migrating)
@@ -342,7 +342,7 @@ const plan = (options: Options) =>
     }
   })
 
-/** The name of the table of events is recorded in a column that the first tables did not have. */
+/** Whether the meta table does not name the events table. Its first version lacked the column. */
 const lacksEventsTable = Effect.fnUntraced(function*(migrating: Migrating) {
   const [row] = yield* migrating.query<{ lacks: boolean }>(
     `SELECT ${OrchestratorTables.eventsTable} IS NULL AS lacks FROM ${
@@ -353,15 +353,16 @@ const lacksEventsTable = Effect.fnUntraced(function*(migrating: Migrating) {
 })
 
 /**
- * Makes the tables that are missing; running it again, or at the same time elsewhere, changes nothing. An event store
- * that is already there is compared and never changed: `EventStoreDiffers` when this library cannot work with it, a
- * warning in the log when it only cannot append. An event store is not created while the search path leads to another
- * one with events (`EventStoreElsewhere`), unless `newEventStore` is set. Returns the resulting status.
+ * Creates the missing tables and returns the resulting status. Running it again, or concurrently, changes nothing.
+ * Existing tables of an event store are compared and never changed: it fails with `EventStoreDiffers` if this library
+ * cannot work with them, and logs a warning if only appends may fail. An event store is not created while the search
+ * path contains another one with events (`EventStoreElsewhere`), unless `newEventStore` is set.
  *
  * **Details**
  *
- * If a table has to be created or changed, it needs the privileges for that and waits for other migrations. Otherwise
- * it only reads the catalog and the version, for which the role of a worker or an appender suffices.
+ * If a table has to be created or changed, the role needs the privileges for that, and the migration waits for other
+ * migrations. Otherwise it only reads the catalog and the meta table, for which the role of a worker or an appender
+ * suffices.
  *
  * @category running
  * @since 0.1.0
@@ -408,7 +409,7 @@ export const runWith = (options: Options): Effect.Effect<Status, MigrationError,
 export const run: Effect.Effect<Status, MigrationError, SqlClient.SqlClient> = runWith({})
 
 /**
- * Drops the orchestrator's tables, and with them all progress; the events stay. Stop the workers first.
+ * Drops the orchestrator's tables, and with them all progress; the events are kept. Stop the workers first.
  *
  * @category running
  * @since 0.1.0
@@ -529,7 +530,7 @@ export const status: Effect.Effect<
 > = statusWith({})
 
 /**
- * Runs the migrations while the layer is built; like the stores, it works through `PgClient`, and once for each client.
+ * Runs the migrations while the layer is built. Like the stores, it uses `PgClient` and runs once for each client.
  *
  * @category layers
  * @since 0.1.0

@@ -1,6 +1,6 @@
 /**
- * Migration 002: the event store's tables, as pupsourcing's own migration generator makes them
- * (`es/migrations/generator.go` of github.com/getpup/pupsourcing and its successor). Tables that exist are compared and
+ * Migration 002: the event store's tables, as pupsourcing's own migration generator creates them
+ * (`es/migrations/generator.go` of github.com/getpup/pupsourcing and its successor). Existing tables are compared and
  * never changed.
  *
  * @since 0.1.0
@@ -10,7 +10,7 @@ import * as OrchestratorTables from "./OrchestratorTables.ts"
 import { block, createSchema, indented, literal, lock, textArray } from "./Sql.ts"
 
 /**
- * Where a table differs from what this library relies on.
+ * A difference between a table and what this library relies on.
  *
  * @category models
  * @since 0.1.0
@@ -21,7 +21,7 @@ export interface Difference {
   readonly subject: string
   readonly found: string
   readonly expected: string
-  /** Without it the promises do not hold; otherwise it only keeps this library from appending. */
+  /** Whether the guarantees depend on `expected`; otherwise the difference only keeps this library from appending. */
   readonly blocking: boolean
 }
 
@@ -164,8 +164,8 @@ ${nondeterministic(names)}`
 }
 
 /**
- * Compared columns whose collation makes different texts equal: one stream would then have several hashes, and be
- * divided among several ranges.
+ * SQL: a `Difference` for each compared column whose collation treats different texts as equal. One stream could then
+ * have several hashes, and its events would be divided among several ranges.
  */
 const nondeterministic = (names: TableNames): string => {
   const compared = owned.flatMap((key) =>
@@ -227,7 +227,7 @@ CREATE INDEX ${quoted(`idx_${names.aggregateHeads}_updated`)}
 }
 
 /**
- * Heads that are created beside events that exist are filled from them: an append reads the version there.
+ * SQL: fills a new table of heads from the existing events, because Go's append reads the version from the head.
  */
 const fillHeads = (names: TableNames): string =>
   `INSERT INTO ${qualified(names, "aggregateHeads")}
@@ -237,8 +237,8 @@ FROM ${qualified(names, "events")}
 GROUP BY bounded_context, aggregate_type, aggregate_id;`
 
 /**
- * Finds event stores on the search path when the one of `names` does not exist. A user who only meant to move the
- * orchestrator's tables would otherwise get a new, empty event store.
+ * Finds event stores on the search path when the one of `names` does not exist. A user who only intended to move
+ * the orchestrator's tables would otherwise get a new, empty event store.
  *
  * @category queries
  * @since 0.1.0
@@ -271,7 +271,7 @@ const refuseElsewhere = (names: TableNames): string =>
  * @since 0.1.0
  */
 export interface UpOptions {
-  /** Whether to create an event store even if the search path leads to another one with events. */
+  /** Whether to create an event store even if the search path contains another one with events. */
   readonly newEventStore?: boolean | undefined
 }
 
@@ -309,7 +309,7 @@ END`)
 ]
 
 /**
- * Finds out whether there are events; false without the table.
+ * Returns whether there are events. The table must exist.
  *
  * @category queries
  * @since 0.1.0
@@ -318,7 +318,7 @@ export const anyEvent = (names: TableNames): string =>
   `SELECT EXISTS (SELECT FROM ${qualified(names, "events")}) AS found`
 
 /**
- * Drops the event store, but never with an event in it.
+ * Drops the event store; fails while it holds an event.
  *
  * @category statements
  * @since 0.1.0

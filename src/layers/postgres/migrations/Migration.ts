@@ -1,5 +1,5 @@
 /**
- * The migrations in order, each with its way there and back.
+ * The migrations in order, each with its up and down statements.
  *
  * @since 0.1.0
  */
@@ -13,10 +13,10 @@ import * as OrchestratorTables from "./OrchestratorTables.ts"
  */
 export interface Migration {
   readonly number: number
-  /** As part of a file's name. */
+  /** Part of the file's name. */
   readonly name: string
   readonly title: string
-  /** One statement each, to be run in one transaction. All may be run again. */
+  /** One statement per element, to be run in one transaction. All statements may be run again. */
   readonly up: ReadonlyArray<string>
   readonly down: ReadonlyArray<string>
 }

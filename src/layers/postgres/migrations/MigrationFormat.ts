@@ -1,5 +1,5 @@
 /**
- * The migrations as files for the common tools.
+ * Renders the migrations as files for common migration tools.
  *
  * @since 0.1.0
  */
@@ -33,11 +33,11 @@ const header = (migration: Migration): string => `-- ${migration.title}\n\n`
 
 const padded = (migration: Migration): string => String(migration.number).padStart(3, "0")
 
-// dbmate wants numbers that sort like the times it uses itself; these are older than any of its users'.
+// dbmate's own versions are timestamps; these sort before those of any user's migrations.
 const dbmateVersion = (migration: Migration): string => `2020010100${String(migration.number).padStart(4, "0")}`
 
 /**
- * What each tool reads, in the order of their application.
+ * Returns the files that the tool reads, in the order in which they are applied.
  *
  * @category constructors
  * @since 0.1.0
@@ -68,7 +68,7 @@ export const render = (migrations: ReadonlyArray<Migration>, format: MigrationFo
           content: [
             "--liquibase formatted sql",
             "",
-            // Blocks in dollar quotes contain semicolons: the server splits the statements, not the tool.
+            // Blocks in dollar quotes contain semicolons, so the server has to split the statements, not the tool.
             `--changeset pupsourcing-orchestrator:${
               padded(migration)
             }-${migration.name} splitStatements:false rollbackSplitStatements:false stripComments:false`,

@@ -8,7 +8,7 @@ import { qualified, quoted, type TableKey, type TableNames } from "../../../sche
 import { block, createSchema, indented, literal, lock } from "./Sql.ts"
 
 /**
- * The version of the tables that this library makes and understands.
+ * The version of the tables that this library creates and requires.
  *
  * @category models
  * @since 0.1.0
@@ -17,8 +17,8 @@ export const schemaVersion = 2
 
 /**
  * Known answers of `hashtext(x COLLATE "C")::int8 & 4294967295`, taken from PostgreSQL 18. They are stored in the
- * database: a server that hashes otherwise would hand aggregates to other ranges, and is found out at start. They are
- * ASCII, so that they hold in databases of any encoding; the last one is longer than one round of the hash.
+ * database and checked at start, because a server with another hash would assign aggregates to other ranges. The texts
+ * are ASCII, so that the answers are valid in any database encoding; the last one is longer than one round of the hash.
  *
  * @category models
  * @since 0.1.0
@@ -48,8 +48,8 @@ export const owned = [
 const sequences: ReadonlySet<TableKey> = new Set(["incarnations", "presenceKeys"])
 
 /**
- * Finds tables of these names that something else made: they exist, but the meta table, which is created first and
- * dropped last, does not.
+ * Finds tables of these names that this library did not create: they exist, but the meta table, which is created first
+ * and dropped last, does not.
  *
  * @category queries
  * @since 0.1.0
@@ -60,7 +60,7 @@ FROM (VALUES ${owned.map((key) => `(${literal(key)}, ${literal(qualified(names, 
 WHERE to_regclass(t.name) IS NOT NULL AND to_regclass(${literal(qualified(names, "meta"))}) IS NULL`
 
 /**
- * The error when the tables record the progress for another events table.
+ * The error for tables that record the progress for another events table; undefined if there is none.
  *
  * @category errors
  * @since 0.1.0
@@ -76,8 +76,8 @@ export const otherEvents = (names: TableNames, found: string | null): InvalidSet
   })
 
 /**
- * SQL: the table of events that row `m` of the meta table names: its plain name in the schema of the meta table, or the
- * qualified and quoted name in another schema. Tables of earlier versions do not have the column.
+ * SQL: the events table that row `m` of the meta table names: its plain name if it is in the schema of the meta table,
+ * otherwise its qualified and quoted name. Meta tables of earlier versions lack the column.
  *
  * @category statements
  * @since 0.1.0
@@ -250,7 +250,7 @@ WHERE m.schema_version < EXCLUDED.schema_version OR m.events_table IS NULL`
 ]
 
 /**
- * Drops what `up` made and nothing else: without the meta table the tables are somebody else's and stay.
+ * Drops what `up` created and nothing else: without the meta table, the tables belong to other software and are kept.
  *
  * @category statements
  * @since 0.1.0

@@ -10,7 +10,7 @@ import { literal, textArray } from "./Sql.ts"
 const role = "current_user::text AS role"
 
 /**
- * The privilege to resolve names in a schema; without it even `to_regclass` fails.
+ * The privilege to resolve names in the schemas; without it even `to_regclass` fails.
  *
  * @category queries
  * @since 0.1.0

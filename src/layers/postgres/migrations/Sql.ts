@@ -1,5 +1,5 @@
 /**
- * Small pieces that the migrations' statements are put together from. Names were validated by `TableNames.make`.
+ * Building blocks of the migrations' statements. Names have been validated by `TableNames.make`.
  *
  * @since 0.1.0
  */
@@ -22,7 +22,7 @@ export const literal = (text: string): string => `'${text.replaceAll("'", "''")}
 export const textArray = (texts: ReadonlyArray<string>): string => `ARRAY[${texts.map(literal).join(", ")}]`
 
 /**
- * Lines moved to the right, the first one stays; for a block inside another one.
+ * Indents all lines but the first, for a block inside another one.
  *
  * @category utils
  * @since 0.1.0
@@ -30,7 +30,7 @@ export const textArray = (texts: ReadonlyArray<string>): string => `ARRAY[${text
 export const indented = (text: string, by: number): string => text.replaceAll(/\n(?=.)/g, `\n${" ".repeat(by)}`)
 
 /**
- * A block of PL/pgSQL as one statement. Names may contain "$", so the quotes are chosen such that the body has none.
+ * A PL/pgSQL block as one statement. Names may contain "$", so dollar quotes are chosen that the body does not contain.
  *
  * @category utils
  * @since 0.1.0
@@ -55,7 +55,7 @@ export const createSchema = (schema: string | undefined): string =>
   END IF;`
 
 /**
- * Waits for every other migration and holds until the transaction ends.
+ * SQL: waits for other migrations and holds the lock until the transaction ends.
  *
  * @category utils
  * @since 0.1.0
