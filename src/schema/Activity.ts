@@ -1,5 +1,5 @@
 /**
- * What a worker did and saw.
+ * The activity of a worker: what it did and observed.
  *
  * @since 0.1.0
  */
@@ -10,25 +10,30 @@ import type { HashRange } from "./HashRange.ts"
 import type { Registration } from "./Worker.ts"
 
 /**
+ * An entry of a worker's activity.
+ *
  * @category models
  * @since 0.1.0
  */
 export type Activity = Data.TaggedEnum<{
-  /** The worker is registered; it happens again when it was taken for dead and came back. */
+  /** The worker has registered. Recorded again when it registers after an eviction. */
   WorkerRegistered: { readonly registration: Registration }
   /** The worker has unregistered. */
   WorkerLeft: { readonly registration: Registration }
-  /** The worker was taken for dead by others. It stops, and registers anew unless another process has its id by now. */
+  /**
+   * The worker has lost its registration: it was evicted, or another process has registered under its id. It stops its
+   * ranges and, after an eviction, registers again unless another process has the id.
+   */
   WorkerEvicted: { readonly registration: Registration }
-  /** A generation is in force; `partition` is this worker's key in it. */
+  /** A generation is in effect. `partition` is this worker's key in it, -1 if it is not a member. */
   GenerationFormed: { readonly generation: Generation; readonly partition: number; readonly byThisWorker: boolean }
-  /** The worker works on all of its assignment in the generation. */
+  /** The worker runs all of its assignment in the generation. */
   AssignmentReached: { readonly generation: Generation; readonly partition: number; readonly afterMillis: number }
-  /** A range's runner starts at a position. */
+  /** A range's runner starts at `position`. */
   RangeTaken: { readonly projection: string; readonly range: HashRange; readonly position: bigint }
   /** A range's runner has ended. */
   RangeGivenUp: { readonly projection: string; readonly range: HashRange; readonly position: bigint }
-  /** Read model and progress are committed up to a position. */
+  /** A batch has committed: read model and progress, up to `position`. */
   BatchCommitted: {
     readonly projection: string
     readonly range: HashRange
@@ -36,15 +41,15 @@ export type Activity = Data.TaggedEnum<{
     readonly position: bigint
     readonly tookMillis: number
   }
-  /** There is nothing more to handle for now: the range has seen all settled events up to a position. */
+  /** No more events are available for now: the range has handled all events that are settled, up to `position`. */
   CaughtUp: { readonly projection: string; readonly range: HashRange; readonly position: bigint }
-  /** A range is halted because its handler failed. */
+  /** A range is halted because its handler failed, or because an event cannot be received or read. */
   RangeHalted: {
     readonly projection: string
     readonly range: HashRange
     readonly halt: Omit<Halt, "since" | "hash" | "incarnation">
   }
-  /** A read, a batch or a write of progress failed for a reason that may pass, and is tried again. */
+  /** A read, a batch, or a write of progress or of a halt failed and is retried. */
   BatchRetried: {
     readonly projection: string
     readonly range: HashRange
@@ -57,11 +62,11 @@ export type Activity = Data.TaggedEnum<{
    * others. Both filters have the form of `EventFilter.canonical`.
    */
   ProjectionGivenUp: { readonly projection: string; readonly recorded: string; readonly given: string }
-  /** The worker could not renew its heartbeat in time and has stopped its projections until it can. */
+  /** The worker could not renew its heartbeat in time. Its projections are stopped until it can. */
   Suspended: {}
-  /** It can again. */
+  /** The heartbeat is renewed again and the projections resume. */
   Resumed: {}
-  /** The subscriber was too slow: this many entries before this one were dropped. */
+  /** The subscriber lagged: `count` entries before this one were dropped. */
   Missed: { readonly count: number }
 }>
 

@@ -1,5 +1,5 @@
 /**
- * Appends: what an event has to be like before it can be stored, and the form in which every store writes it.
+ * Validates events before they are appended, and converts them to the rows that every store writes.
  *
  * @since 0.1.0
  */
@@ -12,13 +12,13 @@ import { textProblem } from "./Text.ts"
 import * as Uuid from "./Uuid.ts"
 
 /**
- * A new event as it is written, without the version and position that the store assigns.
+ * A new event as a store writes it, without the version and position that the store assigns.
  *
  * @category models
  * @since 0.1.0
  */
 export interface Row {
-  /** In lower case; absent when the store is to draw one. */
+  /** In lower case; undefined if the store is to generate one. */
   readonly eventId: string | undefined
   readonly eventType: string
   readonly eventVersion: number
@@ -29,12 +29,12 @@ export interface Row {
   readonly causationId: string | null
   /** JSON text. */
   readonly metadata: string | null
-  /** Microseconds since 1970; null when the store is to use the current time. */
+  /** Microseconds since 1970; null if the store is to use the current time. */
   readonly createdAtMicros: bigint | null
 }
 
 /**
- * Events that may be appended to one aggregate; at least one.
+ * One or more validated events of one aggregate.
  *
  * @category models
  * @since 0.1.0
@@ -46,11 +46,14 @@ export interface Append {
 
 const largestEventVersion = 2 ** 31 - 1
 
-/** The times that PostgreSQL can store, in microseconds since 1970; the earliest is in 4713 BC. */
+/** The range of times that PostgreSQL can store, in microseconds since 1970. The earliest is in 4713 BC. */
 const earliestMicros = -210_866_803_200_000_000n
 const latestMicros = 2n ** 63n - 1n
 
-/** Microseconds since 1970 of a time of any realm; undefined for a value that is not a time or cannot be stored. */
+/**
+ * Returns a time in microseconds since 1970; undefined for a value that is not a time or cannot be stored. A `Date` may
+ * belong to another realm.
+ */
 const microsOf = (value: unknown): bigint | undefined => {
   const micros = typeof value === "bigint" ? value : Result.getOrUndefined(Result.try(() => {
     const millis = DateTime.isDateTime(value)
@@ -65,8 +68,8 @@ const names = ["boundedContext", "aggregateType", "aggregateId", "eventType"] as
 const references = ["traceId", "correlationId", "causationId"] as const
 
 /**
- * Checks events that are to be appended together and gives them the form in which they are stored. Fails when the list
- * is empty, concerns several aggregates, or an event is one that no store could keep.
+ * Validates events that are to be appended together, and converts them to rows. Fails if the list is empty, if the
+ * events belong to several aggregates, or if an event cannot be stored.
  *
  * @category constructors
  * @since 0.1.0

@@ -1,5 +1,6 @@
 /**
- * Checkpoints: how far a projection has seen a range of the hash space, and who may move that mark.
+ * Checkpoints: the position up to which a projection has handled a range of the hash space, and the fence under which
+ * that position may be advanced.
  *
  * @since 0.1.0
  */
@@ -7,8 +8,8 @@ import type * as HashRange from "./HashRange.ts"
 import { cut } from "./Text.ts"
 
 /**
- * Under which registration and which decision a range was taken. Every write of progress names it, and finds no row
- * once the range belongs to somebody else.
+ * The registration and generation under which a range was claimed. Every write of progress is conditional on it, and
+ * has no effect once the range has been released or claimed by another worker.
  *
  * @category models
  * @since 0.1.0
@@ -42,7 +43,7 @@ export interface Halt {
 }
 
 /**
- * The text of a halt's error as it is recorded.
+ * Returns a handler's error in the form in which a halt records it: storable, and at most 2000 characters long.
  *
  * @category utils
  * @since 0.1.0
@@ -60,18 +61,18 @@ const maximumErrorLength = 2000
 export interface Checkpoint {
   readonly projection: string
   readonly range: HashRange.HashRange
-  /** All events of the range at or below it have been handled. */
+  /** All events of the range at or below this position have been handled. */
   readonly position: bigint
   readonly replicaSet: string
-  /** The holder; absent when the range is free. */
+  /** The fence of the worker that holds the range; undefined when the range is free. */
   readonly fence: Fence | undefined
-  /** The filter it was advanced under, as `EventFilter.canonical` writes it. */
+  /** The filter under which the position was advanced, in the form of `EventFilter.canonical`. */
   readonly filter: string
   readonly halt: Halt | undefined
 }
 
 /**
- * A checkpoint that this worker holds.
+ * A checkpoint whose range is held by a worker.
  *
  * @category models
  * @since 0.1.0
@@ -81,7 +82,7 @@ export interface Held extends Checkpoint {
 }
 
 /**
- * The key of a row: the projection and where its range starts.
+ * The key of a row: the projection and the start of its range.
  *
  * @category utils
  * @since 0.1.0
@@ -89,6 +90,8 @@ export interface Held extends Checkpoint {
 export const key = (row: Pick<Checkpoint, "projection" | "range">): string => `${row.projection}@${row.range.start}`
 
 /**
+ * Whether the row is held by this registration of the worker, in any generation.
+ *
  * @category guards
  * @since 0.1.0
  */

@@ -1,5 +1,5 @@
 /**
- * Describes configuration errors by the names of the environment variables.
+ * Messages for configuration errors. Each names the environment variable.
  *
  * @since 0.1.0
  */
@@ -7,7 +7,7 @@ import type * as Config from "effect/Config"
 import type * as SchemaIssue from "effect/SchemaIssue"
 import * as String from "effect/String"
 
-/** Path and innermost part of an issue. */
+/** Returns the path and the innermost part of an issue. */
 const locate = (
   issue: SchemaIssue.Issue,
   path: ReadonlyArray<PropertyKey> = []
@@ -26,7 +26,10 @@ const locate = (
   }
 }
 
-/** The name that `ConfigProvider.constantCase` looks up, and the name in the program if it differs. */
+/**
+ * Returns the name under which `ConfigProvider.constantCase` finds the value, and the name in the program if it
+ * differs.
+ */
 const variableOf = (path: ReadonlyArray<PropertyKey>): string => {
   const own = path.map((part) => part.toString()).join("_")
   const variable = path.map((part) => typeof part === "string" ? String.configCase(part) : part.toString()).join("_")
@@ -34,8 +37,8 @@ const variableOf = (path: ReadonlyArray<PropertyKey>): string => {
 }
 
 /**
- * The message of a `ConfigError` with the name of the variable; Effect's own message contains a path in a schema
- * instead.
+ * Returns the message of a `ConfigError` with the name of the variable. Effect's own message contains a path in a
+ * schema instead.
  *
  * @category utils
  * @since 0.1.0
@@ -46,7 +49,7 @@ export const configErrorText = (error: Config.ConfigError): string => {
   const { inner, path } = locate(cause.issue)
   if (path.length === 0) return error.message
   const variable = variableOf(path)
-  // Sources of configuration contain only texts, so a value of another type means that the variable is missing.
+  // Configuration sources contain only strings, so a value of another type means that the variable is missing.
   if (inner._tag === "InvalidType" || inner._tag === "MissingKey") {
     return `${variable} is not set. Set it in the environment of this process.`
   }

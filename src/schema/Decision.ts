@@ -1,11 +1,11 @@
 /**
- * Decisions: from what is, to what has to change. Pure; the stores read the view, lock the rows and apply the result
- * in one short transaction.
+ * Decisions: the changes that a worker has to make, computed from the state of its replica set. Pure: the stores read
+ * the view, lock the rows and apply the result in one short transaction.
  *
- * A decision is made by one worker for itself. It moves nobody else's ranges: it frees what the worker has stopped
- * working on and no longer owns, takes what is free or left by the dead in the worker's own share, and forms the next
- * generation when the newest one no longer names exactly the workers that live. All workers doing so converge, because
- * shares of one generation tile the hash space.
+ * A worker decides only for itself and never changes a range that another live worker holds. It releases ranges that it
+ * no longer owns and whose runners have ended, claims the free and orphaned ranges in its own share, and forms the next
+ * generation when the members of the newest one are not exactly the live workers. Workers that all follow this rule
+ * converge, because the shares of one generation tile the hash space.
  *
  * @since 0.1.0
  */
@@ -15,29 +15,32 @@ import * as HashRange from "./HashRange.ts"
 import * as Worker from "./Worker.ts"
 
 /**
- * What a decision sees of a replica set.
+ * The state of a replica set from which a decision is computed.
  *
  * @category models
  * @since 0.1.0
  */
 export interface View {
   readonly replicaSet: string
-  /** Workers that have not stopped, the dead among them. */
+  /** Workers that have not stopped, including dead ones. */
   readonly workers: ReadonlyArray<Worker.WorkerView>
   /** The newest generation. */
   readonly generation: Generation.Generation | undefined
-  /** It is recorded that all its members work in it. */
+  /** Whether the newest generation is recorded as active: all its members have been recorded as running in it. */
   readonly active: boolean
-  /** All rows of the projections that the deciding worker carries, whoever holds them. */
+  /** All rows of the deciding worker's projections, regardless of their holder. */
   readonly rows: ReadonlyArray<Checkpoint.Checkpoint>
   /** Milliseconds since the session that reads this view was opened. */
   readonly observerAgeMillis: number
-  /** Workers of other replica sets that have not stopped and carry one of the projections, the dead among them. */
+  /**
+   * Workers of other replica sets that have not stopped, including dead ones; at least those that carry one of the
+   * projections.
+   */
   readonly foreignCarriers: ReadonlyArray<Worker.WorkerView & { readonly replicaSet: string }>
 }
 
 /**
- * A projection as the deciding worker carries it.
+ * A projection of the deciding worker.
  *
  * @category models
  * @since 0.1.0
@@ -45,9 +48,9 @@ export interface View {
 export interface Carried {
   readonly name: string
   readonly filter: string
-  /** Where progress begins when the projection has none yet. */
+  /** The position at which a projection without progress starts. */
   readonly startPosition: bigint
-  /** Takes over progress that was made under another filter, from where it stands. */
+  /** Whether to continue from the current position if progress was made under another filter. */
   readonly acceptFilterChange: boolean
   /**
    * The worker has given up the projection, because another worker has changed its filter: it claims none of its
@@ -57,7 +60,7 @@ export interface Carried {
 }
 
 /**
- * Who decides, and what it may touch.
+ * The worker that decides, and the limits of what its decision may change.
  *
  * @category models
  * @since 0.1.0
@@ -65,15 +68,18 @@ export interface Carried {
 export interface Request {
   readonly registration: Worker.Registration
   readonly projections: ReadonlyArray<Carried>
-  /** Keys (`Checkpoint.key`) of the worker's rows that one of its runners is working on: not to be touched. */
+  /**
+   * Keys (`Checkpoint.key`) of the worker's rows that one of its runners is processing. A decision does not change
+   * them.
+   */
   readonly busy: ReadonlySet<string>
-  /** The worker takes nothing more and frees all that is not busy; it is not counted among the living. */
+  /** The worker is leaving: it claims nothing, releases all rows that are not busy, and does not count as alive. */
   readonly leaving: boolean
   readonly rules: Worker.LivenessRules
 }
 
 /**
- * What stands against a decision.
+ * The reason why no decision can be made.
  *
  * @category models
  * @since 0.1.0
@@ -89,7 +95,7 @@ export type Obstacle =
   }
 
 /**
- * What a decision changes.
+ * The changes that a decision makes.
  *
  * @category models
  * @since 0.1.0
@@ -98,35 +104,38 @@ export interface Decision {
   readonly obstacle: Obstacle | undefined
   /** Dead workers to mark as stopped. */
   readonly evict: ReadonlyArray<Worker.WorkerView>
-  /** The projections to record for the worker's registration; absent when they do not change. */
+  /** The projections to record in the worker's registration; undefined if they do not change. */
   readonly carry: ReadonlyArray<string> | undefined
   /** The generation to insert. */
   readonly form: Generation.Generation | undefined
-  /** Whole rows to insert for projections that have none. */
+  /** The rows to insert for projections that have none; each covers the whole hash space. */
   readonly create: ReadonlyArray<Checkpoint.Checkpoint>
-  /** Rows that disappear (merged into a neighbour). */
+  /** Rows to delete, because they were merged into a neighbour. */
   readonly remove: ReadonlyArray<Checkpoint.Checkpoint>
-  /** Rows to write as they shall be; cut-off parts are among them as rows of their own. */
+  /** Rows to write with their new content. Parts that were cut off are new rows among them. */
   readonly put: ReadonlyArray<Checkpoint.Checkpoint>
-  /** The rows this worker holds afterwards, busy ones included. */
+  /** The rows that this worker holds after the decision, including busy ones. */
   readonly held: ReadonlyArray<Checkpoint.Held>
-  /** The newest generation afterwards. */
+  /** The newest generation after the decision. */
   readonly generation: Generation.Generation | undefined
-  /** The worker holds exactly its shares. */
+  /** Whether the worker holds exactly its shares. */
   readonly settled: boolean
-  /** What people read of the worker. */
+  /** The state that is recorded for the worker, for operators to read. */
   readonly recorded: Worker.Recorded | undefined
-  /** They read of all members that they work in the newest generation, but not of the generation that it is active. */
+  /**
+   * Whether all members are recorded as running in the newest generation, but the generation is not recorded as active.
+   */
   readonly activates: boolean
   /**
-   * Milliseconds after which time alone may make another decision possible: a missing presence or a silence comes to
-   * count, a row that a batch had locked comes free.
+   * Milliseconds after which another decision may become possible merely because time has passed: a missing presence or
+   * missed heartbeats begin to count, or a row that a batch had locked is free again. Undefined if there is nothing to
+   * wait for.
    */
   readonly recheckAfterMillis: number | undefined
 }
 
 /**
- * Whether there is anything to write.
+ * Whether the decision changes nothing. The stop of a leaving worker is not part of the decision and does not count.
  *
  * @category guards
  * @since 0.1.0
@@ -153,8 +162,8 @@ const isOrphan = (
   (!isSelf(row.fence, request) && !living.some((worker) => Checkpoint.isHeldBy(row, worker)))
 
 /**
- * The rows that a decision may change, by key, sorted: the store locks them before it asks for the decision. It may
- * get fewer (a row that a batch has locked is not free yet): the others must not be marked `lockable`.
+ * The rows that a decision may change, sorted by key. The store locks them before it calls `decide`. It may not get all
+ * of them, because a row that a batch has locked is not free yet; such a row must not be in `lockable`.
  *
  * @category constructors
  * @since 0.1.0
@@ -189,7 +198,7 @@ const nothing = (view: View, obstacle: Obstacle | undefined): Decision => ({
   recheckAfterMillis: undefined
 })
 
-/** Who lives in another replica set that has the row, and carries its projection there. */
+/** Returns the live workers that carry the row's projection in the replica set of the row, if that is another one. */
 const foreignCarriers = (view: View, request: Request, row: Checkpoint.Checkpoint): View["foreignCarriers"] =>
   view.foreignCarriers.filter((worker) =>
     worker.replicaSet === row.replicaSet && worker.projections.includes(row.projection) &&
@@ -197,15 +206,16 @@ const foreignCarriers = (view: View, request: Request, row: Checkpoint.Checkpoin
   )
 
 /**
- * It has been silent for too long, and lives only because the session that observes it is too young to say otherwise.
- * To fail for it would be in vain: started again, the next session is as young.
+ * Whether the worker has been without a heartbeat for too long and counts as alive only because the observing session
+ * is too young to conclude otherwise. Failing because of it would not help: after a restart the next session is as
+ * young.
  */
 const isDoubtful = (worker: Worker.WorkerView, { rules }: Request): boolean =>
   worker.silentForMillis > rules.staleWorkerTimeoutMillis
 
 const obstacleOf = (view: View, request: Request): Obstacle | undefined => {
   if (!view.workers.some((worker) => isSelf(worker, request))) return { _tag: "Evicted" }
-  // Who leaves has nothing to take: no obstacle may keep it from giving up what it holds.
+  // A leaving worker claims nothing, so no obstacle may keep it from releasing what it holds.
   if (request.leaving) return undefined
   for (const projection of request.projections) {
     if (projection.givenUp === true) continue
@@ -236,7 +246,7 @@ const obstacleOf = (view: View, request: Request): Obstacle | undefined => {
 const haltIn = (row: Checkpoint.Checkpoint, range: HashRange.HashRange): Checkpoint.Halt | undefined =>
   row.halt !== undefined && HashRange.includes(range, row.halt.hash) ? row.halt : undefined
 
-/** Neighbours of one holder that stand at the same place become one row. */
+/** Merges neighbouring rows that have the same holder, position and filter, and no halt. */
 const merged = (rows: ReadonlyArray<Checkpoint.Checkpoint>): ReadonlyArray<Checkpoint.Checkpoint> => {
   const out: Array<Checkpoint.Checkpoint> = []
   for (const row of [...rows].sort((a, b) => a.range.start - b.range.start)) {
@@ -261,8 +271,9 @@ const same = (a: Checkpoint.Checkpoint, b: Checkpoint.Checkpoint): boolean =>
   a.fence?.generationId === b.fence?.generationId
 
 /**
- * The decision. `lockable` holds the keys of the candidates that could be locked; the view was read after the locks
- * were taken, or its rows were replaced by what the locking statement returned.
+ * Returns the decision. `lockable` contains the keys of the candidates that could be locked. A decision that is to be
+ * applied needs a view that was read after the locks were acquired, or whose rows were replaced by those that the
+ * locking statement returned.
  *
  * @category constructors
  * @since 0.1.0
@@ -285,7 +296,7 @@ export const decide = (view: View, request: Request, lockable: ReadonlySet<strin
   const stale = view.generation === undefined
     ? members.length > 0
     : !Generation.isCurrent(view.generation, members)
-  // The last worker to leave forms nothing: there is nobody to assign to, and whoever comes next forms.
+  // The last worker to leave forms no generation: there are no members, and the next worker to join forms one.
   const form = stale && members.length > 0 ? Generation.next(view.replicaSet, view.generation, members) : undefined
   const generation = form ?? view.generation
   const evict = view.workers.filter((worker) => !isSelf(worker, request) && !living.includes(worker))
@@ -314,8 +325,8 @@ export const decide = (view: View, request: Request, lockable: ReadonlySet<strin
         fence,
         replicaSet: view.replicaSet,
         filter: projection.filter,
-        // A worker that registered after the one whose handler failed may contain the fix, so it retries. Incarnations
-        // order registrations even when the database's clock is set back.
+        // A worker that registered after the one whose handler failed may contain the fix, so it retries the event.
+        // Incarnations order registrations even when the database's clock is set back.
         halt: halt !== undefined && self.incarnation > halt.incarnation ? undefined : halt
       }
     }
@@ -343,7 +354,8 @@ export const decide = (view: View, request: Request, lockable: ReadonlySet<strin
     }
     const isForeign = (row: Checkpoint.Checkpoint): boolean => row.replicaSet !== view.replicaSet
     const isDoubted = rows.some((row) => foreignCarriers(view, request, row).length > 0)
-    // All or nothing: a projection of which two replica sets have rows would stop the workers of both.
+    // Claim all rows of another replica set or none: if both replica sets had rows of the projection, the workers of
+    // both would fail.
     const claimable = !isDoubted && rows.every((row) => !isForeign(row) || lockable.has(Checkpoint.key(row)))
     const kept: Array<Checkpoint.Checkpoint> = []
     const touched: Array<Checkpoint.Checkpoint> = []
@@ -356,7 +368,7 @@ export const decide = (view: View, request: Request, lockable: ReadonlySet<strin
         continue
       }
       if (!created && !lockable.has(Checkpoint.key(row))) {
-        // A free row that somebody else is to take is not worth waiting for.
+        // A free row outside this worker's share is another worker's to claim; do not wait for it.
         awaitsLock = awaitsLock || mine || (share !== undefined && HashRange.overlaps(row.range, share))
         kept.push(row)
         continue
@@ -369,8 +381,8 @@ export const decide = (view: View, request: Request, lockable: ReadonlySet<strin
       const { after: right, before: left, inside } = share === undefined
         ? { before: row.range, inside: undefined, after: undefined }
         : HashRange.cut(row.range, share)
-      // What the dead left outside this worker's share is for others to take; nothing is gained by touching it, unless
-      // it has to be claimed.
+      // Orphaned rows outside this worker's share are left to the workers that will claim them. Rows of another replica
+      // set are changed nevertheless, because all of them must move to this one.
       if (inside === undefined && !mine && (share === undefined || !isForeign(row))) {
         kept.push(row)
         continue
@@ -385,7 +397,7 @@ export const decide = (view: View, request: Request, lockable: ReadonlySet<strin
       const before = [...touched, ...create].find((row) =>
         row.projection === result.projection && row.range.start === result.range.start
       )
-      // A kept row renews nothing: its fence stands, and rewriting it would only cost.
+      // A row that stays with its holder is not rewritten: its fence remains valid, so the write would be wasted.
       if (before === undefined || !isUntouched(before, result)) put.push(result)
     }
     for (const row of touched) {
@@ -417,7 +429,7 @@ export const decide = (view: View, request: Request, lockable: ReadonlySet<strin
   }
 }
 
-/** Whether all members are recorded as working in the generation. */
+/** Whether all members are recorded as running in the generation. */
 const isRunning = (
   { generationId, members }: Generation.Generation,
   workers: ReadonlyArray<Worker.WorkerView>
@@ -429,7 +441,7 @@ const isRunning = (
     )
   )
 
-/** How soon a row that was locked is asked for again; a batch seldom takes longer. */
+/** Delay before a locked row is tried again; a batch seldom takes longer. */
 const lockedRowRecheckMillis = 10
 
 const recheckAfter = (
@@ -445,7 +457,7 @@ const recheckAfter = (
   return waits.length === 0 ? undefined : Math.max(1, Math.ceil(Math.min(...waits)))
 }
 
-/** A row of mine that lies wholly in my share and changes in nothing but the number of the generation stays as it is. */
+/** Whether the row changes in nothing but the generation of its fence; such a row is not rewritten. */
 const isUntouched = (before: Checkpoint.Checkpoint, after: Checkpoint.Checkpoint): boolean =>
   same(before, after) ||
   (before.fence !== undefined && after.fence !== undefined &&

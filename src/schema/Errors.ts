@@ -1,5 +1,5 @@
 /**
- * Everything that can go wrong and that a caller can tell apart. Each message says what is wrong and what to do.
+ * The typed errors that a caller can distinguish. Each message states what is wrong and what to do.
  *
  * @since 0.1.0
  */
@@ -11,7 +11,7 @@ import { sentence } from "./Text.ts"
 const id = (tag: string) => `pupsourcing-orchestrator/${tag}`
 
 /**
- * Set on the error of an append whose outcome is unknown, because the connection was lost before the answer arrived.
+ * Set on the error of an append with an unknown commit outcome: the connection was lost before the answer arrived.
  * Absent if nothing was committed.
  */
 const mayHaveCommitted = Schema.optionalKey(Schema.Literal(true))
@@ -22,8 +22,8 @@ const unknownOutcome = (error: { readonly mayHaveCommitted?: true }): string =>
     : ""
 
 /**
- * The database cannot be used right now. Passing causes are retried while a worker runs; at the start it is reported
- * after a bounded time.
+ * The database is unavailable. Transient causes are retried while a worker runs; at startup the error is reported after
+ * a bounded time.
  *
  * @category errors
  * @since 0.1.0
@@ -49,7 +49,7 @@ export class DatabaseUnavailable extends Schema.TaggedError<DatabaseUnavailable>
     server: Schema.String,
     database: Schema.String,
     user: Schema.String,
-    /** What the server, or the way to it, says. */
+    /** The message of the server, or of the connection to it. */
     detail: Schema.optionalKey(Schema.String),
     mayHaveCommitted,
     cause: Schema.Defect()
@@ -90,14 +90,14 @@ export class DatabaseUnavailable extends Schema.TaggedError<DatabaseUnavailable>
 }
 
 /**
- * A statement of this library failed; `code` says why. What is refused for a passing reason the worker tries again by
- * itself; an append is its caller's to repeat, with the whole of its transaction.
+ * A statement of this library failed; `code` gives the reason. A worker retries transient failures itself. An append
+ * must be retried by its caller, together with the caller's whole transaction.
  *
  * @category errors
  * @since 0.1.0
  */
 export class StoreFailure extends Schema.TaggedError<StoreFailure>(id("StoreFailure"))("StoreFailure", {
-  /** What was being done. */
+  /** The operation that failed. */
   operation: Schema.String,
   /** SQLSTATE, if the server reported one. */
   code: Schema.optionalKey(Schema.String),
@@ -131,6 +131,8 @@ export class StoreFailure extends Schema.TaggedError<StoreFailure>(id("StoreFail
 }
 
 /**
+ * Tables that this library needs do not exist.
+ *
  * @category errors
  * @since 0.1.0
  */
@@ -145,7 +147,7 @@ export class TablesMissing extends Schema.TaggedError<TablesMissing>(id("TablesM
 }
 
 /**
- * The tables were made by another version of this library that this one cannot work with.
+ * The tables were created by another version of this library, and this version cannot use them.
  *
  * @category errors
  * @since 0.1.0
@@ -162,7 +164,7 @@ export class SchemaVersionMismatch extends Schema.TaggedError<SchemaVersionMisma
 }
 
 /**
- * The database cannot give the guarantees that this library rests on.
+ * The database cannot provide the guarantees that this library relies on.
  *
  * @category errors
  * @since 0.1.0
@@ -177,7 +179,7 @@ export class UnsupportedDatabase extends Schema.TaggedError<UnsupportedDatabase>
 }
 
 /**
- * The server is a replica that cannot be written to.
+ * The server does not accept writes: it is a read-only replica, or `default_transaction_read_only` is on.
  *
  * @category errors
  * @since 0.1.0
@@ -218,7 +220,7 @@ export class ReadModelFailed extends Schema.TaggedError<ReadModelFailed>(id("Rea
 }
 
 /**
- * A setting that makes no sense.
+ * A setting is missing or not valid.
  *
  * @category errors
  * @since 0.1.0
@@ -248,6 +250,8 @@ export class DuplicateProjection extends Schema.TaggedError<DuplicateProjection>
 }
 
 /**
+ * The worker id belongs to another live worker.
+ *
  * @category errors
  * @since 0.1.0
  */
@@ -264,7 +268,7 @@ export class WorkerIdInUse extends Schema.TaggedError<WorkerIdInUse>(id("WorkerI
 }
 
 /**
- * Another process registered under this worker's id: this one has been replaced.
+ * Another process has registered under this worker's id and replaced this worker.
  *
  * @category errors
  * @since 0.1.0
@@ -279,7 +283,7 @@ export class WorkerReplaced extends Schema.TaggedError<WorkerReplaced>(id("Worke
 }
 
 /**
- * Others took this worker for dead and went on without it. It registers anew by itself.
+ * The worker has lost its registration: it was evicted, or its row is missing. It registers again by itself.
  *
  * @category errors
  * @since 0.1.0
@@ -288,8 +292,8 @@ export class WorkerEvicted extends Schema.TaggedError<WorkerEvicted>(id("WorkerE
   replicaSet: Schema.String,
   workerId: Schema.String,
   /**
-   * `evicted`: another worker has missed its heartbeats and stopped its registration. `missing`: its row was deleted, or the
-   * server has lost its latest commits.
+   * `evicted`: another worker has detected missed heartbeats or a missing presence, and has stopped this registration.
+   * `missing`: the row was deleted, or the server has lost its latest commits.
    */
   reason: Schema.Literals(["evicted", "missing"])
 }) {
@@ -302,6 +306,8 @@ export class WorkerEvicted extends Schema.TaggedError<WorkerEvicted>(id("WorkerE
 }
 
 /**
+ * A live worker of another replica set carries the projection.
+ *
  * @category errors
  * @since 0.1.0
  */
@@ -322,16 +328,18 @@ export class ProjectionInOtherReplicaSet
 }
 
 /**
+ * The filter of a projection differs from the filter under which its progress was made.
+ *
  * @category errors
  * @since 0.1.0
  */
 export class FilterChanged extends Schema.TaggedError<FilterChanged>(id("FilterChanged"))("FilterChanged", {
   projection: Schema.String,
-  /** `EventFilter.canonical` of the filter that progress was made under. */
+  /** The filter under which progress was made, in the form of `EventFilter.canonical`. */
   recorded: Schema.String,
-  /** The filter of this worker. */
+  /** The filter of this worker, in the same form. */
   given: Schema.String,
-  /** Another worker has changed the recorded filter while this one was running. */
+  /** Set if another worker changed the recorded filter while this one was running. */
   whileRunning: Schema.optionalKey(Schema.Boolean)
 }) {
   override get message(): string {
@@ -344,14 +352,15 @@ export class FilterChanged extends Schema.TaggedError<FilterChanged>(id("FilterC
 }
 
 /**
- * The checkpoint lies beyond the last event: the events table lost events, or belongs to another database.
+ * A checkpoint lies beyond the last position that was assigned: the events table lost events, or belongs to another
+ * database.
  *
  * @category errors
  * @since 0.1.0
  */
 export class CheckpointAheadOfEvents
   extends Schema.TaggedError<CheckpointAheadOfEvents>(id("CheckpointAheadOfEvents"))("CheckpointAheadOfEvents", {
-    /** Whose checkpoint it is, where that is known. */
+    /** The projection of the checkpoint, if it is known. */
     projection: Schema.optionalKey(Schema.String),
     position: Schema.BigInt,
     lastPosition: Schema.BigInt
@@ -364,7 +373,7 @@ export class CheckpointAheadOfEvents
 }
 
 /**
- * A handler would write through another client than the one whose transaction carries its progress.
+ * Handlers would write through another client than the one whose transaction commits their progress.
  *
  * @category errors
  * @since 0.1.0
@@ -378,6 +387,8 @@ export class ForeignSqlClient extends Schema.TaggedError<ForeignSqlClient>(id("F
 }
 
 /**
+ * The worker did not reach its assignment in time.
+ *
  * @category errors
  * @since 0.1.0
  */
@@ -397,6 +408,8 @@ export class CoordinationTimeout extends Schema.TaggedError<CoordinationTimeout>
 }
 
 /**
+ * The same orchestrator is already running.
+ *
  * @category errors
  * @since 0.1.0
  */
@@ -409,8 +422,8 @@ export class AlreadyRunning extends Schema.TaggedError<AlreadyRunning>(id("Alrea
 }
 
 /**
- * A range of a projection is halted because its handler failed, or because an event cannot be received. The log uses the
- * same message.
+ * A range of a projection is halted because its handler failed, or because an event cannot be received or read. The log
+ * uses the same message.
  *
  * @category errors
  * @since 0.1.0
@@ -427,7 +440,7 @@ export class ProjectionHalted extends Schema.TaggedError<ProjectionHalted>(id("P
 }) {
   override get message(): string {
     const since = this.since === undefined ? "" : ` since ${this.since.toISOString()}`
-    // An event that cannot be received never reaches the handler.
+    // An event that cannot be received or read never reaches the handler.
     const wrong = /\bEvent(TooLarge|Unreadable): /.test(this.error) ? "cause" : "handler"
     return `Projection "${this.projection}" is halted in range ${this.range}${since}: event ${this.eventId} at position ${this.position}, ${
       sentence(this.error)
@@ -436,7 +449,7 @@ export class ProjectionHalted extends Schema.TaggedError<ProjectionHalted>(id("P
 }
 
 /**
- * The aggregate has another version than the append expected.
+ * The aggregate is not at the version that the append expected.
  *
  * @category errors
  * @since 0.1.0
@@ -448,7 +461,7 @@ export class ConcurrencyConflict extends Schema.TaggedError<ConcurrencyConflict>
     aggregateType: Schema.String,
     aggregateId: Schema.String,
     expected: Schema.String,
-    /** Last version found; absent when a concurrent append was seen by a violated constraint only. */
+    /** The last version found; absent if only a violated constraint revealed a concurrent append. */
     actual: Schema.optionalKey(Schema.BigInt)
   }
 ) {
@@ -460,8 +473,8 @@ export class ConcurrencyConflict extends Schema.TaggedError<ConcurrencyConflict>
 }
 
 /**
- * An event with this id is already stored. When an append is repeated with the same `eventId`s, this means that the
- * earlier one was committed; it is reported before `ConcurrencyConflict`.
+ * An event with this id is already stored. When an append is retried with the same `eventId`s, this means that the
+ * earlier attempt was committed. It is reported in preference to `ConcurrencyConflict`.
  *
  * @category errors
  * @since 0.1.0
@@ -489,7 +502,7 @@ export class InvalidEvents extends Schema.TaggedError<InvalidEvents>(id("Invalid
 }
 
 /**
- * An event larger than the client can receive.
+ * An event is larger than the client can receive.
  *
  * @category errors
  * @since 0.1.0
@@ -512,7 +525,7 @@ export class EventTooLarge extends Schema.TaggedError<EventTooLarge>(id("EventTo
 }
 
 /**
- * An event whose stored bytes cannot be read: they are damaged, are not valid text in the database's encoding, or
+ * The stored bytes of an event cannot be read: they are damaged, are not valid text in the database's encoding, or
  * exceed a limit of the server. Only ranges that would receive the event are halted.
  *
  * @category errors
@@ -520,13 +533,13 @@ export class EventTooLarge extends Schema.TaggedError<EventTooLarge>(id("EventTo
  */
 export class EventUnreadable extends Schema.TaggedError<EventUnreadable>(id("EventUnreadable"))("EventUnreadable", {
   position: Schema.BigInt,
-  /** Absent if it cannot be read either. The same holds for the type and for the fields about the aggregate. */
+  /** Absent if it cannot be read either. The same applies to the type and to the fields about the aggregate. */
   eventId: Schema.optionalKey(Schema.String),
   aggregateId: Schema.optionalKey(Schema.String),
   aggregateType: Schema.optionalKey(Schema.String),
   aggregateVersion: Schema.optionalKey(Schema.BigInt),
   eventType: Schema.optionalKey(Schema.String),
-  /** SQLSTATE; absent where the server sent the row and the client could not decode it. */
+  /** SQLSTATE; absent if the server sent the row and the client could not decode it. */
   code: Schema.optionalKey(Schema.String),
   detail: Schema.String,
   /** The server epoch in which it was read. */
@@ -543,7 +556,7 @@ export class EventUnreadable extends Schema.TaggedError<EventUnreadable>(id("Eve
 }
 
 /**
- * An error of a single event, which halts the ranges that would receive the event.
+ * An error that concerns a single event and halts the ranges that would receive it.
  *
  * @category errors
  * @since 0.1.0
@@ -551,14 +564,15 @@ export class EventUnreadable extends Schema.TaggedError<EventUnreadable>(id("Eve
 export type EventError = EventTooLarge | EventUnreadable
 
 /**
- * A handler repeatedly took so long at one event that its batches were rolled back. Its range is halted at the event.
+ * A handler repeatedly took so long to handle one event that its batches were rolled back. The range is halted at the
+ * event.
  *
  * @category errors
  * @since 0.1.0
  */
 export class HandlerOverran extends Schema.TaggedError<HandlerOverran>(id("HandlerOverran"))("HandlerOverran", {
   times: Schema.Int,
-  /** What each of them took at least. */
+  /** The time that every one of these attempts exceeded. */
   longerThan: Schema.Duration
 }) {
   override get message(): string {
@@ -596,7 +610,7 @@ export class HandlerResultUnused extends Schema.TaggedError<HandlerResultUnused>
 }
 
 /**
- * What a store can fail with at any time.
+ * The errors with which any operation of a store can fail.
  *
  * @category errors
  * @since 0.1.0
@@ -621,11 +635,14 @@ const transientReasons: ReadonlySet<DatabaseUnavailable["reason"]> = new Set([
   "no connection in time"
 ])
 
-/** SQLSTATE classes: conflicts between transactions, shortages of the server, and failures of its disk. */
+/**
+ * SQLSTATE classes 40 (conflicts between transactions), 53 (insufficient resources) and 58 (system errors, such as disk
+ * failures).
+ */
 const transientCodes = /^(40|53|58)/
 
 /**
- * Whether the same statement may succeed when it is repeated a little later, with nothing changed by hand.
+ * Whether the failure is transient: the same statement may succeed a little later without manual intervention.
  *
  * @category guards
  * @since 0.1.0
@@ -636,7 +653,7 @@ export const isTransient = (error: StoreError): boolean =>
     : error._tag === "StoreFailure" && transientCodes.test(error.code ?? "")
 
 /**
- * What opening the stores can fail with.
+ * The errors with which opening the stores can fail.
  *
  * @category errors
  * @since 0.1.0
@@ -644,7 +661,7 @@ export const isTransient = (error: StoreError): boolean =>
 export type StoresError = StoreError | TablesMissing | SchemaVersionMismatch | InvalidSettings
 
 /**
- * What running an orchestrator can fail with.
+ * The errors with which running an orchestrator can fail.
  *
  * @category errors
  * @since 0.1.0

@@ -1,11 +1,11 @@
 /**
- * Which events a projection wants; evaluated by the database.
+ * Filters that select the events of a projection. The database evaluates them.
  *
  * @since 0.1.0
  */
 
 /**
- * A list that is absent lets everything through; lists that are given must all match.
+ * Selects events by lists of names. An absent list matches every event; an event must match all lists that are present.
  *
  * @category models
  * @since 0.1.0
@@ -20,8 +20,8 @@ const sorted = (values: ReadonlyArray<string> | undefined): ReadonlyArray<string
   values === undefined ? null : [...new Set(values)].sort()
 
 /**
- * One text for all filters that let the same events through, whatever the order their lists were written in. It is
- * recorded with the progress made under the filter.
+ * Returns the canonical text of a filter. Filters whose lists contain the same names have the same text, regardless of
+ * order and repetitions. The text is recorded with the progress that is made under the filter.
  *
  * @category utils
  * @since 0.1.0
@@ -48,7 +48,7 @@ export const format = (canonical: string): string => {
 type Lists = readonly [List, List, List]
 type List = ReadonlyArray<string> | null
 
-/** The lists of a text that `canonical` has written; undefined for any other text. */
+/** Parses a text that `canonical` has written; returns undefined for any other text. */
 const parse = (text: string): Lists | undefined => {
   const isList = (value: unknown): value is List => value === null || Array.isArray(value)
   try {
@@ -60,6 +60,8 @@ const parse = (text: string): Lists | undefined => {
 }
 
 /**
+ * Whether the filter selects the event.
+ *
  * @category guards
  * @since 0.1.0
  */

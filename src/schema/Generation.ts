@@ -6,7 +6,7 @@
 import * as HashRange from "./HashRange.ts"
 
 /**
- * A worker as a generation names it.
+ * A worker as it is listed in a generation.
  *
  * @category models
  * @since 0.1.0
@@ -25,13 +25,13 @@ export interface Member {
  */
 export interface Generation {
   readonly replicaSet: string
-  /** Grows by one with each generation of a replica set. */
+  /** Increases by one with each generation of a replica set. */
   readonly generationId: bigint
   readonly members: ReadonlyArray<Member>
 }
 
 /**
- * The partition key of a worker in a generation, -1 when it is no member.
+ * The partition key of a worker in a generation; -1 if it is not a member.
  *
  * @category utils
  * @since 0.1.0
@@ -45,8 +45,9 @@ export const partitionKey = (
   )
 
 /**
- * The part of the hash space that a member has of a projection: the space is divided evenly among the members that
- * carry the projection, in the order of their keys.
+ * The part of a projection's hash space that is assigned to a worker; undefined if the worker is not a member or does
+ * not carry the projection. The space is divided evenly among the members that carry the projection, in the order of
+ * their keys.
  *
  * @category utils
  * @since 0.1.0
@@ -69,8 +70,8 @@ const sameMember = (a: Member, b: Member): boolean =>
   a.projections.every((name) => b.projections.includes(name))
 
 /**
- * Whether both are the same generation. A server that has lost its last commits gives a number out again: it alone does
- * not tell.
+ * Whether both are the same generation. Comparing the number is not enough: a server that has lost its last commits
+ * assigns a number again.
  *
  * @category guards
  * @since 0.1.0
@@ -80,7 +81,7 @@ export const equals = (a: Generation, b: Generation): boolean =>
   a.members.every((member, key) => sameMember(member, b.members[key]!))
 
 /**
- * Whether the generation's members are exactly the live workers, with what they carry.
+ * Whether the generation's members are exactly the live workers, with the projections that these carry.
  *
  * @category guards
  * @since 0.1.0
@@ -90,7 +91,7 @@ export const isCurrent = (generation: Generation, live: ReadonlyArray<Member>): 
   generation.members.every((member) => live.some((worker) => sameMember(member, worker)))
 
 /**
- * The members that only one of two generations has.
+ * The members that only the next generation has (`joined`), and those that only the previous one has (`gone`).
  *
  * @category utils
  * @since 0.1.0
@@ -104,9 +105,9 @@ export const difference = (
 })
 
 /**
- * The generation after `previous`. Who was in it keeps its key while that is below the new number of members;
- * newcomers, oldest registration first, take the vacated keys; only when the set shrinks do the members with the
- * highest keys move into the gaps.
+ * The generation after `previous`. A member keeps the key that its worker id had in `previous`, if that is below the
+ * new number of members. Newcomers take the vacated keys, oldest registration first. Only when the set shrinks do the
+ * members with the highest keys move into the gaps.
  *
  * @category constructors
  * @since 0.1.0
@@ -136,7 +137,8 @@ export const next = (
 }
 
 /**
- * The member whose presence `worker` watches: the next one in the ring of keys. Nobody watches itself.
+ * The member whose presence `worker` watches: the next one in the ring of keys. Undefined if there is no other member,
+ * or if `worker` is not a member.
  *
  * @category utils
  * @since 0.1.0

@@ -5,7 +5,7 @@
  */
 
 /**
- * The number of hashes: an event's hash is a 32-bit unsigned integer.
+ * The number of hash values: an event's hash is a 32-bit unsigned integer.
  *
  * @category models
  * @since 0.1.0
@@ -13,7 +13,7 @@
 export const hashSpace = 2 ** 32
 
 /**
- * The hashes from `start` up to but not including `end`.
+ * The hashes from `start` (inclusive) to `end` (exclusive).
  *
  * @category models
  * @since 0.1.0
@@ -32,8 +32,8 @@ export interface HashRange {
 export const whole: HashRange = { start: 0, end: hashSpace }
 
 /**
- * Partition `key` of `total`: `floor(key·2³²/total) … floor((key+1)·2³²/total)`. All partitions of one total tile
- * the space. `key` is below `total`; 2³²·total stays exact in a double up to two million partitions.
+ * Partition `key` of `total`: `floor(key·2³²/total) … floor((key+1)·2³²/total)`. All partitions of one total tile the
+ * space. `key` must be below `total`. 2³²·total is exact in a double for up to two million partitions.
  *
  * @category constructors
  * @since 0.1.0
@@ -62,7 +62,7 @@ export const equals = (a: HashRange, b: HashRange): boolean => a.start === b.sta
 export const overlaps = (a: HashRange, b: HashRange): boolean => a.start < b.end && b.start < a.end
 
 /**
- * Whether all of `inner` lies in `outer`.
+ * Whether `inner` lies entirely within `outer`.
  *
  * @category guards
  * @since 0.1.0
@@ -77,7 +77,7 @@ export const contains = (outer: HashRange, inner: HashRange): boolean =>
 export const includes = (range: HashRange, hash: number): boolean => range.start <= hash && hash < range.end
 
 /**
- * How many hashes the range has.
+ * The number of hashes in the range.
  *
  * @category utils
  * @since 0.1.0
@@ -85,7 +85,7 @@ export const includes = (range: HashRange, hash: number): boolean => range.start
 export const size = (range: HashRange): number => range.end - range.start
 
 /**
- * The parts of `range` before, inside and after `border`; absent where empty.
+ * The parts of `range` before, inside and after `border`; undefined where empty.
  *
  * @category utils
  * @since 0.1.0
@@ -104,7 +104,7 @@ export const cut = (range: HashRange, border: HashRange): {
 }
 
 /**
- * Whether the ranges cover the whole space without hole or overlap, in any order.
+ * Whether the ranges, in any order, cover `space` without gaps and overlaps.
  *
  * @category guards
  * @since 0.1.0

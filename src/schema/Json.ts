@@ -9,7 +9,7 @@ import * as Exit from "effect/Exit"
 import * as Redacted from "effect/Redacted"
 import * as Result from "effect/Result"
 
-/** Maximum levels of nesting. Deeper values would exceed the stack of this process or, as `jsonb`, of the server. */
+/** Maximum nesting depth. Deeper values would exceed the stack of this process or, as `jsonb`, of the server. */
 const deepest = 1000
 
 const longestKey = 40
@@ -46,7 +46,7 @@ const kindOf = (value: object): string => Object.prototype.toString.call(value).
 /** Whether the prototype is an `Object.prototype`, of this realm or another. */
 const isPlain = (prototype: object): boolean => Object.getPrototypeOf(prototype) === null
 
-/** The value of `JSON.rawJSON`, which is written unchanged. */
+/** Whether the value was made by `JSON.rawJSON`; such a value is written unchanged. */
 const isRaw = (value: object): boolean =>
   (JSON as { readonly isRawJSON?: (value: unknown) => boolean }).isRawJSON?.(value) === true
 
@@ -70,7 +70,10 @@ const replaced = (value: unknown, key: string | number): unknown => {
   return json === null && isInvalidDate(value) ? refuse("is an invalid date") : json
 }
 
-/** Refuses objects that JSON would write without their data, such as collections, errors, regular expressions and promises. */
+/**
+ * Refuses objects that JSON would write without their data, such as collections, errors, regular expressions and
+ * promises.
+ */
 const refuseOpaque = (value: object, keys: ReadonlyArray<string>): void => {
   const prototype = Object.getPrototypeOf(value) as object | null
   const kind = kindOf(value)
@@ -83,8 +86,8 @@ const refuseOpaque = (value: object, keys: ReadonlyArray<string>): void => {
 }
 
 /**
- * The JSON text of a value, or the reason why it has none, with the path to the part that is refused and never with
- * its content.
+ * Returns the JSON text of a value, or the reason why it has none. The reason contains the path to the refused part,
+ * but never its content.
  *
  * **Details**
  *
@@ -96,7 +99,8 @@ const refuseOpaque = (value: object, keys: ReadonlyArray<string>): void => {
  * classes with private fields only. Also refused are values that contain themselves, are nested more than 1000 levels
  * deep, or throw when they are read.
  *
- * `root` is the name of the value in the reason. `textProblem` may refuse texts and keys.
+ * `root` is the name of the value in the reason. `textProblem` returns the reason to refuse a string or key, or
+ * undefined.
  *
  * @category conversions
  * @since 0.1.0
@@ -142,7 +146,7 @@ export const encode = (
     return copy
   }
 
-  /** A copy that consists of JSON values only, so that each part of the value is read once. */
+  /** Returns a copy that consists of JSON values only, so that each part of the value is read once. */
   const plain = (given: unknown, key: string | number): unknown => {
     const value = replaced(given, key)
     switch (typeof value) {

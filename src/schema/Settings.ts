@@ -1,5 +1,5 @@
 /**
- * Settings of an orchestrator, their defaults and their rules.
+ * Settings of an orchestrator, their defaults and their validation.
  *
  * @since 0.1.0
  */
@@ -10,40 +10,51 @@ import { InvalidSettings } from "./Errors.ts"
 import { textProblem } from "./Text.ts"
 
 /**
+ * Validated settings, with the defaults filled in.
+ *
  * @category models
  * @since 0.1.0
  */
 export interface Settings {
   /** Name of the group of projections that scale together. Required. */
   readonly replicaSet: string
-  /** How often a worker says that it lives. Default 5 seconds. */
+  /** Interval between a worker's heartbeats. Default 5 seconds. */
   readonly heartbeatInterval: Duration.Duration
-  /** A worker silent for longer is replaced. At least three heartbeats. Default 30 seconds. */
+  /**
+   * A worker without a heartbeat for longer than this is evicted. At least three heartbeat intervals. Default 30
+   * seconds.
+   */
   readonly staleWorkerTimeout: Duration.Duration
   /**
-   * A worker that has not given up by then what it no longer owns fails and leaves; who waits for others waits twice as
-   * long. Default 60 seconds.
+   * Time limit for releasing ranges that the worker no longer owns. A worker that exceeds it fails and leaves. A worker
+   * that only waits for other workers fails after twice this time. Default 60 seconds.
    */
   readonly coordinationTimeout: Duration.Duration
-  /** Events in a batch at most; one that takes longer than 100 ms is cut. Default 5000. */
+  /** Maximum number of events in a batch. A batch that takes longer than 100 ms ends early. Default 5000. */
   readonly batchSize: number
-  /** Bytes of events in a batch at most, but never below one event. Default 4 MiB. */
+  /** Maximum size of the events in a batch, in bytes. A batch contains at least one event. Default 4 MiB. */
   readonly batchBytes: number
-  /** Longest wait for anything that a lost notification, or a writer that sends none, did not announce. Default 1 second. */
+  /**
+   * Maximum delay before a change is detected if its notification was lost, or if its writer sends none. Default 1
+   * second.
+   */
   readonly pollInterval: Duration.Duration
-  /** Joins and leaves closer together than this make one generation. Default 25 milliseconds. */
+  /** Joins and leaves that are closer together than this form one generation. Default 25 milliseconds. */
   readonly registrationWindow: Duration.Duration
   /**
-   * How long the event in hand may take when its range is given up; then its batch is interrupted and rolled back.
-   * Shorter than `coordinationTimeout`. Default 10 seconds.
+   * Time that the current event may still take when its range is released. After it, the batch is interrupted and
+   * rolled back. Must be shorter than `coordinationTimeout`. Default 10 seconds.
    */
   readonly drainTimeout: Duration.Duration
-  /** Id of this worker; drawn when absent. Choose one that outlives a restart, such as a pod's name, for less movement. */
+  /**
+   * Id of this worker; generated when absent. An id that survives a restart, such as a pod's name, causes fewer ranges
+   * to move.
+   */
   readonly workerId: string | undefined
 }
 
 /**
- * Settings as they are given: what is absent takes its default.
+ * Settings as they are given. Absent ones have their defaults.
  *
  * @category models
  * @since 0.1.0
@@ -98,8 +109,8 @@ const shortDuration = /^(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+$/
 const shortPart = /(\d+(?:\.\d+)?)(ms|s|m|h|d)/g
 
 /**
- * Parses a duration, in Effect's form (`5 seconds`) or in the short form (`5s`, `250ms`, `1m30s`). A number without a
- * unit is refused, because it is ambiguous.
+ * Parses a duration, in Effect's form (`5 seconds`) or in the short form (`5s`, `250ms`, `1m30s`); returns undefined if
+ * the text has neither form. A number without a unit is refused, because it is ambiguous.
  *
  * @category utils
  * @since 0.1.0
@@ -193,7 +204,8 @@ export const make = (input: Input): Result.Result<Settings, InvalidSettings> => 
       }): a worker that forms a generation looks at nothing else meanwhile.`
     )
   }
-  // Who waits for others waits twice as long; a silent one is found by a session that is two heartbeats old.
+  // A worker that waits for others waits twice the coordination timeout. Within that time a session that is two
+  // heartbeat intervals old must be able to evict a stale worker.
   const noticed = Duration.sum(times.staleWorkerTimeout, Duration.times(times.heartbeatInterval, 2))
   if (Duration.toMillis(times.coordinationTimeout) * 2 < Duration.toMillis(noticed)) {
     return invalid(

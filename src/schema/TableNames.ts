@@ -1,5 +1,5 @@
 /**
- * Names of the tables and sequences, and the schema they are in.
+ * Names of the tables and sequences, and of their schemas.
  *
  * @since 0.1.0
  */
@@ -7,24 +7,24 @@ import * as Result from "effect/Result"
 import { InvalidSettings } from "./Errors.ts"
 
 /**
- * Names as they are stored by the database: neither quoted nor qualified.
+ * Names as the database stores them: neither quoted nor qualified.
  *
  * @category models
  * @since 0.1.0
  */
 export interface TableNames {
-  /** The schema of the orchestrator's tables; when absent, the connection's `search_path` decides. */
+  /** The schema of the orchestrator's tables; if undefined, the connection's `search_path` determines it. */
   readonly schema: string | undefined
-  /** The schema of `events` and `aggregateHeads`; when absent, the connection's `search_path` decides. */
+  /** The schema of `events` and `aggregateHeads`; if undefined, the connection's `search_path` determines it. */
   readonly eventStoreSchema: string | undefined
   readonly generations: string
   readonly workers: string
   readonly heartbeats: string
   readonly checkpoints: string
   readonly meta: string
-  /** Sequence that numbers registrations. */
+  /** The sequence from which incarnations are drawn. */
   readonly incarnations: string
-  /** Sequence that gives each process the key of its presence lock. */
+  /** The sequence from which each process draws the key of its presence lock. */
   readonly presenceKeys: string
   readonly events: string
   readonly aggregateHeads: string
@@ -39,7 +39,7 @@ export interface TableNames {
 export type TableKey = Exclude<keyof TableNames, "schema" | "eventStoreSchema" | "located">
 
 /**
- * What may be chosen; what is absent keeps its default.
+ * Names that can be configured. Absent ones keep their defaults.
  *
  * @category options
  * @since 0.1.0
@@ -80,8 +80,8 @@ export const keys: ReadonlyArray<TableKey> = Object.keys(defaults).filter((key):
 )
 
 /**
- * The longest name of a table, in bytes: PostgreSQL cuts identifiers at 63, and the longest name that is derived from
- * a table's (`idx_…_correlation`) must stay distinct from its siblings.
+ * The maximum length of a table's name, in bytes. PostgreSQL truncates identifiers at 63 bytes, and the longest name
+ * that is derived from a table's name (`idx_…_correlation`) must remain distinct from its siblings.
  *
  * @category constructors
  * @since 0.1.0
@@ -93,8 +93,8 @@ const maximumSchemaLength = 63
 const identifier = /^[A-Za-z_][A-Za-z0-9_$]*$/
 
 /**
- * Fills in the defaults and checks the names: plain identifiers (upper case is kept, so they are always quoted), short
- * enough, and distinct from one another.
+ * Fills in the defaults and validates the names. They must be plain identifiers (upper case is kept, so they are always
+ * quoted), short enough, and distinct from one another.
  *
  * @category constructors
  * @since 0.1.0
@@ -154,7 +154,7 @@ export const make = (options: Options = {}): Result.Result<TableNames, InvalidSe
 }
 
 /**
- * An identifier as it is written in SQL.
+ * Returns an identifier quoted for SQL.
  *
  * @category utils
  * @since 0.1.0
@@ -162,7 +162,7 @@ export const make = (options: Options = {}): Result.Result<TableNames, InvalidSe
 export const quoted = (name: string): string => `"${name.replaceAll("\"", "\"\"")}"`
 
 /**
- * The schema of a table or sequence; undefined when the `search_path` decides.
+ * The schema of a table or sequence; undefined if the `search_path` determines it.
  *
  * @category utils
  * @since 0.1.0
@@ -171,7 +171,7 @@ export const schemaOf = (names: TableNames, key: TableKey): string | undefined =
   names.located?.[key] ?? (key === "events" || key === "aggregateHeads" ? names.eventStoreSchema : names.schema)
 
 /**
- * A table or sequence as it is written in SQL: `"schema"."table"`, or `"table"` without a schema.
+ * Returns the name of a table or sequence for SQL: `"schema"."table"`, or `"table"` without a schema.
  *
  * @category utils
  * @since 0.1.0
@@ -193,7 +193,7 @@ const channels = { events: "pupsourcing_events", generations: "pupsourcing_contr
  * **Details**
  *
  * If the schema is not `public` or the name is not the default, `_`, the schema, `_` and the table's name are appended.
- * Characters other than ASCII letters, digits, `_` and `$` are replaced by `_`, and the name is cut after 63
+ * Characters other than ASCII letters, digits, `_` and `$` are replaced by `_`, and the name is truncated after 63
  * characters.
  *
  * A channel depends on names only, so other writers can notify it, and it does not change when tables are dropped and

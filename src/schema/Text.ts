@@ -1,5 +1,5 @@
 /**
- * Texts that a database can store.
+ * Functions on texts: storable forms, limits of length, and similarity of names.
  *
  * @since 0.1.0
  */
@@ -8,8 +8,8 @@ const surrogate = /\p{Surrogate}/u
 const surrogates = /\p{Surrogate}/gu
 
 /**
- * Why a text cannot be stored unchanged, to be appended to its name in a message. PostgreSQL cannot store NUL, and
- * UTF-8 cannot represent half of a surrogate pair.
+ * Returns the reason why a text cannot be stored unchanged, worded to follow its name in a message; undefined if it can
+ * be. PostgreSQL cannot store NUL, and UTF-8 cannot represent half of a surrogate pair.
  *
  * @category utils
  * @since 0.1.0
@@ -22,8 +22,8 @@ export const textProblem = (text: string): string | undefined =>
     : undefined
 
 /**
- * The text without halves of surrogate pairs, which UTF-8 cannot represent, and without NUL, which PostgreSQL cannot
- * store.
+ * Returns the text in a storable form: halves of surrogate pairs, which UTF-8 cannot represent, are replaced by U+FFFD,
+ * and NUL, which PostgreSQL cannot store, is removed.
  *
  * @category utils
  * @since 0.1.0
@@ -31,8 +31,8 @@ export const textProblem = (text: string): string | undefined =>
 export const wellFormed = (text: string): string => text.replaceAll("\u0000", "").replace(surrogates, "\uFFFD")
 
 /**
- * The text, well-formed and with at most `longest` characters; "..." marks where it was cut. These are ASCII
- * characters, because not every database encoding has an ellipsis.
+ * Returns the text, well-formed and truncated to at most `longest` characters. A truncated text ends with three ASCII
+ * periods, because not every database encoding has an ellipsis.
  *
  * @category utils
  * @since 0.1.0
@@ -45,7 +45,7 @@ export const cut = (text: string, longest: number): string => {
 }
 
 /**
- * The text as a sentence: a period is appended unless it ends with a punctuation mark.
+ * Returns the text as a sentence: a period is appended unless the text ends with a punctuation mark.
  *
  * @category utils
  * @since 0.1.0
@@ -56,8 +56,8 @@ export const sentence = (text: string): string => {
 }
 
 /**
- * The text in ASCII, which every database encoding contains; other characters are replaced by their code points, such
- * as `\u{e9}`.
+ * Returns the text in ASCII, which every database encoding contains. Other characters are replaced by their code
+ * points, such as `\u{e9}`.
  *
  * @category utils
  * @since 0.1.0
@@ -65,7 +65,9 @@ export const sentence = (text: string): string => {
 export const ascii = (text: string): string =>
   wellFormed(text).replace(/[^ -~\t\r\n]/gu, (character) => `\\u{${character.codePointAt(0)?.toString(16)}}`)
 
-/** How many letters have to be inserted, removed or replaced to turn one text into the other. */
+/**
+ * Returns the edit distance: how many characters must be inserted, removed or replaced to turn one text into the other.
+ */
 const distance = (a: string, b: string): number => {
   let row = Array.from({ length: b.length + 1 }, (_, index) => index)
   for (let i = 1; i <= a.length; i++) {
@@ -79,11 +81,11 @@ const distance = (a: string, b: string): number => {
   return row[b.length] ?? 0
 }
 
-/** The maximum number of letters by which a mistyped name may differ from a known one. */
+/** The maximum edit distance between a mistyped name and a known one. */
 const mostTypos = 3
 
 /**
- * The known name that is closest to a mistyped one; undefined when none is close enough.
+ * Returns the known name that is closest to a mistyped one; undefined if none is close enough.
  *
  * @category utils
  * @since 0.1.0

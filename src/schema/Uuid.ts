@@ -1,5 +1,5 @@
 /**
- * UUIDs as text: which texts are one, and how to make one from a time and random numbers.
+ * UUIDs as text: validation, and generation from a time and random numbers.
  *
  * @since 0.1.0
  */
@@ -15,8 +15,8 @@ const pattern = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/
 export const isUuid = (text: string): boolean => pattern.test(text)
 
 /**
- * A UUID of version 7 (RFC 9562): the time leads, so that ids drawn one after the other lie close together in an index.
- * `millis` since 1970; `random` are three numbers of at least 0 and below 1.
+ * Returns a UUID of version 7 (RFC 9562). It begins with the time, so that ids generated one after another are close
+ * together in an index. `millis` is the time since 1970; `random` contains three numbers of at least 0 and below 1.
  *
  * @category constructors
  * @since 0.1.0

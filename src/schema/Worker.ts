@@ -5,8 +5,8 @@
  */
 
 /**
- * Where a worker is in its life: registered (`pending`), counted in a generation (`ready`), working on all of its
- * assignment (`running`), leaving (`stopping`), gone (`stopped`).
+ * The state of a worker: registered (`pending`), a member of a generation (`ready`), running all of its assignment
+ * (`running`), leaving (`stopping`), or stopped (`stopped`).
  *
  * @category models
  * @since 0.1.0
@@ -14,7 +14,7 @@
 export type WorkerState = "pending" | "ready" | "running" | "stopping" | "stopped"
 
 /**
- * A registration that stands: who this worker is in the eyes of the database.
+ * A worker's registration: its identity in the database.
  *
  * @category models
  * @since 0.1.0
@@ -22,7 +22,10 @@ export type WorkerState = "pending" | "ready" | "running" | "stopping" | "stoppe
 export interface Registration {
   readonly replicaSet: string
   readonly workerId: string
-  /** Drawn from the database at each registration; it only grows, so it tells two lives under one id apart. */
+  /**
+   * Drawn from the database at each registration. It only grows, so it distinguishes successive registrations under one
+   * id.
+   */
   readonly incarnation: bigint
   /** By the database's clock. */
   readonly startedAt: Date
@@ -31,19 +34,19 @@ export interface Registration {
 }
 
 /**
- * What a worker's row says of it, for people to read.
+ * The state that a worker's row records, for operators to read.
  *
  * @category models
  * @since 0.1.0
  */
 export interface Recorded {
   readonly state: WorkerState
-  /** The generation in which it is in that state. */
+  /** The generation in which the worker has that state. */
   readonly generationId: bigint | undefined
 }
 
 /**
- * A worker that has not stopped, as a decision sees it.
+ * A worker that has not stopped, as a decision reads it.
  *
  * @category models
  * @since 0.1.0
@@ -53,36 +56,37 @@ export interface WorkerView {
   readonly incarnation: bigint
   readonly startedAt: Date
   readonly projections: ReadonlyArray<string>
-  /** Milliseconds since its last heartbeat; a change of the database's clock does not change it. */
+  /** Milliseconds since its last heartbeat. Changes of the database's clock do not affect it. */
   readonly silentForMillis: number
   /**
-   * Milliseconds for which its presence has been missing in the eyes of the observing session, where that is
-   * evidence of death (see `isAlive`); absent when it is present or nothing can be concluded.
+   * Milliseconds for which the observing session has found the presence missing, if that is evidence of death (see
+   * `isAlive`). Absent while the worker is present, or if nothing can be concluded.
    */
   readonly absentForMillis?: number | undefined
-  /** Nothing is decided by it; it is compared with what is, and mended. */
+  /** Not used in any decision. It is corrected when it differs from the actual state. */
   readonly recorded: Recorded
 }
 
 /**
- * What is needed to judge whether a worker lives. All in milliseconds.
+ * The limits that determine whether a worker is alive, in milliseconds.
  *
  * @category models
  * @since 0.1.0
  */
 export interface LivenessRules {
-  /** A worker silent for longer is dead. */
+  /** A worker without a heartbeat for longer than this is dead. */
   readonly staleWorkerTimeoutMillis: number
   readonly heartbeatIntervalMillis: number
-  /** A worker whose presence is missing, and that has not been heard of, for longer is dead. */
+  /** A worker with neither a presence nor a heartbeat for this long is dead. */
   readonly presenceGraceMillis: number
 }
 
 /**
- * Whether a worker lives, in the eyes of a session that has been open for `observerAgeMillis`. Silence is held against
- * nobody while that session is younger than two heartbeats: after an outage of the database everybody was silent, and
- * nobody may be evicted for it. Absence is held against who is silent too: a process that lives and has lost its session
- * says so by its heartbeat.
+ * Whether a worker is alive, as far as a session that has been open for `observerAgeMillis` can determine.
+ *
+ * Missed heartbeats count only once that session is two heartbeat intervals old: during a database outage no worker can
+ * renew its heartbeat, and none may be evicted for it. A missing presence counts only if there has been no heartbeat
+ * within the grace period either: a live process that has lost its session still renews its heartbeat.
  *
  * @category guards
  * @since 0.1.0
@@ -92,19 +96,21 @@ export const isAlive = (worker: WorkerView, observerAgeMillis: number, rules: Li
     worker.silentForMillis > rules.staleWorkerTimeoutMillis) &&
   !(missedForMillis(worker) >= rules.presenceGraceMillis)
 
-/** Milliseconds for which neither presence nor heartbeat has said that it lives; below zero while it is present. */
+/**
+ * Milliseconds for which both presence and heartbeat have been missing; negative infinity while the worker is present.
+ */
 const missedForMillis = (worker: WorkerView): number =>
   Math.min(worker.absentForMillis ?? -Infinity, worker.silentForMillis)
 
 /**
- * Milliseconds until a worker that lives would be dead, if nothing but time changed.
+ * Milliseconds after which a live worker counts as dead if its heartbeat and presence do not change.
  *
  * @category utils
  * @since 0.1.0
  */
 export const millisToLive = (worker: WorkerView, observerAgeMillis: number, rules: LivenessRules): number =>
   Math.min(
-    // One more than the timeout: a worker is dead only when it has been silent for longer.
+    // One more than the timeout: a worker is dead only when the time without a heartbeat exceeds it.
     Math.max(
       2 * rules.heartbeatIntervalMillis - observerAgeMillis,
       rules.staleWorkerTimeoutMillis - worker.silentForMillis + 1
