@@ -4,15 +4,15 @@
  * @since 0.1.0
  */
 
-/** What a worker did and saw. */
+/** What a worker did and observed. */
 export { Activity } from "./schema/Activity.ts"
 /** Progress of a projection over a range. */
 export * as Checkpoint from "./schema/Checkpoint.ts"
-/** Everything that can go wrong, each with what to do. */
+/** The typed errors, each with a message that states what to do. */
 export * as Errors from "./schema/Errors.ts"
-/** Events: what is appended and what projections see. */
+/** Events: what is appended and what projections receive. */
 export * as Event from "./schema/Event.ts"
-/** Which events a projection wants. */
+/** Filters that select the events of a projection. */
 export * as EventFilter from "./schema/EventFilter.ts"
 /** Numbered configurations of a replica set. */
 export * as Generation from "./schema/Generation.ts"
@@ -25,17 +25,17 @@ export * as Worker from "./schema/Worker.ts"
 
 /** Progress that commits with the read model. */
 export { CheckpointStore } from "./services/CheckpointStore.ts"
-/** The door through which generations and ranges change. */
+/** Decisions, which make all changes to generations and to the holding of ranges. */
 export { Decisions } from "./services/Decisions.ts"
 /** The event store. */
 export { EventStore } from "./services/EventStore.ts"
-/** Who takes part in a replica set. */
+/** Membership of workers in a replica set. */
 export { Membership } from "./services/Membership.ts"
-/** Metrics under the original's names. */
+/** Metrics, under the names of the Go original. */
 export * as Metrics from "./services/Metrics.ts"
 /** One worker of a replica set. */
 export * as Orchestrator from "./services/Orchestrator.ts"
-/** What turns events into a read model. */
+/** Projections, which turn events into read models. */
 export * as Projection from "./services/Projection.ts"
 
 /** The stores in memory, for tests. */
@@ -50,9 +50,9 @@ export * as ReadModel from "./layers/postgres/ReadModel.ts"
 export * as PostgresStores from "./layers/postgres/PostgresStores.ts"
 
 /**
- * Types in which the methods of services are written, once more under names of their own: a declaration file can name only
- * what the package itself exports, not what is inside `Event` or `Errors`. Without them an exported function that appends
- * would not compile where `declaration` is on.
+ * Types in the signatures of services, exported again under names of their own. A declaration file can name only what
+ * the package itself exports, not what is inside `Event` or `Errors`. Without these exports, a function that appends
+ * could not be exported from a program that is compiled with `declaration`.
  */
 export type { MemoryWorld } from "./layers/memory/MemoryWorld.ts"
 export type { Checkpoint as CheckpointRow, Halt, Held } from "./schema/Checkpoint.ts"

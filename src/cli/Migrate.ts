@@ -24,7 +24,7 @@ import { InvalidSettings } from "../schema/Errors.ts"
 import * as TableNames from "../schema/TableNames.ts"
 
 /**
- * The files cannot be written.
+ * The migration files cannot be written.
  *
  * @category errors
  * @since 0.1.0
@@ -80,7 +80,7 @@ const newEventStore = Flag.Boolean("new-event-store").pipe(
 const resolveUrl = Effect.fnUntraced(function*(given: Option.Option<Redacted.Redacted<string>>) {
   const url = Option.isSome(given)
     ? given
-    // Only a missing variable can fail here.
+    // A missing variable is the only possible failure here.
     : yield* Config.option(Config.Redacted("DATABASE_URL")).pipe(Effect.orElseSucceed(Option.none))
   if (Option.isNone(url)) {
     return yield* new InvalidSettings({
@@ -108,7 +108,10 @@ const table = (rows: ReadonlyArray<ReadonlyArray<string>>): string => {
   return rows.map((row) => row.map((cell, column) => cell.padEnd(widths[column] ?? 0)).join("  ").trimEnd()).join("\n")
 }
 
-/** Version control may change line endings, and editors the end of the file; no statement depends on either. */
+/**
+ * Ignores what version control and editors may change: line endings, a byte order mark, and white space at the end. No
+ * statement depends on them.
+ */
 const isSameText = (a: string, b: string): boolean => normalized(a) === normalized(b)
 
 const normalized = (text: string): string => text.replace(/^\uFEFF/, "").replaceAll(/\r\n?/g, "\n").trimEnd()

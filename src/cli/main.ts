@@ -23,7 +23,8 @@ const root = Command.make("pupsourcing-orchestrator").pipe(
 
 root.pipe(
   Command.run({ version }),
-  // Wrong arguments have been told together with the help; everything else is told here, without a stack.
+  // Invalid arguments have already been reported together with the help. All other errors are printed here, without a
+  // stack.
   Effect.onError((cause) => {
     const error = Cause.squash(cause)
     return CliError.isCliError(error) || Cause.hasInterruptsOnly(cause)

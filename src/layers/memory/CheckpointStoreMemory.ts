@@ -1,11 +1,11 @@
 /**
- * The checkpoint store in memory. A batch's transaction is `Effect.tx`: what a handler keeps in `TxRef`, `TxHashMap`
- * and their like commits and rolls back together with the progress. What it keeps elsewhere (a `Ref`, a variable) is
- * outside of the transaction.
+ * The checkpoint store in memory. A batch's transaction is `Effect.tx`: state that a handler keeps in `TxRef`,
+ * `TxHashMap` and similar types commits and rolls back together with the progress. State that it keeps elsewhere (a
+ * `Ref`, a variable) is outside the transaction.
  *
- * Such transactions are optimistic: nothing is locked, and when something that the batch read was changed by another
- * one before it could commit, it runs again. So a handler may be run more than once for one commit. The fence is
- * looked at first in every run; a range that was taken away meanwhile does not run its handler in vain.
+ * These transactions are optimistic: nothing is locked, and a batch runs again if another transaction changed something
+ * that it read before it could commit. A handler may therefore run more than once for one commit. Every run checks the
+ * fence first, so the handler does not run again for a range that the worker has lost.
  *
  * @since 0.1.0
  */
@@ -28,7 +28,7 @@ const isFenceIntact = (row: Checkpoint, held: Held, position: bigint): boolean =
   row.fence.generationId === held.fence.generationId
 
 /**
- * The checkpoint store as the process of `handle` sees it.
+ * The checkpoint store for the process of `handle`.
  *
  * @category constructors
  * @since 0.1.0
@@ -36,7 +36,7 @@ const isFenceIntact = (row: Checkpoint, held: Held, position: bigint): boolean =
 export const make = (handle: Handle): CheckpointStore["Service"] => {
   const { reach, world } = handle
 
-  /** The row, if it still belongs to who holds it and stands at `position`. */
+  /** Returns the row if it is still held under the fence of `held` at `position`; otherwise fails with `Fenced`. */
   const fenced = Effect.fnUntraced(function*(held: Held, position: bigint) {
     const ref = world.rows.get(key(held))
     const row = ref === undefined ? undefined : yield* TxRef.get(ref)
@@ -59,8 +59,7 @@ export const make = (handle: Handle): CheckpointStore["Service"] => {
   })
 
   // The handler runs in a fiber of its own, whose children end with it, because a value that is not an Effect ends a
-  // fiber without running its finalizers. An interruption of the caller ends the handler and rolls back the
-  // transaction.
+  // fiber without running its finalizers. Interrupting the caller ends the handler and rolls back the transaction.
   const asHandler = <A, E, R>(work: Effect.Effect<A, E, R>): Effect.Effect<A, HandlerFailure, R> =>
     Effect.uninterruptibleMask((restore) =>
       Effect.flatMap(
@@ -77,12 +76,12 @@ export const make = (handle: Handle): CheckpointStore["Service"] => {
   return CheckpointStore.of({
     commit: (held, options, work) =>
       reach(
-        // `idleTimeout` has no meaning here: no session stands open that somebody would have to end.
+        // `idleTimeout` does not apply here: there is no idle session to terminate.
         Effect.tx(
           refuseOver(options.life).pipe(
             Effect.andThen(fenced(held, options.from)),
             Effect.andThen(asHandler(work)),
-            // Through the handle once more: a process cut off in the middle of a batch must not commit it.
+            // Calls `reach` again: a process that is cut off in the middle of a batch must not commit it.
             Effect.flatMap((to) => reach(advance(held, options.from, to)))
           )
         )
@@ -108,7 +107,7 @@ export const make = (handle: Handle): CheckpointStore["Service"] => {
     rows: (projection) => reach(Effect.sync(() => committedRows(world, projection))),
     // Memory can store any text; texts that no database can store are refused for parity.
     unstorable: (texts) => reach(Effect.sync(() => texts.filter((text) => textProblem(text) !== undefined))),
-    // There is no client: the transaction is Effect's own, and every handler runs in it.
+    // There is no client: the transaction belongs to Effect, and every handler runs in it.
     checkClient: () => Effect.void
   })
 }

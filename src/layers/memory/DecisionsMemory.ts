@@ -1,8 +1,9 @@
 /**
- * Decisions in memory: each is one transaction, and of two at the same time one is taken anew.
+ * Decisions in memory. Each decision is one transaction; of two concurrent decisions that change something, one runs
+ * again.
  *
- * Rows are not locked. A batch in flight on a row that a decision takes finds its fence broken when it wants to
- * commit, and is rolled back; so every candidate can be had at once.
+ * Rows are not locked. If a decision claims a row while a batch of that row is in flight, the batch finds its fence
+ * changed when it commits, and is rolled back. Every candidate is therefore available at once.
  *
  * @since 0.1.0
  */
@@ -27,7 +28,7 @@ const setRow = Effect.fnUntraced(function*(world: MemoryWorld, key: string, row:
 })
 
 /**
- * Decisions as the process of `handle` takes them.
+ * The decisions of the process of `handle`.
  *
  * @category constructors
  * @since 0.1.0
@@ -44,7 +45,7 @@ export const make = (handle: Handle): Decisions["Service"] => {
     const generations = (yield* TxRef.get(world.generations)).get(replicaSet)
     const rows: Array<Checkpoint> = []
     for (const ref of world.rows.values()) {
-      // A row keeps its projection for ever; those of others are left out of the transaction.
+      // A row never changes its projection, so rows of other projections can be left out of the transaction.
       if (ref.value !== undefined && !names.has(ref.value.projection)) continue
       const row = yield* TxRef.get(ref)
       if (row !== undefined && names.has(row.projection)) rows.push(row)
@@ -120,7 +121,7 @@ export const make = (handle: Handle): Decisions["Service"] => {
 
   return Decisions.of({
     look: (request) => reach(Effect.tx(look(request))),
-    // Uninterruptible: what has been decided is also told.
+    // Uninterruptible, so that the other workers are woken after every decision that has committed.
     decide: (request) => reach(Effect.uninterruptible(decide(request)))
   })
 }

@@ -1,5 +1,5 @@
 /**
- * The event store in memory. Events become visible in position order, so what is visible is settled.
+ * The event store in memory. Events become visible in position order, so every visible event is settled.
  *
  * @since 0.1.0
  */
@@ -52,7 +52,7 @@ const encoder = new TextEncoder()
 const sizeOf = (event: Event): number =>
   event.payload.length + (event.metadataText === null ? 0 : encoder.encode(event.metadataText).length)
 
-/** A stored event with values of its own, as from a database: a reader may change them. */
+/** Copies a stored event, so that a reader can change its values without changing the store. */
 const copyOf = (event: Event): Event => ({
   ...event,
   payload: event.payload.slice(),
@@ -61,10 +61,10 @@ const copyOf = (event: Event): Event => ({
 })
 
 /**
- * The event store as the process of `handle` sees it.
+ * The event store for the process of `handle`.
  *
- * An append inside `Effect.tx` joins that transaction: others see the events when it commits. Appends of other
- * transactions make it run again, because positions are given out in the order of commits.
+ * An append inside `Effect.tx` joins that transaction: others can read the events after it commits. Appends of other
+ * transactions make it run again, because positions are assigned in commit order.
  *
  * @category constructors
  * @since 0.1.0
@@ -72,7 +72,7 @@ const copyOf = (event: Event): Event => ({
 export const make = (handle: Handle): EventStore["Service"] => {
   const { reach, world } = handle
 
-  // The committed log as an array, extended as the log grows; the log itself is a list, newest part first.
+  // The committed log as an array, extended as the log grows. The log itself is a list with the newest part first.
   const seen: { newest: LogPart | undefined; readonly events: Array<Event> } = { newest: undefined, events: [] }
   const committedEvents = (): ReadonlyArray<Event> => {
     const parts: Array<LogPart> = []
@@ -83,7 +83,10 @@ export const make = (handle: Handle): EventStore["Service"] => {
     return seen.events
   }
 
-  /** The log with what the caller's own transaction has appended. It is not read through the transaction: reading must not make a batch run again whenever somebody appends. */
+  /**
+   * The log, including what the caller's own transaction has appended. It is not read through the transaction, so that
+   * a batch that reads does not run again after every append of another transaction.
+   */
   const visibleLog: Effect.Effect<Log> = Effect.map(
     Effect.serviceOption(Effect.Transaction),
     (transaction) =>
@@ -196,7 +199,7 @@ export const make = (handle: Handle): EventStore["Service"] => {
     const all = committedEvents()
     const events: Array<Event> = []
     let bytes = 0
-    // Positions are dense from 1: the event after position p lies at index p.
+    // Positions have no gaps and begin at 1: the event after position p is at index p.
     for (let index = Number(options.after); index < Number(upTo); index++) {
       const event = all[index]!
       if (!EventFilter.matches(filter, event) || !HashRange.includes(range, hash(event.aggregateId))) continue
@@ -209,7 +212,7 @@ export const make = (handle: Handle): EventStore["Service"] => {
     return { events, position: upTo > options.after ? upTo : options.after, life } satisfies Page
   })
 
-  // Woken by the very commit; there is nothing that could go unannounced and would have to be polled for.
+  // Every commit wakes this transaction, so there is nothing to poll for.
   const settledBeyond = Effect.fnUntraced(function*(position: bigint) {
     yield* refuseAhead(position, yield* settled)
     return yield* Effect.tx(

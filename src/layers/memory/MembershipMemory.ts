@@ -1,6 +1,6 @@
 /**
- * Membership in memory. The presence of a worker lasts as long as the scope of its `join`, and not beyond the session
- * of its process.
+ * Membership in memory. A worker's presence lasts until the scope of its `join` closes or the session of its process
+ * ends.
  *
  * @since 0.1.0
  */
@@ -15,13 +15,13 @@ import { Membership } from "../../services/Membership.ts"
 import type { GenerationRecord, Handle, Listener, MemoryWorld, WorkerRecord } from "./MemoryWorld.ts"
 import { changeWorker, endPresence, wakeOthers, workerKey } from "./MemoryWorld.ts"
 
-/** A registration whose process is gone but was heard of just now counts as dead after so long. */
+/** A registration with a recent heartbeat counts as dead after its presence has been missing for this long. */
 const justDiedMillis = 2000
 
-/** How often a worker checks the earlier registration under its id for which it waits. */
+/** How often a joining worker checks the earlier registration under its id. */
 const earlierPollMillis = 100
 
-/** A generation is active when all its members work in it. For people to read. */
+/** Records a generation as active once all its members are recorded as running in it. For operators to read. */
 const activate = Effect.fnUntraced(function*(world: MemoryWorld, generation: Generation.Generation) {
   const workers = yield* TxRef.get(world.workers)
   const isRunning = (member: Generation.Member): boolean => {
@@ -42,7 +42,7 @@ const activate = Effect.fnUntraced(function*(world: MemoryWorld, generation: Gen
 })
 
 /**
- * Membership as the process of `handle` sees it.
+ * Membership for the process of `handle`.
  *
  * @category constructors
  * @since 0.1.0
@@ -51,7 +51,7 @@ export const make = (handle: Handle): Membership["Service"] => {
   const { reach, world } = handle
 
   /**
-   * Returns the new registration, or the earlier one if it is not stale, with the milliseconds until it is. `seen` is
+   * Returns the new registration, or the earlier one if that is not dead, with the milliseconds until it is. `seen` is
    * the earlier registration when the wait began: if it has sent a heartbeat since then, the id is in use.
    */
   const register = Effect.fnUntraced(function*(
@@ -113,7 +113,7 @@ export const make = (handle: Handle): Membership["Service"] => {
     return { registered: { replicaSet, workerId, incarnation, startedAt, projections } }
   })
 
-  /** Uninterruptible but for its waits: a registration that was made is the caller's. */
+  /** Uninterruptible except while it waits, so that a completed registration always reaches the caller. */
   const join = (options: JoinOptions) =>
     Effect.uninterruptibleMask(Effect.fnUntraced(function*(restore) {
       let seen: WorkerRecord | undefined
@@ -126,7 +126,8 @@ export const make = (handle: Handle): Membership["Service"] => {
         }
         const { registered } = result
         handle.present.add(registered)
-        // Not through `reach`: the session of a process that is cut off ends all the same, and has ended already.
+        // Not through `reach`, because the scope also closes after the process was cut off. Presence has then ended
+        // already.
         yield* Effect.addFinalizer(() =>
           Effect.suspend(() => handle.present.delete(registered) ? endPresence(world, registered) : Effect.void)
         )
@@ -144,7 +145,8 @@ export const make = (handle: Handle): Membership["Service"] => {
       (worker) => worker.stoppedAt === undefined ? { ...worker, heartbeatAt: now } : worker
     )
     if (before === undefined) {
-      // A server that has lost its last commits may have an earlier registration, or none: nobody has taken the id then.
+      // After the server has lost its last commits, an earlier registration may be recorded, or none. In both cases no
+      // other process has taken the id.
       const row = (yield* TxRef.get(world.workers)).get(workerKey(registration))
       return yield* row !== undefined && row.incarnation > registration.incarnation
         ? new WorkerReplaced({ replicaSet, workerId })

@@ -1,6 +1,6 @@
 /**
- * All stores in memory, with the meaning they have on PostgreSQL, for tests and for trying things out. Time comes from
- * `Clock` alone, so `TestClock` drives everything.
+ * All stores in memory, with the semantics that they have on PostgreSQL, for tests and experiments. Time comes only
+ * from `Clock`, so `TestClock` controls everything.
  *
  * @since 0.1.0
  */
@@ -26,7 +26,7 @@ import * as MemoryWorld from "./MemoryWorld.ts"
 export type Stores = CheckpointStore | Decisions | EventStore | Membership
 
 /**
- * The stores as one process sees the world: each handle stands for a process.
+ * The stores of one process: each handle represents a process.
  *
  * @category constructors
  * @since 0.1.0
@@ -39,7 +39,7 @@ export const make = (handle: MemoryWorld.Handle): Context.Context<Stores> =>
   )
 
 /**
- * A world to be shared by several layers, each of which then stands for a process of its own.
+ * Makes a world that several layers can share. Each layer then represents a process of its own.
  *
  * @category constructors
  * @since 0.1.0
@@ -47,7 +47,7 @@ export const make = (handle: MemoryWorld.Handle): Context.Context<Stores> =>
 export const makeWorld: Effect.Effect<MemoryWorld.MemoryWorld> = MemoryWorld.make
 
 /**
- * The stores of a new process in a world that exists. Each call gives another process.
+ * The stores of a new process in an existing world. Each call represents another process.
  *
  * @category layers
  * @since 0.1.0
@@ -56,7 +56,7 @@ export const layerWorld = (world: MemoryWorld.MemoryWorld): Layer.Layer<Stores> 
   Layer.effectContext(Effect.map(MemoryWorld.open(world), make))
 
 /**
- * The stores with a world of their own.
+ * The stores in a world of their own.
  *
  * @category layers
  * @since 0.1.0

@@ -1,9 +1,9 @@
 /**
- * What stands in for the database when everything is in memory: the state that all processes share, and each
- * process's handle to it.
+ * The substitute for the database when everything is in memory: the state that all processes share, and each process's
+ * handle to it.
  *
- * All state is kept in `TxRef`s and changed inside `Effect.tx`, so that each change happens wholly or not at all, and
- * a batch's transaction that rests on what another one changed meanwhile notices it.
+ * What a database would store is kept in `TxRef`s and changed inside `Effect.tx`. Each change is therefore atomic, and
+ * a batch's transaction detects that another one has changed what it read.
  *
  * @since 0.1.0
  */
@@ -21,7 +21,7 @@ import type { Registration, WorkerState, WorkerView } from "../../schema/Worker.
 import type { ServerLife } from "../../services/EventStore.ts"
 
 /**
- * All events: a list whose newest part comes first, so that appending copies nothing and a transaction that is rolled
+ * All events, as a list with the newest part first: an append does not copy the list, and a transaction that is rolled
  * back leaves nothing behind.
  *
  * @category models
@@ -29,14 +29,14 @@ import type { ServerLife } from "../../services/EventStore.ts"
  */
 export interface Log {
   readonly newest: LogPart | undefined
-  /** How many events there are; positions are given from 1 without gaps, so it is the last position too. */
+  /** The number of events. Positions are assigned from 1 without gaps, so this is also the last position. */
   readonly length: number
   readonly streams: HashMap.HashMap<string, ReadonlyArray<Event>>
   readonly eventIds: HashSet.HashSet<string>
 }
 
 /**
- * The events of one append, and what was there before.
+ * The events of one append, and the part before it.
  *
  * @category models
  * @since 0.1.0
@@ -47,24 +47,24 @@ export interface LogPart {
 }
 
 /**
- * A worker's registration as the world keeps it, after its end too.
+ * A worker's registration as the world keeps it, even after it has ended.
  *
  * @category models
  * @since 0.1.0
  */
 export interface WorkerRecord extends Registration {
-  /** What the worker reported last; nothing decides by it. */
+  /** The state that the worker reported last. Not used in any decision. */
   readonly state: WorkerState
   readonly generationId: bigint | undefined
-  /** -1 when it has none. */
+  /** -1 if the worker has none. */
   readonly partitionKey: number
-  /** Milliseconds of the world's clock. */
+  /** In milliseconds of the world's clock. */
   readonly heartbeatAt: number
-  /** When its presence ended; absent while it lasts. */
+  /** When its presence ended; undefined while it is present. */
   readonly absentSince: number | undefined
-  /** When it left or was given up for dead. */
+  /** When it left or was evicted; undefined before that. */
   readonly stoppedAt: number | undefined
-  /** The worker that evicted it; absent when it left by itself. */
+  /** The worker that evicted it; undefined if it was not evicted. */
   readonly evictedBy: string | undefined
   /** The number of the handle through which it registered. */
   readonly process: number
@@ -94,33 +94,37 @@ export interface Listener {
 }
 
 /**
+ * The state that all processes share.
+ *
  * @category models
  * @since 0.1.0
  */
 export interface MemoryWorld {
-  /** Milliseconds by the world's own clock: the one of whoever made it. */
+  /** Milliseconds of the world's clock, which is the clock of the context in which the world was made. */
   readonly now: Effect.Effect<number>
   readonly log: TxRef.TxRef<Log>
-  /** By `Checkpoint.key`. A row of its own `TxRef`, so that batches of different ranges do not disturb each other. */
+  /** By `Checkpoint.key`. Each row has its own `TxRef`, so that batches of different ranges do not conflict. */
   readonly rows: Map<string, TxRef.TxRef<Checkpoint | undefined>>
   /** By `workerKey`. */
   readonly workers: TxRef.TxRef<ReadonlyMap<string, WorkerRecord>>
-  /** By replica set, oldest first, the last 100. */
+  /** By replica set, oldest first; the last 100 are kept. */
   readonly generations: TxRef.TxRef<ReadonlyMap<string, ReadonlyArray<GenerationRecord>>>
   readonly lastIncarnation: TxRef.TxRef<bigint>
-  /** Counted up by every decision that changes something: of two at the same time, one conflicts and is taken anew. */
+  /**
+   * Incremented by every decision that changes something: of two concurrent decisions, one conflicts and runs again.
+   */
   readonly decisions: TxRef.TxRef<number>
   readonly listeners: Set<Listener>
-  /** Whom each incarnation watches. */
+  /** The member that each worker watches, by the watching worker's incarnation. */
   readonly watched: Map<bigint, { readonly incarnation: bigint }>
-  /** How many handles there have been. */
+  /** The number of handles that have been opened. */
   processes: number
-  /** As a database's: what was read in an earlier one is not written any more. */
+  /** The server epoch, as a database would report it: what was read in an earlier one is not written. */
   life: ServerLife
 }
 
 /**
- * A world in which nothing has happened. Its clock is the one found in the context.
+ * Makes an empty world. Its clock is the one of the context.
  *
  * @category constructors
  * @since 0.1.0
@@ -155,8 +159,8 @@ export const workerKey = (worker: { readonly replicaSet: string; readonly worker
   JSON.stringify([worker.replicaSet, worker.workerId])
 
 /**
- * The hash of an aggregate in memory: FNV-1a over the UTF-16 code units, mixed so that its upper bits, which choose the
- * partition, depend on all of them.
+ * The hash of an aggregate in memory: FNV-1a over the UTF-16 code units, mixed so that its upper bits, which determine
+ * the partition, depend on all of them.
  *
  * @category utils
  * @since 0.1.0
@@ -172,7 +176,7 @@ export const hash = (aggregateId: string): number => {
 }
 
 /**
- * The rows of a projection as they are committed, in range order.
+ * The committed rows of a projection, in range order.
  *
  * @category getters
  * @since 0.1.0
@@ -184,7 +188,7 @@ export const committedRows = (world: MemoryWorld, projection: string): ReadonlyA
     .sort((a, b) => a.range.start - b.range.start)
 
 /**
- * What a decision sees of a worker.
+ * The view of a worker that a decision reads.
  *
  * @category getters
  * @since 0.1.0
@@ -200,7 +204,7 @@ export const viewOf = (worker: WorkerRecord, now: number): WorkerView => ({
 })
 
 /**
- * Wakes whoever listens in a replica set, except the worker of that incarnation.
+ * Wakes the workers that listen in a replica set, except the one with the given incarnation.
  *
  * @category mutations
  * @since 0.1.0
@@ -223,8 +227,8 @@ const wake = (world: MemoryWorld, concerned: (listener: Listener) => boolean): E
   )
 
 /**
- * Ends the presence of a registration and wakes who watches it; nothing when it has ended, or another registration
- * has taken the id.
+ * Ends the presence of a registration and wakes the worker that watches it. The record does not change if the presence
+ * has ended already, or if another registration has the id.
  *
  * @category mutations
  * @since 0.1.0
@@ -243,8 +247,8 @@ export const endPresence = Effect.fnUntraced(function*(world: MemoryWorld, regis
 })
 
 /**
- * Changes the record of a registration, and returns what was there before; nothing is changed when the record is of
- * another incarnation.
+ * Changes the record of a registration and returns the previous record. Changes nothing and returns undefined if the
+ * record belongs to another incarnation.
  *
  * @category mutations
  * @since 0.1.0
@@ -263,8 +267,8 @@ export const changeWorker = (
   })
 
 /**
- * A process's access to the world. Every call of a service goes through `reach`, which is the place to cut a process
- * off, to delay it, or to lose its answers.
+ * A process's access to the world. Every call of a service goes through `reach`, where a test can cut the process off,
+ * delay it, or lose its answers.
  *
  * @category models
  * @since 0.1.0
@@ -275,18 +279,18 @@ export interface Handle {
   /** When its session was opened, by the world's clock. */
   readonly openedAt: number
   /**
-   * Passes a call on. One made after `cut` never returns; one made after the layer's scope has closed is interrupted, so
-   * that a worker that outlives its stores comes to an end.
+   * Forwards a call. A call made after `cut` never returns. A call made after the layer's scope has closed is
+   * interrupted, so that a worker that outlives its stores ends.
    */
   readonly reach: <A, E, R>(call: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
-  /** The registrations whose presence rests on this session. */
+  /** The registrations whose presence depends on this session. */
   readonly present: Set<Registration>
-  /** Ends the session as a crash would: presence ends, and no call reaches the world any more. */
+  /** Ends the session as a crash would: presence ends, and no further call reaches the world. */
   readonly cut: Effect.Effect<void>
 }
 
 /**
- * Opens a handle; the scope ends its session.
+ * Opens a handle. Its session ends when the scope closes.
  *
  * @category constructors
  * @since 0.1.0

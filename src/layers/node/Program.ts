@@ -1,5 +1,5 @@
 /**
- * A worker as a Node.js program: what happens on signals, on errors, and with the exit code.
+ * Runs a worker as a Node.js program: signals, errors and the exit code.
  *
  * @since 0.1.0
  */
@@ -16,23 +16,23 @@ import * as SqlError from "effect/sql/SqlError"
 import { configErrorText } from "../../schema/ConfigErrorText.ts"
 import { errorText } from "../../services/ErrorText.ts"
 
-/** Signal numbers, from which a shell makes the exit code 128 + n. */
+/** Signal numbers. By the convention of shells, the exit code after a signal is 128 + n. */
 const signals = { SIGINT: { number: 2, name: "interrupt" }, SIGTERM: { number: 15, name: "terminated" } } as const
 
 /**
- * One Ctrl+C can arrive twice: from the terminal, and again from `npm`, which forwards what it hears. Only a signal
- * later than this is a second one.
+ * A single Ctrl+C can arrive twice: from the terminal, and from `npm`, which forwards it. Signals within this time
+ * after the first one are ignored.
  */
 const sameSignalMillis = 500
 
 /**
  * Runs a program such as `Orchestrator.run.pipe(Effect.provide(Live))` as the process's main fiber. SIGINT and SIGTERM
- * interrupt it, so that it leaves gracefully and the process ends with 0; a second signal ends the process at once. A
- * typed error is logged with its message, without a stack, and ends the process with 1. A program that is interrupted
- * without a signal ends with 130, as under `NodeRuntime.runMain`, so that a supervisor does not treat this as a
+ * interrupt it, so that it leaves gracefully and the process exits with 0; a second signal ends the process at once. A
+ * typed error is logged with its message, without a stack, and the process exits with 1. A program that is interrupted
+ * without a signal exits with 130, as under `NodeRuntime.runMain`, so that a supervisor does not treat this as a
  * graceful stop.
  *
- * `NodeRuntime.runMain` with what a worker's operator expects.
+ * Based on `NodeRuntime.runMain`.
  *
  * **Details**
  *
@@ -72,7 +72,7 @@ export const runMain = <A, E>(program: Effect.Effect<A, E>): void => {
 
 /**
  * Tracks the loggers that the program provides. When the program fails, its own context is no longer available, so this
- * keeps the loggers of the last context that differed from those of the runtime.
+ * keeps the last context whose loggers differed from those of the runtime.
  */
 const followLoggers = Effect.withFiber((fiber) => {
   const outer = Context.get(fiber.context, Logger.CurrentLoggers)
@@ -90,13 +90,14 @@ const listenForSignals = (onFirst: () => void): Effect.Effect<void> =>
     const clock = Context.get(fiber.context, Clock.Clock)
     let first: bigint | undefined
     const listen = (signal: keyof typeof signals) =>
-      // Before the listener that interrupts the program, and at once: a program that ends in no time would not say it.
+      // Runs before the listener that interrupts the program, and logs synchronously: otherwise a program that ends
+      // immediately would not log the signal.
       process.prependListener(signal, () => {
         const now = clock.monotonicTimeNanosUnsafe()
         if (first === undefined) {
           first = now
           onFirst()
-          // With the context that the program has by now, so that its own loggers are used.
+          // The fiber's current context contains the program's own loggers.
           Effect.runSyncExitWith(fiber.context)(
             Effect.logInfo(`Received signal ${signals[signal].name}, shutting down...`)
           )
@@ -109,9 +110,7 @@ const listenForSignals = (onFirst: () => void): Effect.Effect<void> =>
     return Effect.void
   })
 
-/**
- * The log message for a cause; undefined if the cause has already been logged.
- */
+/** The log message for a cause; undefined if the cause has already been logged. */
 const textOf = (cause: Cause.Cause<unknown>): ReadonlyArray<unknown> | undefined => {
   const error = Cause.squash(cause)
   if (!Runtime.getErrorReported(error)) return undefined
@@ -135,5 +134,5 @@ const report = (cause: Cause.Cause<unknown>, asked: boolean): Effect.Effect<void
   return text === undefined ? Effect.void : Effect.logError(...text)
 }
 
-/** The name by which `Effect.catchTag` and the documentation know an error. */
+/** The name of an error as `Effect.catchTag` and the documentation use it. */
 const tagOf = (error: Error): string => "_tag" in error && typeof error._tag === "string" ? error._tag : error.name
