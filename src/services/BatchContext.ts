@@ -1,9 +1,9 @@
 /**
- * What a handler sees in its context: the services that were there when the orchestrator was built, and on top of them
- * only what belongs to the batch (its transaction, scope and span) or to the running fiber (clock, log annotations).
+ * The context of a handler: the services that were captured when the orchestrator was built, plus only the services
+ * that belong to the batch (its transaction, scope and span) or to the running fiber (clock, log annotations).
  *
- * The services of whoever calls `run` must not win: a second `SqlClient` there would take the handler's writes out of
- * the batch's transaction.
+ * The services of the caller of `run` must not take precedence: a second `SqlClient` there would move the handler's
+ * writes out of the batch's transaction.
  *
  * @since 0.1.0
  */
@@ -25,8 +25,8 @@ const ambient: ReadonlySet<string> = new Set([
 ])
 
 /**
- * Gives `self` the captured services. `base` is the context of the runner before the batch began: whatever differs from
- * it was put there by the batch, and wins.
+ * Provides the captured services to `self`. `base` is the runner's context before the batch began: a service that
+ * differs from `base` was added by the batch and takes precedence.
  *
  * @category combinators
  * @since 0.1.0

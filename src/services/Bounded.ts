@@ -1,5 +1,5 @@
 /**
- * Time limits that hold in finalizers, and where a process was kept busy.
+ * Time limits that also work in finalizers and after the event loop was blocked.
  *
  * @since 0.1.0
  */
@@ -10,8 +10,8 @@ import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 
 /**
- * How long an answer is waited for beyond its time limit. A handler that keeps the process busy lets the limit pass with the
- * answer unread: timers come before sockets, so that after a pause the limit would be the first to be seen.
+ * How long to wait for an answer beyond its time limit. If a handler blocks the event loop past the limit, the timer
+ * fires before the socket is read, although the answer may already have arrived.
  *
  * @category constants
  * @since 0.1.0
@@ -19,7 +19,7 @@ import * as Option from "effect/Option"
 export const readingGrace = Duration.millis(50)
 
 /**
- * How a fiber ended, unless it has not by then.
+ * Returns how a fiber ended, or none if it is still running after `limit` and `readingGrace`.
  *
  * @category combinators
  * @since 0.1.0
@@ -37,8 +37,9 @@ export const endOf = <A, E>(
   )
 
 /**
- * Runs an effect for at most `limit`, in a fiber of its own. A finalizer runs uninterruptibly, and often in a fiber that
- * has been interrupted: there a plain time limit would either wait for what it limits, or end it at once.
+ * Runs an effect for at most `limit`, in a separate fiber; returns none if the limit is exceeded. A finalizer runs
+ * uninterruptibly, and often in a fiber that has been interrupted: there a plain timeout would either wait for the
+ * effect to end, or end it at once.
  *
  * @category combinators
  * @since 0.1.0

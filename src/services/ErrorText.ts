@@ -1,5 +1,5 @@
 /**
- * Texts for failures, in logs and on the row of a halted range.
+ * Describes failures as text, for logs and for the row of a halted range.
  *
  * A handler may fail with any value, whose getters, proxy traps and conversions may throw or return anything. No
  * function in this module throws.
@@ -10,7 +10,7 @@ import * as Cause from "effect/Cause"
 import * as SqlError from "effect/sql/SqlError"
 import { cut, wellFormed } from "../schema/Text.ts"
 
-/** Limits of a text, in characters, and of the parts of a failure that are read. */
+/** Limits of a text, in characters, and limits on the parts of a failure that are read. */
 const longest = 2000
 const mostReasons = 16
 const deepest = 3
@@ -21,7 +21,7 @@ const longestStack = 20_000
 const indescribable = "a value that cannot be described"
 
 /**
- * Reads a value of the application; `undefined` if reading it throws.
+ * Returns the result of `read`, which reads a value of the application, or `undefined` if it throws.
  *
  * @category utils
  * @since 0.1.0
@@ -35,8 +35,8 @@ export const tryRead = <A>(read: () => A): A | undefined => {
 }
 
 /**
- * Name and message of a failure. A database error is described by its kind, SQLSTATE and constraint, because the server's
- * own message can quote values; an event's payload is never part of it, since no error of this library carries one.
+ * Returns the name and message of a failure. A database error is described by its kind, SQLSTATE and constraint,
+ * because the server's own message can quote values. An error of this library never contains an event's payload.
  *
  * @category utils
  * @since 0.1.0
@@ -50,7 +50,8 @@ export const errorText = (cause: Cause.Cause<unknown>): string => {
 }
 
 /**
- * Where a handler threw: the frames of the first defect's stack, without its message. Empty where nothing was thrown.
+ * Returns where a handler threw: the frames of the first defect's stack, without its message. Empty if nothing was
+ * thrown.
  *
  * @category utils
  * @since 0.1.0
@@ -71,7 +72,7 @@ const isObject = (value: unknown): value is object =>
 const read = (value: unknown, property: string): unknown =>
   isObject(value) ? tryRead(() => (value as Readonly<Record<string, unknown>>)[property]) : undefined
 
-/** Undefined for an empty text. */
+/** Shortens a text to the limit. Returns `undefined` if it is empty or not a string. */
 const clean = (text: unknown): string | undefined =>
   typeof text === "string" && text.trim() !== "" ? cut(text, longest) : undefined
 
@@ -94,7 +95,7 @@ const describe = (error: unknown, depth = 0): string => {
     clean(tryRead(() => String(error))) ?? indescribable
 }
 
-/** The errors inside an error: its cause, and the errors of an `AggregateError`. */
+/** Returns the errors inside an error: its cause, and the errors of an `AggregateError`. */
 const innerOf = (error: unknown): ReadonlyArray<unknown> => {
   const isError = (value: unknown) => tryRead(() => value instanceof Error || SqlError.isSqlError(value)) === true
   const errors = tryRead(() => {
@@ -104,7 +105,10 @@ const innerOf = (error: unknown): ReadonlyArray<unknown> => {
   return [read(error, "cause"), ...(errors ?? [])].filter(isError)
 }
 
-/** Of these the server's message names tables, columns, types and roles, but no values: what is wrong with a statement. */
+/**
+ * SQLSTATEs of invalid statements. The server's messages for them are included, because they name tables, columns,
+ * types and roles, but no values.
+ */
 const aboutStatements = new Set(["42P01", "42703", "42501", "42804", "42883", "42P10", "3F000"])
 
 const describeSql = (error: SqlError.SqlError): string => {

@@ -1,12 +1,13 @@
 /**
- * Handlers that took so long at one event that their batch was lost: because they kept the process from everything else
- * it has to do, or because what they waited for outlived the connection.
+ * Counts overruns: how often a handler took so long at one event that its batch was lost. Either the handler blocked
+ * the event loop, or it waited for something longer than the connection lasted.
  *
- * It outlives the ranges in which that happens. A process that is kept from its heartbeats loses its ranges to another,
- * which is kept from them next: only who remembers across its own evictions can tell that it is the handler.
+ * The counts outlive the ranges and registrations in which the overruns occur. A process that cannot send heartbeats
+ * loses its ranges to another process, which is blocked next. Only counts that survive an eviction can show that the
+ * handler is the cause.
  *
- * Whoever keeps the process busy has the others that were at work lose their batches too. So such events are handled one
- * at a time from then on, in all ranges of the process: alone, only the one that is to blame overruns again.
+ * A handler that blocks the process also causes concurrent handlers to lose their batches. Such events are therefore
+ * handled one at a time from then on, in all ranges of the process: alone, only the responsible handler overruns again.
  *
  * @since 0.1.0
  */
@@ -20,14 +21,14 @@ import type * as Option from "effect/Option"
  * @since 0.1.0
  */
 export interface Overruns {
-  /** How often that happened at the event of this position, which has not been handled here since. */
+  /** How often the event at this position has overrun in this process since its count was last cleared. */
   readonly count: (projection: string, position: bigint) => number
   readonly note: (projection: string, position: bigint) => void
-  /** The event was handled. */
+  /** Clears the count, because the event was handled or its batch ended for a reason other than time. */
   readonly forget: (projection: string, position: bigint) => void
   /**
-   * Runs it while nothing else runs so. Nothing, when `givenUp` came before its turn. What does not end holds the others
-   * up for a while, not for ever.
+   * Runs `self` while no other effect runs through `alone`. Returns none if `givenUp` ends before the turn of `self`.
+   * An effect that does not end delays the others for a limited time only.
    */
   readonly alone: <A, E, R>(self: Effect.Effect<A, E, R>, givenUp: Effect.Effect<void>) => Effect.Effect<
     Option.Option<A>,
@@ -36,12 +37,15 @@ export interface Overruns {
   >
 }
 
-/** What others have handled since stays; the oldest makes room. */
+/**
+ * Maximum number of counts. Counts of events that another process has handled are never cleared, so the oldest go
+ * first.
+ */
 const mostKept = 1000
 
 /**
- * Whoever has the turn is waited for in small steps, and these are counted, so that a process that was kept busy
- * meanwhile has not waited: fifteen seconds in all. While turns are taken and ended, there is nobody to give up.
+ * Wait for the current holder in 250 ms steps, at most 60 (15 s). Counting steps instead of elapsed time does not
+ * charge the waiter for a blocked event loop. A step in which a holder ends does not count.
  */
 const step = Duration.millis(250)
 const mostSteps = 60
@@ -83,7 +87,7 @@ export const make = (): Overruns => {
     alone,
     note: (projection, position) => {
       const times = count(projection, position) + 1
-      // The newest is the last.
+      // Moves the key to the end: a Map iterates in insertion order, so the first keys are the oldest.
       counts.delete(key(projection, position))
       counts.set(key(projection, position), times)
       for (const oldest of counts.keys()) {

@@ -1,8 +1,8 @@
 /**
  * The projection runner: works on one held range, batch by batch, until it is drained, interrupted or fenced.
  *
- * A batch is one transaction: the handler for each event, then the fenced advance. Nothing here knows SQL; what a
- * transaction is, and whether a failure may pass, the checkpoint store says.
+ * A batch is one transaction: the handler runs for each event, then the fenced advance. This module does not depend on
+ * SQL: the checkpoint store defines what a transaction is and which failures are transient.
  *
  * @since 0.1.0
  */
@@ -48,23 +48,23 @@ import type { Startup } from "./Startup.ts"
  */
 export interface Job {
   readonly projection: Projection.Any
-  /** The services that the handler was given when the orchestrator was built. */
+  /** The handler's services, captured when the orchestrator was built. */
   readonly captured: Context.Context<unknown>
   readonly held: Held
   readonly settings: Pick<Settings, "batchSize" | "batchBytes" | "pollInterval" | "staleWorkerTimeout">
-  /** Opened when the range is to be given up: the batch in flight ends, no other begins. */
+  /** Opened to drain the range: the batch in flight ends, and no other begins. */
   readonly draining: Latch.Latch
   readonly record: (activity: Activity) => Effect.Effect<void>
-  /** Called whenever the range has seen everything up to a position, in memory; the commit of it may still follow. */
+  /** Called when the range is complete up to a position in memory. Empty progress may not be committed yet. */
   readonly onSeen: (position: bigint) => void
   /** Called when progress up to a position has been committed. */
   readonly onWritten: (position: bigint) => void
-  /** Called with the monotonic time when a batch begins, and without one when it has ended. */
+  /** Called with the monotonic time when a batch begins, and with `undefined` when it has ended. */
   readonly onBatch: (since: bigint | undefined) => void
 }
 
 /**
- * How a runner ended: `drained` as asked, `fenced` because the range belongs to somebody else.
+ * How a runner ended: `drained` as requested, or `fenced` because the worker no longer owns the range.
  *
  * @category models
  * @since 0.1.0
@@ -72,7 +72,7 @@ export interface Job {
 export type Ending = "drained" | "fenced"
 
 /**
- * What neither another attempt nor another worker will mend.
+ * Errors that neither a retry nor another worker can fix.
  *
  * @category errors
  * @since 0.1.0
@@ -91,43 +91,51 @@ type Outcome =
  */
 export class ProjectionRunner extends Context.Service<ProjectionRunner, {
   /**
-   * Works until `draining` opens or the range is lost. Passing failures of the stores are retried for as long as it
-   * takes. A handler that fails halts the range: its predecessors commit, the failure is recorded, and the runner
-   * waits until it is drained. A database in which events cannot be read in order, or whose very first answer is
-   * a refusal (a missing right), fails it.
+   * Works until `draining` opens or the range is lost. Transient failures of the stores are retried without a limit. A
+   * handler that fails halts the range: the preceding events commit, the failure is recorded, and the runner waits
+   * until it is drained. Fails if the database cannot return events in order, or if it refuses reads before any read
+   * has succeeded (a missing privilege).
    */
   readonly run: (job: Job) => Effect.Effect<Ending, RunnerError>
 }>()("pupsourcing-orchestrator/services/ProjectionRunner") {}
 
 /**
- * A batch that takes longer commits what it has handled: row locks are not held for long, and hand-over waits for one
- * event instead of a batch.
+ * A batch that takes longer commits the events that it has handled, so that row locks are held briefly and a hand-over
+ * waits for one event instead of a whole batch.
  */
 const longestBatchNanos = 100_000_000n
 /**
- * Progress past events that do not match the projection is written at multiples of this time. These are the same for
- * all ranges of a process, so that the store can write all progress with one statement.
+ * Progress past events that do not match the projection is written at multiples of this time. All ranges of a process
+ * share these times, so that the store can write their progress with one statement.
  */
 const emptyProgressNanos = 1_000_000_000n
-/** Attempts at one position after which each further failure is an error in the log. */
+/**
+ * Conflicts and refusals are logged as errors at every multiple of this number of attempts, otherwise as debug lines.
+ */
 const attemptsBeforeError = 5
 /**
- * A handler that loses its connection so often in a row at one position is taken to be the reason. Their back-off takes
- * ten seconds: what a network loses goes on at another event by then.
+ * A handler that loses its connection this many times in a row at one position is treated as the cause. The back-off in
+ * between takes about five seconds, in which an unreliable network loses connections at other events, too.
  */
 const lostConnectionsBeforeFailure = 10
-/** The same where it is lost after the handlers have ended, which is what networks do: their back-off takes minutes. */
+/**
+ * The limit for connections that are lost after the handlers have ended, which is usually caused by the network. The
+ * back-off in between takes almost two minutes.
+ */
 const lostCommitsBeforeFailure = 30
-/** Longer than any handler should hold locks, and no longer than the server can count. */
+/** Maximum idle timeout: longer than any handler should hold locks, and within the range of the server's setting. */
 const longestIdleTimeout = Duration.hours(1)
 /**
- * A handler that loses its batch by taking so long, so often at one event, is not called for it again. Once may be a
- * process that was stopped, or a network that was away meanwhile.
+ * A handler that overruns this many times at one event is not called for that event again. A single overrun may be
+ * caused by a stopped process or an unreachable network.
  */
 const overrunsBeforeFailure = 3
-/** A step of `Startup`, shared by the runners of all ranges. */
+/**
+ * A step of `Startup`, shared by the runners of all ranges. Once any range has read successfully, a `StoreFailure` of a
+ * read is retried instead of failing the worker.
+ */
 const reading = "Reading"
-/** Conflicts of a range before a warning, and the pause before the next warning about the same projection. */
+/** Number of conflicts of a range before a warning, and the minimum time between two warnings about one projection. */
 const conflictsBeforeWarning = 3
 const conflictWarningNanos = 600_000_000_000n
 const firstBackoff = Duration.millis(10)
@@ -141,7 +149,7 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
   const events = yield* EventStore
   const checkpoints = yield* CheckpointStore
   const overruns = Overruns.make()
-  /** Until when no further warning about conflicts of a projection is logged, in any of its ranges. */
+  /** The time until which no further conflict warning is logged for a projection, in any of its ranges. */
   const conflictsQuietUntil = new Map<string, bigint>()
 
   const run = Effect.fnUntraced(function*(job: Job): Effect.fn.Return<Ending, RunnerError> {
@@ -149,43 +157,43 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
     const range = held.range
     const base = yield* Effect.context<never>()
     const clock = yield* Clock.Clock
-    // While the process lives the transaction is kept alive; half of the time after which others would take over
-    // leaves room for the locks of a frozen worker to be gone before that.
+    // The store keeps the transaction alive while the process runs. Half of the stale timeout ensures that a frozen
+    // worker's locks are released before other workers claim its ranges.
     const idleTimeout = Duration.min(Duration.times(settings.staleWorkerTimeout, 0.5), longestIdleTimeout)
     const idleNanos = Duration.toNanosUnsafe(idleTimeout)
     let seen = held.position
-    /** In which life of the server that was, while it is not written: nobody keeps it for the next one. */
+    /** The server epoch in which unwritten progress was read; that progress is dropped when the epoch ends. */
     let life: ServerLife | undefined
     let written = held.position
-    /** When progress without handled events must be written; undefined while there is none. */
+    /** When empty progress must be written; undefined while there is none. */
     let flushAt: bigint | undefined
     let failedWrites = 0
     let caughtUp = false
     /** Failures since the last batch that committed. */
     let attempt = 0
-    /** How often since the last commit the connection was lost in the handler of this event. */
+    /** How often the connection was lost in the handler of the event at `lostAt`, since the last commit. */
     let lostInHandler = 0
     let lostAt: bigint | undefined
-    /** How often since the last commit it was lost when all handlers had ended. */
+    /** How often the connection was lost after all handlers had ended, since the last commit. */
     let lostAfter = 0
     /**
-     * Events of a batch at most: halved by a conflict, doubled by a commit. Ranges whose batches lock the same rows, each
-     * in another order, come past each other with small ones.
+     * Maximum number of events in a batch: halved after a conflict, doubled after a commit. Ranges whose batches lock
+     * the same rows in different orders get through with small batches.
      */
     let most = Infinity
-    /** Batches that were rolled back by a conflict since `most` was at its full size. */
+    /** Number of batches that were rolled back by a conflict since `most` was last at its full size. */
     let conflicts = 0
-    /** The event that is taken to make batches fail; what comes before it is committed first. */
+    /** Position of the event that presumably makes batches fail; the events before it are committed first. */
     let suspect: bigint | undefined
 
     const unlessDraining = <A, E>(self: Effect.Effect<A, E>): Effect.Effect<Option.Option<A>, E> =>
-      // In this order, so that nothing is begun any more once the range is to be given up.
+      // `draining` comes first in the race, so that nothing starts once the range is draining.
       Effect.raceFirst(Effect.as(draining.await, Option.none<A>()), Effect.asSome(self))
 
     const isSuspect = ({ globalPosition }: Event): boolean =>
       suspect !== undefined && globalPosition >= suspect || overruns.count(projection.name, globalPosition) > 0
 
-    /** Tries until the store answers; only fencing and the end of the world come through. */
+    /** Retries store errors and transient failures until success or drain; all other errors propagate. */
     const persist = Effect.fnUntraced(function*<A, E>(
       operation: Operation,
       self: Effect.Effect<A, E | StoreError | TransientFailure>
@@ -225,7 +233,10 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
       )
     }
 
-    /** A few conflicts of a range are normal. Many mean that ranges often write the same rows at the same time. */
+    /**
+     * Warns about repeated conflicts. A few conflicts of a range are normal; many mean that ranges often write the same
+     * rows at the same time.
+     */
     const conflicted = Effect.fnUntraced(function*(failure: TransientFailure) {
       const now = clock.monotonicTimeNanosUnsafe()
       if (++conflicts < conflictsBeforeWarning || now < (conflictsQuietUntil.get(projection.name) ?? now)) return
@@ -241,7 +252,7 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
 
     const succeeded = (operation: Operation) => retryLog.succeeded(nameOf(operation))
 
-    /** A successful write ends all earlier failures of this range. */
+    /** Marks all operations of this range as recovered, because a write has succeeded. */
     const wrote = Effect.forEach(operations, succeeded, { discard: true })
 
     /** Drops unwritten progress, so that those positions are read again. */
@@ -257,8 +268,8 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
     }
 
     /**
-     * Writes what was passed without work, so that a successor need not read it again. It is not worth another attempt:
-     * the server that answers next may have less than the one that was read.
+     * Writes empty progress, so that the range's next owner does not read those positions again. A failed write is not
+     * retried, because the next server that answers may have fewer events than the one that was read.
      */
     const flush = Effect.fnUntraced(function*() {
       if (seen === written) return
@@ -286,7 +297,7 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
         bytes: settings.batchBytes
       })
 
-    /** The next page; while there is none, progress without work is written in time. */
+    /** Returns the next page, or none when the range drains. Writes empty progress when it is due during the wait. */
     const next: Effect.Effect<
       Option.Option<Page & { readonly complete: boolean }>,
       EventError | Fenced | RunnerError
@@ -333,7 +344,7 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
             return yield* failure
           }
           if (failure._tag === "CheckpointAheadOfEvents") {
-            // A server that came back with less may have lost the progress too: then the row is not where it was written.
+            // A server that has lost events may have lost the progress too; then the row differs and this is fenced.
             if (Option.isNone(yield* persist("Progress", checkpoints.advance(held, { from: written, to: written })))) {
               return Option.none()
             }
@@ -361,23 +372,23 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
     })
 
     /**
-     * Handles the events of `batch`, at least one, until it is done, takes long or is to be drained, and commits what was
-     * handled; after the last one the range stands at `end`.
+     * Handles the events of `batch`, at least one, until the batch is complete, has taken too long or must drain, then
+     * commits the handled events. After the last event the range's position is `end`.
      */
     const commit = Effect.fnUntraced(function*(
       batch: ReadonlyArray<Event>,
       end: bigint,
       readIn: ServerLife
     ): Effect.fn.Return<Outcome, Fenced> {
-      // Who else was at work while a handler kept the process busy may have been noted with it: alone, it is not again.
+      // An event may have been counted because another handler blocked the process. Alone, it does not overrun again.
       const first = batch[0]!.globalPosition
       while (true) {
         let startedAt = 0n
         let begun = 0
         let handled = 0
-        /** When the event in hand was begun. */
+        /** When the handler of the current event was started. */
         let begunAt = 0n
-        /** The failure of the handlers. */
+        /** The failure of the handlers, if any. */
         let raised: Cause.Cause<unknown> | undefined
         const enough = (workedFrom: bigint) => {
           const now = clock.monotonicTimeNanosUnsafe()
@@ -385,7 +396,7 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
           begunAt = now
           return false
         }
-        // A transaction that is optimistic may run its work several times before it commits; each time from the start.
+        // An optimistic transaction may run its work several times before it commits, each time from the start.
         const work = Effect.suspend(() => {
           begun = 0
           handled = 0
@@ -397,7 +408,7 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
               return Effect.isEffect(effect) ? effect : Effect.die(new HandlerResultUnused({ result: "not an Effect" }))
             },
             step: (value) => {
-              // Other values are not inspected any further.
+              // A value that throws when it is inspected is accepted.
               const result = tryRead(() => unusedResult(value))
               if (result !== undefined) throw new HandlerResultUnused({ result })
               handled = begun
@@ -405,8 +416,8 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
           })
         }).pipe(Effect.onExit(() => Effect.sync(noteOverrun)))
         /**
-         * At once, as the process may have to give up the range before the batch is known to be lost. An interruption
-         * because the range is to be given up says nothing about the handler.
+         * Counts an overrun as soon as the handlers have ended, because the range may be closed before the loss of the
+         * batch is detected. A handler that was interrupted because its range drains is not counted.
          */
         const noteOverrun = () => {
           const cutShort = begun > handled && draining.isOpen()
@@ -428,7 +439,7 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
           )
           return Effect.result(
             checkpoints.commit(held, { from: written, idleTimeout, life: readIn }, Effect.map(handling, reached)).pipe(
-              // If the store dies because of a handler's failure, the handler must not be called forever.
+              // If a handler's failure makes the store die, it is a handler failure: the handler must not run forever.
               Effect.catchCause((cause) =>
                 raised === undefined || Cause.hasFails(cause) || Cause.hasInterrupts(cause)
                   ? Effect.failCause(cause)
@@ -443,7 +454,7 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
         if (Option.isNone(ended)) return { _tag: "Drained" }
         const result = ended.value
         job.onBatch(undefined)
-        // What it failed with otherwise was not for lack of time.
+        // The batch committed or failed for another reason: the last event did not lose it by taking too long.
         const wasLost = result._tag === "Failure" &&
           (result.failure._tag === "Fenced" || isDisconnection(result.failure))
         if (begun > 0 && !wasLost) overruns.forget(projection.name, batch[begun - 1]!.globalPosition)
@@ -467,16 +478,16 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
         const failure = result.failure
         if (failure._tag === "Fenced") return yield* failure
         const inHandler = begun > handled
-        // When all handlers came to their ends, the event that is to blame is not known: halving finds it.
+        // If all handlers have ended, the event that causes the failure is unknown; halving finds it.
         const at = inHandler ? begun - 1 : begun >> 1
         if (failure._tag === "HandlerFailure") {
           yield* succeeded("A batch")
           return failedWith(at, failure.cause)
         }
         const disconnected = isDisconnection(failure)
-        // A time limit of the server for transactions strikes now this event, now that one: smaller batches come past it.
+        // A server-side transaction timeout hits a different event each time; smaller batches finish before it fires.
         const wanders = inHandler && lostInHandler > 0 && lostAt !== batch[begun - 1]!.globalPosition
-        // Nor does what the server has against one event keep back what comes before it.
+        // A statement that the server refuses for one event must not keep the preceding events from committing.
         const isRefused = inHandler && failure._tag === "StoreFailure"
         if (!disconnected || wanders || isRefused) most = Math.max(1, begun >> 1)
         if (failure._tag === "TransientFailure" && disconnected && begun > 0) {
@@ -501,7 +512,7 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
         if (failure._tag === "TransientFailure" && failure.kind === "conflict") yield* conflicted(failure)
         yield* failing(++attempt, "A batch", failure)
         if (Option.isNone(yield* unlessDraining(backoff(attempt)))) return { _tag: "Drained" }
-        // The batch was read from a server that may not be the one that answers next.
+        // The batch must be read again, because the next answer may come from another server.
         if (disconnected) return { _tag: "Lost" }
       }
     })
@@ -510,8 +521,8 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
       new ProjectionHalted({ ...halt, projection: projection.name, range: HashRange.format(range) }).message
 
     /**
-     * Returns whether the range is halted now. A halt that could not be recorded is not retried alone: after a failover
-     * that lost commits, the event may no longer exist.
+     * Records a halt and waits until the range drains. Returns whether the range has drained; if not, the halt could not
+     * be recorded and the event must be read again, because it may no longer exist after a failover that lost commits.
      */
     const halts = Effect.fnUntraced(function*(
       at: Partial<Pick<Event, "aggregateId" | "eventId">> & Parameters<typeof label>[0] & { readonly position: bigint },
@@ -564,7 +575,7 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
           life = readIn
           job.onSeen(position)
           if (complete) {
-            // The events of a failed batch may be lost if the server epoch has ended.
+            // Nothing is left to retry: the events of a failed batch may be lost if the server epoch has ended.
             yield* succeeded("A batch")
             yield* succeeded("The record of a halt")
           }
@@ -585,7 +596,7 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
             if (yield* halts(at, readIn, `${failure._tag}: ${failure.message}`)) return "drained"
             break
           }
-          // A failing event is isolated by committing what comes before it.
+          // Isolates a failing event by committing the events before it.
           const before = rest.findIndex(isSuspect)
           const part = before < 0 ? rest : rest.slice(0, Math.max(1, before))
           const outcome = yield* commit(
@@ -625,8 +636,9 @@ const operations = ["Reading", "A batch", "Progress", "The record of a halt"] as
 type Operation = (typeof operations)[number]
 
 /**
- * Describes a handler's success value that should have been run, awaited or raised. An Exit and yieldable errors are
- * Effects too; an Exit that is a success is harmless. For an array, only the first element is checked.
+ * Returns the kind of a handler's success value that should have been run, awaited or raised, otherwise `undefined`. An
+ * Exit and yieldable errors are Effects too; a successful Exit is harmless. For an array, only the first element is
+ * checked.
  */
 const unusedResult = (value: unknown): HandlerResultUnused["result"] | undefined => {
   const result: unknown = Array.isArray(value) ? value[0] : value
@@ -666,7 +678,7 @@ const passing = new Set([
 const isPassing = (failure: unknown): failure is StoreError | TransientFailure =>
   typeof failure === "object" && failure !== null && "_tag" in failure && passing.has(String(failure._tag))
 
-/** The server is not there, or not the one that it was. */
+/** Returns whether the server may be unavailable or replaced, so that the batch must be read again. */
 const isDisconnection = (failure: HandlerFailure | StoreError | TransientFailure): boolean =>
   failure._tag !== "HandlerFailure" && (failure._tag !== "TransientFailure" || failure.kind === "connection")
 
