@@ -1,7 +1,8 @@
 /**
- * The coordinator: compares what is with what should be, has the difference decided, and says which ranges should be
- * this worker's. Level-triggered: whether a notification, a poll or the worker's own start makes it look, it does the
- * same thing, so a lost notification costs a poll interval and nothing else.
+ * The coordinator: compares the actual state with the desired state, requests the decision that corrects the
+ * difference, and returns the ranges that this worker should hold. It is level-triggered: a notification, a poll and
+ * the worker's own start all trigger the same comparison, so a lost notification costs one poll interval and nothing
+ * else.
  *
  * @since 0.1.0
  */
@@ -17,7 +18,7 @@ import { Decisions } from "./Decisions.ts"
 import * as Metrics from "./Metrics.ts"
 
 /**
- * What the coordinator needs to know of the worker.
+ * The state of the worker that the coordinator needs.
  *
  * @category models
  * @since 0.1.0
@@ -25,7 +26,7 @@ import * as Metrics from "./Metrics.ts"
 export interface Standing {
   readonly registration: Registration
   readonly projections: ReadonlyArray<Decision.Carried>
-  /** Keys of the rows that a runner is working on. */
+  /** Keys of the rows on which one of the worker's runners is working. */
   readonly busy: ReadonlySet<string>
 }
 
@@ -34,7 +35,10 @@ export interface Standing {
  * @since 0.1.0
  */
 export class Coordinator extends Context.Service<Coordinator, {
-  /** The present state, with everything done about it that this worker may do. */
+  /**
+   * Makes every change that this worker may make now, and returns the decision with the resulting state. `formed` is
+   * true if the decision formed a new generation.
+   */
   readonly reconcile: (
     standing: Standing,
     settings: Settings
@@ -43,13 +47,13 @@ export class Coordinator extends Context.Service<Coordinator, {
     FilterChanged | ProjectionInOtherReplicaSet | StoreError | WorkerEvicted
   >
 
-  /** Frees all that is not busy and unregisters. */
+  /** Releases every range that is not busy, and unregisters the worker. */
   readonly leave: (standing: Standing, settings: Settings) => Effect.Effect<void, StoreError>
 }>()("pupsourcing-orchestrator/services/Coordinator") {}
 
 /**
- * How long a worker's presence may be missing before that counts as its death: a presence whose connection was cut is
- * taken again within this time.
+ * How long a worker may be without presence and heartbeat before it counts as dead. A presence lock that is lost with
+ * its connection is acquired again within this time.
  */
 const presenceGrace = Duration.millis(100)
 
@@ -81,7 +85,7 @@ export const make = Effect.gen(function*() {
     const seen = yield* decisions.look(wanted)
     if (seen.obstacle !== undefined) return yield* refuse(standing.registration, seen.obstacle)
     if (Decision.isEmpty(seen)) return { decision: seen, formed: false }
-    // Whoever joins or leaves within the window becomes part of the same generation.
+    // Workers that join or leave within this window are covered by the same generation.
     if (seen.form !== undefined) yield* Effect.sleep(settings.registrationWindow)
     const decision = yield* decisions.decide(wanted)
     if (decision.obstacle !== undefined) return yield* refuse(standing.registration, decision.obstacle)

@@ -1,5 +1,5 @@
 /**
- * The heartbeat: says that a worker lives, and stops its work when that has not been heard for too long.
+ * The heartbeat: renews a worker's registration, and suspends the worker when it could not renew in time.
  *
  * @since 0.1.0
  */
@@ -22,24 +22,26 @@ import type { RetryLog } from "./RetryLog.ts"
  */
 export interface Heartbeat {
   /**
-   * The worker may not work: it could not renew in time, so others may be about to take over. A courtesy; what keeps the
-   * data right is the fence.
+   * Whether the worker must not process events, because it could not renew in time and other workers may be about to
+   * evict it. Suspending is a courtesy; the fence protects the data.
    */
   readonly suspended: () => boolean
-  /** Beats until it finds that the registration has ended. */
+  /** Sends heartbeats until one of them reports that the registration has ended. */
   readonly run: Effect.Effect<never, WorkerEvicted | WorkerReplaced>
 }
 
-/** A worker that could not renew for this part of `staleWorkerTimeout` stops working before others take over. */
+/**
+ * A worker that could not renew for this fraction of `staleWorkerTimeout` is suspended, before other workers evict it.
+ */
 const renewalMargin = 0.8
 
 const renewing = "The heartbeat"
 
-/** While beats fail they are tried at least this often. */
+/** Maximum interval between heartbeats while they fail. */
 const longestRetryInterval = Duration.seconds(1)
 
 /**
- * Makes the heartbeat of a registration that has just been made, which is its first beat.
+ * Makes the heartbeat of a new registration. The registration itself counts as the first heartbeat.
  *
  * @category constructors
  * @since 0.1.0
@@ -50,7 +52,7 @@ export const make = Effect.fnUntraced(function*(options: {
   readonly settings: Pick<Settings, "heartbeatInterval" | "replicaSet" | "staleWorkerTimeout">
   readonly log: ActivityLog
   readonly retryLog: RetryLog
-  /** `suspended` has changed. */
+  /** Called when `suspended` has changed. */
   readonly onChange: () => void
 }): Effect.fn.Return<Heartbeat> {
   const { log, membership, onChange, registration, retryLog, settings } = options
@@ -88,7 +90,7 @@ export const make = Effect.fnUntraced(function*(options: {
     }
   })
 
-  /** Beside the attempts, because one that gets no answer ends late. */
+  /** Runs concurrently with the renewal, because a heartbeat without an answer ends too late. */
   const suspendWhenOverdue = Effect.gen(function*() {
     const margin = Duration.times(settings.staleWorkerTimeout, renewalMargin)
     while (true) {

@@ -1,6 +1,6 @@
 /**
- * The orchestrator: one worker of a replica set. It registers, keeps its registration alive, and works on the ranges
- * that the newest generation gives it, until it is interrupted; then it drains, gives everything up and unregisters.
+ * The orchestrator: one worker of a replica set. It registers, renews its registration, and works on the ranges that
+ * the newest generation assigns to it, until it is interrupted; then it drains, releases its ranges and unregisters.
  *
  * @since 0.1.0
  */
@@ -61,19 +61,25 @@ import * as Startup from "./Startup.ts"
  * @since 0.1.0
  */
 export class Orchestrator extends Context.Service<Orchestrator, {
-  /** Works until it is interrupted, then leaves gracefully. Fails with what another attempt will not mend. */
+  /**
+   * Works until it is interrupted, then leaves gracefully. Transient failures are retried, at the start for a bounded
+   * time; permanent failures fail it.
+   */
   readonly run: Effect.Effect<never, OrchestratorError>
   /**
-   * Works until every projection has handled all events that were visible when it began, then leaves. A halted range
-   * fails it with `ProjectionHalted`.
+   * Works until every projection has handled all events that were visible at its start, then leaves. Fails with
+   * `ProjectionHalted` if a range is halted.
    */
   readonly catchUp: Effect.Effect<void, OrchestratorError>
-  /** What this worker did and saw, beginning with the present state. A slow subscriber is told how much it missed. */
+  /**
+   * The worker's activity, starting with entries for the present state. A slow subscriber receives the number of
+   * entries that were dropped (`Missed`).
+   */
   readonly activity: Stream.Stream<Activity>
 }>()("pupsourcing-orchestrator/services/Orchestrator") {}
 
 /**
- * The stores that an orchestrator works on: `PostgresStores.layer` or `MemoryStores.layer`.
+ * The stores that an orchestrator uses: `PostgresStores.layer` or `MemoryStores.layer`.
  *
  * @category models
  * @since 0.1.0
@@ -89,7 +95,7 @@ export interface Options<P extends ReadonlyArray<Projection.Any>> extends Settin
 }
 
 /**
- * What building an orchestrator can fail with.
+ * The errors with which building an orchestrator can fail.
  *
  * @category errors
  * @since 0.1.0
@@ -97,8 +103,8 @@ export interface Options<P extends ReadonlyArray<Projection.Any>> extends Settin
 export type SetupError = DuplicateProjection | ForeignSqlClient | InvalidSettings
 
 /**
- * Runs the orchestrator in the context: `Program.runMain(Orchestrator.run.pipe(Effect.provide(Live)))`. What keeps the
- * layer from being built fails the program; nothing logs it in a fiber that nobody watches.
+ * Runs the orchestrator in the context: `Program.runMain(Orchestrator.run.pipe(Effect.provide(Live)))`. An error while
+ * the layer is built fails the program, instead of only being logged in an unobserved fiber.
  *
  * @category running
  * @since 0.1.0
@@ -109,7 +115,7 @@ export const run: Effect.Effect<never, OrchestratorError, Orchestrator> = Effect
 )
 
 /**
- * Catches up with what is there and leaves; see the service's `catchUp`.
+ * Catches up with the events that are visible now, then leaves; see the service's `catchUp`.
  *
  * @category running
  * @since 0.1.0
@@ -149,16 +155,18 @@ const checkProjections = (
   return Effect.void
 }
 
-/** At the position to start from, before it is said that it is waited for. */
+/** Number of reads of the settled position before a warning that it has not reached `startFrom`. */
 const looksBeforeWarning = 3
 const readingProgress = "Reading the progress of projections"
-/** Pause before a worker registers again. */
+/** Pause before an evicted worker registers again. */
 const registrationBackoff = Duration.millis(250)
-/** Unregistering is a courtesy; a database that does not answer must not hold up the end of the process. */
+/**
+ * Time limit of unregistering, which is a courtesy: a database that does not answer must not delay the process's end.
+ */
 const leaveTimeout = Duration.seconds(5)
 
 /**
- * Makes an orchestrator as a value. Needs the services of the projections' handlers and, while it exists, a scope.
+ * Makes an orchestrator as a value. Requires the stores and the services of the projections' handlers.
  *
  * @category constructors
  * @since 0.1.0
@@ -181,11 +189,11 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
   const { replicaSet } = settings
   const projections = new Map(options.projections.map((projection) => [projection.name, projection]))
 
-  /** What a new subscriber of the activity is told first. */
+  /** The present state, from which the first entries for a new subscriber of the activity are made. */
   let registration: Registration | undefined
   let generation: Generation.Generation | undefined
   let ranges: Ranges.Ranges | undefined
-  /** Projections that this run has given up, because a newer version has changed their filters. */
+  /** Projections that this run has given up, because another worker has changed their filters. */
   const givenUp = new Map<string, FilterChanged>()
   const log = ActivityLog.make(replicaSet, () => [
     ...(registration === undefined ? [] : [Activity.WorkerRegistered({ registration })]),
@@ -203,15 +211,17 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
     ])
   ])
 
-  /** Where a projection begins that has no progress yet; 0 for one that has, where it is not asked for. */
+  /**
+   * Returns where a projection without progress starts. Returns 0 for one with progress, where the value is not used.
+   */
   const startPosition = Effect.fnUntraced(function*({ name, startFrom }: Projection.Any) {
     const settledPosition = startup.step("Reading the settled position")(events.settledPosition)
     if (startFrom === "beginning" || (yield* startup.step("Reading checkpoints")(checkpoints.rows(name))).length > 0) {
       return 0n
     }
     if (startFrom === "now") return yield* settledPosition
-    // Refuses a position that has not been given out. One that may still be preceded by a commit is waited for: readers
-    // rest on it that everything up to where a projection stands is final.
+    // Rejects a position that was never issued. The loop below waits until the position is settled, because readers
+    // rely on everything up to a checkpoint being final.
     yield* events.read({ after: startFrom, limit: 1 }).pipe(
       startup.step(`Reading at position ${startFrom}`),
       Effect.catchTags({
@@ -235,7 +245,10 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
     return startFrom
   })
 
-  /** Names identify progress, and filters select events: unlike diagnostic texts, they must be stored unchanged. */
+  /**
+   * Fails if the database cannot store a name or a filter. Names identify progress and filters select events, so unlike
+   * diagnostic texts they must be stored unchanged.
+   */
   const checkNames = Effect.fnUntraced(function*(workerId: string) {
     const named = [
       { setting: "replicaSet", text: replicaSet },
@@ -245,7 +258,7 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
           .map((text) => ({ setting: "projections", text }))
       )
     ]
-    // If the database is unavailable, the registration that follows waits for it or reports it.
+    // If the database is unavailable, a later step of the start retries or reports it.
     const unstorable = yield* Effect.orElseSucceed(
       checkpoints.unstorable(named.map(({ text }) => text)),
       (): ReadonlyArray<string> => []
@@ -274,9 +287,9 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
       )
     )
 
-  /** The current registration works on its whole assignment. */
+  /** Whether the current registration works on its whole assignment. */
   let assigned = false
-  /** This run has taken part in a generation. */
+  /** Whether this run has been part of a generation. */
   let hasStarted = false
 
   const giveUp = Effect.fnUntraced(function*({ given, projection, recorded }: FilterChanged) {
@@ -294,7 +307,7 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
     yield* log.record(Activity.ProjectionGivenUp({ projection, recorded, given }))
   })
 
-  /** One registration's life. Ends by failing, `WorkerEvicted` included, or by interruption. */
+  /** Runs one registration. Ends with a failure, which can be `WorkerEvicted`, or by interruption. */
   const life = Effect.fnUntraced(function*(
     workerId: string,
     carried: () => ReadonlyArray<Decision.Carried>,
@@ -320,7 +333,7 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
               onNone: () => Effect.logWarning("The database did not answer in time: the others notice by themselves"),
               onSome: () => Effect.void
             })),
-            // The others find out by themselves; there is nothing more that a leaving worker can do.
+            // Best effort: the other workers detect a worker that could not unregister.
             Effect.catchCause((cause) => Effect.logWarning("The worker could not unregister; the others notice", cause))
           )
         }
@@ -339,8 +352,8 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
         startup.step(Startup.registering)
       ),
       leave,
-      // A worker that is told to stop while the database is away must not wait for it. Should it be interrupted when the
-      // registration has just been made, the end of its presence tells the others.
+      // A worker that is interrupted while the database is unreachable must not wait for it. If the registration was
+      // just created, the other workers detect the end of its presence.
       { interruptible: true }
     )
     registration = self
@@ -355,7 +368,7 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
       retryLog,
       onChange: () => alarm.latch.openUnsafe()
     })
-    // In the scope before the ranges, so that a worker that drains is still heard of.
+    // Added to the scope before the ranges, so that heartbeats continue while the ranges drain.
     yield* heartbeat.run.pipe(
       Effect.onError((cause) => Deferred.failCause(failed, cause)),
       Effect.forkScoped
@@ -400,7 +413,7 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
       },
       onAssigned: (value) => {
         assigned = value
-        // Who waits for progress may have nothing to wait for: there need not be a single event.
+        // Wakes `catchUp`, which would otherwise wait for progress even if there is not a single event.
         if (assigned) onSeen()
       }
     })
@@ -409,7 +422,8 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
       Effect.tapError((error) =>
         Effect.suspend(() => {
           evicted = error._tag === "WorkerEvicted" || error._tag === "WorkerReplaced"
-          // Others have taken what it held: nothing in flight can commit, so there is nothing to drain.
+          // Other workers claim the ranges of an evicted worker. Batches in flight are then fenced, so nothing is
+          // drained.
           return evicted ? open.closeAll("now") : Effect.void
         })
       ),
@@ -417,7 +431,7 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
     )
   })
 
-  /** Registers again after every eviction. */
+  /** Runs one registration after another: registers again after every eviction. */
   const lives = Effect.fnUntraced(function*(onSeen: () => void): Effect.fn.Return<never, OrchestratorError> {
     yield* Effect.logInfo("Starting orchestrator...")
     const workerId = settings.workerId ?? `worker-${yield* drawId}`
@@ -465,20 +479,21 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
       progressed.closeUnsafe()
       const changed = remaining.flatMap((name) => givenUp.get(name) ?? [])[0]
       if (changed !== undefined) return yield* changed
-      // Before that, a halt may come from an earlier run; this worker retries its event when it claims the range.
+      // Before the assignment is reached, a halt may be from an earlier run; claiming the range retries its event.
       if (!assigned) {
         yield* progressed.await
         continue
       }
       const mine = [...(ranges?.all.values() ?? [])]
       const behind: Array<string> = []
-      // What this worker does not see itself, the table says; to ask it after each batch would cost more than it tells.
+      // The progress of other workers' ranges is read from the table, but not after each batch, which would be
+      // expensive.
       const now = yield* Clock.monotonicTimeNanos
       const ask = askedAt === undefined ||
         Duration.isGreaterThanOrEqualTo(Duration.nanos(now - askedAt), settings.pollInterval)
       if (ask) {
         askedAt = now
-        // A server that has lost its last commits may never come to where it was.
+        // A server that has lost its last commits may never reach the target again.
         const head = yield* Effect.orElseSucceed(events.headPosition, () => target)
         if (head < target) target = head
       }
@@ -523,9 +538,9 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
 })
 
 /**
- * An orchestrator of the given projections. Errors of handlers halt a range and are not errors of the orchestrator. The
- * handlers' services are required here, so that a missing one is a compile error. The layer is memoized per
- * `EventStore`: over the stores of another database it builds another orchestrator.
+ * A layer with an orchestrator of the given projections. A handler's error halts a range and does not fail the
+ * orchestrator. The handlers' services are required here, so that a missing one is a compile error. The layer is
+ * memoized per `EventStore`: for the stores of another database it builds another orchestrator.
  *
  * @category layers
  * @since 0.1.0
@@ -570,7 +585,7 @@ const drawId = Effect.map(
   ([millis, ...random]) => Uuid.v7(millis, random)
 )
 
-/** Says once what went wrong, and tells a runtime that prints failures that this one has been printed. */
+/** Logs a failure once, and marks it as reported, so that a runtime that prints failures does not print it again. */
 const logFailure = (cause: Cause.Cause<OrchestratorError>): Effect.Effect<void> => {
   const failure = cause.reasons.find(Cause.isFailReason)
   if (failure === undefined) {

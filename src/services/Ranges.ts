@@ -1,6 +1,6 @@
 /**
- * The ranges that this worker is working on. Opening one starts its runner; closing it drains the runner, interrupts it
- * when that takes too long, and leaves the range to be given up by the next decision.
+ * The ranges that this worker is working on. Opening a range starts its runner. Closing it drains the runner, and
+ * interrupts the runner if that takes too long; the next decision then releases the range.
  *
  * @since 0.1.0
  */
@@ -24,17 +24,17 @@ import type { Job, ProjectionRunner, RunnerError } from "./ProjectionRunner.ts"
  */
 export interface Range {
   readonly held: Checkpoint.Held
-  /** How far it has been seen, in memory. */
+  /** The position up to which the range is complete, in memory. */
   readonly seen: bigint
   /** The reason if the range is halted, whether it was halted before or after it was opened. */
   readonly halt: Omit<Checkpoint.Halt, "since" | "hash" | "incarnation"> | undefined
-  /** Since when, by the monotonic clock in nanoseconds. */
+  /** When this worker observed the halt, in nanoseconds of the monotonic clock. */
   readonly haltedAt: bigint
-  /** How far its progress has been committed, and when that was heard of. */
+  /** The position up to which progress is committed, and when this worker received the confirmation. */
   readonly written: bigint
   readonly writtenAt: bigint
   readonly closing: boolean
-  /** Since when a batch is open, by the monotonic clock in nanoseconds. */
+  /** When the current batch began, in nanoseconds of the monotonic clock; undefined between batches. */
   readonly batchSince: bigint | undefined
 }
 
@@ -43,25 +43,25 @@ export interface Range {
  * @since 0.1.0
  */
 export interface Ranges {
-  /** What is open or still closing, by `Checkpoint.key`. */
+  /** The ranges that are open or still closing, by `Checkpoint.key`. */
   readonly all: ReadonlyMap<string, Range>
   readonly open: (job: Omit<Job, "draining" | "onBatch" | "onSeen" | "onWritten">) => Effect.Effect<void>
   /**
-   * Begins to close a range; it stays in `all` until its runner has ended. `now` interrupts the runner at once: the
-   * range is lost anyway, or nothing may run any more.
+   * Starts to close a range, which stays in `all` until its runner has ended. `now` interrupts the runner at once, for
+   * a range that is lost or a worker that must stop.
    */
   readonly close: (key: string, how: "drain" | "now") => Effect.Effect<void>
-  /** Closes all ranges and waits, but not for a handler that will not stop. */
+  /** Closes all ranges and waits until they have ended, except for handlers that do not stop. */
   readonly closeAll: (how: "drain" | "now") => Effect.Effect<void>
 }
 
-/** A handler that does not stop when it is interrupted is waited for this long, then left behind. */
+/** How long to wait for a handler that does not stop when it is interrupted, before it is left behind. */
 const interruptionGrace = Duration.seconds(5)
-/** A runner that died, or whose row refused it, is started again no sooner than this. */
+/** Minimum time before a runner that died, or that was fenced at once, is started again. */
 const restartDelay = Duration.seconds(1)
 
 /**
- * Makes the collection in the present scope, whose end closes all ranges.
+ * Makes the collection of ranges in the present scope, whose end closes all of them.
  *
  * @category constructors
  * @since 0.1.0
@@ -69,7 +69,7 @@ const restartDelay = Duration.seconds(1)
 export const make = Effect.fnUntraced(function*(options: {
   readonly runner: ProjectionRunner["Service"]
   readonly drainTimeout: Duration.Duration
-  /** Something changed: a range ended, or has seen more. */
+  /** Called when a range has ended or was fenced. */
   readonly onChange: () => void
   readonly onSeen: () => void
   readonly onFailure: (error: RunnerError) => Effect.Effect<void>
@@ -77,7 +77,7 @@ export const make = Effect.fnUntraced(function*(options: {
   interface Entry {
     readonly held: Checkpoint.Held
     readonly draining: Latch.Latch
-    /** Opened when the runner has ended, or would not: then it is left behind. */
+    /** Opened when the runner has ended, or is left behind because it does not end. */
     readonly left: Latch.Latch
     fiber: Fiber.Fiber<void> | undefined
     seen: bigint
@@ -91,7 +91,7 @@ export const make = Effect.fnUntraced(function*(options: {
   }
   const clock = yield* Clock.Clock
   const entries = new Map<string, Entry>()
-  /** Fences under which rows have refused their worker at once, by key. */
+  /** Fences under which a runner was fenced right after its range was opened, by row key. */
   const refusals = new Map<string, Checkpoint.Held["fence"]>()
 
   const open: Ranges["open"] = Effect.fnUntraced(function*(job) {
@@ -118,8 +118,8 @@ export const make = Effect.fnUntraced(function*(options: {
 
     const orDraining = (self: Effect.Effect<void>) => Effect.raceFirst(entry.draining.await, self)
     /**
-     * Whose row has gone to another worker is closed at the next look, which interrupts this. Where nobody else has it,
-     * no look would bring anything new.
+     * Delays the end of a fenced runner. If another worker has claimed the row, the next reconciliation closes the
+     * range, which interrupts the delay. If not, an immediate retry would be refused again.
      */
     const refused = Effect.gen(function*() {
       options.onChange()
@@ -129,7 +129,7 @@ export const make = Effect.fnUntraced(function*(options: {
       const before = refusals.get(key)
       refusals.set(key, fence)
       yield* orDraining(Effect.sleep(Duration.subtract(restartDelay, open)))
-      // Once may be news that the look has not brought yet.
+      // A single refusal may be caused by a claim that the reconciliation has not read yet.
       if (before?.incarnation !== fence.incarnation || before.generationId !== fence.generationId) return
       if (entry.draining.isOpen()) return
       yield* Effect.logWarning(
@@ -161,7 +161,7 @@ export const make = Effect.fnUntraced(function*(options: {
     }).pipe(
       Effect.flatMap((ending) => ending === "fenced" ? refused : Effect.void),
       Effect.catch(options.onFailure),
-      // A runner that dies is a bug, and must not look like a halted range.
+      // A runner that dies is a bug, and must not be mistaken for a halted range.
       Effect.catchDefect((defect) =>
         Effect.logError(
           `The runner of projection "${projection}" died and is restarted: ${errorText(Cause.die(defect))}${
@@ -185,8 +185,8 @@ export const make = Effect.fnUntraced(function*(options: {
         entry.left.open
       )
     })
-    // Not in the scope, whose end would wait for a handler that will not stop: `closeAll` below sees to its end. It
-    // begins uninterruptibly, so that its end is seen to even when it is interrupted before it has done anything.
+    // Not forked in the scope, whose end would wait for a handler that does not stop; `closeAll` below ends it. It
+    // starts uninterruptibly, so that `ended` runs even if the fiber is interrupted before it has done anything.
     entry.fiber = yield* Effect.asVoid(Effect.ensuring(Effect.interruptible(run), ended)).pipe(
       Effect.forkDetach({ startImmediately: true, uninterruptible: true })
     )

@@ -1,6 +1,6 @@
 /**
- * The reconciler: one worker's loop that compares the ranges it should hold with those it works on, and mends the
- * difference. Nothing in it waits for a range to end: a range that closes wakes the loop when it has.
+ * The reconciler: one worker's loop that compares the ranges it should hold with the ranges it works on, and corrects
+ * the difference. The loop never waits for a range to end: a range that has closed wakes the loop.
  *
  * @since 0.1.0
  */
@@ -35,7 +35,7 @@ import type { RetryLog } from "./RetryLog.ts"
 import type { Startup } from "./Startup.ts"
 
 /**
- * What a reconciler works with.
+ * The dependencies and callbacks of a reconciler.
  *
  * @category options
  * @since 0.1.0
@@ -45,7 +45,7 @@ export interface Options {
   readonly settings: Settings
   readonly projections: ReadonlyMap<string, Projection.Any>
   readonly carried: () => ReadonlyArray<Decision.Carried>
-  /** Gives up the projection whose filter has been changed. At the start of the worker this is an error instead. */
+  /** Gives up the projection whose filter has changed. Fails if the worker has not been part of a generation yet. */
   readonly giveUp: (failure: FilterChanged) => Effect.Effect<void, FilterChanged>
   readonly captured: Context.Context<unknown>
   readonly coordinator: Coordinator["Service"]
@@ -54,16 +54,16 @@ export interface Options {
   readonly log: ActivityLog
   readonly retryLog: RetryLog
   readonly alarm: Alarm
-  /** While it is true nothing may run. */
+  /** Returns whether the worker is suspended; while it is, no range may run. */
   readonly suspended: () => boolean
   readonly startup: Startup
   readonly onGeneration: (generation: Generation.Generation) => void
-  /** Whether the worker works on all of its assignment. */
+  /** Called with whether the worker works on all of its assignment. */
   readonly onAssigned: (assigned: boolean) => void
 }
 
 /**
- * What ends a reconciler.
+ * The errors that end a reconciler.
  *
  * @category errors
  * @since 0.1.0
@@ -77,14 +77,14 @@ export type Ending =
   | WorkerReplaced
 
 /**
- * Wakes a reconciler.
+ * The signal that wakes a reconciler.
  *
  * @category models
  * @since 0.1.0
  */
 export interface Alarm {
   readonly latch: Latch.Latch
-  /** The last wake-up came from outside; these come in bursts. */
+  /** Whether an external wake-up is pending; these arrive in bursts. */
   fromOutside: boolean
 }
 
@@ -94,25 +94,25 @@ export interface Alarm {
  */
 export const makeAlarm = (): Alarm => ({ latch: Latch.makeUnsafe(false), fromOutside: false })
 
-/** Bursts of external wake-ups are handled by one reconciliation. */
+/** External wake-ups within this time are handled by one reconciliation. */
 const burst = Duration.millis(20)
-/** Pause before the stores are asked again after they failed. */
+/** Pause before a reconciliation is retried after a store error. */
 const storeBackoff = Duration.millis(250)
 /** A step of `Startup`. */
 const coordinating = "Coordination"
-/** The maximum interval between attempts at a decision that only waits for time to pass. */
+/** Maximum interval to which repeated rechecks back off. */
 const longestRecheckMillis = 250
-/** Time limit of the query whether a worker left or was lost. */
+/** Time limit of the query that distinguishes workers that left from workers that were lost. */
 const longestLookup = Duration.millis(250)
-/** A batch that has been open for this long may stay open much longer. */
+/** A range is not merged if its batch has been open for this long, because the batch may stay open much longer. */
 const slowBatchNanos = 500_000_000n
-/** Neighbouring ranges are merged at most this often: it interrupts both for a moment. */
+/** Minimum time between merges of adjacent ranges, because a merge pauses the ranges for a moment. */
 const mergeInterval = Duration.seconds(5)
-/** The first of them to end stands still for the others at most this long. */
+/** Maximum time for which closed ranges wait for the other ranges of a merge to close. */
 const mergePatience = Duration.millis(250)
 
 /**
- * Runs until the registration has ended, the assignment cannot be reached, or something forbids to go on.
+ * Runs until the registration has ended, the assignment cannot be reached, or a permanent failure occurs.
  *
  * @category running
  * @since 0.1.0
@@ -120,17 +120,20 @@ const mergePatience = Duration.millis(250)
 export const run = Effect.fnUntraced(function*(options: Options): Effect.fn.Return<never, Ending> {
   const { alarm, coordinator, log, membership, ranges, registration, settings } = options
   let generation: Generation.Generation | undefined
-  /** When the newest generation was seen first. */
+  /** When this worker first read the newest generation. */
   let seenAt = yield* Clock.monotonicTimeNanos
-  /** Since when the assignment could have been reached: time without the database does not count. */
+  /**
+   * The time from which the wait for the assignment counts; undefined while the worker is suspended or the database is
+   * unavailable, because that time does not count.
+   */
   let waitingSince: bigint | undefined = seenAt
   let reached = false
-  /** The worker was not alone before. */
+  /** Whether the newest generation replaced another one; if it has one member, this worker was left alone. */
   let leftAlone = false
   let rechecks = 0
   let lookedAt = 0n
   let mergedAt = seenAt
-  /** Keys of ranges that were closed to become one. */
+  /** Keys of ranges that were closed to be merged. */
   let merging: ReadonlySet<string> = new Set()
 
   const letBurstPass = Effect.gen(function*() {
@@ -141,11 +144,11 @@ export const run = Effect.fnUntraced(function*(options: Options): Effect.fn.Retu
     alarm.fromOutside = false
   })
 
-  /** What holds now; nothing when the database could not say. */
+  /** Returns the current decision, or none after a store error that is retried or after a projection was given up. */
   const decide = Effect.gen(function*() {
     const busy = new Set(ranges.all.keys())
-    // Until the last of the ranges that are to become one has ended, none is opened again; and it must have ended before
-    // the decision that makes them one. A slow handler is not waited for.
+    // The ranges of a merge stay closed until the last of them has ended, because the decision merges only rows that
+    // are not busy. `mergePatience` limits the wait for a slow handler.
     merging = Duration.isGreaterThan(Duration.nanos(lookedAt - mergedAt), mergePatience)
       ? new Set()
       : new Set([...merging].filter((key) => busy.has(key)))
@@ -160,7 +163,7 @@ export const run = Effect.fnUntraced(function*(options: Options): Effect.fn.Retu
     }
     const failure = result.failure
     if (failure._tag === "WorkerEvicted") {
-      // A decision sees only that the registration is gone; whether a successor has the id, the heartbeat says.
+      // A decision only detects that the registration has ended; the heartbeat detects whether it was replaced.
       yield* Effect.catchIf(membership.heartbeat(registration), isStoreError, () => Effect.void)
     }
     if (failure._tag === "FilterChanged") {
@@ -175,7 +178,9 @@ export const run = Effect.fnUntraced(function*(options: Options): Effect.fn.Retu
     return Option.none()
   })
 
-  /** Why the next generation differs, for the log. The query has a short time limit, because ranges wait for it. */
+  /**
+   * Returns why the next generation differs, for the log. The query's time limit is short, because ranges wait for it.
+   */
   const reasonsFor = Effect.fnUntraced(function*(previous: Generation.Generation, next: Generation.Generation) {
     const { gone, joined } = Generation.difference(previous, next)
     // The row of a member that registered again under its id does not record how the earlier registration ended.
@@ -227,7 +232,7 @@ export const run = Effect.fnUntraced(function*(options: Options): Effect.fn.Retu
     for (const [key, range] of ranges.all) {
       const row = rows.get(key)
       if (row === undefined || isBehind(row, range, lookedAt) || !sameHold(row, range.held)) {
-        // Somebody else's by now: what is in flight cannot commit any more.
+        // The row no longer matches this range, so a batch in flight cannot commit.
         yield* ranges.close(key, "now")
       } else if (!isMine(row)) {
         yield* ranges.close(key, "drain")
@@ -241,8 +246,8 @@ export const run = Effect.fnUntraced(function*(options: Options): Effect.fn.Retu
     busy: ReadonlySet<string>
   ) {
     for (const held of decision.held) {
-      // A runner that ended meanwhile may have moved its row since the decision read it; its end has the next look
-      // taken at once.
+      // A runner that has ended in the meantime may have moved its row since the decision read it. Its end triggers
+      // another reconciliation at once.
       if (busy.has(Checkpoint.key(held))) continue
       const projection = options.projections.get(held.projection)
       if (
@@ -252,7 +257,7 @@ export const run = Effect.fnUntraced(function*(options: Options): Effect.fn.Retu
     }
   })
 
-  /** Writes what people read where it is not what is. */
+  /** Records the worker's state, for operators, if the record differs from the actual state. */
   const report = Effect.fnUntraced(function*(
     { activates, recorded }: Decision.Decision,
     current: Generation.Generation
@@ -260,7 +265,7 @@ export const run = Effect.fnUntraced(function*(options: Options): Effect.fn.Retu
     const state = reached ? "running" : "ready"
     if (recorded?.state === state && recorded.generationId === current.generationId && !activates) return
     yield* membership.report(registration, { state, generation: current }).pipe(
-      // The next look mends it.
+      // The next reconciliation writes it again.
       Effect.catchCause((cause) => Effect.logDebug("The worker's state could not be recorded", cause))
     )
   })
@@ -280,7 +285,7 @@ export const run = Effect.fnUntraced(function*(options: Options): Effect.fn.Retu
     if (waitingSince === undefined) return
     const waited = Duration.nanos((yield* Clock.monotonicTimeNanos) - waitingSince)
     const closing = [...ranges.all.values()].filter((range) => range.closing).map(({ held }) => held.projection)
-    // Whoever holds the others up fails first, so that those who only wait for it need not.
+    // Workers that block others fail first, so that workers that only wait do not have to fail.
     const patience = closing.length > 0
       ? settings.coordinationTimeout
       : Duration.times(settings.coordinationTimeout, 2)
@@ -297,13 +302,13 @@ export const run = Effect.fnUntraced(function*(options: Options): Effect.fn.Retu
   })
 
   /**
-   * Closes neighbouring ranges of a projection that stand at the same place, so that the next decision makes one range
-   * of them: what many switches have cut up grows together again.
+   * Closes adjacent ranges of a projection that are at the same position, so that the next decision merges them. This
+   * undoes the fragmentation caused by many generation switches.
    */
   const mergeNeighbours = Effect.gen(function*() {
     if (!Duration.isGreaterThan(Duration.nanos(lookedAt - mergedAt), mergeInterval)) return
     mergedAt = lookedAt
-    // To end a batch that takes its time, only for this, would be to begin it again.
+    // A slow batch is not ended for a merge, because its work would have to start again.
     const idle = [...ranges.all.values()].filter(({ batchSince, closing, halt }) =>
       !closing && halt === undefined && (batchSince === undefined || lookedAt - batchSince < slowBatchNanos)
     )
@@ -318,9 +323,9 @@ export const run = Effect.fnUntraced(function*(options: Options): Effect.fn.Retu
     merging = keys
   })
 
-  /** Until something happens, or time alone may have changed something. */
+  /** Waits for a wake-up, or until time alone may have changed the decision; at most `pollInterval`. */
   const wait = Effect.fnUntraced(function*(recheck: number | undefined) {
-    // A row that stays locked (a slow handler, a frozen worker) is asked for less and less often.
+    // Backs off while a row stays locked, for example by a slow handler or a frozen worker.
     rechecks = recheck === undefined || recheck > longestRecheckMillis ? 0 : rechecks + 1
     const patience = Math.min(
       Duration.toMillis(settings.pollInterval),
@@ -360,7 +365,7 @@ export const run = Effect.fnUntraced(function*(options: Options): Effect.fn.Retu
       const settled = decision.settled && paused.size === 0 &&
         [...ranges.all.values()].every((range) => !range.closing)
       if (settled && !reached) yield* arrive(current)
-      // After the ranges: nobody's work waits for what people read.
+      // After the ranges, so that no range waits for a record that only operators read.
       yield* report(decision, current)
       if (!reached) yield* failWhenLate(current)
     }
@@ -376,7 +381,10 @@ const summaryOf = ({ generationId, members }: Generation.Generation, partition: 
   }.`
 }
 
-/** A server that lost its last commits may have lost the halt or the progress; an idle range would not detect it. */
+/**
+ * Returns whether the row is behind the range. A server that lost its last commits may have lost the halt or the
+ * progress; an idle range would not detect it.
+ */
 const isBehind = (row: Checkpoint.Held, range: Range, lookedAt: bigint): boolean =>
   (range.halt !== undefined && row.halt === undefined && range.haltedAt < lookedAt) ||
   (row.position < range.written && range.writtenAt < lookedAt)

@@ -1,10 +1,13 @@
 /**
  * Decides whether a worker retries a failed store statement or ends, from its first statement on:
  *
- * - A step that has succeeded once is retried after every failure, without a limit.
- * - A transient failure is retried: for five seconds while the worker has never been registered, afterwards without a limit.
+ * - A step that has succeeded once is retried after every store error.
+ * - A transient failure is retried.
+ * - After the registration, `DatabaseUnavailable` and `ReadOnlyReplica` are retried.
  * - Any other failure ends the worker at once: a statement that has never succeeded does not start to succeed by
  *   itself.
+ *
+ * Retries are limited to five seconds while the worker has never been registered, and unlimited afterwards.
  *
  * @since 0.1.0
  */
@@ -20,7 +23,7 @@ const patienceNanos = 5_000_000_000n
 /** Half of the attempts are made in the first second, because a server that is starting is usually ready soon. */
 const soon = Schedule.min([Schedule.exponential("50 millis"), Schedule.spaced("500 millis")])
 
-/** Counts from the start of the first attempt, so that the time spent waiting for an answer is included. */
+/** Retries for `patienceNanos` from the start of the first attempt, so that the wait for an answer is included. */
 const patiently = <A, E, R>(
   self: Effect.Effect<A, E, R>,
   isRetryable: (error: E) => boolean,
@@ -49,7 +52,7 @@ export const waitForServer = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Eff
  * @since 0.1.0
  */
 export interface Startup {
-  /** Whether the failure of a step ends the worker; if not, the step is to be retried. */
+  /** Returns whether the failure of a step ends the worker. If not, the step must be retried. */
   readonly isFatal: (step: string, error: StoreError) => boolean
   /** Records that a step has succeeded. */
   readonly worked: (step: string) => void
@@ -58,7 +61,7 @@ export interface Startup {
 }
 
 /**
- * The step that makes a worker known to the others.
+ * The step that registers the worker.
  *
  * @category steps
  * @since 0.1.0
