@@ -1,6 +1,6 @@
 /**
- * The one place where what a worker does becomes visible: metrics and the bounded stream of activity are made here,
- * synchronously, so that neither can miss what the other shows.
+ * The log of a worker's activity: each entry updates the metrics and is published to the bounded stream, synchronously,
+ * so that both cover the same activity.
  *
  * @since 0.1.0
  */
@@ -16,11 +16,11 @@ import * as Metrics from "./Metrics.ts"
  */
 export interface ActivityLog {
   readonly record: (activity: Activity) => Effect.Effect<void>
-  /** Begins with the present state, then what happens. */
+  /** Emits entries that describe the present state first, then each new entry. */
   readonly stream: Stream.Stream<Activity>
 }
 
-/** What a subscriber may lag behind before entries are dropped for it. */
+/** Number of entries buffered for each subscriber. Further entries are dropped and counted in `Missed`. */
 const capacity = 1024
 
 interface Subscriber {
@@ -29,7 +29,7 @@ interface Subscriber {
 }
 
 /**
- * Makes a log whose subscribers are first told `present()`.
+ * Makes an activity log. Each new subscriber first receives the entries that `present()` returns.
  *
  * @category constructors
  * @since 0.1.0

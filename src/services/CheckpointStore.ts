@@ -1,5 +1,5 @@
 /**
- * The checkpoint store: progress that commits together with the read model, under a fence.
+ * The checkpoint store: fenced progress that commits in the same transaction as the read model.
  *
  * @since 0.1.0
  */
@@ -13,7 +13,7 @@ import type { ForeignSqlClient, StoreError } from "../schema/Errors.ts"
 import type { ServerLife } from "./EventStore.ts"
 
 /**
- * The range no longer belongs to who wrote: nothing was committed.
+ * The caller no longer owns this range; nothing was committed.
  *
  * @category errors
  * @since 0.1.0
@@ -21,7 +21,8 @@ import type { ServerLife } from "./EventStore.ts"
 export class Fenced extends Data.TaggedError("Fenced")<{ readonly projection: string }> {}
 
 /**
- * The batch did not commit for a passing reason; the same batch may be tried again.
+ * The write failed for a transient reason and can be retried. After a `connection` failure, read the events again
+ * first.
  *
  * @category errors
  * @since 0.1.0
@@ -37,7 +38,7 @@ export class TransientFailure extends Data.TaggedError("TransientFailure")<{
 }> {}
 
 /**
- * The handler failed, or broke the rules of its transaction: nothing was committed.
+ * The handler failed or broke the rules of its transaction; nothing was committed.
  *
  * @category errors
  * @since 0.1.0
@@ -51,16 +52,16 @@ export class HandlerFailure extends Data.TaggedError("HandlerFailure")<{
  * @since 0.1.0
  */
 export interface BatchOptions {
-  /** Where the range stands. */
+  /** The range's position before the batch. */
   readonly from: bigint
   /**
-   * How long the transaction may stand without a statement before the database ends it. It is kept alive while the
-   * process lives, so that it means "process gone" and nothing else.
+   * How long the transaction may be idle before the database ends it. The store keeps the transaction alive while the
+   * process runs, so that the timeout fires only for a process that is dead, frozen, cut off or blocked by a handler.
    */
   readonly idleTimeout: Duration.Duration
   /**
-   * In which life of the server the work was read. In another one nothing is committed, and it is a `TransientFailure`
-   * of the connection.
+   * The server epoch in which the events were read. In another epoch nothing is committed, and the batch fails with a
+   * `TransientFailure` of kind `connection`.
    */
   readonly life?: ServerLife | undefined
 }
@@ -71,8 +72,8 @@ export interface BatchOptions {
  */
 export class CheckpointStore extends Context.Service<CheckpointStore, {
   /**
-   * Runs `work` and then moves the range to the position that it comes back with, in one transaction: both happen or
-   * neither. `work` finds the transaction in its context. A commit whose outcome is unknown is looked up before this
+   * Runs `work` and then moves the range to the position that `work` returns, in one transaction: both commit, or
+   * neither does. The transaction is in the context of `work`. An unknown commit outcome is resolved before this
    * returns.
    */
   readonly commit: <E, R>(
@@ -81,15 +82,18 @@ export class CheckpointStore extends Context.Service<CheckpointStore, {
     work: Effect.Effect<bigint, E, R>
   ) => Effect.Effect<void, Fenced | HandlerFailure | StoreError | TransientFailure, R>
 
-  /** Moves the range's position without any work: nothing in between concerned the projection. `life` as for a batch. */
+  /**
+   * Moves the range's position without any work, because no event in between matched the projection. `life` has the
+   * same meaning as for a batch.
+   */
   readonly advance: (
     held: Held,
     options: { readonly from: bigint; readonly to: bigint; readonly life?: ServerLife | undefined }
   ) => Effect.Effect<void, Fenced | StoreError | TransientFailure>
 
   /**
-   * Records that the range is halted, and why. `life` has the same meaning as for a batch. The error's text may be
-   * shortened, so that it never prevents the halt from being recorded.
+   * Records that the range is halted, and the reason. `life` has the same meaning as for a batch. The error's text may
+   * be shortened, so that it never prevents the halt from being recorded.
    */
   readonly halt: (
     held: Held,
@@ -99,20 +103,20 @@ export class CheckpointStore extends Context.Service<CheckpointStore, {
       readonly error: string
       readonly position: bigint
       readonly eventId: string
-      /** Absent if it cannot be read: when the range is split, a part may then wrongly lose or keep the halt. */
+      /** Absent if it cannot be read. If the range is split, a part may then wrongly lose or keep the halt. */
       readonly aggregateId?: string | undefined
     }
   ) => Effect.Effect<void, Fenced | StoreError | TransientFailure>
 
-  /** All rows of a projection, in range order; none when it has never run. */
+  /** Returns all rows of a projection in range order; none if the projection has never run. */
   readonly rows: (projection: string) => Effect.Effect<ReadonlyArray<Checkpoint>, StoreError>
 
   /** Returns the texts that the database cannot store, such as those with characters outside its encoding. */
   readonly unstorable: (texts: ReadonlyArray<string>) => Effect.Effect<ReadonlyArray<string>, StoreError>
 
   /**
-   * Fails when handlers that run in `context` would write through another client than the store's, so that read model
-   * and progress would commit apart.
+   * Fails if handlers that run in `context` would write through a client other than the store's: read model and
+   * progress would then commit separately.
    */
   readonly checkClient: (
     context: Context.Context<never>,

@@ -1,5 +1,5 @@
 /**
- * Decisions: the one door through which generations, the holding of ranges and evictions change.
+ * Decisions: the only operation that forms generations, claims and releases ranges, and evicts workers.
  *
  * @since 0.1.0
  */
@@ -13,12 +13,13 @@ import type { StoreError } from "../schema/Errors.ts"
  * @since 0.1.0
  */
 export class Decisions extends Context.Service<Decisions, {
-  /** What `decide` would do now, if it got every lock. Reads only. */
+  /** Returns the decision that `decide` would make now if it acquired every lock. Reads only. */
   readonly look: (request: Request) => Effect.Effect<Decision, StoreError>
 
   /**
-   * Takes the decision of `Decision.decide` and carries it out, alone among the workers of the replica set, in one
-   * short transaction; wakes the others when something changed. With `leaving` it also marks the worker as stopped.
+   * Makes the decision of `Decision.decide` and applies it in one short transaction, which excludes decisions of the
+   * replica set's other workers. Wakes the other workers if something changed. With `leaving`, it also marks the worker
+   * as stopped.
    */
   readonly decide: (request: Request) => Effect.Effect<Decision, StoreError>
 }>()("pupsourcing-orchestrator/services/Decisions") {}

@@ -1,5 +1,5 @@
 /**
- * The event store: what was appended, and how far it may be read.
+ * The event store: appends events, and reads them up to the settled position.
  *
  * @since 0.1.0
  */
@@ -19,9 +19,9 @@ import type { EventFilter } from "../schema/EventFilter.ts"
 import type { HashRange } from "../schema/HashRange.ts"
 
 /**
- * The life of the server that something was read in. A server that comes back from a crash, and another that takes its
- * place, may have lost the last commits, and give their positions out again: what was read before is not true of it.
- * Only to be handed on and compared.
+ * Identifies a server epoch: one uninterrupted run of the database server, as observed by the session that read. After
+ * a crash or failover recent commits may be lost and their positions reissued, so positions from an earlier epoch are
+ * invalid. Opaque; compare for equality.
  *
  * @category models
  * @since 0.1.0
@@ -33,42 +33,42 @@ export type ServerLife = string
  * @since 0.1.0
  */
 export interface ReadOptions {
-  /** Events above this position. */
+  /** Reads events above this position. */
   readonly after: bigint
   /**
-   * In which life of the server `after` was seen, where no checkpoint holds it. In another life the read fails with
-   * `DatabaseUnavailable`.
+   * The server epoch in which `after` was read, if it is not stored in a checkpoint. In another epoch the read fails
+   * with `DatabaseUnavailable`.
    */
   readonly life?: ServerLife | undefined
   /**
-   * Events up to this position, which must be settled (it came from `settledBeyond` or `settledPosition`). The present
-   * settled position when absent.
+   * Reads events up to this position, which must be settled (returned by `settledBeyond` or `settledPosition`).
+   * Default: the present settled position.
    */
   readonly upTo?: bigint | undefined
-  /** The whole space when absent. */
+  /** Default: the whole hash space. */
   readonly range?: HashRange | undefined
   readonly filter?: EventFilter | undefined
-  /** Events at most. Default 1000. */
+  /** Maximum number of events. Default 1000. */
   readonly limit?: number | undefined
-  /** Bytes at most, but never below one event. Default 4 MiB. */
+  /** Maximum total size in bytes; the limit never excludes the first event. Default 4 MiB. */
   readonly bytes?: number | undefined
 }
 
 /**
- * A part of the stream, in position order.
+ * The result of one read: matching events in position order.
  *
  * @category models
  * @since 0.1.0
  */
 export interface Page {
   readonly events: ReadonlyArray<Event>
-  /** No event that matches lies between the last one of the page and this position. */
+  /** The page is complete up to this position: no matching event lies between its last event and this position. */
   readonly position: bigint
   readonly life: ServerLife
 }
 
 /**
- * A transaction that may still commit an event at a position that others have passed.
+ * A transaction that may still commit an event below positions that other transactions have already committed.
  *
  * @category models
  * @since 0.1.0
@@ -77,7 +77,7 @@ export interface OpenWriter {
   /** Process id of the session; absent for a prepared transaction. */
   readonly pid: number | undefined
   readonly application: string | undefined
-  /** Milliseconds since it was first seen to hold readers back. */
+  /** Milliseconds since it was first observed to hold back the settled position. */
   readonly seenForMillis: number
 }
 
@@ -87,20 +87,21 @@ export interface OpenWriter {
  */
 export class EventStore extends Context.Service<EventStore, {
   /**
-   * Appends events to one aggregate, all or none, in one round trip. Inside the caller's transaction it joins it.
-   * Fails with `ConcurrencyConflict` when the aggregate is not at the expected version (default `"any"`).
+   * Appends events to one aggregate, all or none, in one round trip. Inside a transaction of the caller, the append is
+   * part of that transaction. Fails with `ConcurrencyConflict` if the aggregate is not at the expected version (default
+   * `"any"`).
    *
-   * Outside a transaction, an append that conflicts with another transaction is retried (deadlock, serialization
-   * failure).
+   * Outside a transaction, an append that conflicts with another transaction (deadlock, serialization failure) is
+   * retried.
    *
    * **Gotchas**
    *
-   * When the answer is lost, the append may have been committed: the error then has `mayHaveCommitted: true`. The
-   * outcome is also unknown after an interruption or a timeout around the append. Repeat it only with the same
-   * `eventId`s: it succeeds, or fails with `DuplicateEvent`, which means that the first one was committed. Without ids
-   * of your own, a repeated append may store the events twice, or report your own events as a `ConcurrencyConflict`.
-   * Inside a transaction of the caller, an append whose answer is lost is rolled back with the transaction; if the
-   * answer to COMMIT is lost, the whole transaction may have been committed.
+   * If the answer is lost, the commit outcome is unknown and the error has `mayHaveCommitted: true`. The outcome is
+   * also unknown after an interruption or a timeout around the append. Retry it only with the same `eventId`s: the
+   * retry succeeds, or fails with `DuplicateEvent`, which means that the first append was committed. Without ids of
+   * your own, a retry may store the events twice, or report your own events as a `ConcurrencyConflict`. Inside a
+   * transaction of the caller, an append whose answer is lost is rolled back with the transaction; if the answer to
+   * COMMIT is lost, the whole transaction may have been committed.
    *
    * The caller's transaction can continue after `InvalidEvents`, after `DuplicateEvent` for an id that was committed
    * before the append, and after a `ConcurrencyConflict` that has an `actual` version; other errors may abort it.
@@ -111,8 +112,8 @@ export class EventStore extends Context.Service<EventStore, {
   ) => Effect.Effect<Appended, ConcurrencyConflict | DuplicateEvent | InvalidEvents | StoreError>
 
   /**
-   * The events of one aggregate in version order, from version `from` (default 1) to `to` (default the last), at most
-   * `limit` (default all).
+   * Returns the events of one aggregate in version order, from version `from` (default 1) to `to` (default the last),
+   * at most `limit` (default all).
    */
   readonly readStream: (
     stream: StreamId,
@@ -124,29 +125,30 @@ export class EventStore extends Context.Service<EventStore, {
   ) => Effect.Effect<ReadonlyArray<Event>, StoreError>
 
   /**
-   * Settled events in position order. Returns the events before one that cannot be received or read; when that event is
-   * the next matching one, fails with `EventTooLarge` or `EventUnreadable`.
+   * Returns settled events in position order. The page ends before an event that cannot be received or read; if that
+   * event is the next matching one, the read fails with `EventTooLarge` or `EventUnreadable`.
    */
   readonly read: (options: ReadOptions) => Effect.Effect<Page, CheckpointAheadOfEvents | EventError | StoreError>
 
   /**
-   * The position at or below which no transaction can still commit an event, 0 in an empty store. What lies at or
-   * below it will never change.
+   * The settled position: no transaction can still commit an event at or below it, so the events there never change. 0
+   * in an empty store.
    */
   readonly settledPosition: Effect.Effect<bigint, StoreError>
 
   /**
-   * Waits until the settled position is beyond `position`, which must itself be settled, and returns it. Woken by
-   * appends of this library; what nothing announces is found within `pollInterval`.
+   * Waits until the settled position is above `position`, which must itself be settled, and returns the new settled
+   * position. Appends of this library trigger a check at once; events without a notification are found within
+   * `pollInterval`.
    */
   readonly settledBeyond: (
     position: bigint,
     pollInterval: Duration.Duration
   ) => Effect.Effect<bigint, CheckpointAheadOfEvents | StoreError>
 
-  /** The highest position that is visible now; events below it may still commit. */
+  /** The head: the highest position that is visible now. Events below it may still commit. */
   readonly headPosition: Effect.Effect<bigint, StoreError>
 
-  /** Writers that hold the settled position back at this moment. */
+  /** The writers that hold back the settled position at this moment. */
   readonly openWriters: Effect.Effect<ReadonlyArray<OpenWriter>>
 }>()("pupsourcing-orchestrator/services/EventStore") {}

@@ -1,5 +1,5 @@
 /**
- * Membership: who takes part in a replica set, and who still lives.
+ * Membership: which workers belong to a replica set, and which of them are alive.
  *
  * @since 0.1.0
  */
@@ -28,24 +28,26 @@ export interface JoinOptions {
  */
 export class Membership extends Context.Service<Membership, {
   /**
-   * Registers a worker under a new incarnation, present and with a first heartbeat, and wakes the others. The scope
-   * ends the presence; it does not unregister (see `Decisions.decide` with `leaving`). A dead earlier registration
-   * under the same id is replaced. Otherwise this waits: if the earlier registration sends a heartbeat, it is alive and
-   * this fails with `WorkerIdInUse`; without a heartbeat it is replaced when it is stale.
+   * Registers a worker under a new incarnation, with its presence and a first heartbeat, and wakes the other workers.
+   * The end of the scope ends the presence but does not unregister the worker (see `Decisions.decide` with `leaving`).
+   * A dead earlier registration under the same id is replaced. Otherwise `join` waits: if the earlier registration
+   * sends a heartbeat, it is alive and `join` fails with `WorkerIdInUse`; without a heartbeat it is replaced once it is
+   * stale.
    */
   readonly join: (options: JoinOptions) => Effect.Effect<Registration, StoreError | WorkerIdInUse, Scope.Scope>
 
   /**
-   * Says that the worker lives. Fails with `WorkerEvicted` when it was given up for dead, with `WorkerReplaced` when
-   * another process has taken its id since.
+   * Renews the registration. Fails with `WorkerEvicted` if the registration was stopped or its row is missing, and with
+   * `WorkerReplaced` if another process has registered under the same id since.
    */
   readonly heartbeat: (
     registration: Registration
   ) => Effect.Effect<void, StoreError | WorkerEvicted | WorkerReplaced>
 
   /**
-   * Records where the worker is, for people to read; a generation in which all members are recorded as running becomes
-   * active. Nothing decides by it. Where it could not be written, the next decision's `recorded` and `activates` say so.
+   * Records the worker's state, for operators. A generation becomes active once all its members are recorded as
+   * running. No decision depends on this record. If the write failed, the next decision's `recorded` and `activates`
+   * show the difference.
    */
   readonly report: (
     registration: Registration,
@@ -53,8 +55,8 @@ export class Membership extends Context.Service<Membership, {
   ) => Effect.Effect<void, StoreError>
 
   /**
-   * Returns the incarnations of the members that have unregistered by themselves. A former member that is not among
-   * them was lost: it was evicted, or its row was deleted. Used for log messages only.
+   * Returns the incarnations of the members that have unregistered themselves. Any other former member was lost: it was
+   * evicted, or its row was deleted. Used for log messages only.
    */
   readonly departed: (
     registration: Registration,
@@ -62,11 +64,12 @@ export class Membership extends Context.Service<Membership, {
   ) => Effect.Effect<ReadonlySet<bigint>, StoreError>
 
   /**
-   * Wake-ups for the worker's coordination, coalesced: something in its replica set may have changed, the neighbour
-   * that it watches may have died, or messages may have been missed. Losing one costs a poll interval, nothing else.
+   * Coalesced wake-ups for the worker's coordination: something in its replica set may have changed, the neighbour that
+   * it watches may have died, or notifications may have been missed. A lost wake-up costs one poll interval and nothing
+   * else.
    */
   readonly wakeUps: (registration: Registration) => Effect.Effect<Queue.Dequeue<void>, never, Scope.Scope>
 
-  /** Watches the worker's neighbour in the generation's ring from now on, instead of whom it watched before. */
+  /** Watches the worker's neighbour in the generation's ring from now on, instead of the previous neighbour. */
   readonly watch: (registration: Registration, generation: Generation) => Effect.Effect<void>
 }>()("pupsourcing-orchestrator/services/Membership") {}

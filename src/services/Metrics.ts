@@ -1,5 +1,5 @@
 /**
- * Metrics, under the names of the Go original, so that its dashboards work.
+ * Metrics, under the names of the Go original, so that its dashboards still work.
  *
  * @since 0.1.0
  */
@@ -126,7 +126,7 @@ const setState = (replicaSet: string, current: (typeof states)[number]) =>
     ), { discard: true })
 
 /**
- * Updates the metrics that an activity concerns.
+ * Updates the metrics that an activity affects.
  *
  * @category metrics
  * @since 0.1.0

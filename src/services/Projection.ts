@@ -1,5 +1,5 @@
 /**
- * Projections: what turns events into a read model.
+ * Projections: named handlers that turn events into a read model.
  *
  * @since 0.1.0
  */
@@ -9,8 +9,8 @@ import type { Event } from "../schema/Event.ts"
 import { canonical, type EventFilter } from "../schema/EventFilter.ts"
 
 /**
- * Where a projection begins that has never run: with the first event, with what is appended from now on, or after a
- * position. Used once and recorded; a projection that has progress goes on from there.
+ * Where a projection without progress starts: at the first event, at the events that are appended from now on, or after
+ * a position. The start is used once and recorded; a projection with progress continues from its checkpoint.
  *
  * @category models
  * @since 0.1.0
@@ -18,8 +18,8 @@ import { canonical, type EventFilter } from "../schema/EventFilter.ts"
 export type StartFrom = "beginning" | "now" | bigint
 
 /**
- * A named handler of events, with the filter that says which ones. `E` is what the handler may fail with, `R` the
- * services that it needs.
+ * A named handler of events, with the filter that selects them. `E` is the error type of the handler, `R` the services
+ * that it requires.
  *
  * @category models
  * @since 0.1.0
@@ -41,7 +41,7 @@ export interface Projection<out E = never, out R = never> {
 export type Any = Projection<unknown, unknown>
 
 /**
- * What a projection's handler may fail with.
+ * The error type of a projection's handler.
  *
  * @category utility types
  * @since 0.1.0
@@ -49,7 +49,7 @@ export type Any = Projection<unknown, unknown>
 export type Error<P> = P extends Projection<infer E, infer _R> ? E : never
 
 /**
- * The services that a projection's handler needs from outside. Each batch brings a `Scope` of its own.
+ * The services that a projection's handler requires from outside. Each batch provides its own `Scope`.
  *
  * @category utility types
  * @since 0.1.0
@@ -62,33 +62,33 @@ export type Services<P> = P extends Projection<infer _E, infer R> ? Exclude<R, S
  */
 export interface Options<E, R> extends EventFilter {
   /**
-   * Handles one event. It runs inside the transaction that also records the progress: what it writes through the
-   * `SqlClient` in its context is committed exactly once, or not at all. Events of one aggregate arrive in version
-   * order. A `Scope` in its context closes with the batch, before the commit.
+   * Handles one event. The handler runs inside the transaction that also records the progress: its writes through the
+   * `SqlClient` in its context are committed exactly once, or not at all. Events of one aggregate arrive in version
+   * order. The `Scope` in its context closes with the batch, before the commit.
    *
    * **Gotchas**
    *
-   * - Ranges of the hash space run at the same time: write rows that several aggregates share with SQL arithmetic,
+   * - Ranges of the hash space run concurrently: write rows that several aggregates share with SQL arithmetic,
    *   `ON CONFLICT` or under a row lock.
    * - Only statements of the stores' client, run by the handler's own fiber or its children, are part of the
-   *   transaction. A client that the handler provides itself (`Effect.provide(PgClient.layer(…))`), `sql.reserve`, another
-   *   driver and `Effect.runPromise` inside the handler write outside the transaction, which is not detected.
+   *   transaction. A client that the handler provides itself (`Effect.provide(PgClient.layer(…))`), `sql.reserve`,
+   *   another driver and `Effect.runPromise` inside the handler write outside the transaction, which is not detected.
    * - A statement without `yield*` is not run. The handler fails with `HandlerResultUnused` if its result is such an
-   * Effect, or a Stream, a Promise or a failure that was not raised. The diagnostic `floatingEffect` of
-   * `@effect/language-service` (or `@effect/tsgo`) finds other such statements.
+   *   Effect, or a Stream, a Promise or a failure that was not raised. The diagnostic `floatingEffect` of
+   *   `@effect/language-service` (or `@effect/tsgo`) finds other such statements.
    */
   readonly handle: (event: Event) => Effect.Effect<unknown, E, R>
   /** Default `"beginning"`. */
   readonly startFrom?: StartFrom | undefined
   /**
-   * Goes on from the recorded progress although that was made under another filter. Without it a changed filter is the
-   * error `FilterChanged`, because events that only the new filter lets through are missing from the past.
+   * Continues from the recorded progress although it was made under another filter. Without this option a changed
+   * filter fails with `FilterChanged`, because past events that only the new filter selects would be missing.
    */
   readonly acceptFilterChange?: boolean | undefined
 }
 
 /**
- * Makes a projection. The name identifies its progress; it must be unique in the database.
+ * Makes a projection. Its name identifies its progress and must be unique in the database.
  *
  * **Example**
  *
@@ -118,7 +118,7 @@ export const make = <E = never, R = never>(name: string, options: Options<E, R>)
 })
 
 /**
- * The filter as it is recorded with progress.
+ * Returns the filter in the form that is recorded with the progress.
  *
  * @category utils
  * @since 0.1.0

@@ -35,7 +35,7 @@ const listed = (operations: ReadonlyArray<string>): string =>
     : `${operations.slice(0, mostNamed).join(", ")} and ${operations.length - mostNamed} more`
 
 /**
- * Makes a log for the operations of one worker.
+ * Makes a retry log for the operations of one worker.
  *
  * @category constructors
  * @since 0.1.0

@@ -18,7 +18,7 @@ export * from "../schema/Settings.ts"
 const invalid = (problem: string): Config.ConfigError =>
   new Config.ConfigError(new ConfigProvider.SourceError({ message: problem }))
 
-/** Reads a non-empty text and parses it. */
+/** Returns a config that reads a non-empty text and parses it. */
 const parsed = <A>(
   self: Config.Config<string>,
   variable: string,
@@ -99,7 +99,7 @@ const settings = {
 
 const known = Object.keys(settings).map(variableOf)
 
-/** The variables below a path that have a value. */
+/** Returns the variables below a path that have a value. */
 const variablesBelow = (
   provider: ConfigProvider.ConfigProvider,
   path: ReadonlyArray<string>
@@ -113,7 +113,7 @@ const variablesBelow = (
         (names) => [...own, ...names.flat()]
       )
     }),
-    // A source that cannot be listed can still be read.
+    // A source whose keys cannot be listed may still contain the settings.
     Effect.orElseSucceed(() => [])
   )
 
@@ -134,9 +134,9 @@ const warnOfUnknown = Effect.gen(function*() {
 })
 
 /**
- * Settings from the environment: `ORCHESTRATOR_REPLICA_SET`, `ORCHESTRATOR_BATCH_SIZE` and so on, or from a structured source
- * under `orchestrator`. Reading them logs a warning that names every variable `ORCHESTRATOR_…` that does not belong to
- * a setting.
+ * Settings from the environment: `ORCHESTRATOR_REPLICA_SET`, `ORCHESTRATOR_BATCH_SIZE` and so on, or from a structured
+ * source under `orchestrator`. Reading them logs a warning that names every variable `ORCHESTRATOR_…` that does not
+ * belong to a setting.
  *
  * @category configs
  * @since 0.1.0
