@@ -72,7 +72,7 @@ it("docs/operations.md lists every error that users can meet, and no other", () 
 })
 
 it("docs/reliability.md names tests and faults that exist", () => {
-  const section = read("docs/reliability.md").split("## What hurt the users of others")[1]!
+  const section = read("docs/reliability.md").split("## Bugs of comparable systems")[1]!
   const sources = Fs.readdirSync(Path.join(root, "test"), { recursive: true, encoding: "utf8" })
     .filter((file) => file.endsWith(".ts") && !file.startsWith("examples"))
     .map((file) => read(Path.join("test", file)))

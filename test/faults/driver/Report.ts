@@ -6,7 +6,7 @@
 export interface Measured {
   readonly kind: string
   readonly alone: boolean
-  /** From its end until every range was held by the living. */
+  /** From its end until live workers held all ranges. */
   readonly taken: number
   /** From its end until all that had been appended by then was handled. */
   readonly recovered: number
@@ -68,7 +68,7 @@ export const table = (outcome: Outcome): string => {
   const found = lines(outcome.measured)
   const longest = Math.max(0, ...outcome.measured.map(({ wait }) => wait))
   return [
-    "| fault | times | held by the living, p50 ms | worst | all handled, p50 ms | worst | longest wait of an event, ms |",
+    "| fault | times | all ranges held, p50 ms | worst | all events handled, p50 ms | worst | longest wait of an event, ms |",
     "|---|---|---|---|---|---|---|",
     ...found.map((line) =>
       `| ${line.kind} | ${line.times} | ${ms(median(line.taken))} | ${ms(worst(line.taken))} | ${
@@ -80,7 +80,7 @@ export const table = (outcome: Outcome): string => {
     `${outcome.workersStarted} worker processes, ${outcome.generations} generations, ${
       outcome.events.toLocaleString("en-US")
     } events`,
-    `${outcome.lost} lost, ${outcome.doubled} doubled, ${outcome.reordered} reordered; longest pause ${
+    `${outcome.lost} lost, ${outcome.doubled} duplicated, ${outcome.reordered} reordered; longest pause ${
       ms(longest)
     } ms; ` +
     `${Math.round(outcome.under)} events a second under faults, ${Math.round(outcome.before)} before (${
