@@ -26,7 +26,7 @@ const replicaSet = "main"
 const projection = "carts"
 const batch = (from: bigint) => ({ from, idleTimeout: Duration.seconds(5) })
 
-/** One more process in the world. */
+/** Enters the world as one more process. */
 const enter = Effect.fnUntraced(function*(world: MemoryWorld.MemoryWorld) {
   const handle = yield* MemoryWorld.open(world)
   const stores = MemoryStores.make(handle)
@@ -57,7 +57,7 @@ const happened = (aggregateId: string) => ({
   payload: {}
 })
 
-it.effect("processes in one world see the same; another layer is another world", () =>
+it.effect("processes of one world share its state; another layer has a world of its own", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const position = Effect.flatMap(EventStore, (store) => store.settledPosition)
@@ -69,7 +69,7 @@ it.effect("processes in one world see the same; another layer is another world",
     assert.strictEqual(world.processes, 2)
   }))
 
-it.effect("who waits for events is woken by the append itself, without any time passing", () =>
+it.effect("an append wakes a waiting reader without any time passing", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const [reader, writer] = [yield* enter(world), yield* enter(world)]
@@ -80,7 +80,7 @@ it.effect("who waits for events is woken by the append itself, without any time 
     assert.strictEqual(yield* Fiber.join(fiber), 2n)
   }))
 
-it.effect("a process that is cut off reaches nothing, and its neighbour is told", () =>
+it.effect("a process that is cut off reaches no store, and its neighbour is woken", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const [victim, other] = [yield* enter(world), yield* enter(world)]
@@ -130,7 +130,7 @@ it.effect("a process that is cut off reaches nothing, and its neighbour is told"
     assert.deepStrictEqual((yield* other.checkpoints.rows(projection)).map(({ position }) => position), [0n])
   }))
 
-it.effect("waiting for an id can be given up", () =>
+it.effect("waiting for a worker id can be interrupted", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const { membership } = yield* enter(world)
@@ -143,7 +143,7 @@ it.effect("waiting for an id can be given up", () =>
     assert.strictEqual(world.workers.value.get(MemoryWorld.workerKey({ replicaSet, workerId: "a" }))?.incarnation, 1n)
   }))
 
-it.effect("the end of a process ends the presence of its workers", () =>
+it.effect("the presence of a process's workers ends with the process", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const scope = yield* Scope.make()
@@ -157,7 +157,7 @@ it.effect("the end of a process ends the presence of its workers", () =>
     assert.isUndefined(record()?.stoppedAt)
   }))
 
-it.effect("batches that write the same thing run again until both are counted", () =>
+it.effect("conflicting batches run again until both are counted", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const { checkpoints, decisions, membership } = yield* enter(world)
@@ -185,7 +185,7 @@ it.effect("batches that write the same thing run again until both are counted", 
     assert.deepStrictEqual((yield* checkpoints.rows(projection)).map(({ position }) => position), [1n, 1n])
   }))
 
-it.effect("events that a handler appends are there when its batch commits", () =>
+it.effect("events that a handler appends become readable when its batch commits", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const { checkpoints, decisions, events, membership } = yield* enter(world)
@@ -248,12 +248,12 @@ it.effect("the history of generations is bounded", () =>
     assert.strictEqual(kept[99]?.generationId, 120n)
   }))
 
-it.effect("decisions at the same time act one after the other, however their steps are mixed", () =>
+it.effect("concurrent decisions are serialized, however their steps interleave", () =>
   Effect.gen(function*() {
     for (let steps = 3; steps <= 60; steps++) {
       const world = yield* MemoryStores.makeWorld
       const { checkpoints, decisions, membership } = yield* enter(world)
-      // The one that forms the generation does not carry the projection: the others create its row.
+      // The worker that forms the generation does not carry the projection, so the others create its row.
       const former = yield* membership.join({ ...options("former"), projections: ["other"] })
       const carriers = [yield* membership.join(options("a")), yield* membership.join(options("b"))]
       yield* decisions.decide({ ...request(former), projections: [] })
@@ -269,7 +269,7 @@ it.effect("decisions at the same time act one after the other, however their ste
     }
   }))
 
-it.effect("what happens in another replica set wakes nobody", () =>
+it.effect("changes in another replica set cause no wake-ups", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const { decisions, membership } = yield* enter(world)
@@ -280,7 +280,7 @@ it.effect("what happens in another replica set wakes nobody", () =>
     assert.strictEqual((yield* Queue.clear(wakeUps)).length, 0)
   }))
 
-it("hashes fill the space evenly", () => {
+it("hashes are spread evenly over the hash space", () => {
   const parts = Array.from({ length: 8 }, () => 0)
   for (let index = 0; index < 8_000; index++) {
     const hash = MemoryWorld.hash(`cart-${index}`)

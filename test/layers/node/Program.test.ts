@@ -5,10 +5,10 @@ import { fileURLToPath } from "node:url"
 
 const root = fileURLToPath(new URL("../../..", import.meta.url))
 
-/** Halves the start of each process. */
+/** Halves the start-up time of each process. */
 const compileCache = fileURLToPath(new URL("../../../node_modules/.cache/compile", import.meta.url))
 
-/** Runs a program as a process of its own, to its end; `signal` is sent when it has said that it is ready. */
+/** Runs a program as its own process until it ends; `signal` is sent once the program has printed "ready". */
 const programOf = (program: string, signal?: NodeJS.Signals, env: Readonly<Record<string, string>> = {}) =>
   Effect.callback<{ readonly code: number | null; readonly stdout: string; readonly stderr: string }>((resume) => {
     const source = `
@@ -40,7 +40,7 @@ const programOf = (program: string, signal?: NodeJS.Signals, env: Readonly<Recor
 
 const stack = /^\s+at /m
 
-it.live("a typed error is its message, without a stack; a defect is a stack; what has been reported is not repeated", () =>
+it.live("a typed error is printed as its message, a defect with its stack, and a reported error is not printed again", () =>
   Effect.gen(function*() {
     const [typed, defect, sql, reported] = yield* Effect.all([
       programOf(`Effect.fail(new Errors.DuplicateProjection({ projection: "users" }))`),
@@ -61,7 +61,7 @@ it.live("a typed error is its message, without a stack; a defect is a stack; wha
     assert.strictEqual(defect.code, 1)
     assert.include(defect.stdout, "a bug")
     assert.match(defect.stdout, stack)
-    // What a driver's error says is in its cause.
+    // A driver error keeps its message in its cause.
     assert.include(sql.stdout, "ECONNREFUSED")
     assert.notMatch(sql.stdout, stack)
     assert.strictEqual(reported.code, 1)
@@ -70,7 +70,7 @@ it.live("a typed error is its message, without a stack; a defect is a stack; wha
     assert.notMatch(everything, stack)
   }))
 
-it.live("a signal is named in the log, finalizers run, and the code is 0", () =>
+it.live("a signal is named in the log, finalizers run, and the exit code is 0", () =>
   Effect.gen(function*() {
     const program = `Console.log("ready").pipe(
       Effect.andThen(Effect.never),
@@ -87,7 +87,7 @@ it.live("a signal is named in the log, finalizers run, and the code is 0", () =>
     }
   }))
 
-it.live("only what a signal has asked for is a graceful stop", () =>
+it.live("only a stop that a signal requested is graceful", () =>
   Effect.gen(function*() {
     const [done, interrupted, broken] = yield* Effect.all([
       programOf("Effect.void"),
@@ -115,7 +115,7 @@ const worker =
     Layer.provideMerge(PgClient.layerConfig({ url: Config.Redacted("DATABASE_URL") }))
   )`
 
-it.live("a failure of the start is logged once, by the program's own loggers, wherever they are provided", () =>
+it.live("a start-up failure is logged once, by the program's own loggers, wherever they are provided", () =>
   Effect.gen(function*() {
     const json = "Logger.layer([Logger.consoleJson])"
     const cases = [

@@ -84,7 +84,7 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
       assert.strictEqual(yield* count("idle"), 1)
     }))
 
-  it.effect("a batch that the server ends for its time is tried again", () =>
+  it.effect("a batch that the server's transaction timeout ends is a transient failure", () =>
     Effect.gen(function*() {
       const store = yield* CheckpointStore
       const sql = yield* SqlClient.SqlClient
@@ -98,7 +98,7 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
       assert.strictEqual(failure.kind, "connection")
     }))
 
-  it.effect("a batch whose table was changed since its statements were prepared is tried again", () =>
+  it.effect("a batch whose table was altered after its statements were prepared is a transient failure", () =>
     Effect.gen(function*() {
       const store = yield* CheckpointStore
       const sql = yield* SqlClient.SqlClient
@@ -116,7 +116,7 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
       assert.strictEqual(yield* position(row), 3n)
     }))
 
-  it.effect("a COMMIT that is refused is no success, whatever it is refused with", () =>
+  it.effect("a refused COMMIT is a failure, whatever the error code", () =>
     Effect.gen(function*() {
       const store = yield* CheckpointStore
       const sql = yield* SqlClient.SqlClient
@@ -136,7 +136,7 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
       }
     }))
 
-  it.effect("a COMMIT that the server answers with ROLLBACK is no success", () =>
+  it.effect("a COMMIT that the server answers with ROLLBACK is a failure", () =>
     Effect.gen(function*() {
       const store = yield* CheckpointStore
       const sql = yield* SqlClient.SqlClient
@@ -147,7 +147,7 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
         yield* sql.afterCommit(Effect.sync(() => {
           told = true
         }))
-        // What outlives the handler reaches the connection between the fenced advance and COMMIT.
+        // Detached fibers outlive the handler, so their statements run between the fenced advance and COMMIT.
         yield* Effect.forkDetach(sql`SELECT pg_sleep(0.5)`, { startImmediately: true })
         yield* Effect.forkDetach(Effect.delay(sql`SELECT 1 / 0`, "200 millis"), { startImmediately: true })
         return 5n
@@ -160,7 +160,7 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
       assert.strictEqual(yield* count("rolled back"), 0)
     }))
 
-  it.effect("a transaction in which nothing can be written is no handler's failure", () =>
+  it.effect("a read-only transaction is blamed on the handler only if the handler made it read-only", () =>
     Effect.gen(function*() {
       const store = yield* CheckpointStore
       const sql = yield* SqlClient.SqlClient
@@ -171,13 +171,13 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
       const failure = yield* Effect.flip(readOnly(store.commit(row, { from: 0n, idleTimeout }, work)))
       assert.strictEqual(failure._tag, "ReadOnlyReplica")
       assert.strictEqual(calls, 0)
-      // One that the handler itself has made so is.
+      // A transaction that the handler itself made read-only is the handler's failure.
       const own = Effect.andThen(sql`SET TRANSACTION READ ONLY`, record("reads only"))
       const blamed = yield* Effect.flip(store.commit(row, { from: 0n, idleTimeout }, Effect.as(own, 1n)))
       assert.strictEqual(blamed._tag, "HandlerFailure")
     }))
 
-  it.effect("a disk that fails under a handler is the server's failure", () =>
+  it.effect("a disk error under a handler is a failure of the store", () =>
     Effect.gen(function*() {
       const store = yield* CheckpointStore
       const sql = yield* SqlClient.SqlClient
@@ -185,7 +185,7 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
       const work = sql.unsafe("DO $$ BEGIN RAISE EXCEPTION 'could not read block' USING ERRCODE = '58030'; END $$")
       const failure = yield* Effect.flip(store.commit(row, { from: 0n, idleTimeout }, Effect.as(work, 1n)))
       assert.strictEqual(failure._tag, "StoreFailure")
-      // A file that the handler's own statement asks for is the handler's.
+      // A missing file that the handler's own statement reads is the handler's failure.
       const asks = Effect.as(sql`SELECT pg_read_file('/nonexistent')`, 1n)
       assert.strictEqual(
         (yield* Effect.flip(store.commit(row, { from: 0n, idleTimeout }, asks)))._tag,
@@ -193,7 +193,7 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
       )
     }))
 
-  it.effect("a process that is gone does not hold its transaction open", () =>
+  it.effect("a batch sets an idle timeout, for its own transaction only", () =>
     Effect.gen(function*() {
       const store = yield* CheckpointStore
       const sql = yield* SqlClient.SqlClient
@@ -209,7 +209,7 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
       ])
     }))
 
-  it.effect("a batch that waits for a lock as long as one may stand still is tried again", () =>
+  it.effect("a batch that waits for a lock as long as the idle timeout is a transient failure", () =>
     Effect.gen(function*() {
       const store = yield* CheckpointStore
       const sql = yield* SqlClient.SqlClient
@@ -260,7 +260,7 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
     ["asks again", backend]
   ]
   for (const [what, then] of afterwards) {
-    it.effect(`a connection that is killed in the middle of a batch whose handler ${what} is a passing failure`, () =>
+    it.effect(`a connection that is killed in the middle of a batch whose handler ${what} is a transient failure`, () =>
       Effect.gen(function*() {
         const store = yield* CheckpointStore
         const name = `killed ${what}`
@@ -280,7 +280,7 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
       }))
   }
 
-  it.effect("a connection that dies in COMMIT is looked up: nothing was committed", () =>
+  it.effect("the outcome of a COMMIT whose connection dies is looked up: nothing was committed", () =>
     Effect.gen(function*() {
       const store = yield* CheckpointStore
       const sql = yield* SqlClient.SqlClient
@@ -298,7 +298,7 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
       yield* sql`DROP TABLE deadly`
     }))
 
-  it.effect("a COMMIT whose answer is lost is looked up: it was committed, once", () =>
+  it.effect("the outcome of a COMMIT whose answer is lost is looked up: it was committed, once", () =>
     Effect.gen(function*() {
       const { url } = yield* TestDatabase.TestDatabase
       const row = yield* CoordinationStores.held("lost answer")
@@ -313,7 +313,7 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
           { from: 0n, idleTimeout },
           Effect.as(Effect.andThen(record("lost answer"), proxy.cutAtEnd), 5n)
         )
-        // Nobody else may have moved the row: then what was committed is not known to be this batch.
+        // A position that another worker may have written does not prove that this batch committed.
         const fenced = yield* Effect.flip(
           store.commit(
             { ...row, fence: { ...row.fence, incarnation: 0n } },
@@ -322,7 +322,7 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
           )
         )
         assert.strictEqual(fenced._tag, "Fenced")
-        // The same for progress without work.
+        // The same for progress without a batch.
         yield* proxy.cutAtEnd
         yield* store.advance(row, { from: 5n, to: 7n })
       }).pipe(Effect.provide(
@@ -373,7 +373,7 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
     }))
 
   for (const [what, code] of [["an error", "P0001"], ["a conflict", "40001"]] as const) {
-    it.effect(`${what} of one range does not keep the others from advancing at the same time`, () =>
+    it.effect(`${what} of one range does not prevent the others from advancing at the same time`, () =>
       Effect.gen(function*() {
         const store = yield* CheckpointStore
         const sql = yield* SqlClient.SqlClient
@@ -393,7 +393,7 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
       }))
   }
 
-  it.effect("an advance ends with the last of the ranges that asked for it", () =>
+  it.effect("an advance is cancelled when the last range that requested it is interrupted", () =>
     Effect.gen(function*() {
       const store = yield* CheckpointStore
       const sql = yield* SqlClient.SqlClient
@@ -412,7 +412,7 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
         Effect.flatMap(SqlClient.SqlClient, (locker) =>
           locker.withTransaction(Effect.gen(function*() {
             yield* locker`LOCK TABLE orchestrator_checkpoints`
-            // Started earlier, so that its time limit ends it earlier.
+            // Starts before the advance, so that its time limit ends it first.
             const rows = yield* Effect.forkChild(store.rows("abandoned 1"))
             yield* TimeLimits.waitUntil("one statement waits for the table", waiting, (all) => all === "rows")
             const all = yield* startAll
@@ -430,7 +430,7 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
       assert.strictEqual(yield* position(held[1]!), 5n)
     }))
 
-  it.effect("a statement that failed and was ignored is the handler's failure", () =>
+  it.effect("a failed statement whose error is ignored is the handler's failure", () =>
     Effect.gen(function*() {
       const store = yield* CheckpointStore
       const sql = yield* SqlClient.SqlClient
@@ -440,14 +440,14 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
       assert(failure._tag === "HandlerFailure")
       assert.include(messagesOf(failure.cause), "its error was ignored")
       assert.strictEqual(yield* count("ignored"), 0)
-      // Isolated, it may be ignored.
+      // Inside a savepoint, the error may be ignored.
       const isolated = Effect.andThen(record("ignored"), Effect.ignore(sql.withTransaction(sql`SELECT 1 / 0`)))
       yield* store.commit(row, { from: 0n, idleTimeout }, Effect.as(isolated, 5n))
       assert.strictEqual(yield* count("ignored"), 1)
     }))
 
   it.effect.each(["SET LOCAL ROLE pg_monitor", "SET TRANSACTION READ ONLY"])(
-    "a handler that leaves its transaction changed (%s) fails with that reason",
+    "a handler that leaves its transaction changed (%s) fails, and the error states the reason",
     (statement) =>
       Effect.gen(function*() {
         const store = yield* CheckpointStore
@@ -462,7 +462,7 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
   )
 
   it.effect.each(["COMMIT", "ROLLBACK"])(
-    "a handler that ends its transaction by %s fails with that reason",
+    "a handler that ends its transaction with %s fails, and the error states the reason",
     (statement) =>
       Effect.gen(function*() {
         const store = yield* CheckpointStore
@@ -476,7 +476,7 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
       })
   )
 
-  it.effect("what the driver has prepared, and the session has lost, is prepared anew by the next attempts", () =>
+  it.effect("a prepared statement that the session has lost is prepared again by later attempts", () =>
     Effect.gen(function*() {
       const store = yield* CheckpointStore
       const sql = yield* SqlClient.SqlClient
@@ -486,12 +486,12 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
       const failure = yield* Effect.flip(store.commit(row, { from: 0n, idleTimeout }, work))
       assert(failure._tag === "TransientFailure")
       assert.strictEqual(failure.kind, "refusal")
-      // One statement by each.
+      // Each attempt prepares one of the lost statements again.
       yield* Effect.retry(store.commit(row, { from: 0n, idleTimeout }, Effect.as(ask, 1n)), { times: 10 })
-      // In a pool of its own, whose connections no other test meets again.
+      // Uses its own pool, so that no other test receives these connections.
     }).pipe(Effect.provide(Layer.fresh(CoordinationStores.layerWith()))))
 
-  it.effect("a statement of the handler's own that was never prepared is its failure", () =>
+  it.effect("executing a statement that was never prepared is the handler's failure", () =>
     Effect.gen(function*() {
       const store = yield* CheckpointStore
       const sql = yield* SqlClient.SqlClient
@@ -502,7 +502,7 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
       assert.strictEqual(failure._tag, "HandlerFailure")
     }))
 
-  it.effect("a statement on the connection of a batch that has ended is the handler's failure", () =>
+  it.effect("using the connection of a batch that has ended is the handler's failure", () =>
     Effect.gen(function*() {
       const store = yield* CheckpointStore
       const sql = yield* SqlClient.SqlClient
@@ -522,7 +522,7 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
       assert.include(messagesOf(failure.cause), "outlived its batch")
     }))
 
-  it.effect("what the handler has forked ends before its batch does", () =>
+  it.effect("fibers that the handler forks end before its batch does", () =>
     Effect.gen(function*() {
       const store = yield* CheckpointStore
       const row = yield* CoordinationStores.held("children")
@@ -540,7 +540,7 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
         Effect.as(Effect.asVoid(Effect.forkChild(child, { startImmediately: true })), 5n)
       )
       assert.isTrue(interrupted)
-      // What it did in the end is part of the batch.
+      // What the fiber writes while it is interrupted is part of the batch.
       assert.strictEqual(yield* count("children"), 1)
     }))
 
@@ -554,7 +554,7 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
       ["lack of memory", "53200", "refusal"]
     ] as const
   ) {
-    it.effect(`a ${what} is a passing failure, also inside an error of the handler's own`, () =>
+    it.effect(`a ${what} is a transient failure, even inside an error of the handler's own`, () =>
       Effect.gen(function*() {
         const store = yield* CheckpointStore
         const sql = yield* SqlClient.SqlClient
@@ -572,7 +572,7 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
       }))
   }
 
-  it.effect("a constraint that does not hold at COMMIT is the handler's failure", () =>
+  it.effect("a constraint that is violated at COMMIT is the handler's failure", () =>
     Effect.gen(function*() {
       const store = yield* CheckpointStore
       const sql = yield* SqlClient.SqlClient
@@ -584,7 +584,7 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
       assert.strictEqual(yield* position(row), 0n)
     }))
 
-  it.effect("a halt keeps the hash that the database gives the aggregate, and no more of the error than is sane", () =>
+  it.effect("a halt records the hash that the database computes for the aggregate, and shortens the error", () =>
     Effect.gen(function*() {
       const store = yield* CheckpointStore
       const row = yield* CoordinationStores.held("halt")

@@ -19,7 +19,7 @@ import * as Migrations from "../../../src/layers/postgres/Migrations.ts"
 import * as EventStores from "../../support/EventStores.ts"
 import * as TestDatabase from "../../support/TestDatabase.ts"
 
-/** What opening the stores and what a migration fail with. Under `TestClock` a retry would wait forever. */
+/** The errors of opening the stores and of migrating. Under `TestClock` a retry would wait forever. */
 const failures = (config: PgClient.PgPoolConfig) =>
   PgClient.make(config).pipe(
     Effect.flatMap((client) =>
@@ -34,7 +34,7 @@ const failures = (config: PgClient.PgPoolConfig) =>
 
 const url = (text: string) => ({ url: Redacted.make(text) })
 
-/** Everything that a log, a serializer or a person may make of an error. */
+/** Every text that a log, a serializer or a person may derive from an error. */
 const everything = (error: Error): string =>
   [error.message, String(error), JSON.stringify(error), Util.inspect(error, { depth: 10, showHidden: true })].join("\n")
 
@@ -99,7 +99,7 @@ describe("ClientConfig", () => {
       }
     }))
 
-  it.effect("no user is reported at once", () =>
+  it.effect("a missing user is reported at once", () =>
     Effect.gen(function*() {
       for (const error of yield* withoutUser(failures(url("postgresql://localhost/db")))) {
         assert(error._tag === "InvalidSettings")
@@ -132,7 +132,7 @@ describe("ClientConfig", () => {
       }
     }))
 
-  it("passwords that need no encoding are accepted as they are", () => {
+  it("passwords that need no encoding are accepted unchanged", () => {
     for (const password of ["a:b", "a@b", "ä ö", "p!$&'()*+,;=", "[a]", "秘密", ":", "@"]) {
       const text = `postgresql://postgres:${password}@db.example/app`
       assert.isUndefined(ClientConfig.urlProblem(text), password)
@@ -141,7 +141,7 @@ describe("ClientConfig", () => {
   })
 
   it.effect.prop(
-    "whatever the password, a URL is refused or names the server that was meant",
+    "a URL is refused or names the intended server, whatever the password",
     { password: Schema.String, isEncoded: Schema.Boolean },
     ({ isEncoded, password }) =>
       Effect.sync(() => {
@@ -157,7 +157,7 @@ describe("ClientConfig", () => {
       })
   )
 
-  it.live("parameters that the driver ignores are named", () =>
+  it.live("parameters that the driver ignores are reported by name", () =>
     Effect.gen(function*() {
       const { url: text } = yield* TestDatabase.TestDatabase
       const lines: Array<string> = []

@@ -1,6 +1,4 @@
-/**
- * Clients whose codecs the application has changed: for the library's statements they stay without effect.
- */
+/** Clients whose codecs the application has changed: the changes do not affect the library's statements. */
 import * as PgClient from "@effect/sql-pg/PgClient"
 import * as PgTypes from "@effect/sql-pg/PgTypes"
 import { assert, describe, it } from "@effect/vitest"
@@ -18,12 +16,12 @@ import * as Projection from "../../../src/services/Projection.ts"
 import * as EventStores from "../../support/EventStores.ts"
 import * as TestDatabase from "../../support/TestDatabase.ts"
 
-/** A value that shows that a codec of the application has made it. */
+/** A value that only a codec of the application produces. */
 interface Custom {
   readonly custom: string
 }
 
-/** Decodes to a `Custom`, and encodes nothing else. */
+/** Decodes to a `Custom`, and refuses to encode anything else. */
 const custom: PgTypes.Codec<Custom> = {
   decode: (bytes) => Result.succeed({ custom: Buffer.from(bytes).toString("hex") }),
   encode: (value) =>
@@ -74,7 +72,7 @@ const isAsPromised = (event: Event, version: bigint) => {
   assert.deepStrictEqual([event.traceId, event.correlationId, event.causationId], ["trace", null, null])
 }
 
-/** Everything that the library does on the application's pool, and what handlers receive. */
+/** Uses everything that the library runs on the application's pool, and what handlers receive. */
 const everything = Effect.gen(function*() {
   const sql = yield* SqlClient.SqlClient
   const status = yield* Migrations.run
@@ -111,7 +109,7 @@ const everything = Effect.gen(function*() {
     assert.strictEqual(halted._tag, "ProjectionHalted")
     failing = false
     yield* Effect.provide(Orchestrator.catchUp, worker)
-    // Nothing to handle: progress is written without a batch.
+    // No event matches: progress is written without a batch.
     yield* store.append([{ ...newEvent, eventType: "Ignored" }])
     yield* Effect.provide(Orchestrator.catchUp, worker)
     const stored = (yield* store.readStream(newEvent))[0]!.eventId
@@ -135,14 +133,14 @@ const refusal = <A>(oid: number, codec: PgTypes.Codec<A>) =>
   )
 
 describe("the application's codecs", () => {
-  it.live("do not reach the library, as the client's types", () => {
+  it.live("do not affect the library when set through the client's types", () => {
     const types = registry((registry) => {
       for (const oid of oids) registry.register(oid, custom)
     })
     return Effect.provide(everything, client({ types }).pipe(Layer.provideMerge(TestDatabase.layer)))
   })
 
-  it.live("do not reach the library, registered for all clients", () =>
+  it.live("do not affect the library when registered for all clients", () =>
     Effect.gen(function*() {
       const { url } = yield* TestDatabase.TestDatabase
       for (const oid of oids) PgTypes.register(oid, custom)
@@ -152,7 +150,7 @@ describe("the application's codecs", () => {
       Effect.provide(TestDatabase.layer)
     ))
 
-  it.live("do not reach the library where 64-bit numbers are numbers and times are texts, nor do name transforms", () => {
+  it.live("do not affect the library where 64-bit numbers are numbers and times are strings, nor do name transforms", () => {
     const types = registry((registry) => {
       registry.register<number>(PgTypes.OID.int8, {
         decode: (bytes) => Result.succeed(Number(Buffer.from(bytes).readBigInt64BE())),
@@ -175,7 +173,7 @@ describe("the application's codecs", () => {
     return Effect.provide(everything, client({ ...transforms, types }).pipe(Layer.provideMerge(TestDatabase.layer)))
   })
 
-  it.live("are refused for texts and for bytes, by the name of the setting", () =>
+  it.live("are refused for text and bytea, with the name of the setting", () =>
     Effect.gen(function*() {
       const hex: PgTypes.Codec<string> = {
         decode: (bytes) => Result.succeed(Buffer.from(bytes).toString("hex")),

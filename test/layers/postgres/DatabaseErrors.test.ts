@@ -9,13 +9,13 @@ const conflict = new SqlError.SqlError({ reason: new SqlError.LockTimeoutError({
 const lost = new SqlError.SqlError({ reason: new SqlError.ConnectionError({ cause }) })
 
 describe("sqlErrorIn", () => {
-  it("finds what was raised and what arrives as a defect; an interruption outweighs it", () => {
+  it("finds an error raised as a failure or as a defect, unless the fiber was also interrupted", () => {
     assert.strictEqual(sqlErrorIn(Cause.fail(conflict)), conflict)
     assert.strictEqual(sqlErrorIn(Cause.die(conflict)), conflict)
     assert.isUndefined(sqlErrorIn(Cause.combine(Cause.die(conflict), Cause.interrupt())))
   })
 
-  it("of several, the loss of the connection counts: the ROLLBACK after a conflict did not reach the server", () => {
+  it("prefers a lost connection to other errors: the ROLLBACK after a conflict did not reach the server", () => {
     assert.strictEqual(sqlErrorIn(Cause.combine(Cause.die(conflict), Cause.die(lost))), lost)
     assert.strictEqual(sqlErrorIn(Cause.combine(Cause.die(lost), Cause.die(conflict))), lost)
   })
@@ -34,7 +34,7 @@ describe("toStoreError", () => {
       })
     )
 
-  it("a role that is not admitted is no wrong password, and the server's own words are told", () => {
+  it("distinguishes a refused role from a wrong password, and includes the server's message", () => {
     const text = "no pg_hba.conf entry for host \"10.0.0.7\", user \"worker\", database \"app\", no encryption"
     const error = connecting("28000", text)
     assert(error._tag === "DatabaseUnavailable")
@@ -44,7 +44,7 @@ describe("toStoreError", () => {
   })
 
   it.each(["SELF_SIGNED_CERT_IN_CHAIN", "UNABLE_TO_VERIFY_LEAF_SIGNATURE", "ERR_TLS_CERT_ALTNAME_INVALID"])(
-    "a certificate that is not believed (%s) is no network that is away",
+    "reports an untrusted certificate (%s) as a TLS failure, not as an unreachable network",
     (code) => {
       const error = connecting(code, "what Node says of it", "PgConnection: Failed to connect")
       assert(error._tag === "DatabaseUnavailable")
@@ -53,13 +53,13 @@ describe("toStoreError", () => {
     }
   )
 
-  it("a lock that is not had in time is no refusal: whoever follows the events asks again", () => {
+  it("reports a lock timeout as a missing answer, so that readers retry", () => {
     const error = toStoreError(server, "follow the events")(conflict)
     assert(error._tag === "DatabaseUnavailable")
     assert.strictEqual(error.reason, "no answer in time")
   })
 
-  it("an append that lost against another transaction says that the whole of it is to be run again", () => {
+  it("advises an append that lost a conflict to run its whole transaction again", () => {
     const error = toStoreError(server, "append events")(
       new SqlError.SqlError({
         reason: new SqlError.DeadlockError({ cause: Object.assign(new Error("deadlock detected"), { code: "40P01" }) })

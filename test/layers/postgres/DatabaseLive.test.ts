@@ -1,6 +1,4 @@
-/**
- * What opening the stores finds wrong, and what it says about it.
- */
+/** What is checked when the stores are opened, and the errors that the checks report. */
 import * as PgClient from "@effect/sql-pg/PgClient"
 import { assert, it } from "@effect/vitest"
 import * as Clock from "effect/Clock"
@@ -21,7 +19,7 @@ import { logs } from "../../services/World.ts"
 import * as EventStores from "../../support/EventStores.ts"
 import * as TestDatabase from "../../support/TestDatabase.ts"
 
-/** Opens as an application with this URL would. */
+/** Opens the database as an application with this URL does. */
 const openWith = (config: PgClient.PgPoolConfig, options: DatabaseLive.Options = {}) =>
   PgClient.make(config).pipe(
     Effect.flatMap((client) => Effect.provideService(DatabaseLive.make(options), PgClient.PgClient, client)),
@@ -64,7 +62,7 @@ const closedPort = Effect.callback<number>((resume) => {
   })
 })
 
-/** The result, and how often `self` paused before an attempt; a timeout that did not expire is not a pause. */
+/** The result, and the number of pauses before a retry; a timeout that did not expire does not count. */
 const pauses = <A, E, R>(self: Effect.Effect<A, E, R>) =>
   Effect.gen(function*() {
     const clock = yield* Clock.Clock
@@ -81,7 +79,7 @@ const pauses = <A, E, R>(self: Effect.Effect<A, E, R>) =>
 
 describe("DatabaseLive", () => {
   live(
-    "opens what the migrations made",
+    "opens the tables that the migrations created",
     Effect.gen(function*() {
       const { url } = yield* TestDatabase.TestDatabase
       const database = yield* open(url)
@@ -92,7 +90,7 @@ describe("DatabaseLive", () => {
   )
 
   live(
-    "gives each schema of a database channels of its own, however the schema is found",
+    "gives each schema of a database its own channels, however the schema is found",
     Effect.gen(function*() {
       const { url } = yield* TestDatabase.TestDatabase
       const schema = "s".repeat(63)
@@ -106,14 +104,14 @@ describe("DatabaseLive", () => {
       assert.deepStrictEqual(named.channels, channels)
       const found = yield* openWith({ url: Redacted.make(url), startupParameters: { search_path: schema } })
       assert.deepStrictEqual(found.channels, channels)
-      // The server accepts a channel of this length.
+      // The server accepts channel names of this length.
       const sql = yield* PgClient.PgClient
       yield* sql`SELECT pg_notify(${named.channels.events}, ''), pg_notify(${named.channels.control}, '')`
     })
   )
 
   live(
-    "missing tables are named, with what to do",
+    "reports missing tables by name, with the remedy",
     Effect.gen(function*() {
       const { url } = yield* TestDatabase.TestDatabase
       const all = yield* Effect.flip(open(url))
@@ -128,7 +126,7 @@ describe("DatabaseLive", () => {
   )
 
   live(
-    "a single table that is missing is named alone",
+    "reports a single missing table alone",
     Effect.gen(function*() {
       const { url } = yield* TestDatabase.TestDatabase
       const sql = yield* PgClient.PgClient
@@ -140,7 +138,7 @@ describe("DatabaseLive", () => {
   )
 
   live(
-    "tables of another version are told apart: older and newer",
+    "distinguishes older from newer schema versions",
     Effect.gen(function*() {
       const { url } = yield* TestDatabase.TestDatabase
       const sql = yield* PgClient.PgClient
@@ -156,7 +154,7 @@ describe("DatabaseLive", () => {
   )
 
   live(
-    "a start that waits for a lock on the table of the version says so, and which session holds it",
+    "a start that waits for a lock on the version table logs the wait and the session that holds the lock",
     Effect.gen(function*() {
       const { url } = yield* TestDatabase.TestDatabase
       const sql = yield* PgClient.PgClient
@@ -191,7 +189,7 @@ describe("DatabaseLive", () => {
   )
 
   live(
-    "a hash that answers otherwise is refused",
+    "refuses a server whose hash function gives other answers",
     Effect.gen(function*() {
       const { url } = yield* TestDatabase.TestDatabase
       const sql = yield* PgClient.PgClient
@@ -203,7 +201,7 @@ describe("DatabaseLive", () => {
   )
 
   live(
-    "a replica is refused",
+    "refuses a replica",
     Effect.gen(function*() {
       const { url } = yield* TestDatabase.TestDatabase
       const sql = yield* PgClient.PgClient
@@ -218,7 +216,7 @@ describe("DatabaseLive", () => {
   )
 
   live(
-    "tables that keep the progress over other events are refused, by migrations too",
+    "refuses orchestrator tables that belong to another events table, and so do the migrations",
     Effect.gen(function*() {
       const { url } = yield* TestDatabase.TestDatabase
       const tables = { events: "billing_events", aggregateHeads: "billing_heads" }
@@ -233,7 +231,7 @@ describe("DatabaseLive", () => {
           /"tables\.events": .* for the events table "events", not for "billing_events"/
         )
       }
-      // Tables that were created before this was recorded are accepted, and it is recorded when they are migrated.
+      // Tables created before `events_table` existed are accepted; the next migration records the name.
       const sql = yield* PgClient.PgClient
       yield* sql`ALTER TABLE orchestrator_meta DROP COLUMN events_table`
       yield* open(url)
@@ -243,7 +241,7 @@ describe("DatabaseLive", () => {
   )
 
   live(
-    "names that are no identifiers are refused before anything is asked",
+    "refuses invalid identifiers before it sends a statement",
     Effect.gen(function*() {
       const { url } = yield* TestDatabase.TestDatabase
       const error = yield* Effect.flip(open(url, { tables: { events: "events; DROP TABLE events" } }))
@@ -253,7 +251,7 @@ describe("DatabaseLive", () => {
   )
 
   live(
-    "password, database and host that are wrong fail at once, and the password is never told",
+    "a wrong password, database or host fails at once, and no message contains the password",
     Effect.gen(function*() {
       const { url } = yield* TestDatabase.TestDatabase
       const cases = [
@@ -278,7 +276,7 @@ describe("DatabaseLive", () => {
         ],
         [
           "TLS failed",
-          // The tests' server has no certificate.
+          // The test server has no certificate.
           changed(url, (url) => {
             url.searchParams.set("sslmode", "require")
           })
@@ -297,7 +295,7 @@ describe("DatabaseLive", () => {
   )
 
   live(
-    "a server that refuses is tried for a bounded time",
+    "retries a server that refuses connections for a bounded time",
     Effect.gen(function*() {
       const { url } = yield* TestDatabase.TestDatabase
       const port = yield* closedPort
@@ -313,7 +311,7 @@ describe("DatabaseLive", () => {
   )
 
   live(
-    "a server that comes up meanwhile is waited for, by migrations too",
+    "waits for a server that comes up later, and so do the migrations",
     Effect.gen(function*() {
       const { url } = yield* TestDatabase.TestDatabase
       const target = new URL(url)

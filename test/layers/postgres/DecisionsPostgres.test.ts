@@ -14,11 +14,11 @@ DecisionsSuite.suite("postgres", CoordinationStores.layerWith(), { time: realTim
 
 const { decide, join } = CoordinationStores
 
-/** Asks the database until it says so. */
+/** Repeats the query until it returns true. */
 const until = <E, R>(condition: Effect.Effect<boolean, E, R>) =>
   TimeLimits.waitUntil("a condition on the database holds", condition, (holds) => holds, { every: "10 millis" })
 
-/** Runs `self` while a session of its own has done `statement` in a transaction that stays open. */
+/** Runs `self` while another session has run `statement` in a transaction that stays open. */
 const holding = Effect.fnUntraced(function*<A, E, R>(
   statement: (sql: SqlClient.SqlClient) => Effect.Effect<unknown, unknown>,
   self: Effect.Effect<A, E, R>
@@ -53,7 +53,7 @@ const someoneWaits = Effect.flatMap(SqlClient.SqlClient, (sql) =>
 it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
   "DecisionsPostgres",
   (it) => {
-    it.effect("of sixteen decisions at once, in four processes, one forms the generation", () =>
+    it.effect("of sixteen concurrent decisions in four processes, one forms the generation", () =>
       Effect.gen(function*() {
         const sql = yield* SqlClient.SqlClient
         const processes = yield* Effect.forEach([1, 2, 3, 4], () => CoordinationStores.another())
@@ -85,12 +85,12 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
         assert.strictEqual(rows.filter((row) => row.fence !== undefined).length, 16)
       }))
 
-    it.effect("a row that an open batch has locked is skipped, and taken when the batch is over", () =>
+    it.effect("a row that an open batch has locked is skipped, and claimed when the batch has ended", () =>
       Effect.gen(function*() {
         const first = yield* join("locked row", "first", ["locked row"])
         assert.isTrue((yield* decide(first)).settled)
         yield* decide(first, { leaving: true, busy: new Set(["locked row@0"]) })
-        // The row is still the first one's, who has stopped: its last batch is open.
+        // The first worker has stopped, but its last batch is still open, so it still holds the row.
         const second = yield* join("locked row", "second", ["locked row"])
         const during = yield* holding(
           (sql) => sql`SELECT 1 FROM orchestrator_checkpoints WHERE projection_name = 'locked row' FOR UPDATE`,
@@ -104,7 +104,7 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
         assert.deepStrictEqual(after.held.map((row) => row.fence.workerId), ["second"])
       }))
 
-    it.effect("a decision waits for the one before it, and sees what that one did", () =>
+    it.effect("a decision waits for the previous one and reads its results", () =>
       Effect.gen(function*() {
         const sql = yield* SqlClient.SqlClient
         const worker = yield* join("waits", "worker", ["waits"])
@@ -115,7 +115,7 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
             yield* until(someoneWaits)
             assert.isUndefined(fiber.pollUnsafe())
             assert.deepStrictEqual(yield* sql`SELECT 1 FROM orchestrator_generations WHERE replica_set = 'waits'`, [])
-            // Another replica set decides meanwhile.
+            // Decisions of another replica set are not blocked.
             const process = yield* CoordinationStores.another()
             const other = yield* process.provide(join("waits not", "worker", ["waits not"]))
             assert.isTrue((yield* process.provide(decide(other))).settled)
@@ -125,7 +125,7 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
         assert.isTrue((yield* Fiber.join(waiting)).settled)
       }))
 
-    it.effect("who falls silent while a decision waits for the one before it is silent", () =>
+    it.effect("a worker that misses its heartbeats while a decision waits for the decision lock is evicted", () =>
       Effect.gen(function*() {
         const sql = yield* SqlClient.SqlClient
         const rules = { heartbeatIntervalMillis: 10, staleWorkerTimeoutMillis: 300, presenceGraceMillis: 60_000 }
@@ -142,11 +142,11 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
             return fiber
           })
         )
-        // Transactions began before that, and the time that `now()` gives is that of their beginning.
+        // The waiting transaction began before the timeout passed, and `now()` returns the time at which it began.
         assert.deepStrictEqual((yield* Fiber.join(fiber)).evict.map(({ workerId }) => workerId), ["frozen"])
       }))
 
-    it.effect("a decision outlasts one that hangs", () =>
+    it.effect("a decision retries until a hanging decision releases the lock", () =>
       Effect.gen(function*() {
         const worker = yield* join("hangs", "worker", ["hangs"])
         const fiber = yield* holding(
@@ -154,7 +154,7 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
           Effect.gen(function*() {
             const fiber = yield* Effect.forkDetach(decide(worker))
             yield* until(someoneWaits)
-            // The lock's timeout ends the first attempt, and others follow.
+            // `lock_timeout` ends the first attempt, and the decision is retried.
             yield* until(Effect.map(someoneWaits, (waits) => !waits))
             yield* until(someoneWaits)
             return fiber
@@ -197,7 +197,7 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
         )
       }))
 
-    it.effect("old generations and workers that stopped long ago are forgotten", () =>
+    it.effect("old generations and workers that stopped long ago are pruned", () =>
       Effect.gen(function*() {
         const sql = yield* SqlClient.SqlClient
         const worker = yield* join("pruned", "worker", ["pruned"])
@@ -223,7 +223,7 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
         }
       }))
 
-    it.effect("who leaves is stopped", () =>
+    it.effect("a worker that leaves is recorded as stopped", () =>
       Effect.gen(function*() {
         const sql = yield* SqlClient.SqlClient
         const worker = yield* join("stops", "worker", ["stops"])
@@ -241,7 +241,7 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
 it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
   "DecisionsPostgres, sessions lost",
   (it) => {
-    it.effect("a coordination session that is terminated heals", () =>
+    it.effect("a terminated coordination session is replaced", () =>
       Effect.gen(function*() {
         const sql = yield* SqlClient.SqlClient
         const process = yield* CoordinationStores.another()
@@ -256,7 +256,7 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
         assert.isTrue(decision.settled)
       }))
 
-    it.effect("nobody is evicted because every session was lost", () =>
+    it.effect("losing every session evicts no worker", () =>
       Effect.gen(function*() {
         const sql = yield* SqlClient.SqlClient
         const processes = yield* Effect.forEach([1, 2], () => CoordinationStores.another())

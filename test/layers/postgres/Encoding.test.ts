@@ -18,7 +18,7 @@ vi.mocked(Os.hostname).mockReturnValue(host)
 
 const encodings = ["LATIN1", "EUC_JP", "SQL_ASCII"] as const
 
-/** Characters that each of the encodings has. */
+/** Characters that every one of the encodings contains. */
 const own: { readonly [encoding in typeof encodings[number]]: string } = {
   LATIN1: "é",
   EUC_JP: "日本",
@@ -80,7 +80,7 @@ live("records a halt whatever the text of its error is", (encoding) =>
   }))
 
 live(
-  "refuses names and filters that cannot be stored, and registers under any host name",
+  "refuses names and filters that cannot be stored, but registers under any host name",
   (encoding) =>
     Effect.gen(function*() {
       const sql = yield* SqlClient.SqlClient
@@ -115,7 +115,7 @@ live(
     })
 )
 
-live("says why an event cannot be stored", (encoding) =>
+live("reports why an event cannot be stored", (encoding) =>
   Effect.gen(function*() {
     const events = yield* EventStore
     const stored = yield* events.append([event(own[encoding])])

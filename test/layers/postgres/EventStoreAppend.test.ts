@@ -1,6 +1,6 @@
 /**
- * What an append reports when its answer is lost, when tables, triggers and sequences are not as the library made them,
- * and when other writers append to the same aggregate.
+ * What an append reports when its answer is lost, when tables, triggers and sequences differ from what the library
+ * created, and when other writers append to the same aggregate.
  */
 import * as PgClient from "@effect/sql-pg/PgClient"
 import { assert, it } from "@effect/vitest"
@@ -106,14 +106,14 @@ describe("an append whose answer is lost", () => {
       }).pipe(Effect.scoped)
   )
 
-  live("reports no unknown outcome when it was never sent", () =>
+  live("reports no unknown outcome if it was never sent", () =>
     Effect.gen(function*() {
       const { proxy, url } = yield* proxied
       yield* Effect.gen(function*() {
         const store = yield* EventStore
         yield* store.append([event()])
         yield* proxy.refuse(true)
-        // The first may still meet the connection that was just cut.
+        // The first attempt may still use the connection that was just cut.
         yield* Effect.flip(store.append([event()]))
         const refused = yield* Effect.flip(store.append([event()]))
         assert(refused._tag === "DatabaseUnavailable")
@@ -125,7 +125,7 @@ describe("an append whose answer is lost", () => {
       ))
     }).pipe(Effect.scoped))
 
-  live("is rolled back inside of a transaction", () =>
+  live("is rolled back inside a transaction", () =>
     Effect.gen(function*() {
       const { url } = yield* TestDatabase
       let lose = false
@@ -147,7 +147,7 @@ describe("an append whose answer is lost", () => {
         assert.notProperty(error, "mayHaveCommitted")
         lose = false
         assert.deepStrictEqual(yield* versions, [])
-        // The same loss outside of a transaction comes too late.
+        // Outside a transaction, the same loss comes after the commit.
         lose = true
         const alone = yield* Effect.flip(store.append([event()]))
         lose = false
@@ -168,7 +168,7 @@ describe("an append where heads and events disagree", () => {
     return Number(row?.version)
   })
 
-  live("continues after the last event that is there, and sets the head right", () =>
+  live("continues after the last existing event, and corrects the head", () =>
     Effect.gen(function*() {
       const store = yield* EventStore
       const positions = (yield* store.append([event(), event(), event()])).positions
@@ -192,7 +192,7 @@ describe("an append where heads and events disagree", () => {
       assert.deepStrictEqual([yield* versions, yield* head], [[1, 2, 3], 3])
     }))
 
-  live("gives appends at the same time versions without a gap", () =>
+  live("assigns versions without a gap to concurrent appends", () =>
     Effect.gen(function*() {
       const store = yield* EventStore
       yield* store.append([event(), event(), event()])
@@ -223,7 +223,7 @@ describe("an append where heads and events disagree", () => {
 })
 
 describe("an append that the database refuses", () => {
-  /** The error of an append, alone and inside of a transaction, after which nothing is there. */
+  /** The error of an append, alone and inside a transaction; asserts that nothing was stored. */
   const refused = Effect.fnUntraced(function*(...events: ReadonlyArray<NewEvent>) {
     const store = yield* EventStore
     const sql = yield* PgClient.PgClient
@@ -246,7 +246,7 @@ describe("an append that the database refuses", () => {
       `CREATE TRIGGER act ${when} ON ${table} FOR EACH ROW EXECUTE FUNCTION act()`
     )
 
-  live("for a position that is in use names the sequence and how to set it", () =>
+  live("reports the sequence, and how to set it, if a position is in use", () =>
     Effect.gen(function*() {
       const store = yield* EventStore
       yield* store.append([event(), event()])
@@ -261,7 +261,7 @@ describe("an append that the database refuses", () => {
       const remedy = run(alone.message.slice(alone.message.indexOf("SELECT setval")))
       yield* remedy
       assert.strictEqual((yield* store.append([event()])).lastVersion, 3n)
-      // An import with positions of its own: those below are free, and readers have passed them.
+      // An import with explicit positions: those below are free, but readers have passed them.
       yield* run(`
         INSERT INTO events
           (global_position, bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
@@ -275,7 +275,7 @@ describe("an append that the database refuses", () => {
     }))
 
   live(
-    "for a constraint of the application names it, and is neither a conflict nor a duplicate",
+    "reports a constraint of the application by name, neither as a conflict nor as a duplicate",
     () =>
       Effect.gen(function*() {
         const sql = yield* PgClient.PgClient
@@ -301,7 +301,7 @@ describe("an append that the database refuses", () => {
           if (code === "23503") yield* sql`CREATE TABLE known (id text PRIMARY KEY)`
           yield* run(statement)
           if (code === "23503") {
-            // Refused at the end of the statement's transaction only.
+            // Refused only at the end of the statement's transaction.
             const late = yield* Effect.flip((yield* EventStore).append([event({ correlationId: "c" })]))
             assert.deepInclude(late, { _tag: "StoreFailure", code, constraint })
             assert.deepStrictEqual(yield* versions, [1])
@@ -320,7 +320,7 @@ describe("an append that the database refuses", () => {
       })
   )
 
-  live("for keys under other names is a duplicate or a conflict by their columns", () =>
+  live("reports renamed keys as a duplicate or a conflict by their columns", () =>
     Effect.gen(function*() {
       const store = yield* EventStore
       yield* run(
@@ -335,7 +335,7 @@ describe("an append that the database refuses", () => {
       yield* other.sql`
         INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
         VALUES ('test', 'Test', 'a', 2, gen_random_uuid(), 'Inserted', '')`
-      // In a transaction, where an append waits for the other writer and is not tried again.
+      // In a transaction, an append waits for the other writer and is not retried.
       const sql = yield* PgClient.PgClient
       const appending = yield* Effect.forkChild(Effect.flip(sql.withTransaction(store.append([event()]))), {
         startImmediately: true
@@ -356,7 +356,7 @@ describe("an append that the database refuses", () => {
       ["draws other event ids", "NEW.event_id := gen_random_uuid(); RETURN NEW;"]
     ] as const
   ) {
-    live(`for a trigger that ${what} is rolled back and reports it`, () =>
+    live(`rolls back and reports a trigger that ${what}`, () =>
       Effect.gen(function*() {
         yield* trigger("events", body)
         const error = yield* refused(event({ eventId: newId() }), event({ eventType: "Second" }))
@@ -367,7 +367,7 @@ describe("an append that the database refuses", () => {
   }
 
   live(
-    "for a trigger that keeps heads from being written reports it instead of conflicts",
+    "reports a trigger that prevents writes to heads, instead of conflicts",
     () =>
       Effect.gen(function*() {
         yield* trigger("aggregate_heads", "RETURN NULL;")
@@ -379,7 +379,7 @@ describe("an append that the database refuses", () => {
       })
   )
 
-  live("for a trigger that raises a unique violation reports its message", () =>
+  live("reports the message of a trigger that raises a unique violation", () =>
     Effect.gen(function*() {
       yield* trigger("events", "RAISE EXCEPTION 'no more' USING ERRCODE = 'unique_violation';")
       const error = yield* refused(event())
@@ -387,7 +387,7 @@ describe("an append that the database refuses", () => {
       assert.deepStrictEqual([error.code, error.detail], ["23505", "no more"])
     }))
 
-  live("is accepted with what a trigger adds to the event", () =>
+  live("accepts what a trigger adds to the event", () =>
     Effect.gen(function*() {
       yield* trigger(
         "events",
@@ -400,13 +400,13 @@ describe("an append that the database refuses", () => {
     }))
 })
 
-/** As Go's append writes: its events first, then the head. */
+/** Appends as Go does: the events first, then the head. */
 const goAppend = Effect.fnUntraced(function*(version: number) {
   const { sql } = yield* PlainWriters.make((yield* TestDatabase).url, "go")
   const lockWaits = sql`
     SELECT FROM pg_locks JOIN pg_stat_activity USING (pid)
     WHERE datname = current_database() AND NOT granted AND application_name <> 'go'`
-  // It began to wait last, and is not the one that a deadlock ends.
+  // It started waiting last, so the deadlock check does not end it.
   yield* sql`SET deadlock_timeout = '10min'`
   yield* sql`BEGIN`
   yield* sql`
@@ -447,7 +447,7 @@ describe("an append at the same time as Go's", () => {
           const waited = yield* Clock.currentTimeMillis
           yield* go.upsertHead
           const stalled = (yield* Clock.currentTimeMillis) - waited
-          // A process that was suspended for long before the upsert has left the short waits behind.
+          // A process that was suspended for long before the upsert has used up its short waits.
           if (waited - begun < 500) assert.isBelow(stalled, deadlockMillis / 2)
           yield* go.waitedFor
           yield* go.end(end)
@@ -465,7 +465,7 @@ describe("an append at the same time as Go's", () => {
   }
 
   live(
-    "waits as the session does when a writer stays open, and leaves the session's lock_timeout as it was",
+    "waits as long as the session's lock_timeout allows while a writer stays open, and does not change the setting",
     () =>
       Effect.gen(function*() {
         const store = yield* EventStore

@@ -1,5 +1,5 @@
 /**
- * The event store beside others that write and change the same tables by plain SQL, and at the limits of the driver.
+ * The event store beside clients that write and change the same tables with plain SQL, and at the limits of the driver.
  */
 import * as PgClient from "@effect/sql-pg/PgClient"
 import { assert, it } from "@effect/vitest"
@@ -36,7 +36,9 @@ const insert = (aggregateId: string, version: number) =>
       INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
       VALUES ('test', 'Test', ${aggregateId}, ${version}, gen_random_uuid(), 'Inserted', '')`)
 
-/** Waits for a settled position beyond this one, and returns once the reader has looked and only a notification wakes it. */
+/**
+ * Waits for a settled position beyond this one. Returns once the reader has polled and only a notification can wake it.
+ */
 const waitBeyond = Effect.fnUntraced(function*(position: bigint) {
   const store = yield* EventStore
   const sql = yield* PgClient.PgClient
@@ -75,7 +77,7 @@ describe("EventStore beside plain SQL", () => {
   )
 
   live(
-    "metadata that other clients wrote is read with every digit, whichever way it is read",
+    "metadata that other clients wrote is read with every digit by every read method",
     Effect.gen(function*() {
       const store = yield* EventStore
       const sql = yield* PgClient.PgClient
@@ -105,7 +107,7 @@ describe("EventStore beside plain SQL", () => {
       const parts = (events: ReadonlyArray<Event>) => events.map((event) => [event.metadata, event.metadataText])
       const streamId = { boundedContext: "test", aggregateType: "Test", aggregateId: "a" }
       assert.deepStrictEqual(parts(yield* store.readStream(streamId)), expected)
-      // The large one makes the second page one of rows of any size.
+      // The large event makes the reader plan the second page for rows of any size.
       for (const limit of [100, 1, 3]) {
         const read: Array<Event> = []
         let after = 0n
@@ -120,7 +122,7 @@ describe("EventStore beside plain SQL", () => {
   )
 
   live(
-    "times that other clients wrote are read to the microsecond, infinite ones too",
+    "times that other clients wrote are read to the microsecond, including infinite ones",
     Effect.gen(function*() {
       const store = yield* EventStore
       const sql = yield* PgClient.PgClient
@@ -142,7 +144,7 @@ describe("EventStore beside plain SQL", () => {
       assert.deepStrictEqual(exact!.createdAt, new Date("2026-11-26T14:50:42.123Z"))
       assert.deepStrictEqual(before!.createdAt, new Date(-1))
       for (const event of infinite) assert.isNaN(event.createdAt.getTime())
-      // What was read can be appended.
+      // Events that were read can be appended again.
       yield* store.append([event("copy", { createdAt: exact!.createdAtMicros })])
       const same = sql`
         SELECT c.created_at = o.created_at AS same FROM events AS c, events AS o
@@ -152,7 +154,7 @@ describe("EventStore beside plain SQL", () => {
   )
 
   live(
-    "a default of created_at stays in force where no event has a time",
+    "a default of created_at applies where no event has a time",
     Effect.gen(function*() {
       const store = yield* EventStore
       const sql = yield* PgClient.PgClient
@@ -164,7 +166,7 @@ describe("EventStore beside plain SQL", () => {
   )
 
   live(
-    "an append of a process that ends at once wakes a waiting reader",
+    "an append by a process that exits immediately wakes a waiting reader",
     Effect.gen(function*() {
       const { url } = yield* TestDatabase
       yield* (yield* EventStore).append([event("a")])
@@ -183,7 +185,7 @@ describe("EventStore beside plain SQL", () => {
   )
 
   live(
-    "appends go on after events whose head nobody kept up",
+    "appends continue after events whose head was not updated",
     Effect.gen(function*() {
       const store = yield* EventStore
       const sql = yield* PgClient.PgClient
@@ -201,7 +203,7 @@ describe("EventStore beside plain SQL", () => {
   )
 
   live(
-    "a version that another transaction is writing is a conflict once it is there",
+    "a version that another transaction is writing becomes a conflict when that transaction commits",
     Effect.gen(function*() {
       const store = yield* EventStore
       const other = yield* PlainWriters.make((yield* TestDatabase).url)
@@ -220,7 +222,7 @@ describe("EventStore beside plain SQL", () => {
   )
 
   live(
-    "what plain SQL inserts is found within the poll interval",
+    "rows inserted by plain SQL are found within the poll interval",
     Effect.gen(function*() {
       const store = yield* EventStore
       const waiting = yield* Effect.forkChild(store.settledBeyond(0n, Duration.millis(50)), { startImmediately: true })
@@ -230,7 +232,7 @@ describe("EventStore beside plain SQL", () => {
   )
 
   live(
-    "an append in a transaction wakes nobody before its commit, and then at once",
+    "an append in a transaction wakes readers at its commit, not before",
     Effect.gen(function*() {
       const store = yield* EventStore
       const sql = yield* PgClient.PgClient
@@ -244,7 +246,7 @@ describe("EventStore beside plain SQL", () => {
   )
 
   live(
-    "another process is woken too, and without LISTEN it polls",
+    "an append wakes other processes; without LISTEN they poll",
     Effect.gen(function*() {
       const store = yield* EventStore
       yield* Effect.gen(function*() {
@@ -267,7 +269,7 @@ describe("EventStore beside plain SQL", () => {
   )
 
   live(
-    "events that the client cannot receive are named, those around them are read",
+    "events that the client cannot receive are reported, and the events around them are read",
     Effect.gen(function*() {
       const store = yield* EventStore
       const small = new Uint8Array(10)
@@ -299,7 +301,7 @@ describe("EventStore beside plain SQL", () => {
   )
 
   live(
-    "rows of mixed sizes fill pages up to their bytes",
+    "rows of mixed sizes fill pages up to the byte limit",
     Effect.gen(function*() {
       const store = yield* EventStore
       const sizes = Array.from({ length: 300 }, (_, index) => index % 10 === 9 ? 60_000 : 100)
@@ -320,7 +322,7 @@ describe("EventStore beside plain SQL", () => {
   )
 
   live(
-    "a server that turned into a replica is read no further",
+    "stops reading from a server that became a replica",
     Effect.gen(function*() {
       const store = yield* EventStore
       const sql = yield* PgClient.PgClient
@@ -330,7 +332,7 @@ describe("EventStore beside plain SQL", () => {
       yield* sql`CREATE OR REPLACE FUNCTION replica.pg_is_in_recovery() RETURNS boolean LANGUAGE sql AS 'SELECT true'`
       assert.strictEqual((yield* Effect.flip(store.read({ after: 0n, upTo })))._tag, "ReadOnlyReplica")
       assert.strictEqual((yield* Effect.flip(store.settledBeyond(upTo, Duration.millis(20))))._tag, "ReadOnlyReplica")
-      // One that has more to replay would give a head that is none.
+      // A replica that has more WAL to replay would return an outdated head.
       assert.strictEqual((yield* Effect.flip(store.headPosition))._tag, "ReadOnlyReplica")
     }),
     {
@@ -344,7 +346,7 @@ describe("EventStore beside plain SQL", () => {
   )
 
   live(
-    "events that are numbered from the beginning again are all read",
+    "reads all events after their positions restart from the beginning",
     Effect.gen(function*() {
       const store = yield* EventStore
       const sql = yield* PgClient.PgClient
@@ -357,7 +359,7 @@ describe("EventStore beside plain SQL", () => {
       assert.strictEqual(page.events.length, 3)
       assert.strictEqual(page.position, 3n, "not to where the events ended before")
       assert.strictEqual(yield* store.settledPosition, 3n)
-      // Set back to where events are no more.
+      // Set back to positions whose events were deleted.
       yield* sql`TRUNCATE events, aggregate_heads`
       yield* sql`SELECT setval(pg_get_serial_sequence('events', 'global_position'), 1, false)`
       yield* store.append([event("a")])
@@ -366,7 +368,7 @@ describe("EventStore beside plain SQL", () => {
   )
 
   live(
-    "other names and another schema serve as well",
+    "works with other table names and another schema",
     Effect.gen(function*() {
       const store = yield* EventStore
       const sql = yield* PgClient.PgClient
@@ -382,14 +384,14 @@ describe("EventStore beside plain SQL", () => {
   )
 
   live(
-    "a role that owns nothing and may only read reads, sees who holds it back, and is told that it may not append",
+    "a role with SELECT only can read and list open writers; its appends are refused with the missing grant",
     Effect.gen(function*() {
       const sql = yield* PgClient.PgClient
       const { name, url } = yield* TestDatabase
       const role = `reader_${name}`
       yield* Effect.acquireRelease(
         sql.unsafe(`CREATE ROLE ${role} LOGIN PASSWORD 'secret'`),
-        // The grants in this database hold the role until they are gone.
+        // The role cannot be dropped before the grants in this database are.
         () => Effect.ignore(Effect.andThen(sql.unsafe(`DROP OWNED BY ${role}`), sql.unsafe(`DROP ROLE ${role}`)))
       )
       yield* sql.unsafe(`GRANT SELECT ON orchestrator_meta, events, aggregate_heads TO ${role}`)

@@ -12,7 +12,7 @@ const transact = <A, E, R>(self: Effect.Effect<A, E, R>) =>
 
 EventStoreSuite.suite("postgres", EventStores.layerWith(), { time: realTime, transact })
 
-// The oldest server refuses some expressions that later ones accept.
+// The oldest supported server refuses some expressions that later versions accept.
 describe("on PostgreSQL 14", { tags: ["long"] }, () => {
   const layer = Layer.unwrap(Effect.map(Servers.postgres14, (serverUrl) => EventStores.layerWith({ serverUrl })))
   EventStoreSuite.suite("postgres 14", layer, { time: realTime, transact })

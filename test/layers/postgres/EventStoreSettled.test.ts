@@ -1,6 +1,4 @@
-/**
- * The settled position under load: nothing lost, doubled or out of order, whatever the writers do.
- */
+/** The settled position under load: no event is lost, duplicated or out of order, whatever the writers do. */
 import * as PgClient from "@effect/sql-pg/PgClient"
 import { assert, it } from "@effect/vitest"
 import * as Duration from "effect/Duration"
@@ -24,7 +22,7 @@ const event = (aggregateId: string, eventType = "Happened"): NewEvent => ({
   payload: {}
 })
 
-/** Follows the events up to one of type `End`, and gives the positions it saw. */
+/** Follows the events up to one of type `End` and returns the positions that it read. */
 const follow = Effect.fnUntraced(function*(options: { readonly retry?: boolean; readonly limit?: number } = {}) {
   const store = yield* EventStore
   const seen: Array<bigint> = []
@@ -81,13 +79,13 @@ const onEach = (
 
   describe(`settled position on ${name}`, { tags }, () => {
     live(
-      "16 writers of all kinds: nothing lost, doubled or out of order",
+      "with 16 writers of all kinds, no event is lost, duplicated or out of order",
       Effect.gen(function*() {
         const { url } = yield* TestDatabase
         const store = yield* EventStore
         yield* PlainWriters.createFunction(yield* PgClient.PgClient)
         const follower = yield* Effect.forkChild(follow())
-        // A reader that is always there but never waits must not matter.
+        // A reader that is always present but never waits must not affect the result.
         const looker = yield* Effect.forkChild(Effect.forever(Effect.andThen(store.settledPosition, Effect.sleep(20))))
         yield* Effect.all([
           PlainWriters.load(url, { writers: 13, transactions: 200 }),
@@ -114,7 +112,7 @@ const onEach = (
         const other = yield* PlainWriters.make(url)
         yield* other.sql`BEGIN ISOLATION LEVEL REPEATABLE READ`
         yield* other.sql`CREATE TABLE unrelated AS SELECT max(global_position) FROM events`
-        // A gap, so that a proof is needed.
+        // Leaves a gap, so that a proof is needed.
         const gap = yield* PlainWriters.make(url)
         yield* gap.sql`BEGIN`
         yield* gap.insert(3)
@@ -127,7 +125,7 @@ const onEach = (
     )
 
     live(
-      "a writer holds back what follows it, is named while it does, and lets go with its end",
+      "an open writer holds back later events and is reported until its transaction ends",
       Effect.gen(function*() {
         const { url } = yield* TestDatabase
         const store = yield* EventStore
@@ -154,7 +152,7 @@ const onEach = (
         assert.isAbove(writers[0]!.seenForMillis, 200)
         const unread = yield* store.read({ after: 0n })
         assert.deepStrictEqual(unread.events.map((event) => event.aggregateId), ["a"])
-        // Long enough that nothing but the fresh look, at most 250 ms away, can end the wait.
+        // Long enough that only the next poll, at most 250 ms away, can end the wait.
         yield* writer.sql`COMMIT`
         assert.isTrue((yield* Fiber.join(waiting)) >= later.positions[0]!)
         const rest = yield* store.read({ after: first.positions[0]! })
@@ -175,11 +173,11 @@ const onEach = (
         yield* writer.sql`BEGIN`
         yield* writer.insert(1)
         const later = yield* store.append([event("b")])
-        // The proof has begun, with the session's own id among the holders, when the transaction is prepared.
+        // The transaction is prepared after the proof has begun with the session's own id among the holders.
         assert.strictEqual(yield* store.settledPosition, first.positions[0])
         yield* Effect.acquireRelease(
           writer.sql.unsafe(`PREPARE TRANSACTION '${gid}'`).unprepared,
-          // Committed already, where the test did not fail.
+          // Already committed unless the test failed.
           () => Effect.ignore(writer.sql.unsafe(`ROLLBACK PREPARED '${gid}'`).unprepared)
         )
         assert.strictEqual(yield* store.settledPosition, first.positions[0])
@@ -194,7 +192,7 @@ const onEach = (
     )
 
     live(
-      "the reader's session is killed again and again: nothing lost, doubled or out of order",
+      "while the reader's session is killed repeatedly, no event is lost, duplicated or out of order",
       Effect.gen(function*() {
         const { url } = yield* TestDatabase
         const sql = yield* PgClient.PgClient
@@ -218,7 +216,7 @@ const onEach = (
     )
 
     live(
-      "what was proved on a lost connection is proved anew before anything is read",
+      "a proof from a lost connection is repeated before anything is read",
       Effect.gen(function*() {
         const { url } = yield* TestDatabase
         const sql = yield* PgClient.PgClient
@@ -245,7 +243,7 @@ const onEach = (
     )
 
     live(
-      "a checkpoint proves nothing to other readers: it may have been written by hand",
+      "a checkpoint proves nothing to other readers, because it may have been written by hand",
       Effect.gen(function*() {
         const { url } = yield* TestDatabase
         const sql = yield* PgClient.PgClient
@@ -257,7 +255,7 @@ const onEach = (
         yield* writer.sql`BEGIN`
         yield* writer.insert(1)
         yield* store.append([event("b")])
-        // One projection alone, then beside one that is retired and one that is beyond the last event.
+        // First one projection alone, then beside a retired one and one beyond the last event.
         for (const rows of [[["raised", 3n]], [["retired", 0n], ["ahead", 900n]]] as const) {
           for (const [projection, position] of rows) {
             yield* sql`INSERT INTO orchestrator_checkpoints
@@ -268,11 +266,11 @@ const onEach = (
             WHERE datname = current_database() AND application_name = 'pupsourcing-orchestrator reader'`
           assert.deepStrictEqual(yield* read(0n, 3n), [1n])
         }
-        // The raised range skips what it was told to, and follows what comes next.
+        // The range whose position was raised skips those events and reads the following ones.
         yield* store.append([event("c")])
         assert.strictEqual(yield* store.settledBeyond(3n, Duration.seconds(10)), 4n)
         assert.deepStrictEqual(yield* read(3n, 4n), [4n])
-        // A gap above its position holds it back as it does all others.
+        // A gap above its position holds it back like every other reader.
         const other = yield* PlainWriters.make(url)
         yield* other.sql`BEGIN`
         yield* other.insert(1)
@@ -289,7 +287,7 @@ const onEach = (
     )
 
     live(
-      "a long past is settled at once, gaps and all",
+      "a long history is settled at once, including its gaps",
       Effect.gen(function*() {
         const sql = yield* PgClient.PgClient
         const store = yield* EventStore
@@ -302,7 +300,7 @@ const onEach = (
     )
 
     live(
-      "positions that an identity gives out are followed too",
+      "follows positions that an identity column generates",
       Effect.gen(function*() {
         const { url } = yield* TestDatabase
         const store = yield* EventStore
@@ -326,7 +324,7 @@ const onEach = (
     )
 
     live(
-      "a sequence with a cache is refused, with what to do",
+      "refuses a sequence with a cache, with the remedy",
       Effect.gen(function*() {
         const store = yield* EventStore
         yield* store.append([event("a")])
@@ -339,7 +337,7 @@ const onEach = (
     )
 
     live(
-      "a cache that comes later is noticed by the next proof",
+      "detects a cache that is set later with the next proof",
       Effect.gen(function*() {
         const sql = yield* PgClient.PgClient
         const { url } = yield* TestDatabase
@@ -357,7 +355,7 @@ const onEach = (
     )
 
     live(
-      "explicit positions beyond the sequence are refused, with what to do",
+      "refuses explicit positions beyond the sequence, with the remedy",
       Effect.gen(function*() {
         const sql = yield* PgClient.PgClient
         const store = yield* EventStore
@@ -371,7 +369,7 @@ const onEach = (
     )
 
     live(
-      "a sequence that was set to its next value is as good as one that has given out the last",
+      "treats a sequence set to its next value like one that has returned its last value",
       Effect.gen(function*() {
         const sql = yield* PgClient.PgClient
         const store = yield* EventStore
@@ -390,7 +388,7 @@ const onEach = (
     )
 
     live(
-      "a sequence behind the checkpoint is told apart from waiting",
+      "reports a sequence behind the checkpoint instead of waiting",
       Effect.gen(function*() {
         const sql = yield* PgClient.PgClient
         const database = yield* Database

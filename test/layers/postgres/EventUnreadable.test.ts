@@ -35,7 +35,7 @@ const live = (
   options: EventStores.Options = {}
 ) => it.live(title, () => Effect.provide(test, EventStores.layerWith(options) as Layer.Layer<EventStores.Provided>))
 
-/** Reads to the end as a runner does, past unreadable events; returns the positions and the errors. */
+/** Reads to the end as a runner does, past unreadable events. Returns the positions and the errors. */
 const readAll = Effect.fnUntraced(function*(options: Partial<ReadOptions> = {}) {
   const store = yield* EventStore
   const seen: Array<bigint> = []
@@ -62,7 +62,7 @@ const long = (aggregateId: string, rest: Partial<NewEvent> = {}) =>
 describe("an event that cannot be read", () => {
   for (const { code, make, name } of Damage.all) {
     live(
-      `is named, and the events around it are read: ${name}`,
+      `is reported, and the events around it are read: ${name}`,
       Effect.gen(function*() {
         const sql = yield* PgClient.PgClient
         const store = yield* EventStore
@@ -159,7 +159,7 @@ describe("an error of one row", () => {
         yield* append(5)
         yield* sql.unsafe(`CREATE FUNCTION read_position(number int8) RETURNS int8 LANGUAGE plpgsql STABLE AS $$
         BEGIN PERFORM raised('XX001', '', number = 5); RETURN number; END $$`).unprepared
-        // As where the page of the row is damaged: not even its position can be read.
+        // As if the page of the row were damaged: not even its position can be read.
         const hooks: Seam.Hooks = {
           rewrite: (statement) =>
             (raised.hooks.rewrite?.(statement) ?? "")
@@ -226,7 +226,7 @@ describe("an error of one row", () => {
         let reads = 0
         const hooks: Seam.Hooks = {
           rewrite: raised.hooks.rewrite,
-          // The second reads again what precedes the event that was found.
+          // The second read repeats what precedes the event that was found.
           around: (statement, send) => statement.text.includes("AS judged") && ++reads === 2 ? statement.lose : send
         }
         yield* Effect.gen(function*() {
@@ -251,7 +251,7 @@ describe("an error of one row", () => {
         for (const failing of [2, 4, 6]) {
           let statements = 0
           const hooks: Seam.Hooks = {
-            // The first reads the events, the others search.
+            // The first statement reads the events; the others search for the damaged one.
             rewrite: ({ text }) =>
               text.replace(
                 /(?<=FROM (?:"\w+"\.)?"events"\s+WHERE )(?=global_position > \$1)/,
@@ -309,7 +309,7 @@ describe("a worker that reads such an event", () => {
           Effect.raceFirst(Effect.provide(Orchestrator.run, worker), until).pipe(
             Effect.provideService(References.MinimumLogLevel, "None")
           )
-        // Once at the start, before the worker has read anything, and once after a restart.
+        // Once at startup, before the worker has read anything, and once after a restart.
         for (const expected of ["damaged 1, healthy 2, healthy 5", "damaged 1, healthy 2, healthy 5, healthy 6"]) {
           yield* run(Effect.gen(function*() {
             yield* TimeLimits.waitUntil("the healthy projection is done", handled, (all) => all === expected)

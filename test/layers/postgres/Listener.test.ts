@@ -32,13 +32,13 @@ const count = Effect.flatMap(
   (sql) => Effect.map(sql.unsafe(`SELECT ${listening}`), (rows) => rows.length)
 )
 
-/** Ends the listening sessions and gives how many there were. */
+/** Ends the listening sessions and returns how many there were. */
 const kill = Effect.flatMap(
   PgClient.PgClient,
   (sql) => Effect.map(sql.unsafe(`SELECT pg_terminate_backend(pid, 5000) ${listening}`), (rows) => rows.length)
 )
 
-/** The next message but `reconnected`. */
+/** The next message other than `reconnected`. */
 const next = (queue: Queue.Dequeue<string>): Effect.Effect<string> =>
   Effect.flatMap(
     Queue.take(queue),
@@ -50,7 +50,7 @@ const lost = new SqlError.SqlError({
 })
 
 describe("Listener", () => {
-  live("connects when it is needed, once, and tells subscribers so", () =>
+  live("connects once, when it is first needed, and notifies its subscribers", () =>
     Effect.gen(function*() {
       const listener = yield* process()
       assert.strictEqual(yield* count, 0)
@@ -65,7 +65,7 @@ describe("Listener", () => {
       assert.strictEqual(yield* count, 1)
     }))
 
-  live("messages reach other processes, alike ones are sent as one", () =>
+  live("delivers messages to other processes, and sends equal messages once", () =>
     Effect.gen(function*() {
       const one = yield* process()
       const other = yield* process()
@@ -80,7 +80,7 @@ describe("Listener", () => {
       assert.notInclude(seen, "not this")
     }))
 
-  live("what is said last is sent, too", () =>
+  live("sends the last message before it closes", () =>
     Effect.gen(function*() {
       const queue = yield* (yield* process()).subscribe("a")
       assert.strictEqual(yield* Queue.take(queue), Listener.reconnected)
@@ -95,7 +95,7 @@ describe("Listener", () => {
     }))
 
   live(
-    "a process that ends at once sends what it announced, though its session was never opened",
+    "a process that exits immediately sends its notifications, even if its session was never opened",
     () =>
       Effect.gen(function*() {
         const queue = yield* (yield* process()).subscribe("a")
@@ -103,7 +103,7 @@ describe("Listener", () => {
         const leave = Effect.scoped(Effect.andThen(process(), (leaving) => leaving.notify("a", "only")))
         yield* leave
         assert.strictEqual(yield* next(queue), "only")
-        // The end of a transaction is not waited for.
+        // Sending does not wait for the end of a transaction.
         const sql = yield* PgClient.PgClient
         yield* sql.withTransaction(Effect.gen(function*() {
           yield* leave
@@ -112,11 +112,11 @@ describe("Listener", () => {
       })
   )
 
-  live("what is being sent while a process ends is sent", () =>
+  live("finishes sending a message while its process ends", () =>
     Effect.gen(function*() {
       const queue = yield* (yield* process()).subscribe("a")
       assert.strictEqual(yield* Queue.take(queue), Listener.reconnected)
-      // The session is opened, and the message sent, at whatever moment the scope closes.
+      // The session is opened and the message sent, whenever the scope closes.
       for (let turn = 0; turn < 20; turn++) {
         yield* Effect.scoped(Effect.gen(function*() {
           const leaving = yield* process()
@@ -127,7 +127,7 @@ describe("Listener", () => {
       }
     }))
 
-  live("a server that does not answer does not keep a process from ending", () =>
+  live("an unresponsive server does not prevent a process from ending", () =>
     Effect.gen(function*() {
       const { url } = yield* TestDatabase
       const target = new URL(url)
@@ -148,14 +148,14 @@ describe("Listener", () => {
       yield* proxy.giveUp
     }))
 
-  live("a connection that is lost under a hook fails who set it, and interrupts nobody", () =>
+  live("a connection lost under a hook fails its registration, and interrupts no fiber", () =>
     Effect.gen(function*() {
       const listener = yield* process()
       const runs = yield* Queue.unbounded<void>()
       yield* listener.onConnection(() => Effect.asVoid(Queue.offer(runs, undefined)))
       yield* Queue.take(runs)
       yield* kill
-      // From now on somebody waits for the connection's end.
+      // From here on, the listener waits for the end of the connection.
       yield* Queue.take(runs)
       const begun = yield* Deferred.make<void>()
       const hook = () => Effect.andThen(Deferred.succeed(begun, undefined), Effect.never)
@@ -168,7 +168,7 @@ describe("Listener", () => {
       assert.strictEqual(failure?.error._tag, "DatabaseUnavailable")
     }))
 
-  live("a session that is taken for lost is closed, whoever keeps it open", () =>
+  live("a session that is considered lost is closed", () =>
     Effect.gen(function*() {
       const listener = yield* process()
       const silent = new SqlError.SqlError({
@@ -178,13 +178,13 @@ describe("Listener", () => {
       const exit = yield* Effect.exit(listener.onConnection(() => Effect.fail(silent)))
       assert.isTrue(Exit.isFailure(exit))
       yield* TimeLimits.waitUntil("the session is closed", count, (sessions) => sessions === 0)
-      // Who comes next finds a new one.
+      // The next hook opens a new session.
       yield* listener.onConnection(() => Effect.void)
       assert.strictEqual(yield* count, 1)
     }))
 
   live(
-    "a lost connection is opened again at once: subscribers hear of it, hooks run again, the log says it once",
+    "a lost connection is reopened at once: subscribers are notified, hooks run again, and one line is logged",
     () =>
       Effect.gen(function*() {
         const lines: Array<string> = []
@@ -221,7 +221,7 @@ describe("Listener", () => {
       })
   )
 
-  live("a hook's first failure is the caller's, and the hook is not kept", () =>
+  live("the first failure of a hook is returned to the caller, and the hook is not kept", () =>
     Effect.gen(function*() {
       const listener = yield* process()
       let runs = 0
@@ -237,7 +237,7 @@ describe("Listener", () => {
       assert.strictEqual(runs, 1)
     }))
 
-  live("a hook that fails later is tried again on a new connection", () =>
+  live("a hook that fails later is retried on a new connection", () =>
     Effect.gen(function*() {
       const listener = yield* process()
       const runs = yield* Queue.unbounded<number>()
@@ -252,7 +252,7 @@ describe("Listener", () => {
       assert.strictEqual(yield* Queue.take(runs), 3)
     }))
 
-  live("with listen: false nothing is sent or listened to, and hooks still come back", () =>
+  live("with listen: false nothing is sent or received, but hooks run again", () =>
     Effect.gen(function*() {
       const deaf = yield* process({ listen: false })
       const other = yield* process()

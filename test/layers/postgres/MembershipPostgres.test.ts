@@ -25,7 +25,7 @@ MembershipSuite.suite("postgres", CoordinationStores.layerWith(), { time: realTi
 
 const { decide, join } = CoordinationStores
 
-/** Asks the database until it says so. */
+/** Repeats the query until it returns true. */
 const until = <E, R>(condition: Effect.Effect<boolean, E, R>) =>
   TimeLimits.waitUntil("a condition on the database holds", condition, (holds) => holds, { every: "10 millis" })
 
@@ -42,7 +42,7 @@ const presenceClass = Effect.gen(function*() {
   return sql.literal(Presence.lockClass(qualified("workers")))
 })
 
-/** Backends that hold the presence under a key, or wait to see it end. */
+/** Backends that hold the presence lock of a key, or wait for its release. */
 const backendsOf = (key: number, who: "holding" | "watching") =>
   Effect.gen(function*() {
     const sql = yield* SqlClient.SqlClient
@@ -59,13 +59,13 @@ const terminate = (pids: ReadonlyArray<number>) =>
     (sql) => sql`SELECT pg_terminate_backend(pid) FROM unnest(${pids}::int4[]) AS p (pid)`
   )
 
-/** As every running worker does; so the loss of its session is noticed. */
+/** Subscribes to wake-ups as every running worker does, so that the loss of its session is detected. */
 const listens = (worker: Registration) => Effect.flatMap(Membership, (membership) => membership.wakeUps(worker))
 
 it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
   "MembershipPostgres",
   (it) => {
-    /** Two processes with a worker each, the first watching the second. */
+    /** Two processes with a worker each; the first watches the second. */
     const pair = Effect.fnUntraced(function*(replicaSet: string, hooks: Seam.Hooks = {}) {
       const membership = yield* Membership
       const first = yield* join(replicaSet, "first", [replicaSet])
@@ -86,12 +86,12 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
       return { first, second, process, die, wakeUps, generation: generation!, key }
     })
 
-    it.effect("the death of a neighbour's process wakes its watcher, and it is replaced after the grace", () =>
+    it.effect("the death of a neighbour's process wakes its watcher, and its worker is replaced after the grace period", () =>
       Effect.gen(function*() {
         const { die, first, second, wakeUps } = yield* pair("death")
-        // Without a goodbye: what the process does in the end does not reach the tables.
+        // The process ends without unregistering: its final statements do not reach the tables.
         yield* die
-        // Nothing else ends this wait: under the patient rules the next heartbeat is far away.
+        // Only the presence lock can end this wait: under the patient rules the next heartbeat is far away.
         yield* Queue.take(wakeUps)
         const rules = { ...patient, presenceGraceMillis: 100 }
         const evicted = yield* TimeLimits.waitUntil(
@@ -103,7 +103,7 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
         assert.isTrue(evicted.settled)
       }))
 
-    it.effect("a process whose session is killed is woken for, and is back before anybody replaces it", () =>
+    it.effect("a killed session wakes the watcher, but its process reconnects before its worker is replaced", () =>
       Effect.gen(function*() {
         const { first, key, process, second } = yield* pair("killed session")
         const holders = yield* backendsOf(key, "holding")
@@ -118,7 +118,7 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
         yield* process.provide(Effect.flatMap(Membership, (membership) => membership.heartbeat(second)))
       }))
 
-    /** Two processes, over a database whose clock is set by so much when told to. */
+    /** Two processes on a database whose clock is shifted once `set` has been called. */
     const withClock = Effect.fnUntraced(function*(replicaSet: string) {
       let shift: string | undefined
       const hooks: Seam.Hooks = {
@@ -147,7 +147,7 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
     })
 
     it.effect.each(["1 hour", "-1 hour"])(
-      "a database's clock that is set by %s evicts no live worker",
+      "setting the database's clock by %s evicts no live worker",
       (interval) =>
         Effect.gen(function*() {
           const { decides, process, second, set } = yield* withClock(`live ${interval}`)
@@ -160,7 +160,7 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
     )
 
     it.effect.each(["1 hour", "-1 hour"])(
-      "a worker that is silent since the database's clock was set by %s is evicted after the timeout",
+      "a worker silent since the database's clock was set by %s is evicted after the timeout",
       (interval) =>
         Effect.gen(function*() {
           const { evicts, second, set } = yield* withClock(`frozen ${interval}`)
@@ -210,7 +210,7 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
         })
     )
 
-    it.effect("a process that died before the database's clock was set back is replaced after the grace", () =>
+    it.effect("a process that died before the database's clock was set back is replaced after the grace period", () =>
       Effect.gen(function*() {
         const { evicts, process, second, set } = yield* withClock("dead")
         yield* process.close
@@ -218,7 +218,7 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
         assert.deepStrictEqual(yield* evicts({ presenceGraceMillis: 100 }), [second.incarnation])
       }))
 
-    it.effect("an observer that started when the clock was changed evicts a silent worker after the timeout", () =>
+    it.effect("an observer that started while the clock was wrong evicts a silent worker after the timeout", () =>
       Effect.gen(function*() {
         const { process, second, set } = yield* withClock("young")
         yield* set("-1 hour")
@@ -242,7 +242,7 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
       "the session of its presence",
       "all of its sessions"
     ])(
-      "a process that has lost %s is heard of until it is back, and replaced by nobody",
+      "a process that has lost %s still counts as alive until it reconnects, and is not replaced",
       (what) =>
         Effect.gen(function*() {
           const reconnected = yield* Deferred.make<void>()
@@ -267,7 +267,8 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
           ])
           yield* until(Effect.map(backendsOf(key, "holding"), (pids) => pids.length === 0))
           const evicted: Array<bigint> = []
-          // It beats every 40 ms. Far longer, because a test process that shares its cores may stand still itself.
+          // The process sends a heartbeat every 40 ms. The grace period is much longer, because a test process that
+          // shares its cores may be paused itself.
           yield* decide(first, { rules: { ...patient, presenceGraceMillis: TimeLimits.scaledMillis(800) } }).pipe(
             Effect.tap(({ evict }) => Effect.sync(() => evicted.push(...evict.map(({ incarnation }) => incarnation)))),
             Effect.repeat(
@@ -281,14 +282,14 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
       { tags: ["long"] }
     )
 
-    it.effect("a process whose key is not free again takes a new one", () =>
+    it.effect("a process whose presence key is still locked takes a new one", () =>
       Effect.gen(function*() {
         const sql = yield* SqlClient.SqlClient
         const process = yield* CoordinationStores.another()
         yield* process.provide(Effect.flatMap(join("new key", "worker", ["new key"]), listens))
         const key = (yield* keyOf("new key", "worker"))!
         const holders = yield* backendsOf(key, "holding")
-        // The server has not noticed that the old session is gone: here somebody else stands for it.
+        // Another session holds the key, as an old session does whose end the server has not noticed.
         yield* sql.withTransaction(Effect.gen(function*() {
           yield* terminate(holders)
           yield* sql`SELECT pg_advisory_xact_lock(${yield* presenceClass}, ${key}::int4)`
@@ -298,14 +299,14 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
         assert.strictEqual((yield* backendsOf(now, "holding")).length, 1)
       }))
 
-    it.effect("a worker that registers while its process takes a new key has the new one", () =>
+    it.effect("a worker that registers while its process takes a new key gets the new key", () =>
       Effect.gen(function*() {
         const sql = yield* SqlClient.SqlClient
         const process = yield* CoordinationStores.another()
         yield* process.provide(Effect.flatMap(join("early", "worker", ["early"]), listens))
         const key = (yield* keyOf("early", "worker"))!
         const joining = yield* sql.withTransaction(Effect.gen(function*() {
-          // It waits for the lock of decisions, with the key that its process had when it began.
+          // The join waits for the decision lock with the key that its process had when it began.
           yield* sql`SELECT pg_advisory_xact_lock('orchestrator_generations'::regclass::oid::int4, hashtext('late'))`
           const joining = yield* Effect.forkScoped(process.provide(join("late", "worker", ["late"])))
           yield* until(
@@ -339,7 +340,7 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
         yield* until(Effect.map(started, (since) => typeof since === "string" && since !== first))
       }), { tags: ["long"] })
 
-    it.effect("a watch survives the loss of its own session without waking anybody", () =>
+    it.effect("a watch survives the loss of its own session without a wake-up", () =>
       Effect.gen(function*() {
         const { die, key, wakeUps } = yield* pair("watcher's session")
         const watchers = yield* backendsOf(key, "watching")
@@ -370,7 +371,7 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
         assert.strictEqual((yield* backendsOf(key, "holding")).length, 1)
       }))
 
-    it.effect("an id whose process died just now is free again after two seconds", () =>
+    it.effect("a worker id whose process has just died is free again after two seconds", () =>
       Effect.gen(function*() {
         const { die, second } = yield* pair("just died")
         yield* die
@@ -381,7 +382,7 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
         assert.isAtLeast(millis, 1900)
       }))
 
-    it.effect("an id that lives in another process is in use, and the error says where", () =>
+    it.effect("an id of a worker in another process is in use, and the error names that process", () =>
       Effect.gen(function*() {
         const process = yield* CoordinationStores.another()
         const other = yield* process.provide(join("elsewhere", "worker", ["elsewhere"]))
@@ -395,7 +396,7 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
       }))
 
     it.effect.each([true, false])(
-      "a registration without heartbeats delays a worker with its id until it is stale, and is then replaced (presence: %s)",
+      "a registration without heartbeats delays a worker with the same id until it is stale, and is then replaced (presence: %s)",
       (presence) =>
         Effect.gen(function*() {
           const replicaSet = `lingers ${presence}`
@@ -425,7 +426,7 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
         const process = yield* CoordinationStores.another(
           {},
           Seam.database({
-            // The first one belongs to the attempt to register.
+            // The first query belongs to the attempt to register.
             around: ({ lose, text }, send) => text.includes("own_present") && ++looks === 2 ? lose : send
           })
         )
@@ -447,7 +448,7 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
         assert.notInclude(error.message, "silent")
       }))
 
-    it.effect("without presence a registration lives until it is silent for too long", () =>
+    it.effect("without presence, a registration counts as alive until its heartbeat is too old", () =>
       Effect.gen(function*() {
         const process = yield* CoordinationStores.another({ presence: false })
         const scope = yield* Scope.make()
@@ -461,7 +462,7 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
         yield* Fiber.interrupt(joining)
       }))
 
-    it.effect("without presence a registration of which nothing was heard is in nobody's way", () =>
+    it.effect("without presence, a registration whose acknowledgement was lost does not block a retry", () =>
       Effect.gen(function*() {
         let registering = false
         let losses = 0
@@ -483,7 +484,7 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
         assert.strictEqual((yield* Effect.flip(rejoin))._tag, "WorkerIdInUse")
       }))
 
-    it.effect("of several joins under one id at once, one succeeds", () =>
+    it.effect("of several concurrent joins under one id, one succeeds", () =>
       Effect.gen(function*() {
         const processes = yield* Effect.forEach([1, 2, 3], () => CoordinationStores.another())
         const failures: Array<unknown> = []
@@ -508,7 +509,7 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
         assert.strictEqual(exits.filter(Exit.isSuccess).length, 1)
       }))
 
-    it.effect("a generation that could not be recorded as active is mended", () =>
+    it.effect("a generation whose activation was not recorded is recorded by a later report", () =>
       Effect.gen(function*() {
         const sql = yield* SqlClient.SqlClient
         let losses = 0
@@ -534,7 +535,7 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
         assert.deepStrictEqual(yield* states, [{ state: "active" }])
       }))
 
-    it.effect("what people read waits for nobody who has locked it", () =>
+    it.effect("a report of the worker's state skips rows that another session has locked", () =>
       Effect.gen(function*() {
         const sql = yield* SqlClient.SqlClient
         const membership = yield* Membership
@@ -552,7 +553,7 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
         assert.strictEqual(yield* recorded, "running")
       }))
 
-    it.effect("a generation is active when all of its members run in it", () =>
+    it.effect("a generation is active when all of its members run it", () =>
       Effect.gen(function*() {
         const sql = yield* SqlClient.SqlClient
         const membership = yield* Membership

@@ -24,7 +24,7 @@ const rows = Effect.fnUntraced(function*<A extends object>(text: string) {
   return yield* sql.unsafe<A>(text)
 })
 
-/** Everything that the catalog says about tables, columns, constraints, indexes and sequences. */
+/** Everything that the catalog contains about tables, columns, constraints, indexes and sequences. */
 const catalog = (tables: string) =>
   rows(
     `SELECT c.oid::int8, c.relname::text, c.relkind::text, c.reloptions,
@@ -35,7 +35,7 @@ const catalog = (tables: string) =>
      ORDER BY c.relname, c.oid`
   )
 
-/** As pupsourcing's own generator writes them (es/migrations/generator.go), typed out anew. */
+/** The tables as pupsourcing's own generator writes them (es/migrations/generator.go), copied by hand. */
 const pupsourcing = Effect.gen(function*() {
   yield* rows(`CREATE TABLE IF NOT EXISTS events (
     global_position BIGSERIAL PRIMARY KEY,
@@ -63,7 +63,7 @@ const append = (aggregate: string, version: number) =>
     VALUES ('Identity', 'User', '${aggregate}', ${version}, gen_random_uuid(), 'UserCreated', '{}')`
   )
 
-/** A worker that catches up; gives how many events it handled, each in the version after the one before. */
+/** A worker that catches up; returns how many events it handled, each in the version after the previous one. */
 const run = Effect.gen(function*() {
   const { url } = yield* TestDatabase.TestDatabase
   const versions = new Map<string, bigint>()
@@ -87,7 +87,7 @@ const run = Effect.gen(function*() {
   return handled
 })
 
-/** A role that owns nothing, and a way to do something as that role. */
+/** A role that owns nothing, and a way to run an effect as that role. */
 const poorRole = Effect.gen(function*() {
   const { name, url } = yield* TestDatabase.TestDatabase
   const role = `${name}_poor`
@@ -119,7 +119,7 @@ const definitions = (tables: string) =>
 
 describe("Migrations", () => {
   migration(
-    "makes everything, once",
+    "creates everything, once",
     Effect.gen(function*() {
       const before = yield* Migrations.status
       assert.isUndefined(before.version)
@@ -139,7 +139,7 @@ describe("Migrations", () => {
   )
 
   migration(
-    "makes the event store as pupsourcing does",
+    "creates the same event store as pupsourcing",
     Effect.gen(function*() {
       yield* pupsourcing
       const theirs = yield* definitions("'events', 'aggregate_heads'")
@@ -164,7 +164,7 @@ describe("Migrations", () => {
   )
 
   migration(
-    "answers the queries of the documentation as they stand",
+    "supports the queries of the documentation unchanged",
     Effect.gen(function*() {
       yield* Migrations.run
       yield* rows(`INSERT INTO orchestrator_generations (replica_set, generation_id, members, total_partitions)
@@ -193,7 +193,7 @@ describe("Migrations", () => {
   )
 
   migration(
-    "refuses rows that cannot be",
+    "refuses invalid rows",
     Effect.gen(function*() {
       yield* Migrations.run
       const refused = (statement: string) =>
@@ -221,7 +221,7 @@ describe("Migrations", () => {
   )
 
   migration(
-    "does no harm when it runs many times at once",
+    "can run many times concurrently",
     Effect.gen(function*() {
       const { url } = yield* TestDatabase.TestDatabase
       const elsewhere = (n: number) =>
@@ -238,7 +238,7 @@ describe("Migrations", () => {
   )
 
   migration(
-    "leaves a pupsourcing schema with 10,000 events unharmed: up, run, append, down, up",
+    "preserves a pupsourcing schema with 10,000 events: up, run, append, down, up",
     Effect.gen(function*() {
       yield* pupsourcing
       yield* rows(`INSERT INTO events
@@ -310,7 +310,7 @@ describe("Migrations", () => {
   )
 
   migration(
-    "reports an event store that it cannot work with, and changes nothing",
+    "reports an event store that it cannot use, and changes nothing",
     Effect.gen(function*() {
       yield* pupsourcing
       yield* rows(
@@ -337,7 +337,7 @@ describe("Migrations", () => {
   )
 
   migration(
-    "refuses a nondeterministic collation on what is compared, and so do the stores",
+    "refuses a nondeterministic collation on key columns, and so do the stores",
     Effect.gen(function*() {
       const { url } = yield* TestDatabase.TestDatabase
       yield* rows(
@@ -346,7 +346,7 @@ describe("Migrations", () => {
       yield* rows("CREATE COLLATION german (provider = icu, locale = 'de')")
       yield* rows("CREATE DOMAIN name_ci AS text COLLATE ci")
       yield* Migrations.run
-      // Whose texts the library does not compare, and a collation under which equal texts have equal bytes.
+      // A column that the library does not compare, and a collation whose equal texts have equal bytes.
       yield* rows("ALTER TABLE events ADD COLUMN note text COLLATE ci, ALTER COLUMN trace_id TYPE text COLLATE ci")
       yield* rows("ALTER TABLE events ALTER COLUMN aggregate_id TYPE text COLLATE german")
       assert.deepStrictEqual((yield* Migrations.run).differences, [])
@@ -383,7 +383,7 @@ describe("Migrations", () => {
       yield* refused(`"events": aggregate_id is name_ci NOT NULL instead of text NOT NULL`)
       yield* rows(`ALTER TABLE events ALTER COLUMN aggregate_id TYPE text COLLATE "default"`)
       yield* open
-      // A key that would refuse the second of two streams whose names differ in case only.
+      // A key that would refuse the second of two streams whose names differ only in case.
       yield* rows("ALTER TABLE aggregate_heads DROP CONSTRAINT aggregate_heads_pkey")
       yield* rows(
         "CREATE UNIQUE INDEX heads ON aggregate_heads (bounded_context, aggregate_type, aggregate_id COLLATE ci)"
@@ -395,7 +395,7 @@ describe("Migrations", () => {
   )
 
   migration(
-    "accepts an event store that it could only not append to",
+    "accepts an event store that it can only read",
     Effect.gen(function*() {
       yield* pupsourcing
       yield* rows(
@@ -411,7 +411,7 @@ describe("Migrations", () => {
   )
 
   migration(
-    "leaves tables alone that something else made",
+    "leaves tables of other software unchanged",
     Effect.gen(function*() {
       yield* rows("CREATE TABLE orchestrator_workers (id uuid)")
       const refused = yield* Effect.flip(Migrations.run)
@@ -456,7 +456,7 @@ describe("Migrations", () => {
       const tables = { generations: "pupsourcing_generations", workers: "pupsourcing_workers" }
       assert.strictEqual((yield* Migrations.runWith({ tables })).version, OrchestratorTables.schemaVersion)
       assert.deepStrictEqual(yield* rows("SELECT count(*) AS n FROM orchestrator_generations"), [{ n: 0n }])
-      // Other tables of these names have no part in Go's orchestrator.
+      // Other tables with these names are not part of Go's orchestrator.
       yield* rows("CREATE SCHEMA other")
       yield* rows("CREATE SEQUENCE other.orchestrator_presence_keys")
       const other = yield* Effect.flip(Migrations.runWith({ schema: "other", eventStoreSchema: "public" }))
@@ -466,11 +466,11 @@ describe("Migrations", () => {
   )
 
   migration(
-    "creates no second event store beside one with events, unless asked to",
+    "creates no second event store beside one with events, unless requested",
     Effect.gen(function*() {
       const { role, asRole } = yield* poorRole
       yield* pupsourcing
-      // An empty one keeps nothing from being projected.
+      // An empty event store has no events that could be left unprojected.
       yield* Migrations.runWith({ schema: "early" })
       yield* append("user-1", 1)
       const before = yield* catalog(".*")
@@ -494,7 +494,7 @@ describe("Migrations", () => {
       assert.include(String(byFile.reason.cause), "public.events holds events")
       assert.deepStrictEqual(yield* catalog(".*"), before)
 
-      // Further down on the search path, behind an empty one and a temporary table.
+      // Further down the search path, behind an empty event store and a temporary table.
       const { url } = yield* TestDatabase.TestDatabase
       const deep = PgClient.layer({
         url: Redacted.make(url),
@@ -509,9 +509,9 @@ describe("Migrations", () => {
       })
       yield* Effect.provide(behind, deep)
 
-      // One that exists by now is used as it is.
+      // An event store that exists now is used unchanged.
       assert.isUndefined((yield* Migrations.runWith({ schema: "early" })).refusal)
-      // A table of that name that is no event store.
+      // A table with that name that is not an event store.
       yield* rows("ALTER TABLE events RENAME COLUMN global_position TO place")
       yield* Migrations.runWith({ schema: "unrelated" })
       yield* rows("ALTER TABLE events RENAME COLUMN place TO global_position")
@@ -559,7 +559,7 @@ describe("Migrations", () => {
         { events_table: `"public"."events"` }
       ])
 
-      // The same table in other words, and another one of the same name.
+      // The same table spelled differently, and a different one with the same name.
       yield* rows(`CREATE TABLE work.events (LIKE public.events INCLUDING ALL)`)
       yield* rows(`CREATE TABLE work.aggregate_heads (LIKE public.aggregate_heads INCLUDING ALL)`)
       const refused = yield* Effect.flip(Migrations.runWith({ schema: "work" }))
@@ -579,7 +579,7 @@ describe("Migrations", () => {
   )
 
   migration(
-    "creates a schema for each part, and names the privilege that either lacks",
+    "creates a schema for each part, and names the privilege that is missing",
     Effect.gen(function*() {
       const { name } = yield* TestDatabase.TestDatabase
       const { role, asRole } = yield* poorRole
@@ -597,7 +597,7 @@ describe("Migrations", () => {
   )
 
   migration(
-    "brings tables of version 1 up to date with their rows, once, and by the files too",
+    "updates tables of version 1 with their rows, once, and so do the files",
     Effect.gen(function*() {
       const columns = rows(
         `SELECT table_name::text, column_name::text, data_type::text, is_nullable::text FROM information_schema.columns
@@ -636,7 +636,7 @@ describe("Migrations", () => {
   )
 
   migration(
-    "never touches tables of a newer version",
+    "never changes tables of a newer version",
     Effect.gen(function*() {
       yield* Migrations.run
       const expected = OrchestratorTables.schemaVersion
@@ -654,7 +654,7 @@ describe("Migrations", () => {
   )
 
   migration(
-    "the files, too, refuse tables that keep the progress over other events",
+    "the files also refuse orchestrator tables that belong to another events table",
     Effect.gen(function*() {
       yield* Migrations.run
       const names = { ...TableNames.defaults, events: "100% of 'them'" }
@@ -665,7 +665,7 @@ describe("Migrations", () => {
   )
 
   migration(
-    "takes other names and a schema, such that need quoting too, side by side",
+    "accepts other names and a schema, including quoted ones, side by side",
     Effect.gen(function*() {
       const options = {
         schema: "Order",
@@ -696,7 +696,7 @@ describe("Migrations", () => {
     })
   )
 
-  it.live("sees the tables by their own names through a client that transforms names", () =>
+  it.live("finds the tables under their own names through a client that transforms names", () =>
     Effect.gen(function*() {
       assert.strictEqual((yield* Migrations.run).version, OrchestratorTables.schemaVersion)
     }).pipe(
@@ -709,7 +709,7 @@ describe("Migrations", () => {
     ))
 
   migration(
-    "needs no more than SELECT where nothing has to be done, and neither locks nor waits",
+    "needs only SELECT if nothing has to be changed, and neither locks nor waits",
     Effect.gen(function*() {
       const { role, asRole } = yield* poorRole
       for (const options of [{}, { schema: "Work" }]) {
@@ -720,7 +720,7 @@ describe("Migrations", () => {
         assert.deepStrictEqual(yield* asRole(Migrations.runWith(options)), status)
         assert.deepStrictEqual(yield* asRole(Migrations.statusWith(options)), status)
         yield* asRole(Layer.build(Migrations.layerWith(options)))
-        // Beside a migration that is running.
+        // Beside a running migration.
         const sql = yield* SqlClient.SqlClient
         yield* sql.withTransaction(Effect.andThen(
           rows(`SELECT ${lock}`),
@@ -731,7 +731,7 @@ describe("Migrations", () => {
   )
 
   migration(
-    "names the privilege that is missing",
+    "names the missing privilege",
     Effect.gen(function*() {
       const { name, url } = yield* TestDatabase.TestDatabase
       const owner = `"${decodeURIComponent(new URL(url).username)}"`
@@ -790,7 +790,7 @@ describe("Migrations", () => {
     })
   )
 
-  it.live("is a layer, too", () =>
+  it.live("is also available as a layer", () =>
     Effect.gen(function*() {
       assert.strictEqual((yield* Migrations.status).version, OrchestratorTables.schemaVersion)
     }).pipe(Effect.provide(Layer.provideMerge(Migrations.layer, TestDatabase.layer))))

@@ -14,7 +14,7 @@ import * as TestDatabase from "../../support/TestDatabase.ts"
 
 const folder = fileURLToPath(new URL("../../../migrations/", import.meta.url))
 const dbmate = fileURLToPath(new URL("../../../node_modules/.bin/dbmate", import.meta.url))
-// What a user's own machine may lack; the project's CI installs it.
+// A user's own machine may lack these tools; the project's CI installs them.
 const hasPsql = ChildProcess.spawnSync("psql", ["--version"]).status === 0
 
 const execute = (command: string, args: ReadonlyArray<string>) =>
@@ -60,7 +60,7 @@ const insertEvent = Effect.fnUntraced(function*(table: string) {
 })
 
 describe("the files of the migrations", () => {
-  it("in the folder are what the source says (scripts/generate.ts writes them)", () => {
+  it("in the folder equal what the source renders (scripts/generate.ts writes them)", () => {
     const files = MigrationFormat.render(Migration.all(TableNames.defaults), "golang-migrate")
     assert.deepStrictEqual(
       Fs.readdirSync(folder).filter((name) => name.endsWith(".sql")).sort(),
@@ -71,7 +71,7 @@ describe("the files of the migrations", () => {
     }
   })
 
-  it("contain no password, no transaction of their own, and end in a newline", () => {
+  it("contain no password and no transaction of their own, and end in a newline", () => {
     for (const format of MigrationFormat.formats) {
       for (const file of MigrationFormat.render(Migration.all(TableNames.defaults), format)) {
         assert.notMatch(file.content, /^\s*(COMMIT|ROLLBACK)\b/im, file.name)
@@ -81,7 +81,7 @@ describe("the files of the migrations", () => {
     }
   })
 
-  it("have the names and marks that the tools look for", () => {
+  it("have the names and markers that the migration tools expect", () => {
     const rendered = (format: MigrationFormat.MigrationFormat) =>
       MigrationFormat.render(Migration.all(TableNames.defaults), format)
     assert.deepStrictEqual(rendered("golang-migrate").map((file) => file.name), [
@@ -108,7 +108,7 @@ describe("the files of the migrations", () => {
       assert.match(lines[2] ?? "", /^--changeset pupsourcing-orchestrator:00\d-\w+ splitStatements:false /)
       const first = lines.findIndex((line) => line.startsWith("--rollback "))
       assert.isAbove(first, 0)
-      // Whatever follows the first line of the rollback belongs to it.
+      // Everything after the first line of the rollback belongs to it.
       assert.isTrue(lines.slice(first).every((line) => line.startsWith("--rollback ")))
     }
   })
@@ -144,7 +144,7 @@ describe("the files of the migrations", () => {
       }).pipe(Effect.provide(TestDatabase.layer))
   )
 
-  it.live.skipIf(!hasPsql)("run in psql at the same time as others", () =>
+  it.live.skipIf(!hasPsql)("run in several psql processes at the same time", () =>
     Effect.gen(function*() {
       const { url } = yield* TestDatabase.TestDatabase
       const files = MigrationFormat.render(Migration.all(TableNames.defaults), "golang-migrate")
@@ -166,7 +166,7 @@ describe("the files of the migrations", () => {
       assert.deepStrictEqual(yield* there(), [...TableNames.keys])
     }).pipe(Effect.provide(TestDatabase.layer)))
 
-  it.live.skipIf(!hasPsql)("for liquibase have a rollback that is the way down", () =>
+  it.live.skipIf(!hasPsql)("for liquibase have a rollback equal to the down migration", () =>
     Effect.gen(function*() {
       const { url } = yield* TestDatabase.TestDatabase
       for (const file of MigrationFormat.render(Migration.all(names({ schema: "Work" })), "liquibase")) {
@@ -185,7 +185,7 @@ describe("the files of the migrations", () => {
       }
     }).pipe(Effect.scoped, Effect.provide(TestDatabase.layer)))
 
-  it.live("run in dbmate: up, back, up, other names and a schema too", () =>
+  it.live("run in dbmate: up, down, up, with other names and a schema too", () =>
     Effect.gen(function*() {
       const { url } = yield* TestDatabase.TestDatabase
       const plain = new URL(url)

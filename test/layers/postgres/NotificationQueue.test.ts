@@ -1,6 +1,6 @@
 /**
- * The server's notification queue is shared by all of its databases. Another application fills it here, by a session that
- * listens inside an open transaction; nothing that must succeed may depend on it.
+ * All databases of a server share its notification queue. Another application fills it here, with a session that
+ * listens inside an open transaction. Nothing that must succeed may depend on the queue.
  */
 import * as PgClient from "@effect/sql-pg/PgClient"
 import { assert, describe, it } from "@effect/vitest"
@@ -29,7 +29,7 @@ const { decide, join } = CoordinationStores
 const serverScope = Scope.makeUnsafe()
 afterAll(() => Effect.runPromise(Scope.close(serverScope, Exit.void)))
 
-/** A server whose queue is full soon. */
+/** A server whose queue fills quickly. */
 const server = Effect.runSync(Effect.cached(
   EmbeddedPostgres.acquire({ name: "test-notify", settings: { max_notify_queue_pages: "64", fsync: "off" } }).pipe(
     Scope.provide(serverScope),
@@ -52,7 +52,7 @@ const fillQueue = Effect.gen(function*() {
     sending`SELECT count(pg_notify('other_application', repeat('x', 7000) || n)) FROM generate_series(1, 10) AS n`
   ))
   yield* fill
-  // What an earlier test left is removed, so that all of the queue is this session's.
+  // Removes what an earlier test left, so that this session fills the whole queue.
   yield* sending`SELECT pg_notification_queue_usage()`
   const error = yield* fill
   assert.strictEqual(SqlError.isSqlError(error) ? codeOf(error) : undefined, "54000")
@@ -75,11 +75,11 @@ const live = (
         )
       )))
 
-// They share the queue.
+// Not concurrent, because the tests share the queue.
 describe("NotificationQueue", { concurrent: false }, () => {
   for (const listen of [true, false]) {
     live(
-      `with a full queue a worker registers, takes over, is evicted and leaves (listen: ${listen})`,
+      `with a full queue a worker registers, claims, is evicted and leaves (listen: ${listen})`,
       listen,
       () =>
         Effect.gen(function*() {
@@ -121,7 +121,7 @@ describe("NotificationQueue", { concurrent: false }, () => {
       assert.strictEqual(positions.length, 1)
     }))
 
-  live("when the queue's cause is gone, workers are woken again", true, () =>
+  live("workers are woken again once the queue has space", true, () =>
     Effect.gen(function*() {
       const scope = yield* Scope.make()
       yield* Scope.provide(fillQueue, scope)
@@ -130,7 +130,7 @@ describe("NotificationQueue", { concurrent: false }, () => {
       const wakeUps = yield* membership.wakeUps(first)
       const sql = yield* SqlClient.SqlClient
       yield* Scope.close(scope, Exit.void)
-      // As the server leaves it: full, although nothing reads it any more.
+      // The server leaves the queue full although no session reads it any more.
       assert.strictEqual(
         SqlError.isSqlError(yield* Effect.flip(sql`SELECT pg_notify('any', '')`)),
         true

@@ -1,4 +1,4 @@
-/** The library behind PgBouncer: what is found out, what is said, and that the promises hold. */
+/** The library behind PgBouncer: what it detects and reports, and that its guarantees hold. */
 import * as PgClient from "@effect/sql-pg/PgClient"
 import { assert, describe, it } from "@effect/vitest"
 import * as Duration from "effect/Duration"
@@ -30,7 +30,7 @@ const settings = {
   pollInterval: "100 millis"
 } as const
 
-/** Writes the versions of each aggregate in the order in which they come. */
+/** Writes the versions of each aggregate in the order in which they arrive. */
 const versions = Projection.make("versions", {
   handle: Effect.fnUntraced(function*(event) {
     const sql = yield* SqlClient.SqlClient
@@ -38,7 +38,7 @@ const versions = Projection.make("versions", {
   })
 })
 
-/** Keeps what is logged. */
+/** Collects the log lines. */
 const logged = (lines: Array<string>) => Logger.layer([Logger.make(({ message }) => lines.push(String(message)))])
 
 const url = Effect.map(TestDatabase.TestDatabase, ({ url }) => url)
@@ -57,7 +57,7 @@ describe.skipIf(PgBouncer.missing !== undefined && !inCI)("behind a pooler", () 
       return yield* Pooler.find({ url: Redacted.make(through) })
     }).pipe(Effect.scoped)
 
-  /** Servers are handed out in turn, and there are several. */
+  /** Hands out server sessions in turn, from a pool of several. */
   const findsInTurn = (size: number) =>
     Effect.gen(function*() {
       const configuration = "server_round_robin = 1"
@@ -71,7 +71,7 @@ describe.skipIf(PgBouncer.missing !== undefined && !inCI)("behind a pooler", () 
     }).pipe(Effect.scoped)
 
   live(
-    "the mode is found out",
+    "detects the pooling mode",
     Effect.gen(function*() {
       assert.strictEqual(yield* Pooler.find({ url: Redacted.make(yield* url) }), "none")
       assert.strictEqual(yield* finds("session", 5), "session")
@@ -82,7 +82,7 @@ describe.skipIf(PgBouncer.missing !== undefined && !inCI)("behind a pooler", () 
   )
 
   live(
-    "prepared statements are refused by the name of the setting",
+    "refuses prepared statements, with the name of the setting",
     Effect.gen(function*() {
       const through = yield* PgBouncer.make(yield* url, { mode: "transaction", size: 3 })
       const failure = yield* Effect.flip(Layer.build(PostgresStores.layer)).pipe(
@@ -123,7 +123,7 @@ describe.skipIf(PgBouncer.missing !== undefined && !inCI)("behind a pooler", () 
   )
 
   live(
-    "what a pooler has against a connection is said in its words",
+    "an error of the pooler is reported in its own words",
     Effect.gen(function*() {
       const through = yield* PgBouncer.make(yield* url, { mode: "transaction", size: 3 })
       const failure = yield* Effect.flip(Layer.build(PostgresStores.layer)).pipe(
@@ -134,9 +134,9 @@ describe.skipIf(PgBouncer.missing !== undefined && !inCI)("behind a pooler", () 
   )
 
   live(
-    "a pooler that gives nobody a session is an error in bounded time",
+    "a pooler that hands out no session causes an error in bounded time",
     Effect.gen(function*() {
-      // One session for all, and the first connection has it.
+      // The pool has a single session, and the first connection holds it.
       const through = yield* PgBouncer.make(yield* url, { mode: "session", size: 1 })
       const failure = yield* Effect.flip(Layer.build(PostgresStores.layer)).pipe(
         Effect.provide(PgClient.layer({ url: Redacted.make(through) })),
@@ -148,7 +148,7 @@ describe.skipIf(PgBouncer.missing !== undefined && !inCI)("behind a pooler", () 
   )
 
   live(
-    "in session mode everything works as without",
+    "in session mode everything works as it does without a pooler",
     Effect.gen(function*() {
       const through = yield* PgBouncer.make(yield* url, { mode: "session", size: 20 })
       const lines: Array<string> = []
@@ -171,7 +171,7 @@ describe.skipIf(PgBouncer.missing !== undefined && !inCI)("behind a pooler", () 
   )
 
   live(
-    "in transaction mode every use of the library's sessions makes its settings, for its transaction only",
+    "in transaction mode every use of the library's sessions applies its settings, for its transaction only",
     Effect.gen(function*() {
       const sql = yield* SqlClient.SqlClient
       const { name } = yield* TestDatabase.TestDatabase
@@ -191,7 +191,7 @@ describe.skipIf(PgBouncer.missing !== undefined && !inCI)("behind a pooler", () 
         for (let turn = 0; turn < 2; turn++) {
           const own = yield* session.use("look", ({ sql }) => sql.unsafe(settings).values)
           assert.deepStrictEqual(own, [["read committed", "1234ms"]])
-          // The one session of the server, as the application finds it.
+          // The same server session, as the application receives it.
           assert.deepStrictEqual(yield* database.sql.unsafe(settings).values, [defaults])
         }
       }).pipe(
@@ -204,7 +204,7 @@ describe.skipIf(PgBouncer.missing !== undefined && !inCI)("behind a pooler", () 
   )
 
   live(
-    "a server that one batch was led away from is read again",
+    "reads again from a server that a batch refused",
     Effect.gen(function*() {
       const through = yield* PgBouncer.make(yield* url, { mode: "transaction", size: 4 })
       yield* Effect.gen(function*() {
@@ -227,7 +227,7 @@ describe.skipIf(PgBouncer.missing !== undefined && !inCI)("behind a pooler", () 
   )
 
   live(
-    "a read that the server breaks off is begun anew, in the same transaction",
+    "a read that the server breaks off is restarted in the same transaction",
     Effect.gen(function*() {
       const sql = yield* SqlClient.SqlClient
       const through = yield* PgBouncer.make(yield* url, { mode: "transaction", size: 4 })
@@ -250,7 +250,7 @@ describe.skipIf(PgBouncer.missing !== undefined && !inCI)("behind a pooler", () 
   )
 
   live(
-    "in transaction mode three workers handle everything once and in order, while sessions are terminated",
+    "in transaction mode three workers handle every event once and in order while sessions are terminated",
     Effect.gen(function*() {
       const sql = yield* SqlClient.SqlClient
       yield* sql`CREATE TABLE seen (seq bigserial, aggregate_id text, version bigint)`

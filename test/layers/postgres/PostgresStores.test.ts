@@ -1,6 +1,4 @@
-/**
- * Two clients in one program mean two sets of stores, however their layers are combined.
- */
+/** Two clients in one program get two sets of stores, however their layers are combined. */
 import * as PgClient from "@effect/sql-pg/PgClient"
 import { assert, it } from "@effect/vitest"
 import * as Context from "effect/Context"
@@ -31,7 +29,7 @@ const event = (aggregateId: string): NewEvent => ({
 
 const append = (aggregateId: string) => EventStore.use((events) => events.append([event(aggregateId)]))
 
-/** Services that append for one database each, as a user would write them. */
+/** Services that append to one database each, as a user would write them. */
 class Orders extends Context.Service<Orders, { readonly place: Effect.Effect<unknown, unknown> }>()("test/Orders") {
   static readonly layer = Layer.effect(Orders)(Effect.map(EventStore, (events) => ({
     place: events.append([event("order")])
@@ -56,7 +54,7 @@ const twoDatabases = Effect.fnUntraced(function*(migrated = true) {
   return { a: { ...a, client: client(a.url) }, b: { ...b, client: client(b.url) } }
 })
 
-/** The aggregates in a database's events, read past all stores. */
+/** The aggregates in a database's events, read without the stores. */
 const aggregates = (url: string) =>
   TestDatabase.withConnection(
     url,
@@ -76,7 +74,7 @@ const sessions = (url: string, name: string) =>
     rows.length
   ))
 
-it.live("stores provided inside the stores of another client belong to their own client", () =>
+it.live("stores provided inside the stores of another client use their own client", () =>
   Effect.gen(function*() {
     const { a, b } = yield* twoDatabases()
     const inner = append("inner").pipe(Effect.provide(PostgresStores.layer.pipe(Layer.provide(b.client))))
@@ -167,7 +165,7 @@ it.live("stores are built again after they were closed, and Layer.fresh builds a
     assert.deepStrictEqual(yield* aggregates(b.url), ["third"])
   }).pipe(Effect.scoped))
 
-it.live("a constant orchestrator layer over two databases is two orchestrators", () =>
+it.live("one constant orchestrator layer over two databases builds two orchestrators", () =>
   Effect.gen(function*() {
     const { a, b } = yield* twoDatabases()
     const projections = [Projection.make("nothing", { handle: () => Effect.void })]

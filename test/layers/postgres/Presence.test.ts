@@ -15,7 +15,7 @@ const lost = new SqlError.SqlError({
   reason: new SqlError.ConnectionError({ cause: new Error("lost"), message: "lost", operation: "query" })
 })
 
-/** The connection, whose answers to what matches are lost. */
+/** A connection that loses the answers to the statements that match. */
 const losing = (connection: PgConnection.PgConnection, what: RegExp): PgConnection.PgConnection =>
   Object.assign(Object.create(connection) as PgConnection.PgConnection, {
     query: (...args: Parameters<PgConnection.PgConnection["query"]>) =>
@@ -24,7 +24,7 @@ const losing = (connection: PgConnection.PgConnection, what: RegExp): PgConnecti
 
 describe("Presence", () => {
   live(
-    "a worker's row carries the key that is held, though the answer to a change of it was lost",
+    "a worker's row contains the presence key that is held, even if the answer to its update was lost",
     () =>
       Effect.gen(function*() {
         const sql = yield* PgClient.PgClient
@@ -39,7 +39,7 @@ describe("Presence", () => {
             notify: () => Effect.void,
             onConnection: (hook) => {
               connected = hook
-              // The listener makes a StoreError of it; nothing is lost at this point of the test.
+              // The listener converts this error to a StoreError; nothing is lost at this point of the test.
               return Effect.orDie(hook(first))
             },
             lost: Effect.never
@@ -49,7 +49,7 @@ describe("Presence", () => {
         yield* sql`INSERT INTO orchestrator_workers (replica_set, worker_id, incarnation, state, projections, host, pid, presence_key)
         VALUES ('main', 'a', 1, 'running', '[]', 'here', 1, ${key})`
         const second = yield* database.openConnection("second")
-        // The server still has the first session, so that another key is drawn.
+        // The server still has the first session, so another key is drawn.
         assert.strictEqual((yield* Effect.exit(connected(losing(second, /UPDATE/))))._tag, "Failure")
         for (const { processId } of [first, second]) yield* sql`SELECT pg_terminate_backend(${processId}::int4, 5000)`
         yield* connected(yield* database.openConnection("third"))

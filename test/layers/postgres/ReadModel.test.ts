@@ -1,6 +1,4 @@
-/**
- * Read models are created by one process at a time, whatever starts at once.
- */
+/** One process at a time creates a read model, however many start at once. */
 import * as PgClient from "@effect/sql-pg/PgClient"
 import { assert, it } from "@effect/vitest"
 import * as Deferred from "effect/Deferred"
@@ -14,7 +12,7 @@ import * as ReadModel from "../../../src/layers/postgres/ReadModel.ts"
 import * as Seam from "../../support/Seam.ts"
 import * as TestDatabase from "../../support/TestDatabase.ts"
 
-/** A read model that races in several catalogs: a schema, a type, a table, an index. */
+/** A read model whose creation races in several catalogs: a schema, a type, a table, an index. */
 const create = (name: string) => (sql: SqlClient.SqlClient) =>
   Effect.all([
     sql`CREATE SCHEMA IF NOT EXISTS ${sql(name)}`,
@@ -24,7 +22,7 @@ const create = (name: string) => (sql: SqlClient.SqlClient) =>
 
 const processes = 8
 
-/** As many pools as there are processes, each with an open connection, which run an effect in the same moment. */
+/** As many pools as there are processes, each with an open connection, which run an effect at the same moment. */
 const atOnce = <A, E>(
   url: string,
   self: Effect.Effect<A, E, PgClient.PgClient | SqlClient.SqlClient>,
@@ -47,7 +45,7 @@ const atOnce = <A, E>(
 
 const failed = (exits: ReadonlyArray<Exit.Exit<unknown, unknown>>) => exits.filter(Exit.isFailure).map(String)
 
-/** What it fails with over a client whose statements pass through the hooks. */
+/** The error over a client whose statements pass through the hooks. */
 const runWith = (hooks: Seam.Hooks, self: Effect.Effect<unknown, unknown, SqlClient.SqlClient>) =>
   Effect.flatMap(
     TestDatabase.TestDatabase,
@@ -55,7 +53,7 @@ const runWith = (hooks: Seam.Hooks, self: Effect.Effect<unknown, unknown, SqlCli
   )
 
 describe("ReadModel", () => {
-  it.live("eight processes that start in the same moment create it together", () =>
+  it.live("eight processes that start at the same moment create it together", () =>
     Effect.gen(function*() {
       const { url } = yield* TestDatabase.TestDatabase
       let races = 0
@@ -64,7 +62,7 @@ describe("ReadModel", () => {
         races += failed(plain).length
         const locked = yield* atOnce(url, ReadModel.run("days", create(`locked_${round}`)))
         assert.deepStrictEqual(failed(locked), [])
-        // Two read models may create the same things.
+        // Two read models may create the same objects.
         const layers = yield* atOnce(
           url,
           Layer.build(Layer.mergeAll(
@@ -78,7 +76,7 @@ describe("ReadModel", () => {
       assert.isAbove(races, 0)
     }).pipe(Effect.provide(TestDatabase.layer)))
 
-  it.live("works where the role's transactions are serializable and read-only by default, and statements are not prepared", () =>
+  it.live("works where transactions are serializable and read-only by default, and statements are not prepared", () =>
     Effect.gen(function*() {
       const { url } = yield* TestDatabase.TestDatabase
       const exits = yield* atOnce(url, ReadModel.run("days", create("defaults")), {
@@ -91,7 +89,7 @@ describe("ReadModel", () => {
       assert.deepStrictEqual(failed(exits), [])
     }).pipe(Effect.provide(TestDatabase.layer)))
 
-  it.live("a statement that fails is reported with what to do, and nothing is created", () =>
+  it.live("a failed statement is reported with the remedy, and nothing is created", () =>
     Effect.gen(function*() {
       const sql = yield* SqlClient.SqlClient
       yield* sql`CREATE TABLE taken (id text)`
@@ -111,12 +109,12 @@ describe("ReadModel", () => {
         assert.match(error.message, expected)
       }
       assert.deepStrictEqual(yield* sql`SELECT 1 FROM pg_class WHERE relname = 'days'`, [])
-      // An error of the program's own stays what it is.
+      // An error of the program's own is returned unchanged.
       const own = yield* Effect.flip(ReadModel.run("days", () => Effect.fail("own" as const)))
       assert.strictEqual(own, "own")
     }).pipe(Effect.provide(TestDatabase.layer)))
 
-  it.live("a lost connection is retried, before, within and after its statements", () =>
+  it.live("a connection lost before, within or after its statements is retried", () =>
     Effect.gen(function*() {
       const sql = yield* SqlClient.SqlClient
       let n = 0
@@ -133,7 +131,7 @@ describe("ReadModel", () => {
       assert.strictEqual((yield* sql`SELECT 1 FROM pg_class WHERE relname = 'by_amount'`).length, 1)
     }).pipe(Effect.provide(TestDatabase.layer)))
 
-  it.live("one layer over two clients creates the tables in both databases, and once for one client", () =>
+  it.live("one layer over two clients creates the tables in both databases, and once per client", () =>
     Effect.gen(function*() {
       let runs = 0
       const layer = ReadModel.layer("days", (sql) =>
@@ -157,7 +155,7 @@ describe("ReadModel", () => {
       }
     }).pipe(Effect.scoped))
 
-  it.effect("a wrong configuration of the client is reported at once", () =>
+  it.effect("a wrong client configuration is reported at once", () =>
     Effect.gen(function*() {
       const client = PgClient.layer({ url: Redacted.make("postgresql://u:12#secret@h/db") })
       const error = yield* Effect.flip(Effect.provide(ReadModel.run("days", create("days")), client))

@@ -1,6 +1,4 @@
-/**
- * The tables are dropped and created again while workers run: they have other object identifiers then.
- */
+/** The tables are dropped and created again while workers run, so that their object identifiers change. */
 import * as PgClient from "@effect/sql-pg/PgClient"
 import { assert, it } from "@effect/vitest"
 import * as Context from "effect/Context"
@@ -52,12 +50,12 @@ EventStores.live(
       const key = yield* before.enter
       yield* recreate
       const after = yield* process()
-      // However the tables are named.
+      // Independent of how the tables are named.
       for (const other of [after, yield* process({ schema: "public" })]) {
         const present = yield* sql.unsafe<{ readonly key: bigint }>(other.presentKeys)
         assert.deepStrictEqual(present.map(({ key }) => Number(key)), [key])
       }
-      // The sequence of the keys has begun again, too.
+      // The sequence of the keys has been restarted as well.
       assert.notStrictEqual(yield* after.enter, key)
     })
 )

@@ -1,6 +1,4 @@
-/**
- * What the parts on PostgreSQL must not do to each other.
- */
+/** Interactions between the parts on PostgreSQL that must not happen. */
 import * as PgClient from "@effect/sql-pg/PgClient"
 import { assert, it } from "@effect/vitest"
 import * as Deferred from "effect/Deferred"
@@ -39,7 +37,7 @@ const append = Effect.fnUntraced(function*(aggregateId: string) {
 const poll = Duration.millis(50)
 
 describe("settled position", () => {
-  it("a transaction that seemed to end and then turned up prepared still holds readers back", () => {
+  it("a transaction that seemed to have ended and is then found prepared still holds readers back", () => {
     const settled = Settled.make()
     const holder = (id: string, pid?: number): Settled.Holder => ({ id, pid, application: undefined })
     Settled.see(settled, [], 5n)
@@ -49,7 +47,7 @@ describe("settled position", () => {
     assert.strictEqual(settled.mark, 5n)
   })
 
-  it.live("a checkpoint that is ahead of the events moves nobody else's bound", () =>
+  it.live("a checkpoint ahead of the events does not advance other readers", () =>
     Effect.gen(function*() {
       const store = yield* EventStore
       const first = yield* append("a")
@@ -61,7 +59,7 @@ describe("settled position", () => {
       assert.strictEqual(page.position, second)
     }).pipe(Effect.provide(EventStores.layerWith())))
 
-  it.live("the settled position is where others are, not where the history has its first gap", () =>
+  it.live("a new reader starts at the settled position, not at the first gap of the history", () =>
     Effect.gen(function*() {
       const sql = yield* PgClient.PgClient
       yield* append("a")
@@ -84,7 +82,7 @@ describe("settled position", () => {
 })
 
 describe("presence", () => {
-  it.live("a key that comes out of the sequence again while somebody holds it is not taken for one's own", () =>
+  it.live("a presence key that the sequence returns again while another process holds it is not used", () =>
     Effect.gen(function*() {
       const sql = yield* PgClient.PgClient
       const first = yield* CoordinationStores.join("set", "first", ["p"])
@@ -101,11 +99,11 @@ describe("presence", () => {
 })
 
 describe("batches", { concurrent: true }, () => {
-  /** Over a pool of so many connections. */
+  /** Stores over a pool of this many connections. */
   const pooled = (maxConnections: number) =>
     CoordinationStores.over().pipe(Layer.provideMerge(TestDatabase.layerWith({ client: { maxConnections } })))
 
-  it.live("that get no connection of the pool fail, and say why", () =>
+  it.live("that get no connection of the pool fail, and the error states why", () =>
     Effect.gen(function*() {
       const sql = yield* PgClient.PgClient
       const checkpoints = yield* CheckpointStore
@@ -125,7 +123,7 @@ describe("batches", { concurrent: true }, () => {
     }).pipe(Effect.scoped, Effect.provide(pooled(1))), { tags: ["long"] })
 
   it.live(
-    "are transactions at the top level: savepoints nest in them, and what waits for the commit has a connection",
+    "are top-level transactions: savepoints nest in them, and after-commit effects have a connection",
     () =>
       Effect.gen(function*() {
         const sql = yield* PgClient.PgClient
@@ -145,7 +143,7 @@ describe("batches", { concurrent: true }, () => {
               sql.withTransaction(Effect.andThen(sql`INSERT INTO seen VALUES (2)`, Effect.fail("undone")))
             )
             yield* sql.withTransaction(sql`INSERT INTO seen VALUES (3)`)
-            // What is run after the commit may not fail; what dies there is logged, and the count stays away.
+            // Effects that run after the commit must not fail; a defect in one is logged, and the count is not updated.
             yield* sql.afterCommit(Effect.orDie(count))
             return 1n
           })
@@ -173,9 +171,9 @@ describe("batches", { concurrent: true }, () => {
               Effect.as(Deferred.await(done), 1n)
             )
           ))))
-      // Not a wait for anything that happens: all batches at once is what must not.
+      // This does not wait for a condition: the test asserts that the batches do not all run at once.
       yield* Effect.timeoutOption(Deferred.await(all), "500 millis")
-      // Without a free connection it would wait for a batch to end, and none ends before this.
+      // Without a free connection this would wait for a batch to end, and none ends before it.
       yield* TimeLimits.within("60 seconds")(sql`SELECT 1`)
       yield* Deferred.succeed(done, undefined)
       yield* Effect.forEach(batches, Fiber.join)
@@ -187,9 +185,9 @@ describe("batches", { concurrent: true }, () => {
     ))
 })
 
-// At the same time, because most of what they do is to wait.
-describe("batches whose connection falls silent", { concurrent: true, tags: ["long"] }, () => {
-  /** A process whose way to the database may fall silent. */
+// Concurrent, because these tests mostly wait.
+describe("batches whose connection goes silent", { concurrent: true, tags: ["long"] }, () => {
+  /** A process whose connections to the database can be silenced. */
   const behind = <A, E>(
     self: (
       proxy: Proxy.Proxy
@@ -200,7 +198,7 @@ describe("batches whose connection falls silent", { concurrent: true, tags: ["lo
       const proxy = yield* Proxy.make({ host: url.hostname, port: Number(url.port) })
       url.host = `127.0.0.1:${proxy.port}`
       return yield* Effect.provide(
-        // The client's pool closes after this: no connection that was left behind may hold it up.
+        // The client's pool closes after this; a connection left behind must not delay it.
         Effect.scoped(self(proxy)),
         CoordinationStores.over().pipe(Layer.provideMerge(PgClient.layer({ url: Redacted.make(url.href) })))
       )
@@ -209,7 +207,7 @@ describe("batches whose connection falls silent", { concurrent: true, tags: ["lo
   const idleTimeout = Duration.seconds(1)
 
   it.live(
-    "end when that happens in a handler, however alive the rest of the process is",
+    "end when the connection goes silent in a handler, even while the process keeps running",
     () =>
       behind((proxy) =>
         Effect.gen(function*() {
@@ -228,7 +226,7 @@ describe("batches whose connection falls silent", { concurrent: true, tags: ["lo
   )
 
   it.live(
-    "do not begin for ever when it happened while nobody used it",
+    "fail instead of waiting forever in BEGIN on a connection that went silent while idle",
     () =>
       behind((proxy) =>
         Effect.gen(function*() {
@@ -242,14 +240,14 @@ describe("batches whose connection falls silent", { concurrent: true, tags: ["lo
           assert.strictEqual(failure._tag, "DatabaseUnavailable")
           yield* commit
           assert.strictEqual((yield* checkpoints.rows("p"))[0]?.position, 1n)
-          // What is not even begun stays with the pool until TCP gives it up.
+          // A connection that is silent in BEGIN stays with the pool until TCP gives it up.
           yield* proxy.giveUp
         })
       )
   )
 
   it.live(
-    "are committed when only the answer to their COMMIT never comes",
+    "are committed when only the answer to their COMMIT is lost",
     () =>
       behind((proxy) =>
         Effect.gen(function*() {
@@ -265,7 +263,7 @@ describe("batches whose connection falls silent", { concurrent: true, tags: ["lo
   )
 
   it.live(
-    "can be interrupted while the answer to their COMMIT never comes: their range is given up",
+    "can be interrupted while the answer to their COMMIT is missing, so that the range can be closed",
     () =>
       behind((proxy) =>
         Effect.gen(function*() {
@@ -274,7 +272,7 @@ describe("batches whose connection falls silent", { concurrent: true, tags: ["lo
           const handled = yield* Deferred.make<void>()
           const batch = yield* Effect.forkChild(checkpoints.commit(
             held,
-            // Far longer than a range has to be given up.
+            // Much longer than the time in which a range has to be closed.
             { from: 0n, idleTimeout: Duration.minutes(1) },
             proxy.silenceAtEnd.pipe(Effect.andThen(Deferred.succeed(handled, undefined)), Effect.as(1n))
           ))
@@ -289,7 +287,7 @@ describe("batches whose connection falls silent", { concurrent: true, tags: ["lo
   )
 
   it.live(
-    "can be interrupted while nothing answers to their ROLLBACK",
+    "can be interrupted while their ROLLBACK gets no answer",
     () =>
       behind((proxy) =>
         Effect.gen(function*() {

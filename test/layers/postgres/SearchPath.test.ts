@@ -27,7 +27,7 @@ const run = (statements: ReadonlyArray<string>) =>
     (sql) => Effect.forEach(statements, (statement) => sql.unsafe(statement).unprepared, { discard: true })
   )
 
-/** Tables of the same names, which belong to the session or to another schema. */
+/** Tables of the same names that belong to the session or to another schema. */
 const leftovers: ReadonlyArray<readonly [name: string, statements: ReadonlyArray<string>]> = [
   [
     "temporary tables of the same names",
@@ -79,7 +79,7 @@ const work = Effect.gen(function*() {
   assert.deepStrictEqual(progress.map(({ position }) => position), [2n])
 })
 
-/** One session, migrated, with a copy of all tables in a schema that is not on the search_path. */
+/** A single session, migrated, with a copy of all tables in a schema that is not on the search_path. */
 const database = Layer.effectDiscard(
   Effect.andThen(Migrations.run, Migrations.runWith({ schema: "elsewhere" }))
 ).pipe(Layer.provideMerge(TestDatabase.layerWith({ client: { maxConnections: 1 } })))
@@ -98,15 +98,15 @@ const stores = Layer.fresh(PostgresStores.layer)
 describe("a session of the application's pool", () => {
   for (const [name, statements] of leftovers) {
     live(
-      `misleads no statement, left with ${name}`,
+      `redirects no statement, left with ${name}`,
       Effect.provide(Effect.andThen(run(statements), work), stores)
     )
 
-    live(`misleads no start, left with ${name}`, Effect.andThen(run(statements), Effect.provide(work, stores)))
+    live(`redirects no start, left with ${name}`, Effect.andThen(run(statements), Effect.provide(work, stores)))
   }
 
   live(
-    "is given another search_path by a handler, and the batch commits",
+    "can be given another search_path by a handler, and the batch commits",
     Effect.gen(function*() {
       const sql = yield* SqlClient.SqlClient
       const checkpoints = yield* CheckpointStore
@@ -123,7 +123,7 @@ describe("a session of the application's pool", () => {
   )
 })
 
-it.live("migrations create the tables beside temporary ones of the same names", () =>
+it.live("migrations create the tables beside temporary tables of the same names", () =>
   Effect.gen(function*() {
     yield* run(
       ["events", "orchestrator_meta", "orchestrator_workers"].map((name) => `CREATE TEMP TABLE ${name} (id int)`)

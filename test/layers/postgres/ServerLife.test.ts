@@ -1,6 +1,4 @@
-/**
- * What was read before the server went is not written to the one that comes back.
- */
+/** Data read before the server went down is not written after it comes back. */
 import * as PgClient from "@effect/sql-pg/PgClient"
 import { assert, it } from "@effect/vitest"
 import * as Deferred from "effect/Deferred"
@@ -48,7 +46,7 @@ const append = Effect.fnUntraced(function*(aggregateId: string) {
 const poll = Duration.millis(50)
 const idleTimeout = Duration.seconds(20)
 
-/** As when the server crashes: the session that read is gone. */
+/** As in a crash of the server: the session that read is gone. */
 const loseReader = Effect.flatMap(PgClient.PgClient, (sql) =>
   sql`
     SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
@@ -59,7 +57,7 @@ const readAll = Effect.fnUntraced(function*(after: bigint) {
   return yield* store.read({ after, upTo: yield* store.settledBeyond(after, poll) })
 })
 
-it.live("a batch and progress commit while the session that read them lives", () =>
+it.live("a batch and progress commit while the session that read them exists", () =>
   Effect.gen(function*() {
     const checkpoints = yield* CheckpointStore
     const row = yield* CoordinationStores.held("users")
@@ -73,7 +71,7 @@ it.live("a batch and progress commit while the session that read them lives", ()
     assert.strictEqual((yield* checkpoints.rows("users"))[0]?.position, second.position)
   }).pipe(Effect.provide(layer)))
 
-it.live("and not when it is gone", () =>
+it.live("a batch, progress and a halt are refused once the session that read them is gone", () =>
   Effect.gen(function*() {
     const checkpoints = yield* CheckpointStore
     const row = yield* CoordinationStores.held("users")
@@ -102,19 +100,19 @@ it.live("and not when it is gone", () =>
     assert.strictEqual(handled, 0)
     const [stored] = yield* checkpoints.rows("users")
     assert.deepStrictEqual([stored?.position, stored?.halt], [0n, undefined])
-    // What is read now is of the life that goes on.
+    // Data read from here on belongs to the current epoch.
     const again = yield* readAll(0n)
     assert.notStrictEqual(again.life, life)
     yield* checkpoints.commit(row, { from: 0n, idleTimeout, life: again.life }, handle)
     assert.strictEqual(handled, 1)
   }).pipe(Effect.provide(layer)))
 
-it.live("what a reader says it has seen moves nobody else past a writer that is still open", () =>
+it.live("the position that one reader passes in does not move another reader past an open writer", () =>
   Effect.gen(function*() {
     const sql = yield* PgClient.PgClient
     const store = yield* EventStore
     yield* append("a")
-    // A burnt position: without the writers, nothing beyond it is known to be settled.
+    // A burnt position: without checking the writers, no position beyond it is known to be settled.
     yield* Effect.exit(sql.withTransaction(Effect.andThen(append("b"), Effect.fail("no"))))
     const before = yield* append("a")
     const open = yield* Deferred.make<bigint>()
@@ -134,7 +132,7 @@ it.live("what a reader says it has seen moves nobody else past a writer that is 
     yield* Fiber.interrupt(claims)
   }).pipe(Effect.provide(layer)))
 
-it.live("a range continues on a new session while a writer stays open, and moves no other reader", () =>
+it.live("a range continues on a new session while a writer stays open, without moving other readers", () =>
   Effect.gen(function*() {
     const sql = yield* PgClient.PgClient
     const store = yield* EventStore
@@ -146,7 +144,7 @@ it.live("a range continues on a new session while a writer stays open, and moves
     const { life, position } = yield* readAll(1n)
     yield* checkpoints.advance(row, { from: 0n, to: position, life })
     const next = yield* append("a")
-    // Open from here on: the new session proves nothing before its end.
+    // Open from here on: the new session proves nothing before this transaction ends.
     const open = yield* Deferred.make<void>()
     const done = yield* Deferred.make<void>()
     const writer = yield* Effect.forkChild(sql.withTransaction(
@@ -164,11 +162,12 @@ it.live("a range continues on a new session while a writer stays open, and moves
     assert.strictEqual((yield* store.read({ after: 0n, upTo })).events.length, 5)
   }).pipe(Effect.provide(layer)))
 
-it.live("a page is of one life, however many statements it took", () => {
+it.live("a page comes from one server epoch, however many statements it took", () => {
   let statements = 0
   let meanwhile: Effect.Effect<unknown> = Effect.void
   const hooks: Seam.Hooks = {
-    // The session goes before the second, and on the next one somebody has proved as much before that is tried again.
+    // The session is lost before the second statement, and another reader has proved the same position on the next
+    // session before the read is retried.
     around: ({ lose, session, text }, send) =>
       session === reader && text.includes("LIMIT $3") && ++statements === 2 ? Effect.andThen(meanwhile, lose) : send
   }
@@ -177,7 +176,7 @@ it.live("a page is of one life, however many statements it took", () => {
     const store = yield* EventStore
     const scope = yield* Effect.scope
     const first = yield* append("a")
-    // Further apart than what a filtered read looks at in one statement.
+    // Further apart than one statement of a filtered read covers.
     yield* sql`SELECT setval(pg_get_serial_sequence('events', 'global_position'), 30000)`
     const last = yield* append("a")
     const upTo = yield* store.settledBeyond(first, poll)
@@ -193,7 +192,7 @@ it.live("a page is of one life, however many statements it took", () => {
   }).pipe(Effect.scoped, Effect.provide(behind(hooks)))
 })
 
-it.live("who has the number of the session that read, later or as another role, is not that session", () =>
+it.live("a later session or another role with the same process id is not the session that read", () =>
   Effect.gen(function*() {
     const sql = yield* PgClient.PgClient
     const role = `stranger_${globalThis.crypto.randomUUID().slice(0, 8)}`
@@ -208,7 +207,7 @@ it.live("who has the number of the session that read, later or as another role, 
       assert.isTrue(yield* lives(own!.life))
       assert.isFalse(yield* lives(`${pid}@${server}@1700000000.123456`))
       assert.isFalse(yield* lives(`${pid}@1700000000.123456@${since}`))
-      // Whose beginning a role is not shown.
+      // A role without privileges does not see when these sessions started.
       yield* sql.unsafe(`SET LOCAL ROLE ${role}`)
       assert.isFalse(yield* lives(`${other!.pid}@${server}@${since}`))
       assert.isFalse(yield* lives(`${other!.pid}@1700000000.123456`))
@@ -216,7 +215,7 @@ it.live("who has the number of the session that read, later or as another role, 
     yield* sql.unsafe(`DROP ROLE ${role}`)
   }).pipe(Effect.provide(layer)))
 
-it.live("a session that leads elsewhere than what is written to is opened anew", () =>
+it.live("a session connected to another server than the writes is reopened", () =>
   Effect.gen(function*() {
     const database = yield* Database
     yield* append("a")
@@ -227,7 +226,7 @@ it.live("a session that leads elsewhere than what is written to is opened anew",
     assert.strictEqual((yield* readAll(0n)).life, second.life)
   }).pipe(Effect.provide(layer)))
 
-it.live("a checkpoint that was ahead of the events is no proof when they have come up to it", () =>
+it.live("a checkpoint that was ahead of the events proves nothing once the events have reached it", () =>
   Effect.gen(function*() {
     const sql = yield* PgClient.PgClient
     const store = yield* EventStore

@@ -24,7 +24,7 @@ const make = Effect.fnUntraced(function*(deadline: Duration.Input = "10 seconds"
   })
   return {
     ...session,
-    /** Which connection it is, by the state and by the server. */
+    /** Identifies the connection, by its state and by the server's process id. */
     look: session.use("look", ({ sql, state }) =>
       Effect.map(
         sql<{ readonly pid: number; readonly fresh: boolean }>`
@@ -40,7 +40,7 @@ const live = <A, E>(title: string, test: () => Effect.Effect<A, E, PgClient.PgCl
 const kill = (pid: number) => Effect.flatMap(PgClient.PgClient, (sql) => sql`SELECT pg_terminate_backend(${pid}, 5000)`)
 
 describe("Session", () => {
-  live("connects with the first use, and stays on that connection", () =>
+  live("connects on first use, and stays on that connection", () =>
     Effect.gen(function*() {
       const sql = yield* PgClient.PgClient
       const session = yield* make()
@@ -54,7 +54,7 @@ describe("Session", () => {
       assert.strictEqual(yield* count, 1)
     }))
 
-  live("a lost connection fails once, and its state goes with it", () =>
+  live("a lost connection fails one call, and its state is discarded", () =>
     Effect.gen(function*() {
       const session = yield* make()
       const first = yield* session.look
@@ -67,7 +67,7 @@ describe("Session", () => {
       assert.strictEqual(second.number, 2)
     }))
 
-  /** What ends the connection, with errors that say nothing of a connection. */
+  /** Statements that end the connection with errors that do not mention a connection. */
   const ends = {
     "a time limit of the server for transactions": (sql: SqlClient.SqlClient) =>
       sql`SELECT set_config('transaction_timeout', '100', true)`.pipe(
@@ -87,7 +87,7 @@ describe("Session", () => {
       }))
   }
 
-  live("a statement that fails leaves the connection as it is", () =>
+  live("a failed statement keeps the connection and its state", () =>
     Effect.gen(function*() {
       const session = yield* make()
       const first = yield* session.look
@@ -98,7 +98,7 @@ describe("Session", () => {
       assert.deepStrictEqual(yield* session.look, first)
     }))
 
-  live("without an answer by the deadline it fails, and the connection is replaced", () =>
+  live("a call without an answer by the deadline fails, and the connection is replaced", () =>
     Effect.gen(function*() {
       const session = yield* make(TimeLimits.scaled("300 millis"))
       const first = yield* session.look
@@ -109,19 +109,19 @@ describe("Session", () => {
       assert.strictEqual((yield* session.look).number, first.number + 1)
     }))
 
-  live("an answer that came while the process was busy is no answer too late", () =>
+  live("an answer that arrived while the process was blocked is not too late", () =>
     Effect.gen(function*() {
       const session = yield* make(TimeLimits.scaled("200 millis"))
       const first = yield* session.look
       const answer = yield* Effect.forkChild(session.look, { startImmediately: true })
       yield* Effect.sleep(0)
-      // As a handler that computes for long.
+      // As a handler does that computes for a long time.
       Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, TimeLimits.scaledMillis(600))
       assert.deepStrictEqual(yield* Fiber.join(answer), first)
       assert.deepStrictEqual(yield* session.look, first)
     }))
 
-  live("who is interrupted waits no longer, and the connection stays usable", () =>
+  live("an interrupted call stops waiting, and the connection stays usable", () =>
     Effect.gen(function*() {
       const session = yield* make()
       const first = yield* session.look
@@ -138,7 +138,7 @@ describe("Session", () => {
       assert.deepStrictEqual(yield* session.look, first)
     }))
 
-  live("a statement that fails leaves the connection as it is", () =>
+  live("a failed statement is reported with its code and operation", () =>
     Effect.gen(function*() {
       const session = yield* make()
       const first = yield* session.look
@@ -149,7 +149,7 @@ describe("Session", () => {
       assert.strictEqual((yield* session.look).pid, first.pid)
     }))
 
-  live("the caller's transaction does not reach it", () =>
+  live("does not run in the caller's transaction", () =>
     Effect.gen(function*() {
       const sql = yield* PgClient.PgClient
       const session = yield* make()

@@ -1,6 +1,4 @@
-/**
- * Defaults of the database, the role and the client that the library's own sessions must not take over.
- */
+/** Defaults of the database, the role and the client that the library's own sessions must override. */
 import * as PgClient from "@effect/sql-pg/PgClient"
 import { assert, describe, it } from "@effect/vitest"
 import * as Context from "effect/Context"
@@ -25,7 +23,9 @@ import * as Servers from "../../support/Servers.ts"
 import * as TestDatabase from "../../support/TestDatabase.ts"
 import * as TimeLimits from "../../support/TimeLimits.ts"
 
-/** What the library sets for itself, each as an administrator may have set it for the whole database. */
+/**
+ * The settings that the library overrides, each with a value that an administrator may have set for the whole database.
+ */
 const hostile: Readonly<Record<string, string>> = {
   default_transaction_isolation: "serializable",
   statement_timeout: "1234",
@@ -47,7 +47,7 @@ const alter = Effect.fnUntraced(function*(settings: Readonly<Record<string, stri
   }
 })
 
-/** A client whose sessions begin now, with the defaults as they are now. */
+/** A client whose sessions start now, with the current defaults. */
 const client = (config: Omit<PgClient.PgPoolConfig, "url"> = {}) =>
   Layer.unwrap(
     Effect.map(TestDatabase.TestDatabase, ({ url }) => PgClient.layer({ ...config, url: Redacted.make(url) }))
@@ -61,7 +61,7 @@ const event = (aggregateId: string) => ({
   payload: {}
 })
 
-/** As another fiber of the process, beside the transaction. */
+/** Runs an effect as another fiber of the process does, outside the transaction. */
 const inNoTransaction = <A, E>(sql: SqlClient.SqlClient, self: Effect.Effect<A, E>): Effect.Effect<A, E> =>
   Effect.updateContext(
     self,
@@ -115,14 +115,14 @@ describe("the library's sessions", () => {
       }).pipe(Effect.scoped, Effect.provide(EventStores.stores().pipe(Layer.provide(client(config)))))
     }).pipe(Effect.provide(EventStores.database(options)))
 
-  it.live("take no default of the database", () => ownSettings({}, {}))
+  it.live("ignore the defaults of the database", () => ownSettings({}, {}))
 
-  it.live("take no startup parameter of the client", () =>
+  it.live("ignore the startup parameters of the client", () =>
     ownSettings({}, {
       startupParameters: { statement_timeout: "4321", default_transaction_isolation: "serializable" }
     }))
 
-  it.live("take no default on the oldest supported server", () =>
+  it.live("ignore the defaults on the oldest supported server", () =>
     Effect.flatMap(Servers.postgres14, (serverUrl) => ownSettings({ serverUrl }, {})))
 
   it.live("read events beside a prepared writer that conflicts, where transactions are serializable by default", () =>
@@ -132,8 +132,8 @@ describe("the library's sessions", () => {
       yield* sql`CREATE TABLE accounts (balance int)`
       yield* sql`INSERT INTO accounts VALUES (1)`
       yield* alter({ default_transaction_isolation: "serializable" })
-      // The writer reads what another transaction then changes, and writes an event: readers of the event that are
-      // serializable too complete the cycle, and the prepared transaction cannot be the one to abort.
+      // The writer reads what another transaction then changes, and writes an event. Serializable readers of the event
+      // would complete the cycle, and the prepared transaction cannot be the one to abort.
       const gid = `writer-${(yield* TestDatabase.TestDatabase).name}`
       yield* Effect.gen(function*() {
         const writer = yield* PgClient.PgClient
@@ -186,7 +186,7 @@ describe("the library's sessions", () => {
         yield* (yield* Membership).wakeUps(registered)
         const before = yield* own
         assert.deepStrictEqual(before.map((line) => line.split(" ")[1]), ["coordination", "listener"])
-        // A session that keeps the default is ended meanwhile, and one that began later too.
+        // A session that keeps the default is ended meanwhile, and so is one that began later.
         for (const application of ["idle 1", "idle 2"]) {
           yield* (yield* PgClient.PgClient).reserve.pipe(
             Effect.flatMap((connection) =>
@@ -204,13 +204,14 @@ describe("the library's sessions", () => {
       }).pipe(Effect.scoped, Effect.provide(CoordinationStores.over().pipe(Layer.provideMerge(client()))))
     }).pipe(Effect.provide(EventStores.database())))
 
-  it.live("handle events under every such default at once", () =>
+  it.live("handle events under all such defaults at once", () =>
     Effect.gen(function*() {
       const sql = yield* SqlClient.SqlClient
       yield* alter({
         default_transaction_isolation: "serializable",
         default_transaction_deferrable: "on",
-        // The application's own sessions have it too, and may be idle for longer than a fixed time on a slow machine.
+        // The application's own sessions have the default too, and on a slow machine may be idle for longer than a
+        // fixed time.
         idle_session_timeout: `${TimeLimits.scaledMillis(1500)}ms`,
         quote_all_identifiers: "on",
         standard_conforming_strings: "off",
@@ -280,7 +281,7 @@ describe("appends", () => {
         )
         const lost = raced.flatMap((result) => result._tag === "Failure" ? [result.failure._tag] : [])
         assert.deepStrictEqual(lost, many.slice(1).map(() => "ConcurrencyConflict" as const))
-        // A transaction of the caller is the caller's to repeat.
+        // A transaction of the caller is the caller's to retry.
         const failure = yield* Effect.flip(sql.withTransaction(Effect.gen(function*() {
           yield* sql`SELECT count(*) FROM events`
           yield* inNoTransaction(sql, store.append([event("one")]))
@@ -293,7 +294,7 @@ describe("appends", () => {
 })
 
 describe("migrations", () => {
-  it.live("find no difference where every identifier is quoted, as files and in code", () =>
+  it.live("find no differences where every identifier is quoted, as files and in code", () =>
     Effect.gen(function*() {
       yield* alter({ quote_all_identifiers: "on", default_transaction_isolation: "serializable" })
       yield* Effect.gen(function*() {

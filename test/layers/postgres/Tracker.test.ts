@@ -1,5 +1,6 @@
 /**
- * When the tracker asks, whom it answers, and what it reports: on a database that is made up, so that time can be too.
+ * When the tracker polls, which readers it answers and what it reports, with a simulated database and a simulated
+ * clock.
  */
 import { assert, it } from "@effect/vitest"
 import * as Duration from "effect/Duration"
@@ -19,7 +20,7 @@ import * as Tracker from "../../../src/layers/postgres/Tracker.ts"
 
 interface World {
   head: bigint
-  /** Up to where positions follow one another from 0. */
+  /** The last position of the gapless run that starts at 0. */
   contiguous: bigint
   holders: ReadonlyArray<Settled.Holder>
   statements: number
@@ -27,7 +28,7 @@ interface World {
   tracker: Tracker.Tracker
 }
 
-/** A database that says what the world's fields say, and counts what it is asked. */
+/** A database that answers with the world's fields and counts its statements. */
 const world = Effect.gen(function*() {
   const messages = yield* Queue.sliding<string>(16)
   const state: State = { life: "1@1", sequence: "1", files: undefined, settled: Settled.make() }
@@ -87,7 +88,7 @@ const holder = (id: string, ...[pid]: [pid?: number | undefined]): Settled.Holde
 })
 
 describe("Tracker", () => {
-  it.effect("asks nothing while nobody waits, and once per poll interval while somebody does", () =>
+  it.effect("sends no statement without waiting readers, and one per poll interval with them", () =>
     Effect.gen(function*() {
       const self = yield* world
       yield* TestClock.adjust("10 minutes")
@@ -113,7 +114,7 @@ describe("Tracker", () => {
       assert.strictEqual(self.statements, after)
     }))
 
-  it.effect("one look answers all who wait, whatever woke it", () =>
+  it.effect("one poll answers all waiting readers, whatever caused it", () =>
     Effect.gen(function*() {
       const self = yield* world
       const wait = (position: bigint) => fork(self.tracker.settledBeyond(position, Duration.minutes(1)))
@@ -126,7 +127,7 @@ describe("Tracker", () => {
       yield* turn
       for (const fiber of all) assert.strictEqual(yield* Fiber.join(fiber), 5n)
       assert.strictEqual(self.statements - before, 1)
-      // What is known needs no look at all.
+      // A position that is already known to be settled needs no poll.
       assert.strictEqual(yield* self.tracker.settledBeyond(4n, Duration.minutes(1)), 5n)
       assert.strictEqual(self.statements - before, 1)
       const local = yield* wait(5n)
@@ -138,7 +139,7 @@ describe("Tracker", () => {
       assert.strictEqual(yield* Fiber.join(local), 6n)
     }))
 
-  it.effect("looks at an open gap every 5 ms at first, and never less than every 250 ms", () =>
+  it.effect("polls an open gap every 5 ms at first, and then at least every 250 ms", () =>
     Effect.gen(function*() {
       const self = yield* world
       self.head = 9n
@@ -146,7 +147,7 @@ describe("Tracker", () => {
       self.holders = [holder("3/5")]
       const waiting = yield* fork(self.tracker.settledBeyond(4n, Duration.minutes(1)))
       for (let millis = 0; millis < 50; millis++) yield* TestClock.adjust("1 millis")
-      // Two statements a look.
+      // Two statements per poll.
       assert.isAtLeast(self.statements, 8)
       for (let millis = 0; millis < 5000; millis += 10) yield* TestClock.adjust("10 millis")
       const late = self.statements
@@ -194,7 +195,7 @@ describe("Settled", () => {
     return self.mark
   }
 
-  it("lets only a reader inside a run follow it", () => {
+  it("lets only readers inside a run follow it", () => {
     const self = Settled.make()
     Settled.see(self, [{ from: 0n, to: 3n }, { from: 5n, to: 8n }, { from: 8n, to: 8n }, { from: 20n, to: 30n }], 40n)
     const reached = (afters: ReadonlyArray<bigint>) => afters.map((after) => Settled.reached(self, after))
@@ -202,7 +203,7 @@ describe("Settled", () => {
     assert.strictEqual(Settled.highest(self), 30n)
     Settled.see(self, [{ from: 8n, to: 12n }], 40n)
     assert.deepStrictEqual(reached([5n, 12n]), [12n, 3n])
-    // The gap before it is closed: the run is part of what is settled for all.
+    // The gap before it is closed, so the run becomes part of the settled position.
     Settled.see(self, [{ from: 3n, to: 5n }], 40n)
     assert.strictEqual(self.mark, 12n)
     Settled.prove(self, 25n, [])
@@ -217,7 +218,7 @@ describe("Settled", () => {
       const self = Settled.make()
       const open = new Map<string, ReadonlyArray<number>>()
       const committed = new Set<number>()
-      /** Positions that a reader may have passed while they were not committed. */
+      /** Positions that a reader may have passed before they were committed. */
       const passed = new Set<number>()
       let last = 0
       const draw = (id: string) => open.set(id, [...open.get(id) ?? [], ++last])
@@ -240,7 +241,7 @@ describe("Settled", () => {
           }
           open.delete(id!)
         } else if (look === undefined) {
-          // What one statement sees, and the holders that a later one sees.
+          // What one statement reads, and the holders that a later statement reads.
           const starts = [Number(self.mark), step % (last + 2), (step >> 8) % (last + 2)]
           look = { runs: starts.map(runFrom), head: BigInt(Math.max(0, ...committed)) }
         } else {
@@ -259,14 +260,14 @@ describe("Settled", () => {
     { arbitrary: { runs: 500, size: 120, seed: "settled" } }
   )
 
-  it("goes along what follows without a gap, whoever writes", () => {
+  it("follows positions without a gap while writers are open", () => {
     const self = Settled.make()
     assert.strictEqual(see(self, 3n, 3n), 3n)
     assert.strictEqual(see(self, 5n, 9n, "3/1"), 5n)
     assert.strictEqual(see(self, 7n, 9n, "3/1"), 7n)
   })
 
-  it("crosses a gap when all who could fill it are gone, not before, and not for those who came later", () => {
+  it("crosses a gap once all writers that could fill it have ended, without waiting for later ones", () => {
     const self = Settled.make()
     assert.strictEqual(see(self, undefined, 9n, "3/1", "4/1"), 0n)
     assert.strictEqual(see(self, undefined, 12n, "4/1", "5/1"), 0n)
@@ -275,21 +276,21 @@ describe("Settled", () => {
     assert.strictEqual(see(self, undefined, 15n), 15n)
   })
 
-  it("crosses at once when nobody writes", () => {
+  it("crosses a gap at once when no writer is open", () => {
     assert.strictEqual(see(Settled.make(), 3n, 9n), 9n)
   })
 
-  it("a transaction that goes on as a prepared one still holds", () => {
+  it("a transaction that continues as a prepared one still holds readers back", () => {
     const self = Settled.make()
     assert.strictEqual(see(self, undefined, 9n, "3/1", "4/1"), 0n)
     assert.strictEqual(see(self, undefined, 9n, "4/0", "3/1"), 0n)
     assert.strictEqual(see(self, undefined, 9n, "-1/77"), 0n)
-    // Others that are prepared later cannot have been among the first.
+    // Transactions prepared later cannot have been among the first holders.
     assert.strictEqual(see(self, undefined, 20n, "-1/77", "-1/80"), 0n)
     assert.strictEqual(see(self, undefined, 20n, "-1/80"), 9n)
   })
 
-  it("keeps the time since a writer was seen while it goes on as a prepared one", () => {
+  it("keeps the time since a writer was first observed when it continues as a prepared transaction", () => {
     const self = Settled.make()
     see(self, undefined, 9n, "3/1")
     Settled.track(self, [holder("3/1", 5)], 1n)
