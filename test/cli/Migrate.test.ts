@@ -12,7 +12,7 @@ import * as Migrations from "../../src/layers/postgres/Migrations.ts"
 import * as TestDatabase from "../support/TestDatabase.ts"
 
 const main = fileURLToPath(new URL("../../src/cli/main.ts", import.meta.url))
-// Halves the start of each process.
+// Halves the start-up time of each process.
 const compileCache = fileURLToPath(new URL("../../node_modules/.cache/compile", import.meta.url))
 
 interface Run {
@@ -21,7 +21,7 @@ interface Run {
   readonly err: string
 }
 
-/** Runs the real command in a process of its own; `url` becomes DATABASE_URL. */
+/** Runs the real command in a separate process; `url` becomes DATABASE_URL. */
 const command = (args: ReadonlyArray<string>, url?: string) =>
   Effect.callback<Run>((resume) => {
     const { DATABASE_URL: _, ...env } = process.env
@@ -53,7 +53,7 @@ const succeeds = Effect.fnUntraced(function*(...args: ReadonlyArray<string>) {
   return run.out
 })
 
-/** Fails with a message of one line and nothing else: no stack. */
+/** Asserts that the run failed with a one-line message and no stack trace. */
 const refuses = (run: Run, message: RegExp) => {
   assert.strictEqual(run.code, 1, run.out + run.err)
   assert.match(run.err, message)
@@ -74,7 +74,7 @@ const unusedPort = Effect.callback<number>((resume) => {
 })
 
 describe("migrate", () => {
-  it.live("up, status, down, down --event-store", () =>
+  it.live("runs up, status, down and down --event-store", () =>
     Effect.gen(function*() {
       assert.match(yield* succeeds("status"), /^events +"events" +missing$[^]*Version: none; .* Run "migrate up"\.$/m)
       assert.include(yield* succeeds("up"), "The tables are in place, version 2.")
@@ -96,7 +96,7 @@ describe("migrate", () => {
       assert.isTrue((yield* Migrations.status).tables.every((table) => !table.exists))
     }).pipe(Effect.provide(TestDatabase.layer)))
 
-  it.live("takes a schema and names, before or after the subcommand", () =>
+  it.live("accepts a schema and table names before or after the subcommand", () =>
     Effect.gen(function*() {
       const names = ["--schema", "Order", "--table", "events=user", "--table", "aggregateHeads=heads"]
       yield* succeeds(...names, "up")
@@ -108,7 +108,7 @@ describe("migrate", () => {
       refuses(yield* migrate("up", "--schema", "a\"b"), /^Setting "schema": .* no plain identifier/)
     }).pipe(Effect.provide(TestDatabase.layer)))
 
-  it.live("shows how an event store differs, and refuses it", () =>
+  it.live("shows how an existing event store differs, and refuses it", () =>
     Effect.gen(function*() {
       const sql = yield* SqlClient.SqlClient
       yield* sql`CREATE TABLE events (global_position bigserial PRIMARY KEY, payload jsonb)`
@@ -134,7 +134,7 @@ describe("migrate", () => {
     }).pipe(Effect.provide(TestDatabase.layer)))
 
   it.live(
-    "reports tables of Go's orchestrator and an event store elsewhere, and exits as up would",
+    "status reports the Go orchestrator's tables and an event store elsewhere, with the exit code of up",
     () =>
       Effect.gen(function*() {
         const sql = yield* SqlClient.SqlClient
@@ -162,7 +162,7 @@ describe("migrate", () => {
       }).pipe(Effect.provide(TestDatabase.layer))
   )
 
-  it.live("tells apart what keeps it from the database, and never says the password", () =>
+  it.live("distinguishes connection failures and never prints the password", () =>
     Effect.gen(function*() {
       const { url } = yield* TestDatabase.TestDatabase
       const changed = (change: (url: URL) => void) => {
@@ -214,7 +214,7 @@ describe("migrate", () => {
       assert.strictEqual(byFlag.code, 0, byFlag.err)
     }).pipe(Effect.provide(TestDatabase.layer)), { tags: ["long"] })
 
-  it.live("generates files, and never over others", () =>
+  it.live("generates files without overwriting different ones", () =>
     Effect.gen(function*() {
       const folder = Path.join(yield* temporaryFolder, "a", "b")
       const generate = (...args: ReadonlyArray<string>) => command(["migrate", "generate", "--output", folder, ...args])
@@ -229,7 +229,7 @@ describe("migrate", () => {
       ])
       assert.deepStrictEqual(first.out.trim().split("\n").sort(), files.map((file) => Path.join(folder, file)))
       assert.strictEqual((yield* generate()).code, 0)
-      // As they are after a checkout, and after an editor.
+      // Line endings, a BOM or a final newline changed by a checkout or an editor do not count as a difference.
       const up = Path.join(folder, "001_create_orchestrator_tables.up.sql")
       const content = Fs.readFileSync(up, "utf8")
       for (
@@ -260,7 +260,7 @@ describe("migrate", () => {
       )
     }).pipe(Effect.scoped))
 
-  it.live("shows help and refuses what it does not know", () =>
+  it.live("shows help and refuses unknown subcommands and formats", () =>
     Effect.gen(function*() {
       const help = yield* command(["migrate", "--help"])
       assert.strictEqual(help.code, 0)

@@ -1,5 +1,5 @@
 /**
- * `examples/basic` as its users run it: real processes, signals, output, rows and exit codes.
+ * Tests `examples/basic` as users run it, with real processes, signals, output, rows and exit codes.
  *
  * @module-tag long
  */
@@ -19,7 +19,7 @@ const start = Effect.fnUntraced(function*(id: string, url: string, file = "main.
 
 type Process = Effect.Success<ReturnType<typeof start>>
 
-/** Waits for a condition for as long as the processes print anything. */
+/** Waits for a condition; any output of the processes extends the time limit. */
 const until = <E, R>(what: string, processes: ReadonlyArray<Process>, holds: Effect.Effect<boolean, E, R>) => {
   const outputs = () => processes.map((process) => `output of ${process.id}:\n${process.output()}`).join("\n")
   const look = Effect.suspend(() => {
@@ -32,7 +32,7 @@ const until = <E, R>(what: string, processes: ReadonlyArray<Process>, holds: Eff
 const printed = (process: Process, text: string) =>
   until(`${process.id} prints "${text}"`, [process], Effect.sync(() => process.output().includes(text)))
 
-/** Asserts that the output has these texts, each on a later line than the one before. */
+/** Asserts that the output contains the texts, each on a later line than the previous one. */
 const inOrder = (output: string, texts: ReadonlyArray<string>) => {
   const lines = output.split("\n")
   let from = 0
@@ -46,7 +46,7 @@ const inOrder = (output: string, texts: ReadonlyArray<string>) => {
 const reconfiguration = ["Stopping current generation", "Restarting with new configuration..."]
 
 describe("examples/basic", { concurrent: false }, () => {
-  it.live("two workers share the work, and one takes over when the other is interrupted", () =>
+  it.live("two workers share the work, and one claims everything when the other is interrupted", () =>
     Effect.gen(function*() {
       const sql = yield* SqlClient.SqlClient
       const { url } = yield* TestDatabase.TestDatabase
@@ -135,7 +135,7 @@ describe("examples/basic", { concurrent: false }, () => {
       assert.strictEqual(free.length, 0)
     }).pipe(Effect.scoped, Effect.provide(TestDatabase.layer)))
 
-  it.live("a second signal ends it at once, but not the echo of the first", () =>
+  it.live("a second signal ends the process at once, but a repetition of the first does not", () =>
     Effect.gen(function*() {
       const sql = yield* SqlClient.SqlClient
       const { url } = yield* TestDatabase.TestDatabase
@@ -161,7 +161,8 @@ describe("examples/basic", { concurrent: false }, () => {
         yield* (yield* start("append", url, "append.ts", true)).ended
         yield* hanging(a)
         yield* a.send("SIGINT")
-        // As npm forwards what the terminal has sent already. Before the first one is handled, the two would be one to the process.
+        // As npm forwards a signal that the terminal has already sent. Two signals before the first is handled would be
+        // delivered as one.
         yield* printed(a, "Received signal interrupt, shutting down...")
         yield* a.send("SIGINT")
       }))
@@ -176,16 +177,16 @@ describe("examples/basic", { concurrent: false }, () => {
         yield* hanging(b)
         yield* b.send("SIGTERM")
         yield* printed(b, "Received signal terminated, shutting down...")
-        // What makes it a second signal is the time that has passed.
+        // Only a signal after some time counts as a second one.
         yield* Effect.sleep(700)
         yield* b.send("SIGINT")
-        // The handler hangs still, so nothing else can have ended it.
+        // The handler still hangs, so only the second signal can have ended the process.
         assert.deepStrictEqual(yield* b.ended, { code: 130, signal: null }, b.output())
         assert.notInclude(b.output(), "Unregistering worker...")
       }))
     }).pipe(Effect.scoped, Effect.provide(TestDatabase.layer)))
 
-  it.live("a database that cannot be used is a message and exit code 1", () =>
+  it.live("an unusable database ends the program with a message and exit code 1", () =>
     Effect.gen(function*() {
       const { name, url } = yield* TestDatabase.TestDatabase
       const password = "s3cret-of-nobody"

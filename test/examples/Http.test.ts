@@ -1,5 +1,5 @@
 /**
- * `examples/ways/http.ts` as its users run it: an API with a worker beside it.
+ * Tests `examples/ways/http.ts` as users run it: an API with a worker in the same process.
  *
  * @module-tag long
  */
@@ -15,11 +15,11 @@ import * as TimeLimits from "../support/TimeLimits.ts"
 
 const script = Path.resolve(import.meta.dirname, "../../examples/ways/http.ts")
 
-it.live("the API answers while its worker fails, and the worker starts again", () =>
+it.live("the API responds while its worker fails, and the worker is restarted", () =>
   Effect.gen(function*() {
     const sql = yield* SqlClient.SqlClient
     const { url } = yield* TestDatabase.TestDatabase
-    // Progress under another filter, with which a worker does not start.
+    // Progress recorded under a different filter makes the worker fail at start.
     yield* sql`
       INSERT INTO orchestrator_checkpoints (projection_name, range_start, range_end, replica_set, filter)
       VALUES ('signups_per_day', 0, 4294967296, 'http-projections', ${

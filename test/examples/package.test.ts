@@ -1,5 +1,5 @@
 /**
- * The package contains every file to which its texts refer.
+ * Tests that the package contains every file to which its texts refer.
  */
 import { assert, describe, it } from "@effect/vitest"
 import * as ChildProcess from "node:child_process"
@@ -10,7 +10,7 @@ import { fileURLToPath } from "node:url"
 const root = fileURLToPath(new URL("../..", import.meta.url))
 const read = (path: string): string => Fs.readFileSync(Path.join(root, path), "utf8")
 
-/** The paths of the tarball's files; those of a build only where there is one. */
+/** The paths of the tarball's files; includes build output only after a build. */
 const packed = ((): ReadonlySet<string> => {
   const output = ChildProcess.execFileSync("npm", ["pack", "--dry-run", "--json", "--ignore-scripts"], {
     cwd: root,
@@ -24,7 +24,7 @@ const packed = ((): ReadonlySet<string> => {
 const withExtension = (...extensions: ReadonlyArray<string>) =>
   [...packed].filter((path) => !path.startsWith("dist/") && extensions.some((extension) => path.endsWith(extension)))
 
-/** Anchors as GitHub makes them of headings. */
+/** The anchors that GitHub generates for the headings. */
 const anchorsOf = (path: string): ReadonlyArray<string> =>
   [...read(path).replace(/^```[\s\S]*?^```$/gm, "").matchAll(/^#+ (.+)$/gm)].map((match) =>
     match[1]!.toLowerCase().replaceAll(/[^\p{L}\p{N} _-]/gu, "").replaceAll(" ", "-")
@@ -52,7 +52,7 @@ describe("the package", () => {
     assert.isAbove(found, 2)
   })
 
-  it("contains what its documents link to", () => {
+  it("contains the targets of its documents' links", () => {
     let found = 0
     for (const file of withExtension(".md")) {
       const prose = read(file).replace(/^```[\s\S]*?^```$/gm, "")
@@ -65,7 +65,7 @@ describe("the package", () => {
     assert.isAbove(found, 10)
   })
 
-  it("says where its sources and its issues are", () => {
+  it("links to its sources and issues", () => {
     const { bugs, homepage, name, repository } = JSON.parse(read("package.json"))
     const url = /^git\+(https:\/\/\S+)\.git$/.exec(repository.url)?.[1]
     assert.isDefined(url)

@@ -19,30 +19,30 @@ const documents = [
   )
 ]
 
-it("there are three ways to use it", () => {
+it("examples/ways contains the three ways of use", () => {
   assert.sameMembers(ways, ["program.ts", "users.test.ts", "http.ts"])
 })
 
-it.each(ways)("examples/ways/%s stands in README.md as it is, and is linked", (file) => {
+it.each(ways)("README.md quotes examples/ways/%s verbatim and links to it", (file) => {
   const readme = read("README.md")
   assert.include(blocksOf(readme, "ts"), read(`examples/ways/${file}`))
   assert.include(readme, `(examples/ways/${file})`)
 })
 
-/** Anchors as GitHub makes them of headings. */
+/** The anchors that GitHub generates for the headings. */
 const anchorsOf = (markdown: string): ReadonlyArray<string> =>
   [...markdown.replace(/^```[\s\S]*?^```$/gm, "").matchAll(/^#+ (.+)$/gm)].map((match) =>
     match[1]!.toLowerCase().replaceAll(/[^\p{L}\p{N} _-]/gu, "").replaceAll(" ", "-")
   )
 
-it.each(documents)("every link of %s leads somewhere", (document) => {
+it.each(documents)("every link of %s has an existing target", (document) => {
   const text = read(document)
   const prose = text.replace(/^```[\s\S]*?^```$/gm, "")
   for (const [, target] of prose.matchAll(/\]\(([^)\s]+)\)/g)) {
     if (/^[a-z]+:/.test(target!)) continue
     const [path = "", anchor] = target!.split("#")
     const absolute = path === "" ? Path.join(root, document) : Path.join(root, Path.dirname(document), path)
-    assert.isTrue(Fs.existsSync(absolute), `${document} links to ${target}, which is not there`)
+    assert.isTrue(Fs.existsSync(absolute), `${document} links to ${target}, which does not exist`)
     assert.isFalse(
       Path.relative(root, absolute).startsWith(".."),
       `${document} links to ${target}, outside of the package`
@@ -62,12 +62,12 @@ it("every npm script that the documents name exists", () => {
   }
 })
 
-it("docs/operations.md lists every error that users can meet, and no other", () => {
+it("docs/operations.md lists exactly the errors that users can receive", () => {
   const table = read("docs/operations.md").split("## Errors")[1]!
   const listed = [...table.matchAll(/^\| (`.+?) \|/gm)]
     .flatMap(([, names]) => [...names!.matchAll(/`(\w+)`/g)].map((match) => match[1]!))
   const defined = [...read("src/schema/Errors.ts").matchAll(/^export class (\w+)/gm)].map((match) => match[1]!)
-  // A worker that was given up for dead registers anew by itself.
+  // An evicted worker registers again by itself.
   assert.sameMembers(listed, defined.filter((name) => name !== "WorkerEvicted"))
 })
 

@@ -13,13 +13,13 @@ const row: Checkpoint.Checkpoint = {
 }
 
 describe("Checkpoint", () => {
-  it("a row is known by its projection and where it starts, however far it reaches", () => {
+  it("the key of a row consists of its projection and range start", () => {
     assert.strictEqual(Checkpoint.key(row), "orders@2147483648")
     assert.strictEqual(Checkpoint.key({ ...row, range: HashRange.partition(2, 4) }), Checkpoint.key(row))
     assert.notStrictEqual(Checkpoint.key({ ...row, projection: "users" }), Checkpoint.key(row))
   })
 
-  it("is held by one life of one worker, in whatever generation it was taken", () => {
+  it("a row is held by one incarnation of a worker, in any generation", () => {
     assert.isTrue(Checkpoint.isHeldBy(row, { workerId: "w1", incarnation: 2n }))
     assert.isFalse(Checkpoint.isHeldBy(row, { workerId: "w1", incarnation: 3n }))
     assert.isFalse(Checkpoint.isHeldBy(row, { workerId: "w2", incarnation: 2n }))

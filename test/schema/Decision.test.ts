@@ -40,7 +40,7 @@ const subset = (mask: number): ReadonlyArray<string> => {
 
 const farFuture = 3_600_000
 
-/** Lives one moment of the world's history. */
+/** Applies one step of a history to the world. */
 const step = (world: World.World, { a, b, event, hash }: typeof Step.Type): void => {
   world.now += 1
   const living = world.workers.filter((worker) => !worker.dead)
@@ -63,7 +63,7 @@ const step = (world: World.World, { a, b, event, hash }: typeof Step.Type): void
     case "leave": {
       if (worker === undefined) return
       if (b < 6) worker.busy.clear()
-      // What is still worked on when the worker gives up waiting is locked by its batch.
+      // A row that is still busy when the worker stops waiting is locked by its batch.
       for (const key of worker.busy) world.locked.add(key)
       World.decide(world, worker, { leaving: true })
       return
@@ -150,8 +150,8 @@ const step = (world: World.World, { a, b, event, hash }: typeof Step.Type): void
 }
 
 /**
- * The end of all churn: the dead are known, nothing is locked, and a worker that would meet an obstacle is gone or has given
- * up what it would meet it for.
+ * Ends all churn: dead workers are detected, no row is locked, and each worker that would meet an obstacle is dead or
+ * has given up the projection concerned. Returns the live workers.
  */
 const calm = (world: World.World): ReadonlyArray<World.WorldWorker> => {
   world.now += 1
@@ -189,7 +189,7 @@ const options = (seed: string, runs: number) => ({
 
 describe("Decision", () => {
   it.prop(
-    "whatever happens, rows tile the space, positions stay, and a decision keeps to what is its own",
+    "under any churn rows tile the space, positions are kept and decisions change only permitted rows",
     { history },
     ({ history }) => {
       const world = live(history)
@@ -208,14 +208,14 @@ describe("Decision", () => {
   )
 
   it.prop(
-    "once churn stops, two rounds bring every hash to the one member whose share it is",
+    "after churn, decisions bring every hash to its owner in two rounds, three after a projection is given up",
     { history, rotation: int(5), lazy: Schema.Boolean },
     ({ history, lazy, rotation }) => {
       const world = live(history)
       const uncarried = new Map(world.rows)
       const workers = calm(world)
       const order = (round: number) => rotated(lazy ? workers.toReversed() : workers, rotation + round)
-      // That a worker gives a projection up is read by the others after its own decision.
+      // The other workers read that a projection was given up only after that worker's own decision.
       const givesUp = workers.some(({ carried }) => carried.some((one) => one.givenUp === true))
       assert.isAtMost(World.converge(world, { idle: false, order }), givesUp ? 3 : 2)
 
@@ -232,7 +232,7 @@ describe("Decision", () => {
         if (
           carriers.length === 0 && workers.some(({ registration }) => registration.projections.includes(projection))
         ) {
-          // Given up by all that have it: held by none of them.
+          // No worker holds rows of a projection that all of its carriers have given up.
           for (const row of rows) {
             assert.isFalse(workers.some((worker) => Checkpoint.isHeldBy(row, worker.registration)))
           }
@@ -245,7 +245,7 @@ describe("Decision", () => {
         assert.isTrue(HashRange.tiles(rows.map(({ range }) => range)))
         for (const row of rows) {
           const owner = carriers.find((worker) => Checkpoint.isHeldBy(row, worker.registration))
-          assert.isDefined(owner, "held by nobody who lives and carries it")
+          assert.isDefined(owner, "no live carrier holds the row")
           assert.isTrue(HashRange.contains(Generation.share(generation, projection, owner!.registration)!, row.range))
         }
       }
@@ -254,7 +254,7 @@ describe("Decision", () => {
   )
 
   it.prop(
-    "with all at the same place and nobody working, every holder comes to have one row of a projection",
+    "when all rows have the same position and none is busy, each carrier ends with one row per projection",
     { history, rotation: int(5) },
     ({ history, rotation }) => {
       const world = live(history)
@@ -286,14 +286,14 @@ describe("Decision", () => {
     }
     const ranges = (world: World.World) => World.rowsOf(world, "orders").map(({ range }) => range)
 
-    it("makes one row of neighbours at the same place, free ones included", () => {
+    it("merges adjacent rows at the same position, including free ones", () => {
       const { worker, world } = inThree((row, key) => key === 1 ? { ...row, fence: undefined } : row)
       const decision = World.decide(world, worker)
       assert.deepStrictEqual(ranges(world), [HashRange.whole])
       assert.sameMembers(decision.remove.map(Checkpoint.key), [1, 2].map((key) => `orders@${third(key).start}`))
     })
 
-    it("does not reach over a row that is worked on, nor over one that is locked", () => {
+    it("does not merge across a busy or locked row", () => {
       for (const obstacle of ["busy", "locked"] as const) {
         const { worker, world } = inThree((row) => row)
         const middle = `orders@${third(1).start}`
@@ -304,13 +304,13 @@ describe("Decision", () => {
       }
     })
 
-    it("keeps apart what stands at different places", () => {
+    it("does not merge rows at different positions", () => {
       const { worker, world } = inThree((row, key) => ({ ...row, position: key === 2 ? 1n : 0n }))
       World.decide(world, worker)
       assert.deepStrictEqual(ranges(world), [{ start: 0, end: third(1).end }, third(2)])
     })
 
-    it("keeps a halted row apart on either side", () => {
+    it("does not merge a halted row with either neighbour", () => {
       const broken = { since: new Date(5_000), error: "broken", position: 1n, eventId: "e", hash: third(1).start }
       const { worker, world } = inThree((row, key) =>
         key === 1 ? { ...row, halt: { ...broken, incarnation: row.fence!.incarnation } } : row
@@ -319,14 +319,14 @@ describe("Decision", () => {
       assert.deepStrictEqual(ranges(world), [0, 1, 2].map(third))
     })
 
-    it("keeps progress under different filters apart", () => {
+    it("does not merge rows advanced under different filters", () => {
       const { worker, world } = inThree((row, key) => ({ ...row, filter: key === 2 ? "old" : "all" }))
       World.decide(world, worker, { leaving: true })
       assert.deepStrictEqual(ranges(world), [{ start: 0, end: third(1).end }, third(2)])
     })
   })
 
-  describe("looking again", () => {
+  describe("rechecking", () => {
     const Other = Schema.Struct({
       silent: int(40_000),
       absent: Schema.Union([int(150), Schema.Undefined]),
@@ -354,7 +354,7 @@ describe("Decision", () => {
     const others = Arbitrary.array(Arbitrary.schema(Other), { maxLength: 4 })
 
     it.prop(
-      "whoever can die of nothing but time makes the decision look again no later than that, and not in vain",
+      "rechecks exactly when the next worker's timeout expires",
       { others, age: int(12_000), later: int(50_000) },
       ({ age, later, others }) => {
         const now = at(others, age, 0)
@@ -368,7 +368,7 @@ describe("Decision", () => {
       options("time", 2000)
     )
 
-    it("does not look again for a locked row that somebody else is to take", () => {
+    it("does not recheck for a locked row in another worker's share", () => {
       const world = World.make()
       const first = World.join(world, { workerId: "w1", projections: ["orders"] })
       World.decide(world, first)
@@ -398,7 +398,7 @@ describe("Decision", () => {
       assert.deepStrictEqual(World.decide(world, frozen, { leaving: true }).obstacle, { _tag: "Evicted" })
     })
 
-    it("a new life under the same id takes what the old one held, at the same key", () => {
+    it("a new incarnation under the same id claims what the old one held, at the same partition key", () => {
       const world = World.make()
       const old = World.join(world, { workerId: "w1", projections: ["orders"] })
       World.decide(world, old)
@@ -409,7 +409,7 @@ describe("Decision", () => {
       assert.deepStrictEqual(World.decide(world, old).obstacle, { _tag: "Evicted" })
     })
 
-    it("a changed filter stops who does not accept it, and nothing is written", () => {
+    it("a changed filter that is not accepted is an obstacle, and nothing is written", () => {
       const world = World.make()
       const old = World.join(world, { workerId: "w1", projections: ["orders"], filter: "old" })
       World.decide(world, old)
@@ -422,7 +422,7 @@ describe("Decision", () => {
       })
     })
 
-    it("a running worker that has given the projection up keeps its others, and the newer worker gets all of it", () => {
+    it("a worker that gives a projection up keeps its others, and the newer worker claims all of its rows", () => {
       const world = World.make()
       const old = World.join(world, { workerId: "w1", projections: ["orders", "users"], filter: "old" })
       World.decide(world, old)
@@ -438,7 +438,7 @@ describe("Decision", () => {
       World.decide(world, young)
       assert.strictEqual(World.decide(world, old).obstacle?._tag, "FilterChanged")
       old.carried = old.carried.map((one) => one.name === "orders" ? { ...one, givenUp: true } : one)
-      // What is still worked on stays with it; the next generation gives it to the other all the same.
+      // A busy row stays with the old worker, although the next generation assigns it to the new one.
       old.busy.add(Checkpoint.key(World.heldBy(world, old).find((row) => row.projection === "orders")!))
       const given = World.decide(world, old)
       assert.deepStrictEqual(given.carry, ["users"])
@@ -456,7 +456,7 @@ describe("Decision", () => {
       assert.isTrue(Decision.isEmpty(World.decide(world, young)))
     })
 
-    it("a worker that has given up all it carries is a member without a share", () => {
+    it("a worker that has given up all of its projections is a member without a share", () => {
       const world = World.make()
       const old = World.join(world, { workerId: "w1", projections: ["orders"], filter: "old" })
       World.decide(world, old)
@@ -468,7 +468,7 @@ describe("Decision", () => {
       assert.isUndefined(World.rowsOf(world, "orders")[0]!.fence)
     })
 
-    it("a generation in which all run, and which is not recorded as active, can be", () => {
+    it("a decision activates a pending generation once all of its members are running", () => {
       const world = World.make()
       const [a, b] = ["a", "b"].map((workerId) => World.join(world, { workerId, projections: ["orders"] }))
       const { generationId } = World.decide(world, a!).generation!
@@ -483,13 +483,13 @@ describe("Decision", () => {
       b!.recorded = { state: "running", generationId }
       world.active.set("main", generationId)
       assert.isFalse(activates())
-      // Whoever forms the next one has nothing to activate.
+      // A decision that forms the next generation activates none.
       world.active.clear()
       World.join(world, { workerId: "c", projections: ["orders"] })
       assert.isFalse(activates())
     })
 
-    it("an accepted filter goes on from where the other stood", () => {
+    it("an accepted filter continues from the position of the previous one", () => {
       const world = World.make()
       World.decide(
         world,
@@ -506,7 +506,7 @@ describe("Decision", () => {
       assert.strictEqual(row!.position, 5n)
     })
 
-    it("a projection of another replica set is refused while a live worker there carries it, and claimed later", () => {
+    it("a projection of another replica set is refused while a live worker there carries it, then claimed", () => {
       const world = World.make()
       const first = World.join(world, { workerId: "w1", replicaSet: "other", projections: ["orders"] })
       World.decide(world, first)
@@ -521,7 +521,7 @@ describe("Decision", () => {
       assert.isTrue(World.decide(world, second).settled)
     })
 
-    it("who is too young to judge waits for a silent worker there: started again it would be as young", () => {
+    it("a new session waits for a stale worker of another replica set instead of failing", () => {
       const world = World.make()
       const silent = World.join(world, { workerId: "w1", replicaSet: "other", projections: ["orders"] })
       World.decide(world, silent)
@@ -539,7 +539,7 @@ describe("Decision", () => {
       assert.isTrue(World.decide(world, young).settled)
     })
 
-    it("who carries it in a third replica set does not count", () => {
+    it("a carrier in a third replica set does not prevent the claim", () => {
       const world = World.make()
       const gone = World.join(world, { workerId: "w1", replicaSet: "other", projections: ["orders"] })
       World.decide(world, gone)
@@ -549,7 +549,7 @@ describe("Decision", () => {
       assert.strictEqual(World.decide(world, third).obstacle?._tag, "ProjectionInOtherReplicaSet")
     })
 
-    it("one decision claims all of a projection: whoever comes back to the other replica set is alone in being refused", () => {
+    it("one decision claims a whole projection, so only a worker returning to the old replica set is refused", () => {
       const world = World.make()
       const gone = World.join(world, { workerId: "w0", replicaSet: "other", projections: ["orders"] })
       World.decide(world, gone)
@@ -561,7 +561,7 @@ describe("Decision", () => {
       for (const worker of claimers) assert.isUndefined(World.decide(world, worker).obstacle)
     })
 
-    it("claims nothing while one row is still locked, and looks again soon", () => {
+    it("claims nothing while one row is still locked, and rechecks soon", () => {
       const world = World.make()
       const gone = ["w1", "w2"].map((workerId) =>
         World.join(world, { workerId, replicaSet: "other", projections: ["orders"] })
@@ -578,7 +578,7 @@ describe("Decision", () => {
       }
     })
 
-    it("no obstacle keeps a leaving worker from freeing what it holds", () => {
+    it("a leaving worker releases its rows despite an obstacle", () => {
       const world = World.make()
       const leaver = World.join(world, { workerId: "w1", projections: ["orders"], filter: "old" })
       World.decide(world, leaver)
@@ -590,7 +590,7 @@ describe("Decision", () => {
   })
 
   describe("leaving", () => {
-    it("frees all that is not busy, and the generation formed does not name the leaver", () => {
+    it("releases all rows that are not busy and forms a generation without the leaving worker", () => {
       const world = World.make()
       const leaver = World.join(world, { workerId: "w1", projections: ["orders", "users"] })
       World.decide(world, leaver)
@@ -603,7 +603,7 @@ describe("Decision", () => {
       assert.isUndefined(World.rowsOf(world, "orders")[0]!.fence)
     })
 
-    it("the last one forms nothing, and whoever comes next takes all", () => {
+    it("the last worker forms no generation, and the next worker claims all rows", () => {
       const world = World.make()
       const last = World.join(world, { workerId: "w1", projections: ["orders"] })
       World.decide(world, last)
@@ -634,14 +634,14 @@ describe("Decision", () => {
       return { world, first, halt }
     }
 
-    it("stays with the part that has its hash, and the other part goes on", () => {
+    it("stays with the part that contains its hash; the other part continues", () => {
       const { first, halt, world } = haltedAt(2 ** 31 - 1)
       world.workers.push({ ...first, registration: { ...first.registration, workerId: "w2", incarnation: 9n } })
       World.decide(world, first)
       assert.deepStrictEqual(World.rowsOf(world, "orders").map((row) => row.halt), [halt, undefined])
     })
 
-    it("is retried by a worker that registered later, whatever the clock says, and by no other", () => {
+    it("is retried only by a worker that registered later, by incarnation and not by clock", () => {
       const { first, halt, world } = haltedAt(0)
       const { incarnation } = first.registration
       const withIncarnation = (incarnation: bigint, startedAt: number) => {
@@ -662,7 +662,7 @@ describe("Decision", () => {
       assert.isUndefined(withIncarnation(incarnation + 1n, 0))
     })
 
-    it("is retried once by each of several workers with the same fault, not in turns", () => {
+    it("is retried once by each of several workers with the same fault, not alternately for ever", () => {
       const { first, halt, world } = haltedAt(0)
       const second = {
         ...first,

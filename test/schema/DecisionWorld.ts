@@ -1,6 +1,6 @@
 /**
- * A world of workers, rows and generations in which decisions are made one after the other, as under the stores'
- * lock. Every decision that is carried out is checked against what a decision may do.
+ * A model of workers, rows and generations in which decisions are made one after another, as under the stores' lock.
+ * Every applied decision is checked against the rules for decisions.
  */
 import { assert } from "@effect/vitest"
 import * as Checkpoint from "../../src/schema/Checkpoint.ts"
@@ -20,15 +20,15 @@ export const projectionNames = ["orders", "users", "stock"] as const
 export interface WorldWorker {
   readonly registration: Worker.Registration
   carried: ReadonlyArray<Decision.Carried>
-  /** What its row carries. */
+  /** The projections recorded in the worker's row. */
   registered: ReadonlyArray<string>
   /** Keys of the rows that a runner works on. */
   readonly busy: Set<string>
   silentForMillis: number
   absentForMillis: number | undefined
-  /** Makes no decision and no progress any more; the others may not know it yet. */
+  /** Makes no further decision or progress; the other workers may not have detected it yet. */
   dead: boolean
-  /** What its row says. */
+  /** The state and generation recorded in the worker's row. */
   recorded: Worker.Recorded
 }
 
@@ -37,13 +37,13 @@ export interface World {
   workers: Array<WorldWorker>
   rows: Map<string, Checkpoint.Checkpoint>
   readonly generations: Map<string, Generation.Generation>
-  /** By replica set, the generation that is recorded as active. */
+  /** The generation recorded as active, by replica set. */
   readonly active: Map<string, bigint>
-  /** Keys of rows that somebody's open transaction has locked. */
+  /** Keys of rows locked by an open transaction. */
   readonly locked: Set<string>
   now: number
   incarnations: bigint
-  /** The most workers that ever lived at once. */
+  /** The largest number of workers of one replica set that were registered at the same time. */
   crowd: number
 }
 
@@ -133,7 +133,7 @@ export const viewFor = (world: World, worker: WorldWorker, observerAgeMillis = o
     workers: world.workers.filter((other) => other.registration.replicaSet === replicaSet).map(viewOfWorker),
     generation: world.generations.get(replicaSet),
     active: world.active.get(replicaSet) === world.generations.get(replicaSet)?.generationId,
-    // The order of rows means nothing: the newest first, to show it.
+    // The newest first: the order of rows must not matter.
     rows: [...world.rows.values()].filter((row) => worker.registration.projections.includes(row.projection)).reverse(),
     observerAgeMillis,
     foreignCarriers: world.workers
@@ -150,7 +150,7 @@ export const requestOf = (worker: WorldWorker, leaving = false): Decision.Reques
   rules
 })
 
-/** What a worker does before it decides: it stops working on what is not wholly its own any more. */
+/** Closes the worker's busy rows that no longer lie entirely within its share, as a worker does before it decides. */
 export const giveUp = (world: World, worker: WorldWorker, leaving = false): void => {
   const view = viewFor(world, worker)
   const everyLock = new Set(Decision.candidates(view, requestOf(worker)).map(Checkpoint.key))
@@ -169,7 +169,7 @@ export const workOnAll = (world: World, worker: WorldWorker): void => {
   }
 }
 
-/** Decides, carries the decision out as a store does, and checks what it did. */
+/** Decides, applies the decision as a store does, and checks its effects. */
 export const decide = (
   world: World,
   worker: WorldWorker,
@@ -181,7 +181,7 @@ export const decide = (
   const lockable = unlocked(world, view, request)
   const decision = Decision.decide(view, request, lockable)
   const allUnlocked = new Set([...world.rows.keys()].filter((key) => !world.locked.has(key)))
-  assert.deepStrictEqual(Decision.decide(view, request, allUnlocked), decision, "a lock is no right to a row")
+  assert.deepStrictEqual(Decision.decide(view, request, allUnlocked), decision, "depends on other locks")
   const before = new Map(world.rows)
   apply(world, worker, decision)
   check(world, { before, decision, leaving, lockable, view, worker })
@@ -192,7 +192,7 @@ export const decide = (
   if (decision.obstacle === undefined) {
     const now = viewFor(world, worker, options?.observerAgeMillis)
     const again = Decision.decide(now, request, unlocked(world, now, request))
-    assert.isTrue(Decision.isEmpty(again), "a decision leaves something for the next one of the same worker")
+    assert.isTrue(Decision.isEmpty(again), "a decision of the same worker must not be followed by further changes")
     assert.deepStrictEqual(sorted(again.held), sorted(decision.held))
     assert.strictEqual(again.settled, decision.settled)
   }
@@ -212,7 +212,7 @@ const apply = (world: World, worker: WorldWorker, decision: Decision.Decision): 
     world.rows.set(Checkpoint.key(row), row)
   }
   for (const row of decision.remove) {
-    assert.isTrue(world.rows.delete(Checkpoint.key(row)), "removed what is not there")
+    assert.isTrue(world.rows.delete(Checkpoint.key(row)), "removed a missing row")
   }
   for (const row of decision.put) world.rows.set(Checkpoint.key(row), row)
 }
@@ -220,7 +220,7 @@ const apply = (world: World, worker: WorldWorker, decision: Decision.Decision): 
 const sorted = (rows: ReadonlyArray<Checkpoint.Checkpoint>): ReadonlyArray<Checkpoint.Checkpoint> =>
   [...rows].sort((a, b) => Checkpoint.key(a) < Checkpoint.key(b) ? -1 : 1)
 
-/** One hash from each piece into which all borders, before and after, divide the space. */
+/** The hashes at the borders of all ranges, before and after, and at halts: at least one in each piece. */
 const samples = (...sides: ReadonlyArray<ReadonlyArray<Checkpoint.Checkpoint>>): ReadonlyArray<number> => [
   ...new Set(
     sides.flat().flatMap(({ halt, range }) => [
@@ -272,7 +272,7 @@ const check = (
     if (!self.projections.includes(row.projection)) {
       assert.deepStrictEqual(world.rows.get(key), row, `${key}: the worker does not carry it`)
     } else if (untouchable(row)) {
-      assert.deepStrictEqual(world.rows.get(key), row, `${key} was not the worker's to change`)
+      assert.deepStrictEqual(world.rows.get(key), row, `${key}: the worker must not change it`)
     }
   }
   if (decision.obstacle !== undefined) {
@@ -280,9 +280,9 @@ const check = (
     return
   }
 
-  for (const other of decision.evict) assert.isFalse(living.includes(other), "evicted the living")
+  for (const other of decision.evict) assert.isFalse(living.includes(other), "evicted a live worker")
   assert.lengthOf(decision.evict, view.workers.filter((other) => !living.includes(other)).length - (leaving ? 1 : 0))
-  // As it is registered after the decision.
+  // The projections as registered after the decision.
   const members = living.map((other) => ({
     ...other,
     projections: other.incarnation === self.incarnation ? worker.registered : other.projections
@@ -314,14 +314,14 @@ const check = (
       : Generation.share(decision.generation, name, self)
     assert.strictEqual(share !== undefined, !leaving && !isGivenUp(name))
     for (const row of rows) {
-      if (row.halt !== undefined) assert.isTrue(HashRange.includes(row.range, row.halt.hash), "a halt elsewhere")
+      if (row.halt !== undefined) assert.isTrue(HashRange.includes(row.range, row.halt.hash), "a halt outside its row")
       const was = before.get(Checkpoint.key(row))
       if (!isMine(row) || was === row) continue
       if (was !== undefined && isMine(was)) {
-        assert.notDeepEqual({ ...row, fence: was.fence }, was, "what stays was written again")
+        assert.notDeepEqual({ ...row, fence: was.fence }, was, "an unchanged row was written again")
       }
       assert.strictEqual(row.fence!.generationId, decision.generation!.generationId, "an old fence on a new row")
-      assert.isTrue(HashRange.contains(share!, row.range), "changed to hold what is not in the share")
+      assert.isTrue(HashRange.contains(share!, row.range), "the changed row lies outside the share")
       assert.strictEqual(row.replicaSet, self.replicaSet)
     }
     for (const hash of samples(old, rows)) {
@@ -333,12 +333,12 @@ const check = (
       const was = rowAt(old, hash)
       assert.strictEqual(now.position, was.position, `${name}: position at ${hash}`)
       const inShare = share !== undefined && HashRange.includes(share, hash)
-      if (isMine(now) && !isMine(was)) assert.isTrue(inShare, "took outside its share")
+      if (isMine(now) && !isMine(was)) assert.isTrue(inShare, "claimed a hash outside its share")
       if (!untouchable(was)) {
-        assert.strictEqual(isMine(now), inShare, `${name}: ${hash} ${inShare ? "not taken" : "not freed"}`)
+        assert.strictEqual(isMine(now), inShare, `${name}: ${hash} ${inShare ? "not claimed" : "not released"}`)
         if (!inShare && isMine(was)) assert.isUndefined(now.fence)
         if (inShare) assert.strictEqual(now.filter, worker.carried.find((one) => one.name === name)!.filter)
-        if (inShare) assert.strictEqual(now.replicaSet, self.replicaSet, "left to the other replica set")
+        if (inShare) assert.strictEqual(now.replicaSet, self.replicaSet, "not moved to this replica set")
       }
       if (!inShare) assert.strictEqual(now.filter, was.filter)
       if (was.halt?.hash === hash) {
@@ -346,7 +346,7 @@ const check = (
           assert.isTrue(isMine(now) && self.incarnation > was.halt.incarnation, "a halt vanished")
         } else assert.deepStrictEqual(now.halt, was.halt)
       } else if (now.halt?.hash === hash) {
-        assert.fail("a halt out of nothing")
+        assert.fail("a halt appeared")
       }
     }
     if (leaving) {
@@ -368,11 +368,11 @@ const check = (
     const share = leaving ? undefined : Generation.share(decision.generation!, row.projection, self)
     return share !== undefined && HashRange.overlaps(row.range, share)
   })
-  if (waits) assert.isDefined(decision.recheckAfterMillis, "waits for a lock and does not look again")
+  if (waits) assert.isDefined(decision.recheckAfterMillis, "waits for a lock without a recheck")
 }
 
 /**
- * Every worker in turn gives up what is no longer its own and decides, until a whole round changes nothing. Returns
+ * Lets each worker in turn close the rows outside its share and decide, until a whole round changes nothing. Returns
  * the number of rounds that changed something.
  */
 export const converge = (

@@ -2,7 +2,7 @@ import { assert, describe, it } from "@effect/vitest"
 import { Schema } from "effect"
 import * as EventFilter from "../../src/schema/EventFilter.ts"
 
-/** Few values, and some that would run together if a separator did the work of quoting. */
+/** Few values, some of which would be ambiguous if lists were joined with a separator instead of quoted. */
 const Value = Schema.Literals(["a", "b", "c", "a,b", "\"a\",\"b\"", "[]", "null", ""])
 const List = Schema.Union([Schema.Array(Value), Schema.Undefined])
 const Filter = Schema.Struct({ boundedContexts: List, aggregateTypes: List, eventTypes: List })
@@ -15,7 +15,7 @@ const meaning = (filter: EventFilter.EventFilter): string =>
 
 describe("EventFilter", () => {
   it.prop(
-    "two filters have one canonical text exactly when their lists hold the same values",
+    "two filters have the same canonical text exactly when their lists contain the same values",
     { a: Filter, b: Filter },
     ({ a, b }) => {
       assert.strictEqual(EventFilter.canonical(a) === EventFilter.canonical(b), meaning(a) === meaning(b))
@@ -23,7 +23,7 @@ describe("EventFilter", () => {
     { arbitrary: { runs: 1000, seed: "canonical" } }
   )
 
-  it.prop("order and repetition in a list change nothing", { filter: Filter }, ({ filter }) => {
+  it.prop("the order and repetition of values in a list do not matter", { filter: Filter }, ({ filter }) => {
     const shuffled: EventFilter.EventFilter = {
       boundedContexts: filter.boundedContexts?.toReversed(),
       aggregateTypes: filter.aggregateTypes && [...filter.aggregateTypes, ...filter.aggregateTypes],
@@ -33,7 +33,7 @@ describe("EventFilter", () => {
   })
 
   it.prop(
-    "an event passes when every list that is given names it",
+    "an event matches when every given list contains its value",
     { event: Event, filter: Filter },
     ({ event, filter }) => {
       const passes = (list: ReadonlyArray<string> | undefined, value: string) =>
@@ -47,7 +47,7 @@ describe("EventFilter", () => {
     { arbitrary: { runs: 1000, seed: "matches" } }
   )
 
-  it("is written for people by the names of its lists", () => {
+  it("the readable text names each list", () => {
     const written = (filter: EventFilter.EventFilter) => EventFilter.format(EventFilter.canonical(filter))
     assert.strictEqual(written({}), "all events")
     assert.strictEqual(written({ eventTypes: ["B", "A"] }), "eventTypes: A, B")
@@ -60,7 +60,7 @@ describe("EventFilter", () => {
     }
   })
 
-  it("no list lets everything through, an empty one nothing", () => {
+  it("a missing list matches everything, an empty one nothing", () => {
     const event = { boundedContext: "sales", aggregateType: "Order", eventType: "OrderPlaced" }
     assert.isTrue(EventFilter.matches({}, event))
     assert.isFalse(EventFilter.matches({ eventTypes: [] }, event))

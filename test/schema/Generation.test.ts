@@ -8,7 +8,7 @@ const int = (minimum: number, maximum: number) => Schema.Int.pipe(Schema.check(S
 const population = 7
 const projections = ["orders", "users"]
 
-/** Who lives at each moment, who of them came back under a new incarnation, and what they carry. */
+/** The live workers at one moment, those of them restarted under a new incarnation, and their projections. */
 const Moment = Schema.Struct({
   present: int(1, 2 ** population - 1),
   restarted: int(0, 2 ** population - 1),
@@ -31,7 +31,7 @@ const history = (all: ReadonlyArray<typeof Moment.Type>): ReadonlyArray<Change> 
   let previous: Generation.Generation | undefined
   for (const { mask, present, restarted } of all) {
     const now = new Map<number, Generation.Member>()
-    // Who came first has nothing to do with the order of ids.
+    // The order of registration differs from the order of ids.
     for (const index of [3, 0, 5, 1, 6, 2, 4]) {
       if (!bit(present, index)) continue
       const before = known.get(index)
@@ -55,7 +55,7 @@ const keyById = (generation: Generation.Generation, workerId: string): number =>
   generation.members.findIndex((member) => member.workerId === workerId)
 
 describe("Generation", () => {
-  it.prop("next names exactly the living and counts on by one", { moments }, ({ moments }) => {
+  it.prop("next contains exactly the live workers and increments the generation id", { moments }, ({ moments }) => {
     for (const { generation, live, previous } of history(moments)) {
       assert.isTrue(Generation.isCurrent(generation, live))
       assert.sameMembers([...generation.members], [...live])
@@ -67,7 +67,7 @@ describe("Generation", () => {
     }
   })
 
-  it.prop("next does not depend on the order in which the living are named", { moments, turn: int(0, 6) }, ({
+  it.prop("next does not depend on the order of the live workers", { moments, turn: int(0, 6) }, ({
     moments,
     turn
   }) => {
@@ -78,7 +78,7 @@ describe("Generation", () => {
     }
   })
 
-  it.prop("who stays keeps its key while there is one; gaps go to the highest keys, then to newcomers by age", {
+  it.prop("members keep keys below N; members with higher keys, then newcomers by incarnation, fill the gaps", {
     moments
   }, ({ moments }) => {
     for (const { generation, live, previous } of history(moments)) {
@@ -95,7 +95,7 @@ describe("Generation", () => {
     }
   })
 
-  it.prop("isCurrent sees every change", { moments }, ({ moments }) => {
+  it.prop("isCurrent detects every change of members and projections", { moments }, ({ moments }) => {
     const { generation, live } = history(moments).at(-1)!
     const [one, ...rest] = live
     assert.isTrue(Generation.isCurrent(generation, live.toReversed()))
@@ -129,7 +129,7 @@ describe("Generation", () => {
     }
   })
 
-  it.prop("everybody is watched by exactly one other", { moments }, ({ moments }) => {
+  it.prop("each member is watched by exactly one other member", { moments }, ({ moments }) => {
     for (const { generation } of history(moments)) {
       const watched = generation.members.map((member) => Generation.neighbour(generation, member))
       if (generation.members.length < 2) assert.deepStrictEqual(watched, [undefined])
@@ -148,7 +148,7 @@ describe("Generation", () => {
     const of = (total: number): Generation.Generation =>
       Generation.next("main", undefined, Array.from({ length: total }, (_, index) => member(index)))
 
-    /** How much of the space has another worker afterwards. */
+    /** The part of the hash space whose owner changes. */
     const moved = (before: Generation.Generation, after: Generation.Generation): number => {
       let stayed = 0
       for (const one of before.members) {
@@ -160,7 +160,7 @@ describe("Generation", () => {
       return HashRange.hashSpace - stayed
     }
 
-    it.prop("one more or the last one less moves half of the space", { total: int(1, 60) }, ({ total }) => {
+    it.prop("adding a member or removing the last one moves half of the space", { total: int(1, 60) }, ({ total }) => {
       const before = of(total)
       const after = Generation.next("main", before, [...before.members, member(total)])
       assert.closeTo(moved(before, after), HashRange.hashSpace / 2, total + 1)
@@ -168,7 +168,7 @@ describe("Generation", () => {
       assert.closeTo(moved(after, back), HashRange.hashSpace / 2, total + 1)
     })
 
-    it.prop("one less moves half of the space, and at most the share of the one who takes its key", {
+    it.prop("removing a member moves at most half of the space and one share", {
       total: int(2, 60),
       who: int(0, 59)
     }, ({ total, who }) => {
@@ -177,7 +177,7 @@ describe("Generation", () => {
       assert.isAtMost(moved(before, after), HashRange.hashSpace / 2 + HashRange.hashSpace / (total - 1) + total)
     })
 
-    it.prop("replacing some at once moves their shares and nothing else", {
+    it.prop("replacing several members at once moves only their shares", {
       total: int(1, 60),
       gone: Schema.Array(int(0, 59))
     }, ({ gone, total }) => {

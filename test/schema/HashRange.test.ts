@@ -10,7 +10,7 @@ const range = Arbitrary.map(
 )
 
 describe("HashRange", () => {
-  it.prop("the partitions of any total tile the space and differ in size by one at most", { total: int(1, 3000) }, ({
+  it.prop("the partitions of any total tile the space and differ in size by at most one", { total: int(1, 3000) }, ({
     total
   }) => {
     const all = Array.from({ length: total }, (_, key) => HashRange.partition(key, total))
@@ -19,7 +19,7 @@ describe("HashRange", () => {
     assert.isAtMost(Math.max(...sizes) - Math.min(...sizes), 1)
   })
 
-  it.prop("a border is exact as long as the total is below two million", {
+  it.prop("partition borders are exact for totals below two million", {
     total: int(1, 2_000_000),
     part: int(0, 100)
   }, ({
@@ -46,7 +46,7 @@ describe("HashRange", () => {
     assert.strictEqual(before === undefined && after === undefined, HashRange.contains(border, range))
   })
 
-  it.prop("containing is having every hash, overlapping is sharing one", { a: range, b: range }, ({ a, b }) => {
+  it.prop("contains requires every hash, overlaps a shared one", { a: range, b: range }, ({ a, b }) => {
     const hashes = Array.from({ length: HashRange.size(b) }, (_, index) => b.start + index)
     assert.strictEqual(HashRange.contains(a, b), hashes.every((hash) => HashRange.includes(a, hash)))
     assert.isTrue(hashes.every((hash) => HashRange.includes(b, hash)))
@@ -55,7 +55,7 @@ describe("HashRange", () => {
   })
 
   it.prop(
-    "ranges tile in any order, and neither with a hole nor with an overlap",
+    "ranges tile in any order, but not with a hole or an overlap",
     { borders: Arbitrary.array(Arbitrary.schema(int(1, HashRange.hashSpace - 2))), at: int(0, 100) },
     ({ at, borders }) => {
       const cuts = [...new Set([0, ...borders, HashRange.hashSpace])].sort((a, b) => a - b)
@@ -71,7 +71,7 @@ describe("HashRange", () => {
     }
   )
 
-  it("nothing does not tile, and an empty range is none", () => {
+  it("no ranges do not tile, and an empty range is invalid", () => {
     assert.isFalse(HashRange.tiles([]))
     assert.isFalse(HashRange.tiles([{ start: 0, end: 0 }, HashRange.whole]))
     assert.strictEqual(HashRange.format(HashRange.whole), "[0, 4294967296)")

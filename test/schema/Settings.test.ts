@@ -15,7 +15,7 @@ describe("Settings.make", () => {
     assert.deepStrictEqual(settings, { replicaSet: "main", workerId: undefined, ...Settings.defaults })
   })
 
-  it("what is given is kept, and absent is the same as undefined", () => {
+  it("given values are kept, and undefined means absent", () => {
     const settings = Result.getOrThrow(Settings.make({
       replicaSet: "main",
       workerId: "pod-1",
@@ -81,15 +81,15 @@ describe("Settings.make", () => {
     assert.match(message, /\.$/)
   })
 
-  it("a text that is no duration is shown as it was written", () => {
-    // From a program without types.
+  it("an invalid duration text is quoted in the error", () => {
+    // As from a program without types.
     const { message, setting } = problem({ pollInterval: "5 parsecs" as Duration.Input })
     assert.strictEqual(setting, "pollInterval")
     assert.include(message, "\"5 parsecs\"")
   })
 
   it.prop(
-    "what is accepted keeps the rules between settings, what is not names a setting that was at fault",
+    "accepted settings satisfy the rules between settings; a refusal names an invalid setting",
     {
       heartbeat: Schema.Int.pipe(Schema.check(Schema.isBetween({ minimum: -1, maximum: 50 }))),
       stale: Schema.Int.pipe(Schema.check(Schema.isBetween({ minimum: -1, maximum: 150 }))),

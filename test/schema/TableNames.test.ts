@@ -8,7 +8,7 @@ const problem = (options: TableNames.Options) => {
 }
 
 describe("TableNames", () => {
-  it("keeps the defaults of what is not chosen", () => {
+  it("uses defaults for names that are not given", () => {
     assert.deepStrictEqual(TableNames.make(), Result.succeed(TableNames.defaults))
     assert.deepStrictEqual(
       TableNames.make({ schema: "Work", tables: { events: "my_events", workers: undefined } }),
@@ -20,7 +20,7 @@ describe("TableNames", () => {
     )
   })
 
-  it("qualifies and quotes", () => {
+  it("qualifies and quotes names", () => {
     assert.strictEqual(TableNames.qualified(TableNames.defaults, "events"), "\"events\"")
     assert.strictEqual(
       TableNames.qualified(Result.getOrThrow(TableNames.make({ schema: "Work" })), "aggregateHeads"),
@@ -34,13 +34,13 @@ describe("TableNames", () => {
     assert.strictEqual(TableNames.quoted("a\"b"), "\"a\"\"b\"")
   })
 
-  it("takes what PostgreSQL takes as a plain identifier", () => {
+  it("accepts plain PostgreSQL identifiers", () => {
     for (const name of ["order", "_x", "Events", "a$1", "x".repeat(TableNames.maximumTableLength)]) {
       assert.isUndefined(problem({ tables: { events: name } }), name)
     }
   })
 
-  it("refuses everything else", () => {
+  it("refuses all other names", () => {
     for (const name of ["", " ", "1a", "a b", "a.b", "a;b", "a\"b", "ä", "a\n", "$a"]) {
       assert.match(problem({ tables: { events: name } }) ?? "", /^tables\.events: .* is no plain identifier/, name)
       assert.match(problem({ schema: name }) ?? "", /^schema: .* is no plain identifier/, name)
@@ -52,7 +52,7 @@ describe("TableNames", () => {
     assert.match(problem({ tables: { events: "x".repeat(TableNames.maximumTableLength + 1) } }) ?? "", /at most 47/)
   })
 
-  it("refuses two tables of one name", () => {
+  it("refuses two tables with the same name", () => {
     assert.match(
       problem({ tables: { workers: "events" } }) ?? "",
       /^tables\.events: "events" is the name of workers too/
@@ -60,7 +60,7 @@ describe("TableNames", () => {
     assert.isUndefined(problem({ tables: { workers: "events", events: "orchestrator_workers" } }))
   })
 
-  it("refuses tables that do not exist", () => {
+  it("refuses unknown tables", () => {
     assert.match(problem({ tables: { ["evnts" as "events"]: "x" } }) ?? "", /^tables\.evnts: There is no such table/)
   })
 

@@ -3,11 +3,11 @@ import * as Schema from "effect/Schema"
 import { label } from "../../src/schema/Event.ts"
 import { ascii, cut, sentence, textProblem, wellFormed } from "../../src/schema/Text.ts"
 
-/** Texts with halves of surrogate pairs, NUL and other control characters. */
+/** Texts with lone surrogates, NUL and other control characters. */
 const texts = Schema.Array(Schema.Int).pipe(Schema.check(Schema.isMaxLength(50)))
 const textOf = (codes: ReadonlyArray<number>) => String.fromCharCode(...codes.map((code) => code & 0xFFFF))
 
-it.prop("reduces any text to what can be stored", { codes: texts, more: texts }, ({ codes, more }) => {
+it.prop("reduces any text to one that can be stored", { codes: texts, more: texts }, ({ codes, more }) => {
   const text = textOf(codes) + "\u{1F600}".repeat(codes.length) + textOf(more)
   assert.isUndefined(textProblem(wellFormed(text)))
   for (const longest of [3, 10, 21, 1000]) {
@@ -18,7 +18,7 @@ it.prop("reduces any text to what can be stored", { codes: texts, more: texts },
   assert.match(ascii(text), /^[ -~\t\r\n]*$/)
 })
 
-it("keeps what can be stored", () => {
+it("keeps storable text unchanged", () => {
   for (const text of ["", "a", "é 日本 \u{1F600} …\n"]) {
     assert.strictEqual(wellFormed(text), text)
     assert.strictEqual(cut(text, 100), text)
@@ -35,7 +35,7 @@ it.each([
   ["(a.)", "(a.)."]
 ])("ends %j like a sentence", (text, expected) => assert.strictEqual(sentence(text), expected))
 
-it("labels an event by what is known of it, on one line", () => {
+it("labels an event by its known fields, on one line", () => {
   const event = { eventType: "UserCreated", aggregateType: "User", aggregateId: "ada", aggregateVersion: 3n }
   assert.strictEqual(label(event), "type UserCreated, User \"ada\", version 3")
   assert.strictEqual(label({ aggregateId: "ada" }), "aggregate \"ada\"")

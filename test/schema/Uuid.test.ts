@@ -1,7 +1,7 @@
 import { assert, it } from "@effect/vitest"
 import * as Uuid from "../../src/schema/Uuid.ts"
 
-it("a UUID of version 7 begins with its time and is marked as one", () => {
+it("a version 7 UUID starts with its timestamp and has the version and variant bits", () => {
   assert.strictEqual(Uuid.v7(0x0123456789ab, [0, 0, 0]), "01234567-89ab-7000-8000-000000000000")
   const largest = 1 - Number.EPSILON / 2
   assert.strictEqual(Uuid.v7(0, [largest, largest, largest]), "00000000-0000-7fff-bfff-ffffffffffff")

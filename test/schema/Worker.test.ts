@@ -24,25 +24,25 @@ describe("Worker.isAlive", () => {
   it.each<readonly [number, number | undefined, number, boolean, string]>([
     [30_000, undefined, 10_000, true, "silent for as long as allowed"],
     [30_001, undefined, 10_000, false, "silent for longer"],
-    [3_600_000, undefined, 9_999, true, "silent for ages in the eyes of a young session"],
+    [3_600_000, undefined, 9_999, true, "silent for long, but the observing session is young"],
     [5_000, 99, 10_000, true, "absent within the grace"],
     [5_000, 100, 10_000, false, "absent for the grace"],
-    [5_000, 100, 0, false, "absent: what a session has itself seen counts at any age"],
-    [99, 10_000, 10_000, true, "absent, but heard of within the grace"],
-    [100, 10_000, 10_000, false, "absent, and not heard of for the grace"],
+    [5_000, 100, 0, false, "absent: a session's own observation counts at any age"],
+    [99, 10_000, 10_000, true, "absent, but with a heartbeat within the grace"],
+    [100, 10_000, 10_000, false, "absent, and without a heartbeat for the grace"],
     [30_001, 0, 10_000, false, "present does not excuse silence"]
   ])("silent %d, absent %s, observer %d: %s (%s)", (silent, absent, age, alive) => {
     assert.strictEqual(Worker.isAlive(worker(silent, absent), age, rules), alive)
   })
 
-  it("without a grace only who is absent is dead", () => {
+  it("without a grace period, only an absent worker is dead", () => {
     const strict = { ...rules, presenceGraceMillis: 0 }
     assert.isTrue(Worker.isAlive(worker(50), 10_000, strict))
     assert.isFalse(Worker.isAlive(worker(50, 0), 10_000, strict))
   })
 
   it.prop(
-    "nobody comes back to life by the mere passing of time, and the living die exactly when millisToLive says",
+    "a dead worker stays dead as time passes, and a live one dies exactly after millisToLive",
     {
       silent: int(60_000),
       absent: Schema.Union([int(200), Schema.Undefined]),

@@ -8,7 +8,7 @@ import * as TestDatabase from "../support/TestDatabase.ts"
 
 const script = fileURLToPath(new URL("../../scripts/db.ts", import.meta.url))
 
-/** What `npm run db -- sql` prints for a statement. */
+/** Returns the output of `npm run db -- sql` for a statement. */
 const sql = Effect.fnUntraced(function*(statement: string) {
   const { url } = yield* TestDatabase.TestDatabase
   return yield* Effect.callback<string>((resume) => {
@@ -23,7 +23,7 @@ const sql = Effect.fnUntraced(function*(statement: string) {
 })
 
 describe("npm run db -- sql", () => {
-  it.live("prints each of several columns of one name, and runs the statement once", () =>
+  it.live("prints every column of a repeated name and runs the statement once", () =>
     Effect.gen(function*() {
       const client = yield* SqlClient.SqlClient
       yield* client`CREATE TABLE lines (id int, "?column?" text)`

@@ -11,7 +11,7 @@ import * as TestDatabase from "../support/TestDatabase.ts"
 
 const module = Path.resolve(import.meta.dirname, "../../scripts/EmbeddedPostgres.ts")
 
-/** A directory of its own for binaries and data, and no server left in it afterwards. */
+/** Options with a separate directory for binaries and data, whose server is stopped afterwards. */
 const isolated = Effect.acquireRelease(
   Effect.sync((): EmbeddedPostgres.Options => ({
     name: "embedded-test",
@@ -23,7 +23,7 @@ const isolated = Effect.acquireRelease(
     )
 )
 
-/** Calls one function of the module in a process of its own; gives what it printed. */
+/** Calls one function of the module in a separate process and returns its output. */
 const inProcess = (call: string, options: EmbeddedPostgres.Options) =>
   Effect.callback<string, Error>((resume) => {
     const source = `
@@ -49,7 +49,7 @@ const settingsQuery = `SELECT current_setting('max_connections') AS connections,
 
 describe("EmbeddedPostgres", { concurrent: false }, () => {
   it.live(
-    "gives three processes that ask at once the same server, started by one of them",
+    "three concurrent processes get the same server, started by one of them",
     () =>
       Effect.gen(function*() {
         const options = yield* isolated
@@ -60,7 +60,7 @@ describe("EmbeddedPostgres", { concurrent: false }, () => {
         assert.strictEqual(new Set(servers.map((server) => server.pid)).size, 1)
         assert.strictEqual(servers.filter((server) => server.started).length, 1)
 
-        // They have ended, and it runs on.
+        // The processes have ended, and the server still runs.
         const server = yield* EmbeddedPostgres.status(options)
         assert.strictEqual(server?.url, servers[0]!.url)
         assert.deepStrictEqual(yield* query(server!.url, settingsQuery), [
@@ -69,7 +69,7 @@ describe("EmbeddedPostgres", { concurrent: false }, () => {
       }).pipe(Effect.scoped)
   )
 
-  it.live("takes other settings, and stops like a crash when told to", () =>
+  it.live("accepts other settings and an immediate stop", () =>
     Effect.gen(function*() {
       const options = { ...(yield* isolated), settings: { max_connections: "33" } }
       const { log, url } = yield* EmbeddedPostgres.ensure(options)
@@ -79,7 +79,7 @@ describe("EmbeddedPostgres", { concurrent: false }, () => {
       assert.include(Fs.readFileSync(log, "utf8"), "received immediate shutdown request")
     }).pipe(Effect.scoped))
 
-  it.live("stops, keeps data and port, and says when there was nothing to stop", () =>
+  it.live("keeps data and port across a stop, and returns whether there was a server to stop", () =>
     Effect.gen(function*() {
       const options = yield* isolated
       assert.isFalse(yield* EmbeddedPostgres.stop(options))
@@ -97,7 +97,7 @@ describe("EmbeddedPostgres", { concurrent: false }, () => {
     }).pipe(Effect.scoped))
 
   it.live(
-    "does not believe the notes of a killed server, nor those of a process that has its number now",
+    "ignores the pid file of a killed server, also when its pid is reused",
     () =>
       Effect.gen(function*() {
         const options = yield* isolated
@@ -119,12 +119,12 @@ describe("EmbeddedPostgres", { concurrent: false }, () => {
       }).pipe(Effect.scoped)
   )
 
-  it.live("stops when the last holder lets go, whoever started it", () =>
+  it.live("stops when the last holder releases it", () =>
     Effect.gen(function*() {
       const options = yield* isolated
       yield* Effect.gen(function*() {
         yield* EmbeddedPostgres.acquire(options)
-        // A second one, opened and closed meanwhile, takes nothing away.
+        // Releasing a second holder does not stop the server.
         const inner = yield* Effect.scoped(EmbeddedPostgres.acquire(options))
         assert.isFalse(inner.started)
         assert.isDefined(yield* EmbeddedPostgres.status(options))
@@ -132,7 +132,7 @@ describe("EmbeddedPostgres", { concurrent: false }, () => {
       assert.isUndefined(yield* EmbeddedPostgres.status(options))
     }).pipe(Effect.scoped))
 
-  it.live("runs from a checkout that only its owner can read, its library links missing", () =>
+  it.live("runs from a checkout that only its owner can read, without the library links", () =>
     Effect.gen(function*() {
       const options = yield* isolated
       const home = Path.join(options.directory!, "home")
@@ -145,18 +145,18 @@ describe("EmbeddedPostgres", { concurrent: false }, () => {
         const source = Path.resolve(import.meta.dirname, "../../node_modules", name)
         Fs.cpSync(source, Path.join(checkout, "node_modules", name), {
           recursive: true,
-          // What npm leaves when it is told to run no install scripts.
+          // As npm installs it with --ignore-scripts.
           filter: (path) => !Fs.lstatSync(path).isSymbolicLink()
         })
       }
       const server = yield* EmbeddedPostgres.ensure({ ...options, checkout })
       yield* Effect.addFinalizer(() => Effect.ignore(EmbeddedPostgres.stop({ ...options, checkout })))
       assert.deepStrictEqual(yield* query(server.url, "SELECT 1 AS one"), [{ one: 1 }])
-      // Another checkout, another server.
+      // Each checkout has its own server.
       assert.isUndefined(yield* EmbeddedPostgres.status(options))
     }).pipe(Effect.scoped))
 
-  it.live("says what to install when the binaries are missing", () =>
+  it.live("reports what to install when the binaries are missing", () =>
     Effect.gen(function*() {
       const { directory } = yield* isolated
       const error = yield* Effect.flip(EmbeddedPostgres.ensure({ directory, checkout: directory }))

@@ -10,13 +10,13 @@ import * as ActivityLog from "../../src/services/ActivityLog.ts"
 const at = (position: number) =>
   Activity.CaughtUp({ projection: "counts", range: HashRange.whole, position: BigInt(position) })
 
-/** What a subscriber got: positions, and how many it missed in between. */
+/** The positions a subscriber received, and the numbers of activities it missed in between. */
 const told = (entries: ReadonlyArray<Activity>) =>
   entries.map((entry) =>
     entry._tag === "CaughtUp" ? Number(entry.position) : entry._tag === "Missed" ? `missed ${entry.count}` : entry._tag
   )
 
-it.effect("a subscriber that lags is told how much it missed, in its place; others miss nothing", () =>
+it.effect("a lagging subscriber receives Missed in place of what it missed; other subscribers miss nothing", () =>
   Effect.gen(function*() {
     const log = ActivityLog.make("main", () => [Activity.Resumed()])
     const goOn = yield* Deferred.make<void>()
@@ -52,7 +52,7 @@ it.effect("a subscriber that lags is told how much it missed, in its place; othe
     yield* Fiber.interrupt(fiber)
   }))
 
-it.effect("who subscribes is told the present first, and nothing of the past", () =>
+it.effect("a new subscriber receives the current state first, and nothing of the past", () =>
   Effect.gen(function*() {
     let position = 1
     const log = ActivityLog.make("main", () => [at(position)])

@@ -26,7 +26,7 @@ const assertText = (text: string) => {
   assert.isUndefined(textProblem(text))
 }
 
-it("an error of the database is told by kind, SQLSTATE and constraint, never by its values", () => {
+it("describes a database error by kind, SQLSTATE and constraint, never by its values", () => {
   assert.strictEqual(errorText(Cause.fail(unique)), "SqlError: UniqueViolation 23505 (users_pkey)")
   const wrapped = errorText(Cause.fail(new Refused({ cause: unique })))
   assert.strictEqual(wrapped, "Refused: refused (SqlError: UniqueViolation 23505 (users_pkey))")
@@ -38,13 +38,13 @@ it("describes other errors by name and message, each once, and cuts long texts",
   assert.strictEqual(errorText(Cause.combine(Cause.fail("a"), Cause.fail("a"))), "a")
   const long = errorText(Cause.die(new Error("x".repeat(5000))))
   assert.strictEqual(long.length, 2000)
-  assert.isTrue(long.endsWith("x..."), "a mark that every database encoding can store")
+  assert.isTrue(long.endsWith("x..."), "the ellipsis must be ASCII, which every database encoding can store")
   const pairs = errorText(Cause.fail("\u{1F600}".repeat(2000)))
   assert.isTrue(pairs.endsWith("\u{1F600}..."))
   assertText(pairs)
 })
 
-it("what is wrong with a statement is told by the server, which names no values there", () => {
+it("includes the server's message for a faulty statement, which contains no values", () => {
   const missing = new SqlError.SqlError({
     reason: new SqlError.SqlSyntaxError({
       cause: Object.assign(new Error("relation \"users\" does not exist"), { code: "42P01" }),
@@ -58,7 +58,7 @@ it("what is wrong with a statement is told by the server, which names no values 
   )
 })
 
-it("causes are told, a few", () => {
+it("includes the chain of causes, up to a limit", () => {
   const error = new Error("outer", { cause: new Error("inner") })
   assert.strictEqual(errorText(Cause.fail(error)), "Error: outer (Error: inner)")
   error.cause = error
@@ -85,7 +85,7 @@ it.each(Hostile.values)("describes a failure with %s", (_, value) => {
   assert.isString(stackText(Cause.die(value)))
 })
 
-it("keeps what can be read of an error that throws when it is read", () => {
+it("keeps the readable parts of an error whose properties throw", () => {
   const getter = Object.defineProperty(new TypeError("no such thing"), "cause", {
     get: () => {
       throw new Error("inspected")

@@ -15,7 +15,7 @@ const user = (id: string, eventType = "UserCreated") => ({
   payload: { id }
 })
 
-/** Counts the events of each aggregate, and refuses any version but the next. */
+/** Counts the events of each aggregate and fails on any version but the next. */
 const counting = (counts: TxRef.TxRef<Record<string, number>>) =>
   Projection.make("counts", {
     aggregateTypes: ["User"],
@@ -30,7 +30,7 @@ const counting = (counts: TxRef.TxRef<Record<string, number>>) =>
 
 const settle = TestClock.adjust("50 millis").pipe(Effect.repeat({ times: 40 }))
 
-it.effect("one worker handles what is there and what comes", () =>
+it.effect("one worker handles existing events and later ones", () =>
   Effect.gen(function*() {
     const counts = yield* TxRef.make<Record<string, number>>({})
     const events = yield* EventStore
@@ -56,7 +56,7 @@ it.effect("one worker handles what is there and what comes", () =>
     assert.strictEqual(seen[seen.length - 1], "WorkerLeft")
   }).pipe(Effect.provide(MemoryStores.layer)))
 
-it.effect("three workers share the work, and hand over when one leaves", () =>
+it.effect("three workers share the work; when one leaves, the others claim its ranges", () =>
   Effect.gen(function*() {
     const counts = yield* TxRef.make<Record<string, number>>({})
     const world = yield* MemoryStores.makeWorld
@@ -87,7 +87,7 @@ it.effect("three workers share the work, and hand over when one leaves", () =>
     }).pipe(Effect.provide(MemoryStores.layerWorld(world)))
   }))
 
-it.effect("catchUp ends when everything visible is handled", () =>
+it.effect("catchUp returns when every visible event is handled", () =>
   Effect.gen(function*() {
     const counts = yield* TxRef.make<Record<string, number>>({})
     const events = yield* EventStore
@@ -120,7 +120,7 @@ it.effect("a setting may be a Config or a plain value", () =>
     )
   ))
 
-it.effect("a worker that outlives its stores comes to an end", () =>
+it.effect("a worker can be interrupted after its stores are closed", () =>
   Effect.gen(function*() {
     const counts = yield* TxRef.make<Record<string, number>>({})
     const fiber = yield* Effect.gen(function*() {

@@ -29,7 +29,7 @@ import { breathe, Broken, enter, event, logs, pass } from "./World.ts"
 
 type Counts = Readonly<Record<string, number>>
 
-/** Counts the events of each aggregate in the transaction, and refuses any version but the next. */
+/** Counts the events of each aggregate in the transaction and fails on any version but the next. */
 const counting = (
   counts: TxRef.TxRef<Counts>,
   options: Partial<Projection.Options<unknown, never>> & {
@@ -59,7 +59,7 @@ interface StartOptions {
   readonly metrics?: Map<string, Metric.Metric.Hooks<unknown, unknown>>
 }
 
-/** A worker in a process of its own; ends with the test. */
+/** A worker in its own process; stopped when the test ends. */
 const start = Effect.fnUntraced(function*(
   world: MemoryWorld.MemoryWorld,
   projections: ReadonlyArray<Projection.Projection<unknown, never>>,
@@ -86,7 +86,7 @@ const start = Effect.fnUntraced(function*(
     activity.filter((entry): entry is Extract<Activity, { readonly _tag: T }> => entry._tag === tag)
   const said = (level: string) => lines.filter((line) => line.level === level).map(({ text }) => text)
   const tags = () => activity.map(({ _tag }) => _tag)
-  /** What a signal does; the end is awaited by `Fiber.await`. */
+  /** Interrupts the worker as a signal does; await its exit with `Fiber.await`. */
   const stop = Effect.forkChild(Fiber.interrupt(fiber), { startImmediately: true })
   return { ...process, activity, fiber, lines, of, orchestrator, said, stop, tags }
 })
@@ -96,13 +96,13 @@ const failureOf = <A, E>(fiber: Fiber.Fiber<A, E>): E | undefined => {
   return exit !== undefined && Exit.isFailure(exit) ? exit.cause.reasons.find(Cause.isFailReason)?.error : undefined
 }
 
-/** Waits for it while time passes. */
+/** Awaits the result while advancing the clock. */
 const meanwhile = <A>(deferred: Deferred.Deferred<A>) =>
   pass(20).pipe(Effect.repeat({ until: () => Deferred.isDoneUnsafe(deferred), times: 200 }))
 
 const hasEnded = (fiber: Fiber.Fiber<unknown, unknown>) => fiber.pollUnsafe() !== undefined
 
-/** A process that is cut off gives up on the database in the end. */
+/** A process without a connection eventually stops waiting for the database. */
 const endOf = (worker: { readonly stop: Effect.Effect<unknown> }) => Effect.andThen(worker.stop, pass(30_000, 500))
 
 const unavailable = new DatabaseUnavailable({
@@ -124,11 +124,11 @@ const appendAll = (events: EventStore["Service"]) =>
   Effect.forEach(aggregates, (id) => events.append([event(id)]), { discard: true })
 const times = (n: number): Counts => Object.fromEntries(aggregates.map((id) => [id, n]))
 
-/** An aggregate of the upper half, which the second of two workers gets, and one of the lower. */
+/** An aggregate in the upper half of the hash space, which the second of two workers owns, and one in the lower. */
 const upper = aggregates.find((id) => MemoryWorld.hash(id) >= 2 ** 31)!
 const lower = aggregates.find((id) => MemoryWorld.hash(id) < 2 ** 31)!
 
-it.effect("the log tells a worker's life in the original's words", () =>
+it.effect("a worker's lifecycle is logged with the Go original's messages", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const counts = yield* noCounts
@@ -177,7 +177,7 @@ it.effect("the log tells a worker's life in the original's words", () =>
     assert.deepStrictEqual(first.said("Warn").concat(first.said("Error")), [])
   }))
 
-it.effect("activity begins with the present state", () =>
+it.effect("activity starts with the current state", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const counts = yield* noCounts
@@ -202,7 +202,7 @@ it.effect("activity begins with the present state", () =>
     assert.strictEqual(worker.of("AssignmentReached").length, 1)
     yield* worker.stop
     yield* pass(100)
-    // Nothing is present any more.
+    // The worker has left: there is no current state to replay.
     const after = yield* worker.orchestrator.activity.pipe(
       Stream.runHead,
       Effect.timeoutOption("1 second"),
@@ -212,7 +212,7 @@ it.effect("activity begins with the present state", () =>
     assert.isTrue((yield* Fiber.join(after))._tag === "None")
   }))
 
-it.effect("two runs of one orchestrator at once are refused; one after the other is not", () =>
+it.effect("a concurrent second run of one orchestrator fails with AlreadyRunning; a later run succeeds", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const worker = yield* start(world, [counting(yield* noCounts)])
@@ -230,7 +230,7 @@ it.effect("two runs of one orchestrator at once are refused; one after the other
     assert.isFalse(hasEnded(again))
   }))
 
-it.effect("a worker waits for an earlier registration under its id that sends no heartbeat, and replaces it", () =>
+it.effect("a worker waits for a stale registration under its id and replaces it", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const counts = yield* noCounts
@@ -253,14 +253,14 @@ it.effect("a worker waits for an earlier registration under its id that sends no
     assert.deepStrictEqual(yield* TxRef.get(counts), times(1))
   }))
 
-it.effect("a failure is logged once and marked as reported", () =>
+it.effect("a failure is logged once and marked as reported to the runtime", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const counts = yield* noCounts
     yield* start(world, [counting(counts)], { settings: { workerId: "the-first" } })
     yield* pass(100)
     const second = yield* start(world, [counting(counts)], { settings: { workerId: "the-first" } })
-    // The heartbeat of the first proves that it lives.
+    // A heartbeat of the first worker proves that it is alive.
     yield* pass(6_000)
     const error = failureOf(second.fiber)
     assert.strictEqual(error?._tag, "WorkerIdInUse")
@@ -271,7 +271,7 @@ it.effect("a failure is logged once and marked as reported", () =>
     assert.isFalse(Runtime.getErrorReported(error), "a runtime must not print it again")
   }))
 
-it.effect("a projection that a live worker of another replica set carries is refused, and claimed when it has left", () =>
+it.effect("a projection carried by a live worker of another replica set is refused until that worker leaves", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const counts = yield* noCounts
@@ -292,7 +292,7 @@ it.effect("a projection that a live worker of another replica set carries is ref
     assert.deepStrictEqual(yield* TxRef.get(counts), times(2))
   }))
 
-it.effect("a changed filter is refused, unless it is accepted", () =>
+it.effect("a changed filter fails with FilterChanged unless acceptFilterChange is set", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const counts = yield* noCounts
@@ -312,13 +312,13 @@ it.effect("a changed filter is refused, unless it is accepted", () =>
     assert.deepStrictEqual(yield* TxRef.get(counts), times(1))
     yield* accepted.stop
     yield* pass(500)
-    // Accepted once, the new filter is the recorded one; the order of its lists does not matter.
+    // Once accepted, the new filter is recorded; the order of its lists does not matter.
     const same = yield* start(world, [counting(counts, { eventTypes: ["UserDeleted", "UserCreated"] })])
     yield* pass(500)
     assert.isFalse(hasEnded(same.fiber))
   }))
 
-it.effect("a worker that was killed is logged as lost, one that stopped as left, one that came back as new", () =>
+it.effect("a killed worker is logged as lost, a stopped one as left, a restarted one as new", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const counts = yield* noCounts
@@ -349,7 +349,7 @@ it.effect("a worker that was killed is logged as lost, one that stopped as left,
     yield* endOf(killed)
   }))
 
-it.effect("a generation in which a worker only carries other projections is logged as that", () =>
+it.effect("a generation that only changes a worker's projections is logged as such", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const counts = yield* noCounts
@@ -363,11 +363,11 @@ it.effect("a generation in which a worker only carries other projections is logg
     ])
   }))
 
-/** A later version of `counting` with another filter. */
+/** A newer version of `counting` with a different filter. */
 const widened = { eventTypes: ["UserCreated", "UserDeleted"], acceptFilterChange: true }
 const narrow = { eventTypes: ["UserCreated"] }
 
-it.effect("a running worker whose projection's filter a newer version changes keeps its other projections", () =>
+it.effect("a running worker gives up only the projection whose filter a newer version changes", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const counts = yield* noCounts
@@ -411,11 +411,11 @@ it.effect("a running worker whose projection's filter a newer version changes ke
       "GenerationFormed",
       "ProjectionGivenUp"
     ])
-    // It is counted as arrived, and changes nothing more.
+    // The worker counts as having reached its assignment and forms no further generation.
     const generations = old.of("GenerationFormed").length
     yield* pass(10_000, 500)
     assert.strictEqual(old.of("GenerationFormed").length, generations)
-    // One that starts with the old filter cannot know which of the two is wanted.
+    // A worker that starts with the old filter cannot determine which of the two filters is intended.
     const late = yield* start(world, [counting(counts, narrow)], { settings: { workerId: "late" } })
     yield* pass(500)
     const error = failureOf(late.fiber)
@@ -433,7 +433,7 @@ it.effect("a running worker whose projection's filter a newer version changes ke
     assert.isTrue(owners("others").every(([owner]) => owner === "young"))
   }))
 
-it.effect("a worker that is evicted and registers again keeps what it has given up given up", () =>
+it.effect("a worker that re-registers after eviction does not carry a projection that it gave up before", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const counts = yield* noCounts
@@ -456,7 +456,7 @@ it.effect("a worker that is evicted and registers again keeps what it has given 
     assert.isFalse(hasEnded(old.fiber))
   }))
 
-it.effect("a running worker whose only projection is given up stays registered without work, and leaves when stopped", () =>
+it.effect("a worker that gives up its only projection stays registered without work until it is stopped", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const counts = yield* noCounts
@@ -505,7 +505,7 @@ it.effect("catchUp fails when a newer version changes the filter before everythi
     assert.include(error!.message, "Another worker, probably of a newer version, has changed the filter")
   }))
 
-it.effect("a start beyond the events stops the worker with an error that names the projection and both positions", () =>
+it.effect("a startFrom beyond the last event fails with an error naming the projection and both positions", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const worker = yield* start(world, [counting(yield* noCounts, { startFrom: 12n })])
@@ -514,11 +514,11 @@ it.effect("a start beyond the events stops the worker with an error that names t
     assert.strictEqual(error?._tag, "InvalidSettings")
     assert.match(error!.message, /startFrom of "\w+" is 12, .* up to 0\. Give "beginning", "now" or/)
     assert.deepStrictEqual(worker.said("Error"), [error!.message])
-    // Before it takes part in anything.
+    // It fails before it registers.
     assert.deepStrictEqual(worker.tags(), [])
   }))
 
-it.effect("catchUp ends when what was visible at its begin is handled, and waits for no later event", () =>
+it.effect("catchUp returns when the events visible at its start are handled, and waits for no later event", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const counts = yield* noCounts
@@ -531,7 +531,7 @@ it.effect("catchUp ends when what was visible at its begin is handled, and waits
         before: (event) =>
           event.globalPosition === 16n
             ? Effect.andThen(Deferred.succeed(begun, undefined), Deferred.await(goOn))
-            // What comes later is never handled.
+            // The handler never completes for later events.
             : event.globalPosition > 16n
             ? Effect.never
             : Effect.void
@@ -539,7 +539,7 @@ it.effect("catchUp ends when what was visible at its begin is handled, and waits
     ], { how: "catchUp", settings: { batchSize: 4 } })
     yield* meanwhile(begun)
     yield* pass(2_000)
-    assert.isFalse(hasEnded(worker.fiber), "the last one is not handled yet")
+    assert.isFalse(hasEnded(worker.fiber), "the last event is not handled yet")
     yield* appendAll(feeder.events)
     yield* Deferred.succeed(goOn, undefined)
     yield* pass(20_000, 500)
@@ -553,7 +553,7 @@ it.effect("catchUp ends when what was visible at its begin is handled, and waits
     assert.strictEqual(worker.tags()[worker.tags().length - 1], "WorkerLeft")
   }))
 
-it.effect("catchUp with two projections waits for both, past events that do not concern them", () =>
+it.effect("catchUp waits for every projection and advances past events that their filters exclude", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const [some, others] = [yield* noCounts, yield* noCounts]
@@ -576,7 +576,7 @@ it.effect("catchUp with two projections waits for both, past events that do not 
     }
   }))
 
-it.effect("catchUp fails when a range stands still", () =>
+it.effect("catchUp fails when a range is halted", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const feeder = yield* enter(world)
@@ -594,7 +594,7 @@ it.effect("catchUp fails when a range stands still", () =>
     assert.deepStrictEqual(worker.said("Info").slice(-1), ["Unregistering worker..."])
   }))
 
-it.effect("catchUp beside a worker that has the range waits for what that one does", () =>
+it.effect("catchUp waits for the progress of another worker that owns the range", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const counts = yield* noCounts
@@ -611,7 +611,7 @@ it.effect("catchUp beside a worker that has the range waits for what that one do
   }))
 
 it.effect.each([["now", 16n], [10n, 10n], ["beginning", 0n]] as const)(
-  "startFrom %s counts once, at the projection's first start",
+  "startFrom %s applies only to the projection's first start",
   ([startFrom, position]) =>
     Effect.gen(function*() {
       const world = yield* MemoryStores.makeWorld
@@ -639,7 +639,7 @@ it.effect.each([["now", 16n], [10n, 10n], ["beginning", 0n]] as const)(
     })
 )
 
-it.effect("a graceful stop waits for the batch in hand and commits it", () =>
+it.effect("a graceful stop waits for the current batch and commits it", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const counts = yield* noCounts
@@ -701,7 +701,7 @@ it.effect("a batch that takes longer than drainTimeout is interrupted and rolled
     ]])
   }))
 
-it.effect("a worker whose handler will not stop fails and leaves, and the others take over", () =>
+it.effect("a worker whose handler does not stop fails and leaves; other workers claim its ranges", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const counts = yield* noCounts
@@ -719,22 +719,22 @@ it.effect("a worker whose handler will not stop fails and leaves, and the others
     yield* pass(19_000, 250)
     assert.isFalse(hasEnded(stuck.fiber))
     assert.deepStrictEqual(yield* TxRef.get(counts), {})
-    // The timeout, and what a handler is given to stop: drainTimeout and five seconds.
+    // coordinationTimeout, plus the time a handler has to stop: drainTimeout and a grace of five seconds.
     yield* pass(20_000, 250)
     assert.isTrue(hasEnded(stuck.fiber), "the stuck worker has not ended")
     const error = failureOf(stuck.fiber)
     assert.strictEqual(error?._tag, "CoordinationTimeout")
     assert.include(error!.message, "the handler of counts does not stop")
-    assert.isFalse(hasEnded(other.fiber), "who waits for it goes on")
+    assert.isFalse(hasEnded(other.fiber), "the worker waiting for it must keep running")
     yield* pass(1_000)
     assert.deepStrictEqual(yield* TxRef.get(counts), { [upper]: 1 })
-    // What the stuck handler writes in the end does not commit.
+    // The stuck handler's late writes do not commit.
     yield* Deferred.succeed(release, undefined)
     yield* pass(1_000)
     assert.deepStrictEqual(yield* TxRef.get(counts), { [upper]: 1 })
   }))
 
-it.effect("a worker that was taken for dead stops, registers anew and works on", () =>
+it.effect("an evicted worker stops its projections, registers again and continues", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const counts = yield* noCounts
@@ -750,7 +750,7 @@ it.effect("a worker that was taken for dead stops, registers anew and works on",
     assert.strictEqual(other.of("GenerationFormed").at(-1)?.generation.members.length, 1)
     yield* appendAll(other.events)
     yield* pass(1_000)
-    assert.deepStrictEqual(yield* TxRef.get(counts), times(2), "the other has all the work")
+    assert.deepStrictEqual(yield* TxRef.get(counts), times(2), "the other worker owns all ranges")
     failing.now = false
     yield* pass(5_000, 250)
     assert.deepStrictEqual(
@@ -768,7 +768,7 @@ it.effect("a worker that was taken for dead stops, registers anew and works on",
     assert.isTrue((silent.of("BatchCommitted").at(-1)?.position ?? 0n) > 32n)
   }))
 
-it.effect("a worker that has been replaced under its id ends with an error and does not come back", () =>
+it.effect("a worker replaced under its id fails with WorkerReplaced and does not register again", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const counts = yield* noCounts
@@ -794,7 +794,7 @@ it.effect("a worker that has been replaced under its id ends with an error and d
     assert.isFalse(hasEnded(successor.fiber))
   }))
 
-it.effect("a worker that cannot renew its heartbeat suspends its projections in time, and resumes when it can", () =>
+it.effect("a worker suspends its projections before its unrenewed heartbeat is stale, and resumes once renewed", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const counts = yield* noCounts
@@ -802,7 +802,7 @@ it.effect("a worker that cannot renew its heartbeat suspends its projections in 
     const worker = yield* start(world, [counting(counts)], { membership: failingHeartbeats(failing) })
     yield* pass(5_500)
     failing.now = true
-    // The last heartbeat was at 5 s: 80 % of 30 s later is 29 s.
+    // The last heartbeat was at 5 s; 80 % of staleWorkerTimeout (30 s) later is 29 s.
     yield* pass(23_000, 500)
     yield* appendAll(worker.events)
     yield* pass(400)
@@ -813,7 +813,7 @@ it.effect("a worker that cannot renew its heartbeat suspends its projections in 
     assert.strictEqual(worker.of("RangeGivenUp").length, 1)
     yield* appendAll(worker.events)
     yield* pass(500)
-    assert.deepStrictEqual(yield* TxRef.get(counts), times(1), "nothing is handled meanwhile")
+    assert.deepStrictEqual(yield* TxRef.get(counts), times(1), "no event is handled while suspended")
     failing.now = false
     yield* pass(2_000)
     assert.strictEqual(worker.of("Resumed").length, 1)
@@ -821,7 +821,7 @@ it.effect("a worker that cannot renew its heartbeat suspends its projections in 
     assert.strictEqual(worker.of("WorkerEvicted").length, 0)
   }))
 
-it.effect("when a process dies, its neighbour takes over without waiting for the heartbeat", () =>
+it.effect("when a process dies, its neighbour claims its ranges without waiting for the heartbeat timeout", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const counts = yield* noCounts
@@ -836,7 +836,7 @@ it.effect("when a process dies, its neighbour takes over without waiting for the
     yield* endOf(second)
   }))
 
-it.effect("a range that stands still leaves the other ranges and projections alone", () =>
+it.effect("a halted range does not affect other ranges and projections", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const [counts, others] = [yield* noCounts, yield* noCounts]
@@ -860,7 +860,7 @@ it.effect("a range that stands still leaves the other ranges and projections alo
     assert.deepStrictEqual(rows.map(({ halt, position }) => [halt?.position, position]), [[undefined, 5n], [1n, 0n]])
     assert.isTrue(HashRange.tiles(rows.map(({ range }) => range)))
     assert.deepStrictEqual(workers.map(({ fiber }) => hasEnded(fiber)), [false, false])
-    // Merging what stands at the same place must not wake the dead range.
+    // Merging ranges at the same position must not restart the halted range.
     yield* pass(12_000, 250)
     const errors = workers.flatMap(({ lines }) => lines.filter(({ level }) => level === "Error"))
     assert.strictEqual(errors.length, 1)
@@ -868,7 +868,7 @@ it.effect("a range that stands still leaves the other ranges and projections alo
     assert.deepStrictEqual([projection, generation], ["counts", "1"])
     assert.isString(worker)
     assert.isString(range)
-    // A new subscriber is told that it stands still.
+    // A new subscriber receives the halt.
     const present = yield* Effect.forEach(workers, ({ orchestrator }) =>
       orchestrator.activity.pipe(
         Stream.takeUntil(({ _tag }) => _tag === "RangeHalted"),
@@ -884,7 +884,7 @@ it.effect("a range that stands still leaves the other ranges and projections alo
     )
   }))
 
-it.effect("while events cannot be read the worker waits for the database, and then goes on", () =>
+it.effect("a worker retries while events cannot be read, and continues afterwards", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const counts = yield* noCounts
@@ -905,7 +905,7 @@ it.effect("while events cannot be read the worker waits for the database, and th
     assert.isFalse(hasEnded(worker.fiber))
   }))
 
-it.effect("the metrics have the original's names, and count", () =>
+it.effect("metrics have the Go original's names and correct values", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const counts = yield* noCounts
@@ -945,7 +945,7 @@ it.effect("the metrics have the original's names, and count", () =>
     }
     assert.strictEqual(sum("generations_total"), 3)
     assert.strictEqual(sum("workers_registered_total"), 2)
-    // Each time that a member of it, one or two, saw one of the three.
+    // One for each member of each of the three generations: 1 + 2 + 1.
     assert.strictEqual(sum("reconfiguration_total"), 4)
     assert.strictEqual(sum("stale_workers_cleaned_total"), 1)
     assert.strictEqual(sum("events_processed_total", { projection: "counts" }), 16)
@@ -979,7 +979,7 @@ it.effect.each<readonly [string, Partial<Settings.Input>, RegExp]>([
     assert.match(error.message, message)
   }).pipe(Effect.provide(MemoryStores.layer)))
 
-it.effect("projections: none, without a name, twice the same, with a filter that lets nothing through", () =>
+it.effect("rejects no projections, an empty name, duplicate names and a filter that matches nothing", () =>
   Effect.gen(function*() {
     const named = (name: string, options: Partial<Projection.Options<never, never>> = {}) =>
       Projection.make(name, { handle: () => Effect.void, ...options })
@@ -1000,7 +1000,7 @@ it.effect("projections: none, without a name, twice the same, with a filter that
     }
   }).pipe(Effect.provide(MemoryStores.layer)))
 
-it.effect("settings from the configuration are checked like others", () =>
+it.effect("settings from Config are validated like plain ones", () =>
   Effect.gen(function*() {
     const counts = yield* noCounts
     const live = Orchestrator.layerConfig({

@@ -6,7 +6,7 @@ import * as TestClock from "effect/testing/TestClock"
 import * as Overruns from "../../src/services/Overruns.ts"
 
 describe("Overruns", () => {
-  it.effect("lets a hundred batches that take their turns run one at a time", () =>
+  it.effect("runs a hundred queued batches one at a time", () =>
     Effect.gen(function*() {
       const overruns = Overruns.make()
       let running = 0
@@ -28,7 +28,7 @@ describe("Overruns", () => {
       assert.strictEqual(most, 1)
     }))
 
-  it.effect("waits fifteen seconds for a turn that does not end", () =>
+  it.effect("waits at most fifteen seconds for a turn that does not end", () =>
     Effect.gen(function*() {
       const overruns = Overruns.make()
       yield* Effect.forkChild(overruns.alone(Effect.never, Effect.never))

@@ -27,7 +27,7 @@ import * as Projection from "../../src/services/Projection.ts"
 import * as Hostile from "../support/Hostile.ts"
 import { breathe, Broken, event, pass, runner } from "./World.ts"
 
-/** Keeps the ids it has handled, in the transaction. */
+/** Records the ids that it has handled, in the transaction. */
 const recording = (
   handled: TxRef.TxRef<ReadonlyArray<string>>,
   before: (event: Event) => Effect.Effect<unknown, unknown> = () => Effect.void
@@ -56,7 +56,7 @@ const unavailable = new DatabaseUnavailable({
 const conflict = new TransientFailure({ kind: "conflict", cause: new Error("deadlock detected") })
 const connectionLost = new TransientFailure({ kind: "connection", cause: new Error("connection reset") })
 
-/** Commits that fail in place of the real one, as often as `failure` says so. */
+/** A commit that rolls back and fails on every attempt for which `failure` returns an error. */
 const failingCommits = (failure: (attempt: number) => TransientFailure | DatabaseUnavailable | Fenced | undefined) => {
   const attempts: Array<number> = []
   return {
@@ -66,7 +66,7 @@ const failingCommits = (failure: (attempt: number) => TransientFailure | Databas
         Effect.flatMap(Clock.currentTimeMillis, (now) => {
           attempts.push(now)
           const error = failure(attempts.length)
-          // The handler runs and is rolled back, as it would be.
+          // As with a real failure, the handler runs and is rolled back.
           return error === undefined
             ? real.commit(held, options, work)
             : real.commit(held, options, Effect.andThen(work, Effect.fail(error))).pipe(
@@ -77,7 +77,7 @@ const failingCommits = (failure: (attempt: number) => TransientFailure | Databas
   }
 }
 
-it.effect("what comes before a failing event commits; there the range halts, on the row, in the log, as activity", () =>
+it.effect("commits the events before a failing event and records the halt in the row, the log and activity", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const handled = yield* TxRef.make<ReadonlyArray<string>>([])
@@ -124,7 +124,7 @@ it.effect("what comes before a failing event commits; there the range halts, on 
     assert.strictEqual(tried.length, before, "the handler is not called again")
     assert.strictEqual(yield* worker.drain(fiber), "drained")
 
-    // A worker that takes a range with a halt that it does not retry.
+    // A worker claims the halted range but does not retry the halt.
     assert.strictEqual(yield* worker.runOn({ ...worker.held, halt: row.halt }), "drained")
     assert.deepInclude(worker.lines.at(-1), { level: "Warn", text: halted(` since ${row.halt?.since.toISOString()}`) })
   }))
@@ -135,7 +135,7 @@ it.effect.each(
     ["its own interruption", Effect.interrupt, "nterrupt"],
     ["a failure that is no Error", Effect.fail({ code: 7 }), "7"]
   ] as const
-)("%s halts the range as well", ([, failure, text]) =>
+)("%s halts the range", ([, failure, text]) =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const handled = yield* TxRef.make<ReadonlyArray<string>>([])
@@ -176,7 +176,7 @@ it.effect.each(Hostile.values)("halts the range at a failure with %s", ([, value
 
 const promise: unknown = globalThis.Promise.resolve(1)
 
-/** Like the query builders of other libraries, which run when they are awaited. */
+/** Like the query builders of other libraries, which execute only when awaited. */
 const thenable = ((method: string) => ({ [method]: () => {} }))("then")
 
 const unused: ReadonlyArray<readonly [string, () => unknown, string]> = [
@@ -205,7 +205,7 @@ it.effect.each(unused)(
       const worker = yield* runner(
         world,
         Projection.make("users", {
-          // As from JavaScript, or through any.
+          // As from JavaScript, or through `any`.
           handle: (event) => event.aggregateId === "b" ? handle() as Effect.Effect<unknown> : record(event)
         })
       )
@@ -222,7 +222,7 @@ it.effect.each(unused)(
     })
 )
 
-it.effect("takes any other result of a handler", () =>
+it.effect("accepts any other handler result", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const results: ReadonlyArray<Effect.Effect<unknown, unknown>> = [
@@ -235,7 +235,7 @@ it.effect("takes any other result of a handler", () =>
       Effect.succeed([]),
       Effect.succeed([{ id: 1 }]),
       Effect.succeed(() => Effect.void),
-      // Without those that are Effects or thenables.
+      // Except Effects and thenables, which are refused.
       ...Hostile.values.filter(([what, value]) =>
         what !== "a thenable" && tryRead(() => value instanceof SqlError.SqlError) !== true
       ).map(([, value]) => Effect.succeed(value))
@@ -252,7 +252,7 @@ it.effect("takes any other result of a handler", () =>
     assert.strictEqual(yield* worker.drain(fiber), "drained")
   }))
 
-it.effect("halts the range when the store dies because of the handler's failure", () =>
+it.effect("halts the range when the handler's failure makes the store die", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const handled = yield* TxRef.make<ReadonlyArray<string>>([])
@@ -320,7 +320,7 @@ it.effect.each(
     assert.strictEqual(yield* worker.drain(fiber), "drained")
   }))
 
-it.effect("a passing failure is tried again after 10 ms, then ever longer, up to 5 s, give or take a fifth", () =>
+it.effect("retries a transient failure with exponential backoff from 10 ms to 5 s, with 20 % jitter", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const handled = yield* TxRef.make<ReadonlyArray<string>>([])
@@ -341,9 +341,9 @@ it.effect("a passing failure is tried again after 10 ms, then ever longer, up to
     const longest = waits.slice(-6)
     assert.isAbove(new Set(longest).size, 1, `no jitter: ${longest}`)
 
-    assert.deepStrictEqual(yield* TxRef.get(handled), ["a"], "rolled back each time but the last")
+    assert.deepStrictEqual(yield* TxRef.get(handled), ["a"], "every attempt but the last must be rolled back")
     assert.deepStrictEqual(worker.of("BatchRetried").map(({ attempt }) => attempt), ids(16).map((_, n) => n + 1))
-    // Each fifth conflict is an error; an unavailable database has one line, and another from time to time.
+    // Every fifth conflict is logged as an error; an unavailable database has one line, then occasional summaries.
     const conflicts = worker.lines.filter(({ text }) => text.includes("times and is retried: Error: deadlock detected"))
     assert.deepStrictEqual(
       conflicts.map(({ level }) => level),
@@ -358,13 +358,13 @@ it.effect("a passing failure is tried again after 10 ms, then ever longer, up to
     assert.strictEqual(yield* worker.drain(fiber), "drained")
   }))
 
-it.effect("warns once in a while that a projection keeps losing conflicts, with the remedy", () =>
+it.effect("warns at intervals that a projection repeatedly loses conflicts, and states the remedy", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const handled = yield* TxRef.make<ReadonlyArray<string>>([])
     let fails = (): TransientFailure | undefined => undefined
     const script = failingCommits(() => fails())
-    // Batches are at their full size again after three commits.
+    // After a conflict, batches are back at their full size after three commits.
     const worker = yield* runner(world, recording(handled), { ...script, settings: { batchSize: 8 } })
     const fiber = yield* Effect.forkChild(worker.run)
     const handle = (id: string) => Effect.andThen(worker.events.append([event(id)]), pass(200))
@@ -408,16 +408,16 @@ it.effect("warns once in a while that a projection keeps losing conflicts, with 
     fails = alternating(conflict)
     yield* handle("e")
     yield* handle("f")
-    assert.strictEqual(warnings().length, 2, "the batches were at their full size in between")
+    assert.strictEqual(warnings().length, 2, "batches at their full size in between reset the count")
     fails = () => undefined
     yield* Effect.forEach(ids(3), handle)
     fails = alternating(new TransientFailure({ kind: "refusal", cause: new Error("out of memory") }))
     yield* Effect.forEach(ids(8), handle)
-    assert.strictEqual(warnings().length, 2, "no conflicts with other transactions")
+    assert.strictEqual(warnings().length, 2, "other transient failures are not conflicts")
     assert.strictEqual(yield* worker.drain(fiber), "drained")
   }))
 
-it.effect("reading is tried again too, and a range behind a checkpoint that is ahead of the events ends the runner", () =>
+it.effect("retries a failed read; CheckpointAheadOfEvents ends the runner", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const handled = yield* TxRef.make<ReadonlyArray<string>>([])
@@ -448,7 +448,7 @@ it.effect("reading is tried again too, and a range behind a checkpoint that is a
     }
   }))
 
-it.effect("a server that has lost the progress that was written hands the range to whoever looks at its row", () =>
+it.effect("when the server has lost committed progress, the runner ends as fenced so that its row is read again", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     let lost = false
@@ -460,7 +460,7 @@ it.effect("a server that has lost the progress that was written hands the range 
             : real.read(options)
       }),
       checkpoints: (real) => ({
-        // As a fenced write finds it: the row does not stand where it stood.
+        // As a fenced write fails when the row is no longer at the expected position.
         advance: (held, options) =>
           lost ? Effect.fail(new Fenced({ projection: "users" })) : real.advance(held, options)
       })
@@ -474,7 +474,7 @@ it.effect("a server that has lost the progress that was written hands the range 
     assert.strictEqual(yield* Fiber.join(fiber), "fenced")
   }))
 
-it.effect("progress that was only seen is no checkpoint ahead of the events", () =>
+it.effect("unwritten progress beyond the last event is not reported as CheckpointAheadOfEvents", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     let less = false
@@ -503,7 +503,7 @@ it.effect("progress that was only seen is no checkpoint ahead of the events", ()
     assert.strictEqual(worker.seen.at(-1), 3n)
   }))
 
-/** After which position each read began. */
+/** Records the position after which each read starts. */
 const reads = () => {
   const after: Array<bigint> = []
   return {
@@ -517,7 +517,7 @@ const reads = () => {
   }
 }
 
-it.effect("progress that was only seen is not written to the server that comes back, but looked at again", () =>
+it.effect("progress read in an earlier server epoch is not written in a later one; its events are read again", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const { after, events } = reads()
@@ -534,7 +534,7 @@ it.effect("progress that was only seen is not written to the server that comes b
     yield* pass(5_000)
     assert.strictEqual((yield* worker.row).position, 2n)
     assert.deepStrictEqual(after, [0n, 0n])
-    // The first is written, the second not yet.
+    // The progress over the first event is written, over the second not yet.
     for (const millis of [1_000, 100]) {
       yield* worker.events.append([event("a")])
       yield* pass(millis)
@@ -547,7 +547,7 @@ it.effect("progress that was only seen is not written to the server that comes b
     assert.strictEqual(yield* worker.drain(fiber), "drained")
   }))
 
-it.effect("nor when the range is given up: whoever is next looks at it again", () =>
+it.effect("draining does not write progress read in an earlier server epoch; the next owner reads again", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const worker = yield* runner(
@@ -562,7 +562,7 @@ it.effect("nor when the range is given up: whoever is next looks at it again", (
     assert.strictEqual((yield* worker.row).position, 0n)
   }))
 
-it.effect("a batch that was read before the server went is read again from the one that comes back", () =>
+it.effect("a batch read in an earlier server epoch is read again in the current one", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const handled = yield* TxRef.make<ReadonlyArray<string>>([])
@@ -572,7 +572,7 @@ it.effect("a batch that was read before the server went is read again from the o
       events,
       checkpoints: (real) => ({
         commit: (held, options, work) => {
-          // It goes after the batch was read, and before that begins.
+          // The epoch changes after the batch was read and before its transaction begins.
           if (lives.length === 0) world.life = "2"
           lives.push(options.life)
           return real.commit(held, options, work)
@@ -587,7 +587,7 @@ it.effect("a batch that was read before the server went is read again from the o
     yield* worker.drain(fiber)
   }))
 
-it.effect("no range stands still for an event that the server that comes back may not have", () =>
+it.effect("no range is halted at an event read in an earlier server epoch", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     let tried = 0
@@ -612,7 +612,7 @@ it.effect("no range stands still for an event that the server that comes back ma
     yield* worker.drain(fiber)
   }))
 
-/** A handler's failure that is a lost connection is one of the store. */
+/** Reports a connection lost in a handler as a failure of the store. */
 const lostInHandler = (real: CheckpointStore["Service"]): Partial<CheckpointStore["Service"]> => ({
   commit: (held, options, work) =>
     real.commit(held, options, work).pipe(
@@ -621,7 +621,7 @@ const lostInHandler = (real: CheckpointStore["Service"]): Partial<CheckpointStor
     )
 })
 
-it.effect("a time limit that strikes now this event, now that one is come past with smaller batches", () =>
+it.effect("a transaction timeout that hits a different event each time is avoided by smaller batches", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const slow = Projection.make("slow", { handle: () => Effect.sleep("25 millis") })
@@ -643,7 +643,7 @@ it.effect("a time limit that strikes now this event, now that one is come past w
     yield* job.drain(fiber)
   }))
 
-it.effect("a handler that loses its connection ten times in a row at one position is the reason", () =>
+it.effect("halts at an event whose handler loses its connection ten times in a row", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const handled = yield* TxRef.make<ReadonlyArray<string>>([])
@@ -660,12 +660,12 @@ it.effect("a handler that loses its connection ten times in a row at one positio
     assert.strictEqual(position, 1n)
     assert.strictEqual(halt?.position, 2n)
     assert.include(halt?.error ?? "", "connection was lost 10 times in a row in the handler: Error: connection reset")
-    // Ten attempts each, the last of which is not tried again: behind the first event, and alone.
+    // Ten attempts each, the last without a retry: once behind the first event, once alone.
     assert.strictEqual(worker.of("BatchRetried").length, 9 * 2)
     assert.strictEqual(yield* worker.drain(fiber), "drained")
   }))
 
-it.effect("connections lost in a row outside of handlers, as a network loses them, halt nothing", () =>
+it.effect("connections lost repeatedly outside of handlers, as by a network fault, do not halt the range", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const handled = yield* TxRef.make<ReadonlyArray<string>>([])
@@ -679,7 +679,7 @@ it.effect("connections lost in a row outside of handlers, as a network loses the
     assert.strictEqual(yield* worker.drain(fiber), "drained")
   }))
 
-it.effect("but thirty times in a row at one place are no network's: a handler ignores its loss, and halving finds it", () =>
+it.effect("a connection lost thirty times in a row after the handler halts the range; halving finds the event", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const handled = yield* TxRef.make<ReadonlyArray<string>>([])
@@ -708,10 +708,10 @@ it.effect("but thirty times in a row at one place are no network's: a handler ig
     assert.strictEqual(yield* worker.drain(fiber), "drained")
   }))
 
-it.effect("both kinds are counted, however they alternate", () =>
+it.effect("alternating connection losses in and after the handler reset neither count", () =>
   Effect.gen(function*() {
     let attempts = 0
-    // Whether it notices the loss before it ends is a matter of timing.
+    // Whether the handler fails on the loss before it ends depends on timing.
     const poison = Projection.make("users", {
       handle: () => ++attempts % 2 === 0 ? Effect.fail(connectionLost) : Effect.void
     })
@@ -731,7 +731,7 @@ it.effect("both kinds are counted, however they alternate", () =>
     assert.strictEqual(yield* worker.drain(fiber), "drained")
   }))
 
-it.effect("a batch that fails while the range is given up begins no other", () =>
+it.effect("a batch that fails while draining is not followed by another", () =>
   Effect.gen(function*() {
     const failing = yield* Deferred.make<void>()
     const go = yield* Deferred.make<void>()
@@ -758,7 +758,7 @@ it.effect("a batch that fails while the range is given up begins no other", () =
     assert.deepStrictEqual(calls, ["a", "b"])
   }))
 
-it.effect("a connection lost twice, or lost before the handler began, is tried again without end", () =>
+it.effect("a connection lost before the handler began, or only twice, is retried without limit", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const handled = yield* TxRef.make<ReadonlyArray<string>>([])
@@ -785,14 +785,14 @@ it.effect("a connection lost twice, or lost before the handler began, is tried a
     assert.strictEqual(yield* worker.drain(fiber), "drained")
   }))
 
-/** A handler that keeps the process from everything else: time passes, and nothing else happens. */
+/** A handler that blocks the event loop at one event: the clock advances and nothing else runs. */
 const blocking = (handled: TxRef.TxRef<ReadonlyArray<string>>, at: string, tried: Array<string>) =>
   recording(handled, ({ aggregateId }) => {
     tried.push(aggregateId)
     return aggregateId === at ? TestClock.adjust("16 seconds") : Effect.void
   })
 
-/** Who took longer than the transaction may stand still has lost it. */
+/** Fails a batch that takes longer than the transaction's idle timeout of 15 s. */
 const lostByTime =
   (failure: () => TransientFailure | Fenced) =>
   (real: CheckpointStore["Service"]): Partial<CheckpointStore["Service"]> => ({
@@ -810,7 +810,7 @@ const lostByTime =
       }).pipe(Effect.catchTag("HandlerFailure", () => Effect.fail(failure())))
   })
 
-it.effect("a handler that overruns three times at one event is not called for it again; what comes before it commits", () =>
+it.effect("a handler that overruns three times at one event is halted there; earlier events commit", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const handled = yield* TxRef.make<ReadonlyArray<string>>([])
@@ -827,12 +827,12 @@ it.effect("a handler that overruns three times at one event is not called for it
     assert.strictEqual(halt?.position, 3n)
     assert.include(halt?.error ?? "", "longer than 15s")
     assert.include(halt?.error ?? "", "3 times")
-    // Once with what comes before it, which then is committed first.
+    // The first overrun is behind earlier events, which the retry commits first.
     assert.deepStrictEqual(tried, ["a", "b", "c", "a", "b", "c", "c"])
     assert.strictEqual(yield* worker.drain(fiber), "drained")
   }))
 
-it.effect("and is remembered when its range was lost by it, as often as that happens", () =>
+it.effect("overruns are counted across losses of the range", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const handled = yield* TxRef.make<ReadonlyArray<string>>([])
@@ -849,7 +849,7 @@ it.effect("and is remembered when its range was lost by it, as often as that hap
     assert.strictEqual(yield* worker.drain(fiber), "drained")
   }))
 
-it.effect("handlers that were at work meanwhile are not taken for the one that overruns", () =>
+it.effect("handlers running during another handler's overrun are not blamed for it", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const handled = yield* TxRef.make<ReadonlyArray<string>>([])
@@ -860,7 +860,7 @@ it.effect("handlers that were at work meanwhile are not taken for the one that o
       yield* TestClock.adjust("16 seconds")
       blocked = false
     })
-    // Nothing ends while the process is blocked.
+    // No handler ends while the process is blocked.
     const waiting = Effect.andThen(
       Effect.sleep("700 millis"),
       Effect.repeat(Effect.sleep("100 millis"), { while: () => blocked })
@@ -888,16 +888,16 @@ it.effect("handlers that were at work meanwhile are not taken for the one that o
     yield* pass(60_000, 100)
     assert.strictEqual((yield* first.row).halt?.position, 1n)
     assert.sameMembers([...(yield* TxRef.get(handled))], ["one", "two"])
-    // Once together, and the others once more, alone.
+    // All run together once; then each of the others is retried once, alone.
     assert.sameMembers(tried, ["poisoned", "poisoned", "poisoned", "one", "one", "two", "two"])
     for (const [index, worker] of all.entries()) assert.strictEqual(yield* worker.drain(fibers[index]!), "drained")
   }))
 
-it.effect("who overruns without end holds others up for a while only, and none that is to give up its range", () =>
+it.effect("an endless overrun delays other ranges for a limited time, and draining ranges not at all", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const handled = yield* TxRef.make<ReadonlyArray<string>>([])
-    // Both are at work when their connections are lost, and one of them does not end when it is tried again.
+    // Both are running when their connections are lost; the retry of one of them never ends.
     let calls = 0
     const endless = Projection.make("endless", {
       handle: () => Effect.suspend(() => calls++ === 0 ? Effect.sleep("20 seconds") : Effect.never)
@@ -927,7 +927,7 @@ it.effect("who overruns without end holds others up for a while only, and none t
     yield* Fiber.interrupt(fibers[0]!)
   }))
 
-it.effect("a handler that takes long and then commits, or meets a conflict, has not overrun", () =>
+it.effect("a long handler that commits or loses a conflict does not count as an overrun", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const handled = yield* TxRef.make<ReadonlyArray<string>>([])
@@ -943,7 +943,7 @@ it.effect("a handler that takes long and then commits, or meets a conflict, has 
         checkpoints: (real) => ({
           commit: (held, options, work) =>
             Effect.catchTag(real.commit(held, options, work), "HandlerFailure", () =>
-              // After the conflicts the connection is lost, once.
+              // After the conflicts the connection is lost once.
               Effect.fail(conflicts === 0 ? connectionLost : conflict))
         })
       }
@@ -955,7 +955,7 @@ it.effect("a handler that takes long and then commits, or meets a conflict, has 
     assert.strictEqual(yield* worker.drain(fiber), "drained")
   }))
 
-it.effect("nor has one that is cut short because its range is to be given up", () =>
+it.effect("a handler interrupted because its range is released does not count as an overrun", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const handled = yield* TxRef.make<ReadonlyArray<string>>([])
@@ -973,7 +973,7 @@ it.effect("nor has one that is cut short because its range is to be given up", (
     assert.strictEqual((yield* worker.row).halt, undefined)
   }))
 
-it.effect("a halted range is tried again by a worker that starts later, and goes on once the handler is mended", () =>
+it.effect("a halted range is retried by a worker that starts later, and continues once the handler is fixed", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const handled = yield* TxRef.make<ReadonlyArray<string>>([])
@@ -983,7 +983,7 @@ it.effect("a halted range is tried again by a worker that starts later, and goes
       tried++
       return mended ? Effect.void : Effect.fail(new Broken({ message: "broken" }))
     })
-    /** Runs a worker for a while. */
+    /** Starts a worker, lets it run for 200 ms and stops it. */
     const life = Effect.scoped(Effect.gen(function*() {
       const worker = yield* runner(world, projection)
       const fiber = yield* Effect.forkChild(worker.run)
@@ -1014,7 +1014,7 @@ it.effect("a halted range is tried again by a worker that starts later, and goes
     assert.deepStrictEqual(yield* TxRef.get(handled), ["a"])
   }))
 
-it.effect("progress over events of others is written once a second at most, and when the range is drained", () =>
+it.effect("progress over filtered-out events is written at most once a second and on drain", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const written: Array<readonly [at: number, to: bigint]> = []
@@ -1047,7 +1047,7 @@ it.effect("progress over events of others is written once a second at most, and 
     assert.strictEqual(worker.of("BatchCommitted").length, 0)
   }))
 
-it.effect("ranges write progress over events of others at the same instants, whenever each was opened", () =>
+it.effect("ranges write progress over filtered-out events at the same instants, whenever each was opened", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const written: Array<readonly [at: number, projection: string]> = []
@@ -1084,7 +1084,7 @@ it.effect("ranges write progress over events of others at the same instants, whe
     }
   }))
 
-it.effect("a batch commits what it has after 100 ms", () =>
+it.effect("a batch commits after 100 ms with the events handled so far", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const handled = yield* TxRef.make<ReadonlyArray<string>>([])
@@ -1093,13 +1093,13 @@ it.effect("a batch commits what it has after 100 ms", () =>
     const fiber = yield* Effect.forkChild(worker.run)
     yield* pass(1_000, 1)
     assert.deepStrictEqual(yield* TxRef.get(handled), ids(10))
-    // The fourth ends after 120 ms.
+    // The fourth event ends after 120 ms.
     assert.deepStrictEqual(worker.of("BatchCommitted").map(({ events }) => events), [4, 4, 2])
     assert.deepStrictEqual(worker.of("BatchCommitted").map(({ position }) => position), [4n, 8n, 10n])
     assert.strictEqual(yield* worker.drain(fiber), "drained")
   }))
 
-it.effect("a batch ends at batchSize, and at batchBytes, but never below one event", () =>
+it.effect("a batch ends at batchSize or batchBytes, but contains at least one event", () =>
   Effect.gen(function*() {
     const sizes = Effect.fnUntraced(function*(settings: { readonly batchSize?: number; readonly batchBytes?: number }) {
       const world = yield* MemoryStores.makeWorld
@@ -1114,7 +1114,7 @@ it.effect("a batch ends at batchSize, and at batchBytes, but never below one eve
     assert.deepStrictEqual(yield* sizes({ batchBytes: 1 }), [1, 1, 1, 1, 1])
   }))
 
-it.effect("after a conflict a batch takes half as many events, and twice as many after each that commits", () =>
+it.effect("halves the batch after a conflict and doubles it after each commit", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const { attempts, checkpoints } = failingCommits((attempt) => attempt <= 3 ? conflict : undefined)
@@ -1127,7 +1127,7 @@ it.effect("after a conflict a batch takes half as many events, and twice as many
     assert.strictEqual(attempts.length, 7)
   }))
 
-it.effect("an event whose handler the server fails keeps back nothing that comes before it", () =>
+it.effect("events before one whose handler meets a server fault are committed", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const handled = yield* TxRef.make<ReadonlyArray<string>>([])
@@ -1147,7 +1147,7 @@ it.effect("an event whose handler the server fails keeps back nothing that comes
     assert.strictEqual(yield* worker.drain(fiber), "drained")
   }))
 
-it.effect("draining waits for the event in hand, commits it, and begins no other", () =>
+it.effect("draining waits for the current event, commits it and starts no other", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const handled = yield* TxRef.make<ReadonlyArray<string>>([])
@@ -1165,14 +1165,14 @@ it.effect("draining waits for the event in hand, commits it, and begins no other
     yield* Deferred.await(inHand)
     yield* worker.draining.open
     yield* breathe
-    assert.isUndefined(fiber.pollUnsafe(), "it waits for the handler")
+    assert.isUndefined(fiber.pollUnsafe(), "draining must wait for the handler")
     yield* Deferred.succeed(goOn, undefined)
     assert.strictEqual(yield* Fiber.join(fiber), "drained")
     assert.deepStrictEqual(yield* TxRef.get(handled), ["user-1", "user-2"])
     assert.strictEqual((yield* worker.row).position, 2n)
   }))
 
-it.effect("draining ends the wait for events, for another attempt, and at a halted range", () =>
+it.effect("draining interrupts waiting for events and backing off", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const handled = yield* TxRef.make<ReadonlyArray<string>>([])
@@ -1190,7 +1190,7 @@ it.effect("draining ends the wait for events, for another attempt, and at a halt
     assert.deepStrictEqual(yield* TxRef.get(handled), [])
   }))
 
-it.effect("a runner that is fenced ends without writing", () =>
+it.effect("a fenced runner ends without writing", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const handled = yield* TxRef.make<ReadonlyArray<string>>([])
@@ -1204,7 +1204,7 @@ it.effect("a runner that is fenced ends without writing", () =>
     yield* first.events.append([event("a")])
     const fiber = yield* Effect.forkChild(first.run)
     yield* Deferred.await(inHand)
-    // Its process is taken for dead, and another worker takes the range.
+    // The worker leaves while its handler runs, and another worker claims the range.
     yield* first.leave
     const second = yield* runner(world, recording(handled))
     assert.notDeepEqual(second.held.fence, first.held.fence)
@@ -1217,7 +1217,7 @@ it.effect("a runner that is fenced ends without writing", () =>
     assert.deepStrictEqual(first.tags(), [])
   }))
 
-it.effect("a fenced record of a halt, and fenced empty progress, end the runner as well", () =>
+it.effect("a halt or an advance that is fenced ends the runner", () =>
   Effect.gen(function*() {
     for (const eventTypes of [undefined, ["Never"]]) {
       const world = yield* MemoryStores.makeWorld
@@ -1239,7 +1239,7 @@ it.effect("a fenced record of a halt, and fenced empty progress, end the runner 
     }
   }))
 
-it.effect("what a handler opens in its Scope is closed with the batch, before the commit", () =>
+it.effect("resources of a handler's Scope are released at the end of its batch, before the commit", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const order: Array<string> = []
@@ -1276,7 +1276,7 @@ it.effect("what a handler opens in its Scope is closed with the batch, before th
 
 class Country extends Context.Service<Country, string>()("test/Country") {}
 
-it.effect("a handler has the services of its building, whatever the runner's context has; the clock is the runner's", () =>
+it.effect("a handler runs with the services captured at construction, but with the runner's clock", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const found: Array<readonly [string, number]> = []
@@ -1301,7 +1301,7 @@ it.effect("a handler has the services of its building, whatever the runner's con
     yield* worker.drain(fiber)
   }))
 
-it.effect("a batch that runs again because of another transaction handles its events again", () =>
+it.effect("a batch that is rerun after a conflicting transaction handles its events again", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const handled = yield* TxRef.make<ReadonlyArray<string>>([])
@@ -1322,7 +1322,7 @@ it.effect("a batch that runs again because of another transaction handles its ev
     yield* worker.events.append([event("b")])
     const fiber = yield* Effect.forkChild(worker.run)
     yield* Deferred.await(read)
-    // Changes what the batch has read.
+    // Conflicts with the batch's read.
     yield* TxRef.update(handled, (ids) => [...ids, "from elsewhere"])
     yield* Deferred.succeed(goOn, undefined)
     yield* pass(100)
@@ -1331,7 +1331,7 @@ it.effect("a batch that runs again because of another transaction handles its ev
     yield* worker.drain(fiber)
   }))
 
-it.effect("a database that refuses the first read ends the runner; one that refuses later is waited for", () =>
+it.effect("a permanent failure of the first read ends the runner; after a successful read it is retried", () =>
   Effect.gen(function*() {
     const refusal = new StoreFailure({ operation: "read", code: "42501", detail: "permission denied", cause: "test" })
     const outcome = Effect.fnUntraced(function*(refuses: (read: number) => boolean) {
@@ -1366,7 +1366,7 @@ describe("the log of an outage", () => {
   const outage = (worker: { readonly lines: ReadonlyArray<{ readonly text: string }> }) =>
     worker.lines.flatMap(({ text }) => /failed and is retried|Still failing|Recovered/.exec(text)?.[0] ?? [])
 
-  it.effect("ends with the commit of a batch where progress without events could not be written before", () =>
+  it.effect("ends with a committed batch after empty progress could not be written", () =>
     Effect.gen(function*() {
       let isAway = true
       const worker = yield* runner(
@@ -1414,7 +1414,7 @@ describe("the log of an outage", () => {
       yield* worker.drain(fiber)
     }))
 
-  it.effect("ends with the commit of an event whose halt could not be recorded", () =>
+  it.effect("ends with the commit of an event whose halt could not be recorded before", () =>
     Effect.gen(function*() {
       let tried = 0
       const worker = yield* runner(
@@ -1433,7 +1433,7 @@ describe("the log of an outage", () => {
     }))
 
   for (const hasEvents of [true, false]) {
-    it.effect(`does not end while reading gets no answer ${hasEvents ? "" : "and no event is appended"}`, () =>
+    it.effect(`does not end while reads time out ${hasEvents ? "" : "and no event is appended"}`, () =>
       Effect.gen(function*() {
         let isAway = false
         const late = Effect.andThen(Effect.sleep("5 seconds"), Effect.fail(unavailable))
@@ -1442,7 +1442,7 @@ describe("the log of an outage", () => {
           Projection.make("users", { handle: () => Effect.void }),
           {
             events: (real) => ({
-              // As a look ends at the statement's time limit, for example while the table is locked.
+              // As a read fails at its statement timeout, for example while the table is locked.
               settledBeyond: (...args) =>
                 Effect.suspend(() =>
                   isAway

@@ -8,7 +8,7 @@ import * as Ranges from "../../src/services/Ranges.ts"
 import * as Hostile from "../support/Hostile.ts"
 import { logs, pass } from "./World.ts"
 
-it.effect("logs why a runner died, whatever it died of, and restarts it a second later", () =>
+it.effect("logs the cause of a runner's death, whatever it is, and restarts the runner a second later", () =>
   Effect.gen(function*() {
     const { layer, lines } = logs()
     yield* Effect.gen(function*() {
@@ -40,7 +40,7 @@ it.effect("logs why a runner died, whatever it died of, and restarts it a second
           },
           record: () => Effect.void
         })
-        assert.strictEqual(ranges.all.size, 1, `${what}: not before the delay`)
+        assert.strictEqual(ranges.all.size, 1, `${what}: restarted before the delay`)
         yield* pass(1_000)
         assert.strictEqual(ranges.all.size, 0, what)
       }

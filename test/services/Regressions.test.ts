@@ -24,10 +24,10 @@ const outcome = (fiber: Fiber.Fiber<Exit.Exit<void, unknown>>): string => {
   return exit === undefined ? "running" : Exit.isFailure(exit) ? "died" : exit.value._tag
 }
 
-/** A handler that nothing stops. */
+/** A handler that cannot be interrupted. */
 const stubborn = Projection.make("stubborn", { handle: () => Effect.uninterruptible(Effect.never) })
 
-it.effect("a handler that does not stop does not keep the worker from leaving", () =>
+it.effect("a worker leaves although its handler does not stop", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const process = yield* enter(world)
@@ -43,7 +43,7 @@ it.effect("a handler that does not stop does not keep the worker from leaving", 
     assert.isDefined([...world.workers.value.values()][0]?.stoppedAt)
   }))
 
-it.effect("a worker whose handler does not stop fails when its assignment cannot be reached", () =>
+it.effect("a worker fails with CoordinationTimeout when its handler does not stop", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const first = yield* enter(world)
@@ -64,7 +64,7 @@ it.effect("a worker whose handler does not stop fails when its assignment cannot
     assert.include(String(exit), "CoordinationTimeout")
   }))
 
-it.effect("catchUp tries again what an earlier run halted at", () =>
+it.effect("catchUp retries the event at which an earlier run halted", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const process = yield* enter(world)
@@ -85,7 +85,7 @@ it.effect("catchUp tries again what an earlier run halted at", () =>
     assert.strictEqual(outcome(fiber), "Success")
   }))
 
-it.effect("catchUp waits for a database that is away for a moment", () =>
+it.effect("catchUp retries while the database is briefly unreachable", () =>
   Effect.gen(function*() {
     const process = yield* enter(yield* MemoryStores.makeWorld)
     yield* process.events.append([event("a")])
@@ -104,7 +104,7 @@ it.effect("catchUp waits for a database that is away for a moment", () =>
     assert.strictEqual(outcome(fiber), "Success")
   }))
 
-it.effect("a worker that drains is still heard of", () =>
+it.effect("a draining worker keeps renewing its heartbeat", () =>
   Effect.gen(function*() {
     const process = yield* enter(yield* MemoryStores.makeWorld)
     yield* process.events.append([event("a")])
@@ -136,7 +136,7 @@ it.effect("a worker that drains is still heard of", () =>
     assert.isDefined(fiber.pollUnsafe())
   }))
 
-it.effect("a heartbeat that gets no answer stops the projections in time", () =>
+it.effect("a heartbeat without a response suspends the projections in time", () =>
   Effect.gen(function*() {
     const process = yield* enter(yield* MemoryStores.makeWorld)
     let isCut = false
@@ -160,7 +160,7 @@ it.effect("a heartbeat that gets no answer stops the projections in time", () =>
     assert.include(seen, "RangeGivenUp")
   }))
 
-it.effect("time without a database does not count against reaching the assignment", () =>
+it.effect("a database outage does not count towards coordinationTimeout", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const process = yield* enter(world)
@@ -171,7 +171,7 @@ it.effect("time without a database does not count against reaching the assignmen
       look: (request) => Effect.suspend(() => isAway ? Effect.fail(away) : process.decisions.look(request)),
       decide: (request) =>
         Effect.suspend(() => isAway ? Effect.fail(away) : process.decisions.decide(request)).pipe(
-          // Never settled: another one still holds a part.
+          // Never settled, as if another worker still held a part.
           Effect.map((decision) => ({ ...decision, settled: false }))
         )
     }).pipe(Context.add(Membership, process.membership))
@@ -204,7 +204,7 @@ it.effect("time without a database does not count against reaching the assignmen
     yield* pass(2000)
   }))
 
-it.effect("ranges grow together again although events keep coming", () =>
+it.effect("ranges are merged although events keep arriving", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const users = Projection.make("users", { aggregateTypes: ["User"], handle: () => Effect.void })
@@ -212,7 +212,7 @@ it.effect("ranges grow together again although events keep coming", () =>
     const one = yield* Orchestrator.make({ replicaSet: "main", projections: [users] }).pipe(
       Effect.provide(Context.add(first.stores, CheckpointStore, {
         ...first.checkpoints,
-        // Writing progress takes its time, and not always the same.
+        // Writing progress takes a different time for each range.
         advance: (held, to) =>
           Effect.andThen(Effect.sleep(held.range.start === 0 ? 5 : 25), first.checkpoints.advance(held, to))
       }))
@@ -234,7 +234,7 @@ it.effect("ranges grow together again although events keep coming", () =>
     yield* pass(1000)
   }))
 
-it.effect("ranges whose handlers take their time are not made one meanwhile", () =>
+it.effect("ranges are not merged while their handlers run", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     let isSlow = false
@@ -262,12 +262,12 @@ it.effect("ranges whose handlers take their time are not made one meanwhile", ()
     yield* Effect.forEach(ids, (id) => first.events.append([event(id)]))
     yield* pass(30_000, 100)
     assert.strictEqual((yield* first.checkpoints.rows("users")).length, 2)
-    assert.strictEqual(handled.length, 2, "one event of each range, once")
+    assert.strictEqual(handled.length, 2, "each range must handle one event, once")
     yield* Effect.forkDetach(Fiber.interrupt(running))
     yield* pass(30_000, 500)
   }))
 
-it.effect("an event for which the commit is refused is found by halving", () =>
+it.effect("an event whose commit is refused is found by halving the batch", () =>
   Effect.gen(function*() {
     const process = yield* enter(yield* MemoryStores.makeWorld)
     yield* Effect.forEach(Array.from({ length: 300 }), (_, index) => process.events.append([event(`user-${index}`)]))
@@ -283,7 +283,7 @@ it.effect("an event for which the commit is refused is found by halving", () =>
     const orchestrator = yield* Orchestrator.make({ replicaSet: "main", projections: [users] }).pipe(
       Effect.provide(Context.add(process.stores, CheckpointStore, {
         ...process.checkpoints,
-        // What a deferred constraint does.
+        // As a deferred constraint does.
         commit: (held, options, work) =>
           Effect.suspend(() => {
             hasPoison = false
@@ -303,7 +303,7 @@ it.effect("an event for which the commit is refused is found by halving", () =>
     assert.isBelow(calls, 3000)
   }))
 
-it.effect("a subscriber who comes late is told what stands still", () =>
+it.effect("a late subscriber receives the halts of the current state", () =>
   Effect.gen(function*() {
     const process = yield* enter(yield* MemoryStores.makeWorld)
     yield* process.events.append([event("a")])
@@ -324,7 +324,7 @@ it.effect("a subscriber who comes late is told what stands still", () =>
     yield* pass(1000)
   }))
 
-it.live("a handler that does not stop does not keep the application's pool from closing", () =>
+it.live("the application's pool closes although a handler does not stop", () =>
   Effect.gen(function*() {
     const { url } = yield* TestDatabase.TestDatabase
     const holding = yield* Deferred.make<void>()
@@ -344,12 +344,12 @@ it.live("a handler that does not stop does not keep the application's pool from 
     yield* TimeLimits.within("60 seconds")(Fiber.await(fiber))
   }).pipe(Effect.provide(Layer.effectDiscard(Migrations.run).pipe(Layer.provideMerge(TestDatabase.layer)))))
 
-it.effect("a range whose row cannot be written, though it is this worker's, is not opened again at once", () =>
+it.effect("a range whose own row cannot be updated is reopened only after a delay", () =>
   Effect.gen(function*() {
     const process = yield* enter(yield* MemoryStores.makeWorld)
     yield* process.events.append([event("a")])
     let attempts = 0
-    // As row-level security or a trigger does, which lets an UPDATE find nothing.
+    // As with row-level security or a trigger through which the UPDATE matches no row.
     const { run } = yield* Orchestrator.make({
       replicaSet: "main",
       projections: [Projection.make("users", { handle: () => Effect.void })]
@@ -372,7 +372,7 @@ it.effect("a range whose row cannot be written, though it is this worker's, is n
     yield* Fiber.interrupt(fiber)
   }))
 
-it.effect("what goes wrong on the way out is told", () =>
+it.effect("a defect during shutdown is logged", () =>
   Effect.gen(function*() {
     const process = yield* enter(yield* MemoryStores.makeWorld)
     const { run } = yield* Orchestrator.make({
@@ -394,7 +394,7 @@ it.effect("what goes wrong on the way out is told", () =>
     assert.notInclude(texts, "Shutdown complete")
   }))
 
-it.effect("what people read of a worker and its generation is mended when it could not be written", () =>
+it.effect("the reported states of a worker and its generation are written once the database is reachable", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const process = yield* enter(world)
@@ -420,7 +420,10 @@ it.effect("what people read of a worker and its generation is mended when it cou
     yield* pass(1000)
   }))
 
-/** Puts back what the world's server had at this moment: it comes back with less. */
+/**
+ * Returns an effect that restores the world's server to its state at the time of the call, in a new epoch: later
+ * commits are lost.
+ */
 const memory = (
   world: MemoryWorld.MemoryWorld,
   refs: ReadonlyArray<
@@ -439,7 +442,7 @@ const memory = (
   })
 }
 
-it.effect("a generation whose number was given out before is another one", () =>
+it.effect("a generation whose number is reissued after lost commits is treated as a different one", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const handled = new Set<string>()
@@ -471,7 +474,7 @@ it.effect("a generation whose number was given out before is another one", () =>
     const lost = [yield* start("b"), yield* start("c")]
     yield* pass(3000)
     assert.deepStrictEqual(members(), ["a", "b", "c"])
-    // The server crashes, and two workers with it; while the third does not reach it, another one is there sooner.
+    // The server and two workers crash; while the third worker cannot reach the server, a new worker joins first.
     yield* Effect.forEach(lost, ({ handle }) => handle.cut)
     isAway = true
     yield* comeBack
@@ -487,7 +490,7 @@ it.effect("a generation whose number was given out before is another one", () =>
     assert.strictEqual(handled.size, ids.length)
   }))
 
-it.effect("a halt of which the server has lost the record is recorded again", () =>
+it.effect("a halt whose record the server has lost is recorded again", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const process = yield* enter(world)
@@ -507,7 +510,7 @@ it.effect("a halt of which the server has lost the record is recorded again", ()
     assert.deepStrictEqual(yield* halts, ["type UserCreated, User \"a\", version 1: broken"])
   }))
 
-it.effect("progress that the server has lost is made again, though no event follows", () =>
+it.effect("progress that the server has lost is redone, although no event follows", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const process = yield* enter(world)
@@ -528,7 +531,7 @@ it.effect("progress that the server has lost is made again, though no event foll
     assert.deepStrictEqual(yield* positions, [2n])
   }))
 
-it.effect("a registration that the server has lost is made again, though the id had an earlier one", () =>
+it.effect("a worker whose registration the server has lost registers again, also if its id was used before", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const users = Projection.make("users", { handle: () => Effect.void })
@@ -553,7 +556,7 @@ it.effect("a registration that the server has lost is made again, though the id 
     assert.strictEqual(world.workers.value.values().next().value?.state, "running")
   }))
 
-it.effect("catchUp ends although the server has lost the events that it waited for", () =>
+it.effect("catchUp returns although the server has lost the events that it waits for", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const process = yield* enter(world)

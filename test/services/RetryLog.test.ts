@@ -15,7 +15,7 @@ import { away, enter, event, logs, pass } from "./World.ts"
 
 const texts = (lines: ReturnType<typeof logs>["lines"]) => lines.map(({ level, text }) => `${level}: ${text}`)
 
-it.effect("an outage has a line at its start, summaries at growing intervals, and a line when all works again", () =>
+it.effect("an outage logs a line at its start, summaries at growing intervals, and a line on recovery", () =>
   Effect.gen(function*() {
     const { layer, lines } = logs()
     const log = RetryLog.make()
@@ -36,7 +36,7 @@ it.effect("an outage has a line at its start, summaries at growing intervals, an
     ])
   }))
 
-it.effect("failures that come and go write no more than two lines in ten seconds, and none is missing for longer", () =>
+it.effect("intermittent failures log one or two lines in every ten seconds", () =>
   Effect.gen(function*() {
     const { layer, lines } = logs()
     const log = RetryLog.make()
@@ -52,7 +52,7 @@ it.effect("failures that come and go write no more than two lines in ten seconds
     assert.isAtMost(lines.length, 7)
   }))
 
-it.effect("the recovery is logged without waiting for an operation that has ended", () =>
+it.effect("recovery is logged without waiting for an operation that has ended", () =>
   Effect.gen(function*() {
     const { layer, lines } = logs()
     const log = RetryLog.make()
@@ -122,7 +122,7 @@ for (const busy of [true, false]) {
   )
 }
 
-it.effect("an outage whose operations have all ended is over: the next one begins with a line of its own", () =>
+it.effect("an outage ends when all of its operations have ended; the next outage logs its own first line", () =>
   Effect.gen(function*() {
     const { layer, lines } = logs()
     const log = RetryLog.make()

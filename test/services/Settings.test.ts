@@ -5,13 +5,13 @@ import * as Settings from "../../src/services/Settings.ts"
 
 type Environment = Readonly<Record<string, string>>
 
-/** As a program with an ordinary provider, and as one with `ConfigProvider.constantCase`. */
+/** An ordinary provider, and one with `ConfigProvider.constantCase`. */
 const providers = (env: Environment) => [
   ConfigProvider.fromEnv({ env }),
   ConfigProvider.fromEnv({ env }).pipe(ConfigProvider.constantCase)
 ]
 
-/** The settings under each provider, with what was logged. */
+/** The settings read with each provider, and the lines logged. */
 const read = (env: Environment) =>
   Effect.forEach(providers(env), (provider) => {
     const lines: Array<string> = []
@@ -32,7 +32,7 @@ const messages = (env: Environment) =>
 const main = { ORCHESTRATOR_REPLICA_SET: "main" }
 
 describe("Settings.config", () => {
-  it.effect("reads ORCHESTRATOR_…, and leaves out what is not set", () =>
+  it.effect("reads ORCHESTRATOR_… variables and omits unset ones", () =>
     Effect.gen(function*() {
       const env = {
         ...main,
@@ -51,7 +51,7 @@ describe("Settings.config", () => {
       }
     }))
 
-  it.effect("reads a structured source by the names of the settings", () =>
+  it.effect("reads a structured source by setting names", () =>
     Effect.gen(function*() {
       const provider = ConfigProvider.fromUnknown({ orchestrator: { replicaSet: "main", batchSize: 3, batchsize: 4 } })
       const lines: Array<string> = []
@@ -91,7 +91,7 @@ describe("Settings.config", () => {
 
   const wrong: ReadonlyArray<readonly [Environment, RegExp]> = [
     [{}, /^ORCHESTRATOR_REPLICA_SET is not set\./],
-    // Effect takes an empty variable for one that is not set.
+    // Effect treats an empty variable as unset.
     [{ ORCHESTRATOR_REPLICA_SET: "" }, /^ORCHESTRATOR_REPLICA_SET is not set\./],
     [{ ORCHESTRATOR_REPLICA_SET: " " }, /^ORCHESTRATOR_REPLICA_SET is empty\./],
     [{ ...main, ORCHESTRATOR_WORKER_ID: " " }, /^ORCHESTRATOR_WORKER_ID is empty\./],
@@ -105,12 +105,12 @@ describe("Settings.config", () => {
       ] as const
     )
   ]
-  it.effect.each(wrong)("%j is reported by the name of the variable", ([env, expected]) =>
+  it.effect.each(wrong)("an invalid %j is reported by variable name", ([env, expected]) =>
     Effect.gen(function*() {
       for (const message of yield* messages(env)) assert.match(message, expected)
     }))
 
-  it.effect("variables that no setting has are named in a warning, with the one that was meant", () =>
+  it.effect("warns about unknown variables and suggests the intended ones", () =>
     Effect.gen(function*() {
       const env = {
         ...main,

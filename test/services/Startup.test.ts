@@ -1,5 +1,5 @@
 /**
- * What a failed store statement means for a worker that starts, and for one that has been registered.
+ * Tests how a failed store statement is handled while a worker starts and after it has registered.
  */
 import type * as PgClient from "@effect/sql-pg/PgClient"
 import { assert, it } from "@effect/vitest"
@@ -26,7 +26,7 @@ const unavailable = (reason: DatabaseUnavailable["reason"]) => new DatabaseUnava
 const refused = (code: string) =>
   new StoreFailure({ operation: "test", code, detail: "test", cause: new Error("test") })
 
-/** How often a step runs that always fails, and whether it has ended after `duration`. */
+/** Counts the runs of a step that always fails, and reports whether it has ended after `duration`. */
 const runsOf = Effect.fnUntraced(function*(
   startup: Startup.Startup,
   error: DatabaseUnavailable | StoreFailure,
@@ -49,9 +49,9 @@ const registered = Effect.fnUntraced(function*() {
   return startup
 })
 
-describe("the rule for failures", () => {
+describe("failures at start and after registration", () => {
   it.effect.each(["refused", "connection lost", "too many connections", "no answer in time"] as const)(
-    "before a worker was registered, %s is retried for five seconds",
+    "before registration, %s is retried for five seconds",
     (reason) =>
       Effect.gen(function*() {
         const early = yield* runsOf(Startup.make(RetryLog.make()), unavailable(reason), "4500 millis")
@@ -61,7 +61,7 @@ describe("the rule for failures", () => {
       })
   )
 
-  it.effect("a conflict or a shortage of the server is retried like a lost connection", () =>
+  it.effect("a conflict or a server resource shortage is retried like a lost connection", () =>
     Effect.gen(function*() {
       for (const code of ["40001", "40P01", "53100", "53200"]) {
         assert.isFalse((yield* runsOf(Startup.make(RetryLog.make()), refused(code), "4 seconds")).ended, code)
@@ -75,14 +75,14 @@ describe("the rule for failures", () => {
       }
     }))
 
-  it.effect("once a worker was registered, transient failures are retried without a limit", () =>
+  it.effect("after registration, transient failures are retried without limit", () =>
     Effect.gen(function*() {
       for (const error of [unavailable("refused"), unavailable("wrong password"), refused("40001")]) {
         assert.isFalse((yield* runsOf(yield* registered(), error, "1 hour")).ended)
       }
     }))
 
-  it.effect("a registration ends the limit of the steps that began before it", () =>
+  it.effect("registration lifts the retry limit of steps that began before it", () =>
     Effect.gen(function*() {
       const startup = Startup.make(RetryLog.make())
       const fiber = yield* Effect.fail(unavailable("no answer in time")).pipe(
@@ -97,7 +97,7 @@ describe("the rule for failures", () => {
       yield* Fiber.interrupt(fiber)
     }))
 
-  it.effect("after the registration a step that has never worked still fails at once when it is not permitted", () =>
+  it.effect("after registration, a step that has never succeeded still fails at once on a missing privilege", () =>
     Effect.gen(function*() {
       const startup = yield* registered()
       assert.deepStrictEqual(yield* runsOf(startup, refused("42501"), 0), { runs: 1, ended: true })
@@ -114,7 +114,7 @@ const event = (aggregateId: string) => ({
   payload: {}
 })
 
-/** Starts a worker whose `n`th statement loses its connection, in its place or after it, and lets it catch up. */
+/** Starts a worker whose `n`th statement loses its connection, before or after it runs, and lets it catch up. */
 const startAndLose = Effect.fnUntraced(function*(url: string, n: number) {
   let sent = 0
   let lost: Seam.Statement | undefined
@@ -139,7 +139,7 @@ const startAndLose = Effect.fnUntraced(function*(url: string, n: number) {
   return { lost, exit }
 })
 
-it.live("a worker starts although a connection is lost at any one of its statements", () =>
+it.live("a worker starts although its connection is lost at any single statement", () =>
   Effect.gen(function*() {
     const { url } = yield* TestDatabase.TestDatabase
     yield* EventStore.use((events) =>
@@ -158,7 +158,7 @@ it.live("a worker starts although a connection is lost at any one of its stateme
       }
     })
     yield* Effect.forEach([1, 2, 3], () => startOneAfterAnother, { concurrency: "unbounded" })
-    // Opening, the start position, the presence, the registration, the first decision and the first batch.
+    // Covers opening, the start position, presence, registration, the first decision and the first batch.
     for (const [session, least] of [["pool", 3], ["reader", 5], ["listener", 2], ["coordination", 10]] as const) {
       assert.isAtLeast(sessions.get(session === "pool" ? session : `pupsourcing-orchestrator ${session}`) ?? 0, least)
     }

@@ -1,6 +1,6 @@
 /**
- * A world in memory for tests of what rests on the stores: processes in it, what they log, and stores that fail as a
- * test scripts it.
+ * An in-memory world for tests of the services above the stores: its processes, their log lines, and stores with
+ * scripted failures.
  */
 import * as Context from "effect/Context"
 import * as Data from "effect/Data"
@@ -28,14 +28,14 @@ import * as Startup from "../../src/services/Startup.ts"
 
 export const rules = { heartbeatIntervalMillis: 5_000, staleWorkerTimeoutMillis: 30_000, presenceGraceMillis: 100 }
 
-/** What a process logged, oldest first. */
+/** One line that a process logged. */
 export interface Line {
   readonly level: string
   readonly text: string
   readonly annotations: Readonly<Record<string, unknown>>
 }
 
-/** Loggers that keep every line, and the lines. */
+/** A logger layer that records every line, and the recorded lines, oldest first. */
 export const logs = (): { readonly lines: Array<Line>; readonly layer: Layer.Layer<never> } => {
   const lines: Array<Line> = []
   const logger = Logger.make(({ fiber, logLevel, message }) => {
@@ -51,7 +51,7 @@ export const logs = (): { readonly lines: Array<Line>; readonly layer: Layer.Lay
   }
 }
 
-/** What a handler of these tests fails with. */
+/** The failure of the handlers in these tests. */
 export class Broken extends Data.TaggedError("Broken")<{ readonly message: string }> {}
 
 /** The failure of the stores while their database is unreachable. */
@@ -72,7 +72,7 @@ export const event = (id: string, rest: { readonly eventType?: string; readonly 
   ...rest
 })
 
-/** One more process. */
+/** Adds a process to the world. */
 export const enter = Effect.fnUntraced(function*(world: MemoryWorld.MemoryWorld) {
   const handle = yield* MemoryWorld.open(world)
   const stores = MemoryStores.make(handle)
@@ -86,10 +86,10 @@ export const enter = Effect.fnUntraced(function*(world: MemoryWorld.MemoryWorld)
   }
 })
 
-/** Lets fibers go on until they wait for time to pass, which it does not. */
+/** Lets fibers run until they wait for the clock, without advancing it. */
 export const breathe: Effect.Effect<void> = Effect.yieldNow.pipe(Effect.repeat({ times: 60 }), Effect.asVoid)
 
-/** Time passes in small steps, as it does outside of tests. */
+/** Advances the clock in small steps, so that fibers run in between as they do in real time. */
 export const pass = (millis: number, step = 50): Effect.Effect<void> =>
   TestClock.adjust(Math.min(step, millis)).pipe(
     Effect.andThen(breathe),
@@ -102,13 +102,13 @@ export interface RunnerOptions {
   readonly captured?: Context.Context<unknown> | undefined
   readonly checkpoints?: ((real: CheckpointStore["Service"]) => Partial<CheckpointStore["Service"]>) | undefined
   readonly events?: ((real: EventStore["Service"]) => Partial<EventStore["Service"]>) | undefined
-  /** Another runner, in whose process this one runs. */
+  /** A runner whose process this one shares. */
   readonly beside?: { readonly service: ProjectionRunner.ProjectionRunner["Service"] } | undefined
 }
 
 /**
- * A runner on the one range of a projection, not started yet. Any number may follow one another in the same world;
- * each comes as a new worker, after the one before it has given the range up.
+ * A runner for the single range of a projection, not started yet. Several can be created one after another in the same
+ * world: each is a new worker and needs the range that the one before it has released.
  */
 export const runner = Effect.fnUntraced(function*(
   world: MemoryWorld.MemoryWorld,
@@ -166,7 +166,7 @@ export const runner = Effect.fnUntraced(function*(
       onBatch: () => {}
     }).pipe(Effect.provide(layer))
   const run = runOn(held)
-  /** The row as it is committed. */
+  /** The committed row. */
   const row = Effect.map(process.checkpoints.rows(projection.name), (rows) => rows[0]!)
   const tags = (): ReadonlyArray<string> => activity.map(({ _tag }) => _tag)
   const of = <T extends Activity["_tag"]>(tag: T): ReadonlyArray<Extract<Activity, { readonly _tag: T }>> =>

@@ -1,6 +1,6 @@
 /**
- * What a user who does something wrong is told: a typed error, whose message says what to do. Each through the public
- * API, on a real server.
+ * Tests that misuse fails with a typed error whose message states what to do. Each test uses the public API on a real
+ * server.
  */
 import * as PgClient from "@effect/sql-pg/PgClient"
 import { assert, it } from "@effect/vitest"
@@ -33,7 +33,7 @@ const nothing = (name: string, options: Partial<Projection.Options<never, never>
 
 type Settings = Omit<Orchestrator.Options<[]>, "projections">
 
-/** A worker on whatever client is there; ends with its own scope. */
+/** A worker on the client in the context; it ends with its own scope. */
 const worker = <E, R>(
   projection: Projection.Projection<E, R>,
   settings: Partial<Settings> = {},
@@ -46,7 +46,7 @@ const worker = <E, R>(
 const quietly = <A, E, R, ROut, E2, R2>(self: Effect.Effect<A, E, R>, live: Layer.Layer<ROut, E2, R2>) =>
   Effect.provideService(Effect.provide(self, live), References.MinimumLogLevel, "None")
 
-/** What running it fails with, in bounded time. */
+/** Runs the worker and returns the error with which it fails, in bounded time. */
 const refusal = <E extends { readonly _tag: string; readonly message: string }, R>(
   live: Layer.Layer<Orchestrator.Orchestrator, E, R>
 ) =>
@@ -62,7 +62,7 @@ const told = (error: { readonly message: string }, ...parts: ReadonlyArray<strin
   }
 }
 
-/** Runs it beside `self`, which begins when it works on its assignment. */
+/** Runs the worker beside `self`, which starts when the worker has reached its assignment. */
 const beside = <A, E, R, E2, R2>(live: Layer.Layer<Orchestrator.Orchestrator, E2, R2>, self: Effect.Effect<A, E, R>) =>
   Effect.gen(function*() {
     const orchestrator = yield* Orchestrator.Orchestrator
@@ -93,7 +93,7 @@ const hostAndPort = () => {
   return `${url.hostname}:${url.port}`
 }
 
-/** A server that takes connections and says nothing; and a port on which nothing listens. */
+/** A server that accepts connections and never responds. */
 const silentServer = Effect.acquireRelease(
   Effect.callback<{ readonly port: number; readonly close: () => void }>((resume) => {
     const sockets = new Set<Net.Socket>()
@@ -117,7 +117,7 @@ const silentServer = Effect.acquireRelease(
 const closedPort = Effect.scoped(Effect.map(silentServer, ({ port }) => port))
 
 it.live(
-  "a server that cannot be used: what is wrong with it, which one, and in bounded time",
+  "an unusable server is reported in bounded time, with its address and the reason",
   () =>
     Effect.gen(function*() {
       const secret = "hunter2-very-secret"
@@ -192,7 +192,7 @@ it.live(
   { tags: ["long"] }
 )
 
-it.live("tables that are missing, too old or too new", () =>
+it.live("reports missing tables and tables of an older or newer schema version", () =>
   Effect.gen(function*() {
     const sql = yield* SqlClient.SqlClient
     const missing = yield* refusal(worker(nothing("tables")))
@@ -212,7 +212,7 @@ it.live("tables that are missing, too old or too new", () =>
     told(newer, "version 99", "up to version 2", /Install the version/)
   }).pipe(Effect.provide(TestDatabase.layer)))
 
-it.live("a sequence that gives out positions in blocks", () =>
+it.live("reports a position sequence with CACHE greater than 1", () =>
   Effect.gen(function*() {
     const sql = yield* SqlClient.SqlClient
     yield* sql`ALTER SEQUENCE events_global_position_seq CACHE 20`
@@ -221,7 +221,7 @@ it.live("a sequence that gives out positions in blocks", () =>
     told(error, "events_global_position_seq", "CACHE 20", "ALTER SEQUENCE")
   }).pipe(Effect.provide(migrated)))
 
-it.live("a database that refuses to be written to", () =>
+it.live("reports a read-only database", () =>
   Effect.gen(function*() {
     const sql = yield* SqlClient.SqlClient
     const { name, url } = yield* TestDatabase.TestDatabase
@@ -233,7 +233,7 @@ it.live("a database that refuses to be written to", () =>
     told(error, hostAndPort(), "Connect to the primary")
   }).pipe(Effect.provide(migrated)))
 
-it("what a replica answers to a write is told apart from other refusals", () => {
+it("a write refused by a replica is distinguished from other refusals", () => {
   const server = { server: "db:5432", database: "app", user: "app" }
   const cause = Object.assign(new Error("cannot execute INSERT in a read-only transaction"), { code: "25006" })
   const error = toStoreError(server, "register a worker")(
@@ -243,7 +243,7 @@ it("what a replica answers to a write is told apart from other refusals", () => 
   told(error, "db:5432", "Connect to the primary")
 })
 
-it.live("events that are fewer than what was handled", () =>
+it.live("reports a checkpoint beyond the last event", () =>
   Effect.gen(function*() {
     const sql = yield* SqlClient.SqlClient
     yield* Effect.gen(function*() {
@@ -259,9 +259,9 @@ it.live("events that are fewer than what was handled", () =>
   }).pipe(Effect.provide(migrated)))
 
 it.layer(migrated, { excludeTestServices: true })(
-  "on a database that is as it should be",
+  "on a migrated database",
   (it) => {
-    it.effect("a name that is none for a table", () =>
+    it.effect("reports invalid table and schema names", () =>
       Effect.gen(function*() {
         const error = yield* refusal(worker(nothing("names"), {}, { tables: { events: "events; DROP TABLE events" } }))
         assert.strictEqual(error._tag, "InvalidSettings")
@@ -272,7 +272,7 @@ it.layer(migrated, { excludeTestServices: true })(
         told(same, "a name of its own")
       }))
 
-    it.effect("an id that is in use", () =>
+    it.effect("reports a worker id that is in use", () =>
       Effect.gen(function*() {
         const begun = Date.now()
         const live = () =>
@@ -289,7 +289,7 @@ it.layer(migrated, { excludeTestServices: true })(
         assert.strictEqual(error.host, Os.hostname())
       }))
 
-    it.effect("a projection that another replica set runs", () =>
+    it.effect("reports a projection that another replica set runs", () =>
       Effect.gen(function*() {
         const error = yield* beside(
           worker(nothing("elsewhere"), { replicaSet: "owners", workerId: "owner" }),
@@ -299,7 +299,7 @@ it.layer(migrated, { excludeTestServices: true })(
         told(error, "\"elsewhere\"", "\"owners\"", "\"owner\"", "another name")
       }))
 
-    it.effect("a filter that has changed, unless that is accepted", () =>
+    it.effect("reports a changed filter unless the change is accepted", () =>
       Effect.gen(function*() {
         const live = (options: Partial<Projection.Options<never, never>>) =>
           worker(nothing("filtered", options), { pollInterval: "50 millis" })
@@ -327,7 +327,7 @@ it.layer(migrated, { excludeTestServices: true })(
       (sql) => sql`CREATE TABLE IF NOT EXISTS read_model (projection text, id text, PRIMARY KEY (projection, id))`
     )
 
-    it.effect("a handler that would write through another client than the stores'", () =>
+    it.effect("reports a handler that would use a different client than the stores", () =>
       Effect.gen(function*() {
         const { url } = yield* TestDatabase.TestDatabase
         const client = () => PgClient.layer({ url: Redacted.make(url) })
@@ -341,7 +341,7 @@ it.layer(migrated, { excludeTestServices: true })(
         told(error, "\"foreign\"", "Provide one PgClient layer, once")
       }))
 
-    it.effect("another client in the context of run alone changes nothing: the handlers keep theirs", () =>
+    it.effect("handlers keep the client of their layer when run has another one in its context", () =>
       Effect.gen(function*() {
         yield* readModel
         const sql = yield* SqlClient.SqlClient
@@ -354,7 +354,7 @@ it.layer(migrated, { excludeTestServices: true })(
             projections: [writing("captured")],
             pollInterval: "50 millis"
           })
-          // Another database, in which there is no read model.
+          // Another database, without a read model.
           const database = Effect.flatMap(SqlClient.SqlClient, (client) => client`SELECT current_database()`)
           const other = TestDatabase.layerWith({})
           yield* quietly(
@@ -371,7 +371,7 @@ it.layer(migrated, { excludeTestServices: true })(
         assert.deepStrictEqual(rows.map(({ id }) => id), ["somebody", "somebody else"])
       }))
 
-    /** A role with a password of its own, and the URL under which it connects. */
+    /** A role with its own password, and the client that connects as it. */
     const role = Effect.gen(function*() {
       const sql = yield* SqlClient.SqlClient
       const database = yield* TestDatabase.TestDatabase
@@ -387,7 +387,7 @@ it.layer(migrated, { excludeTestServices: true })(
       return { name, config, client: PgClient.layer(config) }
     })
 
-    /** The statements of a block of docs/operations.md, for another role. */
+    /** The statements in docs/operations.md that grant privileges to `to`, rewritten for the role `name`. */
     const documented = (to: string, name: string): ReadonlyArray<string> => {
       const text = Fs.readFileSync(new URL("../../docs/operations.md", import.meta.url), "utf8")
       const block = [...text.matchAll(/```sql\n([\s\S]*?)```/g)].map((match) => match[1]!)
@@ -397,7 +397,7 @@ it.layer(migrated, { excludeTestServices: true })(
         .map((statement) => statement.replace(new RegExp(`TO ${to}$`), `TO "${name}"`))
     }
 
-    it.effect("a role without rights is told which one it lacks", () =>
+    it.effect("reports which privilege a role lacks", () =>
       Effect.gen(function*() {
         const sql = yield* SqlClient.SqlClient
         const { client, name } = yield* role
@@ -424,7 +424,7 @@ it.layer(migrated, { excludeTestServices: true })(
         }
       }))
 
-    it.effect("a process that appends and reads runs no statement for which the rights of docs/operations.md are not enough", () =>
+    it.effect("every statement of a process that appends and reads is permitted by docs/operations.md", () =>
       Effect.gen(function*() {
         const sql = yield* SqlClient.SqlClient
         const { config, name } = yield* role
@@ -459,7 +459,7 @@ it.layer(migrated, { excludeTestServices: true })(
             assert.strictEqual((yield* events.readStream(appended)).length, turn + 1)
             const page = yield* events.read({ after: expected - 1n, upTo: settled })
             assert.isAbove(page.events.length, 0)
-            // The listening session is lost, and opened again.
+            // The listening session is terminated and must be reopened.
             const pid = yield* TimeLimits.waitUntil("the process listens", listener, (pid) => pid !== undefined)
             yield* sql`SELECT pg_terminate_backend(${pid}, 5000)`
             yield* TimeLimits.waitUntil("it listens again", listener, (now) => now !== undefined && now !== pid)
@@ -469,7 +469,7 @@ it.layer(migrated, { excludeTestServices: true })(
           Effect.provideService(References.MinimumLogLevel, "None")
         )
         assert.deepStrictEqual(failures, [])
-        // Nothing is coordinated here.
+        // There is no coordination session: the process runs no worker.
         assert.deepStrictEqual([...sessions].sort(), [
           "pool",
           "pupsourcing-orchestrator listener",
@@ -477,7 +477,7 @@ it.layer(migrated, { excludeTestServices: true })(
         ])
       }))
 
-    it.effect("the rights of docs/operations.md are enough, for a worker and for a process that appends", () =>
+    it.effect("the privileges of docs/operations.md suffice for a worker and for a process that appends", () =>
       Effect.gen(function*() {
         yield* readModel
         const sql = yield* SqlClient.SqlClient
@@ -502,7 +502,7 @@ it.layer(migrated, { excludeTestServices: true })(
         })
         const life = () => worker(projection, { pollInterval: "50 millis" }).pipe(Layer.provideMerge(works.client))
         yield* quietly(Orchestrator.catchUp, life())
-        // Beside another one, so that generations are formed, ranges cut and the superseded pruned.
+        // Beside another worker, so that generations are formed and pruned, and ranges are cut.
         yield* beside(life(), beside(life(), Effect.void))
         const [count] = yield* sql<{ n: bigint; all: bigint }>`
         SELECT (SELECT count(*) FROM read_model WHERE projection = 'granted') AS n, (SELECT count(*) FROM events) AS all`

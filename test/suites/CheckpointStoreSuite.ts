@@ -20,10 +20,10 @@ import { dead, hasty, patient, unique } from "./Suite.ts"
 
 export interface Options<R> {
   readonly time: Time
-  /** What a handler does to its read model: it counts keys there. */
+  /** The effect of a handler on its read model, which counts keys. */
   readonly effects: {
     readonly record: (key: string) => Effect.Effect<void, unknown, R>
-    /** How often the key was recorded by what has committed. */
+    /** The number of times that committed batches have recorded the key. */
     readonly count: (key: string) => Effect.Effect<number, unknown, R>
   }
 }
@@ -40,7 +40,7 @@ const request = (
   rules
 })
 
-/** A projection of its own with as many workers as asked for, all of them at rest; the row that each of them holds. */
+/** Creates a projection shared by the given number of workers, and returns the row that each of them holds. */
 const held = Effect.fnUntraced(function*(workers: number) {
   const replicaSet = yield* unique("replica-set")
   const projection = yield* unique("projection")
@@ -94,7 +94,7 @@ export const suite = <R = never>(
         assert.deepStrictEqual(yield* (yield* CheckpointStore).rows(yield* unique("projection")), [])
       }))
 
-    it.effect("rows say who holds what, under which filter, from where", () =>
+    it.effect("rows contain the holder, the filter and the position of each range", () =>
       Effect.gen(function*() {
         const rows = yield* held(3)
         const stored = yield* (yield* CheckpointStore).rows(rows[0]!.projection)
@@ -105,7 +105,7 @@ export const suite = <R = never>(
         }
       }))
 
-    it.effect("a batch moves the position and its effects are there", () =>
+    it.effect("a committed batch advances the position and stores its effects", () =>
       Effect.gen(function*() {
         const [row] = yield* held(1)
         const key = yield* unique("key")
@@ -144,7 +144,7 @@ export const suite = <R = never>(
       ["interrupts itself", Effect.interrupt, Cause.hasInterrupts]
     ]
     for (const [what, failing, isExpected] of failures) {
-      it.effect(`a handler that ${what} rolls its batch back, and is told apart from a passing failure`, () =>
+      it.effect(`a handler that ${what} rolls its batch back and is distinguished from a transient failure`, () =>
         Effect.gen(function*() {
           const [row] = yield* held(1)
           const key = yield* unique("key")
@@ -159,7 +159,7 @@ export const suite = <R = never>(
         }))
     }
 
-    it.effect("a failure that throws when it is inspected is the handler's", () =>
+    it.effect("a handler's failure that throws when inspected is reported as HandlerFailure", () =>
       Effect.gen(function*() {
         const [row] = yield* held(1)
         const key = yield* unique("key")
@@ -187,7 +187,7 @@ export const suite = <R = never>(
         yield* commit(row!, 0n, 5n, Effect.void)
       }))
 
-    it.effect("the children of a handler end with it, before its batch commits", () =>
+    it.effect("child fibers of a handler are interrupted when it ends, before its batch commits", () =>
       Effect.gen(function*() {
         const [row] = yield* held(1)
         let ended = false
@@ -242,7 +242,7 @@ export const suite = <R = never>(
         }))
     }
 
-    it.effect("advance moves the position without work", () =>
+    it.effect("advance moves the position without running a handler", () =>
       Effect.gen(function*() {
         const store = yield* CheckpointStore
         const [row] = yield* held(1)
@@ -253,7 +253,7 @@ export const suite = <R = never>(
         assert.strictEqual(yield* position(row!), 12n)
       }))
 
-    it.effect("nothing is written of what was read in another life of the server", () =>
+    it.effect("writes based on reads of another server epoch are refused", () =>
       Effect.gen(function*() {
         const store = yield* CheckpointStore
         const [row] = yield* held(1)
@@ -270,11 +270,11 @@ export const suite = <R = never>(
         const [stored] = yield* store.rows(row!.projection)
         assert.deepStrictEqual([stored?.position, stored?.halt], [0n, undefined])
         assert.strictEqual(yield* effects.count(key), 0)
-        // The row is not to be had, whatever the life.
+        // A position other than the row's is fenced, whatever the epoch.
         assert.strictEqual((yield* Effect.flip(store.advance(row!, { from: 2n, to: 3n })))._tag, "Fenced")
       }))
 
-    it.effect("a halt is recorded on the row, and only there", () =>
+    it.effect("a halt is recorded on its row only", () =>
       Effect.gen(function*() {
         const store = yield* CheckpointStore
         const rows = yield* held(2)
@@ -321,7 +321,7 @@ export const suite = <R = never>(
         assert.strictEqual((yield* store.rows(row!.projection))[0]?.halt?.error, recorded)
       }))
 
-    it.effect("reports the texts that cannot be stored", () =>
+    it.effect("unstorable returns the texts that cannot be stored", () =>
       Effect.gen(function*() {
         const store = yield* CheckpointStore
         assert.deepStrictEqual(yield* store.unstorable([]), [])
@@ -329,7 +329,7 @@ export const suite = <R = never>(
         assert.deepStrictEqual(yield* store.unstorable(["a", "b\u0000", "é", "\uD83D"]), ["b\u0000", "\uD83D"])
       }))
 
-    it.effect("records a halt at an event whose aggregate id cannot be read, as of the range's beginning", () =>
+    it.effect("records a halt without an aggregate id at the start of the range", () =>
       Effect.gen(function*() {
         const store = yield* CheckpointStore
         const [, row] = yield* held(2)
@@ -338,7 +338,7 @@ export const suite = <R = never>(
         assert.strictEqual((yield* store.rows(row!.projection))[1]?.halt?.hash, row!.range.start)
       }))
 
-    it.effect("a halt of which nothing was heard is over when the range goes on", () =>
+    it.effect("advancing clears a halt whose acknowledgement was lost", () =>
       Effect.gen(function*() {
         const store = yield* CheckpointStore
         for (
@@ -356,7 +356,7 @@ export const suite = <R = never>(
         }
       }))
 
-    it.effect("of two batches on one range at the same time one commits", () =>
+    it.effect("one of two concurrent batches on a range commits", () =>
       Effect.gen(function*() {
         const [row] = yield* held(1)
         const keys = [yield* unique("key"), yield* unique("key")]
@@ -364,7 +364,7 @@ export const suite = <R = never>(
         const outcomes = yield* Effect.forEach(keys, (key, index) =>
           effects.record(key).pipe(
             Effect.andThen(Deferred.succeed(started[index]!, undefined)),
-            // Both are in the middle of their transaction before either ends it.
+            // Both transactions are open before either ends.
             Effect.andThen(Effect.forEach(started, (other) => Deferred.await(other), { discard: true })),
             (work) => Effect.exit(commit(row!, 0n, BigInt(5 + index), work))
           ), { concurrency: "unbounded" })
@@ -379,7 +379,7 @@ export const suite = <R = never>(
         assert.strictEqual(yield* effects.count(keys[1 - winner]!), 0)
       }))
 
-    it.effect("batches of different ranges commit side by side", () =>
+    it.effect("batches of different ranges commit concurrently", () =>
       Effect.gen(function*() {
         const rows = yield* held(2)
         const keys = [yield* unique("key"), yield* unique("key")]
@@ -394,7 +394,7 @@ export const suite = <R = never>(
         assert.deepStrictEqual([yield* effects.count(keys[0]!), yield* effects.count(keys[1]!)], [1, 1])
       }))
 
-    it.effect("what a batch has done is not seen before it commits", () =>
+    it.effect("the effects of a batch are not visible before it commits", () =>
       Effect.gen(function*() {
         const [row] = yield* held(1)
         const key = yield* unique("key")
@@ -419,7 +419,7 @@ export const suite = <R = never>(
         assert.strictEqual(yield* effects.count(key), 1)
       }))
 
-    it.effect("a batch that is interrupted from outside leaves nothing", () =>
+    it.effect("an interrupted batch is rolled back", () =>
       Effect.gen(function*() {
         const [row] = yield* held(1)
         const key = yield* unique("key")
@@ -446,7 +446,7 @@ export const suite = <R = never>(
         assert.strictEqual(yield* effects.count(key), 1)
       }))
 
-    it.effect("a batch in flight whose range was taken from its dead worker is fenced", () =>
+    it.effect("a running batch is fenced after its range was claimed from its evicted worker", () =>
       Effect.gen(function*() {
         const store = yield* CheckpointStore
         const [row] = yield* held(1)
@@ -484,7 +484,7 @@ export const suite = <R = never>(
         assert.strictEqual(yield* effects.count(key), 1)
       }))
 
-    it.effect("the services of the store's own surroundings do", () =>
+    it.effect("checkClient accepts the store's own context", () =>
       Effect.gen(function*() {
         const context = yield* Effect.context<never>()
         yield* (yield* CheckpointStore).checkClient(context, "replica-set")

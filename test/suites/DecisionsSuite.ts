@@ -70,7 +70,7 @@ const ranges = (rows: ReadonlyArray<Checkpoint.Checkpoint>): ReadonlyArray<HashR
 
 const half = (key: number): HashRange.HashRange => HashRange.partition(key, 2)
 
-/** Lets the workers decide in turn until none has anything left to do. */
+/** Lets the workers decide in turn until all of them are settled. */
 const converge = Effect.fnUntraced(function*(members: ReadonlyArray<Member>, rules: LivenessRules = patient) {
   for (let round = 0; round < 10; round++) {
     const decisions = yield* Effect.forEach(members, (member) => decide(member, { rules }))
@@ -79,7 +79,7 @@ const converge = Effect.fnUntraced(function*(members: ReadonlyArray<Member>, rul
   return assert.fail("The workers do not come to rest.")
 })
 
-/** The rows of a projection tile the space, and each belongs to one of the workers. */
+/** Asserts that a projection's rows tile the space and that each is held by one of the workers. */
 const assertShared = Effect.fnUntraced(function*(projection: string, members: ReadonlyArray<Member>) {
   const rows = yield* rowsOf(projection)
   assert.isTrue(HashRange.tiles(ranges(rows)))
@@ -106,7 +106,7 @@ export const suite = (
   { time }: Options
 ) =>
   it.layer(layer, { excludeTestServices: time.excludeTestServices })(`Decisions (${name})`, (it) => {
-    it.effect("the first worker forms the first generation and gets the whole", () =>
+    it.effect("the first worker forms the first generation and claims the whole space", () =>
       Effect.gen(function*() {
         const replicaSet = yield* unique("replica-set")
         const projection = yield* unique("projection")
@@ -136,7 +136,7 @@ export const suite = (
         assert.deepStrictEqual(yield* rowsOf(projection), [row])
       }))
 
-    it.effect("who has nothing to change changes nothing", () =>
+    it.effect("a repeated decision changes nothing", () =>
       Effect.gen(function*() {
         const { held, members, projection } = yield* twoWorkers
         const before = yield* rowsOf(projection)
@@ -150,7 +150,7 @@ export const suite = (
         assert.deepStrictEqual(yield* rowsOf(projection), before)
       }))
 
-    it.effect("a second worker forms the next generation; the first gives up its half, then the second takes it", () =>
+    it.effect("a second worker forms the next generation; the first releases a half, then the second claims it", () =>
       Effect.gen(function*() {
         const replicaSet = yield* unique("replica-set")
         const projection = yield* unique("projection")
@@ -179,12 +179,12 @@ export const suite = (
         assert.deepStrictEqual(rows.map((row) => row.position), [33n, 33n])
         assert.deepStrictEqual(rows.map((row) => row.fence?.generationId), [2n, 2n])
 
-        // What the first held before is not its any more.
+        // The first worker's old row is fenced.
         const late = yield* Effect.flip((yield* CheckpointStore).advance(whole!, { from: 33n, to: 34n }))
         assert.strictEqual(late._tag, "Fenced")
       }))
 
-    it.effect("who leaves frees its rows and is no member any more", () =>
+    it.effect("a leaving worker releases its rows and is removed from the members", () =>
       Effect.gen(function*() {
         const { members: [first, second], projection } = yield* twoWorkers
         const left = yield* decide(second, { leaving: true })
@@ -196,7 +196,7 @@ export const suite = (
 
         const taken = yield* decide(first)
         assert.isTrue(taken.settled)
-        // Both halves stood at the same place: they are one row again.
+        // Both halves have the same position, so they are merged.
         assert.deepStrictEqual(ranges(taken.held), [HashRange.whole])
         assert.deepStrictEqual(yield* rowsOf(projection), taken.held)
         assert.strictEqual(
@@ -208,7 +208,7 @@ export const suite = (
         assert.isTrue(Decision.isEmpty(after))
       }))
 
-    it.effect("the last to leave frees all, and whoever comes next goes on from there", () =>
+    it.effect("the last worker to leave releases all rows; the next worker continues from their position", () =>
       Effect.gen(function*() {
         const replicaSet = yield* unique("replica-set")
         const projection = yield* unique("projection")
@@ -225,14 +225,14 @@ export const suite = (
         assert.deepStrictEqual(decision.held.map((row) => [row.range, row.position]), [[HashRange.whole, 5n]])
       }))
 
-    it.effect("the rows of a dead worker are taken, from where they stood", () =>
+    it.effect("the rows of a dead worker are claimed at their positions", () =>
       Effect.gen(function*() {
         const store = yield* CheckpointStore
         const { held, members: [first, second], projection } = yield* twoWorkers
         yield* store.advance(held[0], { from: 0n, to: 8n })
         yield* store.advance(held[1], { from: 0n, to: 3n })
         yield* time.advance(dead)
-        // Under rules by which the other still lives nothing is taken from it.
+        // Under rules by which the other worker is still alive, nothing is claimed from it.
         assert.isTrue(Decision.isEmpty(yield* decide(first)))
 
         const decision = yield* decide(first, { rules: hasty })
@@ -243,14 +243,14 @@ export const suite = (
         assert.strictEqual((yield* Effect.flip(store.advance(held[1], { from: 3n, to: 4n })))._tag, "Fenced")
         assert.strictEqual((yield* decide(second)).obstacle?._tag, "Evicted")
 
-        // When both parts stand at the same place, the next decision makes them one.
+        // Once both parts have the same position, the next decision merges them.
         yield* store.advance(decision.held.find((row) => row.position === 3n)!, { from: 3n, to: 8n })
         const merged = yield* decide(first)
         assert.deepStrictEqual(ranges(merged.held), [HashRange.whole])
         assert.deepStrictEqual(yield* rowsOf(projection), merged.held)
       }))
 
-    it.effect("rows that are being worked on are not touched", () =>
+    it.effect("busy rows are not changed", () =>
       Effect.gen(function*() {
         const replicaSet = yield* unique("replica-set")
         const projection = yield* unique("projection")
@@ -267,7 +267,7 @@ export const suite = (
         assert.deepStrictEqual(rest.held.map((row) => [row.range, row.position]), [[half(0), 2n]])
       }))
 
-    it.effect("who leaves while a row is still worked on leaves it to the others", () =>
+    it.effect("a busy row of a worker that has left is claimed by the others", () =>
       Effect.gen(function*() {
         const { held, members: [first, second], projection } = yield* twoWorkers
         yield* decide(second, { leaving: true, busy: new Set([Checkpoint.key(held[1])]) })
@@ -279,7 +279,7 @@ export const suite = (
         assert.strictEqual(late._tag, "Fenced")
       }))
 
-    it.effect("workers that decide at the same time form one generation", () =>
+    it.effect("concurrent decisions form one generation", () =>
       Effect.gen(function*() {
         const replicaSet = yield* unique("replica-set")
         const projections = [yield* unique("projection"), yield* unique("projection")]
@@ -301,7 +301,7 @@ export const suite = (
         }
       }))
 
-    it.effect("all leaving at the same time but one leaves everything to that one", () =>
+    it.effect("the only worker that does not leave claims everything", () =>
       Effect.gen(function*() {
         const replicaSet = yield* unique("replica-set")
         const projection = yield* unique("projection")
@@ -318,7 +318,7 @@ export const suite = (
         assert.deepStrictEqual(yield* rowsOf(projection), decision!.held)
       }))
 
-    it.effect("a worker that comes back under its id takes its place again", () =>
+    it.effect("a worker that rejoins under its id claims its former range", () =>
       Effect.gen(function*() {
         const { held, members: [first], projection, replicaSet } = yield* twoWorkers
         yield* time.advance(dead)
@@ -336,11 +336,11 @@ export const suite = (
         assert.isTrue(decision.settled)
         const late = yield* Effect.flip((yield* CheckpointStore).advance(held[1], { from: 0n, to: 1n }))
         assert.strictEqual(late._tag, "Fenced")
-        // The other has kept what it held, and the fence under which it held it.
+        // The other worker's row and fence are unchanged.
         assert.deepStrictEqual((yield* converge([first, again]))[0]!.held, [held[0]])
       }))
 
-    it.effect("each projection is shared by those that carry it", () =>
+    it.effect("each projection is divided among the workers that carry it", () =>
       Effect.gen(function*() {
         const replicaSet = yield* unique("replica-set")
         const [one, both] = [yield* unique("one"), yield* unique("both")]
@@ -352,7 +352,7 @@ export const suite = (
         assert.strictEqual(decided!.held.length, 2)
       }))
 
-    it.effect("a projection that another replica set runs is not touched until it stops there", () =>
+    it.effect("a projection of another replica set is claimed only after its worker there has left", () =>
       Effect.gen(function*() {
         const [here, there] = [yield* unique("here"), yield* unique("there")]
         const projection = yield* unique("projection")
@@ -401,7 +401,7 @@ export const suite = (
         const accepting = { ...worker, projections: [carried(projection, { filter: given, acceptFilterChange: true })] }
         const { held, settled } = yield* decide(accepting)
         assert.isTrue(settled)
-        // It goes on from where it stands: the start position was for the beginning.
+        // The projection continues from its position; the start position applies only to its first start.
         assert.deepStrictEqual(held.map((row) => [row.filter, row.position]), [[given, 4n]])
       }))
 
@@ -427,7 +427,7 @@ export const suite = (
           [["young", filter]]
         )
         assert.deepStrictEqual((yield* rowsOf(kept)).map((row) => row.fence?.workerId), ["old", "young"])
-        // It leaves like any other.
+        // The old worker can still leave.
         yield* decide(without, { leaving: true })
         yield* converge([young])
         assert.deepStrictEqual((yield* rowsOf(kept)).map((row) => row.fence?.workerId), ["young"])
@@ -472,14 +472,14 @@ export const suite = (
         const projection = yield* unique("projection")
         const old = yield* join(replicaSet, "old", [projection])
         const { held: [whole] } = yield* decide(old)
-        // As in a rolling deploy: the fix is registered already when the old version's handler fails.
+        // As in a rolling deploy: the fixed worker is already registered when the old version's handler fails.
         const fixed = yield* join(replicaSet, "fixed", [projection])
         const halt = { at: 0n, error: "boom", position: 1n, eventId: globalThis.crypto.randomUUID(), aggregateId: "a" }
         yield* store.halt(whole!, halt)
         yield* decide(old, { leaving: true })
         const [decided] = yield* converge([fixed])
         assert.deepStrictEqual(decided!.held.map((row) => row.halt), [undefined])
-        // Its own halt stays, also when another decision touches the row.
+        // Its own halt stays, also when another worker's decision changes the row.
         yield* store.halt(decided!.held[0]!, halt)
         const other = yield* join(replicaSet, "other", [yield* unique("other")])
         yield* decide(other)
@@ -487,7 +487,7 @@ export const suite = (
         assert.deepStrictEqual(held.map((row) => row.halt?.incarnation), [fixed.registration.incarnation])
       }))
 
-    it.effect("look says what decide would do, and does nothing", () =>
+    it.effect("look returns the decision of decide without applying it", () =>
       Effect.gen(function*() {
         const replicaSet = yield* unique("replica-set")
         const projection = yield* unique("projection")
@@ -506,7 +506,7 @@ export const suite = (
         assert.strictEqual((yield* decide(first)).form?.generationId, 2n)
       }))
 
-    it.effect("many joins and leaves lose no hash and no position", () =>
+    it.effect("repeated joins and leaves keep every hash and position", () =>
       Effect.gen(function*() {
         const store = yield* CheckpointStore
         const replicaSet = yield* unique("replica-set")
@@ -514,7 +514,7 @@ export const suite = (
         let members: ReadonlyArray<Member> = [yield* join(replicaSet, "0", [projection])]
         yield* converge(members)
         for (let step = 1; step <= 12; step++) {
-          // The first of the rows moves on, so that positions differ from range to range.
+          // Advance the first row, so that positions differ between ranges.
           const [row] = yield* rowsOf(projection)
           yield* store.advance(row as Checkpoint.Held, { from: row!.position, to: BigInt(step) })
           const before = yield* rowsOf(projection)

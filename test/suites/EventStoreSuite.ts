@@ -16,7 +16,7 @@ import { unique } from "./Suite.ts"
 
 export interface Options<R> {
   readonly time: Time
-  /** The transaction of an application on this implementation. */
+  /** Runs an effect in a transaction of the application on this implementation. */
   readonly transact: <A, E, R1>(self: Effect.Effect<A, E, R1>) => Effect.Effect<A, unknown, R1 | R>
 }
 
@@ -35,7 +35,7 @@ const happened = (stream: StreamId, rest?: Partial<NewEvent>): NewEvent => ({
   ...rest
 })
 
-/** JSON text that `JSON.stringify` writes as it is. */
+/** A value whose given JSON text `JSON.stringify` writes unchanged. */
 const rawJson = (text: string): unknown =>
   (JSON as unknown as { readonly rawJSON: (text: string) => unknown }).rawJSON(text)
 
@@ -47,7 +47,7 @@ const readStream = Effect.fnUntraced(function*(...parameters: Parameters<EventSt
   return yield* (yield* EventStore).readStream(...parameters)
 })
 
-/** Everything that matches, page by page. */
+/** Reads all matching events page by page. */
 const readAll = Effect.fnUntraced(function*(options: ReadOptions) {
   const store = yield* EventStore
   const upTo = options.upTo ?? (yield* store.settledPosition)
@@ -56,8 +56,8 @@ const readAll = Effect.fnUntraced(function*(options: ReadOptions) {
   let after = options.after
   while (after < upTo) {
     const page = yield* store.read({ ...options, after, upTo })
-    assert.isTrue(page.position > after, "each page leads on")
-    assert.isTrue(page.position <= upTo, "no page leads beyond what was asked for")
+    assert.isTrue(page.position > after, "each page advances the position")
+    assert.isTrue(page.position <= upTo, "no page advances beyond upTo")
     for (const event of page.events) {
       assert.isTrue(after < event.globalPosition && event.globalPosition <= page.position, "events lie in their page")
     }
@@ -85,7 +85,7 @@ const ascending = (positions: ReadonlyArray<bigint>): boolean =>
 
 export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R, unknown>, options: Options<R>) =>
   it.layer(layer, { excludeTestServices: options.time.excludeTestServices })(`EventStore (${name})`, (it) => {
-    it.effect("append gives versions from 1 and growing positions", () =>
+    it.effect("append assigns versions from 1 and increasing positions", () =>
       Effect.gen(function*() {
         const stream = yield* newStream
         const first = yield* append([happened(stream), happened(stream)])
@@ -100,7 +100,7 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
         assert.deepStrictEqual(positionsOf(events), [...first.positions, ...second.positions])
       }))
 
-    it.effect("what was appended is read as it was", () =>
+    it.effect("appended events are read back unchanged", () =>
       Effect.gen(function*() {
         const stream = {
           boundedContext: yield* unique("Käse 'n' \"x\"; --"),
@@ -163,7 +163,7 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
         assert.deepStrictEqual([new TextDecoder().decode(nothing!.payload), nothing!.metadata], ["null", "text"])
       }))
 
-    it.effect("an event keeps the time that it is given, to the microsecond", () =>
+    it.effect("createdAt is stored to the microsecond", () =>
       Effect.gen(function*() {
         const stream = yield* newStream
         const times: ReadonlyArray<readonly [given: NewEvent["createdAt"], micros: bigint]> = [
@@ -198,7 +198,7 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
         }
       }))
 
-    it.effect("an event without a time gets that of the append, also beside others that have one", () =>
+    it.effect("an event without createdAt gets the time of the append, also beside events that have one", () =>
       Effect.gen(function*() {
         const stream = yield* newStream
         yield* append([happened(stream)])
@@ -212,7 +212,7 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
         )
       }))
 
-    it.effect("metadata keeps every digit in its text, and JSON null is distinguished from none", () =>
+    it.effect("metadataText keeps every digit, and JSON null is distinguished from missing metadata", () =>
       Effect.gen(function*() {
         const stream = yield* newStream
         const texts = [
@@ -235,7 +235,7 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
         assert.deepStrictEqual(read.events, stored)
         for (const [index, text] of texts.entries()) {
           const event = stored[index]!
-          // A store may write a number in another notation.
+          // A store may write a number in a different notation.
           assert.strictEqual(event.metadataText?.replace("0.0000001", "1E-7"), text)
           assert.deepStrictEqual(event.metadata, JSON.parse(text))
         }
@@ -247,7 +247,7 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
         )
       }))
 
-    it.effect("an append at another version than expected is a conflict and appends nothing", () =>
+    it.effect("an append with a wrong expectedVersion fails with ConcurrencyConflict and appends nothing", () =>
       Effect.gen(function*() {
         const stream = yield* newStream
         const conflict = (expectedVersion: "none" | bigint) =>
@@ -269,7 +269,7 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
         assert.strictEqual((yield* readStream(stream)).length, 5)
       }))
 
-    it.effect("streams differ in each part of their name", () =>
+    it.effect("each part of a StreamId distinguishes streams", () =>
       Effect.gen(function*() {
         const stream = yield* newStream
         const others = [
@@ -284,7 +284,7 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
         assert.strictEqual((yield* readStream(stream)).length, 1)
       }))
 
-    it.effect("an event id is stored once", () =>
+    it.effect("an event id can be stored only once", () =>
       Effect.gen(function*() {
         const stream = yield* newStream
         const other = yield* newStream
@@ -301,7 +301,7 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
         assert.strictEqual((yield* append([happened(other)], { expectedVersion: "none" })).lastVersion, 1n)
       }))
 
-    it.effect("an append that is repeated with its event ids is a duplicate, whatever version it expects", () =>
+    it.effect("repeating an append with its event ids fails with DuplicateEvent for every expectedVersion", () =>
       Effect.gen(function*() {
         const stream = yield* newStream
         const events = [happened(stream), happened(stream, { eventId: globalThis.crypto.randomUUID() })]
@@ -315,7 +315,7 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
         assert.strictEqual((yield* readStream(stream)).length, 2)
       }))
 
-    it.effect("what no store can keep is refused", () =>
+    it.effect("events that no store can represent are refused", () =>
       Effect.gen(function*() {
         const stream = yield* newStream
         const cyclic: Record<string, unknown> = {}
@@ -362,7 +362,7 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
         assert.deepStrictEqual(yield* readStream(stream), [])
       }))
 
-    it.effect("bytes of every kind and realm are stored as they were when the append began", () =>
+    it.effect("byte payloads of every kind and realm are stored as they were when append was called", () =>
       Effect.gen(function*() {
         const stream = yield* newStream
         yield* append(Payloads.bytes.map(([, payload]) => happened(stream, { payload })))
@@ -378,7 +378,7 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
         assert.deepStrictEqual([...last!.payload], [1, 2, 3])
       }))
 
-    it.effect("what a reader changes in an event changes neither the store nor what others read", () =>
+    it.effect("mutating a read event affects neither the store nor other readers", () =>
       Effect.gen(function*() {
         const stream = yield* newStream
         const { positions } = yield* append([
@@ -410,7 +410,7 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
         }
       }))
 
-    it.effect("a payload or metadata without a JSON form is refused by its path and never by its content", () =>
+    it.effect("refusing a value without a JSON form reports its path and never its content", () =>
       Effect.gen(function*() {
         const stream = yield* newStream
         for (const [payload, path, reason] of Payloads.refused) {
@@ -429,7 +429,7 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
         assert.deepStrictEqual(yield* readStream(stream), [])
       }))
 
-    it.effect("readStream reads from a version to a version, at most so many", () =>
+    it.effect("readStream honours from, to and limit", () =>
       Effect.gen(function*() {
         const stream = yield* newStream
         yield* append(Array.from({ length: 10 }, (_, index) => happened(stream, { payload: index })))
@@ -495,7 +495,7 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
         assert.strictEqual((yield* readStream(stream)).length, 2)
       }))
 
-    it.effect("read lets through what the filter's lists say, in position order", () =>
+    it.effect("read returns the events that match the filter, in position order", () =>
       Effect.gen(function*() {
         const [a, b] = [yield* unique("a"), yield* unique("b")]
         const events: Array<NewEvent> = []
@@ -543,7 +543,7 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
         assert.deepStrictEqual(yield* read({ eventTypes: [] }), [])
       }))
 
-    it.effect("the partitions of the space share out the events, each aggregate to one", () =>
+    it.effect("the partitions divide the events, each aggregate in exactly one", () =>
       Effect.gen(function*() {
         const boundedContext = yield* unique("context")
         const before = yield* (yield* EventStore).headPosition
@@ -579,7 +579,7 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
         }
       }))
 
-    it.effect("a page ends at its limit and leads on from there", () =>
+    it.effect("a page ends at its limit, and the next one continues from there", () =>
       Effect.gen(function*() {
         const stream = yield* newStream
         const { positions } = yield* append(Array.from({ length: 7 }, () => happened(stream)))
@@ -593,7 +593,7 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
         assert.isTrue(pages.every((length) => length <= 3))
       }))
 
-    it.effect("a page ends at its bytes, but never below one event", () =>
+    it.effect("a page ends at its byte limit, but contains at least one event", () =>
       Effect.gen(function*() {
         const stream = yield* newStream
         const payload = new Uint8Array(10_000)
@@ -608,7 +608,7 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
         assert.deepStrictEqual(one.pages, [1, 1, 1, 1, 1, 1])
       }))
 
-    it.effect("read goes from after one position up to another", () =>
+    it.effect("read returns the events after one position and up to another", () =>
       Effect.gen(function*() {
         const store = yield* EventStore
         const stream = yield* newStream
@@ -617,14 +617,14 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
         const filter = { boundedContexts: [stream.boundedContext] }
         const { events } = yield* readAll({ after: positions[1]!, upTo: positions[3]!, filter })
         assert.deepStrictEqual(positionsOf(events), positions.slice(2, 4))
-        // Nothing lies between the last position and itself.
+        // No event lies between the last position and itself.
         const nothing = yield* store.read({ after: settled, upTo: settled })
         assert.deepStrictEqual([nothing.events, nothing.position], [[], settled])
         const none = yield* readAll({ after: 0n, upTo: settled, filter: { eventTypes: [yield* unique("never")] } })
         assert.deepStrictEqual(none.events, [])
       }))
 
-    it.effect("what was seen in this life of the server may be gone on from, what was seen in another may not", () =>
+    it.effect("a read continues from a position of its server epoch and is refused in another epoch", () =>
       Effect.gen(function*() {
         const store = yield* EventStore
         const stream = yield* newStream
@@ -640,7 +640,7 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
         }
       }))
 
-    it.effect("a position that was never given out is ahead of the events", () =>
+    it.effect("a position beyond the last event fails with CheckpointAheadOfEvents", () =>
       Effect.gen(function*() {
         const store = yield* EventStore
         yield* append([happened(yield* newStream)])
@@ -653,7 +653,7 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
         assert.isTrue(waited.lastPosition < position)
       }))
 
-    it.effect("settledBeyond answers at once when there is more, and else waits until there is", () =>
+    it.effect("settledBeyond returns at once if the settled position is higher, and otherwise waits", () =>
       Effect.gen(function*() {
         const store = yield* EventStore
         const stream = yield* newStream
@@ -661,7 +661,7 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
         const settled = yield* settle(last(positions))
         assert.strictEqual(yield* store.settledPosition, settled)
         assert.isTrue((yield* store.settledBeyond(positions[0]!, Duration.minutes(1))) >= positions[1]!)
-        // A wake-up is what ends these waits: the test does not live to see the poll.
+        // Only a wake-up can end these waits: the test times out before the poll.
         const waiting = yield* Effect.forEach(
           [0, 1, 2],
           () => Effect.forkChild(store.settledBeyond(settled, Duration.minutes(10)), { startImmediately: true })
@@ -672,7 +672,7 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
         for (const fiber of waiting) assert.isTrue((yield* Fiber.join(fiber)) >= more.positions[0]!)
       }))
 
-    it.effect("waiting can be given up", () =>
+    it.effect("settledBeyond can be interrupted", () =>
       Effect.gen(function*() {
         const store = yield* EventStore
         const settled = yield* settle(yield* store.headPosition)
@@ -684,7 +684,7 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
         assert.strictEqual(yield* store.settledPosition, settled)
       }))
 
-    it.effect("appends to one aggregate at the same time get versions without gap, positions in their order", () =>
+    it.effect("concurrent appends to one aggregate get versions without gaps and positions in version order", () =>
       Effect.gen(function*() {
         const stream = yield* newStream
         const start = yield* Deferred.make<void>()
@@ -714,7 +714,7 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
         }
       }))
 
-    it.effect("of appends that expect the same version one wins", () =>
+    it.effect("one of several concurrent appends with the same expectedVersion succeeds", () =>
       Effect.gen(function*() {
         const stream = yield* newStream
         yield* append([happened(stream)])
@@ -730,7 +730,7 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
         assert.strictEqual((yield* readStream(stream)).length, 2)
       }))
 
-    it.effect("appends to many aggregates at the same time are all read, once, each aggregate in order", () =>
+    it.effect("concurrent appends to many aggregates are all read, once, each aggregate in order", () =>
       Effect.gen(function*() {
         const boundedContext = yield* unique("context")
         const before = yield* (yield* EventStore).headPosition
@@ -750,7 +750,7 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
         }
       }))
 
-    it.effect("nothing that is closed holds the settled position back", () =>
+    it.effect("finished writers do not hold the settled position back", () =>
       Effect.gen(function*() {
         yield* settle(yield* (yield* EventStore).headPosition)
         assert.deepStrictEqual(yield* (yield* EventStore).openWriters, [])

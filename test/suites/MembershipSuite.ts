@@ -21,13 +21,13 @@ const join = Effect.fnUntraced(function*(replicaSet: string, workerId: string, r
   return yield* (yield* Membership).join({ replicaSet, workerId, projections: ["one", "two"], rules })
 })
 
-/** A decision about nothing but who lives. */
+/** A decision about membership only, without projections. */
 const decide = Effect.fnUntraced(function*(registration: Registration, rules: LivenessRules, leaving = false) {
   const request = { registration, projections: [], busy: new Set<string>(), leaving, rules }
   return yield* (yield* Decisions).decide(request)
 })
 
-/** What comes in of itself when a worker begins to listen is over after this. */
+/** Waits until the wake-ups caused by starting to listen have arrived, and discards them. */
 const quiet = Effect.fnUntraced(function*(wakeUps: Queue.Dequeue<void>, time: Time) {
   yield* time.advance(scaledMillis(300))
   yield* Queue.clear(wakeUps)
@@ -39,7 +39,7 @@ export const suite = (
   { time }: Options
 ) =>
   it.layer(layer, { excludeTestServices: time.excludeTestServices })(`Membership (${name})`, (it) => {
-    it.effect("join registers a worker under an incarnation of its own", () =>
+    it.effect("join registers a worker under a new incarnation", () =>
       Effect.gen(function*() {
         const replicaSet = yield* unique("replica-set")
         const [first, second] = [yield* join(replicaSet, "a"), yield* join(replicaSet, "b")]
@@ -51,7 +51,7 @@ export const suite = (
         assert.isTrue(second.incarnation > first.incarnation)
       }))
 
-    it.effect("an id that lives is in use", () =>
+    it.effect("the id of a live worker is refused with WorkerIdInUse", () =>
       Effect.gen(function*() {
         const replicaSet = yield* unique("replica-set")
         const first = yield* join(replicaSet, "a")
@@ -60,11 +60,11 @@ export const suite = (
         assert.deepStrictEqual([refused.replicaSet, refused.workerId], [replicaSet, "a"])
         assert.deepStrictEqual(refused.since, first.startedAt)
         yield* (yield* Membership).heartbeat(first)
-        // The same id in another replica set is another worker.
+        // The same id in another replica set is a different worker.
         yield* join(yield* unique("replica-set"), "a")
       }))
 
-    it.effect("an id is free again when its worker has left", () =>
+    it.effect("an id can be used again after its worker has left", () =>
       Effect.gen(function*() {
         const replicaSet = yield* unique("replica-set")
         const scope = yield* Scope.make()
@@ -77,7 +77,7 @@ export const suite = (
         yield* (yield* Membership).heartbeat(second)
       }))
 
-    it.effect("a worker that is gone without leaving is replaced when it has been silent for too long", () =>
+    it.effect("a worker that ended without leaving is replaced when its heartbeat is stale", () =>
       Effect.gen(function*() {
         const membership = yield* Membership
         const replicaSet = yield* unique("replica-set")
@@ -93,13 +93,13 @@ export const suite = (
         yield* membership.heartbeat(second)
       }))
 
-    it.effect("who takes the id of a worker that has died just now waits a moment for it", () =>
+    it.effect("joining under the id of a worker that has just died waits instead of failing", () =>
       Effect.gen(function*() {
         const membership = yield* Membership
         const replicaSet = yield* unique("replica-set")
         const scope = yield* Scope.make()
         const first = yield* Scope.provide(join(replicaSet, "a"), scope)
-        // Whoever looks while it is there knows later that it is gone.
+        // A session that has observed the presence treats its later absence as evidence.
         yield* decide(first, patient)
         yield* Scope.close(scope, Exit.void)
         const joining = yield* Effect.forkChild(Effect.scoped(join(replicaSet, "a")), { startImmediately: true })
@@ -111,7 +111,7 @@ export const suite = (
         assert.strictEqual((yield* Effect.flip(membership.heartbeat(first)))._tag, "WorkerReplaced")
       }))
 
-    it.effect("a frozen worker is replaced though its session stands, and its end does not touch its successor", () =>
+    it.effect("a frozen worker is replaced despite its open session, whose end does not affect the successor", () =>
       Effect.gen(function*() {
         const membership = yield* Membership
         const replicaSet = yield* unique("replica-set")
@@ -127,7 +127,7 @@ export const suite = (
         assert.deepStrictEqual(form?.members.map((member) => member.incarnation).includes(second.incarnation), true)
       }))
 
-    it.effect("a worker that was given up for dead is told so by its heartbeat", () =>
+    it.effect("the heartbeat of an evicted worker fails with WorkerEvicted", () =>
       Effect.gen(function*() {
         const membership = yield* Membership
         const replicaSet = yield* unique("replica-set")
@@ -140,7 +140,7 @@ export const suite = (
         const evicted = yield* Effect.flip(membership.heartbeat(silent))
         assert(evicted._tag === "WorkerEvicted")
         assert.deepStrictEqual([evicted.replicaSet, evicted.workerId], [replicaSet, "silent"])
-        // It registers anew.
+        // The worker can register again.
         const again = yield* join(replicaSet, "silent")
         assert.isTrue(again.incarnation > silent.incarnation)
       }))
@@ -158,7 +158,7 @@ export const suite = (
         assert.strictEqual(generation?.members.length, 2)
       }))
 
-    it.effect("a worker that is gone is dead before its heartbeat is stale", () =>
+    it.effect("an absent worker is evicted before its heartbeat is stale", () =>
       Effect.gen(function*() {
         const membership = yield* Membership
         const replicaSet = yield* unique("replica-set")
@@ -168,7 +168,7 @@ export const suite = (
         const { generation } = yield* decide(other, patient)
         yield* membership.watch(other, generation!)
         const rules = { ...patient, presenceGraceMillis: 100 }
-        // Looking while it is there is what makes its absence evidence.
+        // Only after a session has observed the presence does its absence count.
         assert.deepStrictEqual((yield* decide(other, rules)).evict, [])
         yield* Scope.close(scope, Exit.void)
         const looked = yield* (yield* Decisions).look({
@@ -185,7 +185,7 @@ export const suite = (
         assert.deepStrictEqual(evict.map((worker) => worker.incarnation), [gone.incarnation])
       }))
 
-    it.effect("a worker that left by itself is distinguished from one that was evicted, or came back", () =>
+    it.effect("departed returns workers that left, but not evicted or returned ones", () =>
       Effect.gen(function*() {
         const membership = yield* Membership
         const replicaSet = yield* unique("replica-set")
@@ -207,7 +207,7 @@ export const suite = (
         assert.deepStrictEqual(yield* membership.departed(other, [silent]), new Set())
       }))
 
-    it.effect("where a worker is can be reported, also when it is no longer there", () =>
+    it.effect("a worker's state can be reported, also after it has left", () =>
       Effect.gen(function*() {
         const membership = yield* Membership
         const worker = yield* join(yield* unique("replica-set"), "a")
@@ -217,11 +217,11 @@ export const suite = (
         }
         yield* decide(worker, patient, true)
         yield* membership.report(worker, { state: "running", generation })
-        // It has left all the same: a report decides nothing.
+        // The report does not undo the leave: no decision depends on reports.
         assert.strictEqual((yield* Effect.flip(membership.heartbeat(worker)))._tag, "WorkerEvicted")
       }))
 
-    it.effect("a decision says what is recorded of its worker", () =>
+    it.effect("a decision returns the recorded state of its worker", () =>
       Effect.gen(function*() {
         const membership = yield* Membership
         const replicaSet = yield* unique("replica-set")
@@ -242,7 +242,7 @@ export const suite = (
         assert.deepStrictEqual(yield* said(b), { activates: false, recorded: { state: "running", generationId } })
       }))
 
-    it.effect("joins and leaves wake the others", () =>
+    it.effect("joins and leaves wake other workers", () =>
       Effect.gen(function*() {
         const membership = yield* Membership
         const replicaSet = yield* unique("replica-set")
@@ -259,7 +259,7 @@ export const suite = (
         yield* Queue.take(wakeUps)
       }))
 
-    it.effect("many wake-ups are one", () =>
+    it.effect("wake-ups are coalesced", () =>
       Effect.gen(function*() {
         const membership = yield* Membership
         const replicaSet = yield* unique("replica-set")
@@ -271,7 +271,7 @@ export const suite = (
         assert.strictEqual((yield* Queue.clear(wakeUps)).length, 1)
       }))
 
-    it.effect("the end of the neighbour is a wake-up", () =>
+    it.effect("the end of the neighbour's presence wakes its watcher", () =>
       Effect.gen(function*() {
         const membership = yield* Membership
         const replicaSet = yield* unique("replica-set")
@@ -287,7 +287,7 @@ export const suite = (
         yield* Queue.take(wakeUps)
       }))
 
-    it.effect("only the neighbour is watched, and who watches anew watches nobody else", () =>
+    it.effect("only the neighbour is watched, and watching again replaces the previous neighbour", () =>
       Effect.gen(function*() {
         const membership = yield* Membership
         const replicaSet = yield* unique("replica-set")

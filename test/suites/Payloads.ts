@@ -1,5 +1,6 @@
 /**
- * Payloads of every kind that a caller may pass, from this realm and from another one, as under jest, jsdom and `node:vm`.
+ * Payloads of every kind that a caller may pass, from this realm and from another one, as with jest, jsdom and
+ * `node:vm`.
  */
 import * as Chunk from "effect/Chunk"
 import * as Data from "effect/Data"
@@ -64,7 +65,7 @@ class Amount extends Schema.Class<Amount>("Amount")({ cents: Schema.Int }) {}
 
 class Failed extends Schema.TaggedError<Failed>()("Failed", { step: Schema.String }) {}
 
-/** Values of JSON, with what is read back. */
+/** Values with a JSON form, each with the value that is read back. */
 export const jsonValues: ReadonlyArray<readonly [kind: string, payload: unknown, read: unknown]> = [
   ["null", null, null],
   ["false", false, false],
@@ -124,7 +125,7 @@ const transferred = new ArrayBuffer(8)
 const viewOfTransferred = new Uint8Array(transferred)
 structuredClone(transferred, { transfer: [transferred] })
 
-/** Values without a JSON form, alone and inside of another value, with the path and a part of the reason. */
+/** Values without a JSON form, alone or nested, each with the path and a part of the reason in the error. */
 export const refused: ReadonlyArray<readonly [payload: unknown, path: string, reason: string]> = [
   [undefined, "payload", "undefined"],
   [() => "secret", "payload", "function"],

@@ -1,12 +1,12 @@
 /**
- * What all conformance suites share. What a service means is said in its suite and nowhere else; each implementation
- * runs all of it. Tests keep apart by names of their own, since stores are shared and never empty.
+ * Helpers of the conformance suites. The suite of a service defines its behaviour, and every implementation runs the
+ * whole suite. Tests isolate themselves by unique names, because stores are shared and never empty.
  */
 import * as Effect from "effect/Effect"
 import { TestClock } from "effect/testing"
 import { scaledMillis } from "../support/TimeLimits.ts"
 
-/** How time passes where an implementation runs. */
+/** Controls time for an implementation: virtual or real. */
 export interface Time {
   readonly advance: (millis: number) => Effect.Effect<void>
   /** For `it.layer`: real time needs real services. */
@@ -17,23 +17,23 @@ export const virtualTime: Time = { advance: (millis) => TestClock.adjust(millis)
 
 export const realTime: Time = { advance: (millis) => Effect.sleep(millis), excludeTestServices: true }
 
-/** A name that nothing else has. */
+/** A unique name. */
 export const unique = (prefix: string): Effect.Effect<string> =>
   Effect.sync(() => `${prefix}-${globalThis.crypto.randomUUID()}`)
 
-/** Rules under which nobody dies in a test, however slow the machine. */
+/** Liveness rules under which no worker is declared dead during a test, however slow the machine. */
 export const patient = {
   heartbeatIntervalMillis: 20_000,
   staleWorkerTimeoutMillis: 60_000,
   presenceGraceMillis: 60_000
 }
 
-/** Rules under which a worker is dead soon: the rule that is named in the test counts, none of it before `dead`. */
+/** Liveness rules under which a silent or absent worker is dead after less than `dead` milliseconds. */
 export const hasty = {
   heartbeatIntervalMillis: 50,
   staleWorkerTimeoutMillis: scaledMillis(600),
   presenceGraceMillis: scaledMillis(600)
 }
 
-/** Longer than a worker lives in silence under the hasty rules. */
+/** Milliseconds after which a worker without a heartbeat is dead under the `hasty` rules. */
 export const dead = scaledMillis(800)

@@ -1,6 +1,6 @@
 /**
- * What must not compile, and what must: checked by `tsc`, never run. A line marked `@ts-expect-error` that does compile
- * is an error itself.
+ * Code that must or must not compile: checked by `tsc`, never run. A line marked with `@ts-expect-error` that compiles
+ * is an error.
  */
 import * as PgClient from "@effect/sql-pg/PgClient"
 import * as Config from "effect/Config"
@@ -47,7 +47,7 @@ const rated = Projection.make("rated", {
 })
 const mails = Projection.make("mails", { handle: () => Effect.flatMap(Mailer, ({ send }) => send) })
 
-// What a handler fails with and needs, as its projection says it; each batch brings the Scope.
+// A projection has the error and service types of its handler; each batch provides the Scope.
 holds<Equals<Projection.Error<typeof plain>, never>>()
 holds<Equals<Projection.Services<typeof plain>, never>>()
 holds<Equals<Projection.Error<typeof writes>, SqlError.SqlError>>()
@@ -57,7 +57,7 @@ holds<Equals<Projection.Services<typeof rated>, Rates>>()
 
 type Stores = CheckpointStore | Decisions | EventStore | Membership
 
-// A tuple of projections: the services of each are required, its errors stay with the handlers.
+// For a tuple of projections, the layer requires the services of each, and does not fail with their errors.
 const many = Orchestrator.layer({ replicaSet: "main", projections: [plain, writes, rated, mails] })
 holds<
   Equals<
@@ -72,7 +72,7 @@ const made = Orchestrator.make({ replicaSet: "main", projections: [rated, mails]
 holds<Equals<Effect.Services<typeof made>, Stores | Rates | Mailer>>()
 holds<Equals<Effect.Error<typeof made>, Orchestrator.SetupError>>()
 
-// What run fails with.
+// The error type of run.
 holds<
   Equals<
     Effect.Error<typeof Orchestrator.run>,
@@ -95,7 +95,7 @@ holds<Equals<Effect.Success<typeof Orchestrator.run>, never>>()
 holds<Equals<Effect.Services<typeof Orchestrator.run>, Orchestrator.Orchestrator>>()
 holds<Equals<Effect.Success<typeof Orchestrator.catchUp>, void>>()
 
-// All there: it runs.
+// All services are provided.
 const inMemory = Orchestrator.layer({ replicaSet: "main", projections: [rated] }).pipe(
   Layer.provide(MemoryStores.layer),
   Layer.provide(Layer.succeed(Rates, { of: () => 1 }))
@@ -116,7 +116,7 @@ const withoutClient = Orchestrator.layer({ replicaSet: "main", projections: [wri
 // @ts-expect-error SqlClient is missing
 export const needsClient = () => Effect.runFork(Effect.provide(Orchestrator.run, withoutClient))
 
-// The stores' PgClient is missing, and the stores themselves.
+// The stores' PgClient is missing; then the stores themselves.
 const withoutPgClient = Orchestrator.layer({ replicaSet: "main", projections: [plain] }).pipe(
   Layer.provide(PostgresStores.layer)
 )
@@ -155,8 +155,8 @@ holds<
 >()
 holds<Equals<typeof Settings.config, Config.Config<Settings.Input>>>()
 
-// What is no setting, and what is missing.
-// @ts-expect-error a setting of another type
+// Invalid and missing settings.
+// @ts-expect-error the setting has another type
 Orchestrator.layerConfig({ replicaSet: "main", batchSize: Config.String("BATCH_SIZE"), projections: [plain] })
 // @ts-expect-error the replica set is required
 Orchestrator.layer({ projections: [plain] })
@@ -164,7 +164,7 @@ Orchestrator.layer({ projections: [plain] })
 Orchestrator.layer({ replicaSet: "main" })
 // @ts-expect-error there is no such setting
 Orchestrator.layer({ replicaSet: "main", projections: [plain], heartBeatInterval: "1 second" })
-// @ts-expect-error a projection has a handler
+// @ts-expect-error the handler is required
 Projection.make("none", { aggregateTypes: ["User"] })
 // @ts-expect-error no such start
 Projection.make("start", { startFrom: "yesterday", handle: () => Effect.void })
