@@ -1,6 +1,6 @@
 /**
- * Events that no one would think of writing, and that somebody writes: each is handled as it is, or there is a typed
- * error. Through the public API, on a real server.
+ * Unusual events that occur in practice: each is handled unchanged or causes a typed error. Uses the public API on a
+ * real server.
  */
 import { PgClient } from "@effect/sql-pg"
 import { assert, describe } from "@effect/vitest"
@@ -14,7 +14,7 @@ const mega = 1024 * 1024
 
 describe("sizes", () => {
   live(
-    "payloads of no byte and of 15 MiB are handled; one beyond the client's limit halts, until the limit is raised",
+    "handles empty payloads and payloads of 15 MiB; one above the client's limit halts until the limit is raised",
     Effect.gen(function*() {
       const sizes = [0, 15 * mega, 17 * mega, 1]
       const positions: Array<bigint> = []
@@ -37,7 +37,7 @@ describe("sizes", () => {
   )
 
   live(
-    "what stands beside a payload may be too large as well",
+    "other columns than the payload may be too large as well",
     Effect.gen(function*() {
       const [small] = yield* append(event("a"))
       const [large] = yield* append(event("b", { traceId: "x".repeat(17 * mega) }))
@@ -47,7 +47,7 @@ describe("sizes", () => {
   )
 
   live(
-    "what is small where it is stored, and large when it is sent, fills pages as it is sent",
+    "pages are measured by the size that events have when they are sent, not when they are stored",
     Effect.gen(function*() {
       const store = yield* EventStore
       const sql = yield* PgClient.PgClient
@@ -67,11 +67,11 @@ describe("sizes", () => {
   )
 
   live(
-    "no more is measured than a page may need",
+    "measures no more events than a page may need",
     Effect.gen(function*() {
       const sql = yield* PgClient.PgClient
       const [first] = yield* append(event("a", { metadata: { text: "x".repeat(mega) } }))
-      // Copied, they are compressed already. To measure them all takes longer than a statement may.
+      // The copies are already compressed. Measuring all of them takes longer than the statement timeout.
       yield* sql`
         INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload,
           metadata)
@@ -84,7 +84,7 @@ describe("sizes", () => {
   )
 
   live(
-    "ten thousand aggregates are handled, and so is one with ten thousand events",
+    "handles ten thousand aggregates, and one aggregate with ten thousand events",
     Effect.gen(function*() {
       const sql = yield* PgClient.PgClient
       const count = 10_000
@@ -119,7 +119,7 @@ describe("payloads", () => {
   const json = (event: Event.Event) => Event.json(event, Schema.Struct({ secret: Schema.Int }))
 
   live(
-    "that are no JSON are nothing to a handler of bytes; one that wants JSON can tell, or halts with a typed error",
+    "that are not JSON reach a handler of bytes; a handler of JSON can detect them, or halts with a typed error",
     Effect.gen(function*() {
       const sizes = Object.values(payloads).map(({ length }) => length)
       const positions: Array<bigint> = []
@@ -175,7 +175,7 @@ describe("names", () => {
     "O'Brien \"the 3rd\" \\ $1 ${x} -- ; DROP TABLE events; /*",
     "%_*?[a-z]{1}",
     "👩‍👩‍👧‍👦 \u{1F600}",
-    // Look alike, and are two.
+    // These two look alike but differ.
     "\u00e9",
     "e\u0301",
     "مرحبا \u202eabc",
@@ -185,7 +185,7 @@ describe("names", () => {
   ]
 
   live(
-    "are kept as they are, whatever they contain",
+    "are stored unchanged, whatever they contain",
     Effect.gen(function*() {
       const store = yield* EventStore
       for (const name of names) {
@@ -209,7 +209,7 @@ describe("names", () => {
           metadata: { [name]: name }
         })
       }
-      // Those of people who give names to projections and workers, too.
+      // Names of projections and workers may contain the same characters.
       for (const name of names.slice(0, -1)) {
         const filter = { boundedContexts: [name], aggregateTypes: [name], eventTypes: [name] }
         yield* catchUp(recording(name, filter), { replicaSet: name, workerId: name })
@@ -219,7 +219,7 @@ describe("names", () => {
   )
 
   live(
-    "that the database cannot index are refused, and nothing of them is kept",
+    "that the database cannot index are refused, and nothing is stored",
     Effect.gen(function*() {
       const store = yield* EventStore
       const long = event(Crypto.randomBytes(5000).toString("hex"))
@@ -238,7 +238,7 @@ describe("the ends of int8", () => {
   const last = 2n ** 63n - 1n
 
   live(
-    "an aggregate's last version is handled, and there is none after it",
+    "handles an aggregate's last possible version, and refuses any after it",
     Effect.gen(function*() {
       const store = yield* EventStore
       const sql = yield* PgClient.PgClient
@@ -249,7 +249,7 @@ describe("the ends of int8", () => {
         INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
         VALUES ('test', 'Test', 'a', ${last - 2n}::bigint, gen_random_uuid(), 'Happened', '{}')`
       assert.strictEqual((yield* store.append([event("a")], { expectedVersion: last - 2n })).lastVersion, last - 1n)
-      // Two at once do not fit, and neither is kept.
+      // Two events at once do not fit, and neither is stored.
       for (const events of [[event("a"), event("a")], [event("a"), event("a"), event("a")]]) {
         const error = yield* Effect.flip(store.append(events))
         assert(error._tag === "StoreFailure")
@@ -269,7 +269,7 @@ describe("the ends of int8", () => {
   )
 
   live(
-    "the last position is handled, and there is none after it",
+    "handles the last possible position, and refuses any after it",
     Effect.gen(function*() {
       const store = yield* EventStore
       const sql = yield* PgClient.PgClient
@@ -282,7 +282,7 @@ describe("the ends of int8", () => {
       assert.strictEqual(error.code, "2200H")
       yield* catchUp(recording("positions"))
       assert.deepStrictEqual((yield* seen("positions")).map(({ position }) => position), [1n, last - 1n, last])
-      // There is nothing to wait for, and that is no reason to fail.
+      // No later position can exist, and this must not be an error.
       yield* catchUp(recording("positions"))
     })
   )

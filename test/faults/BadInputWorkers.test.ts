@@ -1,5 +1,5 @@
 /**
- * Events that are large, among worker processes that have little room.
+ * Large events handled by worker processes with little memory.
  *
  * @module-tag long
  */
@@ -12,7 +12,7 @@ import * as Harness from "./Harness.ts"
 const settings = { batchSize: 5000 }
 const projections = ["per_aggregate"]
 
-/** Appends `count` equal events to ten aggregates. Copied from a row, they are compressed once. */
+/** Appends `count` equal events to ten aggregates. They are copied from a row, so they are compressed only once. */
 const flood = Effect.fnUntraced(
   function*(count: number, columns: { readonly payload: string; readonly metadata: string }) {
     const sql = yield* SqlClient.SqlClient
@@ -27,7 +27,7 @@ const flood = Effect.fnUntraced(
   }
 )
 
-/** The most memory that a process ever had, in bytes. */
+/** The peak memory of a process, in bytes. */
 const peak = (pid: number): number => {
   const [, kilobytes] = /VmHWM:\s+(\d+) kB/.exec(Fs.readFileSync(`/proc/${pid}/status`, "utf8")) ?? []
   return Number(kilobytes) * 1024
@@ -60,7 +60,7 @@ describe("large events", { concurrent: false }, () => {
         yield* harness.quiesce(projections)
         const bytes = peak(worker.pid)
         yield* Console.log(`${what}: at most ${Math.round(bytes / 1e6)} MB`)
-        // A process that has just started has a third of this; everything that it read is twice as much.
+        // A process that has just started uses a third of this; everything that it read is twice as much.
         assert.isBelow(bytes, 500e6)
         assert.deepStrictEqual(yield* worker.stop, { code: 0, signal: null })
       }).pipe(Effect.scoped, Effect.provide(Harness.layer)))

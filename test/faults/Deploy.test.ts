@@ -10,7 +10,10 @@ import * as TimeLimits from "../support/TimeLimits.ts"
 import * as Harness from "./Harness.ts"
 import * as Moves from "./Moves.ts"
 
-/** Not all carry all, and the next version brings a projection whose progress begins while it is rolled out. */
+/**
+ * Some workers carry only some of these projections. The next version adds one whose progress begins during the
+ * rollout.
+ */
 const oldVersion = (pod: number): Harness.WorkerOptions => ({
   projections: ["shared_totals", ...(pod % 2 === 0 ? ["per_aggregate"] : ["per_aggregate/odd"])],
   settings: {
@@ -31,7 +34,7 @@ const newVersion = (pod: number): Harness.WorkerOptions => ({
 })
 const projections = ["per_aggregate", "per_aggregate/odd", "shared_totals", "shared_totals/new"]
 
-/** Each range of each projection has an owner, who lives. */
+/** Every range of every projection has a live owner. */
 const allOwned = (ids: ReadonlyArray<string>) => (state: Harness.State) =>
   Harness.sharedBy(ids)(state) &&
   projections.every((projection) => state.checkpoints.some((row) => row.projection === projection)) &&
@@ -50,13 +53,13 @@ const start = Effect.fnUntraced(function*(name: string, id: string, version: Har
 const stop = ({ worker }: Pod) =>
   Effect.map(worker.stop, (exit) => assert.deepStrictEqual(exit, { code: 0, signal: null }))
 
-/** As a `StatefulSet` does it: the old one ends, the new one has its id. */
+/** Like a `StatefulSet`: the old worker ends, then the new one starts with its id. */
 const stopFirst = Effect.fnUntraced(function*(old: Pod, pod: number) {
   yield* stop(old)
   return yield* start(`${old.id} of the new version`, old.id, newVersion(pod))
 })
 
-/** As a `Deployment` with `maxSurge` does it: the new one is ready before the old one ends. */
+/** Like a `Deployment` with `maxSurge`: the new worker is ready before the old one ends. */
 const startFirst = Effect.fnUntraced(function*(old: Pod, pod: number, ids: ReadonlyArray<string>) {
   const harness = yield* Harness.Harness
   const next = yield* start(`new-${pod}`, `new-${pod}`, newVersion(pod))
@@ -100,7 +103,10 @@ const unchanged = "shared_totals"
 const narrow = { projection: filtered, eventTypes: ["Happened"], acceptFilterChange: false }
 const widened = { projection: filtered, eventTypes: ["Happened", "HappenedToo"], acceptFilterChange: true }
 
-/** The first pod of the new version changes a filter while the old pods are running; then they are replaced, one by one. */
+/**
+ * The first pod of the new version changes a filter while the old pods are running; then the old pods are replaced one
+ * by one.
+ */
 const changeFilter = Effect.gen(function*() {
   const harness = yield* Harness.Harness
   const version = (filter: typeof narrow): Harness.WorkerOptions => ({ projections: [filtered, unchanged], filter })
@@ -125,7 +131,7 @@ const changeFilter = Effect.gen(function*() {
     assert.strictEqual(warnings.length, 1)
     assert.include(warnings[0], `continues with its other projections: ${unchanged}.`)
   }
-  // A pod of the old version that restarts meanwhile is refused, and says what to do.
+  // A pod of the old version that restarts meanwhile is refused, and its error states the reason.
   const restarted = yield* harness.start("restarted", { ...version(narrow), workerId: "restarted", mayEnd: true })
   assert.strictEqual((yield* restarted.ended).code, 1)
   assert.include(

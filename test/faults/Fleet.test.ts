@@ -1,5 +1,5 @@
 /**
- * What deployments look like: several replica sets in a process, different versions side by side, rolling restarts.
+ * Typical deployments: several replica sets in a process, different versions side by side, rolling restarts.
  *
  * @module-tag long
  */
@@ -18,7 +18,7 @@ describe("fleet", { concurrent: false }, () => {
         projections: [`per_aggregate/${name}`, `shared_totals/${name}`]
       }))
       const projections = replicaSets.flatMap((replicaSet) => replicaSet.projections)
-      /** Sessions of this library, by what each is for; the harness has an event store of its own. */
+      /** Sessions of this library by purpose; the harness has its own event store. */
       const sessions = Effect.map(
         sql<{ readonly application_name: string; readonly count: bigint }>`
           SELECT application_name, count(*) AS count FROM pg_stat_activity
@@ -41,7 +41,7 @@ describe("fleet", { concurrent: false }, () => {
         "pupsourcing-orchestrator reader": 1
       })
 
-      // A second process: both share each of the three.
+      // A second process: the two share each of the three projections.
       const b = yield* harness.start("b", { replicaSets })
       yield* harness.waitUntil("a and b share all three", allShared(["a", "b"]))
       yield* harness.append(300)
@@ -68,14 +68,14 @@ describe("fleet", { concurrent: false }, () => {
         assert.deepStrictEqual(holders(state, "per_aggregate"), ["a", "b"])
         assert.deepStrictEqual(holders(state, "shared_totals"), ["a"])
 
-        // A new version brings a third projection; nobody else carries it.
+        // A new version adds a third projection, which no other worker carries.
         const c = yield* harness.start("c", { projections: [...both, "per_aggregate/new"] })
         const joined = yield* harness.waitUntil("c has joined", Harness.sharedBy(["a", "b", "c"]))
         assert.deepStrictEqual(holders(joined.state, "per_aggregate/new"), ["c"])
         yield* harness.append(300)
         yield* harness.quiesce([...both, "per_aggregate/new"])
 
-        // Without a carrier its rows stay free, where they were left.
+        // Without a carrier its rows stay free at their positions.
         yield* c.stop
         const left = yield* harness.waitUntil("c has left", Harness.sharedBy(["a", "b"]))
         assert.deepStrictEqual(holders(left.state, "per_aggregate/new"), [null])

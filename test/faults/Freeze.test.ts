@@ -8,7 +8,7 @@ import { Effect } from "effect"
 import * as Harness from "./Harness.ts"
 
 describe("freeze", { concurrent: false }, () => {
-  it.live("a frozen worker is replaced; awake, it commits nothing and registers anew", () =>
+  it.live("a frozen worker is replaced; when resumed, it commits nothing and registers again", () =>
     Effect.gen(function*() {
       const harness = yield* Harness.Harness
       const stopLoad = yield* harness.load({ perSecond: 600 })
@@ -20,7 +20,7 @@ describe("freeze", { concurrent: false }, () => {
       yield* b.freeze
       const replaced = yield* harness.waitUntil("a has taken all", Harness.sharedBy(["a"]))
       assert.strictEqual(replaced.state.workers.find(({ workerId }) => workerId === "b")?.state, "stopped")
-      // Its presence stands, since its session does: only the missing heartbeats tell.
+      // Its session still holds the presence lock, so only missing heartbeats reveal the freeze.
       assert.isAbove(replaced.millis, Harness.defaultSettings.staleWorkerTimeout / 2)
 
       yield* b.wake
@@ -37,7 +37,7 @@ describe("freeze", { concurrent: false }, () => {
     }).pipe(Effect.scoped, Effect.provide(Harness.layer)))
 
   it.live(
-    "a worker whose id a successor has taken ends with WorkerReplaced when it wakes",
+    "a frozen worker whose id a successor has taken ends with WorkerReplaced when it is resumed",
     () =>
       Effect.gen(function*() {
         const harness = yield* Harness.Harness
@@ -47,8 +47,8 @@ describe("freeze", { concurrent: false }, () => {
         const old = Harness.registered(before.state, "pod-0")!
         yield* first.freeze
 
-        // As a container that is restarted under its name while the session of the old process lingers. It waits until the
-        // earlier registration is stale, unless it took longer than that to start.
+        // Like a container that is restarted under the same name while the session of the old process still exists. It
+        // waits until the earlier registration is stale, unless starting took longer than that.
         yield* harness.start("second", { workerId: "pod-0" })
         const after = yield* harness.waitUntil(
           "the second works",

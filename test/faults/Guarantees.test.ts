@@ -1,6 +1,6 @@
 /**
- * One scenario with real worker processes per guarantee of the README (P1 to P6). `npm test` runs these; the other files of this directory
- * try the same guarantees in more ways.
+ * One scenario with real worker processes per guarantee of the README (P1 to P6). `npm test` runs these; the other
+ * files of this directory test the same guarantees in more ways.
  */
 import { assert, describe, it } from "@effect/vitest"
 import { Deferred, Effect, Fiber } from "effect"
@@ -17,7 +17,8 @@ const live = (title: string, test: () => Effect.Effect<unknown, unknown, Scenari
 describe("guarantees", { concurrent: false }, () => {
   live("P1 exactly once: workers join, leave and die under load", () =>
     Effect.gen(function*() {
-      // Missed heartbeats would reveal the death only after the test has given up: the loss of the presence lock does.
+      // Missed heartbeats would reveal the death only after the test's time limit, so the loss of the presence lock has
+      // to.
       yield* Scenarios.membership({
         settings: { heartbeatInterval: 2_000, staleWorkerTimeout: never, coordinationTimeout: never }
       })
@@ -39,7 +40,8 @@ describe("guarantees", { concurrent: false }, () => {
       yield* start("the next b", "b")
       yield* harness.waitUntil("b is back", Harness.sharedBy(["a", "b"]))
       yield* stopLoad
-      // per_aggregate refuses every version but the next one; journal has one line per event, in the order in which they were handled.
+      // per_aggregate refuses every version except the next one. journal has one line per event, in the order of
+      // handling.
       const end = yield* harness.quiesce(projections)
       assert.deepStrictEqual(end.refusals, [])
     }))
@@ -92,8 +94,8 @@ describe("guarantees", { concurrent: false }, () => {
   live("P4 one owner: a worker that has not noticed its eviction cannot commit", () =>
     Effect.gen(function*() {
       const harness = yield* Harness.Harness
-      // Its heartbeats are so rare that the other worker evicts it, and it notices nothing: its transactions reach their ends, where those of
-      // a thawed process would have been ended for it.
+      // Worker b sends heartbeats so rarely that a evicts it without b noticing. So its transactions reach their end;
+      // the server would have ended the idle transactions of a frozen process.
       const slow = {
         heartbeatInterval: never / 3,
         staleWorkerTimeout: never,
@@ -102,14 +104,14 @@ describe("guarantees", { concurrent: false }, () => {
       }
       yield* harness.append(100, { hold: { workerId: "b", gate: "of b" }, writers: 1 })
       const b = yield* harness.start("b", { settings: slow, listen: false })
-      // Held in a transaction in each of the projections, before anything else was handled.
+      // Each projection holds a transaction open before any other event was handled.
       yield* harness.waitForOutput(b, "holding", 2)
 
       yield* harness.start("a")
       const taken = yield* harness.waitUntil("a has taken all", Harness.sharedBy(["a"]))
       assert.deepStrictEqual(taken.state.applied, {})
       yield* harness.openGate("of b")
-      // The first refusal ends this registration of b, and with it the other transaction, should that one not have been released yet.
+      // The first refusal ends this registration of b, and with it the other transaction if that is still held.
       yield* harness.waitForOutput(b, "let go", 1)
       const end = yield* harness.quiesce()
       assert.deepStrictEqual(end.refusals, [])
@@ -135,10 +137,10 @@ describe("guarantees", { concurrent: false }, () => {
 
         yield* harness.start("a")
         yield* harness.waitUntil("a has taken all", Harness.sharedBy(["a"]))
-        // What b had locked is free too, or a would wait for it here.
+        // The rows that b had locked are free too, otherwise a would wait for them here.
         yield* harness.quiesce()
 
-        // Its handlers continue in transactions that have ended.
+        // Its handlers continue in transactions that the server has ended.
         yield* harness.openGate("of b")
         yield* b.wake
         yield* harness.waitUntil("a and b share the work", Harness.sharedBy(["a", "b"]))

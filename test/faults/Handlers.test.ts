@@ -1,4 +1,4 @@
-/** Handlers that ignore what fails, and leave behind what they open and start. */
+/** Handlers that ignore failures and leave fibers and resources behind. */
 import { PgClient } from "@effect/sql-pg"
 import { assert, describe } from "@effect/vitest"
 import { Deferred, Effect, type Exit, Fiber, Redacted } from "effect"
@@ -20,7 +20,7 @@ const upTo = (last: number) => Array.from({ length: last }, (_, index) => index 
 
 describe("a handler", () => {
   live(
-    "that ignores a failed statement halts at the event of that statement; in a savepoint it may",
+    "that ignores a failed statement halts at its event, unless the statement ran in a savepoint",
     Effect.gen(function*() {
       const sql = yield* SqlClient.SqlClient
       const positions = yield* twenty
@@ -40,7 +40,7 @@ describe("a handler", () => {
   )
 
   live(
-    "that leaves a fiber behind writes nothing with it, whosever transaction its connection is in by then",
+    "that leaves a fiber behind writes nothing with it, even if its connection is now in another transaction",
     Effect.gen(function*() {
       const go = yield* Deferred.make<void>()
       const left: Array<Fiber.Fiber<unknown, unknown>> = []
@@ -65,7 +65,7 @@ describe("a handler", () => {
   )
 
   live(
-    "that opens a resource and starts a fiber for each of ten thousand events has those of one batch at most",
+    "that opens a resource and forks a fiber per event never has more of them open than one batch has events",
     Effect.gen(function*() {
       const sql = yield* PgClient.PgClient
       const count = 10_000
@@ -120,7 +120,7 @@ describe("a handler", () => {
   )
 
   live(
-    "that inserts a row which another aggregate's event has inserted halts with a hint at shared rows",
+    "that inserts a row of another aggregate's event again halts with a hint at shared rows",
     Effect.gen(function*() {
       const sql = yield* SqlClient.SqlClient
       yield* sql`CREATE TABLE countries (code text PRIMARY KEY, parent text REFERENCES countries)`
@@ -147,7 +147,7 @@ describe("a handler", () => {
   )
 
   live(
-    "whose last statement lacks its yield* halts, and what it wrote before is rolled back",
+    "whose last statement lacks its yield* halts, and its earlier writes are rolled back",
     Effect.gen(function*() {
       const sql = yield* SqlClient.SqlClient
       const positions = yield* twenty
@@ -174,7 +174,7 @@ describe("a handler", () => {
   )
 
   live(
-    "that fails leaves nothing of the stores' client behind, and what another client wrote, as documented",
+    "that fails rolls back what it wrote through the stores' client, but not through other connections, as documented",
     Effect.gen(function*() {
       const sql = yield* SqlClient.SqlClient
       const { url } = yield* TestDatabase
@@ -212,7 +212,7 @@ describe("a handler", () => {
   )
 
   live(
-    "whose finalizer fails halts at the event that it was added for",
+    "whose finalizer fails halts at the event that added it",
     Effect.gen(function*() {
       const positions = yield* twenty
       const error = yield* halted(Projection.make("closes", {

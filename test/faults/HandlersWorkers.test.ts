@@ -1,5 +1,5 @@
 /**
- * Handlers that keep a whole process from its other duties, or itself from the database.
+ * Handlers that block their whole process, or that do not use their transaction for a long time.
  *
  * @module-tag long
  */
@@ -11,7 +11,7 @@ import * as Misbehaviour from "./Misbehaviour.ts"
 
 const projections = ["journal"]
 
-/** Every timeout is shorter than what the handlers here take. */
+/** Every timeout is shorter than the time that these handlers take. */
 const settings = { drainTimeout: TimeLimits.scaledMillis(400), coordinationTimeout: TimeLimits.scaledMillis(1000) }
 const millis = 5 * Harness.defaultSettings.staleWorkerTimeout
 
@@ -23,7 +23,7 @@ const identity = (state: Harness.Rows) => ({
 const position = (state: Harness.Rows, workerId: string): bigint =>
   state.checkpoints.find((row) => row.workerId === workerId)?.position ?? -1n
 
-/** Each event has its one line, in order. */
+/** Each event has exactly one line, in order. */
 const complete = Effect.fnUntraced(function*(harness: Harness.Harness["Service"]) {
   const { state } = yield* harness.waitUntil(
     "every event is handled",
@@ -35,7 +35,7 @@ const complete = Effect.fnUntraced(function*(harness: Harness.Harness["Service"]
 
 describe("handlers of processes", { concurrent: false }, () => {
   it.live(
-    "one that sleeps longer than every timeout keeps its transaction, its place and nobody else waiting",
+    "one that sleeps longer than every timeout keeps its transaction and registration, and delays no other worker",
     () =>
       Effect.gen(function*() {
         const harness = yield* Harness.Harness
@@ -50,13 +50,13 @@ describe("handlers of processes", { concurrent: false }, () => {
         )
         yield* harness.waitForOutput(b, "goes on at")
         assert.deepStrictEqual(identity(yield* complete(harness)), identity(before.state))
-        // The batch that slept is the one that was committed.
+        // The batch that slept is the one that committed.
         assert.notInclude(b.output(), "tried again")
       }).pipe(Effect.scoped, Effect.provide(Harness.layer))
   )
 
   it.live(
-    "one that lets its process do nothing else is replaced with it; its batch is refused, and it comes back",
+    "one that blocks its process is evicted with it; its batch is refused, and the worker registers again",
     () =>
       Effect.gen(function*() {
         const harness = yield* Harness.Harness
@@ -77,7 +77,7 @@ describe("handlers of processes", { concurrent: false }, () => {
   )
 
   it.live(
-    "one that does so in a process that is alone is tried again when it comes back",
+    "one that blocks the only process is retried after the process continues",
     () =>
       Effect.gen(function*() {
         const harness = yield* Harness.Harness
@@ -91,12 +91,13 @@ describe("handlers of processes", { concurrent: false }, () => {
   )
 
   it.live(
-    "one that does so at one event each time halts there, behind what comes before it; the rest goes on",
+    "one that blocks its process at the same event each time halts there, after all earlier events; other ranges continue",
     () =>
       Effect.gen(function*() {
         const harness = yield* Harness.Harness
         yield* harness.expectHalts
-        // Longer than anybody is waited for: whoever comes to the event loses all it holds to the next one.
+        // Longer than `staleWorkerTimeout`: a worker that reaches the event is evicted and loses its ranges to the next
+        // one.
         const misbehaviour = {
           kind: "blocks at poison",
           millis: 2 * Harness.defaultSettings.staleWorkerTimeout
@@ -119,7 +120,7 @@ describe("handlers of processes", { concurrent: false }, () => {
         assert.deepStrictEqual(missing.filter((line) => Number(/at (\d+)$/.exec(line)?.[1]) < 41), [])
         const attempts = workers.map((worker) => worker.output().split("blocks at poison at").length - 1)
         assert.isAtMost(Math.max(...attempts), 3)
-        // Then it is over: who was replaced is back, and both stay.
+        // Afterwards the evicted worker has registered again, and both workers keep their registrations.
         const settled = yield* harness.waitUntil("a and b share the work", Harness.sharedBy(["a", "b"]))
         yield* harness.append(40, { prefix: "later" })
         yield* harness.waitUntil(

@@ -1,9 +1,9 @@
 /**
- * The harness of the fault tests: real worker processes on a database of their own, signals, and a watch on the rows.
+ * The harness of the fault tests: real worker processes on their own database, signals, and a watch on the rows.
  *
- * Nothing here sleeps to let something happen. `waitUntil` reads the rows repeatedly, asserts each time what must hold at every moment, and
- * reports the rows when they have stopped changing. (After Effect's own cluster integration harness; that
- * a read model equals the fold of the events is Marten's oracle.)
+ * Nothing here sleeps to let something happen. `waitUntil` reads the rows repeatedly, asserts each time the invariants
+ * that must always hold, and reports the rows when they have stopped changing. (After Effect's own cluster integration
+ * harness; comparing a read model with the fold of the events is Marten's oracle.)
  */
 import { PgClient } from "@effect/sql-pg"
 import { Clock, Console, Context, Deferred, Effect, Fiber, Layer, type Scope } from "effect"
@@ -29,7 +29,7 @@ const root = Path.resolve(import.meta.dirname, "../..")
 /** A compiled program starts in half the time. */
 const compileCache = Path.join(Os.tmpdir(), `pupsourcing-orchestrator-tests-${Os.userInfo().uid}`, "compile-cache")
 
-/** Settings of a worker that gives none. A healthy worker must not be evicted because the machine is slow. */
+/** Default settings of a worker. A healthy worker must not be evicted because the machine is slow. */
 export const defaultSettings: Instructions["settings"] = {
   heartbeatInterval: TimeLimits.scaledMillis(200),
   staleWorkerTimeout: TimeLimits.scaledMillis(1000),
@@ -52,30 +52,30 @@ export interface Ended {
   readonly signal: NodeJS.Signals | null
 }
 
-/** A worker process, as a test handles it. */
+/** A worker process, as a test controls it. */
 export interface Worker {
   readonly id: string
   readonly pid: number
-  /** Everything it printed so far, both streams. */
+  /** Everything that it has printed so far, on both streams. */
   readonly output: () => string
-  /** What it printed to the error stream. */
+  /** What it has printed to stderr. */
   readonly errors: () => string
-  /** Sends a signal and does not wait. */
+  /** Sends a signal without waiting. */
   readonly send: (signal: NodeJS.Signals) => Effect.Effect<void>
   readonly ended: Effect.Effect<Ended>
-  /** SIGTERM, then waits for the end. */
+  /** SIGTERM, then waits for the exit. */
   readonly stop: Effect.Effect<Ended>
-  /** SIGINT, then waits for the end. */
+  /** SIGINT, then waits for the exit. */
   readonly interrupt: Effect.Effect<Ended>
-  /** SIGKILL, then waits for the end. */
+  /** SIGKILL, then waits for the exit. */
   readonly kill: Effect.Effect<Ended>
-  /** SIGSTOP: the process stands still, its connections stay. */
+  /** SIGSTOP: the process is suspended, its connections stay open. */
   readonly freeze: Effect.Effect<void>
-  /** SIGCONT. */
+  /** SIGCONT: the process continues. */
   readonly wake: Effect.Effect<void>
 }
 
-/** How a worker differs from the usual one. */
+/** How a worker differs from the default one. */
 export interface WorkerOptions {
   readonly projections?: ReadonlyArray<string>
   readonly replicaSets?: Instructions["replicaSets"]
@@ -90,33 +90,33 @@ export interface WorkerOptions {
   readonly misbehaviour?: Misbehaviour
   /** Registers under this id instead of the worker's name in the test. */
   readonly workerId?: string
-  /** Reaches the database by another way than the harness. */
+  /** Reaches the database through another URL than the harness. */
   readonly url?: string
   /** The program that starts Node.js, and its arguments: `ip netns exec …`. */
   readonly through?: ReadonlyArray<string>
   readonly nodeArguments?: ReadonlyArray<string>
   readonly env?: Readonly<Record<string, string>>
-  /** The test expects the process to end without being told to. */
+  /** The test expects the process to exit without a signal. */
   readonly mayEnd?: boolean
 }
 
-/** What is to be appended. */
+/** Which events to append. */
 export interface AppendOptions {
-  /** Transactions at a time. Default 4. */
+  /** Concurrent transactions. Default 4. */
   readonly writers?: number
   /** Aggregates, divided among the writers. Default 40. */
   readonly aggregates?: number
-  /** Events of one aggregate in a transaction. Default 5. */
+  /** Events of one aggregate per transaction. Default 5. */
   readonly each?: number
   /** Prefix of the aggregates' ids. Default `a`. */
   readonly prefix?: string
-  /** `sql` writes as a Go service with pupsourcing does, and notifies nobody. Default `store`. */
+  /** `sql` writes as a Go service with pupsourcing does, and sends no notification. Default `store`. */
   readonly through?: "sql" | "store"
   /** Makes a worker wait inside the transactions that handle the first event, until `openGate`. */
   readonly hold?: { readonly workerId: string; readonly gate: string }
 }
 
-/** The rows of coordination at one moment. */
+/** The coordination rows at one moment. */
 export interface Rows {
   readonly workers: ReadonlyArray<{
     readonly replicaSet: string
@@ -139,16 +139,19 @@ export interface Rows {
     readonly halted: string | null
   }>
   readonly head: bigint
-  /** Refusals by `late`. */
+  /** Refusals that `late` marks as harmless. */
   readonly refusals: ReadonlyArray<{ readonly late: boolean; readonly text: string }>
 }
 
-/** The same with what the read models say, which takes a look at all events. */
+/** The rows together with the read models, which takes a scan of all events. */
 export interface State extends Rows {
   readonly events: number
   /** Events in the read model, by projection. */
   readonly applied: Readonly<Record<string, number>>
-  /** Aggregates of which a read model knows more than was appended, or another number than its version. */
+  /**
+   * Aggregates with a higher version in a read model than was appended, or with a count that differs from their
+   * version.
+   */
   readonly impossible: number
 }
 
@@ -200,7 +203,7 @@ interface StateRow extends RowsRow {
   readonly impossible: number
 }
 
-/** One statement, so that all of it is of one moment. */
+/** A single statement, so that all values come from the same moment. */
 const query = (parts: string): string => `SELECT json_build_object(${parts}) AS found`
 
 const rowsParts = `
@@ -272,15 +275,15 @@ const toState = (row: StateRow): State => ({
 export const newest = (state: Rows, replicaSet = defaultReplicaSet): Generation.Generation | undefined =>
   state.generations.findLast((generation) => generation.replicaSet === replicaSet)
 
-/** The registration that stands under an id. */
+/** The current registration of a worker id. */
 export const registered = (state: Rows, workerId: string, replicaSet = defaultReplicaSet) =>
   state.workers.find((worker) =>
     worker.replicaSet === replicaSet && worker.workerId === workerId && worker.state !== "stopped"
   )
 
 /**
- * Exactly these workers are the members of the newest generation, each of them says that it is running in it, and every
- * row is held by whom the generation gives it to.
+ * Returns whether exactly these workers are the members of the newest generation, each of them reports that it runs it,
+ * and every row is held by the member to which the generation assigns it.
  */
 export const sharedBy =
   (workerIds: ReadonlyArray<string>, replicaSet = defaultReplicaSet) => (state: Rows): boolean => {
@@ -301,7 +304,7 @@ export const sharedBy =
     })
   }
 
-/** What must hold of the rows at every moment; gives what does not. */
+/** Returns the violated invariants of the rows. */
 export const violations = (
   before: Rows | undefined,
   state: Rows,
@@ -344,7 +347,7 @@ export const violations = (
   return found
 }
 
-/** The same of the read models. */
+/** Returns the violated invariants of the read models. */
 const modelViolations = (state: State): ReadonlyArray<string> => [
   ...Object.entries(state.applied).flatMap(([projection, events]) =>
     events > state.events ? [`${projection} has seen ${events} events of ${state.events}`] : []
@@ -374,7 +377,7 @@ export const describe = (state: Rows): string =>
     ...state.refusals.slice(0, 10).map(({ late, text }) => `  ${late ? "late: " : ""}${text}`)
   ].join("\n")
 
-/** What changes while the workers approach any condition. */
+/** What changes while the workers approach a condition. */
 const progress = (state: State): string =>
   JSON.stringify([
     state.applied,
@@ -387,7 +390,7 @@ const lastLines = (text: string, count: number): string =>
 
 const pgClientOf = Effect.map(
   SqlClient.SqlClient,
-  // What a test database's connection is made of; the type of the shared helper says less than it gives.
+  // The test database provides a PgClient; the type of the shared helper only mentions SqlClient.
   (sql) => sql as PgClient.PgClient
 )
 
@@ -412,13 +415,13 @@ const make = Effect.gen(function*() {
   let before: State | undefined
   let mayHalt = false
 
-  /** The rows alone, cheap enough for a look many times a second. */
+  /** Reads only the rows, which is cheap enough to do many times a second. */
   const look = Effect.map(
     sql.unsafe<{ readonly found: RowsRow }>(query(rowsParts)),
     ([row]) => toRows(row!.found)
   )
 
-  /** What stands in the rows and read models, checked against what must hold. */
+  /** Reads the rows and read models, and checks their invariants. */
   const observe = Effect.gen(function*() {
     const [row] = yield* sql.unsafe<{ readonly found: StateRow }>(query(`${rowsParts}, ${modelParts}`))
     const state = toState(row!.found)
@@ -439,7 +442,7 @@ const make = Effect.gen(function*() {
       ].join("\n"))
     )
 
-  /** Waits for a condition, for as long as anything changes that could lead to it. */
+  /** Waits for a condition as long as anything changes that could lead to it. */
   const waitUntil = Effect.fnUntraced(function*(what: string, holds: (state: State) => boolean) {
     const startedAt = yield* Clock.monotonicTimeNanos
     const elapsed = Effect.map(Clock.monotonicTimeNanos, (now) => Number(now - startedAt) / 1e6)
@@ -458,12 +461,12 @@ const make = Effect.gen(function*() {
       }
       const stalled = yield* watch.check(progress(state))
       if (stalled !== undefined) return yield* fail(`${stalled} while waiting until ${what}`, state)
-      // Looking takes server time too; at least half of the time is left to the workers.
+      // Reading takes server time too; leave at least half of the time to the workers.
       yield* Effect.sleep(Math.max(pollMillis, millis - lookedAt))
     }
   })
 
-  /** Waits until the process has printed something that contains `text`, or its `count`th line of the kind. */
+  /** Waits until the process has printed `text`, or has printed it `count` times. */
   const waitForOutput = Effect.fnUntraced(function*(worker: Worker, text: string, count = 1) {
     yield* waitUntil(`${worker.id} prints "${text}"`, () => worker.output().split(text).length > count)
   })
@@ -528,7 +531,7 @@ const make = Effect.gen(function*() {
       for (let turn = 0; left > 0; turn++) {
         const size = Math.min(each, left)
         left -= size
-        // Aggregates are divided among the writers, so that none waits for another.
+        // Aggregates are divided among the writers, so that no writer waits for another.
         const aggregateId = `${prefix}-${(writer + turn * writers) % aggregates}`
         const payloads = Array.from({ length: size }, (_, index): typeof Projections.Payload.Type => ({
           weight: ++weight % 1000,
@@ -551,7 +554,7 @@ const make = Effect.gen(function*() {
     })
   })
 
-  /** Appends in the background, a little every few milliseconds, until the returned effect is run. */
+  /** Appends in the background, a few events every few milliseconds, until the returned effect is run. */
   const load = Effect.fnUntraced(function*(options: AppendOptions & { readonly perSecond: number }) {
     let stopped = false
     const fiber = yield* append(Math.ceil(options.perSecond / 20), options).pipe(
@@ -578,9 +581,7 @@ const make = Effect.gen(function*() {
     return found
   })
 
-  /**
-   * Waits until each read model contains all events, and fails with the differences from their fold.
-   */
+  /** Waits until each read model contains all events, and fails with the differences from their fold. */
   const quiesce = Effect.fnUntraced(function*(projections: ReadonlyArray<string> = defaultProjections) {
     const { state } = yield* waitUntil(
       "every event is in every read model",
@@ -600,7 +601,7 @@ const make = Effect.gen(function*() {
 
   const openGate = (gate: string) => sql`INSERT INTO open_gates (gate) VALUES (${gate})`
 
-  /** From now on a halted range is no surprise. */
+  /** From now on a halted range is not a violation. */
   const expectHalts = Effect.sync(() => {
     mayHalt = true
   })
@@ -622,8 +623,8 @@ const make = Effect.gen(function*() {
 })
 
 /**
- * Starts a program of this checkout as a process, and ends it with the scope. Its parent hears of its end by the exit
- * event: probing the process id would take one that nobody has waited for to be alive.
+ * Starts a program of this checkout as a process, and ends it with the scope. The exit event reports its end: probing
+ * the process id would report an exited process as alive until its parent has reaped it.
  */
 export const spawn = Effect.fnUntraced(function*(options: {
   readonly id: string
@@ -631,7 +632,7 @@ export const spawn = Effect.fnUntraced(function*(options: {
   readonly env: Readonly<Record<string, string>>
   readonly through?: ReadonlyArray<string> | undefined
   readonly nodeArguments?: ReadonlyArray<string> | undefined
-  /** Whether it may end without being told to. */
+  /** Whether it may exit without a signal. */
   readonly mayEnd: boolean
 }): Effect.fn.Return<Worker & { readonly problem: () => string | undefined }, never, Scope.Scope> {
   const ended = Deferred.makeUnsafe<Ended>()
@@ -665,7 +666,7 @@ export const spawn = Effect.fnUntraced(function*(options: {
         errors += chunk
         collect(chunk)
       })
-      // "close" comes when the output is complete, too.
+      // "close" is emitted once the output is complete as well.
       child.on("close", (code, signal) => {
         if (!told) problem = `${options.id} ended by itself with ${signal ?? `exit code ${code}`}`
         Deferred.doneUnsafe(ended, Effect.succeed({ code, signal }))
@@ -711,14 +712,14 @@ export const spawn = Effect.fnUntraced(function*(options: {
   }
 })
 
-/** A database of its own, and the processes on it. */
+/** A test database and the processes that run on it. */
 export class Harness extends Context.Service<Harness, Effect.Success<typeof make>>()(
   "pupsourcing-orchestrator/test/faults/Harness"
 ) {}
 
 /**
- * A harness on the run's own server, or on another one. Provide it outside of `Effect.scoped`, so that the processes end
- * before their database does.
+ * A harness on the run's own server, or on another one. Provide it outside of `Effect.scoped`, so that the processes
+ * end before their database is dropped.
  */
 export const layerWith = (options: { readonly serverUrl?: string | undefined }) =>
   Layer.effect(Harness)(make).pipe(

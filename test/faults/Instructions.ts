@@ -1,22 +1,20 @@
-/**
- * What the harness tells a worker process, in the environment variable `FAULTS_WORKER`.
- */
+/** What the harness passes to a worker process, in the environment variable `FAULTS_WORKER`. */
 import { Schema } from "effect"
 import { Misbehaviour } from "./Misbehaviour.ts"
 
 export const Instructions = Schema.fromJsonString(Schema.Struct({
   url: Schema.String,
-  /** Shown as `application_name` of the pool on which batches run. */
+  /** The `application_name` of the pool on which batches run. */
   application: Schema.String,
   workerId: Schema.optionalKey(Schema.String),
-  /** Replica sets that this process takes part in, each with the projections that it carries. */
+  /** Replica sets in which this process takes part, each with the projections that it carries. */
   replicaSets: Schema.Array(Schema.Struct({
     name: Schema.String,
     projections: Schema.Array(Schema.String)
   })),
-  /** Connections of the pool at most. */
+  /** Maximum connections of the pool. */
   poolSize: Schema.Int,
-  /** Whether statements are prepared; a pooler may not carry them. */
+  /** Whether statements are prepared; a pooler may not support them. */
   prepare: Schema.Boolean,
   presence: Schema.Boolean,
   listen: Schema.Boolean,
@@ -29,15 +27,15 @@ export const Instructions = Schema.fromJsonString(Schema.Struct({
     pollInterval: Schema.Number,
     batchSize: Schema.Int
   }),
-  /** Every event of `per_aggregate` takes this long, inside the batch's transaction. */
+  /** How long the handler of `per_aggregate` takes for every event, inside the batch's transaction. */
   delayMillis: Schema.Number,
-  /** The event types of one of the projections, which may be other ones than those that its progress was made under. */
+  /** The event types of one of the projections; they may differ from those of its recorded progress. */
   filter: Schema.optionalKey(Schema.Struct({
     projection: Schema.String,
     eventTypes: Schema.Array(Schema.String),
     acceptFilterChange: Schema.Boolean
   })),
-  /** What the handler of `journal` does besides. */
+  /** What the handler of `journal` does in addition. */
   misbehaviour: Schema.optionalKey(Misbehaviour)
 }))
 

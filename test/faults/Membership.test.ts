@@ -1,5 +1,5 @@
 /**
- * Workers join, leave and die under load, without any wake-ups; with them it is a scenario of `Guarantees.test.ts`.
+ * Workers join, leave and die under load, without any wake-ups. `Guarantees.test.ts` runs the same scenario with them.
  *
  * @module-tag long
  */

@@ -1,6 +1,4 @@
-/**
- * What the handler of a fault test does that no handler should, beside what it has to do.
- */
+/** What the handler of a fault test does wrong, in addition to its work. */
 import { Console, Effect, Schema } from "effect"
 import { SqlClient } from "effect/sql"
 import type { Event } from "../../src/schema/Event.ts"
@@ -8,13 +6,13 @@ import type * as Projection from "../../src/services/Projection.ts"
 
 export const Misbehaviour = Schema.Struct({
   kind: Schema.Literals([
-    /** Keeps the process from doing anything else, once, in the middle of a batch's transaction. */
+    /** Blocks the process once, in the middle of a batch's transaction. */
     "blocks",
-    /** Keeps the process from doing anything else, each time that it comes to an event of an aggregate that is called so. */
+    /** Blocks the process at each event of an aggregate with the prefix `poison`. */
     "blocks at poison",
-    /** Runs no statement for so long, once, in the middle of a batch's transaction. */
+    /** Runs no statement for this long, once, in the middle of a batch's transaction. */
     "sleeps",
-    /** Starts fibers that outlive its batch and write what it has written already. */
+    /** Starts fibers that outlive the batch and write its lines again. */
     "leaves fibers"
   ]),
   millis: Schema.Number
@@ -57,7 +55,7 @@ const writeLater = (projection: string, millis: number) => (event: Event) =>
     Effect.forkDetach
   )
 
-/** Prefix of the aggregates that some handlers cannot bear. */
+/** Prefix of the aggregates at whose events some handlers misbehave. */
 export const poison = "poison"
 
 const besides = (name: string, { kind, millis }: Misbehaviour) => {
@@ -76,7 +74,7 @@ const besides = (name: string, { kind, millis }: Misbehaviour) => {
   }
 }
 
-/** The projection as it misbehaves. */
+/** Adds the misbehaviour to a projection's handler. */
 export const apply = (misbehaviour: Misbehaviour) => <E, R>(projection: Projection.Projection<E, R>) => {
   const misbehave = besides(projection.name, misbehaviour)
   return {

@@ -1,11 +1,9 @@
-/**
- * How often hashes change hands: noted by a trigger, since looks at the rows may miss a move between two of them.
- */
+/** Records how often hashes change hands. A trigger does it, because polling the rows may miss a move. */
 import * as Effect from "effect/Effect"
 import { SqlClient } from "effect/sql"
 import * as HashRange from "../../src/schema/HashRange.ts"
 
-/** From some moment on a range was held by a registration, or by none. */
+/** From some moment on, a registration held a range, or none did. */
 export interface Holding {
   readonly projection: string
   readonly range: HashRange.HashRange
@@ -17,7 +15,7 @@ interface Part {
   readonly owners: ReadonlyArray<bigint>
 }
 
-/** The parts of a range that a holding covers have one more owner, unless it is the one that they had last. */
+/** Adds the owner to the parts of the range that the holding covers, unless it is already their last owner. */
 const handOver = (parts: ReadonlyArray<Part>, { incarnation, range }: Holding): ReadonlyArray<Part> =>
   parts.flatMap((part) => {
     if (incarnation === null || part.owners.at(-1) === incarnation) return [part]
@@ -29,7 +27,7 @@ const handOver = (parts: ReadonlyArray<Part>, { incarnation, range }: Holding): 
     ]
   })
 
-/** The hashes of each projection that changed hands more often than `times`, and who held them. */
+/** The hashes of each projection that changed hands more often than `times`, with their owners. */
 export const above = (times: number, holdings: ReadonlyArray<Holding>): ReadonlyArray<string> =>
   [...new Set(holdings.map(({ projection }) => projection))].flatMap((projection) =>
     holdings
@@ -39,7 +37,7 @@ export const above = (times: number, holdings: ReadonlyArray<Holding>): Readonly
       .map(({ owners, range }) => `${projection} ${HashRange.format(range)} was held by ${owners.join(", then ")}`)
   )
 
-/** Begins to note them, from who holds what at this moment. */
+/** Starts recording, from the current owners. */
 export const record = Effect.gen(function*() {
   const sql = yield* SqlClient.SqlClient
   yield* Effect.gen(function*() {
@@ -65,7 +63,7 @@ export const record = Effect.gen(function*() {
   }).pipe(sql.withTransaction)
 })
 
-/** What was noted since. */
+/** What was recorded since. */
 export const holdings = Effect.gen(function*() {
   const sql = yield* SqlClient.SqlClient
   const rows = yield* sql<{

@@ -1,5 +1,6 @@
 /**
- * Orchestrators in the test's own process, through the public API, on a real server: for what takes no other process.
+ * Orchestrators in the test's own process, through the public API, on a real server: for tests that need no other
+ * process.
  */
 import type { PgClient } from "@effect/sql-pg"
 import { assert, it } from "@effect/vitest"
@@ -26,7 +27,7 @@ const Live = PostgresStores.layer.pipe(
   }))
 )
 
-/** A test on a database of its own, without what the library logs. */
+/** A test on its own database, without the library's log. */
 export const live = (
   title: string,
   test: Effect.Effect<unknown, unknown, Orchestrator.Stores | PgClient.PgClient | SqlClient.SqlClient | TestDatabase>,
@@ -38,7 +39,7 @@ export const live = (
     { tags }
   )
 
-/** Writes down what a projection is told of an event. */
+/** Records what the handler of a projection receives with an event. */
 export const record = Effect.fnUntraced(function*(projection: string, event: Event.Event) {
   const sql = yield* SqlClient.SqlClient
   yield* sql`
@@ -46,13 +47,13 @@ export const record = Effect.fnUntraced(function*(projection: string, event: Eve
       ${event.aggregateVersion}::bigint, ${event.payload.length}, ${JSON.stringify(event.metadata)}::jsonb)`
 })
 
-/** Wants no particular payload. */
+/** Accepts any payload. */
 export const recording = (name: string, filter: Omit<Projection.Options<never, never>, "handle"> = {}) =>
   Projection.make(name, { ...filter, handle: (event) => record(name, event) })
 
 type Settings = Partial<Omit<Orchestrator.Options<[]>, "projections">>
 
-/** Works until everything is handled. */
+/** Runs until every event is handled. */
 export const catchUp = <E, R>(
   projection: Projection.Projection<E, R>,
   settings: Settings = {}
@@ -62,7 +63,7 @@ export const catchUp = <E, R>(
     (orchestrator) => orchestrator.catchUp
   )
 
-/** What stands still, and why. */
+/** Returns the error of the halted range. */
 export const halted = Effect.fnUntraced(function*<E, R>(
   projection: Projection.Projection<E, R>,
   settings: Settings = {}

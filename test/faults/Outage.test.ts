@@ -1,5 +1,5 @@
 /**
- * The database is unreachable for longer than a worker may be silent.
+ * The database is unreachable for longer than `staleWorkerTimeout`.
  *
  * @module-tag long
  */
@@ -9,7 +9,7 @@ import * as EmbeddedPostgres from "../../scripts/EmbeddedPostgres.ts"
 import * as TimeLimits from "../support/TimeLimits.ts"
 import * as Harness from "./Harness.ts"
 
-/** A server of its own: stopping the run's would hit every other test. */
+/** Its own server: stopping the shared one would affect every other test. */
 const server = { name: "test-outage" }
 
 const Live = Layer.unwrap(
@@ -17,7 +17,7 @@ const Live = Layer.unwrap(
 )
 
 describe("outage", { concurrent: false }, () => {
-  it.live("a database stop evicts nobody, and nothing is lost", () =>
+  it.live("a database outage evicts no worker and loses nothing", () =>
     Effect.gen(function*() {
       const harness = yield* Harness.Harness
       const staleWorkerTimeout = TimeLimits.scaledMillis(1500)
@@ -29,7 +29,7 @@ describe("outage", { concurrent: false }, () => {
       yield* harness.append(800)
 
       yield* EmbeddedPostgres.stop(server)
-      // Longer than a worker may be silent: by the database's clock each of them is overdue afterwards.
+      // Longer than `staleWorkerTimeout`: by the database's clock each worker is overdue afterwards.
       yield* Effect.sleep(staleWorkerTimeout + 1000)
       yield* EmbeddedPostgres.ensure(server)
 

@@ -1,24 +1,29 @@
 /**
- * Projections whose read models show every mistake, and what their read models must be according to the events.
+ * Projections whose read models reveal every mistake, and the contents that their read models must have for the given
+ * events.
  *
- * `per_aggregate` keeps the last version and the count of each aggregate and refuses any version but the next: an event
- * that is skipped, doubled or out of order shows at once. `shared_totals` keeps a few rows that all aggregates share:
- * sums that a lost or doubled update makes wrong. `journal` writes a line for every event, and refuses nothing: it says
- * which event was lost, doubled or out of order. Each can be run several times under names like `per_aggregate/2`.
+ * `per_aggregate` keeps the last version and the count of each aggregate and refuses any version but the next one, so a
+ * skipped, duplicated or reordered event is detected at once. `shared_totals` keeps a few rows that all aggregates
+ * share: sums that a lost or duplicated update makes wrong. `journal` writes a line for every event and refuses
+ * nothing: it shows which event was lost, duplicated or out of order. Each can be run several times under names like
+ * `per_aggregate/2`.
  */
 import { Console, Data, Effect, Schedule, Schema } from "effect"
 import { SqlClient } from "effect/sql"
 import * as Event from "../../src/schema/Event.ts"
 import * as Projection from "../../src/services/Projection.ts"
 
-/** Events differ in weight, so that two that are swapped make the totals wrong too. */
+/** Events differ in weight, so that swapping two of them makes the totals wrong too. */
 export const Payload = Schema.Struct({
   weight: Schema.Int,
-  /** Makes one worker wait in the middle of its batch's transaction, the event being written, until the gate is open. */
+  /**
+   * Makes one worker wait in the middle of its batch's transaction, after it has written the event, until the gate is
+   * open.
+   */
   hold: Schema.optionalKey(Schema.Struct({ workerId: Schema.String, gate: Schema.String }))
 })
 
-/** Shared rows; the version chooses one, so that every aggregate touches all of them. */
+/** Shared rows. The version selects one, so that every aggregate writes to all of them. */
 export const buckets = 3
 
 export const tables = [
@@ -45,14 +50,14 @@ export class Refused extends Data.TaggedError("Refused")<{ readonly message: str
 
 const kinds = ["per_aggregate", "shared_totals", "journal"] as const
 
-/** Which table a projection of this name keeps. */
+/** The table that a projection of this name keeps. */
 export const kindOf = (name: string): typeof kinds[number] => {
   const kind = kinds.find((kind) => name.split("/")[0] === kind)
   if (kind === undefined) throw new Error(`No projection is called ${name}`)
   return kind
 }
 
-/** `outside` is a client of its own: what it records stays when the batch rolls back. */
+/** `outside` is a separate client: what it records remains when the batch rolls back. */
 export const make = (
   name: string,
   options: { readonly workerId: string; readonly delayMillis: number; readonly outside: SqlClient.SqlClient }
@@ -60,8 +65,8 @@ export const make = (
   const { outside, workerId } = options
 
   /**
-   * The refusal is late, and harmless, when progress has passed the event already: then the batch is one of a worker
-   * that was replaced and does not know yet, and its fence will refuse it.
+   * The refusal is late, and harmless, if progress has already passed the event. Then the batch belongs to a worker
+   * that was replaced without noticing it yet, and the fence will refuse it.
    */
   const refuse = Effect.fnUntraced(function*(event: Event.Event) {
     yield* outside`
@@ -114,7 +119,7 @@ export const make = (
       switch (kindOf(name)) {
         case "per_aggregate":
           yield* perAggregate(event)
-          // Only here: shared rows make the workers wait for each other, and the delays of all would add up.
+          // Only in this projection: shared rows make the workers wait for each other, and all the delays would add up.
           if (options.delayMillis > 0) yield* Effect.sleep(options.delayMillis)
           break
         case "shared_totals":
@@ -136,8 +141,8 @@ export const make = (
 }
 
 /**
- * SQL: what the fold of the events and the read model of a projection differ in, a row for each difference. What a
- * journal differs in are its mistakes: an event without a line, with more than one, or after a later one of its
+ * SQL that returns a row for each difference between a projection's read model and the fold of the events. The
+ * differences of a journal are an event without a line, with more than one line, or after a later event of its
  * aggregate.
  */
 export const difference = (name: string): string => {

@@ -4,7 +4,7 @@ import { Console, Effect, type Scope } from "effect"
 import type { SqlClient } from "effect/sql"
 import * as Harness from "./Harness.ts"
 
-/** What a scenario needs: the harness, its database, and a scope in which the processes live. */
+/** What a scenario requires: the harness, its database, and a scope for the processes. */
 export type Needs = Harness.Harness | SqlClient.SqlClient | Scope.Scope
 
 /** Workers join, leave and die under load; afterwards every read model is the fold of the events. */
@@ -15,7 +15,7 @@ export const membership = Effect.fnUntraced(function*(options: Harness.WorkerOpt
 
   const a = yield* start("a")
   yield* harness.waitUntil("a works alone", Harness.sharedBy(["a"]))
-  // Two that join at once.
+  // Two workers that join at the same moment.
   const b = yield* start("b")
   const c = yield* start("c")
   const joined = yield* harness.waitUntil("a, b and c share the work", Harness.sharedBy(["a", "b", "c"]))

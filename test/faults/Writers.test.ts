@@ -8,7 +8,7 @@ import { Effect } from "effect"
 import * as Harness from "./Harness.ts"
 
 describe("writers", { concurrent: false }, () => {
-  it.live("events of writers that notify nobody are found", () =>
+  it.live("events of writers that send no notification are found", () =>
     Effect.gen(function*() {
       const harness = yield* Harness.Harness
       yield* harness.append(300, { through: "sql" })

@@ -1,6 +1,4 @@
-/**
- * A worker process for the fault tests: does what `FAULTS_WORKER` says. What it logs goes to the harness's diagnostics.
- */
+/** A worker process for the fault tests: follows `FAULTS_WORKER`. Its log goes to the harness's diagnostics. */
 import { PgClient } from "@effect/sql-pg"
 import { Config, Effect, Layer, Redacted, Schema } from "effect"
 import { Reactivity } from "effect/reactivity"
@@ -30,7 +28,7 @@ const program = Effect.gen(function*() {
   const client = {
     url: Redacted.make(url),
     prepare,
-    // A pooler that carries no prepared statements refuses this, too.
+    // A pooler that does not support prepared statements also refuses this startup parameter.
     ...(prepare ? { startupParameters: { deadlock_timeout: "30ms" } } : {})
   }
   const outside = yield* PgClient.make({ ...client, applicationName: "faults refusals", maxConnections: 1 })

@@ -1,6 +1,6 @@
 /**
- * The promises on PostgreSQL are kept by these mechanisms and by nothing else: each scenario keeps them as the library
- * is, and breaks one as soon as its mechanism is taken out.
+ * Each guarantee on PostgreSQL depends on these mechanisms: every scenario passes with the unchanged library and fails
+ * when its mechanism is removed.
  *
  * @module-tag long
  */
@@ -27,13 +27,13 @@ const run = (scenario: Scenario, mutation: Mutation) =>
 describe("mutations on PostgreSQL", { concurrent: true }, () => {
   const scenarios = new Map(entries.map((entry) => [entry.scenario, entry.mechanism]))
   for (const [scenario, mechanism] of scenarios) {
-    it.live(`green with everything in place: ${mechanism}`, () =>
+    it.live(`passes with every mechanism in place: ${mechanism}`, () =>
       Effect.gen(function*() {
         for (let turn = 0; turn < times; turn++) assert.deepStrictEqual(yield* run(scenario, none), [])
       }))
   }
 
-  it.live.each(entries)("red: $mechanism", ({ mechanism, mutate, scenario }) =>
+  it.live.each(entries)("fails without: $mechanism", ({ mechanism, mutate, scenario }) =>
     Effect.gen(function*() {
       const mutation = mutate()
       for (let turn = 1; turn <= most; turn++) {

@@ -1,6 +1,7 @@
 /**
- * The mechanisms that keep the promises on PostgreSQL, and how each is taken out: mostly by another text of a statement
- * on its way to the server, at the seam. Parameters stay in their places, or it would be no statement.
+ * The mechanisms behind the guarantees on PostgreSQL, and how each is removed: mostly by rewriting a statement on its
+ * way to the server, at the seam. Parameters stay in place, because PostgreSQL refuses a statement that does not use
+ * them.
  */
 import type { Database } from "../../src/layers/postgres/Database.ts"
 import * as Scenarios from "./Scenarios.ts"
@@ -17,7 +18,7 @@ const rewrite = (...changes: ReadonlyArray<readonly [RegExp, string]>) => (): Mu
   rewrite: (text) => changes.reduce((text, [pattern, by]) => text.replace(pattern, by), text)
 })
 
-/** `what = $1` that is true whatever it is. */
+/** Replaces `what = $1` with a condition that is always true. */
 const unchecked = (what: string, type: string): readonly [RegExp, string] => [
   new RegExp(`AND ${what} = (\\$\\d+)${type === "text" ? "" : `::${type}`}`),
   `AND $1::${type} IS NOT NULL`
@@ -29,7 +30,7 @@ const generation = unchecked("generation_id", "bigint")
 const rangeEnd = unchecked("range_end", "bigint")
 const position = unchecked("position", "bigint")
 
-/** One state for all connections of the session. */
+/** Shares one state among all connections of the session. */
 const lasting = (name: string): Mutation => {
   const met = { count: 0 }
   return {
@@ -51,7 +52,7 @@ const lasting = (name: string): Mutation => {
   }
 }
 
-/** Whoever is absent has been seen before. */
+/** Treats every absent worker as previously observed present. */
 const seenByAnybody = (): Mutation => {
   const met = { count: 0 }
   class Seen extends Map<string, { readonly seenPresent: boolean; readonly missingSince: bigint | undefined }> {
@@ -85,7 +86,7 @@ export const entries: ReadonlyArray<Entry> = [
     mutate: rewrite(worker, incarnation, generation)
   },
   {
-    // A new life always makes a new generation, so that the generation alone keeps the promise too.
+    // A new incarnation always forms a new generation, so the generation alone would keep the guarantee.
     mechanism: "incarnation in the fence, with the generation",
     scenario: Scenarios.reincarnated,
     mutate: rewrite(incarnation, generation)
@@ -114,7 +115,7 @@ export const entries: ReadonlyArray<Entry> = [
   {
     mechanism: "settled position",
     scenario: Scenarios.late,
-    // Nobody is seen to hold a position that is not visible yet.
+    // Finds no holders of positions that are not visible yet.
     mutate: rewrite([/l\.mode = 'RowExclusiveLock'/, "l.mode IS NULL"])
   },
   {
@@ -125,7 +126,7 @@ export const entries: ReadonlyArray<Entry> = [
   {
     mechanism: "a checkpoint proves nothing to other readers",
     scenario: Scenarios.raised,
-    // The furthest row is taken for the end of what follows the mark.
+    // Treats the furthest row as the end of the gapless run after the mark.
     mutate: rewrite([
       /unnest\(\$1::int8\[\]\)/,
       "unnest($1::int8[] || (SELECT max(c.position) FROM orchestrator_checkpoints AS c))"
@@ -152,7 +153,7 @@ export const entries: ReadonlyArray<Entry> = [
     mutate: rewrite([/set_config\('idle_in_transaction_session_timeout'/, "set_config('mutated.timeout'"])
   },
   {
-    // Without the lock the old transaction is taken for failed, and the position alone refuses the second attempt.
+    // Without the lock the old transaction is considered failed, and only the position refuses the second attempt.
     mechanism: "unknown commit read again with a lock, with the position",
     scenario: Scenarios.unknown,
     mutate: rewrite([/FOR UPDATE$/, ""], position)

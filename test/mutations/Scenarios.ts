@@ -1,6 +1,6 @@
 /**
- * What can happen, each so that one mechanism is all that keeps a promise. A scenario gives the promises that were
- * broken; it looks at what was handled and by whom, never at the mechanism.
+ * Scenarios in which a single mechanism keeps a guarantee. A scenario returns the violated guarantees; it checks what
+ * was handled and by which worker, never the mechanism.
  */
 import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
@@ -31,7 +31,7 @@ const terminate = (name: string) =>
     sql`SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
       WHERE datname = current_database() AND application_name LIKE ${name}`)
 
-/** A worker is taken for dead, and its batch ends after another has its range. */
+/** A worker is evicted, and its batch ends after another worker has claimed its range. */
 export const replaced: Scenario = Effect.fnUntraced(function*(mutation) {
   const one = yield* enter(mutation)
   const other = yield* enter(mutation)
@@ -43,7 +43,7 @@ export const replaced: Scenario = Effect.fnUntraced(function*(mutation) {
   return Exit.isSuccess(exit) ? ["P4: a committed what b holds"] : []
 })
 
-/** The same worker id is taken over by a process that starts while the first stands still. */
+/** A process that starts while the first is frozen takes over the same worker id. */
 export const reincarnated: Scenario = Effect.fnUntraced(function*(mutation) {
   const one = yield* enter(mutation)
   const other = yield* enter(mutation)
@@ -60,7 +60,7 @@ export const reincarnated: Scenario = Effect.fnUntraced(function*(mutation) {
   return Exit.isSuccess(exit) ? ["P4: the first life of w committed what its second holds"] : []
 })
 
-/** Half of a range is to be given up while a batch works on the whole. */
+/** Half of a range has to be released while a batch works on the whole range. */
 export const handedOver: Scenario = Effect.fnUntraced(function*(mutation) {
   const one = yield* enter(mutation)
   const other = yield* enter(mutation)
@@ -79,7 +79,7 @@ export const handedOver: Scenario = Effect.fnUntraced(function*(mutation) {
   const taken = (yield* other(decide(b))).held
   yield* over.send
   yield* Fiber.join(batch)
-  // As the next holder does: what lies behind its position was handled by others.
+  // As the next holder does: events up to its position were handled by other workers.
   for (const row of taken) yield* other(handle(row, ["high"]))
   const times = yield* effects
   return (times.get("high") ?? 0) > 1 ? [`P1: an event was handled ${times.get("high")} times`] : []
@@ -107,7 +107,7 @@ export const atOnce: Scenario = Effect.fnUntraced(function*(mutation) {
   return found
 })
 
-/** A batch commits between the moment when a decision reads its row and the one when it writes it. */
+/** A batch commits after a decision has read its row and before the decision writes it. */
 export const outdated: Scenario = Effect.fnUntraced(function*(mutation) {
   const read = yield* signal
   const committed = yield* signal
@@ -133,7 +133,7 @@ export const outdated: Scenario = Effect.fnUntraced(function*(mutation) {
   return (yield* effects).has("e") && row?.position === 0n ? ["P1: what was handled will be handled again"] : []
 })
 
-/** Reads as a runner does, until everything was handed out; gives the positions in their order. */
+/** Reads as a runner does until every event is delivered; returns the events that were skipped. */
 const readAll = Effect.fnUntraced(
   function*(mutation: Mutation, after: bigint, between: Effect.Effect<unknown, unknown>) {
     const events = yield* EventStore
@@ -147,7 +147,7 @@ const readAll = Effect.fnUntraced(
     )
     const early = yield* visible
     const settling = yield* Effect.forkChild(events.settledBeyond(seen, Duration.millis(20)))
-    // Whoever reads beyond the settled position has done so by now.
+    // A reader that passes the settled position has done so by now.
     yield* Effect.timeoutOption(Fiber.await(settling), TimeLimits.scaled("400 millis"))
     const page = (upTo: bigint) =>
       mutation.without === "order"
@@ -178,7 +178,7 @@ const readAll = Effect.fnUntraced(
   }
 )
 
-/** A writer draws the lower position and commits after one with a higher one. */
+/** A writer draws the lower position and commits after a writer with a higher one. */
 export const late: Scenario = Effect.fnUntraced(function*(mutation) {
   const process = yield* enter(mutation)
   const { url } = yield* TestDatabase.TestDatabase
@@ -190,7 +190,7 @@ export const late: Scenario = Effect.fnUntraced(function*(mutation) {
   return yield* process(readAll(mutation, 0n, slow.sql`COMMIT`))
 })
 
-/** The same, while another projection's checkpoint has been set by hand to the last position. */
+/** The same, with the checkpoint of another projection set by hand to the last position. */
 export const raised: Scenario = Effect.fnUntraced(function*(mutation) {
   const sql = yield* SqlClient.SqlClient
   const process = yield* enter(mutation)
@@ -206,7 +206,7 @@ export const raised: Scenario = Effect.fnUntraced(function*(mutation) {
   return yield* process(readAll(mutation, 0n, slow.sql`COMMIT`))
 })
 
-/** The same, after the server has come back with less than was proved on its predecessor. */
+/** The same, after the server has lost events that were proved settled on the previous connection. */
 export const less: Scenario = Effect.fnUntraced(function*(mutation) {
   const sql = yield* SqlClient.SqlClient
   const process = yield* enter(mutation)
@@ -220,12 +220,15 @@ export const less: Scenario = Effect.fnUntraced(function*(mutation) {
   yield* terminate("pupsourcing-orchestrator reader")
   yield* slow.sql`BEGIN`
   yield* slow.insert(1)
-  // Beyond what was proved before.
+  // Beyond the position that was proved before.
   yield* quick.insert(6)
   return yield* process(readAll(mutation, 5n, slow.sql`COMMIT`))
 })
 
-/** The server loses what a worker has passed as no concern of its projection, and gives its position out again. */
+/**
+ * The server loses an event that a worker passed because its projection's filter excludes it, and reissues the
+ * position.
+ */
 export const outlived: Scenario = Effect.fnUntraced(function*(mutation) {
   const sql = yield* SqlClient.SqlClient
   const process = yield* enter(mutation)
@@ -250,7 +253,7 @@ export const outlived: Scenario = Effect.fnUntraced(function*(mutation) {
   return Exit.isSuccess(exit) ? [`P3: the event at ${to} was passed over`] : []
 })
 
-/** All sessions are lost at once, and one worker takes longer than another to come back. */
+/** All sessions are lost at once, and one worker reconnects later than the other. */
 export const outage: Scenario = Effect.fnUntraced(function*(mutation) {
   let away = false
   const back = yield* signal
@@ -270,14 +273,14 @@ export const outage: Scenario = Effect.fnUntraced(function*(mutation) {
   yield* quick(decide(b, { rules: { ...patient, presenceGraceMillis: 100 } })).pipe(
     Effect.tap(({ evict }) => Effect.sync(() => evicted.push(...evict.map(({ workerId }) => workerId)))),
     Effect.retry(Schedule.spaced("20 millis")),
-    // Enough decisions for one after the grace, however long each takes.
+    // Enough decisions for one after the grace period, however long each takes.
     Effect.repeat({ until: () => evicted.length > 0, schedule: Schedule.spaced("50 millis"), times: 10 })
   )
   yield* back.send
   return evicted.length > 0 ? [`P5: ${evicted.join()} was evicted for an outage`] : []
 })
 
-/** A process stands still in the middle of a batch, with a row of the read model locked. */
+/** A process is frozen in the middle of a batch, with a row of the read model locked. */
 export const frozen: Scenario = Effect.fnUntraced(function*(mutation) {
   const sql = yield* SqlClient.SqlClient
   yield* sql`CREATE TABLE total AS SELECT 0 AS n`
@@ -303,7 +306,7 @@ export const frozen: Scenario = Effect.fnUntraced(function*(mutation) {
   const b = yield* other(join("set", "b", ["p"]))
   const [taken] = (yield* other(decide(b, { rules: impatient }))).held
   const began = yield* Clock.monotonicTimeNanos
-  // Below the 20 seconds after which the statement of b would time out.
+  // Less than the 20 seconds after which b's statement would time out.
   const done = yield* other(
     Effect.flatMap(
       Effect.context<SqlClient.SqlClient>(),
@@ -317,7 +320,7 @@ export const frozen: Scenario = Effect.fnUntraced(function*(mutation) {
   return done._tag === "None" ? [`P5: b still waits after ${Math.round(millis)} ms for who stands still`] : []
 })
 
-/** The connection is lost while COMMIT is under way; the server ends it a moment later. */
+/** The connection is lost during COMMIT; the server completes the commit a moment later. */
 export const unknown: Scenario = Effect.fnUntraced(function*(mutation) {
   const sql = yield* SqlClient.SqlClient
   yield* sql`CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.6); RETURN NULL; END $$`
@@ -331,7 +334,7 @@ export const unknown: Scenario = Effect.fnUntraced(function*(mutation) {
   const process = yield* enter(mutation, {
     url: through.href,
     around: ({ session, text }, send) => {
-      // That of the batch: joining and deciding commit too.
+      // Only the COMMIT of the batch: joining and deciding commit too.
       if (session !== "pool" || text !== "COMMIT" || cut) return send
       cut = true
       const loss = Effect.sleep("200 millis").pipe(
@@ -344,7 +347,7 @@ export const unknown: Scenario = Effect.fnUntraced(function*(mutation) {
   const a = yield* process(join("set", "a", ["p"]))
   const [held] = (yield* process(decide(a))).held
   const first = yield* process(handle(held!, ["e"]))
-  // As the runner does: what has not committed is tried again.
+  // As the runner does: a batch that has not committed is retried.
   if (Exit.isFailure(first)) yield* process(handle(held!, ["e"]))
   const times = (yield* effects).get("e") ?? 0
   return times === 1 ? [] : [`P1: an event was handled ${times} times`]

@@ -1,6 +1,4 @@
-/**
- * Processes for scenarios on PostgreSQL, each with stores of its own from which a mechanism may have been taken.
- */
+/** Processes for scenarios on PostgreSQL. Each has its own stores, from which a mechanism may have been removed. */
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -15,28 +13,28 @@ import { patient } from "../suites/Suite.ts"
 import * as Seam from "../support/Seam.ts"
 import * as TestDatabase from "../support/TestDatabase.ts"
 
-/** What is taken out. */
+/** Describes what is removed. */
 export interface Mutation {
-  /** The statement without it; the same where it has no part. */
+  /** Returns the statement without the mechanism; unchanged if it plays no part there. */
   readonly rewrite?: (text: string) => string
-  /** The sessions without it. */
+  /** Returns the sessions without the mechanism. */
   readonly database?: (real: Database["Service"]) => Database["Service"]
-  /** Of what has no statement: the scenario does without it itself. */
+  /** Names a mechanism without a statement; the scenario leaves it out itself. */
   readonly without?: "busy" | "order"
-  /** Counts the statements that were rewritten: a mutation that meets none shows nothing. */
+  /** Counts the rewritten statements: a mutation that rewrites none proves nothing. */
   readonly met: { count: number }
 }
 
 export const none: Mutation = { met: { count: 0 } }
 
 export interface Reach {
-  /** How statements get through. */
+  /** Intercepts statements on their way to the server. */
   readonly around?: Seam.Hooks["around"]
-  /** By which URL. */
+  /** The URL to connect through. */
   readonly url?: string
 }
 
-/** Opens one process' stores; what is run in them sees its client too. */
+/** Opens the stores of one process; effects that run in it also use its client. */
 export const enter = Effect.fnUntraced(function*(mutation: Mutation, reach: Reach = {}) {
   const url = reach.url ?? (yield* TestDatabase.TestDatabase).url
   const hooks: Seam.Hooks = {
@@ -58,10 +56,10 @@ export const enter = Effect.fnUntraced(function*(mutation: Mutation, reach: Reac
   return Effect.provide(context)
 })
 
-/** In these eyes whoever is silent at all is dead. */
+/** Rules under which a worker is dead as soon as it is silent. */
 export const impatient = { ...patient, heartbeatIntervalMillis: 0, staleWorkerTimeoutMillis: 1 }
 
-/** A worker's handling of one event: a line for it, together with the row's step from 0 to 1. */
+/** A worker's handling of one event: inserts a line for it, in the transaction that moves the row from 0 to 1. */
 export const handle = Effect.fnUntraced(function*(
   held: Held,
   what: ReadonlyArray<string>,
@@ -85,7 +83,7 @@ export const effects = Effect.gen(function*() {
   return new Map(rows.map(({ event, times }) => [event, Number(times)]))
 })
 
-/** Says that something has happened, and lets others wait for it. */
+/** Signals that something has happened, and lets other fibers wait for it. */
 export const signal = Effect.map(Deferred.make<void>(), (deferred) => ({
   send: Effect.asVoid(Deferred.succeed(deferred, undefined)),
   wait: Deferred.await(deferred)

@@ -1,12 +1,15 @@
 /**
- * Measures how slow the machine is at this moment, compared with the machine on which the time limits of the tests were chosen.
+ * Measures how slow the machine currently is, compared with the machine on which the time limits of the tests were
+ * chosen.
  */
 import * as PgClient from "@effect/sql-pg/PgClient"
 import * as Effect from "effect/Effect"
 import * as Reactivity from "effect/reactivity/Reactivity"
 import * as Redacted from "effect/Redacted"
 
-/** What one round of each measurement takes on the reference machine (two cores, otherwise idle), in milliseconds. */
+/**
+ * How long one round of each measurement takes on the reference machine (two cores, otherwise idle), in milliseconds.
+ */
 const reference = { loop: 5, statements: 8 }
 const rounds = 15
 
@@ -16,7 +19,7 @@ const loop = Effect.sync(() => {
   return hash
 })
 
-/** The median of several rounds with a pause between them, so that one burst of other work does not decide. */
+/** The median of several rounds with pauses between them, so that a single burst of other work does not decide. */
 const median = <A, E, R>(round: Effect.Effect<A, E, R>) =>
   Effect.gen(function*() {
     const times: Array<number> = []

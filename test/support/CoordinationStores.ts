@@ -1,6 +1,4 @@
-/**
- * Checkpoints, membership and decisions on a database of their own, with what tests need to reach below them.
- */
+/** Checkpoints, membership and decisions on their own database, with access to the layers below them. */
 import type * as PgClient from "@effect/sql-pg/PgClient"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
@@ -29,7 +27,7 @@ import * as TestDatabase from "./TestDatabase.ts"
 
 export type Stores = CheckpointStore | Coordination.Coordination | Database | Decisions | Membership
 
-/** Checkpoints, decisions and membership with the coordination session that the last two share. */
+/** Checkpoints, decisions and membership, with the coordination session that the last two share. */
 export const layer: Layer.Layer<Exclude<Stores, Database>, never, Database | Listener.Listener> = Layer.mergeAll(
   Layer.effect(CheckpointStore)(CheckpointStorePostgres.make),
   Layer.effect(Decisions)(DecisionsPostgres.make),
@@ -48,7 +46,7 @@ const storesOf = (
     Layer.provideMerge(database)
   )
 
-/** One process' stores over whatever client is provided, whose database is migrated first; never those that stand already. */
+/** The stores of one process over the provided client, whose database is migrated first; always new ones. */
 export const over = (
   options: DatabaseLive.Options = {}
 ): Layer.Layer<Stores, unknown, PgClient.PgClient> =>
@@ -60,7 +58,7 @@ export const layerWith = (
 ): Layer.Layer<Stores | PgClient.PgClient | SqlClient.SqlClient | TestDatabase.TestDatabase, unknown> =>
   storesOf(options).pipe(Layer.provideMerge(Migrations.layer), Layer.provideMerge(TestDatabase.layer))
 
-/** Registers a worker under rules by which nobody dies. */
+/** Registers a worker under rules that evict no worker. */
 export const join = Effect.fnUntraced(function*(
   replicaSet: string,
   workerId: string,
@@ -69,7 +67,7 @@ export const join = Effect.fnUntraced(function*(
   return yield* (yield* Membership).join({ replicaSet, workerId, projections, rules: patient })
 })
 
-/** A decision of a worker that carries everything unfiltered from the beginning. */
+/** A decision of a worker that carries every projection, unfiltered and from the beginning. */
 export const decide = Effect.fnUntraced(function*(registration: Registration, rest: Partial<Request> = {}) {
   return yield* (yield* Decisions).decide({
     registration,
@@ -94,7 +92,7 @@ export const held = Effect.fnUntraced(function*(name: string) {
   return row
 })
 
-/** The stores as another process would open them on the same database, and how that process ends. */
+/** The stores as another process would open them on the same database, and a way to end that process. */
 export const another = Effect.fnUntraced(function*(
   options: DatabaseLive.Options = {},
   database?: Layer.Layer<Database, unknown, PgClient.PgClient>

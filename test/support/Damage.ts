@@ -1,6 +1,4 @@
-/**
- * Real damage to stored events, made by a superuser. Needs a database of its own.
- */
+/** Damages stored events as a superuser. Needs its own database. */
 import * as Effect from "effect/Effect"
 import type * as SqlClient from "effect/sql/SqlClient"
 import type * as SqlError from "effect/sql/SqlError"
@@ -9,11 +7,14 @@ export interface Damage {
   readonly name: string
   /** Damages the event at a position, whose payload is longer than 2 KB and whose metadata has a key. */
   readonly make: (sql: SqlClient.SqlClient, position: bigint) => Effect.Effect<void, SqlError.SqlError>
-  /** SQLSTATE that reports it. */
+  /** The SQLSTATE that reports the damage. */
   readonly code: string
 }
 
-/** To run before the events are appended. Bytes can be cast to text and JSON afterwards, and long payloads are stored out of line. */
+/**
+ * Run this before the events are appended. It makes bytes castable to text and JSON, and stores long payloads out of
+ * line.
+ */
 export const prepare = (sql: SqlClient.SqlClient) =>
   Effect.forEach([
     "CREATE CAST (bytea AS text) WITHOUT FUNCTION",
@@ -30,7 +31,7 @@ const update = (name: string, set: string, code: string): Damage => ({
   code
 })
 
-/** A chunk of a value that is stored out of line is lost. The payloads of other events must be short. */
+/** Loses a chunk of a value that is stored out of line. The payloads of other events must be short. */
 const lostChunk: Damage = {
   name: "a payload with a lost chunk",
   make: Effect.fnUntraced(function*(sql) {
@@ -42,7 +43,7 @@ const lostChunk: Damage = {
         EXECUTE format('DELETE FROM %s WHERE chunk_seq > 0', toast);
         UPDATE pg_class SET relkind = 't' WHERE oid = toast;
       END $$`).unprepared
-    // A deleted chunk is still read; a removed one is not.
+    // A deleted chunk can still be read, so the chunk has to be removed physically.
     yield* sql.unsafe("VACUUM events").unprepared
   }),
   code: "XX001"

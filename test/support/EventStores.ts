@@ -1,6 +1,4 @@
-/**
- * The event store on PostgreSQL with what it rests on, each on a database of its own.
- */
+/** The event store on PostgreSQL with the services that it depends on, each on its own database. */
 import type * as PgClient from "@effect/sql-pg/PgClient"
 import { it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
@@ -35,7 +33,7 @@ const altered = (options: Options) =>
     Effect.flatMap(SqlClient.SqlClient, (sql) => options.alter?.(sql) ?? Effect.void)
   ))
 
-/** A database of its own, migrated. */
+/** A migrated database. */
 export const database = (options: Options = {}) =>
   altered(options).pipe(Layer.provideMerge(TestDatabase.layerWith(options)))
 
@@ -50,7 +48,7 @@ export const live = (
       database() as Layer.Layer<PgClient.PgClient | TestDatabase.TestDatabase>
     ))
 
-/** The stores over whatever client is provided, as one more process would open them. */
+/** The stores over the provided client, as another process would open them. */
 export const stores = (options: DatabaseLive.Options = {}) =>
   Layer.fresh(
     Layer.effect(EventStore)(EventStorePostgres.make).pipe(
@@ -59,6 +57,6 @@ export const stores = (options: DatabaseLive.Options = {}) =>
     )
   )
 
-/** A store on a database of its own. */
+/** A store on its own database. */
 export const layerWith = (options: Options = {}): Layer.Layer<Provided, unknown> =>
   stores(options).pipe(Layer.provideMerge(database(options)))

@@ -1,6 +1,4 @@
-/**
- * Values that a handler may fail with and that throw, never end or mislead when they are inspected.
- */
+/** Values that a handler may fail with and that throw, hang or mislead when they are inspected. */
 import * as Schema from "effect/Schema"
 import * as SqlError from "effect/sql/SqlError"
 import * as Vm from "node:vm"
@@ -35,10 +33,10 @@ const cyclic = () => {
 
 const sqlErrorWith = (reason: unknown) => Object.assign(Object.create(SqlError.SqlError.prototype), { reason })
 
-/** An error that is no instance of this realm's `Error`. */
+/** An error that is not an instance of this realm's `Error`. */
 export const otherRealm: unknown = Vm.runInNewContext("new TypeError('of another realm')")
 
-/** By what is wrong with them. */
+/** The values, by what is wrong with them. */
 export const values: ReadonlyArray<readonly [string, unknown]> = [
   ["a stack that is an array", Object.assign(new Error("x"), { stack: [] })],
   ["a stack that throws", getter("stack")],
@@ -87,7 +85,7 @@ const behaviours = [
 ] as const
 const behaviour = Schema.Literals(behaviours)
 
-/** How a value is made: what it is, and how each property that a description may read behaves. */
+/** A recipe for a value: its kind, and the behaviour of each property that a description may read. */
 export const Recipe = Schema.Struct({
   base: Schema.Literals(["error", "aggregate", "sql", "object", "bare", "function", "array"]),
   name: behaviour,

@@ -1,6 +1,4 @@
-/**
- * A PgBouncer in front of a server, as long as the scope is open. The program is Debian's package `pgbouncer`.
- */
+/** Starts a PgBouncer in front of a server until the scope closes. The program is Debian's package `pgbouncer`. */
 import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
 import * as ChildProcess from "node:child_process"
@@ -12,7 +10,7 @@ import { scaledMillis } from "./TimeLimits.ts"
 
 const program = ["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer"].find((path) => Fs.existsSync(path))
 
-/** Why there is none, where there is none. */
+/** Why PgBouncer cannot be started on this machine, if it cannot. */
 export const missing = program === undefined ? "pgbouncer is not installed: apt-get install pgbouncer" : undefined
 
 /** It refuses to run as root. */
@@ -35,13 +33,13 @@ const answers = (port: number) =>
     }).on("error", (error) => resume(Effect.fail(error)))
   })
 
-/** Gives the URL of the database through it. */
+/** Returns the URL of the database through PgBouncer. */
 export const make = Effect.fnUntraced(function*(
   url: string,
   options: {
     readonly mode: "session" | "transaction"
     readonly size: number
-    /** Further lines of its configuration. */
+    /** Additional lines of its configuration. */
     readonly configuration?: string
   }
 ) {

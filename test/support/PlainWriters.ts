@@ -1,6 +1,6 @@
 /**
- * Writers that know nothing of the library: plain SQL on the events table, in every way in which an application may
- * come to a position.
+ * Writers that do not use the library: plain SQL on the events table, in every way in which an application may draw a
+ * position.
  */
 import * as PgClient from "@effect/sql-pg/PgClient"
 import * as Effect from "effect/Effect"
@@ -15,7 +15,7 @@ import type * as SqlError from "effect/sql/SqlError"
 export interface PlainWriter {
   readonly sql: PgClient.PgClient
   readonly row: Row
-  /** Inserts events of aggregates of their own. */
+  /** Inserts events of new aggregates. */
   readonly insert: (count: number) => Effect.Effect<void, SqlError.SqlError>
 }
 
@@ -30,7 +30,7 @@ const plainRow: Row = { boundedContext: "plain", aggregateType: "Plain", payload
 
 let next = 0
 
-/** Connects. The transaction control is the caller's: one connection, one statement after the other. */
+/** Connects. The caller controls the transactions: one connection, one statement after the other. */
 export const make = Effect.fnUntraced(function*(url: string, name = "plain writer", row = plainRow): Effect.fn.Return<
   PlainWriter,
   SqlError.SqlError,
@@ -51,7 +51,7 @@ export const make = Effect.fnUntraced(function*(url: string, name = "plain write
   }
 })
 
-/** The function that writers call, and that appends by itself. */
+/** A function that writers call and that inserts an event itself. */
 export const createFunction = (sql: SqlClient.SqlClient, row = plainRow) =>
   sql.unsafe(`
     CREATE FUNCTION write_events(count int, seconds float8) RETURNS void LANGUAGE plpgsql AS $$
@@ -64,7 +64,7 @@ export const createFunction = (sql: SqlClient.SqlClient, row = plainRow) =>
       END LOOP;
     END $$`)
 
-/** One transaction in a way that is drawn, committed or rolled back. */
+/** Runs one transaction of a random kind, committed or rolled back. */
 const transaction = Effect.fnUntraced(function*(writer: PlainWriter) {
   const { row, sql } = writer
   const pause = Effect.flatMap(Random.nextIntBetween(0, 12), (millis) => Effect.sleep(millis))
@@ -77,7 +77,7 @@ const transaction = Effect.fnUntraced(function*(writer: PlainWriter) {
       yield* writer.insert(1)
       break
     case 1:
-      // As COPY does it: many rows by one statement.
+      // As COPY does: many rows in one statement.
       yield* writer.insert(count * 4)
       break
     case 2:
@@ -91,7 +91,7 @@ const transaction = Effect.fnUntraced(function*(writer: PlainWriter) {
       yield* sql`SELECT write_events(${count}, 0.001)`
       break
     case 4: {
-      // The position is drawn in a statement of its own, well before the event is written.
+      // Draws the position in a separate statement, well before the event is written.
       const drawn = yield* sql<{ readonly position: bigint }>`
         SELECT nextval('events_global_position_seq') AS position FROM generate_series(1, ${count})`
       yield* pause
@@ -104,7 +104,7 @@ const transaction = Effect.fnUntraced(function*(writer: PlainWriter) {
       break
     }
     case 5:
-      // Something was written before, so the transaction's id is older than its positions.
+      // Writes something else first, so that the transaction's id is older than its positions.
       yield* sql`CREATE TEMPORARY TABLE IF NOT EXISTS scratch (x int)`
       yield* sql`INSERT INTO scratch VALUES (1)`
       yield* pause
@@ -132,7 +132,7 @@ const transaction = Effect.fnUntraced(function*(writer: PlainWriter) {
   }
 })
 
-/** So many transactions by so many writers at once, each on a connection of its own. */
+/** Runs this many transactions by this many concurrent writers, each on its own connection. */
 export const load = (
   url: string,
   options: { readonly writers: number; readonly transactions: number; readonly row?: Row }

@@ -1,7 +1,7 @@
 /**
- * A TCP proxy in front of PostgreSQL that does what networks do: it falls silent, so that connections stay open but
- * nothing is forwarded, not even their end (so looks a server whose host has lost power, or a path that a firewall has
- * forgotten); it cuts; it is slow, and loses connections.
+ * A TCP proxy in front of PostgreSQL that simulates network faults. It can go silent: connections stay open but nothing
+ * is forwarded, not even their end, as if the server's host had lost power or a firewall had forgotten the path. It can
+ * also cut connections, delay data and lose connections.
  */
 import * as Effect from "effect/Effect"
 import * as Net from "node:net"
@@ -11,17 +11,17 @@ const ended = Buffer.from([0x5a, 0, 0, 0, 5, 0x49])
 
 export interface Proxy {
   readonly port: number
-  /** Cuts every connection at the next end of a transaction, before the client hears of it; once. */
+  /** Cuts every connection at the next end of a transaction, before the client receives the answer; once. */
   readonly cutAtEnd: Effect.Effect<void>
-  /** Silences one connection at the next end of a transaction, before the client hears of it. */
+  /** Silences one connection at the next end of a transaction, before the client receives the answer. */
   readonly silenceAtEnd: Effect.Effect<void>
-  /** Silences the connections that stand now; later ones are forwarded. */
+  /** Silences the existing connections; later ones are forwarded. */
   readonly silence: Effect.Effect<void>
-  /** Ends the silent connections at last, as the client's kernel does after a quarter of an hour. */
+  /** Ends the silent connections, as the client's kernel does after a quarter of an hour. */
   readonly giveUp: Effect.Effect<void>
-  /** Cuts all connections, and refuses new ones until told otherwise. */
+  /** Cuts all connections, and refuses new ones until called with `false`. */
   readonly refuse: (refuses: boolean) => Effect.Effect<void>
-  /** Each piece of data is late by so many milliseconds, or ends its connection with the probability of `loss`. */
+  /** Delays each piece of data by this many milliseconds, or ends its connection with the probability `loss`. */
   readonly impair: (how: { readonly delayMillis: number; readonly loss: number }) => Effect.Effect<void>
 }
 
@@ -31,7 +31,7 @@ interface Pair {
   silent: boolean
 }
 
-/** Writes in order, each piece after the delay that held when it came. */
+/** Writes in order, each piece after the delay that applied when it arrived. */
 const later = () => {
   let last: Promise<unknown> = Promise.resolve()
   return (delayMillis: number, write: () => void) => {

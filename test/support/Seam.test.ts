@@ -1,5 +1,6 @@
 /**
- * The seam itself: nothing of the library gets to PostgreSQL beside it, and what the hooks do there has its effect.
+ * The seam itself: every statement of the library passes through it on its way to PostgreSQL, and the hooks take
+ * effect.
  */
 import * as PgClient from "@effect/sql-pg/PgClient"
 import { assert, it } from "@effect/vitest"
@@ -19,7 +20,7 @@ import * as Projection from "../../src/services/Projection.ts"
 import * as Seam from "./Seam.ts"
 import * as TestDatabase from "./TestDatabase.ts"
 
-/** A client behind the hooks, on a migrated database of its own; the library's stores over it as well. */
+/** A client behind the hooks, on its own migrated database, and the library's stores over it. */
 const behind = (hooks: Seam.Hooks) =>
   Layer.unwrap(Effect.map(TestDatabase.TestDatabase, ({ url }) => {
     const client = Seam.client({ url: Redacted.make(url) }, hooks)
@@ -55,7 +56,7 @@ describe("Seam", () => {
     }
   }
   live(
-    "every session of two workers passes through it, with its transactions",
+    "every statement of two workers passes through it, including transactions",
     watching,
     Effect.gen(function*() {
       const handled = yield* Deferred.make<void>()
@@ -65,7 +66,7 @@ describe("Seam", () => {
         (orchestrator) => orchestrator.run
       )
       const first = yield* Effect.forkChild(worker)
-      // Who shares a process shares its presence; to wait for a neighbour takes another process.
+      // Workers in the same process share its presence; only another process can be watched.
       const second = yield* Effect.forkChild(Effect.provide(worker, Layer.fresh(Seam.stores(watching))))
       yield* append("a")
       yield* Deferred.await(handled)
@@ -88,7 +89,7 @@ describe("Seam", () => {
   )
 
   live(
-    "another text is sent",
+    "a hook can rewrite a statement",
     { rewrite: ({ text }) => text.replace("'Written'", "'Rewritten'") },
     Effect.gen(function*() {
       yield* append("a")
@@ -113,7 +114,7 @@ describe("Seam", () => {
   }
   for (const [lost, rows] of [["before", 0], ["after", 1]] as const) {
     live(
-      `a connection lost ${lost} COMMIT fails it, and the pool heals`,
+      `a connection lost ${lost} COMMIT fails it, and the pool recovers`,
       lossy(lost),
       Effect.gen(function*() {
         const pg = yield* PgClient.PgClient
@@ -131,7 +132,7 @@ describe("Seam", () => {
     deliver: ({ payload }, hand) => payload === "first" ? Effect.void : hand
   }
   live(
-    "a notification that is not handed over was never heard",
+    "a notification that a hook drops is not received",
     dropsFirst,
     Effect.scoped(Effect.gen(function*() {
       const listener = yield* Listener.make.pipe(Effect.provide(Seam.database(dropsFirst)))

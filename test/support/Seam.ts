@@ -1,7 +1,7 @@
 /**
- * The seam at which statements leave for PostgreSQL: Effect SQL's `Connection`, and the driver's own below the sessions
- * that listen and wait. A test puts hooks there, through which every statement of the library passes: those of batches
- * on the application's pool, `BEGIN` and `COMMIT` included, and those of the library's own sessions.
+ * The seam at which statements leave for PostgreSQL: Effect SQL's `Connection`, and the driver's own connection below
+ * the sessions that listen and wait. A test puts hooks there, through which every statement of the library passes:
+ * those of batches on the application's pool, including `BEGIN` and `COMMIT`, and those of the library's own sessions.
  */
 import * as PgClient from "@effect/sql-pg/PgClient"
 import * as PgConnection from "@effect/sql-pg/PgConnection"
@@ -25,24 +25,27 @@ export interface Statement {
   /** `pool`, or the session's application name. */
   readonly session: string
   readonly text: string
-  /** Ends the connection in the statement's place, or after it, and fails as what runs on it then does. */
+  /** Ends the connection before or after the statement, and fails as the statements on it then do. */
   readonly lose: Effect.Effect<never, SqlError.SqlError>
 }
 
 export interface Hooks {
-  /** Another text to send instead. */
+  /** Returns the text to send instead. */
   readonly rewrite?: ((statement: Statement) => string) | undefined
-  /** Around sending: may fail before it, send and then fail (the answer is lost), wait, never answer. */
+  /**
+   * Wraps the sending of a statement. It may fail before it, send and then fail (the answer is lost), wait, or never
+   * answer.
+   */
   readonly around?:
     | (<A>(statement: Statement, send: Effect.Effect<A, SqlError.SqlError>) => Effect.Effect<A, SqlError.SqlError>)
     | undefined
-  /** Around handing over what LISTEN has heard: may wait, or not do it. */
+  /** Wraps the delivery of a notification. It may wait, or drop it. */
   readonly deliver?:
     | ((notification: PgConnection.Notification, hand: Effect.Effect<void>) => Effect.Effect<void>)
     | undefined
 }
 
-/** As the driver says it. */
+/** The error that the driver reports. */
 export const connectionLost = (operation: string): SqlError.SqlError =>
   new SqlError.SqlError({
     reason: new SqlError.ConnectionError({
@@ -54,7 +57,7 @@ export const connectionLost = (operation: string): SqlError.SqlError =>
 
 const suicide = "SELECT pg_terminate_backend(pg_backend_pid())"
 
-/** How a connection sends: the text, and what is to be done with it. */
+/** How a connection sends: the text, and the effect that sends it. */
 type Send = <A>(
   text: string,
   send: (text: string) => Effect.Effect<A, SqlError.SqlError>
@@ -72,7 +75,7 @@ const sender = (hooks: Hooks, session: string, end: Effect.Effect<unknown, SqlEr
 
 const overConnection = (hooks: Hooks, session: string, real: Connection): Connection => {
   const through = sender(hooks, session, real.executeUnprepared(suicide, [], undefined))
-  // What the driver's connections have beside Effect SQL's interface.
+  // Members of the driver's connections that Effect SQL's interface lacks.
   const { connection } = real as Connection & { readonly connection: PgConnection.PgConnection }
   const over: Connection & { readonly connection: PgConnection.PgConnection } = {
     connection: overPgConnection(hooks, session, connection),
@@ -110,7 +113,7 @@ const overPgConnection = (
       if (deliver === undefined) return heard
       const handed = yield* Queue.unbounded<PgConnection.Notification, SqlError.SqlError>()
       yield* Queue.take(heard).pipe(
-        // Each on its own: one that is late does not hold back the next.
+        // Each notification separately: a late one does not delay the next.
         Effect.flatMap((notification) =>
           Effect.forkIn(deliver(notification, Effect.asVoid(Queue.offer(handed, notification))), scope)
         ),
@@ -123,7 +126,7 @@ const overPgConnection = (
   }
 }
 
-/** As the driver commits: PostgreSQL answers `ROLLBACK` when the transaction was aborted. */
+/** Commits as the driver does: PostgreSQL answers `ROLLBACK` when the transaction was aborted. */
 const commit = (connection: Connection): Effect.Effect<void, SqlError.SqlError> =>
   Effect.flatMap(connection.executeRaw("COMMIT", []), (result) =>
     (result as PgConnection.Result).command === "ROLLBACK"
@@ -137,7 +140,7 @@ const commit = (connection: Connection): Effect.Effect<void, SqlError.SqlError> 
       )
       : Effect.void)
 
-/** The client, all of whose statements pass through the hooks. */
+/** The client with all of its statements passing through the hooks. */
 const sqlClient = (
   hooks: Hooks,
   session: string,
@@ -168,7 +171,7 @@ export const client = (
     return Object.assign(yield* sqlClient(hooks, "pool", real), parts)
   }))
 
-/** The database, with hooks on the sessions that are opened beside the application's client. */
+/** The database, with hooks on the sessions that it opens beside the application's client. */
 const overDatabase = (hooks: Hooks, real: Database["Service"]): Database["Service"] => {
   const seams = new WeakMap<SqlClient.SqlClient, SqlClient.SqlClient>()
   const behind = Effect.fnUntraced(function*<S>(name: string, opened: Opened<S>) {
@@ -187,7 +190,7 @@ const overDatabase = (hooks: Hooks, real: Database["Service"]): Database["Servic
   })
 }
 
-/** The database over the client that is provided, which {@link client} makes; its own sessions pass through the hooks too. */
+/** The database over the provided client, which {@link client} makes; its own sessions pass through the hooks too. */
 export const database = (
   hooks: Hooks,
   options: DatabaseLive.Options = {}

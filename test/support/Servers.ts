@@ -1,6 +1,4 @@
-/**
- * Servers other than the run's own.
- */
+/** Servers other than the run's own. */
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Scope from "effect/Scope"
@@ -17,7 +15,7 @@ const acquired = Effect.runSync(Effect.cached(
   )
 ))
 
-/** The oldest PostgreSQL that is supported, as the URL of a superuser; stopped after the last test of the file. */
+/** The URL of a superuser on the oldest supported PostgreSQL; the server is stopped after the last test of the file. */
 export const postgres14: Effect.Effect<string> = acquired
 
 afterAll(() => Effect.runPromise(Scope.close(scope, Exit.void)))

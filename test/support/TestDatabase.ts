@@ -1,8 +1,8 @@
 /**
- * A PostgreSQL database of its own for whoever builds the layer, dropped with its scope. Names are random, so any number of test processes can
- * share a server.
+ * A PostgreSQL database for each build of the layer, dropped with its scope. Names are random, so any number of test
+ * processes can share a server.
  *
- * Connection pools need a clock that runs: in `it.layer` pass `{ excludeTestServices: true }`, elsewhere use `it.live`.
+ * Connection pools need a running clock: in `it.layer` pass `{ excludeTestServices: true }`, elsewhere use `it.live`.
  */
 import * as PgClient from "@effect/sql-pg/PgClient"
 import * as Context from "effect/Context"
@@ -19,7 +19,7 @@ import { inject } from "vitest"
 /** The database that the layer made. */
 export class TestDatabase extends Context.Service<TestDatabase, {
   readonly name: string
-  /** For child processes and clients of their own; carries the password. */
+  /** The URL with the password, for child processes and separate clients. */
   readonly url: string
 }>()("pupsourcing-orchestrator/test/TestDatabase") {}
 
@@ -59,7 +59,7 @@ const randomName = (): string => `t_${Crypto.randomUUID().replaceAll("-", "")}`
 
 const create = Effect.fnUntraced(function*(name: string, copyOf: string, encoding?: string) {
   const sql = yield* SqlClient.SqlClient
-  // Only the C locale goes with every encoding.
+  // Only the C locale works with every encoding.
   const encoded = encoding === undefined
     ? sql.literal("")
     : sql.literal(`ENCODING '${encoding}' LC_COLLATE 'C' LC_CTYPE 'C'`)
@@ -81,7 +81,7 @@ export const make = Effect.fnUntraced(function*(
     withConnection(serverUrl, create(name, options.template ?? "template0", options.encoding)),
     () =>
       withConnection(serverUrl, drop(name)).pipe(
-        // A test may have stopped the server itself; its data directory is not kept for long.
+        // A test may have stopped the server itself; its data directory is deleted soon anyway.
         Effect.ignoreCause
       )
   )
@@ -89,16 +89,16 @@ export const make = Effect.fnUntraced(function*(
 })
 
 /**
- * Makes a database called `name` once on the server, whichever test process asks first, and lets `prepare` fill it through the `SqlClient` it
- * is given; the others wait. Then it serves as `template` for copies, which take tens of milliseconds. Put a hash of what `prepare` does
- * into the name: the database stays, and nothing else tells an old one from a new one.
+ * Creates the database `name` once per server and fills it with `prepare` through the provided `SqlClient`; other test
+ * processes wait. Afterwards it serves as a `template` for copies, which take tens of milliseconds. Put a hash of what
+ * `prepare` does into the name: the database is kept, and only its name distinguishes an outdated one.
  */
 export const template = <E, R>(
   name: string,
   prepare: Effect.Effect<void, E, R>,
   serverUrl?: string
 ): Effect.Effect<string, E | SqlError.SqlError, Exclude<R, SqlClient.SqlClient>> =>
-  // Asked when it runs: outside of a test run there is nothing to inject.
+  // Read at run time: outside of a test run there is nothing to inject.
   Effect.suspend(() => templateOn(serverUrl ?? inject("pgUrl"), name, prepare))
 
 const templateOn = <E, R>(
@@ -108,11 +108,11 @@ const templateOn = <E, R>(
 ): Effect.Effect<string, E | SqlError.SqlError, Exclude<R, SqlClient.SqlClient>> => {
   const build = Effect.gen(function*() {
     const admin = yield* SqlClient.SqlClient
-    // Freed with this connection.
+    // Released with this connection.
     yield* admin`SELECT pg_advisory_lock(hashtext(${name}))`
     const existing = yield* admin`SELECT 1 FROM pg_database WHERE datname = ${name}`
     if (existing.length > 0) return name
-    // Renamed when complete: a test process that is killed meanwhile leaves no half-filled template.
+    // Renamed when complete, so that a test process that is killed meanwhile leaves no half-filled template.
     const draft = randomName()
     yield* create(draft, "template0")
     yield* withConnection(databaseUrl(server, draft), prepare).pipe(Effect.tapCause(() => Effect.ignore(drop(draft))))
@@ -122,7 +122,7 @@ const templateOn = <E, R>(
   return withConnection(server, build) as Effect.Effect<string, E | SqlError.SqlError, Exclude<R, SqlClient.SqlClient>>
 }
 
-/** A database of its own and a pool on it. */
+/** A new database and a pool on it. */
 export const layerWith = (
   options: Options
 ): Layer.Layer<TestDatabase | PgClient.PgClient | SqlClient.SqlClient, SqlError.SqlError> =>
@@ -131,7 +131,7 @@ export const layerWith = (
       Layer.provideMerge(Layer.effect(TestDatabase)(make(options)))
     )
 
-/** An empty database of its own and a pool on it. A constant: use it twice in one `Effect.provide` and both see the same database. */
+/** A new empty database and a pool on it. A constant: both uses in one `Effect.provide` get the same database. */
 export const layer: Layer.Layer<TestDatabase | PgClient.PgClient | SqlClient.SqlClient, SqlError.SqlError> = layerWith(
   {}
 )

@@ -11,7 +11,7 @@ const never = () => false
 const every = "1 second"
 const afterStall = Duration.toMillis(TimeLimits.stalled) + 2000
 
-it.effect("a wait without progress fails, with a description of the last look", () =>
+it.effect("a wait without progress fails, with a description of the last result", () =>
   Effect.gen(function*() {
     const look = Effect.succeed("two workers")
     const waiting = yield* Effect.forkChild(
@@ -29,7 +29,7 @@ it.effect("a wait without progress fails, with a description of the last look", 
     assert.match(Cause.pretty(exit.cause), /No progress for .* while waiting until there are three\s+two workers/)
   }))
 
-it.effect("a wait with progress continues, and ends with its condition", () =>
+it.effect("a wait with progress continues until its condition holds", () =>
   Effect.gen(function*() {
     let looks = 0
     let done = false

@@ -1,12 +1,13 @@
 /**
- * Time limits of tests. A test must not fail because the machine is slow, so a wait ends on its condition, or because nothing changes any more
- * ({@link waitUntil}). Settings and limits that must be durations are multiplied by {@link slowness}.
+ * Time limits of tests. A test must not fail because the machine is slow, so a wait ends when its condition holds, or
+ * when nothing changes any more ({@link waitUntil}). Settings and limits that must be durations are multiplied by
+ * {@link slowness}.
  */
 import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 
-/** The environment variable that carries {@link slowness} to test processes and to the processes that tests start. */
+/** The environment variable that passes {@link slowness} to test processes and to the processes that they start. */
 export const variable = "TEST_SLOWNESS"
 
 /**
@@ -29,8 +30,8 @@ export const stalled: Duration.Duration = scaled("60 seconds")
 const longest = Duration.min(scaled("5 minutes"), Duration.minutes(25))
 
 /**
- * Decides when a wait has failed. `check` adds the time since the previous check, at most one second of it: a test process that was not
- * scheduled does not count the time in which it could not have noticed anything.
+ * Decides when a wait has failed. `check` adds the time since the previous check, but at most one second: the time in
+ * which the test process was not scheduled does not count, because it could not have noticed anything then.
  */
 export const stallWatch = Effect.map(Clock.monotonicTimeNanos, (start) => {
   let checkedAt = start
@@ -51,11 +52,14 @@ export const stallWatch = Effect.map(Clock.monotonicTimeNanos, (start) => {
   }
 })
 
-/** How {@link waitUntil} looks and gives up. */
+/** How {@link waitUntil} polls and when it gives up. */
 export interface WaitOptions<A> {
-  /** What grows or changes while the condition is being approached: a count, a position, joined text. Compared with `===`. */
+  /**
+   * A value that changes while the condition is being approached: a count, a position, joined text. Compared with
+   * `===`.
+   */
   readonly progress?: ((value: A) => unknown) | undefined
-  /** The pause between two looks. Default 20 ms. */
+  /** The pause between two polls. Default 20 ms. */
   readonly every?: Duration.Input | undefined
   /** Text for the error, computed when the wait fails. */
   readonly describe?: ((value: A) => string) | undefined
@@ -83,7 +87,10 @@ export const waitUntil = <A, E, R>(
     }
   })
 
-/** Fails the test when `self` takes far longer than it may: `limit` is multiplied by {@link slowness}. For what has no condition to look at. */
+/**
+ * Fails the test when `self` takes far too long: `limit` is multiplied by {@link slowness}. For effects without a
+ * condition to poll.
+ */
 export const within = (limit: Duration.Input) => <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
   Effect.timeoutOrElse(self, {
     duration: scaled(limit),

@@ -1,7 +1,7 @@
 /**
- * Whatever happens to workers, network and database: writers append, worker processes handle, faults are drawn at
- * random, and at the end the read models are compared with the events, one by one. (After Jepsen: the faults are its
- * nemesis, the fold of the events its model.)
+ * The fault driver: writers append, worker processes handle events, and faults on workers, network and database are
+ * drawn at random. At the end the read models are compared with the events, one by one. (After Jepsen: the faults are
+ * its nemesis, the fold of the events its model.)
  */
 import type * as PgClient from "@effect/sql-pg/PgClient"
 import * as Cause from "effect/Cause"
@@ -30,18 +30,18 @@ export class Driver extends Context.Service<Driver, {
   readonly fleet: Fleet.Fleet
   readonly network: Network.Network
   readonly watch: Watch.Watch
-  /** How long the run is to last. */
+  /** The planned length of the run. */
   readonly minutes: number
   /** The server of this run, which a fault may stop and start. */
   readonly server: EmbeddedPostgres.Options
-  /** As a superuser, past everything that stands between workers and server. */
+  /** A superuser connection that bypasses the network between workers and server. */
   readonly admin: PgClient.PgClient
   readonly settings: typeof settings
-  /** A line of the run's log. */
+  /** Writes a line to the run's log. */
   readonly say: (text: string) => Effect.Effect<void>
   /**
-   * Waits until the rows are as they should be, and gives them and how long it took; nothing, and a violation, when they
-   * are not in time.
+   * Waits until the condition holds; returns the rows and how long it took. Returns undefined and records a violation
+   * if it does not hold in time.
    */
   readonly awaitRows: (
     what: string,
@@ -50,7 +50,7 @@ export class Driver extends Context.Service<Driver, {
   ) => Effect.Effect<{ readonly rows: Harness.Rows; readonly millis: number } | undefined>
 }>()("pupsourcing-orchestrator/test/faults/driver/Driver") {}
 
-/** Of the workers; short enough for many faults a minute, and long enough for two busy cores. */
+/** Settings of the workers: short enough for many faults a minute, and long enough for two busy cores. */
 export const settings = {
   heartbeatInterval: 500,
   staleWorkerTimeout: 2_500,
@@ -66,10 +66,10 @@ const places = 6
 const fewest = 3
 
 const recoversWithin = 30_000
-/** So much of the run is without faults, for comparison. */
+/** The part of the run without faults, for comparison. */
 const calmShare = 0.1
 const calmAtMostMillis = 15_000
-/** In so many turns two faults happen at once. */
+/** The probability that a turn injects two faults at once. */
 const together = 0.2
 const lookMillis = 20
 const answerMillis = 2_000
@@ -84,10 +84,10 @@ export interface Options {
 const mayCoincide = (one: Fault, other: Fault): boolean =>
   one.alone !== true && other.alone !== true && (one.on === undefined || one.on !== other.on)
 
-/** Fewer values than this have no middle that says anything. */
+/** With fewer values than this, a median is not meaningful. */
 const fewestValues = 3
 
-/** What was taken over too late in the middle of a run; single values are the machine's as much as ours. */
+/** Faults whose median takeover time was too long. A single value depends on the machine as much as on the library. */
 const slow = (
   faults: ReadonlyArray<Fault>,
   measured: ReadonlyArray<Measured>,
@@ -121,7 +121,7 @@ export const run = Effect.fnUntraced(function*(options: Options) {
   const say = (text: string) =>
     Effect.flatMap(watch.millis, (now) => Console.log(`${((now - begun) / 1000).toFixed(1).padStart(7)} s  ${text}`))
 
-  /** Asks again and again until there is an answer; a server that is away has none. */
+  /** Repeats the query until it returns an answer; an unreachable server returns none. */
   const awaitAnswer = Effect.fnUntraced(function*<A>(
     what: string,
     withinOnReference: number,
@@ -183,7 +183,7 @@ export const run = Effect.fnUntraced(function*(options: Options) {
     return yield* awaitRows("the workers share the work", recoversWithin * 2, settled)
   })
 
-  /** Injects, and waits until all is as it should be. */
+  /** Injects the faults, and waits until everything has recovered. */
   const turn = Effect.fnUntraced(function*(faults: ReadonlyArray<Fault>, before: Harness.Rows) {
     const name = faults.map(({ kind }) => kind).join(" + ")
     yield* say(name)
@@ -230,7 +230,7 @@ export const run = Effect.fnUntraced(function*(options: Options) {
     return after.rows
   })
 
-  /** How much was handled by now. */
+  /** The number of events handled so far. */
   const mark = Effect.all({ events: Journal.lines, at: watch.millis })
 
   return yield* Effect.gen(function*() {
@@ -277,8 +277,7 @@ export const run = Effect.fnUntraced(function*(options: Options) {
     Effect.provideService(Driver, driver),
     Effect.flatMap(Effect.fnUntraced(function*(course) {
       yield* Effect.repeat(Writers.tidy, Schedule.spaced("1 second")).pipe(Effect.forkScoped)
-      // How long the backlog of a projection that cannot keep up takes is for the machine to say; that there is progress
-      // is not.
+      // How long a slow projection needs for its backlog depends on the machine, so only progress is required.
       let furthest = 0n
       let end: { readonly rows: Harness.Rows } | undefined
       do {
@@ -296,7 +295,7 @@ export const run = Effect.fnUntraced(function*(options: Options) {
         )
       } while (end !== undefined && (Watch.handled(end.rows) ?? 0n) < end.rows.head)
       const differences = yield* harness.differences([
-        // Deployments may have brought others.
+        // Deployments may have added projections.
         ...new Set([...projections, ...end?.rows.checkpoints.map(({ projection }) => projection) ?? []])
       ])
       for (const difference of differences.slice(0, 20)) watch.violate(difference)

@@ -1,13 +1,11 @@
-/**
- * What a fault is to the driver.
- */
+/** The interface of a fault. */
 import type * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import type * as Harness from "../Harness.ts"
 import type { Driver } from "./Driver.ts"
 import type { Way } from "./Network.ts"
 
-/** The rows before a fault, and after everything was handled again. */
+/** The rows before a fault, and after every event was handled again. */
 export interface Course {
   readonly before: Harness.Rows
   readonly after: Harness.Rows
@@ -15,37 +13,37 @@ export interface Course {
 
 /** One kind of fault. */
 export interface Fault {
-  /** As the report calls it; unique. */
+  /** The name in the report; unique. */
   readonly kind: string
-  /** Why it cannot be done on this machine, or nothing. */
+  /** Why this machine cannot run it, or undefined. */
   readonly unavailable?: Effect.Effect<string | undefined, never, Driver>
   /**
-   * Makes it happen, and ends when it is over: from then on the recovery is timed. What it changes is put back by the
-   * scope, which closes at its end.
+   * Injects the fault and returns when it is over; from then on the recovery is timed. The scope, which closes when
+   * this effect ends, undoes its changes.
    */
   readonly inject: Effect.Effect<void, unknown, Driver | Scope.Scope>
-  /** Milliseconds after the end within which all must be handled by the living again. Default 30,000. */
+  /** Milliseconds after the fault within which the live workers must have handled every event. Default 30,000. */
   readonly recoversWithin?: number
-  /** Milliseconds after the end within which the living must hold every range, in the median of a run. */
+  /** Milliseconds after the fault within which the live workers must hold every range, as the median of a run. */
   readonly takenWithin?: number
-  /** It changes what all see, as a restart of the server does: nothing else is injected at the same time. */
+  /** It affects all workers, as a restart of the server does, so no other fault is injected at the same time. */
   readonly alone?: boolean
   /**
-   * Two on the same are not injected at the same time. Of two that change a way to the server the first to end would end
-   * both; a worker whose sessions end while it starts is right to end too.
+   * Two faults on the same resource are not injected at the same time. The first to end would undo the other's changes
+   * to a network path, and a worker whose sessions end while it starts may exit.
    */
   readonly on?: Way["kind"] | "start"
-  /** What else must hold; gives what does not. Not asked when another fault went on at the same time. */
+  /** Checks further conditions and returns the violations. Skipped if another fault was injected at the same time. */
   readonly judge?: (course: Course) => ReadonlyArray<string>
 }
 
-/** A registration that stands before and does not afterwards, by its worker's id. */
+/** Returns the ids of the workers whose registration existed before and is stopped or gone afterwards. */
 export const replaced = ({ after, before }: Course): ReadonlyArray<string> =>
   before.workers.filter((worker) =>
     worker.state !== "stopped" &&
     !after.workers.some((other) => other.incarnation === worker.incarnation && other.state !== "stopped")
   ).map(({ workerId }) => workerId)
 
-/** The workers that were there are there, by the same registrations: nobody was evicted. */
+/** All workers kept their registrations: none was evicted. */
 export const nobodyReplaced = (course: Course): ReadonlyArray<string> =>
   replaced(course).map((workerId) => `${workerId} has lost its registration`)

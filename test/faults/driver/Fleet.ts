@@ -1,5 +1,6 @@
 /**
- * The worker processes of a run, as a supervisor keeps them: so many as are wanted, one that ends is started again.
+ * The worker processes of a run, as a supervisor manages them: it keeps the wanted number running and restarts those
+ * that exit.
  */
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -7,7 +8,7 @@ import * as Random from "effect/Random"
 import * as Scope from "effect/Scope"
 import type * as Harness from "../Harness.ts"
 
-/** A place in the fleet; each reaches the database by its own way. */
+/** A place in the fleet, with its own network path to the database. */
 export interface Place {
   readonly index: number
   readonly options: Harness.WorkerOptions
@@ -18,35 +19,35 @@ export interface Member {
   readonly place: Place
   readonly workerId: string
   readonly worker: Harness.Worker
-  /** Closing it ends the process, however it stands. */
+  /** Closing it ends the process, whatever its state. */
   readonly scope: Scope.Closeable
 }
 
 export interface Fleet {
   readonly members: () => ReadonlyArray<Member>
-  /** Members that no fault keeps from working as they should. */
+  /** Members that no fault currently keeps from working. */
   readonly able: () => ReadonlyArray<Member>
-  /** The workers of these ids are kept from working as they should as long as it goes on. */
+  /** Marks the workers with these ids as kept from working while `self` runs. */
   readonly without: <A, E, R>(ids: ReadonlyArray<string>, self: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
-  /** Members of the places for which it is so. */
+  /** Draws members at random, out of the eligible ones. */
   readonly pick: (count: number, eligible?: (member: Member) => boolean) => Effect.Effect<ReadonlyArray<Member>>
-  /** Whose process has been told to end, or has ended, is no member any more. */
+  /** Removes a member whose process was told to stop, or has exited. */
   readonly forget: (member: Member) => void
-  /** How many there should be. */
+  /** Sets the wanted number of workers. */
   readonly resize: (size: number) => void
-  /** Who starts from now on starts with these options, before those of its place. */
+  /** Workers that start from now on use these options, which override those of their place. */
   readonly deploy: (version: Harness.WorkerOptions) => void
-  /** Starts what is missing, as `Deployment`s do: sometimes under the id that the last one had. Gives how many. */
+  /** Starts the missing workers, sometimes under the id that the previous worker of the place had. Returns how many. */
   readonly restore: Effect.Effect<number>
   /** How many processes were started. */
   readonly started: () => number
-  /** Processes that ended without being told to, with the last that they said. */
+  /** Processes that exited without being told to, with their last output. */
   readonly ended: ReadonlyArray<string>
-  /** Stops all, as a supervisor does, and gives what went wrong. */
+  /** Stops all workers and returns those that did not exit with code 0. */
   readonly stopAll: Effect.Effect<ReadonlyArray<string>>
 }
 
-/** A worker that cannot reach its database when it starts says so and ends; another one is started. */
+/** A worker that cannot reach its database at startup logs the error and exits; another one is started. */
 const foundNoDatabase = (exit: Harness.Ended, said: string): boolean =>
   exit.code === 1 && !said.includes("Worker registered") && /ERROR .*database server at/.test(said)
 
@@ -57,7 +58,7 @@ export const make = Effect.fnUntraced(function*(options: {
   const owner = yield* Effect.scope
   const places = options.places.map((options, index): Place => ({ index, options }))
   const members: Array<Member> = []
-  /** By id, how many faults keep it from working. */
+  /** The number of faults that keep a worker from working, by id. */
   const kept = new Map<string, number>()
   const lastIds = new Map<Place, string>()
   const ended: Array<string> = []

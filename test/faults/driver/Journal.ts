@@ -1,10 +1,8 @@
-/**
- * What the journal says while a run goes on; the comparison at its end is `Projections.difference`.
- */
+/** Queries on the journal during a run. `Projections.difference` makes the comparison at the end. */
 import * as Effect from "effect/Effect"
 import { SqlClient } from "effect/sql"
 
-/** How many events were handled. */
+/** The number of handled events. */
 export const lines = Effect.gen(function*() {
   const sql = yield* SqlClient.SqlClient
   const [row] = yield* sql<{ readonly lines: bigint }>`
@@ -19,10 +17,10 @@ export const newest = Effect.gen(function*() {
   return row?.seq ?? 0n
 })
 
-/** Whether every event of these positions has a line. */
+/** Returns whether every event in this range of positions has a line. */
 export const isComplete = Effect.fnUntraced(function*(positions: { readonly after: bigint; readonly upTo: bigint }) {
   const sql = yield* SqlClient.SqlClient
-  // Not by looking for each event's line: that can take long while the server does not know how many lines there are.
+  // EXCEPT instead of a lookup per event, which can be slow while the planner has no statistics of the journal.
   const missing = yield* sql`
     SELECT global_position FROM events
     WHERE global_position > ${positions.after}::bigint AND global_position <= ${positions.upTo}::bigint
@@ -33,7 +31,10 @@ export const isComplete = Effect.fnUntraced(function*(positions: { readonly afte
   return missing.length === 0
 })
 
-/** Milliseconds from the beginning of its writer's transaction that the event of a newer line waited longest. */
+/**
+ * The longest time in milliseconds between the start of a writer's transaction and the handling of its event, among
+ * newer lines.
+ */
 export const longestWait = Effect.fnUntraced(function*(since: bigint) {
   const sql = yield* SqlClient.SqlClient
   const [row] = yield* sql<{ readonly millis: number | null }>`

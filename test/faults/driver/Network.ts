@@ -1,7 +1,7 @@
 /**
- * The ways by which workers reach the server: straight, through a proxy, and from a network namespace of their own,
- * whose packets can be dropped without anybody being told. From there they reach the server through a proxy too, which
- * holds its connections as a server does that knows nothing of it.
+ * The network paths between workers and server: direct, through a proxy, and from a separate network namespace whose
+ * packets can be dropped silently. Workers in the namespace also connect through a proxy; it keeps its connections
+ * open, as a server does that has not noticed the loss.
  */
 import * as Effect from "effect/Effect"
 import * as ChildProcess from "node:child_process"
@@ -9,7 +9,7 @@ import * as Fs from "node:fs"
 import * as Proxy from "../../support/Proxy.ts"
 import type * as Harness from "../Harness.ts"
 
-/** Which packets of a namespace are dropped, as it sees them. */
+/** Which packets of a namespace are dropped, from its own point of view. */
 export type Direction = "both" | "input" | "output"
 
 export type Way =
@@ -24,7 +24,7 @@ export type Way =
 
 export interface Network {
   readonly ways: ReadonlyArray<Way>
-  /** Why there is no namespace, where there is none. */
+  /** Why this machine has no namespace, if it has none. */
   readonly noNamespace: string | undefined
 }
 
@@ -35,7 +35,7 @@ const prefix = "pupsourcing-"
 
 const isAlive = (pid: number): boolean => Fs.existsSync(`/proc/${pid}`)
 
-/** What runs that were killed have left. */
+/** Deletes the namespaces that killed runs have left. */
 const tidy = (): void => {
   for (const line of run("ip", "netns", "list").split("\n")) {
     const name = line.split(" ")[0] ?? ""
@@ -43,7 +43,7 @@ const tidy = (): void => {
   }
 }
 
-/** A namespace with one cable to this one; gives the address of this end. */
+/** A namespace with one virtual cable to this one. Returns its name and the address of this end. */
 const namespace = Effect.acquireRelease(
   Effect.try({
     try: () => {
@@ -64,7 +64,7 @@ const namespace = Effect.acquireRelease(
     },
     catch: (cause) => cause instanceof Error ? cause.message.split("\n").slice(0, 2).join(" ") : String(cause)
   }),
-  // The cable goes with it.
+  // Deleting the namespace also deletes the cable.
   ({ name }) => Effect.sync(() => run("ip", "netns", "delete", name))
 )
 

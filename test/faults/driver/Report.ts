@@ -1,16 +1,16 @@
-/**
- * What a run says at its end.
- */
+/** The report at the end of a run. */
 
-/** What was measured of one kind of fault, in milliseconds; alone when nothing else went on at the same time. */
+/**
+ * What was measured for one kind of fault, in milliseconds; `alone` if no other fault was injected at the same time.
+ */
 export interface Measured {
   readonly kind: string
   readonly alone: boolean
-  /** From its end until live workers held all ranges. */
+  /** From its end until live workers held every range. */
   readonly taken: number
-  /** From its end until all that had been appended by then was handled. */
+  /** From its end until all events appended until then were handled. */
   readonly recovered: number
-  /** How long an event had to wait at most, from the beginning of its writer's transaction; the fault's time included. */
+  /** The longest wait of an event, from the start of its writer's transaction, including the fault's duration. */
   readonly wait: number
 }
 
@@ -19,9 +19,9 @@ export interface Outcome {
   readonly minutes: number
   readonly violations: ReadonlyArray<string>
   readonly measured: ReadonlyArray<Measured>
-  /** Kinds that this machine cannot do, and why. */
+  /** Kinds that this machine cannot run, with the reasons. */
   readonly unavailable: Readonly<Record<string, string>>
-  /** Kinds for which there was no time. */
+  /** Kinds for which the run had no time. */
   readonly missed: ReadonlyArray<string>
   readonly workersStarted: number
   readonly generations: number
@@ -29,7 +29,7 @@ export interface Outcome {
   readonly lost: number
   readonly doubled: number
   readonly reordered: number
-  /** Events handled a second before the first fault, and from then on. */
+  /** Events handled per second before the first fault, and from then on. */
   readonly before: number
   readonly under: number
 }
@@ -63,7 +63,7 @@ const ms = (value: number | undefined): string => value === undefined ? "" : Mat
 const worst = (values: ReadonlyArray<number>): number | undefined =>
   values.length === 0 ? undefined : Math.max(...values)
 
-/** As Markdown, so that it can stand in the documentation as it is printed. */
+/** As Markdown, so that the output can be copied into the documentation. */
 export const table = (outcome: Outcome): string => {
   const found = lines(outcome.measured)
   const longest = Math.max(0, ...outcome.measured.map(({ wait }) => wait))

@@ -1,6 +1,4 @@
-/**
- * Looks at the rows many times a second while faults happen: whether what must hold at every moment holds.
- */
+/** Reads the rows many times a second during faults and checks the invariants that must always hold. */
 import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -9,10 +7,10 @@ import * as Semaphore from "effect/Semaphore"
 import * as Harness from "../Harness.ts"
 
 const intervalMillis = 40
-/** A look that takes longer has met a server that is away. */
+/** A query that takes longer has met an unreachable server. */
 const lookDeadline = Duration.seconds(2)
 
-/** Up to where every range of every projection is handled. */
+/** The position up to which every range of every projection is handled. */
 export const handled = (rows: Harness.Rows): bigint | undefined =>
   rows.checkpoints.reduce<bigint | undefined>(
     (least, { position }) => least === undefined || position < least ? position : least,
@@ -20,12 +18,12 @@ export const handled = (rows: Harness.Rows): bigint | undefined =>
   )
 
 export interface Watch {
-  /** The rows, unless the server is away. */
+  /** The rows, unless the server is unreachable. */
   readonly look: Effect.Effect<Option.Option<Harness.Rows>>
-  /** What did not hold so far. */
+  /** The violations found so far. */
   readonly violations: ReadonlyArray<string>
   readonly violate: (text: string) => void
-  /** The database has come back with less: what stood before is no measure any more. */
+  /** The database has lost commits, so the earlier rows are no longer comparable. */
   readonly forget: Effect.Effect<void>
   readonly millis: Effect.Effect<number>
 }
@@ -36,7 +34,7 @@ export const start = Effect.fnUntraced(function*(harness: Harness.Harness["Servi
   let before: Harness.Rows | undefined
 
   const violate = (text: string) => {
-    // The rows stay as they are: what is wrong once is seen at every look.
+    // Violated rows usually stay unchanged, so every later query finds the same violation.
     if (!violations.includes(text)) violations.push(text)
   }
 
@@ -48,7 +46,7 @@ export const start = Effect.fnUntraced(function*(harness: Harness.Harness["Servi
       before = rows
     })
 
-  // One after the other: of two at once the older may answer last.
+  // Sequential: of two concurrent queries the older might return last.
   const look = Semaphore.makeUnsafe(1).withPermit(
     Effect.timeoutOption(harness.look, lookDeadline).pipe(
       Effect.catch(() => Effect.succeedNone),

@@ -1,6 +1,6 @@
 /**
- * Those who append while faults happen: through the event store, as a Go service does it, and in every way in which
- * plain SQL may come to a position, slow and aborting ones among them. They go on after any failure, as applications do.
+ * Writers that append during faults: through the event store, as a Go service does, and by every way in which plain SQL
+ * can draw a position, including slow and aborting transactions. Like applications, they continue after any failure.
  */
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
@@ -9,16 +9,16 @@ import { SqlClient } from "effect/sql"
 import * as PlainWriters from "../../support/PlainWriters.ts"
 import type * as Harness from "../Harness.ts"
 
-/** Between two transactions of one writer, in milliseconds. */
+/** Milliseconds between two transactions of one writer. */
 const pauseMillis = 250
-/** A slow writer keeps its transaction open so long at most. */
+/** The longest time that a slow writer keeps its transaction open. */
 const slowMillis = 300
-/** A prepared transaction that is older belongs to a writer that has died. */
+/** An older prepared transaction belongs to a writer that has died. */
 const orphanAfterMillis = 3_000
 
 const row: PlainWriters.Row = { boundedContext: "faults", aggregateType: "Thing", payload: "{\"weight\": 5}" }
 
-/** Runs again and again; what a failed turn has begun is rolled back by the server. */
+/** Runs repeatedly; the server rolls back what a failed turn has begun. */
 const steadily = <A, E, R>(turn: Effect.Effect<A, E, R>) =>
   turn.pipe(
     Effect.catchCause(() => Effect.sleep(200)),
@@ -26,12 +26,12 @@ const steadily = <A, E, R>(turn: Effect.Effect<A, E, R>) =>
     Effect.forever
   )
 
-/** A transaction of several events of one aggregate, that stays open for a while and then commits, or does not. */
+/** A transaction with several events of one aggregate that stays open for a while and then commits or rolls back. */
 const slowly = Effect.fnUntraced(function*(turn: number) {
   const sql = yield* SqlClient.SqlClient
   const millis = yield* Random.nextIntBetween(0, slowMillis)
   const commits = yield* Random.nextBoolean
-  // One aggregate each: a version that was rolled back is nobody's.
+  // A new aggregate each time, because its versions may be rolled back.
   const aggregateId = `slow-${yield* Clock.currentTimeMillis}-${turn}`
   yield* Effect.gen(function*() {
     for (const version of [1, 2, 3]) {
@@ -45,7 +45,7 @@ const slowly = Effect.fnUntraced(function*(turn: number) {
   }).pipe(sql.withTransaction)
 })
 
-/** Rolls back what dead writers have prepared, as an operator does. */
+/** Rolls back the prepared transactions of dead writers, as an operator does. */
 export const tidy = Effect.gen(function*() {
   const sql = yield* SqlClient.SqlClient
   const orphans = yield* sql<{ readonly gid: string }>`
@@ -60,7 +60,7 @@ export const start = Effect.fnUntraced(function*(harness: Harness.Harness["Servi
   yield* PlainWriters.createFunction(yield* SqlClient.SqlClient, row)
   const plain = PlainWriters.load(harness.url, { writers: 1, transactions: 2, row })
   let turns = 0
-  /** A few aggregates at a time: the next time others. */
+  /** Uses a few aggregates per turn, and other ones the next time. */
   const prefix = (name: string) => `${name}${++turns % 20}`
   const writers: ReadonlyArray<Effect.Effect<void, unknown, SqlClient.SqlClient>> = [
     Effect.suspend(() => harness.append(10, { through: "store", prefix: prefix("s"), writers: 1 })),

@@ -1,12 +1,10 @@
-/**
- * Workers whose clock is wrong: only the database's compares workers.
- */
+/** Workers with a wrong clock. Only the database's clock is used to compare workers. */
 import * as Effect from "effect/Effect"
 import * as Fs from "node:fs"
 import { Driver, projections } from "../Driver.ts"
 import { type Fault, nobodyReplaced } from "../Fault.ts"
 
-/** Where Debian and Ubuntu have it. */
+/** The paths of the Debian and Ubuntu packages. */
 const library = [
   "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1",
   "/usr/lib/aarch64-linux-gnu/faketime/libfaketimeMT.so.1"

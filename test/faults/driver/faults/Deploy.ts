@@ -1,6 +1,4 @@
-/**
- * What operators do to a fleet: they deploy another version, and scale.
- */
+/** What operators do to a fleet: deploy another version, and scale. */
 import * as Effect from "effect/Effect"
 import * as Random from "effect/Random"
 import { SqlClient } from "effect/sql"
@@ -11,8 +9,8 @@ import type { Fault } from "../Fault.ts"
 import type { Member } from "../Fleet.ts"
 
 /**
- * The versions that follow the first. What one has brought the others carry too, or its ranges would have no owner; how
- * long a worker may be silent is what other faults measure by.
+ * The versions after the first one. Every version carries the projections that another one added, otherwise their
+ * ranges would have no owner. `staleWorkerTimeout` stays the same, because other faults measure by it.
  */
 const versions: ReadonlyArray<Harness.WorkerOptions> = [
   {
@@ -25,7 +23,7 @@ const versions: ReadonlyArray<Harness.WorkerOptions> = [
   }
 ]
 
-/** Whenever a hash has changed hands once for the one who left and once for the one who came, it stays. */
+/** A hash may move once when the old worker leaves and once when the new one joins. */
 const movesAtMost = 2
 
 const stop = Effect.fnUntraced(function*({ worker, workerId }: Member) {
@@ -40,7 +38,7 @@ const shared = Effect.gen(function*() {
   yield* awaitRows(`${ids.join(", ")} share the work`, 30_000, Harness.sharedBy(ids))
 })
 
-/** As a `Deployment` does it that waits for each to be ready. */
+/** As a `Deployment` does that waits until each pod is ready. */
 const replace = Effect.fnUntraced(function*(member: Member) {
   const { fleet } = yield* Driver
   fleet.forget(member)
@@ -82,7 +80,7 @@ const scaled: Fault = {
   inject: Effect.gen(function*() {
     yield* scaleTo(3)
     yield* Effect.forEach([4, 5, 6], (size) => Effect.andThen(scaleTo(size), Effect.sleep("200 millis")))
-    // Who has not begun yet does not know how to end.
+    // A worker that is still starting cannot handle the stop signal yet.
     yield* shared
     yield* Effect.forEach([5, 4, 3], scaleTo)
   })

@@ -1,6 +1,4 @@
-/**
- * What goes on inside of workers: they stand still in the middle of a transaction, and their handlers misbehave.
- */
+/** Faults inside workers: they are frozen in the middle of a transaction, and their handlers misbehave. */
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import * as Random from "effect/Random"
@@ -12,13 +10,13 @@ import type { Fault } from "../Fault.ts"
 import type { Member } from "../Fleet.ts"
 import { takenOver } from "./Signals.ts"
 
-/** The moment at which the fault was to happen did not come. */
+/** The fault could not be injected, because its moment did not come. */
 class Missed extends Data.TaggedError("Missed")<{ readonly message: string }> {}
 
 const startsWithin = 10_000
 const endsWithin = 10_000
 
-/** Transactions of its batches that have written, between two statements. */
+/** Transactions of its batches that have written and are between two statements. */
 const batchesOf = Effect.fnUntraced(function*({ workerId }: Member) {
   const { admin } = yield* Driver
   return yield* admin`
@@ -27,11 +25,11 @@ const batchesOf = Effect.fnUntraced(function*({ workerId }: Member) {
       AND backend_xid IS NOT NULL`
 })
 
-/** Stops it again and again, until it stands still with a batch's transaction open. */
+/** Freezes the worker repeatedly, until it is frozen while a batch's transaction is open. */
 const freezeInBatch = (member: Member) =>
   Effect.gen(function*() {
     yield* member.worker.freeze
-    // What was sent by then has had its effect.
+    // Lets statements that were already sent take effect.
     yield* Effect.sleep("10 millis")
     if ((yield* batchesOf(member)).length > 0) return
     yield* member.worker.wake
@@ -40,8 +38,8 @@ const freezeInBatch = (member: Member) =>
   }).pipe(Effect.retry({ times: 500 }))
 
 /**
- * The server ends what stands still, so that nobody waits for its locks: one that holds them, and one that was given
- * them just before it would have stopped waiting, each after half of the timeout.
+ * Waits until the server has ended the idle transactions, so that they hold no locks. There can be two in a row, the
+ * second having acquired the locks just before its lock timeout; each ends after half of the stale timeout.
  */
 const batchesEnd = Effect.fnUntraced(function*(member: Member) {
   const { watch } = yield* Driver
@@ -73,8 +71,8 @@ const frozenInBatch: Fault = {
 }
 
 /**
- * While the lock of decisions is held here, whoever leaves waits for it; it is stopped as it waits, and then given the
- * lock.
+ * Freezes a leaving worker in the middle of a decision: this session holds the decision lock, the worker is frozen
+ * while it waits for the lock, and then the lock is released.
  */
 const freezeInDecision = ({ worker, workerId }: Member) =>
   Effect.gen(function*() {
@@ -90,7 +88,7 @@ const freezeInDecision = ({ worker, workerId }: Member) =>
       )
       yield* worker.freeze
     }).pipe(admin.withTransaction)
-    // Nobody else takes so long between two statements of a decision.
+    // No other worker takes this long between two statements of a decision.
     yield* admin`
       SELECT FROM pg_stat_activity
       WHERE datname = current_database() AND application_name = 'pupsourcing-orchestrator coordination'
@@ -104,7 +102,7 @@ const freezeInDecision = ({ worker, workerId }: Member) =>
     })
   )
 
-/** It was told to end, and others have taken over by the time it can. */
+/** The worker was told to stop, and the others have taken over before it can. */
 const frozenInDecision: Fault = {
   kind: "SIGSTOP in the middle of a decision, SIGCONT",
   alone: true,
@@ -121,7 +119,7 @@ const frozenInDecision: Fault = {
   })
 }
 
-/** A worker beside the others, and the rows when it has begun to misbehave. */
+/** Starts a misbehaving worker beside the others; returns it and its registration when the misbehaviour has begun. */
 const misbehaving = Effect.fnUntraced(function*(id: string, misbehaviour: Misbehaviour, sign: string) {
   const { awaitRows, harness } = yield* Driver
   const worker = yield* harness.start(id, { projections, settings, misbehaviour, mayEnd: true })
@@ -145,7 +143,7 @@ const blocked: Fault = {
   })
 }
 
-/** Its transaction lives on, and so does it. */
+/** The worker keeps both its transaction and its registration. */
 const asleep: Fault = {
   kind: "handler sleeps in its transaction",
   alone: true,
@@ -162,7 +160,7 @@ const asleep: Fault = {
     if (Harness.registered(woken.rows, "asleep")?.incarnation !== before.incarnation) {
       watch.violate("P5: a worker was evicted while its handler slept")
     }
-    // Written before it slept, by a transaction that was kept alive until it committed.
+    // The line was written before the sleep, by a transaction that was kept alive until it committed.
     const position = /goes on at (\d+)/.exec(worker.output())?.[1] ?? ""
     yield* admin`
       SELECT FROM journal

@@ -1,6 +1,4 @@
-/**
- * What a database refuses: connections, time, writes, space.
- */
+/** Limits of the database: connections, timeouts, read-only mode, disk space. */
 import * as PgConnection from "@effect/sql-pg/PgConnection"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
@@ -23,13 +21,14 @@ const tooManyConnections: Fault = {
     const open = PgConnection.make({ url: Redacted.make(harness.url), applicationName: "faults crowd" })
     yield* Effect.repeat(Effect.result(open), { until: Result.isFailure })
     yield* Sessions.terminate()
-    // What the workers have lost somebody else has by now, or they have it back; either way not all of them.
+    // Other clients or the workers themselves have taken the freed connections by now, so not every worker has its own
+    // back.
     yield* Effect.repeat(Effect.result(open), { until: Result.isFailure })
     yield* Effect.sleep(lastsMillis)
   })
 }
 
-/** A table of the read models is locked for longer than statements may take. */
+/** Locks a table of the read models for longer than statements may take. */
 const timeouts = (setting: "lock_timeout" | "statement_timeout"): Fault => ({
   kind: setting,
   alone: true,
@@ -73,7 +72,7 @@ const run = (program: string, ...args: ReadonlyArray<string>) =>
     ChildProcess.execFileSync(program, args, { stdio: "pipe" })
   })
 
-/** Takes what space there is, while others take some too. */
+/** Fills the disk while other processes write to it as well. */
 const fill = (path: string): void => {
   const file = Fs.openSync(path, "w")
   try {
@@ -90,7 +89,7 @@ const fill = (path: string): void => {
   }
 }
 
-/** The journal lies on a disk of its own, on which there is no space left. */
+/** The journal is moved to its own disk, which is then filled. */
 const diskFull: Fault = {
   kind: "disk full",
   alone: true,

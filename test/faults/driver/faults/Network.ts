@@ -1,6 +1,4 @@
-/**
- * What happens between workers and server.
- */
+/** Faults between workers and server. */
 import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
 import { Driver } from "../Driver.ts"
@@ -8,7 +6,7 @@ import { type Fault, nobodyReplaced } from "../Fault.ts"
 import type { Direction, Way } from "../Network.ts"
 import { takenOver } from "./Signals.ts"
 
-/** A member that takes this way, or the next one that will; and its way. */
+/** The path of a member that uses it now, or that is started for it. */
 const taking = Effect.fnUntraced(function*<K extends Way["kind"]>(kind: K) {
   const { fleet, network } = yield* Driver
   const wayOf = (index: number) => network.ways[index % network.ways.length]
@@ -21,23 +19,23 @@ const taking = Effect.fnUntraced(function*<K extends Way["kind"]>(kind: K) {
   }
   const way = member === undefined ? undefined : wayOf(member.place.index)
   if (member === undefined || way?.kind !== kind) return yield* Effect.die(new Error(`nobody goes by ${kind}`))
-  // Narrowed by the line above, which TypeScript does not see for a parameter.
+  // The line above narrows the type, which TypeScript cannot express for a type parameter.
   return way as Extract<Way, { readonly kind: K }>
 })
 
-/** Ids of the members that take this way. */
+/** Ids of the members that use this path. */
 const idsOf = (kind: Way["kind"]) =>
   Effect.map(Driver, ({ fleet, network }) =>
     fleet.members()
       .filter(({ place }) => network.ways[place.index % network.ways.length]?.kind === kind)
       .map(({ workerId }) => workerId))
 
-/** Whoever goes this way is cut off: the others hold everything as soon as its silence allows. */
+/** Workers on this path are cut off; the others must hold every range as soon as the stale timeout allows. */
 const othersTakeOver = Effect.fnUntraced(function*(kind: Way["kind"]) {
   yield* takenOver(yield* idsOf(kind), "were cut off")
 })
 
-/** From whoever goes this way nothing is expected meanwhile. */
+/** Expects nothing from workers on this path in the meantime. */
 const disturbing = Effect.fnUntraced(function*<E, R>(kind: Way["kind"], self: Effect.Effect<unknown, E, R>) {
   const { fleet } = yield* Driver
   yield* fleet.without(yield* idsOf(kind), self)
@@ -97,7 +95,7 @@ const refused: Fault = {
   })
 }
 
-/** The server and the worker believe in their connections, until TCP gives them up; new ones are as they should be. */
+/** Server and worker consider these connections open until TCP gives them up; new connections work. */
 const halfOpen: Fault = {
   kind: "connections half open",
   on: "proxy",

@@ -1,6 +1,4 @@
-/**
- * Workers that reach the server through PgBouncer, whose sessions are lent for one transaction.
- */
+/** Workers that reach the server through PgBouncer, which assigns a server session per transaction. */
 import * as Effect from "effect/Effect"
 import * as PgBouncer from "../../../support/PgBouncer.ts"
 import { Driver, projections } from "../Driver.ts"
@@ -31,7 +29,7 @@ const pooled: Fault = {
   judge: nobodyReplaced
 }
 
-/** With prepared statements it does not start, and says why within 5 s of its process' start. */
+/** With prepared statements the worker does not start, and its error names the setting. */
 const refused: Fault = {
   kind: "worker through PgBouncer, with prepared statements",
   on: "start",

@@ -1,6 +1,4 @@
-/**
- * What happens to the server and to the sessions on it.
- */
+/** Faults of the server and of the sessions on it. */
 import * as Effect from "effect/Effect"
 import * as Random from "effect/Random"
 import * as Schedule from "effect/Schedule"
@@ -31,7 +29,7 @@ const allTerminated: Fault = {
   inject: Sessions.terminate()
 }
 
-/** Down for so long, then up again. */
+/** Stops the server for this long, then starts it again. */
 const restart = (mode: EmbeddedPostgres.StopMode, downMillis: number, whileDown: Effect.Effect<void, never, Driver>) =>
   Effect.gen(function*() {
     const { server } = yield* Driver
@@ -57,8 +55,8 @@ const outage: Fault = {
 }
 
 /**
- * Commits that nobody has waited for are gone after a crash: events, read models and progress alike. Whoever has joined
- * just before may have to join again.
+ * A crash loses commits that were not flushed: events, read models and progress alike. A worker that joined just before
+ * may have to join again.
  */
 const lostCommits: Fault = {
   kind: "server crash that loses commits",

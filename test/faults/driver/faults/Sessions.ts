@@ -1,10 +1,8 @@
-/**
- * What faults do to the sessions of workers.
- */
+/** Helpers of faults that act on the sessions of workers. */
 import * as Effect from "effect/Effect"
 import { Driver } from "../Driver.ts"
 
-/** Ends so many sessions of workers at random, of their pools or the library's own; all without a number. */
+/** Terminates this many random sessions of workers, from their pools or the library's own; all of them by default. */
 export const terminate = Effect.fnUntraced(function*(count = 10_000) {
   const { admin } = yield* Driver
   yield* admin`
@@ -17,8 +15,8 @@ export const terminate = Effect.fnUntraced(function*(count = 10_000) {
 })
 
 /**
- * A setting of the database as long as the scope is open. Sessions read it when they begin, so the workers' are ended
- * before and after; the statements are allowed to write where the setting forbids it.
+ * Changes a setting of the database until the scope closes. Sessions read it when they start, so the workers' sessions
+ * are terminated before and after. The statements set READ WRITE, because the setting may forbid writes.
  */
 export const withSetting = Effect.fnUntraced(function*(name: string, value: string) {
   const { admin } = yield* Driver

@@ -1,18 +1,16 @@
-/**
- * What happens to processes: they are killed, told to end, told twice, and stand still.
- */
+/** Faults of processes: they are killed, told to stop once or twice, and frozen. */
 import * as Effect from "effect/Effect"
 import { Driver } from "../Driver.ts"
 import type { Fault } from "../Fault.ts"
 import type { Member } from "../Fleet.ts"
 
-/** By which the living must have taken over from a process that was killed, whose sessions end with it. */
+/** How long the live workers may take to take over from a killed process, whose sessions end with it. */
 const takeoverMillis = 500
 
-/** After the timeout, by which others must hold what a silent one held. */
+/** How long after the stale timeout others must hold the ranges of a silent worker. */
 export const replacedWithin = 1_500
 
-/** Members that are drawn are no members any more; the supervisor starts others. */
+/** Draws members and removes them from the fleet; the supervisor starts others. */
 const drawn = (count: number | "all") =>
   Effect.gen(function*() {
     const { fleet } = yield* Driver
@@ -35,7 +33,7 @@ const stopped = (kind: string, count: number | "all", how: (member: Member) => E
   inject: Effect.flatMap(drawn(count), (members) => each(members, how))
 })
 
-/** The second signal counts half a second after the first. */
+/** A second signal counts only half a second after the first. */
 const interruptedTwice = ({ worker }: Member) =>
   worker.send("SIGINT").pipe(
     Effect.andThen(Effect.sleep(600)),
@@ -43,8 +41,8 @@ const interruptedTwice = ({ worker }: Member) =>
   )
 
 /**
- * The others wait for whoever is silent no longer than they may, and for the locks of its transactions. Where another
- * fault leaves no others, nothing is expected.
+ * The others wait for a silent worker, and for the locks of its transactions, no longer than the stale timeout. If
+ * another fault leaves no able workers, nothing is expected.
  */
 export const takenOver = Effect.fnUntraced(function*(ids: ReadonlyArray<string>, when = "stood still") {
   const { awaitRows, fleet, settings } = yield* Driver
@@ -60,7 +58,7 @@ export const takenOver = Effect.fnUntraced(function*(ids: ReadonlyArray<string>,
   )
 })
 
-/** Stands still for longer than anybody may be silent, and goes on. */
+/** Freezes workers for longer than the stale timeout, then resumes them. */
 const frozen = (kind: string, count: number): Fault => ({
   kind,
   inject: Effect.gen(function*() {
@@ -74,7 +72,7 @@ const frozen = (kind: string, count: number): Fault => ({
   })
 })
 
-/** Stands still, a successor takes its id or place meanwhile, and it wakes beside it. */
+/** Freezes a worker until a successor has taken its id or place, then resumes it beside the successor. */
 const outlived: Fault = {
   kind: "SIGSTOP one, replaced, SIGCONT",
   inject: Effect.gen(function*() {

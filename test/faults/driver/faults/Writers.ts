@@ -1,6 +1,4 @@
-/**
- * What writers do to those who read: they stay open, give up, and die after they have prepared.
- */
+/** Faults caused by writers: they stay open, abort, and die after PREPARE TRANSACTION. */
 import * as Effect from "effect/Effect"
 import * as Random from "effect/Random"
 import * as PlainWriters from "../../../support/PlainWriters.ts"
@@ -9,18 +7,20 @@ import type { Fault } from "../Fault.ts"
 
 const row: PlainWriters.Row = { boundedContext: "faults", aggregateType: "Thing", payload: "{\"weight\": 7}" }
 
-/** Runs from here on have time for what takes long. */
+/** From this length on, a run has time for slow faults. */
 const longRunMinutes = 5
-/** Workers say so when they have waited for somebody for 10 s, and one behind a slow network has seen it late. */
+/** Workers report a writer after waiting for 10 s, and a worker behind a slow network detects it late. */
 const reportedMillis = 20_000
 
-/** What a worker says when its connections are not as they should be. */
+/** Log lines of a worker whose connections are disturbed. */
 const disturbed = /was lost|tried again|evicted|suspended/
 
 const lasting = (shortMillis: number, longMillis: number) =>
   Effect.map(Driver, ({ minutes }) => minutes < longRunMinutes ? shortMillis : longMillis)
 
-/** A connection whose open transaction has appended an event: its position, and the process. */
+/**
+ * Opens a transaction that has appended an event; returns the connection, the event's position and the backend's pid.
+ */
 const opened = Effect.fnUntraced(function*(name: string) {
   const { harness } = yield* Driver
   const { insert, sql } = yield* PlainWriters.make(harness.url, name, row)
@@ -31,10 +31,13 @@ const opened = Effect.fnUntraced(function*(name: string) {
   return { sql, position: found!.position, pid: found!.pid }
 })
 
-/** What was appended in a minute is handled while more is appended. */
+/** Within this time the events of a minute are handled while more are appended. */
 const backlogMillis = 60_000
 
-/** While the transaction is open nobody passes it, and who has waited for long has said for whom. */
+/**
+ * Checks that no worker passes the position while the transaction is open, and that workers that waited for long have
+ * reported the writer.
+ */
 const waitedFor = Effect.fnUntraced(function*(position: bigint, millis: number, name: string) {
   const { admin, fleet, watch } = yield* Driver
   const before = new Map(fleet.members().map(({ worker }) => [worker, worker.output().length]))
@@ -46,7 +49,7 @@ const waitedFor = Effect.fnUntraced(function*(position: bigint, millis: number, 
   for (const { worker, workerId } of fleet.members()) {
     const from = before.get(worker)
     const said = worker.output()
-    // Who has begun meanwhile, or was cut off by a fault beside this one, has not waited for so long.
+    // A worker that started meanwhile, or was cut off by a concurrent fault, has not waited this long.
     if (said.includes(name) || from === undefined || disturbed.test(said.slice(from))) continue
     watch.violate(`P5: ${workerId} has waited for ${name} and not said so`)
   }
@@ -63,7 +66,7 @@ const staysOpen: Fault = {
   })
 }
 
-/** The writer dies between the two phases of its commit; an operator decides for it. */
+/** The writer dies between the two phases of its commit; an operator then commits or rolls back. */
 const orphaned: Fault = {
   kind: "prepared transaction, orphaned",
   inject: Effect.gen(function*() {
@@ -83,7 +86,7 @@ const orphaned: Fault = {
   })
 }
 
-/** Rolls back again and again; the last transaction ends with its connection. */
+/** Rolls back repeatedly; the last transaction ends with its connection. */
 const abort = Effect.scoped(Effect.gen(function*() {
   const { harness } = yield* Driver
   const { insert, sql } = yield* PlainWriters.make(harness.url, "faults aborting writer", row)
@@ -102,7 +105,7 @@ const aborts: Fault = {
   inject: Effect.forEach(Array.from({ length: 6 }), () => abort, { concurrency: "unbounded", discard: true })
 }
 
-/** Holes between positions that are far wider than what is read at a time. */
+/** Gaps between positions that are far wider than one read. */
 const burnt: Fault = {
   kind: "positions burnt by the hundred thousand",
   inject: Effect.gen(function*() {
