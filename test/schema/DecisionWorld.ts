@@ -22,7 +22,7 @@ export interface WorldWorker {
   carried: ReadonlyArray<Decision.Carried>
   /** The projections recorded in the worker's row. */
   registered: ReadonlyArray<string>
-  /** Keys of the rows that a runner works on. */
+  /** Keys of the rows that have a runner. */
   readonly busy: Set<string>
   silentForMillis: number
   absentForMillis: number | undefined

@@ -112,7 +112,7 @@ describe("Generation", () => {
     )
   })
 
-  it.prop("the shares of a projection tile the space among those that carry it", { moments }, ({ moments }) => {
+  it.prop("the shares of a projection tile the space among its carriers", { moments }, ({ moments }) => {
     for (const { generation } of history(moments)) {
       for (const projection of [...projections, "stock"]) {
         const carriers = generation.members.filter((member) => member.projections.includes(projection))
@@ -123,7 +123,7 @@ describe("Generation", () => {
         const given = shares.filter((share) => share !== undefined)
         assert.lengthOf(given, carriers.length)
         if (carriers.length > 0) assert.isTrue(HashRange.tiles(given))
-        // Higher keys have higher hashes.
+        // Members with higher keys get higher hashes.
         assert.deepStrictEqual(given, [...given].sort((a, b) => a.start - b.start))
       }
     }
@@ -189,7 +189,7 @@ describe("Generation", () => {
       assert.strictEqual(moved(before, after), given)
     })
 
-    it.prop("a restart under the same id moves nothing", { total: int(1, 60), who: int(0, 59) }, ({ total, who }) => {
+    it.prop("a restart under the same id moves no hash", { total: int(1, 60), who: int(0, 59) }, ({ total, who }) => {
       const before = of(total)
       const index = who % total
       const after = Generation.next("main", before, before.members.with(index, member(index, 1000)))

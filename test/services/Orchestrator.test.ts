@@ -253,7 +253,7 @@ it.effect("a worker waits for a stale registration under its id and replaces it"
     assert.deepStrictEqual(yield* TxRef.get(counts), times(1))
   }))
 
-it.effect("a failure is logged once and marked as reported to the runtime", () =>
+it.effect("a failure is logged once and not reported again by the runtime", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const counts = yield* noCounts
@@ -268,7 +268,7 @@ it.effect("a failure is logged once and marked as reported to the runtime", () =
       assert.include(error!.message, part)
     }
     assert.deepStrictEqual(second.said("Error"), [error!.message])
-    assert.isFalse(Runtime.getErrorReported(error), "a runtime must not print it again")
+    assert.isFalse(Runtime.getErrorReported(error), "the runtime must not print it again")
   }))
 
 it.effect("a projection carried by a live worker of another replica set is refused until that worker leaves", () =>

@@ -121,7 +121,7 @@ it.effect("commits the events before a failing event and records the halt in the
     assert.strictEqual(errors[0]!.text, halted(""))
     const before = tried.length
     yield* pass(10_000, 1_000)
-    assert.strictEqual(tried.length, before, "the handler is not called again")
+    assert.strictEqual(tried.length, before, "the handler must not be called again")
     assert.strictEqual(yield* worker.drain(fiber), "drained")
 
     // A worker claims the halted range but does not retry the halt.
@@ -291,7 +291,7 @@ it.effect.each(
     ],
     ["cannot be read", new EventUnreadable({ position: 2n, eventId, code: "XX001", detail: "missing chunk" })]
   ] as const
-)("halts the range at an event that %s, after the events before it", ([, failure]) =>
+)("halts the range at an event that %s and commits the events before it", ([, failure]) =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const handled = yield* TxRef.make<ReadonlyArray<string>>([])
@@ -1004,7 +1004,7 @@ it.effect("a halted range is retried by a worker that starts later, and continue
     const triedBefore = tried
     yield* TestClock.adjust(1000)
     const again = yield* life
-    assert.isAbove(tried, triedBefore, "tried again")
+    assert.isAbove(tried, triedBefore, "the event must be retried")
     assert.strictEqual(again.row.halt?.position, 1n)
     mended = true
     yield* TestClock.adjust(1000)

@@ -70,7 +70,7 @@ it.effect("recovery is logged without waiting for an operation that has ended", 
 
 for (const busy of [true, false]) {
   it.effect(
-    `an outage of 40 seconds writes a handful of lines, however many ranges ${busy ? "have work" : "wait for events"}`,
+    `an outage of 40 seconds logs at most 8 lines while 30 ranges ${busy ? "have work" : "wait for events"}`,
     () =>
       Effect.gen(function*() {
         const process = yield* enter(yield* MemoryStores.makeWorld)

@@ -217,7 +217,7 @@ export const suite = <R = never>(
       ["a position beyond its own", (row) => [row, 8n]]
     ]
     for (const [what, change] of foreign) {
-      it.effect(`the fence refuses ${what}`, () =>
+      it.effect(`a write with ${what} is fenced`, () =>
         Effect.gen(function*() {
           const store = yield* CheckpointStore
           const [row] = yield* held(1)

@@ -465,7 +465,7 @@ export const suite = (
         assert.deepStrictEqual(decided!.held.map((row) => row.halt), [undefined])
       }))
 
-    it.effect("a worker that registered before the halt retries it where the halted one registered earlier", () =>
+    it.effect("a worker registered before the halt retries it if the halted worker had registered earlier", () =>
       Effect.gen(function*() {
         const store = yield* CheckpointStore
         const replicaSet = yield* unique("replica-set")

@@ -472,7 +472,7 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
         assert.strictEqual(events.length, 2)
       }))
 
-    it.effect("an append that is refused leaves the caller's transaction able to continue and to commit", () =>
+    it.effect("the caller's transaction can continue and commit after a refused append", () =>
       Effect.gen(function*() {
         const stream = yield* newStream
         const eventId = globalThis.crypto.randomUUID()
