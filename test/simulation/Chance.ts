@@ -1,6 +1,4 @@
-/**
- * Numbers that look random and depend on the seed alone (mulberry32).
- */
+/** Pseudorandom numbers that depend only on the seed (mulberry32). */
 export class Chance {
   private state: number
 
@@ -9,7 +7,7 @@ export class Chance {
     for (let index = 0; index < 4; index++) this.next()
   }
 
-  /** From 0 up to but not including 1. */
+  /** From 0 (inclusive) to 1 (exclusive). */
   next(): number {
     this.state = (this.state + 0x6d2b79f5) >>> 0
     let value = this.state
@@ -18,7 +16,7 @@ export class Chance {
     return ((value ^ (value >>> 14)) >>> 0) / 2 ** 32
   }
 
-  /** A whole number from `low` to `high`, both included. */
+  /** An integer from `low` to `high`, both inclusive. */
   int(low: number, high: number): number {
     return low + Math.floor(this.next() * (high - low + 1))
   }

@@ -1,10 +1,10 @@
 /**
- * The checkers: they are told every change that a transaction commits, whoever made it, and judge it by the promises
- * alone. Where the changes come from is somebody else's: the values of the memory world, or an audit on PostgreSQL.
+ * The checkers of the guarantees. They receive every change that a transaction commits, with its author, and check it
+ * against the guarantees alone. The changes come from the values of the memory world, or from an audit on PostgreSQL.
  *
- * P1, P3: the read model is the fold of the events up to each row's position. P2: it was folded in version order.
- * Rows tile the space, and no hash's position goes back. P4: only the holder moves a row, nobody takes from the living.
- * P5 is judged by the scenario's end, which knows when faults have stopped.
+ * P1, P3: the read model is the fold of the events up to each row's position. P2: it was folded in version order. Rows
+ * tile the space, and no hash's position goes back. P4: only the holder moves a row, and no range is claimed from a
+ * live worker. P5 is checked at the end of the scenario, which knows when faults have stopped.
  */
 import * as Checkpoint from "../../src/schema/Checkpoint.ts"
 import type * as Generation from "../../src/schema/Generation.ts"
@@ -14,27 +14,27 @@ import type { Run, Worker } from "./Run.ts"
 
 type Row = Checkpoint.Checkpoint
 
-/** As the coordinator has it. */
+/** The same value as in the coordinator. */
 const presenceGraceMillis = 100
 
-/** Whose transaction made a change, and when. */
+/** The worker whose transaction made a change, and when. */
 export interface Author {
   /** The worker's name. */
   readonly name: string
   readonly at: number
 }
 
-/** What is known of a registration; times in milliseconds of the run. */
+/** The known state of a registration; times in milliseconds of the run. */
 export interface Registered {
   readonly replicaSet: string
   readonly workerId: string
   readonly incarnation: bigint
   readonly heartbeatAt: number
-  /** When its presence ended; absent while it lasts. */
+  /** When its presence ended; undefined while it lasts. */
   readonly absentSince: number | undefined
-  /** When it left or was given up for dead. */
+  /** When it left or was evicted. */
   readonly stoppedAt: number | undefined
-  /** What people read of it. */
+  /** The state recorded for people; no decision depends on it. */
   readonly state: WorkerState
   readonly generationId: bigint | undefined
 }
@@ -52,7 +52,7 @@ export const workerKey = (worker: Pick<Registered, "replicaSet" | "workerId">): 
 
 export class Checkers {
   private readonly run: Run
-  /** What is committed, as it has been told: rows by their key, registrations by worker, the newest generations. */
+  /** The committed state: rows by their key, registrations by worker, the newest generation by replica set. */
   readonly rows = new Map<string, Row>()
   readonly workers = new Map<string, Registered>()
   readonly generations = new Map<string, Generation.Generation>()
@@ -60,9 +60,9 @@ export class Checkers {
   readonly active = new Map<string, bigint>()
   private readonly dirty = new Set<string>()
   private readonly before = new Map<string, ReadonlyArray<Row>>()
-  /** Registrations that were given up for dead. */
+  /** Incarnations that were evicted. */
   readonly dead = new Set<bigint>()
-  /** Registrations from which another replica set has claimed a row. */
+  /** Incarnations from which another replica set has claimed a row. */
   private readonly robbed = new Set<bigint>()
   private taken: Array<
     { readonly from: Checkpoint.Fence; readonly row: Row; readonly by: Author; readonly foreign: boolean }
@@ -88,7 +88,7 @@ export class Checkers {
     return found?.incarnation === fence.incarnation && found.stoppedAt === undefined ? found : undefined
   }
 
-  /** A row, by its key, was made, changed or removed. */
+  /** A row was inserted, updated or deleted. */
   rowChanged(by: Author, key: string, after: Row | undefined): void {
     const before = this.rows.get(key)
     if (after === undefined) this.rows.delete(key)
@@ -113,7 +113,7 @@ export class Checkers {
     if (row.fence !== undefined) this.took(undefined, row)
   }
 
-  /** By a batch, or by progress without events. */
+  /** A batch, or progress without events, moved a row. */
   private rowMoved(by: Author, before: Row, after: Row): void {
     const { coverage, say, violation } = this.run
     const owner = this.ownerOf(after.fence)
@@ -127,7 +127,7 @@ export class Checkers {
     coverage.count("numbers", "batches")
   }
 
-  /** By a decision, or a halt. */
+  /** A decision or a halt changed a row. */
   private rowDecided(by: Author, before: Row, after: Row): void {
     const { coverage, say, violation } = this.run
     if (before.position !== after.position) {
@@ -174,7 +174,7 @@ export class Checkers {
     }
   }
 
-  /** A worker registered, was heard of, left, or was given up for dead. */
+  /** A worker registered, sent a heartbeat, left or was evicted. */
   workerChanged(by: Author, after: Registered): void {
     const key = workerKey(after)
     const before = this.workers.get(key)
@@ -199,8 +199,8 @@ export class Checkers {
     if (!isStale && !(absent !== undefined && absent >= presenceGraceMillis)) {
       violation(`P5: ${who} was evicted, silent for ${silent} ms only`, by.at)
     }
-    // An outage of the database for everybody is nobody's fault. What was on its way when it began is committed here all
-    // the same, however late: no server would do that.
+    // An outage of the database for all workers excuses the worker. Calls in flight when it began are still committed
+    // here, however late, which no server would do.
     const owner = owners.get(was.incarnation)
     const ownFault = by.at < this.run.awayUntil || owner === undefined || owner.isFrozen || !owner.isRunning ||
       owner.ailments.cutOffUntil > was.heartbeatAt
@@ -231,7 +231,7 @@ export class Checkers {
     this.run.coverage.count("steps", "generation active")
   }
 
-  /** A batch was refused. Whoever stands and was not replaced holds what it works on, so it must not happen to it. */
+  /** A batch was refused. This must not happen to a worker whose registration is current, because it holds the row. */
   fenced(worker: Worker, held: Checkpoint.Held): void {
     this.run.coverage.count("errors", "Fenced")
     this.run.coverage.count("numbers", "fences refused")
@@ -242,7 +242,7 @@ export class Checkers {
     }
   }
 
-  /** After each transaction. */
+  /** Runs after each transaction. */
   readonly check = (): void => {
     if (this.dirty.size === 0) return
     for (const taking of this.taken) this.checkTaking(taking)
@@ -254,7 +254,7 @@ export class Checkers {
   private checkTaking({ by, foreign, from, row }: Checkers["taken"][number]): void {
     const standing = this.standing(row.replicaSet, from)
     if (standing === undefined) return
-    // Another replica set judges for itself who lives; it cannot evict.
+    // Another replica set decides for itself which workers are alive, but it cannot evict them.
     const isSilent = by.at - standing.heartbeatAt > this.run.scenario.settings.staleWorkerTimeout
     if (foreign && (standing.absentSince !== undefined || isSilent)) return
     this.run.violation(`P4: ${by.name} took ${nameOf(row)} from ${from.workerId}#${from.incarnation}, which stands`)
@@ -307,7 +307,7 @@ export class Checkers {
     }
   }
 
-  /** Everything there is, once more. */
+  /** Checks all projections once more. */
   checkAll(): void {
     for (const name of this.run.subjects.keys()) {
       if (this.before.has(name)) this.dirty.add(name)

@@ -1,13 +1,13 @@
 /**
- * What runs have reached, counted. An entry that stays at 0 is something that the simulation claims and does not do.
+ * Counts what runs have reached. An entry that stays at 0 is something that the simulation claims to test and does not.
  */
 
-/** What is claimed to be reached, by group. */
+/** The claimed entries, by group. */
 export interface Claims {
   readonly [group: string]: ReadonlyArray<string>
 }
 
-/** What happens wherever a scenario is played. */
+/** Entries that apply wherever a scenario is played. */
 const everywhere = {
   faults: [
     "kill: cut, then interrupted",
@@ -66,7 +66,7 @@ const everywhere = {
   numbers: ["events", "batches", "generations", "hand-overs", "fences refused", "joins"]
 } as const
 
-/** In memory, under virtual time. */
+/** In memory, with virtual time. */
 export const virtual = {
   faults: [
     ...everywhere.faults,
@@ -151,7 +151,7 @@ export class Coverage {
     for (const [key, value] of other.counts) this.counts.set(key, (this.counts.get(key) ?? 0) + value)
   }
 
-  /** What was never reached. */
+  /** The entries that were never reached. */
   missing(): ReadonlyArray<string> {
     return Object.entries(this.claims).flatMap(([group, names]) =>
       names.map((name) => `${group}: ${name}`).filter((key) => (this.counts.get(key) ?? 0) === 0)

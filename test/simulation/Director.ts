@@ -1,8 +1,9 @@
 /**
- * Plays a scenario on a stage: workers, writers and faults as they were drawn; then all faults stop, everything has to be
- * handled and the plan to settle within a bound; then all workers leave.
+ * Plays a scenario on a stage: workers, writers and faults as drawn. Then all faults stop; within a bound every event
+ * has to be handled and the assignment has to become stable. Then all workers leave.
  *
- * The director knows neither time nor stores. Where it has to wait it yields what for, and the stage lets time pass.
+ * The director has no access to time or stores. Where it has to wait it yields the condition, and the stage lets time
+ * pass.
  */
 import * as Cause from "effect/Cause"
 import * as Data from "effect/Data"
@@ -18,39 +19,39 @@ import type { Coverage } from "./Coverage.ts"
 import { type Run, type Start, type Subject, Worker } from "./Run.ts"
 import type { Fault, Write } from "./Scenario.ts"
 
-/** Where a scenario is played. */
+/** The environment in which a scenario is played. */
 export interface Stage<R> {
-  /** Runs something later, whatever is frozen. */
+  /** Runs a function later, even if workers are frozen. */
   readonly after: (millis: number, run: () => void) => void
   readonly write: (write: Write) => void
-  /** Writers that have drawn positions and not ended. */
+  /** The number of writers that have drawn positions and not ended. */
   readonly openWriters: () => number
-  /** One event's effects, in the batch's transaction. */
+  /** Applies one event's effects in the batch's transaction. */
   readonly handle: (subject: Subject, event: Event) => Effect.Effect<void, unknown, R>
   readonly start: (
     worker: Worker,
     options: Orchestrator.Options<ReadonlyArray<Projection.Projection<unknown, R>>>,
     ended: (exit: Exit.Exit<unknown, unknown>) => void
   ) => void
-  /** Interrupts it. */
+  /** Interrupts the worker. */
   readonly stop: (worker: Worker) => void
-  /** Ends its sessions as a crash does; nothing that it still does reaches anything. */
+  /** Ends the worker's sessions as a crash does; nothing that it still does has any effect. */
   readonly cut: (worker: Worker) => void
-  /** It does nothing any more, not even end its sessions. */
+  /** Stops the worker completely; it does not even end its sessions. */
   readonly halt: (worker: Worker) => void
   readonly freeze: (worker: Worker) => void
   readonly thaw: (worker: Worker) => void
-  /** The stores go away for a worker until `ailments.awayUntil`, or for all until `run.awayUntil`. */
+  /** Makes the stores unreachable for a worker until `ailments.awayUntil`, or for all until `run.awayUntil`. */
   readonly sendAway: (worker: Worker | undefined) => void
-  /** What was away is there again. */
+  /** Makes the stores reachable again. */
   readonly callBack: (worker: Worker | undefined) => void
-  /** How often everything stood still for reasons that lie outside of the scenario. */
+  /** How often workers were delayed for reasons outside of the scenario. */
   readonly stalls: () => number
-  /** Ends its presence, for so long or until it enters again; whether it had any. */
+  /** Ends the worker's presence for this long, or until it reconnects. Returns whether it had any. */
   readonly endPresence: (worker: Worker, millis: number | undefined) => boolean
 }
 
-/** Lets time pass until something holds, but no further than the deadline. */
+/** Lets time pass until the condition holds or the deadline is reached. */
 export interface Wait {
   readonly done: () => boolean
   readonly deadline: number
@@ -61,7 +62,7 @@ export interface Outcome {
   readonly violations: ReadonlyArray<string>
   readonly trace: ReadonlyArray<string>
   readonly coverage: Coverage
-  /** Milliseconds from the end of the faults until all was handled and settled. */
+  /** Milliseconds from the end of the faults until every event was handled and the assignment was stable. */
   readonly recoveredAfter: number | undefined
   readonly events: number
   readonly faults: number
@@ -71,7 +72,7 @@ class SimulatedFailure extends Data.TaggedError("SimulatedFailure") {}
 
 const eventsAtLeast = 200
 const faultsAtLeast = 3
-/** A scenario that does not get so far is broken. */
+/** A scenario that needs more steps than this is broken. */
 const stepsAtMost = 400
 
 const place = <A>(items: ReadonlyArray<A>, at: number): A | undefined => items[Math.floor(at * items.length)]
@@ -85,10 +86,10 @@ export class Director<R> {
   private ids = 0
   /** Faults have stopped. */
   private isCalm = false
-  /** Nobody is started any more. */
+  /** No more workers are started. */
   private isStopping = false
   private recoveredAfter: number | undefined
-  /** The event at which handlers of a projection let their process do nothing else; the first one that comes. */
+  /** The event at which handlers of a projection block their process: the first one that reaches a handler. */
   private unbearable: { readonly projection: string; readonly millis: number; position: bigint | undefined } | undefined
 
   constructor(run: Run, stage: Stage<R>, checkers: Checkers) {
@@ -126,7 +127,7 @@ export class Director<R> {
     if (!this.isRed()) yield { done: this.isRed, deadline: this.run.now() + millis }
   }
 
-  /** What is wrong while it is wrong. */
+  /** The part of the run with faults. */
   private *disturb(): Generator<Wait, void, boolean> {
     const { events, scenario } = this.run
     for (let first = scenario.workersAtFirst; first > 0; first--) this.join(this.names)
@@ -178,7 +179,7 @@ export class Director<R> {
       if (blocked(event)) {
         coverage.count("faults", "handler blocks its process")
         takesLong(subject, event.globalPosition)
-        // Here it stands still.
+        // The process is frozen from here on.
         yield* Effect.sleep(0)
       }
       if (now() < ailments.handlerStuckUntil && !worker.isCut) {
@@ -198,7 +199,7 @@ export class Director<R> {
     })
   }
 
-  /** Whether the event has stopped the handler's process. */
+  /** Freezes the process if the handler blocks at this event. Returns whether it did. */
   private blocked(subject: Subject, worker: Worker, { globalPosition }: Event): boolean {
     const event = this.unbearable
     if (event?.projection !== subject.name || worker.isCut) return false
@@ -222,7 +223,7 @@ export class Director<R> {
     const tag = error === undefined ? undefined : error._tag ?? String(error)
     say(worker.name, tag === undefined ? "has stopped" : `fails with ${tag}`)
     if (exit.cause.reasons.some(Cause.isDieReason)) violation(`P6: ${worker.name} died: ${Cause.pretty(exit.cause)}`)
-    // Where nothing it does reaches anything, nothing that it says means anything.
+    // The failures of a worker that was cut off are irrelevant.
     if (worker.isCut) return
     switch (tag) {
       case undefined:
@@ -240,7 +241,7 @@ export class Director<R> {
         coverage.count("errors", tag)
         return
       case "DatabaseUnavailable":
-        // Whoever catches up asks for the head first, and says so when it cannot.
+        // `catchUp` reads the head first, and fails when it cannot.
         if (worker.registrations > 0 && !worker.catchesUp) {
           violation(`P5: ${worker.name} gave up for a database that went away for a while`)
         }
@@ -263,7 +264,7 @@ export class Director<R> {
     }
   }
 
-  /** As whoever looks after the processes does, unless it is one too many. */
+  /** Restarts a failed worker as a supervisor does, unless it is superfluous. */
   private startAgain(worker: Worker, failure: string): void {
     const isSuperfluous = failure === "WorkerIdInUse" || failure === "WorkerReplaced"
     const isGuest = worker.start.otherFilter === true || worker.replicaSet !== "main" || worker.catchesUp
@@ -309,12 +310,12 @@ export class Director<R> {
     if (!worker.isFrozen || worker.isCut) return
     this.run.say("scenario", `wakes ${worker.name}`)
     worker.isFrozen = false
-    // A call that was slow when it froze goes on as slowly.
+    // A call that was slow when the worker froze is still slow.
     this.cutsOff(worker, this.run.now() + 2 * this.slowest)
     this.stage.thaw(worker)
   }
 
-  /** Half of the time in the middle of a batch. */
+  /** Freezes a worker; half of the time in the middle of a batch. */
   private freezeAtWork(worker: Worker, fault: Fault): void {
     if (!fault.harsh) return this.freeze(worker, fault.lasts)
     this.run.say("scenario", `${worker.name}: handler slow, and events`)
@@ -343,14 +344,14 @@ export class Director<R> {
     })
   }
 
-  /** Whether the fault could happen. */
+  /** Injects a fault. Returns whether it was possible. */
   private act(fault: Fault): boolean {
     const { coverage, now, say, scenario } = this.run
     const alive = this.running()
     if (fault.name === "join" && alive.length >= scenario.workersAtMost) return false
     const victim = place(alive.filter((worker) => !worker.isFrozen), fault.victim)
     if (fault.name === "join" || victim === undefined) {
-      // When all are frozen somebody has to go on.
+      // If all workers are frozen, another one has to start.
       if (alive.length >= scenario.workersAtMost + 2) return false
       this.join(fault.carries)
       return true
@@ -472,7 +473,7 @@ export class Director<R> {
     }
   }
 
-  /** Everything that was wrong ends. */
+  /** Ends all faults. */
   private calm(): void {
     this.isCalm = true
     this.unbearable = undefined
@@ -488,7 +489,7 @@ export class Director<R> {
         handlerFailsUntil: 0
       })
     }
-    // First of all: whoever reaches the stores after an outage does so in a session that is new.
+    // This comes first: a worker that reaches the stores after an outage uses a new session.
     this.stage.callBack(undefined)
     for (const worker of this.run.workers) {
       this.thaw(worker)
@@ -503,7 +504,7 @@ export class Director<R> {
     if (!this.names.every(isCarried)) this.join(this.names)
   }
 
-  /** A deploy of the mended handlers: whatever stands still is taken up by workers that start after it did. */
+  /** Deploys fixed handlers: halted ranges are retried by workers that start after the halt. */
   private readonly deploy = (): void => {
     if (this.isStopping || this.isRed()) return
     this.carryAll()
@@ -527,12 +528,12 @@ export class Director<R> {
     }
     if (this.isRed()) return
     this.recoveredAfter = this.run.now() - since
-    // Calls that were slow when the faults stopped have ended by then.
+    // By the end of this wait, calls that were slow when the faults stopped have ended.
     const slowEnded = since + 2 * this.slowest + 500
     yield { done: () => this.run.now() >= slowEnded && isDone(), deadline: since + bound }
   }
 
-  /** Nothing more changes by itself. */
+  /** Checks that nothing changes any more. */
   private *rest(): Generator<Wait, void, boolean> {
     const { bound, quiet } = this.run.scenario.pace
     const newest = () => this.checkers.generations.get("main")?.generationId
@@ -562,7 +563,7 @@ export class Director<R> {
     }
     for (const name of this.names) {
       for (const row of this.checkers.rowsOf(name)) {
-        // Whoever was given up for dead before it left had nothing to give up any more.
+        // A worker that was evicted before it left had no ranges left to release.
         if (!this.isRed() && row.fence !== undefined && !this.checkers.dead.has(row.fence.incarnation)) {
           this.run.violation(`P4: ${name}@${row.range.start} is still held by ${row.fence.workerId}`)
         }
@@ -571,7 +572,7 @@ export class Director<R> {
     this.checkers.checkAll()
   }
 
-  /** What is not yet as it has to be. */
+  /** Returns the conditions that do not hold yet. */
   private unsettled(): ReadonlyArray<string> {
     const generation = this.checkers.generations.get("main")
     const alive = this.running()

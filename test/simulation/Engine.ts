@@ -1,9 +1,9 @@
 /**
- * Virtual time and a seeded scheduler for several processes in one. Everything runs in one synchronous loop: tasks of
- * fibers and timers are picked by the seed alone, so the same seed gives the same run.
+ * Virtual time and a seeded scheduler for several simulated processes. Everything runs in one synchronous loop that
+ * picks tasks of fibers and timers by the seed alone, so the same seed gives the same run.
  *
- * Each process has a scheduler and a clock of its own. A frozen process's tasks and timers are parked while the others
- * go on; a fiber of it that somebody else's task resumes yields before it does anything.
+ * Each process has its own scheduler and clock. The tasks and timers of a frozen process are parked while the others
+ * continue. A fiber of a frozen process that another process's task resumes yields before it runs any operation.
  */
 import type * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
@@ -12,7 +12,7 @@ import * as Effect from "effect/Effect"
 import type * as Scheduler from "effect/Scheduler"
 import { Chance } from "./Chance.ts"
 
-/** Which process a fiber belongs to. */
+/** The process to which a fiber belongs. */
 export const CurrentProcess = Context.Reference<Process | undefined>("simulation/CurrentProcess", {
   defaultValue: () => undefined
 })
@@ -22,7 +22,7 @@ interface Task {
   readonly run: () => void
 }
 
-/** A timer that has not fired; `cancelled` takes it out without searching for it. */
+/** A timer that has not fired; `cancelled` disables it without a search in the heap. */
 export interface Timer {
   readonly at: number
   readonly order: number
@@ -33,16 +33,16 @@ export interface Timer {
 
 const earlier = (a: Timer, b: Timer): boolean => a.at < b.at || (a.at === b.at && a.order < b.order)
 
-/** A process: what can be frozen and ended as one. */
+/** A simulated process, which can be frozen and ended as a whole. */
 export class Process {
   readonly engine: Engine
   readonly name: string
   readonly scheduler: Scheduler.Scheduler
   readonly clock: Clock.Clock
-  /** How wrong its wall clock is, in milliseconds. */
+  /** The error of its wall clock, in milliseconds. */
   skew = 0
   frozen = false
-  /** It will never do anything again. */
+  /** It never runs again. */
   ended = false
   private parked: Array<Task> = []
   private parkedTimers: Array<Timer> = []
@@ -52,8 +52,8 @@ export class Process {
     this.name = name
     this.scheduler = {
       executionMode: "async",
-      // Not before a fiber's first operation: one that is interrupted before it was started and yields before it fails
-      // would be started all the same. Effect's own scheduler never does that either.
+      // Not before a fiber's first operation: a fiber that is interrupted before it starts and then yields before it
+      // fails would be started anyway. Effect's own scheduler never yields there either.
       shouldYield: (fiber) =>
         preemptible && (this.frozen || this.ended || (fiber.currentOpCount > 1 && engine.preempts())),
       makeDispatcher: () => ({
@@ -105,7 +105,7 @@ export class Process {
   }
 }
 
-/** More tasks than this at one instant of virtual time can only be a loop that waits for nothing. */
+/** More tasks than this at one instant of virtual time mean an endless loop. */
 const tasksPerInstant = 50_000
 
 export class Engine {
@@ -122,8 +122,8 @@ export class Engine {
   afterTask: () => void = () => {}
 
   /**
-   * `preemption`: how likely a fiber is made to yield before any of its operations. `disorder`: how likely the next
-   * task is any of those that are ready, instead of the oldest.
+   * `preemption`: the probability that a fiber yields before an operation. `disorder`: the probability that the next
+   * task is a random one of those that are ready, instead of the oldest.
    */
   constructor(seed: number, preemption: number, disorder: number) {
     this.chance = new Chance(seed, 1)
@@ -139,7 +139,7 @@ export class Engine {
     this.ready.push(task)
   }
 
-  /** Runs something in a process after some milliseconds, rounded up to whole ones. */
+  /** Runs a function in a process after some milliseconds, rounded up to an integer. */
   after(process: Process, millis: number, run: () => void): Timer {
     const timer: Timer = {
       at: this.now + Math.max(0, Math.ceil(millis)),
@@ -189,7 +189,7 @@ export class Engine {
     return this.ready.splice(index, 1)[0]!
   }
 
-  /** Goes on until `done` holds or virtual time passes `deadline`; whether `done` holds. */
+  /** Runs until `done` holds or virtual time passes `deadline`. Returns whether `done` holds. */
   run(done: () => boolean, deadline: number): boolean {
     while (true) {
       let tasks = 0
@@ -216,7 +216,7 @@ export class Engine {
       }
       this.now = Math.max(this.now, timer.at)
       this.enqueue(timer)
-      // All that is due at this instant is due together; the seed says in which order it happens.
+      // All timers of one instant become ready together; the seed determines their order.
       while (this.timers[0] !== undefined && this.timers[0].at <= this.now) {
         const next = this.popTimer()!
         if (!next.cancelled) this.enqueue(next)

@@ -1,7 +1,7 @@
 /**
- * The event store of the simulation: positions are drawn before they commit, commits come late and out of order or not
- * at all, and readers stop at the settled position. Same port as every other event store; its writers are driven by
- * the scenario.
+ * The event store of the simulation: positions are drawn before they are committed, commits come late, out of order or
+ * not at all, and readers stop at the settled position. It implements the same service as every other event store; the
+ * scenario drives its writers.
  */
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -39,21 +39,21 @@ const sessionLost = new DatabaseUnavailable({
 const payload = new Uint8Array([123, 125])
 
 interface Options {
-  /** How a notification of new events fares on its way: after how many milliseconds it is there, if ever. */
+  /** Returns after how many milliseconds a notification of new events arrives; undefined if it is lost. */
   readonly delivery: () => number | undefined
-  /** Which life of the server this is. */
+  /** The current server epoch. */
   readonly life: () => ServerLife
-  /** Told of each event, before anybody can read it. */
+  /** Called for each event before any reader can read it. */
   readonly committed: (event: Committed) => void
 }
 
 export class EventLog implements Events {
-  /** By position, from 1. */
+  /** Slots by position, starting at 1. */
   readonly slots: Array<Slot> = []
   readonly hashes = new Map<string, number>()
   /** Committed versions by aggregate. */
   readonly versions = new Map<string, number>()
-  /** Aggregates whose head row an open writer has locked. */
+  /** Aggregates whose head row is locked by an open writer. */
   readonly locked = new Set<string>()
   settled = 0
   committed = 0
@@ -137,7 +137,10 @@ export class EventLog implements Events {
     while (this.settled < this.slots.length && this.slots[this.settled] !== "open") this.settled++
   }
 
-  /** The port, for one process. `readable` is up to where it may read: the settled position, unless it is mutated. */
+  /**
+   * The service for one process. `readable` returns the position up to which it may read: the settled position, unless
+   * a mutation replaces it.
+   */
   store(process: Process, readable: () => number = () => this.settled): EventStore["Service"] {
     const settled = Effect.sync(() => BigInt(readable()))
     const refuseAhead = (position: bigint) =>

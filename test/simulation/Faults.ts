@@ -1,6 +1,4 @@
-/**
- * The stores as one worker of the simulation sees them: the memory layers, with faults on the way.
- */
+/** The stores of one simulated worker: the memory layers with injected faults. */
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
@@ -40,7 +38,7 @@ const unavailable = (reason: "connection lost" | "refused" | "no answer in time"
 /** Marks a batch whose connection is lost after its handler has run. */
 const connectionLost = { simulated: "connection lost after the handler" }
 
-/** What the stores of one worker rest on. */
+/** What the stores of one worker depend on. */
 export interface Ground {
   readonly run: Run
   readonly worker: Worker
@@ -69,13 +67,13 @@ export const make = (
 
   const isAway = (): boolean => now() < run.awayUntil || now() < ailments.awayUntil
 
-  /** What was on its way when the stores went away does not arrive. */
+  /** Fails a call that was in flight when the stores became unreachable. */
   const unlessAway = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E | DatabaseUnavailable, R> =>
     Effect.suspend((): Effect.Effect<A, E | DatabaseUnavailable, R> =>
       isAway() ? Effect.fail(unavailable("connection lost")) : self
     )
 
-  /** Why a call does not even begin. */
+  /** The error of a call that cannot even start, or undefined. */
   const refusal = (): Effect.Effect<never, DatabaseUnavailable> | undefined => {
     if (isAway()) {
       coverage.count("errors", "DatabaseUnavailable")
@@ -93,7 +91,7 @@ export const make = (
 
   const loses = (): boolean => now() < ailments.lossyUntil && chance.bool(0.3)
 
-  /** A call that may fail before it is made, take its time, and lose its answer. */
+  /** Makes a call that may fail before it starts, take time, and lose its answer. */
   const call = <A, E, R>(
     self: Effect.Effect<A, E, R>,
     lost?: { readonly entry: Entry<"faults">; readonly happens: () => void } | undefined
@@ -173,7 +171,7 @@ export const make = (
             if (!worker.isCut) coverage.count("steps", "batch interrupted")
           })
         ),
-        // The commit is done; a store that has to look it up takes longer to say so, and cannot be stopped from it.
+        // The commit is complete. A store that looks up the outcome takes longer to return and cannot be interrupted.
         Effect.tap(() => {
           if (lost === "looked up") coverage.count("faults", "commit: answer lost, looked up")
           return Effect.uninterruptible(pause(after))
@@ -238,7 +236,7 @@ export const make = (
             run.say(worker.name, `joins as ${registration.workerId}#${registration.incarnation}`)
           }))
         if (!isLost) return call(join)
-        // What was taken for the registration goes with the attempt, as the session's lock does.
+        // The registration ends with the attempt, as a session's lock does.
         return call(Effect.andThen(
           Effect.scoped(join),
           Effect.suspend(() => {

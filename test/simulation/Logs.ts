@@ -1,6 +1,4 @@
-/**
- * Problems that the library reports in no other way than by its log.
- */
+/** Problems that the library reports only in its log. */
 import * as Cause from "effect/Cause"
 import type * as Fiber from "effect/Fiber"
 import * as Logger from "effect/Logger"

@@ -1,5 +1,5 @@
 /**
- * The simulation can fail: with any one mechanism taken out, few seeds are needed to find a broken promise.
+ * The simulation can fail: with any one mechanism removed, a few seeds suffice to find a violated guarantee.
  *
  * @module-tag long
  */
@@ -10,7 +10,7 @@ import { simulate } from "./Simulation.ts"
 
 const most = 1000
 
-it.live.each(Object.keys(mutations))("red: %s", (name) =>
+it.live.each(Object.keys(mutations))("the checkers detect: %s", (name) =>
   Effect.gen(function*() {
     for (let seed = 1; seed <= most; seed++) {
       const { violations } = simulate(seed, mutations[name])

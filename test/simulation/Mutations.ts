@@ -1,6 +1,6 @@
 /**
- * Stores with one mechanism taken out. They exist to show that the checkers would notice: each of them has to turn the
- * simulation red.
+ * Stores with one mechanism removed. They show that the checkers can detect its absence: each of them has to make the
+ * simulation fail.
  */
 import * as Effect from "effect/Effect"
 import * as TxRef from "effect/TxRef"
@@ -19,11 +19,11 @@ export interface Mutation {
   readonly checkpoints: (real: CheckpointStore["Service"], handle: Handle, chance: Chance) => CheckpointStore["Service"]
   readonly decisions: (real: Decisions["Service"], handle: Handle, chance: Chance) => Decisions["Service"]
   readonly membership: (real: Membership["Service"]) => Membership["Service"]
-  /** Up to where readers read; the settled position when absent. */
+  /** The position up to which readers read; the settled position if absent. */
   readonly readable: (log: EventLog) => (() => number) | undefined
 }
 
-/** Nothing taken out. */
+/** Nothing is removed. */
 export const none: Mutation = {
   checkpoints: (real) => real,
   decisions: (real) => real,
@@ -31,7 +31,7 @@ export const none: Mutation = {
   readable: () => undefined
 }
 
-/** The memory layer's commit, with a fence that lets pass what `intact` says. */
+/** The memory layer's commit with another fence check: `intact` decides. */
 const fencedBy = (intact: (row: Checkpoint, held: Held, position: bigint) => boolean): Mutation => ({
   ...none,
   checkpoints: (real, { reach, world }) => {
@@ -65,7 +65,7 @@ const sameRange = (row: Checkpoint, held: Held) => HashRange.equals(row.range, h
 const sameFence = (row: Checkpoint, held: Held) =>
   row.fence?.incarnation === held.fence.incarnation && row.fence.generationId === held.fence.generationId
 
-/** A `decide` that is preceded by something, or sees another request. */
+/** Changes the request of each decision. */
 const deciding = (change: (request: Parameters<Decisions["Service"]["decide"]>[0]) => typeof request): Mutation => ({
   ...none,
   decisions: (real) => ({
@@ -74,7 +74,7 @@ const deciding = (change: (request: Parameters<Decisions["Service"]["decide"]>[0
   })
 })
 
-/** Both taken out. */
+/** Removes both mechanisms. */
 const both = (one: Mutation, other: Mutation): Mutation => ({
   checkpoints: (real, handle, chance) => other.checkpoints(one.checkpoints(real, handle, chance), handle, chance),
   decisions: (real, handle, chance) => other.decisions(one.decisions(real, handle, chance), handle, chance),
@@ -144,8 +144,8 @@ export const mutations: Readonly<Record<string, Mutation>> = {
     ...none,
     decisions: (real, { world }, chance) => ({
       look: real.look,
-      // Decides from what it read a moment ago: the rows are put back as they were seen, the way a writer does that
-      // computes from memory.
+      // Decides on outdated rows: puts the rows back as they were read a moment ago, as a writer does that computes
+      // from memory.
       decide: (request) =>
         Effect.gen(function*() {
           const before = [...world.rows].map(([name, ref]) => [name, ref.value] as const)

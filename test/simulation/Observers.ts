@@ -1,6 +1,4 @@
-/**
- * What the checkers of the simulation are told: every commit of the memory world, in the fiber that commits.
- */
+/** Passes every commit of the memory world to the checkers of the simulation, in the fiber that commits. */
 import * as Fiber from "effect/Fiber"
 import type * as TxRef from "effect/TxRef"
 import type * as MemoryWorld from "../../src/layers/memory/MemoryWorld.ts"
@@ -9,7 +7,7 @@ import type { Author, Checkers } from "./Checkers.ts"
 import { CurrentProcess } from "./Engine.ts"
 import type { Run } from "./Run.ts"
 
-/** Calls back on every commit of a value. */
+/** Calls `changed` on every commit of a value. */
 const observe = <A>(ref: TxRef.TxRef<A>, changed: (before: A, after: A) => void): void => {
   let value = ref.value
   Object.defineProperty(ref, "value", {
@@ -23,7 +21,7 @@ const observe = <A>(ref: TxRef.TxRef<A>, changed: (before: A, after: A) => void)
   })
 }
 
-/** Rows by key, each of which is observed from its beginning. */
+/** Rows by key, each observed from its creation. */
 export class ObservedRows extends Map<string, TxRef.TxRef<Checkpoint | undefined>> {
   changed: (key: string, after: Checkpoint | undefined) => void = () => {}
 
@@ -33,7 +31,7 @@ export class ObservedRows extends Map<string, TxRef.TxRef<Checkpoint | undefined
   }
 }
 
-/** Tells the checkers of everything that is committed in a world from now on. */
+/** Passes everything that is committed in a world from now on to the checkers. */
 export const attach = (world: MemoryWorld.MemoryWorld, rows: ObservedRows, run: Run, checkers: Checkers): void => {
   const author = (): Author => ({ name: Fiber.getCurrent()?.getRef(CurrentProcess)?.name ?? "?", at: run.now() })
 

@@ -1,6 +1,4 @@
-/**
- * What the parts of one run share: its scenario, its workers, the read models, the trace.
- */
+/** The shared state of one run: its scenario, its workers, the read models, the trace. */
 import type * as Exit from "effect/Exit"
 import * as EventFilter from "../../src/schema/EventFilter.ts"
 import type { Registration } from "../../src/schema/Worker.ts"
@@ -8,7 +6,7 @@ import { Chance } from "./Chance.ts"
 import type { Coverage } from "./Coverage.ts"
 import type { Scenario } from "./Scenario.ts"
 
-/** What a projection has made of one aggregate's events. */
+/** What a projection has recorded of one aggregate's events. */
 export interface Effects {
   readonly count: number
   readonly version: bigint
@@ -17,14 +15,14 @@ export interface Effects {
 
 export const noEffects: Effects = { count: 0, version: 0n, ordered: true }
 
-/** After one more event. */
+/** The effects after one more event. */
 export const effectsAfter = (effects: Effects, version: bigint): Effects => ({
   count: effects.count + 1,
   version,
   ordered: effects.ordered && version > effects.version
 })
 
-/** An event as the checkers know it: it is committed. */
+/** A committed event, as the checkers receive it. */
 export interface Committed {
   readonly aggregateId: string
   readonly aggregateType: string
@@ -33,13 +31,13 @@ export interface Committed {
   readonly position: number
 }
 
-/** A projection and what its read model has to be. */
+/** A projection and the read model that it should produce. */
 export class Subject {
   readonly name: string
   readonly filter: EventFilter.EventFilter
   /** The matching events by aggregate, in the order of their positions. */
   readonly expected = new Map<string, Array<Committed>>()
-  /** Where its progress began. */
+  /** The position at which its progress began. */
   startedAt: bigint | undefined
 
   constructor(name: string, filter: EventFilter.EventFilter) {
@@ -54,7 +52,7 @@ export class Subject {
     else events.push(event)
   }
 
-  /** How many events of the aggregate lie at or below a position. */
+  /** The number of the aggregate's events at or below a position. */
   foldedUpTo(aggregateId: string, position: number): number {
     const events = this.expected.get(aggregateId) ?? []
     let low = 0
@@ -68,30 +66,30 @@ export class Subject {
   }
 }
 
-/** The read models as they are committed. */
+/** The read models as committed. */
 export interface ReadModel {
   readonly effects: (projection: string, aggregateId: string) => Effects
-  /** The row that all aggregates of a projection share. */
+  /** The count in the row that all aggregates of a projection share. */
   readonly total: (projection: string) => number
 }
 
-/** What is known of the events. */
+/** What is known about the events. */
 export interface Events {
-  /** How many are committed. */
+  /** The number of committed events. */
   readonly committed: number
-  /** How far everything has to be handled as soon as no writer is open. */
+  /** The position up to which everything has to be handled once no writer is open. */
   readonly end: number
   readonly hashOf: (aggregateId: string) => number
 }
 
-/** Until when, in milliseconds of the run, something is wrong with one worker. */
+/** The times, in milliseconds of the run, at which the ailments of one worker end. */
 export interface Ailments {
   awayUntil: number
   failingUntil: number
   lossyUntil: number
   slowUntil: number
   slowMillis: number
-  /** Until when it may not have been able to renew its heartbeat, for reasons of its own. */
+  /** Until then it may be unable to renew its heartbeat, for reasons of its own. */
   cutOffUntil: number
   handlerSlowUntil: number
   handlerFailsUntil: number
@@ -104,7 +102,7 @@ export interface Start {
   readonly carries: ReadonlyArray<string>
   readonly replicaSet?: string
   readonly otherFilter?: boolean
-  /** It leaves when it has handled what there is. */
+  /** It runs `catchUp`, and leaves when it has handled all events. */
   readonly catchesUp?: boolean
 }
 
@@ -124,15 +122,15 @@ export class Worker {
     handlerFailsUntil: 0,
     handlerStuckUntil: 0
   }
-  /** Keys of rows whose last write was applied without the worker learning of it. */
+  /** Keys of rows whose last write was applied while the answer to the worker was lost. */
   readonly unanswered = new Set<string>()
   isFrozen = false
-  /** It was killed: nothing that it does reaches anything. */
+  /** It was killed: nothing that it does has any effect. */
   isCut = false
   /** It was told to stop. */
   leaving = false
   registration: Registration | undefined
-  /** How often it has registered and learned of it. */
+  /** The number of registrations that were acknowledged to it. */
   registrations = 0
   exit: Exit.Exit<unknown, unknown> | undefined
 
@@ -155,21 +153,21 @@ export class Worker {
 export class Run {
   readonly scenario: Scenario
   readonly coverage: Coverage
-  /** Milliseconds since it began. */
+  /** Milliseconds since the start of the run. */
   readonly now: () => number
   readonly events: Events
   readonly model: ReadModel
-  /** What nobody can foresee on the way: latencies, and which call fails. */
+  /** Random choices during the run: latencies, and which calls fail. */
   readonly chance: Chance
   readonly subjects: ReadonlyMap<string, Subject>
-  /** Everyone there ever was. */
+  /** All workers that were ever started. */
   readonly workers: Array<Worker> = []
   readonly owners = new Map<bigint, Worker>()
   readonly trace: Array<string> = []
   readonly violations: Array<string> = []
-  /** Positions of events whose handlers have taken long, by projection. */
+  /** Positions of events whose handlers took long, by projection. */
   readonly slow = new Map<string, Set<bigint>>()
-  /** The database is away for everybody until then. */
+  /** The database is unreachable for all workers until then. */
   awayUntil = 0
   /** Notifications may be lost or late until then. */
   deafUntil = 0
@@ -203,7 +201,7 @@ export class Run {
     for (const subject of this.subjects.values()) subject.committed(event)
   }
 
-  /** A notification is on its way: after how many milliseconds it is there, if ever. */
+  /** Returns after how many milliseconds a notification arrives; undefined if it is lost. */
   delivery(): number | undefined {
     const { latency } = this.scenario
     if (this.now() >= this.deafUntil) return latency === 0 ? 0 : this.chance.int(0, latency)
@@ -215,7 +213,7 @@ export class Run {
     return this.chance.int(1, 1500)
   }
 
-  /** An aggregate of which an event of the projection at or below a position has not been handled. */
+  /** Returns an aggregate with an unhandled event of the projection at or below a position. */
   readonly missing = (subject: Subject, position: number): string | undefined => {
     for (const aggregateId of subject.expected.keys()) {
       const before = subject.foldedUpTo(aggregateId, Number(subject.startedAt ?? 0n))

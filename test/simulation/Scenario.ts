@@ -1,8 +1,8 @@
 /**
- * What a seed draws: settings, projections, workers, writers, and faults with their times. It is the same whatever it is
- * then played on: the memory layers under virtual time, or PostgreSQL in real time.
+ * What a seed determines: settings, projections, workers, writers, and faults with their times. A scenario does not
+ * depend on where it is played: on the memory layers with virtual time, or on PostgreSQL in real time.
  *
- * Whom a fault hits is drawn as a place among those that it may hit when its time comes.
+ * The victim of a fault is drawn as an index into the workers that it may affect when its time comes.
  */
 import type { EventFilter } from "../../src/schema/EventFilter.ts"
 import { Chance } from "./Chance.ts"
@@ -33,30 +33,30 @@ const faultNames = [
   "catch up"
 ] as const
 
-/** How fast a world is, in milliseconds: what is drawn has to fit it. */
+/** The speed of an environment, in milliseconds, to which the drawn values are adapted. */
 export interface Pace {
   readonly heartbeats: ReadonlyArray<number>
-  /** How many of them a worker may be silent for. */
+  /** How many heartbeat intervals make up the stale timeout. */
   readonly patience: ReadonlyArray<number>
   readonly workers: ReadonlyArray<number>
-  /** How many of these silences a freeze lasts at most. */
+  /** How many stale timeouts a freeze lasts at most. */
   readonly freeze: number
-  /** Steps at least, how likely each of them is a fault, and how far they are apart at most. */
+  /** The minimum number of steps, the probability of a fault in each, and the maximum time between them. */
   readonly steps: number
   readonly faults: number
   readonly spans: ReadonlyArray<number>
-  /** What every call takes at most, and what a batch holds. */
+  /** The maximum latency of every call, and the size of a batch. */
   readonly latencies: ReadonlyArray<number>
   readonly batchSizes: ReadonlyArray<number>
-  /** What a worker that is slow adds to a call, before and after it is done. */
+  /** What a slow worker adds to a call, before and after it. */
   readonly slow: ReadonlyArray<number>
   readonly late: readonly [low: number, high: number]
   readonly stuck: readonly [low: number, high: number]
-  /** Until when all has to be handled and settled once the faults have stopped. */
+  /** The time limit for handling every event and becoming stable once the faults have stopped. */
   readonly bound: number
-  /** How long then nothing may change. */
+  /** How long nothing may change after that. */
   readonly quiet: number
-  /** How often what stands still is looked for, as a deploy of mended handlers would. */
+  /** How often halted ranges are looked for, as a deploy of fixed handlers would. */
   readonly deploys: number
 }
 
@@ -98,46 +98,49 @@ export const real: Pace = {
 
 /** A transaction that appends to one aggregate. */
 export interface Write {
-  /** Which of the aggregates that nobody else is writing to, from 0 up to but not including 1. */
+  /** Selects one of the aggregates without an open writer; from 0 (inclusive) to 1 (exclusive). */
   readonly aggregate: number
   readonly eventTypes: ReadonlyArray<string>
-  /** From the drawing of positions to the end of the transaction; 0 for at once. */
+  /** Milliseconds from drawing the positions to the end of the transaction; 0 for immediately. */
   readonly lasts: number
   readonly isLate: boolean
   readonly rollsBack: boolean
-  /** By an application that does not know the library: nobody is told. */
+  /** Written by an application that does not use the library, so no notification is sent. */
   readonly isPlain: boolean
 }
 
-/** `blocking handler` takes its time until it comes to anything: it happens early, once, or not at all. */
+/** `blocking handler` takes long to have an effect, so it happens early, once, or not at all. */
 export type FaultName = typeof faultNames[number] | "blocking handler"
 
 export interface Fault {
   readonly name: FaultName
-  /** Which of those that it may hit, from 0 up to but not including 1. */
+  /** Selects one of the workers that it may affect; from 0 (inclusive) to 1 (exclusive). */
   readonly victim: number
   readonly lasts: number
-  /** When what follows it happens: the restart of what was killed, the leaving of a guest. */
+  /** When the consequence of the fault happens: the restart of a killed worker, the leaving of a guest. */
   readonly follows: number
-  /** A kill that gives no time for anything; a freeze in the middle of a batch, so long after that batch's events. */
+  /**
+   * Kills the worker without a chance to clean up, or freezes it in the middle of a batch, `strikes` milliseconds after
+   * that batch's events.
+   */
   readonly harsh: boolean
   readonly strikes: number
-  /** A session that the server goes on believing in. */
+  /** The server still considers the session open. */
   readonly isHalfOpen: boolean
-  /** What slowness adds. */
+  /** The delay that slow stores add. */
   readonly slow: number
-  /** What keeps a worker busy meanwhile. */
+  /** Events that keep a worker busy in the meantime. */
   readonly writes: ReadonlyArray<Write>
-  /** What a worker that joins by it carries. */
+  /** The projections that a joining worker carries. */
   readonly carries: ReadonlyArray<string>
-  /** The one projection that a guest carries. */
+  /** The single projection that a guest carries. */
   readonly projection: string
 }
 
 export interface Step {
   readonly writes: ReadonlyArray<Write>
   readonly fault: Fault | undefined
-  /** Until the next one. */
+  /** Milliseconds until the next step. */
   readonly lasts: number
 }
 
@@ -163,11 +166,11 @@ export interface Scenario {
   readonly startFrom: "beginning" | "now"
   readonly workersAtMost: number
   readonly workersAtFirst: number
-  /** All aggregates of a projection write one row too. */
+  /** All aggregates of a projection also write to one shared row. */
   readonly sharesRows: boolean
-  /** Every call takes up to so long. */
+  /** The maximum latency of every call. */
   readonly latency: number
-  /** What happens one after the other, without end. */
+  /** The steps in their order, without an end. */
   readonly steps: () => Generator<Step, never>
 }
 
@@ -258,8 +261,8 @@ export const draw = (seed: number, pace: Pace): Scenario => {
     settings: {
       heartbeatInterval: heartbeat,
       staleWorkerTimeout: stale,
-      // Long enough for a silent worker to be given up for dead by one that has just started: two heartbeats until it may
-      // judge, and the timeout. With less, newcomers fail one after the other and none of them evicts it.
+      // Long enough for a worker that has just started to evict a silent one: two heartbeats until missing heartbeats
+      // count, and the stale timeout. With less, newcomers would fail one after the other and none would evict it.
       coordinationTimeout: Math.max(drain + chance.pick([400, 1500, 4000]), stale / 2 + heartbeat + 500),
       drainTimeout: drain,
       pollInterval: chance.pick([200, 500, 1000]),
@@ -272,7 +275,7 @@ export const draw = (seed: number, pace: Pace): Scenario => {
     sharesRows: chance.bool(0.3),
     latency: chance.pick(pace.latencies)
   } as const
-  // Each seed is about some kinds of faults.
+  // Each seed enables some kinds of faults.
   const enabled = faultNames.filter((name) => name === "join" || name === "leave" || chance.bool(0.5))
   const span = chance.pick(pace.spans)
   const stepsChance = chance.int(0, 2 ** 31)

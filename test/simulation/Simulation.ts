@@ -1,6 +1,4 @@
-/**
- * One run of a scenario on the memory layers: everything in one process, under virtual time and a seeded scheduler.
- */
+/** Runs a scenario on the memory layers: everything in one process, with virtual time and a seeded scheduler. */
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
@@ -56,7 +54,7 @@ class Model implements ReadModel {
   }
 }
 
-/** A process and what a worker in it holds of the world. */
+/** A process, and the handles of the worker in it. */
 interface Performer {
   readonly process: Process
   fiber: Fiber.Fiber<unknown, unknown> | undefined
@@ -181,7 +179,7 @@ const stageOf = (engine: Engine, driver: Process, mutation: Mutation, scenario: 
     return true
   }
 
-  /** After an outage the session is a new one, and it is present. */
+  /** After an outage the worker has a new session with presence. */
   const callBack: Stage<never>["callBack"] = (worker) => {
     for (const back of worker === undefined ? run.workers : [worker]) {
       of(back).sessionOpenedAt = engine.now
@@ -204,8 +202,8 @@ const stageOf = (engine: Engine, driver: Process, mutation: Mutation, scenario: 
       of(worker).process.frozen = true
     },
     thaw: (worker) => of(worker).process.thaw(),
-    // The faults ask the time themselves.
-    // What is away for all comes back as another server, to which nothing that was only read applies.
+    // The injected faults check `awayUntil` themselves. An outage for all workers starts a new server epoch, so nothing
+    // that was read before can be written.
     sendAway: (worker) => {
       if (worker === undefined) world.life = `${BigInt(world.life) + 1n}`
     },

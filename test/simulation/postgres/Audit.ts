@@ -1,10 +1,10 @@
 /**
- * What is committed on PostgreSQL, as the checkers are told it: triggers, which only the test's database has, write every
- * change to an audit in the transaction that makes it.
+ * Records what is committed on PostgreSQL for the checkers. Triggers, which only the test database has, write every
+ * change to an audit table in the transaction that makes it.
  *
- * It is read by snapshots. What one snapshot sees beyond the one before is complete: whatever those changes build on is
- * there too. Among them transactions are told in the order of their last entries; of two that touch the same row the
- * first has written its last entry before the second gets at the row.
+ * The audit is read by snapshots. What one snapshot contains beyond the previous one is complete: it includes every
+ * change on which these changes depend. Within it, transactions are ordered by their last entries. Of two that touch
+ * the same row, the first has written its last entry before the second acquires the row lock.
  */
 import * as Effect from "effect/Effect"
 import type * as SqlClient from "effect/sql/SqlClient"
@@ -12,7 +12,7 @@ import type * as SqlError from "effect/sql/SqlError"
 import * as Rows from "../../../src/layers/postgres/Rows.ts"
 import type { WorkerState } from "../../../src/schema/Worker.ts"
 
-/** The name under which a worker's sessions run, so that the audit can tell whose they are. */
+/** The session parameter with the worker's name, by which the audit attributes changes to workers. */
 export const workerParameter = "simulation.worker"
 
 const trigger = (table: string, what: string, value: string) => [
@@ -38,7 +38,7 @@ const statements: ReadonlyArray<string> = [
      value json NOT NULL
    )`,
   "CREATE INDEX ON audit (xid)",
-  // The read models: what each aggregate's events came to, and a row that all aggregates share.
+  // The read models: the effects of each aggregate's events, and a row that all aggregates share.
   `CREATE TABLE models (
      projection text, aggregate_id text, count int NOT NULL, version bigint NOT NULL, ordered boolean NOT NULL,
      PRIMARY KEY (projection, aggregate_id)
@@ -79,7 +79,7 @@ const statements: ReadonlyArray<string> = [
   ...trigger("totals", "total", `json_build_object('projection', c.projection, 'count', c.count)`)
 ]
 
-/** Puts the triggers, and the read models, into a migrated database. */
+/** Creates the triggers and the read models in a migrated database. */
 export const install = (sql: SqlClient.SqlClient): Effect.Effect<void, SqlError.SqlError> =>
   Effect.forEach(statements, (statement) => sql.unsafe(statement), { discard: true })
 
@@ -89,10 +89,10 @@ interface WorkerKey {
   readonly incarnation: string
 }
 
-/** One change; 64-bit numbers as text where they may not fit. */
+/** One change; 64-bit numbers are text where they may not fit. */
 export type Entry =
   & { readonly id: number; readonly xid: string; readonly who: string | null }
-  /** When its transaction began, and when it happened; milliseconds since 1970. */
+  /** When its transaction began, and when the change happened; milliseconds since 1970. */
   & { readonly begun: number; readonly at: number }
   & { readonly deleted: boolean }
   & (
@@ -131,7 +131,7 @@ export type Entry =
     | { readonly what: "total"; readonly value: { readonly projection: string; readonly count: number } }
   )
 
-/** The snapshot before everything. */
+/** The snapshot that precedes every transaction. */
 export const nothing = "1:1:"
 
 const byTransaction = (entries: ReadonlyArray<Entry>): ReadonlyArray<ReadonlyArray<Entry>> => {
@@ -139,14 +139,14 @@ const byTransaction = (entries: ReadonlyArray<Entry>): ReadonlyArray<ReadonlyArr
   for (const entry of entries) {
     const transaction = transactions.get(entry.xid) ?? []
     transaction.push(entry)
-    // In the order of the last entries.
+    // Deleting first moves the transaction to the end, so that the order is that of the last entries.
     transactions.delete(entry.xid)
     transactions.set(entry.xid, transaction)
   }
   return [...transactions.values()]
 }
 
-/** The transactions that a new snapshot sees and an earlier one did not. */
+/** The transactions that a new snapshot contains and an earlier one did not. */
 export const read = Effect.fnUntraced(function*(sql: SqlClient.SqlClient, since: string) {
   const [row] = yield* sql<{ readonly snapshot: string; readonly entries: ReadonlyArray<Entry> | null }>`
     SELECT pg_current_snapshot()::text AS snapshot, (

@@ -1,6 +1,6 @@
 /**
- * What goes wrong with a worker's statements at the seam to PostgreSQL. A connection that is lost there is ended by
- * `pg_terminate_backend`, so that driver and server know of it as they would.
+ * Injects faults into a worker's statements at the seam to PostgreSQL. A connection that is lost there is ended by
+ * `pg_terminate_backend`, so driver and server notice the loss as usual.
  */
 import * as Effect from "effect/Effect"
 import * as SqlError from "effect/sql/SqlError"
@@ -9,11 +9,11 @@ import * as Seam from "../../support/Seam.ts"
 import type { Entry } from "../Coverage.ts"
 import type { Run, Worker } from "../Run.ts"
 
-/** Fibers of a worker that wait for it to wake. */
+/** The fibers of a frozen worker, which wait until it is resumed. */
 export class Parking {
   private readonly parked = new Set<() => void>()
 
-  /** Waits while something holds. */
+  /** Waits while the condition holds. */
   readonly while = (isSo: () => boolean): Effect.Effect<void> =>
     Effect.suspend(() =>
       isSo()
@@ -39,7 +39,7 @@ const kindOf = ({ session, text }: Statement): Kind => {
   return name === "pool" ? "COMMIT of a batch" : name === "coordination" ? "COMMIT of a decision" : name
 }
 
-/** A batch has many statements; few of them would get through if each failed as often as a COMMIT. */
+/** A batch has many statements. Few batches would commit if each statement failed as often as a COMMIT. */
 const likelihood: Readonly<Record<Kind, number>> = {
   "pool": 0.05,
   "COMMIT of a batch": 0.5,
@@ -54,7 +54,7 @@ const conflict = new SqlError.SqlError({
   reason: new SqlError.SerializationError({ cause: new Error("at the seam"), operation: "execute" })
 })
 
-/** `awake` lasts as long as the worker is frozen. */
+/** `awake` completes when the worker is not frozen. */
 export const hooks = (run: Run, worker: Worker, awake: Effect.Effect<void>): Hooks => {
   const { ailments } = worker
   const { chance, coverage, now, scenario } = run
@@ -77,7 +77,7 @@ export const hooks = (run: Run, worker: Worker, awake: Effect.Effect<void>): Hoo
     send: Effect.Effect<A, SqlError.SqlError>
   ): Effect.Effect<A, SqlError.SqlError> => {
     if (worker.isCut) return Effect.fail(Seam.connectionLost("execute"))
-    // In an aborted transaction the server hears nothing else.
+    // In an aborted transaction the server accepts no other statement.
     if (statement.text.startsWith("ROLLBACK")) return send
     const kind = kindOf(statement)
     const strikes = (until: number) => now() < until && chance.bool(likelihood[kind])

@@ -1,6 +1,6 @@
 /**
- * What is committed on PostgreSQL as far as the audit has been read; tells the checkers of it, one transaction after the
- * other.
+ * The committed state on PostgreSQL, as far as the audit has been read. Passes it to the checkers, one transaction
+ * after the other.
  */
 import * as Rows from "../../../src/layers/postgres/Rows.ts"
 import * as Checkpoint from "../../../src/schema/Checkpoint.ts"
@@ -8,7 +8,7 @@ import { type Author, type Checkers, workerKey } from "../Checkers.ts"
 import { type Effects, type Events, noEffects, type ReadModel, type Run, type Worker } from "../Run.ts"
 import type { Entry } from "./Audit.ts"
 
-/** What the audit cannot know. */
+/** What the audit does not contain. */
 interface Outside {
   readonly run: Run
   readonly checkers: Checkers
@@ -25,7 +25,7 @@ export class Mirror implements Events, ReadModel {
   private readonly hashes = new Map<string, number>()
   private readonly models = new Map<string, Effects>()
   private readonly totals = new Map<string, number>()
-  /** Of each registration, in milliseconds since 1970. */
+  /** The heartbeats of each registration, in milliseconds since 1970. */
   private readonly heartbeats = new Map<bigint, ReadonlyArray<number>>()
 
   hashOf(aggregateId: string): number {
@@ -66,7 +66,7 @@ export class Mirror implements Events, ReadModel {
         const generation = Rows.toGeneration(entry.value.replicaSet, entry.value)
         const newest = checkers.generations.get(generation.replicaSet)?.generationId ?? 0n
         if (entry.deleted) return
-        // Only what people read of it changes later.
+        // Later changes only affect columns for people.
         if (generation.generationId > newest) checkers.generationFormed(by, generation)
         else if (generation.generationId === newest && entry.value.state === "active") {
           checkers.generationActivated(generation.replicaSet, newest)
@@ -130,8 +130,8 @@ export class Mirror implements Events, ReadModel {
   }
 
   /**
-   * How long it was silent in the eyes of a transaction: whoever gives a worker up for dead has looked at its heartbeats
-   * somewhere in between, and it may have come to life since.
+   * How long a worker was silent from the point of view of the transaction that evicts it. The transaction has read the
+   * heartbeats at some moment between its start and the eviction, and the worker may have sent one since.
    */
   private silence(incarnation: bigint, begun: number, at: number): number {
     const heartbeats = this.heartbeats.get(incarnation) ?? []

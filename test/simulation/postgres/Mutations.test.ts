@@ -1,6 +1,6 @@
 /**
- * The checkers notice on PostgreSQL too: with a mechanism taken out, few seeds are needed to find a broken promise. The
- * others of the table take longer: `npm run simulate -- --postgres --mutations`.
+ * The checkers work on PostgreSQL too: with a mechanism removed, a few seeds suffice to find a violated guarantee. The
+ * other mutations of the table take longer: `npm run simulate -- --postgres --mutations`.
  *
  * @module-tag long
  */
@@ -14,7 +14,7 @@ const most = 20
 
 const quick = ["decisions not one at a time", "open writers not waited for"]
 
-it.live.each(quick)("red: %s", (name) =>
+it.live.each(quick)("the checkers detect: %s", (name) =>
   Effect.gen(function*() {
     const template = yield* RealTime.prepare(inject("pgUrl"))
     for (let seed = 1; seed <= most; seed++) {

@@ -1,6 +1,4 @@
-/**
- * A worker that plays its part in real time: a fiber with stores of its own over a pool of its own, behind the seam.
- */
+/** A worker of the simulation in real time: a fiber with its own stores over its own pool, behind the seam. */
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
@@ -22,13 +20,15 @@ import { workerParameter } from "./Audit.ts"
 import * as Faults from "./Faults.ts"
 import { Wire } from "./Wire.ts"
 
-/** The server is not restarted here, so nobody need wait for its disk. */
+/** The server is not restarted here, so commits need not wait for the disk. */
 export const unflushed = { synchronous_commit: "off" }
 
-/** What is taken out of the library's statements on their way. */
+/** Removes a mechanism from the library's statements on their way. */
 export type Rewrite = NonNullable<Seam.Hooks["rewrite"]>
 
-/** A process's clock: wrong perhaps, but not in how fast it goes; nobody in a frozen process is woken by it. */
+/**
+ * A process's clock. It may show the wrong time, but it runs at the right speed. It wakes no fiber of a frozen process.
+ */
 const clockOf = (clock: Clock.Clock, skew: number, awake: Effect.Effect<void>): Clock.Clock => {
   const nanos = BigInt(skew) * 1_000_000n
   const currentTimeMillisUnsafe = () => clock.currentTimeMillisUnsafe() + skew
@@ -48,7 +48,7 @@ export class Performer {
   readonly wire: Wire
   readonly parking = new Faults.Parking()
   private readonly awake: Effect.Effect<void>
-  /** Batches that were refused, not yet judged. */
+  /** Refused batches that the checkers have not checked yet. */
   refused: Array<Held> = []
   fiber: Fiber.Fiber<unknown, unknown> | undefined
   private readonly run: Run
@@ -93,7 +93,7 @@ export class Performer {
     )
   }
 
-  /** The stores, and what they said no to. */
+  /** The stores, with a record of what they refused. */
   private watched(stores: Context.Context<Stores>): Context.Context<CheckpointStore | Membership> {
     const checkpoints = Context.get(stores, CheckpointStore)
     const membership = Context.get(stores, Membership)

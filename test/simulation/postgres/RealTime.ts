@@ -1,9 +1,9 @@
 /**
- * One run of a scenario in real time against PostgreSQL. Faults come at the seam where statements are sent, by
- * `pg_terminate_backend`, and on the wire.
+ * Runs a scenario in real time against PostgreSQL. Faults are injected at the seam where statements are sent, by
+ * `pg_terminate_backend`, and on the connections.
  *
- * The scenario is the seed's. What becomes of it is not: real time, the server and whatever else the machine does decide
- * which statement a fault meets. A seed that failed may well pass when it is played again.
+ * The seed determines the scenario but not its course: real time, the server and other load on the machine determine
+ * which statement a fault hits. A seed that failed may pass when it is played again.
  */
 import * as PgClient from "@effect/sql-pg/PgClient"
 import * as Cause from "effect/Cause"
@@ -26,24 +26,24 @@ import { Performer, type Rewrite } from "./Performer.ts"
 import * as Writers from "./Writers.ts"
 
 export interface Options {
-  /** The name of what {@link prepare} made. */
+  /** The name of the template that {@link prepare} created. */
   readonly template: string
-  /** The run's own server when absent. */
+  /** The run's own server if absent. */
   readonly serverUrl?: string | undefined
-  /** What is taken out of the library's statements on their way. */
+  /** Removes a mechanism from the library's statements on their way. */
   readonly rewrite?: Rewrite | undefined
 }
 
-/** Between two looks at what was committed. */
+/** Milliseconds between two reads of the audit. */
 const breathMillis = 30
 
-/** A session that ended so long ago has been replaced. */
+/** A session that ended this long ago has been replaced. */
 const sessionMillis = 10_000
 
-/** How long those may take to come to an end who were cut off, or had to stop. */
+/** How long workers that were cut off or stopped may take to end. */
 const endMillis = 20_000
 
-/** A template of the databases that runs are played on; lives as long as the scope. */
+/** Creates the template of the databases on which runs are played; it exists as long as the scope. */
 export const prepare = Effect.fnUntraced(function*(serverUrl?: string) {
   const { name, url } = yield* TestDatabase.make({ serverUrl })
   yield* TestDatabase.withConnection(
@@ -70,7 +70,7 @@ const handleShared: typeof handle = Effect.fnUntraced(function*(subject, event) 
     ON CONFLICT (projection) DO UPDATE SET count = totals.count + 1`
 })
 
-/** Plays a seed's scenario; the database is gone afterwards. */
+/** Plays a seed's scenario; the database is dropped afterwards. */
 export const play = (seed: number, options: Options) =>
   Effect.scoped(playOn(Scenario.draw(seed, Scenario.real), options))
 
@@ -97,7 +97,7 @@ const playOn = Effect.fnUntraced(function*(scenario: Scenario.Scenario, options:
       })))
   }
 
-  /** The server ends one of a worker's sessions: the one that its presence rests on, or any. */
+  /** Terminates one of a worker's sessions on the server: the one that holds its presence, or any. */
   const terminate = (worker: Worker, which: string) =>
     inScenario(sql`
       SELECT pg_terminate_backend(pid) FROM pg_stat_activity
@@ -114,7 +114,7 @@ const playOn = Effect.fnUntraced(function*(scenario: Scenario.Scenario, options:
     start: (worker, orchestrator, ended) => {
       const performer = new Performer(run, worker, url)
       performers.set(worker, performer)
-      // In real time, anything may keep a worker from its heartbeats.
+      // In real time, any delay may keep a worker from its heartbeats.
       worker.ailments.cutOffUntil = Infinity
       if (run.now() < run.awayUntil) performer.wire.refuse()
       performer.fiber = perform(performer.program(orchestrator, options.rewrite))
@@ -137,7 +137,7 @@ const playOn = Effect.fnUntraced(function*(scenario: Scenario.Scenario, options:
         if ((worker === undefined || worker === one) && !one.isCut && isBack) wire.accept()
       }
     },
-    // Only the machine can have kept a worker from its heartbeats when all faults have stopped.
+    // Once all faults have stopped, only the machine can have kept a worker from its heartbeats.
     stalls: () =>
       coverage.of("steps", "suspended by itself") + coverage.of("steps", "freeze, cut off: silent") +
       coverage.of("errors", "CoordinationTimeout"),
@@ -158,7 +158,7 @@ const playOn = Effect.fnUntraced(function*(scenario: Scenario.Scenario, options:
       return lost === undefined ? undefined : lost - startedAt
     }
   }
-  /** Tells the checkers of everything that was committed before this began. */
+  /** Passes everything that was committed before this began to the checkers. */
   const look = Effect.gen(function*() {
     const refused = [...performers].map(([worker, performer]) => [worker, performer.refused.splice(0)] as const)
     const seen = yield* Audit.read(sql, snapshot)
@@ -181,7 +181,7 @@ const playOn = Effect.fnUntraced(function*(scenario: Scenario.Scenario, options:
   return director.outcome satisfies Outcome
 })
 
-/** Lets everybody go; who was cut off has to come to an end, too. */
+/** Stops all workers, including those that were cut off. */
 const end = Effect.fnUntraced(function*(run: Run, performers: ReadonlyMap<Worker, Performer>) {
   for (const [worker, { fiber, parking, wire }] of performers) {
     worker.isCut = true

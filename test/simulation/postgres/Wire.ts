@@ -1,6 +1,6 @@
 /**
- * The connections of one worker, below its driver: they can end all at once as when a process dies, be refused as when a
- * server is away, and stay open without anybody behind them.
+ * The connections of one worker, below its driver. They can end all at once as when a process dies, be refused as when
+ * a server is unreachable, and stay open without a process behind them.
  */
 import * as Net from "node:net"
 
@@ -18,7 +18,7 @@ export class Wire {
     this.server = server
   }
 
-  /** What a driver opens its connections with. */
+  /** Opens a connection for the driver. */
   readonly connect = (): Net.Socket => {
     if (this.isRefused) {
       const socket = new Net.Socket()
@@ -34,12 +34,12 @@ export class Wire {
     return socket
   }
 
-  /** By these ports the server knows its sessions. */
+  /** The local ports, by which the server identifies the worker's sessions. */
   get ports(): ReadonlyArray<number> {
     return [...this.sockets].flatMap(({ localPort }) => localPort ?? [])
   }
 
-  /** When the first of its connections ended after a moment of the past. */
+  /** When the first of its connections since `moment` ended. */
   lostSince(moment: number): number | undefined {
     return this.losses.find((at) => at >= moment)
   }
@@ -53,7 +53,7 @@ export class Wire {
     this.isRefused = false
   }
 
-  /** Nothing goes out any more, not even that a connection ends. */
+  /** Sends nothing any more, not even the end of a connection. */
   hold(): void {
     this.isRefused = true
     for (const socket of this.sockets) {

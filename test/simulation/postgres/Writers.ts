@@ -1,7 +1,4 @@
-/**
- * Who appends while a scenario is played in real time: an application that does it by the library, and one that does not
- * know the library.
- */
+/** Writers of a scenario in real time: an application that uses the library, and one that does not. */
 import * as PgClient from "@effect/sql-pg/PgClient"
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
@@ -44,7 +41,7 @@ const transaction = Effect.fnUntraced(function*(aggregate: Aggregate, write: Wri
   })).pipe(Effect.catchIf((error) => error === "rolled back", () => Effect.void))
 })
 
-/** Writers on a database; how many transactions are open, and a further one. */
+/** Writers on a database. `write` runs a transaction; `open` returns the number of open ones. */
 export const make = Effect.fnUntraced(function*(url: string, run: Run) {
   const context = yield* Layer.build(Layer.provideMerge(
     PostgresStores.layerWith({}),
