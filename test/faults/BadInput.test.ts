@@ -37,7 +37,7 @@ describe("sizes", () => {
   )
 
   live(
-    "other columns than the payload may be too large as well",
+    "columns other than the payload may be too large as well",
     Effect.gen(function*() {
       const [small] = yield* append(event("a"))
       const [large] = yield* append(event("b", { traceId: "x".repeat(17 * mega) }))

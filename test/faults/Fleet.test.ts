@@ -46,7 +46,7 @@ describe("fleet", { concurrent: false }, () => {
       yield* harness.waitUntil("a and b share all three", allShared(["a", "b"]))
       yield* harness.append(300)
       yield* b.kill
-      yield* harness.waitUntil("a has all three", allShared(["a"]))
+      yield* harness.waitUntil("a holds all three", allShared(["a"]))
       yield* harness.quiesce(projections)
       assert.deepStrictEqual(yield* a.stop, { code: 0, signal: null })
     }).pipe(Effect.scoped, Effect.provide(Harness.layer)))
@@ -82,9 +82,9 @@ describe("fleet", { concurrent: false }, () => {
         yield* harness.append(100)
         yield* harness.quiesce(both)
         yield* a.kill
-        yield* harness.waitUntil("b carries on with what it carries", Harness.sharedBy(["b"]))
+        yield* harness.waitUntil("b continues with its projections", Harness.sharedBy(["b"]))
         yield* harness.start("d", { projections: [...both, "per_aggregate/new"] })
-        yield* harness.waitUntil("d takes what b does not carry", Harness.sharedBy(["b", "d"]))
+        yield* harness.waitUntil("d claims what b does not carry", Harness.sharedBy(["b", "d"]))
         yield* harness.quiesce([...both, "per_aggregate/new"])
         assert.deepStrictEqual(yield* b.stop, { code: 0, signal: null })
       }).pipe(Effect.scoped, Effect.provide(Harness.layer))

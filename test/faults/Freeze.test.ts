@@ -18,7 +18,7 @@ describe("freeze", { concurrent: false }, () => {
       const old = Harness.registered(shared.state, "b")!
 
       yield* b.freeze
-      const replaced = yield* harness.waitUntil("a has taken all", Harness.sharedBy(["a"]))
+      const replaced = yield* harness.waitUntil("a holds every range", Harness.sharedBy(["a"]))
       assert.strictEqual(replaced.state.workers.find(({ workerId }) => workerId === "b")?.state, "stopped")
       // Its session still holds the presence lock, so only missing heartbeats reveal the freeze.
       assert.isAbove(replaced.millis, Harness.defaultSettings.staleWorkerTimeout / 2)

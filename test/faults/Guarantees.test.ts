@@ -71,14 +71,14 @@ describe("guarantees", { concurrent: false }, () => {
 
         const isBefore = ({ checkpoints }: Harness.State) => checkpoints.every((row) => row.position < position)
         yield* harness.waitUntil(
-          "what came before it is handled",
+          "all earlier events are handled",
           ({ applied }) => Object.keys(applied).length === 2 && Object.values(applied).every((events) => events === 100)
         )
         const b = yield* harness.start("b")
         const joined = yield* harness.waitUntil("a and b share the work", Harness.sharedBy(["a", "b"]))
         assert.isTrue(isBefore(joined.state))
         yield* a.kill
-        const taken = yield* harness.waitUntil("b has all", Harness.sharedBy(["b"]))
+        const taken = yield* harness.waitUntil("b holds every range", Harness.sharedBy(["b"]))
         assert.isTrue(isBefore(taken.state))
         assert.deepStrictEqual(taken.state.applied, { per_aggregate: 100, shared_totals: 100 })
 
@@ -108,7 +108,7 @@ describe("guarantees", { concurrent: false }, () => {
       yield* harness.waitForOutput(b, "holding", 2)
 
       yield* harness.start("a")
-      const taken = yield* harness.waitUntil("a has taken all", Harness.sharedBy(["a"]))
+      const taken = yield* harness.waitUntil("a holds every range", Harness.sharedBy(["a"]))
       assert.deepStrictEqual(taken.state.applied, {})
       yield* harness.openGate("of b")
       // The first refusal ends this registration of b, and with it the other transaction if that is still held.
@@ -136,7 +136,7 @@ describe("guarantees", { concurrent: false }, () => {
         assert.strictEqual(open.length, 2)
 
         yield* harness.start("a")
-        yield* harness.waitUntil("a has taken all", Harness.sharedBy(["a"]))
+        yield* harness.waitUntil("a holds every range", Harness.sharedBy(["a"]))
         // The rows that b had locked are free too, otherwise a would wait for them here.
         yield* harness.quiesce()
 

@@ -64,7 +64,7 @@ describe("handlers of processes", { concurrent: false }, () => {
         const b = yield* harness.start("b", { projections, settings, misbehaviour: { kind: "blocks", millis } })
         const before = yield* harness.waitUntil("a and b share the work", Harness.sharedBy(["a", "b"]))
         yield* harness.append(400)
-        yield* harness.waitUntil("a has taken all", Harness.sharedBy(["a"]))
+        yield* harness.waitUntil("a holds every range", Harness.sharedBy(["a"]))
         yield* complete(harness)
         assert.notInclude(b.output(), "goes on at")
 
@@ -107,7 +107,7 @@ describe("handlers of processes", { concurrent: false }, () => {
         yield* harness.append(40)
         const workers = yield* Effect.forEach(["a", "b"], (id) => harness.start(id, { projections, misbehaviour }))
         const { state } = yield* harness.waitUntil(
-          "only the range of the event stands still",
+          "only the range of the event is halted",
           ({ checkpoints, head }) =>
             checkpoints.some(({ halted }) => halted !== null) &&
             checkpoints.every(({ halted, position }) => halted !== null || position >= head)
@@ -124,7 +124,7 @@ describe("handlers of processes", { concurrent: false }, () => {
         const settled = yield* harness.waitUntil("a and b share the work", Harness.sharedBy(["a", "b"]))
         yield* harness.append(40, { prefix: "later" })
         yield* harness.waitUntil(
-          "what comes later is handled",
+          "later events are handled",
           ({ checkpoints, head }) => checkpoints.every(({ halted, position }) => halted !== null || position >= head)
         )
         assert.deepStrictEqual(identity(yield* harness.observe), identity(settled.state))

@@ -466,7 +466,7 @@ const make = Effect.gen(function*() {
     }
   })
 
-  /** Waits until the process has printed `text`, or has printed it `count` times. */
+  /** Waits until the process has printed `text` at least `count` times. */
   const waitForOutput = Effect.fnUntraced(function*(worker: Worker, text: string, count = 1) {
     yield* waitUntil(`${worker.id} prints "${text}"`, () => worker.output().split(text).length > count)
   })

@@ -42,8 +42,9 @@ const databaseUrl = (serverUrl: string, name: string): string => {
 }
 
 /**
- * Runs an effect with one short-lived connection to a database of the server. (The assertion: TypeScript cannot see that the `Exclude`s of an open `R`
- * for client, `Reactivity` and `Scope` leave the one in the signature.)
+ * Runs an effect with one short-lived connection to a database of the server. The type assertion is needed because
+ * TypeScript cannot reduce the three `Exclude`s (client, `Reactivity`, `Scope`) of a generic `R` to the one in the
+ * signature.
  */
 export const withConnection = <A, E, R>(
   url: string,

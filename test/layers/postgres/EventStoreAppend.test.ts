@@ -177,7 +177,7 @@ describe("an append where heads and events disagree", () => {
       assert.deepInclude(conflict, { _tag: "ConcurrencyConflict", expected: "3", actual: 1n })
       const second = yield* store.append([event()], { expectedVersion: 1n })
       assert.strictEqual(second.lastVersion, 2n)
-      assert.isTrue(second.positions[0]! > positions[2]!, "positions are not given out again")
+      assert.isTrue(second.positions[0]! > positions[2]!, "positions are not reissued")
       assert.strictEqual(yield* head, 2)
       yield* remove(2)
       assert.strictEqual((yield* store.append([event(), event()])).lastVersion, 3n)
@@ -406,7 +406,7 @@ const goAppend = Effect.fnUntraced(function*(version: number) {
   const lockWaits = sql`
     SELECT FROM pg_locks JOIN pg_stat_activity USING (pid)
     WHERE datname = current_database() AND NOT granted AND application_name <> 'go'`
-  // It started waiting last, so the deadlock check does not end it.
+  // Disables its own deadlock check, so that a deadlock does not end this transaction.
   yield* sql`SET deadlock_timeout = '10min'`
   yield* sql`BEGIN`
   yield* sql`

@@ -357,7 +357,7 @@ describe("EventStore beside plain SQL", () => {
       yield* store.append([event("a"), event("a"), event("a")])
       const page = yield* store.read({ after: 0n, upTo: yield* upTo() })
       assert.strictEqual(page.events.length, 3)
-      assert.strictEqual(page.position, 3n, "not to where the events ended before")
+      assert.strictEqual(page.position, 3n, "the position does not reach the previous end")
       assert.strictEqual(yield* store.settledPosition, 3n)
       // Set back to positions whose events were deleted.
       yield* sql`TRUNCATE events, aggregate_heads`

@@ -35,7 +35,7 @@ const catalog = (tables: string) =>
      ORDER BY c.relname, c.oid`
   )
 
-/** The tables as pupsourcing's own generator writes them (es/migrations/generator.go), copied by hand. */
+/** The tables as pupsourcing's own generator writes them (es/migrations/generator.go), retyped. */
 const pupsourcing = Effect.gen(function*() {
   yield* rows(`CREATE TABLE IF NOT EXISTS events (
     global_position BIGSERIAL PRIMARY KEY,

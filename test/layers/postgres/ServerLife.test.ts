@@ -207,7 +207,7 @@ it.live("a later session or another role with the same process id is not the ses
       assert.isTrue(yield* lives(own!.life))
       assert.isFalse(yield* lives(`${pid}@${server}@1700000000.123456`))
       assert.isFalse(yield* lives(`${pid}@1700000000.123456@${since}`))
-      // A role without privileges does not see when these sessions started.
+      // A role without privileges cannot read when these sessions started.
       yield* sql.unsafe(`SET LOCAL ROLE ${role}`)
       assert.isFalse(yield* lives(`${other!.pid}@${server}@${since}`))
       assert.isFalse(yield* lives(`${other!.pid}@1700000000.123456`))
