@@ -169,7 +169,7 @@ describe("the library's sessions", () => {
   it.live("outlive idle_session_timeout", () =>
     Effect.gen(function*() {
       const sql = yield* PgClient.PgClient
-      yield* alter({ idle_session_timeout: "100ms" })
+      yield* alter({ idle_session_timeout: "1s" })
       const own = Effect.map(
         sql<{ readonly pid: number; readonly name: string }>`
           SELECT pid, application_name AS name FROM pg_stat_activity
