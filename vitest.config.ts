@@ -23,7 +23,7 @@ export default defineConfig({
     // What a test prints is of interest when it fails.
     silent: "passed-only",
     pool: "forks",
-    maxWorkers: 3,
+    maxWorkers: 4,
     testTimeout: hangs,
     hookTimeout: hangs,
     teardownTimeout: hangs

@@ -14,6 +14,7 @@ import type { Decisions } from "../../src/services/Decisions.ts"
 import type { Membership } from "../../src/services/Membership.ts"
 import type { Chance } from "./Chance.ts"
 import type { EventLog } from "./EventLog.ts"
+import type { FaultName } from "./Scenario.ts"
 
 export interface Mutation {
   readonly checkpoints: (real: CheckpointStore["Service"], handle: Handle, chance: Chance) => CheckpointStore["Service"]
@@ -21,6 +22,8 @@ export interface Mutation {
   readonly membership: (real: Membership["Service"]) => Membership["Service"]
   /** The position up to which readers read; the settled position if absent. */
   readonly readable: (log: EventLog) => (() => number) | undefined
+  /** The kinds of faults that reveal the absence, if other faults rarely do. */
+  readonly faults?: ReadonlyArray<FaultName>
 }
 
 /** Nothing is removed. */
@@ -103,9 +106,13 @@ const unknownIsFailed: Mutation = {
 export const mutations: Readonly<Record<string, Mutation>> = {
   "fence not checked": fencedBy((row, held, position) => sameRange(row, held) && row.position === position),
   "neither fence nor position checked": fencedBy(sameRange),
-  "incarnation ignored": fencedBy((row, held, position) =>
-    sameRange(row, held) && row.position === position && row.fence?.workerId === held.fence.workerId
-  ),
+  "incarnation ignored": {
+    ...fencedBy((row, held, position) =>
+      sameRange(row, held) && row.position === position && row.fence?.workerId === held.fence.workerId
+    ),
+    // A frozen worker has to resume at the position from which its successor with the same id continues.
+    faults: ["take over"]
+  },
   "drain skipped: rows at work are given up": undrained,
   "drain skipped, range end not checked": both(
     undrained,

@@ -243,7 +243,8 @@ const fault = (
   }
 }
 
-export const draw = (seed: number, pace: Pace): Scenario => {
+/** `faults` lists the kinds of faults that may happen; without it, the seed chooses them. */
+export const draw = (seed: number, pace: Pace, faults?: ReadonlyArray<FaultName>): Scenario => {
   const chance = new Chance(seed, 2)
   const count = chance.pick([1, 1, 2, 2, 3])
   const heartbeat = chance.pick(pace.heartbeats)
@@ -276,7 +277,8 @@ export const draw = (seed: number, pace: Pace): Scenario => {
     latency: chance.pick(pace.latencies)
   } as const
   // Each seed enables some kinds of faults.
-  const enabled = faultNames.filter((name) => name === "join" || name === "leave" || chance.bool(0.5))
+  const drawn = faultNames.filter((name) => name === "join" || name === "leave" || chance.bool(0.5))
+  const enabled = faults ?? drawn
   const span = chance.pick(pace.spans)
   const stepsChance = chance.int(0, 2 ** 31)
   return {

@@ -218,7 +218,12 @@ export const simulate = (seed: number, mutation: Mutation = none): Outcome => {
   const chance = new Chance(seed, 6)
   const engine = new Engine(seed, chance.pick([0, 0, 0.002, 0.02]), chance.pick([0, 0.2, 1]))
   const driver = new Process(engine, "scenario", false)
-  const { checkers, run, stage } = stageOf(engine, driver, mutation, Scenario.draw(seed, Scenario.virtual))
+  const { checkers, run, stage } = stageOf(
+    engine,
+    driver,
+    mutation,
+    Scenario.draw(seed, Scenario.virtual, mutation.faults)
+  )
   const director = new Director(run, stage, checkers)
   try {
     const play = director.play()
