@@ -26,13 +26,13 @@ export * as Worker from "./schema/Worker.ts"
 /** Progress that commits with the read model. */
 export { CheckpointStore } from "./services/CheckpointStore.ts"
 /** Decisions, which make all changes to generations and to the holding of ranges. */
-export { Decisions } from "./services/Decisions.ts"
+export { CoordinationStore } from "./services/CoordinationStore.ts"
 /** The event store. */
 export { EventStore } from "./services/EventStore.ts"
 /** Membership of workers in a replica set. */
 export { Membership } from "./services/Membership.ts"
 /** Metrics, under the names of the Go original. */
-export * as Metrics from "./services/Metrics.ts"
+export * as Metrics from "./services/telemetry/Metrics.ts"
 /** One worker of a replica set. */
 export * as Orchestrator from "./services/Orchestrator.ts"
 /** Projections, which turn events into read models. */

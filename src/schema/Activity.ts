@@ -26,13 +26,17 @@ export type Activity = Data.TaggedEnum<{
    */
   WorkerEvicted: { readonly registration: Registration }
   /** A generation is in effect. `partition` is this worker's key in it, -1 if it is not a member. */
-  GenerationFormed: { readonly generation: Generation; readonly partition: number; readonly byThisWorker: boolean }
+  GenerationChanged: {
+    readonly generation: Generation
+    readonly partition: number
+    readonly formedByThisWorker: boolean
+  }
   /** The worker runs all of its assignment in the generation. */
   AssignmentReached: { readonly generation: Generation; readonly partition: number; readonly afterMillis: number }
   /** A range's runner starts at `position`. */
-  RangeTaken: { readonly projection: string; readonly range: HashRange; readonly position: bigint }
+  RangeClaimed: { readonly projection: string; readonly range: HashRange; readonly position: bigint }
   /** A range's runner has ended. */
-  RangeGivenUp: { readonly projection: string; readonly range: HashRange; readonly position: bigint }
+  RangeStopped: { readonly projection: string; readonly range: HashRange; readonly position: bigint }
   /** A batch has committed: read model and progress, up to `position`. */
   BatchCommitted: {
     readonly projection: string

@@ -517,7 +517,7 @@ export class EventTooLarge extends Schema.TaggedError<EventTooLarge>(id("EventTo
   bytes: Schema.Int,
   limit: Schema.Int,
   /** The server epoch in which it was read. */
-  life: Schema.optionalKey(Schema.String)
+  epoch: Schema.optionalKey(Schema.String)
 }) {
   override get message(): string {
     return `The event at position ${this.position} (${this.eventId}) has ${this.bytes} bytes, more than the ${this.limit} that the client receives. Raise maxMessageSize of PgClient.`
@@ -543,7 +543,7 @@ export class EventUnreadable extends Schema.TaggedError<EventUnreadable>(id("Eve
   code: Schema.optionalKey(Schema.String),
   detail: Schema.String,
   /** The server epoch in which it was read. */
-  life: Schema.optionalKey(Schema.String)
+  epoch: Schema.optionalKey(Schema.String)
 }) {
   override get message(): string {
     const advice = this.code === "XX002"

@@ -10,7 +10,7 @@ import type * as Duration from "effect/Duration"
 import type * as Effect from "effect/Effect"
 import type { Checkpoint, Held } from "../schema/Checkpoint.ts"
 import type { ForeignSqlClient, StoreError } from "../schema/Errors.ts"
-import type { ServerLife } from "./EventStore.ts"
+import type { ServerEpoch } from "./EventStore.ts"
 
 /**
  * The caller no longer owns this range; nothing was committed.
@@ -63,7 +63,7 @@ export interface BatchOptions {
    * The server epoch in which the events were read. In another epoch nothing is committed, and the batch fails with a
    * `TransientFailure` of kind `connection`.
    */
-  readonly life?: ServerLife | undefined
+  readonly epoch?: ServerEpoch | undefined
 }
 
 /**
@@ -83,23 +83,23 @@ export class CheckpointStore extends Context.Service<CheckpointStore, {
   ) => Effect.Effect<void, Fenced | HandlerFailure | StoreError | TransientFailure, R>
 
   /**
-   * Moves the range's position without any work, because no event in between matched the projection. `life` has the
+   * Moves the range's position without any work, because no event in between matched the projection. `epoch` has the
    * same meaning as for a batch.
    */
   readonly advance: (
     held: Held,
-    options: { readonly from: bigint; readonly to: bigint; readonly life?: ServerLife | undefined }
+    options: { readonly from: bigint; readonly to: bigint; readonly epoch?: ServerEpoch | undefined }
   ) => Effect.Effect<void, Fenced | StoreError | TransientFailure>
 
   /**
-   * Records that the range is halted, and the reason. `life` has the same meaning as for a batch. The error's text may
+   * Records that the range is halted, and the reason. `epoch` has the same meaning as for a batch. The error's text may
    * be shortened, so that it never prevents the halt from being recorded.
    */
   readonly halt: (
     held: Held,
     halt: {
       readonly at: bigint
-      readonly life?: ServerLife | undefined
+      readonly epoch?: ServerEpoch | undefined
       readonly error: string
       readonly position: bigint
       readonly eventId: string

@@ -26,7 +26,7 @@ import type { HashRange } from "../schema/HashRange.ts"
  * @category models
  * @since 0.1.0
  */
-export type ServerLife = string
+export type ServerEpoch = string
 
 /**
  * @category options
@@ -39,7 +39,7 @@ export interface ReadOptions {
    * The server epoch in which `after` was read, if it is not stored in a checkpoint. In another epoch the read fails
    * with `DatabaseUnavailable`.
    */
-  readonly life?: ServerLife | undefined
+  readonly epoch?: ServerEpoch | undefined
   /**
    * Reads events up to this position, which must be settled (returned by `settledBeyond` or `settledPosition`).
    * Default: the present settled position.
@@ -64,7 +64,7 @@ export interface Page {
   readonly events: ReadonlyArray<Event>
   /** The page is complete up to this position: no matching event lies between its last event and this position. */
   readonly position: bigint
-  readonly life: ServerLife
+  readonly epoch: ServerEpoch
 }
 
 /**

@@ -29,7 +29,7 @@ export interface JoinOptions {
 export class Membership extends Context.Service<Membership, {
   /**
    * Registers a worker under a new incarnation, with its presence and a first heartbeat, and wakes the other workers.
-   * The end of the scope ends the presence but does not unregister the worker (see `Decisions.decide` with `leaving`).
+   * The end of the scope ends the presence but does not unregister the worker (see `CoordinationStore.apply` with `leaving`).
    * A dead earlier registration under the same id is replaced. Otherwise `join` waits: if the earlier registration
    * sends a heartbeat, it is alive and `join` fails with `WorkerIdInUse`; without a heartbeat it is replaced once it is
    * stale.

@@ -23,7 +23,6 @@ import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import type * as Stream from "effect/Stream"
 import { Activity } from "../schema/Activity.ts"
-import type * as Decision from "../schema/Decision.ts"
 import {
   AlreadyRunning,
   DuplicateProjection,
@@ -36,25 +35,26 @@ import {
 } from "../schema/Errors.ts"
 import * as Generation from "../schema/Generation.ts"
 import * as HashRange from "../schema/HashRange.ts"
+import type * as Plan from "../schema/Plan.ts"
 import * as Settings from "../schema/Settings.ts"
 import { textProblem } from "../schema/Text.ts"
 import * as Uuid from "../schema/Uuid.ts"
 import type { Registration } from "../schema/Worker.ts"
-import * as ActivityLog from "./ActivityLog.ts"
 import { within } from "./Bounded.ts"
 import { CheckpointStore } from "./CheckpointStore.ts"
-import * as Coordinator from "./Coordinator.ts"
-import type { Decisions } from "./Decisions.ts"
+import type { CoordinationStore } from "./CoordinationStore.ts"
 import { EventStore } from "./EventStore.ts"
-import * as Heartbeat from "./Heartbeat.ts"
 import { layerPer } from "./LayerPer.ts"
 import { Membership } from "./Membership.ts"
 import * as Projection from "./Projection.ts"
-import * as ProjectionRunner from "./ProjectionRunner.ts"
-import * as Ranges from "./Ranges.ts"
-import * as Reconciler from "./Reconciler.ts"
-import * as RetryLog from "./RetryLog.ts"
-import * as Startup from "./Startup.ts"
+import * as ActivityStream from "./telemetry/ActivityStream.ts"
+import * as RetryLog from "./telemetry/RetryLog.ts"
+import * as Coordinator from "./worker/Coordinator.ts"
+import * as Heartbeat from "./worker/Heartbeat.ts"
+import * as RangeRunner from "./worker/RangeRunner.ts"
+import * as Ranges from "./worker/Ranges.ts"
+import * as Reconciler from "./worker/Reconciler.ts"
+import * as Startup from "./worker/Startup.ts"
 
 /**
  * @category services
@@ -84,7 +84,7 @@ export class Orchestrator extends Context.Service<Orchestrator, {
  * @category models
  * @since 0.1.0
  */
-export type Stores = EventStore | CheckpointStore | Membership | Decisions
+export type Stores = EventStore | CheckpointStore | Membership | CoordinationStore
 
 /**
  * @category options
@@ -182,7 +182,7 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
   const coordinator = yield* Coordinator.make
   const retryLog = RetryLog.make()
   const startup = Startup.make(retryLog)
-  const runner = yield* ProjectionRunner.make(startup, retryLog)
+  const runner = yield* RangeRunner.make(startup, retryLog)
   const captured = yield* Effect.context<Projection.Services<P[number]>>()
   yield* checkpoints.checkClient(captured as Context.Context<never>, settings.replicaSet)
 
@@ -195,18 +195,18 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
   let ranges: Ranges.Ranges | undefined
   /** Projections that this run has given up, because another worker has changed their filters. */
   const givenUp = new Map<string, FilterChanged>()
-  const log = ActivityLog.make(replicaSet, () => [
+  const log = ActivityStream.make(replicaSet, () => [
     ...(registration === undefined ? [] : [Activity.WorkerRegistered({ registration })]),
-    ...(registration === undefined || generation === undefined ? [] : [Activity.GenerationFormed({
+    ...(registration === undefined || generation === undefined ? [] : [Activity.GenerationChanged({
       generation,
       partition: Generation.partitionKey(generation, registration),
-      byThisWorker: false
+      formedByThisWorker: false
     })]),
     ...(registration === undefined ? [] : [...givenUp.values()]).map(({ given, projection, recorded }) =>
       Activity.ProjectionGivenUp({ projection, recorded, given })
     ),
     ...[...(ranges?.all.values() ?? [])].flatMap(({ halt, held: { projection, range }, seen }) => [
-      Activity.RangeTaken({ projection, range, position: seen }),
+      Activity.RangeClaimed({ projection, range, position: seen }),
       ...(halt === undefined ? [] : [Activity.RangeHalted({ projection, range, halt })])
     ])
   ])
@@ -278,7 +278,7 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
       Effect.forEach(
         options.projections,
         (projection) =>
-          Effect.map(startPosition(projection), (startPosition): Decision.Carried => ({
+          Effect.map(startPosition(projection), (startPosition): Plan.Carried => ({
             name: projection.name,
             filter: Projection.filterText(projection),
             startPosition,
@@ -308,9 +308,9 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
   })
 
   /** Runs one registration. Ends with a failure, which can be `WorkerEvicted`, or by interruption. */
-  const life = Effect.fnUntraced(function*(
+  const runRegistration = Effect.fnUntraced(function*(
     workerId: string,
-    carried: () => ReadonlyArray<Decision.Carried>,
+    carried: () => ReadonlyArray<Plan.Carried>,
     onSeen: () => void
   ): Effect.fn.Return<never, OrchestratorError | WorkerEvicted, Scope.Scope> {
     const failed = yield* Deferred.make<never, OrchestratorError | WorkerEvicted>()
@@ -432,14 +432,14 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
   })
 
   /** Runs one registration after another: registers again after every eviction. */
-  const lives = Effect.fnUntraced(function*(onSeen: () => void): Effect.fn.Return<never, OrchestratorError> {
+  const runUntilEvicted = Effect.fnUntraced(function*(onSeen: () => void): Effect.fn.Return<never, OrchestratorError> {
     yield* Effect.logInfo("Starting orchestrator...")
     const workerId = settings.workerId ?? `worker-${yield* drawId}`
     hasStarted = false
     givenUp.clear()
     const all = yield* carry(workerId)
     const carried = () => all.map((projection) => ({ ...projection, givenUp: givenUp.has(projection.name) }))
-    return yield* Effect.scoped(life(workerId, carried, onSeen)).pipe(
+    return yield* Effect.scoped(runRegistration(workerId, carried, onSeen)).pipe(
       Effect.tapErrorTag("WorkerEvicted", (error) => Effect.logWarning(error.message)),
       Effect.retry({
         while: (error) => error._tag === "WorkerEvicted",
@@ -525,11 +525,11 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
   })
 
   return Orchestrator.of({
-    run: alone(lives(() => {})),
+    run: alone(runUntilEvicted(() => {})),
     catchUp: alone(Effect.suspend(() => {
       const progressed = Latch.makeUnsafe(false)
       return Effect.raceFirst(
-        lives(() => progressed.openUnsafe()),
+        runUntilEvicted(() => progressed.openUnsafe()),
         caughtUp(progressed)
       )
     })),

@@ -138,7 +138,7 @@ export const entries: ReadonlyArray<Entry> = [
     mutate: () => lasting("pupsourcing-orchestrator reader")
   },
   {
-    mechanism: "progress in the life of the server it was read in",
+    mechanism: "progress is written only in the server epoch in which it was read",
     scenario: Scenarios.outlived,
     mutate: rewrite([/EXISTS \((?=\s*SELECT FROM pg_stat_get_activity\()/, "EXISTS (SELECT UNION ALL"])
   },

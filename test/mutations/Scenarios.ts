@@ -57,7 +57,7 @@ export const reincarnated: Scenario = Effect.fnUntraced(function*(mutation) {
   )
   yield* other(decide(second))
   const exit = yield* one(handle(held!, ["e"]))
-  return Exit.isSuccess(exit) ? ["P4: the first life of w committed what its second holds"] : []
+  return Exit.isSuccess(exit) ? ["P4: the first registration of w committed what its second holds"] : []
 })
 
 /** Half of a range has to be released while a batch works on the whole range. */
@@ -235,7 +235,7 @@ export const outlived: Scenario = Effect.fnUntraced(function*(mutation) {
   const writer = yield* PlainWriters.make((yield* TestDatabase.TestDatabase).url)
   const [held] = (yield* process(Effect.flatMap(join("set", "a", ["p"]), decide))).held
   yield* writer.insert(3)
-  const { life, position: to } = yield* process(Effect.flatMap(
+  const { epoch, position: to } = yield* process(Effect.flatMap(
     EventStore,
     ({ read, settledBeyond }) =>
       Effect.flatMap(
@@ -247,7 +247,7 @@ export const outlived: Scenario = Effect.fnUntraced(function*(mutation) {
   yield* sql`SELECT setval('events_global_position_seq', 2)`
   yield* terminate("pupsourcing-orchestrator reader")
   const exit = yield* Effect.exit(process(
-    Effect.flatMap(CheckpointStore, ({ advance }) => advance(held!, { from: 0n, to, life }))
+    Effect.flatMap(CheckpointStore, ({ advance }) => advance(held!, { from: 0n, to, epoch }))
   ))
   yield* writer.insert(1)
   return Exit.isSuccess(exit) ? [`P3: the event at ${to} was passed over`] : []

@@ -187,18 +187,18 @@ it.effect("activity starts with the current state", () =>
     const seen = yield* worker.orchestrator.activity.pipe(Stream.take(4), Stream.runCollect)
     assert.deepStrictEqual(seen.map(({ _tag }) => _tag), [
       "WorkerRegistered",
-      "GenerationFormed",
-      "RangeTaken",
-      "RangeTaken"
+      "GenerationChanged",
+      "RangeClaimed",
+      "RangeClaimed"
     ])
     for (const entry of seen) {
-      if (entry._tag === "GenerationFormed") {
+      if (entry._tag === "GenerationChanged") {
         assert.strictEqual(entry.partition, 0)
         assert.strictEqual(entry.generation.members.length, 1)
       }
-      if (entry._tag === "RangeTaken") assert.strictEqual(entry.position, 16n)
+      if (entry._tag === "RangeClaimed") assert.strictEqual(entry.position, 16n)
     }
-    assert.deepStrictEqual(worker.tags().slice(0, 3), ["WorkerRegistered", "GenerationFormed", "RangeTaken"])
+    assert.deepStrictEqual(worker.tags().slice(0, 3), ["WorkerRegistered", "GenerationChanged", "RangeClaimed"])
     assert.strictEqual(worker.of("AssignmentReached").length, 1)
     yield* worker.stop
     yield* pass(100)
@@ -408,13 +408,13 @@ it.effect("a running worker gives up only the projection whose filter a newer ve
     const [registered, formed, givenUp] = yield* old.orchestrator.activity.pipe(Stream.take(3), Stream.runCollect)
     assert.deepStrictEqual([registered?._tag, formed?._tag, givenUp?._tag], [
       "WorkerRegistered",
-      "GenerationFormed",
+      "GenerationChanged",
       "ProjectionGivenUp"
     ])
     // The worker counts as having reached its assignment and forms no further generation.
-    const generations = old.of("GenerationFormed").length
+    const generations = old.of("GenerationChanged").length
     yield* pass(10_000, 500)
-    assert.strictEqual(old.of("GenerationFormed").length, generations)
+    assert.strictEqual(old.of("GenerationChanged").length, generations)
     // A worker that starts with the old filter cannot determine which of the two filters is intended.
     const late = yield* start(world, [counting(counts, narrow)], { settings: { workerId: "late" } })
     yield* pass(500)
@@ -471,7 +471,7 @@ it.effect("a worker that gives up its only projection stays registered without w
     assert.deepStrictEqual(yield* TxRef.get(counts), times(2))
     assert.include(old.said("Warn").join(), "stays registered without a projection")
     assert.deepStrictEqual(
-      young.of("GenerationFormed").at(-1)!.generation.members.map((member) => member.projections),
+      young.of("GenerationChanged").at(-1)!.generation.members.map((member) => member.projections),
       [
         [],
         ["counts"]
@@ -629,12 +629,12 @@ it.effect.each([["now", 16n], [10n, 10n], ["beginning", 0n]] as const)(
         handled,
         Array.from({ length: 16 - Number(position) }, (_, n) => position + BigInt(n) + 1n)
       )
-      assert.strictEqual(first.of("RangeTaken")[0]?.position, position)
+      assert.strictEqual(first.of("RangeClaimed")[0]?.position, position)
       yield* appendAll(feeder.events)
       const second = yield* start(world, [projection], { how: "catchUp" })
       yield* pass(1_000)
       assert.isTrue(Exit.isSuccess(yield* Fiber.await(second.fiber)))
-      assert.strictEqual(second.of("RangeTaken")[0]?.position, 16n, "recorded progress, not startFrom")
+      assert.strictEqual(second.of("RangeClaimed")[0]?.position, 16n, "recorded progress, not startFrom")
       assert.strictEqual(handled.length, 32 - Number(position))
     })
 )
@@ -662,7 +662,7 @@ it.effect("a graceful stop waits for the current batch and commits it", () =>
       undefined,
       1n
     ]])
-    assert.deepStrictEqual(worker.tags().slice(-3), ["BatchCommitted", "RangeGivenUp", "WorkerLeft"])
+    assert.deepStrictEqual(worker.tags().slice(-3), ["BatchCommitted", "RangeStopped", "WorkerLeft"])
   }))
 
 it.effect("a batch that takes longer than drainTimeout is interrupted and rolled back", () =>
@@ -747,7 +747,7 @@ it.effect("an evicted worker stops its projections, registers again and continue
     failing.now = true
     yield* pass(45_000, 500)
     assert.strictEqual(silent.of("Suspended").length, 1)
-    assert.strictEqual(other.of("GenerationFormed").at(-1)?.generation.members.length, 1)
+    assert.strictEqual(other.of("GenerationChanged").at(-1)?.generation.members.length, 1)
     yield* appendAll(other.events)
     yield* pass(1_000)
     assert.deepStrictEqual(yield* TxRef.get(counts), times(2), "the other worker owns all ranges")
@@ -810,7 +810,7 @@ it.effect("a worker suspends its projections before its unrenewed heartbeat is s
     assert.deepStrictEqual(yield* TxRef.get(counts), times(1))
     yield* pass(2_000)
     assert.strictEqual(worker.of("Suspended").length, 1)
-    assert.strictEqual(worker.of("RangeGivenUp").length, 1)
+    assert.strictEqual(worker.of("RangeStopped").length, 1)
     yield* appendAll(worker.events)
     yield* pass(500)
     assert.deepStrictEqual(yield* TxRef.get(counts), times(1), "no event is handled while suspended")
@@ -832,7 +832,7 @@ it.effect("when a process dies, its neighbour claims its ranges without waiting 
     yield* appendAll(first.events)
     yield* pass(500)
     assert.deepStrictEqual(yield* TxRef.get(counts), times(1))
-    assert.strictEqual(first.of("GenerationFormed").at(-1)?.generation.members.length, 1)
+    assert.strictEqual(first.of("GenerationChanged").at(-1)?.generation.members.length, 1)
     yield* endOf(second)
   }))
 

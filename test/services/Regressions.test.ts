@@ -10,7 +10,7 @@ import type { Activity } from "../../src/schema/Activity.ts"
 import type { Checkpoint } from "../../src/schema/Checkpoint.ts"
 import type { DatabaseUnavailable } from "../../src/schema/Errors.ts"
 import { CheckpointStore, Fenced } from "../../src/services/CheckpointStore.ts"
-import { Decisions } from "../../src/services/Decisions.ts"
+import { CoordinationStore } from "../../src/services/CoordinationStore.ts"
 import { EventStore } from "../../src/services/EventStore.ts"
 import { Membership } from "../../src/services/Membership.ts"
 import * as Orchestrator from "../../src/services/Orchestrator.ts"
@@ -157,7 +157,7 @@ it.effect("a heartbeat without a response suspends the projections in time", () 
     isCut = true
     yield* pass(30_000, 250)
     assert.include(seen, "Suspended")
-    assert.include(seen, "RangeGivenUp")
+    assert.include(seen, "RangeStopped")
   }))
 
 it.effect("a database outage does not count towards coordinationTimeout", () =>
@@ -167,10 +167,10 @@ it.effect("a database outage does not count towards coordinationTimeout", () =>
     let isAway = false
     const users = Projection.make("users", { handle: () => Effect.void })
     const { lines, layer } = logs()
-    const stores = Context.add(process.stores, Decisions, {
-      look: (request) => Effect.suspend(() => isAway ? Effect.fail(away) : process.decisions.look(request)),
-      decide: (request) =>
-        Effect.suspend(() => isAway ? Effect.fail(away) : process.decisions.decide(request)).pipe(
+    const stores = Context.add(process.stores, CoordinationStore, {
+      preview: (request) => Effect.suspend(() => isAway ? Effect.fail(away) : process.decisions.preview(request)),
+      apply: (request) =>
+        Effect.suspend(() => isAway ? Effect.fail(away) : process.decisions.apply(request)).pipe(
           // Never settled, as if another worker still held a part.
           Effect.map((decision) => ({ ...decision, settled: false }))
         )
@@ -179,10 +179,13 @@ it.effect("a database outage does not count towards coordinationTimeout", () =>
       replicaSet: "main",
       projections: [users],
       coordinationTimeout: "20 seconds"
-    }).pipe(Effect.provide(Context.add(stores, Decisions, {
-      ...Context.get(stores, Decisions),
-      look: (request) =>
-        Effect.map(Context.get(stores, Decisions).look(request), (decision) => ({ ...decision, settled: false }))
+    }).pipe(Effect.provide(Context.add(stores, CoordinationStore, {
+      ...Context.get(stores, CoordinationStore),
+      preview: (request) =>
+        Effect.map(
+          Context.get(stores, CoordinationStore).preview(request),
+          (decision) => ({ ...decision, settled: false })
+        )
     })))
     const fiber = yield* Effect.forkDetach(orchestrator.run.pipe(Effect.provide(layer)))
     yield* pass(1000)
@@ -316,8 +319,8 @@ it.effect("a late subscriber receives the halts of the current state", () =>
     const present = yield* orchestrator.activity.pipe(Stream.take(4), Stream.runCollect)
     assert.deepStrictEqual([...present].map(({ _tag }) => _tag), [
       "WorkerRegistered",
-      "GenerationFormed",
-      "RangeTaken",
+      "GenerationChanged",
+      "RangeClaimed",
       "RangeHalted"
     ])
     yield* Effect.forkDetach(Fiber.interrupt(fiber))
@@ -438,7 +441,7 @@ const memory = (
   const values = refs.map((ref) => [ref, ref.value] as const)
   return Effect.gen(function*() {
     for (const [ref, value] of values) yield* Effect.tx(TxRef.set(ref as TxRef.TxRef<unknown>, value))
-    world.life = `${BigInt(world.life) + 1n}`
+    world.epoch = `${BigInt(world.epoch) + 1n}`
   })
 }
 
@@ -455,9 +458,9 @@ it.effect("a generation whose number is reissued after lost commits is treated a
     const start = Effect.fnUntraced(function*(workerId: string, mayBeAway = false) {
       const process = yield* enter(world)
       const stores = mayBeAway
-        ? Context.add(process.stores, Decisions, {
-          look: (request) => unlessAway(process.decisions.look(request)),
-          decide: (request) => unlessAway(process.decisions.decide(request))
+        ? Context.add(process.stores, CoordinationStore, {
+          preview: (request) => unlessAway(process.decisions.preview(request)),
+          apply: (request) => unlessAway(process.decisions.apply(request))
         })
         : process.stores
       const orchestrator = yield* Effect.provide(
@@ -505,7 +508,7 @@ it.effect("a halt whose record the server has lost is recorded again", () =>
     assert.deepStrictEqual(yield* halts, ["type UserCreated, User \"a\", version 1: broken"])
     const [row] = world.rows.values()
     yield* Effect.tx(TxRef.update(row!, (checkpoint) => checkpoint && { ...checkpoint, halt: undefined }))
-    world.life = "2"
+    world.epoch = "2"
     yield* pass(10_000)
     assert.deepStrictEqual(yield* halts, ["type UserCreated, User \"a\", version 1: broken"])
   }))

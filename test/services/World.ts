@@ -18,13 +18,13 @@ import type { Held } from "../../src/schema/Checkpoint.ts"
 import { DatabaseUnavailable } from "../../src/schema/Errors.ts"
 import * as Settings from "../../src/schema/Settings.ts"
 import { CheckpointStore } from "../../src/services/CheckpointStore.ts"
-import { Decisions } from "../../src/services/Decisions.ts"
+import { CoordinationStore } from "../../src/services/CoordinationStore.ts"
 import { EventStore } from "../../src/services/EventStore.ts"
 import { Membership } from "../../src/services/Membership.ts"
 import * as Projection from "../../src/services/Projection.ts"
-import * as ProjectionRunner from "../../src/services/ProjectionRunner.ts"
-import * as RetryLog from "../../src/services/RetryLog.ts"
-import * as Startup from "../../src/services/Startup.ts"
+import * as RetryLog from "../../src/services/telemetry/RetryLog.ts"
+import * as RangeRunner from "../../src/services/worker/RangeRunner.ts"
+import * as Startup from "../../src/services/worker/Startup.ts"
 
 export const rules = { heartbeatIntervalMillis: 5_000, staleWorkerTimeoutMillis: 30_000, presenceGraceMillis: 100 }
 
@@ -82,7 +82,7 @@ export const enter = Effect.fnUntraced(function*(world: MemoryWorld.MemoryWorld)
     events: Context.get(stores, EventStore),
     checkpoints: Context.get(stores, CheckpointStore),
     membership: Context.get(stores, Membership),
-    decisions: Context.get(stores, Decisions)
+    decisions: Context.get(stores, CoordinationStore)
   }
 })
 
@@ -103,7 +103,7 @@ export interface RunnerOptions {
   readonly checkpoints?: ((real: CheckpointStore["Service"]) => Partial<CheckpointStore["Service"]>) | undefined
   readonly events?: ((real: EventStore["Service"]) => Partial<EventStore["Service"]>) | undefined
   /** A runner whose process this one shares. */
-  readonly beside?: { readonly service: ProjectionRunner.ProjectionRunner["Service"] } | undefined
+  readonly beside?: { readonly service: RangeRunner.RangeRunner["Service"] } | undefined
 }
 
 /**
@@ -136,7 +136,7 @@ export const runner = Effect.fnUntraced(function*(
     leaving: false,
     rules
   }
-  const decision = yield* process.decisions.decide(request)
+  const decision = yield* process.decisions.apply(request)
   const held = decision.held[0]
   if (held === undefined) return yield* Effect.die(new Error("the worker got no range"))
   const activity: Array<Activity> = []
@@ -144,7 +144,7 @@ export const runner = Effect.fnUntraced(function*(
   const draining = Latch.makeUnsafe(false)
   const { layer, lines } = logs()
   const retryLog = RetryLog.make()
-  const service = options.beside?.service ?? (yield* ProjectionRunner.make(Startup.make(retryLog), retryLog).pipe(
+  const service = options.beside?.service ?? (yield* RangeRunner.make(Startup.make(retryLog), retryLog).pipe(
     Effect.provideService(CheckpointStore, {
       ...process.checkpoints,
       ...options.checkpoints?.(process.checkpoints)
@@ -171,9 +171,9 @@ export const runner = Effect.fnUntraced(function*(
   const tags = (): ReadonlyArray<string> => activity.map(({ _tag }) => _tag)
   const of = <T extends Activity["_tag"]>(tag: T): ReadonlyArray<Extract<Activity, { readonly _tag: T }>> =>
     activity.filter((entry): entry is Extract<Activity, { readonly _tag: T }> => entry._tag === tag)
-  const drain = (fiber: Fiber.Fiber<ProjectionRunner.Ending, unknown>) =>
+  const drain = (fiber: Fiber.Fiber<RangeRunner.Ending, unknown>) =>
     Effect.andThen(draining.open, Effect.orDie(Fiber.join(fiber)))
-  const leave = process.decisions.decide({ ...request, leaving: true })
+  const leave = process.decisions.apply({ ...request, leaving: true })
   return {
     ...process,
     activity,

@@ -10,7 +10,7 @@ import { CheckpointAheadOfEvents, DatabaseUnavailable } from "../../src/schema/E
 import type { Event } from "../../src/schema/Event.ts"
 import * as EventFilter from "../../src/schema/EventFilter.ts"
 import * as HashRange from "../../src/schema/HashRange.ts"
-import { EventStore, type Page, type ServerLife } from "../../src/services/EventStore.ts"
+import { EventStore, type Page, type ServerEpoch } from "../../src/services/EventStore.ts"
 import type { Engine, Process, Timer } from "./Engine.ts"
 import type { Committed, Events } from "./Run.ts"
 
@@ -42,7 +42,7 @@ interface Options {
   /** Returns after how many milliseconds a notification of new events arrives; undefined if it is lost. */
   readonly delivery: () => number | undefined
   /** The current server epoch. */
-  readonly life: () => ServerLife
+  readonly epoch: () => ServerEpoch
   /** Called for each event before any reader can read it. */
   readonly committed: (event: Committed) => void
 }
@@ -148,8 +148,8 @@ export class EventLog implements Events {
         ? Effect.fail(new CheckpointAheadOfEvents({ position, lastPosition: BigInt(this.slots.length) }))
         : Effect.void
 
-    const refuseOver = (life: ServerLife | undefined) =>
-      life === undefined || life === this.options.life() ? Effect.void : Effect.fail(sessionLost)
+    const refuseOver = (epoch: ServerEpoch | undefined) =>
+      epoch === undefined || epoch === this.options.epoch() ? Effect.void : Effect.fail(sessionLost)
 
     const waitBeyond = (position: bigint, millis: number): Effect.Effect<void> =>
       Effect.callback((resume) => {
@@ -182,9 +182,9 @@ export class EventLog implements Events {
       }),
       read: (options) =>
         Effect.andThen(
-          Effect.andThen(refuseOver(options.life), refuseAhead(options.after)),
+          Effect.andThen(refuseOver(options.epoch), refuseAhead(options.after)),
           Effect.sync((): Page => {
-            const life = this.options.life()
+            const epoch = this.options.epoch()
             const last = options.upTo === undefined ? readable() : Math.min(Number(options.upTo), readable())
             const range = options.range ?? HashRange.whole
             const limit = Math.max(1, options.limit ?? 1000)
@@ -194,11 +194,11 @@ export class EventLog implements Events {
               if (typeof event !== "object" || !EventFilter.matches(options.filter ?? {}, event)) continue
               if (!HashRange.includes(range, this.hashOf(event.aggregateId))) continue
               if (events.length === limit) {
-                return { events, position: events[events.length - 1]!.globalPosition, life }
+                return { events, position: events[events.length - 1]!.globalPosition, epoch }
               }
               events.push(event)
             }
-            return { events, position: BigInt(Math.max(last, Number(options.after))), life }
+            return { events, position: BigInt(Math.max(last, Number(options.after))), epoch }
           })
         ),
       headPosition: Effect.sync(() => BigInt(this.head)),

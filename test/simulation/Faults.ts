@@ -4,7 +4,7 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Queue from "effect/Queue"
 import * as CheckpointStoreMemory from "../../src/layers/memory/CheckpointStoreMemory.ts"
-import * as DecisionsMemory from "../../src/layers/memory/DecisionsMemory.ts"
+import * as CoordinationStoreMemory from "../../src/layers/memory/CoordinationStoreMemory.ts"
 import * as MembershipMemory from "../../src/layers/memory/MembershipMemory.ts"
 import type { Stores } from "../../src/layers/memory/MemoryStores.ts"
 import type { Handle } from "../../src/layers/memory/MemoryWorld.ts"
@@ -16,7 +16,7 @@ import {
   HandlerFailure,
   TransientFailure
 } from "../../src/services/CheckpointStore.ts"
-import { Decisions } from "../../src/services/Decisions.ts"
+import { CoordinationStore } from "../../src/services/CoordinationStore.ts"
 import { EventStore } from "../../src/services/EventStore.ts"
 import { Membership } from "../../src/services/Membership.ts"
 import type { Checkers } from "./Checkers.ts"
@@ -210,15 +210,15 @@ export const make = (
     openWriters: log.openWriters
   })
 
-  const decisions = mutation.decisions(DecisionsMemory.make(handle), handle, chance)
+  const decisions = mutation.decisions(CoordinationStoreMemory.make(handle), handle, chance)
   const seen = <A extends { readonly obstacle: { readonly _tag: string } | undefined }>(decision: A) =>
     Effect.sync(() => {
       if (decision.obstacle?._tag === "Evicted") coverage.count("errors", "WorkerEvicted")
     })
-  const decisionService = Decisions.of({
-    look: (request) => Effect.tap(call(decisions.look(request)), seen),
-    decide: (request) =>
-      Effect.tap(call(decisions.decide(request), { entry: "decision: answer lost", happens: nothing }), seen)
+  const decisionService = CoordinationStore.of({
+    preview: (request) => Effect.tap(call(decisions.preview(request)), seen),
+    apply: (request) =>
+      Effect.tap(call(decisions.apply(request), { entry: "decision: answer lost", happens: nothing }), seen)
   })
 
   const membership = mutation.membership(MembershipMemory.make(handle))
@@ -269,6 +269,6 @@ export const make = (
   return Context.make(EventStore, eventStore).pipe(
     Context.add(CheckpointStore, checkpointStore),
     Context.add(Membership, membershipService),
-    Context.add(Decisions, decisionService)
+    Context.add(CoordinationStore, decisionService)
   )
 }

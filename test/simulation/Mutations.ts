@@ -10,7 +10,7 @@ import { key } from "../../src/schema/Checkpoint.ts"
 import * as HashRange from "../../src/schema/HashRange.ts"
 import type { CheckpointStore } from "../../src/services/CheckpointStore.ts"
 import { Fenced, HandlerFailure, TransientFailure } from "../../src/services/CheckpointStore.ts"
-import type { Decisions } from "../../src/services/Decisions.ts"
+import type { CoordinationStore } from "../../src/services/CoordinationStore.ts"
 import type { Membership } from "../../src/services/Membership.ts"
 import type { Chance } from "./Chance.ts"
 import type { EventLog } from "./EventLog.ts"
@@ -18,7 +18,11 @@ import type { FaultName } from "./Scenario.ts"
 
 export interface Mutation {
   readonly checkpoints: (real: CheckpointStore["Service"], handle: Handle, chance: Chance) => CheckpointStore["Service"]
-  readonly decisions: (real: Decisions["Service"], handle: Handle, chance: Chance) => Decisions["Service"]
+  readonly decisions: (
+    real: CoordinationStore["Service"],
+    handle: Handle,
+    chance: Chance
+  ) => CoordinationStore["Service"]
   readonly membership: (real: Membership["Service"]) => Membership["Service"]
   /** The position up to which readers read; the settled position if absent. */
   readonly readable: (log: EventLog) => (() => number) | undefined
@@ -69,11 +73,13 @@ const sameFence = (row: Checkpoint, held: Held) =>
   row.fence?.incarnation === held.fence.incarnation && row.fence.generationId === held.fence.generationId
 
 /** Changes the request of each decision. */
-const deciding = (change: (request: Parameters<Decisions["Service"]["decide"]>[0]) => typeof request): Mutation => ({
+const deciding = (
+  change: (request: Parameters<CoordinationStore["Service"]["apply"]>[0]) => typeof request
+): Mutation => ({
   ...none,
   decisions: (real) => ({
-    look: (request) => real.look(change(request)),
-    decide: (request) => real.decide(change(request))
+    preview: (request) => real.preview(change(request)),
+    apply: (request) => real.apply(change(request))
   })
 })
 
@@ -150,14 +156,14 @@ export const mutations: Readonly<Record<string, Mutation>> = {
   "decisions not one transaction": {
     ...none,
     decisions: (real, { world }, chance) => ({
-      look: real.look,
+      preview: real.preview,
       // Decides on outdated rows: puts the rows back as they were read a moment ago, as a writer does that computes
       // from memory.
-      decide: (request) =>
+      apply: (request) =>
         Effect.gen(function*() {
           const before = [...world.rows].map(([name, ref]) => [name, ref.value] as const)
           yield* Effect.sleep(chance.int(1, 20))
-          const decision = yield* real.decide(request)
+          const decision = yield* real.apply(request)
           if (decision.put.length > 0) {
             yield* Effect.tx(Effect.forEach(before, ([name, row]) => {
               const ref = world.rows.get(name)

@@ -84,7 +84,7 @@ const stageOf = (engine: Engine, driver: Process, mutation: Mutation, scenario: 
 
   const coverage = new Coverage.Coverage(Coverage.virtual)
   const log: EventLog = new EventLog(engine, {
-    life: () => world.life,
+    epoch: () => world.epoch,
     delivery: () => run.delivery(),
     committed: (event) => run.committed(event)
   })
@@ -205,7 +205,7 @@ const stageOf = (engine: Engine, driver: Process, mutation: Mutation, scenario: 
     // The injected faults check `awayUntil` themselves. An outage for all workers starts a new server epoch, so nothing
     // that was read before can be written.
     sendAway: (worker) => {
-      if (worker === undefined) world.life = `${BigInt(world.life) + 1n}`
+      if (worker === undefined) world.epoch = `${BigInt(world.epoch) + 1n}`
     },
     callBack,
     stalls: () => 0,

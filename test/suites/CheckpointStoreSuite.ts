@@ -7,12 +7,12 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import type * as Layer from "effect/Layer"
 import type { Held } from "../../src/schema/Checkpoint.ts"
-import type * as Decision from "../../src/schema/Decision.ts"
 import * as EventFilter from "../../src/schema/EventFilter.ts"
 import * as HashRange from "../../src/schema/HashRange.ts"
+import type * as Plan from "../../src/schema/Plan.ts"
 import type * as Worker from "../../src/schema/Worker.ts"
 import { CheckpointStore } from "../../src/services/CheckpointStore.ts"
-import { Decisions } from "../../src/services/Decisions.ts"
+import { CoordinationStore } from "../../src/services/CoordinationStore.ts"
 import { Membership } from "../../src/services/Membership.ts"
 import * as Hostile from "../support/Hostile.ts"
 import type { Time } from "./Suite.ts"
@@ -32,7 +32,7 @@ const request = (
   registration: Worker.Registration,
   projection: string,
   rules: Worker.LivenessRules
-): Decision.Request => ({
+): Plan.Request => ({
   registration,
   projections: [{ name: projection, filter: EventFilter.canonical({}), startPosition: 0n, acceptFilterChange: false }],
   busy: new Set(),
@@ -53,10 +53,10 @@ const held = Effect.fnUntraced(function*(workers: number) {
           membership.join({ replicaSet, workerId: `worker-${index}`, projections: [projection], rules: patient })
       )
   )
-  const decisions = yield* Decisions
+  const decisions = yield* CoordinationStore
   const decided = yield* Effect.forEach(
     registrations,
-    (registration) => decisions.decide(request(registration, projection, patient))
+    (registration) => decisions.apply(request(registration, projection, patient))
   )
   const rows: Array<Held> = []
   for (const decision of decided) {
@@ -71,7 +71,7 @@ const idleTimeout = Duration.seconds(20)
 
 export const suite = <R = never>(
   name: string,
-  layer: Layer.Layer<CheckpointStore | Decisions | Membership | R, unknown>,
+  layer: Layer.Layer<CheckpointStore | CoordinationStore | Membership | R, unknown>,
   { effects, time }: Options<R>
 ) =>
   it.layer(layer, { excludeTestServices: time.excludeTestServices })(`CheckpointStore (${name})`, (it) => {
@@ -258,14 +258,14 @@ export const suite = <R = never>(
         const store = yield* CheckpointStore
         const [row] = yield* held(1)
         const [key, eventId] = [yield* unique("key"), globalThis.crypto.randomUUID()]
-        const life = "1@1"
+        const epoch = "1@1"
         const lost = { _tag: "TransientFailure", kind: "connection" } as const
         assert.deepInclude(
-          yield* Effect.flip(store.commit(row!, { from: 0n, idleTimeout, life }, Effect.as(effects.record(key), 5n))),
+          yield* Effect.flip(store.commit(row!, { from: 0n, idleTimeout, epoch }, Effect.as(effects.record(key), 5n))),
           lost
         )
-        assert.deepInclude(yield* Effect.flip(store.advance(row!, { from: 0n, to: 3n, life })), lost)
-        const halt = { at: 0n, life, error: "no", position: 4n, eventId, aggregateId: "cart-1" }
+        assert.deepInclude(yield* Effect.flip(store.advance(row!, { from: 0n, to: 3n, epoch })), lost)
+        const halt = { at: 0n, epoch, error: "no", position: 4n, eventId, aggregateId: "cart-1" }
         assert.deepInclude(yield* Effect.flip(store.halt(row!, halt)), lost)
         const [stored] = yield* store.rows(row!.projection)
         assert.deepStrictEqual([stored?.position, stored?.halt], [0n, undefined])
@@ -474,7 +474,7 @@ export const suite = <R = never>(
           projections: [projection],
           rules: hasty
         })
-        const { held: taken } = yield* (yield* Decisions).decide(request(successor, projection, hasty))
+        const { held: taken } = yield* (yield* CoordinationStore).apply(request(successor, projection, hasty))
         assert.deepStrictEqual(taken.map((each) => each.range), [HashRange.whole])
         yield* Deferred.succeed(go, undefined)
         assert.strictEqual((yield* Effect.flip(Fiber.join(fiber)))._tag, "Fenced")

@@ -631,11 +631,11 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
         const { positions } = yield* append([happened(stream), happened(stream)])
         const upTo = yield* settle(last(positions))
         const seen = yield* store.read({ after: 0n, upTo, limit: 1 })
-        const { life, position } = seen
-        const next = yield* store.read({ after: position, upTo, life })
-        assert.strictEqual(next.life, life)
+        const { epoch, position } = seen
+        const next = yield* store.read({ after: position, upTo, epoch })
+        assert.strictEqual(next.epoch, epoch)
         for (const after of [position, upTo]) {
-          const refused = yield* Effect.flip(store.read({ after, upTo, life: "1@1" }))
+          const refused = yield* Effect.flip(store.read({ after, upTo, epoch: "1@1" }))
           assert.deepInclude(refused, { _tag: "DatabaseUnavailable", reason: "connection lost" } as const)
         }
       }))

@@ -7,7 +7,7 @@ import * as Queue from "effect/Queue"
 import * as Scope from "effect/Scope"
 import type { Generation } from "../../src/schema/Generation.ts"
 import type { LivenessRules, Registration } from "../../src/schema/Worker.ts"
-import { Decisions } from "../../src/services/Decisions.ts"
+import { CoordinationStore } from "../../src/services/CoordinationStore.ts"
 import { Membership } from "../../src/services/Membership.ts"
 import { scaledMillis } from "../support/TimeLimits.ts"
 import type { Time } from "./Suite.ts"
@@ -24,7 +24,7 @@ const join = Effect.fnUntraced(function*(replicaSet: string, workerId: string, r
 /** A decision about membership only, without projections. */
 const decide = Effect.fnUntraced(function*(registration: Registration, rules: LivenessRules, leaving = false) {
   const request = { registration, projections: [], busy: new Set<string>(), leaving, rules }
-  return yield* (yield* Decisions).decide(request)
+  return yield* (yield* CoordinationStore).apply(request)
 })
 
 /** Waits until the wake-ups caused by starting to listen have arrived, and discards them. */
@@ -35,7 +35,7 @@ const quiet = Effect.fnUntraced(function*(wakeUps: Queue.Dequeue<void>, time: Ti
 
 export const suite = (
   name: string,
-  layer: Layer.Layer<Decisions | Membership, unknown>,
+  layer: Layer.Layer<CoordinationStore | Membership, unknown>,
   { time }: Options
 ) =>
   it.layer(layer, { excludeTestServices: time.excludeTestServices })(`Membership (${name})`, (it) => {
@@ -171,7 +171,7 @@ export const suite = (
         // Only after a session has observed the presence does its absence count.
         assert.deepStrictEqual((yield* decide(other, rules)).evict, [])
         yield* Scope.close(scope, Exit.void)
-        const looked = yield* (yield* Decisions).look({
+        const looked = yield* (yield* CoordinationStore).preview({
           registration: other,
           projections: [],
           busy: new Set(),

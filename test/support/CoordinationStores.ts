@@ -6,34 +6,39 @@ import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Scope from "effect/Scope"
 import type * as SqlClient from "effect/sql/SqlClient"
-import * as CheckpointStorePostgres from "../../src/layers/postgres/CheckpointStorePostgres.ts"
-import * as Coordination from "../../src/layers/postgres/Coordination.ts"
+import * as Listener from "../../src/layers/postgres/connection/Listener.ts"
+import * as CoordinationSession from "../../src/layers/postgres/coordination/CoordinationSession.ts"
+import * as CoordinationStorePostgres from "../../src/layers/postgres/coordination/CoordinationStorePostgres.ts"
+import * as MembershipPostgres from "../../src/layers/postgres/coordination/MembershipPostgres.ts"
+import * as Presence from "../../src/layers/postgres/coordination/Presence.ts"
 import { Database } from "../../src/layers/postgres/Database.ts"
 import * as DatabaseLive from "../../src/layers/postgres/DatabaseLive.ts"
-import * as DecisionsPostgres from "../../src/layers/postgres/DecisionsPostgres.ts"
-import * as Listener from "../../src/layers/postgres/Listener.ts"
-import * as MembershipPostgres from "../../src/layers/postgres/MembershipPostgres.ts"
 import * as Migrations from "../../src/layers/postgres/Migrations.ts"
-import * as Presence from "../../src/layers/postgres/Presence.ts"
+import * as CheckpointStorePostgres from "../../src/layers/postgres/progress/CheckpointStorePostgres.ts"
 import type { Held } from "../../src/schema/Checkpoint.ts"
-import type { Request } from "../../src/schema/Decision.ts"
 import * as EventFilter from "../../src/schema/EventFilter.ts"
+import type { Request } from "../../src/schema/Plan.ts"
 import type { Registration } from "../../src/schema/Worker.ts"
 import { CheckpointStore } from "../../src/services/CheckpointStore.ts"
-import { Decisions } from "../../src/services/Decisions.ts"
+import { CoordinationStore } from "../../src/services/CoordinationStore.ts"
 import { Membership } from "../../src/services/Membership.ts"
 import { patient } from "../suites/Suite.ts"
 import * as TestDatabase from "./TestDatabase.ts"
 
-export type Stores = CheckpointStore | Coordination.Coordination | Database | Decisions | Membership
+export type Stores =
+  | CheckpointStore
+  | CoordinationSession.CoordinationSession
+  | Database
+  | CoordinationStore
+  | Membership
 
 /** Checkpoints, decisions and membership, with the coordination session that the last two share. */
 export const layer: Layer.Layer<Exclude<Stores, Database>, never, Database | Listener.Listener> = Layer.mergeAll(
   Layer.effect(CheckpointStore)(CheckpointStorePostgres.make),
-  Layer.effect(Decisions)(DecisionsPostgres.make),
+  Layer.effect(CoordinationStore)(CoordinationStorePostgres.make),
   Layer.effect(Membership)(MembershipPostgres.make)
 ).pipe(
-  Layer.provideMerge(Layer.effect(Coordination.Coordination)(Coordination.make)),
+  Layer.provideMerge(Layer.effect(CoordinationSession.CoordinationSession)(CoordinationSession.make)),
   Layer.provide(Layer.effect(Presence.Presence)(Presence.make))
 )
 
@@ -69,7 +74,7 @@ export const join = Effect.fnUntraced(function*(
 
 /** A decision of a worker that carries every projection, unfiltered and from the beginning. */
 export const decide = Effect.fnUntraced(function*(registration: Registration, rest: Partial<Request> = {}) {
-  return yield* (yield* Decisions).decide({
+  return yield* (yield* CoordinationStore).apply({
     registration,
     projections: registration.projections.map((name) => ({
       name,

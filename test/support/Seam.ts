@@ -14,10 +14,10 @@ import * as SqlClient from "effect/sql/SqlClient"
 import type { Connection } from "effect/sql/SqlConnection"
 import * as SqlError from "effect/sql/SqlError"
 import * as Stream from "effect/Stream"
+import type { Opened } from "../../src/layers/postgres/connection/Session.ts"
 import { Database } from "../../src/layers/postgres/Database.ts"
 import * as DatabaseLive from "../../src/layers/postgres/DatabaseLive.ts"
 import * as PostgresStores from "../../src/layers/postgres/PostgresStores.ts"
-import type { Opened } from "../../src/layers/postgres/Session.ts"
 import type { StoresError } from "../../src/schema/Errors.ts"
 
 /** A statement on its way. */

@@ -13,7 +13,7 @@ import * as SqlClient from "effect/sql/SqlClient"
 import type * as SqlError from "effect/sql/SqlError"
 import {
   type CheckpointStore,
-  type Decisions,
+  type CoordinationStore,
   type Errors,
   type EventStore,
   type Membership,
@@ -55,7 +55,7 @@ holds<Equals<Projection.Services<typeof writes>, SqlClient.SqlClient>>()
 holds<Equals<Projection.Error<typeof rated>, NoRate>>()
 holds<Equals<Projection.Services<typeof rated>, Rates>>()
 
-type Stores = CheckpointStore | Decisions | EventStore | Membership
+type Stores = CheckpointStore | CoordinationStore | EventStore | Membership
 
 // For a tuple of projections, the layer requires the services of each, and does not fail with their errors.
 const many = Orchestrator.layer({ replicaSet: "main", projections: [plain, writes, rated, mails] })

@@ -18,7 +18,7 @@ import { haltError, key } from "../../schema/Checkpoint.ts"
 import * as HashRange from "../../schema/HashRange.ts"
 import { textProblem } from "../../schema/Text.ts"
 import { CheckpointStore, Fenced, HandlerFailure, TransientFailure } from "../../services/CheckpointStore.ts"
-import type { ServerLife } from "../../services/EventStore.ts"
+import type { ServerEpoch } from "../../services/EventStore.ts"
 import type { Handle } from "./MemoryWorld.ts"
 import { committedRows, hash } from "./MemoryWorld.ts"
 
@@ -46,11 +46,11 @@ export const make = (handle: Handle): CheckpointStore["Service"] => {
     return { ref, row }
   })
 
-  const refuseOver = (life: ServerLife | undefined) =>
-    life === undefined || life === world.life
+  const refuseOver = (epoch: ServerEpoch | undefined) =>
+    epoch === undefined || epoch === world.epoch
       ? Effect.void
       : Effect.fail(
-        new TransientFailure({ kind: "connection", cause: new Error("It was read in another life of this world") })
+        new TransientFailure({ kind: "connection", cause: new Error("It was read in another epoch of this world") })
       )
 
   const advance = Effect.fnUntraced(function*(held: Held, from: bigint, to: bigint) {
@@ -78,7 +78,7 @@ export const make = (handle: Handle): CheckpointStore["Service"] => {
       reach(
         // `idleTimeout` does not apply here: there is no idle session to terminate.
         Effect.tx(
-          refuseOver(options.life).pipe(
+          refuseOver(options.epoch).pipe(
             Effect.andThen(fenced(held, options.from)),
             Effect.andThen(asHandler(work)),
             // Calls `reach` again: a process that is cut off in the middle of a batch must not commit it.
@@ -87,10 +87,10 @@ export const make = (handle: Handle): CheckpointStore["Service"] => {
         )
       ),
     advance: (held, options) =>
-      reach(Effect.tx(Effect.andThen(refuseOver(options.life), advance(held, options.from, options.to)))),
+      reach(Effect.tx(Effect.andThen(refuseOver(options.epoch), advance(held, options.from, options.to)))),
     halt: (held, halt) =>
       reach(Effect.tx(Effect.gen(function*() {
-        yield* refuseOver(halt.life)
+        yield* refuseOver(halt.epoch)
         const { ref, row } = yield* fenced(held, halt.at)
         yield* TxRef.set(ref, {
           ...row,

@@ -28,7 +28,7 @@ import {
 import * as EventFilter from "../../schema/EventFilter.ts"
 import * as HashRange from "../../schema/HashRange.ts"
 import * as Uuid from "../../schema/Uuid.ts"
-import type { Page, ReadOptions, ServerLife } from "../../services/EventStore.ts"
+import type { Page, ReadOptions, ServerEpoch } from "../../services/EventStore.ts"
 import { EventStore } from "../../services/EventStore.ts"
 import type { Handle, Log, LogPart } from "./MemoryWorld.ts"
 import { hash } from "./MemoryWorld.ts"
@@ -41,7 +41,7 @@ const otherLife = new DatabaseUnavailable({
   server: "memory",
   database: "memory",
   user: "memory",
-  cause: new Error("It was seen in another life of this world")
+  cause: new Error("It was seen in another epoch of this world")
 })
 
 const streamKey = (stream: StreamId): string =>
@@ -183,13 +183,13 @@ export const make = (handle: Handle): EventStore["Service"] => {
   const refuseAhead = (position: bigint, lastPosition: bigint) =>
     position > lastPosition ? Effect.fail(new CheckpointAheadOfEvents({ position, lastPosition })) : Effect.void
 
-  const refuseOver = (life: ServerLife | undefined) =>
-    life === undefined || life === world.life ? Effect.void : Effect.fail(otherLife)
+  const refuseOver = (epoch: ServerEpoch | undefined) =>
+    epoch === undefined || epoch === world.epoch ? Effect.void : Effect.fail(otherLife)
 
   const read = Effect.fnUntraced(function*(options: ReadOptions) {
     const last = yield* settled
-    const { life } = world
-    yield* refuseOver(options.life)
+    const { epoch } = world
+    yield* refuseOver(options.epoch)
     yield* refuseAhead(options.after, last)
     const upTo = options.upTo === undefined || options.upTo > last ? last : options.upTo
     const limit = Math.max(1, options.limit ?? defaultLimit)
@@ -205,11 +205,11 @@ export const make = (handle: Handle): EventStore["Service"] => {
       if (!EventFilter.matches(filter, event) || !HashRange.includes(range, hash(event.aggregateId))) continue
       bytes += sizeOf(event)
       if (events.length > 0 && (events.length >= limit || bytes > budget)) {
-        return { events, position: events[events.length - 1]!.globalPosition, life } satisfies Page
+        return { events, position: events[events.length - 1]!.globalPosition, epoch } satisfies Page
       }
       events.push(copyOf(event))
     }
-    return { events, position: upTo > options.after ? upTo : options.after, life } satisfies Page
+    return { events, position: upTo > options.after ? upTo : options.after, epoch } satisfies Page
   })
 
   // Every commit wakes this transaction, so there is nothing to poll for.

@@ -8,11 +8,11 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { CheckpointStore } from "../../services/CheckpointStore.ts"
-import { Decisions } from "../../services/Decisions.ts"
+import { CoordinationStore } from "../../services/CoordinationStore.ts"
 import { EventStore } from "../../services/EventStore.ts"
 import { Membership } from "../../services/Membership.ts"
 import * as CheckpointStoreMemory from "./CheckpointStoreMemory.ts"
-import * as DecisionsMemory from "./DecisionsMemory.ts"
+import * as CoordinationStoreMemory from "./CoordinationStoreMemory.ts"
 import * as EventStoreMemory from "./EventStoreMemory.ts"
 import * as MembershipMemory from "./MembershipMemory.ts"
 import * as MemoryWorld from "./MemoryWorld.ts"
@@ -23,7 +23,7 @@ import * as MemoryWorld from "./MemoryWorld.ts"
  * @category models
  * @since 0.1.0
  */
-export type Stores = CheckpointStore | Decisions | EventStore | Membership
+export type Stores = CheckpointStore | CoordinationStore | EventStore | Membership
 
 /**
  * The stores of one process: each handle represents a process.
@@ -35,7 +35,7 @@ export const make = (handle: MemoryWorld.Handle): Context.Context<Stores> =>
   Context.make(EventStore, EventStoreMemory.make(handle)).pipe(
     Context.add(CheckpointStore, CheckpointStoreMemory.make(handle)),
     Context.add(Membership, MembershipMemory.make(handle)),
-    Context.add(Decisions, DecisionsMemory.make(handle))
+    Context.add(CoordinationStore, CoordinationStoreMemory.make(handle))
   )
 
 /**

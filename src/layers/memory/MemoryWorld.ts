@@ -18,7 +18,7 @@ import type { Checkpoint } from "../../schema/Checkpoint.ts"
 import type { Event } from "../../schema/Event.ts"
 import type { Generation } from "../../schema/Generation.ts"
 import type { Registration, WorkerState, WorkerView } from "../../schema/Worker.ts"
-import type { ServerLife } from "../../services/EventStore.ts"
+import type { ServerEpoch } from "../../services/EventStore.ts"
 
 /**
  * All events, as a list with the newest part first: an append does not copy the list, and a transaction that is rolled
@@ -120,7 +120,7 @@ export interface MemoryWorld {
   /** The number of handles that have been opened. */
   processes: number
   /** The server epoch, as a database would report it: what was read in an earlier one is not written. */
-  life: ServerLife
+  epoch: ServerEpoch
 }
 
 /**
@@ -147,7 +147,7 @@ export const make: Effect.Effect<MemoryWorld> = Effect.gen(function*() {
     listeners: new Set(),
     watched: new Map(),
     processes: 0,
-    life: "1"
+    epoch: "1"
   }
 })
 

@@ -13,9 +13,9 @@ import type * as SqlError from "effect/sql/SqlError"
 import type * as Statement from "effect/sql/Statement"
 import type { StoreError } from "../../schema/Errors.ts"
 import type { TableKey, TableNames } from "../../schema/TableNames.ts"
-import type { ServerLife } from "../../services/EventStore.ts"
-import type { Server } from "./DatabaseErrors.ts"
-import type { Options, Session } from "./Session.ts"
+import type { ServerEpoch } from "../../services/EventStore.ts"
+import type { Options, Session } from "./connection/Session.ts"
+import type { Server } from "./connection/SqlErrors.ts"
 
 /**
  * The database as `DatabaseLive` has opened and checked it.
@@ -49,12 +49,12 @@ export class Database extends Context.Service<Database, {
    * Records a server epoch in which nothing can be written. A session that is still in this epoch is connected to
    * another server than the application's client, and must be reopened.
    */
-  readonly refuse: (life: ServerLife) => void
+  readonly refuse: (epoch: ServerEpoch) => void
   /**
    * Returns whether `refuse` has recorded the epoch, and clears the record. It returns true only once, because a
    * reopened session may correctly be in the same epoch again behind a pooler.
    */
-  readonly takeRefusal: (life: ServerLife) => boolean
+  readonly takeRefusal: (epoch: ServerEpoch) => boolean
   /** Converts the driver's errors into the library's. */
   readonly refail: (
     operation: string

@@ -22,18 +22,18 @@ import {
   UnsupportedDatabase
 } from "../../schema/Errors.ts"
 import * as TableNames from "../../schema/TableNames.ts"
-import type { ServerLife } from "../../services/EventStore.ts"
-import { waitForServer } from "../../services/Startup.ts"
-import * as ClientConfig from "./ClientConfig.ts"
+import type { ServerEpoch } from "../../services/EventStore.ts"
+import { waitForServer } from "../../services/worker/Startup.ts"
+import * as ClientConfig from "./connection/ClientConfig.ts"
+import * as LockWait from "./connection/LockWait.ts"
+import * as Pooler from "./connection/Pooler.ts"
+import * as Session from "./connection/Session.ts"
+import { refail, serverOf } from "./connection/SqlErrors.ts"
+import { asJson } from "./coordination/Rows.ts"
 import { Database } from "./Database.ts"
-import { refail, serverOf } from "./DatabaseErrors.ts"
-import * as LockWait from "./LockWait.ts"
 import * as EventStoreTables from "./migrations/EventStoreTables.ts"
 import * as OrchestratorTables from "./migrations/OrchestratorTables.ts"
 import { textArray } from "./migrations/Sql.ts"
-import * as Pooler from "./Pooler.ts"
-import { asJson } from "./Rows.ts"
-import * as Session from "./Session.ts"
 import * as TableSchemas from "./TableSchemas.ts"
 
 /**
@@ -157,7 +157,7 @@ export const make = Effect.fnUntraced(function*(
   }
   if (pooled && ((options.listen ?? true) || (options.presence ?? true))) {
     yield* Effect.logWarning(
-      `${server.server} is a pooler in transaction mode: neither LISTEN nor a lock that says that this process lives can be used. Events are found by polling, and a death by missing heartbeats. Give PgClient the server's own address to have both.`
+      `${server.server} is a pooler in transaction mode: LISTEN and the presence lock are unavailable; falling back to polling and heartbeat timeouts. Give PgClient the address of the server itself to use both.`
     )
   }
   if (found.version < oldestServer) {
@@ -214,7 +214,7 @@ export const make = Effect.fnUntraced(function*(
     })
   }
 
-  let refused: ServerLife | undefined
+  let refused: ServerEpoch | undefined
 
   return Database.of({
     pg,
@@ -240,11 +240,11 @@ export const make = Effect.fnUntraced(function*(
           })
       ),
     openSession: (session) => Session.make({ ...session, config: pg.config, server, pooled }),
-    refuse: (life) => {
-      refused = life
+    refuse: (epoch) => {
+      refused = epoch
     },
-    takeRefusal: (life) => {
-      if (life !== refused) return false
+    takeRefusal: (epoch) => {
+      if (epoch !== refused) return false
       refused = undefined
       return true
     },

@@ -7,20 +7,20 @@ import { PgClient } from "@effect/sql-pg/PgClient"
 import * as Layer from "effect/Layer"
 import type { StoresError } from "../../schema/Errors.ts"
 import { CheckpointStore } from "../../services/CheckpointStore.ts"
-import { Decisions } from "../../services/Decisions.ts"
+import { CoordinationStore } from "../../services/CoordinationStore.ts"
 import { EventStore } from "../../services/EventStore.ts"
 import { layerPer } from "../../services/LayerPer.ts"
 import { Membership } from "../../services/Membership.ts"
-import * as CheckpointStorePostgres from "./CheckpointStorePostgres.ts"
-import * as Coordination from "./Coordination.ts"
+import * as Listener from "./connection/Listener.ts"
+import * as CoordinationSession from "./coordination/CoordinationSession.ts"
+import * as CoordinationStorePostgres from "./coordination/CoordinationStorePostgres.ts"
+import * as MembershipPostgres from "./coordination/MembershipPostgres.ts"
+import * as Presence from "./coordination/Presence.ts"
 import type { Database } from "./Database.ts"
 import * as DatabaseLive from "./DatabaseLive.ts"
-import * as DecisionsPostgres from "./DecisionsPostgres.ts"
-import * as EventStorePostgres from "./EventStorePostgres.ts"
-import * as Listener from "./Listener.ts"
-import * as MembershipPostgres from "./MembershipPostgres.ts"
+import * as EventStorePostgres from "./events/EventStorePostgres.ts"
 import * as Migrations from "./Migrations.ts"
-import * as Presence from "./Presence.ts"
+import * as CheckpointStorePostgres from "./progress/CheckpointStorePostgres.ts"
 
 /**
  * The services that an orchestrator uses.
@@ -28,7 +28,7 @@ import * as Presence from "./Presence.ts"
  * @category models
  * @since 0.1.0
  */
-export type Stores = CheckpointStore | Decisions | EventStore | Membership
+export type Stores = CheckpointStore | CoordinationStore | EventStore | Membership
 
 /**
  * The names of the tables and their schema, and whether LISTEN and presence are used. Without LISTEN, changes are found
@@ -50,10 +50,10 @@ export const layerOver = <E, R>(database: Layer.Layer<Database, E, R>): Layer.La
     Layer.effect(CheckpointStore)(CheckpointStorePostgres.make),
     Layer.effect(EventStore)(EventStorePostgres.make),
     Layer.mergeAll(
-      Layer.effect(Decisions)(DecisionsPostgres.make),
+      Layer.effect(CoordinationStore)(CoordinationStorePostgres.make),
       Layer.effect(Membership)(MembershipPostgres.make)
     ).pipe(
-      Layer.provide(Layer.effect(Coordination.Coordination)(Coordination.make)),
+      Layer.provide(Layer.effect(CoordinationSession.CoordinationSession)(CoordinationSession.make)),
       Layer.provide(Layer.effect(Presence.Presence)(Presence.make))
     )
   ).pipe(

@@ -9,9 +9,9 @@ import * as SqlClient from "effect/sql/SqlClient"
 import type * as SqlError from "effect/sql/SqlError"
 import { type InvalidSettings, ReadModelFailed, type StoreError, StoreFailure } from "../../schema/Errors.ts"
 import { layerPer } from "../../services/LayerPer.ts"
-import { waitForServer } from "../../services/Startup.ts"
-import * as ClientConfig from "./ClientConfig.ts"
-import { refail, serverOf } from "./DatabaseErrors.ts"
+import { waitForServer } from "../../services/worker/Startup.ts"
+import * as ClientConfig from "./connection/ClientConfig.ts"
+import { refail, serverOf } from "./connection/SqlErrors.ts"
 
 /**
  * One lock for all read models of a database, because two of them may create the same schema, type or extension. The first

@@ -13,11 +13,11 @@ import { TestClock } from "effect/testing"
 import * as TxRef from "effect/TxRef"
 import * as MemoryStores from "../../../src/layers/memory/MemoryStores.ts"
 import * as MemoryWorld from "../../../src/layers/memory/MemoryWorld.ts"
-import type { Request } from "../../../src/schema/Decision.ts"
 import * as EventFilter from "../../../src/schema/EventFilter.ts"
+import type { Request } from "../../../src/schema/Plan.ts"
 import type { Registration } from "../../../src/schema/Worker.ts"
 import { CheckpointStore } from "../../../src/services/CheckpointStore.ts"
-import { Decisions } from "../../../src/services/Decisions.ts"
+import { CoordinationStore } from "../../../src/services/CoordinationStore.ts"
 import { EventStore } from "../../../src/services/EventStore.ts"
 import { Membership } from "../../../src/services/Membership.ts"
 
@@ -35,7 +35,7 @@ const enter = Effect.fnUntraced(function*(world: MemoryWorld.MemoryWorld) {
     events: Context.get(stores, EventStore),
     checkpoints: Context.get(stores, CheckpointStore),
     membership: Context.get(stores, Membership),
-    decisions: Context.get(stores, Decisions)
+    decisions: Context.get(stores, CoordinationStore)
   }
 })
 
@@ -87,8 +87,8 @@ it.effect("a process that is cut off reaches no store, and its neighbour is woke
     const registration = yield* other.membership.join(options("other"))
     const scope = yield* Scope.make()
     const lost = yield* Scope.provide(victim.membership.join(options("victim")), scope)
-    const { generation } = yield* other.decisions.decide(request(registration))
-    const { held: [row] } = yield* victim.decisions.decide(request(lost))
+    const { generation } = yield* other.decisions.apply(request(registration))
+    const { held: [row] } = yield* victim.decisions.apply(request(lost))
     yield* other.membership.watch(registration, generation!)
     const wakeUps = yield* other.membership.wakeUps(registration)
     yield* Queue.clear(wakeUps)
@@ -113,7 +113,7 @@ it.effect("a process that is cut off reaches no store, and its neighbour is woke
     const late: ReadonlyArray<Effect.Effect<unknown, unknown>> = [
       victim.events.append([happened("a")]),
       victim.membership.heartbeat(lost),
-      victim.decisions.decide(request(lost, true)),
+      victim.decisions.apply(request(lost, true)),
       victim.checkpoints.advance(row!, { from: 0n, to: 1n })
     ]
     const calls = yield* Effect.forEach(late, (call) => Effect.forkChild(Effect.exit(call), { startImmediately: true }))
@@ -121,7 +121,7 @@ it.effect("a process that is cut off reaches no store, and its neighbour is woke
     yield* TestClock.adjust(rules.presenceGraceMillis)
     assert.isTrue([...calls, inFlight].every((fiber) => fiber.pollUnsafe() === undefined))
 
-    const taken = yield* other.decisions.decide(request(registration))
+    const taken = yield* other.decisions.apply(request(registration))
     assert.deepStrictEqual(taken.evict.map(({ workerId }) => workerId), ["victim"])
     assert.isTrue(taken.settled)
     yield* Fiber.interruptAll([...calls, inFlight])
@@ -164,7 +164,7 @@ it.effect("conflicting batches run again until both are counted", () =>
     const registrations = [yield* membership.join(options("a")), yield* membership.join(options("b"))]
     const rows = yield* Effect.forEach(
       registrations,
-      (registration) => Effect.map(decisions.decide(request(registration)), ({ held }) => held[0]!)
+      (registration) => Effect.map(decisions.apply(request(registration)), ({ held }) => held[0]!)
     )
     const total = yield* TxRef.make(0)
     const started = yield* Effect.forEach(rows, () => Deferred.make<void>())
@@ -189,7 +189,7 @@ it.effect("events that a handler appends become readable when its batch commits"
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const { checkpoints, decisions, events, membership } = yield* enter(world)
-    const { held: [row] } = yield* decisions.decide(request(yield* membership.join(options("a"))))
+    const { held: [row] } = yield* decisions.apply(request(yield* membership.join(options("a"))))
     const waiting = yield* Effect.forkChild(events.settledBeyond(0n, Duration.hours(1)), { startImmediately: true })
     const failed = yield* Effect.flip(checkpoints.commit(
       row!,
@@ -219,7 +219,7 @@ it.effect("a generation is active once all its members report that they run in i
     const world = yield* MemoryStores.makeWorld
     const { decisions, membership } = yield* enter(world)
     const [first, second] = [yield* membership.join(options("a")), yield* membership.join(options("b"))]
-    const { generation } = yield* decisions.decide(request(first))
+    const { generation } = yield* decisions.apply(request(first))
     const states = () => world.generations.value.get(replicaSet)!.map(({ state }) => state)
     yield* membership.report(first, { state: "running", generation })
     yield* membership.report(second, { state: "ready", generation })
@@ -228,7 +228,7 @@ it.effect("a generation is active once all its members report that they run in i
     assert.deepStrictEqual(states(), ["active"])
     const record = world.workers.value.get(MemoryWorld.workerKey(second))
     assert.deepStrictEqual([record?.state, record?.generationId, record?.partitionKey], ["running", 1n, 1])
-    yield* decisions.decide(request(second, true))
+    yield* decisions.apply(request(second, true))
     assert.deepStrictEqual(states(), ["superseded", "pending"])
     assert.strictEqual(world.workers.value.get(MemoryWorld.workerKey(second))?.state, "stopped")
   }))
@@ -240,8 +240,8 @@ it.effect("the history of generations is bounded", () =>
     const first = yield* membership.join(options("a"))
     for (let index = 0; index < 60; index++) {
       const second = yield* membership.join(options("b"))
-      yield* decisions.decide(request(first))
-      yield* decisions.decide(request(second, true))
+      yield* decisions.apply(request(first))
+      yield* decisions.apply(request(second, true))
     }
     const kept = world.generations.value.get(replicaSet)!
     assert.strictEqual(kept.length, 100)
@@ -256,8 +256,8 @@ it.effect("concurrent decisions are serialized, however their steps interleave",
       // The worker that forms the generation does not carry the projection, so the others create its row.
       const former = yield* membership.join({ ...options("former"), projections: ["other"] })
       const carriers = [yield* membership.join(options("a")), yield* membership.join(options("b"))]
-      yield* decisions.decide({ ...request(former), projections: [] })
-      const decided = yield* Effect.forEach(carriers, (registration) => decisions.decide(request(registration)), {
+      yield* decisions.apply({ ...request(former), projections: [] })
+      const decided = yield* Effect.forEach(carriers, (registration) => decisions.apply(request(registration)), {
         concurrency: "unbounded"
       }).pipe(Effect.provideService(Scheduler.MaxOpsBeforeYield, steps))
       assert.isTrue(decided.every(({ form, settled }) => form === undefined && settled))
@@ -275,8 +275,8 @@ it.effect("changes in another replica set cause no wake-ups", () =>
     const { decisions, membership } = yield* enter(world)
     const wakeUps = yield* membership.wakeUps(yield* membership.join(options("a")))
     const other = yield* membership.join({ ...options("a"), replicaSet: "other" })
-    yield* decisions.decide(request(other))
-    yield* decisions.decide(request(other, true))
+    yield* decisions.apply(request(other))
+    yield* decisions.apply(request(other, true))
     assert.strictEqual((yield* Queue.clear(wakeUps)).length, 0)
   }))
 

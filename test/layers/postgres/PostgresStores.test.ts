@@ -11,7 +11,7 @@ import * as SqlClient from "effect/sql/SqlClient"
 import * as Migrations from "../../../src/layers/postgres/Migrations.ts"
 import * as PostgresStores from "../../../src/layers/postgres/PostgresStores.ts"
 import type { NewEvent } from "../../../src/schema/Event.ts"
-import { Decisions } from "../../../src/services/Decisions.ts"
+import { CoordinationStore } from "../../../src/services/CoordinationStore.ts"
 import { EventStore } from "../../../src/services/EventStore.ts"
 import * as Orchestrator from "../../../src/services/Orchestrator.ts"
 import * as Projection from "../../../src/services/Projection.ts"
@@ -177,11 +177,11 @@ it.live("one constant orchestrator layer over two databases builds two orchestra
     ) {
       const over = (client: Client) => worker.pipe(Layer.provideMerge(PostgresStores.layer), Layer.provideMerge(client))
       const outer = yield* Layer.build(over(a.client))
-      const [inner, decisions] = yield* Effect.all([Orchestrator.Orchestrator, Decisions]).pipe(
+      const [inner, decisions] = yield* Effect.all([Orchestrator.Orchestrator, CoordinationStore]).pipe(
         Effect.provide(over(b.client)),
         Effect.provide(outer)
       )
       assert.notStrictEqual(inner, Context.get(outer, Orchestrator.Orchestrator))
-      assert.notStrictEqual(decisions, Context.get(outer, Decisions))
+      assert.notStrictEqual(decisions, Context.get(outer, CoordinationStore))
     }
   }).pipe(Effect.scoped))

@@ -9,7 +9,7 @@
 import * as Effect from "effect/Effect"
 import type * as SqlClient from "effect/sql/SqlClient"
 import type * as SqlError from "effect/sql/SqlError"
-import * as Rows from "../../../src/layers/postgres/Rows.ts"
+import * as Rows from "../../../src/layers/postgres/coordination/Rows.ts"
 import type { WorkerState } from "../../../src/schema/Worker.ts"
 
 /** The session parameter with the worker's name, by which the audit attributes changes to workers. */

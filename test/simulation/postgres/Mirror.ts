@@ -2,7 +2,7 @@
  * The committed state on PostgreSQL, as far as the audit has been read. Passes it to the checkers, one transaction
  * after the other.
  */
-import * as Rows from "../../../src/layers/postgres/Rows.ts"
+import * as Rows from "../../../src/layers/postgres/coordination/Rows.ts"
 import * as Checkpoint from "../../../src/schema/Checkpoint.ts"
 import { type Author, type Checkers, workerKey } from "../Checkers.ts"
 import { type Effects, type Events, noEffects, type ReadModel, type Run, type Worker } from "../Run.ts"

@@ -1,0 +1,59 @@
+/**
+ * SQL that identifies a server epoch and compares it with the current one.
+ *
+ * A crash ends every session, and so does a failover. If the session that read still exists on the server that now
+ * writes, nothing was lost in between. A session is identified by its process id, the start time of the server and, if
+ * the server shows it, the start time of the session.
+ *
+ * @since 0.1.0
+ */
+import type * as SqlClient from "effect/sql/SqlClient"
+import type * as Statement from "effect/sql/Statement"
+import { DatabaseUnavailable } from "../../../schema/Errors.ts"
+import type { ServerEpoch } from "../../../services/EventStore.ts"
+import type { Server } from "./SqlErrors.ts"
+
+/** Replaces the process id behind a pooler in transaction mode, where only the server's start identifies the epoch. */
+const noSession = "0"
+
+const serverStart = "extract(epoch FROM pg_postmaster_start_time())"
+
+/**
+ * SQL: the server epoch of this session. Behind a pooler in transaction mode, a crash that the postmaster survives is
+ * not detected.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const select = (pooled: boolean): string =>
+  pooled ? `concat_ws('@', '${noSession}', ${serverStart})` : `concat_ws('@', pg_backend_pid(), ${serverStart}, (
+      SELECT extract(epoch FROM backend_start) FROM pg_stat_get_activity(pg_backend_pid())))`
+
+/**
+ * SQL: whether the statement runs in the given server epoch; true if none is given.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const goesOn = (sql: SqlClient.SqlClient, epoch: ServerEpoch | undefined): Statement.Fragment => {
+  if (epoch === undefined) return sql`true`
+  const [pid = "", server = "", since = null] = epoch.split("@")
+  const sameServer = sql`${sql.literal(serverStart)}::text = ${server}`
+  return pid === noSession ? sameServer : sql`(${sameServer} AND EXISTS (
+      SELECT FROM pg_stat_get_activity(${pid}::text::int4)
+      WHERE extract(epoch FROM backend_start)::text IS NOT DISTINCT FROM ${since}::text
+    ))`
+}
+
+/**
+ * The error for events that were read in another server epoch, because they may not exist in this one.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export const isOver = (server: Server): DatabaseUnavailable =>
+  new DatabaseUnavailable({
+    ...server,
+    reason: "connection lost",
+    cause: new Error("the session on which the events were read is gone")
+  })

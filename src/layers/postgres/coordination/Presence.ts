@@ -1,0 +1,217 @@
+/**
+ * Presence: a session-level advisory lock that a live process holds, and the wait until another process has lost it.
+ *
+ * When a process dies, its session ends and PostgreSQL releases the lock at once; waiting processes wake within
+ * milliseconds. Presence only makes detection faster: correctness does not depend on it.
+ *
+ * @since 0.1.0
+ */
+import type * as PgConnection from "@effect/sql-pg/PgConnection"
+import * as Context from "effect/Context"
+import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as RcMap from "effect/RcMap"
+import * as RcRef from "effect/RcRef"
+import * as Schedule from "effect/Schedule"
+import type * as Scope from "effect/Scope"
+import * as SqlError from "effect/sql/SqlError"
+import type { StoreError } from "../../../schema/Errors.ts"
+import { Listener } from "../connection/Listener.ts"
+import { Database } from "../Database.ts"
+
+/**
+ * Makes this process present, and observes the presence of others.
+ *
+ * @category services
+ * @since 0.1.0
+ */
+export class Presence extends Context.Service<Presence, {
+  /**
+   * Makes the process present while the scope is open, and returns its presence key, which all its workers share.
+   * Returns undefined if presence is disabled.
+   */
+  readonly enter: Effect.Effect<number | undefined, StoreError, Scope.Scope>
+
+  /** The process's presence key, kept while the session is lost; undefined when the process has not entered. */
+  readonly own: () => number | undefined
+
+  /**
+   * Waits until no session is present under the key. Waits for the same key share a connection. A lost connection is
+   * opened again and does not end the wait.
+   */
+  readonly gone: (key: number) => Effect.Effect<void>
+
+  /**
+   * SQL: the keys, as `bigint` in column `key`, whose exclusive lock a session holds or waits for.
+   */
+  readonly presentKeys: string
+}>()("pupsourcing-orchestrator/layers/postgres/Presence") {}
+
+/**
+ * SQL: the first key of the advisory locks, as `integer`. It depends only on the name of the workers table, because the
+ * locks must stay the same when the table is dropped and created again, which changes its oid.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const lockClass = (workers: string): string => `pg_catalog.hashtext('${workers.replaceAll("'", "''")}')`
+
+/** How long a wait lasts in the database before it is restarted; a longer wait may hold back vacuum. */
+const waitMillis = 5000
+
+/** When the answer to a wait is this late, the server is considered unreachable. */
+const answerMillis = 5000
+
+/** When the previous key cannot be acquired again within these attempts, a new one is drawn. */
+const retakeAttempts = 20
+const retakeDelay = Duration.millis(50)
+
+const noAnswer = new SqlError.SqlError({
+  reason: new SqlError.ConnectionError({
+    cause: new Error("the server does not answer"),
+    message: "the server does not answer",
+    operation: "query"
+  })
+})
+
+const reconnect = Schedule.min([Schedule.exponential("100 millis"), Schedule.spaced("5 seconds")])
+
+/**
+ * @category constructors
+ * @since 0.1.0
+ */
+export const make: Effect.Effect<
+  Presence["Service"],
+  never,
+  Database | Listener | Scope.Scope
+> = Effect.gen(function*() {
+  const database = yield* Database
+  const listener = yield* Listener
+  const workers = lockClass(database.qualified("workers"))
+  const presentKeys = `SELECT l.objid::bigint AS key FROM pg_catalog.pg_locks l
+    WHERE l.locktype = 'advisory' AND l.mode = 'ExclusiveLock' AND l.objsubid = 2
+      AND l.classid::bigint = ${workers}::bigint & 4294967295
+      AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = current_database())`
+
+  let own: number | undefined
+  let holder: PgConnection.PgConnection | undefined
+  /** Keys that rows of this process may contain, because an update of them may have an unknown commit outcome. */
+  const onRows = new Set<number>()
+
+  const draw = (connection: PgConnection.PgConnection) =>
+    Effect.map(
+      connection.query("SELECT nextval($1::text::regclass)::int4 AS key", [database.qualified("presenceKeys")]),
+      ({ rows }) => rows[0]!["key"] as number
+    )
+
+  const take = (connection: PgConnection.PgConnection, key: number) =>
+    Effect.map(
+      connection.query(`SELECT pg_try_advisory_lock(${workers}, $1::int4) AS taken`, [key]),
+      ({ rows }) => rows[0]!["taken"] === true
+    )
+
+  /** Acquires the lock of the previous key if possible, otherwise of a new one, and returns the key. */
+  const enterWith = Effect.fnUntraced(function*(connection: PgConnection.PgConnection, before: number | undefined) {
+    if (before !== undefined) {
+      // A waiting process may hold the lock briefly, or the server has not detected yet that the old session is gone.
+      for (let attempt = 0; attempt < retakeAttempts; attempt++) {
+        if (yield* take(connection, before)) return before
+        yield* Effect.sleep(retakeDelay)
+      }
+    }
+    let key = yield* draw(connection)
+    // Skip a key that another session holds: a server that lost its latest commits returns keys a second time.
+    while (!(yield* take(connection, key))) key = yield* draw(connection)
+    return key
+  })
+
+  const present = Effect.fnUntraced(function*(connection: PgConnection.PgConnection) {
+    const key = yield* enterWith(connection, own)
+    const others = [...onRows].filter((other) => other !== key)
+    onRows.add(key)
+    // Set before the rows are updated: a row written meanwhile is either updated below, or its writer reads this key.
+    own = key
+    holder = connection
+    if (others.length > 0) {
+      yield* connection.query(
+        `UPDATE ${database.qualified("workers")} SET presence_key = $1::int4
+         WHERE presence_key = ANY($2::int4[]) AND state <> 'stopped'`,
+        [key, others]
+      )
+      for (const other of others) onRows.delete(other)
+    }
+  })
+
+  const leave = Effect.suspend(() => {
+    const key = own
+    const connection = holder
+    own = undefined
+    holder = undefined
+    onRows.clear()
+    return key === undefined || connection === undefined
+      ? Effect.void
+      // The lock ends with the connection anyway, which may be closed already.
+      : connection.query(`SELECT pg_advisory_unlock(${workers}, $1::int4)`, [key]).pipe(
+        Effect.timeoutOption("1 second"),
+        Effect.ignoreCause
+      )
+  })
+
+  const entered = yield* RcRef.make({
+    acquire: Effect.gen(function*() {
+      yield* Effect.addFinalizer(() => leave)
+      yield* listener.onConnection(present)
+    })
+  })
+
+  const connect = database.openConnection("pupsourcing-orchestrator presence")
+
+  // The exception is caught in the database, because an error every few seconds would fill the server's log. Quoted by
+  // hand, because a table's name may contain the text that ends a dollar quote.
+  const wait = (key: number) =>
+    `DO '${
+      `BEGIN
+        SET LOCAL lock_timeout = ${waitMillis};
+        PERFORM pg_advisory_xact_lock_shared(${workers}, ${key});
+      EXCEPTION WHEN lock_not_available THEN
+        NULL;
+      END`.replaceAll("'", "''")
+    }'`
+
+  const untilGone = Effect.fnUntraced(function*(connection: PgConnection.PgConnection, key: number) {
+    while (true) {
+      const { rows } = yield* connection.query(
+        `SELECT NOT EXISTS (SELECT FROM (${presentKeys}) AS p WHERE p.key = $1::int4) AS gone`,
+        [key]
+      )
+      if (rows[0]!["gone"] === true) return
+      yield* Effect.timeoutOrElse(connection.query(wait(key), [], false), {
+        duration: waitMillis + answerMillis,
+        orElse: () => Effect.fail(noAnswer)
+      })
+    }
+  })
+
+  const waits = yield* RcMap.make({
+    lookup: Effect.fnUntraced(function*(key: number) {
+      const gone = yield* Deferred.make<void>()
+      yield* Effect.scoped(Effect.flatMap(connect, (connection) => untilGone(connection, key))).pipe(
+        Effect.tapError((error) => Effect.logDebug("The wait for a neighbour's presence was lost", error)),
+        Effect.retry(reconnect),
+        Effect.andThen(Deferred.succeed(gone, undefined)),
+        Effect.catchCause((cause) => Effect.logWarning("Waiting for a neighbour's presence ended", cause)),
+        Effect.withTracerEnabled(false),
+        Effect.forkScoped
+      )
+      return gone
+    })
+  })
+
+  return Presence.of({
+    enter: database.presence ? Effect.map(RcRef.get(entered), () => own) : Effect.undefined,
+    own: () => own,
+    gone: (key) => Effect.scoped(Effect.flatMap(RcMap.get(waits, key), Deferred.await)),
+    presentKeys: database.presence ? presentKeys : "SELECT 0::bigint AS key WHERE false"
+  })
+})

@@ -1,0 +1,150 @@
+/**
+ * The session that reads events and proves the settled position. Both happen on one connection, so that a proof is
+ * discarded together with the connection to the server for which it holds.
+ *
+ * @since 0.1.0
+ */
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
+import * as Semaphore from "effect/Semaphore"
+import * as SqlError from "effect/sql/SqlError"
+import type { StoreError } from "../../../schema/Errors.ts"
+import * as Settled from "../../../schema/Settled.ts"
+import type { ServerEpoch } from "../../../services/EventStore.ts"
+import * as ServerEpochSql from "../connection/ServerEpochSql.ts"
+import type { Opened } from "../connection/Session.ts"
+import { Database } from "../Database.ts"
+
+/**
+ * State that is valid for one connection.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface State {
+  /**
+   * The server epoch for which this state is valid. With transaction pooling it may change; otherwise it is the
+   * session's.
+   */
+  epoch: ServerEpoch | undefined
+  /** Oid of the sequence that gives out positions, as text. */
+  sequence: string | undefined
+  /** Identifies the files of the events and the sequence. In other files, positions may have restarted. */
+  files: string | undefined
+  settled: Settled.Settled
+}
+
+/**
+ * @category models
+ * @since 0.1.0
+ */
+export interface Reader {
+  /** Runs one operation at a time. An operation that loses its connection is retried once on a new one. */
+  readonly use: <A, E>(
+    operation: string,
+    f: (opened: Opened<State>) => Effect.Effect<A, E | SqlError.SqlError>
+  ) => Effect.Effect<A, Exclude<E, SqlError.SqlError> | StoreError>
+}
+
+const statementTimeout = Duration.seconds(5)
+
+const deadline = Duration.seconds(15)
+
+/**
+ * Settings of the session. Every statement must walk an index in position order, regardless of the table's statistics;
+ * sorting or scanning a table of events would always be wrong here. One plan per statement serves all parameters.
+ */
+const settings = {
+  statement_timeout: String(Duration.toMillis(statementTimeout)),
+  // With transaction pooling each read is a transaction.
+  idle_in_transaction_session_timeout: String(Duration.toMillis(deadline)),
+  enable_indexscan: "on",
+  enable_indexonlyscan: "on",
+  enable_seqscan: "off",
+  enable_bitmapscan: "off",
+  enable_sort: "off",
+  max_parallel_workers_per_gather: "0",
+  plan_cache_mode: "force_generic_plan"
+}
+
+/**
+ * SQL: the value of `State.files`. TRUNCATE creates a new file for the table, RESTART for the sequence. So do other
+ * rewrites, after which only the proof has to be repeated.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const files = (events: string, sequence: string): string =>
+  `concat(pg_relation_filenode('${events.replaceAll("'", "''")}'::regclass), '/', pg_relation_filenode(${sequence}))`
+
+/**
+ * Resets the state within its server epoch, because nothing is proved about the current table and sequence.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const startOver = (state: State): void => {
+  Object.assign(state, unknown(state.epoch))
+}
+
+/** The initial state in a server epoch. */
+const unknown = (epoch: ServerEpoch | undefined): State => ({
+  epoch,
+  sequence: undefined,
+  files: undefined,
+  settled: Settled.make()
+})
+
+/**
+ * @category constructors
+ * @since 0.1.0
+ */
+export const make: Effect.Effect<Reader, never, Database | Scope.Scope> = Effect.gen(function*() {
+  const database = yield* Database
+  const session = yield* database.openSession<State>({
+    name: "pupsourcing-orchestrator reader",
+    deadline,
+    settings,
+    state: () => unknown(undefined),
+    mark: {
+      sql: ServerEpochSql.select(database.pooled),
+      read: (state, epoch) => {
+        // With transaction pooling the next transaction may run on another server, for which the proof is not valid.
+        if (database.pooled && state.epoch !== epoch) Object.assign(state, unknown(epoch))
+        else state.epoch ??= epoch
+      }
+    }
+  })
+  // Operations queue before they enter the session, so that this wait does not count towards the session's deadline.
+  const lane = Semaphore.makeUnsafe(1)
+  const use = <A, E>(
+    operation: string,
+    f: (opened: Opened<State>) => Effect.Effect<A, E | SqlError.SqlError>
+  ) =>
+    lane.withPermit(
+      session.use(operation, (opened): Effect.Effect<A, E | SqlError.SqlError> =>
+        Effect.suspend(() =>
+          opened.state.epoch !== undefined && database.takeRefusal(opened.state.epoch)
+            ? Effect.fail(elsewhere)
+            : f(opened)
+        ))
+    ).pipe(
+      Effect.retry({ times: 1, while: isLoss })
+    )
+  return { use }
+})
+
+const leadsElsewhere = "the session leads to another server than the one that is written to"
+
+const elsewhere = new SqlError.SqlError({
+  reason: new SqlError.ConnectionError({
+    cause: new Error(leadsElsewhere),
+    message: leadsElsewhere,
+    operation: "query"
+  })
+})
+
+const isLoss = (error: unknown): boolean =>
+  typeof error === "object" && error !== null && "_tag" in error && error._tag === "DatabaseUnavailable" &&
+  "reason" in error && error.reason === "connection lost"

@@ -1,0 +1,312 @@
+/** The library behind PgBouncer: what it detects and reports, and that its guarantees hold. */
+import * as PgClient from "@effect/sql-pg/PgClient"
+import { assert, describe, it } from "@effect/vitest"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
+import * as Reactivity from "effect/reactivity/Reactivity"
+import * as Redacted from "effect/Redacted"
+import * as SqlClient from "effect/sql/SqlClient"
+import * as Pooler from "../../../../src/layers/postgres/connection/Pooler.ts"
+import { Database } from "../../../../src/layers/postgres/Database.ts"
+import * as Migrations from "../../../../src/layers/postgres/Migrations.ts"
+import * as PostgresStores from "../../../../src/layers/postgres/PostgresStores.ts"
+import * as ReadModel from "../../../../src/layers/postgres/ReadModel.ts"
+import { EventStore } from "../../../../src/services/EventStore.ts"
+import * as Orchestrator from "../../../../src/services/Orchestrator.ts"
+import * as Projection from "../../../../src/services/Projection.ts"
+import * as EventStores from "../../../support/EventStores.ts"
+import * as PgBouncer from "../../../support/PgBouncer.ts"
+import * as TestDatabase from "../../../support/TestDatabase.ts"
+import * as TimeLimits from "../../../support/TimeLimits.ts"
+
+const inCI = process.env["CI"] !== undefined
+
+const settings = {
+  replicaSet: "pooled",
+  heartbeatInterval: "300 millis",
+  staleWorkerTimeout: "1200 millis",
+  pollInterval: "100 millis"
+} as const
+
+/** Writes the versions of each aggregate in the order in which they arrive. */
+const versions = Projection.make("versions", {
+  handle: Effect.fnUntraced(function*(event) {
+    const sql = yield* SqlClient.SqlClient
+    yield* sql`INSERT INTO seen (aggregate_id, version) VALUES (${event.aggregateId}, ${event.aggregateVersion}::bigint)`
+  })
+})
+
+/** Collects the log lines. */
+const logged = (lines: Array<string>) => Logger.layer([Logger.make(({ message }) => lines.push(String(message)))])
+
+const url = Effect.map(TestDatabase.TestDatabase, ({ url }) => url)
+
+describe.skipIf(PgBouncer.missing !== undefined && !inCI)("behind a pooler", () => {
+  const live = (
+    title: string,
+    test: Effect.Effect<unknown, unknown, TestDatabase.TestDatabase | PgClient.PgClient | SqlClient.SqlClient>,
+    tags: Array<string> = []
+  ) =>
+    it.live(title, () => Effect.provide(test, Migrations.layer.pipe(Layer.provideMerge(TestDatabase.layer))), { tags })
+
+  const finds = (mode: "session" | "transaction", size: number) =>
+    Effect.gen(function*() {
+      const through = yield* PgBouncer.make(yield* url, { mode, size })
+      return yield* Pooler.find({ url: Redacted.make(through) })
+    }).pipe(Effect.scoped)
+
+  /** Hands out server sessions in turn, from a pool of several. */
+  const findsInTurn = (size: number) =>
+    Effect.gen(function*() {
+      const configuration = "server_round_robin = 1"
+      const through = Redacted.make(yield* PgBouncer.make(yield* url, { mode: "transaction", size, configuration }))
+      const pool = yield* Effect.provide(
+        PgClient.make({ url: through, maxConnections: size, prepare: false }),
+        Reactivity.layer
+      )
+      yield* Effect.replicateEffect(pool`SELECT pg_sleep(0.2)`, size, { concurrency: "unbounded", discard: true })
+      return yield* Pooler.find({ url: through })
+    }).pipe(Effect.scoped)
+
+  live(
+    "detects the pooling mode",
+    Effect.gen(function*() {
+      assert.strictEqual(yield* Pooler.find({ url: Redacted.make(yield* url) }), "none")
+      assert.strictEqual(yield* finds("session", 5), "session")
+      assert.strictEqual(yield* finds("transaction", 1), "transaction")
+      assert.strictEqual(yield* finds("transaction", 3), "transaction")
+      for (const size of [2, 3, 5]) assert.strictEqual(yield* findsInTurn(size), "transaction")
+    })
+  )
+
+  live(
+    "refuses prepared statements, with the name of the setting",
+    Effect.gen(function*() {
+      const through = yield* PgBouncer.make(yield* url, { mode: "transaction", size: 3 })
+      const failure = yield* Effect.flip(Layer.build(PostgresStores.layer)).pipe(
+        Effect.provide(PgClient.layer({ url: Redacted.make(through) }))
+      )
+      assert.strictEqual(failure._tag, "InvalidSettings")
+      assert.match(
+        failure.message,
+        /^Setting "prepare": 127\.0\.0\.1:\d+ is a pooler in transaction mode, behind which prepared statements get lost\. Give PgClient prepare: false, or better the server's own address\.$/
+      )
+    }).pipe(Effect.scoped)
+  )
+
+  live(
+    "read models are created by one process at a time in transaction mode",
+    Effect.gen(function*() {
+      const through = yield* PgBouncer.make(yield* url, { mode: "transaction", size: 3 })
+      const create = ReadModel.run("days", (sql) =>
+        Effect.all([
+          sql`CREATE TABLE IF NOT EXISTS days (day date PRIMARY KEY)`,
+          sql`CREATE INDEX IF NOT EXISTS days_again ON days (day)`
+        ]))
+      yield* Effect.forEach(
+        [1, 2, 3, 4, 5],
+        () => Effect.provide(create, Layer.fresh(PgClient.layer({ url: Redacted.make(through), prepare: false }))),
+        {
+          concurrency: "unbounded"
+        }
+      )
+      const sql = yield* SqlClient.SqlClient
+      assert.strictEqual((yield* sql`SELECT 1 FROM pg_class WHERE relname = 'days_again'`).length, 1)
+      // No lock is left behind on a session of the pooler.
+      assert.deepStrictEqual(
+        yield* sql`SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`,
+        []
+      )
+    }).pipe(Effect.scoped)
+  )
+
+  live(
+    "an error of the pooler is reported in its own words",
+    Effect.gen(function*() {
+      const through = yield* PgBouncer.make(yield* url, { mode: "transaction", size: 3 })
+      const failure = yield* Effect.flip(Layer.build(PostgresStores.layer)).pipe(
+        Effect.provide(PgClient.layer({ url: Redacted.make(through), startupParameters: { jit: "off" } }))
+      )
+      assert.include(failure.message, "unsupported startup parameter: jit")
+    }).pipe(Effect.scoped)
+  )
+
+  live(
+    "a pooler that hands out no session causes an error in bounded time",
+    Effect.gen(function*() {
+      // The pool has a single session, and the first connection holds it.
+      const through = yield* PgBouncer.make(yield* url, { mode: "session", size: 1 })
+      const failure = yield* Effect.flip(Layer.build(PostgresStores.layer)).pipe(
+        Effect.provide(PgClient.layer({ url: Redacted.make(through) })),
+        TimeLimits.within("60 seconds")
+      )
+      assert.strictEqual(failure._tag, "DatabaseUnavailable")
+    }).pipe(Effect.scoped),
+    ["long"]
+  )
+
+  live(
+    "in session mode everything works as it does without a pooler",
+    Effect.gen(function*() {
+      const through = yield* PgBouncer.make(yield* url, { mode: "session", size: 20 })
+      const lines: Array<string> = []
+      yield* Effect.gen(function*() {
+        yield* (yield* EventStore).append([
+          { boundedContext: "b", aggregateType: "T", aggregateId: "a", eventType: "E", payload: {} }
+        ])
+        yield* Orchestrator.catchUp
+      }).pipe(
+        Effect.provide(
+          Orchestrator.layer({ ...settings, projections: [Projection.make("p", { handle: () => Effect.void })] }).pipe(
+            Layer.provideMerge(PostgresStores.layer),
+            Layer.provideMerge(PgClient.layer({ url: Redacted.make(through), maxConnections: 5 })),
+            Layer.provideMerge(logged(lines))
+          )
+        )
+      )
+      assert.isFalse(lines.some((line) => line.includes("pooler")))
+    }).pipe(Effect.scoped)
+  )
+
+  live(
+    "in transaction mode every use of the library's sessions applies its settings, for its transaction only",
+    Effect.gen(function*() {
+      const sql = yield* SqlClient.SqlClient
+      const { name } = yield* TestDatabase.TestDatabase
+      const defaults = ["serializable", "4321ms"]
+      yield* sql.unsafe(`ALTER DATABASE "${name}" SET default_transaction_isolation = 'serializable'`)
+      yield* sql.unsafe(`ALTER DATABASE "${name}" SET lock_timeout = '4321ms'`)
+      const through = yield* PgBouncer.make(yield* url, { mode: "transaction", size: 1 })
+      const settings = `SELECT current_setting('transaction_isolation') AS i, current_setting('lock_timeout') AS l`
+      yield* Effect.gen(function*() {
+        const database = yield* Database
+        const session = yield* database.openSession({
+          name: "s",
+          deadline: Duration.seconds(10),
+          settings: { lock_timeout: "1234ms" },
+          state: () => undefined
+        })
+        for (let turn = 0; turn < 2; turn++) {
+          const own = yield* session.use("look", ({ sql }) => sql.unsafe(settings).values)
+          assert.deepStrictEqual(own, [["read committed", "1234ms"]])
+          // The same server session, as the application receives it.
+          assert.deepStrictEqual(yield* database.sql.unsafe(settings).values, [defaults])
+        }
+      }).pipe(
+        Effect.scoped,
+        Effect.provide(
+          EventStores.stores().pipe(Layer.provide(PgClient.layer({ url: Redacted.make(through), prepare: false })))
+        )
+      )
+    }).pipe(Effect.scoped)
+  )
+
+  live(
+    "reads again from a server that a batch refused",
+    Effect.gen(function*() {
+      const through = yield* PgBouncer.make(yield* url, { mode: "transaction", size: 4 })
+      yield* Effect.gen(function*() {
+        const store = yield* EventStore
+        yield* store.append([
+          { boundedContext: "b", aggregateType: "T", aggregateId: "a", eventType: "E", payload: {} }
+        ])
+        const { epoch } = yield* store.read({ after: 0n })
+        const database = yield* Database
+        database.refuse(epoch)
+        assert.strictEqual((yield* store.read({ after: 0n })).epoch, epoch)
+      }).pipe(
+        Effect.provide(
+          EventStores.stores().pipe(
+            Layer.provideMerge(PgClient.layer({ url: Redacted.make(through), prepare: false }))
+          )
+        )
+      )
+    }).pipe(Effect.scoped)
+  )
+
+  live(
+    "a read that the server breaks off is restarted in the same transaction",
+    Effect.gen(function*() {
+      const sql = yield* SqlClient.SqlClient
+      const through = yield* PgBouncer.make(yield* url, { mode: "transaction", size: 4 })
+      const event = { boundedContext: "b", aggregateType: "T", aggregateId: "a", eventType: "E", payload: {} }
+      yield* Effect.gen(function*() {
+        const store = yield* EventStore
+        yield* store.append([event, event, event])
+        assert.strictEqual((yield* store.read({ after: 0n, upTo: yield* store.settledPosition })).position, 3n)
+        yield* sql`TRUNCATE events, aggregate_heads RESTART IDENTITY`
+        yield* store.append([event])
+        assert.strictEqual((yield* store.read({ after: 0n, upTo: 3n })).position, 1n)
+      }).pipe(
+        Effect.provide(
+          EventStores.stores().pipe(
+            Layer.provideMerge(PgClient.layer({ url: Redacted.make(through), prepare: false }))
+          )
+        )
+      )
+    }).pipe(Effect.scoped)
+  )
+
+  live(
+    "in transaction mode three workers handle every event once and in order while sessions are terminated",
+    Effect.gen(function*() {
+      const sql = yield* SqlClient.SqlClient
+      yield* sql`CREATE TABLE seen (seq bigserial, aggregate_id text, version bigint)`
+      const through = yield* PgBouncer.make(yield* url, { mode: "transaction", size: 3 })
+      const lines: Array<string> = []
+      const stores = PostgresStores.layer.pipe(
+        Layer.provideMerge(PgClient.layer({ url: Redacted.make(through), prepare: false, maxConnections: 4 }))
+      )
+      const worker = (workerId: string) =>
+        Orchestrator.run.pipe(
+          Effect.provide(Layer.fresh(
+            Orchestrator.layer({ ...settings, workerId, projections: [versions] }).pipe(
+              Layer.provide(Layer.fresh(stores)),
+              Layer.provideMerge(logged(lines))
+            )
+          ))
+        )
+      const append = Effect.gen(function*() {
+        const store = yield* EventStore
+        for (let turn = 0; turn < 60; turn++) {
+          yield* store.append(Array.from({ length: 5 }, () => ({
+            boundedContext: "b",
+            aggregateType: "T",
+            aggregateId: `a${turn % 20}`,
+            eventType: "E",
+            payload: {}
+          })))
+          if (turn % 20 === 10) {
+            yield* sql`SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+            WHERE datname = current_database() AND application_name LIKE 'pupsourcing%'`
+          }
+          yield* Effect.sleep("30 millis")
+        }
+      }).pipe(Effect.provide(PostgresStores.layerWith({ presence: false })))
+      const handled = Effect.map(
+        sql<{ readonly events: bigint }>`SELECT count(*) AS events FROM seen`,
+        ([row]) => Number(row?.events)
+      )
+
+      yield* Effect.forkScoped(worker("a"))
+      const b = yield* Effect.forkScoped(worker("b"))
+      yield* Effect.forkScoped(append)
+      yield* Effect.repeat(handled, {
+        until: (events) => events > 100
+      })
+      yield* Effect.forkScoped(worker("c"))
+      yield* Effect.forkScoped(Effect.sync(() => b.interruptUnsafe()))
+      yield* TimeLimits.waitUntil("everything is handled", handled, (events) => events >= 300, {
+        progress: (events) => events,
+        every: "50 millis"
+      })
+      const wrong = yield* sql`
+      SELECT aggregate_id, array_agg(version ORDER BY seq) FROM seen GROUP BY aggregate_id
+      HAVING array_agg(version ORDER BY seq) <> (SELECT array_agg(v ORDER BY v) FROM generate_series(1::bigint, 15) AS v)`
+      assert.deepStrictEqual(wrong, [])
+      assert.strictEqual(lines.filter((line) => line.includes("pooler in transaction mode")).length, 3)
+    }).pipe(Effect.scoped)
+  )
+})

@@ -1,0 +1,422 @@
+/**
+ * The event store beside clients that write and change the same tables with plain SQL, and at the limits of the driver.
+ */
+import * as PgClient from "@effect/sql-pg/PgClient"
+import { assert, it } from "@effect/vitest"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Redacted from "effect/Redacted"
+import { describe } from "vitest"
+import { type Event, label, type NewEvent } from "../../../../src/schema/Event.ts"
+import { EventStore } from "../../../../src/services/EventStore.ts"
+import * as EventStores from "../../../support/EventStores.ts"
+import * as PlainWriters from "../../../support/PlainWriters.ts"
+import { TestDatabase } from "../../../support/TestDatabase.ts"
+
+const event = (aggregateId: string, rest: Partial<NewEvent> = {}): NewEvent => ({
+  boundedContext: "test",
+  aggregateType: "Test",
+  aggregateId,
+  eventType: "Happened",
+  payload: {},
+  ...rest
+})
+
+const live = (
+  title: string,
+  test: Effect.Effect<unknown, unknown, EventStores.Provided>,
+  options: EventStores.Options = {}
+) => it.live(title, () => Effect.provide(test, EventStores.layerWith(options) as Layer.Layer<EventStores.Provided>))
+
+const insert = (aggregateId: string, version: number) =>
+  Effect.flatMap(PgClient.PgClient, (sql) =>
+    sql`
+      INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
+      VALUES ('test', 'Test', ${aggregateId}, ${version}, gen_random_uuid(), 'Inserted', '')`)
+
+/**
+ * Waits for a settled position beyond this one. Returns once the reader has polled and only a notification can wake it.
+ */
+const waitBeyond = Effect.fnUntraced(function*(position: bigint) {
+  const store = yield* EventStore
+  const sql = yield* PgClient.PgClient
+  const [since] = yield* sql<{ now: string }>`SELECT clock_timestamp()::text AS now`
+  const waiting = yield* Effect.forkChild(store.settledBeyond(position, Duration.hours(1)), { startImmediately: true })
+  const looked = sql`
+    SELECT FROM pg_stat_activity AS r, pg_stat_activity AS l
+    WHERE r.datname = current_database() AND r.application_name = 'pupsourcing-orchestrator reader' AND r.state = 'idle'
+      AND r.state_change > ${since!.now}::timestamptz
+      AND l.datname = r.datname AND l.application_name = 'pupsourcing-orchestrator listener' AND l.state = 'idle'`
+  while ((yield* looked).length === 0) yield* Effect.yieldNow
+  return waiting
+})
+
+describe("EventStore beside plain SQL", () => {
+  live(
+    "a plain NOTIFY of another client wakes a waiting reader at once, whatever its payload",
+    Effect.gen(function*() {
+      const sql = yield* PgClient.PgClient
+      yield* (yield* EventStore).append([event("a")])
+      let version = 1
+      for (
+        const notify of [
+          sql`SELECT pg_notify('pupsourcing_events', '')`,
+          sql`NOTIFY pupsourcing_events, '{"position":"2"}'`,
+          // As the Go event store does with WithNotifyChannel.
+          sql.withTransaction(sql`SELECT pg_notify('pupsourcing_events', '9')`)
+        ]
+      ) {
+        const waiting = yield* waitBeyond(BigInt(version))
+        yield* insert("a", ++version)
+        yield* notify
+        assert.strictEqual(yield* Fiber.join(waiting), BigInt(version))
+      }
+    })
+  )
+
+  live(
+    "metadata that other clients wrote is read with every digit by every read method",
+    Effect.gen(function*() {
+      const store = yield* EventStore
+      const sql = yield* PgClient.PgClient
+      const long = "x".repeat(200_000)
+      yield* sql`
+        INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type,
+          payload, metadata)
+        SELECT 'test', 'Test', 'a', place, gen_random_uuid(), 'Inserted', ''::bytea, metadata::jsonb
+        FROM unnest(${[
+        `{"id": 12345678901234567890, "huge": 1e400}`,
+        "1e400",
+        "null",
+        "0.30000000000000000004",
+        `{"id": 12345678901234567890, "long": "${long}"}`,
+        `"null"`
+      ]}::text[]) WITH ORDINALITY AS m (metadata, place)
+        UNION ALL SELECT 'test', 'Test', 'a', 7, gen_random_uuid(), 'Inserted', ''::bytea, NULL`
+      const expected = [
+        [{ id: 12345678901234567000, huge: Infinity }, `{"id": 12345678901234567890, "huge": 1${"0".repeat(400)}}`],
+        [Infinity, `1${"0".repeat(400)}`],
+        [null, "null"],
+        [0.3, "0.30000000000000000004"],
+        [{ id: 12345678901234567000, long }, `{"id": 12345678901234567890, "long": "${long}"}`],
+        ["null", `"null"`],
+        [null, null]
+      ]
+      const parts = (events: ReadonlyArray<Event>) => events.map((event) => [event.metadata, event.metadataText])
+      const streamId = { boundedContext: "test", aggregateType: "Test", aggregateId: "a" }
+      assert.deepStrictEqual(parts(yield* store.readStream(streamId)), expected)
+      // The large event makes the reader plan the second page for rows of any size.
+      for (const limit of [100, 1, 3]) {
+        const read: Array<Event> = []
+        let after = 0n
+        while (read.length < expected.length) {
+          const page = yield* store.read({ after, limit })
+          read.push(...page.events)
+          after = page.position
+        }
+        assert.deepStrictEqual(parts(read), expected)
+      }
+    })
+  )
+
+  live(
+    "times that other clients wrote are read to the microsecond, including infinite ones",
+    Effect.gen(function*() {
+      const store = yield* EventStore
+      const sql = yield* PgClient.PgClient
+      yield* sql`
+        INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type,
+          payload, created_at)
+        SELECT 'test', 'Test', 'a', place, gen_random_uuid(), 'Inserted', ''::bytea, at::timestamptz
+        FROM unnest(${[
+        "2026-11-26 15:50:42.123456+01",
+        "1969-12-31 23:59:59.999999Z",
+        "infinity",
+        "-infinity"
+      ]}::text[]) WITH ORDINALITY AS m (at, place)`
+      const streamId = { boundedContext: "test", aggregateType: "Test", aggregateId: "a" }
+      const stored = yield* store.readStream(streamId)
+      assert.deepStrictEqual((yield* store.read({ after: 0n })).events, stored)
+      const [exact, before, ...infinite] = stored
+      assert.deepStrictEqual([exact!.createdAtMicros, before!.createdAtMicros], [1_795_704_642_123_456n, -1n])
+      assert.deepStrictEqual(exact!.createdAt, new Date("2026-11-26T14:50:42.123Z"))
+      assert.deepStrictEqual(before!.createdAt, new Date(-1))
+      for (const event of infinite) assert.isNaN(event.createdAt.getTime())
+      // Events that were read can be appended again.
+      yield* store.append([event("copy", { createdAt: exact!.createdAtMicros })])
+      const same = sql`
+        SELECT c.created_at = o.created_at AS same FROM events AS c, events AS o
+        WHERE c.aggregate_id = 'copy' AND o.aggregate_id = 'a' AND o.aggregate_version = 1`
+      assert.deepStrictEqual(yield* same, [{ same: true }])
+    })
+  )
+
+  live(
+    "a default of created_at applies where no event has a time",
+    Effect.gen(function*() {
+      const store = yield* EventStore
+      const sql = yield* PgClient.PgClient
+      yield* sql`ALTER TABLE events ALTER COLUMN created_at SET DEFAULT '2001-02-03Z'`
+      yield* store.append([event("a")])
+      const [read] = (yield* store.read({ after: 0n })).events
+      assert.deepStrictEqual(read!.createdAt, new Date("2001-02-03T00:00:00Z"))
+    })
+  )
+
+  live(
+    "an append by a process that exits immediately wakes a waiting reader",
+    Effect.gen(function*() {
+      const { url } = yield* TestDatabase
+      yield* (yield* EventStore).append([event("a")])
+      for (const expected of [2n, 3n]) {
+        const waiting = yield* waitBeyond(expected - 1n)
+        yield* Effect.flatMap(EventStore, (store) => store.append([event("a")])).pipe(
+          Effect.provide(
+            EventStores.stores().pipe(
+              Layer.provideMerge(PgClient.layer({ url: Redacted.make(url), maxConnections: 1 }))
+            )
+          )
+        )
+        assert.strictEqual(yield* Fiber.join(waiting), expected)
+      }
+    })
+  )
+
+  live(
+    "appends continue after events whose head was not updated",
+    Effect.gen(function*() {
+      const store = yield* EventStore
+      const sql = yield* PgClient.PgClient
+      yield* insert("a", 1)
+      yield* insert("a", 2)
+      const conflict = yield* Effect.flip(store.append([event("a")], { expectedVersion: "none" }))
+      assert(conflict._tag === "ConcurrencyConflict")
+      assert.strictEqual(conflict.actual, 2n)
+      assert.strictEqual((yield* store.append([event("a")], { expectedVersion: 2n })).lastVersion, 3n)
+      yield* insert("a", 4)
+      assert.strictEqual((yield* store.append([event("a")])).lastVersion, 5n)
+      const heads = yield* sql`SELECT aggregate_version AS version FROM aggregate_heads WHERE aggregate_id = 'a'`
+      assert.deepStrictEqual(heads, [{ version: 5n }])
+    })
+  )
+
+  live(
+    "a version that another transaction is writing becomes a conflict when that transaction commits",
+    Effect.gen(function*() {
+      const store = yield* EventStore
+      const other = yield* PlainWriters.make((yield* TestDatabase).url)
+      yield* other.sql`BEGIN`
+      yield* Effect.provideService(insert("a", 1), PgClient.PgClient, other.sql)
+      const appending = yield* Effect.forkChild(Effect.flip(store.append([event("a")])), { startImmediately: true })
+      const waiting = other.sql`
+        SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'transactionid'`
+      while ((yield* waiting).length === 0) yield* Effect.yieldNow
+      yield* other.sql`COMMIT`
+      const error = yield* Fiber.join(appending)
+      assert(error._tag === "ConcurrencyConflict")
+      assert.isUndefined(error.actual)
+      assert.strictEqual((yield* store.append([event("a")])).lastVersion, 2n)
+    }).pipe(Effect.scoped)
+  )
+
+  live(
+    "rows inserted by plain SQL are found within the poll interval",
+    Effect.gen(function*() {
+      const store = yield* EventStore
+      const waiting = yield* Effect.forkChild(store.settledBeyond(0n, Duration.millis(50)), { startImmediately: true })
+      yield* insert("a", 1)
+      assert.strictEqual(yield* Fiber.join(waiting), 1n)
+    })
+  )
+
+  live(
+    "an append in a transaction wakes readers at its commit, not before",
+    Effect.gen(function*() {
+      const store = yield* EventStore
+      const sql = yield* PgClient.PgClient
+      const waiting = yield* Effect.forkChild(store.settledBeyond(0n, Duration.minutes(5)), { startImmediately: true })
+      yield* sql.withTransaction(Effect.gen(function*() {
+        yield* store.append([event("a")])
+        assert.strictEqual(yield* store.headPosition, 0n)
+      }))
+      assert.strictEqual(yield* Fiber.join(waiting), 1n)
+    })
+  )
+
+  live(
+    "an append wakes other processes; without LISTEN they poll",
+    Effect.gen(function*() {
+      const store = yield* EventStore
+      yield* Effect.gen(function*() {
+        const second = yield* EventStore
+        const waiting = yield* Effect.forkChild(second.settledBeyond(0n, Duration.minutes(5)), {
+          startImmediately: true
+        })
+        yield* store.append([event("a")])
+        assert.strictEqual(yield* Fiber.join(waiting), 1n)
+      }).pipe(Effect.provide(EventStores.stores()))
+      yield* Effect.gen(function*() {
+        const third = yield* EventStore
+        const waiting = yield* Effect.forkChild(third.settledBeyond(1n, Duration.millis(50)), {
+          startImmediately: true
+        })
+        yield* store.append([event("a")])
+        assert.strictEqual(yield* Fiber.join(waiting), 2n)
+      }).pipe(Effect.provide(EventStores.stores({ listen: false })))
+    })
+  )
+
+  live(
+    "events that the client cannot receive are reported, and the events around them are read",
+    Effect.gen(function*() {
+      const store = yield* EventStore
+      const small = new Uint8Array(10)
+      const { positions } = yield* store.append([
+        event("a", { payload: small }),
+        event("a", { payload: new Uint8Array(900_000) }),
+        event("a", { payload: small }),
+        event("a", { payload: small, metadata: { long: "x".repeat(2_000_000) } }),
+        event("a", { payload: small })
+      ])
+      const first = yield* store.read({ after: 0n })
+      assert.deepStrictEqual(first.events.map(({ globalPosition }) => globalPosition), [positions[0]])
+      assert.strictEqual(first.position, positions[0])
+      const payload = yield* Effect.flip(store.read({ after: first.position }))
+      assert(payload._tag === "EventTooLarge")
+      assert.strictEqual(payload.position, positions[1])
+      assert.isAtLeast(payload.bytes, 900_000)
+      assert.strictEqual(label(payload), "type Happened, Test \"a\", version 2")
+      assert.include(payload.message, "maxMessageSize")
+      const between = yield* store.read({ after: positions[1]! })
+      assert.deepStrictEqual(between.events.map(({ globalPosition }) => globalPosition), [positions[2]])
+      const metadata = yield* Effect.flip(store.read({ after: between.position }))
+      assert(metadata._tag === "EventTooLarge")
+      assert.strictEqual(metadata.position, positions[3])
+      const last = yield* store.read({ after: positions[3]!, filter: { aggregateTypes: ["Test"] } })
+      assert.deepStrictEqual(last.events.map(({ globalPosition }) => globalPosition), [positions[4]])
+    }),
+    { client: { maxMessageSize: 1024 * 1024 } }
+  )
+
+  live(
+    "rows of mixed sizes fill pages up to the byte limit",
+    Effect.gen(function*() {
+      const store = yield* EventStore
+      const sizes = Array.from({ length: 300 }, (_, index) => index % 10 === 9 ? 60_000 : 100)
+      const { positions } = yield* store.append(sizes.map((size) => event("a", { payload: new Uint8Array(size) })))
+      const seen: Array<bigint> = []
+      const pages: Array<number> = []
+      let after = 0n
+      while (after < positions[299]!) {
+        const page = yield* store.read({ after, bytes: 200_000 })
+        seen.push(...page.events.map(({ globalPosition }) => globalPosition))
+        pages.push(page.events.reduce((sum, { payload }) => sum + payload.length, 0))
+        after = page.position
+      }
+      assert.deepStrictEqual(seen, positions)
+      assert.isAtMost(Math.max(...pages), 200_000)
+      assert.isAtMost(pages.length, 13)
+    })
+  )
+
+  live(
+    "stops reading from a server that became a replica",
+    Effect.gen(function*() {
+      const store = yield* EventStore
+      const sql = yield* PgClient.PgClient
+      yield* store.append([event("a"), event("a")])
+      const upTo = yield* store.settledPosition
+      assert.strictEqual((yield* store.read({ after: 0n, upTo })).events.length, 2)
+      yield* sql`CREATE OR REPLACE FUNCTION replica.pg_is_in_recovery() RETURNS boolean LANGUAGE sql AS 'SELECT true'`
+      assert.strictEqual((yield* Effect.flip(store.read({ after: 0n, upTo })))._tag, "ReadOnlyReplica")
+      assert.strictEqual((yield* Effect.flip(store.settledBeyond(upTo, Duration.millis(20))))._tag, "ReadOnlyReplica")
+      // A replica that has more WAL to replay would return an outdated head.
+      assert.strictEqual((yield* Effect.flip(store.headPosition))._tag, "ReadOnlyReplica")
+    }),
+    {
+      client: { startupParameters: { search_path: "public, replica, pg_catalog" } },
+      alter: (sql) =>
+        Effect.andThen(
+          sql`CREATE SCHEMA replica`,
+          sql`CREATE FUNCTION replica.pg_is_in_recovery() RETURNS boolean LANGUAGE sql AS 'SELECT false'`
+        )
+    }
+  )
+
+  live(
+    "reads all events after their positions restart from the beginning",
+    Effect.gen(function*() {
+      const store = yield* EventStore
+      const sql = yield* PgClient.PgClient
+      const upTo = () => store.settledBeyond(0n, Duration.seconds(1))
+      yield* store.append(Array.from({ length: 10 }, () => event("a")))
+      assert.strictEqual((yield* store.read({ after: 0n, upTo: yield* upTo() })).position, 10n)
+      yield* sql`TRUNCATE events, aggregate_heads RESTART IDENTITY`
+      yield* store.append([event("a"), event("a"), event("a")])
+      const page = yield* store.read({ after: 0n, upTo: yield* upTo() })
+      assert.strictEqual(page.events.length, 3)
+      assert.strictEqual(page.position, 3n, "the position does not reach the previous end")
+      assert.strictEqual(yield* store.settledPosition, 3n)
+      // Set back to positions whose events were deleted.
+      yield* sql`TRUNCATE events, aggregate_heads`
+      yield* sql`SELECT setval(pg_get_serial_sequence('events', 'global_position'), 1, false)`
+      yield* store.append([event("a")])
+      assert.strictEqual(yield* store.settledPosition, 1n)
+    })
+  )
+
+  live(
+    "works with other table names and another schema",
+    Effect.gen(function*() {
+      const store = yield* EventStore
+      const sql = yield* PgClient.PgClient
+      yield* store.append([event("a")], { expectedVersion: "none" })
+      assert.strictEqual((yield* store.read({ after: 0n })).events.length, 1)
+      assert.strictEqual((yield* sql`SELECT FROM "Mine"."happenings"`).length, 1)
+      const gap = sql.withTransaction(Effect.andThen(store.append([event("a")]), Effect.fail("no")))
+      yield* Effect.flip(gap)
+      yield* store.append([event("b")])
+      assert.strictEqual(yield* store.settledBeyond(1n, Duration.seconds(1)), 3n)
+    }),
+    { schema: "Mine", tables: { events: "happenings", aggregateHeads: "heads" }, alter: () => Effect.void }
+  )
+
+  live(
+    "a role with SELECT only can read and list open writers; its appends are refused with the missing grant",
+    Effect.gen(function*() {
+      const sql = yield* PgClient.PgClient
+      const { name, url } = yield* TestDatabase
+      const role = `reader_${name}`
+      yield* Effect.acquireRelease(
+        sql.unsafe(`CREATE ROLE ${role} LOGIN PASSWORD 'secret'`),
+        // The role cannot be dropped before the grants in this database are.
+        () => Effect.ignore(Effect.andThen(sql.unsafe(`DROP OWNED BY ${role}`), sql.unsafe(`DROP ROLE ${role}`)))
+      )
+      yield* sql.unsafe(`GRANT SELECT ON orchestrator_meta, events, aggregate_heads TO ${role}`)
+      const own = new URL(url)
+      own.username = role
+      own.password = "secret"
+      const writer = yield* PlainWriters.make(url, "importer")
+      const admin = yield* EventStore
+      const first = yield* admin.append([event("a")])
+      yield* Effect.gen(function*() {
+        const store = yield* EventStore
+        assert.strictEqual(yield* store.settledPosition, first.positions[0])
+        yield* writer.sql`BEGIN`
+        yield* writer.insert(1)
+        const later = yield* admin.append([event("b")])
+        assert.strictEqual(yield* store.settledPosition, first.positions[0])
+        assert.strictEqual((yield* store.openWriters)[0]?.application, "importer")
+        yield* writer.sql`ROLLBACK`
+        assert.strictEqual(yield* store.settledBeyond(first.positions[0]!, Duration.seconds(9)), later.positions[0])
+        assert.strictEqual((yield* store.read({ after: 0n })).events.length, 2)
+        const refused = yield* Effect.flip(store.append([event("a")]))
+        assert(refused._tag === "StoreFailure")
+        assert.strictEqual(refused.code, "42501")
+        assert.include(refused.message, "Grant")
+      }).pipe(Effect.provide(Layer.provide(EventStores.stores(), PgClient.layer({ url: Redacted.make(own.href) }))))
+    }).pipe(Effect.scoped)
+  )
+})

@@ -1,0 +1,681 @@
+import { assert, describe, it } from "@effect/vitest"
+import { Arbitrary, Schema } from "effect"
+import * as Checkpoint from "../../src/schema/Checkpoint.ts"
+import * as Generation from "../../src/schema/Generation.ts"
+import * as HashRange from "../../src/schema/HashRange.ts"
+import * as Plan from "../../src/schema/Plan.ts"
+import * as World from "./PlanWorld.ts"
+
+const int = (maximum: number) => Schema.Int.pipe(Schema.check(Schema.isBetween({ minimum: 0, maximum })))
+
+const events = [
+  "join",
+  "join",
+  "leave",
+  "die",
+  "notice",
+  "freeze",
+  "thaw",
+  "decide",
+  "decide",
+  "decide",
+  "decide",
+  "work",
+  "rest",
+  "advance",
+  "advance",
+  "lock",
+  "release",
+  "halt"
+] as const
+
+const Step = Schema.Struct({ event: Schema.Literals(events), a: int(5), b: int(7), hash: int(2 ** 32 - 1) })
+
+const history = Arbitrary.array(Arbitrary.schema(Step), { maxLength: 120 })
+
+const subset = (mask: number): ReadonlyArray<string> => {
+  const chosen = World.projectionNames.filter((_, index) => (mask & (1 << index)) !== 0)
+  return chosen.length === 0 ? World.projectionNames : chosen
+}
+
+const farFuture = 3_600_000
+
+/** Applies one step of a history to the world. */
+const step = (world: World.World, { a, b, event, hash }: typeof Step.Type): void => {
+  world.now += 1
+  const living = world.workers.filter((worker) => !worker.dead)
+  const worker = living.length === 0 ? undefined : living[a % living.length]!
+  switch (event) {
+    case "join": {
+      const replicaSet = hash % 8 === 0 ? "other" : "main"
+      const workerId = `w${a}`
+      if (living.some(({ registration: one }) => one.workerId === workerId && one.replicaSet === replicaSet)) return
+      World.join(world, {
+        workerId,
+        replicaSet,
+        projections: subset(b),
+        filter: hash % 7 === 0 ? "some" : "all",
+        acceptFilterChange: hash % 5 !== 0,
+        startPosition: BigInt(b)
+      })
+      return
+    }
+    case "leave": {
+      if (worker === undefined) return
+      if (b < 6) worker.busy.clear()
+      // A row that is still busy when the worker stops waiting is locked by its batch.
+      for (const key of worker.busy) world.locked.add(key)
+      World.decide(world, worker, { leaving: true })
+      return
+    }
+    case "die": {
+      if (worker === undefined) return
+      worker.dead = true
+      if (b % 2 === 0) { for (const key of worker.busy) world.locked.add(key) }
+      return
+    }
+    case "notice": {
+      for (const one of world.workers) {
+        if (!one.dead) continue
+        if (b % 2 === 0) one.silentForMillis = farFuture
+        else one.absentForMillis = World.rules.presenceGraceMillis
+      }
+      return
+    }
+    case "freeze": {
+      if (worker !== undefined) worker.silentForMillis = farFuture
+      return
+    }
+    case "thaw": {
+      if (worker !== undefined) worker.silentForMillis = 0
+      return
+    }
+    case "decide": {
+      if (worker === undefined) return
+      if (b % 4 !== 0) World.giveUp(world, worker)
+      const decision = World.decide(world, worker, { observerAgeMillis: b === 1 ? 0 : World.oldObserver })
+      if (decision.obstacle === undefined) return
+      if (decision.obstacle._tag === "FilterChanged" && hash % 2 === 0) {
+        const { projection } = decision.obstacle
+        worker.carried = worker.carried.map((one) => one.name === projection ? { ...one, givenUp: true } : one)
+        return
+      }
+      worker.busy.clear()
+      World.decide(world, worker, { leaving: true })
+      world.workers = world.workers.filter((one) => one !== worker)
+      return
+    }
+    case "work": {
+      if (worker !== undefined) World.workOnAll(world, worker)
+      return
+    }
+    case "rest": {
+      if (worker !== undefined) { for (const key of [...worker.busy].slice(b % 3)) worker.busy.delete(key) }
+      return
+    }
+    case "advance": {
+      for (const row of worker === undefined ? [] : World.heldBy(world, worker)) {
+        if (!worker!.busy.has(Checkpoint.key(row))) continue
+        world.rows.set(Checkpoint.key(row), { ...row, position: row.position + BigInt(b % 3) })
+      }
+      return
+    }
+    case "lock": {
+      const keys = [...world.rows.keys()]
+      if (keys.length > 0) world.locked.add(keys[hash % keys.length]!)
+      return
+    }
+    case "release": {
+      world.locked.clear()
+      return
+    }
+    case "halt": {
+      for (const row of worker === undefined ? [] : World.heldBy(world, worker)) {
+        if (!worker!.busy.has(Checkpoint.key(row)) || !HashRange.includes(row.range, hash)) continue
+        worker!.busy.delete(Checkpoint.key(row))
+        world.rows.set(Checkpoint.key(row), {
+          ...row,
+          halt: {
+            since: new Date(world.now),
+            incarnation: row.fence.incarnation,
+            error: "broken",
+            position: row.position + 1n,
+            eventId: `e-${hash}`,
+            hash
+          }
+        })
+      }
+    }
+  }
+}
+
+/**
+ * Ends all churn: dead workers are detected, no row is locked, and each worker that would meet an obstacle is dead or
+ * has given up the projection concerned. Returns the live workers.
+ */
+const calm = (world: World.World): ReadonlyArray<World.WorldWorker> => {
+  world.now += 1
+  world.locked.clear()
+  for (const worker of world.workers) {
+    const { registration } = worker
+    if (registration.replicaSet !== "main") worker.dead = true
+    if (worker.carried.some((one) => !one.acceptFilterChange)) {
+      if (registration.incarnation % 2n === 0n) worker.dead = true
+      else worker.carried = worker.carried.map((one) => ({ ...one, givenUp: !one.acceptFilterChange }))
+    }
+    worker.silentForMillis = worker.dead ? farFuture : 0
+    worker.absentForMillis = undefined
+  }
+  if (world.workers.every(({ dead }) => dead)) {
+    World.join(world, { workerId: "w9", projections: World.projectionNames, acceptFilterChange: true })
+  }
+  return world.workers.filter(({ dead }) => !dead)
+}
+
+const rotated = <A>(values: ReadonlyArray<A>, by: number): ReadonlyArray<A> => [
+  ...values.slice(by % values.length),
+  ...values.slice(0, by % values.length)
+]
+
+const live = (steps: ReadonlyArray<typeof Step.Type>): World.World => {
+  const world = World.make()
+  for (const one of steps) step(world, one)
+  return world
+}
+
+const options = (seed: string, runs: number) => ({
+  arbitrary: { runs, size: 120, seed, maxShrinks: 3000 }
+})
+
+describe("Decision", () => {
+  it.prop(
+    "under any churn rows tile the space, positions are kept and decisions change only permitted rows",
+    { history },
+    ({ history }) => {
+      const world = live(history)
+      const borders = new Set<number>()
+      for (let total = 1; total <= world.crowd; total++) {
+        for (let key = 0; key < total; key++) borders.add(HashRange.partition(key, total).start)
+      }
+      for (const row of world.rows.values()) {
+        assert.isTrue(
+          borders.has(row.range.start),
+          `${row.range.start} is no border of up to ${world.crowd} partitions`
+        )
+      }
+    },
+    options("churn", 400)
+  )
+
+  it.prop(
+    "after churn, decisions bring every hash to its owner in two rounds, three after a projection is given up",
+    { history, rotation: int(5), lazy: Schema.Boolean },
+    ({ history, lazy, rotation }) => {
+      const world = live(history)
+      const uncarried = new Map(world.rows)
+      const workers = calm(world)
+      const order = (round: number) => rotated(lazy ? workers.toReversed() : workers, rotation + round)
+      // The other workers read that a projection was given up only after that worker's own decision.
+      const givesUp = workers.some(({ carried }) => carried.some((one) => one.givenUp === true))
+      assert.isAtMost(World.converge(world, { idle: false, order }), givesUp ? 3 : 2)
+
+      const generation = world.generations.get("main")!
+      assert.strictEqual(generation.members.length, workers.length)
+      for (const worker of workers) {
+        const decision = World.decide(world, worker)
+        assert.isTrue(Plan.isEmpty(decision))
+        assert.isTrue(decision.settled)
+      }
+      for (const projection of World.projectionNames) {
+        const carriers = workers.filter(({ registered }) => registered.includes(projection))
+        const rows = World.rowsOf(world, projection)
+        if (
+          carriers.length === 0 && workers.some(({ registration }) => registration.projections.includes(projection))
+        ) {
+          // No worker holds rows of a projection that all of its carriers have given up.
+          for (const row of rows) {
+            assert.isFalse(workers.some((worker) => Checkpoint.isHeldBy(row, worker.registration)))
+          }
+          continue
+        }
+        if (carriers.length === 0) {
+          assert.deepStrictEqual(rows, World.rowsOf({ ...world, rows: uncarried }, projection))
+          continue
+        }
+        assert.isTrue(HashRange.tiles(rows.map(({ range }) => range)))
+        for (const row of rows) {
+          const owner = carriers.find((worker) => Checkpoint.isHeldBy(row, worker.registration))
+          assert.isDefined(owner, "no live carrier holds the row")
+          assert.isTrue(HashRange.contains(Generation.share(generation, projection, owner!.registration)!, row.range))
+        }
+      }
+    },
+    options("convergence", 400)
+  )
+
+  it.prop(
+    "when all rows have the same position and none is busy, each carrier ends with one row per projection",
+    { history, rotation: int(5) },
+    ({ history, rotation }) => {
+      const world = live(history)
+      const workers = calm(world)
+      for (const [key, row] of world.rows) world.rows.set(key, { ...row, position: 7n, halt: undefined })
+      World.converge(world, { idle: true, order: (round) => rotated(workers, rotation + round) })
+      for (const projection of World.projectionNames) {
+        const carriers = workers.filter(({ registered }) => registered.includes(projection))
+        if (carriers.length === 0) continue
+        assert.lengthOf(World.rowsOf(world, projection), carriers.length)
+      }
+    },
+    options("merging", 300)
+  )
+
+  describe("merging", () => {
+    const third = (key: number) => HashRange.partition(key, 3)
+
+    const inThree = (change: (row: Checkpoint.Checkpoint, key: number) => Checkpoint.Checkpoint) => {
+      const world = World.make()
+      const worker = World.join(world, { workerId: "w1", projections: ["orders"] })
+      World.decide(world, worker)
+      const [whole] = World.rowsOf(world, "orders")
+      for (const key of [0, 1, 2]) {
+        const row = change({ ...whole!, range: third(key) }, key)
+        world.rows.set(Checkpoint.key(row), row)
+      }
+      return { world, worker }
+    }
+    const ranges = (world: World.World) => World.rowsOf(world, "orders").map(({ range }) => range)
+
+    it("merges adjacent rows at the same position, including free ones", () => {
+      const { worker, world } = inThree((row, key) => key === 1 ? { ...row, fence: undefined } : row)
+      const decision = World.decide(world, worker)
+      assert.deepStrictEqual(ranges(world), [HashRange.whole])
+      assert.sameMembers(decision.remove.map(Checkpoint.key), [1, 2].map((key) => `orders@${third(key).start}`))
+    })
+
+    it("does not merge across a busy or locked row", () => {
+      for (const obstacle of ["busy", "locked"] as const) {
+        const { worker, world } = inThree((row) => row)
+        const middle = `orders@${third(1).start}`
+        if (obstacle === "busy") worker.busy.add(middle)
+        else world.locked.add(middle)
+        World.decide(world, worker)
+        assert.deepStrictEqual(ranges(world), [0, 1, 2].map(third))
+      }
+    })
+
+    it("does not merge rows at different positions", () => {
+      const { worker, world } = inThree((row, key) => ({ ...row, position: key === 2 ? 1n : 0n }))
+      World.decide(world, worker)
+      assert.deepStrictEqual(ranges(world), [{ start: 0, end: third(1).end }, third(2)])
+    })
+
+    it("does not merge a halted row with either neighbour", () => {
+      const broken = { since: new Date(5_000), error: "broken", position: 1n, eventId: "e", hash: third(1).start }
+      const { worker, world } = inThree((row, key) =>
+        key === 1 ? { ...row, halt: { ...broken, incarnation: row.fence!.incarnation } } : row
+      )
+      World.decide(world, worker)
+      assert.deepStrictEqual(ranges(world), [0, 1, 2].map(third))
+    })
+
+    it("does not merge rows advanced under different filters", () => {
+      const { worker, world } = inThree((row, key) => ({ ...row, filter: key === 2 ? "old" : "all" }))
+      World.decide(world, worker, { leaving: true })
+      assert.deepStrictEqual(ranges(world), [{ start: 0, end: third(1).end }, third(2)])
+    })
+  })
+
+  describe("rechecking", () => {
+    const Other = Schema.Struct({
+      silent: int(40_000),
+      absent: Schema.Union([int(150), Schema.Undefined]),
+      member: Schema.Boolean
+    })
+
+    const at = (
+      others: ReadonlyArray<typeof Other.Type>,
+      observerAgeMillis: number,
+      later: number
+    ): Plan.Plan => {
+      const world = World.make()
+      const self = World.join(world, { workerId: "self", projections: ["orders"] })
+      const all = others.map((_, index) => World.join(world, { workerId: `w${index}`, projections: ["orders"] }))
+      const members = [self, ...all.filter((_, index) => others[index]!.member)].map((one) => one.registration)
+      world.generations.set("main", { replicaSet: "main", generationId: 1n, members })
+      others.forEach(({ absent, silent }, index) => {
+        all[index]!.silentForMillis = silent + later
+        all[index]!.absentForMillis = absent === undefined ? undefined : absent + later
+      })
+      const view = World.viewFor(world, self, observerAgeMillis + later)
+      return Plan.make(view, World.requestOf(self), new Set())
+    }
+
+    const others = Arbitrary.array(Arbitrary.schema(Other), { maxLength: 4 })
+
+    it.prop(
+      "rechecks exactly when the next worker's timeout expires",
+      { others, age: int(12_000), later: int(50_000) },
+      ({ age, later, others }) => {
+        const now = at(others, age, 0)
+        const then = at(others, age, later)
+        const dead = (decision: Plan.Plan) => decision.evict.map(({ workerId }) => workerId)
+        const recheck = now.recheckAfterMillis
+        if (dead(now).join() !== dead(then).join()) assert.isAtMost(recheck!, later)
+        if (recheck === undefined) return assert.lengthOf(now.evict, others.length)
+        assert.isAbove(dead(at(others, age, recheck)).length, dead(now).length)
+      },
+      options("time", 2000)
+    )
+
+    it("does not recheck for a locked row in another worker's share", () => {
+      const world = World.make()
+      const first = World.join(world, { workerId: "w1", projections: ["orders"] })
+      World.decide(world, first)
+      const second = World.join(world, { workerId: "w2", projections: ["orders"] })
+      World.decide(world, second)
+      World.decide(world, first)
+      const [left, right] = World.rowsOf(world, "orders")
+      assert.isUndefined(right!.fence)
+      world.locked.add(Checkpoint.key(right!))
+      const waiting = World.decide(world, second).recheckAfterMillis!
+      assert.isAtMost(waiting, 10)
+      assert.isAbove(World.decide(world, first).recheckAfterMillis!, 10)
+      assert.isTrue(Checkpoint.isHeldBy(left!, first.registration))
+    })
+  })
+
+  describe("obstacles", () => {
+    it("an evicted worker changes nothing", () => {
+      const world = World.make()
+      const frozen = World.join(world, { workerId: "w1", projections: ["orders"] })
+      World.decide(world, frozen)
+      const other = World.join(world, { workerId: "w2", projections: ["orders"] })
+      frozen.silentForMillis = farFuture
+      assert.deepStrictEqual(World.decide(world, other).evict.map(({ workerId }) => workerId), ["w1"])
+      frozen.silentForMillis = 0
+      assert.deepStrictEqual(World.decide(world, frozen).obstacle, { _tag: "Evicted" })
+      assert.deepStrictEqual(World.decide(world, frozen, { leaving: true }).obstacle, { _tag: "Evicted" })
+    })
+
+    it("a new incarnation under the same id claims what the old one held, at the same partition key", () => {
+      const world = World.make()
+      const old = World.join(world, { workerId: "w1", projections: ["orders"] })
+      World.decide(world, old)
+      const young = World.join(world, { workerId: "w1", projections: ["orders"] })
+      const decision = World.decide(world, young)
+      assert.isTrue(decision.settled)
+      assert.strictEqual(decision.form!.generationId, 2n)
+      assert.deepStrictEqual(World.decide(world, old).obstacle, { _tag: "Evicted" })
+    })
+
+    it("a changed filter that is not accepted is an obstacle, and nothing is written", () => {
+      const world = World.make()
+      const old = World.join(world, { workerId: "w1", projections: ["orders"], filter: "old" })
+      World.decide(world, old)
+      const young = World.join(world, { workerId: "w2", projections: ["orders"], filter: "new" })
+      assert.deepStrictEqual(World.decide(world, young).obstacle, {
+        _tag: "FilterChanged",
+        projection: "orders",
+        recorded: "old",
+        given: "new"
+      })
+    })
+
+    it("a worker that gives a projection up keeps its others, and the newer worker claims all of its rows", () => {
+      const world = World.make()
+      const old = World.join(world, { workerId: "w1", projections: ["orders", "users"], filter: "old" })
+      World.decide(world, old)
+      const young = World.join(world, {
+        workerId: "w2",
+        projections: ["orders", "users"],
+        filter: "old",
+        acceptFilterChange: true
+      })
+      young.carried = young.carried.map((one) => one.name === "orders" ? { ...one, filter: "new" } : one)
+      World.converge(world, { idle: true, order: () => [young] })
+      World.decide(world, old)
+      World.decide(world, young)
+      assert.strictEqual(World.decide(world, old).obstacle?._tag, "FilterChanged")
+      old.carried = old.carried.map((one) => one.name === "orders" ? { ...one, givenUp: true } : one)
+      // A busy row stays with the old worker, although the next generation assigns it to the new one.
+      old.busy.add(Checkpoint.key(World.heldBy(world, old).find((row) => row.projection === "orders")!))
+      const given = World.decide(world, old)
+      assert.deepStrictEqual(given.carry, ["users"])
+      assert.deepStrictEqual(given.form?.members.map((member) => member.projections), [["users"], ["orders", "users"]])
+      assert.isFalse(given.settled)
+      old.busy.clear()
+      assert.isTrue(World.decide(world, old).settled)
+      assert.isTrue(World.decide(world, young).settled)
+      assert.deepStrictEqual(
+        World.rowsOf(world, "orders").map(({ fence, filter }) => [fence?.workerId, filter]),
+        [["w2", "new"]]
+      )
+      assert.deepStrictEqual(World.rowsOf(world, "users").map(({ fence }) => fence?.workerId), ["w1", "w2"])
+      assert.isTrue(Plan.isEmpty(World.decide(world, old)))
+      assert.isTrue(Plan.isEmpty(World.decide(world, young)))
+    })
+
+    it("a worker that has given up all of its projections is a member without a share", () => {
+      const world = World.make()
+      const old = World.join(world, { workerId: "w1", projections: ["orders"], filter: "old" })
+      World.decide(world, old)
+      for (const [key, row] of world.rows) world.rows.set(key, { ...row, filter: "new" })
+      old.carried = old.carried.map((one) => ({ ...one, givenUp: true }))
+      const { form, settled } = World.decide(world, old)
+      assert.deepStrictEqual(form?.members.map((member) => member.projections), [[]])
+      assert.isTrue(settled)
+      assert.isUndefined(World.rowsOf(world, "orders")[0]!.fence)
+    })
+
+    it("a decision activates a pending generation once all of its members are running", () => {
+      const world = World.make()
+      const [a, b] = ["a", "b"].map((workerId) => World.join(world, { workerId, projections: ["orders"] }))
+      const { generationId } = World.decide(world, a!).generation!
+      const activates = () => World.decide(world, a!).activates
+      assert.isFalse(activates())
+      a!.recorded = b!.recorded = { state: "running", generationId }
+      assert.isTrue(activates())
+      b!.recorded = { state: "ready", generationId }
+      assert.isFalse(activates())
+      b!.recorded = { state: "running", generationId: generationId - 1n }
+      assert.isFalse(activates())
+      b!.recorded = { state: "running", generationId }
+      world.active.set("main", generationId)
+      assert.isFalse(activates())
+      // A decision that forms the next generation activates none.
+      world.active.clear()
+      World.join(world, { workerId: "c", projections: ["orders"] })
+      assert.isFalse(activates())
+    })
+
+    it("an accepted filter continues from the position of the previous one", () => {
+      const world = World.make()
+      World.decide(
+        world,
+        World.join(world, { workerId: "w1", projections: ["orders"], filter: "old", startPosition: 5n })
+      )
+      const young = World.join(world, {
+        workerId: "w1",
+        projections: ["orders"],
+        filter: "new",
+        acceptFilterChange: true
+      })
+      const [row] = World.decide(world, young).held
+      assert.strictEqual(row!.filter, "new")
+      assert.strictEqual(row!.position, 5n)
+    })
+
+    it("a projection of another replica set is refused while a live worker there carries it, then claimed", () => {
+      const world = World.make()
+      const first = World.join(world, { workerId: "w1", replicaSet: "other", projections: ["orders"] })
+      World.decide(world, first)
+      const second = World.join(world, { workerId: "w1", projections: ["orders"] })
+      assert.deepStrictEqual(World.decide(world, second).obstacle, {
+        _tag: "ProjectionInOtherReplicaSet",
+        projection: "orders",
+        otherReplicaSet: "other",
+        workerId: "w1"
+      })
+      first.silentForMillis = farFuture
+      assert.isTrue(World.decide(world, second).settled)
+    })
+
+    it("a new session waits for a stale worker of another replica set instead of failing", () => {
+      const world = World.make()
+      const silent = World.join(world, { workerId: "w1", replicaSet: "other", projections: ["orders"] })
+      World.decide(world, silent)
+      const young = World.join(world, { workerId: "w2", projections: ["orders"] })
+      silent.silentForMillis = farFuture
+      const waiting = World.decide(world, young, { observerAgeMillis: 0 })
+      assert.isUndefined(waiting.obstacle)
+      assert.deepStrictEqual([waiting.held, waiting.settled], [[], false])
+      assert.deepStrictEqual(World.rowsOf(world, "orders").map((row) => row.replicaSet), ["other"])
+      assert.strictEqual(waiting.recheckAfterMillis, World.oldObserver)
+
+      silent.silentForMillis = 0
+      assert.strictEqual(World.decide(world, young).obstacle?._tag, "ProjectionInOtherReplicaSet")
+      silent.silentForMillis = farFuture
+      assert.isTrue(World.decide(world, young).settled)
+    })
+
+    it("a carrier in a third replica set does not prevent the claim", () => {
+      const world = World.make()
+      const gone = World.join(world, { workerId: "w1", replicaSet: "other", projections: ["orders"] })
+      World.decide(world, gone)
+      gone.silentForMillis = farFuture
+      const third = World.join(world, { workerId: "w1", replicaSet: "third", projections: ["orders"] })
+      assert.isTrue(World.decide(world, World.join(world, { workerId: "w1", projections: ["orders"] })).settled)
+      assert.strictEqual(World.decide(world, third).obstacle?._tag, "ProjectionInOtherReplicaSet")
+    })
+
+    it("one decision claims a whole projection, so only a worker returning to the old replica set is refused", () => {
+      const world = World.make()
+      const gone = World.join(world, { workerId: "w0", replicaSet: "other", projections: ["orders"] })
+      World.decide(world, gone)
+      gone.silentForMillis = farFuture
+      const claimers = ["w1", "w2"].map((workerId) => World.join(world, { workerId, projections: ["orders"] }))
+      World.decide(world, claimers[0]!)
+      const back = World.join(world, { workerId: "w0", replicaSet: "other", projections: ["orders"] })
+      assert.strictEqual(World.decide(world, back).obstacle?._tag, "ProjectionInOtherReplicaSet")
+      for (const worker of claimers) assert.isUndefined(World.decide(world, worker).obstacle)
+    })
+
+    it("claims nothing while one row is still locked, and rechecks soon", () => {
+      const world = World.make()
+      const gone = ["w1", "w2"].map((workerId) =>
+        World.join(world, { workerId, replicaSet: "other", projections: ["orders"] })
+      )
+      for (const worker of gone) World.decide(world, worker)
+      for (const worker of gone) worker.silentForMillis = farFuture
+      for (const [claimer, locked] of [["w1", HashRange.partition(1, 2)], ["w2", HashRange.partition(0, 2)]] as const) {
+        world.locked.clear()
+        world.locked.add(Checkpoint.key({ projection: "orders", range: locked }))
+        const worker = World.join(world, { workerId: claimer, projections: ["orders"] })
+        const decision = World.decide(world, worker)
+        assert.lengthOf(decision.held, 0)
+        assert.isAtMost(decision.recheckAfterMillis!, 10)
+      }
+    })
+
+    it("a leaving worker releases its rows despite an obstacle", () => {
+      const world = World.make()
+      const leaver = World.join(world, { workerId: "w1", projections: ["orders"], filter: "old" })
+      World.decide(world, leaver)
+      for (const [key, row] of world.rows) world.rows.set(key, { ...row, filter: "new" })
+      assert.strictEqual(World.decide(world, leaver).obstacle?._tag, "FilterChanged")
+      assert.isUndefined(World.decide(world, leaver, { leaving: true }).obstacle)
+      assert.isUndefined(World.rowsOf(world, "orders")[0]!.fence)
+    })
+  })
+
+  describe("leaving", () => {
+    it("releases all rows that are not busy and forms a generation without the leaving worker", () => {
+      const world = World.make()
+      const leaver = World.join(world, { workerId: "w1", projections: ["orders", "users"] })
+      World.decide(world, leaver)
+      World.join(world, { workerId: "w2", projections: ["orders", "users"] })
+      leaver.busy.add("users@0")
+      const decision = World.decide(world, leaver, { leaving: true })
+      assert.deepStrictEqual(decision.held.map(Checkpoint.key), ["users@0"])
+      assert.deepStrictEqual(decision.form!.members.map(({ workerId }) => workerId), ["w2"])
+      assert.isFalse(decision.settled)
+      assert.isUndefined(World.rowsOf(world, "orders")[0]!.fence)
+    })
+
+    it("the last worker forms no generation, and the next worker claims all rows", () => {
+      const world = World.make()
+      const last = World.join(world, { workerId: "w1", projections: ["orders"] })
+      World.decide(world, last)
+      assert.isUndefined(World.decide(world, last, { leaving: true }).form)
+      const next = World.join(world, { workerId: "w2", projections: ["orders"] })
+      const decision = World.decide(world, next)
+      assert.isTrue(decision.settled)
+      assert.strictEqual(decision.form!.generationId, 2n)
+    })
+  })
+
+  describe("halts", () => {
+    const haltedAt = (hash: number) => {
+      const world = World.make()
+      const first = World.join(world, { workerId: "w1", projections: ["orders"] })
+      World.decide(world, first)
+      world.now += 10
+      const [row] = World.rowsOf(world, "orders")
+      const halt = {
+        since: new Date(world.now),
+        error: "broken",
+        position: 1n,
+        eventId: "e",
+        hash,
+        incarnation: first.registration.incarnation
+      }
+      world.rows.set(Checkpoint.key(row!), { ...row!, halt })
+      return { world, first, halt }
+    }
+
+    it("stays with the part that contains its hash; the other part continues", () => {
+      const { first, halt, world } = haltedAt(2 ** 31 - 1)
+      world.workers.push({ ...first, registration: { ...first.registration, workerId: "w2", incarnation: 9n } })
+      World.decide(world, first)
+      assert.deepStrictEqual(World.rowsOf(world, "orders").map((row) => row.halt), [halt, undefined])
+    })
+
+    it("is retried only by a worker that registered later, by incarnation and not by clock", () => {
+      const { first, halt, world } = haltedAt(0)
+      const { incarnation } = first.registration
+      const withIncarnation = (incarnation: bigint, startedAt: number) => {
+        const worker = {
+          ...first,
+          registration: {
+            ...first.registration,
+            workerId: `w${incarnation}`,
+            incarnation,
+            startedAt: new Date(startedAt)
+          }
+        }
+        world.workers = [worker]
+        return World.decide(world, worker).held[0]!.halt
+      }
+      assert.deepStrictEqual(World.decide(world, first).held[0]!.halt, halt)
+      assert.deepStrictEqual(withIncarnation(incarnation - 1n, world.now + 1_000_000), halt)
+      assert.isUndefined(withIncarnation(incarnation + 1n, 0))
+    })
+
+    it("is retried once by each of several workers with the same fault, not alternately for ever", () => {
+      const { first, halt, world } = haltedAt(0)
+      const second = {
+        ...first,
+        registration: { ...first.registration, workerId: "w2", incarnation: first.registration.incarnation + 1n }
+      }
+      world.workers = [second]
+      const [retried] = World.decide(world, second).held
+      assert.isUndefined(retried!.halt)
+      const again = { ...halt, incarnation: second.registration.incarnation }
+      world.rows.set(Checkpoint.key(retried!), { ...retried!, halt: again })
+      assert.deepStrictEqual(World.decide(world, second).held[0]!.halt, again)
+      world.workers = [first]
+      assert.deepStrictEqual(World.decide(world, first).held[0]!.halt, again)
+    })
+  })
+})

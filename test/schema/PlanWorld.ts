@@ -1,0 +1,395 @@
+/**
+ * A model of workers, rows and generations in which decisions are made one after another, as under the stores' lock.
+ * Every applied decision is checked against the rules for decisions.
+ */
+import { assert } from "@effect/vitest"
+import * as Checkpoint from "../../src/schema/Checkpoint.ts"
+import * as Generation from "../../src/schema/Generation.ts"
+import * as HashRange from "../../src/schema/HashRange.ts"
+import * as Plan from "../../src/schema/Plan.ts"
+import * as Worker from "../../src/schema/Worker.ts"
+
+export const rules: Worker.LivenessRules = {
+  staleWorkerTimeoutMillis: 30_000,
+  heartbeatIntervalMillis: 5_000,
+  presenceGraceMillis: 100
+}
+
+export const projectionNames = ["orders", "users", "stock"] as const
+
+export interface WorldWorker {
+  readonly registration: Worker.Registration
+  carried: ReadonlyArray<Plan.Carried>
+  /** The projections recorded in the worker's row. */
+  registered: ReadonlyArray<string>
+  /** Keys of the rows that have a runner. */
+  readonly busy: Set<string>
+  silentForMillis: number
+  absentForMillis: number | undefined
+  /** Makes no further decision or progress; the other workers may not have detected it yet. */
+  dead: boolean
+  /** The state and generation recorded in the worker's row. */
+  recorded: Worker.Recorded
+}
+
+export interface World {
+  /** Workers that have not stopped, of all replica sets. */
+  workers: Array<WorldWorker>
+  rows: Map<string, Checkpoint.Checkpoint>
+  readonly generations: Map<string, Generation.Generation>
+  /** The generation recorded as active, by replica set. */
+  readonly active: Map<string, bigint>
+  /** Keys of rows locked by an open transaction. */
+  readonly locked: Set<string>
+  now: number
+  incarnations: bigint
+  /** The largest number of workers of one replica set that were registered at the same time. */
+  crowd: number
+}
+
+export const make = (): World => ({
+  workers: [],
+  rows: new Map(),
+  generations: new Map(),
+  active: new Map(),
+  locked: new Set(),
+  now: 1_000,
+  incarnations: 0n,
+  crowd: 0
+})
+
+export const rowsOf = (world: World, projection: string): ReadonlyArray<Checkpoint.Checkpoint> =>
+  [...world.rows.values()].filter((row) => row.projection === projection).sort((a, b) => a.range.start - b.range.start)
+
+export const rowAt = (rows: ReadonlyArray<Checkpoint.Checkpoint>, hash: number): Checkpoint.Checkpoint => {
+  const found = rows.filter((row) => HashRange.includes(row.range, hash))
+  assert.strictEqual(found.length, 1, `${found.length} rows cover hash ${hash}`)
+  return found[0]!
+}
+
+export const heldBy = (world: World, worker: WorldWorker): ReadonlyArray<Checkpoint.Held> =>
+  [...world.rows.values()].filter((row): row is Checkpoint.Held => Checkpoint.isHeldBy(row, worker.registration))
+
+export const join = (
+  world: World,
+  options: {
+    readonly workerId: string
+    readonly projections: ReadonlyArray<string>
+    readonly replicaSet?: string
+    readonly filter?: string
+    readonly acceptFilterChange?: boolean
+    readonly startPosition?: bigint
+  }
+): WorldWorker => {
+  const replicaSet = options.replicaSet ?? "main"
+  world.workers = world.workers.filter(({ registration }) =>
+    registration.replicaSet !== replicaSet || registration.workerId !== options.workerId
+  )
+  const worker: WorldWorker = {
+    registration: {
+      replicaSet,
+      workerId: options.workerId,
+      incarnation: ++world.incarnations,
+      startedAt: new Date(world.now),
+      projections: options.projections
+    },
+    carried: options.projections.map((name) => ({
+      name,
+      filter: options.filter ?? "all",
+      startPosition: options.startPosition ?? 0n,
+      acceptFilterChange: options.acceptFilterChange ?? false
+    })),
+    registered: options.projections,
+    busy: new Set(),
+    silentForMillis: 0,
+    absentForMillis: undefined,
+    dead: false,
+    recorded: { state: "pending", generationId: undefined }
+  }
+  world.workers.push(worker)
+  world.crowd = Math.max(
+    world.crowd,
+    world.workers.filter(({ registration }) => registration.replicaSet === replicaSet).length
+  )
+  return worker
+}
+
+const viewOfWorker = (worker: WorldWorker): Worker.WorkerView => ({
+  workerId: worker.registration.workerId,
+  incarnation: worker.registration.incarnation,
+  startedAt: worker.registration.startedAt,
+  projections: worker.registered,
+  silentForMillis: worker.silentForMillis,
+  absentForMillis: worker.absentForMillis,
+  recorded: worker.recorded
+})
+
+export const oldObserver = 2 * rules.heartbeatIntervalMillis
+
+export const viewFor = (world: World, worker: WorldWorker, observerAgeMillis = oldObserver): Plan.View => {
+  const { replicaSet } = worker.registration
+  return {
+    replicaSet,
+    workers: world.workers.filter((other) => other.registration.replicaSet === replicaSet).map(viewOfWorker),
+    generation: world.generations.get(replicaSet),
+    active: world.active.get(replicaSet) === world.generations.get(replicaSet)?.generationId,
+    // The newest first: the order of rows must not matter.
+    rows: [...world.rows.values()].filter((row) => worker.registration.projections.includes(row.projection)).reverse(),
+    observerAgeMillis,
+    foreignCarriers: world.workers
+      .filter((other) => other.registration.replicaSet !== replicaSet)
+      .map((other) => ({ ...viewOfWorker(other), replicaSet: other.registration.replicaSet }))
+  }
+}
+
+export const requestOf = (worker: WorldWorker, leaving = false): Plan.Request => ({
+  registration: worker.registration,
+  projections: worker.carried,
+  busy: worker.busy,
+  leaving,
+  rules
+})
+
+/** Closes the worker's busy rows that no longer lie entirely within its share, as a worker does before it decides. */
+export const giveUp = (world: World, worker: WorldWorker, leaving = false): void => {
+  const view = viewFor(world, worker)
+  const everyLock = new Set(Plan.candidates(view, requestOf(worker)).map(Checkpoint.key))
+  const { generation } = Plan.make(view, requestOf(worker), everyLock)
+  for (const row of heldBy(world, worker)) {
+    const share = generation === undefined || leaving
+      ? undefined
+      : Generation.share(generation, row.projection, worker.registration)
+    if (share === undefined || !HashRange.contains(share, row.range)) worker.busy.delete(Checkpoint.key(row))
+  }
+}
+
+export const workOnAll = (world: World, worker: WorldWorker): void => {
+  for (const row of heldBy(world, worker)) {
+    if (row.halt === undefined) worker.busy.add(Checkpoint.key(row))
+  }
+}
+
+/** Decides, applies the decision as a store does, and checks its effects. */
+export const decide = (
+  world: World,
+  worker: WorldWorker,
+  options?: { readonly leaving?: boolean; readonly observerAgeMillis?: number }
+): Plan.Plan => {
+  const leaving = options?.leaving ?? false
+  const request = requestOf(worker, leaving)
+  const view = viewFor(world, worker, options?.observerAgeMillis)
+  const lockable = unlocked(world, view, request)
+  const decision = Plan.make(view, request, lockable)
+  const allUnlocked = new Set([...world.rows.keys()].filter((key) => !world.locked.has(key)))
+  assert.deepStrictEqual(Plan.make(view, request, allUnlocked), decision, "depends on other locks")
+  const before = new Map(world.rows)
+  apply(world, worker, decision)
+  check(world, { before, decision, leaving, lockable, view, worker })
+  if (leaving) {
+    world.workers = world.workers.filter((other) => other !== worker)
+    return decision
+  }
+  if (decision.obstacle === undefined) {
+    const now = viewFor(world, worker, options?.observerAgeMillis)
+    const again = Plan.make(now, request, unlocked(world, now, request))
+    assert.isTrue(Plan.isEmpty(again), "a decision of the same worker must not be followed by further changes")
+    assert.deepStrictEqual(sorted(again.held), sorted(decision.held))
+    assert.strictEqual(again.settled, decision.settled)
+  }
+  return decision
+}
+
+const unlocked = (world: World, view: Plan.View, request: Plan.Request): ReadonlySet<string> =>
+  new Set(Plan.candidates(view, request).map(Checkpoint.key).filter((key) => !world.locked.has(key)))
+
+const apply = (world: World, worker: WorldWorker, decision: Plan.Plan): void => {
+  const stopped = new Set(decision.evict.map(({ incarnation }) => incarnation))
+  world.workers = world.workers.filter(({ registration }) => !stopped.has(registration.incarnation))
+  if (decision.carry !== undefined) worker.registered = decision.carry
+  if (decision.form !== undefined) world.generations.set(worker.registration.replicaSet, decision.form)
+  for (const row of decision.create) {
+    assert.lengthOf(rowsOf(world, row.projection), 0, "created beside other rows")
+    world.rows.set(Checkpoint.key(row), row)
+  }
+  for (const row of decision.remove) {
+    assert.isTrue(world.rows.delete(Checkpoint.key(row)), "removed a missing row")
+  }
+  for (const row of decision.put) world.rows.set(Checkpoint.key(row), row)
+}
+
+const sorted = (rows: ReadonlyArray<Checkpoint.Checkpoint>): ReadonlyArray<Checkpoint.Checkpoint> =>
+  [...rows].sort((a, b) => Checkpoint.key(a) < Checkpoint.key(b) ? -1 : 1)
+
+/** The hashes at the borders of all ranges, before and after, and at halts: at least one in each piece. */
+const samples = (...sides: ReadonlyArray<ReadonlyArray<Checkpoint.Checkpoint>>): ReadonlyArray<number> => [
+  ...new Set(
+    sides.flat().flatMap(({ halt, range }) => [
+      range.start,
+      range.end - 1,
+      ...(halt === undefined ? [] : [halt.hash])
+    ])
+  )
+]
+
+const check = (
+  world: World,
+  { before, decision, leaving, lockable, view, worker }: {
+    readonly before: ReadonlyMap<string, Checkpoint.Checkpoint>
+    readonly decision: Plan.Plan
+    readonly leaving: boolean
+    readonly lockable: ReadonlySet<string>
+    readonly view: Plan.View
+    readonly worker: WorldWorker
+  }
+): void => {
+  const self = worker.registration
+  const isMine = (row: Checkpoint.Checkpoint) => Checkpoint.isHeldBy(row, self)
+  const living = view.workers.filter((other) =>
+    other.incarnation === self.incarnation ? !leaving : Worker.isAlive(other, view.observerAgeMillis, rules)
+  )
+  const othersRow = (row: Checkpoint.Checkpoint) =>
+    !isMine(row) && living.some((other) => Checkpoint.isHeldBy(row, other))
+  for (const row of Plan.candidates(view, requestOf(worker, leaving))) {
+    assert.isFalse(othersRow(row) || (isMine(row) && worker.busy.has(Checkpoint.key(row))), "no candidate")
+  }
+  const isCarriedThere = (row: Checkpoint.Checkpoint) =>
+    view.foreignCarriers.some((other) =>
+      other.replicaSet === row.replicaSet && other.projections.includes(row.projection) &&
+      Worker.isAlive(other, view.observerAgeMillis, rules)
+    )
+  const unclaimable = new Set(
+    [...before.values()]
+      .filter((row) =>
+        row.replicaSet !== self.replicaSet && (!lockable.has(Checkpoint.key(row)) || isCarriedThere(row))
+      )
+      .map((row) => row.projection)
+  )
+  const untouchable = (row: Checkpoint.Checkpoint) =>
+    (row.replicaSet !== self.replicaSet && unclaimable.has(row.projection)) ||
+    othersRow(row) || (isMine(row) && worker.busy.has(Checkpoint.key(row))) || !lockable.has(Checkpoint.key(row))
+
+  for (const [key, row] of before) {
+    if (!self.projections.includes(row.projection)) {
+      assert.deepStrictEqual(world.rows.get(key), row, `${key}: the worker does not carry it`)
+    } else if (untouchable(row)) {
+      assert.deepStrictEqual(world.rows.get(key), row, `${key}: the worker must not change it`)
+    }
+  }
+  if (decision.obstacle !== undefined) {
+    assert.isTrue(Plan.isEmpty(decision))
+    return
+  }
+
+  for (const other of decision.evict) assert.isFalse(living.includes(other), "evicted a live worker")
+  assert.lengthOf(decision.evict, view.workers.filter((other) => !living.includes(other)).length - (leaving ? 1 : 0))
+  // The projections as registered after the decision.
+  const members = living.map((other) => ({
+    ...other,
+    projections: other.incarnation === self.incarnation ? worker.registered : other.projections
+  }))
+  const isGivenUp = (name: string) => worker.carried.some((one) => one.name === name && one.givenUp === true)
+  assert.deepStrictEqual(
+    worker.registered,
+    leaving ? worker.registered : self.projections.filter((name) => !isGivenUp(name))
+  )
+  if (decision.form !== undefined) {
+    assert.strictEqual(decision.form.generationId, (view.generation?.generationId ?? 0n) + 1n)
+    assert.isFalse(view.generation !== undefined && Generation.isCurrent(view.generation, members))
+  }
+  if (living.length > 0) assert.isTrue(Generation.isCurrent(decision.generation!, members))
+  assert.deepStrictEqual(world.generations.get(self.replicaSet), decision.generation)
+  if (leaving && decision.form !== undefined) assert.strictEqual(Generation.partitionKey(decision.form, self), -1)
+
+  for (const name of self.projections) {
+    const old = [...before.values()].filter((row) => row.projection === name)
+    const rows = rowsOf(world, name)
+    if (rows.length === 0) {
+      assert.isTrue(leaving || isGivenUp(name))
+      continue
+    }
+    assert.isTrue(HashRange.tiles(rows.map(({ range }) => range)), `${name} does not tile`)
+    assert.strictEqual(new Set(rows.map(({ replicaSet }) => replicaSet)).size, 1, `two replica sets have ${name}`)
+    const share = leaving || decision.generation === undefined
+      ? undefined
+      : Generation.share(decision.generation, name, self)
+    assert.strictEqual(share !== undefined, !leaving && !isGivenUp(name))
+    for (const row of rows) {
+      if (row.halt !== undefined) assert.isTrue(HashRange.includes(row.range, row.halt.hash), "a halt outside its row")
+      const was = before.get(Checkpoint.key(row))
+      if (!isMine(row) || was === row) continue
+      if (was !== undefined && isMine(was)) {
+        assert.notDeepEqual({ ...row, fence: was.fence }, was, "an unchanged row was written again")
+      }
+      assert.strictEqual(row.fence!.generationId, decision.generation!.generationId, "an old fence on a new row")
+      assert.isTrue(HashRange.contains(share!, row.range), "the changed row lies outside the share")
+      assert.strictEqual(row.replicaSet, self.replicaSet)
+    }
+    for (const hash of samples(old, rows)) {
+      const now = rowAt(rows, hash)
+      if (old.length === 0) {
+        assert.strictEqual(now.position, worker.carried.find((one) => one.name === name)!.startPosition)
+        continue
+      }
+      const was = rowAt(old, hash)
+      assert.strictEqual(now.position, was.position, `${name}: position at ${hash}`)
+      const inShare = share !== undefined && HashRange.includes(share, hash)
+      if (isMine(now) && !isMine(was)) assert.isTrue(inShare, "claimed a hash outside its share")
+      if (!untouchable(was)) {
+        assert.strictEqual(isMine(now), inShare, `${name}: ${hash} ${inShare ? "not claimed" : "not released"}`)
+        if (!inShare && isMine(was)) assert.isUndefined(now.fence)
+        if (inShare) assert.strictEqual(now.filter, worker.carried.find((one) => one.name === name)!.filter)
+        if (inShare) assert.strictEqual(now.replicaSet, self.replicaSet, "not moved to this replica set")
+      }
+      if (!inShare) assert.strictEqual(now.filter, was.filter)
+      if (was.halt?.hash === hash) {
+        if (now.halt === undefined) {
+          assert.isTrue(isMine(now) && self.incarnation > was.halt.incarnation, "a halt vanished")
+        } else assert.deepStrictEqual(now.halt, was.halt)
+      } else if (now.halt?.hash === hash) {
+        assert.fail("a halt appeared")
+      }
+    }
+    if (leaving) {
+      for (const row of rows) if (isMine(row)) assert.isTrue(untouchable(row))
+    }
+  }
+
+  const held = heldBy(world, worker)
+  assert.deepStrictEqual(sorted(decision.held), sorted(held))
+  const settled = !leaving && self.projections.every((name) => {
+    const ranges = held.filter((row) => row.projection === name).map(({ range }) => range)
+    const share = Generation.share(decision.generation!, name, self)
+    return share === undefined ? ranges.length === 0 : HashRange.tiles(ranges, share)
+  })
+  assert.strictEqual(decision.settled, settled)
+  const waits = [...before.values()].some((row) => {
+    if (!self.projections.includes(row.projection) || lockable.has(Checkpoint.key(row)) || othersRow(row)) return false
+    if (isMine(row)) return !worker.busy.has(Checkpoint.key(row))
+    const share = leaving ? undefined : Generation.share(decision.generation!, row.projection, self)
+    return share !== undefined && HashRange.overlaps(row.range, share)
+  })
+  if (waits) assert.isDefined(decision.recheckAfterMillis, "waits for a lock without a recheck")
+}
+
+/**
+ * Lets each worker in turn close the rows outside its share and decide, until a whole round changes nothing. Returns
+ * the number of rounds that changed something.
+ */
+export const converge = (
+  world: World,
+  options: { readonly idle: boolean; readonly order: (round: number) => ReadonlyArray<WorldWorker> }
+): number => {
+  for (let round = 0; round <= 4; round++) {
+    let changed = false
+    for (const worker of options.order(round)) {
+      if (options.idle) worker.busy.clear()
+      else giveUp(world, worker)
+      const decision = decide(world, worker)
+      assert.isUndefined(decision.obstacle)
+      if (!Plan.isEmpty(decision)) changed = true
+      if (!options.idle) workOnAll(world, worker)
+    }
+    if (!changed) return round
+  }
+  return assert.fail("no fixed point")
+}

@@ -1,0 +1,536 @@
+import { assert, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import type * as Layer from "effect/Layer"
+import * as Checkpoint from "../../src/schema/Checkpoint.ts"
+import * as EventFilter from "../../src/schema/EventFilter.ts"
+import * as HashRange from "../../src/schema/HashRange.ts"
+import type { Carried, Request } from "../../src/schema/Plan.ts"
+import * as Plan from "../../src/schema/Plan.ts"
+import type { LivenessRules, Registration } from "../../src/schema/Worker.ts"
+import { CheckpointStore } from "../../src/services/CheckpointStore.ts"
+import { CoordinationStore } from "../../src/services/CoordinationStore.ts"
+import { Membership } from "../../src/services/Membership.ts"
+import type { Time } from "./Suite.ts"
+import { dead, hasty, patient, unique } from "./Suite.ts"
+
+export interface Options {
+  readonly time: Time
+}
+
+const carried = (name: string, rest?: Partial<Carried>): Carried => ({
+  name,
+  filter: EventFilter.canonical({}),
+  startPosition: 0n,
+  acceptFilterChange: false,
+  ...rest
+})
+
+interface Member {
+  readonly registration: Registration
+  readonly projections: ReadonlyArray<Carried>
+}
+
+const join = Effect.fnUntraced(function*(
+  replicaSet: string,
+  workerId: string,
+  projections: ReadonlyArray<Carried | string>
+) {
+  const carries = projections.map((each) => typeof each === "string" ? carried(each) : each)
+  const registration = yield* (yield* Membership).join({
+    replicaSet,
+    workerId,
+    projections: carries.map(({ name }) => name),
+    rules: patient
+  })
+  return { registration, projections: carries } satisfies Member
+})
+
+const request = (member: Member, rest?: Partial<Request>): Request => ({
+  ...member,
+  busy: new Set(),
+  leaving: false,
+  rules: patient,
+  ...rest
+})
+
+const decide = Effect.fnUntraced(function*(member: Member, rest?: Partial<Request>) {
+  return yield* (yield* CoordinationStore).apply(request(member, rest))
+})
+
+const look = Effect.fnUntraced(function*(member: Member, rest?: Partial<Request>) {
+  return yield* (yield* CoordinationStore).preview(request(member, rest))
+})
+
+const rowsOf = Effect.fnUntraced(function*(projection: string) {
+  return yield* (yield* CheckpointStore).rows(projection)
+})
+
+const ranges = (rows: ReadonlyArray<Checkpoint.Checkpoint>): ReadonlyArray<HashRange.HashRange> =>
+  rows.map((row) => row.range)
+
+const half = (key: number): HashRange.HashRange => HashRange.partition(key, 2)
+
+/** Lets the workers decide in turn until all of them are settled. */
+const converge = Effect.fnUntraced(function*(members: ReadonlyArray<Member>, rules: LivenessRules = patient) {
+  for (let round = 0; round < 10; round++) {
+    const decisions = yield* Effect.forEach(members, (member) => decide(member, { rules }))
+    if (decisions.every((decision) => decision.settled && Plan.isEmpty(decision))) return decisions
+  }
+  return assert.fail("The workers do not come to rest.")
+})
+
+/** Asserts that a projection's rows tile the space and that each is held by one of the workers. */
+const assertShared = Effect.fnUntraced(function*(projection: string, members: ReadonlyArray<Member>) {
+  const rows = yield* rowsOf(projection)
+  assert.isTrue(HashRange.tiles(ranges(rows)))
+  for (const row of rows) {
+    assert.isTrue(members.some(({ registration }) => Checkpoint.isHeldBy(row, registration)))
+  }
+  return rows
+})
+
+const twoWorkers = Effect.gen(function*() {
+  const replicaSet = yield* unique("replica-set")
+  const projection = yield* unique("projection")
+  const members = [
+    yield* join(replicaSet, "a", [projection]),
+    yield* join(replicaSet, "b", [projection])
+  ] as const
+  const [first, second] = yield* converge(members)
+  return { replicaSet, projection, members, held: [first!.held[0]!, second!.held[0]!] as const }
+})
+
+export const suite = (
+  name: string,
+  layer: Layer.Layer<CheckpointStore | CoordinationStore | Membership, unknown>,
+  { time }: Options
+) =>
+  it.layer(layer, { excludeTestServices: time.excludeTestServices })(`CoordinationStore (${name})`, (it) => {
+    it.effect("the first worker forms the first generation and claims the whole space", () =>
+      Effect.gen(function*() {
+        const replicaSet = yield* unique("replica-set")
+        const projection = yield* unique("projection")
+        const filter = EventFilter.canonical({ eventTypes: ["Added"] })
+        const first = yield* join(replicaSet, "a", [carried(projection, { filter, startPosition: 17n })])
+        const { incarnation, workerId } = first.registration
+        const decision = yield* decide(first)
+        assert.isUndefined(decision.obstacle)
+        assert.deepStrictEqual(decision.form, {
+          replicaSet,
+          generationId: 1n,
+          members: [{ workerId, incarnation, projections: [projection] }]
+        })
+        assert.deepStrictEqual(decision.generation, decision.form)
+        assert.isTrue(decision.settled)
+        assert.isUndefined(decision.recheckAfterMillis)
+        const row: Checkpoint.Held = {
+          projection,
+          range: HashRange.whole,
+          position: 17n,
+          replicaSet,
+          fence: { workerId, incarnation, generationId: 1n },
+          filter,
+          halt: undefined
+        }
+        assert.deepStrictEqual(decision.held, [row])
+        assert.deepStrictEqual(yield* rowsOf(projection), [row])
+      }))
+
+    it.effect("a repeated decision changes nothing", () =>
+      Effect.gen(function*() {
+        const { held, members, projection } = yield* twoWorkers
+        const before = yield* rowsOf(projection)
+        for (const [index, member] of members.entries()) {
+          const again = yield* decide(member)
+          assert.isTrue(Plan.isEmpty(again))
+          assert.isTrue(again.settled)
+          assert.deepStrictEqual(again.held, [held[index]!])
+          assert.strictEqual(again.generation?.generationId, 1n)
+        }
+        assert.deepStrictEqual(yield* rowsOf(projection), before)
+      }))
+
+    it.effect("a second worker forms the next generation; the first releases a half, then the second claims it", () =>
+      Effect.gen(function*() {
+        const replicaSet = yield* unique("replica-set")
+        const projection = yield* unique("projection")
+        const first = yield* join(replicaSet, "a", [projection])
+        const { held: [whole] } = yield* decide(first)
+        yield* (yield* CheckpointStore).advance(whole!, { from: 0n, to: 33n })
+        const second = yield* join(replicaSet, "b", [projection])
+
+        const formed = yield* decide(second)
+        assert.strictEqual(formed.form?.generationId, 2n)
+        assert.deepStrictEqual(formed.form?.members.map(({ workerId }) => workerId), ["a", "b"])
+        assert.deepStrictEqual(formed.held, [])
+        assert.isFalse(formed.settled)
+        assert.deepStrictEqual(ranges(yield* rowsOf(projection)), [HashRange.whole])
+
+        const given = yield* decide(first)
+        assert.isUndefined(given.form)
+        assert.deepStrictEqual(ranges(given.held), [half(0)])
+        assert.isTrue(given.settled)
+        assert.isUndefined((yield* rowsOf(projection))[1]!.fence)
+
+        const taken = yield* decide(second)
+        assert.deepStrictEqual(ranges(taken.held), [half(1)])
+        assert.isTrue(taken.settled)
+        const rows = yield* assertShared(projection, [first, second])
+        assert.deepStrictEqual(rows.map((row) => row.position), [33n, 33n])
+        assert.deepStrictEqual(rows.map((row) => row.fence?.generationId), [2n, 2n])
+
+        // The first worker's old row is fenced.
+        const late = yield* Effect.flip((yield* CheckpointStore).advance(whole!, { from: 33n, to: 34n }))
+        assert.strictEqual(late._tag, "Fenced")
+      }))
+
+    it.effect("a leaving worker releases its rows and is removed from the members", () =>
+      Effect.gen(function*() {
+        const { members: [first, second], projection } = yield* twoWorkers
+        const left = yield* decide(second, { leaving: true })
+        assert.deepStrictEqual(left.held, [])
+        assert.deepStrictEqual(left.generation?.members.map(({ workerId }) => workerId), ["a"])
+        const rows = yield* rowsOf(projection)
+        assert.isTrue(HashRange.tiles(ranges(rows)))
+        assert.isTrue(rows.every((row) => !Checkpoint.isHeldBy(row, second.registration)))
+
+        const taken = yield* decide(first)
+        assert.isTrue(taken.settled)
+        // Both halves have the same position, so they are merged.
+        assert.deepStrictEqual(ranges(taken.held), [HashRange.whole])
+        assert.deepStrictEqual(yield* rowsOf(projection), taken.held)
+        assert.strictEqual(
+          (yield* Effect.flip((yield* Membership).heartbeat(second.registration)))._tag,
+          "WorkerEvicted"
+        )
+        const after = yield* decide(second)
+        assert.strictEqual(after.obstacle?._tag, "Evicted")
+        assert.isTrue(Plan.isEmpty(after))
+      }))
+
+    it.effect("the last worker to leave releases all rows; the next worker continues from their position", () =>
+      Effect.gen(function*() {
+        const replicaSet = yield* unique("replica-set")
+        const projection = yield* unique("projection")
+        const first = yield* join(replicaSet, "a", [projection])
+        const { held: [whole] } = yield* decide(first)
+        yield* (yield* CheckpointStore).advance(whole!, { from: 0n, to: 5n })
+        const left = yield* decide(first, { leaving: true })
+        assert.isUndefined(left.form)
+        assert.deepStrictEqual((yield* rowsOf(projection)).map((row) => row.fence), [undefined])
+        const second = yield* join(replicaSet, "a", [projection])
+        const decision = yield* decide(second)
+        assert.strictEqual(decision.form?.generationId, 2n)
+        assert.isTrue(decision.settled)
+        assert.deepStrictEqual(decision.held.map((row) => [row.range, row.position]), [[HashRange.whole, 5n]])
+      }))
+
+    it.effect("the rows of a dead worker are claimed at their positions", () =>
+      Effect.gen(function*() {
+        const store = yield* CheckpointStore
+        const { held, members: [first, second], projection } = yield* twoWorkers
+        yield* store.advance(held[0], { from: 0n, to: 8n })
+        yield* store.advance(held[1], { from: 0n, to: 3n })
+        yield* time.advance(dead)
+        // Under rules by which the other worker is still alive, nothing is claimed from it.
+        assert.isTrue(Plan.isEmpty(yield* decide(first)))
+
+        const decision = yield* decide(first, { rules: hasty })
+        assert.deepStrictEqual(decision.evict.map(({ incarnation }) => incarnation), [second.registration.incarnation])
+        assert.strictEqual(decision.form?.generationId, 2n)
+        assert.isTrue(decision.settled)
+        assert.deepStrictEqual(decision.held.map((row) => [row.range, row.position]), [[half(0), 8n], [half(1), 3n]])
+        assert.strictEqual((yield* Effect.flip(store.advance(held[1], { from: 3n, to: 4n })))._tag, "Fenced")
+        assert.strictEqual((yield* decide(second)).obstacle?._tag, "Evicted")
+
+        // Once both parts have the same position, the next decision merges them.
+        yield* store.advance(decision.held.find((row) => row.position === 3n)!, { from: 3n, to: 8n })
+        const merged = yield* decide(first)
+        assert.deepStrictEqual(ranges(merged.held), [HashRange.whole])
+        assert.deepStrictEqual(yield* rowsOf(projection), merged.held)
+      }))
+
+    it.effect("busy rows are not changed", () =>
+      Effect.gen(function*() {
+        const replicaSet = yield* unique("replica-set")
+        const projection = yield* unique("projection")
+        const first = yield* join(replicaSet, "a", [projection])
+        const { held: [whole] } = yield* decide(first)
+        const second = yield* join(replicaSet, "b", [projection])
+        yield* decide(second)
+        const busy = yield* decide(first, { busy: new Set([Checkpoint.key(whole!)]) })
+        assert.isTrue(Plan.isEmpty(busy))
+        assert.isFalse(busy.settled)
+        assert.deepStrictEqual(busy.held, [whole!])
+        yield* (yield* CheckpointStore).advance(whole!, { from: 0n, to: 2n })
+        const rest = yield* decide(first)
+        assert.deepStrictEqual(rest.held.map((row) => [row.range, row.position]), [[half(0), 2n]])
+      }))
+
+    it.effect("a busy row of a worker that has left is claimed by the others", () =>
+      Effect.gen(function*() {
+        const { held, members: [first, second], projection } = yield* twoWorkers
+        yield* decide(second, { leaving: true, busy: new Set([Checkpoint.key(held[1])]) })
+        const [, row] = yield* rowsOf(projection)
+        assert.isTrue(Checkpoint.isHeldBy(row!, second.registration))
+        yield* converge([first])
+        yield* assertShared(projection, [first])
+        const late = yield* Effect.flip((yield* CheckpointStore).advance(held[1], { from: 0n, to: 1n }))
+        assert.strictEqual(late._tag, "Fenced")
+      }))
+
+    it.effect("concurrent decisions form one generation", () =>
+      Effect.gen(function*() {
+        const replicaSet = yield* unique("replica-set")
+        const projections = [yield* unique("projection"), yield* unique("projection")]
+        const members = yield* Effect.forEach(
+          Array.from({ length: 6 }, (_, index) => `worker-${index}`),
+          (workerId) => join(replicaSet, workerId, projections)
+        )
+        const decisions = yield* Effect.forEach(members, (member) => decide(member), { concurrency: "unbounded" })
+        assert.deepStrictEqual(
+          decisions.filter((decision) => decision.form !== undefined).map(({ form }) => form?.generationId),
+          [1n]
+        )
+        assert.isTrue(decisions.every((decision) => decision.generation?.generationId === 1n))
+        assert.strictEqual(decisions.flatMap(({ create }) => create).length, 2)
+        yield* converge(members)
+        for (const projection of projections) {
+          const rows = yield* assertShared(projection, members)
+          assert.deepStrictEqual(ranges(rows), Array.from({ length: 6 }, (_, key) => HashRange.partition(key, 6)))
+        }
+      }))
+
+    it.effect("the only worker that does not leave claims everything", () =>
+      Effect.gen(function*() {
+        const replicaSet = yield* unique("replica-set")
+        const projection = yield* unique("projection")
+        const members = yield* Effect.forEach(
+          ["a", "b", "c", "d", "e"],
+          (workerId) => join(replicaSet, workerId, [projection])
+        )
+        yield* converge(members)
+        yield* Effect.forEach(members.slice(1), (member) => decide(member, { leaving: true }), {
+          concurrency: "unbounded"
+        })
+        const [decision] = yield* converge(members.slice(0, 1))
+        assert.deepStrictEqual(ranges(decision!.held), [HashRange.whole])
+        assert.deepStrictEqual(yield* rowsOf(projection), decision!.held)
+      }))
+
+    it.effect("a worker that rejoins under its id claims its former range", () =>
+      Effect.gen(function*() {
+        const { held, members: [first], projection, replicaSet } = yield* twoWorkers
+        yield* time.advance(dead)
+        yield* (yield* Membership).heartbeat(first.registration)
+        const registration = yield* (yield* Membership).join({
+          replicaSet,
+          workerId: "b",
+          projections: [projection],
+          rules: hasty
+        })
+        const again: Member = { registration, projections: [carried(projection)] }
+        const decision = yield* decide(again)
+        assert.strictEqual(decision.form?.generationId, 2n)
+        assert.deepStrictEqual(ranges(decision.held), [held[1].range])
+        assert.isTrue(decision.settled)
+        const late = yield* Effect.flip((yield* CheckpointStore).advance(held[1], { from: 0n, to: 1n }))
+        assert.strictEqual(late._tag, "Fenced")
+        // The other worker's row and fence are unchanged.
+        assert.deepStrictEqual((yield* converge([first, again]))[0]!.held, [held[0]])
+      }))
+
+    it.effect("each projection is divided among the workers that carry it", () =>
+      Effect.gen(function*() {
+        const replicaSet = yield* unique("replica-set")
+        const [one, both] = [yield* unique("one"), yield* unique("both")]
+        const first = yield* join(replicaSet, "a", [one, both])
+        const second = yield* join(replicaSet, "b", [both])
+        const [decided] = yield* converge([first, second])
+        assert.deepStrictEqual(ranges(yield* assertShared(one, [first])), [HashRange.whole])
+        assert.deepStrictEqual(ranges(yield* assertShared(both, [first, second])), [half(0), half(1)])
+        assert.strictEqual(decided!.held.length, 2)
+      }))
+
+    it.effect("a projection of another replica set is claimed only after its worker there has left", () =>
+      Effect.gen(function*() {
+        const [here, there] = [yield* unique("here"), yield* unique("there")]
+        const projection = yield* unique("projection")
+        const other = yield* join(there, "other", [projection])
+        const { held: [row] } = yield* decide(other)
+        yield* (yield* CheckpointStore).advance(row!, { from: 0n, to: 9n })
+        const before = yield* rowsOf(projection)
+        const worker = yield* join(here, "worker", [projection])
+        const refused = yield* decide(worker)
+        assert.deepStrictEqual(refused.obstacle, {
+          _tag: "ProjectionInOtherReplicaSet",
+          projection,
+          otherReplicaSet: there,
+          workerId: "other"
+        })
+        assert.isTrue(Plan.isEmpty(refused))
+        assert.deepStrictEqual(yield* rowsOf(projection), before)
+
+        yield* decide(other, { leaving: true })
+        const claimed = yield* decide(worker)
+        assert.isTrue(claimed.settled)
+        assert.deepStrictEqual(
+          claimed.held.map((each) => [each.range, each.position, each.replicaSet]),
+          [[HashRange.whole, 9n, here]]
+        )
+      }))
+
+    it.effect("a changed filter is refused unless it is accepted", () =>
+      Effect.gen(function*() {
+        const replicaSet = yield* unique("replica-set")
+        const projection = yield* unique("projection")
+        const recorded = EventFilter.canonical({ eventTypes: ["Added"] })
+        const given = EventFilter.canonical({ eventTypes: ["Added", "Removed"] })
+        const old = yield* join(replicaSet, "old", [carried(projection, { filter: recorded, startPosition: 4n })])
+        yield* decide(old)
+        yield* decide(old, { leaving: true })
+        const worker = yield* join(replicaSet, "new", [carried(projection, { filter: given })])
+        const refused = yield* decide(worker)
+        assert.deepStrictEqual(refused.obstacle, { _tag: "FilterChanged", projection, recorded, given })
+        assert.isTrue(Plan.isEmpty(refused))
+        assert.deepStrictEqual((yield* rowsOf(projection)).map((row) => [row.filter, row.fence]), [[
+          recorded,
+          undefined
+        ]])
+
+        const accepting = { ...worker, projections: [carried(projection, { filter: given, acceptFilterChange: true })] }
+        const { held, settled } = yield* decide(accepting)
+        assert.isTrue(settled)
+        // The projection continues from its position; the start position applies only to its first start.
+        assert.deepStrictEqual(held.map((row) => [row.filter, row.position]), [[given, 4n]])
+      }))
+
+    it.effect("a worker that has given a projection up releases it to the workers that still carry it", () =>
+      Effect.gen(function*() {
+        const replicaSet = yield* unique("replica-set")
+        const [changed, kept] = [yield* unique("changed"), yield* unique("kept")]
+        const old = yield* join(replicaSet, "old", [changed, kept])
+        yield* decide(old)
+        const filter = EventFilter.canonical({ eventTypes: ["Added"] })
+        const young = yield* join(replicaSet, "young", [carried(changed, { filter, acceptFilterChange: true }), kept])
+        yield* decide(young)
+        yield* decide(old)
+        yield* decide(young)
+        assert.strictEqual((yield* decide(old)).obstacle?._tag, "FilterChanged")
+        const without: Member = { ...old, projections: [carried(changed, { givenUp: true }), carried(kept)] }
+        const given = yield* decide(without)
+        assert.deepStrictEqual(given.carry, [kept])
+        assert.deepStrictEqual(given.form?.members.map(({ projections }) => projections), [[kept], [changed, kept]])
+        yield* converge([without, young])
+        assert.deepStrictEqual(
+          (yield* rowsOf(changed)).map((row) => [row.fence?.workerId, row.filter]),
+          [["young", filter]]
+        )
+        assert.deepStrictEqual((yield* rowsOf(kept)).map((row) => row.fence?.workerId), ["old", "young"])
+        // The old worker can still leave.
+        yield* decide(without, { leaving: true })
+        yield* converge([young])
+        assert.deepStrictEqual((yield* rowsOf(kept)).map((row) => row.fence?.workerId), ["young"])
+      }))
+
+    it.effect("a halt stays with its part of a row, and is retried by a worker that registered later", () =>
+      Effect.gen(function*() {
+        const store = yield* CheckpointStore
+        const replicaSet = yield* unique("replica-set")
+        const projection = yield* unique("projection")
+        const first = yield* join(replicaSet, "a", [projection])
+        const { held: [whole] } = yield* decide(first)
+        const eventId = globalThis.crypto.randomUUID()
+        yield* store.halt(whole!, { at: 0n, error: "boom", position: 1n, eventId, aggregateId: "cart-1" })
+        const halt = (yield* rowsOf(projection))[0]!.halt
+        assert.strictEqual(halt?.incarnation, first.registration.incarnation)
+        const second = yield* join(replicaSet, "b", [projection])
+        yield* decide(second)
+        yield* decide(first)
+        const cut = yield* rowsOf(projection)
+        assert.deepStrictEqual(ranges(cut), [half(0), half(1)])
+        for (const row of cut) {
+          assert.deepStrictEqual(row.halt, HashRange.includes(row.range, halt!.hash) ? halt : undefined)
+        }
+        yield* decide(second)
+        for (const row of yield* rowsOf(projection)) {
+          const isMine = Checkpoint.isHeldBy(row, second.registration)
+          assert.deepStrictEqual(
+            row.halt,
+            !isMine && HashRange.includes(row.range, halt!.hash) ? halt : undefined
+          )
+        }
+        yield* decide(first, { leaving: true })
+        const [decided] = yield* converge([second])
+        assert.deepStrictEqual(decided!.held.map((row) => row.halt), [undefined])
+      }))
+
+    it.effect("a worker registered before the halt retries it if the halted worker had registered earlier", () =>
+      Effect.gen(function*() {
+        const store = yield* CheckpointStore
+        const replicaSet = yield* unique("replica-set")
+        const projection = yield* unique("projection")
+        const old = yield* join(replicaSet, "old", [projection])
+        const { held: [whole] } = yield* decide(old)
+        // As in a rolling deploy: the fixed worker is already registered when the old version's handler fails.
+        const fixed = yield* join(replicaSet, "fixed", [projection])
+        const halt = { at: 0n, error: "boom", position: 1n, eventId: globalThis.crypto.randomUUID(), aggregateId: "a" }
+        yield* store.halt(whole!, halt)
+        yield* decide(old, { leaving: true })
+        const [decided] = yield* converge([fixed])
+        assert.deepStrictEqual(decided!.held.map((row) => row.halt), [undefined])
+        // Its own halt stays, also when another worker's decision changes the row.
+        yield* store.halt(decided!.held[0]!, halt)
+        const other = yield* join(replicaSet, "other", [yield* unique("other")])
+        yield* decide(other)
+        const { held } = yield* decide(fixed)
+        assert.deepStrictEqual(held.map((row) => row.halt?.incarnation), [fixed.registration.incarnation])
+      }))
+
+    it.effect("look returns the decision of decide without applying it", () =>
+      Effect.gen(function*() {
+        const replicaSet = yield* unique("replica-set")
+        const projection = yield* unique("projection")
+        const first = yield* join(replicaSet, "a", [projection])
+        const looked = yield* look(first)
+        assert.strictEqual(looked.form?.generationId, 1n)
+        assert.strictEqual(looked.create.length, 1)
+        assert.deepStrictEqual(yield* look(first), looked)
+        assert.deepStrictEqual(yield* rowsOf(projection), [])
+        assert.deepStrictEqual(yield* decide(first), looked)
+        assert.isTrue(Plan.isEmpty(yield* look(first)))
+        const second = yield* join(replicaSet, "b", [projection])
+        assert.strictEqual((yield* look(second)).form?.generationId, 2n)
+        yield* look(second, { leaving: true })
+        yield* (yield* Membership).heartbeat(second.registration)
+        assert.strictEqual((yield* decide(first)).form?.generationId, 2n)
+      }))
+
+    it.effect("repeated joins and leaves keep every hash and position", () =>
+      Effect.gen(function*() {
+        const store = yield* CheckpointStore
+        const replicaSet = yield* unique("replica-set")
+        const projection = yield* unique("projection")
+        let members: ReadonlyArray<Member> = [yield* join(replicaSet, "0", [projection])]
+        yield* converge(members)
+        for (let step = 1; step <= 12; step++) {
+          // Advance the first row, so that positions differ between ranges.
+          const [row] = yield* rowsOf(projection)
+          yield* store.advance(row as Checkpoint.Held, { from: row!.position, to: BigInt(step) })
+          const before = yield* rowsOf(projection)
+          if (step % 3 === 0) {
+            yield* decide(members[0]!, { leaving: true })
+            members = members.slice(1)
+          } else {
+            members = [...members, yield* join(replicaSet, String(step), [projection])]
+          }
+          yield* converge(members)
+          const after = yield* assertShared(projection, members)
+          for (const row of after) {
+            for (const old of before) {
+              if (HashRange.overlaps(row.range, old.range)) assert.strictEqual(row.position, old.position)
+            }
+          }
+        }
+      }))
+  })
