@@ -157,6 +157,29 @@ describe("an append whose answer is lost", () => {
     }))
 })
 
+describe("an append that is interrupted", () => {
+  live(
+    "is stored once or not at all, and a repeat with its event ids shows which",
+    () =>
+      Effect.gen(function*() {
+        const store = yield* EventStore
+        const outcomes = yield* Effect.forEach(Array.from({ length: 30 }), (_, millis) =>
+          Effect.gen(function*() {
+            const events = [event({ eventId: newId() })]
+            const appending = yield* Effect.forkChild(store.append(events), { startImmediately: true })
+            yield* Effect.sleep(`${millis / 5} millis`)
+            yield* Fiber.interrupt(appending)
+            return yield* Effect.catchTag(
+              Effect.as(store.append(events), "not stored"),
+              "DuplicateEvent",
+              () => Effect.succeed("stored")
+            )
+          }))
+        assert.deepStrictEqual(yield* versions, outcomes.map((_, index) => index + 1))
+      })
+  )
+})
+
 describe("an append where heads and events disagree", () => {
   const headsAt = (version: number) =>
     Effect.flatMap(PgClient.PgClient, (sql) => sql`UPDATE aggregate_heads SET aggregate_version = ${version}`)

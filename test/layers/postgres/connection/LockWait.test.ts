@@ -1,0 +1,23 @@
+import { assert, it } from "@effect/vitest"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import type * as SqlClient from "effect/sql/SqlClient"
+import * as TestClock from "effect/testing/TestClock"
+import * as LockWait from "../../../../src/layers/postgres/connection/LockWait.ts"
+
+/** A client whose statements are never answered. */
+const silent = {
+  transactionService: Context.Service<unknown>("test/LockWait/transaction"),
+  unsafe: () => ({ unprepared: Effect.never })
+} as unknown as SqlClient.SqlClient
+
+it.effect("a start that waits for a lock for a minute fails", () =>
+  Effect.gen(function*() {
+    const bounded = LockWait.bounded({ sql: silent, table: "t", operation: "Opening the stores" })
+    const waiting = yield* Effect.forkChild(Effect.flip(bounded(Effect.never)), { startImmediately: true })
+    yield* TestClock.adjust("59 seconds")
+    assert.isUndefined(waiting.pollUnsafe())
+    yield* TestClock.adjust("1 second")
+    assert.include((yield* Fiber.join(waiting)).reason.message, "waited too long for a lock")
+  }))
