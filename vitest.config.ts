@@ -24,6 +24,8 @@ export default defineConfig({
     silent: "passed-only",
     pool: "forks",
     maxWorkers: 4,
+    // A process for each worker instead of one for each file: no test changes what another file reads.
+    isolate: false,
     testTimeout: hangs,
     hookTimeout: hangs,
     teardownTimeout: hangs

@@ -5,16 +5,21 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as References from "effect/References"
 import * as SqlClient from "effect/sql/SqlClient"
-import * as Os from "node:os"
+import { syncBuiltinESMExports } from "node:module"
+import Os from "node:os"
 import { EventStore, Orchestrator, PostgresStores, Projection } from "pupsourcing-orchestrator"
-import { vi } from "vitest"
+import { afterAll } from "vitest"
 import { event } from "../../../services/World.ts"
 import * as EventStores from "../../../support/EventStores.ts"
 
-vi.mock("node:os", { spy: true })
-
 const host = "büro-\u{1F600}"
-vi.mocked(Os.hostname).mockReturnValue(host)
+const hostname = Os.hostname
+Object.assign(Os, { hostname: () => host })
+syncBuiltinESMExports()
+afterAll(() => {
+  Object.assign(Os, { hostname })
+  syncBuiltinESMExports()
+})
 
 const encodings = ["LATIN1", "EUC_JP", "SQL_ASCII"] as const
 
