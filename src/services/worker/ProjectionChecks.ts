@@ -1,0 +1,86 @@
+/**
+ * What is checked of an orchestrator's projections before it works: their names, their filters, and that the database
+ * can store both.
+ */
+import * as Effect from "effect/Effect"
+import * as Result from "effect/Result"
+import { DuplicateProjection, InvalidSettings } from "../../schema/Errors.ts"
+import { textProblem } from "../../schema/Text.ts"
+import type { CheckpointStore } from "../CheckpointStore.ts"
+import type * as Projection from "../Projection.ts"
+
+const maximumNameLength = 200
+
+/** Fails if the set of projections is empty, or if a name, a start or a filter in it is invalid. */
+export const check = (
+  projections: ReadonlyArray<Projection.Any>
+): Result.Result<void, DuplicateProjection | InvalidSettings> => {
+  if (projections.length === 0) return Result.fail(invalid("There is none. Give at least one Projection.make(…)."))
+  const names = new Set<string>()
+  for (const projection of projections) {
+    const problem = problemOf(projection)
+    if (problem !== undefined) return Result.fail(invalid(problem))
+    if (names.has(projection.name)) return Result.fail(new DuplicateProjection({ projection: projection.name }))
+    names.add(projection.name)
+  }
+  return Result.succeed(undefined)
+}
+
+/**
+ * Fails if the database cannot store a name or a filter. Names identify progress and filters select events, so unlike
+ * diagnostic texts they must be stored unchanged.
+ */
+export const checkStorable = Effect.fnUntraced(function*(
+  checkpoints: CheckpointStore["Service"],
+  { projections, replicaSet, workerId }: {
+    readonly projections: Iterable<Projection.Any>
+    readonly replicaSet: string
+    readonly workerId: string
+  }
+) {
+  const stored = [
+    { setting: "replicaSet", text: replicaSet },
+    { setting: "workerId", text: workerId },
+    ...[...projections].flatMap(({ filter, name }) =>
+      [name, ...filterLists(filter).flatMap(([, values]) => values)].map((text) => ({ setting: "projections", text }))
+    )
+  ]
+  // If the database is unavailable, a later step of the start retries or reports it.
+  const unstorable = yield* Effect.orElseSucceed(
+    checkpoints.unstorable(stored.map(({ text }) => text)),
+    (): ReadonlyArray<string> => []
+  )
+  const first = stored.find(({ text }) => unstorable.includes(text))
+  if (first === undefined) return
+  return yield* new InvalidSettings({
+    setting: first.setting,
+    problem:
+      `The database cannot store "${first.text}": its encoding cannot represent a character of this text. Use other characters, or a database with ENCODING 'UTF8'.`
+  })
+})
+
+const invalid = (problem: string) => new InvalidSettings({ setting: "projections", problem })
+
+const problemOf = ({ filter, name, startFrom }: Projection.Any): string | undefined => {
+  if (name.trim() === "") return "A projection's name must not be empty: progress is kept by name."
+  if (name.length > maximumNameLength) {
+    return `The name "${name.slice(0, 40)}…" must have at most ${maximumNameLength} characters.`
+  }
+  const problem = textProblem(name)
+  if (problem !== undefined) return `The name "${name}" ${problem}.`
+  if (typeof startFrom === "bigint" && startFrom < 0n) {
+    return `startFrom of "${name}" is ${startFrom}. Give "beginning", "now" or a position of 0n or more.`
+  }
+  for (const [list, values] of filterLists(filter)) {
+    if (values.length === 0) {
+      return `${list} of "${name}" is empty, so that no event would match. Leave it out to let all through.`
+    }
+    const problem = values.map(textProblem).find((problem) => problem !== undefined)
+    if (problem !== undefined) return `A value of ${list} of "${name}" ${problem}.`
+  }
+  return undefined
+}
+
+/** The lists of a filter that are given, by their names. */
+const filterLists = (filter: Projection.Any["filter"]): ReadonlyArray<readonly [string, ReadonlyArray<string>]> =>
+  Object.entries(filter).flatMap(([list, values]: [string, unknown]) => Array.isArray(values) ? [[list, values]] : [])

@@ -1,0 +1,291 @@
+/**
+ * One worker's registration, from `join` to `leave`: heartbeats, ranges and reconciliation run in between. A worker
+ * that is evicted registers again.
+ */
+import * as Clock from "effect/Clock"
+import type * as Context from "effect/Context"
+import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Latch from "effect/Latch"
+import * as Option from "effect/Option"
+import * as Queue from "effect/Queue"
+import * as Random from "effect/Random"
+import * as Schedule from "effect/Schedule"
+import type * as Scope from "effect/Scope"
+import { Activity } from "../../schema/Activity.ts"
+import { FilterChanged, type OrchestratorError, type WorkerEvicted } from "../../schema/Errors.ts"
+import * as Generation from "../../schema/Generation.ts"
+import type * as Plan from "../../schema/Plan.ts"
+import type { Settings } from "../../schema/Settings.ts"
+import * as Uuid from "../../schema/Uuid.ts"
+import type { Registration } from "../../schema/Worker.ts"
+import { within } from "../Bounded.ts"
+import type { CheckpointStore } from "../CheckpointStore.ts"
+import type { EventStore } from "../EventStore.ts"
+import type { Membership } from "../Membership.ts"
+import * as Projection from "../Projection.ts"
+import type { ActivityStream } from "../telemetry/ActivityStream.ts"
+import type { RetryLog } from "../telemetry/RetryLog.ts"
+import * as Coordinator from "./Coordinator.ts"
+import * as Heartbeat from "./Heartbeat.ts"
+import * as ProjectionChecks from "./ProjectionChecks.ts"
+import type { RangeRunner } from "./RangeRunner.ts"
+import * as Ranges from "./Ranges.ts"
+import * as Reconciler from "./Reconciler.ts"
+import * as StartPosition from "./StartPosition.ts"
+import * as Startup from "./Startup.ts"
+
+/** What a worker is made of. */
+export interface Worker {
+  readonly settings: Settings
+  readonly projections: ReadonlyMap<string, Projection.Any>
+  /** The services of the handlers, captured when the orchestrator was built. */
+  readonly captured: Context.Context<unknown>
+  readonly events: EventStore["Service"]
+  readonly checkpoints: CheckpointStore["Service"]
+  readonly membership: Membership["Service"]
+  readonly coordinator: Coordinator.Coordinator["Service"]
+  readonly runner: RangeRunner["Service"]
+  readonly startup: Startup.Startup
+  readonly retryLog: RetryLog
+  readonly log: ActivityStream
+  readonly state: State
+}
+
+/** The present state of a worker. Only this module writes it. */
+export interface State {
+  /** The projections of this run, with their start positions. */
+  carried: ReadonlyArray<Plan.Carried>
+  /** Projections that this run has given up, because another worker has changed their filters. */
+  readonly givenUp: Map<string, FilterChanged>
+  /** Whether this run has been part of a generation. */
+  hasStarted: boolean
+  registration: Registration | undefined
+  generation: Generation.Generation | undefined
+  ranges: Ranges.Ranges | undefined
+  /** Whether the registration works on its whole assignment. */
+  isAssigned: boolean
+  /** Whether other workers have ended the registration. */
+  isEvicted: boolean
+  /** Opened when this state or the position of a range changes. */
+  readonly changed: Latch.Latch
+}
+
+export const makeState = (): State => ({
+  carried: [],
+  givenUp: new Map(),
+  hasStarted: false,
+  registration: undefined,
+  generation: undefined,
+  ranges: undefined,
+  isAssigned: false,
+  isEvicted: false,
+  changed: Latch.makeUnsafe(false)
+})
+
+/** Returns the activities that lead to the present state. */
+export const present = ({ generation, givenUp, ranges, registration }: State): ReadonlyArray<Activity> => {
+  if (registration === undefined) return []
+  return [
+    Activity.WorkerRegistered({ registration }),
+    ...(generation === undefined ? [] : [Activity.GenerationChanged({
+      generation,
+      partition: Generation.partitionKey(generation, registration),
+      formedByThisWorker: false
+    })]),
+    ...[...givenUp.values()].map(({ given, projection, recorded }) =>
+      Activity.ProjectionGivenUp({ projection, recorded, given })
+    ),
+    ...[...(ranges?.all.values() ?? [])].flatMap(({ halt, held: { projection, range }, seen }) => [
+      Activity.RangeClaimed({ projection, range, position: seen }),
+      ...(halt === undefined ? [] : [Activity.RangeHalted({ projection, range, halt })])
+    ])
+  ]
+}
+
+/** Pause before an evicted worker registers again. */
+const registrationBackoff = Duration.millis(250)
+/**
+ * Time limit of unregistering, which is a courtesy: a database that does not answer must not delay the process's end.
+ */
+const leaveTimeout = Duration.seconds(5)
+
+/** Works until it fails or is interrupted: runs one registration after another, a new one after each eviction. */
+export const runUntilEvicted = Effect.fnUntraced(function*(worker: Worker): Effect.fn.Return<never, OrchestratorError> {
+  yield* Effect.logInfo("Starting orchestrator...")
+  const workerId = worker.settings.workerId ?? (yield* drawWorkerId)
+  worker.state.hasStarted = false
+  worker.state.givenUp.clear()
+  worker.state.carried = yield* carry(worker, workerId)
+  return yield* Effect.scoped(runRegistration(worker, workerId)).pipe(
+    Effect.tapErrorTag("WorkerEvicted", (error) => Effect.logWarning(error.message)),
+    Effect.retry({
+      while: (error) => error._tag === "WorkerEvicted",
+      schedule: Schedule.spaced(registrationBackoff)
+    }),
+    Effect.catchTag("WorkerEvicted", Effect.die),
+    Effect.annotateLogs({ worker: workerId })
+  )
+})
+
+const drawWorkerId = Effect.map(
+  Effect.all([Clock.currentTimeMillis, Random.next, Random.next, Random.next]),
+  ([millis, ...random]) => `worker-${Uuid.v7(millis, random)}`
+)
+
+/** Returns the projections as decisions need them. */
+const carry = Effect.fnUntraced(function*(worker: Worker, workerId: string) {
+  const projections = [...worker.projections.values()]
+  yield* ProjectionChecks.checkStorable(worker.checkpoints, { ...worker.settings, projections, workerId })
+  return yield* Effect.forEach(
+    projections,
+    (projection) =>
+      Effect.map(StartPosition.resolve(worker, projection), (startPosition): Plan.Carried => ({
+        name: projection.name,
+        filter: Projection.filterText(projection),
+        startPosition,
+        acceptFilterChange: projection.acceptFilterChange
+      }))
+  )
+})
+
+/** Runs one registration. Ends with a failure, which can be `WorkerEvicted`, or by interruption. */
+const runRegistration = Effect.fnUntraced(function*(
+  worker: Worker,
+  workerId: string
+): Effect.fn.Return<never, OrchestratorError | WorkerEvicted, Scope.Scope> {
+  const { log, membership, retryLog, settings, state } = worker
+  const failed = yield* Deferred.make<never, OrchestratorError | WorkerEvicted>()
+  const alarm = Reconciler.makeAlarm()
+  const onChange = () => alarm.latch.openUnsafe()
+  const registration = yield* Effect.acquireRelease(
+    join(worker, workerId),
+    (registration) => leave(worker, registration),
+    // A worker that is interrupted while the database is unreachable must not wait for it. If the registration was
+    // just created, the other workers detect the end of its presence.
+    { interruptible: true }
+  )
+  state.registration = registration
+  state.isEvicted = false
+  yield* Effect.logInfo(`Worker registered: ${workerId}`)
+  yield* log.record(Activity.WorkerRegistered({ registration }))
+
+  const heartbeat = yield* Heartbeat.make({ membership, registration, settings, log, retryLog, onChange })
+  // Added to the scope before the ranges, so that heartbeats continue while the ranges drain.
+  yield* heartbeat.run.pipe(
+    Effect.onError((cause) => Deferred.failCause(failed, cause)),
+    Effect.forkScoped
+  )
+  const ranges = state.ranges = yield* Ranges.make({
+    runner: worker.runner,
+    drainTimeout: settings.drainTimeout,
+    onChange,
+    onSeen: () => state.changed.openUnsafe(),
+    onFailure: (error) => Effect.asVoid(Deferred.fail(failed, error))
+  })
+  const reconcile = Reconciler.run({
+    ...worker,
+    registration,
+    ranges,
+    alarm,
+    carried: () => carriedNow(state),
+    giveUp: (failure) => giveUp(worker, failure),
+    suspended: heartbeat.suspended,
+    onGeneration: (generation) => {
+      state.hasStarted = true
+      state.generation = generation
+    },
+    onAssigned: (isAssigned) => {
+      state.isAssigned = isAssigned
+      state.changed.openUnsafe()
+    }
+  })
+  return yield* Effect.raceAllFirst([listen(worker, registration, alarm), reconcile, Deferred.await(failed)]).pipe(
+    Effect.tapError((error) =>
+      Effect.suspend(() => {
+        state.isEvicted = error._tag === "WorkerEvicted" || error._tag === "WorkerReplaced"
+        // Other workers claim the ranges of an evicted worker. Batches in flight are then fenced, so nothing is
+        // drained.
+        return state.isEvicted ? ranges.closeAll("now") : Effect.void
+      })
+    ),
+    Effect.scoped
+  )
+})
+
+const join = ({ membership, projections, settings, startup, state }: Worker, workerId: string) =>
+  membership.join({
+    replicaSet: settings.replicaSet,
+    workerId,
+    projections: [...projections.keys()].filter((name) => !state.givenUp.has(name)),
+    rules: Coordinator.livenessRules(settings)
+  }).pipe(
+    startup.step(Startup.registering)
+  )
+
+/** Wakes the reconciler for every wake-up that other workers cause. */
+const listen = Effect.fnUntraced(
+  function*({ membership }: Worker, registration: Registration, alarm: Reconciler.Alarm) {
+    const wakeUps = yield* membership.wakeUps(registration)
+    while (true) {
+      yield* Queue.take(wakeUps)
+      alarm.fromOutside = true
+      alarm.latch.openUnsafe()
+    }
+  }
+)
+
+const carriedNow = ({ carried, givenUp }: State): ReadonlyArray<Plan.Carried> =>
+  carried.map((projection) => ({ ...projection, givenUp: givenUp.has(projection.name) }))
+
+/** Gives up a projection whose filter another worker has changed. A worker that is only starting fails instead. */
+const giveUp = Effect.fnUntraced(function*(
+  { log, projections, state }: Worker,
+  { given, projection, recorded }: FilterChanged
+) {
+  if (!state.hasStarted) return yield* new FilterChanged({ projection, recorded, given })
+  const failure = new FilterChanged({ projection, recorded, given, whileRunning: true })
+  state.givenUp.set(projection, failure)
+  const others = [...projections.keys()].filter((name) => !state.givenUp.has(name))
+  yield* Effect.logWarning(
+    `${failure.message} Until then ${
+      others.length === 0
+        ? "it stays registered without a projection"
+        : `this worker continues with its other projections: ${others.join(", ")}`
+    }.`
+  )
+  yield* log.record(Activity.ProjectionGivenUp({ projection, recorded, given }))
+  state.changed.openUnsafe()
+})
+
+/** Ends the registration after its ranges have ended. */
+const leave = Effect.fnUntraced(function*(worker: Worker, registration: Registration) {
+  const { log, state } = worker
+  state.registration = undefined
+  state.generation = undefined
+  state.isAssigned = false
+  if (!state.isEvicted) yield* unregister(worker, registration)
+  state.ranges = undefined
+  yield* log.record(state.isEvicted ? Activity.WorkerEvicted({ registration }) : Activity.WorkerLeft({ registration }))
+})
+
+/** Best effort: the other workers detect a worker that could not unregister. */
+const unregister = Effect.fnUntraced(
+  function*({ coordinator, settings, state }: Worker, registration: Registration) {
+    yield* Effect.logInfo("Unregistering worker...")
+    const busy = new Set(state.ranges?.all.keys() ?? [])
+    const answer = yield* within(
+      coordinator.leave({ registration, projections: carriedNow(state), busy }, settings),
+      leaveTimeout
+    )
+    if (Option.isNone(answer)) {
+      yield* Effect.logWarning(
+        "Timed out while unregistering; other workers will notice through missed heartbeats"
+      )
+    }
+  },
+  Effect.catchCause((cause) =>
+    Effect.logWarning("Could not unregister; other workers will notice through missed heartbeats", cause)
+  )
+)
