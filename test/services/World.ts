@@ -24,6 +24,7 @@ import { Membership } from "../../src/services/Membership.ts"
 import * as Projection from "../../src/services/Projection.ts"
 import * as RetryLog from "../../src/services/telemetry/RetryLog.ts"
 import * as RangeRunner from "../../src/services/worker/RangeRunner.ts"
+import * as RangeState from "../../src/services/worker/RangeState.ts"
 import * as Startup from "../../src/services/worker/Startup.ts"
 
 export const rules = { heartbeatIntervalMillis: 5_000, staleWorkerTimeoutMillis: 30_000, presenceGraceMillis: 100 }
@@ -140,7 +141,7 @@ export const runner = Effect.fnUntraced(function*(
   const held = decision.held[0]
   if (held === undefined) return yield* Effect.die(new Error("the worker got no range"))
   const activity: Array<Activity> = []
-  const seen: Array<bigint> = []
+  let state = RangeState.make(held, 0n)
   const draining = Latch.makeUnsafe(false)
   const { layer, lines } = logs()
   const retryLog = RetryLog.make()
@@ -152,18 +153,17 @@ export const runner = Effect.fnUntraced(function*(
     Effect.provideService(EventStore, { ...process.events, ...options.events?.(process.events) })
   ))
   const runOn = (row: Held) =>
-    service.run({
-      projection,
-      captured: options.captured ?? (Context.empty() as Context.Context<unknown>),
-      held: row,
-      settings,
-      draining,
-      record: (entry) => Effect.sync(() => activity.push(entry)),
-      onSeen: (position) => {
-        seen.push(position)
-      },
-      onWritten: () => {},
-      onBatch: () => {}
+    Effect.suspend(() => {
+      state = RangeState.make(row, 0n)
+      return service.run({
+        projection,
+        captured: options.captured ?? (Context.empty() as Context.Context<unknown>),
+        state,
+        settings,
+        draining,
+        progressed: Latch.makeUnsafe(false),
+        record: (entry) => Effect.sync(() => activity.push(entry))
+      })
     }).pipe(Effect.provide(layer))
   const run = runOn(held)
   /** The committed row. */
@@ -171,7 +171,7 @@ export const runner = Effect.fnUntraced(function*(
   const tags = (): ReadonlyArray<string> => activity.map(({ _tag }) => _tag)
   const of = <T extends Activity["_tag"]>(tag: T): ReadonlyArray<Extract<Activity, { readonly _tag: T }>> =>
     activity.filter((entry): entry is Extract<Activity, { readonly _tag: T }> => entry._tag === tag)
-  const drain = (fiber: Fiber.Fiber<RangeRunner.Ending, unknown>) =>
+  const drain = (fiber: Fiber.Fiber<RangeRunner.RunnerResult, unknown>) =>
     Effect.andThen(draining.open, Effect.orDie(Fiber.join(fiber)))
   const leave = process.decisions.apply({ ...request, leaving: true })
   return {
@@ -187,8 +187,8 @@ export const runner = Effect.fnUntraced(function*(
     row,
     run,
     runOn,
-    seen,
     service,
+    state: () => state,
     tags
   }
 })

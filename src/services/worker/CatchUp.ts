@@ -39,7 +39,9 @@ export const awaitCaughtUp = Effect.fnUntraced(function*(worker: Worker) {
     }
     for (const name of remaining) {
       const local = mine.filter(({ held }) => held.projection === name)
-      if (HashRange.tiles(local.map(({ held }) => held.range)) && local.every(({ seen }) => seen >= target)) continue
+      if (
+        HashRange.tiles(local.map(({ held }) => held.range)) && local.every(({ handledUpTo }) => handledUpTo >= target)
+      ) continue
       const rows = ask ? yield* readRows(worker, name) : []
       yield* failIfHalted(rows)
       if (rows.length === 0 || rows.some((row) => row.position < target)) behind.push(name)

@@ -18,7 +18,7 @@ import * as Predicate from "effect/Predicate"
 import * as Random from "effect/Random"
 import * as Stream from "effect/Stream"
 import { Activity } from "../../schema/Activity.ts"
-import { type Halt, haltError, type Held } from "../../schema/Checkpoint.ts"
+import { type Halt, haltError } from "../../schema/Checkpoint.ts"
 import {
   CheckpointAheadOfEvents,
   type EventError,
@@ -40,6 +40,7 @@ import type * as Projection from "../Projection.ts"
 import type { RetryLog } from "../telemetry/RetryLog.ts"
 import * as BatchContext from "./BatchContext.ts"
 import * as BlockingHandlers from "./BlockingHandlers.ts"
+import * as RangeState from "./RangeState.ts"
 import type { Startup } from "./Startup.ts"
 
 /**
@@ -50,17 +51,13 @@ export interface Job {
   readonly projection: Projection.Any
   /** The handler's services, captured when the orchestrator was built. */
   readonly captured: Context.Context<unknown>
-  readonly held: Held
+  readonly state: RangeState.RangeState
   readonly settings: Pick<Settings, "batchSize" | "batchBytes" | "pollInterval" | "staleWorkerTimeout">
   /** Opened to drain the range: the batch in flight ends, and no other begins. */
   readonly draining: Latch.Latch
   readonly record: (activity: Activity) => Effect.Effect<void>
-  /** Called when the range is complete up to a position in memory. Empty progress may not be committed yet. */
-  readonly onSeen: (position: bigint) => void
-  /** Called when progress up to a position has been committed. */
-  readonly onWritten: (position: bigint) => void
-  /** Called with the monotonic time when a batch begins, and with `undefined` when it has ended. */
-  readonly onBatch: (since: bigint | undefined) => void
+  /** Opened when `handledUpTo` of the range has advanced. */
+  readonly progressed: Latch.Latch
 }
 
 /**
@@ -69,7 +66,7 @@ export interface Job {
  * @category models
  * @since 0.1.0
  */
-export type Ending = "drained" | "fenced"
+export type RunnerResult = "drained" | "fenced"
 
 /**
  * Errors that neither a retry nor another worker can fix.
@@ -96,7 +93,7 @@ export class RangeRunner extends Context.Service<RangeRunner, {
    * until it is drained. Fails if the database cannot return events in order, or if it refuses reads before any read
    * has succeeded (a missing privilege).
    */
-  readonly run: (job: Job) => Effect.Effect<Ending, RunnerError>
+  readonly run: (job: Job) => Effect.Effect<RunnerResult, RunnerError>
 }>()("pupsourcing-orchestrator/services/RangeRunner") {}
 
 /**
@@ -152,19 +149,16 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
   /** The time until which no further conflict warning is logged for a projection, in any of its ranges. */
   const conflictsQuietUntil = new Map<string, bigint>()
 
-  const run = Effect.fnUntraced(function*(job: Job): Effect.fn.Return<Ending, RunnerError> {
-    const { draining, held, projection, settings } = job
-    const range = held.range
+  const run = Effect.fnUntraced(function*(job: Job): Effect.fn.Return<RunnerResult, RunnerError> {
+    const { draining, projection, settings, state } = job
+    const { held } = state
+    const { range } = held
     const base = yield* Effect.context<never>()
     const clock = yield* Clock.Clock
     // The store keeps the transaction alive while the process runs. Half of the stale timeout ensures that a frozen
     // worker's locks are released before other workers claim its ranges.
     const idleTimeout = Duration.min(Duration.times(settings.staleWorkerTimeout, 0.5), longestIdleTimeout)
     const idleNanos = Duration.toNanosUnsafe(idleTimeout)
-    let seen = held.position
-    /** The server epoch in which unwritten progress was read; that progress is dropped when the epoch ends. */
-    let epoch: ServerEpoch | undefined
-    let written = held.position
     /** When empty progress must be written; undefined while there is none. */
     let flushAt: bigint | undefined
     let failedWrites = 0
@@ -221,12 +215,14 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
       const log = attempt % attemptsBeforeError === 0 ? Effect.logError : Effect.logDebug
       return Effect.andThen(
         isConflict
-          ? log(`${nameOf(operation)} at position ${seen} failed ${attempt} times and is retried: ${reason}`)
+          ? log(
+            `${nameOf(operation)} at position ${state.handledUpTo} failed ${attempt} times and is retried: ${reason}`
+          )
           : retryLog.failed(nameOf(operation), reason),
         job.record(Activity.BatchRetried({
           projection: projection.name,
           range,
-          position: seen,
+          position: state.handledUpTo,
           attempt,
           reason
         }))
@@ -255,41 +251,31 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
     /** Marks all operations of this range as recovered, because a write has succeeded. */
     const wrote = Effect.forEach(operations, succeeded, { discard: true })
 
-    /** Drops unwritten progress, so that those positions are read again. */
-    const forget = () => {
-      seen = written
-      epoch = undefined
-    }
-
-    const hasWritten = (to: bigint) => {
-      written = seen = to
-      epoch = undefined
-      job.onWritten(to)
-    }
-
     /**
      * Writes empty progress, so that the range's next owner does not read those positions again. A failed write is not
      * retried, because the next server that answers may have fewer events than the one that was read.
      */
     const flush = Effect.fnUntraced(function*() {
-      if (seen === written) return
-      const to = seen
-      const result = yield* Effect.result(checkpoints.advance(held, { from: written, to, epoch }))
+      if (state.handledUpTo === state.writtenUpTo) return
+      const to = state.handledUpTo
+      const result = yield* Effect.result(
+        checkpoints.advance(held, { from: state.writtenUpTo, to, epoch: state.epoch })
+      )
       if (result._tag === "Success") {
         failedWrites = 0
-        hasWritten(to)
+        RangeState.write(state, to, clock.monotonicTimeNanosUnsafe())
         return yield* succeeded("Progress")
       }
       const { failure } = result
       if (!isPassing(failure)) return yield* failure
-      forget()
+      RangeState.dropUnwritten(state)
       yield* failing(++failedWrites, "Progress", failure)
     })
 
     const read = (upTo: bigint) =>
       events.read({
-        after: seen,
-        epoch,
+        after: state.handledUpTo,
+        epoch: state.epoch,
         upTo,
         range,
         filter: projection.filter,
@@ -304,7 +290,7 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
     > = Effect.gen(function*() {
       for (let attempt = 1;;) {
         const now = yield* Clock.monotonicTimeNanos
-        if (seen === written) flushAt = undefined
+        if (state.handledUpTo === state.writtenUpTo) flushAt = undefined
         else flushAt ??= (now / emptyProgressNanos + 1n) * emptyProgressNanos
         if (flushAt !== undefined && now >= flushAt) {
           yield* flush()
@@ -312,7 +298,7 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
         }
         // Only the wait is interrupted when progress must be written; a read that has begun continues to its result.
         const settled = Effect.raceFirst(
-          Effect.asSome(events.settledBeyond(seen, settings.pollInterval)),
+          Effect.asSome(events.settledBeyond(state.handledUpTo, settings.pollInterval)),
           Effect.as(
             flushAt !== undefined
               ? Effect.sleep(Duration.nanos(flushAt - now))
@@ -345,17 +331,18 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
           }
           if (failure._tag === "CheckpointAheadOfEvents") {
             // A server that has lost events may have lost the progress too; then the row differs and this is fenced.
-            if (Option.isNone(yield* persist("Progress", checkpoints.advance(held, { from: written, to: written })))) {
+            const unchanged = checkpoints.advance(held, { from: state.writtenUpTo, to: state.writtenUpTo })
+            if (Option.isNone(yield* persist("Progress", unchanged))) {
               return Option.none()
             }
-            if (seen === written) {
+            if (state.handledUpTo === state.writtenUpTo) {
               const { lastPosition, position } = failure
               return yield* new CheckpointAheadOfEvents({ projection: projection.name, position, lastPosition })
             }
-            forget()
+            RangeState.dropUnwritten(state)
             continue
           }
-          forget()
+          RangeState.dropUnwritten(state)
           yield* failing(attempt, "Reading", failure)
           if (Option.isNone(yield* unlessDraining(backoff(attempt)))) return Option.none()
           attempt++
@@ -428,7 +415,7 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
         const reached = () => handled === batch.length ? end : batch[handled - 1]!.globalPosition
         const once = Effect.suspend(() => {
           startedAt = clock.monotonicTimeNanosUnsafe()
-          job.onBatch(startedAt)
+          state.batchSince = startedAt
           raised = undefined
           const handling = Effect.scoped(BatchContext.provide(work, job.captured, base)).pipe(
             Effect.tapCause((cause) =>
@@ -438,7 +425,11 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
             )
           )
           return Effect.result(
-            checkpoints.commit(held, { from: written, idleTimeout, epoch: readIn }, Effect.map(handling, reached)).pipe(
+            checkpoints.commit(
+              held,
+              { from: state.writtenUpTo, idleTimeout, epoch: readIn },
+              Effect.map(handling, reached)
+            ).pipe(
               // If a handler's failure makes the store die, it is a handler failure: the handler must not run forever.
               Effect.catchCause((cause) =>
                 raised === undefined || Cause.hasFails(cause) || Cause.hasInterrupts(cause)
@@ -453,24 +444,24 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
           : Option.some(yield* once)
         if (Option.isNone(ended)) return { _tag: "Drained" }
         const result = ended.value
-        job.onBatch(undefined)
+        state.batchSince = undefined
         // The batch committed or failed for another reason: the last event did not lose it by taking too long.
         const wasLost = result._tag === "Failure" &&
           (result.failure._tag === "Fenced" || isDisconnection(result.failure))
         if (begun > 0 && !wasLost) overruns.forget(projection.name, batch[begun - 1]!.globalPosition)
         if (result._tag === "Success") {
           const now = clock.monotonicTimeNanosUnsafe()
-          hasWritten(reached())
+          RangeState.write(state, reached(), now)
           attempt = lostInHandler = lostAfter = 0
           most *= 2
           if (most >= settings.batchSize) conflicts = 0
-          job.onSeen(seen)
+          job.progressed.openUnsafe()
           yield* wrote
           yield* job.record(Activity.BatchCommitted({
             projection: projection.name,
             range,
             events: handled,
-            position: seen,
+            position: state.handledUpTo,
             tookMillis: Number(now - startedAt) / 1_000_000
           }))
           return { _tag: "Committed", handled }
@@ -533,16 +524,17 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
       const { aggregateId, eventId = "id unreadable", position } = at
       const error = haltError([label(at), reason].filter((part) => part !== "").join(": "))
       const result = yield* Effect.result(
-        checkpoints.halt(held, { at: written, epoch: readIn, error, position, eventId, aggregateId })
+        checkpoints.halt(held, { at: state.writtenUpTo, epoch: readIn, error, position, eventId, aggregateId })
       )
       if (result._tag === "Failure") {
         if (!isPassing(result.failure)) return yield* result.failure
-        forget()
+        RangeState.dropUnwritten(state)
         yield* failing(++attempt, "The record of a halt", result.failure)
         return Option.isNone(yield* unlessDraining(backoff(attempt)))
       }
       yield* wrote
       yield* Effect.logError(`${isHalted({ error, eventId, position })}${stack}`)
+      RangeState.halt(state, { error, position, eventId }, clock.monotonicTimeNanosUnsafe())
       yield* job.record(
         Activity.RangeHalted({ projection: projection.name, range, halt: { error, position, eventId } })
       )
@@ -550,7 +542,7 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
       return true
     })
 
-    const work = Effect.gen(function*(): Effect.fn.Return<Ending, Fenced | RunnerError> {
+    const work = Effect.gen(function*(): Effect.fn.Return<RunnerResult, Fenced | RunnerError> {
       if (held.halt !== undefined) {
         yield* Effect.logWarning(isHalted(held.halt))
         yield* draining.await
@@ -571,9 +563,8 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
         }
         const { complete, events: batch, epoch: readIn, position } = page.success.value
         if (batch.length === 0) {
-          seen = position
-          epoch = readIn
-          job.onSeen(position)
+          RangeState.passOver(state, position, readIn)
+          job.progressed.openUnsafe()
           if (complete) {
             // Nothing is left to retry: the events of a failed batch may be lost if the server epoch has ended.
             yield* succeeded("A batch")
@@ -615,7 +606,7 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
           }
           if (outcome._tag === "Drained" || draining.isOpen()) return "drained"
           if (outcome._tag === "Lost") {
-            forget()
+            RangeState.dropUnwritten(state)
             break
           }
           rest = rest.slice(outcome.handled)
@@ -624,7 +615,7 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
       }
     })
 
-    return yield* Effect.catchTag(work, "Fenced", () => Effect.succeed<Ending>("fenced")).pipe(
+    return yield* Effect.catchTag(work, "Fenced", () => Effect.succeed<RunnerResult>("fenced")).pipe(
       Effect.ensuring(Effect.forEach(operations, (operation) => retryLog.ended(nameOf(operation)), { discard: true }))
     )
   })

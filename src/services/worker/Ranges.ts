@@ -17,26 +17,7 @@ import * as Checkpoint from "../../schema/Checkpoint.ts"
 import * as HashRange from "../../schema/HashRange.ts"
 import { errorText, stackText } from "../ErrorText.ts"
 import type { Job, RangeRunner, RunnerError } from "./RangeRunner.ts"
-
-/**
- * @category models
- * @since 0.1.0
- */
-export interface Range {
-  readonly held: Checkpoint.Held
-  /** The position up to which the range is complete, in memory. */
-  readonly seen: bigint
-  /** The reason if the range is halted, whether it was halted before or after it was opened. */
-  readonly halt: Omit<Checkpoint.Halt, "since" | "hash" | "incarnation"> | undefined
-  /** When this worker observed the halt, in nanoseconds of the monotonic clock. */
-  readonly haltedAt: bigint
-  /** The position up to which progress is committed, and when this worker received the confirmation. */
-  readonly written: bigint
-  readonly writtenAt: bigint
-  readonly closing: boolean
-  /** When the current batch began, in nanoseconds of the monotonic clock; undefined between batches. */
-  readonly batchSince: bigint | undefined
-}
+import * as RangeState from "./RangeState.ts"
 
 /**
  * @category models
@@ -44,8 +25,11 @@ export interface Range {
  */
 export interface Ranges {
   /** The ranges that are open or still closing, by `Checkpoint.key`. */
-  readonly all: ReadonlyMap<string, Range>
-  readonly open: (job: Omit<Job, "draining" | "onBatch" | "onSeen" | "onWritten">) => Effect.Effect<void>
+  readonly all: ReadonlyMap<string, Readonly<RangeState.RangeState>>
+  readonly open: (
+    held: Checkpoint.Held,
+    job: Pick<Job, "captured" | "projection" | "record" | "settings">
+  ) => Effect.Effect<void>
   /**
    * Starts to close a range, which stays in `all` until its runner has ended. `now` interrupts the runner at once, for
    * a range that is lost or a worker that must stop.
@@ -71,49 +55,34 @@ export const make = Effect.fnUntraced(function*(options: {
   readonly drainTimeout: Duration.Duration
   /** Called when a range has ended or was fenced. */
   readonly onChange: () => void
-  readonly onSeen: () => void
+  /** Opened when a range has progressed. */
+  readonly progressed: Latch.Latch
   readonly onFailure: (error: RunnerError) => Effect.Effect<void>
 }): Effect.fn.Return<Ranges, never, Scope.Scope> {
-  interface Entry {
-    readonly held: Checkpoint.Held
+  interface Entry extends RangeState.RangeState {
     readonly draining: Latch.Latch
     /** Opened when the runner has ended, or is left behind because it does not end. */
     readonly left: Latch.Latch
     fiber: Fiber.Fiber<void> | undefined
-    seen: bigint
-    halt: Range["halt"]
-    haltedAt: bigint
-    written: bigint
-    writtenAt: bigint
-    closing: boolean
-    batchSince: bigint | undefined
     interrupted: boolean
   }
-  const clock = yield* Clock.Clock
   const entries = new Map<string, Entry>()
   /** Fences under which a runner was fenced right after its range was opened, by row key. */
   const refusals = new Map<string, Checkpoint.Held["fence"]>()
 
-  const open: Ranges["open"] = Effect.fnUntraced(function*(job) {
-    const key = Checkpoint.key(job.held)
+  const open: Ranges["open"] = Effect.fnUntraced(function*(held, job) {
+    const key = Checkpoint.key(held)
     const openedAt = yield* Clock.monotonicTimeNanos
     if (entries.has(key)) return
     const entry: Entry = {
-      held: job.held,
+      ...RangeState.make(held, openedAt),
       draining: Latch.makeUnsafe(false),
       left: Latch.makeUnsafe(false),
       fiber: undefined,
-      seen: job.held.position,
-      halt: job.held.halt,
-      haltedAt: openedAt,
-      written: job.held.position,
-      writtenAt: openedAt,
-      closing: false,
-      batchSince: undefined,
       interrupted: false
     }
     entries.set(key, entry)
-    const { projection, range, position } = { ...job.held, projection: job.projection.name }
+    const { position, projection, range } = held
     yield* job.record(Activity.RangeClaimed({ projection, range, position }))
 
     const orDraining = (self: Effect.Effect<void>) => Effect.raceFirst(entry.draining.await, self)
@@ -125,7 +94,7 @@ export const make = Effect.fnUntraced(function*(options: {
       options.onChange()
       const open = Duration.nanos((yield* Clock.monotonicTimeNanos) - openedAt)
       if (!Duration.isLessThan(open, restartDelay)) return
-      const { fence } = job.held
+      const { fence } = held
       const before = refusals.get(key)
       refusals.set(key, fence)
       yield* orDraining(Effect.sleep(Duration.subtract(restartDelay, open)))
@@ -133,33 +102,16 @@ export const make = Effect.fnUntraced(function*(options: {
       if (before?.incarnation !== fence.incarnation || before.generationId !== fence.generationId) return
       if (entry.draining.isOpen()) return
       yield* Effect.logWarning(
-        `Progress of ${projection} at ${entry.seen} could not be written, although no other worker has its row: it is tried again. Look for row-level security or a trigger on the table of checkpoints that keeps this role from changing it.`
+        `Progress of ${projection} at ${entry.handledUpTo} could not be written, although no other worker has its row: it is tried again. Look for row-level security or a trigger on the table of checkpoints that keeps this role from changing it.`
       )
     })
     const run = options.runner.run({
       ...job,
+      state: entry,
       draining: entry.draining,
-      record: (activity) =>
-        Effect.gen(function*() {
-          if (activity._tag === "RangeHalted") {
-            entry.halt = activity.halt
-            entry.haltedAt = yield* Clock.monotonicTimeNanos
-          }
-          yield* job.record(activity)
-        }),
-      onSeen: (seen) => {
-        entry.seen = seen
-        options.onSeen()
-      },
-      onWritten: (position) => {
-        entry.written = position
-        entry.writtenAt = clock.monotonicTimeNanosUnsafe()
-      },
-      onBatch: (since) => {
-        entry.batchSince = since
-      }
+      progressed: options.progressed
     }).pipe(
-      Effect.flatMap((ending) => ending === "fenced" ? refused : Effect.void),
+      Effect.flatMap((result) => result === "fenced" ? refused : Effect.void),
       Effect.catch(options.onFailure),
       // A runner that dies is a bug, and must not be mistaken for a halted range.
       Effect.catchDefect((defect) =>
@@ -174,14 +126,14 @@ export const make = Effect.fnUntraced(function*(options: {
       Effect.annotateLogs({
         projection,
         range: HashRange.format(range),
-        generation: String(job.held.fence.generationId)
+        generation: String(held.fence.generationId)
       })
     )
     const ended = Effect.suspend(() => {
       entries.delete(key)
       options.onChange()
       return Effect.andThen(
-        job.record(Activity.RangeStopped({ projection, range, position: entry.seen })),
+        job.record(Activity.RangeStopped({ projection, range, position: entry.handledUpTo })),
         entry.left.open
       )
     })
@@ -228,6 +180,5 @@ export const make = Effect.fnUntraced(function*(options: {
     })
   yield* Effect.addFinalizer(() => closeAll("drain"))
 
-  const all: ReadonlyMap<string, Range> = entries
-  return { all, open, close, closeAll }
+  return { all: entries, open, close, closeAll }
 })

@@ -31,7 +31,8 @@ import type * as Projection from "../Projection.ts"
 import type { ActivityStream } from "../telemetry/ActivityStream.ts"
 import type { RetryLog } from "../telemetry/RetryLog.ts"
 import type { Coordinator } from "./Coordinator.ts"
-import type { Range, Ranges } from "./Ranges.ts"
+import type { Ranges } from "./Ranges.ts"
+import type { RangeState } from "./RangeState.ts"
 import type { Startup } from "./Startup.ts"
 
 /**
@@ -253,7 +254,7 @@ export const run = Effect.fnUntraced(function*(options: Options): Effect.fn.Retu
       if (
         projection === undefined || !isMine(held) || paused.has(held.projection) || ranges.all.has(Checkpoint.key(held))
       ) continue
-      yield* ranges.open({ held, settings, projection, captured: options.captured, record: log.record })
+      yield* ranges.open(held, { settings, projection, captured: options.captured, record: log.record })
     }
   })
 
@@ -314,8 +315,9 @@ export const run = Effect.fnUntraced(function*(options: Options): Effect.fn.Retu
     )
     const keys = new Set<string>()
     for (const left of idle) {
-      const right = idle.find(({ held, seen }) =>
-        held.projection === left.held.projection && held.range.start === left.held.range.end && seen === left.seen
+      const right = idle.find(({ handledUpTo, held }) =>
+        held.projection === left.held.projection && held.range.start === left.held.range.end &&
+        handledUpTo === left.handledUpTo
       )
       if (right !== undefined) keys.add(Checkpoint.key(left.held)).add(Checkpoint.key(right.held))
     }
@@ -385,9 +387,9 @@ const summaryOf = ({ generationId, members }: Generation.Generation, partition: 
  * Returns whether the row is behind the range. A server that lost its last commits may have lost the halt or the
  * progress; an idle range would not detect it.
  */
-const isBehind = (row: Checkpoint.Held, range: Range, lookedAt: bigint): boolean =>
+const isBehind = (row: Checkpoint.Held, range: Readonly<RangeState>, lookedAt: bigint): boolean =>
   (range.halt !== undefined && row.halt === undefined && range.haltedAt < lookedAt) ||
-  (row.position < range.written && range.writtenAt < lookedAt)
+  (row.position < range.writtenUpTo && range.writtenAt < lookedAt)
 
 const sameHold = (row: Checkpoint.Held, held: Checkpoint.Held): boolean =>
   HashRange.equals(row.range, held.range) && row.fence.incarnation === held.fence.incarnation &&

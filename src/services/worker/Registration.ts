@@ -97,8 +97,8 @@ export const present = ({ generation, givenUp, ranges, registration }: State): R
     ...[...givenUp.values()].map(({ given, projection, recorded }) =>
       Activity.ProjectionGivenUp({ projection, recorded, given })
     ),
-    ...[...(ranges?.all.values() ?? [])].flatMap(({ halt, held: { projection, range }, seen }) => [
-      Activity.RangeClaimed({ projection, range, position: seen }),
+    ...[...(ranges?.all.values() ?? [])].flatMap(({ halt, handledUpTo, held: { projection, range } }) => [
+      Activity.RangeClaimed({ projection, range, position: handledUpTo }),
       ...(halt === undefined ? [] : [Activity.RangeHalted({ projection, range, halt })])
     ])
   ]
@@ -181,7 +181,7 @@ const runRegistration = Effect.fnUntraced(function*(
     runner: worker.runner,
     drainTimeout: settings.drainTimeout,
     onChange,
-    onSeen: () => state.changed.openUnsafe(),
+    progressed: state.changed,
     onFailure: (error) => Effect.asVoid(Deferred.fail(failed, error))
   })
   const reconcile = Reconciler.run({

@@ -493,14 +493,14 @@ it.effect("unwritten progress beyond the last event is not reported as Checkpoin
     yield* worker.events.append([event("a"), event("a")])
     const fiber = yield* Effect.forkChild(worker.run)
     yield* pass(100)
-    assert.deepStrictEqual(worker.seen, [2n])
+    assert.strictEqual(worker.state().handledUpTo, 2n)
     less = true
     yield* worker.events.append([event("a")])
     yield* pass(500)
     less = false
     yield* pass(2_000)
     yield* worker.drain(fiber)
-    assert.strictEqual(worker.seen.at(-1), 3n)
+    assert.strictEqual(worker.state().handledUpTo, 3n)
   }))
 
 /** Records the position after which each read starts. */
@@ -529,7 +529,7 @@ it.effect("progress read in an earlier server epoch is not written in a later on
     yield* worker.events.append([event("a"), event("a")])
     const fiber = yield* Effect.forkChild(worker.run)
     yield* pass(100)
-    assert.deepStrictEqual([worker.seen, after], [[2n], [0n]])
+    assert.deepStrictEqual([worker.state().handledUpTo, after], [2n, [0n]])
     world.epoch = "2"
     yield* pass(5_000)
     assert.strictEqual((yield* worker.row).position, 2n)
@@ -1040,7 +1040,7 @@ it.effect("progress over filtered-out events is written at most once a second an
     for (const [index, [at]] of written.slice(1).entries()) assert.isAtLeast(at - written[index]![0], 1_000)
     yield* worker.events.append([event("a")])
     yield* pass(50)
-    assert.strictEqual(worker.seen[worker.seen.length - 1], 51n)
+    assert.strictEqual(worker.state().handledUpTo, 51n)
     assert.isBelow(Number((yield* worker.row).position), 51)
     assert.strictEqual(yield* worker.drain(fiber), "drained")
     assert.strictEqual((yield* worker.row).position, 51n)

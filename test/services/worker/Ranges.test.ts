@@ -2,6 +2,7 @@ import { assert, it } from "@effect/vitest"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Latch from "effect/Latch"
 import * as HashRange from "../../../src/schema/HashRange.ts"
 import * as Projection from "../../../src/services/Projection.ts"
 import * as Ranges from "../../../src/services/worker/Ranges.ts"
@@ -17,21 +18,21 @@ it.effect("logs the cause of a runner's death, whatever it is, and restarts the 
           runner: { run: () => Effect.die(value) },
           drainTimeout: Duration.seconds(1),
           onChange: () => {},
-          onSeen: () => {},
+          progressed: Latch.makeUnsafe(false),
           onFailure: () => Effect.void
         })
-        yield* ranges.open({
+        const held = {
+          projection: "users",
+          range: HashRange.whole,
+          position: 0n,
+          replicaSet: "main",
+          fence: { workerId: "worker", incarnation: 1n, generationId: 1n },
+          filter: "",
+          halt: undefined
+        }
+        yield* ranges.open(held, {
           projection: Projection.make("users", { handle: () => Effect.void }),
           captured: Context.empty() as Context.Context<unknown>,
-          held: {
-            projection: "users",
-            range: HashRange.whole,
-            position: 0n,
-            replicaSet: "main",
-            fence: { workerId: "worker", incarnation: 1n, generationId: 1n },
-            filter: "",
-            halt: undefined
-          },
           settings: {
             batchSize: 1,
             batchBytes: 1,

@@ -1,0 +1,67 @@
+/**
+ * What is known in memory about one open range. `RangeRunner` writes it while it works on the range, except `closing`,
+ * which `Ranges` writes. The reconciler, catch-up and the activity stream read it.
+ */
+import type * as Checkpoint from "../../schema/Checkpoint.ts"
+import type { ServerEpoch } from "../EventStore.ts"
+
+export interface RangeState {
+  /** The row and its fence, as they were when the range was opened. */
+  readonly held: Checkpoint.Held
+  /** All matching events of the range up to this position have been handled and committed. */
+  handledUpTo: bigint
+  /**
+   * The server epoch in which the positions between `writtenUpTo` and `handledUpTo` were read. No event there matches;
+   * the progress is not written yet, and is dropped when the epoch ends.
+   */
+  epoch: ServerEpoch | undefined
+  /** The position in the range's row, and when this worker received the confirmation. */
+  writtenUpTo: bigint
+  writtenAt: bigint
+  /** The reason if the range is halted, whether it was halted before or after it was opened. */
+  halt: Omit<Checkpoint.Halt, "since" | "hash" | "incarnation"> | undefined
+  /** When this worker observed the halt, in nanoseconds of the monotonic clock. */
+  haltedAt: bigint
+  /** When the current batch began, in nanoseconds of the monotonic clock; undefined between batches. */
+  batchSince: bigint | undefined
+  /** Whether the range drains or is being interrupted. */
+  closing: boolean
+}
+
+/** The state of a range that is opened now. */
+export const make = (held: Checkpoint.Held, now: bigint): RangeState => ({
+  held,
+  handledUpTo: held.position,
+  epoch: undefined,
+  writtenUpTo: held.position,
+  writtenAt: now,
+  halt: held.halt,
+  haltedAt: now,
+  batchSince: undefined,
+  closing: false
+})
+
+/** Records that no event up to `position` matches. This progress is not written yet. */
+export const passOver = (state: RangeState, position: bigint, epoch: ServerEpoch): void => {
+  state.handledUpTo = position
+  state.epoch = epoch
+}
+
+/** Records that progress up to `position` is committed. */
+export const write = (state: RangeState, position: bigint, now: bigint): void => {
+  state.handledUpTo = state.writtenUpTo = position
+  state.writtenAt = now
+  state.epoch = undefined
+}
+
+/** Drops unwritten progress, so that those positions are read again. */
+export const dropUnwritten = (state: RangeState): void => {
+  state.handledUpTo = state.writtenUpTo
+  state.epoch = undefined
+}
+
+/** Records that the range is halted. */
+export const halt = (state: RangeState, reason: RangeState["halt"], now: bigint): void => {
+  state.halt = reason
+  state.haltedAt = now
+}
