@@ -19,7 +19,7 @@ BEGIN
   IF to_regclass('"orchestrator_meta"') IS NOT NULL THEN
     SELECT schema_version::text INTO found FROM "orchestrator_meta" WHERE schema_version > 2;
     IF found IS NOT NULL THEN
-      RAISE EXCEPTION 'the tables are of version %, this migration makes version 2', found
+      RAISE EXCEPTION 'schema version % found; this migration creates version 2', found
         USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Use the migrations of a newer pupsourcing-orchestrator.';
     END IF;
     SELECT CASE WHEN to_jsonb(m) ->> 'events_table' <> 'events' AND NOT coalesce(to_regclass(
@@ -52,7 +52,7 @@ CREATE SEQUENCE IF NOT EXISTS "orchestrator_incarnations" AS bigint CACHE 1;
 -- Keys of the advisory locks that live workers hold.
 CREATE SEQUENCE IF NOT EXISTS "orchestrator_presence_keys" AS integer MINVALUE 1 MAXVALUE 2147483647 CACHE 1 CYCLE;
 
--- Who shares the work. A generation never changes; its state is for people to read.
+-- The workers that share the work. A generation never changes; its state is for people to read.
 CREATE TABLE IF NOT EXISTS "orchestrator_generations" (
   replica_set text NOT NULL,
   generation_id bigint NOT NULL,

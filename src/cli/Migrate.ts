@@ -143,8 +143,8 @@ const generate = Command.make(
         if (!(yield* fs.exists(file.path))) continue
         if (isSameText(yield* fs.readFileString(file.path), file.content)) continue
         return yield* new OutputRefused({
-          problem: `${file.path} exists and has another content; nothing was written.`,
-          advice: "Move it away, or choose another directory."
+          problem: `${file.path} exists and has different content; nothing was written.`,
+          advice: "Move it, or choose another directory."
         })
       }
       for (const file of files) {
@@ -187,13 +187,13 @@ const down = Command.make(
     const names = yield* nameOptions
     if (eventStore) {
       yield* withDatabase(databaseUrl, Migrations.downEventStoreWith(names))
-      yield* Console.log("The event store's tables are gone.")
+      yield* Console.log("The event store's tables were dropped.")
     } else {
       yield* withDatabase(databaseUrl, Migrations.downWith(names))
-      yield* Console.log("The orchestrator's tables are gone; the events stay.")
+      yield* Console.log("The orchestrator's tables were dropped; the events remain.")
     }
   })
-).pipe(Command.withDescription("Drop the orchestrator's tables, and with them all progress; the events stay"))
+).pipe(Command.withDescription("Drop the orchestrator's tables, and with them all progress; the events remain"))
 
 const status = Command.make(
   "status",

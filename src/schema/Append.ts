@@ -97,16 +97,16 @@ export const validate = (events: ReadonlyArray<NewEvent>): Result.Result<Append,
     }
     for (const name of references) {
       const given: unknown = event[name] ?? ""
-      if (typeof given !== "string") return invalid(`${which}: its ${name} is not a text. Pass a string.`)
+      if (typeof given !== "string") return invalid(`${which}: its ${name} is not a string. Pass a string.`)
       const problem = textProblem(given)
       if (problem !== undefined) return invalid(`${which}: its ${name} ${problem}.`)
     }
     if (event.eventId !== undefined && !Uuid.isUuid(event.eventId)) {
-      return invalid(`${which}: its eventId is no UUID. Leave it out to have one drawn.`)
+      return invalid(`${which}: its eventId is not a UUID. Omit it to have one generated.`)
     }
     const eventVersion = event.eventVersion ?? 1
     if (!Number.isInteger(eventVersion) || Math.abs(eventVersion) > largestEventVersion) {
-      return invalid(`${which}: its eventVersion is no whole number of 32 bits.`)
+      return invalid(`${which}: its eventVersion is not a 32-bit integer.`)
     }
     const payload = encodePayload(event.payload)
     if (Result.isFailure(payload)) return invalid(`${which}: ${payload.failure}. Pass bytes or a JSON value.`)

@@ -68,7 +68,7 @@ export class DatabaseUnavailable extends Schema.TaggedError<DatabaseUnavailable>
       case "wrong password":
         return `The database server at ${this.server} does not accept user "${this.user}" with the given password. Check user and password in DATABASE_URL.`
       case "not admitted":
-        return `The database server at ${this.server} does not admit user "${this.user}": ${this.detail}. Check the role and the server's pg_hba.conf; if it says "no encryption", add sslmode=require to DATABASE_URL.`
+        return `The database server at ${this.server} does not admit user "${this.user}": ${this.detail}. Check the role and the server's pg_hba.conf; if it contains "no encryption", add sslmode=require to DATABASE_URL.`
       case "TLS failed":
         return `An encrypted connection to the database server at ${this.server} could not be made: ${this.detail}. Check sslmode in DATABASE_URL, or ssl of PgClient (ssl.ca for a certificate of your own authority).`
       case "unknown database":
@@ -78,9 +78,9 @@ export class DatabaseUnavailable extends Schema.TaggedError<DatabaseUnavailable>
       case "too many connections":
         return `The database server at ${this.server} has no connection left. Raise max_connections or lower the pool sizes of its clients.`
       case "shutting down":
-        return `The database server at ${this.server} is starting up or shutting down. It is tried again while a worker runs.`
+        return `The database server at ${this.server} is starting up or shutting down. A running worker retries it.`
       case "connection lost":
-        return `The connection to the database server at ${this.server} was lost. It is opened again while a worker runs.`
+        return `The connection to the database server at ${this.server} was lost. A running worker reconnects.`
       case "no answer in time":
         return `The database server at ${this.server} did not answer in time. Check its load, locks and network.`
       case "no connection in time":
@@ -115,7 +115,7 @@ export class StoreFailure extends Schema.TaggedError<StoreFailure>(id("StoreFail
       : this.code === "25006"
       ? " Connect to the primary."
       : this.code === "40001" || this.code === "40P01"
-      ? " It lost against another transaction: run the whole of its own again."
+      ? " It conflicted with another transaction. Retry the whole transaction."
       : this.code === "22P05" || this.code === "22021"
       ? " Use characters that the database's encoding can represent, or a database with ENCODING 'UTF8'."
       : this.code?.startsWith("23")
@@ -158,8 +158,8 @@ export class SchemaVersionMismatch extends Schema.TaggedError<SchemaVersionMisma
 ) {
   override get message(): string {
     return this.found < this.expected
-      ? `The tables are of version ${this.found}, this library needs version ${this.expected}. Run "npx pupsourcing-orchestrator migrate up".`
-      : `The tables are of version ${this.found}, this library understands up to version ${this.expected}. Install the version of pupsourcing-orchestrator that migrated them, or a newer one.`
+      ? `Schema version ${this.found} found; this library requires version ${this.expected}. Run "npx pupsourcing-orchestrator migrate up".`
+      : `Schema version ${this.found} found; this library supports up to version ${this.expected}. Install the version of pupsourcing-orchestrator that migrated them, or a newer one.`
   }
 }
 
@@ -245,7 +245,7 @@ export class DuplicateProjection extends Schema.TaggedError<DuplicateProjection>
   { projection: Schema.String }
 ) {
   override get message(): string {
-    return `Two projections are named "${this.projection}". Progress is kept by name: give each its own.`
+    return `Two projections are named "${this.projection}". Progress is stored by name; give each projection its own.`
   }
 }
 
@@ -368,7 +368,7 @@ export class CheckpointAheadOfEvents
 {
   override get message(): string {
     const who = this.projection === undefined ? "A projection" : `Projection "${this.projection}"`
-    return `${who} has handled events up to position ${this.position}, but the events table has only given out positions up to ${this.lastPosition}. The database came back with less than was handled (restored backup, failover with lost commits), or the events are of another database. Restore the events, or rebuild the projection under a new name.`
+    return `${who} has handled events up to position ${this.position}, but the events table has only issued positions up to ${this.lastPosition}. The database has lost events that were already handled (restored backup, failover with lost commits), or the events are of another database. Restore the events, or rebuild the projection under a new name.`
   }
 }
 
@@ -382,7 +382,7 @@ export class ForeignSqlClient extends Schema.TaggedError<ForeignSqlClient>(id("F
   replicaSet: Schema.String
 }) {
   override get message(): string {
-    return `The SqlClient of the handlers of replica set "${this.replicaSet}" is not the client of PostgresStores: read model and progress would commit apart. Provide one PgClient layer, once, around both (Layer.provideMerge).`
+    return `The SqlClient of the handlers of replica set "${this.replicaSet}" is not the client of PostgresStores: read model and progress would not commit together. Provide one PgClient layer, once, around both (Layer.provideMerge).`
   }
 }
 

@@ -105,13 +105,13 @@ export const make = (options: Options = {}): Result.Result<TableNames, InvalidSe
     if (typeof name !== "string" || !identifier.test(name)) {
       return `${
         JSON.stringify(name)
-      } is no plain identifier. Use letters, digits, "_" and "$", beginning with a letter or "_"; the schema has a setting of its own.`
+      } is not a plain identifier. Use letters, digits, "_" and "$", beginning with a letter or "_"; the schema is a separate setting.`
     }
     if (name.length > maximum) {
       return `"${name}" has ${name.length} characters, at most ${maximum} are possible. Shorten it.`
     }
     if (maximum === maximumSchemaLength && /^pg_/i.test(name)) {
-      return `"${name}" begins with "pg_", which PostgreSQL keeps for itself. Choose another name.`
+      return `"${name}" begins with "pg_", which PostgreSQL reserves. Choose another name.`
     }
     return undefined
   }

@@ -18,7 +18,7 @@ export const textProblem = (text: string): string | undefined =>
   text.includes("\u0000")
     ? "contains a NUL character, which the database cannot store"
     : surrogate.test(text)
-    ? "contains half of a surrogate pair, which is no Unicode text"
+    ? "contains half of a surrogate pair, which is not valid Unicode"
     : undefined
 
 /**

@@ -85,7 +85,7 @@ describe("migrate", () => {
       yield* sql`INSERT INTO events
           (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
         VALUES ('a', 'b', 'c', 1, gen_random_uuid(), 'd', '')`
-      assert.include(yield* succeeds("down"), "the events stay")
+      assert.include(yield* succeeds("down"), "the events remain")
       refuses(yield* migrate("down", "--event-store"), /Table "events" holds events/)
       assert.deepStrictEqual(
         (yield* Migrations.status).tables.filter((table) => table.exists).map((table) => table.key),
@@ -105,7 +105,7 @@ describe("migrate", () => {
       assert.match(status, /^aggregateHeads +"Order"."heads" +present$/m)
       assert.match(yield* succeeds("status"), /^events +"events" +missing$/m)
       refuses(yield* migrate("up", "--table", "foo=bar"), /^Setting "tables\.foo": There is no such table/)
-      refuses(yield* migrate("up", "--schema", "a\"b"), /^Setting "schema": .* no plain identifier/)
+      refuses(yield* migrate("up", "--schema", "a\"b"), /^Setting "schema": .* not a plain identifier/)
     }).pipe(Effect.provide(TestDatabase.layer)))
 
   it.live("shows how an existing event store differs, and refuses it", () =>
@@ -126,10 +126,10 @@ describe("migrate", () => {
       yield* succeeds("up")
       const sql = yield* SqlClient.SqlClient
       yield* sql`UPDATE orchestrator_meta SET schema_version = 7`
-      refuses(yield* migrate("up"), /^The tables are of version 7, this library understands up to version 2\./)
-      refuses(yield* migrate("down"), /^The tables are of version 7/)
+      refuses(yield* migrate("up"), /^Schema version 7 found; this library supports up to version 2\./)
+      refuses(yield* migrate("down"), /^Schema version 7 found/)
       const status = yield* migrate("status")
-      refuses(status, /^The tables are of version 7, .* Install the version/)
+      refuses(status, /^Schema version 7 found; .* Install the version/)
       assert.match(status.out, /^Version: 7; this command makes version/m)
     }).pipe(Effect.provide(TestDatabase.layer)))
 
@@ -242,11 +242,11 @@ describe("migrate", () => {
       }
       for (const other of [content.replace("\n", " \n"), content.toUpperCase(), ""]) {
         Fs.writeFileSync(up, other)
-        refuses(yield* generate(), /001_create_orchestrator_tables\.up\.sql exists and has another content/)
+        refuses(yield* generate(), /001_create_orchestrator_tables\.up\.sql exists and has different content/)
         assert.strictEqual(Fs.readFileSync(up, "utf8"), other)
       }
       Fs.writeFileSync(up, content)
-      refuses(yield* generate("--schema", "other"), /exists and has another content; nothing was written\./)
+      refuses(yield* generate("--schema", "other"), /exists and has different content; nothing was written\./)
       const again = yield* generate("--schema", "other", "--format", "flyway")
       assert.strictEqual(again.code, 0, again.err)
       assert.include(

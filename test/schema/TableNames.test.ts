@@ -42,9 +42,9 @@ describe("TableNames", () => {
 
   it("refuses all other names", () => {
     for (const name of ["", " ", "1a", "a b", "a.b", "a;b", "a\"b", "ä", "a\n", "$a"]) {
-      assert.match(problem({ tables: { events: name } }) ?? "", /^tables\.events: .* is no plain identifier/, name)
-      assert.match(problem({ schema: name }) ?? "", /^schema: .* is no plain identifier/, name)
-      assert.match(problem({ eventStoreSchema: name }) ?? "", /^eventStoreSchema: .* is no plain identifier/, name)
+      assert.match(problem({ tables: { events: name } }) ?? "", /^tables\.events: .* is not a plain identifier/, name)
+      assert.match(problem({ schema: name }) ?? "", /^schema: .* is not a plain identifier/, name)
+      assert.match(problem({ eventStoreSchema: name }) ?? "", /^eventStoreSchema: .* is not a plain identifier/, name)
     }
     assert.match(problem({ schema: "pg_mine" }) ?? "", /pg_/)
     assert.match(problem({ eventStoreSchema: "pg_mine" }) ?? "", /pg_/)

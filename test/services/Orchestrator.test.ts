@@ -964,7 +964,11 @@ it.effect("metrics have the Go original's names and correct values", () =>
 it.effect.each<readonly [string, Partial<Settings.Input>, RegExp]>([
   ["an empty replica set", { replicaSet: " " }, /"replicaSet".*must not be empty/],
   ["a negative duration", { pollInterval: "-1 seconds" }, /"pollInterval".*not negative/],
-  ["a duration that is no number", { drainTimeout: Number.NaN }, /"drainTimeout".*not a valid duration.*"5 seconds"/],
+  [
+    "a duration that is not a number",
+    { drainTimeout: Number.NaN },
+    /"drainTimeout".*not a valid duration.*"5 seconds"/
+  ],
   ["an endless duration", { pollInterval: Duration.infinity }, /"pollInterval".*finite/],
   ["a duration of zero", { heartbeatInterval: 0 }, /"heartbeatInterval".*greater than zero/],
   ["too few heartbeats", { heartbeatInterval: "20 seconds" }, /"staleWorkerTimeout".*three heartbeats/],
@@ -989,7 +993,7 @@ it.effect("rejects no projections, an empty name, duplicate names and a filter t
       [[], "InvalidSettings", /at least one Projection\.make/],
       [[named("")], "InvalidSettings", /name must not be empty/],
       [[named(" ")], "InvalidSettings", /name must not be empty/],
-      [[named("a"), named("b"), named("a")], "DuplicateProjection", /"a".*each its own/],
+      [[named("a"), named("b"), named("a")], "DuplicateProjection", /"a".*each projection its own/],
       [[named("a", { startFrom: -1n })], "InvalidSettings", /startFrom of "a"/],
       [[named("a", { eventTypes: [] })], "InvalidSettings", /eventTypes of "a" is empty/]
     ]

@@ -141,7 +141,7 @@ describe("configErrorText", () => {
       /^HTTP_SERVER_PORT \(or httpServer_port\) is not set\./
     ],
     ["a value out of range", Config.Port("PORT"), { PORT: "99999" }, /^PORT is not valid: .*65535\. Correct it/],
-    ["a value that is no number", Config.Int("PORT"), { PORT: "http" }, /^PORT is not valid: .*number/],
+    ["a value that is not a number", Config.Int("PORT"), { PORT: "http" }, /^PORT is not valid: .*number/],
     [
       "one of several",
       Config.all({ a: Config.withDefault(Config.Int("A"), 1), b: Config.String("B") }),

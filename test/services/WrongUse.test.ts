@@ -205,7 +205,7 @@ it.live("reports missing tables and tables of an older or newer schema version",
     yield* sql`UPDATE orchestrator_meta SET schema_version = 0`
     const old = yield* refusal(worker(nothing("tables")))
     assert.strictEqual(old._tag, "SchemaVersionMismatch")
-    told(old, "version 0", "needs version 2", "migrate up")
+    told(old, "version 0", "requires version 2", "migrate up")
     yield* sql`UPDATE orchestrator_meta SET schema_version = 99`
     const newer = yield* refusal(worker(nothing("tables")))
     assert.strictEqual(newer._tag, "SchemaVersionMismatch")
@@ -265,9 +265,9 @@ it.layer(migrated, { excludeTestServices: true })(
       Effect.gen(function*() {
         const error = yield* refusal(worker(nothing("names"), {}, { tables: { events: "events; DROP TABLE events" } }))
         assert.strictEqual(error._tag, "InvalidSettings")
-        told(error, "tables.events", "no plain identifier", "letters, digits")
+        told(error, "tables.events", "not a plain identifier", "letters, digits")
         const schema = yield* refusal(worker(nothing("names"), {}, { schema: "my schema" }))
-        told(schema, "\"schema\"", "no plain identifier")
+        told(schema, "\"schema\"", "not a plain identifier")
         const same = yield* refusal(worker(nothing("names"), {}, { tables: { events: "orchestrator_workers" } }))
         told(same, "a name of its own")
       }))

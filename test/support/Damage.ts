@@ -58,5 +58,5 @@ export const all: ReadonlyArray<Damage> = [
     "metadata = overlay(metadata::bytea placing '\\xff'::bytea from octet_length(metadata::bytea) for 1)::jsonb",
     "22021"
   ),
-  update("metadata that is no JSON", "metadata = '\\xffffffff'::bytea::jsonb", "XX000")
+  update("metadata that is not JSON", "metadata = '\\xffffffff'::bytea::jsonb", "XX000")
 ]

@@ -41,7 +41,7 @@ const otherLife = new DatabaseUnavailable({
   server: "memory",
   database: "memory",
   user: "memory",
-  cause: new Error("It was seen in another epoch of this world")
+  cause: new Error("It was read in another epoch of this world")
 })
 
 const streamKey = (stream: StreamId): string =>

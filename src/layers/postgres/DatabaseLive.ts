@@ -141,7 +141,7 @@ export const make = Effect.fnUntraced(function*(
     `SELECT current_setting('server_version_num')::int AS version, pg_is_in_recovery() AS recovering,
       ${TableSchemas.find(chosen, `${textArray(path)}::text[]`)} AS schemas`
   ).pipe(opening)
-  if (found === undefined) return yield* Effect.die(new Error("A statement that always gives one row gave none"))
+  if (found === undefined) return yield* Effect.die(new Error("A statement that always returns one row returned none"))
   // Precedes everything that a pooler would lose: prepared statements, and settings and locks of a session.
   const pooling = yield* Pooler.find(pg.config).pipe(
     Effect.timeoutOrElse({ duration: poolerDeadline, orElse: () => Effect.fail(noAnswer) }),
@@ -152,7 +152,7 @@ export const make = Effect.fnUntraced(function*(
     return yield* new InvalidSettings({
       setting: "prepare",
       problem:
-        `${server.server} is a pooler in transaction mode, behind which prepared statements get lost. Give PgClient prepare: false, or better the server's own address.`
+        `${server.server} is a pooler in transaction mode, which loses prepared statements. Give PgClient prepare: false, or better the server's own address.`
     })
   }
   if (pooled && ((options.listen ?? true) || (options.presence ?? true))) {
@@ -198,9 +198,9 @@ export const make = Effect.fnUntraced(function*(
     if (refusal !== undefined) return yield* refusal
     if (meta.wrong) {
       return yield* new UnsupportedDatabase({
-        problem: "The database's function hashtext gives other answers than when the tables were made.",
+        problem: "The database's function hashtext returns other values than when the tables were created.",
         advice:
-          "Progress is recorded by these hashes: go back to the server on which they were made, or rebuild the projections in fresh tables."
+          "Progress is recorded by these hashes. Return to the server on which the tables were created, or rebuild the projections in fresh tables."
       })
     }
   }

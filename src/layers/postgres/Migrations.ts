@@ -76,7 +76,7 @@ export class EventsExist extends Schema.TaggedError<EventsExist>("pupsourcing-or
   { table: Schema.String }
 ) {
   override get message(): string {
-    return `Table ${this.table} holds events, and a migration never drops events. Nothing was changed. If they are not needed any more, drop the table by hand.`
+    return `Table ${this.table} holds events, and a migration never drops events. Nothing was changed. If they are no longer needed, drop the table manually.`
   }
 }
 

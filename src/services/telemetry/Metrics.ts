@@ -33,7 +33,7 @@ export const workersRegisteredTotal = counter("workers_registered_total", "Regis
  * @category metrics
  * @since 0.1.0
  */
-export const partitionAssignmentsTotal = counter("partition_assignments_total", "Ranges taken by this worker.")
+export const partitionAssignmentsTotal = counter("partition_assignments_total", "Ranges claimed by this worker.")
 
 /**
  * @category metrics
@@ -67,7 +67,7 @@ export const projectionErrorsTotal = counter(
  * @since 0.1.0
  */
 export const activeWorkers = Metric.gauge(name("active_workers"), {
-  description: "Workers in the newest generation that this worker has seen."
+  description: "Workers in the newest generation that this worker has read."
 })
 
 /**
@@ -75,7 +75,7 @@ export const activeWorkers = Metric.gauge(name("active_workers"), {
  * @since 0.1.0
  */
 export const currentGenerationPartitions = Metric.gauge(name("current_generation_partitions"), {
-  description: "Partitions of the newest generation that this worker has seen."
+  description: "Partitions of the newest generation that this worker has read."
 })
 
 /**
@@ -92,7 +92,7 @@ export const workerState = Metric.gauge(name("worker_state"), {
  */
 export const coordinationDurationSeconds = seconds(
   "coordination_duration_seconds",
-  "From a generation's first sight to work on all of the assignment.",
+  "Time from first reading a generation until this worker runs its whole assignment.",
   [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
 )
 

@@ -99,7 +99,7 @@ export const make = Effect.fnUntraced(function*(options: {
       if (overdue && !suspended) {
         suspended = true
         yield* Effect.logWarning(
-          "The worker could not renew its heartbeat in time: it stops its projections until it can, since others may take over"
+          "The worker could not renew its heartbeat in time: it stops its projections until it can, because other workers may take over"
         )
         yield* log.record(Activity.Suspended())
         onChange()

@@ -15,7 +15,7 @@ const maximumNameLength = 200
 export const check = (
   projections: ReadonlyArray<Projection.Any>
 ): Result.Result<void, DuplicateProjection | InvalidSettings> => {
-  if (projections.length === 0) return Result.fail(invalid("There is none. Give at least one Projection.make(…)."))
+  if (projections.length === 0) return Result.fail(invalid("There is no projection. Pass at least one Projection.make(…)."))
   const names = new Set<string>()
   for (const projection of projections) {
     const problem = problemOf(projection)
@@ -62,7 +62,7 @@ export const checkStorable = Effect.fnUntraced(function*(
 const invalid = (problem: string) => new InvalidSettings({ setting: "projections", problem })
 
 const problemOf = ({ filter, name, startFrom }: Projection.Any): string | undefined => {
-  if (name.trim() === "") return "A projection's name must not be empty: progress is kept by name."
+  if (name.trim() === "") return "A projection's name must not be empty, because progress is stored by name."
   if (name.length > maximumNameLength) {
     return `The name "${name.slice(0, 40)}…" must have at most ${maximumNameLength} characters.`
   }
@@ -73,7 +73,7 @@ const problemOf = ({ filter, name, startFrom }: Projection.Any): string | undefi
   }
   for (const [list, values] of filterLists(filter)) {
     if (values.length === 0) {
-      return `${list} of "${name}" is empty, so that no event would match. Leave it out to let all through.`
+      return `${list} of "${name}" is empty, so that no event would match. Omit it to receive all events.`
     }
     const problem = values.map(textProblem).find((problem) => problem !== undefined)
     if (problem !== undefined) return `A value of ${list} of "${name}" ${problem}.`

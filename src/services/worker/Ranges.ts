@@ -102,7 +102,7 @@ export const make = Effect.fnUntraced(function*(options: {
       if (before?.incarnation !== fence.incarnation || before.generationId !== fence.generationId) return
       if (entry.draining.isOpen()) return
       yield* Effect.logWarning(
-        `Progress of ${projection} at ${entry.handledUpTo} could not be written, although no other worker has its row: it is tried again. Look for row-level security or a trigger on the table of checkpoints that keeps this role from changing it.`
+        `Progress of ${projection} at ${entry.handledUpTo} could not be written, although no other worker owns its row; retrying. Look for row-level security or a trigger on the table of checkpoints that keeps this role from changing it.`
       )
     })
     const run = options.runner.run({

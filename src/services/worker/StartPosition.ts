@@ -33,7 +33,7 @@ const checkWasIssued = ({ events, startup }: Worker, name: string, position: big
           new InvalidSettings({
             setting: "projections",
             problem:
-              `startFrom of "${name}" is ${position}, but the events table has only given out positions up to ${lastPosition}. Give "beginning", "now" or a position that exists.`
+              `startFrom of "${name}" is ${position}, but the events table has only issued positions up to ${lastPosition}. Give "beginning", "now" or a position that exists.`
           })
         )
     })

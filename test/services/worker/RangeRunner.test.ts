@@ -133,7 +133,7 @@ it.effect.each(
   [
     ["a defect", Effect.die(new Error("undefined is not a function")), "undefined is not a function"],
     ["its own interruption", Effect.interrupt, "nterrupt"],
-    ["a failure that is no Error", Effect.fail({ code: 7 }), "7"]
+    ["a failure that is not an Error", Effect.fail({ code: 7 }), "7"]
   ] as const
 )("%s halts the range", ([, failure, text]) =>
   Effect.gen(function*() {

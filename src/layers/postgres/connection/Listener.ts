@@ -256,8 +256,8 @@ export const make: Effect.Effect<Listener["Service"], never, Database | Scope.Sc
           reported = true
           const error = sqlErrorIn(exit.cause)
           yield* error === undefined
-            ? Effect.logError("The listening session cannot be opened; it is tried again.", exit.cause)
-            : Effect.logWarning(`The listening session cannot be opened; it is tried again. ${describe(error)}`)
+            ? Effect.logError("The listening session cannot be opened; retrying.", exit.cause)
+            : Effect.logWarning(`The listening session cannot be opened; retrying. ${describe(error)}`)
         }
         continue
       }
@@ -268,7 +268,7 @@ export const make: Effect.Effect<Listener["Service"], never, Database | Scope.Sc
       attempt = lived >= steadyNanos ? 0 : attempt + 1
       reported = true
       yield* Effect.logWarning(
-        `The listening session was lost; until it is open again, polling takes its place. ${describe(error)}`
+        `The listening session was lost; polling until it is open again. ${describe(error)}`
       )
     }
   })

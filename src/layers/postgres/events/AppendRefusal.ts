@@ -76,7 +76,7 @@ export const make = (database: Database["Service"], reader: Reader) => {
 
   const sequenceBehind = () =>
     new UnsupportedDatabase({
-      problem: `The sequence of ${events}.global_position gives out positions that are in use, or below those in use.`,
+      problem: `The sequence of ${events}.global_position issues positions that are in use, or below those in use.`,
       advice: `Set it to the position of the last event: SELECT setval(pg_get_serial_sequence('${
         events.replaceAll("'", "''")
       }', 'global_position'), (SELECT max(global_position) FROM ${events}));`

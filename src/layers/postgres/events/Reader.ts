@@ -28,7 +28,7 @@ export interface State {
    * session's.
    */
   epoch: ServerEpoch | undefined
-  /** Oid of the sequence that gives out positions, as text. */
+  /** Oid of the sequence that issues positions, as text. */
   sequence: string | undefined
   /** Identifies the files of the events and the sequence. In other files, positions may have restarted. */
   files: string | undefined
@@ -135,7 +135,7 @@ export const make: Effect.Effect<Reader, never, Database | Scope.Scope> = Effect
   return { use }
 })
 
-const leadsElsewhere = "the session leads to another server than the one that is written to"
+const leadsElsewhere = "the session is connected to another server than the one that is written to"
 
 const elsewhere = new SqlError.SqlError({
   reason: new SqlError.ConnectionError({

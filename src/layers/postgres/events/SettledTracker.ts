@@ -207,7 +207,7 @@ export const make = Effect.fnUntraced(function*(
             : first.increment !== 1n
             ? `INCREMENT ${first.increment}`
             : "CYCLE"
-        }, so that positions are not given out in order.`,
+        }, so that positions are not issued in order.`,
         advice: `Run: ALTER SEQUENCE ${first.name} CACHE 1 INCREMENT 1 NO CYCLE; then reconnect the writers.`
       })
     }
@@ -236,7 +236,7 @@ export const make = Effect.fnUntraced(function*(
     }
     return yield* new UnsupportedDatabase({
       problem: `The sequence of the positions of ${events} is being replaced.`,
-      advice: "Do so while nobody reads."
+      advice: "Do so while no worker or reader runs."
     })
   })
 
@@ -284,7 +284,7 @@ export const make = Effect.fnUntraced(function*(
     if (last !== undefined && head > last) {
       return yield* new UnsupportedDatabase({
         problem:
-          `${events} holds an event at position ${head}, but its sequence has only given out positions up to ${last}.`,
+          `${events} holds an event at position ${head}, but its sequence has only issued positions up to ${last}.`,
         advice:
           "Positions must come from the sequence, never be written explicitly. After an import, set it with setval."
       })
@@ -338,7 +338,7 @@ export const make = Effect.fnUntraced(function*(
     }
     for (const writer of over) {
       if (writer.reported) {
-        yield* Effect.logInfo(`The transaction that kept readers waiting (${describe(writer)}) is over.`)
+        yield* Effect.logInfo(`The transaction that kept readers waiting (${describe(writer)}) has ended.`)
       }
     }
   })

@@ -116,7 +116,7 @@ BEGIN
   IF to_regclass(${literal(qualified(names, "meta"))}) IS NOT NULL THEN
     SELECT schema_version::text INTO found FROM ${qualified(names, "meta")} WHERE schema_version > ${schemaVersion};
     IF found IS NOT NULL THEN
-      RAISE EXCEPTION 'the tables are of version %, this migration makes version ${schemaVersion}', found
+      RAISE EXCEPTION 'schema version % found; this migration creates version ${schemaVersion}', found
         USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Use the migrations of a newer pupsourcing-orchestrator.';
     END IF;
     SELECT ${indented(otherEventsTable(names), 4)} INTO found FROM ${qualified(names, "meta")} AS m;
@@ -156,7 +156,7 @@ CREATE SEQUENCE IF NOT EXISTS ${
     qualified(names, "presenceKeys")
   } AS integer MINVALUE 1 MAXVALUE 2147483647 CACHE 1 CYCLE`,
 
-  `-- Who shares the work. A generation never changes; its state is for people to read.
+  `-- The workers that share the work. A generation never changes; its state is for people to read.
 CREATE TABLE IF NOT EXISTS ${qualified(names, "generations")} (
   replica_set text NOT NULL,
   generation_id bigint NOT NULL,

@@ -107,7 +107,7 @@ const silent = (message: string) =>
     reason: new SqlError.ConnectionError({ cause: new Error(message), message, operation: "query" })
   })
 
-const unheard = silent("the transaction has ended, but the connection did not say so")
+const unheard = silent("the transaction has ended, but the connection did not report it")
 const unanswered = silent("no answer in time, or no connection to ask on")
 
 const advancing = "advance a checkpoint"
@@ -140,7 +140,7 @@ const handlerFailure = (message: string, cause: Cause.Cause<unknown>): HandlerFa
   new HandlerFailure({ cause: Cause.fromReasons([...Cause.die(new Error(message)).reasons, ...cause.reasons]) })
 
 const ignoredStatement =
-  "A statement of the handler failed and its error was ignored, so that PostgreSQL gave up the whole transaction. Let the error through, or run the statement inside sql.withTransaction, which isolates it in a savepoint."
+  "A statement of the handler failed and its error was ignored, so that PostgreSQL aborted the whole transaction. Let the error through, or run the statement inside sql.withTransaction, which isolates it in a savepoint."
 
 const releasedConnection =
   "A statement ran on the connection of a transaction that had ended: something that the handler started outlived its batch. Start it with Effect.forkChild, or wait for it before the handler ends."
@@ -149,10 +149,10 @@ const changedTransaction =
   "The progress could not be written, because the handler changed the role or the access mode of the transaction. Restore them before the handler ends (RESET ROLE)."
 
 const endedTransaction =
-  "The handler has ended the transaction that it runs in, so that what it wrote and its progress commit apart. Leave COMMIT and ROLLBACK to the batch: to undo a part, fail inside sql.withTransaction."
+  "The handler has ended the transaction that it runs in, so that what it wrote and its progress did not commit together. Leave COMMIT and ROLLBACK to the batch: to undo a part, fail inside sql.withTransaction."
 
 const ownInterruption =
-  "The handler was interrupted, but not because its range was given up: it interrupted itself, or joined a fiber that was interrupted."
+  "The handler was interrupted, but not because its range was closed: it interrupted itself, or joined a fiber that was interrupted."
 
 /**
  * The `SqlError` inside a handler's failure. Handlers wrap database errors in errors of their own; whether the batch

@@ -13,7 +13,7 @@ const longRunMinutes = 5
 const reportedMillis = 20_000
 
 /** Log lines of a worker whose connections are disturbed. */
-const disturbed = /was lost|tried again|evicted|suspended/
+const disturbed = /was lost|retr(?:ied|ying)|evicted|suspended/
 
 const lasting = (shortMillis: number, longMillis: number) =>
   Effect.map(Driver, ({ minutes }) => minutes < longRunMinutes ? shortMillis : longMillis)
@@ -48,10 +48,10 @@ const waitedFor = Effect.fnUntraced(function*(position: bigint, millis: number, 
   if (millis < reportedMillis) return
   for (const { worker, workerId } of fleet.members()) {
     const from = before.get(worker)
-    const said = worker.output()
+    const output = worker.output()
     // A worker that started meanwhile, or was cut off by a concurrent fault, has not waited this long.
-    if (said.includes(name) || from === undefined || disturbed.test(said.slice(from))) continue
-    watch.violate(`P5: ${workerId} has waited for ${name} and not said so`)
+    if (output.includes(name) || from === undefined || disturbed.test(output.slice(from))) continue
+    watch.violate(`P5: ${workerId} has waited for ${name} without reporting it`)
   }
 })
 

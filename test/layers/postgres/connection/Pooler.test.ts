@@ -91,7 +91,7 @@ describe.skipIf(PgBouncer.missing !== undefined && !inCI)("behind a pooler", () 
       assert.strictEqual(failure._tag, "InvalidSettings")
       assert.match(
         failure.message,
-        /^Setting "prepare": 127\.0\.0\.1:\d+ is a pooler in transaction mode, behind which prepared statements get lost\. Give PgClient prepare: false, or better the server's own address\.$/
+        /^Setting "prepare": 127\.0\.0\.1:\d+ is a pooler in transaction mode, which loses prepared statements\. Give PgClient prepare: false, or better the server's own address\.$/
       )
     }).pipe(Effect.scoped)
   )

@@ -67,6 +67,6 @@ describe("toStoreError", () => {
     )
     assert(error._tag === "StoreFailure")
     assert.strictEqual(error.code, "40P01")
-    assert.include(error.message, "run the whole of its own again")
+    assert.include(error.message, "Retry the whole transaction")
   })
 })

@@ -273,7 +273,7 @@ describe("an append that the database refuses", () => {
       yield* run(behind)
       const alone = yield* Effect.flip(store.append([event()]))
       assert(alone._tag === "UnsupportedDatabase")
-      assert.include(alone.message, "gives out positions that are in use")
+      assert.include(alone.message, "issues positions that are in use")
       yield* run(behind, "ALTER TABLE events RENAME CONSTRAINT events_pkey TO aggregate_version_event_id")
       const error = yield* Effect.flip((yield* PgClient.PgClient).withTransaction(store.append([event()])))
       assert.strictEqual(error._tag, "UnsupportedDatabase")
@@ -534,7 +534,7 @@ describe("an append at the same time as Go's", () => {
             const error = yield* Effect.flip((yield* PgClient.PgClient).withTransaction(store.append([event()])))
             assert(error._tag === "StoreFailure")
             assert.strictEqual(error.code, code)
-            assert.include(error.message, "run the whole of its own again")
+            assert.include(error.message, "Retry the whole transaction")
           }).pipe(Effect.provide(Layer.provideMerge(
             Seam.stores(hooks, { listen: false, presence: false }),
             Seam.client({ url: Redacted.make(url) }, hooks)
