@@ -1,6 +1,7 @@
 // The project's own rules, as an oxlint plugin (.oxlintrc.json). Every rule has a fixture in test/fixtures/lint which it must refuse.
 import { dirname, relative, resolve, sep } from "node:path"
 import { fileURLToPath } from "node:url"
+import * as Words from "./Words.ts"
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)))
 
@@ -132,9 +133,34 @@ const noSkippedTests = rule("Every test runs.", (context) => {
         object = object.type === "MemberExpression" ? object.object : object.callee
       }
       if (object.type === "Identifier" && testNames.has(object.name)) {
-        context.report({ node, message: `.${name}: every test runs; mend it or remove it.` })
+        context.report({ node, message: `.${name}: every test runs; fix it or remove it.` })
       }
     }
+  }
+})
+
+const words = rule("Comments and strings are plain technical English; see Words.ts.", (context) => {
+  if (!pathOf(context).startsWith("src/")) return {}
+  const check = (node, text) => {
+    for (const { instead, word } of Words.find(text)) {
+      context.report({ node, message: `"${word}": write ${instead}` })
+    }
+  }
+  return {
+    Program() {
+      let above
+      // Consecutive line comments are one text: a phrase may continue on the next line.
+      for (const comment of context.sourceCode.getAllComments()) {
+        const text = comment.value.replaceAll(/\n\s*\*?\s*/g, " ")
+        const continues = comment.type === "Line" && above?.line === comment.loc.start.line - 1
+        const before = continues ? above.text : ""
+        if (!continues && above !== undefined) check(above.comment, above.text)
+        above = { comment: continues ? above.comment : comment, text: before + text, line: comment.loc.start.line }
+      }
+      if (above !== undefined) check(above.comment, above.text)
+    },
+    Literal: (node) => typeof node.value === "string" && check(node, node.value),
+    TemplateElement: (node) => check(node, node.value.raw)
   }
 })
 
@@ -144,6 +170,7 @@ export default {
     "direction": direction,
     "pure-services": pureServices,
     "sql-place": sqlPlace,
-    "no-skipped-tests": noSkippedTests
+    "no-skipped-tests": noSkippedTests,
+    "words": words
   }
 }

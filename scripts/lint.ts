@@ -1,11 +1,13 @@
 /**
- * `npm run lint`: Effect's own diagnostics on every TypeScript file, oxlint with the project's rules on every file, and the proof
- * that both still refuse what they must: each fixture of test/fixtures/lint has to be reported.
+ * `npm run lint`: Effect's own diagnostics on every TypeScript file, oxlint with the project's rules on every file,
+ * the words of the Markdown files, and the proof that all of them still refuse what they must: each fixture of test/fixtures/lint
+ * has to be reported.
  */
 import { spawnSync } from "node:child_process"
-import { existsSync, globSync } from "node:fs"
+import { existsSync, globSync, readFileSync } from "node:fs"
 import { relative, resolve } from "node:path"
 import { fileURLToPath } from "node:url"
+import * as Words from "./Words.ts"
 
 const root = fileURLToPath(new URL("..", import.meta.url))
 const fixtures = "test/fixtures/lint"
@@ -93,6 +95,16 @@ for (const entry of oxlint(".oxlintrc.json", ["."]).diagnostics) {
   problems.push(`${entry.filename}:${at?.line ?? 1}:${at?.column ?? 1} ${entry.code}: ${entry.message}`)
 }
 
+const wordsIn = (page: string): ReadonlyArray<string> => {
+  const text = readFileSync(resolve(root, page), "utf8")
+  return Words.find(text.replaceAll("\n", " ")).map(({ index, instead, word }) =>
+    `${page}:${text.slice(0, index).split("\n").length} "${word}": write ${instead}`
+  )
+}
+const pages = globSync("{*,docs/**/*,examples/**/*,test/**/*}.md", { cwd: root, exclude: [`${fixtures}/**`] })
+  .toSorted()
+problems.push(...pages.flatMap(wordsIn))
+
 // The fixtures: what each line must be refused for, in the order in which it stands there.
 const refused = (what: string, found: number, expected: number): void => {
   if (found !== expected) {
@@ -107,18 +119,21 @@ for (
     ["Direction.ts", "direction", 1],
     ["PureServices.ts", "pure-services", 6],
     ["SkippedTests.ts", "no-skipped-tests", 3],
-    ["SqlPlace.ts", "sql-place", 1]
+    ["SqlPlace.ts", "sql-place", 1],
+    ["Words.ts", "words", 6]
   ] as const
 ) {
   const found = refusals.filter((entry) => entry.filename.endsWith(`/${file}`) && entry.code === `project(${rule})`)
   refused(file, found.length, count)
 }
 
+refused("Words.md", wordsIn(`${fixtures}/Words.md`).length, 3)
+
 if (problems.length > 0) {
   console.error(`${problems.join("\n")}\n\n${problems.length} problems`)
   process.exitCode = 1
 } else {
   console.log(
-    `${diagnosed.length} files without Effect diagnostics, ${files.length} type-checked, all fixtures refused`
+    `${diagnosed.length} files without Effect diagnostics, ${files.length} type-checked, ${pages.length} pages, all fixtures refused`
   )
 }

@@ -15,7 +15,9 @@ const maximumNameLength = 200
 export const check = (
   projections: ReadonlyArray<Projection.Any>
 ): Result.Result<void, DuplicateProjection | InvalidSettings> => {
-  if (projections.length === 0) return Result.fail(invalid("There is no projection. Pass at least one Projection.make(…)."))
+  if (projections.length === 0) {
+    return Result.fail(invalid("There is no projection. Pass at least one Projection.make(…)."))
+  }
   const names = new Set<string>()
   for (const projection of projections) {
     const problem = problemOf(projection)
