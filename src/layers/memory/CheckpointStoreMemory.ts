@@ -9,14 +9,14 @@
  *
  * @since 0.1.0
  */
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
-import * as Fiber from "effect/Fiber"
 import * as TxRef from "effect/TxRef"
 import type { Checkpoint, Held } from "../../schema/Checkpoint.ts"
 import { haltError, key } from "../../schema/Checkpoint.ts"
 import * as HashRange from "../../schema/HashRange.ts"
 import { textProblem } from "../../schema/Text.ts"
+import * as Abandonable from "../../services/Abandonable.ts"
 import { CheckpointStore, Fenced, HandlerFailure, TransientFailure } from "../../services/CheckpointStore.ts"
 import type { ServerEpoch } from "../../services/EventStore.ts"
 import type { Handle } from "./MemoryWorld.ts"
@@ -61,16 +61,9 @@ export const make = (handle: Handle): CheckpointStore["Service"] => {
   // The handler runs in a fiber of its own, whose children end with it, because a value that is not an Effect ends a
   // fiber without running its finalizers. Interrupting the caller ends the handler and rolls back the transaction.
   const asHandler = <A, E, R>(work: Effect.Effect<A, E, R>): Effect.Effect<A, HandlerFailure, R> =>
-    Effect.uninterruptibleMask((restore) =>
-      Effect.flatMap(
-        Effect.forkDetach(Effect.interruptible(work), { startImmediately: true }),
-        (fiber) => Effect.onInterrupt(restore(Fiber.await(fiber)), () => Fiber.interrupt(fiber))
-      )
-    ).pipe(
-      Effect.flatMap(Exit.match({
-        onFailure: (cause) => Effect.fail(new HandlerFailure({ cause })),
-        onSuccess: Effect.succeed
-      }))
+    Effect.catchCause(
+      Abandonable.run(work, { grace: Duration.infinity }),
+      (cause) => Effect.fail(new HandlerFailure({ cause }))
     )
 
   return CheckpointStore.of({

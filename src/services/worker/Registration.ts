@@ -20,7 +20,6 @@ import type * as Plan from "../../schema/Plan.ts"
 import type { Settings } from "../../schema/Settings.ts"
 import * as Uuid from "../../schema/Uuid.ts"
 import type { Registration } from "../../schema/Worker.ts"
-import { within } from "../Bounded.ts"
 import type { CheckpointStore } from "../CheckpointStore.ts"
 import type { EventStore } from "../EventStore.ts"
 import type { Membership } from "../Membership.ts"
@@ -275,7 +274,7 @@ const unregister = Effect.fnUntraced(
   function*({ coordinator, settings, state }: Worker, registration: Registration) {
     yield* Effect.logInfo("Unregistering worker...")
     const busy = new Set(state.ranges?.all.keys() ?? [])
-    const answer = yield* within(
+    const answer = yield* Effect.timeoutOption(
       coordinator.leave({ registration, projections: carriedNow(state), busy }, settings),
       leaveTimeout
     )

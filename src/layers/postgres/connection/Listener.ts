@@ -12,7 +12,6 @@ import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import * as Fiber from "effect/Fiber"
 import * as Latch from "effect/Latch"
 import * as Option from "effect/Option"
 import * as Queue from "effect/Queue"
@@ -21,7 +20,7 @@ import * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
 import * as SqlError from "effect/sql/SqlError"
 import type { StoreError } from "../../../schema/Errors.ts"
-import * as Bounded from "../../../services/Bounded.ts"
+import * as Abandonable from "../../../services/Abandonable.ts"
 import { Database } from "../Database.ts"
 import * as Notifications from "./Notifications.ts"
 import { sqlErrorIn, toStoreError } from "./SqlErrors.ts"
@@ -132,7 +131,7 @@ const within = <A>(
     Effect.forkIn(self, scope, { startImmediately: true }),
     (fiber) =>
       Effect.flatMap(
-        Bounded.endOf(fiber, answerDeadline),
+        Abandonable.end(fiber, answerDeadline),
         Option.match({
           onNone: () => Effect.fail(noAnswer),
           // The scope closes with the connection; the caller receives an error, not an interruption.
@@ -302,8 +301,8 @@ export const make: Effect.Effect<Listener["Service"], never, Database | Scope.Sc
    * opened it yet. A send that is in progress is awaited as well, but a server that does not answer is not.
    */
   const sendLast = Effect.flatMap(
-    Effect.forkDetach(sendPending(queryPool), { startImmediately: true }),
-    (fiber) => Effect.asVoid(Bounded.within(Fiber.await(fiber), sendPatience))
+    Abandonable.start(sendPending(queryPool)),
+    (fiber) => Effect.asVoid(Abandonable.end(fiber, sendPatience))
   )
 
   const send = Effect.gen(function*() {

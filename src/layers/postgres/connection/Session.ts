@@ -15,15 +15,13 @@ import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import * as Fiber from "effect/Fiber"
-import * as Option from "effect/Option"
 import * as Reactivity from "effect/reactivity/Reactivity"
 import * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
 import * as SqlClient from "effect/sql/SqlClient"
 import type * as SqlError from "effect/sql/SqlError"
 import { DatabaseUnavailable, type StoreError } from "../../../schema/Errors.ts"
-import { endOf } from "../../../services/Bounded.ts"
+import * as Abandonable from "../../../services/Abandonable.ts"
 import { isConflict, isConnectionLoss, refail, type Server, sqlErrorIn } from "./SqlErrors.ts"
 
 /**
@@ -179,7 +177,7 @@ export const make = Effect.fnUntraced(function*<S>(
       const scope = current.scope
       current = undefined
       // Closing a connection that no longer answers may take long, so it is not awaited.
-      return Effect.asVoid(Effect.forkDetach(Scope.close(scope, Exit.void)))
+      return Effect.asVoid(Abandonable.start(Scope.close(scope, Exit.void)))
     })
 
   const open = opening.withPermit(Effect.suspend(() => {
@@ -222,35 +220,17 @@ export const make = Effect.fnUntraced(function*<S>(
             ? drop(opened)
             : Effect.catchCause(Effect.asVoid(withoutTransaction(opened, opened.sql`SELECT 1`)), () => drop(opened))
         }
-        // The work runs in a fiber that is never interrupted. An interrupted caller stops waiting; the deadline stays.
-        return Effect.flatMap(
-          Effect.forkDetach(
-            Effect.onError(withoutTransaction(opened, entered(opened, f(opened))), dropWhenLost),
-            { startImmediately: true }
-          ),
-          (fiber) => {
-            const late = Effect.suspend(() => fiber.pollUnsafe() === undefined ? drop(opened) : Effect.void)
-            return endOf(fiber, options.deadline).pipe(
-              Effect.onInterrupt(() =>
-                Effect.forkDetach(Effect.andThen(Effect.timeoutOption(Fiber.await(fiber), options.deadline), late))
-              ),
-              Effect.flatMap(Option.match({
-                onSome: (exit): Effect.Effect<A, DatabaseUnavailable | E | SqlError.SqlError> => exit,
-                onNone: () =>
-                  Effect.andThen(
-                    late,
-                    Effect.fail(
-                      new DatabaseUnavailable({
-                        ...options.server,
-                        reason: "no answer in time",
-                        cause: new Error(`${operation}: no answer within ${Duration.format(options.deadline)}`)
-                      })
-                    )
-                  )
-              }))
-            )
-          }
-        )
+        const work = Effect.onError(withoutTransaction(opened, entered(opened, f(opened))), dropWhenLost)
+        // Never interrupted: an interrupted caller stops waiting, and the deadline stays.
+        return Abandonable.run(work, {
+          limit: Abandonable.after(options.deadline, () =>
+            new DatabaseUnavailable({
+              ...options.server,
+              reason: "no answer in time",
+              cause: new Error(`${operation}: no answer within ${Duration.format(options.deadline)}`)
+            })),
+          onAbandoned: () => drop(opened)
+        })
       }),
       refail(options.server, operation),
       Effect.withTracerEnabled(false)

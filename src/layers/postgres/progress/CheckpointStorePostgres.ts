@@ -28,7 +28,7 @@ import * as SqlError from "effect/sql/SqlError"
 import { haltError, type Held } from "../../../schema/Checkpoint.ts"
 import { DatabaseUnavailable, ForeignSqlClient, ReadOnlyReplica, type StoreError } from "../../../schema/Errors.ts"
 import { textProblem } from "../../../schema/Text.ts"
-import { readingGrace, within } from "../../../services/Bounded.ts"
+import * as Abandonable from "../../../services/Abandonable.ts"
 import {
   type BatchOptions,
   CheckpointStore,
@@ -224,20 +224,6 @@ const interruptionGrace = Duration.seconds(4)
 /** How long an interrupted transaction may take to end before it is abandoned. */
 const endGrace = Duration.sum(interruptionGrace, Duration.seconds(2))
 
-/**
- * Runs `self` in a fiber of its own, so that its child fibers end with it. The fiber has ended when this effect
- * returns; after an interruption too, if it stops within `interruptionGrace`.
- */
-const inFiber = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<Exit.Exit<A, E>, never, R> =>
-  Effect.uninterruptibleMask((restore) =>
-    Effect.flatMap(
-      // Detached, because the current fiber would wait for a child before it ends.
-      Effect.forkDetach(self),
-      (fiber) =>
-        Effect.onInterrupt(restore(Fiber.await(fiber)), () => within(Fiber.interrupt(fiber), interruptionGrace))
-    )
-  )
-
 /** The driver's connection below a connection of Effect SQL; undefined for another driver. */
 const driversOwn = (connection: Connection): PgConnection.PgConnection | undefined =>
   Predicate.hasProperty(connection, "connection") && Predicate.hasProperty(connection.connection, PgConnection.TypeId)
@@ -264,12 +250,12 @@ const makeEnding = () => {
   let restore = () => {}
   const apart = <A>(sent: Effect.Effect<A, SqlError.SqlError>): Effect.Effect<A, SqlError.SqlError> =>
     Effect.flatMap(
-      Effect.forkDetach(sent, { startImmediately: true }),
+      Abandonable.start(sent),
       (fiber) => {
         statement = fiber
         // A transaction that was abandoned while its handler ran still has to roll back.
         const answer = givenUp
-          ? Effect.andThen(within(Fiber.await(fiber), overDeadline), Fiber.interrupt(fiber))
+          ? Effect.andThen(Abandonable.end(fiber, overDeadline), Fiber.interrupt(fiber))
           : Effect.void
         return Effect.andThen(answer, Fiber.join(fiber))
       }
@@ -460,9 +446,8 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
   const untilLate = (transaction: () => Transaction | undefined) =>
     // Waits in steps, so that a pause of the whole process counts as one step at most.
     Effect.sleep(beginStep).pipe(
-      Effect.repeat({ times: beginSteps - 1 }),
-      // A separate timer, so that an answer that arrived while the process was busy is read before it fires.
-      Effect.andThen(Effect.sleep(readingGrace)),
+      Effect.repeat({ times: beginSteps - 2 }),
+      Effect.andThen(Abandonable.elapsed(beginStep)),
       Effect.andThen(Effect.suspend(() => transaction() === undefined ? Effect.void : Effect.never))
     )
 
@@ -472,32 +457,20 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
     transaction: () => Transaction | undefined,
     every: Duration.Duration
   ) =>
-    Effect.uninterruptibleMask((restore) => {
+    Effect.suspend(() => {
       const ending = makeEnding()
       const watched = Effect.flatMap(
         Effect.serviceOption(sql.transactionService),
         Option.match({ onNone: () => Effect.void, onSome: ([connection]) => ending.watch(connection) })
       )
-      const run = Effect.ensuring(sql.withTransaction(Effect.andThen(watched, batch)), ending.unwatch)
-      return Effect.flatMap(
-        Effect.forkDetach(run, { startImmediately: true }),
-        (fiber) => {
-          const leaveBehind = Effect.suspend(() => {
-            fiber.interruptUnsafe()
-            return ending.giveUp
-          })
-          return Effect.raceAllFirst([
-            Fiber.await(fiber),
-            Effect.as(untilOver(transaction, every), unheard),
-            Effect.as(untilLate(transaction), unanswered)
-          ]).pipe(
-            restore,
-            Effect.onInterrupt(() => Effect.andThen(within(Fiber.interrupt(fiber), endGrace), leaveBehind)),
-            // After the race, because the end of the interrupted fiber would win it.
-            Effect.flatMap((end) => Exit.isExit(end) ? end : Effect.andThen(leaveBehind, Effect.fail(end)))
-          )
-        }
-      )
+      return Abandonable.run(Effect.ensuring(sql.withTransaction(Effect.andThen(watched, batch)), ending.unwatch), {
+        limit: Effect.raceFirst(
+          Effect.andThen(untilOver(transaction, every), Effect.fail(unheard)),
+          Effect.andThen(untilLate(transaction), Effect.fail(unanswered))
+        ),
+        grace: endGrace,
+        onAbandoned: () => ending.giveUp
+      })
     })
 
   /**
@@ -548,7 +521,7 @@ export const make: Effect.Effect<CheckpointStore["Service"], never, Database> = 
         }
         const exit = yield* Effect.acquireUseRelease(
           keepAlive(options.idleTimeout),
-          () => inFiber(work),
+          () => Effect.exit(Abandonable.run(work, { grace: interruptionGrace })),
           ({ stop }) => stop
         )
         if (Exit.isFailure(exit)) return yield* rollBack(judge(exit.cause))
