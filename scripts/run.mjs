@@ -1,6 +1,8 @@
-// Says what to do when a script runs on a Node that is too old. Old Nodes must be able to parse it: plain JavaScript only.
+// `node scripts/run.mjs <program> [arguments]`: checks Node and the packages, then becomes the program, so that exit code and signals
+// are the program's own. The program is a script of the project, which imports the library as source, or a command of node_modules.
+// Nodes that are too old must be able to parse this file: plain JavaScript only.
 import { existsSync } from "node:fs"
-import { dirname, join } from "node:path"
+import { delimiter, dirname, join } from "node:path"
 import { fileURLToPath } from "node:url"
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)))
@@ -22,3 +24,12 @@ if (problems.length > 0) {
   console.error("\n" + problems.join("\n") + "\n")
   process.exit(1)
 }
+
+const [program, ...given] = process.argv.slice(2)
+const commands = join(root, "node_modules", ".bin")
+const [file, ...args] = program.endsWith(".ts")
+  ? [process.execPath, "--conditions=pupsourcing-orchestrator-source", program]
+  : [program === "node" ? process.execPath : join(commands, program)]
+// Commands start with `#!/usr/bin/env node`, which must be this Node.
+const path = [dirname(process.execPath), commands, process.env.PATH].join(delimiter)
+process.execve(file, [file, ...args, ...given], { ...process.env, PATH: path })
