@@ -92,6 +92,7 @@ export interface WorkerOptions {
   readonly workerId?: string
   /** Reaches the database through another URL than the harness. */
   readonly url?: string
+  readonly directUrl?: string
   /** The program that starts Node.js, and its arguments: `ip netns exec …`. */
   readonly through?: ReadonlyArray<string>
   readonly nodeArguments?: ReadonlyArray<string>
@@ -483,6 +484,7 @@ const make = Effect.gen(function*() {
         [{ name: defaultReplicaSet, projections: options.projections ?? defaultProjections }],
       poolSize: options.poolSize ?? 6,
       prepare: options.prepare ?? true,
+      ...(options.directUrl === undefined ? {} : { directUrl: options.directUrl }),
       presence: options.presence ?? true,
       listen: options.listen ?? true,
       settings: { ...defaultSettings, ...options.settings },

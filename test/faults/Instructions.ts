@@ -4,6 +4,8 @@ import { Misbehaviour } from "./Misbehaviour.ts"
 
 export const Instructions = Schema.fromJsonString(Schema.Struct({
   url: Schema.String,
+  /** Where the library's own sessions connect, if not to `url`. */
+  directUrl: Schema.optionalKey(Schema.String),
   /** The `application_name` of the pool on which batches run. */
   application: Schema.String,
   workerId: Schema.optionalKey(Schema.String),

@@ -14,6 +14,7 @@ const program = Effect.gen(function*() {
   const {
     application,
     delayMillis,
+    directUrl,
     filter,
     listen,
     misbehaviour,
@@ -33,7 +34,11 @@ const program = Effect.gen(function*() {
   }
   const outside = yield* PgClient.make({ ...client, applicationName: "faults refusals", maxConnections: 1 })
 
-  const Live = PostgresStores.layerWith({ listen, presence }).pipe(
+  const Live = PostgresStores.layerWith({
+    listen,
+    presence,
+    directUrl: directUrl === undefined ? undefined : Redacted.make(directUrl)
+  }).pipe(
     Layer.provideMerge(PgClient.layer({ ...client, applicationName: application, maxConnections: poolSize }))
   )
   const projection = (name: string) => {

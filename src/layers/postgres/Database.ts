@@ -28,6 +28,8 @@ export class Database extends Context.Service<Database, {
   /** The application's client without its name transforms; batches run on it. */
   readonly sql: SqlClient.SqlClient
   readonly server: Server
+  /** Where the library's own sessions connect: the server of `directUrl` if it is given. */
+  readonly sessionServer: Server
   readonly names: TableNames
   /** A table or sequence, qualified and quoted, as a part of a statement. */
   readonly table: (key: TableKey) => Statement.Fragment
@@ -35,12 +37,10 @@ export class Database extends Context.Service<Database, {
   readonly qualified: (key: TableKey) => string
   /** The channels of LISTEN and NOTIFY; see `TableNames.channel`. */
   readonly channels: { readonly events: string; readonly control: string }
-  /** Whether the client connects to a pooler in transaction mode, where session state ends with each transaction. */
-  readonly pooled: boolean
   /** Whether LISTEN and presence are used. Without them, changes and deaths are only detected later. */
   readonly listen: boolean
   readonly presence: boolean
-  /** Connects like the application's client, with the library's own name and settings. */
+  /** Connects to `sessionServer`, with the library's own name and settings. */
   readonly openConnection: (
     name: string
   ) => Effect.Effect<PgConnection.PgConnection, SqlError.SqlError, Scope.Scope>
@@ -50,10 +50,7 @@ export class Database extends Context.Service<Database, {
    * another server than the application's client, and must be reopened.
    */
   readonly refuse: (epoch: ServerEpoch) => void
-  /**
-   * Returns whether `refuse` has recorded the epoch, and clears the record. It returns true only once, because a
-   * reopened session may correctly be in the same epoch again behind a pooler.
-   */
+  /** Returns whether `refuse` has recorded the epoch, and clears the record. */
   readonly takeRefusal: (epoch: ServerEpoch) => boolean
   /** Converts the driver's errors into the library's. */
   readonly refail: (

@@ -10,6 +10,7 @@ import * as PgTypes from "@effect/sql-pg/PgTypes"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import type * as Redacted from "effect/Redacted"
 import * as Result from "effect/Result"
 import type * as SqlClient from "effect/sql/SqlClient"
 import * as SqlError from "effect/sql/SqlError"
@@ -25,8 +26,8 @@ import * as TableNames from "../../schema/TableNames.ts"
 import type { ServerEpoch } from "../../services/EventStore.ts"
 import { waitForServer } from "../../services/worker/Startup.ts"
 import * as ClientConfig from "./connection/ClientConfig.ts"
+import * as DirectUrl from "./connection/DirectUrl.ts"
 import * as LockWait from "./connection/LockWait.ts"
-import * as Pooler from "./connection/Pooler.ts"
 import * as Session from "./connection/Session.ts"
 import { refail, serverOf } from "./connection/SqlErrors.ts"
 import { asJson } from "./coordination/Rows.ts"
@@ -47,13 +48,15 @@ export interface Options extends TableNames.Options {
   readonly listen?: boolean | undefined
   /** Whether a lock detects a worker's death. Default true; if false, a death is detected by missing heartbeats. */
   readonly presence?: boolean | undefined
+  /**
+   * The URL to which the library's own sessions connect. Default: the client's URL. Required if the client's URL leads
+   * to a pooler in transaction mode; it must lead to the same database, directly or through a pooler in session mode.
+   */
+  readonly directUrl?: Redacted.Redacted | undefined
 }
 
 /** The oldest supported server; it has all that the statements use (`gen_random_uuid`, the current `pg_locks`). */
 const oldestServer = 140000
-
-/** How long the probe for a pooler may take. */
-const poolerDeadline = Duration.seconds(3)
 
 /** How long a new connection may take to apply its settings. */
 const settingsDeadline = Duration.seconds(5)
@@ -117,8 +120,10 @@ export const make = Effect.fnUntraced(function*(
 ): Effect.fn.Return<Database["Service"], StoresError, PgClient.PgClient> {
   const chosen = yield* Effect.fromResult(TableNames.make(options))
   const pg = yield* PgClient.PgClient
+  const sessions = DirectUrl.sessionConfig(pg.config, options.directUrl)
   yield* ClientConfig.check(pg.config)
-  const ignored = ClientConfig.ignoredParameters(pg.config)
+  if (options.directUrl !== undefined) yield* ClientConfig.check(sessions, "directUrl")
+  const ignored = [...new Set([pg.config, sessions].flatMap(ClientConfig.ignoredParameters))]
   if (ignored.length > 0) {
     yield* Effect.logWarning(
       `The driver ignores these parameters of the database URL: ${
@@ -128,7 +133,10 @@ export const make = Effect.fnUntraced(function*(
   }
   const sql = pg.withoutTransforms()
   const server = serverOf(pg.config)
+  const sessionServer = serverOf(sessions)
   const opening = <A, E>(self: Effect.Effect<A, E>) => waitForServer(refail(server, "open the stores")(self))
+  const openingSession = <A, E>(self: Effect.Effect<A, E>) =>
+    waitForServer(refail(sessionServer, "open the library's own sessions")(self))
 
   yield* checkCodecs(sql).pipe(opening)
   const path = yield* searchPath(pg.config).pipe(opening)
@@ -143,22 +151,9 @@ export const make = Effect.fnUntraced(function*(
   ).pipe(opening)
   if (found === undefined) return yield* Effect.die(new Error("A statement that always returns one row returned none"))
   // Precedes everything that a pooler would lose: prepared statements, and settings and locks of a session.
-  const pooling = yield* Pooler.find(pg.config).pipe(
-    Effect.timeoutOrElse({ duration: poolerDeadline, orElse: () => Effect.fail(noAnswer) }),
-    opening
-  )
-  const pooled = pooling === "transaction"
-  if (pooled && pg.config.prepare !== false) {
-    return yield* new InvalidSettings({
-      setting: "prepare",
-      problem:
-        `${server.server} is a pooler in transaction mode, which loses prepared statements. Give PgClient prepare: false, or better the server's own address.`
-    })
-  }
-  if (pooled && ((options.listen ?? true) || (options.presence ?? true))) {
-    yield* Effect.logWarning(
-      `${server.server} is a pooler in transaction mode: LISTEN and the presence lock are unavailable; falling back to polling and heartbeat timeouts. Give PgClient the address of the server itself to use both.`
-    )
+  yield* DirectUrl.checkPooler(pg.config, options.directUrl).pipe(openingSession)
+  if (options.directUrl !== undefined) {
+    yield* DirectUrl.checkSameDatabase(sql, pg.config, options.directUrl).pipe(openingSession)
   }
   if (found.version < oldestServer) {
     return yield* new UnsupportedDatabase({
@@ -220,6 +215,7 @@ export const make = Effect.fnUntraced(function*(
     pg,
     sql,
     server,
+    sessionServer,
     names,
     table: (key) => sql.literal(qualified(key)),
     qualified,
@@ -227,19 +223,18 @@ export const make = Effect.fnUntraced(function*(
       events: TableNames.channel(names, "events", schemaOf("events") ?? ""),
       control: TableNames.channel(names, "generations", schemaOf("generations") ?? "")
     },
-    pooled,
-    listen: !pooled && (options.listen ?? true),
-    presence: !pooled && (options.presence ?? true),
+    listen: options.listen ?? true,
+    presence: options.presence ?? true,
     openConnection: (name) =>
       Effect.tap(
-        PgConnection.make(Session.configOf(pg.config, name)),
+        PgConnection.make(Session.configOf(sessions, name)),
         (connection) =>
           Effect.timeoutOrElse(connection.query(`SELECT ${Session.set()}`, [], false), {
             duration: settingsDeadline,
             orElse: () => Effect.fail(noAnswer)
           })
       ),
-    openSession: (session) => Session.make({ ...session, config: pg.config, server, pooled }),
+    openSession: (session) => Session.make({ ...session, config: sessions, server: sessionServer }),
     refuse: (epoch) => {
       refused = epoch
     },

@@ -4,19 +4,23 @@
  * @since 0.1.0
  */
 import { PgClient } from "@effect/sql-pg/PgClient"
+import * as Config from "effect/Config"
+import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as Record from "effect/Record"
 import type { StoresError } from "../../schema/Errors.ts"
 import { CheckpointStore } from "../../services/CheckpointStore.ts"
 import { CoordinationStore } from "../../services/CoordinationStore.ts"
 import { EventStore } from "../../services/EventStore.ts"
 import { layerPer } from "../../services/LayerPer.ts"
 import { Membership } from "../../services/Membership.ts"
+import type { ConfigOr } from "../../services/Orchestrator.ts"
 import * as Listener from "./connection/Listener.ts"
 import * as CoordinationSession from "./coordination/CoordinationSession.ts"
 import * as CoordinationStorePostgres from "./coordination/CoordinationStorePostgres.ts"
 import * as MembershipPostgres from "./coordination/MembershipPostgres.ts"
 import * as Presence from "./coordination/Presence.ts"
-import type { Database } from "./Database.ts"
+import { Database } from "./Database.ts"
 import * as DatabaseLive from "./DatabaseLive.ts"
 import * as EventStorePostgres from "./events/EventStorePostgres.ts"
 import * as Migrations from "./Migrations.ts"
@@ -31,8 +35,9 @@ import * as CheckpointStorePostgres from "./progress/CheckpointStorePostgres.ts"
 export type Stores = CheckpointStore | CoordinationStore | EventStore | Membership
 
 /**
- * The names of the tables and their schema, and whether LISTEN and presence are used. Without LISTEN, changes are found
- * within `pollInterval`; without presence, a death is detected after `staleWorkerTimeout`.
+ * The names of the tables and their schema, where the library's own sessions connect, and whether LISTEN and presence
+ * are used. Without LISTEN, changes are found within `pollInterval`; without presence, a death is detected after
+ * `staleWorkerTimeout`.
  *
  * @category options
  * @since 0.1.0
@@ -70,6 +75,23 @@ export const layerOver = <E, R>(database: Layer.Layer<Database, E, R>): Layer.La
  */
 export const layerWith = (options: Options): Layer.Layer<Stores, StoresError, PgClient> =>
   layerPer(PgClient, () => layerOver(DatabaseLive.layerWith(options)))
+
+/**
+ * Like `layerWith`, with any option given as a `Config`: `layerConfig({ directUrl: Config.Redacted("DIRECT_URL") })`.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layerConfig = (
+  options: { readonly [K in keyof Options]: ConfigOr<Options[K]> }
+): Layer.Layer<Stores, StoresError | Config.ConfigError, PgClient> => {
+  // Each value is wrapped in a Config first, because `Config.unwrap` would search plain values for Configs.
+  const config = Config.all(Record.map(
+    options as { readonly [option: string]: unknown },
+    (value): Config.Config<unknown> => Config.isConfig(value) ? value : Config.succeed(value)
+  ))
+  return layerPer(PgClient, () => layerOver(Layer.effect(Database)(Effect.flatMap(config, DatabaseLive.make))))
+}
 
 /**
  * The stores on the tables with the default names. Requires a `PgClient`, through which handlers write as well, and

@@ -137,10 +137,12 @@ const tlsProblem = ({ ssl }: PgClient.PgClientConfig): string | undefined => {
  * @since 0.1.0
  */
 export const check = Effect.fnUntraced(function*(
-  config: PgClient.PgClientConfig
+  config: PgClient.PgClientConfig,
+  /** The setting that contains the URL. */
+  setting = "url"
 ): Effect.fn.Return<void, InvalidSettings> {
   const url = config.url === undefined ? undefined : urlProblem(Redacted.value(config.url))
-  if (url !== undefined) return yield* new InvalidSettings({ setting: "url", problem: url })
+  if (url !== undefined) return yield* new InvalidSettings({ setting, problem: url })
   const port = portProblem(config)
   if (port !== undefined) return yield* new InvalidSettings({ setting: "port", problem: port })
   const tls = tlsProblem(config)

@@ -23,7 +23,7 @@ import type { StoreError } from "../../../schema/Errors.ts"
 import * as Abandonable from "../../../services/Abandonable.ts"
 import { Database } from "../Database.ts"
 import * as Notifications from "./Notifications.ts"
-import { sqlErrorIn, toStoreError } from "./SqlErrors.ts"
+import { refail, sqlErrorIn, toStoreError } from "./SqlErrors.ts"
 
 /**
  * Subscriptions and notifications on the listening session.
@@ -239,7 +239,7 @@ export const make: Effect.Effect<Listener["Service"], never, Database | Scope.Sc
   const ensure = Effect.suspend(() => current === undefined ? connect : Effect.succeed(current))
 
   const describe = (error: SqlError.SqlError): string =>
-    toStoreError(database.server, "open the listening session")(error).message
+    toStoreError(database.sessionServer, "open the listening session")(error).message
 
   const keep = Effect.gen(function*() {
     let attempt = 0
@@ -366,7 +366,7 @@ export const make: Effect.Effect<Listener["Service"], never, Database | Scope.Sc
       )
       hooks.add(entry)
       yield* Scope.addFinalizer(scope, Effect.sync(() => hooks.delete(entry)))
-    })).pipe(database.refail("open the listening session"))
+    })).pipe(refail(database.sessionServer, "open the listening session"))
     needed.openUnsafe()
   })
 

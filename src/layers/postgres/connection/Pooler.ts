@@ -1,22 +1,9 @@
-/**
- * Detects whether a pooler is between the process and its server, and whether the pooler preserves sessions.
- *
- * @since 0.1.0
- */
+/** Detects a pooler that does not preserve sessions. */
 import type * as PgClient from "@effect/sql-pg/PgClient"
 import * as PgConnection from "@effect/sql-pg/PgConnection"
 import * as Effect from "effect/Effect"
 import type * as SqlError from "effect/sql/SqlError"
 import * as Session from "./Session.ts"
-
-/**
- * The kind of pooling. `none`: connections are made to the server itself. `session`: each connection has a server
- * session of its own. `transaction`: a connection has a server session only during a transaction.
- *
- * @category models
- * @since 0.1.0
- */
-export type Pooling = "none" | "session" | "transaction"
 
 /** A busy pooler may hand the backend to another client; take this many samples before concluding. */
 const attempts = 20
@@ -26,21 +13,19 @@ const backend = (connection: PgConnection.PgConnection): Effect.Effect<unknown, 
   Effect.map(connection.query("SELECT pg_backend_pid() AS pid", [], false), ({ rows }) => rows[0]?.["pid"])
 
 /**
- * Detects the kind of pooling with a few queries.
+ * Whether the configuration leads to a pooler in transaction mode, where a connection has a server session only during
+ * a transaction.
  *
  * The process id that a connection receives at its start is not that of its backend if a pooler has answered. A
  * connection that reaches two backends has none of its own, and two connections that are open at once and reach the
  * same backend share it. Both are checked, because PgBouncer assigns either the most recently used backend or all in
  * turn, depending on its configuration.
- *
- * @category constructors
- * @since 0.1.0
  */
-export const find = (config: PgClient.PgClientConfig): Effect.Effect<Pooling, SqlError.SqlError> =>
+export const isTransactionPooler = (config: PgClient.PgClientConfig): Effect.Effect<boolean, SqlError.SqlError> =>
   Effect.scoped(Effect.gen(function*() {
     const connect = PgConnection.make(Session.configOf(config, "pupsourcing-orchestrator probe"))
     const one = yield* connect
-    if ((yield* backend(one)) === one.processId) return "none"
+    if ((yield* backend(one)) === one.processId) return false
     const other = yield* connect
     const met = new Set<unknown>()
     const metByOther = new Set<unknown>()
@@ -50,7 +35,7 @@ export const find = (config: PgClient.PgClientConfig): Effect.Effect<Pooling, Sq
       // An odd number of queries, because with an even number two backends that take turns would each always answer the
       // same connection.
       met.add(yield* backend(one))
-      if (met.size > 1 || metByOther.size > 1 || [...met].some((pid) => metByOther.has(pid))) return "transaction"
+      if (met.size > 1 || metByOther.size > 1 || [...met].some((pid) => metByOther.has(pid))) return true
     }
-    return "session"
+    return false
   }))

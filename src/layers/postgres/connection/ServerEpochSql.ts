@@ -13,21 +13,30 @@ import { DatabaseUnavailable } from "../../../schema/Errors.ts"
 import type { ServerEpoch } from "../../../services/EventStore.ts"
 import type { Server } from "./SqlErrors.ts"
 
-/** Replaces the process id behind a pooler in transaction mode, where only the server's start identifies the epoch. */
-const noSession = "0"
-
 const serverStart = "extract(epoch FROM pg_postmaster_start_time())"
 
 /**
- * SQL: the server epoch of this session. Behind a pooler in transaction mode, a crash that the postmaster survives is
- * not detected.
+ * SQL: the server epoch of this session.
  *
  * @category constructors
  * @since 0.1.0
  */
-export const select = (pooled: boolean): string =>
-  pooled ? `concat_ws('@', '${noSession}', ${serverStart})` : `concat_ws('@', pg_backend_pid(), ${serverStart}, (
+export const select = `concat_ws('@', pg_backend_pid(), ${serverStart}, (
       SELECT extract(epoch FROM backend_start) FROM pg_stat_get_activity(pg_backend_pid())))`
+
+const parts = (epoch: ServerEpoch) => {
+  const [pid = "", server = "", since = null] = epoch.split("@")
+  return { pid, server, since }
+}
+
+/**
+ * SQL: whether the statement runs on the server of the given epoch, which has not been restarted since.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const isSameServer = (sql: SqlClient.SqlClient, epoch: ServerEpoch): Statement.Fragment =>
+  sql`${sql.literal(serverStart)}::text = ${parts(epoch).server}`
 
 /**
  * SQL: whether the statement runs in the given server epoch; true if none is given.
@@ -37,9 +46,8 @@ export const select = (pooled: boolean): string =>
  */
 export const goesOn = (sql: SqlClient.SqlClient, epoch: ServerEpoch | undefined): Statement.Fragment => {
   if (epoch === undefined) return sql`true`
-  const [pid = "", server = "", since = null] = epoch.split("@")
-  const sameServer = sql`${sql.literal(serverStart)}::text = ${server}`
-  return pid === noSession ? sameServer : sql`(${sameServer} AND EXISTS (
+  const { pid, since } = parts(epoch)
+  return sql`(${isSameServer(sql, epoch)} AND EXISTS (
       SELECT FROM pg_stat_get_activity(${pid}::text::int4)
       WHERE extract(epoch FROM backend_start)::text IS NOT DISTINCT FROM ${since}::text
     ))`

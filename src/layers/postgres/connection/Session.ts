@@ -18,7 +18,7 @@ import * as Exit from "effect/Exit"
 import * as Reactivity from "effect/reactivity/Reactivity"
 import * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
-import * as SqlClient from "effect/sql/SqlClient"
+import type * as SqlClient from "effect/sql/SqlClient"
 import type * as SqlError from "effect/sql/SqlError"
 import { DatabaseUnavailable, type StoreError } from "../../../schema/Errors.ts"
 import * as Abandonable from "../../../services/Abandonable.ts"
@@ -99,14 +99,14 @@ const common: Readonly<Record<string, string>> = {
 }
 
 /**
- * SQL: an expression that applies the settings of a session of the library, for the current transaction if they are
- * `local`. Settings that the server does not have are skipped.
+ * SQL: an expression that applies the settings of a session of the library. Settings that the server does not have are
+ * skipped.
  *
  * @category utils
  * @since 0.1.0
  */
-export const set = (settings: Readonly<Record<string, string>> = {}, local = false): string =>
-  `(SELECT count(set_config(s.name, s.value, ${local})) FROM (VALUES ${
+export const set = (settings: Readonly<Record<string, string>> = {}): string =>
+  `(SELECT count(set_config(s.name, s.value, false)) FROM (VALUES ${
     Object.entries({ ...common, ...settings }).map(([name, value]) => `('${name}', '${value}')`).join(", ")
   }) AS s (name, value) WHERE current_setting(s.name, true) IS NOT NULL)`
 
@@ -130,9 +130,6 @@ export interface Options<S> {
 /**
  * Opens a session in the current scope. Nothing connects before the first use.
  *
- * A pooler in transaction mode assigns a server session for one transaction only, so there every use is one
- * transaction, which applies the settings itself.
- *
  * @category constructors
  * @since 0.1.0
  */
@@ -140,13 +137,10 @@ export const make = Effect.fnUntraced(function*<S>(
   options: Options<S> & {
     readonly config: PgClient.PgPoolConfig
     readonly server: Server
-    readonly pooled: boolean
   }
 ): Effect.fn.Return<Session<S>, never, Scope.Scope> {
   const owner = yield* Effect.scope
-  const entering = `SELECT ${set(options.settings, options.pooled)}::text AS settings, ${
-    options.mark?.sql ?? "''"
-  } AS mark`
+  const entering = `SELECT ${set(options.settings)}::text AS settings, ${options.mark?.sql ?? "''"} AS mark`
   const ready = new WeakSet<Opened<S>>()
 
   const enter = (opened: Opened<S>) =>
@@ -158,16 +152,7 @@ export const make = Effect.fnUntraced(function*<S>(
   const entered = <A, E, R>(
     opened: Opened<S>,
     self: Effect.Effect<A, E, R>
-  ): Effect.Effect<A, E | SqlError.SqlError, R> =>
-    options.pooled
-      ? Effect.andThen(enter(opened), self).pipe(
-        opened.sql.withTransaction,
-        // Each statement must read everything that was committed before it began.
-        Effect.provideService(SqlClient.BeginTransaction, "BEGIN ISOLATION LEVEL READ COMMITTED")
-      )
-      : ready.has(opened)
-      ? self
-      : Effect.andThen(enter(opened), self)
+  ): Effect.Effect<A, E | SqlError.SqlError, R> => ready.has(opened) ? self : Effect.andThen(enter(opened), self)
   const opening = Semaphore.makeUnsafe(1)
   let current: (Opened<S> & { readonly scope: Scope.Closeable }) | undefined
 

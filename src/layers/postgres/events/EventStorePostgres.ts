@@ -6,7 +6,6 @@
 import * as PgTypes from "@effect/sql-pg/PgTypes"
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
-import { identity } from "effect/Function"
 import * as Option from "effect/Option"
 import * as Random from "effect/Random"
 import * as Result from "effect/Result"
@@ -623,8 +622,6 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
           Settled.reached(state.settled, options.after) < options.bound || state.epoch !== options.epoch
             ? Effect.succeed("unproved")
             : sql.unsafe<Row>(statement, [...options.window, state.sequence, state.files, ...options.parameters]).pipe(
-              // With transaction pooling this runs in a transaction; a savepoint isolates a statement that may fail.
-              database.pooled ? sql.withTransaction : identity,
               Effect.map((rows): Window => ({ rows })),
               Effect.catchIf(
                 (error: SqlError.SqlError) =>

@@ -23,10 +23,7 @@ import { Database } from "../Database.ts"
  * @since 0.1.0
  */
 export interface State {
-  /**
-   * The server epoch for which this state is valid. With transaction pooling it may change; otherwise it is the
-   * session's.
-   */
+  /** The server epoch of the session; undefined before its first statement. */
   epoch: ServerEpoch | undefined
   /** Oid of the sequence that issues positions, as text. */
   sequence: string | undefined
@@ -57,8 +54,6 @@ const deadline = Duration.seconds(15)
  */
 const settings = {
   statement_timeout: String(Duration.toMillis(statementTimeout)),
-  // With transaction pooling each read is a transaction.
-  idle_in_transaction_session_timeout: String(Duration.toMillis(deadline)),
   enable_indexscan: "on",
   enable_indexonlyscan: "on",
   enable_seqscan: "off",
@@ -108,11 +103,9 @@ export const make: Effect.Effect<Reader, never, Database | Scope.Scope> = Effect
     settings,
     state: () => unknown(undefined),
     mark: {
-      sql: ServerEpochSql.select(database.pooled),
+      sql: ServerEpochSql.select,
       read: (state, epoch) => {
-        // With transaction pooling the next transaction may run on another server, for which the proof is not valid.
-        if (database.pooled && state.epoch !== epoch) Object.assign(state, unknown(epoch))
-        else state.epoch ??= epoch
+        state.epoch = epoch
       }
     }
   })

@@ -224,7 +224,7 @@ export const make = Effect.fnUntraced(function*(
     for (let attempt = 0; attempt < 2; attempt++) {
       if (opened.state.sequence === undefined) yield* seeHolders(opened)
       const ask = (statement: string) => opened.sql.unsafe<Seen>(statement, [starts, opened.state.sequence])
-      const [seen] = yield* (database.pooled ? opened.sql.withTransaction(ask(seeEvents)) : ask(seeEvents)).pipe(
+      const [seen] = yield* ask(seeEvents).pipe(
         Effect.catchIf(
           cannotBeRead,
           (error) => Effect.filterOrFail(ask(seeSequence), ([seen]) => seen?.readable === true, () => error)

@@ -1,7 +1,6 @@
-/** The library behind PgBouncer: what it detects and reports, and that its guarantees hold. */
+/** The library behind PgBouncer: what is refused at start, and that the guarantees hold with `directUrl`. */
 import * as PgClient from "@effect/sql-pg/PgClient"
 import { assert, describe, it } from "@effect/vitest"
-import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
@@ -9,14 +8,12 @@ import * as Reactivity from "effect/reactivity/Reactivity"
 import * as Redacted from "effect/Redacted"
 import * as SqlClient from "effect/sql/SqlClient"
 import * as Pooler from "../../../../src/layers/postgres/connection/Pooler.ts"
-import { Database } from "../../../../src/layers/postgres/Database.ts"
 import * as Migrations from "../../../../src/layers/postgres/Migrations.ts"
 import * as PostgresStores from "../../../../src/layers/postgres/PostgresStores.ts"
 import * as ReadModel from "../../../../src/layers/postgres/ReadModel.ts"
 import { EventStore } from "../../../../src/services/EventStore.ts"
 import * as Orchestrator from "../../../../src/services/Orchestrator.ts"
 import * as Projection from "../../../../src/services/Projection.ts"
-import * as EventStores from "../../../support/EventStores.ts"
 import * as PgBouncer from "../../../support/PgBouncer.ts"
 import * as TestDatabase from "../../../support/TestDatabase.ts"
 import * as TimeLimits from "../../../support/TimeLimits.ts"
@@ -51,14 +48,14 @@ describe.skipIf(PgBouncer.missing !== undefined && !inCI)("behind a pooler", () 
   ) =>
     it.live(title, () => Effect.provide(test, Migrations.layer.pipe(Layer.provideMerge(TestDatabase.layer))), { tags })
 
-  const finds = (mode: "session" | "transaction", size: number) =>
+  const detects = (mode: "session" | "transaction", size: number) =>
     Effect.gen(function*() {
       const through = yield* PgBouncer.make(yield* url, { mode, size })
-      return yield* Pooler.find({ url: Redacted.make(through) })
+      return yield* Pooler.isTransactionPooler({ url: Redacted.make(through) })
     }).pipe(Effect.scoped)
 
   /** Hands out server sessions in turn, from a pool of several. */
-  const findsInTurn = (size: number) =>
+  const detectsInTurn = (size: number) =>
     Effect.gen(function*() {
       const configuration = "server_round_robin = 1"
       const through = Redacted.make(yield* PgBouncer.make(yield* url, { mode: "transaction", size, configuration }))
@@ -67,31 +64,67 @@ describe.skipIf(PgBouncer.missing !== undefined && !inCI)("behind a pooler", () 
         Reactivity.layer
       )
       yield* Effect.replicateEffect(pool`SELECT pg_sleep(0.2)`, size, { concurrency: "unbounded", discard: true })
-      return yield* Pooler.find({ url: through })
+      return yield* Pooler.isTransactionPooler({ url: through })
     }).pipe(Effect.scoped)
 
   live(
-    "detects the pooling mode",
+    "detects a pooler in transaction mode",
     Effect.gen(function*() {
-      assert.strictEqual(yield* Pooler.find({ url: Redacted.make(yield* url) }), "none")
-      assert.strictEqual(yield* finds("session", 5), "session")
-      assert.strictEqual(yield* finds("transaction", 1), "transaction")
-      assert.strictEqual(yield* finds("transaction", 3), "transaction")
-      for (const size of [2, 3, 5]) assert.strictEqual(yield* findsInTurn(size), "transaction")
+      assert.isFalse(yield* Pooler.isTransactionPooler({ url: Redacted.make(yield* url) }))
+      assert.isFalse(yield* detects("session", 5))
+      assert.isTrue(yield* detects("transaction", 1))
+      assert.isTrue(yield* detects("transaction", 3))
+      for (const size of [2, 3, 5]) assert.isTrue(yield* detectsInTurn(size))
     })
   )
 
+  /** Opens the stores and returns the error with which that fails, within five seconds. */
+  const refusal = (config: PgClient.PgPoolConfig, directUrl?: string) =>
+    Effect.flip(Layer.build(PostgresStores.layerWith(
+      directUrl === undefined ? {} : { directUrl: Redacted.make(directUrl) }
+    ))).pipe(
+      Effect.provide(Layer.fresh(PgClient.layer(config))),
+      TimeLimits.within("5 seconds"),
+      Effect.scoped
+    )
+
   live(
-    "refuses prepared statements, with the name of the setting",
+    "a pooler in transaction mode is refused without directUrl, with and without prepared statements",
+    Effect.gen(function*() {
+      const through = Redacted.make(yield* PgBouncer.make(yield* url, { mode: "transaction", size: 3 }))
+      for (const prepare of [true, false]) {
+        const failure = yield* refusal({ url: through, prepare })
+        assert.strictEqual(failure._tag, "InvalidSettings")
+        assert.match(
+          failure.message,
+          /^Setting "directUrl": 127\.0\.0\.1:\d+ is a pooler in transaction mode, behind which the library's own sessions cannot listen or hold locks\. Pass PostgresStores\.layerWith\({ directUrl }\) the URL of the database server itself, or of a pooler in session mode; the client may keep this URL\.$/
+        )
+      }
+    }).pipe(Effect.scoped)
+  )
+
+  live(
+    "a directUrl that leads to a pooler in transaction mode is refused",
     Effect.gen(function*() {
       const through = yield* PgBouncer.make(yield* url, { mode: "transaction", size: 3 })
-      const failure = yield* Effect.flip(Layer.build(PostgresStores.layer)).pipe(
-        Effect.provide(PgClient.layer({ url: Redacted.make(through) }))
-      )
+      const failure = yield* refusal({ url: Redacted.make(yield* url) }, through)
       assert.strictEqual(failure._tag, "InvalidSettings")
       assert.match(
         failure.message,
-        /^Setting "prepare": 127\.0\.0\.1:\d+ is a pooler in transaction mode, which loses prepared statements\. Give PgClient prepare: false, or better the server's own address\.$/
+        /^Setting "directUrl": 127\.0\.0\.1:\d+ is a pooler in transaction mode\. Give the URL of the database server itself, or of a pooler in session mode\.$/
+      )
+    }).pipe(Effect.scoped)
+  )
+
+  live(
+    "prepared statements through a pooler in transaction mode are refused, with the name of the setting",
+    Effect.gen(function*() {
+      const through = yield* PgBouncer.make(yield* url, { mode: "transaction", size: 3 })
+      const failure = yield* refusal({ url: Redacted.make(through) }, yield* url)
+      assert.strictEqual(failure._tag, "InvalidSettings")
+      assert.match(
+        failure.message,
+        /^Setting "prepare": 127\.0\.0\.1:\d+ is a pooler in transaction mode, which loses prepared statements\. Give PgClient prepare: false\.$/
       )
     }).pipe(Effect.scoped)
   )
@@ -171,92 +204,14 @@ describe.skipIf(PgBouncer.missing !== undefined && !inCI)("behind a pooler", () 
   )
 
   live(
-    "in transaction mode every use of the library's sessions applies its settings, for its transaction only",
-    Effect.gen(function*() {
-      const sql = yield* SqlClient.SqlClient
-      const { name } = yield* TestDatabase.TestDatabase
-      const defaults = ["serializable", "4321ms"]
-      yield* sql.unsafe(`ALTER DATABASE "${name}" SET default_transaction_isolation = 'serializable'`)
-      yield* sql.unsafe(`ALTER DATABASE "${name}" SET lock_timeout = '4321ms'`)
-      const through = yield* PgBouncer.make(yield* url, { mode: "transaction", size: 1 })
-      const settings = `SELECT current_setting('transaction_isolation') AS i, current_setting('lock_timeout') AS l`
-      yield* Effect.gen(function*() {
-        const database = yield* Database
-        const session = yield* database.openSession({
-          name: "s",
-          deadline: Duration.seconds(10),
-          settings: { lock_timeout: "1234ms" },
-          state: () => undefined
-        })
-        for (let turn = 0; turn < 2; turn++) {
-          const own = yield* session.use("look", ({ sql }) => sql.unsafe(settings).values)
-          assert.deepStrictEqual(own, [["read committed", "1234ms"]])
-          // The same server session, as the application receives it.
-          assert.deepStrictEqual(yield* database.sql.unsafe(settings).values, [defaults])
-        }
-      }).pipe(
-        Effect.scoped,
-        Effect.provide(
-          EventStores.stores().pipe(Layer.provide(PgClient.layer({ url: Redacted.make(through), prepare: false })))
-        )
-      )
-    }).pipe(Effect.scoped)
-  )
-
-  live(
-    "reads again from a server that a batch refused",
-    Effect.gen(function*() {
-      const through = yield* PgBouncer.make(yield* url, { mode: "transaction", size: 4 })
-      yield* Effect.gen(function*() {
-        const store = yield* EventStore
-        yield* store.append([
-          { boundedContext: "b", aggregateType: "T", aggregateId: "a", eventType: "E", payload: {} }
-        ])
-        const { epoch } = yield* store.read({ after: 0n })
-        const database = yield* Database
-        database.refuse(epoch)
-        assert.strictEqual((yield* store.read({ after: 0n })).epoch, epoch)
-      }).pipe(
-        Effect.provide(
-          EventStores.stores().pipe(
-            Layer.provideMerge(PgClient.layer({ url: Redacted.make(through), prepare: false }))
-          )
-        )
-      )
-    }).pipe(Effect.scoped)
-  )
-
-  live(
-    "a read that the server breaks off is restarted in the same transaction",
-    Effect.gen(function*() {
-      const sql = yield* SqlClient.SqlClient
-      const through = yield* PgBouncer.make(yield* url, { mode: "transaction", size: 4 })
-      const event = { boundedContext: "b", aggregateType: "T", aggregateId: "a", eventType: "E", payload: {} }
-      yield* Effect.gen(function*() {
-        const store = yield* EventStore
-        yield* store.append([event, event, event])
-        assert.strictEqual((yield* store.read({ after: 0n, upTo: yield* store.settledPosition })).position, 3n)
-        yield* sql`TRUNCATE events, aggregate_heads RESTART IDENTITY`
-        yield* store.append([event])
-        assert.strictEqual((yield* store.read({ after: 0n, upTo: 3n })).position, 1n)
-      }).pipe(
-        Effect.provide(
-          EventStores.stores().pipe(
-            Layer.provideMerge(PgClient.layer({ url: Redacted.make(through), prepare: false }))
-          )
-        )
-      )
-    }).pipe(Effect.scoped)
-  )
-
-  live(
-    "in transaction mode three workers handle every event once and in order while sessions are terminated",
+    "with directUrl three workers handle every event once and in order while sessions are terminated",
     Effect.gen(function*() {
       const sql = yield* SqlClient.SqlClient
       yield* sql`CREATE TABLE seen (seq bigserial, aggregate_id text, version bigint)`
       const through = yield* PgBouncer.make(yield* url, { mode: "transaction", size: 3 })
       const lines: Array<string> = []
-      const stores = PostgresStores.layer.pipe(
+      const direct = Redacted.make(yield* url)
+      const stores = PostgresStores.layerWith({ directUrl: direct }).pipe(
         Layer.provideMerge(PgClient.layer({ url: Redacted.make(through), prepare: false, maxConnections: 4 }))
       )
       const worker = (workerId: string) =>
@@ -306,7 +261,11 @@ describe.skipIf(PgBouncer.missing !== undefined && !inCI)("behind a pooler", () 
       SELECT aggregate_id, array_agg(version ORDER BY seq) FROM seen GROUP BY aggregate_id
       HAVING array_agg(version ORDER BY seq) <> (SELECT array_agg(v ORDER BY v) FROM generate_series(1::bigint, 15) AS v)`
       assert.deepStrictEqual(wrong, [])
-      assert.strictEqual(lines.filter((line) => line.includes("pooler in transaction mode")).length, 3)
+      // The presence locks show that the library's own sessions do not go through the pooler.
+      assert.deepStrictEqual(
+        yield* sql`SELECT DISTINCT presence_key IS NOT NULL AS present FROM orchestrator_workers`.values,
+        [[true]]
+      )
     }).pipe(Effect.scoped)
   )
 })

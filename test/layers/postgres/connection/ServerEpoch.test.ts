@@ -203,7 +203,7 @@ it.live("a later session or another role with the same process id is not the ses
         ([row]) => row?.alive
       )
     yield* sql.withTransaction(Effect.gen(function*() {
-      const [own] = yield* sql.unsafe<{ readonly epoch: string }>(`SELECT ${ServerEpochSql.select(false)} AS epoch`)
+      const [own] = yield* sql.unsafe<{ readonly epoch: string }>(`SELECT ${ServerEpochSql.select} AS epoch`)
       const [pid, server, since] = own!.epoch.split("@")
       const [other] = yield* sql<{ readonly pid: number }>`
         SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'`

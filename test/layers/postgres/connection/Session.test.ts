@@ -17,7 +17,6 @@ const make = Effect.fnUntraced(function*(deadline: Duration.Input = "10 seconds"
   const session = yield* Session.make({
     config,
     server: serverOf(config),
-    pooled: false,
     name: "session test",
     deadline: Duration.fromInputUnsafe(deadline),
     state: () => ({ number: ++opened })

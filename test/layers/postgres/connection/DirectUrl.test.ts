@@ -1,0 +1,114 @@
+/** Where the library's own sessions connect, and which `directUrl`s are refused. */
+import * as PgClient from "@effect/sql-pg/PgClient"
+import { assert, describe, it } from "@effect/vitest"
+import * as Config from "effect/Config"
+import * as ConfigProvider from "effect/ConfigProvider"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Redacted from "effect/Redacted"
+import * as DirectUrl from "../../../../src/layers/postgres/connection/DirectUrl.ts"
+import * as PostgresStores from "../../../../src/layers/postgres/PostgresStores.ts"
+import { EventStore } from "../../../../src/services/EventStore.ts"
+import * as EventStores from "../../../support/EventStores.ts"
+import * as TestDatabase from "../../../support/TestDatabase.ts"
+import * as TimeLimits from "../../../support/TimeLimits.ts"
+
+const url = Effect.map(TestDatabase.TestDatabase, ({ url }) => new URL(url))
+
+const refusal = (directUrl: string) =>
+  Effect.flip(Layer.build(PostgresStores.layerWith({ directUrl: Redacted.make(directUrl) }))).pipe(
+    Effect.scoped,
+    TimeLimits.within("5 seconds")
+  )
+
+describe("the configuration of the library's own sessions", () => {
+  it("is the client's without directUrl", () => {
+    const config = { url: Redacted.make("postgresql://u:p@pooler/app"), prepare: false }
+    assert.strictEqual(DirectUrl.sessionConfig(config, undefined), config)
+  })
+
+  it("takes the server from directUrl, and only a missing password from the client", () => {
+    const password = Effect.succeed(Redacted.make("renewed"))
+    const client = { host: "pooler", port: 6432, username: "u", database: "d", password, prepare: false, ssl: true }
+    const without = DirectUrl.sessionConfig(client, Redacted.make("postgresql://direct@server/app"))
+    assert.deepInclude(without, { host: undefined, port: undefined, username: undefined, database: undefined })
+    assert.deepInclude(without, { password, ssl: true, prepare: undefined })
+    const own = DirectUrl.sessionConfig(client, Redacted.make("postgresql://direct:secret@server/app"))
+    assert.isUndefined(own.password)
+  })
+})
+
+describe("directUrl", () => {
+  it.live("is where the library's own sessions connect", () =>
+    Effect.gen(function*() {
+      const sql = yield* PgClient.PgClient
+      const role = `direct_${globalThis.crypto.randomUUID().slice(0, 8)}`
+      yield* sql.unsafe(`CREATE ROLE ${role} LOGIN PASSWORD 'secret'`)
+      yield* sql.unsafe(`GRANT SELECT ON ALL TABLES IN SCHEMA public TO ${role}`)
+      yield* sql.unsafe(`GRANT SELECT, USAGE ON ALL SEQUENCES IN SCHEMA public TO ${role}`)
+      const direct = yield* url
+      direct.username = role
+      direct.password = "secret"
+      yield* Effect.gen(function*() {
+        yield* (yield* EventStore).settledPosition
+        assert.deepStrictEqual(
+          yield* sql`SELECT usename AS role FROM pg_stat_activity
+            WHERE datname = current_database() AND application_name = 'pupsourcing-orchestrator reader'`.values,
+          [[role]]
+        )
+      }).pipe(
+        Effect.provide(
+          PostgresStores.layerConfig({ directUrl: Config.Redacted("DIRECT_URL") }).pipe(
+            Layer.provide(ConfigProvider.layer(ConfigProvider.fromUnknown({ DIRECT_URL: direct.href })))
+          )
+        )
+      )
+      yield* sql.unsafe(`DROP OWNED BY ${role}`)
+      yield* sql.unsafe(`DROP ROLE ${role}`)
+    }).pipe(Effect.provide(EventStores.database())))
+
+  it.live("to another database is refused", () =>
+    Effect.gen(function*() {
+      const elsewhere = yield* url
+      elsewhere.pathname = "/postgres"
+      const failure = yield* refusal(elsewhere.href)
+      assert.strictEqual(failure._tag, "InvalidSettings")
+      assert.match(
+        failure.message,
+        /^Setting "directUrl": It leads to another database than the client's URL \(database ".*" at .*\)\. Give the URL of the same database on the same server, without the pooler\.$/
+      )
+    }).pipe(Effect.provide(EventStores.database())))
+
+  it.live("of a user whose sessions the client's user cannot identify is refused", () =>
+    Effect.gen(function*() {
+      const sql = yield* PgClient.PgClient
+      const role = `direct_${globalThis.crypto.randomUUID().slice(0, 8)}`
+      yield* sql.unsafe(`CREATE ROLE ${role} LOGIN PASSWORD 'secret'`)
+      const own = yield* url
+      const client = new URL(own)
+      client.username = role
+      client.password = "secret"
+      const failure = yield* refusal(own.href).pipe(
+        Effect.provide(Layer.fresh(PgClient.layer({ url: Redacted.make(client.href) })))
+      )
+      yield* sql.unsafe(`DROP ROLE ${role}`)
+      assert.strictEqual(failure._tag, "InvalidSettings")
+      assert.include(failure.message, `The user "${role}" of the client cannot identify the sessions of the user`)
+      assert.notInclude(failure.message, "secret")
+    }).pipe(Effect.provide(EventStores.database())))
+
+  it.live("that is not valid is refused by its name, without any part of it", () =>
+    Effect.gen(function*() {
+      const failure = yield* refusal("postgresql://user:se#cret@host/app")
+      assert.strictEqual(failure._tag, "InvalidSettings")
+      assert.match(failure.message, /^Setting "directUrl": The URL contains a #/)
+      assert.notInclude(failure.message, "cret")
+    }).pipe(Effect.provide(EventStores.database())))
+
+  it.live("of a server that is unreachable is reported with that server's address", () =>
+    Effect.gen(function*() {
+      const failure = yield* refusal("postgresql://user:secret@127.0.0.1:1/app")
+      assert.strictEqual(failure._tag, "DatabaseUnavailable")
+      assert.include(failure.message, "127.0.0.1:1")
+    }).pipe(Effect.provide(EventStores.database())), { tags: ["long"] })
+})
