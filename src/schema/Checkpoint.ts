@@ -4,7 +4,7 @@
  *
  * @since 0.1.0
  */
-import type * as HashRange from "./HashRange.ts"
+import * as HashRange from "./HashRange.ts"
 import { cut } from "./Text.ts"
 
 /**
@@ -88,6 +88,24 @@ export interface Held extends Checkpoint {
  * @since 0.1.0
  */
 export const key = (row: Pick<Checkpoint, "projection" | "range">): string => `${row.projection}@${row.range.start}`
+
+/**
+ * Whether two fences are the same. The fence is compared here and, in the same way, in the SQL of `FencedWrite.isHeld`.
+ *
+ * @category guards
+ * @since 0.1.0
+ */
+export const isSameFence = (a: Fence | undefined, b: Fence | undefined): boolean =>
+  a?.workerId === b?.workerId && a?.incarnation === b?.incarnation && a?.generationId === b?.generationId
+
+/**
+ * Whether the row still has the range and the fence of `held`.
+ *
+ * @category guards
+ * @since 0.1.0
+ */
+export const isHeldAs = (row: Checkpoint, held: Held): boolean =>
+  HashRange.equals(row.range, held.range) && isSameFence(row.fence, held.fence)
 
 /**
  * Whether the row is held by this registration of the worker, in any generation.

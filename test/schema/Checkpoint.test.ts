@@ -25,4 +25,16 @@ describe("Checkpoint", () => {
     assert.isFalse(Checkpoint.isHeldBy(row, { workerId: "w2", incarnation: 2n }))
     assert.isFalse(Checkpoint.isHeldBy({ ...row, fence: undefined }, { workerId: "w1", incarnation: 2n }))
   })
+
+  it("a row is held as before only with the same range and every part of the fence", () => {
+    const held: Checkpoint.Held = { ...row, fence: { workerId: "w1", incarnation: 2n, generationId: 7n } }
+    assert.isTrue(Checkpoint.isHeldAs({ ...row, position: 9n, filter: "other" }, held))
+    for (const other of [{ workerId: "w2" }, { incarnation: 3n }, { generationId: 8n }]) {
+      assert.isFalse(Checkpoint.isHeldAs({ ...row, fence: { ...held.fence, ...other } }, held))
+    }
+    assert.isFalse(Checkpoint.isHeldAs({ ...row, fence: undefined }, held))
+    assert.isFalse(Checkpoint.isHeldAs({ ...row, range: HashRange.partition(0, 2) }, held))
+    assert.isFalse(Checkpoint.isHeldAs({ ...row, range: HashRange.partition(2, 4) }, held), "the row was cut")
+    assert.isTrue(Checkpoint.isSameFence(undefined, undefined))
+  })
 })

@@ -12,20 +12,13 @@
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as TxRef from "effect/TxRef"
-import type { Checkpoint, Held } from "../../schema/Checkpoint.ts"
-import { haltError, key } from "../../schema/Checkpoint.ts"
-import * as HashRange from "../../schema/HashRange.ts"
+import { haltError, type Held, isHeldAs, key } from "../../schema/Checkpoint.ts"
 import { textProblem } from "../../schema/Text.ts"
 import * as Abandonable from "../../services/Abandonable.ts"
 import { CheckpointStore, Fenced, HandlerFailure, TransientFailure } from "../../services/CheckpointStore.ts"
 import type { ServerEpoch } from "../../services/EventStore.ts"
 import type { Handle } from "./MemoryWorld.ts"
 import { committedRows, hash } from "./MemoryWorld.ts"
-
-const isFenceIntact = (row: Checkpoint, held: Held, position: bigint): boolean =>
-  HashRange.equals(row.range, held.range) && row.position === position &&
-  row.fence?.workerId === held.fence.workerId && row.fence.incarnation === held.fence.incarnation &&
-  row.fence.generationId === held.fence.generationId
 
 /**
  * The checkpoint store for the process of `handle`.
@@ -40,7 +33,7 @@ export const make = (handle: Handle): CheckpointStore["Service"] => {
   const fenced = Effect.fnUntraced(function*(held: Held, position: bigint) {
     const ref = world.rows.get(key(held))
     const row = ref === undefined ? undefined : yield* TxRef.get(ref)
-    if (ref === undefined || row === undefined || !isFenceIntact(row, held, position)) {
+    if (ref === undefined || row === undefined || !isHeldAs(row, held) || row.position !== position) {
       return yield* new Fenced({ projection: held.projection })
     }
     return { ref, row }

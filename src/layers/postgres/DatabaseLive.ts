@@ -32,6 +32,7 @@ import * as Session from "./connection/Session.ts"
 import { refail, serverOf } from "./connection/SqlErrors.ts"
 import { asJson } from "./coordination/Rows.ts"
 import { Database } from "./Database.ts"
+import { hashOf } from "./HashSql.ts"
 import * as EventStoreTables from "./migrations/EventStoreTables.ts"
 import * as OrchestratorTables from "./migrations/OrchestratorTables.ts"
 import { textArray } from "./migrations/Sql.ts"
@@ -177,7 +178,7 @@ export const make = Effect.fnUntraced(function*(
       sql,
       `SELECT schema_version AS version, ${OrchestratorTables.otherEventsTable(names)} AS events,
         EXISTS (SELECT FROM jsonb_each_text(hash_answers) AS known
-          WHERE (pg_catalog.hashtext(known.key COLLATE "C")::int8 & 4294967295) <> known.value::int8) AS wrong
+          WHERE ${hashOf("known.key")} <> known.value::int8) AS wrong
       FROM ${qualified("meta")} AS m`
     ).pipe(
       LockWait.bounded({ sql, table: qualified("meta"), operation: "Opening the stores" }),

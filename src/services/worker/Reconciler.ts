@@ -232,7 +232,7 @@ export const run = Effect.fnUntraced(function*(options: Options): Effect.fn.Retu
     const rows = new Map(decision.held.map((row) => [Checkpoint.key(row), row]))
     for (const [key, range] of ranges.all) {
       const row = rows.get(key)
-      if (row === undefined || isBehind(row, range, lookedAt) || !sameHold(row, range.held)) {
+      if (row === undefined || isBehind(row, range, lookedAt) || !Checkpoint.isHeldAs(row, range.held)) {
         // The row no longer matches this range, so a batch in flight cannot commit.
         yield* ranges.close(key, "now")
       } else if (!isMine(row)) {
@@ -390,7 +390,3 @@ const summaryOf = ({ generationId, members }: Generation.Generation, partition: 
 const isBehind = (row: Checkpoint.Held, range: Readonly<RangeState>, lookedAt: bigint): boolean =>
   (range.halt !== undefined && row.halt === undefined && range.haltedAt < lookedAt) ||
   (row.position < range.writtenUpTo && range.writtenAt < lookedAt)
-
-const sameHold = (row: Checkpoint.Held, held: Checkpoint.Held): boolean =>
-  HashRange.equals(row.range, held.range) && row.fence.incarnation === held.fence.incarnation &&
-  row.fence.generationId === held.fence.generationId

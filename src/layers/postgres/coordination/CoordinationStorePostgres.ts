@@ -303,6 +303,4 @@ export const make: Effect.Effect<
  * difference was made by another replica set.
  */
 const sameHolding = (a: Checkpoint.Checkpoint, b: Checkpoint.Checkpoint): boolean =>
-  a.range.end === b.range.end && a.replicaSet === b.replicaSet &&
-  a.fence?.workerId === b.fence?.workerId && a.fence?.incarnation === b.fence?.incarnation &&
-  a.fence?.generationId === b.fence?.generationId
+  a.range.end === b.range.end && a.replicaSet === b.replicaSet && Checkpoint.isSameFence(a.fence, b.fence)

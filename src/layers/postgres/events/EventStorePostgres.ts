@@ -39,6 +39,7 @@ import { Listener } from "../connection/Listener.ts"
 import * as ServerEpochSql from "../connection/ServerEpochSql.ts"
 import { codeOf, isConflict, isUnreadable, refail } from "../connection/SqlErrors.ts"
 import { Database } from "../Database.ts"
+import { hashOf } from "../HashSql.ts"
 import * as AppendRefusal from "./AppendRefusal.ts"
 import * as Reader from "./Reader.ts"
 import * as SettledTracker from "./SettledTracker.ts"
@@ -133,7 +134,7 @@ const readableBytes = `octet_length(payload || '') + ${
   [...texts, "metadata::text"].map((text) => `coalesce(octet_length(convert_to(${text}, 'UTF8')), 0)`).join(" + ")
 }`
 
-const hash = `(pg_catalog.hashtext(aggregate_id COLLATE "C")::int8 & 4294967295)`
+const hash = hashOf("aggregate_id")
 
 const divisionByZero = "22012"
 

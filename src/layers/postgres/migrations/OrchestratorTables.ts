@@ -16,7 +16,7 @@ import { block, createSchema, indented, literal, lock } from "./Sql.ts"
 export const schemaVersion = 2
 
 /**
- * Known answers of `hashtext(x COLLATE "C")::int8 & 4294967295`, taken from PostgreSQL 18. They are stored in the
+ * Known answers of `HashSql.hashOf`, taken from PostgreSQL 18. They are stored in the
  * database and checked at start, because a server with another hash would assign aggregates to other ranges. The texts
  * are ASCII, so that the answers are valid in any database encoding; the last one is longer than one round of the hash.
  *
