@@ -205,14 +205,6 @@ const foreignCarriers = (view: View, request: Request, row: Checkpoint.Checkpoin
     Worker.isAlive(worker, view.observerAgeMillis, request.rules)
   )
 
-/**
- * Whether the worker has been without a heartbeat for too long and counts as alive only because the observing session
- * is too young to conclude otherwise. Failing because of it would not help: after a restart the next session is as
- * young.
- */
-const isDoubtful = (worker: Worker.WorkerView, { rules }: Request): boolean =>
-  worker.silentForMillis > rules.staleWorkerTimeoutMillis
-
 const obstacleOf = (view: View, request: Request): Obstacle | undefined => {
   if (!view.workers.some((worker) => isSelf(worker, request))) return { _tag: "Evicted" }
   // A leaving worker claims nothing, so no obstacle may keep it from releasing what it holds.
@@ -221,7 +213,9 @@ const obstacleOf = (view: View, request: Request): Obstacle | undefined => {
     if (projection.givenUp === true) continue
     for (const row of view.rows) {
       if (row.projection !== projection.name) continue
-      const carrier = foreignCarriers(view, request, row).find((other) => !isDoubtful(other, request))
+      // A stale worker counts as alive only because the observing session is young. Failing because of it would not
+      // help: after a restart the next session is as young.
+      const carrier = foreignCarriers(view, request, row).find((other) => !Worker.isStale(other, request.rules))
       if (carrier !== undefined) {
         return {
           _tag: "ProjectionInOtherReplicaSet",

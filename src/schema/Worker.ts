@@ -1,5 +1,5 @@
 /**
- * Workers: one running orchestrator of one replica set.
+ * Workers: their registrations, and the rule that determines whether a worker is alive.
  *
  * @since 0.1.0
  */
@@ -14,7 +14,7 @@
 export type WorkerState = "pending" | "ready" | "running" | "stopping" | "stopped"
 
 /**
- * A worker's registration: its identity in the database.
+ * A worker's registration: its identity in the database from `join` until it leaves or is evicted.
  *
  * @category models
  * @since 0.1.0
@@ -46,23 +46,32 @@ export interface Recorded {
 }
 
 /**
+ * The signs of life that an observing session has read of a worker.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface SignsOfLife {
+  /** Milliseconds since its last heartbeat. Changes of the database's clock do not affect it. */
+  readonly silentForMillis: number
+  /**
+   * Milliseconds for which the observing session has found the presence missing, if that is evidence of death. Absent
+   * while the worker is present, or if nothing can be concluded.
+   */
+  readonly absentForMillis?: number | undefined
+}
+
+/**
  * A worker that has not stopped, as a decision reads it.
  *
  * @category models
  * @since 0.1.0
  */
-export interface WorkerView {
+export interface WorkerView extends SignsOfLife {
   readonly workerId: string
   readonly incarnation: bigint
   readonly startedAt: Date
   readonly projections: ReadonlyArray<string>
-  /** Milliseconds since its last heartbeat. Changes of the database's clock do not affect it. */
-  readonly silentForMillis: number
-  /**
-   * Milliseconds for which the observing session has found the presence missing, if that is evidence of death (see
-   * `isAlive`). Absent while the worker is present, or if nothing can be concluded.
-   */
-  readonly absentForMillis?: number | undefined
   /** Not used in any decision. It is corrected when it differs from the actual state. */
   readonly recorded: Recorded
 }
@@ -74,7 +83,7 @@ export interface WorkerView {
  * @since 0.1.0
  */
 export interface LivenessRules {
-  /** A worker without a heartbeat for longer than this is dead. */
+  /** A worker without a heartbeat for this long is dead. */
   readonly staleWorkerTimeoutMillis: number
   readonly heartbeatIntervalMillis: number
   /** A worker with neither a presence nor a heartbeat for this long is dead. */
@@ -82,38 +91,71 @@ export interface LivenessRules {
 }
 
 /**
- * Whether a worker is alive, as far as a session that has been open for `observerAgeMillis` can determine.
+ * A registration under the same id replaces a worker that has had neither a presence nor a heartbeat for this long. It
+ * is longer than the grace before an eviction, because an evicted worker registers again, but a replaced one ends.
+ */
+const replacementGraceMillis = 2000
+
+/**
+ * Milliseconds after which a worker counts as dead if its heartbeat and presence do not change, as far as a session that
+ * has been open for `observerAgeMillis` can determine. Zero or less if it is dead.
  *
  * Missed heartbeats count only once that session is two heartbeat intervals old: during a database outage no worker can
  * renew its heartbeat, and none may be evicted for it. A missing presence counts only if there has been no heartbeat
  * within the grace period either: a live process that has lost its session still renews its heartbeat.
  *
+ * @category utils
+ * @since 0.1.0
+ */
+export const millisToLive = (
+  { absentForMillis, silentForMillis }: SignsOfLife,
+  observerAgeMillis: number,
+  rules: LivenessRules
+): number => {
+  const untilStale = Math.max(
+    rules.staleWorkerTimeoutMillis - silentForMillis,
+    2 * rules.heartbeatIntervalMillis - observerAgeMillis
+  )
+  if (absentForMillis === undefined) return untilStale
+  return Math.min(untilStale, rules.presenceGraceMillis - Math.min(absentForMillis, silentForMillis))
+}
+
+/**
+ * Whether a worker is alive. A worker that is not alive is evicted, and its ranges are claimed.
+ *
  * @category guards
  * @since 0.1.0
  */
-export const isAlive = (worker: WorkerView, observerAgeMillis: number, rules: LivenessRules): boolean =>
-  !(observerAgeMillis >= 2 * rules.heartbeatIntervalMillis &&
-    worker.silentForMillis > rules.staleWorkerTimeoutMillis) &&
-  !(missedForMillis(worker) >= rules.presenceGraceMillis)
+export const isAlive = (worker: SignsOfLife, observerAgeMillis: number, rules: LivenessRules): boolean =>
+  millisToLive(worker, observerAgeMillis, rules) > 0
 
 /**
- * Milliseconds for which both presence and heartbeat have been missing; negative infinity while the worker is present.
+ * Whether a worker has been without a heartbeat for too long. A young session may not evict it for that yet.
+ *
+ * @category guards
+ * @since 0.1.0
  */
-const missedForMillis = (worker: WorkerView): number =>
-  Math.min(worker.absentForMillis ?? -Infinity, worker.silentForMillis)
+export const isStale = ({ silentForMillis }: SignsOfLife, rules: LivenessRules): boolean =>
+  silentForMillis >= rules.staleWorkerTimeoutMillis
 
 /**
- * Milliseconds after which a live worker counts as dead if its heartbeat and presence do not change.
+ * Milliseconds after which a registration under the same id may replace the worker if its heartbeat and presence do not
+ * change. Zero or less if it may replace the worker now.
+ *
+ * Missed heartbeats count at any age of the observing session, which is always young here: waiting would only delay the
+ * restart of a worker. An outage makes no difference, because of two processes with one id one has to end anyway.
  *
  * @category utils
  * @since 0.1.0
  */
-export const millisToLive = (worker: WorkerView, observerAgeMillis: number, rules: LivenessRules): number =>
-  Math.min(
-    // One more than the timeout: a worker is dead only when the time without a heartbeat exceeds it.
-    Math.max(
-      2 * rules.heartbeatIntervalMillis - observerAgeMillis,
-      rules.staleWorkerTimeoutMillis - worker.silentForMillis + 1
-    ),
-    rules.presenceGraceMillis - missedForMillis(worker)
-  )
+export const millisUntilReplaceable = (worker: SignsOfLife, rules: LivenessRules): number =>
+  millisToLive(worker, Infinity, { ...rules, presenceGraceMillis: replacementGraceMillis })
+
+/**
+ * Whether a registration under the same id may replace the worker.
+ *
+ * @category guards
+ * @since 0.1.0
+ */
+export const isReplaceable = (worker: SignsOfLife, rules: LivenessRules): boolean =>
+  millisUntilReplaceable(worker, rules) <= 0

@@ -195,7 +195,7 @@ export class Checkers {
     const who = `${was.workerId}#${was.incarnation}`
     const silent = by.at - was.heartbeatAt
     const absent = was.absentSince === undefined ? undefined : by.at - was.absentSince
-    const isStale = silent > scenario.settings.staleWorkerTimeout
+    const isStale = silent >= scenario.settings.staleWorkerTimeout
     if (!isStale && !(absent !== undefined && absent >= presenceGraceMillis)) {
       violation(`P5: ${who} was evicted, silent for ${silent} ms only`, by.at)
     }
@@ -255,7 +255,7 @@ export class Checkers {
     const standing = this.standing(row.replicaSet, from)
     if (standing === undefined) return
     // Another replica set decides for itself which workers are alive, but it cannot evict them.
-    const isSilent = by.at - standing.heartbeatAt > this.run.scenario.settings.staleWorkerTimeout
+    const isSilent = by.at - standing.heartbeatAt >= this.run.scenario.settings.staleWorkerTimeout
     if (foreign && (standing.absentSince !== undefined || isSilent)) return
     this.run.violation(`P4: ${by.name} took ${nameOf(row)} from ${from.workerId}#${from.incarnation}, which stands`)
   }

@@ -9,14 +9,11 @@ import * as Queue from "effect/Queue"
 import * as TxRef from "effect/TxRef"
 import { WorkerEvicted, WorkerIdInUse, WorkerReplaced } from "../../schema/Errors.ts"
 import * as Generation from "../../schema/Generation.ts"
-import type * as Worker from "../../schema/Worker.ts"
+import * as Worker from "../../schema/Worker.ts"
 import type { JoinOptions } from "../../services/Membership.ts"
 import { Membership } from "../../services/Membership.ts"
 import type { GenerationRecord, Handle, Listener, MemoryWorld, WorkerRecord } from "./MemoryWorld.ts"
-import { changeWorker, endPresence, wakeOthers, workerKey } from "./MemoryWorld.ts"
-
-/** A registration with a recent heartbeat counts as dead after its presence has been missing for this long. */
-const justDiedMillis = 2000
+import { changeWorker, endPresence, viewOf, wakeOthers, workerKey } from "./MemoryWorld.ts"
 
 /** How often a joining worker checks the earlier registration under its id. */
 const earlierPollMillis = 100
@@ -51,7 +48,7 @@ export const make = (handle: Handle): Membership["Service"] => {
   const { reach, world } = handle
 
   /**
-   * Returns the new registration, or the earlier one if that is not dead, with the milliseconds until it is. `seen` is
+   * Returns the new registration, or the earlier one, with the milliseconds until it can be replaced. `seen` is
    * the earlier registration when the wait began: if it has sent a heartbeat since then, the id is in use.
    */
   const register = Effect.fnUntraced(function*(
@@ -61,7 +58,7 @@ export const make = (handle: Handle): Membership["Service"] => {
     { readonly registered: Worker.Registration; readonly earlier?: never } | {
       readonly registered?: never
       readonly earlier: WorkerRecord
-      readonly deadInMillis: number
+      readonly replaceableInMillis: number
     },
     WorkerIdInUse
   > {
@@ -69,22 +66,13 @@ export const make = (handle: Handle): Membership["Service"] => {
     const workers = yield* TxRef.get(world.workers)
     const key = workerKey(options)
     const other = workers.get(key)
-    const absentForMillis = other?.absentSince === undefined ? undefined : now - other.absentSince
-    if (
-      other !== undefined && other.stoppedAt === undefined &&
-      now - other.heartbeatAt <= options.rules.staleWorkerTimeoutMillis &&
-      !(absentForMillis !== undefined && absentForMillis >= justDiedMillis)
-    ) {
-      const isAlive = (other.process === handle.process && other.absentSince === undefined) ||
+    const replaceableInMillis = other === undefined || other.stoppedAt !== undefined
+      ? 0
+      : Worker.millisUntilReplaceable(viewOf(other, now), options.rules)
+    if (other !== undefined && replaceableInMillis > 0) {
+      const isInUse = (other.process === handle.process && other.absentSince === undefined) ||
         (seen?.incarnation === other.incarnation && seen.heartbeatAt !== other.heartbeatAt)
-      if (!isAlive) {
-        const staleInMillis = options.rules.staleWorkerTimeoutMillis - (now - other.heartbeatAt) + 1
-        const deadInMillis = Math.min(
-          staleInMillis,
-          absentForMillis === undefined ? Infinity : justDiedMillis - absentForMillis
-        )
-        return { earlier: other, deadInMillis }
-      }
+      if (!isInUse) return { earlier: other, replaceableInMillis }
       return yield* new WorkerIdInUse({
         replicaSet: options.replicaSet,
         workerId: options.workerId,
@@ -121,7 +109,7 @@ export const make = (handle: Handle): Membership["Service"] => {
         const result = yield* Effect.tx(register(options, seen))
         if (result.registered === undefined) {
           if (seen?.incarnation !== result.earlier.incarnation) seen = result.earlier
-          yield* restore(reach(Effect.sleep(Math.min(earlierPollMillis, result.deadInMillis))))
+          yield* restore(reach(Effect.sleep(Math.min(earlierPollMillis, result.replaceableInMillis))))
           continue
         }
         const { registered } = result

@@ -1,6 +1,6 @@
 /**
  * Registers a worker. If another worker is registered under its id, the registration waits: the next heartbeat of that
- * worker proves that the id is in use; without one, the worker is replaced once it counts as dead.
+ * worker proves that the id is in use; without one, it is replaced once it counts as dead.
  */
 import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
@@ -9,7 +9,7 @@ import type * as SqlError from "effect/sql/SqlError"
 import * as Os from "node:os"
 import { WorkerIdInUse } from "../../../schema/Errors.ts"
 import { ascii } from "../../../schema/Text.ts"
-import type { Registration } from "../../../schema/Worker.ts"
+import * as Worker from "../../../schema/Worker.ts"
 import type { JoinOptions } from "../../../services/Membership.ts"
 import { waitForServer } from "../../../services/worker/Startup.ts"
 import type { Opened } from "../connection/Session.ts"
@@ -27,9 +27,6 @@ export interface Registrar {
   readonly orphans: Set<bigint>
 }
 
-/** A registration is dead when both its presence and its heartbeats have been missing for this long. */
-const justDiedMillis = 2000
-
 /** How often the earlier registration is checked. */
 const earlierPoll = Duration.millis(100)
 
@@ -39,7 +36,7 @@ const host = ascii(Os.hostname())
 type Restore = <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
 
 type Attempt =
-  | { readonly _tag: "Registered"; readonly registration: Registration }
+  | { readonly _tag: "Registered"; readonly registration: Worker.Registration }
   | { readonly _tag: "Earlier"; readonly earlier: Observed }
 
 /**
@@ -59,7 +56,7 @@ export const register = Effect.fnUntraced(function*(
   }
 })
 
-/** Registers the worker, or returns the earlier registration under its id if that is not dead. */
+/** Registers the worker, or returns the earlier registration under its id if that must not be replaced. */
 const attempt = (self: Registrar, options: JoinOptions, key: number | undefined) => {
   const { coordination, orphans } = self
   const made = new Set<bigint>()
@@ -69,7 +66,7 @@ const attempt = (self: Registrar, options: JoinOptions, key: number | undefined)
     options.replicaSet,
     Effect.fnUntraced(function*(opened): Effect.fn.Return<Attempt, SqlError.SqlError> {
       const earlier = yield* readEarlier(self, opened, options)
-      if (earlier !== undefined && !isDead(earlier, options) && !orphans.has(earlier.incarnation)) {
+      if (earlier !== undefined && !isReplaceable(self, earlier, options)) {
         return { _tag: "Earlier", earlier }
       }
       const registration = yield* insert(self, opened, options, key)
@@ -169,9 +166,9 @@ const correctPresenceKey = Effect.fnUntraced(function*(
 })
 
 /**
- * Waits until the earlier registration is dead or has ended. Fails if it sends a heartbeat meanwhile: its process may
- * have died although its session still exists, for example when its host has lost power, so only a heartbeat proves
- * that it is alive.
+ * Waits until the earlier registration can be replaced or has ended. Fails if it sends a heartbeat meanwhile: its
+ * process may have died although its session still exists, for example when its host has lost power, so only a
+ * heartbeat proves that it is alive.
  */
 const awaitEarlier = Effect.fnUntraced(function*(
   self: Registrar,
@@ -181,7 +178,7 @@ const awaitEarlier = Effect.fnUntraced(function*(
 ) {
   let hasLogged = false
   let earlier: Observed | undefined = first
-  while (earlier !== undefined && earlier.incarnation === first.incarnation && !isDead(earlier, options)) {
+  while (earlier?.incarnation === first.incarnation && !isReplaceable(self, earlier, options)) {
     const isOfThisProcess = self.coordination.members.has(earlier.incarnation)
     if (isOfThisProcess || earlier.row.beat !== first.row.beat) return yield* inUse(earlier, options)
     // A registration whose process has just died delays this only briefly.
@@ -198,22 +195,24 @@ const awaitEarlier = Effect.fnUntraced(function*(
   }
 })
 
-/**
- * Whether the worker of an earlier registration under the same id is dead. A frozen one counts as dead when it is
- * stale, even while its session is open.
- */
-const isDead = (worker: Observed, { rules }: JoinOptions): boolean =>
-  worker.ended || worker.silentForMillis > rules.staleWorkerTimeoutMillis ||
-  Math.min(worker.missingForMillis ?? 0, worker.silentForMillis) >= justDiedMillis
+/** Any absence counts, also one that would not be evidence for an eviction, because the grace is longer. */
+const signsOf = ({ missingForMillis, silentForMillis }: Observed): Worker.SignsOfLife => ({
+  silentForMillis,
+  absentForMillis: missingForMillis
+})
+
+/** A registration of this process that has ended, or that was never used, can be replaced at once. */
+const isReplaceable = ({ orphans }: Registrar, earlier: Observed, { rules }: JoinOptions): boolean =>
+  earlier.ended || orphans.has(earlier.incarnation) || Worker.isReplaceable(signsOf(earlier), rules)
 
 const inUse = ({ row, startedAt }: Observed, { replicaSet, workerId }: JoinOptions): WorkerIdInUse =>
   new WorkerIdInUse({ replicaSet, workerId, host: row.host ?? "(unknown)", pid: row.pid ?? 0, since: startedAt })
 
-const waitsForEarlier = ({ row, silentForMillis }: Observed, { rules, workerId }: JoinOptions): string => {
-  const seconds = Math.ceil(Math.max(0, rules.staleWorkerTimeoutMillis - silentForMillis) / 1000)
-  return `Worker id "${workerId}" is still registered by process ${row.pid ?? 0} on ${
-    row.host ?? "(unknown)"
-  }, which has sent no heartbeat for ${
-    Math.floor(silentForMillis / 1000)
-  } s. Waiting: its registration is stale and will be replaced in ${seconds} s, unless it sends a heartbeat.`
+const waitsForEarlier = (earlier: Observed, { rules, workerId }: JoinOptions): string => {
+  const { row: { host, pid }, silentForMillis } = earlier
+  const silent = Math.floor(silentForMillis / 1000)
+  const seconds = Math.max(0, Math.ceil(Worker.millisUntilReplaceable(signsOf(earlier), rules) / 1000))
+  return `Worker id "${workerId}" is still registered by process ${pid ?? 0} on ${
+    host ?? "(unknown)"
+  }, which has sent no heartbeat for ${silent} s. Waiting: its registration is stale and will be replaced in ${seconds} s, unless it sends a heartbeat.`
 }
