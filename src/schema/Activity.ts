@@ -1,13 +1,31 @@
 /**
- * The activity of a worker: what it did and observed.
+ * The activity of a worker: what it did and observed, as `Orchestrator.activity` publishes it. The log lines and metrics
+ * that each activity produces are in `services/telemetry/Telemetry.ts`.
+ *
+ * **Example** (Report halted ranges)
+ *
+ * ```ts
+ * const orchestrator = yield* Orchestrator.Orchestrator
+ * yield* Stream.runForEach(orchestrator.activity, (activity) =>
+ *   activity._tag === "RangeHalted" ? notifyOperators(activity.projection, activity.halt.error) : Effect.void)
+ * ```
  *
  * @since 0.1.0
  */
 import * as Data from "effect/Data"
+import type * as Duration from "effect/Duration"
 import type { Halt } from "./Checkpoint.ts"
 import type { Generation } from "./Generation.ts"
 import type { HashRange } from "./HashRange.ts"
 import type { Registration } from "./Worker.ts"
+
+/**
+ * Why a generation replaced another one. `ProjectionsChanged`: the workers are the same, but carry other projections.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type ChangeReason = "WorkerJoined" | "WorkerLeft" | "WorkerLost" | "ProjectionsChanged"
 
 /**
  * An entry of a worker's activity.
@@ -16,42 +34,39 @@ import type { Registration } from "./Worker.ts"
  * @since 0.1.0
  */
 export type Activity = Data.TaggedEnum<{
+  /** A run begins: the worker checks its projections and is about to register. */
+  WorkerStarting: {}
   /** The worker has registered. Recorded again when it registers after an eviction. */
   WorkerRegistered: { readonly registration: Registration }
-  /** The worker has unregistered. */
-  WorkerLeft: { readonly registration: Registration }
-  /**
-   * The worker has lost its registration: it was evicted, or another process has registered under its id. It stops its
-   * ranges and, after an eviction, registers again unless another process has the id.
-   */
-  WorkerEvicted: { readonly registration: Registration }
-  /** A generation is in effect. `partition` is this worker's key in it, -1 if it is not a member. */
+  /** A generation is in effect. */
   GenerationChanged: {
     readonly generation: Generation
+    /** This worker's key in the generation, -1 if it is not a member. */
     readonly partition: number
     readonly formedByThisWorker: boolean
+    /** Why it differs from the generation before it; empty for the first one of a registration. */
+    readonly reasons: ReadonlyArray<ChangeReason>
   }
   /** The worker runs all of its assignment in the generation. */
-  AssignmentReached: { readonly generation: Generation; readonly partition: number; readonly afterMillis: number }
+  AssignmentReached: {
+    readonly generation: Generation
+    readonly partition: number
+    /** Time since the worker first read the generation. */
+    readonly after: Duration.Duration
+    /** Whether the worker was part of an earlier generation under the same registration. */
+    readonly isReconfigured: boolean
+  }
   /** A range's runner starts at `position`. */
   RangeClaimed: { readonly projection: string; readonly range: HashRange; readonly position: bigint }
-  /** A range's runner has ended. */
-  RangeStopped: { readonly projection: string; readonly range: HashRange; readonly position: bigint }
   /** A batch has committed: read model and progress, up to `position`. */
   BatchCommitted: {
     readonly projection: string
     readonly range: HashRange
+    /** Number of events that the batch handled. */
     readonly events: number
     readonly position: bigint
-    readonly tookMillis: number
-  }
-  /** No more events are available for now: the range has handled all events that are settled, up to `position`. */
-  CaughtUp: { readonly projection: string; readonly range: HashRange; readonly position: bigint }
-  /** A range is halted because its handler failed, or because an event cannot be received or read. */
-  RangeHalted: {
-    readonly projection: string
-    readonly range: HashRange
-    readonly halt: Omit<Halt, "since" | "hash" | "incarnation">
+    /** Time from the begin of the transaction until the confirmation of its commit. */
+    readonly took: Duration.Duration
   }
   /** A read, a batch, or a write of progress or of a halt failed and is retried. */
   BatchRetried: {
@@ -61,20 +76,52 @@ export type Activity = Data.TaggedEnum<{
     readonly attempt: number
     readonly reason: string
   }
+  /** A range is halted because its handler failed, or because an event cannot be received or read. */
+  RangeHalted: {
+    readonly projection: string
+    readonly range: HashRange
+    readonly halt: Omit<Halt, "since" | "hash" | "incarnation">
+  }
+  /** No more events are available for now: the range has handled all events that are settled, up to `position`. */
+  CaughtUp: { readonly projection: string; readonly range: HashRange; readonly position: bigint }
+  /** A range's runner has ended. */
+  RangeStopped: { readonly projection: string; readonly range: HashRange; readonly position: bigint }
   /**
-   * A newer version has changed a projection's filter: this worker has given up the projection and continues with its
-   * others. Both filters have the form of `EventFilter.canonical`.
+   * A newer version has changed a projection's filter: this worker has given up the projection and continues with the
+   * remaining ones. Both filters have the form of `EventFilter.canonical`.
    */
-  ProjectionGivenUp: { readonly projection: string; readonly recorded: string; readonly given: string }
+  ProjectionGivenUp: {
+    readonly projection: string
+    readonly recorded: string
+    readonly given: string
+    readonly remaining: ReadonlyArray<string>
+  }
+  /** The worker has renewed its heartbeat. */
+  HeartbeatRenewed: { readonly took: Duration.Duration }
   /** The worker could not renew its heartbeat in time. Its projections are stopped until it can. */
   Suspended: {}
   /** The heartbeat is renewed again and the projections resume. */
   Resumed: {}
+  /** This worker has evicted dead workers of its replica set. */
+  DeadWorkersEvicted: { readonly workers: ReadonlyArray<Pick<Registration, "workerId" | "incarnation">> }
+  /**
+   * The worker has lost its registration: it was evicted, or another process has registered under its id. It stops its
+   * ranges and, after an eviction, registers again unless another process has the id.
+   */
+  WorkerEvicted: { readonly registration: Registration }
+  /** The worker's ranges have ended, and it is about to unregister. */
+  WorkerLeaving: { readonly registration: Registration }
+  /** The worker has unregistered. */
+  WorkerLeft: { readonly registration: Registration }
+  /** The run has ended without an error. */
+  WorkerStopped: {}
   /** The subscriber lagged: `count` entries before this one were dropped. */
   Missed: { readonly count: number }
 }>
 
 /**
+ * Constructors and matchers of the activities, by tag.
+ *
  * @category constructors
  * @since 0.1.0
  */

@@ -13,7 +13,7 @@ import * as Layer from "effect/Layer"
 import * as Record from "effect/Record"
 import * as Runtime from "effect/Runtime"
 import type * as Stream from "effect/Stream"
-import type { Activity } from "../schema/Activity.ts"
+import { Activity } from "../schema/Activity.ts"
 import {
   AlreadyRunning,
   type DuplicateProjection,
@@ -139,7 +139,7 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
     log,
     state
   }
-  const exclusively = makeExclusive(settings.replicaSet)
+  const exclusively = makeExclusive(settings.replicaSet, log)
   const work = Registration.runUntilEvicted(worker)
   return Orchestrator.of({
     run: exclusively(work),
@@ -149,7 +149,7 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
 })
 
 /** Returns a wrapper for the runs of one orchestrator: one at a time, whose end is logged once. */
-const makeExclusive = (replicaSet: string) => {
+const makeExclusive = (replicaSet: string, log: ActivityStream.ActivityStream) => {
   let isRunning = false
   const acquire = Effect.suspend(() => {
     if (isRunning) return Effect.fail(new AlreadyRunning({ replicaSet }))
@@ -163,7 +163,9 @@ const makeExclusive = (replicaSet: string) => {
     Effect.acquireUseRelease(acquire, () => self, () => release).pipe(
       Effect.onError((cause) => logFailure(cause)),
       Effect.onExit((exit) =>
-        Exit.isSuccess(exit) || Cause.hasInterruptsOnly(exit.cause) ? Effect.logInfo("Shutdown complete") : Effect.void
+        Exit.isSuccess(exit) || Cause.hasInterruptsOnly(exit.cause)
+          ? log.record(Activity.WorkerStopped())
+          : Effect.void
       ),
       Effect.annotateLogs({ replicaSet })
     )

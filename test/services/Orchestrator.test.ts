@@ -198,7 +198,12 @@ it.effect("activity starts with the current state", () =>
       }
       if (entry._tag === "RangeClaimed") assert.strictEqual(entry.position, 16n)
     }
-    assert.deepStrictEqual(worker.tags().slice(0, 3), ["WorkerRegistered", "GenerationChanged", "RangeClaimed"])
+    assert.deepStrictEqual(worker.tags().slice(0, 4), [
+      "WorkerStarting",
+      "WorkerRegistered",
+      "GenerationChanged",
+      "RangeClaimed"
+    ])
     assert.strictEqual(worker.of("AssignmentReached").length, 1)
     yield* worker.stop
     yield* pass(100)
@@ -515,7 +520,7 @@ it.effect("a startFrom beyond the last event fails with an error naming the proj
     assert.match(error!.message, /startFrom of "\w+" is 12, .* up to 0\. Give "beginning", "now" or/)
     assert.deepStrictEqual(worker.said("Error"), [error!.message])
     // It fails before it registers.
-    assert.deepStrictEqual(worker.tags(), [])
+    assert.deepStrictEqual(worker.tags(), ["WorkerStarting"])
   }))
 
 it.effect("catchUp returns when the events visible at its start are handled, and waits for no later event", () =>
@@ -550,7 +555,7 @@ it.effect("catchUp returns when the events visible at its start are handled, and
     assert.deepStrictEqual(rows.map(({ fence, position }) => ({ fence, position })), [
       { fence: undefined, position: 16n }
     ])
-    assert.strictEqual(worker.tags()[worker.tags().length - 1], "WorkerLeft")
+    assert.deepStrictEqual(worker.tags().slice(-3), ["WorkerLeaving", "WorkerLeft", "WorkerStopped"])
   }))
 
 it.effect("catchUp waits for every projection and advances past events that their filters exclude", () =>
@@ -662,7 +667,13 @@ it.effect("a graceful stop waits for the current batch and commits it", () =>
       undefined,
       1n
     ]])
-    assert.deepStrictEqual(worker.tags().slice(-3), ["BatchCommitted", "RangeStopped", "WorkerLeft"])
+    assert.deepStrictEqual(worker.tags().slice(-5), [
+      "BatchCommitted",
+      "RangeStopped",
+      "WorkerLeaving",
+      "WorkerLeft",
+      "WorkerStopped"
+    ])
   }))
 
 it.effect("a batch that takes longer than drainTimeout is interrupted and rolled back", () =>

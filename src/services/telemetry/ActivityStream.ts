@@ -1,19 +1,13 @@
 /**
- * The log of a worker's activity: each entry updates the metrics and is published to the bounded stream, synchronously,
- * so that both cover the same activity.
- *
- * @since 0.1.0
+ * Records a worker's activity: each entry produces its outputs of `Telemetry` and is published to the bounded stream,
+ * synchronously, so that logs, metrics and stream cover the same activity.
  */
 import * as Effect from "effect/Effect"
 import * as Queue from "effect/Queue"
 import * as Stream from "effect/Stream"
 import { Activity } from "../../schema/Activity.ts"
-import * as Metrics from "./Metrics.ts"
+import * as Telemetry from "./Telemetry.ts"
 
-/**
- * @category models
- * @since 0.1.0
- */
 export interface ActivityStream {
   readonly record: (activity: Activity) => Effect.Effect<void>
   /** Emits entries that describe the present state first, then each new entry. */
@@ -28,12 +22,7 @@ interface Subscriber {
   missed: number
 }
 
-/**
- * Makes an activity log. Each new subscriber first receives the entries that `present()` returns.
- *
- * @category constructors
- * @since 0.1.0
- */
+/** Each new subscriber first receives the entries that `present()` returns. */
 export const make = (replicaSet: string, present: () => ReadonlyArray<Activity>): ActivityStream => {
   const subscribers = new Set<Subscriber>()
 
@@ -49,7 +38,7 @@ export const make = (replicaSet: string, present: () => ReadonlyArray<Activity>)
   return {
     record: (activity) =>
       Effect.andThen(
-        Metrics.record(replicaSet, activity),
+        Telemetry.emit(replicaSet, activity),
         Effect.sync(() => publish(activity))
       ),
     stream: Stream.unwrap(Effect.gen(function*() {

@@ -2,17 +2,11 @@
  * Logs store failures that are retried: one line when the first operation fails, summaries at growing intervals while
  * any operation keeps failing, and one line when all operations succeed again. One line for each attempt of each range
  * would fill the log during an outage of the database.
- *
- * @since 0.1.0
  */
 import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 
-/**
- * @category models
- * @since 0.1.0
- */
 export interface RetryLog {
   /** The operation failed and will be retried. */
   readonly failed: (operation: string, reason: string) => Effect.Effect<void>
@@ -34,12 +28,7 @@ const listed = (operations: ReadonlyArray<string>): string =>
     ? operations.join(", ")
     : `${operations.slice(0, mostNamed).join(", ")} and ${operations.length - mostNamed} more`
 
-/**
- * Makes a retry log for the operations of one worker.
- *
- * @category constructors
- * @since 0.1.0
- */
+/** Makes a retry log for the operations of one worker. */
 export const make = (): RetryLog => {
   const failing = new Set<string>()
   /** Operations that have failed since the outage began, and the total number of failures. */

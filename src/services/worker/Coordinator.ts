@@ -9,13 +9,11 @@
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import * as Metric from "effect/Metric"
 import { FilterChanged, ProjectionInOtherReplicaSet, type StoreError, WorkerEvicted } from "../../schema/Errors.ts"
 import * as Plan from "../../schema/Plan.ts"
 import type { Settings } from "../../schema/Settings.ts"
 import type { LivenessRules, Registration } from "../../schema/Worker.ts"
 import { CoordinationStore } from "../CoordinationStore.ts"
-import * as Metrics from "../telemetry/Metrics.ts"
 
 /**
  * The state of the worker that the coordinator needs.
@@ -89,12 +87,6 @@ export const make = Effect.gen(function*() {
     if (seen.form !== undefined) yield* Effect.sleep(settings.registrationWindow)
     const decision = yield* decisions.apply(wanted)
     if (decision.obstacle !== undefined) return yield* refuse(standing.registration, decision.obstacle)
-    if (decision.evict.length > 0) {
-      yield* Metric.update(
-        Metric.withAttributes(Metrics.staleWorkersCleanedTotal, { replica_set: settings.replicaSet }),
-        decision.evict.length
-      )
-    }
     return { decision, formed: decision.form !== undefined }
   })
 

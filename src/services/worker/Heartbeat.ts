@@ -6,14 +6,12 @@
 import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import * as Metric from "effect/Metric"
 import { Activity } from "../../schema/Activity.ts"
 import type { WorkerEvicted, WorkerReplaced } from "../../schema/Errors.ts"
 import type { Settings } from "../../schema/Settings.ts"
 import type { Registration } from "../../schema/Worker.ts"
 import type { Membership } from "../Membership.ts"
 import type { ActivityStream } from "../telemetry/ActivityStream.ts"
-import * as Metrics from "../telemetry/Metrics.ts"
 import type { RetryLog } from "../telemetry/RetryLog.ts"
 
 /**
@@ -49,7 +47,7 @@ const longestRetryInterval = Duration.seconds(1)
 export const make = Effect.fnUntraced(function*(options: {
   readonly membership: Membership["Service"]
   readonly registration: Registration
-  readonly settings: Pick<Settings, "heartbeatInterval" | "replicaSet" | "staleWorkerTimeout">
+  readonly settings: Pick<Settings, "heartbeatInterval" | "staleWorkerTimeout">
   readonly log: ActivityStream
   readonly retryLog: RetryLog
   /** Called when `suspended` has changed. */
@@ -70,13 +68,10 @@ export const make = Effect.fnUntraced(function*(options: {
         failures = 0
         renewedAt = attemptedAt
         yield* retryLog.succeeded(renewing)
-        yield* Metric.update(
-          Metric.withAttributes(Metrics.heartbeatLatencySeconds, { replica_set: settings.replicaSet }),
-          Number((yield* Clock.monotonicTimeNanos) - attemptedAt) / 1_000_000_000
-        )
+        const took = Duration.nanos((yield* Clock.monotonicTimeNanos) - attemptedAt)
+        yield* log.record(Activity.HeartbeatRenewed({ took }))
         if (suspended) {
           suspended = false
-          yield* Effect.logInfo("Heartbeats are renewed again: the worker resumes")
           yield* log.record(Activity.Resumed())
           onChange()
         }
@@ -98,9 +93,6 @@ export const make = Effect.fnUntraced(function*(options: {
       const overdue = Duration.isGreaterThan(silent, margin)
       if (overdue && !suspended) {
         suspended = true
-        yield* Effect.logWarning(
-          "The worker could not renew its heartbeat in time: it stops its projections until it can, because other workers may take over"
-        )
         yield* log.record(Activity.Suspended())
         onChange()
       }

@@ -462,7 +462,7 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
             range,
             events: handled,
             position: state.handledUpTo,
-            tookMillis: Number(now - startedAt) / 1_000_000
+            took: Duration.nanos(now - startedAt)
           }))
           return { _tag: "Committed", handled }
         }

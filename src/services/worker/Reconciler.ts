@@ -10,7 +10,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Latch from "effect/Latch"
 import * as Option from "effect/Option"
-import { Activity } from "../../schema/Activity.ts"
+import { Activity, type ChangeReason } from "../../schema/Activity.ts"
 import * as Checkpoint from "../../schema/Checkpoint.ts"
 import {
   CoordinationTimeout,
@@ -129,8 +129,8 @@ export const run = Effect.fnUntraced(function*(options: Options): Effect.fn.Retu
    */
   let waitingSince: bigint | undefined = seenAt
   let reached = false
-  /** Whether the newest generation replaced another one; if it has one member, this worker was left alone. */
-  let leftAlone = false
+  /** Whether the newest generation replaced another one under this registration. */
+  let isReconfigured = false
   let rechecks = 0
   let lookedAt = 0n
   let mergedAt = seenAt
@@ -179,9 +179,7 @@ export const run = Effect.fnUntraced(function*(options: Options): Effect.fn.Retu
     return Option.none()
   })
 
-  /**
-   * Returns why the next generation differs, for the log. The query's time limit is short, because ranges wait for it.
-   */
+  /** Returns why the next generation differs. The query's time limit is short, because ranges wait for it. */
   const reasonsFor = Effect.fnUntraced(function*(previous: Generation.Generation, next: Generation.Generation) {
     const { gone, joined } = Generation.difference(previous, next)
     // The row of a member that registered again under its id does not record how the earlier registration ended.
@@ -192,32 +190,26 @@ export const run = Effect.fnUntraced(function*(options: Options): Effect.fn.Retu
     )
     const left = missing.filter(({ incarnation }) => Option.isNone(departed) || departed.value.has(incarnation))
     const lost = missing.filter((member) => !left.includes(member))
-    const reasons = [
-      ...(joined.length > 0 ? ["New worker detected"] : []),
-      ...(left.length > 0 ? ["Worker left"] : []),
-      ...(lost.length > 0 ? ["Worker lost"] : [])
+    const reasons: ReadonlyArray<ChangeReason> = [
+      ...(joined.length > 0 ? ["WorkerJoined" as const] : []),
+      ...(left.length > 0 ? ["WorkerLeft" as const] : []),
+      ...(lost.length > 0 ? ["WorkerLost" as const] : [])
     ]
-    return reasons.length > 0 ? reasons : ["Projections of a worker changed"]
+    return reasons.length > 0 ? reasons : ["ProjectionsChanged" as const]
   })
 
   const switchTo = Effect.fnUntraced(function*(next: Generation.Generation, formed: boolean) {
     const previous = generation
     seenAt = waitingSince = lookedAt
     reached = false
-    leftAlone = previous !== undefined
+    isReconfigured = previous !== undefined
     generation = next
     options.onAssigned(false)
     options.onGeneration(next)
     const partition = Generation.partitionKey(next, registration)
     yield* membership.watch(registration, next)
-    if (previous !== undefined) {
-      for (const line of yield* reasonsFor(previous, next)) yield* Effect.logInfo(`${line}, reconfiguring...`)
-      yield* Effect.logInfo("Stopping current generation")
-      yield* Effect.logInfo("Restarting with new configuration...")
-    }
-    if (partition >= 0) yield* Effect.logInfo(`Assigned partition: ${partition} of ${next.members.length}`)
-    yield* Effect.logInfo(summaryOf(next, partition))
-    yield* log.record(Activity.GenerationChanged({ generation: next, partition, formedByThisWorker: formed }))
+    const reasons = previous === undefined ? [] : yield* reasonsFor(previous, next)
+    yield* log.record(Activity.GenerationChanged({ generation: next, partition, formedByThisWorker: formed, reasons }))
   })
 
   const shareOf = (projection: string): HashRange.HashRange | undefined =>
@@ -273,12 +265,9 @@ export const run = Effect.fnUntraced(function*(options: Options): Effect.fn.Retu
 
   const arrive = Effect.fnUntraced(function*(current: Generation.Generation) {
     reached = true
-    const afterMillis = Number((yield* Clock.monotonicTimeNanos) - seenAt) / 1_000_000
+    const after = Duration.nanos((yield* Clock.monotonicTimeNanos) - seenAt)
     const partition = Generation.partitionKey(current, registration)
-    yield* Effect.logInfo(
-      current.members.length === 1 && leftAlone ? "Processing all events now..." : "Processing events..."
-    )
-    yield* log.record(Activity.AssignmentReached({ generation: current, partition, afterMillis }))
+    yield* log.record(Activity.AssignmentReached({ generation: current, partition, after, isReconfigured }))
     options.onAssigned(true)
   })
 
@@ -355,6 +344,10 @@ export const run = Effect.fnUntraced(function*(options: Options): Effect.fn.Retu
     const outcome = yield* decide
     if (Option.isNone(outcome)) continue
     const { busy, decision, formed } = outcome.value
+    if (decision.evict.length > 0) {
+      const workers = decision.evict.map(({ incarnation, workerId }) => ({ workerId, incarnation }))
+      yield* log.record(Activity.DeadWorkersEvicted({ workers }))
+    }
     const current = decision.generation
     const switched = current !== undefined && (generation === undefined || !Generation.equals(current, generation))
     if (switched) yield* switchTo(current, formed)
@@ -375,13 +368,6 @@ export const run = Effect.fnUntraced(function*(options: Options): Effect.fn.Retu
     yield* wait(decision.recheckAfterMillis)
   }
 })
-
-const summaryOf = ({ generationId, members }: Generation.Generation, partition: number): string => {
-  const workers = members.length === 1 ? "1 worker" : `${members.length} workers`
-  return `Generation ${generationId} has ${workers}; this worker has ${
-    partition < 0 ? "no partition" : `partition ${partition} of ${members.length}`
-  }.`
-}
 
 /**
  * Returns whether the row is behind the range. A server that lost its last commits may have lost the halt or the

@@ -84,24 +84,32 @@ export const makeState = (): State => ({
 })
 
 /** Returns the activities that lead to the present state. */
-export const present = ({ generation, givenUp, ranges, registration }: State): ReadonlyArray<Activity> => {
+export const present = (state: State): ReadonlyArray<Activity> => {
+  const { generation, givenUp, ranges, registration } = state
   if (registration === undefined) return []
   return [
     Activity.WorkerRegistered({ registration }),
     ...(generation === undefined ? [] : [Activity.GenerationChanged({
       generation,
       partition: Generation.partitionKey(generation, registration),
-      formedByThisWorker: false
+      formedByThisWorker: false,
+      reasons: []
     })]),
-    ...[...givenUp.values()].map(({ given, projection, recorded }) =>
-      Activity.ProjectionGivenUp({ projection, recorded, given })
-    ),
+    ...[...givenUp.values()].map((failure) => projectionGivenUp(state, failure)),
     ...[...(ranges?.all.values() ?? [])].flatMap(({ halt, handledUpTo, held: { projection, range } }) => [
       Activity.RangeClaimed({ projection, range, position: handledUpTo }),
       ...(halt === undefined ? [] : [Activity.RangeHalted({ projection, range, halt })])
     ])
   ]
 }
+
+const projectionGivenUp = ({ carried, givenUp }: State, { given, projection, recorded }: FilterChanged): Activity =>
+  Activity.ProjectionGivenUp({
+    projection,
+    recorded,
+    given,
+    remaining: carried.map(({ name }) => name).filter((name) => !givenUp.has(name))
+  })
 
 /** Pause before an evicted worker registers again. */
 const registrationBackoff = Duration.millis(250)
@@ -112,7 +120,7 @@ const leaveTimeout = Duration.seconds(5)
 
 /** Works until it fails or is interrupted: runs one registration after another, a new one after each eviction. */
 export const runUntilEvicted = Effect.fnUntraced(function*(worker: Worker): Effect.fn.Return<never, OrchestratorError> {
-  yield* Effect.logInfo("Starting orchestrator...")
+  yield* worker.log.record(Activity.WorkerStarting())
   const workerId = worker.settings.workerId ?? (yield* drawWorkerId)
   worker.state.hasStarted = false
   worker.state.givenUp.clear()
@@ -167,7 +175,6 @@ const runRegistration = Effect.fnUntraced(function*(
   )
   state.registration = registration
   state.isEvicted = false
-  yield* Effect.logInfo(`Worker registered: ${workerId}`)
   yield* log.record(Activity.WorkerRegistered({ registration }))
 
   const heartbeat = yield* Heartbeat.make({ membership, registration, settings, log, retryLog, onChange })
@@ -240,21 +247,13 @@ const carriedNow = ({ carried, givenUp }: State): ReadonlyArray<Plan.Carried> =>
 
 /** Gives up a projection whose filter another worker has changed. A worker that is only starting fails instead. */
 const giveUp = Effect.fnUntraced(function*(
-  { log, projections, state }: Worker,
+  { log, state }: Worker,
   { given, projection, recorded }: FilterChanged
 ) {
   if (!state.hasStarted) return yield* new FilterChanged({ projection, recorded, given })
   const failure = new FilterChanged({ projection, recorded, given, whileRunning: true })
   state.givenUp.set(projection, failure)
-  const others = [...projections.keys()].filter((name) => !state.givenUp.has(name))
-  yield* Effect.logWarning(
-    `${failure.message} Until then ${
-      others.length === 0
-        ? "it stays registered without a projection"
-        : `this worker continues with its other projections: ${others.join(", ")}`
-    }.`
-  )
-  yield* log.record(Activity.ProjectionGivenUp({ projection, recorded, given }))
+  yield* log.record(projectionGivenUp(state, failure))
   state.changed.openUnsafe()
 })
 
@@ -271,8 +270,8 @@ const leave = Effect.fnUntraced(function*(worker: Worker, registration: Registra
 
 /** Best effort: the other workers detect a worker that could not unregister. */
 const unregister = Effect.fnUntraced(
-  function*({ coordinator, settings, state }: Worker, registration: Registration) {
-    yield* Effect.logInfo("Unregistering worker...")
+  function*({ coordinator, log, settings, state }: Worker, registration: Registration) {
+    yield* log.record(Activity.WorkerLeaving({ registration }))
     const busy = new Set(state.ranges?.all.keys() ?? [])
     const answer = yield* Effect.timeoutOption(
       coordinator.leave({ registration, projections: carriedNow(state), busy }, settings),

@@ -1,0 +1,201 @@
+/**
+ * What each activity of a worker produces: its log lines, its metrics and its span event, in one table.
+ *
+ * Not in the table: failures that are retried, which `RetryLog` summarizes, and errors, which are logged once where they
+ * are handled.
+ */
+import * as Clock from "effect/Clock"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import type * as LogLevel from "effect/LogLevel"
+import * as Metric from "effect/Metric"
+import type { Activity } from "../../schema/Activity.ts"
+import { FilterChanged } from "../../schema/Errors.ts"
+import type { Generation } from "../../schema/Generation.ts"
+import * as HashRange from "../../schema/HashRange.ts"
+import * as Metrics from "./Metrics.ts"
+
+type Labels = Readonly<Record<string, string>>
+
+interface Outputs<A> {
+  readonly log?: (activity: A) => ReadonlyArray<Line>
+  readonly metrics?: (activity: A, labels: Labels) => ReadonlyArray<Effect.Effect<void>>
+  /**
+   * The attributes of an event of the span in which the worker runs, if there is one. Only for rare activities, because
+   * a span keeps its events in memory until it ends.
+   */
+  readonly span?: (activity: A) => Readonly<Record<string, unknown>>
+}
+
+type Line = readonly [level: LogLevel.Severity, text: string]
+
+type Table = { readonly [Tag in Activity["_tag"]]: Outputs<Extract<Activity, { readonly _tag: Tag }>> }
+
+const table: Table = {
+  WorkerStarting: {
+    log: () => [["Info", "Starting orchestrator..."]]
+  },
+  WorkerRegistered: {
+    log: ({ registration }) => [["Info", `Worker registered: ${registration.workerId}`]],
+    metrics: (_, labels) => [add(Metrics.workersRegisteredTotal, labels), ...stateIs("pending", labels)],
+    span: ({ registration }) => ({ worker: registration.workerId })
+  },
+  GenerationChanged: {
+    log: ({ generation, partition, reasons }) => [
+      ...reasons.map((reason): Line => ["Info", `${reasonTexts[reason]}, reconfiguring...`]),
+      ...(reasons.length === 0 ? [] : restarting),
+      ...(partition < 0 ? [] : [["Info", `Assigned partition: ${partition} of ${generation.members.length}`] as const]),
+      ["Info", summaryOf(generation, partition)]
+    ],
+    metrics: ({ formedByThisWorker, generation: { members } }, labels) => [
+      set(Metrics.activeWorkers, labels, members.length),
+      set(Metrics.currentGenerationPartitions, labels, members.length),
+      add(Metrics.reconfigurationTotal, labels),
+      add(Metrics.generationsTotal, labels, formedByThisWorker ? 1 : 0),
+      ...stateIs("ready", labels)
+    ],
+    span: ({ generation, partition }) => ({ generation: String(generation.generationId), partition })
+  },
+  AssignmentReached: {
+    log: ({ generation, isReconfigured }) => [
+      [
+        "Info",
+        generation.members.length === 1 && isReconfigured ? "Processing all events now..." : "Processing events..."
+      ]
+    ],
+    metrics: ({ after }, labels) => [
+      record(Metrics.coordinationDurationSeconds, labels, Duration.toSeconds(after)),
+      ...stateIs("running", labels)
+    ],
+    span: ({ generation }) => ({ generation: String(generation.generationId) })
+  },
+  RangeClaimed: {
+    metrics: ({ projection }, labels) => [add(Metrics.partitionAssignmentsTotal, { ...labels, projection })]
+  },
+  BatchCommitted: {
+    metrics: ({ events, projection, took }, labels) => [
+      add(Metrics.eventsProcessedTotal, { ...labels, projection }, events),
+      record(
+        Metrics.eventProcessingDurationSeconds,
+        { ...labels, projection },
+        Duration.toSeconds(took) / Math.max(1, events)
+      )
+    ]
+  },
+  BatchRetried: {
+    metrics: (
+      { projection },
+      labels
+    ) => [add(Metrics.projectionErrorsTotal, { ...labels, projection, halted: "false" })]
+  },
+  RangeHalted: {
+    metrics: (
+      { projection },
+      labels
+    ) => [add(Metrics.projectionErrorsTotal, { ...labels, projection, halted: "true" })],
+    span: ({ halt, projection, range }) => ({
+      projection,
+      range: HashRange.format(range),
+      position: String(halt.position),
+      event: halt.eventId
+    })
+  },
+  CaughtUp: {},
+  RangeStopped: {},
+  ProjectionGivenUp: {
+    log: ({ given, projection, recorded, remaining }) => [[
+      "Warn",
+      `${new FilterChanged({ projection, recorded, given, whileRunning: true }).message} Until then ${
+        remaining.length === 0
+          ? "it stays registered without a projection"
+          : `this worker continues with its other projections: ${remaining.join(", ")}`
+      }.`
+    ]],
+    span: ({ projection }) => ({ projection })
+  },
+  HeartbeatRenewed: {
+    metrics: ({ took }, labels) => [record(Metrics.heartbeatLatencySeconds, labels, Duration.toSeconds(took))]
+  },
+  Suspended: {
+    log: () => [[
+      "Warn",
+      "The worker could not renew its heartbeat in time: it stops its projections until it can, because other workers may take over"
+    ]],
+    metrics: (_, labels) => stateIs("suspended", labels),
+    span: () => ({})
+  },
+  Resumed: {
+    log: () => [["Info", "The heartbeat is renewed again: the worker resumes its projections"]],
+    metrics: (_, labels) => stateIs("running", labels),
+    span: () => ({})
+  },
+  DeadWorkersEvicted: {
+    metrics: ({ workers }, labels) => [add(Metrics.staleWorkersCleanedTotal, labels, workers.length)],
+    span: ({ workers }) => ({ workers: workers.map(({ workerId }) => workerId).join(", ") })
+  },
+  WorkerEvicted: {
+    metrics: (_, labels) => stateIs("stopped", labels),
+    span: ({ registration }) => ({ worker: registration.workerId })
+  },
+  WorkerLeaving: {
+    log: () => [["Info", "Unregistering worker..."]]
+  },
+  WorkerLeft: {
+    metrics: (_, labels) => stateIs("stopped", labels),
+    span: ({ registration }) => ({ worker: registration.workerId })
+  },
+  WorkerStopped: {
+    log: () => [["Info", "Shutdown complete"]]
+  },
+  Missed: {}
+}
+
+/** Logs an activity, updates the metrics, and adds the event to the current span. */
+export const emit = <A extends Activity>(replicaSet: string, activity: A): Effect.Effect<void> => {
+  const outputs = table[activity._tag] as Outputs<A>
+  const steps = [
+    ...(outputs.log?.(activity) ?? []).map(([level, text]) => Effect.logWithLevel(level)(text)),
+    ...(outputs.metrics?.(activity, { replica_set: replicaSet }) ?? []),
+    ...(outputs.span === undefined ? [] : [addSpanEvent(activity._tag, outputs.span(activity))])
+  ]
+  return Effect.all(steps, { discard: true })
+}
+
+const reasonTexts = {
+  WorkerJoined: "New worker detected",
+  WorkerLeft: "Worker left",
+  WorkerLost: "Worker lost",
+  ProjectionsChanged: "Projections of a worker changed"
+} as const
+
+const restarting: ReadonlyArray<Line> = [
+  ["Info", "Stopping current generation"],
+  ["Info", "Restarting with new configuration..."]
+]
+
+const summaryOf = ({ generationId, members }: Generation, partition: number): string => {
+  const workers = members.length === 1 ? "1 worker" : `${members.length} workers`
+  return `Generation ${generationId} has ${workers}; this worker has ${
+    partition < 0 ? "no partition" : `partition ${partition} of ${members.length}`
+  }.`
+}
+
+const add = (counter: Metric.Counter<number>, labels: Labels, by = 1) =>
+  Metric.update(Metric.withAttributes(counter, labels), by)
+
+const set = (gauge: Metric.Gauge<number>, labels: Labels, value: number) =>
+  Metric.update(Metric.withAttributes(gauge, labels), value)
+
+const record = (histogram: Metric.Histogram<number>, labels: Labels, seconds: number) =>
+  Metric.update(Metric.withAttributes(histogram, labels), seconds)
+
+const states = ["pending", "ready", "running", "suspended", "stopped"] as const
+
+const stateIs = (current: (typeof states)[number], labels: Labels) =>
+  states.map((state) => set(Metrics.workerState, { ...labels, state }, state === current ? 1 : 0))
+
+const addSpanEvent = (name: string, attributes: Readonly<Record<string, unknown>>) =>
+  Effect.flatMap(Effect.option(Effect.currentSpan), (span) =>
+    span._tag === "None"
+      ? Effect.void
+      : Effect.map(Clock.currentTimeNanos, (now) => span.value.event(name, now, attributes)))
