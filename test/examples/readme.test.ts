@@ -12,7 +12,9 @@ const blocksOf = (text: string, language: string): ReadonlyArray<string> =>
 const ways = Fs.readdirSync(Path.join(root, "examples/ways")).filter((file) => file.endsWith(".ts"))
 const documents = [
   "README.md",
-  ...["docs", "examples"].flatMap((folder) =>
+  "CONTRIBUTING.md",
+  "SECURITY.md",
+  ...["docs", "examples", "test"].flatMap((folder) =>
     Fs.readdirSync(Path.join(root, folder), { recursive: true, encoding: "utf8" })
       .filter((file) => file.endsWith(".md"))
       .map((file) => Path.join(folder, file))
