@@ -301,7 +301,7 @@ export class WorkerEvicted extends Schema.TaggedError<WorkerEvicted>(id("WorkerE
     const worker = `worker "${this.workerId}" of replica set "${this.replicaSet}"`
     return this.reason === "missing"
       ? `The registration of ${worker} is no longer in the table of workers: its row was deleted, or the server has lost its latest commits. The worker registers again.`
-      : `Another worker has evicted ${worker}, which has sent no heartbeat for too long. It registers again.`
+      : `Another worker has evicted ${worker}, because its heartbeats or its database session had been missing for too long. It registers again.`
   }
 }
 

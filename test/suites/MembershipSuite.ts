@@ -183,6 +183,9 @@ export const suite = (
         yield* time.advance(300)
         const { evict } = yield* decide(other, rules)
         assert.deepStrictEqual(evict.map((worker) => worker.incarnation), [gone.incarnation])
+        const evicted = yield* Effect.flip(membership.heartbeat(gone))
+        assert.strictEqual(evicted._tag, "WorkerEvicted")
+        assert.include(evicted.message, "its heartbeats or its database session had been missing for too long")
       }))
 
     it.effect("departed returns workers that left, but not evicted or returned ones", () =>

@@ -284,7 +284,7 @@ export const make: Effect.Effect<
     workersFrom: `${database.qualified("workers")} w
       LEFT JOIN ${database.qualified("heartbeats")} h
         ON h.replica_set = w.replica_set AND h.worker_id = w.worker_id AND h.incarnation = w.incarnation
-      LEFT JOIN (SELECT DISTINCT k.key FROM (${presence.presentKeys}) AS k) AS p ON p.key = w.presence_key`,
+      LEFT JOIN (${presence.presentKeys}) AS p ON p.key = w.presence_key`,
     ownPresent: () => {
       const own = presence.own()
       return own === undefined ? "false" : `EXISTS (SELECT FROM (${presence.presentKeys}) AS k WHERE k.key = ${own})`

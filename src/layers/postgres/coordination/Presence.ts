@@ -35,9 +35,7 @@ export class Presence extends Context.Service<Presence, {
    */
   readonly gone: (key: number) => Effect.Effect<void>
 
-  /**
-   * SQL: the keys, as `bigint` in column `key`, whose exclusive lock a session holds or waits for.
-   */
+  /** SQL: the keys, as `bigint` in column `key`, whose exclusive lock a session holds; each occurs once. */
   readonly presentKeys: string
 }>()("pupsourcing-orchestrator/layers/postgres/Presence") {}
 
@@ -97,7 +95,7 @@ const lockClassOf = (database: Database["Service"]): string => lockClass(databas
 
 const presentKeys = (database: Database["Service"]): string =>
   `SELECT l.objid::bigint AS key FROM pg_catalog.pg_locks l
-    WHERE l.locktype = 'advisory' AND l.mode = 'ExclusiveLock' AND l.objsubid = 2
+    WHERE l.locktype = 'advisory' AND l.mode = 'ExclusiveLock' AND l.granted AND l.objsubid = 2
       AND l.classid::bigint = ${lockClassOf(database)}::bigint & 4294967295
       AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = current_database())`
 

@@ -205,7 +205,7 @@ export interface WorkerRow {
   /** The time of that heartbeat, as text, for comparison only. */
   readonly beat: string
   readonly presence_key: number | null
-  /** Whether a session holds, or waits for, the exclusive lock of that key. */
+  /** Whether a session holds the exclusive lock of that key. */
   readonly present: boolean
   readonly host: string | null
   readonly pid: number | null

@@ -10,6 +10,7 @@ import * as Presence from "../../../../src/layers/postgres/coordination/Presence
 import { Database } from "../../../../src/layers/postgres/Database.ts"
 import * as DatabaseLive from "../../../../src/layers/postgres/DatabaseLive.ts"
 import { live } from "../../../support/EventStores.ts"
+import { waitUntil } from "../../../support/TimeLimits.ts"
 
 const lost = new SqlError.SqlError({
   reason: new SqlError.ConnectionError({ cause: new Error("lost"), message: "lost", operation: "query" })
@@ -22,37 +23,72 @@ const losing = (connection: PgConnection.PgConnection, what: RegExp): PgConnecti
       Effect.tap(connection.query(...args), () => what.test(args[0]) ? Effect.fail(lost) : Effect.void)
   })
 
+/** A listener whose connections the test opens: `connect` runs the hook that makes the process present. */
+const manualListener = (first: PgConnection.PgConnection) => {
+  let connect: (connection: PgConnection.PgConnection) => Effect.Effect<void, SqlError.SqlError> = () => Effect.void
+  const listener = Listener.of({
+    subscribe: () => Queue.unbounded<string>(),
+    notify: () => Effect.void,
+    onConnection: (hook) => {
+      connect = hook
+      // The listener converts this error to a StoreError; nothing is lost at this point of the test.
+      return Effect.orDie(hook(first))
+    },
+    lost: Effect.never
+  })
+  return { listener, connect: (connection: PgConnection.PgConnection) => connect(connection) }
+}
+
 describe("Presence", () => {
+  live("a session that only waits for the lock of a key is not present", () =>
+    Effect.gen(function*() {
+      const database = yield* DatabaseLive.make()
+      const [holder, waiter, observer] = [
+        yield* database.openConnection("holder"),
+        yield* database.openConnection("waiter"),
+        yield* database.openConnection("observer")
+      ]
+      const presence = yield* Presence.make.pipe(
+        Effect.provideService(Database, database),
+        Effect.provideService(Listener, manualListener(holder).listener)
+      )
+      const present = Effect.map(
+        observer.query(`SELECT key::int4 FROM (${presence.presentKeys}) AS k`, []),
+        ({ rows }) => rows.map((row) => row["key"])
+      )
+      const key = yield* presence.enter
+      assert.deepStrictEqual(yield* present, [key])
+      const lock = `(${Presence.lockClass(database.qualified("workers"))}, ${key})`
+      yield* holder.query(`SELECT pg_advisory_unlock${lock}, pg_advisory_lock_shared${lock}`, [])
+      yield* Effect.forkScoped(waiter.query(`SELECT pg_advisory_lock${lock}`, []))
+      yield* waitUntil(
+        "the session waits for the lock",
+        observer.query("SELECT FROM pg_locks WHERE pid = $1::int4 AND NOT granted", [waiter.processId]),
+        ({ rows }) => rows.length > 0
+      )
+      assert.deepStrictEqual(yield* present, [])
+    }))
+
   live(
     "a worker's row contains the presence key that is held, even if the answer to its update was lost",
     () =>
       Effect.gen(function*() {
         const sql = yield* PgClient.PgClient
         const database = yield* DatabaseLive.make()
-        let connected: (connection: PgConnection.PgConnection) => Effect.Effect<void, SqlError.SqlError> = () =>
-          Effect.void
         const first = yield* database.openConnection("first")
+        const { connect, listener } = manualListener(first)
         const presence = yield* Presence.make.pipe(
           Effect.provideService(Database, database),
-          Effect.provideService(Listener, {
-            subscribe: () => Queue.unbounded<string>(),
-            notify: () => Effect.void,
-            onConnection: (hook) => {
-              connected = hook
-              // The listener converts this error to a StoreError; nothing is lost at this point of the test.
-              return Effect.orDie(hook(first))
-            },
-            lost: Effect.never
-          })
+          Effect.provideService(Listener, listener)
         )
         const key = yield* presence.enter
         yield* sql`INSERT INTO orchestrator_workers (replica_set, worker_id, incarnation, state, projections, host, pid, presence_key)
         VALUES ('main', 'a', 1, 'running', '[]', 'here', 1, ${key})`
         const second = yield* database.openConnection("second")
         // The server still has the first session, so another key is drawn.
-        assert.strictEqual((yield* Effect.exit(connected(losing(second, /UPDATE/))))._tag, "Failure")
+        assert.strictEqual((yield* Effect.exit(connect(losing(second, /UPDATE/))))._tag, "Failure")
         for (const { processId } of [first, second]) yield* sql`SELECT pg_terminate_backend(${processId}::int4, 5000)`
-        yield* connected(yield* database.openConnection("third"))
+        yield* connect(yield* database.openConnection("third"))
         const rows = yield* sql<{ readonly key: number }>`SELECT presence_key AS key FROM orchestrator_workers`
         assert.strictEqual(rows[0]?.key, presence.own())
       })
