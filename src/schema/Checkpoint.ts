@@ -118,3 +118,7 @@ export const isHeldBy = (
   worker: { readonly workerId: string; readonly incarnation: bigint }
 ): row is Held =>
   row.fence !== undefined && row.fence.workerId === worker.workerId && row.fence.incarnation === worker.incarnation
+
+/** Whether both rows have the same owner, in any generation, or are both free. */
+export const hasSameOwner = (a: Checkpoint, b: Checkpoint): boolean =>
+  a.fence?.workerId === b.fence?.workerId && a.fence?.incarnation === b.fence?.incarnation

@@ -1,25 +1,20 @@
 /**
- * Decisions: the changes that a worker has to make, computed from the state of its replica set. Pure: the stores read
- * the view, lock the rows and apply the result in one short transaction.
+ * Plans: the changes that a worker makes to its replica set, computed from the state of the replica set. Pure: a
+ * decision is the short transaction in which a store reads the view, locks the rows, and applies the plan.
  *
- * A worker decides only for itself and never changes a range that another live worker holds. It releases ranges that it
- * no longer owns and whose runners have ended, claims the free and orphaned ranges in its own share, and forms the next
- * generation when the members of the newest one are not exactly the live workers. Workers that all follow this rule
- * converge, because the shares of one generation tile the hash space.
- *
- * @since 0.1.0
+ * A worker plans only for itself and never changes a range that another live worker owns. It evicts dead workers, forms
+ * the next generation when the members of the newest one are not exactly the live workers, releases the ranges outside
+ * its share whose runners have ended, and claims the free and orphaned ranges within its share. Workers that all follow
+ * this rule converge, because the shares of one generation tile the hash space.
  */
+import * as Result from "effect/Result"
 import * as Checkpoint from "./Checkpoint.ts"
+import { FilterChanged, ProjectionInOtherReplicaSet, WorkerEvicted } from "./Errors.ts"
 import * as Generation from "./Generation.ts"
-import * as HashRange from "./HashRange.ts"
+import * as RangePlan from "./RangePlan.ts"
 import * as Worker from "./Worker.ts"
 
-/**
- * The state of a replica set from which a decision is computed.
- *
- * @category models
- * @since 0.1.0
- */
+/** The state of a replica set from which a plan is computed. */
 export interface View {
   readonly replicaSet: string
   /** Workers that have not stopped, including dead ones. */
@@ -27,9 +22,14 @@ export interface View {
   /** The newest generation. */
   readonly generation: Generation.Generation | undefined
   /** Whether the newest generation is recorded as active: all its members have been recorded as running in it. */
-  readonly active: boolean
-  /** All rows of the deciding worker's projections, regardless of their holder. */
+  readonly isActive: boolean
+  /** All rows of the planning worker's projections, regardless of their owner. */
   readonly rows: ReadonlyArray<Checkpoint.Checkpoint>
+  /**
+   * Keys (`Checkpoint.key`) of the `candidates` that the decision could not lock, because a batch holds their locks.
+   * Empty in a preview. A plan that is applied needs the rows as they are after the others were locked.
+   */
+  readonly lockedKeys: ReadonlySet<string>
   /** Milliseconds since the session that reads this view was opened. */
   readonly observerAgeMillis: number
   /**
@@ -39,12 +39,7 @@ export interface View {
   readonly foreignCarriers: ReadonlyArray<Worker.WorkerView & { readonly replicaSet: string }>
 }
 
-/**
- * A projection of the deciding worker.
- *
- * @category models
- * @since 0.1.0
- */
+/** A projection of the planning worker. */
 export interface Carried {
   readonly name: string
   readonly filter: string
@@ -54,72 +49,36 @@ export interface Carried {
   readonly acceptFilterChange: boolean
   /**
    * The worker has given up the projection, because another worker has changed its filter: it claims none of its
-   * ranges, releases those that it holds, and no longer carries the projection.
+   * ranges, releases those that it owns, and no longer carries the projection.
    */
   readonly givenUp?: boolean | undefined
 }
 
-/**
- * The worker that decides, and the limits of what its decision may change.
- *
- * @category models
- * @since 0.1.0
- */
+/** The worker that plans, and the limits of what its plan may change. */
 export interface Request {
   readonly registration: Worker.Registration
   readonly projections: ReadonlyArray<Carried>
-  /**
-   * Keys (`Checkpoint.key`) of the worker's rows that one of its runners is processing. A decision does not change
-   * them.
-   */
-  readonly busy: ReadonlySet<string>
-  /** The worker is leaving: it claims nothing, releases all rows that are not busy, and does not count as alive. */
+  /** Keys (`Checkpoint.key`) of the worker's rows that one of its runners is processing. A plan does not change them. */
+  readonly activeKeys: ReadonlySet<string>
+  /** The worker is leaving: it claims nothing, releases all rows that are not active, and does not count as alive. */
   readonly leaving: boolean
   readonly rules: Worker.LivenessRules
 }
 
-/**
- * The reason why no decision can be made.
- *
- * @category models
- * @since 0.1.0
- */
-export type Obstacle =
-  | { readonly _tag: "Evicted" }
-  | { readonly _tag: "FilterChanged"; readonly projection: string; readonly recorded: string; readonly given: string }
-  | {
-    readonly _tag: "ProjectionInOtherReplicaSet"
-    readonly projection: string
-    readonly otherReplicaSet: string
-    readonly workerId: string
-  }
-
-/**
- * The changes that a decision makes.
- *
- * @category models
- * @since 0.1.0
- */
-export interface Plan {
-  readonly obstacle: Obstacle | undefined
+/** The changes that a decision makes. */
+export interface Plan extends RangePlan.Changes {
   /** Dead workers to mark as stopped. */
   readonly evict: ReadonlyArray<Worker.WorkerView>
   /** The projections to record in the worker's registration; undefined if they do not change. */
   readonly carry: ReadonlyArray<string> | undefined
   /** The generation to insert. */
   readonly form: Generation.Generation | undefined
-  /** The rows to insert for projections that have none; each covers the whole hash space. */
-  readonly create: ReadonlyArray<Checkpoint.Checkpoint>
-  /** Rows to delete, because they were merged into a neighbour. */
-  readonly remove: ReadonlyArray<Checkpoint.Checkpoint>
-  /** Rows to write with their new content. Parts that were cut off are new rows among them. */
-  readonly put: ReadonlyArray<Checkpoint.Checkpoint>
-  /** The rows that this worker holds after the decision, including busy ones. */
-  readonly held: ReadonlyArray<Checkpoint.Held>
   /** The newest generation after the decision. */
   readonly generation: Generation.Generation | undefined
-  /** Whether the worker holds exactly its shares. */
-  readonly settled: boolean
+  /** The rows that this worker owns after the decision, including active ones. */
+  readonly ownedRows: ReadonlyArray<Checkpoint.Held>
+  /** Whether the worker owns exactly its shares. */
+  readonly isComplete: boolean
   /** The state that is recorded for the worker, for operators to read. */
   readonly recorded: Worker.Recorded | undefined
   /**
@@ -134,69 +93,102 @@ export interface Plan {
   readonly recheckAfterMillis: number | undefined
 }
 
-/**
- * Whether the decision changes nothing. The stop of a leaving worker is not part of the decision and does not count.
- *
- * @category guards
- * @since 0.1.0
- */
-export const isEmpty = (decision: Plan): boolean =>
-  decision.evict.length === 0 && decision.carry === undefined && decision.form === undefined &&
-  decision.create.length === 0 &&
-  decision.remove.length === 0 && decision.put.length === 0
+/** Why a worker can make no plan: it must end, or give up the projection. */
+export type PlanError = FilterChanged | ProjectionInOtherReplicaSet | WorkerEvicted
 
-const alive = (view: View, request: Request): ReadonlyArray<Worker.WorkerView> =>
-  view.workers.filter((worker) =>
-    isSelf(worker, request) ? !request.leaving : Worker.isAlive(worker, view.observerAgeMillis, request.rules)
+/** Returns the changes that the worker makes now, or why it can make none. */
+export const make = (view: View, request: Request): Result.Result<Plan, PlanError> => {
+  const error = findError(view, request)
+  if (error !== undefined) return Result.fail(error)
+
+  const evict = deadWorkers(view, request)
+  const carry = changedProjections(view, request)
+  const form = formGeneration(view, request, carry)
+  const generation = form ?? view.generation
+  const ranges = request.projections.map((projection) =>
+    RangePlan.make(rangesOf(view, request, projection, generation))
   )
+  const isWaitingForLock = ranges.some((one) => one.isWaitingForLock)
+  return Result.succeed({
+    evict,
+    carry,
+    form,
+    generation,
+    create: ranges.flatMap(({ create }) => create),
+    release: ranges.flatMap(({ release }) => release),
+    claim: ranges.flatMap(({ claim }) => claim),
+    renew: ranges.flatMap(({ renew }) => renew),
+    remove: ranges.flatMap(({ remove }) => remove),
+    ownedRows: ranges.flatMap(({ ownedRows }) => ownedRows),
+    isComplete: generation !== undefined && !request.leaving && ranges.every((one) => one.isComplete),
+    recorded: selfIn(view, request)?.recorded,
+    activates: form === undefined && isRunningButNotActive(view),
+    recheckAfterMillis: recheckAfter(view, request, isWaitingForLock)
+  })
+}
 
-const isSelf = (worker: { readonly workerId: string; readonly incarnation: bigint }, request: Request): boolean =>
-  worker.workerId === request.registration.workerId && worker.incarnation === request.registration.incarnation
+/** Whether the plan changes nothing. The stop of a leaving worker is not part of the plan and does not count. */
+export const isEmpty = (plan: Plan): boolean =>
+  plan.evict.length === 0 && plan.carry === undefined && plan.form === undefined && plan.create.length === 0 &&
+  plan.remove.length === 0 && written(plan).length === 0
 
-const isOrphan = (
-  row: Checkpoint.Checkpoint,
-  living: ReadonlyArray<Worker.WorkerView>,
-  request: Request
-): boolean =>
-  row.fence === undefined ||
-  (!isSelf(row.fence, request) && !living.some((worker) => Checkpoint.isHeldBy(row, worker)))
+/** The rows to write with their new content. Parts that were cut off are new rows among them. */
+export const written = ({ claim, release, renew }: RangePlan.Changes): ReadonlyArray<Checkpoint.Checkpoint> => [
+  ...release,
+  ...claim,
+  ...renew
+]
 
 /**
- * The rows that a decision may change, sorted by key. The store locks them before it calls `decide`. It may not get all
- * of them, because a row that a batch has locked is not free yet; such a row must not be in `lockable`.
- *
- * @category constructors
- * @since 0.1.0
+ * The rows that a plan may change, sorted by key: the free and orphaned ones, and the worker's own that are not active.
+ * A store locks them before it makes the plan that it applies.
  */
-export const candidates = (view: View, request: Request): ReadonlyArray<Checkpoint.Checkpoint> => {
-  const living = alive(view, request)
-  return view.rows
-    .filter((row) =>
-      (Checkpoint.isHeldBy(row, request.registration) && !request.busy.has(Checkpoint.key(row))) ||
-      isOrphan(row, living, request)
-    )
+export const candidates = (view: View, request: Request): ReadonlyArray<Checkpoint.Checkpoint> =>
+  view.rows
+    .filter((row) => isCandidate(row, view, request))
     .sort((a, b) =>
       a.projection !== b.projection
         ? a.projection < b.projection ? -1 : 1
         : a.range.start - b.range.start
     )
-}
 
-const nothing = (view: View, obstacle: Obstacle | undefined): Plan => ({
-  obstacle,
-  evict: [],
-  carry: undefined,
-  form: undefined,
-  create: [],
-  remove: [],
-  put: [],
-  held: [],
-  generation: view.generation,
-  settled: false,
-  recorded: undefined,
-  activates: false,
-  recheckAfterMillis: undefined
-})
+const isCandidate = (row: Checkpoint.Checkpoint, view: View, request: Request): boolean =>
+  Checkpoint.isHeldBy(row, request.registration)
+    ? !request.activeKeys.has(Checkpoint.key(row))
+    : !view.workers.some((worker) => Checkpoint.isHeldBy(row, worker) && isAlive(worker, view, request))
+
+const isSelf = (worker: Worker.WorkerView, { registration }: Request): boolean =>
+  worker.workerId === registration.workerId && worker.incarnation === registration.incarnation
+
+const selfIn = (view: View, request: Request): Worker.WorkerView | undefined =>
+  view.workers.find((worker) => isSelf(worker, request))
+
+const isAlive = (worker: Worker.WorkerView, view: View, request: Request): boolean =>
+  isSelf(worker, request) ? !request.leaving : Worker.isAlive(worker, view.observerAgeMillis, request.rules)
+
+const findError = (view: View, request: Request): PlanError | undefined => {
+  const { replicaSet, workerId } = request.registration
+  if (selfIn(view, request) === undefined) return new WorkerEvicted({ replicaSet, workerId, reason: "evicted" })
+  // A leaving worker claims nothing, so nothing may keep it from releasing what it owns.
+  if (request.leaving) return undefined
+  for (const { acceptFilterChange, filter, givenUp, name } of request.projections) {
+    if (givenUp === true) continue
+    for (const row of view.rows) {
+      if (row.projection !== name) continue
+      // A stale worker counts as alive only because the observing session is young. Failing because of it would not
+      // help: after a restart the next session is as young.
+      const carrier = foreignCarriers(view, request, row).find((other) => !Worker.isStale(other, request.rules))
+      if (carrier !== undefined) {
+        const { replicaSet: otherReplicaSet, workerId } = carrier
+        return new ProjectionInOtherReplicaSet({ projection: name, replicaSet, otherReplicaSet, workerId })
+      }
+      if (row.filter !== filter && !acceptFilterChange) {
+        return new FilterChanged({ projection: name, recorded: row.filter, given: filter })
+      }
+    }
+  }
+  return undefined
+}
 
 /** Returns the live workers that carry the row's projection in the replica set of the row, if that is another one. */
 const foreignCarriers = (view: View, request: Request, row: Checkpoint.Checkpoint): View["foreignCarriers"] =>
@@ -205,263 +197,81 @@ const foreignCarriers = (view: View, request: Request, row: Checkpoint.Checkpoin
     Worker.isAlive(worker, view.observerAgeMillis, request.rules)
   )
 
-const obstacleOf = (view: View, request: Request): Obstacle | undefined => {
-  if (!view.workers.some((worker) => isSelf(worker, request))) return { _tag: "Evicted" }
-  // A leaving worker claims nothing, so no obstacle may keep it from releasing what it holds.
-  if (request.leaving) return undefined
-  for (const projection of request.projections) {
-    if (projection.givenUp === true) continue
-    for (const row of view.rows) {
-      if (row.projection !== projection.name) continue
-      // A stale worker counts as alive only because the observing session is young. Failing because of it would not
-      // help: after a restart the next session is as young.
-      const carrier = foreignCarriers(view, request, row).find((other) => !Worker.isStale(other, request.rules))
-      if (carrier !== undefined) {
-        return {
-          _tag: "ProjectionInOtherReplicaSet",
-          projection: projection.name,
-          otherReplicaSet: carrier.replicaSet,
-          workerId: carrier.workerId
-        }
-      }
-      if (row.filter !== projection.filter && !projection.acceptFilterChange) {
-        return {
-          _tag: "FilterChanged",
-          projection: projection.name,
-          recorded: row.filter,
-          given: projection.filter
-        }
-      }
-    }
-  }
-  return undefined
+const deadWorkers = (view: View, request: Request): ReadonlyArray<Worker.WorkerView> =>
+  view.workers.filter((worker) => !isSelf(worker, request) && !isAlive(worker, view, request))
+
+/** The registered projections without those that the worker has given up; undefined if that changes nothing. */
+const changedProjections = (view: View, request: Request): ReadonlyArray<string> | undefined => {
+  const registered = selfIn(view, request)?.projections ?? []
+  const kept = registered.filter((name) =>
+    !request.projections.some((one) => one.name === name && one.givenUp === true)
+  )
+  return request.leaving || kept.length === registered.length ? undefined : kept
 }
-
-const haltIn = (row: Checkpoint.Checkpoint, range: HashRange.HashRange): Checkpoint.Halt | undefined =>
-  row.halt !== undefined && HashRange.includes(range, row.halt.hash) ? row.halt : undefined
-
-/** Merges neighbouring rows that have the same holder, position and filter, and no halt. */
-const merged = (rows: ReadonlyArray<Checkpoint.Checkpoint>): ReadonlyArray<Checkpoint.Checkpoint> => {
-  const out: Array<Checkpoint.Checkpoint> = []
-  for (const row of [...rows].sort((a, b) => a.range.start - b.range.start)) {
-    const last = out[out.length - 1]
-    if (
-      last !== undefined && last.range.end === row.range.start && last.position === row.position &&
-      last.halt === undefined && row.halt === undefined && last.filter === row.filter &&
-      last.fence?.workerId === row.fence?.workerId && last.fence?.incarnation === row.fence?.incarnation
-    ) {
-      out[out.length - 1] = { ...last, range: { start: last.range.start, end: row.range.end } }
-    } else {
-      out.push(row)
-    }
-  }
-  return out
-}
-
-const same = (a: Checkpoint.Checkpoint, b: Checkpoint.Checkpoint): boolean =>
-  a.range.end === b.range.end && a.position === b.position && a.replicaSet === b.replicaSet &&
-  a.filter === b.filter && a.halt === b.halt &&
-  a.fence?.workerId === b.fence?.workerId && a.fence?.incarnation === b.fence?.incarnation &&
-  a.fence?.generationId === b.fence?.generationId
 
 /**
- * Returns the decision. `lockable` contains the keys of the candidates that could be locked. A decision that is to be
- * applied needs a view that was read after the locks were acquired, or whose rows were replaced by those that the
- * locking statement returned.
- *
- * @category constructors
- * @since 0.1.0
+ * The next generation, if the members of the newest one are not exactly the live workers. The last worker to leave
+ * forms none: there are no members, and the next worker to join forms one.
  */
-export const make = (view: View, request: Request, lockable: ReadonlySet<string>): Plan => {
-  const obstacle = obstacleOf(view, request)
-  if (obstacle !== undefined) return nothing(view, obstacle)
-
-  const self = request.registration
-  const living = alive(view, request)
-  const recorded = view.workers.find((worker) => isSelf(worker, request))
-  const givenUp = new Set(request.projections.filter((projection) => projection.givenUp).map(({ name }) => name))
-  const carried = recorded?.projections.filter((name) => !givenUp.has(name))
-  const carry = request.leaving || carried?.length === recorded?.projections.length ? undefined : carried
-  const members = living.map((worker) => ({
+const formGeneration = (
+  view: View,
+  request: Request,
+  carry: ReadonlyArray<string> | undefined
+): Generation.Generation | undefined => {
+  const members = view.workers.filter((worker) => isAlive(worker, view, request)).map((worker) => ({
     workerId: worker.workerId,
     incarnation: worker.incarnation,
     projections: isSelf(worker, request) ? carry ?? worker.projections : worker.projections
   }))
-  const stale = view.generation === undefined
-    ? members.length > 0
-    : !Generation.isCurrent(view.generation, members)
-  // The last worker to leave forms no generation: there are no members, and the next worker to join forms one.
-  const form = stale && members.length > 0 ? Generation.next(view.replicaSet, view.generation, members) : undefined
-  const generation = form ?? view.generation
-  const evict = view.workers.filter((worker) => !isSelf(worker, request) && !living.includes(worker))
+  if (members.length === 0) return undefined
+  if (view.generation !== undefined && Generation.isCurrent(view.generation, members)) return undefined
+  return Generation.next(view.replicaSet, view.generation, members)
+}
 
-  const create: Array<Checkpoint.Checkpoint> = []
-  const remove: Array<Checkpoint.Checkpoint> = []
-  const put: Array<Checkpoint.Checkpoint> = []
-  const held: Array<Checkpoint.Held> = []
-  let settled = generation !== undefined && !request.leaving
-  let awaitsLock = false
-
-  for (const projection of request.projections) {
-    const share = request.leaving || projection.givenUp === true || generation === undefined
-      ? undefined
-      : Generation.share(generation, projection.name, self)
-    const fence: Checkpoint.Fence | undefined = generation === undefined ? undefined : {
-      workerId: self.workerId,
-      incarnation: self.incarnation,
-      generationId: generation.generationId
-    }
-    const take = (row: Checkpoint.Checkpoint, range: HashRange.HashRange): Checkpoint.Checkpoint => {
-      const halt = haltIn(row, range)
-      return {
-        ...row,
-        range,
-        fence,
-        replicaSet: view.replicaSet,
-        filter: projection.filter,
-        // A worker that registered after the one whose handler failed may contain the fix, so it retries the event.
-        // Incarnations order registrations even when the database's clock is set back.
-        halt: halt !== undefined && self.incarnation > halt.incarnation ? undefined : halt
-      }
-    }
-    const free = (row: Checkpoint.Checkpoint, range: HashRange.HashRange): Checkpoint.Checkpoint => ({
-      ...row,
-      range,
-      fence: undefined,
-      replicaSet: view.replicaSet,
-      halt: haltIn(row, range)
-    })
-
-    const rows = view.rows.filter((row) => row.projection === projection.name)
-    if (rows.length === 0 && !request.leaving && projection.givenUp !== true) {
-      const row: Checkpoint.Checkpoint = {
-        projection: projection.name,
-        range: HashRange.whole,
-        position: projection.startPosition,
-        replicaSet: view.replicaSet,
-        fence: undefined,
-        filter: projection.filter,
-        halt: undefined
-      }
-      create.push(row)
-      rows.push(row)
-    }
-    const isForeign = (row: Checkpoint.Checkpoint): boolean => row.replicaSet !== view.replicaSet
-    const isDoubted = rows.some((row) => foreignCarriers(view, request, row).length > 0)
-    // Claim all rows of another replica set or none: if both replica sets had rows of the projection, the workers of
-    // both would fail.
-    const claimable = !isDoubted && rows.every((row) => !isForeign(row) || lockable.has(Checkpoint.key(row)))
-    const kept: Array<Checkpoint.Checkpoint> = []
-    const touched: Array<Checkpoint.Checkpoint> = []
-    const after: Array<Checkpoint.Checkpoint> = []
-    for (const row of rows) {
-      const mine = Checkpoint.isHeldBy(row, self)
-      const created = create.includes(row)
-      if ((mine && request.busy.has(Checkpoint.key(row))) || (!mine && !isOrphan(row, living, request))) {
-        kept.push(row)
-        continue
-      }
-      if (!created && !lockable.has(Checkpoint.key(row))) {
-        // A free row outside this worker's share is another worker's to claim; do not wait for it.
-        awaitsLock = awaitsLock || mine || (share !== undefined && HashRange.overlaps(row.range, share))
-        kept.push(row)
-        continue
-      }
-      if (isForeign(row) && !claimable) {
-        awaitsLock = awaitsLock || (share !== undefined && !isDoubted)
-        kept.push(row)
-        continue
-      }
-      const { after: right, before: left, inside } = share === undefined
-        ? { before: row.range, inside: undefined, after: undefined }
-        : HashRange.cut(row.range, share)
-      // Orphaned rows outside this worker's share are left to the workers that will claim them. Rows of another replica
-      // set are changed nevertheless, because all of them must move to this one.
-      if (inside === undefined && !mine && (share === undefined || !isForeign(row))) {
-        kept.push(row)
-        continue
-      }
-      if (!created) touched.push(row)
-      if (left !== undefined) after.push(free(row, left))
-      if (inside !== undefined) after.push(take(row, inside))
-      if (right !== undefined) after.push(free(row, right))
-    }
-    const results = merged(after)
-    for (const result of results) {
-      const before = [...touched, ...create].find((row) =>
-        row.projection === result.projection && row.range.start === result.range.start
-      )
-      // A row that stays with its holder is not rewritten: its fence remains valid, so the write would be wasted.
-      if (before === undefined || !isUntouched(before, result)) put.push(result)
-    }
-    for (const row of touched) {
-      if (!results.some((result) => result.range.start === row.range.start)) remove.push(row)
-    }
-    const mineNow = [...kept, ...results.map((result) => untouchedOf(result, touched))]
-      .filter((row): row is Checkpoint.Held => Checkpoint.isHeldBy(row, self))
-    held.push(...mineNow)
-    settled = settled && (
-      share === undefined ? mineNow.length === 0 : HashRange.tiles(mineNow.map((row) => row.range), share)
-    )
-  }
-
+/** What the plan for the ranges of one projection is computed from. */
+const rangesOf = (
+  view: View,
+  request: Request,
+  projection: Carried,
+  generation: Generation.Generation | undefined
+): RangePlan.Input => {
+  const { incarnation, workerId } = request.registration
+  const rows = view.rows.filter((row) => row.projection === projection.name)
+  const isCarried = !request.leaving && projection.givenUp !== true
+  const share = isCarried && generation !== undefined
+    ? Generation.share(generation, projection.name, request.registration)
+    : undefined
   return {
-    obstacle: undefined,
-    evict,
-    carry,
-    form,
-    create,
-    remove,
-    put,
-    held,
-    generation,
-    settled,
-    recorded: recorded?.recorded,
-    activates: form === undefined && !view.active && view.generation !== undefined &&
-      isRunning(view.generation, view.workers),
-    recheckAfterMillis: recheckAfter(view, request, living, awaitsLock)
+    replicaSet: view.replicaSet,
+    projection,
+    worker: request.registration,
+    assignment: share === undefined || generation === undefined
+      ? undefined
+      : { share, fence: { workerId, incarnation, generationId: generation.generationId } },
+    isCarried,
+    rows,
+    candidateKeys: new Set(rows.filter((row) => isCandidate(row, view, request)).map(Checkpoint.key)),
+    lockedKeys: view.lockedKeys,
+    isDoubted: rows.some((row) => foreignCarriers(view, request, row).length > 0)
   }
 }
 
-/** Whether all members are recorded as running in the generation. */
-const isRunning = (
-  { generationId, members }: Generation.Generation,
-  workers: ReadonlyArray<Worker.WorkerView>
-): boolean =>
-  members.every((member) =>
+const isRunningButNotActive = ({ generation, isActive, workers }: View): boolean =>
+  generation !== undefined && !isActive &&
+  generation.members.every((member) =>
     workers.some(({ incarnation, recorded, workerId }) =>
       workerId === member.workerId && incarnation === member.incarnation && recorded.state === "running" &&
-      recorded.generationId === generationId
+      recorded.generationId === generation.generationId
     )
   )
 
 /** Delay before a locked row is tried again; a batch seldom takes longer. */
 const lockedRowRecheckMillis = 10
 
-const recheckAfter = (
-  view: View,
-  request: Request,
-  living: ReadonlyArray<Worker.WorkerView>,
-  awaitsLock: boolean
-): number | undefined => {
-  const others = living.filter((worker) => !isSelf(worker, request))
+const recheckAfter = (view: View, request: Request, isWaitingForLock: boolean): number | undefined => {
+  const others = view.workers.filter((worker) => !isSelf(worker, request) && isAlive(worker, view, request))
   const waits = [...others, ...view.rows.flatMap((row) => foreignCarriers(view, request, row))]
     .map((worker) => Worker.millisToLive(worker, view.observerAgeMillis, request.rules))
-  if (awaitsLock) waits.push(lockedRowRecheckMillis)
+  if (isWaitingForLock) waits.push(lockedRowRecheckMillis)
   return waits.length === 0 ? undefined : Math.max(1, Math.ceil(Math.min(...waits)))
-}
-
-/** Whether the row changes in nothing but the generation of its fence; such a row is not rewritten. */
-const isUntouched = (before: Checkpoint.Checkpoint, after: Checkpoint.Checkpoint): boolean =>
-  same(before, after) ||
-  (before.fence !== undefined && after.fence !== undefined &&
-    same({ ...before, fence: after.fence }, after) &&
-    before.fence.workerId === after.fence.workerId && before.fence.incarnation === after.fence.incarnation)
-
-const untouchedOf = (
-  result: Checkpoint.Checkpoint,
-  touched: ReadonlyArray<Checkpoint.Checkpoint>
-): Checkpoint.Checkpoint => {
-  const before = touched.find((row) => row.range.start === result.range.start)
-  return before !== undefined && isUntouched(before, result) ? before : result
 }

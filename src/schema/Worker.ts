@@ -3,6 +3,8 @@
  *
  * @since 0.1.0
  */
+import * as Duration from "effect/Duration"
+import type { Settings } from "./Settings.ts"
 
 /**
  * The state of a worker: registered (`pending`), a member of a generation (`ready`), running all of its assignment
@@ -159,3 +161,18 @@ export const millisUntilReplaceable = (worker: SignsOfLife, rules: LivenessRules
  */
 export const isReplaceable = (worker: SignsOfLife, rules: LivenessRules): boolean =>
   millisUntilReplaceable(worker, rules) <= 0
+
+/**
+ * How long a worker may be without presence and heartbeat before it counts as dead. A presence lock that is lost with
+ * its connection is acquired again within this time.
+ */
+const presenceGraceMillis = 100
+
+/** The liveness rules of a worker with these settings. */
+export const livenessRules = (
+  { heartbeatInterval, staleWorkerTimeout }: Pick<Settings, "heartbeatInterval" | "staleWorkerTimeout">
+): LivenessRules => ({
+  staleWorkerTimeoutMillis: Duration.toMillis(staleWorkerTimeout),
+  heartbeatIntervalMillis: Duration.toMillis(heartbeatInterval),
+  presenceGraceMillis
+})

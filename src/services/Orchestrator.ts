@@ -23,7 +23,7 @@ import {
 } from "../schema/Errors.ts"
 import * as Settings from "../schema/Settings.ts"
 import { CheckpointStore } from "./CheckpointStore.ts"
-import type { CoordinationStore } from "./CoordinationStore.ts"
+import { CoordinationStore } from "./CoordinationStore.ts"
 import { EventStore } from "./EventStore.ts"
 import { layerPer } from "./LayerPer.ts"
 import { Membership } from "./Membership.ts"
@@ -31,7 +31,6 @@ import type * as Projection from "./Projection.ts"
 import * as ActivityStream from "./telemetry/ActivityStream.ts"
 import * as RetryLog from "./telemetry/RetryLog.ts"
 import * as CatchUp from "./worker/CatchUp.ts"
-import * as Coordinator from "./worker/Coordinator.ts"
 import * as ProjectionChecks from "./worker/ProjectionChecks.ts"
 import * as RangeRunner from "./worker/RangeRunner.ts"
 import * as Registration from "./worker/Registration.ts"
@@ -132,7 +131,7 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
     events,
     checkpoints,
     membership: yield* Membership,
-    coordinator: yield* Coordinator.make,
+    coordination: yield* CoordinationStore,
     runner: yield* RangeRunner.make(startup, retryLog),
     startup,
     retryLog,

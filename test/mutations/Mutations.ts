@@ -95,12 +95,12 @@ export const entries: ReadonlyArray<Entry> = [
     // A decision renews the generation of every row that it cuts.
     mechanism: "range_end in the fenced advance, with drain and generation",
     scenario: Scenarios.handedOver,
-    mutate: () => ({ ...rewrite(rangeEnd, generation)(), without: "busy" })
+    mutate: () => ({ ...rewrite(rangeEnd, generation)(), without: "activeKeys" })
   },
   {
     mechanism: "drain and roll back: batches are refused whose rows were given up",
     scenario: Scenarios.handedOver,
-    mutate: () => ({ ...rewrite(rangeEnd, generation, worker, incarnation)(), without: "busy" })
+    mutate: () => ({ ...rewrite(rangeEnd, generation, worker, incarnation)(), without: "activeKeys" })
   },
   {
     mechanism: "decision lock",

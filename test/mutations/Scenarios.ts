@@ -36,7 +36,7 @@ export const replaced: Scenario = Effect.fnUntraced(function*(mutation) {
   const one = yield* enter(mutation)
   const other = yield* enter(mutation)
   const a = yield* one(join("set", "a", ["p"]))
-  const [held] = (yield* one(decide(a))).held
+  const [held] = (yield* one(decide(a))).ownedRows
   const b = yield* other(join("set", "b", ["p"]))
   yield* other(decide(b, { rules: impatient }))
   const exit = yield* one(handle(held!, ["e"]))
@@ -48,7 +48,7 @@ export const reincarnated: Scenario = Effect.fnUntraced(function*(mutation) {
   const one = yield* enter(mutation)
   const other = yield* enter(mutation)
   const first = yield* one(join("set", "w", ["p"]))
-  const [held] = (yield* one(decide(first))).held
+  const [held] = (yield* one(decide(first))).ownedRows
   const second = yield* other(
     Effect.flatMap(
       Membership,
@@ -67,16 +67,16 @@ export const handedOver: Scenario = Effect.fnUntraced(function*(mutation) {
   const begun = yield* signal
   const over = yield* signal
   const a = yield* one(join("set", "a", ["p"]))
-  const [held] = (yield* one(decide(a))).held
+  const [held] = (yield* one(decide(a))).ownedRows
   const batch = yield* Effect.forkChild(
     one(handle(held!, ["low", "high"], Effect.andThen(begun.send, over.wait)))
   )
   yield* begun.wait
   const b = yield* other(join("set", "b", ["p"]))
   yield* other(decide(b))
-  const busy = new Set(mutation.without === "busy" ? [] : [key(held!)])
-  yield* one(decide(a, { busy }))
-  const taken = (yield* other(decide(b))).held
+  const activeKeys = new Set(mutation.without === "activeKeys" ? [] : [key(held!)])
+  yield* one(decide(a, { activeKeys }))
+  const taken = (yield* other(decide(b))).ownedRows
   yield* over.send
   yield* Fiber.join(batch)
   // As the next holder does: events up to its position were handled by other workers.
@@ -122,7 +122,7 @@ export const outdated: Scenario = Effect.fnUntraced(function*(mutation) {
         : send
   })
   const a = yield* one(join("set", "a", ["p"]))
-  const [held] = (yield* one(decide(a))).held
+  const [held] = (yield* one(decide(a))).ownedRows
   const b = yield* other(join("set", "b", ["p"]))
   const batch = yield* Effect.forkChild(
     Effect.tap(one(handle(held!, ["e"], read.wait)), () => committed.send)
@@ -233,7 +233,7 @@ export const outlived: Scenario = Effect.fnUntraced(function*(mutation) {
   const sql = yield* SqlClient.SqlClient
   const process = yield* enter(mutation)
   const writer = yield* PlainWriters.make((yield* TestDatabase.TestDatabase).url)
-  const [held] = (yield* process(Effect.flatMap(join("set", "a", ["p"]), decide))).held
+  const [held] = (yield* process(Effect.flatMap(join("set", "a", ["p"]), decide))).ownedRows
   yield* writer.insert(3)
   const { epoch, position: to } = yield* process(Effect.flatMap(
     EventStore,
@@ -291,7 +291,7 @@ export const frozen: Scenario = Effect.fnUntraced(function*(mutation) {
   const other = yield* enter(mutation)
   const add = Effect.flatMap(SqlClient.SqlClient, (sql) => sql`UPDATE total SET n = n + 1`)
   const a = yield* one(join("set", "a", ["p"]))
-  const [held] = (yield* one(decide(a))).held
+  const [held] = (yield* one(decide(a))).ownedRows
   const stop = Effect.suspend(() => {
     stands = true
     return Effect.andThen(locked.send, wakes.wait)
@@ -304,7 +304,7 @@ export const frozen: Scenario = Effect.fnUntraced(function*(mutation) {
   ))
   yield* locked.wait
   const b = yield* other(join("set", "b", ["p"]))
-  const [taken] = (yield* other(decide(b, { rules: impatient }))).held
+  const [taken] = (yield* other(decide(b, { rules: impatient }))).ownedRows
   const began = yield* Clock.monotonicTimeNanos
   // Less than the 20 seconds after which b's statement would time out.
   const done = yield* other(
@@ -345,7 +345,7 @@ export const unknown: Scenario = Effect.fnUntraced(function*(mutation) {
     }
   })
   const a = yield* process(join("set", "a", ["p"]))
-  const [held] = (yield* process(decide(a))).held
+  const [held] = (yield* process(decide(a))).ownedRows
   const first = yield* process(handle(held!, ["e"]))
   // As the runner does: a batch that has not committed is retried.
   if (Exit.isFailure(first)) yield* process(handle(held!, ["e"]))

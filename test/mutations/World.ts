@@ -20,7 +20,7 @@ export interface Mutation {
   /** Returns the sessions without the mechanism. */
   readonly database?: (real: Database["Service"]) => Database["Service"]
   /** Names a mechanism without a statement; the scenario leaves it out itself. */
-  readonly without?: "busy" | "order"
+  readonly without?: "activeKeys" | "order"
   /** Counts the rewritten statements: a mutation that rewrites none proves nothing. */
   readonly met: { count: number }
 }

@@ -1,6 +1,7 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Arbitrary, Schema } from "effect"
+import { Arbitrary, Result, Schema } from "effect"
 import * as Checkpoint from "../../src/schema/Checkpoint.ts"
+import { FilterChanged, ProjectionInOtherReplicaSet } from "../../src/schema/Errors.ts"
 import * as Generation from "../../src/schema/Generation.ts"
 import * as HashRange from "../../src/schema/HashRange.ts"
 import * as Plan from "../../src/schema/Plan.ts"
@@ -62,16 +63,16 @@ const step = (world: World.World, { a, b, event, hash }: typeof Step.Type): void
     }
     case "leave": {
       if (worker === undefined) return
-      if (b < 6) worker.busy.clear()
-      // A row that is still busy when the worker stops waiting is locked by its batch.
-      for (const key of worker.busy) world.locked.add(key)
+      if (b < 6) worker.activeKeys.clear()
+      // A row that is still active when the worker stops waiting is locked by its batch.
+      for (const key of worker.activeKeys) world.locked.add(key)
       World.decide(world, worker, { leaving: true })
       return
     }
     case "die": {
       if (worker === undefined) return
       worker.dead = true
-      if (b % 2 === 0) { for (const key of worker.busy) world.locked.add(key) }
+      if (b % 2 === 0) { for (const key of worker.activeKeys) world.locked.add(key) }
       return
     }
     case "notice": {
@@ -93,14 +94,14 @@ const step = (world: World.World, { a, b, event, hash }: typeof Step.Type): void
     case "decide": {
       if (worker === undefined) return
       if (b % 4 !== 0) World.giveUp(world, worker)
-      const decision = World.decide(world, worker, { observerAgeMillis: b === 1 ? 0 : World.oldObserver })
-      if (decision.obstacle === undefined) return
-      if (decision.obstacle._tag === "FilterChanged" && hash % 2 === 0) {
-        const { projection } = decision.obstacle
+      const result = World.attempt(world, worker, { observerAgeMillis: b === 1 ? 0 : World.oldObserver })
+      if (Result.isSuccess(result)) return
+      if (result.failure._tag === "FilterChanged" && hash % 2 === 0) {
+        const { projection } = result.failure
         worker.carried = worker.carried.map((one) => one.name === projection ? { ...one, givenUp: true } : one)
         return
       }
-      worker.busy.clear()
+      worker.activeKeys.clear()
       World.decide(world, worker, { leaving: true })
       world.workers = world.workers.filter((one) => one !== worker)
       return
@@ -110,12 +111,12 @@ const step = (world: World.World, { a, b, event, hash }: typeof Step.Type): void
       return
     }
     case "rest": {
-      if (worker !== undefined) { for (const key of [...worker.busy].slice(b % 3)) worker.busy.delete(key) }
+      if (worker !== undefined) { for (const key of [...worker.activeKeys].slice(b % 3)) worker.activeKeys.delete(key) }
       return
     }
     case "advance": {
       for (const row of worker === undefined ? [] : World.heldBy(world, worker)) {
-        if (!worker!.busy.has(Checkpoint.key(row))) continue
+        if (!worker!.activeKeys.has(Checkpoint.key(row))) continue
         world.rows.set(Checkpoint.key(row), { ...row, position: row.position + BigInt(b % 3) })
       }
       return
@@ -131,8 +132,8 @@ const step = (world: World.World, { a, b, event, hash }: typeof Step.Type): void
     }
     case "halt": {
       for (const row of worker === undefined ? [] : World.heldBy(world, worker)) {
-        if (!worker!.busy.has(Checkpoint.key(row)) || !HashRange.includes(row.range, hash)) continue
-        worker!.busy.delete(Checkpoint.key(row))
+        if (!worker!.activeKeys.has(Checkpoint.key(row)) || !HashRange.includes(row.range, hash)) continue
+        worker!.activeKeys.delete(Checkpoint.key(row))
         world.rows.set(Checkpoint.key(row), {
           ...row,
           halt: {
@@ -150,8 +151,8 @@ const step = (world: World.World, { a, b, event, hash }: typeof Step.Type): void
 }
 
 /**
- * Ends all churn: dead workers are detected, no row is locked, and each worker that would meet an obstacle is dead or
- * has given up the projection concerned. Returns the live workers.
+ * Ends all churn: dead workers are detected, no row is locked, and each worker that could make no plan is dead or has
+ * given up the projection concerned. Returns the live workers.
  */
 const calm = (world: World.World): ReadonlyArray<World.WorldWorker> => {
   world.now += 1
@@ -187,7 +188,7 @@ const options = (seed: string, runs: number) => ({
   arbitrary: { runs, size: 120, seed, maxShrinks: 3000 }
 })
 
-describe("Decision", () => {
+describe("Plan", () => {
   it.prop(
     "under any churn rows tile the space, positions are kept and decisions change only permitted rows",
     { history },
@@ -224,7 +225,7 @@ describe("Decision", () => {
       for (const worker of workers) {
         const decision = World.decide(world, worker)
         assert.isTrue(Plan.isEmpty(decision))
-        assert.isTrue(decision.settled)
+        assert.isTrue(decision.isComplete)
       }
       for (const projection of World.projectionNames) {
         const carriers = workers.filter(({ registered }) => registered.includes(projection))
@@ -254,7 +255,7 @@ describe("Decision", () => {
   )
 
   it.prop(
-    "when all rows have the same position and none is busy, each carrier ends with one row per projection",
+    "when all rows have the same position and none is active, each carrier ends with one row per projection",
     { history, rotation: int(5) },
     ({ history, rotation }) => {
       const world = live(history)
@@ -293,11 +294,11 @@ describe("Decision", () => {
       assert.sameMembers(decision.remove.map(Checkpoint.key), [1, 2].map((key) => `orders@${third(key).start}`))
     })
 
-    it("does not merge across a busy or locked row", () => {
-      for (const obstacle of ["busy", "locked"] as const) {
+    it("does not merge across an active or locked row", () => {
+      for (const state of ["active", "locked"] as const) {
         const { worker, world } = inThree((row) => row)
         const middle = `orders@${third(1).start}`
-        if (obstacle === "busy") worker.busy.add(middle)
+        if (state === "active") worker.activeKeys.add(middle)
         else world.locked.add(middle)
         World.decide(world, worker)
         assert.deepStrictEqual(ranges(world), [0, 1, 2].map(third))
@@ -348,7 +349,7 @@ describe("Decision", () => {
         all[index]!.absentForMillis = absent === undefined ? undefined : absent + later
       })
       const view = World.viewFor(world, self, observerAgeMillis + later)
-      return Plan.make(view, World.requestOf(self), new Set())
+      return Result.getOrThrow(Plan.make({ ...view, lockedKeys: new Set(world.rows.keys()) }, World.requestOf(self)))
     }
 
     const others = Arbitrary.array(Arbitrary.schema(Other), { maxLength: 4 })
@@ -385,7 +386,7 @@ describe("Decision", () => {
     })
   })
 
-  describe("obstacles", () => {
+  describe("errors", () => {
     it("an evicted worker changes nothing", () => {
       const world = World.make()
       const frozen = World.join(world, { workerId: "w1", projections: ["orders"] })
@@ -394,8 +395,8 @@ describe("Decision", () => {
       frozen.silentForMillis = farFuture
       assert.deepStrictEqual(World.decide(world, other).evict.map(({ workerId }) => workerId), ["w1"])
       frozen.silentForMillis = 0
-      assert.deepStrictEqual(World.decide(world, frozen).obstacle, { _tag: "Evicted" })
-      assert.deepStrictEqual(World.decide(world, frozen, { leaving: true }).obstacle, { _tag: "Evicted" })
+      assert.strictEqual(World.errorOf(world, frozen)._tag, "WorkerEvicted")
+      assert.strictEqual(World.errorOf(world, frozen, { leaving: true })._tag, "WorkerEvicted")
     })
 
     it("a new incarnation under the same id claims what the old one held, at the same partition key", () => {
@@ -404,22 +405,20 @@ describe("Decision", () => {
       World.decide(world, old)
       const young = World.join(world, { workerId: "w1", projections: ["orders"] })
       const decision = World.decide(world, young)
-      assert.isTrue(decision.settled)
+      assert.isTrue(decision.isComplete)
       assert.strictEqual(decision.form!.generationId, 2n)
-      assert.deepStrictEqual(World.decide(world, old).obstacle, { _tag: "Evicted" })
+      assert.strictEqual(World.errorOf(world, old)._tag, "WorkerEvicted")
     })
 
-    it("a changed filter that is not accepted is an obstacle, and nothing is written", () => {
+    it("a changed filter that is not accepted is an error, and nothing is written", () => {
       const world = World.make()
       const old = World.join(world, { workerId: "w1", projections: ["orders"], filter: "old" })
       World.decide(world, old)
       const young = World.join(world, { workerId: "w2", projections: ["orders"], filter: "new" })
-      assert.deepStrictEqual(World.decide(world, young).obstacle, {
-        _tag: "FilterChanged",
-        projection: "orders",
-        recorded: "old",
-        given: "new"
-      })
+      assert.deepStrictEqual(
+        World.errorOf(world, young),
+        new FilterChanged({ projection: "orders", recorded: "old", given: "new" })
+      )
     })
 
     it("a worker that gives a projection up keeps its others, and the newer worker claims all of its rows", () => {
@@ -436,17 +435,17 @@ describe("Decision", () => {
       World.converge(world, { idle: true, order: () => [young] })
       World.decide(world, old)
       World.decide(world, young)
-      assert.strictEqual(World.decide(world, old).obstacle?._tag, "FilterChanged")
+      assert.strictEqual(World.errorOf(world, old)._tag, "FilterChanged")
       old.carried = old.carried.map((one) => one.name === "orders" ? { ...one, givenUp: true } : one)
-      // A busy row stays with the old worker, although the next generation assigns it to the new one.
-      old.busy.add(Checkpoint.key(World.heldBy(world, old).find((row) => row.projection === "orders")!))
+      // An active row stays with the old worker, although the next generation assigns it to the new one.
+      old.activeKeys.add(Checkpoint.key(World.heldBy(world, old).find((row) => row.projection === "orders")!))
       const given = World.decide(world, old)
       assert.deepStrictEqual(given.carry, ["users"])
       assert.deepStrictEqual(given.form?.members.map((member) => member.projections), [["users"], ["orders", "users"]])
-      assert.isFalse(given.settled)
-      old.busy.clear()
-      assert.isTrue(World.decide(world, old).settled)
-      assert.isTrue(World.decide(world, young).settled)
+      assert.isFalse(given.isComplete)
+      old.activeKeys.clear()
+      assert.isTrue(World.decide(world, old).isComplete)
+      assert.isTrue(World.decide(world, young).isComplete)
       assert.deepStrictEqual(
         World.rowsOf(world, "orders").map(({ fence, filter }) => [fence?.workerId, filter]),
         [["w2", "new"]]
@@ -462,7 +461,7 @@ describe("Decision", () => {
       World.decide(world, old)
       for (const [key, row] of world.rows) world.rows.set(key, { ...row, filter: "new" })
       old.carried = old.carried.map((one) => ({ ...one, givenUp: true }))
-      const { form, settled } = World.decide(world, old)
+      const { form, isComplete: settled } = World.decide(world, old)
       assert.deepStrictEqual(form?.members.map((member) => member.projections), [[]])
       assert.isTrue(settled)
       assert.isUndefined(World.rowsOf(world, "orders")[0]!.fence)
@@ -501,7 +500,7 @@ describe("Decision", () => {
         filter: "new",
         acceptFilterChange: true
       })
-      const [row] = World.decide(world, young).held
+      const [row] = World.decide(world, young).ownedRows
       assert.strictEqual(row!.filter, "new")
       assert.strictEqual(row!.position, 5n)
     })
@@ -511,14 +510,17 @@ describe("Decision", () => {
       const first = World.join(world, { workerId: "w1", replicaSet: "other", projections: ["orders"] })
       World.decide(world, first)
       const second = World.join(world, { workerId: "w1", projections: ["orders"] })
-      assert.deepStrictEqual(World.decide(world, second).obstacle, {
-        _tag: "ProjectionInOtherReplicaSet",
-        projection: "orders",
-        otherReplicaSet: "other",
-        workerId: "w1"
-      })
+      assert.deepStrictEqual(
+        World.errorOf(world, second),
+        new ProjectionInOtherReplicaSet({
+          projection: "orders",
+          replicaSet: "main",
+          otherReplicaSet: "other",
+          workerId: "w1"
+        })
+      )
       first.silentForMillis = farFuture
-      assert.isTrue(World.decide(world, second).settled)
+      assert.isTrue(World.decide(world, second).isComplete)
     })
 
     it("a new session waits for a stale worker of another replica set instead of failing", () => {
@@ -528,15 +530,14 @@ describe("Decision", () => {
       const young = World.join(world, { workerId: "w2", projections: ["orders"] })
       silent.silentForMillis = farFuture
       const waiting = World.decide(world, young, { observerAgeMillis: 0 })
-      assert.isUndefined(waiting.obstacle)
-      assert.deepStrictEqual([waiting.held, waiting.settled], [[], false])
+      assert.deepStrictEqual([waiting.ownedRows, waiting.isComplete], [[], false])
       assert.deepStrictEqual(World.rowsOf(world, "orders").map((row) => row.replicaSet), ["other"])
       assert.strictEqual(waiting.recheckAfterMillis, World.oldObserver)
 
       silent.silentForMillis = 0
-      assert.strictEqual(World.decide(world, young).obstacle?._tag, "ProjectionInOtherReplicaSet")
+      assert.strictEqual(World.errorOf(world, young)._tag, "ProjectionInOtherReplicaSet")
       silent.silentForMillis = farFuture
-      assert.isTrue(World.decide(world, young).settled)
+      assert.isTrue(World.decide(world, young).isComplete)
     })
 
     it("a carrier in a third replica set does not prevent the claim", () => {
@@ -545,8 +546,8 @@ describe("Decision", () => {
       World.decide(world, gone)
       gone.silentForMillis = farFuture
       const third = World.join(world, { workerId: "w1", replicaSet: "third", projections: ["orders"] })
-      assert.isTrue(World.decide(world, World.join(world, { workerId: "w1", projections: ["orders"] })).settled)
-      assert.strictEqual(World.decide(world, third).obstacle?._tag, "ProjectionInOtherReplicaSet")
+      assert.isTrue(World.decide(world, World.join(world, { workerId: "w1", projections: ["orders"] })).isComplete)
+      assert.strictEqual(World.errorOf(world, third)._tag, "ProjectionInOtherReplicaSet")
     })
 
     it("one decision claims a whole projection, so only a worker returning to the old replica set is refused", () => {
@@ -557,8 +558,8 @@ describe("Decision", () => {
       const claimers = ["w1", "w2"].map((workerId) => World.join(world, { workerId, projections: ["orders"] }))
       World.decide(world, claimers[0]!)
       const back = World.join(world, { workerId: "w0", replicaSet: "other", projections: ["orders"] })
-      assert.strictEqual(World.decide(world, back).obstacle?._tag, "ProjectionInOtherReplicaSet")
-      for (const worker of claimers) assert.isUndefined(World.decide(world, worker).obstacle)
+      assert.strictEqual(World.errorOf(world, back)._tag, "ProjectionInOtherReplicaSet")
+      for (const worker of claimers) World.decide(world, worker)
     })
 
     it("claims nothing while one row is still locked, and rechecks soon", () => {
@@ -573,33 +574,33 @@ describe("Decision", () => {
         world.locked.add(Checkpoint.key({ projection: "orders", range: locked }))
         const worker = World.join(world, { workerId: claimer, projections: ["orders"] })
         const decision = World.decide(world, worker)
-        assert.lengthOf(decision.held, 0)
+        assert.lengthOf(decision.ownedRows, 0)
         assert.isAtMost(decision.recheckAfterMillis!, 10)
       }
     })
 
-    it("a leaving worker releases its rows despite an obstacle", () => {
+    it("a leaving worker releases its rows despite an error", () => {
       const world = World.make()
       const leaver = World.join(world, { workerId: "w1", projections: ["orders"], filter: "old" })
       World.decide(world, leaver)
       for (const [key, row] of world.rows) world.rows.set(key, { ...row, filter: "new" })
-      assert.strictEqual(World.decide(world, leaver).obstacle?._tag, "FilterChanged")
-      assert.isUndefined(World.decide(world, leaver, { leaving: true }).obstacle)
+      assert.strictEqual(World.errorOf(world, leaver)._tag, "FilterChanged")
+      World.decide(world, leaver, { leaving: true })
       assert.isUndefined(World.rowsOf(world, "orders")[0]!.fence)
     })
   })
 
   describe("leaving", () => {
-    it("releases all rows that are not busy and forms a generation without the leaving worker", () => {
+    it("releases all rows that are not active and forms a generation without the leaving worker", () => {
       const world = World.make()
       const leaver = World.join(world, { workerId: "w1", projections: ["orders", "users"] })
       World.decide(world, leaver)
       World.join(world, { workerId: "w2", projections: ["orders", "users"] })
-      leaver.busy.add("users@0")
+      leaver.activeKeys.add("users@0")
       const decision = World.decide(world, leaver, { leaving: true })
-      assert.deepStrictEqual(decision.held.map(Checkpoint.key), ["users@0"])
+      assert.deepStrictEqual(decision.ownedRows.map(Checkpoint.key), ["users@0"])
       assert.deepStrictEqual(decision.form!.members.map(({ workerId }) => workerId), ["w2"])
-      assert.isFalse(decision.settled)
+      assert.isFalse(decision.isComplete)
       assert.isUndefined(World.rowsOf(world, "orders")[0]!.fence)
     })
 
@@ -610,7 +611,7 @@ describe("Decision", () => {
       assert.isUndefined(World.decide(world, last, { leaving: true }).form)
       const next = World.join(world, { workerId: "w2", projections: ["orders"] })
       const decision = World.decide(world, next)
-      assert.isTrue(decision.settled)
+      assert.isTrue(decision.isComplete)
       assert.strictEqual(decision.form!.generationId, 2n)
     })
   })
@@ -655,9 +656,9 @@ describe("Decision", () => {
           }
         }
         world.workers = [worker]
-        return World.decide(world, worker).held[0]!.halt
+        return World.decide(world, worker).ownedRows[0]!.halt
       }
-      assert.deepStrictEqual(World.decide(world, first).held[0]!.halt, halt)
+      assert.deepStrictEqual(World.decide(world, first).ownedRows[0]!.halt, halt)
       assert.deepStrictEqual(withIncarnation(incarnation - 1n, world.now + 1_000_000), halt)
       assert.isUndefined(withIncarnation(incarnation + 1n, 0))
     })
@@ -669,13 +670,13 @@ describe("Decision", () => {
         registration: { ...first.registration, workerId: "w2", incarnation: first.registration.incarnation + 1n }
       }
       world.workers = [second]
-      const [retried] = World.decide(world, second).held
+      const [retried] = World.decide(world, second).ownedRows
       assert.isUndefined(retried!.halt)
       const again = { ...halt, incarnation: second.registration.incarnation }
       world.rows.set(Checkpoint.key(retried!), { ...retried!, halt: again })
-      assert.deepStrictEqual(World.decide(world, second).held[0]!.halt, again)
+      assert.deepStrictEqual(World.decide(world, second).ownedRows[0]!.halt, again)
       world.workers = [first]
-      assert.deepStrictEqual(World.decide(world, first).held[0]!.halt, again)
+      assert.deepStrictEqual(World.decide(world, first).ownedRows[0]!.halt, again)
     })
   })
 })

@@ -3,6 +3,7 @@
  * Every applied decision is checked against the rules for decisions.
  */
 import { assert } from "@effect/vitest"
+import * as Result from "effect/Result"
 import * as Checkpoint from "../../src/schema/Checkpoint.ts"
 import * as Generation from "../../src/schema/Generation.ts"
 import * as HashRange from "../../src/schema/HashRange.ts"
@@ -23,7 +24,7 @@ export interface WorldWorker {
   /** The projections recorded in the worker's row. */
   registered: ReadonlyArray<string>
   /** Keys of the rows that have a runner. */
-  readonly busy: Set<string>
+  readonly activeKeys: Set<string>
   silentForMillis: number
   absentForMillis: number | undefined
   /** Makes no further decision or progress; the other workers may not have detected it yet. */
@@ -100,7 +101,7 @@ export const join = (
       acceptFilterChange: options.acceptFilterChange ?? false
     })),
     registered: options.projections,
-    busy: new Set(),
+    activeKeys: new Set(),
     silentForMillis: 0,
     absentForMillis: undefined,
     dead: false,
@@ -132,9 +133,10 @@ export const viewFor = (world: World, worker: WorldWorker, observerAgeMillis = o
     replicaSet,
     workers: world.workers.filter((other) => other.registration.replicaSet === replicaSet).map(viewOfWorker),
     generation: world.generations.get(replicaSet),
-    active: world.active.get(replicaSet) === world.generations.get(replicaSet)?.generationId,
+    isActive: world.active.get(replicaSet) === world.generations.get(replicaSet)?.generationId,
     // The newest first: the order of rows must not matter.
     rows: [...world.rows.values()].filter((row) => worker.registration.projections.includes(row.projection)).reverse(),
+    lockedKeys: world.locked,
     observerAgeMillis,
     foreignCarriers: world.workers
       .filter((other) => other.registration.replicaSet !== replicaSet)
@@ -145,76 +147,90 @@ export const viewFor = (world: World, worker: WorldWorker, observerAgeMillis = o
 export const requestOf = (worker: WorldWorker, leaving = false): Plan.Request => ({
   registration: worker.registration,
   projections: worker.carried,
-  busy: worker.busy,
+  activeKeys: worker.activeKeys,
   leaving,
   rules
 })
 
-/** Closes the worker's busy rows that no longer lie entirely within its share, as a worker does before it decides. */
+/** Closes the active rows that no longer lie entirely within its share, as a worker does before it decides. */
 export const giveUp = (world: World, worker: WorldWorker, leaving = false): void => {
-  const view = viewFor(world, worker)
-  const everyLock = new Set(Plan.candidates(view, requestOf(worker)).map(Checkpoint.key))
-  const { generation } = Plan.make(view, requestOf(worker), everyLock)
+  const view = { ...viewFor(world, worker), lockedKeys: new Set<string>() }
+  const plan = Plan.make(view, requestOf(worker))
+  const generation = Result.isSuccess(plan) ? plan.success.generation : view.generation
   for (const row of heldBy(world, worker)) {
     const share = generation === undefined || leaving
       ? undefined
       : Generation.share(generation, row.projection, worker.registration)
-    if (share === undefined || !HashRange.contains(share, row.range)) worker.busy.delete(Checkpoint.key(row))
+    if (share === undefined || !HashRange.contains(share, row.range)) worker.activeKeys.delete(Checkpoint.key(row))
   }
 }
 
 export const workOnAll = (world: World, worker: WorldWorker): void => {
   for (const row of heldBy(world, worker)) {
-    if (row.halt === undefined) worker.busy.add(Checkpoint.key(row))
+    if (row.halt === undefined) worker.activeKeys.add(Checkpoint.key(row))
   }
 }
 
-/** Decides, applies the decision as a store does, and checks its effects. */
-export const decide = (
+interface Options {
+  readonly leaving?: boolean
+  readonly observerAgeMillis?: number
+}
+
+/** Decides and returns the plan, which must exist. */
+export const decide = (world: World, worker: WorldWorker, options?: Options): Plan.Plan => {
+  const result = attempt(world, worker, options)
+  return Result.isSuccess(result) ? result.success : assert.fail(result.failure.message)
+}
+
+/** Decides and returns why there is no plan. */
+export const errorOf = (world: World, worker: WorldWorker, options?: Options): Plan.PlanError => {
+  const result = attempt(world, worker, options)
+  return Result.isFailure(result) ? result.failure : assert.fail("There is a plan.")
+}
+
+/** Makes a plan, applies it as a store does, and checks its effects. */
+export const attempt = (
   world: World,
   worker: WorldWorker,
-  options?: { readonly leaving?: boolean; readonly observerAgeMillis?: number }
-): Plan.Plan => {
+  options?: Options
+): Result.Result<Plan.Plan, Plan.PlanError> => {
   const leaving = options?.leaving ?? false
   const request = requestOf(worker, leaving)
   const view = viewFor(world, worker, options?.observerAgeMillis)
-  const lockable = unlocked(world, view, request)
-  const decision = Plan.make(view, request, lockable)
-  const allUnlocked = new Set([...world.rows.keys()].filter((key) => !world.locked.has(key)))
-  assert.deepStrictEqual(Plan.make(view, request, allUnlocked), decision, "depends on other locks")
-  const before = new Map(world.rows)
-  apply(world, worker, decision)
-  check(world, { before, decision, leaving, lockable, view, worker })
+  const result = Plan.make(view, request)
+  const candidates = new Set(Plan.candidates(view, request).map(Checkpoint.key))
+  const lockedKeys = new Set([...world.locked].filter((key) => candidates.has(key)))
+  assert.deepStrictEqual(Plan.make({ ...view, lockedKeys }, request), result, "depends on locks of other rows")
+  if (Result.isSuccess(result)) {
+    const before = new Map(world.rows)
+    const plan = result.success
+    apply(world, worker, plan)
+    check(world, { before, candidates, leaving, plan, view, worker })
+  }
   if (leaving) {
     world.workers = world.workers.filter((other) => other !== worker)
-    return decision
-  }
-  if (decision.obstacle === undefined) {
-    const now = viewFor(world, worker, options?.observerAgeMillis)
-    const again = Plan.make(now, request, unlocked(world, now, request))
+  } else if (Result.isSuccess(result)) {
+    const again = Result.getOrThrow(Plan.make(viewFor(world, worker, options?.observerAgeMillis), request))
     assert.isTrue(Plan.isEmpty(again), "a decision of the same worker must not be followed by further changes")
-    assert.deepStrictEqual(sorted(again.held), sorted(decision.held))
-    assert.strictEqual(again.settled, decision.settled)
+    assert.deepStrictEqual(sorted(again.ownedRows), sorted(result.success.ownedRows))
+    assert.strictEqual(again.isComplete, result.success.isComplete)
   }
-  return decision
+  return result
 }
 
-const unlocked = (world: World, view: Plan.View, request: Plan.Request): ReadonlySet<string> =>
-  new Set(Plan.candidates(view, request).map(Checkpoint.key).filter((key) => !world.locked.has(key)))
-
-const apply = (world: World, worker: WorldWorker, decision: Plan.Plan): void => {
-  const stopped = new Set(decision.evict.map(({ incarnation }) => incarnation))
+const apply = (world: World, worker: WorldWorker, plan: Plan.Plan): void => {
+  const stopped = new Set(plan.evict.map(({ incarnation }) => incarnation))
   world.workers = world.workers.filter(({ registration }) => !stopped.has(registration.incarnation))
-  if (decision.carry !== undefined) worker.registered = decision.carry
-  if (decision.form !== undefined) world.generations.set(worker.registration.replicaSet, decision.form)
-  for (const row of decision.create) {
+  if (plan.carry !== undefined) worker.registered = plan.carry
+  if (plan.form !== undefined) world.generations.set(worker.registration.replicaSet, plan.form)
+  for (const row of plan.create) {
     assert.lengthOf(rowsOf(world, row.projection), 0, "created beside other rows")
     world.rows.set(Checkpoint.key(row), row)
   }
-  for (const row of decision.remove) {
+  for (const row of plan.remove) {
     assert.isTrue(world.rows.delete(Checkpoint.key(row)), "removed a missing row")
   }
-  for (const row of decision.put) world.rows.set(Checkpoint.key(row), row)
+  for (const row of Plan.written(plan)) world.rows.set(Checkpoint.key(row), row)
 }
 
 const sorted = (rows: ReadonlyArray<Checkpoint.Checkpoint>): ReadonlyArray<Checkpoint.Checkpoint> =>
@@ -233,16 +249,19 @@ const samples = (...sides: ReadonlyArray<ReadonlyArray<Checkpoint.Checkpoint>>):
 
 const check = (
   world: World,
-  { before, decision, leaving, lockable, view, worker }: {
+  { before, candidates, leaving, plan, view, worker }: {
     readonly before: ReadonlyMap<string, Checkpoint.Checkpoint>
-    readonly decision: Plan.Plan
+    /** Keys of the rows that the plan may change. */
+    readonly candidates: ReadonlySet<string>
+    readonly plan: Plan.Plan
     readonly leaving: boolean
-    readonly lockable: ReadonlySet<string>
     readonly view: Plan.View
     readonly worker: WorldWorker
   }
 ): void => {
   const self = worker.registration
+  const isFree = (row: Checkpoint.Checkpoint) =>
+    candidates.has(Checkpoint.key(row)) && !world.locked.has(Checkpoint.key(row))
   const isMine = (row: Checkpoint.Checkpoint) => Checkpoint.isHeldBy(row, self)
   const living = view.workers.filter((other) =>
     other.incarnation === self.incarnation ? !leaving : Worker.isAlive(other, view.observerAgeMillis, rules)
@@ -250,7 +269,7 @@ const check = (
   const othersRow = (row: Checkpoint.Checkpoint) =>
     !isMine(row) && living.some((other) => Checkpoint.isHeldBy(row, other))
   for (const row of Plan.candidates(view, requestOf(worker, leaving))) {
-    assert.isFalse(othersRow(row) || (isMine(row) && worker.busy.has(Checkpoint.key(row))), "no candidate")
+    assert.isFalse(othersRow(row) || (isMine(row) && worker.activeKeys.has(Checkpoint.key(row))), "no candidate")
   }
   const isCarriedThere = (row: Checkpoint.Checkpoint) =>
     view.foreignCarriers.some((other) =>
@@ -259,14 +278,12 @@ const check = (
     )
   const unclaimable = new Set(
     [...before.values()]
-      .filter((row) =>
-        row.replicaSet !== self.replicaSet && (!lockable.has(Checkpoint.key(row)) || isCarriedThere(row))
-      )
+      .filter((row) => row.replicaSet !== self.replicaSet && (!isFree(row) || isCarriedThere(row)))
       .map((row) => row.projection)
   )
   const untouchable = (row: Checkpoint.Checkpoint) =>
     (row.replicaSet !== self.replicaSet && unclaimable.has(row.projection)) ||
-    othersRow(row) || (isMine(row) && worker.busy.has(Checkpoint.key(row))) || !lockable.has(Checkpoint.key(row))
+    othersRow(row) || (isMine(row) && worker.activeKeys.has(Checkpoint.key(row))) || !isFree(row)
 
   for (const [key, row] of before) {
     if (!self.projections.includes(row.projection)) {
@@ -275,13 +292,9 @@ const check = (
       assert.deepStrictEqual(world.rows.get(key), row, `${key}: the worker must not change it`)
     }
   }
-  if (decision.obstacle !== undefined) {
-    assert.isTrue(Plan.isEmpty(decision))
-    return
-  }
 
-  for (const other of decision.evict) assert.isFalse(living.includes(other), "evicted a live worker")
-  assert.lengthOf(decision.evict, view.workers.filter((other) => !living.includes(other)).length - (leaving ? 1 : 0))
+  for (const other of plan.evict) assert.isFalse(living.includes(other), "evicted a live worker")
+  assert.lengthOf(plan.evict, view.workers.filter((other) => !living.includes(other)).length - (leaving ? 1 : 0))
   // The projections as registered after the decision.
   const members = living.map((other) => ({
     ...other,
@@ -292,14 +305,16 @@ const check = (
     worker.registered,
     leaving ? worker.registered : self.projections.filter((name) => !isGivenUp(name))
   )
-  if (decision.form !== undefined) {
-    assert.strictEqual(decision.form.generationId, (view.generation?.generationId ?? 0n) + 1n)
+  if (plan.form !== undefined) {
+    assert.strictEqual(plan.form.generationId, (view.generation?.generationId ?? 0n) + 1n)
     assert.isFalse(view.generation !== undefined && Generation.isCurrent(view.generation, members))
   }
-  if (living.length > 0) assert.isTrue(Generation.isCurrent(decision.generation!, members))
-  assert.deepStrictEqual(world.generations.get(self.replicaSet), decision.generation)
-  if (leaving && decision.form !== undefined) assert.strictEqual(Generation.partitionKey(decision.form, self), -1)
+  if (living.length > 0) assert.isTrue(Generation.isCurrent(plan.generation!, members))
+  assert.deepStrictEqual(world.generations.get(self.replicaSet), plan.generation)
+  if (leaving && plan.form !== undefined) assert.strictEqual(Generation.partitionKey(plan.form, self), -1)
 
+  for (const row of plan.release) assert.isUndefined(row.fence)
+  for (const row of [...plan.claim, ...plan.renew]) assert.isTrue(isMine(row))
   for (const name of self.projections) {
     const old = [...before.values()].filter((row) => row.projection === name)
     const rows = rowsOf(world, name)
@@ -309,9 +324,9 @@ const check = (
     }
     assert.isTrue(HashRange.tiles(rows.map(({ range }) => range)), `${name} does not tile`)
     assert.strictEqual(new Set(rows.map(({ replicaSet }) => replicaSet)).size, 1, `two replica sets have ${name}`)
-    const share = leaving || decision.generation === undefined
+    const share = leaving || plan.generation === undefined
       ? undefined
-      : Generation.share(decision.generation, name, self)
+      : Generation.share(plan.generation, name, self)
     assert.strictEqual(share !== undefined, !leaving && !isGivenUp(name))
     for (const row of rows) {
       if (row.halt !== undefined) assert.isTrue(HashRange.includes(row.range, row.halt.hash), "a halt outside its row")
@@ -320,7 +335,7 @@ const check = (
       if (was !== undefined && isMine(was)) {
         assert.notDeepEqual({ ...row, fence: was.fence }, was, "an unchanged row was written again")
       }
-      assert.strictEqual(row.fence!.generationId, decision.generation!.generationId, "an old fence on a new row")
+      assert.strictEqual(row.fence!.generationId, plan.generation!.generationId, "an old fence on a new row")
       assert.isTrue(HashRange.contains(share!, row.range), "the changed row lies outside the share")
       assert.strictEqual(row.replicaSet, self.replicaSet)
     }
@@ -333,7 +348,14 @@ const check = (
       const was = rowAt(old, hash)
       assert.strictEqual(now.position, was.position, `${name}: position at ${hash}`)
       const inShare = share !== undefined && HashRange.includes(share, hash)
-      if (isMine(now) && !isMine(was)) assert.isTrue(inShare, "claimed a hash outside its share")
+      const isIn = (rows: ReadonlyArray<Checkpoint.Checkpoint>) =>
+        rows.some((row) => row.projection === name && HashRange.includes(row.range, hash))
+      if (isMine(now) && !isMine(was)) {
+        assert.isTrue(inShare, "claimed a hash outside its share")
+        assert.isTrue(isIn(plan.claim), "claimed without a claim")
+      }
+      if (!isMine(now) && isMine(was)) assert.isTrue(isIn(plan.release), "released without a release")
+      if (isIn(plan.renew)) assert.isTrue(isMine(was), "renewed what it did not own")
       if (!untouchable(was)) {
         assert.strictEqual(isMine(now), inShare, `${name}: ${hash} ${inShare ? "not claimed" : "not released"}`)
         if (!inShare && isMine(was)) assert.isUndefined(now.fence)
@@ -354,21 +376,21 @@ const check = (
     }
   }
 
-  const held = heldBy(world, worker)
-  assert.deepStrictEqual(sorted(decision.held), sorted(held))
-  const settled = !leaving && self.projections.every((name) => {
-    const ranges = held.filter((row) => row.projection === name).map(({ range }) => range)
-    const share = Generation.share(decision.generation!, name, self)
+  const owned = heldBy(world, worker)
+  assert.deepStrictEqual(sorted(plan.ownedRows), sorted(owned))
+  const isComplete = !leaving && self.projections.every((name) => {
+    const ranges = owned.filter((row) => row.projection === name).map(({ range }) => range)
+    const share = Generation.share(plan.generation!, name, self)
     return share === undefined ? ranges.length === 0 : HashRange.tiles(ranges, share)
   })
-  assert.strictEqual(decision.settled, settled)
+  assert.strictEqual(plan.isComplete, isComplete)
   const waits = [...before.values()].some((row) => {
-    if (!self.projections.includes(row.projection) || lockable.has(Checkpoint.key(row)) || othersRow(row)) return false
-    if (isMine(row)) return !worker.busy.has(Checkpoint.key(row))
-    const share = leaving ? undefined : Generation.share(decision.generation!, row.projection, self)
+    if (!self.projections.includes(row.projection) || isFree(row) || othersRow(row)) return false
+    if (isMine(row)) return !worker.activeKeys.has(Checkpoint.key(row))
+    const share = leaving ? undefined : Generation.share(plan.generation!, row.projection, self)
     return share !== undefined && HashRange.overlaps(row.range, share)
   })
-  if (waits) assert.isDefined(decision.recheckAfterMillis, "waits for a lock without a recheck")
+  if (waits) assert.isDefined(plan.recheckAfterMillis, "waits for a lock without a recheck")
 }
 
 /**
@@ -382,11 +404,9 @@ export const converge = (
   for (let round = 0; round <= 4; round++) {
     let changed = false
     for (const worker of options.order(round)) {
-      if (options.idle) worker.busy.clear()
+      if (options.idle) worker.activeKeys.clear()
       else giveUp(world, worker)
-      const decision = decide(world, worker)
-      assert.isUndefined(decision.obstacle)
-      if (!Plan.isEmpty(decision)) changed = true
+      if (!Plan.isEmpty(decide(world, worker))) changed = true
       if (!options.idle) workOnAll(world, worker)
     }
     if (!changed) return round

@@ -133,12 +133,12 @@ export const runner = Effect.fnUntraced(function*(
       startPosition: 0n,
       acceptFilterChange: false
     }],
-    busy: new Set<string>(),
+    activeKeys: new Set<string>(),
     leaving: false,
     rules
   }
   const decision = yield* process.decisions.apply(request)
-  const held = decision.held[0]
+  const held = decision.ownedRows[0]
   if (held === undefined) return yield* Effect.die(new Error("the worker got no range"))
   const activity: Array<Activity> = []
   let state = RangeState.make(held, 0n)

@@ -14,7 +14,7 @@ import type { Run, Worker } from "./Run.ts"
 
 type Row = Checkpoint.Checkpoint
 
-/** The same value as in the coordinator. */
+/** The same value as in `Worker.livenessRules`. */
 const presenceGraceMillis = 100
 
 /** The worker whose transaction made a change, and when. */

@@ -211,14 +211,15 @@ export const make = (
   })
 
   const decisions = mutation.decisions(CoordinationStoreMemory.make(handle), handle, chance)
-  const seen = <A extends { readonly obstacle: { readonly _tag: string } | undefined }>(decision: A) =>
-    Effect.sync(() => {
-      if (decision.obstacle?._tag === "Evicted") coverage.count("errors", "WorkerEvicted")
-    })
+  const countEviction = <A, E extends { readonly _tag: string }>(self: Effect.Effect<A, E>): Effect.Effect<A, E> =>
+    Effect.tapError(self, ({ _tag }) =>
+      Effect.sync(() => {
+        if (_tag === "WorkerEvicted") coverage.count("errors", _tag)
+      }))
   const decisionService = CoordinationStore.of({
-    preview: (request) => Effect.tap(call(decisions.preview(request)), seen),
+    preview: (request) => countEviction(call(decisions.preview(request))),
     apply: (request) =>
-      Effect.tap(call(decisions.apply(request), { entry: "decision: answer lost", happens: nothing }), seen)
+      countEviction(call(decisions.apply(request), { entry: "decision: answer lost", happens: nothing }))
   })
 
   const membership = mutation.membership(MembershipMemory.make(handle))

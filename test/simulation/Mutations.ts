@@ -8,6 +8,7 @@ import type { Handle } from "../../src/layers/memory/MemoryWorld.ts"
 import type { Checkpoint, Held } from "../../src/schema/Checkpoint.ts"
 import { key } from "../../src/schema/Checkpoint.ts"
 import * as HashRange from "../../src/schema/HashRange.ts"
+import { written } from "../../src/schema/Plan.ts"
 import type { CheckpointStore } from "../../src/services/CheckpointStore.ts"
 import { Fenced, HandlerFailure, TransientFailure } from "../../src/services/CheckpointStore.ts"
 import type { CoordinationStore } from "../../src/services/CoordinationStore.ts"
@@ -91,7 +92,7 @@ const both = (one: Mutation, other: Mutation): Mutation => ({
   readable: (log) => other.readable(log) ?? one.readable(log)
 })
 
-const undrained = deciding((request) => ({ ...request, busy: new Set<string>() }))
+const undrained = deciding((request) => ({ ...request, activeKeys: new Set<string>() }))
 
 const unknownIsFailed: Mutation = {
   ...none,
@@ -163,18 +164,18 @@ export const mutations: Readonly<Record<string, Mutation>> = {
         Effect.gen(function*() {
           const before = [...world.rows].map(([name, ref]) => [name, ref.value] as const)
           yield* Effect.sleep(chance.int(1, 20))
-          const decision = yield* real.apply(request)
-          if (decision.put.length > 0) {
+          const plan = yield* real.apply(request)
+          if (written(plan).length > 0) {
             yield* Effect.tx(Effect.forEach(before, ([name, row]) => {
               const ref = world.rows.get(name)
-              const touched = decision.put.some((put) => key(put) === name)
+              const touched = written(plan).some((row) => key(row) === name)
               return ref === undefined || row === undefined || touched ||
                   !request.projections.some((carried) => carried.name === row.projection)
                 ? Effect.void
                 : TxRef.set(ref, row)
             }, { discard: true }))
           }
-          return decision
+          return plan
         })
     })
   }

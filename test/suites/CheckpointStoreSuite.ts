@@ -35,7 +35,7 @@ const request = (
 ): Plan.Request => ({
   registration,
   projections: [{ name: projection, filter: EventFilter.canonical({}), startPosition: 0n, acceptFilterChange: false }],
-  busy: new Set(),
+  activeKeys: new Set(),
   leaving: false,
   rules
 })
@@ -60,9 +60,9 @@ const held = Effect.fnUntraced(function*(workers: number) {
   )
   const rows: Array<Held> = []
   for (const decision of decided) {
-    assert.isTrue(decision.settled)
-    assert.strictEqual(decision.held.length, 1)
-    rows.push(decision.held[0]!)
+    assert.isTrue(decision.isComplete)
+    assert.strictEqual(decision.ownedRows.length, 1)
+    rows.push(decision.ownedRows[0]!)
   }
   return rows
 })
@@ -474,7 +474,7 @@ export const suite = <R = never>(
           projections: [projection],
           rules: hasty
         })
-        const { held: taken } = yield* (yield* CoordinationStore).apply(request(successor, projection, hasty))
+        const { ownedRows: taken } = yield* (yield* CoordinationStore).apply(request(successor, projection, hasty))
         assert.deepStrictEqual(taken.map((each) => each.range), [HashRange.whole])
         yield* Deferred.succeed(go, undefined)
         assert.strictEqual((yield* Effect.flip(Fiber.join(fiber)))._tag, "Fenced")

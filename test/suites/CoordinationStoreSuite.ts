@@ -2,6 +2,7 @@ import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import type * as Layer from "effect/Layer"
 import * as Checkpoint from "../../src/schema/Checkpoint.ts"
+import { FilterChanged, ProjectionInOtherReplicaSet } from "../../src/schema/Errors.ts"
 import * as EventFilter from "../../src/schema/EventFilter.ts"
 import * as HashRange from "../../src/schema/HashRange.ts"
 import type { Carried, Request } from "../../src/schema/Plan.ts"
@@ -47,7 +48,7 @@ const join = Effect.fnUntraced(function*(
 
 const request = (member: Member, rest?: Partial<Request>): Request => ({
   ...member,
-  busy: new Set(),
+  activeKeys: new Set(),
   leaving: false,
   rules: patient,
   ...rest
@@ -74,7 +75,7 @@ const half = (key: number): HashRange.HashRange => HashRange.partition(key, 2)
 const converge = Effect.fnUntraced(function*(members: ReadonlyArray<Member>, rules: LivenessRules = patient) {
   for (let round = 0; round < 10; round++) {
     const decisions = yield* Effect.forEach(members, (member) => decide(member, { rules }))
-    if (decisions.every((decision) => decision.settled && Plan.isEmpty(decision))) return decisions
+    if (decisions.every((decision) => decision.isComplete && Plan.isEmpty(decision))) return decisions
   }
   return assert.fail("The workers do not come to rest.")
 })
@@ -97,7 +98,7 @@ const twoWorkers = Effect.gen(function*() {
     yield* join(replicaSet, "b", [projection])
   ] as const
   const [first, second] = yield* converge(members)
-  return { replicaSet, projection, members, held: [first!.held[0]!, second!.held[0]!] as const }
+  return { replicaSet, projection, members, held: [first!.ownedRows[0]!, second!.ownedRows[0]!] as const }
 })
 
 export const suite = (
@@ -114,14 +115,13 @@ export const suite = (
         const first = yield* join(replicaSet, "a", [carried(projection, { filter, startPosition: 17n })])
         const { incarnation, workerId } = first.registration
         const decision = yield* decide(first)
-        assert.isUndefined(decision.obstacle)
         assert.deepStrictEqual(decision.form, {
           replicaSet,
           generationId: 1n,
           members: [{ workerId, incarnation, projections: [projection] }]
         })
         assert.deepStrictEqual(decision.generation, decision.form)
-        assert.isTrue(decision.settled)
+        assert.isTrue(decision.isComplete)
         assert.isUndefined(decision.recheckAfterMillis)
         const row: Checkpoint.Held = {
           projection,
@@ -132,7 +132,7 @@ export const suite = (
           filter,
           halt: undefined
         }
-        assert.deepStrictEqual(decision.held, [row])
+        assert.deepStrictEqual(decision.ownedRows, [row])
         assert.deepStrictEqual(yield* rowsOf(projection), [row])
       }))
 
@@ -143,8 +143,8 @@ export const suite = (
         for (const [index, member] of members.entries()) {
           const again = yield* decide(member)
           assert.isTrue(Plan.isEmpty(again))
-          assert.isTrue(again.settled)
-          assert.deepStrictEqual(again.held, [held[index]!])
+          assert.isTrue(again.isComplete)
+          assert.deepStrictEqual(again.ownedRows, [held[index]!])
           assert.strictEqual(again.generation?.generationId, 1n)
         }
         assert.deepStrictEqual(yield* rowsOf(projection), before)
@@ -155,26 +155,26 @@ export const suite = (
         const replicaSet = yield* unique("replica-set")
         const projection = yield* unique("projection")
         const first = yield* join(replicaSet, "a", [projection])
-        const { held: [whole] } = yield* decide(first)
+        const { ownedRows: [whole] } = yield* decide(first)
         yield* (yield* CheckpointStore).advance(whole!, { from: 0n, to: 33n })
         const second = yield* join(replicaSet, "b", [projection])
 
         const formed = yield* decide(second)
         assert.strictEqual(formed.form?.generationId, 2n)
         assert.deepStrictEqual(formed.form?.members.map(({ workerId }) => workerId), ["a", "b"])
-        assert.deepStrictEqual(formed.held, [])
-        assert.isFalse(formed.settled)
+        assert.deepStrictEqual(formed.ownedRows, [])
+        assert.isFalse(formed.isComplete)
         assert.deepStrictEqual(ranges(yield* rowsOf(projection)), [HashRange.whole])
 
         const given = yield* decide(first)
         assert.isUndefined(given.form)
-        assert.deepStrictEqual(ranges(given.held), [half(0)])
-        assert.isTrue(given.settled)
+        assert.deepStrictEqual(ranges(given.ownedRows), [half(0)])
+        assert.isTrue(given.isComplete)
         assert.isUndefined((yield* rowsOf(projection))[1]!.fence)
 
         const taken = yield* decide(second)
-        assert.deepStrictEqual(ranges(taken.held), [half(1)])
-        assert.isTrue(taken.settled)
+        assert.deepStrictEqual(ranges(taken.ownedRows), [half(1)])
+        assert.isTrue(taken.isComplete)
         const rows = yield* assertShared(projection, [first, second])
         assert.deepStrictEqual(rows.map((row) => row.position), [33n, 33n])
         assert.deepStrictEqual(rows.map((row) => row.fence?.generationId), [2n, 2n])
@@ -188,24 +188,22 @@ export const suite = (
       Effect.gen(function*() {
         const { members: [first, second], projection } = yield* twoWorkers
         const left = yield* decide(second, { leaving: true })
-        assert.deepStrictEqual(left.held, [])
+        assert.deepStrictEqual(left.ownedRows, [])
         assert.deepStrictEqual(left.generation?.members.map(({ workerId }) => workerId), ["a"])
         const rows = yield* rowsOf(projection)
         assert.isTrue(HashRange.tiles(ranges(rows)))
         assert.isTrue(rows.every((row) => !Checkpoint.isHeldBy(row, second.registration)))
 
         const taken = yield* decide(first)
-        assert.isTrue(taken.settled)
+        assert.isTrue(taken.isComplete)
         // Both halves have the same position, so they are merged.
-        assert.deepStrictEqual(ranges(taken.held), [HashRange.whole])
-        assert.deepStrictEqual(yield* rowsOf(projection), taken.held)
+        assert.deepStrictEqual(ranges(taken.ownedRows), [HashRange.whole])
+        assert.deepStrictEqual(yield* rowsOf(projection), taken.ownedRows)
         assert.strictEqual(
           (yield* Effect.flip((yield* Membership).heartbeat(second.registration)))._tag,
           "WorkerEvicted"
         )
-        const after = yield* decide(second)
-        assert.strictEqual(after.obstacle?._tag, "Evicted")
-        assert.isTrue(Plan.isEmpty(after))
+        assert.strictEqual((yield* Effect.flip(decide(second)))._tag, "WorkerEvicted")
       }))
 
     it.effect("the last worker to leave releases all rows; the next worker continues from their position", () =>
@@ -213,7 +211,7 @@ export const suite = (
         const replicaSet = yield* unique("replica-set")
         const projection = yield* unique("projection")
         const first = yield* join(replicaSet, "a", [projection])
-        const { held: [whole] } = yield* decide(first)
+        const { ownedRows: [whole] } = yield* decide(first)
         yield* (yield* CheckpointStore).advance(whole!, { from: 0n, to: 5n })
         const left = yield* decide(first, { leaving: true })
         assert.isUndefined(left.form)
@@ -221,8 +219,8 @@ export const suite = (
         const second = yield* join(replicaSet, "a", [projection])
         const decision = yield* decide(second)
         assert.strictEqual(decision.form?.generationId, 2n)
-        assert.isTrue(decision.settled)
-        assert.deepStrictEqual(decision.held.map((row) => [row.range, row.position]), [[HashRange.whole, 5n]])
+        assert.isTrue(decision.isComplete)
+        assert.deepStrictEqual(decision.ownedRows.map((row) => [row.range, row.position]), [[HashRange.whole, 5n]])
       }))
 
     it.effect("the rows of a dead worker are claimed at their positions", () =>
@@ -238,16 +236,19 @@ export const suite = (
         const decision = yield* decide(first, { rules: hasty })
         assert.deepStrictEqual(decision.evict.map(({ incarnation }) => incarnation), [second.registration.incarnation])
         assert.strictEqual(decision.form?.generationId, 2n)
-        assert.isTrue(decision.settled)
-        assert.deepStrictEqual(decision.held.map((row) => [row.range, row.position]), [[half(0), 8n], [half(1), 3n]])
+        assert.isTrue(decision.isComplete)
+        assert.deepStrictEqual(decision.ownedRows.map((row) => [row.range, row.position]), [[half(0), 8n], [
+          half(1),
+          3n
+        ]])
         assert.strictEqual((yield* Effect.flip(store.advance(held[1], { from: 3n, to: 4n })))._tag, "Fenced")
-        assert.strictEqual((yield* decide(second)).obstacle?._tag, "Evicted")
+        assert.strictEqual((yield* Effect.flip(decide(second)))._tag, "WorkerEvicted")
 
         // Once both parts have the same position, the next decision merges them.
-        yield* store.advance(decision.held.find((row) => row.position === 3n)!, { from: 3n, to: 8n })
+        yield* store.advance(decision.ownedRows.find((row) => row.position === 3n)!, { from: 3n, to: 8n })
         const merged = yield* decide(first)
-        assert.deepStrictEqual(ranges(merged.held), [HashRange.whole])
-        assert.deepStrictEqual(yield* rowsOf(projection), merged.held)
+        assert.deepStrictEqual(ranges(merged.ownedRows), [HashRange.whole])
+        assert.deepStrictEqual(yield* rowsOf(projection), merged.ownedRows)
       }))
 
     it.effect("busy rows are not changed", () =>
@@ -255,22 +256,22 @@ export const suite = (
         const replicaSet = yield* unique("replica-set")
         const projection = yield* unique("projection")
         const first = yield* join(replicaSet, "a", [projection])
-        const { held: [whole] } = yield* decide(first)
+        const { ownedRows: [whole] } = yield* decide(first)
         const second = yield* join(replicaSet, "b", [projection])
         yield* decide(second)
-        const busy = yield* decide(first, { busy: new Set([Checkpoint.key(whole!)]) })
+        const busy = yield* decide(first, { activeKeys: new Set([Checkpoint.key(whole!)]) })
         assert.isTrue(Plan.isEmpty(busy))
-        assert.isFalse(busy.settled)
-        assert.deepStrictEqual(busy.held, [whole!])
+        assert.isFalse(busy.isComplete)
+        assert.deepStrictEqual(busy.ownedRows, [whole!])
         yield* (yield* CheckpointStore).advance(whole!, { from: 0n, to: 2n })
         const rest = yield* decide(first)
-        assert.deepStrictEqual(rest.held.map((row) => [row.range, row.position]), [[half(0), 2n]])
+        assert.deepStrictEqual(rest.ownedRows.map((row) => [row.range, row.position]), [[half(0), 2n]])
       }))
 
     it.effect("a busy row of a worker that has left is claimed by the others", () =>
       Effect.gen(function*() {
         const { held, members: [first, second], projection } = yield* twoWorkers
-        yield* decide(second, { leaving: true, busy: new Set([Checkpoint.key(held[1])]) })
+        yield* decide(second, { leaving: true, activeKeys: new Set([Checkpoint.key(held[1])]) })
         const [, row] = yield* rowsOf(projection)
         assert.isTrue(Checkpoint.isHeldBy(row!, second.registration))
         yield* converge([first])
@@ -314,8 +315,8 @@ export const suite = (
           concurrency: "unbounded"
         })
         const [decision] = yield* converge(members.slice(0, 1))
-        assert.deepStrictEqual(ranges(decision!.held), [HashRange.whole])
-        assert.deepStrictEqual(yield* rowsOf(projection), decision!.held)
+        assert.deepStrictEqual(ranges(decision!.ownedRows), [HashRange.whole])
+        assert.deepStrictEqual(yield* rowsOf(projection), decision!.ownedRows)
       }))
 
     it.effect("a worker that rejoins under its id claims its former range", () =>
@@ -332,12 +333,12 @@ export const suite = (
         const again: Member = { registration, projections: [carried(projection)] }
         const decision = yield* decide(again)
         assert.strictEqual(decision.form?.generationId, 2n)
-        assert.deepStrictEqual(ranges(decision.held), [held[1].range])
-        assert.isTrue(decision.settled)
+        assert.deepStrictEqual(ranges(decision.ownedRows), [held[1].range])
+        assert.isTrue(decision.isComplete)
         const late = yield* Effect.flip((yield* CheckpointStore).advance(held[1], { from: 0n, to: 1n }))
         assert.strictEqual(late._tag, "Fenced")
         // The other worker's row and fence are unchanged.
-        assert.deepStrictEqual((yield* converge([first, again]))[0]!.held, [held[0]])
+        assert.deepStrictEqual((yield* converge([first, again]))[0]!.ownedRows, [held[0]])
       }))
 
     it.effect("each projection is divided among the workers that carry it", () =>
@@ -349,7 +350,7 @@ export const suite = (
         const [decided] = yield* converge([first, second])
         assert.deepStrictEqual(ranges(yield* assertShared(one, [first])), [HashRange.whole])
         assert.deepStrictEqual(ranges(yield* assertShared(both, [first, second])), [half(0), half(1)])
-        assert.strictEqual(decided!.held.length, 2)
+        assert.strictEqual(decided!.ownedRows.length, 2)
       }))
 
     it.effect("a projection of another replica set is claimed only after its worker there has left", () =>
@@ -357,25 +358,26 @@ export const suite = (
         const [here, there] = [yield* unique("here"), yield* unique("there")]
         const projection = yield* unique("projection")
         const other = yield* join(there, "other", [projection])
-        const { held: [row] } = yield* decide(other)
+        const { ownedRows: [row] } = yield* decide(other)
         yield* (yield* CheckpointStore).advance(row!, { from: 0n, to: 9n })
         const before = yield* rowsOf(projection)
         const worker = yield* join(here, "worker", [projection])
-        const refused = yield* decide(worker)
-        assert.deepStrictEqual(refused.obstacle, {
-          _tag: "ProjectionInOtherReplicaSet",
-          projection,
-          otherReplicaSet: there,
-          workerId: "other"
-        })
-        assert.isTrue(Plan.isEmpty(refused))
+        assert.deepStrictEqual(
+          yield* Effect.flip(decide(worker)),
+          new ProjectionInOtherReplicaSet({
+            projection,
+            replicaSet: here,
+            otherReplicaSet: there,
+            workerId: "other"
+          })
+        )
         assert.deepStrictEqual(yield* rowsOf(projection), before)
 
         yield* decide(other, { leaving: true })
         const claimed = yield* decide(worker)
-        assert.isTrue(claimed.settled)
+        assert.isTrue(claimed.isComplete)
         assert.deepStrictEqual(
-          claimed.held.map((each) => [each.range, each.position, each.replicaSet]),
+          claimed.ownedRows.map((each) => [each.range, each.position, each.replicaSet]),
           [[HashRange.whole, 9n, here]]
         )
       }))
@@ -390,16 +392,17 @@ export const suite = (
         yield* decide(old)
         yield* decide(old, { leaving: true })
         const worker = yield* join(replicaSet, "new", [carried(projection, { filter: given })])
-        const refused = yield* decide(worker)
-        assert.deepStrictEqual(refused.obstacle, { _tag: "FilterChanged", projection, recorded, given })
-        assert.isTrue(Plan.isEmpty(refused))
+        assert.deepStrictEqual(
+          yield* Effect.flip(decide(worker)),
+          new FilterChanged({ projection, recorded, given })
+        )
         assert.deepStrictEqual((yield* rowsOf(projection)).map((row) => [row.filter, row.fence]), [[
           recorded,
           undefined
         ]])
 
         const accepting = { ...worker, projections: [carried(projection, { filter: given, acceptFilterChange: true })] }
-        const { held, settled } = yield* decide(accepting)
+        const { ownedRows: held, isComplete: settled } = yield* decide(accepting)
         assert.isTrue(settled)
         // The projection continues from its position; the start position applies only to its first start.
         assert.deepStrictEqual(held.map((row) => [row.filter, row.position]), [[given, 4n]])
@@ -416,7 +419,7 @@ export const suite = (
         yield* decide(young)
         yield* decide(old)
         yield* decide(young)
-        assert.strictEqual((yield* decide(old)).obstacle?._tag, "FilterChanged")
+        assert.strictEqual((yield* Effect.flip(decide(old)))._tag, "FilterChanged")
         const without: Member = { ...old, projections: [carried(changed, { givenUp: true }), carried(kept)] }
         const given = yield* decide(without)
         assert.deepStrictEqual(given.carry, [kept])
@@ -439,7 +442,7 @@ export const suite = (
         const replicaSet = yield* unique("replica-set")
         const projection = yield* unique("projection")
         const first = yield* join(replicaSet, "a", [projection])
-        const { held: [whole] } = yield* decide(first)
+        const { ownedRows: [whole] } = yield* decide(first)
         const eventId = globalThis.crypto.randomUUID()
         yield* store.halt(whole!, { at: 0n, error: "boom", position: 1n, eventId, aggregateId: "cart-1" })
         const halt = (yield* rowsOf(projection))[0]!.halt
@@ -462,7 +465,7 @@ export const suite = (
         }
         yield* decide(first, { leaving: true })
         const [decided] = yield* converge([second])
-        assert.deepStrictEqual(decided!.held.map((row) => row.halt), [undefined])
+        assert.deepStrictEqual(decided!.ownedRows.map((row) => row.halt), [undefined])
       }))
 
     it.effect("a worker registered before the halt retries it if the halted worker had registered earlier", () =>
@@ -471,19 +474,19 @@ export const suite = (
         const replicaSet = yield* unique("replica-set")
         const projection = yield* unique("projection")
         const old = yield* join(replicaSet, "old", [projection])
-        const { held: [whole] } = yield* decide(old)
+        const { ownedRows: [whole] } = yield* decide(old)
         // As in a rolling deploy: the fixed worker is already registered when the old version's handler fails.
         const fixed = yield* join(replicaSet, "fixed", [projection])
         const halt = { at: 0n, error: "boom", position: 1n, eventId: globalThis.crypto.randomUUID(), aggregateId: "a" }
         yield* store.halt(whole!, halt)
         yield* decide(old, { leaving: true })
         const [decided] = yield* converge([fixed])
-        assert.deepStrictEqual(decided!.held.map((row) => row.halt), [undefined])
+        assert.deepStrictEqual(decided!.ownedRows.map((row) => row.halt), [undefined])
         // Its own halt stays, also when another worker's decision changes the row.
-        yield* store.halt(decided!.held[0]!, halt)
+        yield* store.halt(decided!.ownedRows[0]!, halt)
         const other = yield* join(replicaSet, "other", [yield* unique("other")])
         yield* decide(other)
-        const { held } = yield* decide(fixed)
+        const { ownedRows: held } = yield* decide(fixed)
         assert.deepStrictEqual(held.map((row) => row.halt?.incarnation), [fixed.registration.incarnation])
       }))
 

@@ -23,7 +23,7 @@ const join = Effect.fnUntraced(function*(replicaSet: string, workerId: string, r
 
 /** A decision about membership only, without projections. */
 const decide = Effect.fnUntraced(function*(registration: Registration, rules: LivenessRules, leaving = false) {
-  const request = { registration, projections: [], busy: new Set<string>(), leaving, rules }
+  const request = { registration, projections: [], activeKeys: new Set<string>(), leaving, rules }
   return yield* (yield* CoordinationStore).apply(request)
 })
 
@@ -174,7 +174,7 @@ export const suite = (
         const looked = yield* (yield* CoordinationStore).preview({
           registration: other,
           projections: [],
-          busy: new Set(),
+          activeKeys: new Set(),
           leaving: false,
           rules: patient
         })

@@ -82,7 +82,7 @@ export const decide = Effect.fnUntraced(function*(registration: Registration, re
       startPosition: 0n,
       acceptFilterChange: false
     })),
-    busy: new Set(),
+    activeKeys: new Set(),
     leaving: false,
     rules: patient,
     ...rest
@@ -92,7 +92,7 @@ export const decide = Effect.fnUntraced(function*(registration: Registration, re
 /** The one row of a projection with one worker. */
 export const held = Effect.fnUntraced(function*(name: string) {
   const decision = yield* decide(yield* join(`replica-set-${name}`, "worker", [name]))
-  const row: Held | undefined = decision.held[0]
+  const row: Held | undefined = decision.ownedRows[0]
   if (row === undefined) return yield* Effect.die(new Error("the worker holds nothing"))
   return row
 })

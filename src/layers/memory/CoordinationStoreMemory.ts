@@ -59,8 +59,9 @@ export const make = (handle: Handle): CoordinationStore["Service"] => {
         generationId: newest.generationId,
         members: newest.members
       },
-      active: newest?.state === "active",
+      isActive: newest?.state === "active",
       rows: rows.sort((a, b) => a.range.start - b.range.start),
+      lockedKeys: new Set(),
       observerAgeMillis,
       foreignCarriers: standing
         .filter((worker) => worker.replicaSet !== replicaSet)
@@ -69,8 +70,7 @@ export const make = (handle: Handle): CoordinationStore["Service"] => {
   })
 
   const preview = Effect.fnUntraced(function*(request: Plan.Request) {
-    const seen = yield* view(request)
-    return Plan.make(seen, request, new Set(Plan.candidates(seen, request).map(CheckpointRow.key)))
+    return yield* Effect.fromResult(Plan.make(yield* view(request), request))
   })
 
   const stop = (workerId: string, incarnation: bigint, replicaSet: string, now: number, evictedBy?: string) =>
@@ -100,7 +100,7 @@ export const make = (handle: Handle): CoordinationStore["Service"] => {
     }
     for (const row of plan.remove) yield* setRow(world, CheckpointRow.key(row), undefined)
     for (const row of plan.create) yield* setRow(world, CheckpointRow.key(row), row)
-    for (const row of plan.put) yield* setRow(world, CheckpointRow.key(row), row)
+    for (const row of Plan.written(plan)) yield* setRow(world, CheckpointRow.key(row), row)
     if (request.leaving) yield* stop(workerId, incarnation, replicaSet, now)
   })
 
@@ -108,7 +108,7 @@ export const make = (handle: Handle): CoordinationStore["Service"] => {
     const { changed, plan } = yield* Effect.tx(Effect.gen(function*() {
       const count = yield* TxRef.get(world.decisions)
       const plan = yield* preview(request)
-      const changed = plan.obstacle === undefined && (request.leaving || !Plan.isEmpty(plan))
+      const changed = request.leaving || !Plan.isEmpty(plan)
       if (changed) {
         yield* write(request, plan)
         yield* TxRef.set(world.decisions, count + 1)

@@ -19,14 +19,14 @@ import * as Generation from "../../schema/Generation.ts"
 import type * as Plan from "../../schema/Plan.ts"
 import type { Settings } from "../../schema/Settings.ts"
 import * as Uuid from "../../schema/Uuid.ts"
-import type { Registration } from "../../schema/Worker.ts"
+import { livenessRules, type Registration } from "../../schema/Worker.ts"
 import type { CheckpointStore } from "../CheckpointStore.ts"
+import type { CoordinationStore } from "../CoordinationStore.ts"
 import type { EventStore } from "../EventStore.ts"
 import type { Membership } from "../Membership.ts"
 import * as Projection from "../Projection.ts"
 import type { ActivityStream } from "../telemetry/ActivityStream.ts"
 import type { RetryLog } from "../telemetry/RetryLog.ts"
-import * as Coordinator from "./Coordinator.ts"
 import * as Heartbeat from "./Heartbeat.ts"
 import * as ProjectionChecks from "./ProjectionChecks.ts"
 import type { RangeRunner } from "./RangeRunner.ts"
@@ -44,7 +44,7 @@ export interface Worker {
   readonly events: EventStore["Service"]
   readonly checkpoints: CheckpointStore["Service"]
   readonly membership: Membership["Service"]
-  readonly coordinator: Coordinator.Coordinator["Service"]
+  readonly coordination: CoordinationStore["Service"]
   readonly runner: RangeRunner["Service"]
   readonly startup: Startup.Startup
   readonly retryLog: RetryLog
@@ -225,7 +225,7 @@ const join = ({ membership, projections, settings, startup, state }: Worker, wor
     replicaSet: settings.replicaSet,
     workerId,
     projections: [...projections.keys()].filter((name) => !state.givenUp.has(name)),
-    rules: Coordinator.livenessRules(settings)
+    rules: livenessRules(settings)
   }).pipe(
     startup.step(Startup.registering)
   )
@@ -270,11 +270,11 @@ const leave = Effect.fnUntraced(function*(worker: Worker, registration: Registra
 
 /** Best effort: the other workers detect a worker that could not unregister. */
 const unregister = Effect.fnUntraced(
-  function*({ coordinator, log, settings, state }: Worker, registration: Registration) {
+  function*({ coordination, log, settings, state }: Worker, registration: Registration) {
     yield* log.record(Activity.WorkerLeaving({ registration }))
-    const busy = new Set(state.ranges?.all.keys() ?? [])
+    const activeKeys = new Set(state.ranges?.all.keys() ?? [])
     const answer = yield* Effect.timeoutOption(
-      coordinator.leave({ registration, projections: carriedNow(state), busy }, settings),
+      Reconciler.leave({ coordination, registration, projections: carriedNow(state), activeKeys, settings }),
       leaveTimeout
     )
     if (Option.isNone(answer)) {

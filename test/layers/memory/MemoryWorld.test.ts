@@ -44,7 +44,7 @@ const options = (workerId: string) => ({ replicaSet, workerId, projections: [pro
 const request = (registration: Registration, leaving = false): Request => ({
   registration,
   projections: [{ name: projection, filter: EventFilter.canonical({}), startPosition: 0n, acceptFilterChange: false }],
-  busy: new Set(),
+  activeKeys: new Set(),
   leaving,
   rules
 })
@@ -88,7 +88,7 @@ it.effect("a process that is cut off reaches no store, and its neighbour is woke
     const scope = yield* Scope.make()
     const lost = yield* Scope.provide(victim.membership.join(options("victim")), scope)
     const { generation } = yield* other.decisions.apply(request(registration))
-    const { held: [row] } = yield* victim.decisions.apply(request(lost))
+    const { ownedRows: [row] } = yield* victim.decisions.apply(request(lost))
     yield* other.membership.watch(registration, generation!)
     const wakeUps = yield* other.membership.wakeUps(registration)
     yield* Queue.clear(wakeUps)
@@ -123,7 +123,7 @@ it.effect("a process that is cut off reaches no store, and its neighbour is woke
 
     const taken = yield* other.decisions.apply(request(registration))
     assert.deepStrictEqual(taken.evict.map(({ workerId }) => workerId), ["victim"])
-    assert.isTrue(taken.settled)
+    assert.isTrue(taken.isComplete)
     yield* Fiber.interruptAll([...calls, inFlight])
     assert.strictEqual(yield* TxRef.get(effects), 0)
     assert.strictEqual(yield* other.events.headPosition, 0n)
@@ -164,7 +164,7 @@ it.effect("conflicting batches run again until both are counted", () =>
     const registrations = [yield* membership.join(options("a")), yield* membership.join(options("b"))]
     const rows = yield* Effect.forEach(
       registrations,
-      (registration) => Effect.map(decisions.apply(request(registration)), ({ held }) => held[0]!)
+      (registration) => Effect.map(decisions.apply(request(registration)), ({ ownedRows: held }) => held[0]!)
     )
     const total = yield* TxRef.make(0)
     const started = yield* Effect.forEach(rows, () => Deferred.make<void>())
@@ -189,7 +189,7 @@ it.effect("events that a handler appends become readable when its batch commits"
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const { checkpoints, decisions, events, membership } = yield* enter(world)
-    const { held: [row] } = yield* decisions.apply(request(yield* membership.join(options("a"))))
+    const { ownedRows: [row] } = yield* decisions.apply(request(yield* membership.join(options("a"))))
     const waiting = yield* Effect.forkChild(events.settledBeyond(0n, Duration.hours(1)), { startImmediately: true })
     const failed = yield* Effect.flip(checkpoints.commit(
       row!,
@@ -260,11 +260,11 @@ it.effect("concurrent decisions are serialized, however their steps interleave",
       const decided = yield* Effect.forEach(carriers, (registration) => decisions.apply(request(registration)), {
         concurrency: "unbounded"
       }).pipe(Effect.provideService(Scheduler.MaxOpsBeforeYield, steps))
-      assert.isTrue(decided.every(({ form, settled }) => form === undefined && settled))
+      assert.isTrue(decided.every(({ form, isComplete: settled }) => form === undefined && settled))
       assert.strictEqual(decided.flatMap(({ create }) => create).length, 1, `${steps} steps`)
       assert.deepStrictEqual(
         yield* checkpoints.rows(projection),
-        decided.flatMap(({ held }) => held).sort((x, y) => x.range.start - y.range.start)
+        decided.flatMap(({ ownedRows: held }) => held).sort((x, y) => x.range.start - y.range.start)
       )
     }
   }))

@@ -73,7 +73,7 @@ export class CoordinationSession extends Context.Service<CoordinationSession, {
    * Runs `f` in one short `READ COMMITTED` transaction that holds the replica set's decision lock. Lock timeouts and
    * other conflicts are retried.
    */
-  readonly alone: <A, E, R>(
+  readonly exclusively: <A, E, R>(
     operation: string,
     replicaSet: string,
     f: (opened: Opened<Observations>) => Effect.Effect<A, E | SqlError.SqlError, R>
@@ -174,7 +174,7 @@ export const make: Effect.Effect<
 
   const use: Session<Observations>["use"] = (operation, f) => turn.withPermit(session.use(operation, f))
 
-  const alone = <A, E, R>(
+  const exclusively = <A, E, R>(
     operation: string,
     replicaSet: string,
     f: (opened: Opened<Observations>) => Effect.Effect<A, E | SqlError.SqlError, R>
@@ -272,7 +272,7 @@ export const make: Effect.Effect<
 
   return CoordinationSession.of({
     use,
-    alone,
+    exclusively,
     wake,
     workerJson: `json_build_object(
       'replica_set', w.replica_set, 'worker_id', w.worker_id, 'incarnation', w.incarnation::text,

@@ -86,8 +86,9 @@ export const make: Effect.Effect<
       replicaSet,
       workers: observed.filter((worker) => worker.replicaSet === replicaSet),
       generation: row.generation === null ? undefined : Rows.toGeneration(replicaSet, row.generation),
-      active: row.generation?.state === "active",
+      isActive: row.generation?.state === "active",
       rows: row.checkpoints.map(Rows.toCheckpoint),
+      lockedKeys: new Set(),
       observerAgeMillis,
       foreignCarriers: observed.filter((worker) => worker.replicaSet !== replicaSet)
     }
@@ -234,38 +235,39 @@ export const make: Effect.Effect<
     locked: ReadonlyMap<string, Checkpoint.Checkpoint>
   ) {
     const { replicaSet, workerId } = request.registration
-    const leaves = request.leaving && plan.obstacle === undefined
-    if (Plan.isEmpty(plan) && !leaves) return false
+    if (Plan.isEmpty(plan) && !request.leaving) return false
     if (plan.evict.length > 0) yield* stop(opened, replicaSet, plan.evict, workerId)
-    if (leaves) yield* stop(opened, replicaSet, [request.registration], undefined)
+    if (request.leaving) yield* stop(opened, replicaSet, [request.registration], undefined)
     if (plan.carry !== undefined) yield* carry(opened, request.registration, plan.carry)
     if (plan.form !== undefined) yield* form(opened, plan.form, workerId)
     if (plan.create.length > 0) yield* create(opened, plan.create)
     if (plan.remove.length > 0) yield* remove(opened, plan.remove)
     const created = new Set(plan.create.map(Checkpoint.key))
     const exists = (row: Checkpoint.Checkpoint) => locked.has(Checkpoint.key(row)) || created.has(Checkpoint.key(row))
-    const changed = plan.put.filter(exists)
-    const cut = plan.put.filter((row) => !exists(row))
+    const changed = Plan.written(plan).filter(exists)
+    const cut = Plan.written(plan).filter((row) => !exists(row))
     if (changed.length > 0) yield* change(opened, changed)
     if (cut.length > 0) yield* cutOff(opened, cut)
     return true
   })
 
   const apply: CoordinationStore["Service"]["apply"] = (request) =>
-    coordination.alone(
+    coordination.exclusively(
       "apply a plan",
       request.registration.replicaSet,
       Effect.fnUntraced(function*(opened) {
         const before = yield* read(opened, request)
-        const locked = yield* lock(opened, Plan.candidates(before, request))
+        const candidates = Plan.candidates(before, request)
+        const locked = yield* lock(opened, candidates)
         const view: Plan.View = {
           ...before,
-          rows: before.rows.map((row) => locked.get(Checkpoint.key(row)) ?? row)
+          rows: before.rows.map((row) => locked.get(Checkpoint.key(row)) ?? row),
+          lockedKeys: new Set(candidates.map(Checkpoint.key).filter((key) => !locked.has(key)))
         }
         if (!before.rows.every((row, index) => sameHolding(row, view.rows[index]!))) {
           return yield* Effect.fail(new Outdated())
         }
-        const plan = Plan.make(view, request, new Set(locked.keys()))
+        const plan = yield* Effect.fromResult(Plan.make(view, request))
         return { plan, changed: yield* write(opened, request, plan, locked) }
       })
     ).pipe(
@@ -290,9 +292,7 @@ export const make: Effect.Effect<
   const preview: CoordinationStore["Service"]["preview"] = (request) =>
     coordination.use(
       "read the state of the replica set",
-      (opened) =>
-        Effect.map(read(opened, request), (view) =>
-          Plan.make(view, request, new Set(Plan.candidates(view, request).map(Checkpoint.key))))
+      (opened) => Effect.flatMap(read(opened, request), (view) => Effect.fromResult(Plan.make(view, request)))
     )
 
   return CoordinationStore.of({ preview, apply })

@@ -61,7 +61,7 @@ const attempt = (self: Registrar, options: JoinOptions, key: number | undefined)
   const { coordination, orphans } = self
   const made = new Set<bigint>()
   let abandoned = false
-  return coordination.alone(
+  return coordination.exclusively(
     "register the worker",
     options.replicaSet,
     Effect.fnUntraced(function*(opened): Effect.fn.Return<Attempt, SqlError.SqlError> {

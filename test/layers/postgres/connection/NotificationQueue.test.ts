@@ -86,17 +86,17 @@ describe("NotificationQueue", { concurrent: false }, () => {
           yield* fillQueue
           const membership = yield* Membership
           const first = yield* join("set", "first", ["users"])
-          assert.isTrue((yield* decide(first)).settled)
+          assert.isTrue((yield* decide(first)).isComplete)
           const other = yield* CoordinationStores.another({ listen })
           const second = yield* other.provide(join("set", "second", ["users"]))
           yield* other.provide(decide(second))
           // Cut and released, then claimed.
           yield* decide(first)
           const claimed = yield* other.provide(decide(second))
-          assert.isTrue(claimed.settled)
-          assert.strictEqual(claimed.held.length, 1)
+          assert.isTrue(claimed.isComplete)
+          assert.strictEqual(claimed.ownedRows.length, 1)
           yield* membership.heartbeat(first)
-          const { evict, settled } = yield* decide(first, {
+          const { evict, isComplete: settled } = yield* decide(first, {
             rules: { ...patient, heartbeatIntervalMillis: 0, staleWorkerTimeoutMillis: -1 }
           })
           assert.deepStrictEqual(evict.map((worker) => worker.incarnation), [second.incarnation])

@@ -88,20 +88,20 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
     it.effect("a row that an open batch has locked is skipped, and claimed when the batch has ended", () =>
       Effect.gen(function*() {
         const first = yield* join("locked row", "first", ["locked row"])
-        assert.isTrue((yield* decide(first)).settled)
-        yield* decide(first, { leaving: true, busy: new Set(["locked row@0"]) })
+        assert.isTrue((yield* decide(first)).isComplete)
+        yield* decide(first, { leaving: true, activeKeys: new Set(["locked row@0"]) })
         // The first worker has stopped, but its last batch is still open, so it still holds the row.
         const second = yield* join("locked row", "second", ["locked row"])
         const during = yield* holding(
           (sql) => sql`SELECT 1 FROM orchestrator_checkpoints WHERE projection_name = 'locked row' FOR UPDATE`,
           decide(second)
         )
-        assert.isFalse(during.settled)
-        assert.deepStrictEqual(during.held, [])
+        assert.isFalse(during.isComplete)
+        assert.deepStrictEqual(during.ownedRows, [])
         assert.isAtMost(during.recheckAfterMillis!, 10)
         const after = yield* decide(second)
-        assert.isTrue(after.settled)
-        assert.deepStrictEqual(after.held.map((row) => row.fence.workerId), ["second"])
+        assert.isTrue(after.isComplete)
+        assert.deepStrictEqual(after.ownedRows.map((row) => row.fence.workerId), ["second"])
       }))
 
     it.effect("a decision waits for the previous one and reads its results", () =>
@@ -118,11 +118,11 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
             // Decisions of another replica set are not blocked.
             const process = yield* CoordinationStores.another()
             const other = yield* process.provide(join("waits not", "worker", ["waits not"]))
-            assert.isTrue((yield* process.provide(decide(other))).settled)
+            assert.isTrue((yield* process.provide(decide(other))).isComplete)
             return fiber
           })
         )
-        assert.isTrue((yield* Fiber.join(waiting)).settled)
+        assert.isTrue((yield* Fiber.join(waiting)).isComplete)
       }))
 
     it.effect("a worker that misses its heartbeats while a decision waits for the decision lock is evicted", () =>
@@ -160,7 +160,7 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
             return fiber
           })
         )
-        assert.isTrue((yield* Fiber.join(fiber)).settled)
+        assert.isTrue((yield* Fiber.join(fiber)).isComplete)
       }))
 
     it.effect("a generation is formed while another session holds locks on older rows", () =>
@@ -253,7 +253,7 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
         const decision = yield* process.provide(decide(worker)).pipe(
           Effect.retry({ while: (error) => error._tag === "DatabaseUnavailable", times: 3 })
         )
-        assert.isTrue(decision.settled)
+        assert.isTrue(decision.isComplete)
       }))
 
     it.effect("losing every session evicts no worker", () =>

@@ -100,7 +100,7 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
           ({ evict }) => evict.length > 0
         )
         assert.deepStrictEqual(evicted.evict.map((worker) => worker.incarnation), [second.incarnation])
-        assert.isTrue(evicted.settled)
+        assert.isTrue(evicted.isComplete)
       }))
 
     it.effect("a killed session wakes the watcher, but its process reconnects before its worker is replaced", () =>

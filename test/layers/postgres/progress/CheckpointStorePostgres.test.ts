@@ -340,7 +340,7 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
       const sql = yield* SqlClient.SqlClient
       const projections = Array.from({ length: 50 }, (_, index) => `together ${index}`)
       const registration = yield* CoordinationStores.join("together", "worker", projections)
-      const { held } = yield* CoordinationStores.decide(registration)
+      const { ownedRows: held } = yield* CoordinationStores.decide(registration)
       const [locked, moved, fenced] = held
       const other = { ...fenced!, fence: { ...fenced!.fence, incarnation: 0n } }
       yield* store.advance(moved!, { from: 0n, to: 2n })
@@ -379,7 +379,7 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
         const sql = yield* SqlClient.SqlClient
         const projections = ["one 1", "one 2", "one 3"].map((name) => `${name} ${code}`)
         const registration = yield* CoordinationStores.join(`one ${code}`, "worker", projections)
-        const { held } = yield* CoordinationStores.decide(registration)
+        const { ownedRows: held } = yield* CoordinationStores.decide(registration)
         yield* sql.unsafe(`CREATE FUNCTION refuse_one() RETURNS trigger LANGUAGE plpgsql AS $$
           BEGIN RAISE EXCEPTION 'refused' USING ERRCODE = '${code}'; END $$`)
         yield* sql.unsafe(`CREATE TRIGGER refuse_one BEFORE UPDATE ON orchestrator_checkpoints FOR EACH ROW
@@ -398,7 +398,7 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
       const store = yield* CheckpointStore
       const sql = yield* SqlClient.SqlClient
       const registration = yield* CoordinationStores.join("abandoned", "worker", ["abandoned 1", "abandoned 2"])
-      const { held } = yield* CoordinationStores.decide(registration)
+      const { ownedRows: held } = yield* CoordinationStores.decide(registration)
       const waiting = Effect.map(
         sql<{ readonly statement: string }>`
           SELECT CASE WHEN query LIKE '%wanted%' THEN 'advance' ELSE 'rows' END AS statement FROM pg_stat_activity

@@ -1,0 +1,185 @@
+/**
+ * The part of a plan that concerns the ranges of one projection: a range is cut at the borders of the worker's share,
+ * the parts outside are released and the part inside is claimed, and adjacent parts are merged.
+ */
+import * as Checkpoint from "./Checkpoint.ts"
+import * as HashRange from "./HashRange.ts"
+
+/** What the plan for the ranges of one projection is computed from. */
+export interface Input {
+  readonly replicaSet: string
+  readonly projection: { readonly name: string; readonly filter: string; readonly startPosition: bigint }
+  readonly worker: { readonly workerId: string; readonly incarnation: bigint }
+  /** The part of the hash space that is to be this worker's, and the fence under which it claims it. */
+  readonly assignment: Assignment | undefined
+  /** Whether the worker carries the projection; if not, it releases all of its ranges. */
+  readonly isCarried: boolean
+  /** The rows of the projection, regardless of their owner. */
+  readonly rows: ReadonlyArray<Checkpoint.Checkpoint>
+  /** Keys of the rows that no live worker processes: see `Plan.candidates`. */
+  readonly candidateKeys: ReadonlySet<string>
+  /** Keys of the rows that a batch has locked. */
+  readonly lockedKeys: ReadonlySet<string>
+  /** Whether a worker of another replica set carries the projection that may be alive or dead. */
+  readonly isDoubted: boolean
+}
+
+/** A share of a projection's hash space, and the fence under which it is claimed. */
+export interface Assignment {
+  readonly share: HashRange.HashRange
+  readonly fence: Checkpoint.Fence
+}
+
+/** The changes of rows that a plan makes. */
+export interface Changes {
+  /** The rows to insert for projections that have none; each covers the whole hash space. */
+  readonly create: ReadonlyArray<Checkpoint.Checkpoint>
+  /** Rows to write without an owner: what lies outside the worker's share. */
+  readonly release: ReadonlyArray<Checkpoint.Checkpoint>
+  /** Rows to write with the worker's fence that the worker did not own, or not entirely. */
+  readonly claim: ReadonlyArray<Checkpoint.Held>
+  /** Rows to write with the worker's newest fence that the worker owned before, because their content changes. */
+  readonly renew: ReadonlyArray<Checkpoint.Held>
+  /** Rows to delete, because they were merged into a neighbour. */
+  readonly remove: ReadonlyArray<Checkpoint.Checkpoint>
+}
+
+/** The changes to the ranges of one projection, and their result. */
+export interface RangePlan extends Changes {
+  /** The rows that the worker owns afterwards. */
+  readonly ownedRows: ReadonlyArray<Checkpoint.Held>
+  /** Whether these tile the worker's share. */
+  readonly isComplete: boolean
+  /** Whether the plan must be made again when a batch has released a row. */
+  readonly isWaitingForLock: boolean
+}
+
+/** Returns the changes to the ranges of one projection. */
+export const make = (input: Input): RangePlan => {
+  const { assignment, rows, worker } = input
+  const isOwned = (row: Checkpoint.Checkpoint): row is Checkpoint.Held => Checkpoint.isHeldBy(row, worker)
+  const create = createFirstRow(input)
+  const actions = rows.map((row) => actionOn(row, input))
+  const before = [...rows.filter((_, index) => actions[index] === "change"), ...create]
+  const after = merge(before.flatMap((row) => cut(row, input))).map((row) => before.find(isUnchanged(row)) ?? row)
+
+  const changed = after.filter((row) => !before.includes(row))
+  const owned = changed.filter(isOwned)
+  const isRenewed = ({ range }: Checkpoint.Checkpoint) =>
+    before.every((old) => isOwned(old) || !HashRange.overlaps(old.range, range))
+  const ownedRows = [...rows.filter((_, index) => actions[index] !== "change"), ...after].filter(isOwned)
+  return {
+    create,
+    release: changed.filter(({ fence }) => fence === undefined),
+    claim: owned.filter((row) => !isRenewed(row)),
+    renew: owned.filter(isRenewed),
+    remove: before.filter((row) => !after.some(({ range }) => range.start === row.range.start)),
+    ownedRows,
+    isComplete: assignment === undefined
+      ? ownedRows.length === 0
+      : HashRange.tiles(ownedRows.map(({ range }) => range), assignment.share),
+    isWaitingForLock: actions.includes("wait")
+  }
+}
+
+/** The first row of a projection without progress: free, and for the whole hash space. */
+const createFirstRow = ({ isCarried, projection, replicaSet, rows }: Input): ReadonlyArray<Checkpoint.Checkpoint> =>
+  rows.length > 0 || !isCarried ? [] : [{
+    projection: projection.name,
+    range: HashRange.whole,
+    position: projection.startPosition,
+    replicaSet,
+    fence: undefined,
+    filter: projection.filter,
+    halt: undefined
+  }]
+
+/** Whether to change a row, to leave it to another worker or to its runner, or to wait until a batch unlocks it. */
+const actionOn = (row: Checkpoint.Checkpoint, input: Input): "change" | "keep" | "wait" => {
+  const { assignment, candidateKeys, isDoubted, lockedKeys, replicaSet, worker } = input
+  const key = Checkpoint.key(row)
+  if (!candidateKeys.has(key)) return "keep"
+  const concernsWorker = Checkpoint.isHeldBy(row, worker) ||
+    (assignment !== undefined && HashRange.overlaps(row.range, assignment.share))
+  // A free row outside this worker's share is another worker's to claim; do not wait for it.
+  if (lockedKeys.has(key)) return concernsWorker ? "wait" : "keep"
+  if (row.replicaSet !== replicaSet && assignment !== undefined) {
+    if (isDoubted) return "keep"
+    // All rows of another replica set move to this one, those outside this worker's share as well.
+    return canTakeOver(input) ? "change" : "wait"
+  }
+  return concernsWorker ? "change" : "keep"
+}
+
+/**
+ * Whether the rows of another replica set can be claimed. All are claimed in one decision: if both replica sets had rows
+ * of the projection, the workers of both would fail.
+ */
+const canTakeOver = ({ candidateKeys, lockedKeys, replicaSet, rows }: Input): boolean =>
+  rows.every((row) =>
+    row.replicaSet === replicaSet ||
+    (candidateKeys.has(Checkpoint.key(row)) && !lockedKeys.has(Checkpoint.key(row)))
+  )
+
+/** Cuts a row at the borders of the share, claims the part inside and releases the parts outside. */
+const cut = (row: Checkpoint.Checkpoint, input: Input): ReadonlyArray<Checkpoint.Checkpoint> => {
+  const { assignment, projection, replicaSet } = input
+  if (assignment === undefined) return [release(row, row.range, replicaSet)]
+  const { after, before, inside } = HashRange.cut(row.range, assignment.share)
+  return [
+    ...(before === undefined ? [] : [release(row, before, replicaSet)]),
+    ...(inside === undefined ? [] : [claim(row, inside, assignment.fence, { replicaSet, filter: projection.filter })]),
+    ...(after === undefined ? [] : [release(row, after, replicaSet)])
+  ]
+}
+
+/** Clears the fence, so that the worker to whose share the range belongs can claim it. */
+const release = (
+  row: Checkpoint.Checkpoint,
+  range: HashRange.HashRange,
+  replicaSet: string
+): Checkpoint.Checkpoint => ({ ...row, range, fence: undefined, replicaSet, halt: haltIn(row, range) })
+
+/** Writes the worker's fence, from which on every write under an earlier fence is refused. */
+const claim = (
+  row: Checkpoint.Checkpoint,
+  range: HashRange.HashRange,
+  fence: Checkpoint.Fence,
+  under: { readonly replicaSet: string; readonly filter: string }
+): Checkpoint.Checkpoint => {
+  const halt = haltIn(row, range)
+  // A worker that registered after the one whose handler failed may contain the fix, so it retries the event.
+  // Incarnations order registrations even when the database's clock is set back.
+  const isRetried = halt !== undefined && fence.incarnation > halt.incarnation
+  return { ...row, ...under, range, fence, halt: isRetried ? undefined : halt }
+}
+
+const haltIn = (row: Checkpoint.Checkpoint, range: HashRange.HashRange): Checkpoint.Halt | undefined =>
+  row.halt !== undefined && HashRange.includes(range, row.halt.hash) ? row.halt : undefined
+
+/** Merges adjacent rows that have the same owner, position and filter, and no halt. */
+const merge = (rows: ReadonlyArray<Checkpoint.Checkpoint>): ReadonlyArray<Checkpoint.Checkpoint> => {
+  const merged: Array<Checkpoint.Checkpoint> = []
+  for (const row of [...rows].sort((a, b) => a.range.start - b.range.start)) {
+    const last = merged[merged.length - 1]
+    if (last !== undefined && canMerge(last, row)) {
+      merged[merged.length - 1] = { ...last, range: { start: last.range.start, end: row.range.end } }
+    } else {
+      merged.push(row)
+    }
+  }
+  return merged
+}
+
+const canMerge = (left: Checkpoint.Checkpoint, right: Checkpoint.Checkpoint): boolean =>
+  left.range.end === right.range.start && left.position === right.position && left.filter === right.filter &&
+  left.halt === undefined && right.halt === undefined && Checkpoint.hasSameOwner(left, right)
+
+/**
+ * Whether a row changes in nothing but the generation of its fence. Such a row is not written: its old fence remains
+ * valid.
+ */
+const isUnchanged = (after: Checkpoint.Checkpoint) => (before: Checkpoint.Checkpoint): boolean =>
+  HashRange.equals(before.range, after.range) && before.position === after.position &&
+  before.replicaSet === after.replicaSet && before.filter === after.filter && before.halt === after.halt &&
+  Checkpoint.hasSameOwner(before, after)
