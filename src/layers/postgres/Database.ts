@@ -14,8 +14,8 @@ import type * as Statement from "effect/sql/Statement"
 import type { StoreError } from "../../schema/Errors.ts"
 import type { TableKey, TableNames } from "../../schema/TableNames.ts"
 import type { ServerEpoch } from "../../services/EventStore.ts"
+import type { Server } from "./connection/Server.ts"
 import type { Options, Session } from "./connection/Session.ts"
-import type { Server } from "./connection/SqlErrors.ts"
 
 /**
  * The database as `DatabaseLive` has opened and checked it.

@@ -13,7 +13,7 @@ import * as Layer from "effect/Layer"
 import type * as Redacted from "effect/Redacted"
 import * as Result from "effect/Result"
 import type * as SqlClient from "effect/sql/SqlClient"
-import * as SqlError from "effect/sql/SqlError"
+import type * as SqlError from "effect/sql/SqlError"
 import {
   InvalidSettings,
   ReadOnlyReplica,
@@ -28,8 +28,9 @@ import { waitForServer } from "../../services/worker/Startup.ts"
 import * as ClientConfig from "./connection/ClientConfig.ts"
 import * as DirectUrl from "./connection/DirectUrl.ts"
 import * as LockWait from "./connection/LockWait.ts"
+import { serverOf } from "./connection/Server.ts"
 import * as Session from "./connection/Session.ts"
-import { refail, serverOf } from "./connection/SqlErrors.ts"
+import { refail, statementTimeout } from "./connection/SqlErrors.ts"
 import { asJson } from "./coordination/Rows.ts"
 import { Database } from "./Database.ts"
 import { hashOf } from "./HashSql.ts"
@@ -62,13 +63,7 @@ const oldestServer = 140000
 /** How long a new connection may take to apply its settings. */
 const settingsDeadline = Duration.seconds(5)
 
-const noAnswer = new SqlError.SqlError({
-  reason: new SqlError.StatementTimeoutError({
-    cause: new Error("a second connection was not answered"),
-    message: "a second connection was not answered",
-    operation: "query"
-  })
-})
+const noAnswer = statementTimeout("a second connection was not answered")
 
 const otherCodecs = new InvalidSettings({
   setting: "types",

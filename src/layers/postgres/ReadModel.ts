@@ -11,7 +11,8 @@ import { type InvalidSettings, ReadModelFailed, type StoreError, StoreFailure } 
 import { layerPer } from "../../services/LayerPer.ts"
 import { waitForServer } from "../../services/worker/Startup.ts"
 import * as ClientConfig from "./connection/ClientConfig.ts"
-import { refail, serverOf } from "./connection/SqlErrors.ts"
+import { serverOf } from "./connection/Server.ts"
+import { refail } from "./connection/SqlErrors.ts"
 
 /**
  * One lock for all read models of a database, because two of them may create the same schema, type or extension. The first

@@ -9,23 +9,18 @@ import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
 import type * as SqlClient from "effect/sql/SqlClient"
-import * as SqlError from "effect/sql/SqlError"
+import type * as SqlError from "effect/sql/SqlError"
 import { InvalidSettings } from "../../../schema/Errors.ts"
 import * as Pooler from "./Pooler.ts"
+import { serverOf } from "./Server.ts"
 import * as ServerEpochSql from "./ServerEpochSql.ts"
 import * as Session from "./Session.ts"
-import { serverOf } from "./SqlErrors.ts"
+import { statementTimeout } from "./SqlErrors.ts"
 
 /** How long a probe may take; a start that is refused fails within five seconds. */
 const deadline = Duration.seconds(3)
 
-const noAnswer = new SqlError.SqlError({
-  reason: new SqlError.StatementTimeoutError({
-    cause: new Error("a second connection was not answered"),
-    message: "a second connection was not answered",
-    operation: "query"
-  })
-})
+const noAnswer = statementTimeout("a second connection was not answered")
 
 const bounded = <A, E, R>(self: Effect.Effect<A, E, R>) =>
   Effect.timeoutOrElse(self, { duration: deadline, orElse: () => Effect.fail(noAnswer) })

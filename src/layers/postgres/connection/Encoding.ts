@@ -6,18 +6,10 @@
 import * as Effect from "effect/Effect"
 import * as SqlError from "effect/sql/SqlError"
 import { ascii } from "../../../schema/Text.ts"
-import { codeOf } from "./SqlErrors.ts"
+import { meaningOf } from "./SqlErrors.ts"
 
-/** SQLSTATEs of a character without an equivalent, an invalid character, and a text that is too long for its column. */
-const unstorable = new Set(["22P05", "22021", "22001"])
-
-/**
- * Whether the database cannot store the text of a statement's parameter.
- *
- * @category guards
- * @since 0.1.0
- */
-export const isUnstorable = (error: SqlError.SqlError): boolean => unstorable.has(codeOf(error) ?? "")
+/** Whether the database cannot store the text of a statement's parameter. */
+export const isUnstorable = (error: SqlError.SqlError): boolean => meaningOf(error).isUnstorable === true
 
 /** Replaces a text that cannot be stored even in part. */
 const placeholder = "(not storable: see the log)"

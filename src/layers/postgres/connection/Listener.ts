@@ -18,12 +18,12 @@ import * as Queue from "effect/Queue"
 import * as Random from "effect/Random"
 import * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
-import * as SqlError from "effect/sql/SqlError"
+import type * as SqlError from "effect/sql/SqlError"
 import type { StoreError } from "../../../schema/Errors.ts"
 import * as Abandonable from "../../../services/Abandonable.ts"
 import { Database } from "../Database.ts"
 import * as Notifications from "./Notifications.ts"
-import { refail, sqlErrorIn, toStoreError } from "./SqlErrors.ts"
+import { connectionLost, refail, sqlErrorIn, toStoreError } from "./SqlErrors.ts"
 
 /**
  * Subscriptions and notifications on the listening session.
@@ -111,13 +111,7 @@ interface Connected {
   readonly close: Effect.Effect<void>
 }
 
-const noAnswer = new SqlError.SqlError({
-  reason: new SqlError.ConnectionError({
-    cause: new Error("the server does not answer"),
-    message: "the server does not answer",
-    operation: "query"
-  })
-})
+const noAnswer = connectionLost("the server does not answer")
 
 /**
  * Runs an effect in `scope`, and waits for it until the deadline. Only the wait is bounded, because interrupting a

@@ -7,9 +7,10 @@ import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as SqlClient from "effect/sql/SqlClient"
-import * as SqlError from "effect/sql/SqlError"
+import type * as SqlError from "effect/sql/SqlError"
 import { asJson } from "../coordination/Rows.ts"
 import { literal } from "../migrations/Sql.ts"
+import { statementTimeout } from "./SqlErrors.ts"
 
 /** Shorter waits are not logged. */
 const silence = Duration.seconds(1)
@@ -73,13 +74,7 @@ export const reporting = (options: {
     )
   )
 
-const noAnswer = new SqlError.SqlError({
-  reason: new SqlError.StatementTimeoutError({
-    cause: new Error("a statement waited too long for a lock"),
-    message: "a statement waited too long for a lock",
-    operation: "query"
-  })
-})
+const noAnswer = statementTimeout("a statement waited too long for a lock")
 
 /**
  * Like `reporting`, but fails after a minute.

@@ -6,7 +6,7 @@
  */
 import * as Effect from "effect/Effect"
 import type * as SqlError from "effect/sql/SqlError"
-import { codeOf } from "./SqlErrors.ts"
+import { meaningOf } from "./SqlErrors.ts"
 
 /**
  * A channel and a payload.
@@ -36,7 +36,7 @@ const text = `SELECT set_config('lock_timeout', '1000', true), set_config('synch
     pg_notify(m.channel, m.payload)
   FROM unnest($1::text[], $2::text[]) AS m (channel, payload)`
 
-const isQueueFull = (error: SqlError.SqlError): boolean => codeOf(error) === "54000"
+const isQueueFull = (error: SqlError.SqlError): boolean => meaningOf(error).isQueueFull === true
 
 /**
  * Returns a function that sends messages. A full queue is logged once and is not a failure. Callers that detect the end

@@ -11,7 +11,7 @@ import type * as SqlClient from "effect/sql/SqlClient"
 import type * as Statement from "effect/sql/Statement"
 import { DatabaseUnavailable } from "../../../schema/Errors.ts"
 import type { ServerEpoch } from "../../../services/EventStore.ts"
-import type { Server } from "./SqlErrors.ts"
+import type { Server } from "./Server.ts"
 
 const serverStart = "extract(epoch FROM pg_postmaster_start_time())"
 

@@ -22,7 +22,8 @@ import type * as SqlClient from "effect/sql/SqlClient"
 import type * as SqlError from "effect/sql/SqlError"
 import { DatabaseUnavailable, type StoreError } from "../../../schema/Errors.ts"
 import * as Abandonable from "../../../services/Abandonable.ts"
-import { isConflict, isConnectionLoss, refail, type Server, sqlErrorIn } from "./SqlErrors.ts"
+import type { Server } from "./Server.ts"
+import { isConflict, isConnectionLoss, refail, sqlErrorIn } from "./SqlErrors.ts"
 
 /**
  * An open connection and the state that belongs to it.

@@ -1,96 +1,132 @@
 /**
- * Classifies the driver's errors and converts them into this library's.
- *
- * @since 0.1.0
+ * Classifies the driver's errors and converts them into this library's. The driver classifies lost connections,
+ * conflicts and timeouts by itself; the table below states what other codes mean.
  */
-import type { PgClientConfig } from "@effect/sql-pg/PgClient"
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
-import * as Redacted from "effect/Redacted"
+import * as Predicate from "effect/Predicate"
 import * as SqlError from "effect/sql/SqlError"
 import { DatabaseUnavailable, ReadOnlyReplica, type StoreError, StoreFailure } from "../../../schema/Errors.ts"
+import type { Server } from "./Server.ts"
 
-/**
- * The server, database and user of a client, for messages; never the password.
- *
- * @category models
- * @since 0.1.0
- */
-export interface Server {
-  readonly server: string
-  readonly database: string
-  readonly user: string
+interface Meaning {
+  /** There is no session, for this reason. */
+  readonly unavailable?: DatabaseUnavailable["reason"]
+  /** The session is lost or could not be opened; a retry on a new session may succeed. */
+  readonly isLost?: true
+  /** The server lacks memory or disk space, usually not because of the statement that fails. */
+  readonly isShortage?: true
+  /** The error is due to the server's state, not to the statement: exhausted resources, an operator, a system error. */
+  readonly isServerFault?: true
+  /** A disk cannot be read or written. It may recover, and it fails other rows as well. */
+  readonly isDeviceFault?: true
+  /** A stored value cannot be read: it is damaged, in a missing file, invalid, or beyond a limit. */
+  readonly isUnreadable?: true
+  /** A text cannot be stored: the encoding cannot represent a character, or the text is too long for its column. */
+  readonly isUnstorable?: true
+  readonly isReadOnly?: true
+  /** The table is no longer visible, or may no longer be written. */
+  readonly isDenied?: true
+  /** An earlier statement of the transaction has failed. */
+  readonly isAborted?: true
+  /** The queue of notifications, which all databases of a server share. */
+  readonly isQueueFull?: true
 }
 
-/**
- * Returns the server of a client's configuration, read in the same way as the driver reads it.
- *
- * @category constructors
- * @since 0.1.0
- */
-export const serverOf = (config: PgClientConfig): Server => {
-  const raw = config.url === undefined ? undefined : Redacted.value(config.url)
-  const url = raw !== undefined && URL.canParse(raw) ? new URL(raw) : undefined
-  const host = config.host ?? (url?.hostname || url?.searchParams.get("host")) ?? "localhost"
-  const port = config.port ?? (url?.port || url?.searchParams.get("port")) ?? 5432
-  const user = config.username ?? (url?.username ? safeDecode(url.username) : url?.searchParams.get("user")) ??
-    "(default)"
-  const path = url?.pathname.replace(/^\//, "")
-  return {
-    server: config.path ?? `${host || "localhost"}:${port || 5432}`,
-    database: config.database ?? (path ? safeDecode(path) : url?.searchParams.get("dbname")) ?? user,
-    user
-  }
+const lost: Meaning = { unavailable: "connection lost", isLost: true }
+
+/** By SQLSTATE, by class of SQLSTATEs (two characters), or by Node's code of a socket's error. */
+const meanings: Readonly<Record<string, Meaning>> = {
+  "22": { isUnreadable: true },
+  "22001": { isUnstorable: true },
+  "22021": { isUnstorable: true },
+  "22P05": { isUnstorable: true },
+  "25006": { isReadOnly: true, isDenied: true },
+  "25P02": { isAborted: true },
+  "25P03": lost,
+  "25P04": lost,
+  "28000": { unavailable: "not admitted" },
+  "28P01": { unavailable: "wrong password" },
+  "3D000": { unavailable: "unknown database" },
+  "42501": { isDenied: true },
+  "42P01": { isDenied: true },
+  "53": { isServerFault: true },
+  "53000": { isShortage: true },
+  "53100": { isShortage: true },
+  "53200": { isShortage: true },
+  "53300": { unavailable: "too many connections", isLost: true },
+  "54": { isUnreadable: true },
+  "54000": { isQueueFull: true },
+  "57": { isServerFault: true },
+  "57P01": lost,
+  "57P02": lost,
+  "57P03": { unavailable: "shutting down", isLost: true },
+  "57P04": lost,
+  "57P05": lost,
+  "58": { isServerFault: true },
+  "58000": { isDeviceFault: true },
+  "58030": { isDeviceFault: true },
+  "58P01": { isUnreadable: true },
+  "XX": { isServerFault: true, isUnreadable: true },
+  EAI_AGAIN: { unavailable: "unknown host" },
+  ECONNREFUSED: { unavailable: "refused" },
+  EHOSTUNREACH: { unavailable: "unreachable" },
+  ENETUNREACH: { unavailable: "unreachable" },
+  ENOENT: { unavailable: "refused" },
+  ENOTFOUND: { unavailable: "unknown host" },
+  ETIMEDOUT: { unavailable: "unreachable" }
 }
 
-const safeDecode = (text: string): string => {
-  try {
-    return decodeURIComponent(text)
-  } catch {
-    return text
-  }
+/** What the code of an error means; an empty record if it has none, or one that is not in the table. */
+export const meaningOf = (error: SqlError.SqlError): Meaning => {
+  const code = codeOf(error) ?? ""
+  return { ...meanings[code.slice(0, 2)], ...meanings[code] }
 }
 
-/**
- * The SQLSTATE, or the code of a socket error such as `ECONNREFUSED`.
- *
- * @category utils
- * @since 0.1.0
- */
+/** The SQLSTATE, or the code of a socket error such as `ECONNREFUSED`. */
 export const codeOf = (error: SqlError.SqlError): string | undefined => {
-  const cause: unknown = error.reason.cause
-  const codeIn = (value: unknown): string | undefined =>
-    typeof value === "object" && value !== null && "code" in value && typeof value.code === "string"
-      ? value.code
-      : undefined
-  if (cause instanceof AggregateError) return cause.errors.map(codeIn).find((code) => code !== undefined)
-  return codeIn(cause)
+  const { cause } = error.reason
+  return cause instanceof AggregateError
+    ? cause.errors.map((error) => fieldOf(error, "code")).find((code) => code !== undefined)
+    : fieldOf(cause, "code")
 }
 
-// The driver classifies these as unknown errors; for this library they mean that the session is lost.
-const lostSession = new Set(["57P01", "57P02", "57P03", "57P04", "57P05", "25P03", "25P04", "53300"])
+const fieldOf = (value: unknown, name: string): string | undefined =>
+  Predicate.hasProperty(value, name) && typeof value[name] === "string" ? value[name] : undefined
 
-/**
- * Whether the session is lost or could not be opened; a retry on a new session may succeed.
- *
- * @category guards
- * @since 0.1.0
- */
+const detailOf = (error: SqlError.SqlError): string => {
+  const { cause } = error.reason
+  return cause instanceof Error ? cause.message : error.reason.message ?? error.message
+}
+
+/** The error of a connection that is considered lost. */
+export const connectionLost = (message: string): SqlError.SqlError =>
+  new SqlError.SqlError({
+    reason: new SqlError.ConnectionError({ cause: new Error(message), message, operation: "query" })
+  })
+
+/** The error of a statement that took too long. */
+export const statementTimeout = (message: string): SqlError.SqlError =>
+  new SqlError.SqlError({
+    reason: new SqlError.StatementTimeoutError({ cause: new Error(message), message, operation: "query" })
+  })
+
+/** Whether the session is lost or could not be opened; a retry on a new session may succeed. */
 export const isConnectionLoss = (error: SqlError.SqlError): boolean =>
-  error.reason._tag === "ConnectionError" || lostSession.has(codeOf(error) ?? "")
+  error.reason._tag === "ConnectionError" || meaningOf(error).isLost === true
 
-/**
- * Whether the transaction failed in a conflict with another one; a retry may succeed.
- *
- * @category guards
- * @since 0.1.0
- */
+/** Whether the transaction failed in a conflict with another one; a retry may succeed. */
 export const isConflict = (error: SqlError.SqlError): boolean =>
   error.reason._tag === "DeadlockError" || error.reason._tag === "SerializationError" ||
   error.reason._tag === "LockTimeoutError"
 
-/** The server lacks a resource, such as memory or disk space, usually not because of the statement that fails. */
-const shortage = new Set(["53000", "53100", "53200"])
+/**
+ * Whether a retry may succeed, on this session or another: after a conflict, a timeout, a change of a table, or a
+ * shortage of a server's resource.
+ */
+export const isPassing = (error: SqlError.SqlError): boolean =>
+  isConflict(error) || error.reason._tag === "StatementTimeoutError" || meaningOf(error).isShortage === true ||
+  isStalePlan(error)
 
 /** Matches the names of the driver's prepared statements. */
 const driversStatement = /"effect_/
@@ -99,32 +135,22 @@ const driversStatement = /"effect_/
  * Whether a prepared statement no longer exists, or no longer fits a table that was changed since. The driver prepares
  * it again, but that is too late for the current transaction.
  */
-const isStalePlan = (error: SqlError.SqlError): boolean => {
-  const cause: unknown = error.reason.cause
-  const code = codeOf(error)
-  return (code === "26000" && driversStatement.test(detailOf(error))) ||
-    (code === "0A000" && typeof cause === "object" && cause !== null && "routine" in cause &&
-      cause.routine === "RevalidateCachedQuery")
-}
+const isStalePlan = (error: SqlError.SqlError): boolean =>
+  codeOf(error) === "26000" && driversStatement.test(detailOf(error)) ||
+  codeOf(error) === "0A000" && fieldOf(error.reason.cause, "routine") === "RevalidateCachedQuery"
 
-/**
- * Whether a retry may succeed, on this session or another: after a conflict, a timeout, a change of a table, or a
- * shortage of a server's resource.
- *
- * @category guards
- * @since 0.1.0
- */
-export const isPassing = (error: SqlError.SqlError): boolean =>
-  isConflict(error) || error.reason._tag === "StatementTimeoutError" || shortage.has(codeOf(error) ?? "") ||
-  isStalePlan(error)
+/** Whether a stored value cannot be read. */
+export const cannotBeRead = (error: SqlError.SqlError): boolean =>
+  meaningOf(error).isUnreadable === true || error.reason.message === "PgConnection: Failed to decode row"
+
+/** Whether `cannotBeRead` holds for the cause of a store failure. */
+export const isUnreadable = (error: unknown): error is StoreFailure =>
+  error instanceof StoreFailure && SqlError.isSqlError(error.cause) && cannotBeRead(error.cause)
 
 /**
  * Returns the `SqlError` in a cause, whether it is a failure or a defect: the driver turns a failure into a defect when
  * the ROLLBACK after it fails too. Of several, a connection loss has precedence, because the session is lost regardless
  * of earlier errors. Returns undefined if the cause contains an interruption.
- *
- * @category utils
- * @since 0.1.0
  */
 export const sqlErrorIn = (cause: Cause.Cause<unknown>): SqlError.SqlError | undefined => {
   if (Cause.hasInterrupts(cause)) return undefined
@@ -134,103 +160,37 @@ export const sqlErrorIn = (cause: Cause.Cause<unknown>): SqlError.SqlError | und
   return errors.find(isConnectionLoss) ?? errors[0]
 }
 
-const constraintOf = (error: SqlError.SqlError): { readonly constraint?: string } => {
-  const cause: unknown = error.reason.cause
-  return typeof cause === "object" && cause !== null && "constraint" in cause && typeof cause.constraint === "string"
-    ? { constraint: cause.constraint }
-    : {}
+/** Why the database is unavailable, if that is what the error means. */
+const unavailable = (error: SqlError.SqlError): DatabaseUnavailable["reason"] | undefined => {
+  const { _tag: tag, operation } = error.reason
+  const reason = meaningOf(error).unavailable
+  if (reason !== undefined) return reason
+  // A protocol violation: a pooler's reason for rejecting the connection, which only its own message describes.
+  if (codeOf(error) === "08P01") return undefined
+  if (tag === "AuthenticationError") return "wrong password"
+  if (isTlsFailure(error)) return "TLS failed"
+  if (tag === "StatementTimeoutError" || tag === "LockTimeoutError") return "no answer in time"
+  if (tag !== "ConnectionError") return undefined
+  return operation === "connect" ? "unreachable" : "connection lost"
 }
-
-const detailOf = (error: SqlError.SqlError): string => {
-  const cause: unknown = error.reason.cause
-  return cause instanceof Error ? cause.message : error.reason.message ?? error.message
-}
-
-/**
- * Whether a stored value cannot be read: its bytes are damaged (class XX, or 58P01 for a missing file), invalid (class
- * 22, or the driver cannot decode the row) or beyond a limit (class 54). Failing devices (58000, 58030) are not
- * included: they may recover, and they fail other rows as well.
- *
- * @category guards
- * @since 0.1.0
- */
-export const cannotBeRead = (error: SqlError.SqlError): boolean =>
-  /^(22|54|XX|58P01)/.test(codeOf(error) ?? "") || error.reason.message === "PgConnection: Failed to decode row"
-
-/**
- * Whether `cannotBeRead` holds for the cause of a store failure.
- *
- * @category guards
- * @since 0.1.0
- */
-export const isUnreadable = (error: unknown): error is StoreFailure =>
-  error instanceof StoreFailure && SqlError.isSqlError(error.cause) && cannotBeRead(error.cause)
 
 /** Errors of untrusted certificates have Node's codes; earlier TLS errors have the driver's own messages. */
 const isTlsFailure = (error: SqlError.SqlError): boolean =>
   /CERT|^ERR_(TLS|SSL)|^EPROTO$|^UNABLE_TO_(GET|VERIFY)/.test(codeOf(error) ?? "") ||
   error.reason.message === "PgConnection: Server refused TLS"
 
-const unavailable = (error: SqlError.SqlError): DatabaseUnavailable["reason"] | undefined => {
-  const code = codeOf(error)
-  switch (code) {
-    case "28P01":
-      return "wrong password"
-    case "28000":
-      return "not admitted"
-    case "3D000":
-      return "unknown database"
-    case "53300":
-      return "too many connections"
-    case "57P03":
-      return "shutting down"
-    case "57P01":
-    case "57P02":
-    case "57P04":
-    case "57P05":
-    case "25P03":
-    case "25P04":
-      return "connection lost"
-    case "ECONNREFUSED":
-    case "ENOENT":
-      return "refused"
-    case "ENOTFOUND":
-    case "EAI_AGAIN":
-      return "unknown host"
-    case "ETIMEDOUT":
-    case "EHOSTUNREACH":
-    case "ENETUNREACH":
-      return "unreachable"
-    // A protocol violation: a pooler's reason for rejecting the connection, which only its own message describes.
-    case "08P01":
-      return undefined
-  }
-  if (error.reason._tag === "AuthenticationError") return "wrong password"
-  if (isTlsFailure(error)) return "TLS failed"
-  if (error.reason._tag === "StatementTimeoutError" || error.reason._tag === "LockTimeoutError") {
-    return "no answer in time"
-  }
-  if (error.reason._tag !== "ConnectionError") return undefined
-  return error.reason.operation === "connect" ? "unreachable" : "connection lost"
-}
-
 /**
  * Whether a statement that commits by itself may have committed although it failed. It has not if the server reported
  * an error and kept the session, or if there was no connection on which to send it.
  */
 const mayHaveCommitted = (error: SqlError.SqlError): boolean => {
-  const cause: unknown = error.reason.cause
-  const isRefused = typeof cause === "object" && cause !== null && "severityUnlocalized" in cause &&
-    cause.severityUnlocalized === "ERROR"
+  const isRefused = fieldOf(error.reason.cause, "severityUnlocalized") === "ERROR"
   return !isRefused && error.reason.operation !== "connect"
 }
 
 /**
  * Returns a function that converts the driver's error into this library's. `autocommit`: the statement changes data and
  * commits by itself, so its outcome is unknown when its answer is lost.
- *
- * @category constructors
- * @since 0.1.0
  */
 export const toStoreError = (
   server: Server,
@@ -243,23 +203,21 @@ export const toStoreError = (
   if (reason !== undefined) {
     return new DatabaseUnavailable({ ...server, reason, detail: detailOf(error), cause: error, ...outcome })
   }
+  if (meaningOf(error).isReadOnly === true) return new ReadOnlyReplica({ server: server.server })
   const code = codeOf(error)
-  if (code === "25006") return new ReadOnlyReplica({ server: server.server })
+  const constraint = fieldOf(error.reason.cause, "constraint")
   return new StoreFailure({
     operation,
     detail: detailOf(error),
     cause: error,
     ...(code === undefined ? {} : { code }),
-    ...constraintOf(error),
+    ...(constraint === undefined ? {} : { constraint }),
     ...outcome
   })
 }
 
 /**
  * Converts the driver's errors of an effect into this library's, including those that arrive as defects.
- *
- * @category combinators
- * @since 0.1.0
  */
 export const refail = (server: Server, operation: string, options?: { readonly autocommit?: boolean }) =>
 <A, E, R>(

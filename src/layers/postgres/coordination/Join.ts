@@ -31,7 +31,7 @@ export interface Registrar {
 const earlierPoll = Duration.millis(100)
 
 /** The host of this process. It is informational, so a character that cannot be stored must not prevent the registration. */
-const host = ascii(Os.hostname())
+const host = (): string => ascii(Os.hostname())
 
 type Restore = <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
 
@@ -133,7 +133,7 @@ const insert = Effect.fnUntraced(function*(
       INSERT INTO ${database.table("workers")}
         (replica_set, worker_id, incarnation, state, projections, presence_key, host, pid)
       VALUES (${replicaSet}, ${workerId}, nextval(${database.qualified("incarnations")}::text::regclass), 'pending',
-        ${JSON.stringify(projections)}::jsonb, ${key ?? null}::int4, ${host}, ${process.pid}::int4)
+        ${JSON.stringify(projections)}::jsonb, ${key ?? null}::int4, ${host()}, ${process.pid}::int4)
       ON CONFLICT (replica_set, worker_id) DO UPDATE SET
         incarnation = EXCLUDED.incarnation, generation_id = NULL, partition_key = -1, state = 'pending',
         projections = EXCLUDED.projections, presence_key = EXCLUDED.presence_key, host = EXCLUDED.host,
