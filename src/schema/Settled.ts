@@ -1,20 +1,13 @@
 /**
- * Proves, without effects, that a position is settled, from the observations of one connection.
+ * Proves, without effects, that a position is settled, from what one connection has observed.
  *
  * `nextval` takes a lock on the sequence and keeps it until the transaction's end is visible to others. A transaction
- * that may still commit an event at or below a visible position is therefore among the holders of that lock in every
- * later look until it ends. Once all holders of one such look have ended, every position that is still missing at or
- * below the visible one was rolled back.
- *
- * @since 0.1.0
+ * that may still commit an event at or below a visible position is therefore among the holders of that lock whenever
+ * they are read later, until it ends. Once all holders that were read after a position was visible have ended, every
+ * position at or below it that is still missing was rolled back: see `prove`.
  */
 
-/**
- * A transaction that has drawn positions and has not ended.
- *
- * @category models
- * @since 0.1.0
- */
+/** A transaction that has drawn positions and has not ended. */
 export interface Holder {
   /**
    * `virtualtransaction` of `pg_locks`: `backend/number`. A prepared transaction keeps it, or has `-1/xid` if the
@@ -26,102 +19,152 @@ export interface Holder {
   readonly application: string | undefined
 }
 
-/**
- * A holder that holds readers back.
- *
- * @category models
- * @since 0.1.0
- */
+/** A holder that holds readers back. */
 export interface Writer extends Holder {
-  /** `Clock.monotonicTimeNanos` of the first look in which it held readers back. */
+  /** `Clock.monotonicTimeNanos` when it was first observed to hold readers back. */
   readonly since: bigint
-  reported: boolean
 }
 
 /**
  * Committed positions above `from` up to `to`, without a gap. A reader that has passed `from` may pass all of them,
- * regardless of the mark: nothing can still be committed in between.
- *
- * @category models
- * @since 0.1.0
+ * regardless of the settled position: nothing can still be committed in between.
  */
 export interface Run {
   readonly from: bigint
   readonly to: bigint
 }
 
+/** Proves `head` when no holder is left. */
 interface Proof {
   /** A position that was visible before the holders were read. */
   readonly head: bigint
-  holders: Set<string>
+  /** The ids of the holders that have not ended. */
+  readonly holders: ReadonlySet<string>
 }
 
-/**
- * What has been proved on one connection, and the proofs that are pending.
- *
- * @category models
- * @since 0.1.0
- */
+/** What has been proved on one connection, and the proofs that are pending. */
 export interface Settled {
-  /** Everything at or below this position is settled. */
-  mark: bigint
-  /** Whether a proof has succeeded or no gap was open; before that, the mark is only the end of the first run. */
-  proved: boolean
-  /** The runs beyond the mark, separated by gaps, in position order. */
-  runs: ReadonlyArray<Run>
+  /** The settled position: no transaction can still commit an event at or below it. */
+  readonly position: bigint
+  /** Whether a proof has succeeded or no gap was open; before that, the position is only the end of the first run. */
+  readonly isProved: boolean
+  /** The runs beyond the position, separated by gaps, in position order. */
+  readonly runs: ReadonlyArray<Run>
   /** The pending proofs, ordered by their heads. */
-  proofs: Array<Proof>
-  readonly writers: Map<string, Writer>
+  readonly proofs: ReadonlyArray<Proof>
+  /** The writers that hold readers back, by id. */
+  readonly writers: ReadonlyMap<string, Writer>
 }
 
-/**
- * @category constructors
- * @since 0.1.0
- */
-export const make = (): Settled => ({ mark: 0n, proved: false, runs: [], proofs: [], writers: new Map() })
+/** Nothing is proved. */
+export const unproved: Settled = { position: 0n, isProved: false, runs: [], proofs: [], writers: new Map() }
 
 /** Maximum number of pending proofs. Further heads are skipped; a later head covers them. */
 const proofCapacity = 64
+
+/**
+ * The position up to which a reader that has passed `after` may read: the settled position, or the end of the run that
+ * contains `after`. The checkpoint of one reader proves nothing for other readers, because it may have been set by hand.
+ */
+export const readableUpTo = (self: Settled, after: bigint): bigint =>
+  self.runs.find(({ from, to }) => from <= after && after < to)?.to ?? self.position
+
+/** The highest position that has been observed as committed. */
+export const highest = (self: Settled): bigint => self.runs[self.runs.length - 1]?.to ?? self.position
+
+/** Adds runs, each read by one statement, and the highest visible position `head`. */
+export const observe = (
+  self: Settled,
+  { head, runs }: { readonly runs: ReadonlyArray<Run>; readonly head: bigint }
+): Settled => {
+  const observed = raise({ ...self, runs: join([...self.runs, ...runs.filter(({ from, to }) => from < to)]) })
+  return observed.position < head ? observed : { ...observed, isProved: true }
+}
+
+/**
+ * Whether the holders have to be read: a gap is open below `head`, or a proof is pending although no gap is open, because
+ * the event at its head was deleted.
+ */
+export const needsHolders = (self: Settled, head: bigint): boolean => self.position < head || self.proofs.length > 0
+
+/**
+ * Continues the proofs with the holders that a statement returned which began after `head` had been read, and begins a
+ * proof of `head`. `now` is `Clock.monotonicTimeNanos`.
+ */
+export const prove = (
+  self: Settled,
+  { head, holders, now }: { readonly head: bigint; readonly holders: ReadonlyArray<Holder>; readonly now: bigint }
+): Settled => {
+  const present = new Set(holders.map(({ id }) => id))
+  const continued = self.proofs.map((proof) => ({
+    head: proof.head,
+    holders: remainingOf(proof.holders, present, holders)
+  }))
+  const concluded = concludeProofs({ ...self, proofs: continued })
+  const begun = beginProof(concluded, { head, holders: present })
+  return { ...begun, writers: writersOf(begun, holders, now) }
+}
 
 const isPrepared = (id: string): boolean => id.startsWith("-1/")
 
 /** The number of a transaction is 0 for a moment after it has ended, and while it is being prepared. */
 const isEnding = (id: string): boolean => id.endsWith("/0")
 
-/**
- * The position up to which a reader that has passed `after` may read: the mark, or the end of the run that contains
- * `after`. The checkpoint of one reader proves nothing for other readers, because it may have been set by hand.
- *
- * @category utils
- * @since 0.1.0
- */
-export const reached = (self: Settled, after: bigint): bigint =>
-  self.runs.find(({ from, to }) => from <= after && after < to)?.to ?? self.mark
-
-/**
- * The highest position that has been observed as committed.
- *
- * @category utils
- * @since 0.1.0
- */
-export const highest = (self: Settled): bigint => self.runs[self.runs.length - 1]?.to ?? self.mark
-
-/**
- * Adds runs, each read by one statement. Returns whether a gap is open between the mark and `head`, the highest visible
- * position.
- *
- * @category utils
- * @since 0.1.0
- */
-export const see = (self: Settled, runs: ReadonlyArray<Run>, head: bigint): boolean => {
-  self.runs = joined([...self.runs, ...runs.filter(({ from, to }) => from < to)])
-  raise(self, self.mark)
-  if (self.mark < head) return true
-  self.proved = true
-  return false
+/** The ids of a proof's holders that have not ended. */
+const remainingOf = (
+  ids: ReadonlySet<string>,
+  present: ReadonlySet<string>,
+  holders: ReadonlyArray<Holder>
+): ReadonlySet<string> => {
+  const remaining = new Set<string>()
+  let hasVanished = false
+  let wasEnding = false
+  for (const id of ids) {
+    if (present.has(id)) remaining.add(id)
+    else if (!isPrepared(id)) {
+      hasVanished = true
+      wasEnding = wasEnding || isEnding(id)
+    }
+  }
+  // A holder that is being prepared may continue under another id, so every id that may belong to it remains. The
+  // successor of an id that was ending may be any holder without a process.
+  if (hasVanished) {
+    for (const { id, pid } of holders) {
+      if (isPrepared(id) || isEnding(id) || (wasEnding && pid === undefined)) remaining.add(id)
+    }
+  }
+  return remaining
 }
 
-const joined = (runs: ReadonlyArray<Run>): ReadonlyArray<Run> => {
+/** Settles the highest head whose holders have all ended. */
+const concludeProofs = (self: Settled): Settled => {
+  const proof = self.proofs.findLast(({ holders }) => holders.size === 0)
+  return proof === undefined ? self : settle(self, proof.head)
+}
+
+/** Without holders, the head is settled at once. */
+const beginProof = (self: Settled, proof: Proof): Settled => {
+  const last = self.proofs[self.proofs.length - 1]
+  if (proof.head <= self.position || proof.head <= (last?.head ?? 0n)) return self
+  if (proof.holders.size === 0) return settle(self, proof.head)
+  return self.proofs.length < proofCapacity ? { ...self, proofs: [...self.proofs, proof] } : self
+}
+
+const settle = (self: Settled, position: bigint): Settled => raise({ ...self, position, isProved: true })
+
+/** Raises the position over the run that contains it, and drops the runs and proofs at or below it. */
+const raise = (self: Settled): Settled => {
+  const position = readableUpTo(self, self.position)
+  return {
+    ...self,
+    position,
+    runs: self.runs.filter(({ to }) => to > position),
+    proofs: self.proofs.filter(({ head }) => head > position)
+  }
+}
+
+/** Joins runs that overlap or touch. */
+const join = (runs: ReadonlyArray<Run>): ReadonlyArray<Run> => {
   const apart: Array<Run> = []
   for (const run of runs.toSorted((one, other) => one.from < other.from ? -1 : one.from > other.from ? 1 : 0)) {
     const last = apart[apart.length - 1]
@@ -131,73 +174,13 @@ const joined = (runs: ReadonlyArray<Run>): ReadonlyArray<Run> => {
   return apart
 }
 
-/**
- * Updates the proofs with the holders that a statement returned which began after `head` had been read.
- *
- * @category utils
- * @since 0.1.0
- */
-export const prove = (self: Settled, head: bigint, holders: ReadonlyArray<Holder>): void => {
-  const present = new Set(holders.map(({ id }) => id))
-  for (const proof of self.proofs) {
-    const remaining = new Set<string>()
-    let vanished = false
-    let ended = false
-    for (const id of proof.holders) {
-      if (present.has(id)) remaining.add(id)
-      else if (!isPrepared(id)) {
-        vanished = true
-        ended = ended || isEnding(id)
-      }
-    }
-    // A holder that is being prepared may continue under another id, so every id that may belong to it remains. The
-    // successor of an id that was ending may be any holder without a process.
-    if (vanished) {
-      for (const { id, pid } of holders) {
-        if (isPrepared(id) || isEnding(id) || (ended && pid === undefined)) remaining.add(id)
-      }
-    }
-    proof.holders = remaining
-  }
-  for (const proof of self.proofs) {
-    if (proof.holders.size === 0) {
-      self.proved = true
-      raise(self, proof.head)
-    }
-  }
-  const last = self.proofs[self.proofs.length - 1]
-  if (head > self.mark && head > (last?.head ?? 0n)) {
-    if (present.size === 0) {
-      self.proved = true
-      raise(self, head)
-    } else if (self.proofs.length < proofCapacity) {
-      self.proofs.push({ head, holders: present })
-    }
-  }
-}
-
-const raise = (self: Settled, mark: bigint): void => {
-  if (mark > self.mark) self.mark = mark
-  self.mark = self.runs.find(({ from, to }) => from <= self.mark && self.mark < to)?.to ?? self.mark
-  self.runs = self.runs.filter(({ to }) => to > self.mark)
-  self.proofs = self.proofs.filter((proof) => proof.head > self.mark)
-}
-
-/**
- * Updates the list of writers that hold readers back. Returns those that no longer do.
- *
- * @category utils
- * @since 0.1.0
- */
-export const track = (self: Settled, holders: ReadonlyArray<Holder>, now: bigint): ReadonlyArray<Writer> => {
-  const waited = new Set(self.proofs.flatMap((proof) => [...proof.holders]))
-  for (const holder of holders) {
-    if (!waited.has(holder.id)) continue
-    const known = self.writers.get(holder.id)
-    // The transaction may have been prepared in the meantime and then has no process.
-    self.writers.set(holder.id, { ...holder, since: known?.since ?? now, reported: known?.reported ?? false })
-  }
-  const over = [...self.writers.values()].filter(({ id }) => !waited.has(id))
-  for (const { id } of over) self.writers.delete(id)
-  return over
+/** The holders that a pending proof waits for. A transaction that was prepared in the meantime has no process. */
+const writersOf = (self: Settled, holders: ReadonlyArray<Holder>, now: bigint): ReadonlyMap<string, Writer> => {
+  const awaited = new Set(self.proofs.flatMap((proof) => [...proof.holders]))
+  return new Map(
+    holders.filter(({ id }) => awaited.has(id)).map((holder) => [
+      holder.id,
+      { ...holder, since: self.writers.get(holder.id)?.since ?? now }
+    ])
+  )
 }

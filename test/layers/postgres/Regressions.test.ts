@@ -11,7 +11,6 @@ import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import { describe } from "vitest"
 import type { NewEvent } from "../../../src/schema/Event.ts"
-import * as Settled from "../../../src/schema/Settled.ts"
 import { CheckpointStore } from "../../../src/services/CheckpointStore.ts"
 import { EventStore } from "../../../src/services/EventStore.ts"
 import { patient } from "../../suites/Suite.ts"
@@ -37,16 +36,6 @@ const append = Effect.fnUntraced(function*(aggregateId: string) {
 const poll = Duration.millis(50)
 
 describe("settled position", () => {
-  it("a transaction that seemed to have ended and is then found prepared still holds readers back", () => {
-    const settled = Settled.make()
-    const holder = (id: string, pid?: number): Settled.Holder => ({ id, pid, application: undefined })
-    Settled.see(settled, [], 5n)
-    for (const seen of [holder("3/5", 1), holder("3/0", 1), holder("3/5")]) Settled.prove(settled, 5n, [seen])
-    assert.strictEqual(settled.mark, 0n)
-    Settled.prove(settled, 5n, [])
-    assert.strictEqual(settled.mark, 5n)
-  })
-
   it.live("a checkpoint ahead of the events does not advance other readers", () =>
     Effect.gen(function*() {
       const store = yield* EventStore

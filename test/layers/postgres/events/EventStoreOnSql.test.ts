@@ -209,7 +209,11 @@ describe("EventStore beside plain SQL", () => {
       const other = yield* PlainWriters.make((yield* TestDatabase).url)
       yield* other.sql`BEGIN`
       yield* Effect.provideService(insert("a", 1), PgClient.PgClient, other.sql)
-      const appending = yield* Effect.forkChild(Effect.flip(store.append([event("a")])), { startImmediately: true })
+      // Inside a transaction an append is not retried, so it cannot succeed after the commit.
+      const sql = yield* PgClient.PgClient
+      const appending = yield* Effect.forkChild(Effect.flip(sql.withTransaction(store.append([event("a")]))), {
+        startImmediately: true
+      })
       const waiting = other.sql`
         SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'transactionid'`
       while ((yield* waiting).length === 0) yield* Effect.yieldNow

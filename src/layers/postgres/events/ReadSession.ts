@@ -1,8 +1,6 @@
 /**
  * The session that reads events and proves the settled position. Both happen on one connection, so that a proof is
  * discarded together with the connection to the server for which it holds.
- *
- * @since 0.1.0
  */
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -16,12 +14,7 @@ import * as ServerEpochSql from "../connection/ServerEpochSql.ts"
 import type { Opened } from "../connection/Session.ts"
 import { Database } from "../Database.ts"
 
-/**
- * State that is valid for one connection.
- *
- * @category models
- * @since 0.1.0
- */
+/** State that is valid for one connection. */
 export interface State {
   /** The server epoch of the session; undefined before its first statement. */
   epoch: ServerEpoch | undefined
@@ -30,13 +23,11 @@ export interface State {
   /** Identifies the files of the events and the sequence. In other files, positions may have restarted. */
   files: string | undefined
   settled: Settled.Settled
+  /** The ids of the open writers that were logged. */
+  readonly reported: Set<string>
 }
 
-/**
- * @category models
- * @since 0.1.0
- */
-export interface Reader {
+export interface ReadSession {
   /** Runs one operation at a time. An operation that loses its connection is retried once on a new one. */
   readonly use: <A, E>(
     operation: string,
@@ -66,20 +57,12 @@ const settings = {
 /**
  * SQL: the value of `State.files`. TRUNCATE creates a new file for the table, RESTART for the sequence. So do other
  * rewrites, after which only the proof has to be repeated.
- *
- * @category utils
- * @since 0.1.0
  */
 export const files = (events: string, sequence: string): string =>
   `concat(pg_relation_filenode('${events.replaceAll("'", "''")}'::regclass), '/', pg_relation_filenode(${sequence}))`
 
-/**
- * Resets the state within its server epoch, because nothing is proved about the current table and sequence.
- *
- * @category utils
- * @since 0.1.0
- */
-export const startOver = (state: State): void => {
+/** Resets the state within its server epoch, because nothing is proved about the current table and sequence. */
+export const reset = (state: State): void => {
   Object.assign(state, unknown(state.epoch))
 }
 
@@ -88,14 +71,11 @@ const unknown = (epoch: ServerEpoch | undefined): State => ({
   epoch,
   sequence: undefined,
   files: undefined,
-  settled: Settled.make()
+  settled: Settled.unproved,
+  reported: new Set()
 })
 
-/**
- * @category constructors
- * @since 0.1.0
- */
-export const make: Effect.Effect<Reader, never, Database | Scope.Scope> = Effect.gen(function*() {
+export const make: Effect.Effect<ReadSession, never, Database | Scope.Scope> = Effect.gen(function*() {
   const database = yield* Database
   const session = yield* database.openSession<State>({
     name: "pupsourcing-orchestrator reader",

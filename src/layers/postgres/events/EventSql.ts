@@ -1,0 +1,252 @@
+/**
+ * The events table in SQL: its columns, the size of a row, the statements that read events, and how a row becomes an
+ * `Event`.
+ */
+import * as PgTypes from "@effect/sql-pg/PgTypes"
+import * as Result from "effect/Result"
+import { dateOfMicros, type Event, type StreamId } from "../../../schema/Event.ts"
+import * as HashRange from "../../../schema/HashRange.ts"
+import type { ReadOptions } from "../../../services/EventStore.ts"
+import { hashOf } from "../HashSql.ts"
+import * as ReadSession from "./ReadSession.ts"
+
+/**
+ * Maximum size in bytes of the texts and the stored metadata in a small row. Metadata that is stored in this size
+ * without compression is also small when it is sent.
+ */
+const smallBesides = 1000
+
+const columns = [
+  ["global_position", "globalPosition"],
+  ["bounded_context", "boundedContext"],
+  ["aggregate_type", "aggregateType"],
+  ["aggregate_id", "aggregateId"],
+  ["aggregate_version", "aggregateVersion"],
+  ["event_id", "eventId"],
+  ["event_type", "eventType"],
+  ["event_version", "eventVersion"],
+  ["trace_id", "traceId"],
+  ["correlation_id", "correlationId"],
+  ["causation_id", "causationId"],
+  // Microseconds since 2000; the driver's dates have only milliseconds.
+  ["timestamptz_send(created_at)", "createdAt"]
+] as const
+
+const selected = columns.map(([column, name]) => `${column} AS "${name}"`).join(", ")
+
+/**
+ * SQL: the columns of the result, from a row that was `selected` and whether it `fits`. In a row that does not fit, all
+ * but the position are NULL.
+ */
+const handedOut = `"globalPosition", ${
+  [...columns.map(([, name]) => name).filter((name) => name !== "globalPosition"), "payload"]
+    .map((name) => `CASE WHEN fits THEN "${name}" END AS "${name}"`).join(", ")
+}, CASE WHEN fits THEN metadata::text END AS "metadataText"`
+
+const streamColumns = columns.map(([column, name]) =>
+  `${name === "createdAt" ? column : `${column}::text`} AS "${name}"`
+).join(", ")
+
+/** Columns whose texts may have any length that their indexes accept. */
+const textColumns = [
+  "bounded_context",
+  "aggregate_type",
+  "aggregate_id",
+  "event_type",
+  "trace_id",
+  "correlation_id",
+  "causation_id"
+]
+
+const textBytes = textColumns.map((column) => `coalesce(octet_length(${column}), 0)`).join(" + ")
+
+const hasSmallBesides = `${textBytes} + coalesce(pg_column_size(metadata), 0) <= ${smallBesides}
+  AND pg_column_compression(metadata) IS NULL`
+
+/** SQL: the size of a row in bytes. Large metadata is measured as it is sent, small metadata as it is stored. */
+const rowBytes = `octet_length(payload) + ${textBytes} + coalesce(
+  CASE WHEN pg_column_size(metadata) <= ${smallBesides} AND pg_column_compression(metadata) IS NULL
+    THEN pg_column_size(metadata) ELSE octet_length(metadata::text) END, 0)`
+
+/** SQL: fails if the row cannot be read or sent, because it reads every value completely and checks every text. */
+const readableBytes = `octet_length(payload || '') + ${
+  [...textColumns, "metadata::text"].map((text) => `coalesce(octet_length(convert_to(${text}, 'UTF8')), 0)`)
+    .join(" + ")
+}`
+
+const hash = hashOf("aggregate_id")
+
+/** The parameters $1, $2 and $3 of every statement on one stream. */
+export const streamParameters = (stream: StreamId): ReadonlyArray<string> => [
+  stream.boundedContext,
+  stream.aggregateType,
+  stream.aggregateId
+]
+
+export const array = (values: ReadonlyArray<unknown>, oid: number) => Result.getOrThrow(PgTypes.array(values, oid))
+
+/** The highest version that the column can store. */
+const lastVersion = 2n ** 63n - 1n
+
+/** A version as a parameter, clamped to the range that the server can represent. */
+export const versionText = (version: bigint): string =>
+  String(version < 0n ? -1n : version > lastVersion ? lastVersion : version)
+
+/** A number of rows as bigint, limited to the largest safe integer, which no table exceeds. */
+export const rowCount = (count: number): bigint => BigInt(Math.min(Math.floor(count), Number.MAX_SAFE_INTEGER))
+
+/** Conditions on the events of a page, and their parameters. */
+export interface Conditions {
+  readonly text: string
+  readonly parameters: ReadonlyArray<unknown>
+}
+
+/** Number of parameters of every statement that reads a window: see `readStatements`. */
+const windowParameters = 6
+
+/** The conditions of a range and a filter. */
+export const conditions = (options: Pick<ReadOptions, "filter" | "range">): Conditions => {
+  const parameters: Array<unknown> = []
+  const parts: Array<string> = []
+  const next = (value: unknown) => {
+    parameters.push(value)
+    return `$${parameters.length + windowParameters}`
+  }
+  if (options.range !== undefined && !HashRange.isWhole(options.range)) {
+    const { end, start } = options.range
+    parts.push(`${hash} >= ${next(BigInt(start))}::int8 AND ${hash} < ${next(BigInt(end))}::int8`)
+  }
+  for (
+    const [column, values] of [
+      ["bounded_context", options.filter?.boundedContexts],
+      ["aggregate_type", options.filter?.aggregateTypes],
+      ["event_type", options.filter?.eventTypes]
+    ] as const
+  ) {
+    if (values !== undefined) parts.push(`${column} = ANY (${next(array(values, PgTypes.OID.text))}::text[])`)
+  }
+  return { text: parts.map((part) => ` AND ${part}`).join(""), parameters }
+}
+
+/**
+ * The statements that read the table `events`.
+ *
+ * Those of a window read at most $3 events with $1 < position <= $2 that match the conditions. They divide by zero on a
+ * standby, and if the events and the sequence $5 are no longer in the files $6.
+ */
+export const readStatements = (events: string) => {
+  const matching = (where: Conditions) => `
+      FROM ${events}
+      WHERE global_position > $1
+        AND global_position <= (
+          SELECT $2::int8 / CASE
+            WHEN pg_is_in_recovery() OR ${
+    ReadSession.files(events, "$5::oid::regclass")
+  } IS DISTINCT FROM $6::text THEN 0
+            ELSE 1 END
+        )${where.text}
+      ORDER BY global_position LIMIT $3::int8`
+  return {
+    /**
+     * A row fits only up to $4 bytes of payload, which bounds the bytes of all rows together. A row that does not fit
+     * has no payload.
+     */
+    small: (where: Conditions) => `
+      SELECT ${handedOut}
+      FROM (
+        SELECT ${selected}, payload, metadata, octet_length(payload) <= $4::int8 AND ${hasSmallBesides} AS fits
+        ${matching(where)}
+      ) AS judged
+      ORDER BY "globalPosition"`,
+    /** Reads at most $4 bytes in all, or one event whose size is at most the last parameter. */
+    anySize: (where: Conditions) => `
+      SELECT ${handedOut}, running
+      FROM (
+        SELECT *, running <= $4::int8 OR (running = size AND size <= $${
+      where.parameters.length + windowParameters + 1
+    }::int8) AS fits
+        FROM (
+          SELECT *, sum(size) OVER part AS running, first_value(size) OVER part AS first
+          FROM (SELECT ${selected}, payload, metadata, 1 + ${rowBytes} AS size ${matching(where)}) AS matching
+          WINDOW part AS (ORDER BY "globalPosition" ROWS UNBOUNDED PRECEDING)
+        ) AS measured
+      ) AS judged
+      WHERE running - size <= greatest($4::int8, first)
+      ORDER BY "globalPosition"`,
+    /**
+     * Fails if an event cannot be read. Returns no part of the rows, because the driver closes a connection on which it
+     * cannot decode a row.
+     */
+    check: (where: Conditions) => `
+      SELECT count(bytes) AS rows, $4::int8 AS bytes
+      FROM (SELECT ${readableBytes} AS bytes ${matching(where)}) AS checked`,
+    /** The event at $1 with its size, without its payload. */
+    measure: `
+      SELECT event_id AS "eventId", aggregate_id AS "aggregateId", aggregate_type AS "aggregateType",
+        aggregate_version AS "aggregateVersion", event_type AS "eventType", ${rowBytes} AS bytes FROM ${events} WHERE global_position = $1`,
+    /** Two parts of an event's description; either may be unreadable. */
+    eventId: `SELECT event_id AS "eventId" FROM ${events} WHERE global_position = $1`,
+    label: `
+      SELECT aggregate_id AS "aggregateId", aggregate_type AS "aggregateType",
+        aggregate_version AS "aggregateVersion", event_type AS "eventType"
+      FROM ${events} WHERE global_position = $1
+        AND convert_to(concat(aggregate_id, aggregate_type, event_type), 'UTF8') IS NOT NULL`,
+    stream: `
+      SELECT ${streamColumns}, payload, metadata::text AS "metadataText" FROM ${events}
+      WHERE bounded_context = $1 AND aggregate_type = $2 AND aggregate_id = $3
+        AND aggregate_version >= $4::int8 AND ($5::int8 IS NULL OR aggregate_version <= $5)
+      ORDER BY aggregate_version LIMIT $6::int8`,
+    head: `SELECT coalesce((SELECT global_position FROM ${events} ORDER BY global_position DESC LIMIT 1), 0) AS head,
+           pg_is_in_recovery() AS recovering`
+  }
+}
+
+export type ReadStatements = ReturnType<typeof readStatements>
+
+/** A row with an event and, if measured, the number of bytes of all events up to it. */
+export interface WholeRow extends Omit<Event, "createdAt" | "createdAtMicros" | "metadata"> {
+  /** In the format of `timestamptz_send`. */
+  readonly createdAt: Uint8Array
+  readonly running?: bigint
+}
+
+/** A row that does not fit contains only its position. */
+export type Row = WholeRow | { readonly globalPosition: bigint; readonly payload: null }
+
+export const isWhole = (row: Row): row is WholeRow => row.payload !== null
+
+/** A row of a stream, read on the application's client, whose codecs may differ. */
+export interface StreamRow extends Omit<WholeRow, "aggregateVersion" | "eventVersion" | "globalPosition" | "running"> {
+  readonly globalPosition: string
+  readonly aggregateVersion: string
+  readonly eventVersion: string
+}
+
+/** Microseconds from 1970 to 2000. */
+const epochMicros = 946_684_800_000_000n
+
+const microsOf = (sent: Uint8Array): bigint =>
+  new DataView(sent.buffer, sent.byteOffset, sent.byteLength).getBigInt64(0) + epochMicros
+
+export const toEvent = (row: StreamRow | WholeRow): Event => {
+  const createdAtMicros = microsOf(row.createdAt)
+  // Not generic, for speed: it runs for every event that is read.
+  return {
+    globalPosition: BigInt(row.globalPosition),
+    boundedContext: row.boundedContext,
+    aggregateType: row.aggregateType,
+    aggregateId: row.aggregateId,
+    aggregateVersion: BigInt(row.aggregateVersion),
+    eventId: row.eventId,
+    eventType: row.eventType,
+    eventVersion: Number(row.eventVersion),
+    payload: row.payload,
+    traceId: row.traceId,
+    correlationId: row.correlationId,
+    causationId: row.causationId,
+    metadata: row.metadataText === null ? null : JSON.parse(row.metadataText),
+    metadataText: row.metadataText,
+    createdAt: dateOfMicros(createdAtMicros),
+    createdAtMicros
+  }
+}

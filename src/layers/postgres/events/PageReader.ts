@@ -1,0 +1,268 @@
+/** Reads one page of settled events, in as many statements as `PageWindow` decides. */
+import * as Clock from "effect/Clock"
+import * as Effect from "effect/Effect"
+import type * as SqlError from "effect/sql/SqlError"
+import { CheckpointAheadOfEvents, type EventError, type StoreError, type StoreFailure } from "../../../schema/Errors.ts"
+import type { Event } from "../../../schema/Event.ts"
+import * as PageWindow from "../../../schema/PageWindow.ts"
+import * as Settled from "../../../schema/Settled.ts"
+import type { Page, ReadOptions, ServerEpoch } from "../../../services/EventStore.ts"
+import * as ServerEpochSql from "../connection/ServerEpochSql.ts"
+import { codeOf, isUnreadable } from "../connection/SqlErrors.ts"
+import type { Database } from "../Database.ts"
+import * as EventSql from "./EventSql.ts"
+import * as FaultyEvent from "./FaultyEvent.ts"
+import * as ReadSession from "./ReadSession.ts"
+import type { SettledTracker } from "./SettledTracker.ts"
+
+/** What all pages share. */
+export interface PageReader {
+  readonly database: Database["Service"]
+  readonly session: ReadSession.ReadSession
+  readonly tracker: SettledTracker
+  readonly statements: EventSql.ReadStatements
+  /** Maximum size in bytes of an event that the client can receive. */
+  readonly largestEvent: number
+  sizes: PageWindow.RowSizes
+}
+
+/** A page while it is read. */
+interface Reading {
+  readonly options: ReadOptions
+  readonly where: EventSql.Conditions
+  readonly begun: bigint
+  /** The server epoch in which the bound was proved, and in which all statements read. */
+  epoch: ServerEpoch
+  window: PageWindow.PageWindow
+  events: ReadonlyArray<Event>
+  /** The first event that cannot be read; the page ends before it. */
+  unreadable: FaultyEvent.Unreadable | undefined
+}
+
+const defaultLimit = 1000
+const defaultBytes = 4 * 1024 * 1024
+
+/** The driver's default limit for one message, that is, for one row. */
+const defaultMessageSize = 16 * 1024 * 1024
+
+/** Room in a message for bytes that the measured size of its row does not include. */
+const messageHeadroom = 512 * 1024
+
+export const make = (
+  options: Pick<PageReader, "database" | "session" | "statements" | "tracker">
+): PageReader => {
+  const messageSize = options.database.pg.config.maxMessageSize ?? defaultMessageSize
+  return {
+    ...options,
+    largestEvent: messageSize - Math.min(messageHeadroom, Math.floor(messageSize / 4)),
+    sizes: PageWindow.rowSizes
+  }
+}
+
+export const read = Effect.fnUntraced(function*(
+  self: PageReader,
+  options: ReadOptions
+): Effect.fn.Return<Page, CheckpointAheadOfEvents | EventError | StoreError> {
+  const page = yield* begin(self, options)
+  while (true) {
+    const request = PageWindow.next(page.window, self.sizes)
+    if (request === undefined) return yield* finish(self, page)
+    const started = yield* Clock.monotonicTimeNanos
+    const answer = yield* readRows(self, page, request)
+    if (answer._tag === "Rows") {
+      accept(self, page, request, answer.rows, { started, ended: yield* Clock.monotonicTimeNanos })
+    } else if (answer._tag === "Unproved") {
+      yield* restart(self, page)
+    } else if (answer._tag === "Timeout") {
+      page.window = PageWindow.timedOut(page.window, request)
+      self.sizes = PageWindow.sizesTimedOut(self.sizes, request)
+    } else {
+      yield* endBeforeUnreadable(self, page, request, answer.failure)
+    }
+  }
+})
+
+const begin = Effect.fnUntraced(function*(self: PageReader, options: ReadOptions) {
+  const where = EventSql.conditions(options)
+  const begun = yield* Clock.monotonicTimeNanos
+  const { bound, epoch } = provedBefore(self, options) ?? (yield* prove(self, options.after, options.upTo))
+  const limits: PageWindow.Limits = {
+    after: options.after,
+    events: Math.max(1, Math.floor(options.limit ?? defaultLimit)),
+    bytes: Math.max(1, Math.floor(options.bytes ?? defaultBytes)),
+    largestEvent: self.largestEvent,
+    isFiltered: where.text !== ""
+  }
+  return {
+    options,
+    where,
+    begun,
+    epoch,
+    window: PageWindow.make(limits, bound),
+    events: [],
+    unreadable: undefined
+  } satisfies Reading as Reading
+})
+
+/** The position up to which events may be read, and the server epoch for which this is proved. */
+interface Proved {
+  readonly bound: bigint
+  readonly epoch: ServerEpoch
+}
+
+/** Without a statement, if `upTo` was proved before. */
+const provedBefore = ({ tracker }: PageReader, { after, upTo }: ReadOptions): Proved | undefined => {
+  const { epoch, settled } = tracker.latest()
+  return upTo !== undefined && epoch !== undefined && upTo <= Settled.readableUpTo(settled, after)
+    ? { bound: upTo, epoch }
+    : undefined
+}
+
+/** On the session's present connection. */
+const prove = Effect.fnUntraced(function*(self: PageReader, after: bigint, upTo: bigint | undefined) {
+  const observed = yield* self.tracker.observe(after, upTo)
+  if (observed.last !== undefined && after > observed.last) {
+    return yield* new CheckpointAheadOfEvents({ position: after, lastPosition: observed.last })
+  }
+  const readable = Settled.readableUpTo(observed.settled, after)
+  return { bound: upTo !== undefined && upTo < readable ? upTo : readable, epoch: observed.epoch } satisfies Proved
+})
+
+/** What a statement that reads a window of events returned. */
+type Answer<Row> =
+  | { readonly _tag: "Rows"; readonly rows: ReadonlyArray<Row> }
+  /** Not sent, or without effect: the bound is no longer proved on the session's connection, or the epoch differs. */
+  | { readonly _tag: "Unproved" }
+  | { readonly _tag: "Timeout" }
+  /** It failed at a row that cannot be read. */
+  | { readonly _tag: "Unreadable"; readonly failure: StoreFailure }
+
+const readRows = (self: PageReader, page: Reading, request: PageWindow.Request) => {
+  const isSmall = request.rows === "small"
+  return send<EventSql.Row>(self, page, {
+    statement: isSmall ? self.statements.small(page.where) : self.statements.anySize(page.where),
+    window: [request.after, request.upTo, EventSql.rowCount(request.limit), BigInt(request.bytes)],
+    rest: isSmall ? [] : [BigInt(request.largestFirst)],
+    mayShrink: request.mayShrink
+  })
+}
+
+/** Sends a statement on the connection on which the page's bound was proved. */
+const send = <Row extends object>(self: PageReader, page: Reading, options: {
+  readonly statement: string
+  readonly window: readonly [after: bigint, upTo: bigint, limit: bigint, bytes: bigint]
+  /** The parameters after those of the conditions. */
+  readonly rest: ReadonlyArray<unknown>
+  /** Whether a timeout is reported as such, because the caller can read less. */
+  readonly mayShrink: boolean
+}): Effect.Effect<Answer<Row>, StoreError> =>
+  self.session.use(
+    "read events",
+    ({ sql, state }): Effect.Effect<Answer<Row>, SqlError.SqlError | StoreError> =>
+      Settled.readableUpTo(state.settled, page.options.after) < page.window.bound || state.epoch !== page.epoch
+        ? Effect.succeed({ _tag: "Unproved" })
+        : sql.unsafe<Row>(options.statement, [
+          ...options.window,
+          state.sequence,
+          state.files,
+          ...page.where.parameters,
+          ...options.rest
+        ]).pipe(
+          Effect.map((rows): Answer<Row> => ({ _tag: "Rows", rows })),
+          Effect.catch((error): Effect.Effect<Answer<Row>, SqlError.SqlError> => {
+            if (options.mayShrink && error.reason._tag === "StatementTimeoutError") {
+              return Effect.succeed({ _tag: "Timeout" })
+            }
+            if (codeOf(error) !== divisionByZero) return Effect.fail(error)
+            ReadSession.reset(state)
+            return Effect.succeed({ _tag: "Unproved" })
+          })
+        )
+  ).pipe(
+    // Runs outside the session, so that the session replaces a connection that the driver has closed.
+    Effect.catchIf(
+      isUnreadable,
+      (failure): Effect.Effect<Answer<Row>> => Effect.succeed({ _tag: "Unreadable", failure })
+    )
+  )
+
+/** The statements divide by zero on a standby, and when the table or the sequence was replaced. */
+const divisionByZero = "22012"
+
+/** Adds the rows of a statement up to the first that does not fit. */
+const accept = (
+  self: PageReader,
+  page: Reading,
+  request: PageWindow.Request,
+  rows: ReadonlyArray<EventSql.Row>,
+  { ended, started }: { readonly started: bigint; readonly ended: bigint }
+): void => {
+  const cut = rows.findIndex((row) => !EventSql.isWhole(row))
+  const fitting = (cut === -1 ? rows : rows.slice(0, cut)).filter(EventSql.isWhole)
+  const last = fitting[fitting.length - 1]
+  const answer: PageWindow.Answer = {
+    events: fitting.length,
+    bytes: request.rows === "small"
+      ? fitting.reduce((sum, { payload }) => sum + payload.length, 0)
+      : Number(last?.running ?? 0n),
+    last: last?.globalPosition,
+    oversized: rows[cut]?.globalPosition,
+    nanos: ended - started,
+    pageNanos: ended - page.begun
+  }
+  const events = fitting.map(EventSql.toEvent)
+  page.events = page.events.length === 0 ? events : [...page.events, ...events]
+  page.window = PageWindow.answered(page.window, request, answer)
+  self.sizes = PageWindow.sizesAnswered(self.sizes, request, answer)
+}
+
+/**
+ * Begins again after the proof was lost, mostly with its connection: the server epoch may differ, and a page must not
+ * mix epochs.
+ */
+const restart = Effect.fnUntraced(function*(self: PageReader, page: Reading) {
+  const { bound, epoch } = yield* prove(self, page.options.after, page.window.bound)
+  page.events = []
+  page.unreadable = undefined
+  page.epoch = epoch
+  page.window = PageWindow.restart(page.window, bound)
+})
+
+/** Finds the event at which a statement failed, and begins again with a bound before it. */
+const endBeforeUnreadable = Effect.fnUntraced(function*(
+  self: PageReader,
+  page: Reading,
+  { upTo }: PageWindow.Request,
+  failure: StoreFailure
+) {
+  // The driver closes a connection on which it cannot decode a row, so the bound has to be proved again.
+  yield* restart(self, page)
+  const { bound, position } = page.window
+  page.unreadable = yield* FaultyEvent.find(check(self, page), position, upTo < bound ? upTo : bound)
+  if (page.unreadable === undefined) return yield* failure
+  page.window = PageWindow.restart(page.window, page.unreadable.position - 1n)
+})
+
+const check = (self: PageReader, page: Reading) =>
+  Effect.fnUntraced(function*(after: bigint, upTo: bigint) {
+    const answer = yield* send(self, page, {
+      statement: self.statements.check(page.where),
+      window: [after, upTo, EventSql.rowCount(Infinity), 0n],
+      rest: [],
+      mayShrink: upTo - after > 1n
+    })
+    if (answer._tag === "Unproved") return yield* ServerEpochSql.isOver(self.database.server)
+    return answer._tag === "Timeout" ? "timeout" : answer._tag === "Unreadable" ? answer.failure : undefined
+  })
+
+const finish = Effect.fnUntraced(function*(self: PageReader, page: Reading) {
+  const { epoch, events, unreadable, window: { position, tooLarge } } = page
+  if (tooLarge !== undefined) return yield* Effect.flatMap(FaultyEvent.toTooLarge(self, tooLarge, epoch), Effect.fail)
+  if (page.options.epoch !== undefined && page.options.epoch !== epoch) {
+    return yield* ServerEpochSql.isOver(self.database.server)
+  }
+  if (unreadable !== undefined && events.length === 0 && position >= unreadable.position - 1n) {
+    return yield* Effect.flatMap(FaultyEvent.toUnreadable(self, unreadable, epoch), Effect.fail)
+  }
+  return { events, position, epoch } satisfies Page
+})
