@@ -7,7 +7,7 @@ import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
 import * as Schema from "effect/Schema"
 import type * as SqlError from "effect/sql/SqlError"
-import * as EmbeddedPostgres from "./EmbeddedPostgres.ts"
+import * as EmbeddedPostgres from "../src/testing/EmbeddedPostgres.ts"
 
 const usage = `Usage: npm run db -- <command>
 

@@ -8,11 +8,11 @@ import * as Console from "effect/Console"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { parseArgs } from "node:util"
+import * as EmbeddedPostgres from "../src/testing/EmbeddedPostgres.ts"
 import * as Driver from "../test/faults/driver/Driver.ts"
 import { faults } from "../test/faults/driver/faults.ts"
 import * as Report from "../test/faults/driver/Report.ts"
 import * as Harness from "../test/faults/Harness.ts"
-import * as EmbeddedPostgres from "./EmbeddedPostgres.ts"
 
 const { values } = parseArgs({
   options: {

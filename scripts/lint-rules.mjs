@@ -19,12 +19,14 @@ const sqlText = new RegExp(
 const layersAbove = {
   "src/schema/": ["src/services/", "src/layers/", "src/cli/", "src/testing/"],
   "src/services/": ["src/layers/", "src/cli/", "src/testing/"],
-  "src/layers/": ["src/cli/", "src/testing/"]
+  "src/layers/": ["src/cli/", "src/testing/"],
+  "src/cli/": ["src/testing/"],
+  "src/testing/": ["src/cli/"]
 }
 
 const rule = (description, create) => ({ meta: { type: "problem", docs: { description } }, create })
 
-const direction = rule("Imports point one way: layers → services → schema.", (context) => {
+const direction = rule("Imports point one way: cli and testing → layers → services → schema.", (context) => {
   const path = pathOf(context)
   const own = Object.keys(layersAbove).find((folder) => path.startsWith(folder))
   if (own === undefined) return {}
@@ -106,9 +108,9 @@ const pureServices = rule(
   }
 )
 
-const sqlPlace = rule("SQL text lives in src/layers/postgres and migrations only.", (context) => {
+const sqlPlace = rule("SQL text of the library lives in src/layers/postgres and migrations only.", (context) => {
   const path = pathOf(context)
-  if (!path.startsWith("src/") || path.startsWith("src/layers/postgres/")) return {}
+  if (!path.startsWith("src/") || /^src\/(?:layers\/postgres|testing)\//.test(path)) return {}
   const check = (node, text) => {
     if (sqlText.test(text)) {
       context.report({ node, message: `SQL in ${path}: it belongs to src/layers/postgres.` })

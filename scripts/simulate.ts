@@ -11,13 +11,13 @@ import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import * as Console from "effect/Console"
 import * as Effect from "effect/Effect"
 import { parseArgs } from "node:util"
+import * as EmbeddedPostgres from "../src/testing/EmbeddedPostgres.ts"
 import * as Coverage from "../test/simulation/Coverage.ts"
 import type { Outcome } from "../test/simulation/Director.ts"
 import * as Memory from "../test/simulation/Mutations.ts"
 import * as Postgres from "../test/simulation/postgres/Mutations.ts"
 import * as RealTime from "../test/simulation/postgres/RealTime.ts"
 import { simulate } from "../test/simulation/Simulation.ts"
-import * as EmbeddedPostgres from "./EmbeddedPostgres.ts"
 
 const { values } = parseArgs({
   options: {

@@ -5,7 +5,7 @@
 import { PgClient } from "@effect/sql-pg"
 import { Config, Console, Effect, Layer, Option, type Redacted } from "effect"
 import { Redacted as Secret } from "effect"
-import * as EmbeddedPostgres from "../../scripts/EmbeddedPostgres.ts"
+import * as EmbeddedPostgres from "../../src/testing/EmbeddedPostgres.ts"
 
 export const url: Effect.Effect<Redacted.Redacted, Config.ConfigError | EmbeddedPostgres.EmbeddedPostgresError> = Effect
   .gen(function*() {

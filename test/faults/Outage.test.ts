@@ -5,7 +5,7 @@
  */
 import { assert, describe, it } from "@effect/vitest"
 import { Effect, Layer } from "effect"
-import * as EmbeddedPostgres from "../../scripts/EmbeddedPostgres.ts"
+import * as EmbeddedPostgres from "../../src/testing/EmbeddedPostgres.ts"
 import * as TimeLimits from "../support/TimeLimits.ts"
 import * as Harness from "./Harness.ts"
 

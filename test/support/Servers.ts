@@ -3,7 +3,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Scope from "effect/Scope"
 import { afterAll } from "vitest"
-import * as EmbeddedPostgres from "../../scripts/EmbeddedPostgres.ts"
+import * as EmbeddedPostgres from "../../src/testing/EmbeddedPostgres.ts"
 
 const scope = Scope.makeUnsafe()
 

