@@ -8,6 +8,7 @@ import * as Os from "node:os"
 import * as Path from "node:path"
 import * as EmbeddedPostgres from "../../src/testing/EmbeddedPostgres.ts"
 import * as TestDatabase from "../support/TestDatabase.ts"
+import * as TimeLimits from "../support/TimeLimits.ts"
 
 const module = Path.resolve(import.meta.dirname, "../../src/testing/EmbeddedPostgres.ts")
 
@@ -104,7 +105,8 @@ describe("EmbeddedPostgres", { concurrent: false }, () => {
         const first = yield* EmbeddedPostgres.ensure(options)
         process.kill(first.pid, "SIGKILL")
         // Nothing reports the death of another process's child: poll until its port is closed.
-        yield* EmbeddedPostgres.status(options).pipe(Effect.repeat({ until: (server) => server === undefined }))
+        yield* TimeLimits.waitUntil("its port is closed", EmbeddedPostgres.status(options), (server) =>
+          server === undefined)
         const second = yield* EmbeddedPostgres.ensure(options)
         assert.isTrue(second.started && !second.created)
         assert.notStrictEqual(second.pid, first.pid)

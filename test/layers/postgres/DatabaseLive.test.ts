@@ -18,6 +18,7 @@ import * as OrchestratorTables from "../../../src/layers/postgres/migrations/Orc
 import { logs } from "../../services/World.ts"
 import * as EventStores from "../../support/EventStores.ts"
 import * as TestDatabase from "../../support/TestDatabase.ts"
+import * as TimeLimits from "../../support/TimeLimits.ts"
 
 /** Opens the database as an application with this URL does. */
 const openWith = (config: PgClient.PgPoolConfig, options: DatabaseLive.Options = {}) =>
@@ -174,9 +175,11 @@ describe("DatabaseLive", () => {
         Migrations.run.pipe(Effect.provideService(SqlClient.SqlClient, sql), Effect.provide(layer))
       )
       const said = (what: string) => lines.filter(({ text }) => text.startsWith(what))
-      yield* Effect.repeat(Effect.sleep("20 millis"), {
-        until: () => said("Opening the stores waits").length > 0 && said("\"migrate up\" waits").length > 0
-      })
+      yield* TimeLimits.waitUntil(
+        "both waits are logged",
+        Effect.sync(() => [said("Opening the stores waits"), said("\"migrate up\" waits")]),
+        (logged) => logged.every((lines) => lines.length > 0)
+      )
       for (const line of [...said("Opening"), ...said("\"migrate up\"")]) {
         assert.include(line.text, `"orchestrator_meta", which is held by session ${pid} (`)
       }

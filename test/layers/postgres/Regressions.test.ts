@@ -7,7 +7,6 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
-import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import { describe } from "vitest"
 import type { NewEvent } from "../../../src/schema/Event.ts"
@@ -266,10 +265,7 @@ describe("batches whose connection goes silent", { concurrent: true, tags: ["lon
             proxy.silenceAtEnd.pipe(Effect.andThen(Deferred.succeed(handled, undefined)), Effect.as(1n))
           ))
           yield* Deferred.await(handled)
-          yield* Effect.repeat(checkpoints.rows("p"), {
-            until: ([row]) => row?.position === 1n,
-            schedule: Schedule.spaced("20 millis")
-          })
+          yield* TimeLimits.waitUntil("the batch is committed", checkpoints.rows("p"), ([row]) => row?.position === 1n)
           yield* TimeLimits.within("60 seconds")(Fiber.interrupt(batch))
         })
       )

@@ -6,8 +6,8 @@ import * as PgClient from "@effect/sql-pg/PgClient"
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
 import * as Queue from "effect/Queue"
 import * as Reactivity from "effect/reactivity/Reactivity"
 import * as Redacted from "effect/Redacted"
@@ -23,6 +23,7 @@ import { patient } from "../../../suites/Suite.ts"
 import * as CoordinationStores from "../../../support/CoordinationStores.ts"
 import * as EventStores from "../../../support/EventStores.ts"
 import * as TestDatabase from "../../../support/TestDatabase.ts"
+import * as TimeLimits from "../../../support/TimeLimits.ts"
 
 const { decide, join } = CoordinationStores
 
@@ -107,18 +108,24 @@ describe("NotificationQueue", { concurrent: false }, () => {
     )
   }
 
-  live("with a full queue events are appended", true, () =>
+  live("with a full queue events are appended, and one line reports the queue", true, () =>
     Effect.gen(function*() {
       yield* fillQueue
-      const { positions } = yield* Effect.flatMap(EventStore, (events) =>
-        events.append([{
-          boundedContext: "test",
-          aggregateType: "Test",
-          aggregateId: "a",
-          eventType: "Happened",
-          payload: {}
-        }])).pipe(Effect.provide(EventStores.stores()))
-      assert.strictEqual(positions.length, 1)
+      const lines: Array<string> = []
+      const logger = Logger.make(({ message }) => void lines.push(String(message)))
+      const event = { boundedContext: "test", aggregateType: "Test", eventType: "Happened", payload: {} }
+      yield* Effect.gen(function*() {
+        const events = yield* EventStore
+        const reported = () =>
+          lines.filter((line) => line.includes("notification queue of the database server is full"))
+        for (const aggregateId of ["a", "b", "c"]) {
+          assert.strictEqual((yield* events.append([{ ...event, aggregateId }])).positions.length, 1)
+          yield* TimeLimits.waitUntil("the queue is reported", Effect.sync(reported), (found) => found.length > 0)
+        }
+        // Notifications are sent in order, so that every append has been announced.
+        yield* Effect.sleep("100 millis")
+        assert.strictEqual(reported().length, 1)
+      }).pipe(Effect.provide(EventStores.stores()), Effect.provide(Logger.layer([logger])))
     }))
 
   live("workers are woken again once the queue has space", true, () =>
@@ -136,8 +143,7 @@ describe("NotificationQueue", { concurrent: false }, () => {
         true
       )
       yield* Queue.clear(wakeUps)
-      const woken = yield* Effect.forkChild(Queue.take(wakeUps), { startImmediately: true })
       yield* join("set", "second", ["users"])
-      yield* Fiber.join(woken)
+      yield* TimeLimits.waitUntil("the worker is woken", Queue.size(wakeUps), (size) => size > 0)
     }))
 })

@@ -248,8 +248,8 @@ describe.skipIf(PgBouncer.missing !== undefined && !inCI)("behind a pooler", () 
       yield* Effect.forkScoped(worker("a"))
       const b = yield* Effect.forkScoped(worker("b"))
       yield* Effect.forkScoped(append)
-      yield* Effect.repeat(handled, {
-        until: (events) => events > 100
+      yield* TimeLimits.waitUntil("some events are handled", handled, (events) => events > 100, {
+        progress: (events) => events
       })
       yield* Effect.forkScoped(worker("c"))
       yield* Effect.forkScoped(Effect.sync(() => b.interruptUnsafe()))

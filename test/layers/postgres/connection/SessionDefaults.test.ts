@@ -6,7 +6,6 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
-import * as Schedule from "effect/Schedule"
 import * as SqlClient from "effect/sql/SqlClient"
 import { Database } from "../../../../src/layers/postgres/Database.ts"
 import * as Migrations from "../../../../src/layers/postgres/Migrations.ts"
@@ -177,10 +176,11 @@ describe("the library's sessions", () => {
         (rows) => rows.map(({ name, pid }) => `${name} ${pid}`)
       )
       const gone = (application: string) =>
-        Effect.repeat(sql`SELECT FROM pg_stat_activity WHERE application_name = ${application}`, {
-          until: (rows) => rows.length === 0,
-          schedule: Schedule.spaced("20 millis")
-        })
+        TimeLimits.waitUntil(
+          `${application} has ended`,
+          sql`SELECT FROM pg_stat_activity WHERE application_name = ${application}`,
+          (rows) => rows.length === 0
+        )
       yield* Effect.gen(function*() {
         const registered = yield* CoordinationStores.join("set", "worker", ["p"])
         yield* (yield* Membership).wakeUps(registered)

@@ -19,6 +19,7 @@ import * as PlainWriters from "../../../support/PlainWriters.ts"
 import * as Proxy from "../../../support/Proxy.ts"
 import * as Seam from "../../../support/Seam.ts"
 import { TestDatabase } from "../../../support/TestDatabase.ts"
+import * as TimeLimits from "../../../support/TimeLimits.ts"
 
 const stream: StreamId = { boundedContext: "test", aggregateType: "Test", aggregateId: "a" }
 
@@ -92,7 +93,7 @@ describe("an append whose answer is lost", () => {
         const ended = other.sql`
         SELECT pg_terminate_backend(pid) FROM pg_stat_activity
         WHERE datname = current_database() AND wait_event_type = 'Lock'`
-        while ((yield* ended).length === 0) yield* Effect.yieldNow
+        yield* TimeLimits.waitUntil("the session is ended", ended, (rows) => rows.length > 0)
         const lost = yield* Fiber.join(appending)
         assert(lost._tag === "DatabaseUnavailable")
         assert.isTrue(lost.mayHaveCommitted)
@@ -361,7 +362,7 @@ describe("an append that the database refuses", () => {
       })
       const waiting = other.sql`
         SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'transactionid'`
-      while ((yield* waiting).length === 0) yield* Effect.yieldNow
+      yield* TimeLimits.waitUntil("the append waits", waiting, (rows) => rows.length > 0)
       yield* other.sql`COMMIT`
       assert.strictEqual((yield* Fiber.join(appending))._tag, "ConcurrencyConflict")
     }).pipe(Effect.scoped))
@@ -433,9 +434,7 @@ const goAppend = Effect.fnUntraced(function*(version: number) {
     VALUES ('test', 'Test', 'a', ${version}, gen_random_uuid(), 'FromGo', '')`
   return {
     /** Returns when another session waits for a lock. */
-    waitedFor: Effect.gen(function*() {
-      while ((yield* lockWaits).length === 0) yield* Effect.yieldNow
-    }),
+    waitedFor: TimeLimits.waitUntil("another session waits", lockWaits, (rows) => rows.length > 0),
     upsertHead: sql`
       INSERT INTO aggregate_heads AS h (bounded_context, aggregate_type, aggregate_id, aggregate_version, updated_at)
       VALUES ('test', 'Test', 'a', ${version}, now())

@@ -14,6 +14,7 @@ import { EventStore } from "../../../../src/services/EventStore.ts"
 import * as EventStores from "../../../support/EventStores.ts"
 import * as PlainWriters from "../../../support/PlainWriters.ts"
 import { TestDatabase } from "../../../support/TestDatabase.ts"
+import * as TimeLimits from "../../../support/TimeLimits.ts"
 
 const event = (aggregateId: string, rest: Partial<NewEvent> = {}): NewEvent => ({
   boundedContext: "test",
@@ -49,7 +50,7 @@ const waitBeyond = Effect.fnUntraced(function*(position: bigint) {
     WHERE r.datname = current_database() AND r.application_name = 'pupsourcing-orchestrator reader' AND r.state = 'idle'
       AND r.state_change > ${since!.now}::timestamptz
       AND l.datname = r.datname AND l.application_name = 'pupsourcing-orchestrator listener' AND l.state = 'idle'`
-  while ((yield* looked).length === 0) yield* Effect.yieldNow
+  yield* TimeLimits.waitUntil("the reader and the listener are idle", looked, (rows) => rows.length > 0)
   return waiting
 })
 
@@ -216,7 +217,7 @@ describe("EventStore beside plain SQL", () => {
       })
       const waiting = other.sql`
         SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'transactionid'`
-      while ((yield* waiting).length === 0) yield* Effect.yieldNow
+      yield* TimeLimits.waitUntil("the append waits", waiting, (rows) => rows.length > 0)
       yield* other.sql`COMMIT`
       const error = yield* Fiber.join(appending)
       assert(error._tag === "ConcurrencyConflict")
