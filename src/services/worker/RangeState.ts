@@ -1,9 +1,28 @@
 /**
- * What is known in memory about one open range. `RangeRunner` writes it while it works on the range, except `closing`,
- * which `Ranges` writes. The reconciler, catch-up and the activity stream read it.
+ * One open range: the job of its runner, and what is known about the range in memory. The runner writes the state,
+ * except `closing`, which `Ranges` writes. The reconciler, catch-up and the activity stream read it.
  */
+import type * as Context from "effect/Context"
+import type * as Effect from "effect/Effect"
+import type * as Latch from "effect/Latch"
+import type { Activity } from "../../schema/Activity.ts"
 import type * as Checkpoint from "../../schema/Checkpoint.ts"
+import type { Settings } from "../../schema/Settings.ts"
 import type { ServerEpoch } from "../EventStore.ts"
+import type * as Projection from "../Projection.ts"
+
+export interface Job {
+  readonly projection: Projection.Any
+  /** The handler's services, captured when the orchestrator was built. */
+  readonly captured: Context.Context<unknown>
+  readonly settings: Pick<Settings, "batchSize" | "batchBytes" | "pollInterval" | "staleWorkerTimeout">
+  readonly state: RangeState
+  /** Opened to drain the range: the batch in flight ends, and no other begins. */
+  readonly draining: Latch.Latch
+  /** Opened when `handledUpTo` has advanced. */
+  readonly progressed: Latch.Latch
+  readonly record: (activity: Activity) => Effect.Effect<void>
+}
 
 export interface RangeState {
   /** The row and its fence, as they were when the range was opened. */
@@ -41,27 +60,32 @@ export const make = (held: Checkpoint.Held, now: bigint): RangeState => ({
   closing: false
 })
 
+/** Returns whether progress past events that do not match is not written yet. */
+export const hasUnwritten = (state: RangeState): boolean => state.handledUpTo !== state.writtenUpTo
+
 /** Records that no event up to `position` matches. This progress is not written yet. */
-export const passOver = (state: RangeState, position: bigint, epoch: ServerEpoch): void => {
+export const passOver = ({ progressed, state }: Job, position: bigint, epoch: ServerEpoch): void => {
   state.handledUpTo = position
   state.epoch = epoch
+  progressed.openUnsafe()
 }
 
 /** Records that progress up to `position` is committed. */
-export const write = (state: RangeState, position: bigint, now: bigint): void => {
+export const write = ({ progressed, state }: Job, position: bigint, now: bigint): void => {
   state.handledUpTo = state.writtenUpTo = position
   state.writtenAt = now
   state.epoch = undefined
+  progressed.openUnsafe()
 }
 
 /** Drops unwritten progress, so that those positions are read again. */
-export const dropUnwritten = (state: RangeState): void => {
+export const dropUnwritten = ({ state }: Job): void => {
   state.handledUpTo = state.writtenUpTo
   state.epoch = undefined
 }
 
 /** Records that the range is halted. */
-export const halt = (state: RangeState, reason: RangeState["halt"], now: bigint): void => {
+export const halt = ({ state }: Job, reason: RangeState["halt"], now: bigint): void => {
   state.halt = reason
   state.haltedAt = now
 }

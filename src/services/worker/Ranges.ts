@@ -16,7 +16,7 @@ import { Activity } from "../../schema/Activity.ts"
 import * as Checkpoint from "../../schema/Checkpoint.ts"
 import * as HashRange from "../../schema/HashRange.ts"
 import { errorText, stackText } from "../ErrorText.ts"
-import type { Job, RangeRunner, RunnerError } from "./RangeRunner.ts"
+import type { RangeRunner, RunnerError } from "./RangeRunner.ts"
 import * as RangeState from "./RangeState.ts"
 
 /**
@@ -28,7 +28,7 @@ export interface Ranges {
   readonly all: ReadonlyMap<string, Readonly<RangeState.RangeState>>
   readonly open: (
     held: Checkpoint.Held,
-    job: Pick<Job, "captured" | "projection" | "record" | "settings">
+    job: Pick<RangeState.Job, "captured" | "projection" | "record" | "settings">
   ) => Effect.Effect<void>
   /**
    * Starts to close a range, which stays in `all` until its runner has ended. `now` interrupts the runner at once, for

@@ -1,0 +1,221 @@
+/**
+ * Decides, without effects, how a range continues after a batch: with the next events, with another attempt, or halted
+ * at an event. `next` is the one place for these rules; `select` chooses the events of the next batch.
+ *
+ * A range must not be halted because of the network, of another transaction or of another event: transient failures are
+ * retried, and an event is given up only if it was the first of its batch, after the events before it have committed.
+ */
+import type { Event } from "./Event.ts"
+
+/** What a range keeps between batches. */
+export interface State {
+  /** Failures since the last commit. */
+  readonly attempts: number
+  /** How often in a row the connection was lost in the handler of the event at `position`, since the last commit. */
+  readonly lostInHandler: { readonly position: bigint; readonly times: number } | undefined
+  /** How often the connection was lost after all handlers had ended, since the last commit. */
+  readonly lostAfterHandlers: number
+  /** The full size of a batch. */
+  readonly batchSize: number
+  /**
+   * Maximum number of events in the next batch: halved after a conflict, doubled after a commit. Ranges whose batches
+   * lock the same rows in different orders get through with small batches.
+   */
+  readonly limit: number
+  /** Batches that conflicts have rolled back since `limit` was last at its full size. */
+  readonly conflicts: number
+  /** Position of the event that presumably makes batches fail: it is not handled in one batch with earlier events. */
+  readonly suspect: bigint | undefined
+}
+
+export const initial = (batchSize: number): State => ({
+  attempts: 0,
+  lostInHandler: undefined,
+  lostAfterHandlers: 0,
+  batchSize,
+  limit: batchSize,
+  conflicts: 0,
+  suspect: undefined
+})
+
+/** Why a batch was rolled back. */
+export type Reason =
+  /** The handler failed or broke the rules of its transaction. */
+  | "handler"
+  /** A deadlock, a serialization failure or a lock timeout, caused by another transaction. */
+  | "conflict"
+  /** The server refused a statement for a reason that passes, such as a statement timeout or a lack of memory. */
+  | "refusal"
+  /** The session was lost, or the events were read in another server epoch. */
+  | "connection"
+  /** The server refused a statement for any other reason, such as a damaged page. */
+  | "server fault"
+  /** The server cannot be reached or does not accept writes. */
+  | "unavailable"
+
+/** Returns whether the server may be unavailable or replaced, so that the events must be read again. */
+export const isDisconnection = (reason: Reason): boolean =>
+  reason === "connection" || reason === "server fault" || reason === "unavailable"
+
+/** A batch that was rolled back. */
+export interface Failed<F> {
+  readonly _tag: "Failed"
+  readonly reason: Reason
+  /** Positions of the events whose handlers had begun. */
+  readonly begun: ReadonlyArray<bigint>
+  /** Index of the event in whose handler the batch failed; undefined if all handlers had ended. */
+  readonly failedAt: number | undefined
+  /** The failure itself. It has no influence on the decision and is contained in the action. */
+  readonly failure: F
+}
+
+/** How a batch ended. */
+export type Outcome<F> =
+  /** The first `handled` events are committed. */
+  | { readonly _tag: "Committed"; readonly handled: number; readonly tookNanos: bigint }
+  | Failed<F>
+  /** No handler was called, because the first event has overrun too often (`isBlocking`). */
+  | { readonly _tag: "Overran"; readonly failure: F }
+
+/** What the runner has to do next. */
+export type Action<F> =
+  /** Continue with the events after the first `handled`, which are committed. */
+  | { readonly _tag: "Continue"; readonly handled: number; readonly tookNanos: bigint }
+  /** Commit the events before the suspect first, so that it becomes the first event of a batch. */
+  | { readonly _tag: "Isolate" }
+  /** Wait, then try the same events again. */
+  | { readonly _tag: "BackOff"; readonly attempt: number; readonly failure: F }
+  /** Wait, then read the events again, because the next answer may come from another server. */
+  | { readonly _tag: "Reread"; readonly attempt: number; readonly failure: F }
+  /** Halt the range at its first event. `circumstance` introduces the error; it is empty if nothing has to be added. */
+  | { readonly _tag: "Halt"; readonly failure: F; readonly circumstance: string }
+
+/** The state after an outcome, and what follows from it. */
+export interface Decision<F> {
+  readonly state: State
+  readonly action: Action<F>
+}
+
+/**
+ * A handler that loses its connection this many times in a row at one position is treated as the cause. The back-off in
+ * between takes about five seconds, in which an unreliable network loses connections at other events, too.
+ */
+export const maxLossesInHandler = 10
+/**
+ * The limit for connections that are lost after the handlers have ended, which is usually caused by the network. The
+ * back-off in between takes almost two minutes.
+ */
+export const maxLossesAfterHandlers = 30
+/** A single overrun may be caused by a stopped process or an unreachable network. */
+const maxOverruns = 3
+/** A few conflicts of a range are normal; many mean that ranges often write the same rows at the same time. */
+const conflictsBeforeWarning = 3
+
+/** Returns whether a handler that has overrun this often at one event is not called for that event again. */
+export const isBlocking = (overruns: number): boolean => overruns >= maxOverruns
+
+/** Returns whether the range loses so many batches to conflicts that a person should know. */
+export const isContended = ({ conflicts }: State): boolean => conflicts >= conflictsBeforeWarning
+
+/**
+ * Returns the events of the next batch, at least one. The batch ends before the suspect and before an event that has
+ * overrun; such an event is handled alone.
+ */
+export const select = <E extends Pick<Event, "globalPosition">>(
+  { limit, suspect }: State,
+  events: ReadonlyArray<E>,
+  hasOverrun: (position: bigint) => boolean
+): ReadonlyArray<E> => {
+  const hasSuspect = suspect !== undefined && events[0] !== undefined && events[0].globalPosition < suspect
+  const end = events.findIndex(({ globalPosition }) =>
+    (hasSuspect && globalPosition >= suspect) || hasOverrun(globalPosition)
+  )
+  return events.slice(0, Math.min(end < 0 ? events.length : Math.max(1, end), limit))
+}
+
+/** Decides between continuing, isolating, retrying and halting. */
+export const next = <F>(state: State, outcome: Outcome<F>): Decision<F> => {
+  switch (outcome._tag) {
+    case "Committed":
+      return { state: afterCommit(state), action: { ...outcome, _tag: "Continue" } }
+    case "Overran":
+      return { state, action: { _tag: "Halt", failure: outcome.failure, circumstance: "" } }
+    case "Failed":
+      return outcome.reason === "handler"
+        ? isolateOrHalt(state, outcome, "")
+        : afterTransientFailure(state, outcome)
+  }
+}
+
+const afterCommit = (state: State): State => {
+  const limit = Math.min(state.batchSize, state.limit * 2)
+  return {
+    ...state,
+    attempts: 0,
+    lostInHandler: undefined,
+    lostAfterHandlers: 0,
+    limit,
+    conflicts: limit === state.batchSize ? 0 : state.conflicts
+  }
+}
+
+const afterTransientFailure = <F>(before: State, failed: Failed<F>): Decision<F> => {
+  const { failure, reason } = failed
+  const limit = isAvoidedBySmallerBatches(before, failed) ? Math.max(1, failed.begun.length >> 1) : before.limit
+  const conflicts = before.conflicts + (reason === "conflict" ? 1 : 0)
+  const counted = countLoss({ ...before, limit, conflicts }, failed)
+  const circumstance = lostTooOften(counted, failed)
+  if (circumstance !== undefined) {
+    return isolateOrHalt({ ...counted, lostInHandler: undefined, lostAfterHandlers: 0 }, failed, circumstance)
+  }
+  const state = countFailure(counted)
+  const attempt = state.attempts
+  return { state, action: { _tag: isDisconnection(reason) ? "Reread" : "BackOff", attempt, failure } }
+}
+
+/** A smaller batch locks fewer rows, ends earlier, and keeps fewer events from being committed. */
+const isAvoidedBySmallerBatches = ({ lostInHandler }: State, { begun, failedAt, reason }: Failed<unknown>): boolean => {
+  if (reason === "conflict" || reason === "refusal") return true
+  if (failedAt === undefined) return false
+  // A server-side transaction timeout hits a different event each time; smaller batches finish before it fires.
+  const wanders = lostInHandler !== undefined && lostInHandler.position !== begun[failedAt]
+  // A statement that the server refuses for one event must not keep the preceding events from committing.
+  return wanders || reason === "server fault"
+}
+
+/** A loss counts for the event in whose handler it occurred, or for the end of the batch. */
+const countLoss = (state: State, { begun, failedAt, reason }: Failed<unknown>): State => {
+  if (reason !== "connection" || begun.length === 0) return state
+  if (failedAt === undefined) return { ...state, lostAfterHandlers: state.lostAfterHandlers + 1 }
+  const position = begun[failedAt]!
+  const times = state.lostInHandler?.position === position ? state.lostInHandler.times + 1 : 1
+  return { ...state, lostInHandler: { position, times } }
+}
+
+/** Returns in words that the loss that was just counted is one too many; undefined if it is not. */
+const lostTooOften = ({ lostAfterHandlers, lostInHandler }: State, { begun, failedAt, reason }: Failed<unknown>) => {
+  if (reason !== "connection" || begun.length === 0) return undefined
+  const isInHandler = failedAt !== undefined
+  const losses = isInHandler ? lostInHandler?.times ?? 0 : lostAfterHandlers
+  if (losses < (isInHandler ? maxLossesInHandler : maxLossesAfterHandlers)) return undefined
+  const where = isInHandler ? "in the handler" : "after the handler had ended"
+  return `the connection was lost ${losses} times in a row ${where}: `
+}
+
+const isolateOrHalt = <F>(state: State, { begun, failedAt, failure }: Failed<F>, circumstance: string): Decision<F> => {
+  // If all handlers have ended, the event that causes the failure is unknown; halving finds it.
+  const at = failedAt ?? begun.length >> 1
+  return at === 0
+    ? { state, action: { _tag: "Halt", failure, circumstance } }
+    : { state: { ...state, suspect: begun[at] }, action: { _tag: "Isolate" } }
+}
+
+/** Counts a failure of the range; used for a halt that could not be recorded, too. */
+export const countFailure = (state: State): State => ({ ...state, attempts: state.attempts + 1 })
+
+const firstBackoffMillis = 10
+const longestBackoffMillis = 5_000
+
+/** Returns the wait before an attempt is repeated; `random` is from 0 to 1. */
+export const backoffMillis = (attempt: number, random: number): number =>
+  Math.min(firstBackoffMillis * 2 ** (attempt - 1), longestBackoffMillis) * (0.8 + 0.4 * random)

@@ -1,0 +1,226 @@
+/**
+ * One batch: a transaction in which the handler runs for each event and which moves the range's position last. `attempt`
+ * describes how it ended; `BatchPolicy` decides what follows.
+ */
+import * as Cause from "effect/Cause"
+import * as Clock from "effect/Clock"
+import type * as Context from "effect/Context"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import type * as Option from "effect/Option"
+import * as Predicate from "effect/Predicate"
+import * as Stream from "effect/Stream"
+import * as BatchPolicy from "../../schema/BatchPolicy.ts"
+import { HandlerOverran, HandlerResultUnused } from "../../schema/Errors.ts"
+import type { Event } from "../../schema/Event.ts"
+import { type CheckpointStore, type Fenced, HandlerFailure } from "../CheckpointStore.ts"
+import { tryRead } from "../ErrorText.ts"
+import type { ServerEpoch } from "../EventStore.ts"
+import * as BatchContext from "./BatchContext.ts"
+import type { BlockingHandlers } from "./BlockingHandlers.ts"
+import * as RangeState from "./RangeState.ts"
+import type { Failure, Retryable } from "./Retries.ts"
+
+export interface Batch {
+  /** At least one event. */
+  readonly events: ReadonlyArray<Event>
+  /** The range's position after the last event. */
+  readonly end: bigint
+  /** The server epoch in which the events were read. */
+  readonly epoch: ServerEpoch
+}
+
+/** What the batches of one range have in common. */
+export interface Setting {
+  readonly job: RangeState.Job
+  readonly checkpoints: CheckpointStore["Service"]
+  readonly blocking: BlockingHandlers
+  readonly clock: Clock.Clock
+  /** The runner's own context, without the services of a batch. */
+  readonly base: Context.Context<never>
+  readonly idleTimeout: Duration.Duration
+}
+
+/** How a batch ended. */
+export type Outcome = BatchPolicy.Outcome<Failure>
+
+/** The course of one batch, for the code around its transaction. */
+interface Course {
+  /** How many handlers have begun, and how many of them have ended with success. */
+  begun: number
+  handled: number
+  /** When the handler of the current event began. */
+  begunAt: bigint
+  /** The failure of the handlers, if any. */
+  raised: Cause.Cause<unknown> | undefined
+}
+
+/** Maximum idle timeout: longer than any handler should hold locks, and within the range of the server's setting. */
+const longestIdleTimeout = Duration.hours(1)
+
+/**
+ * A batch that takes longer commits the events that it has handled, so that row locks are held briefly and a hand-over
+ * waits for one event instead of a whole batch.
+ */
+const longestBatchNanos = 100_000_000n
+
+export const makeSetting = Effect.fnUntraced(function*(
+  job: RangeState.Job,
+  checkpoints: CheckpointStore["Service"],
+  blocking: BlockingHandlers
+): Effect.fn.Return<Setting> {
+  return {
+    job,
+    checkpoints,
+    blocking,
+    clock: yield* Clock.Clock,
+    base: yield* Effect.context<never>(),
+    // The store keeps the transaction alive while the process runs. Half of the stale timeout ensures that a frozen
+    // worker's locks are released before other workers claim its ranges.
+    idleTimeout: Duration.min(Duration.times(job.settings.staleWorkerTimeout, 0.5), longestIdleTimeout)
+  }
+})
+
+/** Returns how the batch ended; none if the range drained before the batch's turn. */
+export const attempt = (setting: Setting, batch: Batch): Effect.Effect<Option.Option<Outcome>, Fenced> => {
+  const { blocking, idleTimeout, job } = setting
+  const times = blocking.count(job.projection.name, batch.events[0]!.globalPosition)
+  if (times === 0) return Effect.asSome(run(setting, batch))
+  if (BatchPolicy.isBlocking(times)) {
+    return Effect.succeedSome({ _tag: "Overran", failure: new HandlerOverran({ times, longerThan: idleTimeout }) })
+  }
+  // The event may have been counted because another handler blocked the process. Alone, it does not overrun again.
+  return blocking.alone(run(setting, batch), job.draining.await)
+}
+
+/**
+ * Handles the events until the batch is complete, has taken too long or must drain, then commits the events that were
+ * handled.
+ */
+const run = Effect.fnUntraced(function*(setting: Setting, batch: Batch): Effect.fn.Return<Outcome, Fenced> {
+  const { clock, job } = setting
+  const course: Course = { begun: 0, handled: 0, begunAt: 0n, raised: undefined }
+  const startedAt = clock.monotonicTimeNanosUnsafe()
+  job.state.batchSince = startedAt
+  const result = yield* Effect.result(commit(setting, batch, course))
+  job.state.batchSince = undefined
+  if (result._tag === "Success") {
+    const now = clock.monotonicTimeNanosUnsafe()
+    RangeState.write(job, reached(batch, course), now)
+    clearOverrun(setting, batch, course)
+    return { _tag: "Committed", handled: course.handled, tookNanos: now - startedAt }
+  }
+  const { failure } = result
+  if (failure._tag === "Fenced") return yield* failure
+  const reason = reasonOf(failure)
+  // The batch failed for a reason other than time.
+  if (!BatchPolicy.isDisconnection(reason)) clearOverrun(setting, batch, course)
+  return {
+    _tag: "Failed",
+    reason,
+    begun: batch.events.slice(0, course.begun).map(({ globalPosition }) => globalPosition),
+    failedAt: course.begun > course.handled ? course.begun - 1 : undefined,
+    failure
+  }
+})
+
+const commit = (setting: Setting, batch: Batch, course: Course) => {
+  const { base, checkpoints, idleTimeout, job } = setting
+  const handling = Effect.scoped(BatchContext.provide(handleEvents(setting, batch, course), job.captured, base)).pipe(
+    Effect.tapCause((cause) =>
+      Effect.sync(() => {
+        course.raised = cause
+      })
+    )
+  )
+  const { held, writtenUpTo } = job.state
+  return checkpoints.commit(
+    held,
+    { from: writtenUpTo, idleTimeout, epoch: batch.epoch },
+    Effect.map(handling, () => reached(batch, course))
+  ).pipe(
+    // If a handler's failure makes the store die, it is a handler failure: the handler must not run forever.
+    Effect.catchCause((cause) =>
+      course.raised === undefined || Cause.hasFails(cause) || Cause.hasInterrupts(cause)
+        ? Effect.failCause(cause)
+        : Effect.fail(new HandlerFailure({ cause: course.raised }))
+    )
+  )
+}
+
+/** An optimistic transaction may run this several times before it commits, each time from the start. */
+const handleEvents = (setting: Setting, { events }: Batch, course: Course): Effect.Effect<void, unknown, unknown> => {
+  const { clock, job: { draining, projection } } = setting
+  const hasTime = (since: bigint) => {
+    const now = clock.monotonicTimeNanosUnsafe()
+    if (draining.isOpen() || now - since > longestBatchNanos) return false
+    course.begunAt = now
+    return true
+  }
+  return Effect.suspend(() => {
+    const since = clock.monotonicTimeNanosUnsafe()
+    course.begun = course.handled = 0
+    course.begunAt = since
+    return Effect.whileLoop({
+      while: () => course.begun < events.length && (course.begun === 0 || hasTime(since)),
+      body: (): Effect.Effect<unknown, unknown, unknown> => {
+        const effect: unknown = projection.handle(events[course.begun++]!)
+        return Effect.isEffect(effect) ? effect : Effect.die(new HandlerResultUnused({ result: "not an Effect" }))
+      },
+      step: (value) => {
+        // A value that throws when it is inspected is accepted.
+        const result = tryRead(() => unusedResult(value))
+        if (result !== undefined) throw new HandlerResultUnused({ result })
+        course.handled = course.begun
+      }
+    })
+  }).pipe(Effect.onExit(() => Effect.sync(() => noteOverrun(setting, events, course))))
+}
+
+/** The range's position after the events that were handled. */
+const reached = ({ end, events }: Batch, { handled }: Course): bigint =>
+  handled === events.length ? end : events[handled - 1]!.globalPosition
+
+/**
+ * Counts an overrun as soon as the handlers have ended, because the range may be closed before the loss of the batch is
+ * detected. A handler that was interrupted because its range drains is not counted.
+ */
+const noteOverrun = ({ blocking, clock, idleTimeout, job }: Setting, events: Batch["events"], course: Course) => {
+  const { begun, begunAt, handled } = course
+  const cutShort = begun > handled && job.draining.isOpen()
+  if (begun === 0 || cutShort) return
+  if (clock.monotonicTimeNanosUnsafe() - begunAt > Duration.toNanosUnsafe(idleTimeout)) {
+    blocking.note(job.projection.name, events[begun - 1]!.globalPosition)
+  }
+}
+
+/** The last event did not lose the batch by taking too long. */
+const clearOverrun = ({ blocking, job }: Setting, { events }: Batch, { begun }: Course) => {
+  if (begun > 0) blocking.forget(job.projection.name, events[begun - 1]!.globalPosition)
+}
+
+const reasonOf = (failure: HandlerFailure | Retryable): BatchPolicy.Reason => {
+  switch (failure._tag) {
+    case "HandlerFailure":
+      return "handler"
+    case "TransientFailure":
+      return failure.kind
+    case "StoreFailure":
+      return "server fault"
+    default:
+      return "unavailable"
+  }
+}
+
+/**
+ * Returns the kind of a handler's success value that should have been run, awaited or raised, otherwise `undefined`. An
+ * Exit and yieldable errors are Effects too; a successful Exit is harmless. For an array, only the first element is
+ * checked.
+ */
+const unusedResult = (value: unknown): HandlerResultUnused["result"] | undefined => {
+  const result: unknown = Array.isArray(value) ? value[0] : value
+  if (Exit.isExit(result)) return Exit.isFailure(result) ? "failure" : undefined
+  if (Effect.isEffect(result)) return result instanceof Error ? "failure" : "Effect"
+  return Stream.isStream(result) ? "Stream" : Predicate.isPromiseLike(result) ? "Promise" : undefined
+}

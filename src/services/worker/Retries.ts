@@ -1,0 +1,90 @@
+/** The retries of one range's operations: their log lines, their activity, and the pause before the next attempt. */
+import * as Cause from "effect/Cause"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Random from "effect/Random"
+import { Activity } from "../../schema/Activity.ts"
+import * as BatchPolicy from "../../schema/BatchPolicy.ts"
+import { type HandlerOverran, isStoreError, type StoreError } from "../../schema/Errors.ts"
+import * as HashRange from "../../schema/HashRange.ts"
+import { type HandlerFailure, TransientFailure } from "../CheckpointStore.ts"
+import { errorText } from "../ErrorText.ts"
+import type { RetryLog } from "../telemetry/RetryLog.ts"
+import type { Job } from "./RangeState.ts"
+
+const operations = ["Reading", "A batch", "Progress", "The record of a halt"] as const
+export type Operation = (typeof operations)[number]
+
+/** A failure of the stores after which an operation can be repeated. */
+export type Retryable = StoreError | TransientFailure
+
+/** A failure of any operation. */
+export type Failure = HandlerFailure | HandlerOverran | Retryable
+
+export const isRetryable = (failure: unknown): failure is Retryable =>
+  failure instanceof TransientFailure || isStoreError(failure)
+
+export const describe = (failure: Failure): string => {
+  switch (failure._tag) {
+    case "HandlerFailure":
+      return errorText(failure.cause)
+    case "TransientFailure":
+      return errorText(Cause.fail(failure.cause))
+    default:
+      return failure.message
+  }
+}
+
+export interface Retries {
+  /** The operation failed and will be retried. */
+  readonly failed: (operation: Operation, attempt: number, failure: Failure) => Effect.Effect<void>
+  readonly succeeded: (operation: Operation) => Effect.Effect<void>
+  /** A write has succeeded, which ends the retries of all operations. */
+  readonly allSucceeded: Effect.Effect<void>
+  /** The range is closed, so nothing is retried any more. */
+  readonly ended: Effect.Effect<void>
+  /** Waits before an attempt is repeated, or until the range drains. */
+  readonly backOff: (attempt: number) => Effect.Effect<void>
+}
+
+/**
+ * Conflicts and refusals are logged as errors at every multiple of this number of attempts, otherwise as debug lines.
+ */
+const attemptsBeforeError = 5
+
+export const make = (job: Job, retryLog: RetryLog): Retries => {
+  const { held: { projection, range } } = job.state
+  const nameOf = (operation: Operation): string =>
+    `${operation} of projection "${projection}" in range ${HashRange.format(range)}`
+
+  const logFailure = (operation: Operation, attempt: number, failure: Failure, reason: string) => {
+    // All ranges fail at once while the database is unavailable, but each has its own conflicts.
+    if (failure._tag !== "TransientFailure" || failure.kind === "connection") {
+      return retryLog.failed(nameOf(operation), reason)
+    }
+    const log = attempt % attemptsBeforeError === 0 ? Effect.logError : Effect.logDebug
+    return log(
+      `${nameOf(operation)} at position ${job.state.handledUpTo} failed ${attempt} times and is retried: ${reason}`
+    )
+  }
+
+  return {
+    failed: (operation, attempt, failure) => {
+      const reason = describe(failure)
+      return Effect.andThen(
+        logFailure(operation, attempt, failure, reason),
+        job.record(Activity.BatchRetried({ projection, range, position: job.state.handledUpTo, attempt, reason }))
+      )
+    },
+    succeeded: (operation) => retryLog.succeeded(nameOf(operation)),
+    allSucceeded: Effect.forEach(operations, (operation) => retryLog.succeeded(nameOf(operation)), { discard: true }),
+    ended: Effect.forEach(operations, (operation) => retryLog.ended(nameOf(operation)), { discard: true }),
+    backOff: (attempt) =>
+      Effect.flatMap(Random.next, (random) =>
+        // `draining` comes first in the race, so that nothing starts once the range is draining.
+        Effect.raceFirst(
+          job.draining.await,
+          Effect.sleep(Duration.millis(BatchPolicy.backoffMillis(attempt, random)))
+        ))
+  }
+}

@@ -1,0 +1,290 @@
+import { assert, describe, it } from "@effect/vitest"
+import { Arbitrary, Schema } from "effect"
+import * as BatchPolicy from "../../src/schema/BatchPolicy.ts"
+
+const int = (minimum: number, maximum: number) => Schema.Int.pipe(Schema.check(Schema.isBetween({ minimum, maximum })))
+
+const reasons = ["handler", "conflict", "refusal", "connection", "server fault", "unavailable"] as const
+const transient = Schema.Literals(["conflict", "refusal", "connection", "server fault", "unavailable"])
+
+type Outcome = BatchPolicy.Outcome<string>
+
+const committed = (handled: number): Outcome => ({ _tag: "Committed", handled, tookNanos: 0n })
+
+/** A failure of a batch: in the handler of the event at an index, or after all handlers. */
+const failed = (
+  reason: BatchPolicy.Reason,
+  batch: ReadonlyArray<bigint>,
+  failedAt?: number
+): Outcome => ({
+  _tag: "Failed",
+  reason,
+  begun: failedAt === undefined ? batch : batch.slice(0, failedAt + 1),
+  failedAt,
+  failure: reason
+})
+
+/**
+ * The loop of a runner over the events 1 to `count`, without effects: `outcomeOf` returns how an attempt of a batch
+ * ends. Returns the events that were committed and where the range was halted.
+ */
+const drive = (options: {
+  readonly count: number
+  readonly batchSize: number
+  readonly outcomeOf: (batch: ReadonlyArray<bigint>, attempt: number) => Outcome
+  readonly overruns?: (position: bigint) => number
+}) => {
+  const { batchSize, count, outcomeOf, overruns = () => 0 } = options
+  const events = Array.from({ length: count }, (_, index) => ({ globalPosition: BigInt(index + 1) }))
+  let state = BatchPolicy.initial(batchSize)
+  let done = 0
+  for (let attempt = 0; done < count; attempt++) {
+    assert.isBelow(attempt, 10_000, "the range starves")
+    const rest = events.slice(done, done + batchSize)
+    const batch = BatchPolicy.select(state, rest, (position) => overruns(position) > 0)
+    const positions = batch.map(({ globalPosition }) => globalPosition)
+    const decision = BatchPolicy.next(
+      state,
+      BatchPolicy.isBlocking(overruns(positions[0]!))
+        ? { _tag: "Overran", failure: "overrun" }
+        : outcomeOf(positions, attempt)
+    )
+    state = decision.state
+    if (decision.action._tag === "Continue") done += decision.action.handled
+    if (decision.action._tag === "Halt") {
+      return { committed: done, haltedAt: done + 1, circumstance: decision.action.circumstance }
+    }
+  }
+  return { committed: done, haltedAt: undefined, circumstance: undefined }
+}
+
+const range = { count: int(1, 60), batchSize: int(1, 20) }
+const Fault = Schema.Struct({ reason: transient, at: int(0, 20), isAfterHandlers: Schema.Boolean })
+/** Fewer failures between two attempts without one than connections may be lost in a row. */
+const faults = Arbitrary.array(Arbitrary.schema(Fault), { maxLength: 3 })
+
+/** Every attempt fails by the next fault; after the last fault an attempt ends by itself, then they start over. */
+const disturbed =
+  (list: ReadonlyArray<typeof Fault.Type>, undisturbed: (batch: ReadonlyArray<bigint>) => Outcome) =>
+  (batch: ReadonlyArray<bigint>, attempt: number): Outcome => {
+    const fault = list[attempt % (list.length + 1)]
+    return fault === undefined
+      ? undisturbed(batch)
+      : failed(fault.reason, batch, fault.isAfterHandlers ? undefined : fault.at % batch.length)
+  }
+
+describe("halts", () => {
+  it.prop("exactly at an event whose handler fails, after the events before it, whatever else fails", {
+    ...range,
+    poison: int(1, 60),
+    faults
+  }, ({ batchSize, count, faults, poison }) => {
+    const bad = BigInt(poison)
+    const outcomeOf = disturbed(
+      faults,
+      (batch) => batch.includes(bad) ? failed("handler", batch, batch.indexOf(bad)) : committed(batch.length)
+    )
+    const result = drive({ count, batchSize, outcomeOf })
+    assert.deepStrictEqual(
+      [result.committed, result.haltedAt],
+      poison > count ? [count, undefined] : [poison - 1, poison]
+    )
+  })
+
+  it.prop("never for failures that are transient, as long as some attempts succeed", { ...range, faults }, ({
+    batchSize,
+    count,
+    faults
+  }) => {
+    const result = drive({ count, batchSize, outcomeOf: disturbed(faults, (batch) => committed(batch.length)) })
+    assert.deepStrictEqual([result.committed, result.haltedAt], [count, undefined])
+  })
+
+  it.prop("exactly at an event that loses the connection in its handler ten times in a row", {
+    ...range,
+    poison: int(1, 60)
+  }, ({ batchSize, count, poison }) => {
+    const bad = BigInt(poison)
+    let alone = 0
+    const result = drive({
+      count,
+      batchSize,
+      outcomeOf: (batch) => {
+        if (batch[0] === bad) alone++
+        return batch.includes(bad) ? failed("connection", batch, batch.indexOf(bad)) : committed(batch.length)
+      }
+    })
+    if (poison > count) return assert.isUndefined(result.haltedAt)
+    assert.deepStrictEqual([result.committed, result.haltedAt, alone], [poison - 1, poison, 10])
+    assert.strictEqual(result.circumstance, "the connection was lost 10 times in a row in the handler: ")
+  })
+
+  it.prop("exactly at an event that loses the connection after its handler thirty times in a row", {
+    ...range,
+    poison: int(1, 60)
+  }, ({ batchSize, count, poison }) => {
+    const bad = BigInt(poison)
+    let alone = 0
+    const result = drive({
+      count,
+      batchSize,
+      outcomeOf: (batch) => {
+        if (batch[0] === bad && batch.length === 1) alone++
+        return batch.includes(bad) ? failed("connection", batch) : committed(batch.length)
+      }
+    })
+    if (poison > count) return assert.isUndefined(result.haltedAt)
+    assert.deepStrictEqual([result.committed, result.haltedAt], [poison - 1, poison])
+    assert.isAtMost(alone, 30)
+    assert.strictEqual(result.circumstance, "the connection was lost 30 times in a row after the handler had ended: ")
+  })
+
+  it.prop("exactly at an event that overruns three times, after the events before it", {
+    ...range,
+    poison: int(1, 60)
+  }, ({ batchSize, count, poison }) => {
+    const bad = BigInt(poison)
+    let overruns = 0
+    const result = drive({
+      count,
+      batchSize,
+      overruns: (position) => position === bad ? overruns : 0,
+      outcomeOf: (batch) => {
+        if (!batch.includes(bad)) return committed(batch.length)
+        if (overruns > 0) assert.deepStrictEqual(batch, [bad], "an event that has overrun is handled alone")
+        overruns++
+        return failed("connection", batch, batch.indexOf(bad))
+      }
+    })
+    assert.deepStrictEqual(
+      [result.committed, result.haltedAt, overruns],
+      poison > count ? [count, undefined, 0] : [poison - 1, poison, 3]
+    )
+  })
+
+  it.prop("never because the server ends transactions that are too long", { ...range, longest: int(1, 5) }, ({
+    batchSize,
+    count,
+    longest
+  }) => {
+    // The limit hits another event each time.
+    const outcomeOf = (batch: ReadonlyArray<bigint>, attempt: number) => {
+      const most = longest + attempt % 2
+      return batch.length > most ? failed("connection", batch, most) : committed(batch.length)
+    }
+    assert.strictEqual(drive({ count, batchSize, outcomeOf }).committed, count)
+  })
+})
+
+const Step = Schema.Struct({
+  reason: Schema.Literals(["commit", ...reasons]),
+  begun: int(0, 8),
+  failedAt: int(-1, 8)
+})
+const steps = Arbitrary.array(Arbitrary.schema(Step), { maxLength: 120 })
+
+/** Any outcome of a batch that begins at the first position. */
+const outcomeOf = ({ begun, failedAt, reason }: typeof Step.Type): Outcome => {
+  if (reason === "commit") return committed(begun)
+  const positions = Array.from({ length: begun }, (_, index) => BigInt(index + 1))
+  return failed(reason, positions, failedAt < 0 || failedAt >= begun ? undefined : failedAt)
+}
+
+describe("after any outcomes", () => {
+  it.prop(
+    "halts and isolates only for a handler's failure, or for the last loss of too many in a row",
+    { steps },
+    ({ steps }) => {
+      let state = BatchPolicy.initial(8)
+      let inHandler: { readonly at: bigint | undefined; readonly times: number } = { at: undefined, times: 0 }
+      let after = 0
+      for (const step of steps) {
+        const outcome = outcomeOf(step)
+        const { action, state: following } = BatchPolicy.next(state, outcome)
+        state = following
+        if (outcome._tag !== "Failed") {
+          inHandler = { at: undefined, times: 0 }
+          after = 0
+          continue
+        }
+        const { begun, failedAt, reason } = outcome
+        if (reason === "connection" && failedAt !== undefined) {
+          const at = begun[failedAt]
+          inHandler = { at, times: inHandler.at === at ? inHandler.times + 1 : 1 }
+        } else if (reason === "connection" && begun.length > 0) {
+          after++
+        }
+        const isTooMany = reason === "connection" && begun.length > 0 &&
+          (failedAt === undefined ? after === 30 : inHandler.times === 10)
+        const isGivenUp = action._tag === "Halt" || action._tag === "Isolate"
+        assert.strictEqual(isGivenUp, reason === "handler" || isTooMany)
+        // An event that is not the first is isolated before it can be given up.
+        if (action._tag === "Halt") assert.strictEqual(failedAt ?? begun.length >> 1, 0)
+        if (isGivenUp && isTooMany) {
+          inHandler = { at: undefined, times: 0 }
+          after = 0
+        }
+      }
+    },
+    { arbitrary: { runs: 500, seed: "halts" } }
+  )
+
+  it.prop("a batch has at least one event, and commits restore its full size", { steps, batchSize: int(8, 64) }, ({
+    batchSize,
+    steps
+  }) => {
+    let state = steps.reduce(
+      (state, step) => BatchPolicy.next(state, outcomeOf(step)).state,
+      BatchPolicy.initial(batchSize)
+    )
+    assert.isAtLeast(state.limit, 1)
+    assert.isAtMost(state.limit, batchSize)
+    for (let commits = 1; commits <= 6; commits++) {
+      const events = Array.from({ length: batchSize }, (_, index) => ({ globalPosition: BigInt(100 + index) }))
+      assert.isNotEmpty(BatchPolicy.select(state, events, () => false))
+      state = BatchPolicy.next(state, committed(1)).state
+      assert.isAtLeast(state.limit, Math.min(batchSize, 2 ** commits))
+    }
+    assert.deepStrictEqual([state.limit, state.conflicts, state.attempts], [batchSize, 0, 0])
+  })
+
+  it.prop("events are read again only after a failure that may have replaced the server", { steps }, ({ steps }) => {
+    steps.reduce((state, step) => {
+      const { action, state: following } = BatchPolicy.next(state, outcomeOf(step))
+      if (action._tag === "Reread") assert.include(["connection", "server fault", "unavailable"], step.reason)
+      if (action._tag === "BackOff") assert.include(["conflict", "refusal"], step.reason)
+      return following
+    }, BatchPolicy.initial(8))
+  })
+})
+
+describe("select", () => {
+  const positions = (...list: ReadonlyArray<number>) => list.map((position) => ({ globalPosition: BigInt(position) }))
+  const suspecting = { ...BatchPolicy.initial(10), suspect: 3n }
+
+  it("ends before the suspect, and starts with it together with later events", () => {
+    assert.deepStrictEqual(BatchPolicy.select(suspecting, positions(1, 2, 3, 4), () => false), positions(1, 2))
+    assert.deepStrictEqual(BatchPolicy.select(suspecting, positions(3, 4), () => false), positions(3, 4))
+    // The suspect may have been lost in a failover.
+    assert.deepStrictEqual(BatchPolicy.select(suspecting, positions(1, 4, 5), () => false), positions(1))
+    assert.deepStrictEqual(BatchPolicy.select(suspecting, positions(4, 5), () => false), positions(4, 5))
+  })
+
+  it("ends before an event that has overrun, which is handled alone", () => {
+    const select = (...list: ReadonlyArray<number>) =>
+      BatchPolicy.select(BatchPolicy.initial(10), positions(...list), (position) => position === 3n)
+    assert.deepStrictEqual(select(1, 2, 3, 4), positions(1, 2))
+    assert.deepStrictEqual(select(3, 4), positions(3))
+    assert.deepStrictEqual(select(4, 5), positions(4, 5))
+  })
+})
+
+it.prop("the back-off grows from 10 ms to 5 s, with 20 % jitter", { attempt: int(1, 2000), random: int(0, 100) }, ({
+  attempt,
+  random
+}) => {
+  const wait = BatchPolicy.backoffMillis(attempt, random / 100)
+  const middle = Math.min(10 * 2 ** (attempt - 1), 5_000)
+  assert.isAtLeast(wait, middle * 0.8)
+  assert.isAtMost(wait, middle * 1.2 + 1e-9)
+})
