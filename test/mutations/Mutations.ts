@@ -20,7 +20,7 @@ const rewrite = (...changes: ReadonlyArray<readonly [RegExp, string]>) => (): Mu
 
 /** Replaces `what = $1` with a condition that is always true. */
 const unchecked = (what: string, type: string): readonly [RegExp, string] => [
-  new RegExp(`AND ${what} = (\\$\\d+)${type === "text" ? "" : `::${type}`}`),
+  new RegExp(`AND (?:c\\.)?${what} = (\\$\\d+)${type === "text" ? "" : `::${type}`}`),
   `AND $1::${type} IS NOT NULL`
 ]
 

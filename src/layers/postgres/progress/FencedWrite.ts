@@ -1,0 +1,117 @@
+/**
+ * Writes to the row of a checkpoint under its fence: the SQL that compares the fence, and what it means if a write
+ * matched no row or its answer was lost.
+ */
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Schedule from "effect/Schedule"
+import type * as SqlClient from "effect/sql/SqlClient"
+import type * as SqlError from "effect/sql/SqlError"
+import type * as Statement from "effect/sql/Statement"
+import type { Held } from "../../../schema/Checkpoint.ts"
+import type { StoreError } from "../../../schema/Errors.ts"
+import { Fenced, TransientFailure } from "../../../services/CheckpointStore.ts"
+import type { ServerEpoch } from "../../../services/EventStore.ts"
+import * as ServerEpochSql from "../connection/ServerEpochSql.ts"
+import { connectionLost, isConnectionLoss, isPassing } from "../connection/SqlErrors.ts"
+import type { Database } from "../Database.ts"
+
+type Column = "projection_name" | "range_start" | "range_end" | "worker_id" | "incarnation" | "generation_id"
+
+/**
+ * SQL: whether row `c` of the checkpoints has the wanted range and fence. This is the only SQL that compares a fence;
+ * `Checkpoint.isHeldAs` does the same in memory.
+ */
+const isHeldWith = (sql: SqlClient.SqlClient, wanted: Readonly<Record<Column, Statement.Fragment>>) =>
+  sql`c.projection_name = ${wanted.projection_name} AND c.range_start = ${wanted.range_start}
+    AND c.range_end = ${wanted.range_end} AND c.worker_id = ${wanted.worker_id}
+    AND c.incarnation = ${wanted.incarnation} AND c.generation_id = ${wanted.generation_id}`
+
+/** SQL: whether row `c` of the checkpoints has the range and the fence of `held`. */
+export const isHeldAs = (sql: SqlClient.SqlClient, { fence, projection, range }: Held) =>
+  isHeldWith(sql, {
+    projection_name: sql`${projection}`,
+    range_start: sql`${String(range.start)}::bigint`,
+    range_end: sql`${String(range.end)}::bigint`,
+    worker_id: sql`${fence.workerId}`,
+    incarnation: sql`${String(fence.incarnation)}::bigint`,
+    generation_id: sql`${String(fence.generationId)}::bigint`
+  })
+
+/** SQL: whether row `c` of the checkpoints has the range and the fence in the columns of `w`. */
+export const isHeldAsWanted = (sql: SqlClient.SqlClient) =>
+  isHeldWith(sql, {
+    projection_name: sql.literal("w.projection_name"),
+    range_start: sql.literal("w.range_start"),
+    range_end: sql.literal("w.range_end"),
+    worker_id: sql.literal("w.worker_id"),
+    incarnation: sql.literal("w.incarnation"),
+    generation_id: sql.literal("w.generation_id")
+  })
+
+/** SQL: what an advance sets besides the position. Also clears a halt whose acknowledgement was lost. */
+export const alsoAdvanced = `updated_at = clock_timestamp(), halted_since = NULL, halted_error = NULL,
+  halted_position = NULL, halted_event_id = NULL, halted_hash = NULL, halted_incarnation = NULL`
+
+export const quietly = Effect.withTracerEnabled(false)
+
+/** Time limit for a statement outside of batches; it may have to wait for a lock that a dead process left behind. */
+const statementLimit = Duration.seconds(10)
+
+const noAnswer = connectionLost("no answer in time, or no connection to ask on")
+
+/**
+ * Fails after `statementLimit`. The statement is then interrupted: the driver cancels it, and closes the connection if
+ * the cancellation is not answered either.
+ */
+export const inTime = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E | SqlError.SqlError, R> =>
+  Effect.timeoutOrElse(self, { duration: statementLimit, orElse: () => Effect.fail(noAnswer) })
+
+const whileUnreachable = Schedule.jittered(
+  Schedule.min([Schedule.exponential("50 millis"), Schedule.spaced("2 seconds")])
+)
+
+/**
+ * Looks up whether a write whose answer was lost has committed: succeeds if it has, fails otherwise. The row lock waits
+ * until the transaction has ended. Retries until the database is reachable, because nothing is known before.
+ */
+export const resolveUnknownCommit = Effect.fnUntraced(function*(
+  { refail, sql, table }: Database["Service"],
+  held: Held,
+  { from, to }: { readonly from: bigint; readonly to: bigint | undefined },
+  error: SqlError.SqlError
+): Effect.fn.Return<void, Fenced | StoreError | TransientFailure> {
+  const [row] = yield* quietly(sql<{ readonly position: string }>`
+    SELECT c.position::text AS position FROM ${table("checkpoints")} AS c WHERE ${isHeldAs(sql, held)} FOR UPDATE`)
+    .pipe(
+      inTime,
+      Effect.retry({ while: (failure) => isConnectionLoss(failure) || isPassing(failure), schedule: whileUnreachable }),
+      refail("look up the outcome of a batch")
+    )
+  const position = row === undefined ? undefined : BigInt(row.position)
+  if (position !== undefined && position === to) return
+  if (position === from) return yield* new TransientFailure({ kind: "connection", cause: error })
+  return yield* new Fenced({ projection: held.projection })
+})
+
+/** Fails with the reason why a write matched no row: another server epoch, or a lost fence. */
+export const explainZeroRows = Effect.fnUntraced(function*(
+  database: Database["Service"],
+  held: Held,
+  epoch: ServerEpoch | undefined
+): Effect.fn.Return<never, Fenced | StoreError | TransientFailure> {
+  const { refail, sql } = database
+  const [row] = yield* quietly(
+    sql<{ readonly alive: string }>`SELECT (${ServerEpochSql.goesOn(sql, epoch)})::text AS alive`
+  ).pipe(inTime, refail("check why a row was not written"))
+  return yield* row?.alive === "false" ? endEpoch(database, epoch) : new Fenced({ projection: held.projection })
+})
+
+/** Records that the epoch has ended, and returns the failure of a write of events that were read in it. */
+export const endEpoch = (database: Database["Service"], epoch: ServerEpoch | undefined): TransientFailure => {
+  if (epoch !== undefined) database.refuse(epoch)
+  return new TransientFailure({
+    kind: "connection",
+    cause: new Error("The database server came back, or another took its place, since the events were read")
+  })
+}
