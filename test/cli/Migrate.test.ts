@@ -9,7 +9,7 @@ import * as Os from "node:os"
 import * as Path from "node:path"
 import { fileURLToPath } from "node:url"
 import * as Migrations from "../../src/layers/postgres/Migrations.ts"
-import * as TestDatabase from "../support/TestDatabase.ts"
+import * as PostgresTest from "../../src/testing/PostgresTest.ts"
 
 const main = fileURLToPath(new URL("../../src/cli/main.ts", import.meta.url))
 // Halves the start-up time of each process.
@@ -45,7 +45,7 @@ const command = (args: ReadonlyArray<string>, url?: string) =>
   })
 
 const migrate = (...args: ReadonlyArray<string>) =>
-  Effect.flatMap(TestDatabase.TestDatabase, ({ url }) => command(["migrate", ...args], url))
+  Effect.flatMap(PostgresTest.TestDatabase, ({ url }) => command(["migrate", ...args], url))
 
 const succeeds = Effect.fnUntraced(function*(...args: ReadonlyArray<string>) {
   const run = yield* migrate(...args)
@@ -94,7 +94,7 @@ describe("migrate", () => {
       yield* sql`DELETE FROM events`
       yield* succeeds("down", "--event-store")
       assert.isTrue((yield* Migrations.status).tables.every((table) => !table.exists))
-    }).pipe(Effect.provide(TestDatabase.layer)))
+    }).pipe(Effect.provide(PostgresTest.layer)))
 
   it.live("accepts a schema and table names before or after the subcommand", () =>
     Effect.gen(function*() {
@@ -106,7 +106,7 @@ describe("migrate", () => {
       assert.match(yield* succeeds("status"), /^events +"events" +missing$/m)
       refuses(yield* migrate("up", "--table", "foo=bar"), /^Setting "tables\.foo": There is no such table/)
       refuses(yield* migrate("up", "--schema", "a\"b"), /^Setting "schema": .* not a plain identifier/)
-    }).pipe(Effect.provide(TestDatabase.layer)))
+    }).pipe(Effect.provide(PostgresTest.layer)))
 
   it.live("shows how an existing event store differs, and refuses it", () =>
     Effect.gen(function*() {
@@ -119,7 +119,7 @@ describe("migrate", () => {
       const run = yield* migrate("up")
       refuses(run, /^The tables differ from what this library needs: /)
       assert.include(run.err, expected)
-    }).pipe(Effect.provide(TestDatabase.layer)))
+    }).pipe(Effect.provide(PostgresTest.layer)))
 
   it.live("refuses tables of a newer version", () =>
     Effect.gen(function*() {
@@ -131,7 +131,7 @@ describe("migrate", () => {
       const status = yield* migrate("status")
       refuses(status, /^Schema version 7 found; .* Install the version/)
       assert.match(status.out, /^Version: 7; this command makes version/m)
-    }).pipe(Effect.provide(TestDatabase.layer)))
+    }).pipe(Effect.provide(PostgresTest.layer)))
 
   it.live(
     "status reports the Go orchestrator's tables and an event store elsewhere, with the exit code of up",
@@ -159,12 +159,12 @@ describe("migrate", () => {
         assert.match(split, /^events +"public"\."events" +present$/m)
         yield* succeeds("up", "--schema", "other", "--new-event-store")
         assert.match(yield* succeeds("status", "--schema", "other"), /^events +"other"\."events" +present$/m)
-      }).pipe(Effect.provide(TestDatabase.layer))
+      }).pipe(Effect.provide(PostgresTest.layer))
   )
 
   it.live("distinguishes connection failures and never prints the password", () =>
     Effect.gen(function*() {
-      const { url } = yield* TestDatabase.TestDatabase
+      const { url } = yield* PostgresTest.TestDatabase
       const changed = (change: (url: URL) => void) => {
         const other = new URL(url)
         other.password = "s3kret"
@@ -212,7 +212,7 @@ describe("migrate", () => {
         "postgresql://s3kret@nowhere.invalid/x"
       )
       assert.strictEqual(byFlag.code, 0, byFlag.err)
-    }).pipe(Effect.provide(TestDatabase.layer)), { tags: ["long"] })
+    }).pipe(Effect.provide(PostgresTest.layer)), { tags: ["long"] })
 
   it.live("generates files without overwriting different ones", () =>
     Effect.gen(function*() {

@@ -7,9 +7,9 @@ import { assert, describe, it } from "@effect/vitest"
 import { Effect } from "effect"
 import { SqlClient } from "effect/sql"
 import * as Path from "node:path"
+import * as PostgresTest from "../../src/testing/PostgresTest.ts"
+import * as TimeLimits from "../../src/testing/TimeLimits.ts"
 import * as Harness from "../faults/Harness.ts"
-import * as TestDatabase from "../support/TestDatabase.ts"
-import * as TimeLimits from "../support/TimeLimits.ts"
 
 const example = (file: string) => Path.resolve(import.meta.dirname, "../../examples/basic", file)
 
@@ -49,7 +49,7 @@ describe("examples/basic", { concurrent: false }, () => {
   it.live("two workers share the work, and one claims everything when the other is interrupted", () =>
     Effect.gen(function*() {
       const sql = yield* SqlClient.SqlClient
-      const { url } = yield* TestDatabase.TestDatabase
+      const { url } = yield* PostgresTest.TestDatabase
       const a = yield* start("a", url)
       yield* printed(a, "Processing events...")
       inOrder(a.output(), [
@@ -133,12 +133,12 @@ describe("examples/basic", { concurrent: false }, () => {
       ])
       const free = yield* sql`SELECT FROM orchestrator_checkpoints WHERE worker_id IS NOT NULL`
       assert.strictEqual(free.length, 0)
-    }).pipe(Effect.scoped, Effect.provide(TestDatabase.layer)))
+    }).pipe(Effect.scoped, Effect.provide(PostgresTest.layer)))
 
   it.live("a second signal ends the process at once, but a repetition of the first does not", () =>
     Effect.gen(function*() {
       const sql = yield* SqlClient.SqlClient
-      const { url } = yield* TestDatabase.TestDatabase
+      const { url } = yield* PostgresTest.TestDatabase
       const hanging = (process: Process) =>
         until(
           "the handler waits for the lock",
@@ -184,11 +184,11 @@ describe("examples/basic", { concurrent: false }, () => {
         assert.deepStrictEqual(yield* b.ended, { code: 130, signal: null }, b.output())
         assert.notInclude(b.output(), "Unregistering worker...")
       }))
-    }).pipe(Effect.scoped, Effect.provide(TestDatabase.layer)))
+    }).pipe(Effect.scoped, Effect.provide(PostgresTest.layer)))
 
   it.live("an unusable database ends the program with a message and exit code 1", () =>
     Effect.gen(function*() {
-      const { name, url } = yield* TestDatabase.TestDatabase
+      const { name, url } = yield* PostgresTest.TestDatabase
       const password = "s3cret-of-nobody"
       const urlWith = (change: (url: URL) => void) => {
         const changed = new URL(url)
@@ -242,5 +242,5 @@ describe("examples/basic", { concurrent: false }, () => {
           assert.notMatch(process.output(), /^\s+at /m)
           assert.notInclude(process.output(), url.password)
         }), { concurrency: "unbounded", discard: true })
-    }).pipe(Effect.scoped, Effect.provide(TestDatabase.layer)))
+    }).pipe(Effect.scoped, Effect.provide(PostgresTest.layer)))
 })

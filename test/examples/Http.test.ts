@@ -9,16 +9,16 @@ import { SqlClient } from "effect/sql"
 import * as Path from "node:path"
 import * as Migrations from "../../src/layers/postgres/Migrations.ts"
 import * as EventFilter from "../../src/schema/EventFilter.ts"
+import * as PostgresTest from "../../src/testing/PostgresTest.ts"
+import * as TimeLimits from "../../src/testing/TimeLimits.ts"
 import * as Harness from "../faults/Harness.ts"
-import * as TestDatabase from "../support/TestDatabase.ts"
-import * as TimeLimits from "../support/TimeLimits.ts"
 
 const script = Path.resolve(import.meta.dirname, "../../examples/ways/http.ts")
 
 it.live("the API responds while its worker fails, and the worker is restarted", () =>
   Effect.gen(function*() {
     const sql = yield* SqlClient.SqlClient
-    const { url } = yield* TestDatabase.TestDatabase
+    const { url } = yield* PostgresTest.TestDatabase
     // Progress recorded under a different filter makes the worker fail at start.
     yield* sql`
       INSERT INTO orchestrator_checkpoints (projection_name, range_start, range_end, replica_set, filter)
@@ -56,4 +56,4 @@ it.live("the API responds while its worker fails, and the worker is restarted", 
     )
     assert.deepStrictEqual(yield* app.stop, { code: 0, signal: null }, app.output())
     assert.include(app.output(), "Unregistering worker...")
-  }).pipe(Effect.scoped, Effect.provide(Layer.provideMerge(Migrations.layer, TestDatabase.layer))))
+  }).pipe(Effect.scoped, Effect.provide(Layer.provideMerge(Migrations.layer, PostgresTest.layer))))

@@ -7,7 +7,7 @@ import { assert, describe } from "@effect/vitest"
 import { Clock, Console, Effect, Layer, Redacted, Schema } from "effect"
 import * as Crypto from "node:crypto"
 import { Event, EventStore, PostgresStores, Projection } from "pupsourcing-orchestrator"
-import { TestDatabase } from "../support/TestDatabase.ts"
+import { TestDatabase } from "../../src/testing/PostgresTest.ts"
 import { append, catchUp, event, halted, live, recording, seen } from "./OneProcess.ts"
 
 const mega = 1024 * 1024

@@ -6,7 +6,7 @@
  */
 import { assert, describe, it } from "@effect/vitest"
 import { Effect, type Scope } from "effect"
-import * as TimeLimits from "../support/TimeLimits.ts"
+import * as TimeLimits from "../../src/testing/TimeLimits.ts"
 import * as Harness from "./Harness.ts"
 import * as Moves from "./Moves.ts"
 

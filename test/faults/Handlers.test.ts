@@ -4,7 +4,7 @@ import { assert, describe } from "@effect/vitest"
 import { Deferred, Effect, type Exit, Fiber, Redacted } from "effect"
 import { SqlClient } from "effect/sql"
 import { type Event, Projection } from "pupsourcing-orchestrator"
-import { TestDatabase } from "../support/TestDatabase.ts"
+import { TestDatabase } from "../../src/testing/PostgresTest.ts"
 import { append, catchUp, event, halted, live, record, seen } from "./OneProcess.ts"
 
 const seventh = 7n

@@ -5,7 +5,7 @@
  */
 import { assert, describe, it } from "@effect/vitest"
 import { Effect } from "effect"
-import * as TimeLimits from "../support/TimeLimits.ts"
+import * as TimeLimits from "../../src/testing/TimeLimits.ts"
 import * as Harness from "./Harness.ts"
 import * as Misbehaviour from "./Misbehaviour.ts"
 

@@ -18,8 +18,8 @@ import * as PostgresStores from "../../src/layers/postgres/PostgresStores.ts"
 import * as Generation from "../../src/schema/Generation.ts"
 import * as HashRange from "../../src/schema/HashRange.ts"
 import { EventStore } from "../../src/services/EventStore.ts"
-import * as TestDatabase from "../support/TestDatabase.ts"
-import * as TimeLimits from "../support/TimeLimits.ts"
+import * as PostgresTest from "../../src/testing/PostgresTest.ts"
+import * as TimeLimits from "../../src/testing/TimeLimits.ts"
 import type { Instructions } from "./Instructions.ts"
 import type { Misbehaviour } from "./Misbehaviour.ts"
 import * as Projections from "./Projections.ts"
@@ -411,7 +411,7 @@ const templateName = (): string => {
 const make = Effect.gen(function*() {
   const sql = yield* SqlClient.SqlClient
   const store = yield* EventStore
-  const database = yield* TestDatabase.TestDatabase
+  const database = yield* PostgresTest.TestDatabase
   const workers: Array<Worker & { readonly problem: () => string | undefined }> = []
   let before: State | undefined
   let mayHalt = false
@@ -727,9 +727,9 @@ export const layerWith = (options: { readonly serverUrl?: string | undefined }) 
   Layer.effect(Harness)(make).pipe(
     Layer.provide(PostgresStores.layerWith({ presence: false })),
     Layer.provideMerge(Layer.unwrap(Effect.map(
-      TestDatabase.template(templateName(), prepare, options.serverUrl),
+      PostgresTest.template(templateName(), prepare, options.serverUrl),
       (template) =>
-        TestDatabase.layerWith({
+        PostgresTest.layerWith({
           template,
           serverUrl: options.serverUrl,
           client: { applicationName: "faults harness", maxConnections: 10 }

@@ -7,8 +7,8 @@ import { assert, it } from "@effect/vitest"
 import { Effect, Layer, References } from "effect"
 import { SqlClient } from "effect/sql"
 import { type Event, EventStore, Orchestrator, PostgresStores, Projection } from "pupsourcing-orchestrator"
+import type { TestDatabase } from "../../src/testing/PostgresTest.ts"
 import * as EventStores from "../support/EventStores.ts"
-import type { TestDatabase } from "../support/TestDatabase.ts"
 
 export const event = (aggregateId: string, rest: Partial<Event.NewEvent> = {}): Event.NewEvent => ({
   boundedContext: "test",

@@ -6,7 +6,7 @@
 import { assert, describe, it } from "@effect/vitest"
 import { Effect, Layer } from "effect"
 import * as EmbeddedPostgres from "../../src/testing/EmbeddedPostgres.ts"
-import * as TimeLimits from "../support/TimeLimits.ts"
+import * as TimeLimits from "../../src/testing/TimeLimits.ts"
 import * as Harness from "./Harness.ts"
 
 /** Its own server: stopping the shared one would affect every other test. */

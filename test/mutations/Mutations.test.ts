@@ -9,7 +9,7 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as SqlClient from "effect/sql/SqlClient"
 import * as Migrations from "../../src/layers/postgres/Migrations.ts"
-import * as TestDatabase from "../support/TestDatabase.ts"
+import * as PostgresTest from "../../src/testing/PostgresTest.ts"
 import { entries } from "./Mutations.ts"
 import type { Scenario } from "./Scenarios.ts"
 import { type Mutation, none } from "./World.ts"
@@ -22,7 +22,7 @@ const run = (scenario: Scenario, mutation: Mutation) =>
     const sql = yield* SqlClient.SqlClient
     yield* sql`CREATE TABLE effects (event text)`
     return yield* scenario(mutation)
-  }).pipe(Effect.scoped, Effect.provide(Migrations.layer.pipe(Layer.provideMerge(TestDatabase.layer))))
+  }).pipe(Effect.scoped, Effect.provide(Migrations.layer.pipe(Layer.provideMerge(PostgresTest.layer))))
 
 describe("mutations on PostgreSQL", { concurrent: true }, () => {
   const scenarios = new Map(entries.map((entry) => [entry.scenario, entry.mechanism]))

@@ -14,17 +14,17 @@ import { key } from "../../src/schema/Checkpoint.ts"
 import { CheckpointStore } from "../../src/services/CheckpointStore.ts"
 import { EventStore } from "../../src/services/EventStore.ts"
 import { Membership } from "../../src/services/Membership.ts"
+import * as PostgresTest from "../../src/testing/PostgresTest.ts"
+import * as TimeLimits from "../../src/testing/TimeLimits.ts"
 import { patient } from "../suites/Suite.ts"
 import { decide, join } from "../support/CoordinationStores.ts"
 import * as PlainWriters from "../support/PlainWriters.ts"
 import * as Proxy from "../support/Proxy.ts"
-import * as TestDatabase from "../support/TestDatabase.ts"
-import * as TimeLimits from "../support/TimeLimits.ts"
 import { effects, enter, handle, impatient, type Mutation, signal } from "./World.ts"
 
 export type Scenario = (
   mutation: Mutation
-) => Effect.Effect<ReadonlyArray<string>, unknown, TestDatabase.TestDatabase | SqlClient.SqlClient | Scope.Scope>
+) => Effect.Effect<ReadonlyArray<string>, unknown, PostgresTest.TestDatabase | SqlClient.SqlClient | Scope.Scope>
 
 const terminate = (name: string) =>
   Effect.flatMap(SqlClient.SqlClient, (sql) =>
@@ -181,7 +181,7 @@ const readAll = Effect.fnUntraced(
 /** A writer draws the lower position and commits after a writer with a higher one. */
 export const late: Scenario = Effect.fnUntraced(function*(mutation) {
   const process = yield* enter(mutation)
-  const { url } = yield* TestDatabase.TestDatabase
+  const { url } = yield* PostgresTest.TestDatabase
   const slow = yield* PlainWriters.make(url)
   const quick = yield* PlainWriters.make(url)
   yield* slow.sql`BEGIN`
@@ -194,7 +194,7 @@ export const late: Scenario = Effect.fnUntraced(function*(mutation) {
 export const raised: Scenario = Effect.fnUntraced(function*(mutation) {
   const sql = yield* SqlClient.SqlClient
   const process = yield* enter(mutation)
-  const { url } = yield* TestDatabase.TestDatabase
+  const { url } = yield* PostgresTest.TestDatabase
   const slow = yield* PlainWriters.make(url)
   const quick = yield* PlainWriters.make(url)
   yield* slow.sql`BEGIN`
@@ -210,7 +210,7 @@ export const raised: Scenario = Effect.fnUntraced(function*(mutation) {
 export const less: Scenario = Effect.fnUntraced(function*(mutation) {
   const sql = yield* SqlClient.SqlClient
   const process = yield* enter(mutation)
-  const { url } = yield* TestDatabase.TestDatabase
+  const { url } = yield* PostgresTest.TestDatabase
   const slow = yield* PlainWriters.make(url)
   const quick = yield* PlainWriters.make(url)
   yield* quick.insert(10)
@@ -232,7 +232,7 @@ export const less: Scenario = Effect.fnUntraced(function*(mutation) {
 export const outlived: Scenario = Effect.fnUntraced(function*(mutation) {
   const sql = yield* SqlClient.SqlClient
   const process = yield* enter(mutation)
-  const writer = yield* PlainWriters.make((yield* TestDatabase.TestDatabase).url)
+  const writer = yield* PlainWriters.make((yield* PostgresTest.TestDatabase).url)
   const [held] = (yield* process(Effect.flatMap(join("set", "a", ["p"]), decide))).ownedRows
   yield* writer.insert(3)
   const { epoch, position: to } = yield* process(Effect.flatMap(
@@ -326,7 +326,7 @@ export const unknown: Scenario = Effect.fnUntraced(function*(mutation) {
   yield* sql`CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.6); RETURN NULL; END $$`
   yield* sql`CREATE CONSTRAINT TRIGGER slow_commit AFTER INSERT ON effects DEFERRABLE INITIALLY DEFERRED
     FOR EACH ROW EXECUTE FUNCTION dawdle()`
-  const through = new URL((yield* TestDatabase.TestDatabase).url)
+  const through = new URL((yield* PostgresTest.TestDatabase).url)
   const proxy = yield* Proxy.make({ host: through.hostname, port: Number(through.port) })
   through.hostname = "127.0.0.1"
   through.port = String(proxy.port)

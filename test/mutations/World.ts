@@ -9,9 +9,9 @@ import { Database } from "../../src/layers/postgres/Database.ts"
 import * as PostgresStores from "../../src/layers/postgres/PostgresStores.ts"
 import type { Held } from "../../src/schema/Checkpoint.ts"
 import { CheckpointStore } from "../../src/services/CheckpointStore.ts"
+import * as PostgresTest from "../../src/testing/PostgresTest.ts"
 import { patient } from "../suites/Suite.ts"
 import * as Seam from "../support/Seam.ts"
-import * as TestDatabase from "../support/TestDatabase.ts"
 
 /** Describes what is removed. */
 export interface Mutation {
@@ -36,7 +36,7 @@ export interface Reach {
 
 /** Opens the stores of one process; effects that run in it also use its client. */
 export const enter = Effect.fnUntraced(function*(mutation: Mutation, reach: Reach = {}) {
-  const url = reach.url ?? (yield* TestDatabase.TestDatabase).url
+  const url = reach.url ?? (yield* PostgresTest.TestDatabase).url
   const hooks: Seam.Hooks = {
     around: reach.around,
     rewrite: ({ text }) => {

@@ -4,13 +4,13 @@ import { Effect } from "effect"
 import { SqlClient } from "effect/sql"
 import * as ChildProcess from "node:child_process"
 import { fileURLToPath } from "node:url"
-import * as TestDatabase from "../support/TestDatabase.ts"
+import * as PostgresTest from "../../src/testing/PostgresTest.ts"
 
 const script = fileURLToPath(new URL("../../scripts/db.ts", import.meta.url))
 
 /** Returns the output of `npm run db -- sql` for a statement. */
 const sql = Effect.fnUntraced(function*(statement: string) {
-  const { url } = yield* TestDatabase.TestDatabase
+  const { url } = yield* PostgresTest.TestDatabase
   return yield* Effect.callback<string>((resume) => {
     const child = ChildProcess.execFile(
       process.execPath,
@@ -44,5 +44,5 @@ describe("npm run db -- sql", () => {
         "ERROR: division by zero (22012)"
       ])
       assert.deepStrictEqual(yield* client`SELECT count(*) AS n FROM lines`, [{ n: 1n }])
-    }).pipe(Effect.provide(TestDatabase.layer)))
+    }).pipe(Effect.provide(PostgresTest.layer)))
 })

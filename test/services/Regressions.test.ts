@@ -15,8 +15,8 @@ import { EventStore } from "../../src/services/EventStore.ts"
 import { Membership } from "../../src/services/Membership.ts"
 import * as Orchestrator from "../../src/services/Orchestrator.ts"
 import * as Projection from "../../src/services/Projection.ts"
-import * as TestDatabase from "../support/TestDatabase.ts"
-import * as TimeLimits from "../support/TimeLimits.ts"
+import * as PostgresTest from "../../src/testing/PostgresTest.ts"
+import * as TimeLimits from "../../src/testing/TimeLimits.ts"
 import { away, enter, event, logs, pass } from "./World.ts"
 
 const outcome = (fiber: Fiber.Fiber<Exit.Exit<void, unknown>>): string => {
@@ -329,7 +329,7 @@ it.effect("a late subscriber receives the halts of the current state", () =>
 
 it.live("the application's pool closes although a handler does not stop", () =>
   Effect.gen(function*() {
-    const { url } = yield* TestDatabase.TestDatabase
+    const { url } = yield* PostgresTest.TestDatabase
     const holding = yield* Deferred.make<void>()
     const holds = Projection.make("holds", {
       handle: () => Effect.andThen(Deferred.succeed(holding, undefined), Effect.uninterruptible(Effect.never))
@@ -345,7 +345,7 @@ it.live("the application's pool closes although a handler does not stop", () =>
     yield* Effect.raceFirst(Deferred.await(holding), Fiber.join(fiber))
     fiber.interruptUnsafe()
     yield* TimeLimits.within("60 seconds")(Fiber.await(fiber))
-  }).pipe(Effect.provide(Layer.effectDiscard(Migrations.run).pipe(Layer.provideMerge(TestDatabase.layer)))))
+  }).pipe(Effect.provide(Layer.effectDiscard(Migrations.run).pipe(Layer.provideMerge(PostgresTest.layer)))))
 
 it.effect("a range whose own row cannot be updated is reopened only after a delay", () =>
   Effect.gen(function*() {

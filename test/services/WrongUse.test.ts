@@ -21,11 +21,10 @@ import * as Net from "node:net"
 import * as Os from "node:os"
 import { inspect } from "node:util"
 import { EventStore, Migrations, Orchestrator, PostgresStores, Projection } from "pupsourcing-orchestrator"
-import { inject } from "vitest"
 import { codeOf, toStoreError } from "../../src/layers/postgres/connection/SqlErrors.ts"
+import * as PostgresTest from "../../src/testing/PostgresTest.ts"
+import * as TimeLimits from "../../src/testing/TimeLimits.ts"
 import * as Seam from "../support/Seam.ts"
-import * as TestDatabase from "../support/TestDatabase.ts"
-import * as TimeLimits from "../support/TimeLimits.ts"
 import { event } from "./World.ts"
 
 const nothing = (name: string, options: Partial<Projection.Options<never, never>> = {}) =>
@@ -80,16 +79,16 @@ const beside = <A, E, R, E2, R2>(live: Layer.Layer<Orchestrator.Orchestrator, E2
     return result
   }).pipe(Effect.provide(live), Effect.provideService(References.MinimumLogLevel, "None"))
 
-const migrated = Layer.effectDiscard(Migrations.run).pipe(Layer.provideMerge(TestDatabase.layer))
+const migrated = Layer.effectDiscard(Migrations.run).pipe(Layer.provideMerge(PostgresTest.layer))
 
 const serverUrl = (change: (url: URL) => void): Redacted.Redacted<string> => {
-  const url = new URL(inject("pgUrl"))
+  const url = new URL(PostgresTest.serverUrl())
   change(url)
   return Redacted.make(url.href)
 }
 
 const hostAndPort = () => {
-  const url = new URL(inject("pgUrl"))
+  const url = new URL(PostgresTest.serverUrl())
   return `${url.hostname}:${url.port}`
 }
 
@@ -139,7 +138,7 @@ it.live(
           }
           assert.notInclude(Cause.pretty(Cause.fail(error)), secret)
         })
-      const { port } = new URL(inject("pgUrl"))
+      const { port } = new URL(PostgresTest.serverUrl())
       yield* Effect.all([
         refused(
           serverUrl((url) => {
@@ -175,7 +174,7 @@ it.live(
           }),
           "wrong password",
           hostAndPort(),
-          `"${new URL(inject("pgUrl")).username}"`,
+          `"${new URL(PostgresTest.serverUrl()).username}"`,
           "Check user and password"
         ),
         refused(
@@ -210,7 +209,7 @@ it.live("reports missing tables and tables of an older or newer schema version",
     const newer = yield* refusal(worker(nothing("tables")))
     assert.strictEqual(newer._tag, "SchemaVersionMismatch")
     told(newer, "version 99", "up to version 2", /Install the version/)
-  }).pipe(Effect.provide(TestDatabase.layer)))
+  }).pipe(Effect.provide(PostgresTest.layer)))
 
 it.live("reports a position sequence with CACHE greater than 1", () =>
   Effect.gen(function*() {
@@ -224,7 +223,7 @@ it.live("reports a position sequence with CACHE greater than 1", () =>
 it.live("reports a read-only database", () =>
   Effect.gen(function*() {
     const sql = yield* SqlClient.SqlClient
-    const { name, url } = yield* TestDatabase.TestDatabase
+    const { name, url } = yield* PostgresTest.TestDatabase
     yield* sql`ALTER DATABASE ${sql(name)} SET default_transaction_read_only = on`
     const error = yield* refusal(
       worker(nothing("read_only")).pipe(Layer.provide(PgClient.layer({ url: Redacted.make(url) })))
@@ -329,7 +328,7 @@ it.layer(migrated, { excludeTestServices: true })(
 
     it.effect("reports a handler that would use a different client than the stores", () =>
       Effect.gen(function*() {
-        const { url } = yield* TestDatabase.TestDatabase
+        const { url } = yield* PostgresTest.TestDatabase
         const client = () => PgClient.layer({ url: Redacted.make(url) })
         const error = yield* refusal(
           Orchestrator.layer({ replicaSet: "foreign", projections: [writing("foreign")] }).pipe(
@@ -356,7 +355,7 @@ it.layer(migrated, { excludeTestServices: true })(
           })
           // Another database, without a read model.
           const database = Effect.flatMap(SqlClient.SqlClient, (client) => client`SELECT current_database()`)
-          const other = TestDatabase.layerWith({})
+          const other = PostgresTest.layerWith({})
           yield* quietly(
             Effect.gen(function*() {
               assert.notDeepEqual(yield* database, yield* sql`SELECT current_database()`)
@@ -374,7 +373,7 @@ it.layer(migrated, { excludeTestServices: true })(
     /** A role with its own password, and the client that connects as it. */
     const role = Effect.gen(function*() {
       const sql = yield* SqlClient.SqlClient
-      const database = yield* TestDatabase.TestDatabase
+      const database = yield* PostgresTest.TestDatabase
       const name = `role_${Crypto.randomUUID().replaceAll("-", "")}`
       yield* Effect.acquireRelease(
         sql`CREATE ROLE ${sql(name)} LOGIN PASSWORD 'of its own'`,

@@ -9,7 +9,7 @@ import type { Generation } from "../../src/schema/Generation.ts"
 import type { LivenessRules, Registration } from "../../src/schema/Worker.ts"
 import { CoordinationStore } from "../../src/services/CoordinationStore.ts"
 import { Membership } from "../../src/services/Membership.ts"
-import { scaledMillis } from "../support/TimeLimits.ts"
+import { scaledMillis } from "../../src/testing/TimeLimits.ts"
 import type { Time } from "./Suite.ts"
 import { dead, hasty, patient, unique } from "./Suite.ts"
 

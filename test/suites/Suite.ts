@@ -4,7 +4,7 @@
  */
 import * as Effect from "effect/Effect"
 import { TestClock } from "effect/testing"
-import { scaledMillis } from "../support/TimeLimits.ts"
+import { scaledMillis } from "../../src/testing/TimeLimits.ts"
 
 /** Controls time for an implementation: virtual or real. */
 export interface Time {

@@ -22,8 +22,8 @@ import type { Registration } from "../../src/schema/Worker.ts"
 import { CheckpointStore } from "../../src/services/CheckpointStore.ts"
 import { CoordinationStore } from "../../src/services/CoordinationStore.ts"
 import { Membership } from "../../src/services/Membership.ts"
+import * as PostgresTest from "../../src/testing/PostgresTest.ts"
 import { patient } from "../suites/Suite.ts"
-import * as TestDatabase from "./TestDatabase.ts"
 
 export type Stores =
   | CheckpointStore
@@ -60,8 +60,8 @@ export const over = (
 /** A migrated database and one process' stores on it. */
 export const layerWith = (
   options: DatabaseLive.Options = {}
-): Layer.Layer<Stores | PgClient.PgClient | SqlClient.SqlClient | TestDatabase.TestDatabase, unknown> =>
-  storesOf(options).pipe(Layer.provideMerge(Migrations.layer), Layer.provideMerge(TestDatabase.layer))
+): Layer.Layer<Stores | PgClient.PgClient | SqlClient.SqlClient | PostgresTest.TestDatabase, unknown> =>
+  storesOf(options).pipe(Layer.provideMerge(Migrations.layer), Layer.provideMerge(PostgresTest.layer))
 
 /** Registers a worker under rules that evict no worker. */
 export const join = Effect.fnUntraced(function*(

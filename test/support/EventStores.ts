@@ -11,16 +11,16 @@ import * as DatabaseLive from "../../src/layers/postgres/DatabaseLive.ts"
 import * as EventStorePostgres from "../../src/layers/postgres/events/EventStorePostgres.ts"
 import * as Migrations from "../../src/layers/postgres/Migrations.ts"
 import { EventStore } from "../../src/services/EventStore.ts"
-import * as TestDatabase from "./TestDatabase.ts"
+import * as PostgresTest from "../../src/testing/PostgresTest.ts"
 
 /** How the stores differ from the default ones. */
-export interface Options extends DatabaseLive.Options, TestDatabase.Options {
+export interface Options extends DatabaseLive.Options, PostgresTest.Options {
   /** Changes the tables after the migrations and before the stores open them. */
   readonly alter?: ((sql: SqlClient.SqlClient) => Effect.Effect<unknown, unknown>) | undefined
 }
 
 export type Provided =
-  | TestDatabase.TestDatabase
+  | PostgresTest.TestDatabase
   | PgClient.PgClient
   | SqlClient.SqlClient
   | Database
@@ -35,17 +35,17 @@ const altered = (options: Options) =>
 
 /** A migrated database. */
 export const database = (options: Options = {}) =>
-  altered(options).pipe(Layer.provideMerge(TestDatabase.layerWith(options)))
+  altered(options).pipe(Layer.provideMerge(PostgresTest.layerWith(options)))
 
 /** A test in real time on such a database. */
 export const live = (
   title: string,
-  test: () => Effect.Effect<unknown, unknown, PgClient.PgClient | TestDatabase.TestDatabase | Scope.Scope>
+  test: () => Effect.Effect<unknown, unknown, PgClient.PgClient | PostgresTest.TestDatabase | Scope.Scope>
 ) =>
   it.live(title, () =>
     Effect.provide(
       Effect.scoped(test()),
-      database() as Layer.Layer<PgClient.PgClient | TestDatabase.TestDatabase>
+      database() as Layer.Layer<PgClient.PgClient | PostgresTest.TestDatabase>
     ))
 
 /** The stores over the provided client, as another process would open them. */

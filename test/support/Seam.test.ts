@@ -17,15 +17,15 @@ import { isConnectionLoss } from "../../src/layers/postgres/connection/SqlErrors
 import * as Migrations from "../../src/layers/postgres/Migrations.ts"
 import * as Orchestrator from "../../src/services/Orchestrator.ts"
 import * as Projection from "../../src/services/Projection.ts"
+import * as PostgresTest from "../../src/testing/PostgresTest.ts"
 import * as Seam from "./Seam.ts"
-import * as TestDatabase from "./TestDatabase.ts"
 
 /** A client behind the hooks, on its own migrated database, and the library's stores over it. */
 const behind = (hooks: Seam.Hooks) =>
-  Layer.unwrap(Effect.map(TestDatabase.TestDatabase, ({ url }) => {
+  Layer.unwrap(Effect.map(PostgresTest.TestDatabase, ({ url }) => {
     const client = Seam.client({ url: Redacted.make(url) }, hooks)
     return Layer.provideMerge(Seam.stores(hooks), Layer.provideMerge(Migrations.layer, client))
-  })).pipe(Layer.provide(Layer.effect(TestDatabase.TestDatabase)(TestDatabase.make())))
+  })).pipe(Layer.provide(Layer.effect(PostgresTest.TestDatabase)(PostgresTest.make())))
 
 const live = <A, E>(
   title: string,

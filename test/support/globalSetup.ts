@@ -5,15 +5,9 @@
 import { Effect, Exit, Scope } from "effect"
 import type { TestProject } from "vitest/node"
 import * as EmbeddedPostgres from "../../src/testing/EmbeddedPostgres.ts"
+import * as PostgresTest from "../../src/testing/PostgresTest.ts"
+import * as TimeLimits from "../../src/testing/TimeLimits.ts"
 import { measure } from "./Calibration.ts"
-import * as TimeLimits from "./TimeLimits.ts"
-
-declare module "vitest" {
-  interface ProvidedContext {
-    /** Connection URL of a role that may create databases. */
-    readonly pgUrl: string
-  }
-}
 
 export default async function setup(project: TestProject): Promise<() => Promise<void>> {
   const scope = Scope.makeUnsafe()
@@ -31,7 +25,7 @@ export default async function setup(project: TestProject): Promise<() => Promise
   const { pgUrl, slowness } = await Effect.runPromise(
     Effect.onError(begin, (cause) => close(Exit.failCause(cause)))
   )
-  project.provide("pgUrl", pgUrl)
+  process.env[PostgresTest.serverVariable] = pgUrl
   process.env[TimeLimits.variable] = String(slowness)
   const short = project.vitest.config.tagsFilter?.includes("!long") === true
   console.log([

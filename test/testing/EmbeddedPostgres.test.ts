@@ -7,8 +7,8 @@ import * as Fs from "node:fs"
 import * as Os from "node:os"
 import * as Path from "node:path"
 import * as EmbeddedPostgres from "../../src/testing/EmbeddedPostgres.ts"
-import * as TestDatabase from "../support/TestDatabase.ts"
-import * as TimeLimits from "../support/TimeLimits.ts"
+import * as PostgresTest from "../../src/testing/PostgresTest.ts"
+import * as TimeLimits from "../../src/testing/TimeLimits.ts"
 
 const module = Path.resolve(import.meta.dirname, "../../src/testing/EmbeddedPostgres.ts")
 
@@ -39,7 +39,7 @@ const inProcess = (call: string, options: EmbeddedPostgres.Options) =>
   })
 
 const query = (url: string, statement: string) =>
-  TestDatabase.withConnection(
+  PostgresTest.withConnection(
     url,
     Effect.flatMap(SqlClient.SqlClient, (sql) => sql.unsafe<Record<string, unknown>>(statement))
   )
@@ -170,28 +170,28 @@ describe("EmbeddedPostgres", { concurrent: false }, () => {
 describe("TestDatabase", () => {
   it.live("gives every build of the layer its own database and drops it", () =>
     Effect.gen(function*() {
-      const sibling = TestDatabase.layerWith({})
+      const sibling = PostgresTest.layerWith({})
       const probe = Effect.gen(function*() {
         const sql = yield* SqlClient.SqlClient
         yield* sql`CREATE TABLE mine (n int)`
-        return yield* TestDatabase.TestDatabase
+        return yield* PostgresTest.TestDatabase
       })
-      const first = yield* Effect.provide(probe, TestDatabase.layer)
+      const first = yield* Effect.provide(probe, PostgresTest.layer)
       const second = yield* Effect.provide(probe, sibling)
       assert.notStrictEqual(first.name, second.name)
       const left = yield* Effect.gen(function*() {
         const sql = yield* SqlClient.SqlClient
         return yield* sql`SELECT 1 FROM pg_database WHERE ${sql.in("datname", [first.name, second.name])}`
-      }).pipe(Effect.provide(TestDatabase.layer))
+      }).pipe(Effect.provide(PostgresTest.layer))
       assert.strictEqual(left.length, 0)
     }))
 
   it.live("prepares a template once and copies it", () =>
     Effect.gen(function*() {
-      const scratch = yield* TestDatabase.make()
+      const scratch = yield* PostgresTest.make()
       const name = scratch.name.replace("t_", "template_")
       let prepared = 0
-      const template = TestDatabase.template(
+      const template = PostgresTest.template(
         name,
         Effect.gen(function*() {
           const sql = yield* SqlClient.SqlClient
@@ -202,7 +202,7 @@ describe("TestDatabase", () => {
       yield* Effect.all([template, template, template], { concurrency: "unbounded" })
       yield* Effect.addFinalizer(() => Effect.ignore(query(scratch.url, `DROP DATABASE ${name} WITH (FORCE)`)))
       assert.strictEqual(prepared, 1)
-      const copy = yield* TestDatabase.make({ template: name })
+      const copy = yield* PostgresTest.make({ template: name })
       assert.deepStrictEqual(yield* query(copy.url, "SELECT n FROM filled"), [{ n: 3 }])
     }).pipe(Effect.scoped))
 })

@@ -15,10 +15,10 @@ import { describe } from "vitest"
 import * as DatabaseLive from "../../../src/layers/postgres/DatabaseLive.ts"
 import * as Migrations from "../../../src/layers/postgres/Migrations.ts"
 import * as OrchestratorTables from "../../../src/layers/postgres/migrations/OrchestratorTables.ts"
+import * as PostgresTest from "../../../src/testing/PostgresTest.ts"
+import * as TimeLimits from "../../../src/testing/TimeLimits.ts"
 import { logs } from "../../services/World.ts"
 import * as EventStores from "../../support/EventStores.ts"
-import * as TestDatabase from "../../support/TestDatabase.ts"
-import * as TimeLimits from "../../support/TimeLimits.ts"
 
 /** Opens the database as an application with this URL does. */
 const openWith = (config: PgClient.PgPoolConfig, options: DatabaseLive.Options = {}) =>
@@ -38,7 +38,7 @@ const changed = (url: string, change: (url: URL) => void): string => {
 
 const live = (
   title: string,
-  test: Effect.Effect<unknown, unknown, PgClient.PgClient | TestDatabase.TestDatabase>,
+  test: Effect.Effect<unknown, unknown, PgClient.PgClient | PostgresTest.TestDatabase>,
   options: { readonly empty?: boolean; readonly tags?: Array<string> } = {}
 ) =>
   it.live(
@@ -46,8 +46,8 @@ const live = (
     () =>
       Effect.provide(
         test,
-        (options.empty === true ? TestDatabase.layer : EventStores.database()) as Layer.Layer<
-          PgClient.PgClient | TestDatabase.TestDatabase
+        (options.empty === true ? PostgresTest.layer : EventStores.database()) as Layer.Layer<
+          PgClient.PgClient | PostgresTest.TestDatabase
         >
       ),
     { tags: options.tags ?? [] }
@@ -82,7 +82,7 @@ describe("DatabaseLive", () => {
   live(
     "opens the tables that the migrations created",
     Effect.gen(function*() {
-      const { url } = yield* TestDatabase.TestDatabase
+      const { url } = yield* PostgresTest.TestDatabase
       const database = yield* open(url)
       assert.deepStrictEqual(database.channels, { events: "pupsourcing_events", control: "pupsourcing_control" })
       assert.strictEqual(database.qualified("events"), `"public"."events"`)
@@ -93,7 +93,7 @@ describe("DatabaseLive", () => {
   live(
     "gives each schema of a database its own channels, however the schema is found",
     Effect.gen(function*() {
-      const { url } = yield* TestDatabase.TestDatabase
+      const { url } = yield* PostgresTest.TestDatabase
       const schema = "s".repeat(63)
       const channels = {
         events: `pupsourcing_events_${"s".repeat(44)}`,
@@ -114,7 +114,7 @@ describe("DatabaseLive", () => {
   live(
     "reports missing tables by name, with the remedy",
     Effect.gen(function*() {
-      const { url } = yield* TestDatabase.TestDatabase
+      const { url } = yield* PostgresTest.TestDatabase
       const all = yield* Effect.flip(open(url))
       assert(all._tag === "TablesMissing")
       assert.include(all.tables, `"orchestrator_checkpoints"`)
@@ -129,7 +129,7 @@ describe("DatabaseLive", () => {
   live(
     "reports a single missing table alone",
     Effect.gen(function*() {
-      const { url } = yield* TestDatabase.TestDatabase
+      const { url } = yield* PostgresTest.TestDatabase
       const sql = yield* PgClient.PgClient
       yield* sql`DROP TABLE aggregate_heads`
       const error = yield* Effect.flip(open(url))
@@ -141,7 +141,7 @@ describe("DatabaseLive", () => {
   live(
     "distinguishes older from newer schema versions",
     Effect.gen(function*() {
-      const { url } = yield* TestDatabase.TestDatabase
+      const { url } = yield* PostgresTest.TestDatabase
       const sql = yield* PgClient.PgClient
       const expected = OrchestratorTables.schemaVersion
       for (const found of [0, expected - 1, expected + 1]) {
@@ -157,7 +157,7 @@ describe("DatabaseLive", () => {
   live(
     "a start that waits for a lock on the version table logs the wait and the session that holds the lock",
     Effect.gen(function*() {
-      const { url } = yield* TestDatabase.TestDatabase
+      const { url } = yield* PostgresTest.TestDatabase
       const sql = yield* PgClient.PgClient
       const { layer, lines } = logs()
       const done = yield* Deferred.make<void>()
@@ -194,7 +194,7 @@ describe("DatabaseLive", () => {
   live(
     "refuses a server whose hash function gives other answers",
     Effect.gen(function*() {
-      const { url } = yield* TestDatabase.TestDatabase
+      const { url } = yield* PostgresTest.TestDatabase
       const sql = yield* PgClient.PgClient
       yield* sql`UPDATE orchestrator_meta SET hash_answers = hash_answers || '{"user-1": 1}'::jsonb`
       const error = yield* Effect.flip(open(url))
@@ -206,7 +206,7 @@ describe("DatabaseLive", () => {
   live(
     "refuses a replica",
     Effect.gen(function*() {
-      const { url } = yield* TestDatabase.TestDatabase
+      const { url } = yield* PostgresTest.TestDatabase
       const sql = yield* PgClient.PgClient
       yield* sql`CREATE SCHEMA replica`
       yield* sql`CREATE FUNCTION replica.pg_is_in_recovery() RETURNS boolean LANGUAGE sql AS 'SELECT true'`
@@ -221,7 +221,7 @@ describe("DatabaseLive", () => {
   live(
     "refuses orchestrator tables that belong to another events table, and so do the migrations",
     Effect.gen(function*() {
-      const { url } = yield* TestDatabase.TestDatabase
+      const { url } = yield* PostgresTest.TestDatabase
       const tables = { events: "billing_events", aggregateHeads: "billing_heads" }
       const refusals = yield* Effect.all([
         Effect.flip(open(url, { tables })),
@@ -246,7 +246,7 @@ describe("DatabaseLive", () => {
   live(
     "refuses invalid identifiers before it sends a statement",
     Effect.gen(function*() {
-      const { url } = yield* TestDatabase.TestDatabase
+      const { url } = yield* PostgresTest.TestDatabase
       const error = yield* Effect.flip(open(url, { tables: { events: "events; DROP TABLE events" } }))
       assert(error._tag === "InvalidSettings")
       assert.strictEqual(error.setting, "tables.events")
@@ -256,7 +256,7 @@ describe("DatabaseLive", () => {
   live(
     "a wrong password, database or host fails at once, and no message contains the password",
     Effect.gen(function*() {
-      const { url } = yield* TestDatabase.TestDatabase
+      const { url } = yield* PostgresTest.TestDatabase
       const cases = [
         [
           "wrong password",
@@ -300,7 +300,7 @@ describe("DatabaseLive", () => {
   live(
     "retries a server that refuses connections for a bounded time",
     Effect.gen(function*() {
-      const { url } = yield* TestDatabase.TestDatabase
+      const { url } = yield* PostgresTest.TestDatabase
       const port = yield* closedPort
       const [error, paused] = yield* pauses(Effect.flip(open(changed(url, (url) => {
         url.port = String(port)
@@ -316,7 +316,7 @@ describe("DatabaseLive", () => {
   live(
     "waits for a server that comes up later, and so do the migrations",
     Effect.gen(function*() {
-      const { url } = yield* TestDatabase.TestDatabase
+      const { url } = yield* PostgresTest.TestDatabase
       const target = new URL(url)
       const port = yield* closedPort
       yield* Effect.acquireRelease(

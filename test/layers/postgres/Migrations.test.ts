@@ -12,12 +12,12 @@ import * as TableNames from "../../../src/schema/TableNames.ts"
 import { EventStore } from "../../../src/services/EventStore.ts"
 import * as Orchestrator from "../../../src/services/Orchestrator.ts"
 import * as Projection from "../../../src/services/Projection.ts"
-import * as TestDatabase from "../../support/TestDatabase.ts"
+import * as PostgresTest from "../../../src/testing/PostgresTest.ts"
 
 const migration = <E>(
   name: string,
-  test: Effect.Effect<void, E, Scope.Scope | SqlClient.SqlClient | TestDatabase.TestDatabase>
-) => it.live(name, () => Effect.provide(Effect.scoped(test), TestDatabase.layer))
+  test: Effect.Effect<void, E, Scope.Scope | SqlClient.SqlClient | PostgresTest.TestDatabase>
+) => it.live(name, () => Effect.provide(Effect.scoped(test), PostgresTest.layer))
 
 const rows = Effect.fnUntraced(function*<A extends object>(text: string) {
   const sql = yield* SqlClient.SqlClient
@@ -65,7 +65,7 @@ const append = (aggregate: string, version: number) =>
 
 /** A worker that catches up; returns how many events it handled, each in the version after the previous one. */
 const run = Effect.gen(function*() {
-  const { url } = yield* TestDatabase.TestDatabase
+  const { url } = yield* PostgresTest.TestDatabase
   const versions = new Map<string, bigint>()
   let handled = 0
   yield* Effect.gen(function*() {
@@ -89,7 +89,7 @@ const run = Effect.gen(function*() {
 
 /** A role that owns nothing, and a way to run an effect as that role. */
 const poorRole = Effect.gen(function*() {
-  const { name, url } = yield* TestDatabase.TestDatabase
+  const { name, url } = yield* PostgresTest.TestDatabase
   const role = `${name}_poor`
   // Before PostgreSQL 15 every role may create tables there.
   yield* rows("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
@@ -223,7 +223,7 @@ describe("Migrations", () => {
   migration(
     "can run many times concurrently",
     Effect.gen(function*() {
-      const { url } = yield* TestDatabase.TestDatabase
+      const { url } = yield* PostgresTest.TestDatabase
       const elsewhere = (n: number) =>
         Effect.provide(
           Migrations.runWith({ schema: "Work" }),
@@ -339,7 +339,7 @@ describe("Migrations", () => {
   migration(
     "refuses a nondeterministic collation on key columns, and so do the stores",
     Effect.gen(function*() {
-      const { url } = yield* TestDatabase.TestDatabase
+      const { url } = yield* PostgresTest.TestDatabase
       yield* rows(
         "CREATE COLLATION ci (provider = icu, locale = 'und-u-ks-level2', deterministic = false)"
       )
@@ -495,7 +495,7 @@ describe("Migrations", () => {
       assert.deepStrictEqual(yield* catalog(".*"), before)
 
       // Further down the search path, behind an empty event store and a temporary table.
-      const { url } = yield* TestDatabase.TestDatabase
+      const { url } = yield* PostgresTest.TestDatabase
       const deep = PgClient.layer({
         url: Redacted.make(url),
         maxConnections: 1,
@@ -526,7 +526,7 @@ describe("Migrations", () => {
   migration(
     "keeps the event store's tables in another schema than the orchestrator's",
     Effect.gen(function*() {
-      const { url } = yield* TestDatabase.TestDatabase
+      const { url } = yield* PostgresTest.TestDatabase
       yield* pupsourcing
       for (const n of [1, 2, 3]) yield* append("user-1", n)
       const options = { schema: "work", eventStoreSchema: "public" }
@@ -581,7 +581,7 @@ describe("Migrations", () => {
   migration(
     "creates a schema for each part, and names the privilege that is missing",
     Effect.gen(function*() {
-      const { name } = yield* TestDatabase.TestDatabase
+      const { name } = yield* PostgresTest.TestDatabase
       const { role, asRole } = yield* poorRole
       const options = { schema: "work", eventStoreSchema: "facts" }
       yield* rows("CREATE SCHEMA work")
@@ -700,7 +700,7 @@ describe("Migrations", () => {
     Effect.gen(function*() {
       assert.strictEqual((yield* Migrations.run).version, OrchestratorTables.schemaVersion)
     }).pipe(
-      Effect.provide(TestDatabase.layerWith({
+      Effect.provide(PostgresTest.layerWith({
         client: {
           transformResultNames: (name) => name.toUpperCase(),
           transformQueryNames: (name) => name.toUpperCase()
@@ -733,7 +733,7 @@ describe("Migrations", () => {
   migration(
     "names the missing privilege",
     Effect.gen(function*() {
-      const { name, url } = yield* TestDatabase.TestDatabase
+      const { name, url } = yield* PostgresTest.TestDatabase
       const owner = `"${decodeURIComponent(new URL(url).username)}"`
       const { role, asRole } = yield* poorRole
       const lacks = Effect.fnUntraced(function*(
@@ -793,5 +793,5 @@ describe("Migrations", () => {
   it.live("is also available as a layer", () =>
     Effect.gen(function*() {
       assert.strictEqual((yield* Migrations.status).version, OrchestratorTables.schemaVersion)
-    }).pipe(Effect.provide(Layer.provideMerge(Migrations.layer, TestDatabase.layer))))
+    }).pipe(Effect.provide(Layer.provideMerge(Migrations.layer, PostgresTest.layer))))
 })

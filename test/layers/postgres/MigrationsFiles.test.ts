@@ -10,7 +10,7 @@ import * as Migrations from "../../../src/layers/postgres/Migrations.ts"
 import * as Migration from "../../../src/layers/postgres/migrations/Migration.ts"
 import * as MigrationFormat from "../../../src/layers/postgres/migrations/MigrationFormat.ts"
 import * as TableNames from "../../../src/schema/TableNames.ts"
-import * as TestDatabase from "../../support/TestDatabase.ts"
+import * as PostgresTest from "../../../src/testing/PostgresTest.ts"
 
 const folder = fileURLToPath(new URL("../../../migrations/", import.meta.url))
 const dbmate = fileURLToPath(new URL("../../../node_modules/.bin/dbmate", import.meta.url))
@@ -117,7 +117,7 @@ describe("the files of the migrations", () => {
     "run in psql, up twice and down twice, with and without a transaction",
     () =>
       Effect.gen(function*() {
-        const { url } = yield* TestDatabase.TestDatabase
+        const { url } = yield* PostgresTest.TestDatabase
         const psql = (file: string, ...more: ReadonlyArray<string>) =>
           execute("psql", ["-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", url, ...more, "-f", Path.join(folder, file)])
         const run = Effect.fnUntraced(function*(file: string, ...more: ReadonlyArray<string>) {
@@ -141,12 +141,12 @@ describe("the files of the migrations", () => {
         yield* sql`DELETE FROM events`
         for (const more of [[], ["-1"]]) yield* run("002_create_event_store.down.sql", ...more)
         assert.deepStrictEqual(yield* there(), [])
-      }).pipe(Effect.provide(TestDatabase.layer))
+      }).pipe(Effect.provide(PostgresTest.layer))
   )
 
   it.live.skipIf(!hasPsql)("run in several psql processes at the same time", () =>
     Effect.gen(function*() {
-      const { url } = yield* TestDatabase.TestDatabase
+      const { url } = yield* PostgresTest.TestDatabase
       const files = MigrationFormat.render(Migration.all(TableNames.defaults), "golang-migrate")
         .filter((file) => file.name.endsWith(".up.sql"))
       yield* Effect.all(
@@ -164,11 +164,11 @@ describe("the files of the migrations", () => {
         { concurrency: "unbounded" }
       )
       assert.deepStrictEqual(yield* there(), [...TableNames.keys])
-    }).pipe(Effect.provide(TestDatabase.layer)))
+    }).pipe(Effect.provide(PostgresTest.layer)))
 
   it.live.skipIf(!hasPsql)("for liquibase have a rollback equal to the down migration", () =>
     Effect.gen(function*() {
-      const { url } = yield* TestDatabase.TestDatabase
+      const { url } = yield* PostgresTest.TestDatabase
       for (const file of MigrationFormat.render(Migration.all(names({ schema: "Work" })), "liquibase")) {
         const rollback = file.content.split("\n").filter((line) => line.startsWith("--rollback "))
           .map((line) => line.slice("--rollback ".length)).join("\n")
@@ -183,11 +183,11 @@ describe("the files of the migrations", () => {
         }
         assert.deepStrictEqual(yield* there({ schema: "Work" }), before)
       }
-    }).pipe(Effect.scoped, Effect.provide(TestDatabase.layer)))
+    }).pipe(Effect.scoped, Effect.provide(PostgresTest.layer)))
 
   it.live("run in dbmate: up, down, up, with other names and a schema too", () =>
     Effect.gen(function*() {
-      const { url } = yield* TestDatabase.TestDatabase
+      const { url } = yield* PostgresTest.TestDatabase
       const plain = new URL(url)
       plain.searchParams.set("sslmode", "disable")
       for (const options of [{}, { schema: "Order", tables: { events: "user", workers: "W$do$x" } }]) {
@@ -222,5 +222,5 @@ describe("the files of the migrations", () => {
         yield* expectCode("up", 0)
         assert.deepStrictEqual(yield* there(options), [...TableNames.keys])
       }
-    }).pipe(Effect.scoped, Effect.provide(TestDatabase.layer)))
+    }).pipe(Effect.scoped, Effect.provide(PostgresTest.layer)))
 })

@@ -15,7 +15,7 @@ import { CoordinationStore } from "../../../src/services/CoordinationStore.ts"
 import { EventStore } from "../../../src/services/EventStore.ts"
 import * as Orchestrator from "../../../src/services/Orchestrator.ts"
 import * as Projection from "../../../src/services/Projection.ts"
-import * as TestDatabase from "../../support/TestDatabase.ts"
+import * as PostgresTest from "../../../src/testing/PostgresTest.ts"
 
 type Client = Layer.Layer<PgClient.PgClient | SqlClient.SqlClient, unknown>
 
@@ -47,16 +47,16 @@ const client = (url: string): Client => PgClient.layer({ url: Redacted.make(url)
 
 /** Two databases, migrated unless told otherwise, with a client layer for each. */
 const twoDatabases = Effect.fnUntraced(function*(migrated = true) {
-  const [a, b] = yield* Effect.all([TestDatabase.make(), TestDatabase.make()], { concurrency: 2 })
+  const [a, b] = yield* Effect.all([PostgresTest.make(), PostgresTest.make()], { concurrency: 2 })
   if (migrated) {
-    yield* Effect.forEach([a, b], ({ url }) => TestDatabase.withConnection(url, Migrations.run), { concurrency: 2 })
+    yield* Effect.forEach([a, b], ({ url }) => PostgresTest.withConnection(url, Migrations.run), { concurrency: 2 })
   }
   return { a: { ...a, client: client(a.url) }, b: { ...b, client: client(b.url) } }
 })
 
 /** The aggregates in a database's events, read without the stores. */
 const aggregates = (url: string) =>
-  TestDatabase.withConnection(
+  PostgresTest.withConnection(
     url,
     Effect.flatMap(SqlClient.SqlClient, (sql) =>
       sql<{ readonly id: string }>`SELECT aggregate_id AS id FROM events ORDER BY 1`)
@@ -66,7 +66,7 @@ const aggregates = (url: string) =>
 
 /** Sessions of the library on a database, by name. */
 const sessions = (url: string, name: string) =>
-  TestDatabase.withConnection(
+  PostgresTest.withConnection(
     url,
     Effect.flatMap(SqlClient.SqlClient, (sql) =>
       sql`SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND application_name = ${name}`)
@@ -112,7 +112,7 @@ it.live("layerMigrations migrates the database of every client", () =>
       PostgresStores.layerMigrations.pipe(Layer.provide(b.client))
     ))
     for (const { url } of [a, b]) {
-      const { version } = yield* TestDatabase.withConnection(url, Migrations.status)
+      const { version } = yield* PostgresTest.withConnection(url, Migrations.status)
       assert.isDefined(version)
     }
   }).pipe(Effect.scoped))

@@ -9,8 +9,8 @@ import * as Redacted from "effect/Redacted"
 import * as SqlClient from "effect/sql/SqlClient"
 import { describe } from "vitest"
 import * as ReadModel from "../../../src/layers/postgres/ReadModel.ts"
+import * as PostgresTest from "../../../src/testing/PostgresTest.ts"
 import * as Seam from "../../support/Seam.ts"
-import * as TestDatabase from "../../support/TestDatabase.ts"
 
 /** A read model whose creation races in several catalogs: a schema, a type, a table, an index. */
 const create = (name: string) => (sql: SqlClient.SqlClient) =>
@@ -48,14 +48,14 @@ const failed = (exits: ReadonlyArray<Exit.Exit<unknown, unknown>>) => exits.filt
 /** The error over a client whose statements pass through the hooks. */
 const runWith = (hooks: Seam.Hooks, self: Effect.Effect<unknown, unknown, SqlClient.SqlClient>) =>
   Effect.flatMap(
-    TestDatabase.TestDatabase,
+    PostgresTest.TestDatabase,
     ({ url }) => Effect.provide(self, Seam.client({ url: Redacted.make(url), maxConnections: 2 }, hooks))
   )
 
 describe("ReadModel", () => {
   it.live("eight processes that start at the same moment create it together", () =>
     Effect.gen(function*() {
-      const { url } = yield* TestDatabase.TestDatabase
+      const { url } = yield* PostgresTest.TestDatabase
       let races = 0
       for (let round = 0; round < 4; round++) {
         const plain = yield* atOnce(url, Effect.flatMap(SqlClient.SqlClient, create(`plain_${round}`)))
@@ -74,11 +74,11 @@ describe("ReadModel", () => {
       }
       // Without the helper the same statements fail.
       assert.isAbove(races, 0)
-    }).pipe(Effect.provide(TestDatabase.layer)))
+    }).pipe(Effect.provide(PostgresTest.layer)))
 
   it.live("works where transactions are serializable and read-only by default, and statements are not prepared", () =>
     Effect.gen(function*() {
-      const { url } = yield* TestDatabase.TestDatabase
+      const { url } = yield* PostgresTest.TestDatabase
       const exits = yield* atOnce(url, ReadModel.run("days", create("defaults")), {
         prepare: false,
         startupParameters: {
@@ -87,7 +87,7 @@ describe("ReadModel", () => {
         }
       })
       assert.deepStrictEqual(failed(exits), [])
-    }).pipe(Effect.provide(TestDatabase.layer)))
+    }).pipe(Effect.provide(PostgresTest.layer)))
 
   it.live("a failed statement is reported with the remedy, and nothing is created", () =>
     Effect.gen(function*() {
@@ -112,7 +112,7 @@ describe("ReadModel", () => {
       // An error of the program's own is returned unchanged.
       const own = yield* Effect.flip(ReadModel.run("days", () => Effect.fail("own" as const)))
       assert.strictEqual(own, "own")
-    }).pipe(Effect.provide(TestDatabase.layer)))
+    }).pipe(Effect.provide(PostgresTest.layer)))
 
   it.live("a connection lost before, within or after its statements is retried", () =>
     Effect.gen(function*() {
@@ -129,7 +129,7 @@ describe("ReadModel", () => {
       } while (n < sent)
       assert.isAtLeast(n, 6)
       assert.strictEqual((yield* sql`SELECT 1 FROM pg_class WHERE relname = 'by_amount'`).length, 1)
-    }).pipe(Effect.provide(TestDatabase.layer)))
+    }).pipe(Effect.provide(PostgresTest.layer)))
 
   it.live("one layer over two clients creates the tables in both databases, and once per client", () =>
     Effect.gen(function*() {
@@ -141,7 +141,7 @@ describe("ReadModel", () => {
         ))
       const clients = yield* Effect.forEach(
         [1, 2],
-        () => Effect.map(TestDatabase.make(), ({ url }) => PgClient.layer({ url: Redacted.make(url) }))
+        () => Effect.map(PostgresTest.make(), ({ url }) => PgClient.layer({ url: Redacted.make(url) }))
       )
       yield* Layer.build(Layer.mergeAll(
         layer.pipe(Layer.provide(clients[0]!)),

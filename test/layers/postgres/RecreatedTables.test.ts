@@ -14,8 +14,8 @@ import * as PostgresStores from "../../../src/layers/postgres/PostgresStores.ts"
 import { EventStore } from "../../../src/services/EventStore.ts"
 import * as Orchestrator from "../../../src/services/Orchestrator.ts"
 import * as Projection from "../../../src/services/Projection.ts"
+import * as TimeLimits from "../../../src/testing/TimeLimits.ts"
 import * as EventStores from "../../support/EventStores.ts"
-import * as TimeLimits from "../../support/TimeLimits.ts"
 
 const recreate = Effect.gen(function*() {
   const sql = yield* PgClient.PgClient

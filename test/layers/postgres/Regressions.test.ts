@@ -12,12 +12,12 @@ import { describe } from "vitest"
 import type { NewEvent } from "../../../src/schema/Event.ts"
 import { CheckpointStore } from "../../../src/services/CheckpointStore.ts"
 import { EventStore } from "../../../src/services/EventStore.ts"
+import * as PostgresTest from "../../../src/testing/PostgresTest.ts"
+import * as TimeLimits from "../../../src/testing/TimeLimits.ts"
 import { patient } from "../../suites/Suite.ts"
 import * as CoordinationStores from "../../support/CoordinationStores.ts"
 import * as EventStores from "../../support/EventStores.ts"
 import * as Proxy from "../../support/Proxy.ts"
-import * as TestDatabase from "../../support/TestDatabase.ts"
-import * as TimeLimits from "../../support/TimeLimits.ts"
 
 const event = (aggregateId: string): NewEvent => ({
   boundedContext: "test",
@@ -89,7 +89,7 @@ describe("presence", () => {
 describe("batches", { concurrent: true }, () => {
   /** Stores over a pool of this many connections. */
   const pooled = (maxConnections: number) =>
-    CoordinationStores.over().pipe(Layer.provideMerge(TestDatabase.layerWith({ client: { maxConnections } })))
+    CoordinationStores.over().pipe(Layer.provideMerge(PostgresTest.layerWith({ client: { maxConnections } })))
 
   it.live("that get no connection of the pool fail, and the error states why", () =>
     Effect.gen(function*() {
@@ -182,7 +182,7 @@ describe("batches whose connection goes silent", { concurrent: true, tags: ["lon
     ) => Effect.Effect<A, E, CoordinationStores.Stores | PgClient.PgClient | Scope.Scope>
   ) =>
     Effect.gen(function*() {
-      const url = new URL((yield* TestDatabase.TestDatabase).url)
+      const url = new URL((yield* PostgresTest.TestDatabase).url)
       const proxy = yield* Proxy.make({ host: url.hostname, port: Number(url.port) })
       url.host = `127.0.0.1:${proxy.port}`
       return yield* Effect.provide(
@@ -190,7 +190,7 @@ describe("batches whose connection goes silent", { concurrent: true, tags: ["lon
         Effect.scoped(self(proxy)),
         CoordinationStores.over().pipe(Layer.provideMerge(PgClient.layer({ url: Redacted.make(url.href) })))
       )
-    }).pipe(Effect.scoped, Effect.provide(TestDatabase.layer))
+    }).pipe(Effect.scoped, Effect.provide(PostgresTest.layer))
 
   const idleTimeout = Duration.seconds(1)
 

@@ -14,8 +14,8 @@ import * as PostgresStores from "../../../src/layers/postgres/PostgresStores.ts"
 import * as TableNames from "../../../src/schema/TableNames.ts"
 import { CheckpointStore } from "../../../src/services/CheckpointStore.ts"
 import { EventStore } from "../../../src/services/EventStore.ts"
+import * as PostgresTest from "../../../src/testing/PostgresTest.ts"
 import * as CoordinationStores from "../../support/CoordinationStores.ts"
-import * as TestDatabase from "../../support/TestDatabase.ts"
 
 const stream = { boundedContext: "test", aggregateType: "Test", aggregateId: "a" }
 
@@ -82,7 +82,7 @@ const work = Effect.gen(function*() {
 /** A single session, migrated, with a copy of all tables in a schema that is not on the search_path. */
 const database = Layer.effectDiscard(
   Effect.andThen(Migrations.run, Migrations.runWith({ schema: "elsewhere" }))
-).pipe(Layer.provideMerge(TestDatabase.layerWith({ client: { maxConnections: 1 } })))
+).pipe(Layer.provideMerge(PostgresTest.layerWith({ client: { maxConnections: 1 } })))
 
 const live = (
   title: string,
@@ -134,7 +134,7 @@ it.live("migrations create the tables beside temporary tables of the same names"
       TableNames.keys.map(() => true)
     )
     yield* Effect.scoped(Effect.provide(work, stores))
-  }).pipe(Effect.provide(TestDatabase.layerWith({ client: { maxConnections: 1 } }))))
+  }).pipe(Effect.provide(PostgresTest.layerWith({ client: { maxConnections: 1 } }))))
 
 it.live("finds tables in several schemas of the search_path", () =>
   Effect.gen(function*() {
@@ -155,6 +155,6 @@ it.live("finds tables in several schemas of the search_path", () =>
     assert.strictEqual((yield* sql`SELECT FROM two.aggregate_heads`).length, 1)
   }).pipe(
     Effect.provide(
-      TestDatabase.layerWith({ client: { startupParameters: { search_path: "one,two,public" } } })
+      PostgresTest.layerWith({ client: { startupParameters: { search_path: "one,two,public" } } })
     )
   ))

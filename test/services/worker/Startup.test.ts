@@ -18,8 +18,8 @@ import * as Orchestrator from "../../../src/services/Orchestrator.ts"
 import * as Projection from "../../../src/services/Projection.ts"
 import * as RetryLog from "../../../src/services/telemetry/RetryLog.ts"
 import * as Startup from "../../../src/services/worker/Startup.ts"
+import * as PostgresTest from "../../../src/testing/PostgresTest.ts"
 import * as Seam from "../../support/Seam.ts"
-import * as TestDatabase from "../../support/TestDatabase.ts"
 
 const server = { server: "localhost:5432", database: "app", user: "app", cause: new Error("test") }
 const unavailable = (reason: DatabaseUnavailable["reason"]) => new DatabaseUnavailable({ ...server, reason })
@@ -141,7 +141,7 @@ const startAndLose = Effect.fnUntraced(function*(url: string, n: number) {
 
 it.live("a worker starts although its connection is lost at any single statement", () =>
   Effect.gen(function*() {
-    const { url } = yield* TestDatabase.TestDatabase
+    const { url } = yield* PostgresTest.TestDatabase
     yield* EventStore.use((events) =>
       Effect.forEach(["before", "first"], (aggregateId) => events.append([event(aggregateId)]))
     ).pipe(Effect.provide(Seam.stores({})))
@@ -163,7 +163,7 @@ it.live("a worker starts although its connection is lost at any single statement
       assert.isAtLeast(sessions.get(session === "pool" ? session : `pupsourcing-orchestrator ${session}`) ?? 0, least)
     }
   }).pipe(
-    Effect.provide(Layer.provideMerge(Migrations.layer, TestDatabase.layer) as Layer.Layer<
-      TestDatabase.TestDatabase | PgClient.PgClient | SqlClient.SqlClient
+    Effect.provide(Layer.provideMerge(Migrations.layer, PostgresTest.layer) as Layer.Layer<
+      PostgresTest.TestDatabase | PgClient.PgClient | SqlClient.SqlClient
     >)
   ))

@@ -6,7 +6,7 @@
  */
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
-import { inject } from "vitest"
+import * as PostgresTest from "../../../src/testing/PostgresTest.ts"
 import { mutations } from "./Mutations.ts"
 import * as RealTime from "./RealTime.ts"
 
@@ -16,7 +16,7 @@ const quick = ["decisions not one at a time", "open writers not waited for"]
 
 it.live.each(quick)("the checkers detect: %s", (name) =>
   Effect.gen(function*() {
-    const template = yield* RealTime.prepare(inject("pgUrl"))
+    const template = yield* RealTime.prepare(PostgresTest.serverUrl())
     for (let seed = 1; seed <= most; seed++) {
       const { violations } = yield* RealTime.play(seed, { template, rewrite: mutations[name] })
       if (violations.length > 0) {

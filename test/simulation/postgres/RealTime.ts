@@ -14,7 +14,7 @@ import * as Reactivity from "effect/reactivity/Reactivity"
 import * as Redacted from "effect/Redacted"
 import * as SqlClient from "effect/sql/SqlClient"
 import * as Migrations from "../../../src/layers/postgres/Migrations.ts"
-import * as TestDatabase from "../../support/TestDatabase.ts"
+import * as PostgresTest from "../../../src/testing/PostgresTest.ts"
 import { Checkers } from "../Checkers.ts"
 import * as Coverage from "../Coverage.ts"
 import { Director, type Outcome, type Stage } from "../Director.ts"
@@ -45,8 +45,8 @@ const endMillis = 20_000
 
 /** Creates the template of the databases on which runs are played; it exists as long as the scope. */
 export const prepare = Effect.fnUntraced(function*(serverUrl?: string) {
-  const { name, url } = yield* TestDatabase.make({ serverUrl })
-  yield* TestDatabase.withConnection(
+  const { name, url } = yield* PostgresTest.make({ serverUrl })
+  yield* PostgresTest.withConnection(
     url,
     Effect.andThen(Migrations.run, Effect.flatMap(SqlClient.SqlClient, Audit.install))
   )
@@ -75,7 +75,7 @@ export const play = (seed: number, options: Options) =>
   Effect.scoped(playOn(Scenario.draw(seed, Scenario.real), options))
 
 const playOn = Effect.fnUntraced(function*(scenario: Scenario.Scenario, options: Options) {
-  const { url } = yield* TestDatabase.make(options)
+  const { url } = yield* PostgresTest.make(options)
   const sql = yield* Effect.provide(PgClient.makeClient({ url: Redacted.make(url) }), Reactivity.layer)
   const perform = yield* FiberSet.makeRuntime<never>()
   const [start] = yield* sql<{ readonly millis: number }>`

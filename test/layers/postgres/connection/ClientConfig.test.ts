@@ -16,8 +16,8 @@ import * as ClientConfig from "../../../../src/layers/postgres/connection/Client
 import { serverOf } from "../../../../src/layers/postgres/connection/Server.ts"
 import * as DatabaseLive from "../../../../src/layers/postgres/DatabaseLive.ts"
 import * as Migrations from "../../../../src/layers/postgres/Migrations.ts"
+import * as PostgresTest from "../../../../src/testing/PostgresTest.ts"
 import * as EventStores from "../../../support/EventStores.ts"
-import * as TestDatabase from "../../../support/TestDatabase.ts"
 
 /** The errors of opening the stores and of migrating. Under `TestClock` a retry would wait forever. */
 const failures = (config: PgClient.PgPoolConfig) =>
@@ -159,7 +159,7 @@ describe("ClientConfig", () => {
 
   it.live("parameters that the driver ignores are reported by name", () =>
     Effect.gen(function*() {
-      const { url: text } = yield* TestDatabase.TestDatabase
+      const { url: text } = yield* PostgresTest.TestDatabase
       const lines: Array<string> = []
       const logger = Logger.make(({ message }) => void lines.push(String(message)))
       const withParameters = `${text}?application_name=a&sslrootcert=/no/such/file&pgbouncer=true`

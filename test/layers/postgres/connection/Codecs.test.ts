@@ -13,8 +13,8 @@ import type { Event } from "../../../../src/schema/Event.ts"
 import { EventStore } from "../../../../src/services/EventStore.ts"
 import * as Orchestrator from "../../../../src/services/Orchestrator.ts"
 import * as Projection from "../../../../src/services/Projection.ts"
+import * as PostgresTest from "../../../../src/testing/PostgresTest.ts"
 import * as EventStores from "../../../support/EventStores.ts"
-import * as TestDatabase from "../../../support/TestDatabase.ts"
 
 /** A value that only a codec of the application produces. */
 interface Custom {
@@ -45,7 +45,7 @@ const registry = (register: (registry: PgTypes.Registry) => void) => {
 
 const client = (config: Omit<PgClient.PgPoolConfig, "url">) =>
   Layer.unwrap(
-    Effect.map(TestDatabase.TestDatabase, ({ url }) => PgClient.layer({ ...config, url: Redacted.make(url) }))
+    Effect.map(PostgresTest.TestDatabase, ({ url }) => PgClient.layer({ ...config, url: Redacted.make(url) }))
   )
 
 const newEvent = {
@@ -137,17 +137,17 @@ describe("the application's codecs", () => {
     const types = registry((registry) => {
       for (const oid of oids) registry.register(oid, custom)
     })
-    return Effect.provide(everything, client({ types }).pipe(Layer.provideMerge(TestDatabase.layer)))
+    return Effect.provide(everything, client({ types }).pipe(Layer.provideMerge(PostgresTest.layer)))
   })
 
   it.live("do not affect the library when registered for all clients", () =>
     Effect.gen(function*() {
-      const { url } = yield* TestDatabase.TestDatabase
+      const { url } = yield* PostgresTest.TestDatabase
       for (const oid of oids) PgTypes.register(oid, custom)
       yield* Effect.provide(everything, PgClient.layer({ url: Redacted.make(url) }))
     }).pipe(
       Effect.ensuring(Effect.sync(() => oids.forEach(PgTypes.unregister))),
-      Effect.provide(TestDatabase.layer)
+      Effect.provide(PostgresTest.layer)
     ))
 
   it.live("do not affect the library where 64-bit numbers are numbers and times are strings, nor do name transforms", () => {
@@ -170,7 +170,7 @@ describe("the application's codecs", () => {
       transformQueryNames: (name: string) => name.toLowerCase(),
       transformJson: true
     }
-    return Effect.provide(everything, client({ ...transforms, types }).pipe(Layer.provideMerge(TestDatabase.layer)))
+    return Effect.provide(everything, client({ ...transforms, types }).pipe(Layer.provideMerge(PostgresTest.layer)))
   })
 
   it.live("are refused for text and bytea, with the name of the setting", () =>

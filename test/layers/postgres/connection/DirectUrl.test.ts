@@ -9,11 +9,11 @@ import * as Redacted from "effect/Redacted"
 import * as DirectUrl from "../../../../src/layers/postgres/connection/DirectUrl.ts"
 import * as PostgresStores from "../../../../src/layers/postgres/PostgresStores.ts"
 import { EventStore } from "../../../../src/services/EventStore.ts"
+import * as PostgresTest from "../../../../src/testing/PostgresTest.ts"
+import * as TimeLimits from "../../../../src/testing/TimeLimits.ts"
 import * as EventStores from "../../../support/EventStores.ts"
-import * as TestDatabase from "../../../support/TestDatabase.ts"
-import * as TimeLimits from "../../../support/TimeLimits.ts"
 
-const url = Effect.map(TestDatabase.TestDatabase, ({ url }) => new URL(url))
+const url = Effect.map(PostgresTest.TestDatabase, ({ url }) => new URL(url))
 
 const refusal = (directUrl: string) =>
   Effect.flip(Layer.build(PostgresStores.layerWith({ directUrl: Redacted.make(directUrl) }))).pipe(

@@ -15,10 +15,10 @@ import { describe } from "vitest"
 import * as Listener from "../../../../src/layers/postgres/connection/Listener.ts"
 import { Database } from "../../../../src/layers/postgres/Database.ts"
 import * as DatabaseLive from "../../../../src/layers/postgres/DatabaseLive.ts"
+import { TestDatabase } from "../../../../src/testing/PostgresTest.ts"
+import * as TimeLimits from "../../../../src/testing/TimeLimits.ts"
 import { live } from "../../../support/EventStores.ts"
 import * as Proxy from "../../../support/Proxy.ts"
-import { TestDatabase } from "../../../support/TestDatabase.ts"
-import * as TimeLimits from "../../../support/TimeLimits.ts"
 
 /** A listener as one process has it. */
 const process = (options: DatabaseLive.Options = {}) =>

@@ -19,11 +19,11 @@ import { codeOf } from "../../../../src/layers/postgres/connection/SqlErrors.ts"
 import { EventStore } from "../../../../src/services/EventStore.ts"
 import { Membership } from "../../../../src/services/Membership.ts"
 import * as EmbeddedPostgres from "../../../../src/testing/EmbeddedPostgres.ts"
+import * as PostgresTest from "../../../../src/testing/PostgresTest.ts"
+import * as TimeLimits from "../../../../src/testing/TimeLimits.ts"
 import { patient } from "../../../suites/Suite.ts"
 import * as CoordinationStores from "../../../support/CoordinationStores.ts"
 import * as EventStores from "../../../support/EventStores.ts"
-import * as TestDatabase from "../../../support/TestDatabase.ts"
-import * as TimeLimits from "../../../support/TimeLimits.ts"
 
 const { decide, join } = CoordinationStores
 
@@ -43,7 +43,7 @@ const connect = (url: string) => Effect.provide(PgClient.makeClient({ url: Redac
 
 /** Fills the queue until the scope closes, from another database of the server. */
 const fillQueue = Effect.gen(function*() {
-  const other = yield* TestDatabase.make({ serverUrl: yield* server })
+  const other = yield* PostgresTest.make({ serverUrl: yield* server })
   const listening = yield* connect(other.url)
   yield* listening`LISTEN other_application`
   yield* listening`BEGIN`
@@ -72,7 +72,7 @@ const live = (
     Effect.flatMap(server, (serverUrl) =>
       Effect.scoped(test()).pipe(
         Effect.provide(
-          CoordinationStores.over({ listen }).pipe(Layer.provideMerge(TestDatabase.layerWith({ serverUrl })))
+          CoordinationStores.over({ listen }).pipe(Layer.provideMerge(PostgresTest.layerWith({ serverUrl })))
         )
       )))
 

@@ -14,9 +14,9 @@ import * as ReadModel from "../../../../src/layers/postgres/ReadModel.ts"
 import { EventStore } from "../../../../src/services/EventStore.ts"
 import * as Orchestrator from "../../../../src/services/Orchestrator.ts"
 import * as Projection from "../../../../src/services/Projection.ts"
+import * as PostgresTest from "../../../../src/testing/PostgresTest.ts"
+import * as TimeLimits from "../../../../src/testing/TimeLimits.ts"
 import * as PgBouncer from "../../../support/PgBouncer.ts"
-import * as TestDatabase from "../../../support/TestDatabase.ts"
-import * as TimeLimits from "../../../support/TimeLimits.ts"
 
 const inCI = process.env["CI"] !== undefined
 
@@ -38,15 +38,15 @@ const versions = Projection.make("versions", {
 /** Collects the log lines. */
 const logged = (lines: Array<string>) => Logger.layer([Logger.make(({ message }) => lines.push(String(message)))])
 
-const url = Effect.map(TestDatabase.TestDatabase, ({ url }) => url)
+const url = Effect.map(PostgresTest.TestDatabase, ({ url }) => url)
 
 describe.skipIf(PgBouncer.missing !== undefined && !inCI)("behind a pooler", () => {
   const live = (
     title: string,
-    test: Effect.Effect<unknown, unknown, TestDatabase.TestDatabase | PgClient.PgClient | SqlClient.SqlClient>,
+    test: Effect.Effect<unknown, unknown, PostgresTest.TestDatabase | PgClient.PgClient | SqlClient.SqlClient>,
     tags: Array<string> = []
   ) =>
-    it.live(title, () => Effect.provide(test, Migrations.layer.pipe(Layer.provideMerge(TestDatabase.layer))), { tags })
+    it.live(title, () => Effect.provide(test, Migrations.layer.pipe(Layer.provideMerge(PostgresTest.layer))), { tags })
 
   const detects = (mode: "session" | "transaction", size: number) =>
     Effect.gen(function*() {

@@ -8,8 +8,8 @@ import type * as SqlClient from "effect/sql/SqlClient"
 import { describe } from "vitest"
 import { serverOf } from "../../../../src/layers/postgres/connection/Server.ts"
 import * as Session from "../../../../src/layers/postgres/connection/Session.ts"
-import * as TestDatabase from "../../../support/TestDatabase.ts"
-import * as TimeLimits from "../../../support/TimeLimits.ts"
+import * as PostgresTest from "../../../../src/testing/PostgresTest.ts"
+import * as TimeLimits from "../../../../src/testing/TimeLimits.ts"
 
 const make = Effect.fnUntraced(function*(deadline: Duration.Input = "10 seconds") {
   const { config } = yield* PgClient.PgClient
@@ -34,7 +34,7 @@ const make = Effect.fnUntraced(function*(deadline: Duration.Input = "10 seconds"
 })
 
 const live = <A, E>(title: string, test: () => Effect.Effect<A, E, PgClient.PgClient | Scope.Scope>) =>
-  it.live(title, () => Effect.provide(Effect.scoped(test()), TestDatabase.layer))
+  it.live(title, () => Effect.provide(Effect.scoped(test()), PostgresTest.layer))
 
 const kill = (pid: number) => Effect.flatMap(PgClient.PgClient, (sql) => sql`SELECT pg_terminate_backend(${pid}, 5000)`)
 

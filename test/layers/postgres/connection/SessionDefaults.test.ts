@@ -16,11 +16,11 @@ import { EventStore } from "../../../../src/services/EventStore.ts"
 import { Membership } from "../../../../src/services/Membership.ts"
 import * as Orchestrator from "../../../../src/services/Orchestrator.ts"
 import * as Projection from "../../../../src/services/Projection.ts"
+import * as PostgresTest from "../../../../src/testing/PostgresTest.ts"
+import * as TimeLimits from "../../../../src/testing/TimeLimits.ts"
 import * as CoordinationStores from "../../../support/CoordinationStores.ts"
 import * as EventStores from "../../../support/EventStores.ts"
 import * as Servers from "../../../support/Servers.ts"
-import * as TestDatabase from "../../../support/TestDatabase.ts"
-import * as TimeLimits from "../../../support/TimeLimits.ts"
 
 /**
  * The settings that the library overrides, each with a value that an administrator may have set for the whole database.
@@ -40,7 +40,7 @@ const hostile: Readonly<Record<string, string>> = {
 
 const alter = Effect.fnUntraced(function*(settings: Readonly<Record<string, string>>) {
   const sql = yield* SqlClient.SqlClient
-  const { name } = yield* TestDatabase.TestDatabase
+  const { name } = yield* PostgresTest.TestDatabase
   for (const [setting, value] of Object.entries(settings)) {
     yield* sql.unsafe(`ALTER DATABASE "${name}" SET ${setting} = '${value}'`)
   }
@@ -49,7 +49,7 @@ const alter = Effect.fnUntraced(function*(settings: Readonly<Record<string, stri
 /** A client whose sessions start now, with the current defaults. */
 const client = (config: Omit<PgClient.PgPoolConfig, "url"> = {}) =>
   Layer.unwrap(
-    Effect.map(TestDatabase.TestDatabase, ({ url }) => PgClient.layer({ ...config, url: Redacted.make(url) }))
+    Effect.map(PostgresTest.TestDatabase, ({ url }) => PgClient.layer({ ...config, url: Redacted.make(url) }))
   )
 
 const event = (aggregateId: string) => ({
@@ -76,7 +76,7 @@ interface Found {
 }
 
 describe("the library's sessions", () => {
-  const ownSettings = (options: TestDatabase.Options, config: Omit<PgClient.PgPoolConfig, "url">) =>
+  const ownSettings = (options: PostgresTest.Options, config: Omit<PgClient.PgPoolConfig, "url">) =>
     Effect.gen(function*() {
       const names = Object.keys(hostile)
       const sql = yield* SqlClient.SqlClient
@@ -133,7 +133,7 @@ describe("the library's sessions", () => {
       yield* alter({ default_transaction_isolation: "serializable" })
       // The writer reads what another transaction then changes, and writes an event. Serializable readers of the event
       // would complete the cycle, and the prepared transaction cannot be the one to abort.
-      const gid = `writer-${(yield* TestDatabase.TestDatabase).name}`
+      const gid = `writer-${(yield* PostgresTest.TestDatabase).name}`
       yield* Effect.gen(function*() {
         const writer = yield* PgClient.PgClient
         yield* Effect.scoped(Effect.gen(function*() {
@@ -304,5 +304,5 @@ describe("migrations", () => {
         assert.deepStrictEqual(yield* Migrations.status, status)
         for (const statement of EventStoreTables.up(TableNames.defaults)) yield* sql.unsafe(statement)
       }).pipe(Effect.provide(client()))
-    }).pipe(Effect.provide(TestDatabase.layer)))
+    }).pipe(Effect.provide(PostgresTest.layer)))
 })

@@ -5,10 +5,10 @@ import * as Fiber from "effect/Fiber"
 import * as SqlClient from "effect/sql/SqlClient"
 import * as HashRange from "../../../../src/schema/HashRange.ts"
 import { CheckpointStore } from "../../../../src/services/CheckpointStore.ts"
+import * as TimeLimits from "../../../../src/testing/TimeLimits.ts"
 import * as CoordinationStoreSuite from "../../../suites/CoordinationStoreSuite.ts"
 import { patient, realTime } from "../../../suites/Suite.ts"
 import * as CoordinationStores from "../../../support/CoordinationStores.ts"
-import * as TimeLimits from "../../../support/TimeLimits.ts"
 
 CoordinationStoreSuite.suite("postgres", CoordinationStores.layerWith(), { time: realTime })
 

@@ -14,12 +14,12 @@ import * as Presence from "../../../../src/layers/postgres/coordination/Presence
 import { Database } from "../../../../src/layers/postgres/Database.ts"
 import type { Registration } from "../../../../src/schema/Worker.ts"
 import { Membership } from "../../../../src/services/Membership.ts"
+import * as TimeLimits from "../../../../src/testing/TimeLimits.ts"
 import { logs } from "../../../services/World.ts"
 import * as MembershipSuite from "../../../suites/MembershipSuite.ts"
 import { hasty, patient, realTime } from "../../../suites/Suite.ts"
 import * as CoordinationStores from "../../../support/CoordinationStores.ts"
 import * as Seam from "../../../support/Seam.ts"
-import * as TimeLimits from "../../../support/TimeLimits.ts"
 
 MembershipSuite.suite("postgres", CoordinationStores.layerWith(), { time: realTime })
 

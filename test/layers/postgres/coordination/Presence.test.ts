@@ -9,8 +9,8 @@ import { Listener } from "../../../../src/layers/postgres/connection/Listener.ts
 import * as Presence from "../../../../src/layers/postgres/coordination/Presence.ts"
 import { Database } from "../../../../src/layers/postgres/Database.ts"
 import * as DatabaseLive from "../../../../src/layers/postgres/DatabaseLive.ts"
+import { waitUntil } from "../../../../src/testing/TimeLimits.ts"
 import { live } from "../../../support/EventStores.ts"
-import { waitUntil } from "../../../support/TimeLimits.ts"
 
 const lost = new SqlError.SqlError({
   reason: new SqlError.ConnectionError({ cause: new Error("lost"), message: "lost", operation: "query" })

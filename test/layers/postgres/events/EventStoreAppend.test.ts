@@ -14,12 +14,12 @@ import { DeadlockError, SerializationError, SqlError } from "effect/sql/SqlError
 import { describe } from "vitest"
 import type { NewEvent, StreamId } from "../../../../src/schema/Event.ts"
 import { EventStore } from "../../../../src/services/EventStore.ts"
+import { TestDatabase } from "../../../../src/testing/PostgresTest.ts"
+import * as TimeLimits from "../../../../src/testing/TimeLimits.ts"
 import * as EventStores from "../../../support/EventStores.ts"
 import * as PlainWriters from "../../../support/PlainWriters.ts"
 import * as Proxy from "../../../support/Proxy.ts"
 import * as Seam from "../../../support/Seam.ts"
-import { TestDatabase } from "../../../support/TestDatabase.ts"
-import * as TimeLimits from "../../../support/TimeLimits.ts"
 
 const stream: StreamId = { boundedContext: "test", aggregateType: "Test", aggregateId: "a" }
 

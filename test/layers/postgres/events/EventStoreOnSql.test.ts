@@ -11,10 +11,10 @@ import * as Redacted from "effect/Redacted"
 import { describe } from "vitest"
 import { type Event, label, type NewEvent } from "../../../../src/schema/Event.ts"
 import { EventStore } from "../../../../src/services/EventStore.ts"
+import { TestDatabase } from "../../../../src/testing/PostgresTest.ts"
+import * as TimeLimits from "../../../../src/testing/TimeLimits.ts"
 import * as EventStores from "../../../support/EventStores.ts"
 import * as PlainWriters from "../../../support/PlainWriters.ts"
-import { TestDatabase } from "../../../support/TestDatabase.ts"
-import * as TimeLimits from "../../../support/TimeLimits.ts"
 
 const event = (aggregateId: string, rest: Partial<NewEvent> = {}): NewEvent => ({
   boundedContext: "test",

@@ -9,10 +9,10 @@ import { describe } from "vitest"
 import { Database } from "../../../../src/layers/postgres/Database.ts"
 import type { NewEvent } from "../../../../src/schema/Event.ts"
 import { EventStore } from "../../../../src/services/EventStore.ts"
+import { TestDatabase } from "../../../../src/testing/PostgresTest.ts"
 import * as EventStores from "../../../support/EventStores.ts"
 import * as PlainWriters from "../../../support/PlainWriters.ts"
 import * as Servers from "../../../support/Servers.ts"
-import { TestDatabase } from "../../../support/TestDatabase.ts"
 
 const event = (aggregateId: string, eventType = "Happened"): NewEvent => ({
   boundedContext: "test",

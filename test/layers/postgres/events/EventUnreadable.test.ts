@@ -14,11 +14,11 @@ import * as HashRange from "../../../../src/schema/HashRange.ts"
 import { EventStore, type ReadOptions } from "../../../../src/services/EventStore.ts"
 import * as Orchestrator from "../../../../src/services/Orchestrator.ts"
 import * as Projection from "../../../../src/services/Projection.ts"
+import type * as PostgresTest from "../../../../src/testing/PostgresTest.ts"
+import * as TimeLimits from "../../../../src/testing/TimeLimits.ts"
 import * as Damage from "../../../support/Damage.ts"
 import * as EventStores from "../../../support/EventStores.ts"
 import * as Seam from "../../../support/Seam.ts"
-import type * as TestDatabase from "../../../support/TestDatabase.ts"
-import * as TimeLimits from "../../../support/TimeLimits.ts"
 
 const event = (aggregateId: string, rest: Partial<NewEvent> = {}): NewEvent => ({
   boundedContext: "test",
@@ -121,7 +121,7 @@ const append = Effect.fnUntraced(function*(count: number) {
 
 const onDatabase = (
   title: string,
-  test: () => Effect.Effect<void, unknown, PgClient.PgClient | SqlClient.SqlClient | TestDatabase.TestDatabase>
+  test: () => Effect.Effect<void, unknown, PgClient.PgClient | SqlClient.SqlClient | PostgresTest.TestDatabase>
 ) => EventStores.live(title, test as never)
 
 describe("an error of one row", () => {

@@ -13,12 +13,12 @@ import * as Redacted from "effect/Redacted"
 import * as SqlClient from "effect/sql/SqlClient"
 import type { Held } from "../../../../src/schema/Checkpoint.ts"
 import { CheckpointStore } from "../../../../src/services/CheckpointStore.ts"
+import * as PostgresTest from "../../../../src/testing/PostgresTest.ts"
+import * as TimeLimits from "../../../../src/testing/TimeLimits.ts"
 import * as CheckpointStoreSuite from "../../../suites/CheckpointStoreSuite.ts"
 import { realTime } from "../../../suites/Suite.ts"
 import * as CoordinationStores from "../../../support/CoordinationStores.ts"
 import * as Proxy from "../../../support/Proxy.ts"
-import * as TestDatabase from "../../../support/TestDatabase.ts"
-import * as TimeLimits from "../../../support/TimeLimits.ts"
 
 const layer = Layer.effectDiscard(Effect.flatMap(
   SqlClient.SqlClient,
@@ -68,8 +68,8 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
     )
 
   const terminate = (pid: number) =>
-    Effect.flatMap(TestDatabase.TestDatabase, ({ url }) =>
-      TestDatabase.withConnection(
+    Effect.flatMap(PostgresTest.TestDatabase, ({ url }) =>
+      PostgresTest.withConnection(
         url,
         Effect.flatMap(SqlClient.SqlClient, (sql) => sql`SELECT pg_terminate_backend(${pid})`)
       ))
@@ -213,12 +213,12 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
     Effect.gen(function*() {
       const store = yield* CheckpointStore
       const sql = yield* SqlClient.SqlClient
-      const { url } = yield* TestDatabase.TestDatabase
+      const { url } = yield* PostgresTest.TestDatabase
       const row = yield* CoordinationStores.held("queue")
       yield* record("queue")
       const touch = sql`UPDATE counts SET count = count + 1 WHERE key = 'queue'`
       const isLocked = yield* Deferred.make<void>()
-      yield* TestDatabase.withConnection(
+      yield* PostgresTest.withConnection(
         url,
         Effect.flatMap(SqlClient.SqlClient, (other) =>
           other`SELECT FROM counts WHERE key = 'queue' FOR UPDATE`.pipe(
@@ -238,7 +238,7 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
   for (const [own, expected] of [["0", "20s"], ["7s", "7s"], ["1min", "20s"]] as const) {
     it.effect(`where the session's own lock_timeout is ${own}, a batch waits ${expected}`, () =>
       Effect.gen(function*() {
-        const { url } = yield* TestDatabase.TestDatabase
+        const { url } = yield* PostgresTest.TestDatabase
         const client = PgClient.layer({ url: Redacted.make(url), startupParameters: { lock_timeout: own } })
         yield* Effect.gen(function*() {
           const store = yield* CheckpointStore
@@ -300,7 +300,7 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
 
   it.effect("the outcome of a COMMIT whose answer is lost is looked up: it was committed, once", () =>
     Effect.gen(function*() {
-      const { url } = yield* TestDatabase.TestDatabase
+      const { url } = yield* PostgresTest.TestDatabase
       const row = yield* CoordinationStores.held("lost answer")
       const through = new URL(url)
       const proxy = yield* Proxy.make({ host: through.hostname, port: Number(through.port) })
@@ -349,8 +349,8 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
         (row) => Effect.result(store.advance(row === fenced ? other : row, { from: 0n, to: 5n })),
         { concurrency: "unbounded" }
       )
-      const { url } = yield* TestDatabase.TestDatabase
-      const results = yield* TestDatabase.withConnection(
+      const { url } = yield* PostgresTest.TestDatabase
+      const results = yield* PostgresTest.withConnection(
         url,
         Effect.flatMap(SqlClient.SqlClient, (holder) =>
           holder.withTransaction(Effect.andThen(
@@ -406,8 +406,8 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
         (rows) => rows.map(({ statement }) => statement).join()
       )
       const startAll = Effect.forEach(held, (row) => Effect.forkChild(store.advance(row, { from: 0n, to: 5n })))
-      const { url } = yield* TestDatabase.TestDatabase
-      const remaining = yield* TestDatabase.withConnection(
+      const { url } = yield* PostgresTest.TestDatabase
+      const remaining = yield* PostgresTest.withConnection(
         url,
         Effect.flatMap(SqlClient.SqlClient, (locker) =>
           locker.withTransaction(Effect.gen(function*() {
@@ -603,7 +603,7 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
   it.effect("handlers that would write through another client are refused", () =>
     Effect.gen(function*() {
       const store = yield* CheckpointStore
-      const { url } = yield* TestDatabase.TestDatabase
+      const { url } = yield* PostgresTest.TestDatabase
       const pg = yield* PgClient.PgClient
       const other = yield* PgClient.make({ url: Redacted.make(url) }).pipe(Effect.provide(Reactivity.layer))
       yield* store.checkClient(Context.empty(), "set")

@@ -5,7 +5,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import { TestClock } from "effect/testing"
-import * as TimeLimits from "./TimeLimits.ts"
+import * as TimeLimits from "../../src/testing/TimeLimits.ts"
 
 const never = () => false
 const every = "1 second"

@@ -12,7 +12,7 @@ export const variable = "TEST_SLOWNESS"
 
 /**
  * How many times slower this machine is than the reference machine under the load at the start of the run; at least 1. Measured by
- * `globalSetup.ts`. It is 1 outside of a test run.
+ * `test/support/globalSetup.ts`. It is 1 outside of a test run.
  */
 export const slowness: number = Math.max(1, Number(process.env[variable] ?? 1) || 1)
 

@@ -14,7 +14,6 @@ import type * as Scope from "effect/Scope"
 import * as SqlClient from "effect/sql/SqlClient"
 import type * as SqlError from "effect/sql/SqlError"
 import * as Crypto from "node:crypto"
-import { inject } from "vitest"
 
 /** The database that the layer made. */
 export class TestDatabase extends Context.Service<TestDatabase, {
@@ -22,6 +21,16 @@ export class TestDatabase extends Context.Service<TestDatabase, {
   /** The URL with the password, for child processes and separate clients. */
   readonly url: string
 }>()("pupsourcing-orchestrator/test/TestDatabase") {}
+
+/** The environment variable with the URL of the run's server, which processes that a test starts inherit. */
+export const serverVariable = "TEST_POSTGRES_URL"
+
+/** Returns the URL of a role of the run's server that may create databases. */
+export const serverUrl = (): string => {
+  const url = process.env[serverVariable]
+  if (url === undefined) throw new Error(`${serverVariable} is not set. Run tests through vitest, or pass a serverUrl.`)
+  return url
+}
 
 /** How a test database differs from an empty one behind a default pool. */
 export interface Options {
@@ -76,17 +85,17 @@ const drop = Effect.fnUntraced(function*(name: string) {
 export const make = Effect.fnUntraced(function*(
   options: Options = {}
 ): Effect.fn.Return<TestDatabase["Service"], SqlError.SqlError, Scope.Scope> {
-  const serverUrl = options.serverUrl ?? inject("pgUrl")
+  const server = options.serverUrl ?? serverUrl()
   const name = randomName()
   yield* Effect.acquireRelease(
-    withConnection(serverUrl, create(name, options.template ?? "template0", options.encoding)),
+    withConnection(server, create(name, options.template ?? "template0", options.encoding)),
     () =>
-      withConnection(serverUrl, drop(name)).pipe(
+      withConnection(server, drop(name)).pipe(
         // A test may have stopped the server itself; its data directory is deleted soon anyway.
         Effect.ignoreCause
       )
   )
-  return TestDatabase.of({ name, url: databaseUrl(serverUrl, name) })
+  return TestDatabase.of({ name, url: databaseUrl(server, name) })
 })
 
 /**
@@ -97,10 +106,9 @@ export const make = Effect.fnUntraced(function*(
 export const template = <E, R>(
   name: string,
   prepare: Effect.Effect<void, E, R>,
-  serverUrl?: string
+  server?: string
 ): Effect.Effect<string, E | SqlError.SqlError, Exclude<R, SqlClient.SqlClient>> =>
-  // Read at run time: outside of a test run there is nothing to inject.
-  Effect.suspend(() => templateOn(serverUrl ?? inject("pgUrl"), name, prepare))
+  Effect.suspend(() => templateOn(server ?? serverUrl(), name, prepare))
 
 const templateOn = <E, R>(
   server: string,
