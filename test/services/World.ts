@@ -161,7 +161,7 @@ export const runner = Effect.fnUntraced(function*(
         state,
         settings,
         draining,
-        progressed: Latch.makeUnsafe(false),
+        caughtUp: Latch.makeUnsafe(false),
         record: (entry) => Effect.sync(() => activity.push(entry))
       })
     }).pipe(Effect.provide(layer))

@@ -61,6 +61,8 @@ interface Runner {
   /** Failures since progress past events that do not match was last written. */
   failedWrites: number
   isCaughtUp: boolean
+  /** Whether the range has been caught up since it was opened. */
+  hasBeenCaughtUp: boolean
 }
 
 /** Minimum time between two warnings about one projection's conflicts. */
@@ -88,7 +90,8 @@ const makeRunner = Effect.fnUntraced(function*(shared: Shared, job: RangeState.J
     batches: yield* Batch.makeSetting(job, shared.checkpoints, shared.blocking),
     policy: BatchPolicy.initial(job.settings.batchSize),
     failedWrites: 0,
-    isCaughtUp: false
+    isCaughtUp: false,
+    hasBeenCaughtUp: false
   }
 })
 
@@ -118,12 +121,15 @@ const workUntilDrained = Effect.fnUntraced(function*(runner: Runner): Effect.fn.
         break
       case "Page":
         if (next.page.events.length === 0) yield* passOver(runner, next.page, next.isComplete)
-        else yield* handlePage(runner, next.page)
+        else yield* handlePage(runner, next.page, next.isComplete)
     }
   }
 })
 
-/** Advances past positions where no event matches. `writeProgress` writes this later. */
+/**
+ * Advances past positions where no event matches. `writeProgress` writes this later, together with that of other
+ * ranges; at once only when the range is first caught up, because catch-up waits for the row.
+ */
 const passOver = Effect.fnUntraced(
   function*(runner: Runner, { epoch, position }: Page, isComplete: boolean) {
     const { job, retries } = runner
@@ -132,10 +138,14 @@ const passOver = Effect.fnUntraced(
     // Nothing is left to retry: the events of a failed batch may be lost if the server epoch has ended.
     yield* retries.succeeded("A batch")
     yield* retries.succeeded("The record of a halt")
-    if (runner.isCaughtUp) return
-    runner.isCaughtUp = true
-    const { projection, range } = job.state.held
-    yield* job.record(Activity.CaughtUp({ projection, range, position }))
+    if (!runner.isCaughtUp) {
+      runner.isCaughtUp = true
+      if (!runner.hasBeenCaughtUp) yield* writeProgress(runner)
+      runner.hasBeenCaughtUp = true
+      const { projection, range } = job.state.held
+      yield* job.record(Activity.CaughtUp({ projection, range, position }))
+    }
+    job.caughtUp.openUnsafe()
   }
 )
 
@@ -160,12 +170,13 @@ const writeProgress = Effect.fnUntraced(function*(runner: Runner) {
 })
 
 /** Handles the events of a page, batch by batch, until none is left, they must be read again, or the range drains. */
-const handlePage = Effect.fnUntraced(function*(runner: Runner, page: Page) {
+const handlePage = Effect.fnUntraced(function*(runner: Runner, page: Page, isComplete: boolean) {
   runner.isCaughtUp = false
   let rest = page.events
   while (rest.length > 0 && !runner.job.draining.isOpen()) {
     rest = yield* handleBatch(runner, page, rest)
   }
+  if (isComplete && rest.length === 0) runner.job.caughtUp.openUnsafe()
 })
 
 /** Handles one batch and does what the policy decides. Returns the events that remain; none if they are read again. */

@@ -19,8 +19,8 @@ export interface Job {
   readonly state: RangeState
   /** Opened to drain the range: the batch in flight ends, and no other begins. */
   readonly draining: Latch.Latch
-  /** Opened when `handledUpTo` has advanced. */
-  readonly progressed: Latch.Latch
+  /** Opened when the range has handled all settled events. */
+  readonly caughtUp: Latch.Latch
   readonly record: (activity: Activity) => Effect.Effect<void>
 }
 
@@ -64,18 +64,16 @@ export const make = (held: Checkpoint.Held, now: bigint): RangeState => ({
 export const hasUnwritten = (state: RangeState): boolean => state.handledUpTo !== state.writtenUpTo
 
 /** Records that no event up to `position` matches. This progress is not written yet. */
-export const passOver = ({ progressed, state }: Job, position: bigint, epoch: ServerEpoch): void => {
+export const passOver = ({ state }: Job, position: bigint, epoch: ServerEpoch): void => {
   state.handledUpTo = position
   state.epoch = epoch
-  progressed.openUnsafe()
 }
 
 /** Records that progress up to `position` is committed. */
-export const write = ({ progressed, state }: Job, position: bigint, now: bigint): void => {
+export const write = ({ state }: Job, position: bigint, now: bigint): void => {
   state.handledUpTo = state.writtenUpTo = position
   state.writtenAt = now
   state.epoch = undefined
-  progressed.openUnsafe()
 }
 
 /** Drops unwritten progress, so that those positions are read again. */

@@ -55,8 +55,8 @@ export const make = Effect.fnUntraced(function*(options: {
   readonly drainTimeout: Duration.Duration
   /** Called when a range has ended or was fenced. */
   readonly onChange: () => void
-  /** Opened when a range has progressed. */
-  readonly progressed: Latch.Latch
+  /** Opened when a range has handled all settled events. */
+  readonly caughtUp: Latch.Latch
   readonly onFailure: (error: RunnerError) => Effect.Effect<void>
 }): Effect.fn.Return<Ranges, never, Scope.Scope> {
   interface Entry extends RangeState.RangeState {
@@ -109,7 +109,7 @@ export const make = Effect.fnUntraced(function*(options: {
       ...job,
       state: entry,
       draining: entry.draining,
-      progressed: options.progressed
+      caughtUp: options.caughtUp
     }).pipe(
       Effect.flatMap((result) => result === "fenced" ? refused : Effect.void),
       Effect.catch(options.onFailure),

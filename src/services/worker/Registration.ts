@@ -67,7 +67,7 @@ export interface State {
   isAssigned: boolean
   /** Whether other workers have ended the registration. */
   isEvicted: boolean
-  /** Opened when this state or the position of a range changes. */
+  /** Opened when this state changes, and when a range has handled all settled events. */
   readonly changed: Latch.Latch
 }
 
@@ -187,7 +187,7 @@ const runRegistration = Effect.fnUntraced(function*(
     runner: worker.runner,
     drainTimeout: settings.drainTimeout,
     onChange,
-    progressed: state.changed,
+    caughtUp: state.changed,
     onFailure: (error) => Effect.asVoid(Deferred.fail(failed, error))
   })
   const reconcile = Reconciler.run({

@@ -484,7 +484,7 @@ it.effect("unwritten progress beyond the last event is not reported as Checkpoin
       {
         events: (real) => ({
           read: (options) =>
-            less && options.after > 0n
+            less && options.after > 2n
               ? Effect.fail(new CheckpointAheadOfEvents({ position: options.after, lastPosition: 1n }))
               : real.read(options)
         })
@@ -493,14 +493,16 @@ it.effect("unwritten progress beyond the last event is not reported as Checkpoin
     yield* worker.events.append([event("a"), event("a")])
     const fiber = yield* Effect.forkChild(worker.run)
     yield* pass(100)
-    assert.strictEqual(worker.state().handledUpTo, 2n)
+    yield* worker.events.append([event("a")])
+    yield* pass(100)
+    assert.deepStrictEqual([worker.state().handledUpTo, worker.state().writtenUpTo], [3n, 2n])
     less = true
     yield* worker.events.append([event("a")])
     yield* pass(500)
     less = false
     yield* pass(2_000)
     yield* worker.drain(fiber)
-    assert.strictEqual(worker.state().handledUpTo, 3n)
+    assert.strictEqual(worker.state().handledUpTo, 4n)
   }))
 
 /** Records the position after which each read starts. */
@@ -526,14 +528,16 @@ it.effect("progress read in an earlier server epoch is not written in a later on
       Projection.make("users", { aggregateTypes: ["Nothing"], handle: () => Effect.void }),
       { events }
     )
-    yield* worker.events.append([event("a"), event("a")])
+    yield* worker.events.append([event("a")])
     const fiber = yield* Effect.forkChild(worker.run)
     yield* pass(100)
-    assert.deepStrictEqual([worker.state().handledUpTo, after], [2n, [0n]])
+    yield* worker.events.append([event("a")])
+    yield* pass(100)
+    assert.deepStrictEqual([worker.state().handledUpTo, worker.state().writtenUpTo, after], [2n, 1n, [0n, 1n]])
     world.epoch = "2"
     yield* pass(5_000)
     assert.strictEqual((yield* worker.row).position, 2n)
-    assert.deepStrictEqual(after, [0n, 0n])
+    assert.deepStrictEqual(after, [0n, 1n, 1n])
     // The progress over the first event is written, over the second not yet.
     for (const millis of [1_000, 100]) {
       yield* worker.events.append([event("a")])
@@ -542,7 +546,7 @@ it.effect("progress read in an earlier server epoch is not written in a later on
     world.epoch = "3"
     yield* worker.events.append([event("a")])
     yield* pass(2_000)
-    assert.deepStrictEqual([(yield* worker.row).position, after], [5n, [0n, 0n, 2n, 3n, 4n, 3n]])
+    assert.deepStrictEqual([(yield* worker.row).position, after], [5n, [0n, 1n, 1n, 2n, 3n, 4n, 3n]])
     assert.strictEqual(worker.lines.filter(({ level }) => level === "Error").length, 0)
     assert.strictEqual(yield* worker.drain(fiber), "drained")
   }))
@@ -554,12 +558,35 @@ it.effect("draining does not write progress read in an earlier server epoch; the
       world,
       Projection.make("users", { aggregateTypes: ["Nothing"], handle: () => Effect.void })
     )
-    yield* worker.events.append([event("a"), event("a")])
+    yield* worker.events.append([event("a")])
     const fiber = yield* Effect.forkChild(worker.run)
+    yield* pass(100)
+    yield* worker.events.append([event("a")])
     yield* pass(100)
     world.epoch = "2"
     assert.strictEqual(yield* worker.drain(fiber), "drained")
-    assert.strictEqual((yield* worker.row).position, 0n)
+    assert.strictEqual((yield* worker.row).position, 1n)
+  }))
+
+it.effect("empty progress is written when a range is first caught up, later once a second", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const worker = yield* runner(
+      world,
+      Projection.make("users", { aggregateTypes: ["Nothing"], handle: () => Effect.void })
+    )
+    yield* worker.events.append([event("a"), event("a")])
+    const fiber = yield* Effect.forkChild(worker.run)
+    yield* pass(100)
+    assert.strictEqual((yield* worker.row).position, 2n)
+    for (let position = 3n; position < 6n; position++) {
+      yield* worker.events.append([event("a")])
+      yield* pass(100)
+      assert.deepStrictEqual([worker.state().handledUpTo, (yield* worker.row).position], [position, 2n])
+    }
+    yield* pass(1_000)
+    assert.strictEqual((yield* worker.row).position, 5n)
+    yield* worker.drain(fiber)
   }))
 
 it.effect("a batch read in an earlier server epoch is read again in the current one", () =>

@@ -18,7 +18,7 @@ it.effect("logs the cause of a runner's death, whatever it is, and restarts the 
           runner: { run: () => Effect.die(value) },
           drainTimeout: Duration.seconds(1),
           onChange: () => {},
-          progressed: Latch.makeUnsafe(false),
+          caughtUp: Latch.makeUnsafe(false),
           onFailure: () => Effect.void
         })
         const held = {
