@@ -53,8 +53,8 @@ export type Activity = Data.TaggedEnum<{
     readonly partition: number
     /** Time since the worker first read the generation. */
     readonly after: Duration.Duration
-    /** Whether the worker was part of an earlier generation under the same registration. */
-    readonly isReconfigured: boolean
+    /** Whether the worker is the only member, and the generation before this one had others. */
+    readonly isLeftAlone: boolean
   }
   /** A range's runner starts at `position`. */
   RangeClaimed: { readonly projection: string; readonly range: HashRange; readonly position: bigint }

@@ -368,6 +368,21 @@ it.effect("a generation that only changes a worker's projections is logged as su
     ])
   }))
 
+it.effect("a worker that was alone before does not log that it now processes all events", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const projections = [counting(yield* noCounts, narrow), counting(yield* noCounts, { name: "others" })]
+    const alone = yield* start(world, projections)
+    yield* pass(500)
+    // A newer version has claimed the range and left again before this worker could read that it had joined.
+    const row = world.rows.get("counts@0")!
+    yield* TxRef.update(row, (row) => row === undefined ? row : { ...row, filter: "changed", fence: undefined })
+    yield* pass(10_000, 500)
+    const processing = alone.said("Info").filter((text) => text.startsWith("Processing"))
+    assert.deepStrictEqual(alone.of("ProjectionGivenUp").map(({ projection }) => projection), ["counts"])
+    assert.deepStrictEqual(processing, ["Processing events...", "Processing events..."])
+  }))
+
 /** A newer version of `counting` with a different filter. */
 const widened = { eventTypes: ["UserCreated", "UserDeleted"], acceptFilterChange: true }
 const narrow = { eventTypes: ["UserCreated"] }

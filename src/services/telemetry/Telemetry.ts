@@ -57,12 +57,7 @@ const table: Table = {
     span: ({ generation, partition }) => ({ generation: String(generation.generationId), partition })
   },
   AssignmentReached: {
-    log: ({ generation, isReconfigured }) => [
-      [
-        "Info",
-        generation.members.length === 1 && isReconfigured ? "Processing all events now..." : "Processing events..."
-      ]
-    ],
+    log: ({ isLeftAlone }) => [["Info", isLeftAlone ? "Processing all events now..." : "Processing events..."]],
     metrics: ({ after }, labels) => [
       record(Metrics.coordinationDurationSeconds, labels, Duration.toSeconds(after)),
       ...stateIs("running", labels)

@@ -8,7 +8,6 @@ import * as Clock from "effect/Clock"
 import type * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import * as Latch from "effect/Latch"
 import * as Option from "effect/Option"
 import { Activity, type ChangeReason } from "../../schema/Activity.ts"
 import * as Checkpoint from "../../schema/Checkpoint.ts"
@@ -29,6 +28,8 @@ import type { Membership } from "../Membership.ts"
 import type * as Projection from "../Projection.ts"
 import type { ActivityStream } from "../telemetry/ActivityStream.ts"
 import type { RetryLog } from "../telemetry/RetryLog.ts"
+import * as Alarm from "./Alarm.ts"
+import * as Merging from "./Merging.ts"
 import type { Ranges } from "./Ranges.ts"
 import type { RangeState } from "./RangeState.ts"
 import type { Startup } from "./Startup.ts"
@@ -47,7 +48,7 @@ export interface Options {
   readonly ranges: Ranges
   readonly log: ActivityStream
   readonly retryLog: RetryLog
-  readonly alarm: Alarm
+  readonly alarm: Alarm.Alarm
   /** Returns whether the worker is suspended; while it is, no range may run. */
   readonly suspended: () => boolean
   readonly startup: Startup
@@ -59,31 +60,12 @@ export interface Options {
 /** The errors that end a reconciler. */
 export type ReconcilerError = CoordinationTimeout | Plan.PlanError | StoreError | WorkerReplaced
 
-/** The signal that wakes a reconciler. */
-export interface Alarm {
-  readonly latch: Latch.Latch
-  /** Whether an external wake-up is pending; these arrive in bursts. */
-  fromOutside: boolean
-}
-
-export const makeAlarm = (): Alarm => ({ latch: Latch.makeUnsafe(false), fromOutside: false })
-
-/** External wake-ups within this time are handled by one pass. */
-const burst = Duration.millis(20)
 /** Pause before a pass is retried after a store error. */
 const storeBackoff = Duration.millis(250)
 /** A step of `Startup`. */
 const coordinating = "Coordination"
-/** Maximum interval to which repeated rechecks back off. */
-const longestRecheckMillis = 250
 /** Time limit of the query that distinguishes workers that left from workers that were lost. */
 const lookupTimeout = Duration.millis(250)
-/** A range is not merged if its batch has been open for this long, because the batch may stay open much longer. */
-const slowBatchNanos = 500_000_000n
-/** Minimum time between merges of adjacent ranges, because a merge pauses the ranges for a moment. */
-const mergeInterval = Duration.seconds(5)
-/** Maximum time for which closed ranges wait for the other ranges of a merge to close. */
-const mergePatience = Duration.millis(250)
 
 /** The state of a reconciler between passes. Times are in nanoseconds of the monotonic clock. */
 interface State {
@@ -100,11 +82,7 @@ interface State {
    * unavailable, because that time does not count.
    */
   waitingSince: bigint | undefined
-  /** The number of short waits in a row. */
-  rechecks: number
-  mergedAt: bigint
-  /** Keys of ranges that were closed to be merged and have not ended. */
-  mergingKeys: ReadonlySet<string>
+  readonly merging: Merging.Merging
 }
 
 /** Runs until the registration has ended, the assignment cannot be reached, or a permanent failure occurs. */
@@ -117,42 +95,13 @@ export const run = Effect.fnUntraced(function*(options: Options): Effect.fn.Retu
     previous: undefined,
     hasReachedAssignment: false,
     waitingSince: startedAt,
-    rechecks: 0,
-    mergedAt: startedAt,
-    mergingKeys: new Set()
+    merging: Merging.make(startedAt)
   }
   while (true) {
-    yield* letBurstPass(options, state)
-    options.alarm.latch.closeUnsafe()
+    yield* Alarm.letBurstPass(options.alarm, state.passBeganAt)
     state.passBeganAt = yield* Clock.monotonicTimeNanos
     yield* options.suspended() ? suspend(options, state) : step(options, state)
   }
-})
-
-/** Releases every range that no runner is processing, and unregisters the worker. */
-export const leave = (
-  standing: Standing & Pick<Options, "coordination" | "settings">
-): Effect.Effect<void, Plan.PlanError | StoreError> =>
-  Effect.catchTag(standing.coordination.apply(requestOf(standing, true)), "WorkerEvicted", () => Effect.void).pipe(
-    Effect.asVoid
-  )
-
-/** What a worker is and does. */
-interface Standing extends Pick<Plan.Request, "activeKeys" | "projections" | "registration"> {
-  readonly settings: Settings
-}
-
-const requestOf = (
-  { activeKeys, projections, registration, settings }: Standing,
-  leaving: boolean
-): Plan.Request => ({ registration, projections, activeKeys, leaving, rules: Worker.livenessRules(settings) })
-
-const letBurstPass = Effect.fnUntraced(function*({ alarm }: Options, { passBeganAt }: State) {
-  const sinceLastPass = Duration.nanos((yield* Clock.monotonicTimeNanos) - passBeganAt)
-  if (alarm.fromOutside && passBeganAt > 0n && Duration.isLessThan(sinceLastPass, burst)) {
-    yield* Effect.sleep(Duration.subtract(burst, sinceLastPass))
-  }
-  alarm.fromOutside = false
 })
 
 /** A pass of a suspended worker: ends all ranges and waits. */
@@ -165,13 +114,13 @@ const suspend = Effect.fnUntraced(function*({ alarm, ranges }: Options, state: S
 /** One pass. */
 const step = Effect.fnUntraced(function*(options: Options, state: State) {
   const activeKeys: ReadonlySet<string> = new Set(options.ranges.all.keys())
-  forgetEndedMerge(state, activeKeys)
+  Merging.forgetEnded(state.merging, activeKeys, state.passBeganAt)
   const decided = yield* decide(options, state, activeKeys)
   if (Option.isNone(decided)) return
   const plan = decided.value
 
   if (plan.generation !== undefined) yield* followGeneration(options, state, plan, plan.generation)
-  const paused = new Set([...state.mergingKeys].map((key) => options.ranges.all.get(key)?.held.projection))
+  const paused = Merging.projections(state.merging, options.ranges)
   yield* closeLostAndUnassigned(options, state, plan)
   yield* openOwned(options, state, plan, { activeKeys, paused })
 
@@ -182,8 +131,11 @@ const step = Effect.fnUntraced(function*(options: Options, state: State) {
     yield* reportState(options, state, plan, plan.generation)
     if (!state.hasReachedAssignment) yield* failWhenLate(options, state, plan.generation)
   }
-  if (state.hasReachedAssignment) yield* closeToMerge(options, state)
-  yield* waitForChange(options, state, plan.recheckAfterMillis)
+  if (state.hasReachedAssignment) yield* Merging.closeAdjacent(state.merging, options.ranges, state.passBeganAt)
+  yield* Alarm.wait(options.alarm, {
+    longestMillis: Math.min(Duration.toMillis(options.settings.pollInterval), Merging.patienceMillis(state.merging)),
+    recheckMillis: plan.recheckAfterMillis
+  })
 })
 
 /** Returns the current plan, or none after a store error that is retried or after a projection was given up. */
@@ -223,6 +175,16 @@ const previewAndApply = Effect.fnUntraced(function*(options: Options, activeKeys
   }
   return plan
 })
+
+/** What a worker is and does. */
+interface Standing extends Pick<Plan.Request, "activeKeys" | "projections" | "registration"> {
+  readonly settings: Settings
+}
+
+const requestOf = (
+  { activeKeys, projections, registration, settings }: Standing,
+  leaving: boolean
+): Plan.Request => ({ registration, projections, activeKeys, leaving, rules: Worker.livenessRules(settings) })
 
 const backOff = Effect.fnUntraced(function*({ retryLog, startup }: Options, state: State, failure: StoreError) {
   if (startup.isFatal(coordinating, failure)) return yield* failure
@@ -311,7 +273,7 @@ const openOwned = Effect.fnUntraced(function*(
   { activeKeys, paused }: {
     readonly activeKeys: ReadonlySet<string>
     /** Projections whose rows are about to be merged. */
-    readonly paused: ReadonlySet<string | undefined>
+    readonly paused: ReadonlySet<string>
   }
 ) {
   const { captured, log: { record }, projections, ranges, settings } = options
@@ -335,8 +297,8 @@ const reportAssignment = Effect.fnUntraced(function*(
   state.hasReachedAssignment = true
   const after = Duration.nanos((yield* Clock.monotonicTimeNanos) - state.generationReadAt)
   const partition = Generation.partitionKey(generation, registration)
-  const isReconfigured = state.previous !== undefined
-  yield* log.record(Activity.AssignmentReached({ generation, partition, after, isReconfigured }))
+  const isLeftAlone = generation.members.length === 1 && (state.previous?.members.length ?? 1) > 1
+  yield* log.record(Activity.AssignmentReached({ generation, partition, after, isLeftAlone }))
   onAssigned(true)
 })
 
@@ -377,54 +339,10 @@ const failWhenLate = Effect.fnUntraced(function*(
   })
 })
 
-/**
- * Closes adjacent ranges of a projection that are at the same position, so that the next plan merges them. This undoes
- * the fragmentation caused by many generation switches.
- */
-const closeToMerge = Effect.fnUntraced(function*({ ranges }: Options, state: State) {
-  if (!Duration.isGreaterThan(Duration.nanos(state.passBeganAt - state.mergedAt), mergeInterval)) return
-  state.mergedAt = state.passBeganAt
-  // A slow batch is not ended for a merge, because its work would have to start again.
-  const idle = [...ranges.all.values()].filter(({ batchSince, closing, halt }) =>
-    !closing && halt === undefined && (batchSince === undefined || state.passBeganAt - batchSince < slowBatchNanos)
+/** Releases every range that no runner is processing, and unregisters the worker. */
+export const leave = (
+  standing: Standing & Pick<Options, "coordination" | "settings">
+): Effect.Effect<void, Plan.PlanError | StoreError> =>
+  Effect.asVoid(
+    Effect.catchTag(standing.coordination.apply(requestOf(standing, true)), "WorkerEvicted", () => Effect.void)
   )
-  const keys = new Set<string>()
-  for (const left of idle) {
-    const right = idle.find(({ handledUpTo, held }) =>
-      held.projection === left.held.projection && held.range.start === left.held.range.end &&
-      handledUpTo === left.handledUpTo
-    )
-    if (right !== undefined) keys.add(Checkpoint.key(left.held)).add(Checkpoint.key(right.held))
-  }
-  yield* Effect.forEach(keys, (key) => ranges.close(key, "drain"), { discard: true })
-  state.mergingKeys = keys
-})
-
-/**
- * The ranges of a merge stay closed until the last of them has ended, because a plan merges only rows that are not
- * active. `mergePatience` limits the wait for a slow handler.
- */
-const forgetEndedMerge = (state: State, activeKeys: ReadonlySet<string>): void => {
-  const isTooSlow = Duration.isGreaterThan(Duration.nanos(state.passBeganAt - state.mergedAt), mergePatience)
-  state.mergingKeys = new Set(isTooSlow ? [] : [...state.mergingKeys].filter((key) => activeKeys.has(key)))
-}
-
-/** Waits for a wake-up, or until time alone may have changed the plan; at most `pollInterval`. */
-const waitForChange = Effect.fnUntraced(function*(
-  { alarm, settings }: Options,
-  state: State,
-  recheck: number | undefined
-) {
-  // Backs off while a row stays locked, for example by a slow handler or a frozen worker.
-  state.rechecks = recheck === undefined || recheck > longestRecheckMillis ? 0 : state.rechecks + 1
-  const patience = Math.min(
-    Duration.toMillis(settings.pollInterval),
-    recheck === undefined
-      ? Infinity
-      : state.rechecks === 0
-      ? recheck
-      : Math.min(recheck * 2 ** (state.rechecks - 1), longestRecheckMillis),
-    state.mergingKeys.size === 0 ? Infinity : Duration.toMillis(mergePatience) + 1
-  )
-  yield* Effect.timeoutOption(alarm.latch.await, patience)
-})

@@ -27,6 +27,7 @@ import type { Membership } from "../Membership.ts"
 import * as Projection from "../Projection.ts"
 import type { ActivityStream } from "../telemetry/ActivityStream.ts"
 import type { RetryLog } from "../telemetry/RetryLog.ts"
+import * as Alarm from "./Alarm.ts"
 import * as Heartbeat from "./Heartbeat.ts"
 import * as ProjectionChecks from "./ProjectionChecks.ts"
 import type { RangeRunner } from "./RangeRunner.ts"
@@ -164,7 +165,7 @@ const runRegistration = Effect.fnUntraced(function*(
 ): Effect.fn.Return<never, OrchestratorError | WorkerEvicted, Scope.Scope> {
   const { log, membership, retryLog, settings, state } = worker
   const failed = yield* Deferred.make<never, OrchestratorError | WorkerEvicted>()
-  const alarm = Reconciler.makeAlarm()
+  const alarm = Alarm.make()
   const onChange = () => alarm.latch.openUnsafe()
   const registration = yield* Effect.acquireRelease(
     join(worker, workerId),
@@ -232,12 +233,11 @@ const join = ({ membership, projections, settings, startup, state }: Worker, wor
 
 /** Wakes the reconciler for every wake-up that other workers cause. */
 const listen = Effect.fnUntraced(
-  function*({ membership }: Worker, registration: Registration, alarm: Reconciler.Alarm) {
+  function*({ membership }: Worker, registration: Registration, alarm: Alarm.Alarm) {
     const wakeUps = yield* membership.wakeUps(registration)
     while (true) {
       yield* Queue.take(wakeUps)
-      alarm.fromOutside = true
-      alarm.latch.openUnsafe()
+      Alarm.ringFromOutside(alarm)
     }
   }
 )

@@ -31,8 +31,8 @@ it.effect("logs a change of generation in the original's words", () =>
     yield* emit(Activity.GenerationChanged({ ...changed, reasons: [] }))
     yield* emit(Activity.GenerationChanged({ ...changed, partition: -1, reasons: ["WorkerJoined", "WorkerLost"] }))
     const reached = { generation: generation(1), partition: 0, after: Duration.millis(5) }
-    yield* emit(Activity.AssignmentReached({ ...reached, isReconfigured: false }))
-    yield* emit(Activity.AssignmentReached({ ...reached, isReconfigured: true }))
+    yield* emit(Activity.AssignmentReached({ ...reached, isLeftAlone: false }))
+    yield* emit(Activity.AssignmentReached({ ...reached, isLeftAlone: true }))
     assert.deepStrictEqual(lines.map(({ text }) => text), [
       "Assigned partition: 0 of 1",
       "Generation 7 has 1 worker; this worker has partition 0 of 1.",
