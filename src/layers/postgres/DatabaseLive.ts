@@ -30,6 +30,7 @@ import * as DirectUrl from "./connection/DirectUrl.ts"
 import * as LockWait from "./connection/LockWait.ts"
 import { serverOf } from "./connection/Server.ts"
 import * as Session from "./connection/Session.ts"
+import * as SessionSettings from "./connection/SessionSettings.ts"
 import { refail, statementTimeout } from "./connection/SqlErrors.ts"
 import { asJson } from "./coordination/Rows.ts"
 import { Database } from "./Database.ts"
@@ -100,7 +101,7 @@ const checkCodecs = Effect.fnUntraced(function*(sql: SqlClient.SqlClient) {
  * all schemas.
  */
 const searchPath = (config: PgClient.PgClientConfig): Effect.Effect<ReadonlyArray<string>, SqlError.SqlError> =>
-  PgConnection.make(Session.configOf(config, "pupsourcing-orchestrator probe")).pipe(
+  PgConnection.make(SessionSettings.config(config, "pupsourcing-orchestrator probe")).pipe(
     Effect.flatMap((connection) => connection.query(`SELECT ${TableSchemas.searchPath} AS path`, [], false)),
     Effect.map(({ rows }) => rows[0]?.["path"] as ReadonlyArray<string>),
     Effect.scoped,
@@ -223,9 +224,9 @@ export const make = Effect.fnUntraced(function*(
     presence: options.presence ?? true,
     openConnection: (name) =>
       Effect.tap(
-        PgConnection.make(Session.configOf(sessions, name)),
+        PgConnection.make(SessionSettings.config(sessions, name)),
         (connection) =>
-          Effect.timeoutOrElse(connection.query(`SELECT ${Session.set()}`, [], false), {
+          Effect.timeoutOrElse(connection.query(`SELECT ${SessionSettings.apply()}`, [], false), {
             duration: settingsDeadline,
             orElse: () => Effect.fail(noAnswer)
           })

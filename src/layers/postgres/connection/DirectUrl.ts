@@ -14,7 +14,7 @@ import { InvalidSettings } from "../../../schema/Errors.ts"
 import * as Pooler from "./Pooler.ts"
 import { serverOf } from "./Server.ts"
 import * as ServerEpochSql from "./ServerEpochSql.ts"
-import * as Session from "./Session.ts"
+import * as SessionSettings from "./SessionSettings.ts"
 import { statementTimeout } from "./SqlErrors.ts"
 
 /** How long a probe may take; a start that is refused fails within five seconds. */
@@ -92,7 +92,7 @@ export const checkSameDatabase = Effect.fnUntraced(
     directUrl: Redacted.Redacted
   ): Effect.fn.Return<void, InvalidSettings | SqlError.SqlError, Scope.Scope> {
     const sessions = sessionConfig(client, directUrl)
-    const connection = yield* PgConnection.make(Session.configOf(sessions, "pupsourcing-orchestrator probe"))
+    const connection = yield* PgConnection.make(SessionSettings.config(sessions, "pupsourcing-orchestrator probe"))
     const { rows } = yield* connection.query(
       `SELECT ${ServerEpochSql.select} AS epoch, ${database} AS database`,
       [],

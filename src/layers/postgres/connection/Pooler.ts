@@ -3,7 +3,7 @@ import type * as PgClient from "@effect/sql-pg/PgClient"
 import * as PgConnection from "@effect/sql-pg/PgConnection"
 import * as Effect from "effect/Effect"
 import type * as SqlError from "effect/sql/SqlError"
-import * as Session from "./Session.ts"
+import * as SessionSettings from "./SessionSettings.ts"
 
 /** A busy pooler may hand the backend to another client; take this many samples before concluding. */
 const attempts = 20
@@ -23,7 +23,7 @@ const backend = (connection: PgConnection.PgConnection): Effect.Effect<unknown, 
  */
 export const isTransactionPooler = (config: PgClient.PgClientConfig): Effect.Effect<boolean, SqlError.SqlError> =>
   Effect.scoped(Effect.gen(function*() {
-    const connect = PgConnection.make(Session.configOf(config, "pupsourcing-orchestrator probe"))
+    const connect = PgConnection.make(SessionSettings.config(config, "pupsourcing-orchestrator probe"))
     const one = yield* connect
     if ((yield* backend(one)) === one.processId) return false
     const other = yield* connect

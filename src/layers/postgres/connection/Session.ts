@@ -4,11 +4,8 @@
  *
  * The state machine is that of `effect/cluster`'s lock connection (closed, open, replaced). The deadline bounds the
  * wait, not the statement, because interrupting a statement on a dead network takes the driver five seconds.
- *
- * @since 0.1.0
  */
 import * as PgClient from "@effect/sql-pg/PgClient"
-import * as PgTypes from "@effect/sql-pg/PgTypes"
 import type * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
@@ -23,14 +20,10 @@ import type * as SqlError from "effect/sql/SqlError"
 import { DatabaseUnavailable, type StoreError } from "../../../schema/Errors.ts"
 import * as Abandonable from "../../../services/Abandonable.ts"
 import type { Server } from "./Server.ts"
+import * as SessionSettings from "./SessionSettings.ts"
 import { isConflict, isConnectionLoss, refail, sqlErrorIn } from "./SqlErrors.ts"
 
-/**
- * An open connection and the state that belongs to it.
- *
- * @category models
- * @since 0.1.0
- */
+/** An open connection and the state that belongs to it. */
 export interface Opened<S> {
   readonly sql: SqlClient.SqlClient
   /** What was learned through this connection; each connection starts with a new state. */
@@ -39,12 +32,7 @@ export interface Opened<S> {
   readonly openedAt: bigint
 }
 
-/**
- * A session whose connection is opened when it is first used, and replaced when it is lost.
- *
- * @category models
- * @since 0.1.0
- */
+/** A session whose connection is opened when it is first used, and replaced when it is lost. */
 export interface Session<S> {
   /**
    * Runs `f` on the connection, which is opened if there is none. Without an answer by the deadline it fails with
@@ -57,66 +45,7 @@ export interface Session<S> {
   ) => Effect.Effect<A, Exclude<E, SqlError.SqlError> | StoreError, R>
 }
 
-/** The driver's own codecs, regardless of those that the application registers for its client or for all clients. */
-const types = PgTypes.makeRegistry()
-
-/**
- * How the library's own connections differ from the application's: they have another name and the driver's own codecs,
- * detect an unreachable network, and are not shared.
- *
- * @category constructors
- * @since 0.1.0
- */
-export const configOf = (config: PgClient.PgClientConfig, name: string): PgClient.PgClientConfig => ({
-  ...config,
-  applicationName: name,
-  keepAlive: config.keepAlive ?? Duration.seconds(15),
-  multiplex: false,
-  types
-})
-
-/**
- * The settings of every session of the library, so that no default of the role, the database or the client affects its
- * statements.
- *
- * **Details**
- *
- * Values are transferred in binary, or as text that no setting changes, so the formats of dates and numbers do not
- * matter. Three settings are deliberately not changed: the role, because the privileges are granted to it;
- * `default_transaction_read_only`, with which an administrator prevents all writes; and `synchronous_commit`, because a
- * crash that loses a commit also loses every later one, so the remaining state is an earlier consistent state.
- */
-const common: Readonly<Record<string, string>> = {
-  default_transaction_isolation: "read committed",
-  statement_timeout: "0",
-  lock_timeout: "0",
-  idle_session_timeout: "0",
-  idle_in_transaction_session_timeout: "0",
-  transaction_timeout: "0",
-  standard_conforming_strings: "on",
-  quote_all_identifiers: "off",
-  exit_on_error: "off",
-  jit: "off"
-}
-
-/**
- * SQL: an expression that applies the settings of a session of the library. Settings that the server does not have are
- * skipped.
- *
- * @category utils
- * @since 0.1.0
- */
-export const set = (settings: Readonly<Record<string, string>> = {}): string =>
-  `(SELECT count(set_config(s.name, s.value, false)) FROM (VALUES ${
-    Object.entries({ ...common, ...settings }).map(([name, value]) => `('${name}', '${value}')`).join(", ")
-  }) AS s (name, value) WHERE current_setting(s.name, true) IS NOT NULL)`
-
-/**
- * How a session is opened, and its initial settings.
- *
- * @category options
- * @since 0.1.0
- */
+/** How a session is opened, and its initial settings. */
 export interface Options<S> {
   /** Shown as `application_name`. */
   readonly name: string
@@ -124,113 +53,127 @@ export interface Options<S> {
   /** Settings in addition to, or instead of, those of every session. */
   readonly settings?: Readonly<Record<string, string>>
   readonly state: () => S
-  /** SQL of a text that is read whenever the settings are applied, and the callback that receives the text. */
+  /** SQL of a text that is read when the settings are applied, and the callback that receives the text. */
   readonly mark?: { readonly sql: string; readonly read: (state: S, mark: string) => void }
 }
 
-/**
- * Opens a session in the current scope. Nothing connects before the first use.
- *
- * @category constructors
- * @since 0.1.0
- */
-export const make = Effect.fnUntraced(function*<S>(
-  options: Options<S> & {
-    readonly config: PgClient.PgPoolConfig
-    readonly server: Server
-  }
-): Effect.fn.Return<Session<S>, never, Scope.Scope> {
-  const owner = yield* Effect.scope
-  const entering = `SELECT ${set(options.settings)}::text AS settings, ${options.mark?.sql ?? "''"} AS mark`
-  const ready = new WeakSet<Opened<S>>()
+interface Target {
+  readonly config: PgClient.PgPoolConfig
+  readonly server: Server
+}
 
-  const enter = (opened: Opened<S>) =>
-    Effect.map(opened.sql.unsafe<{ readonly mark: string }>(entering), ([row]) => {
-      options.mark?.read(opened.state, row!.mark)
-      ready.add(opened)
+interface Connection<S> extends Opened<S> {
+  readonly scope: Scope.Closeable
+  /** Whether its settings have been applied. */
+  isReady: boolean
+}
+
+/** The connection of one session. Only `open` and `drop` change which one is current. */
+interface Slot<S> {
+  readonly options: Options<S> & Target
+  readonly owner: Scope.Scope
+  readonly opening: Semaphore.Semaphore
+  current: Connection<S> | undefined
+}
+
+/** Makes a session in the current scope. Nothing connects before the first use. */
+export const make = <S>(options: Options<S> & Target): Effect.Effect<Session<S>, never, Scope.Scope> =>
+  Effect.map(Effect.scope, (owner) => {
+    const slot: Slot<S> = { options, owner, opening: Semaphore.makeUnsafe(1), current: undefined }
+    return { use: (operation, f) => use(slot, operation, f) }
+  })
+
+const use = <S, A, E, R>(
+  slot: Slot<S>,
+  operation: string,
+  f: (opened: Opened<S>) => Effect.Effect<A, E | SqlError.SqlError, R>
+): Effect.Effect<A, Exclude<E, SqlError.SqlError> | StoreError, R> => {
+  const { deadline, server } = slot.options
+  const noAnswer = () =>
+    new DatabaseUnavailable({
+      ...server,
+      reason: "no answer in time",
+      cause: new Error(`${operation}: no answer within ${Duration.format(deadline)}`)
     })
+  return slot.opening.withPermit(open(slot)).pipe(
+    Effect.flatMap((connection) =>
+      // Never interrupted: an interrupted caller stops waiting, and the deadline stays.
+      Abandonable.run(
+        Effect.flatMap(makeReady(slot, connection), () => f(connection)).pipe(
+          outsideTransactions(connection),
+          Effect.onError((cause) => dropIfLost(slot, connection, cause))
+        ),
+        { limit: Abandonable.after(deadline, noAnswer), onAbandoned: () => drop(slot, connection) }
+      )
+    ),
+    refail(server, operation),
+    Effect.withTracerEnabled(false)
+  )
+}
 
-  const entered = <A, E, R>(
-    opened: Opened<S>,
-    self: Effect.Effect<A, E, R>
-  ): Effect.Effect<A, E | SqlError.SqlError, R> => ready.has(opened) ? self : Effect.andThen(enter(opened), self)
-  const opening = Semaphore.makeUnsafe(1)
-  let current: (Opened<S> & { readonly scope: Scope.Closeable }) | undefined
-
-  const drop = (opened: Opened<S>) =>
-    Effect.suspend(() => {
-      if (current !== opened) return Effect.void
-      const scope = current.scope
-      current = undefined
-      // Closing a connection that no longer answers may take long, so it is not awaited.
-      return Effect.asVoid(Abandonable.start(Scope.close(scope, Exit.void)))
+/** Must run with the permit of `opening`. */
+const open = <S>(slot: Slot<S>): Effect.Effect<Connection<S>, SqlError.SqlError> =>
+  Effect.uninterruptibleMask((restore) =>
+    Effect.gen(function*() {
+      if (slot.current !== undefined) return slot.current
+      const scope = yield* Scope.fork(slot.owner)
+      const client = yield* PgClient.makeClient(SessionSettings.config(slot.options.config, slot.options.name)).pipe(
+        Effect.provideService(Scope.Scope, scope),
+        Effect.provide(Reactivity.layer),
+        restore,
+        Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
+      )
+      slot.current = {
+        sql: client.withoutTransforms(),
+        state: slot.options.state(),
+        openedAt: yield* Clock.monotonicTimeNanos,
+        scope,
+        isReady: false
+      }
+      return slot.current
     })
+  )
 
-  const open = opening.withPermit(Effect.suspend(() => {
-    if (current !== undefined) return Effect.succeed(current)
-    return Effect.uninterruptibleMask((restore) =>
-      Effect.gen(function*() {
-        const scope = yield* Scope.fork(owner)
-        const exit = yield* Effect.exit(restore(
-          PgClient.makeClient(configOf(options.config, options.name)).pipe(
-            Effect.provideService(Scope.Scope, scope),
-            Effect.provide(Reactivity.layer)
-          )
-        ))
-        if (Exit.isFailure(exit)) {
-          yield* Scope.close(scope, exit)
-          return yield* Effect.failCause(exit.cause)
-        }
-        current = {
-          sql: exit.value.withoutTransforms(),
-          state: options.state(),
-          openedAt: yield* Clock.monotonicTimeNanos,
-          scope
-        }
-        return current
-      })
+/** Applies the settings before the first use of a connection. */
+const makeReady = <S>({ options }: Slot<S>, connection: Connection<S>): Effect.Effect<void, SqlError.SqlError> => {
+  if (connection.isReady) return Effect.void
+  const statement = `SELECT ${SessionSettings.apply(options.settings)}::text AS settings, ${
+    options.mark?.sql ?? "''"
+  } AS mark`
+  return Effect.map(connection.sql.unsafe<{ readonly mark: string }>(statement), ([row]) => {
+    options.mark?.read(connection.state, row!.mark)
+    connection.isReady = true
+  })
+}
+
+/** Not every lost connection has a known error code, so after other errors a probe query decides. */
+const dropIfLost = <S>(slot: Slot<S>, connection: Connection<S>, cause: Cause.Cause<unknown>): Effect.Effect<void> => {
+  const error = sqlErrorIn(cause)
+  if (error === undefined || isConflict(error)) return Effect.void
+  return isConnectionLoss(error)
+    ? drop(slot, connection)
+    : connection.sql`SELECT 1`.pipe(
+      outsideTransactions(connection),
+      Effect.asVoid,
+      Effect.catchCause(() => drop(slot, connection))
     )
-  }))
+}
 
-  const use: Session<S>["use"] = <A, E, R>(
-    operation: string,
-    f: (opened: Opened<S>) => Effect.Effect<A, E | SqlError.SqlError, R>
-  ) =>
-    open.pipe(
-      Effect.flatMap((opened) => {
-        /** Not every lost connection has a known error code, so after other errors a probe query decides. */
-        const dropWhenLost = (cause: Cause.Cause<unknown>) => {
-          const error = sqlErrorIn(cause)
-          if (error === undefined || isConflict(error)) return Effect.void
-          return isConnectionLoss(error)
-            ? drop(opened)
-            : Effect.catchCause(Effect.asVoid(withoutTransaction(opened, opened.sql`SELECT 1`)), () => drop(opened))
-        }
-        const work = Effect.onError(withoutTransaction(opened, entered(opened, f(opened))), dropWhenLost)
-        // Never interrupted: an interrupted caller stops waiting, and the deadline stays.
-        return Abandonable.run(work, {
-          limit: Abandonable.after(options.deadline, () =>
-            new DatabaseUnavailable({
-              ...options.server,
-              reason: "no answer in time",
-              cause: new Error(`${operation}: no answer within ${Duration.format(options.deadline)}`)
-            })),
-          onAbandoned: () => drop(opened)
-        })
-      }),
-      refail(options.server, operation),
-      Effect.withTracerEnabled(false)
-    )
-
-  return { use }
-})
+const drop = <S>(slot: Slot<S>, connection: Connection<S>): Effect.Effect<void> =>
+  Effect.suspend(() => {
+    if (slot.current !== connection) return Effect.void
+    slot.current = undefined
+    // Closing a connection that no longer answers may take long, so it is not awaited.
+    return Effect.asVoid(Abandonable.start(Scope.close(connection.scope, Exit.void)))
+  })
 
 /**
  * Runs an effect outside any transaction of the session's client that the caller's context contains. A transaction of
  * the application's client cannot leak in, because each client has its own transaction service.
  */
-const withoutTransaction = <S, A, E, R>(opened: Opened<S>, self: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
-  Effect.updateContext(
-    self,
-    (context: Context.Context<R>) => Context.omit(opened.sql.transactionService)(context) as Context.Context<R>
-  )
+const outsideTransactions =
+  <S>({ sql }: Connection<S>) => <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+    Effect.updateContext(
+      self,
+      (context: Context.Context<R>) => Context.omit(sql.transactionService)(context) as Context.Context<R>
+    )
