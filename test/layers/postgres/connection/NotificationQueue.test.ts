@@ -125,7 +125,7 @@ describe("NotificationQueue", { concurrent: false }, () => {
         // Notifications are sent in order, so that every append has been announced.
         yield* Effect.sleep("100 millis")
         assert.strictEqual(reported().length, 1)
-      }).pipe(Effect.provide(EventStores.stores()), Effect.provide(Logger.layer([logger])))
+      }).pipe(Effect.provide(EventStores.stores().pipe(Layer.provideMerge(Logger.layer([logger])))))
     }))
 
   live("workers are woken again once the queue has space", true, () =>
