@@ -20,6 +20,18 @@ export interface Limits {
   readonly isFiltered: boolean
 }
 
+const defaultEvents = 1000
+const defaultBytes = 4 * 1024 * 1024
+
+/** The limits that the options of a read set: see `ReadOptions`. */
+export const pageLimits = ({ bytes = defaultBytes, limit = defaultEvents }: {
+  readonly limit?: number | undefined
+  readonly bytes?: number | undefined
+}): Pick<Limits, "bytes" | "events"> => ({
+  events: Math.max(1, Math.floor(limit)),
+  bytes: Math.max(1, Math.floor(bytes))
+})
+
 /** How far one page has been read. */
 export interface PageWindow {
   readonly limits: Limits

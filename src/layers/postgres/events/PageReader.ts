@@ -39,9 +39,6 @@ interface Reading {
   unreadable: FaultyEvent.Unreadable | undefined
 }
 
-const defaultLimit = 1000
-const defaultBytes = 4 * 1024 * 1024
-
 /** The driver's default limit for one message, that is, for one row. */
 const defaultMessageSize = 16 * 1024 * 1024
 
@@ -87,9 +84,8 @@ const begin = Effect.fnUntraced(function*(self: PageReader, options: ReadOptions
   const begun = yield* Clock.monotonicTimeNanos
   const { bound, epoch } = provedBefore(self, options) ?? (yield* prove(self, options.after, options.upTo))
   const limits: PageWindow.Limits = {
+    ...PageWindow.pageLimits(options),
     after: options.after,
-    events: Math.max(1, Math.floor(options.limit ?? defaultLimit)),
-    bytes: Math.max(1, Math.floor(options.bytes ?? defaultBytes)),
     largestEvent: self.largestEvent,
     isFiltered: where.text !== ""
   }
