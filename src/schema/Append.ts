@@ -1,8 +1,4 @@
-/**
- * Validates events before they are appended, and converts them to the rows that every store writes.
- *
- * @since 0.1.0
- */
+/** Validates events before they are appended, and converts them to the rows that every store writes. */
 import * as DateTime from "effect/DateTime"
 import * as Result from "effect/Result"
 import { InvalidEvents } from "./Errors.ts"
@@ -11,12 +7,7 @@ import * as Json from "./Json.ts"
 import { textProblem } from "./Text.ts"
 import * as Uuid from "./Uuid.ts"
 
-/**
- * A new event as a store writes it, without the version and position that the store assigns.
- *
- * @category models
- * @since 0.1.0
- */
+/** A new event as a store writes it, without the version and position that the store assigns. */
 export interface Row {
   /** In lower case; undefined if the store is to generate one. */
   readonly eventId: string | undefined
@@ -33,12 +24,7 @@ export interface Row {
   readonly createdAtMicros: bigint | null
 }
 
-/**
- * One or more validated events of one aggregate.
- *
- * @category models
- * @since 0.1.0
- */
+/** One or more validated events of one aggregate. */
 export interface Append {
   readonly stream: StreamId
   readonly rows: ReadonlyArray<Row>
@@ -70,9 +56,6 @@ const references = ["traceId", "correlationId", "causationId"] as const
 /**
  * Validates events that are to be appended together, and converts them to rows. Fails if the list is empty, if the
  * events belong to several aggregates, or if an event cannot be stored.
- *
- * @category constructors
- * @since 0.1.0
  */
 export const validate = (events: ReadonlyArray<NewEvent>): Result.Result<Append, InvalidEvents> => {
   const invalid = (problem: string) => Result.fail(new InvalidEvents({ problem }))

@@ -1,6 +1,17 @@
 /**
  * Filters that select the events of a projection. The database evaluates them.
  *
+ * **Example** (The events that two projections share)
+ *
+ * ```ts
+ * import { EventFilter, Projection } from "pupsourcing-orchestrator"
+ * import { Effect } from "effect"
+ *
+ * const registrations: EventFilter.EventFilter = { aggregateTypes: ["User"], eventTypes: ["UserRegistered"] }
+ *
+ * const counts = Projection.make("registration_counts", { ...registrations, handle: () => Effect.void })
+ * ```
+ *
  * @since 0.1.0
  */
 

@@ -1,6 +1,10 @@
 /**
  * The event store: appends events, and reads them up to the settled position.
  *
+ * Applications use `append` and `readStream`. The other members serve projections: positions of different aggregates
+ * are comparable only up to the settled position, because a transaction that is still open may commit an event below
+ * positions that are already visible.
+ *
  * @since 0.1.0
  */
 import * as Context from "effect/Context"
@@ -29,6 +33,8 @@ import type { HashRange } from "../schema/HashRange.ts"
 export type ServerEpoch = string
 
 /**
+ * Which events a read returns, and how many at most.
+ *
  * @category options
  * @since 0.1.0
  */
@@ -45,8 +51,9 @@ export interface ReadOptions {
    * Default: the present settled position.
    */
   readonly upTo?: bigint | undefined
-  /** Default: the whole hash space. */
+  /** Reads the events of aggregates in this range. Default: the whole hash space. */
   readonly range?: HashRange | undefined
+  /** Reads the events that match. Default: all. */
   readonly filter?: EventFilter | undefined
   /** Maximum number of events. Default 1000. */
   readonly limit?: number | undefined
@@ -64,11 +71,13 @@ export interface Page {
   readonly events: ReadonlyArray<Event>
   /** The page is complete up to this position: no matching event lies between its last event and this position. */
   readonly position: bigint
+  /** The server epoch in which the page was read. */
   readonly epoch: ServerEpoch
 }
 
 /**
- * A transaction that may still commit an event below positions that other transactions have already committed.
+ * A transaction that may still commit an event below positions that other transactions have already committed. Readers
+ * wait until it ends.
  *
  * @category models
  * @since 0.1.0
@@ -76,35 +85,67 @@ export interface Page {
 export interface OpenWriter {
   /** Process id of the session; absent for a prepared transaction. */
   readonly pid: number | undefined
+  /** The session's `application_name`, or the name of the prepared transaction; absent if neither is known. */
   readonly application: string | undefined
-  /** Milliseconds since it was first observed to hold back the settled position. */
-  readonly seenForMillis: number
+  /** Time since it was first observed to hold back the settled position. */
+  readonly openFor: Duration.Duration
 }
 
 /**
+ * Appends events and reads them.
+ *
  * @category services
  * @since 0.1.0
  */
 export class EventStore extends Context.Service<EventStore, {
   /**
-   * Appends events to one aggregate, all or none, in one round trip. Inside a transaction of the caller, the append is
-   * part of that transaction. Fails with `ConcurrencyConflict` if the aggregate is not at the expected version (default
-   * `"any"`).
+   * Appends events to one aggregate, all or none, in one round trip, and returns their versions and positions.
    *
-   * Outside a transaction, an append that conflicts with another transaction (deadlock, serialization failure) is
-   * retried.
+   * - `ConcurrencyConflict`: the aggregate is not at `expectedVersion` (default `"any"`). Read the stream again and
+   *   decide again.
+   * - `DuplicateEvent`: one of the event ids is already stored. Reported in preference to a conflict.
+   * - `InvalidEvents`: the list is empty, contains several aggregates, or a value cannot be stored.
+   *
+   * Inside a transaction of the caller, the append is part of that transaction. Outside, an append that conflicts with
+   * another transaction (deadlock, serialization failure) is retried.
    *
    * **Gotchas**
    *
    * If the answer is lost, the commit outcome is unknown and the error has `mayHaveCommitted: true`. The outcome is
    * also unknown after an interruption or a timeout around the append. Retry it only with the same `eventId`s: the
    * retry succeeds, or fails with `DuplicateEvent`, which means that the first append was committed. Without ids of
-   * your own, a retry may store the events twice, or report your own events as a `ConcurrencyConflict`. Inside a
-   * transaction of the caller, an append whose answer is lost is rolled back with the transaction; if the answer to
-   * COMMIT is lost, the whole transaction may have been committed.
+   * your own, a retry may store the events twice, or report your own events as a `ConcurrencyConflict`.
    *
-   * The caller's transaction can continue after `InvalidEvents`, after `DuplicateEvent` for an id that was committed
-   * before the append, and after a `ConcurrencyConflict` that has an `actual` version; other errors may abort it.
+   * In a transaction of the caller, retry the whole transaction, never the append alone: an append whose answer is lost
+   * is rolled back with the transaction, and if the answer to COMMIT is lost, the whole transaction may have been
+   * committed. The transaction can continue after `InvalidEvents`, after `DuplicateEvent` for an id that was committed
+   * before the append, and after a `ConcurrencyConflict` that has an `actual` version; other errors may abort it. It
+   * holds readers of all later events back until it ends, so append late and commit soon.
+   *
+   * **Example** (Append an event once, however often it is retried)
+   *
+   * ```ts
+   * import { Effect } from "effect"
+   * import { EventStore } from "pupsourcing-orchestrator"
+   *
+   * const register = Effect.fn("register")(function*(aggregateId: string) {
+   *   const store = yield* EventStore
+   *   const event = {
+   *     // Generated once, so that a retry appends the same event.
+   *     eventId: globalThis.crypto.randomUUID(),
+   *     boundedContext: "identity",
+   *     aggregateType: "User",
+   *     aggregateId,
+   *     eventType: "UserRegistered",
+   *     payload: { aggregateId }
+   *   }
+   *   yield* store.append([event], { expectedVersion: "none" }).pipe(
+   *     Effect.retry({ times: 3, while: (error) => error._tag === "DatabaseUnavailable" }),
+   *     // An earlier attempt was committed, but its answer was lost.
+   *     Effect.catchTag("DuplicateEvent", () => Effect.void)
+   *   )
+   * })
+   * ```
    */
   readonly append: (
     events: ReadonlyArray<NewEvent>,
@@ -113,7 +154,7 @@ export class EventStore extends Context.Service<EventStore, {
 
   /**
    * Returns the events of one aggregate in version order, from version `from` (default 1) to `to` (default the last),
-   * at most `limit` (default all).
+   * at most `limit` (default all). Inside a transaction of the caller, this includes the events that it has appended.
    */
   readonly readStream: (
     stream: StreamId,
@@ -126,7 +167,8 @@ export class EventStore extends Context.Service<EventStore, {
 
   /**
    * Returns settled events in position order. The page ends before an event that cannot be received or read; if that
-   * event is the next matching one, the read fails with `EventTooLarge` or `EventUnreadable`.
+   * event is the next matching one, the read fails with `EventTooLarge` or `EventUnreadable`. A position that the
+   * sequence has not issued yet fails with `CheckpointAheadOfEvents`, as after a restore of an older backup.
    */
   readonly read: (options: ReadOptions) => Effect.Effect<Page, CheckpointAheadOfEvents | EventError | StoreError>
 

@@ -1,5 +1,6 @@
 /** Reports transactions that hold readers back: in the log, and to callers of `EventStore.openWriters`. */
 import * as Clock from "effect/Clock"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Settled from "../../../schema/Settled.ts"
 import type { OpenWriter } from "../../../services/EventStore.ts"
@@ -37,5 +38,5 @@ export const list = ({ writers }: Settled.Settled, now: bigint): ReadonlyArray<O
   [...writers.values()].map(({ application, pid, since }) => ({
     pid,
     application,
-    seenForMillis: Number((now - since) / 1_000_000n)
+    openFor: Duration.nanos(now - since)
   }))

@@ -149,7 +149,7 @@ const onEach = (
         assert.deepStrictEqual(writers.map(({ application, pid }) => ({ application, pid })), [
           { application: "slow importer", pid }
         ])
-        assert.isAbove(writers[0]!.seenForMillis, 200)
+        assert.isAbove(Duration.toMillis(writers[0]!.openFor), 200)
         const unread = yield* store.read({ after: 0n })
         assert.deepStrictEqual(unread.events.map((event) => event.aggregateId), ["a"])
         // Long enough that only the next poll, at most 250 ms away, can end the wait.
