@@ -85,13 +85,13 @@ export const makeSetting = Effect.fnUntraced(function*(
 /** Returns how the batch ended; none if the range drained before the batch's turn. */
 export const attempt = (setting: Setting, batch: Batch): Effect.Effect<Option.Option<Outcome>, Fenced> => {
   const { blocking, idleTimeout, job } = setting
-  const times = blocking.count(job.projection.name, batch.events[0]!.globalPosition)
+  const times = blocking.overrunsAt(job.projection.name, batch.events[0]!.globalPosition)
   if (times === 0) return Effect.asSome(run(setting, batch))
   if (BatchPolicy.isBlocking(times)) {
     return Effect.succeedSome({ _tag: "Overran", failure: new HandlerOverran({ times, longerThan: idleTimeout }) })
   }
   // The event may have been counted because another handler blocked the process. Alone, it does not overrun again.
-  return blocking.alone(run(setting, batch), job.draining.await)
+  return blocking.runInTurn(run(setting, batch), job.draining.await)
 }
 
 /**
@@ -108,14 +108,14 @@ const run = Effect.fnUntraced(function*(setting: Setting, batch: Batch): Effect.
   if (result._tag === "Success") {
     const now = clock.monotonicTimeNanosUnsafe()
     RangeState.write(job, reached(batch, course), now)
-    clearOverrun(setting, batch, course)
+    clearOverruns(setting, batch, course)
     return { _tag: "Committed", handled: course.handled, tookNanos: now - startedAt }
   }
   const { failure } = result
   if (failure._tag === "Fenced") return yield* failure
   const reason = reasonOf(failure)
   // The batch failed for a reason other than time.
-  if (!BatchPolicy.isDisconnection(reason)) clearOverrun(setting, batch, course)
+  if (!BatchPolicy.isDisconnection(reason)) clearOverruns(setting, batch, course)
   return {
     _tag: "Failed",
     reason,
@@ -175,7 +175,7 @@ const handleEvents = (setting: Setting, { events }: Batch, course: Course): Effe
         course.handled = course.begun
       }
     })
-  }).pipe(Effect.onExit(() => Effect.sync(() => noteOverrun(setting, events, course))))
+  }).pipe(Effect.onExit(() => Effect.sync(() => recordOverrun(setting, events, course))))
 }
 
 /** The range's position after the events that were handled. */
@@ -186,18 +186,18 @@ const reached = ({ end, events }: Batch, { handled }: Course): bigint =>
  * Counts an overrun as soon as the handlers have ended, because the range may be closed before the loss of the batch is
  * detected. A handler that was interrupted because its range drains is not counted.
  */
-const noteOverrun = ({ blocking, clock, idleTimeout, job }: Setting, events: Batch["events"], course: Course) => {
+const recordOverrun = ({ blocking, clock, idleTimeout, job }: Setting, events: Batch["events"], course: Course) => {
   const { begun, begunAt, handled } = course
   const cutShort = begun > handled && job.draining.isOpen()
   if (begun === 0 || cutShort) return
   if (clock.monotonicTimeNanosUnsafe() - begunAt > Duration.toNanosUnsafe(idleTimeout)) {
-    blocking.note(job.projection.name, events[begun - 1]!.globalPosition)
+    blocking.recordOverrun(job.projection.name, events[begun - 1]!.globalPosition)
   }
 }
 
 /** The last event did not lose the batch by taking too long. */
-const clearOverrun = ({ blocking, job }: Setting, { events }: Batch, { begun }: Course) => {
-  if (begun > 0) blocking.forget(job.projection.name, events[begun - 1]!.globalPosition)
+const clearOverruns = ({ blocking, job }: Setting, { events }: Batch, { begun }: Course) => {
+  if (begun > 0) blocking.clearOverruns(job.projection.name, events[begun - 1]!.globalPosition)
 }
 
 const reasonOf = (failure: HandlerFailure | Retryable): BatchPolicy.Reason => {

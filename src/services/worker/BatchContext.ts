@@ -4,8 +4,6 @@
  *
  * The services of the caller of `run` must not take precedence: a second `SqlClient` there would move the handler's
  * writes out of the batch's transaction.
- *
- * @since 0.1.0
  */
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
@@ -27,9 +25,6 @@ const ambient: ReadonlySet<string> = new Set([
 /**
  * Provides the captured services to `self`. `base` is the runner's context before the batch began: a service that
  * differs from `base` was added by the batch and takes precedence.
- *
- * @category combinators
- * @since 0.1.0
  */
 export const provide = <A, E, R>(
   self: Effect.Effect<A, E, R>,

@@ -186,7 +186,7 @@ const handleBatch = Effect.fnUntraced(function*(
   rest: ReadonlyArray<Event>
 ): Effect.fn.Return<ReadonlyArray<Event>, Fenced> {
   const { job, shared: { blocking }, retries } = runner
-  const hasOverrun = (position: bigint) => blocking.count(job.projection.name, position) > 0
+  const hasOverrun = (position: bigint) => blocking.overrunsAt(job.projection.name, position) > 0
   const events = BatchPolicy.select(runner.policy, rest, hasOverrun)
   const end = events.length === rest.length ? page.position : events[events.length - 1]!.globalPosition
   const outcome = yield* Batch.attempt(runner.batches, { events, end, epoch: page.epoch })

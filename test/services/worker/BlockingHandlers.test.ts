@@ -8,7 +8,7 @@ import * as BlockingHandlers from "../../../src/services/worker/BlockingHandlers
 describe("BlockingHandlers", () => {
   it.effect("runs a hundred queued batches one at a time", () =>
     Effect.gen(function*() {
-      const overruns = BlockingHandlers.make()
+      const blocking = BlockingHandlers.make()
       let running = 0
       let most = 0
       const batch = Effect.acquireUseRelease(
@@ -19,7 +19,7 @@ describe("BlockingHandlers", () => {
         () => Effect.sync(() => running--)
       )
       const all = yield* Effect.forkChild(
-        Effect.all(Array.from({ length: 100 }, () => overruns.alone(batch, Effect.never)), {
+        Effect.all(Array.from({ length: 100 }, () => blocking.runInTurn(batch, Effect.never)), {
           concurrency: "unbounded"
         })
       )
@@ -30,10 +30,10 @@ describe("BlockingHandlers", () => {
 
   it.effect("waits at most fifteen seconds for a turn that does not end", () =>
     Effect.gen(function*() {
-      const overruns = BlockingHandlers.make()
-      yield* Effect.forkChild(overruns.alone(Effect.never, Effect.never))
+      const blocking = BlockingHandlers.make()
+      yield* Effect.forkChild(blocking.runInTurn(Effect.never, Effect.never))
       yield* Effect.yieldNow
-      const second = yield* Effect.forkChild(overruns.alone(Effect.succeed("ran"), Effect.never))
+      const second = yield* Effect.forkChild(blocking.runInTurn(Effect.succeed("ran"), Effect.never))
       yield* TestClock.adjust("14900 millis")
       assert.isUndefined(second.pollUnsafe())
       yield* TestClock.adjust("100 millis")
