@@ -127,7 +127,7 @@ const unwatch = ({ connection }: End): void => {
 }
 
 /** The driver's connection below a connection of Effect SQL; undefined for another driver. */
-const driverConnection = (connection: Connection): PgConnection.PgConnection | undefined =>
+export const driverConnection = (connection: Connection): PgConnection.PgConnection | undefined =>
   Predicate.hasProperty(connection, "connection") && Predicate.hasProperty(connection.connection, PgConnection.TypeId)
     ? connection.connection as PgConnection.PgConnection
     : undefined
