@@ -16,45 +16,69 @@ import { textProblem } from "./Text.ts"
  * @since 0.1.0
  */
 export interface Settings {
-  /** Name of the group of projections that scale together. Required. */
+  /**
+   * Name of the group of projections that scale together. Required. All workers of a replica set carry the same
+   * projections, except during a deploy. Under another name the workers form a group of their own: they fail with
+   * `ProjectionInOtherReplicaSet` while the old group is alive, and claim its projections afterwards.
+   */
   readonly replicaSet: string
-  /** Interval between a worker's heartbeats. Default 5 seconds. */
+  /**
+   * Interval between a worker's heartbeats. Default 5 seconds. Change it together with `staleWorkerTimeout`. A shorter
+   * interval costs one statement per worker and interval.
+   */
   readonly heartbeatInterval: Duration.Duration
   /**
    * A worker without a heartbeat for longer than this is evicted. At least three heartbeat intervals. Default 30
-   * seconds.
+   * seconds. It limits how long a frozen or disconnected worker keeps its ranges; a worker that dies is detected in
+   * milliseconds. If it is too short, handlers that block the event loop and short outages cause evictions.
    */
   readonly staleWorkerTimeout: Duration.Duration
   /**
    * Time limit for releasing ranges that the worker no longer owns. A worker that exceeds it fails and leaves. A worker
-   * that only waits for other workers fails after twice this time. Default 60 seconds.
+   * that only waits for other workers fails after twice this time. Default 60 seconds. Raise it together with
+   * `drainTimeout`. If it is too short, slow handlers end workers with `CoordinationTimeout`.
    */
   readonly coordinationTimeout: Duration.Duration
-  /** Maximum number of events in a batch. A batch that takes longer than 100 ms ends early. Default 5000. */
+  /**
+   * Maximum number of events in a batch. A batch that takes longer than 100 ms ends early. Default 5000. Lower it if
+   * large batches exceed the memory of the process, or if transactions of your own wait for rows that a batch has locked.
+   * Small batches reduce the throughput, because each batch is one commit.
+   */
   readonly batchSize: number
-  /** Maximum size of the events in a batch, in bytes. A batch contains at least one event. Default 4 MiB. */
+  /**
+   * Maximum size of the events in a batch, in bytes. A batch contains at least one event. Default 4 MiB. Each range
+   * holds up to this much in memory.
+   */
   readonly batchBytes: number
   /**
    * Maximum delay before a change is detected if its notification was lost, or if its writer sends none. Default 1
-   * second.
+   * second. Lower it if events are written without notifications, for example by a Go service; each interval costs one
+   * statement per process for reading and one per worker for coordination.
    */
   readonly pollInterval: Duration.Duration
-  /** Joins and leaves that are closer together than this form one generation. Default 25 milliseconds. */
+  /**
+   * Joins and leaves that are closer together than this form one generation. Default 25 milliseconds. Raise it if many
+   * workers start at the same time and form several generations one after another; every hand-over takes this much
+   * longer.
+   */
   readonly registrationWindow: Duration.Duration
   /**
    * Time that the current event may still take when its range is released. After it, the batch is interrupted and
-   * rolled back. Must be shorter than `coordinationTimeout`. Default 10 seconds.
+   * rolled back. Must be shorter than `coordinationTimeout`. Default 10 seconds. Set it longer than the slowest event,
+   * and shorter than the time after which the platform kills a stopping process. If it is too short, the work of slow
+   * events is lost at every hand-over.
    */
   readonly drainTimeout: Duration.Duration
   /**
    * Id of this worker; generated when absent. An id that survives a restart, such as a pod's name, causes fewer ranges
-   * to move.
+   * to move. Two live workers with one id are refused (`WorkerIdInUse`).
    */
   readonly workerId: string | undefined
 }
 
 /**
- * Settings as they are given. Absent ones have their defaults.
+ * Settings as they are given. Absent ones have their defaults. Durations may be texts such as `"5s"` or `"5 seconds"`,
+ * numbers of milliseconds, or `Duration`s.
  *
  * @category models
  * @since 0.1.0
@@ -73,6 +97,8 @@ export interface Input {
 }
 
 /**
+ * The values of settings that are not given.
+ *
  * @category options
  * @since 0.1.0
  */
@@ -99,6 +125,8 @@ const durations = [
 const maximumNameLength = 200
 
 /**
+ * Examples of durations, for error messages.
+ *
  * @category constants
  * @since 0.1.0
  */

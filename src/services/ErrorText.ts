@@ -3,8 +3,6 @@
  *
  * A handler may fail with any value, whose getters, proxy traps and conversions may throw or return anything. No
  * function in this module throws.
- *
- * @since 0.1.0
  */
 import * as Cause from "effect/Cause"
 import * as SqlError from "effect/sql/SqlError"
@@ -20,12 +18,7 @@ const longestStack = 20_000
 /** The description of a value that cannot be inspected. */
 const indescribable = "a value that cannot be described"
 
-/**
- * Returns the result of `read`, which reads a value of the application, or `undefined` if it throws.
- *
- * @category utils
- * @since 0.1.0
- */
+/** Returns the result of `read`, which reads a value of the application, or `undefined` if it throws. */
 export const tryRead = <A>(read: () => A): A | undefined => {
   try {
     return read()
@@ -37,9 +30,6 @@ export const tryRead = <A>(read: () => A): A | undefined => {
 /**
  * Returns the name and message of a failure. A database error is described by its kind, SQLSTATE and constraint,
  * because the server's own message can quote values. An error of this library never contains an event's payload.
- *
- * @category utils
- * @since 0.1.0
  */
 export const errorText = (cause: Cause.Cause<unknown>): string => {
   const texts = cause.reasons.slice(0, mostReasons).flatMap((reason) =>
@@ -52,9 +42,6 @@ export const errorText = (cause: Cause.Cause<unknown>): string => {
 /**
  * Returns where a handler threw: the frames of the first defect's stack, without its message. Empty if nothing was
  * thrown.
- *
- * @category utils
- * @since 0.1.0
  */
 export const stackText = (cause: Cause.Cause<unknown>): string => {
   for (const reason of cause.reasons) {

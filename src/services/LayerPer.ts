@@ -3,8 +3,6 @@
  *
  * Effect memoizes a layer by its reference alone. A constant layer that takes a database client from its context would
  * therefore be built once, for the first client, and be used for every other client of the program as well.
- *
- * @since 0.1.0
  */
 import type * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
@@ -18,9 +16,6 @@ import * as Layer from "effect/Layer"
  * **Gotchas**
  *
  * `make` must return new layers only: a constant layer inside it would be shared between instances.
- *
- * @category constructors
- * @since 0.1.0
  */
 export const layerPer = <Identifier, Service extends object, ROut, E, RIn>(
   service: Context.Key<Identifier, Service>,

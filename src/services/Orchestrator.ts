@@ -2,6 +2,17 @@
  * The orchestrator: one worker of a replica set. It registers, renews its registration, and works on the ranges that
  * the newest generation assigns to it, until it is interrupted; then it drains, releases its ranges and unregisters.
  *
+ * **Example**
+ *
+ * ```ts
+ * const Live = Orchestrator.layer({ replicaSet: "main-projections", projections: [users] }).pipe(
+ *   Layer.provide(PostgresStores.layer),
+ *   Layer.provideMerge(PgClient.layerConfig({ url: Config.Redacted("DATABASE_URL") }))
+ * )
+ *
+ * Program.runMain(Orchestrator.run.pipe(Effect.provide(Live)))
+ * ```
+ *
  * @since 0.1.0
  */
 import * as Cause from "effect/Cause"
@@ -21,13 +32,13 @@ import {
   type InvalidSettings,
   type OrchestratorError
 } from "../schema/Errors.ts"
-import * as Settings from "../schema/Settings.ts"
 import { CheckpointStore } from "./CheckpointStore.ts"
 import { CoordinationStore } from "./CoordinationStore.ts"
 import { EventStore } from "./EventStore.ts"
 import { layerPer } from "./LayerPer.ts"
 import { Membership } from "./Membership.ts"
 import type * as Projection from "./Projection.ts"
+import * as Settings from "./Settings.ts"
 import * as ActivityStream from "./telemetry/ActivityStream.ts"
 import * as RetryLog from "./telemetry/RetryLog.ts"
 import * as CatchUp from "./worker/CatchUp.ts"
@@ -37,6 +48,8 @@ import * as Registration from "./worker/Registration.ts"
 import * as Startup from "./worker/Startup.ts"
 
 /**
+ * One worker of a replica set.
+ *
  * @category services
  * @since 0.1.0
  */
@@ -49,6 +62,14 @@ export class Orchestrator extends Context.Service<Orchestrator, {
   /**
    * Works until every projection has handled all events that were visible at its start, then leaves. Fails with
    * `ProjectionHalted` if a range is halted.
+   *
+   * **Gotchas**
+   *
+   * - Events that are appended later may be handled too, but are not waited for. An open transaction that appends holds
+   *   back all events after it, and so `catchUp`, until it ends.
+   * - Other workers of the replica set take part: `catchUp` waits for the progress of their ranges, too.
+   * - There is no time limit while the database is unreachable; add `Effect.timeout` where you need one.
+   * - Under `TestClock`, fork it and advance the clock.
    */
   readonly catchUp: Effect.Effect<void, OrchestratorError>
   /**
@@ -67,6 +88,8 @@ export class Orchestrator extends Context.Service<Orchestrator, {
 export type Stores = EventStore | CheckpointStore | Membership | CoordinationStore
 
 /**
+ * The settings of an orchestrator, and its projections.
+ *
  * @category options
  * @since 0.1.0
  */
@@ -199,7 +222,7 @@ export const layer = <const P extends ReadonlyArray<Projection.Any>>(
 
 /**
  * Like `layer`, with any setting given as a `Config`: `layerConfig({ replicaSet: Config.String("REPLICA_SET"),
- * projections: [users] })`. To read them all from `ORCHESTRATOR_…`, see `Settings.config`.
+ * projections: [users] })`. `layerFromEnv` reads them all from `ORCHESTRATOR_…`.
  *
  * @category layers
  * @since 0.1.0
@@ -213,11 +236,39 @@ export const layerConfig = <const P extends ReadonlyArray<Projection.Any>>(
     settings as { readonly [setting: string]: unknown },
     (value): Config.Config<unknown> => Config.isConfig(value) ? value : Config.succeed(value)
   ))
-  return layerPer(EventStore, () =>
-    Layer.effect(Orchestrator)(
-      Effect.flatMap(config, (input) => make({ ...input as unknown as Settings.Input, projections }))
-    ))
+  return layerWithInput(config as Config.Config<unknown> as Config.Config<Settings.Input>, projections)
 }
+
+/**
+ * Like `layer`, with all settings from the environment: `ORCHESTRATOR_REPLICA_SET` (required), `ORCHESTRATOR_BATCH_SIZE`
+ * and so on. See `Settings.config`.
+ *
+ * **Example**
+ *
+ * ```ts
+ * const Live = Orchestrator.layerFromEnv({ projections: [users] }).pipe(
+ *   Layer.provide(PostgresStores.layer),
+ *   Layer.provideMerge(PgClient.layerConfig({ url: Config.Redacted("DATABASE_URL") }))
+ * )
+ * ```
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layerFromEnv = <const P extends ReadonlyArray<Projection.Any>>(
+  options: { readonly projections: P }
+): Layer.Layer<Orchestrator, SetupError | Config.ConfigError, Stores | Projection.Services<P[number]>> =>
+  layerWithInput(Settings.config, options.projections)
+
+/** A failing config fails the layer, before anything else is checked. */
+const layerWithInput = <const P extends ReadonlyArray<Projection.Any>>(
+  input: Config.Config<Settings.Input>,
+  projections: P
+) =>
+  layerPer(
+    EventStore,
+    () => Layer.effect(Orchestrator)(Effect.flatMap(input, (input) => make({ ...input, projections })))
+  )
 
 /**
  * A value, or a `Config` of it.

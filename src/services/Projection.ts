@@ -1,5 +1,5 @@
 /**
- * Projections: named handlers that turn events into a read model.
+ * Projections: named handlers that turn events into a read model. See `make` for an example.
  *
  * @since 0.1.0
  */
@@ -11,6 +11,13 @@ import { canonical, type EventFilter } from "../schema/EventFilter.ts"
 /**
  * Where a projection without progress starts: at the first event, at the events that are appended from now on, or after
  * a position. The start is used once and recorded; a projection with progress continues from its checkpoint.
+ *
+ * **Gotchas**
+ *
+ * - Changing `startFrom` of a projection that has progress has no effect. To build it again, give it another name.
+ * - `"now"` is the settled position: while a transaction that appends is open, events that were committed after it began
+ *   are handled, too.
+ * - The worker waits until a position is settled, and fails with `InvalidSettings` if it was never issued.
  *
  * @category models
  * @since 0.1.0
@@ -57,6 +64,9 @@ export type Error<P> = P extends Projection<infer E, infer _R> ? E : never
 export type Services<P> = P extends Projection<infer _E, infer R> ? Exclude<R, Scope.Scope> : never
 
 /**
+ * The options of a projection: its handler, its start, and the filter that selects its events. An omitted list of the
+ * filter matches every event.
+ *
  * @category options
  * @since 0.1.0
  */
@@ -78,11 +88,12 @@ export interface Options<E, R> extends EventFilter {
    *   `@effect/language-service` (or `@effect/tsgo`) finds other such statements.
    */
   readonly handle: (event: Event) => Effect.Effect<unknown, E, R>
-  /** Default `"beginning"`. */
+  /** Where the projection starts when it has no progress. Default `"beginning"`. */
   readonly startFrom?: StartFrom | undefined
   /**
    * Continues from the recorded progress although it was made under another filter. Without this option a changed
-   * filter fails with `FilterChanged`, because past events that only the new filter selects would be missing.
+   * filter fails with `FilterChanged`, because past events that only the new filter selects would be missing. Default
+   * false.
    */
   readonly acceptFilterChange?: boolean | undefined
 }

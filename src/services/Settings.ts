@@ -2,6 +2,16 @@
  * Settings of an orchestrator with their defaults and rules, and the configuration that reads them from the
  * environment.
  *
+ * **Example** (A setting from a variable of your own)
+ *
+ * ```ts
+ * const Live = Orchestrator.layerConfig({
+ *   replicaSet: "main-projections",
+ *   pollInterval: Settings.duration("POLL_INTERVAL"),
+ *   projections: [users]
+ * })
+ * ```
+ *
  * @since 0.1.0
  */
 import * as Config from "effect/Config"
@@ -136,7 +146,7 @@ const warnOfUnknown = Effect.gen(function*() {
 /**
  * Settings from the environment: `ORCHESTRATOR_REPLICA_SET`, `ORCHESTRATOR_BATCH_SIZE` and so on, or from a structured
  * source under `orchestrator`. Reading them logs a warning that names every variable `ORCHESTRATOR_…` that does not
- * belong to a setting.
+ * belong to a setting. `Orchestrator.layerFromEnv` uses it.
  *
  * @category configs
  * @since 0.1.0

@@ -120,6 +120,25 @@ it.effect("a setting may be a Config or a plain value", () =>
     )
   ))
 
+it.effect("layerFromEnv reads the settings from ORCHESTRATOR_ variables", () =>
+  Effect.gen(function*() {
+    const build = (env: Record<string, string>) =>
+      Orchestrator.Orchestrator.pipe(
+        Effect.provide(
+          Orchestrator.layerFromEnv({ projections: [Projection.make("a", { handle: () => Effect.void })] }).pipe(
+            Layer.provide(MemoryStores.layer),
+            Layer.provide(ConfigProvider.layer(ConfigProvider.fromEnv({ env })))
+          )
+        )
+      )
+    yield* build({ ORCHESTRATOR_REPLICA_SET: "main", ORCHESTRATOR_HEARTBEAT_INTERVAL: "2s" })
+    const invalid = yield* Effect.flip(
+      build({ ORCHESTRATOR_REPLICA_SET: "main", ORCHESTRATOR_HEARTBEAT_INTERVAL: "20s" })
+    )
+    assert.strictEqual(invalid._tag, "InvalidSettings")
+    assert.strictEqual((yield* Effect.flip(build({})))._tag, "ConfigError")
+  }))
+
 it.effect("a worker can be interrupted after its stores are closed", () =>
   Effect.gen(function*() {
     const counts = yield* TxRef.make<Record<string, number>>({})

@@ -155,6 +155,10 @@ holds<
 >()
 holds<Equals<typeof Settings.config, Config.Config<Settings.Input>>>()
 
+// All settings come from the environment.
+const fromEnv = Orchestrator.layerFromEnv({ projections: [rated] })
+holds<Equals<typeof fromEnv, typeof configured>>()
+
 // Invalid and missing settings.
 // @ts-expect-error the setting has another type
 Orchestrator.layerConfig({ replicaSet: "main", batchSize: Config.String("BATCH_SIZE"), projections: [plain] })

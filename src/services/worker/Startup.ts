@@ -8,8 +8,6 @@
  *   itself.
  *
  * Retries are limited to five seconds while the worker has never been registered, and unlimited afterwards.
- *
- * @since 0.1.0
  */
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
@@ -38,19 +36,10 @@ const patiently = <A, E, R>(
       schedule: soon
     }))
 
-/**
- * Retries transient failures for five seconds. For statements that run before a worker exists.
- *
- * @category combinators
- * @since 0.1.0
- */
+/** Retries transient failures for five seconds. For statements that run before a worker exists. */
 export const waitForServer = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
   patiently(self, (error) => isStoreError(error) && isTransient(error))
 
-/**
- * @category models
- * @since 0.1.0
- */
 export interface Startup {
   /** Returns whether the failure of a step ends the worker. If not, the step must be retried. */
   readonly isFatal: (step: string, error: StoreError) => boolean
@@ -60,18 +49,9 @@ export interface Startup {
   readonly step: (name: string) => <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
 }
 
-/**
- * The step that registers the worker.
- *
- * @category steps
- * @since 0.1.0
- */
+/** The step that registers the worker. */
 export const registering = "Registering"
 
-/**
- * @category constructors
- * @since 0.1.0
- */
 export const make = (retryLog: RetryLog): Startup => {
   const successes = new Set<string>()
 
