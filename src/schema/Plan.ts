@@ -21,8 +21,6 @@ export interface View {
   readonly workers: ReadonlyArray<Worker.WorkerView>
   /** The newest generation. */
   readonly generation: Generation.Generation | undefined
-  /** Whether the newest generation is recorded as active: all its members have been recorded as running in it. */
-  readonly isActive: boolean
   /** All rows of the planning worker's projections, regardless of their owner. */
   readonly rows: ReadonlyArray<Checkpoint.Checkpoint>
   /**
@@ -79,12 +77,6 @@ export interface Plan extends RangePlan.Changes {
   readonly ownedRows: ReadonlyArray<Checkpoint.Held>
   /** Whether the worker owns exactly its shares. */
   readonly isComplete: boolean
-  /** The state that is recorded for the worker, for operators to read. */
-  readonly recorded: Worker.Recorded | undefined
-  /**
-   * Whether all members are recorded as running in the newest generation, but the generation is not recorded as active.
-   */
-  readonly activates: boolean
   /**
    * Milliseconds after which another decision may become possible merely because time has passed: a missing presence or
    * missed heartbeats begin to count, or a row that a batch had locked is free again. Undefined if there is nothing to
@@ -121,8 +113,6 @@ export const make = (view: View, request: Request): Result.Result<Plan, PlanErro
     remove: ranges.flatMap(({ remove }) => remove),
     ownedRows: ranges.flatMap(({ ownedRows }) => ownedRows),
     isComplete: generation !== undefined && !request.leaving && ranges.every((one) => one.isComplete),
-    recorded: selfIn(view, request)?.recorded,
-    activates: form === undefined && isRunningButNotActive(view),
     recheckAfterMillis: recheckAfter(view, request, isWaitingForLock)
   })
 }
@@ -255,15 +245,6 @@ const rangesOf = (
     isDoubted: rows.some((row) => foreignCarriers(view, request, row).length > 0)
   }
 }
-
-const isRunningButNotActive = ({ generation, isActive, workers }: View): boolean =>
-  generation !== undefined && !isActive &&
-  generation.members.every((member) =>
-    workers.some(({ incarnation, recorded, workerId }) =>
-      workerId === member.workerId && incarnation === member.incarnation && recorded.state === "running" &&
-      recorded.generationId === generation.generationId
-    )
-  )
 
 /** Delay before a locked row is tried again; a batch seldom takes longer. */
 const lockedRowRecheckMillis = 10

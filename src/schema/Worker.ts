@@ -4,6 +4,7 @@
  * @since 0.1.0
  */
 import * as Duration from "effect/Duration"
+import * as Generation from "./Generation.ts"
 import type { Settings } from "./Settings.ts"
 
 /**
@@ -36,16 +37,34 @@ export interface Registration {
 }
 
 /**
- * The state that a worker's row records, for operators to read.
+ * What operators read about a worker in the table of workers. No decision depends on it.
  *
  * @category models
  * @since 0.1.0
  */
-export interface Recorded {
+export interface Displayed {
   readonly state: WorkerState
-  /** The generation in which the worker has that state. */
+  /** The generation in which the worker has that state; undefined before its first one. */
   readonly generationId: bigint | undefined
+  /** The worker's partition of that generation; -1 if it has none. */
+  readonly partitionKey: number
 }
+
+/**
+ * Returns what operators read about a worker that has the state in the generation.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const display = (
+  worker: Pick<Registration, "incarnation" | "workerId">,
+  state: WorkerState,
+  generation: Generation.Generation | undefined
+): Displayed => ({
+  state,
+  generationId: generation?.generationId,
+  partitionKey: generation === undefined ? -1 : Generation.partitionKey(generation, worker)
+})
 
 /**
  * The signs of life that an observing session has read of a worker.
@@ -74,8 +93,6 @@ export interface WorkerView extends SignsOfLife {
   readonly incarnation: bigint
   readonly startedAt: Date
   readonly projections: ReadonlyArray<string>
-  /** Not used in any decision. It is corrected when it differs from the actual state. */
-  readonly recorded: Recorded
 }
 
 /**

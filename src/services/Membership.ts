@@ -9,7 +9,7 @@ import type * as Queue from "effect/Queue"
 import type * as Scope from "effect/Scope"
 import type { StoreError, WorkerEvicted, WorkerIdInUse, WorkerReplaced } from "../schema/Errors.ts"
 import type { Generation, Member } from "../schema/Generation.ts"
-import type { LivenessRules, Registration, WorkerState } from "../schema/Worker.ts"
+import type { Displayed, LivenessRules, Registration } from "../schema/Worker.ts"
 
 /**
  * @category options
@@ -37,22 +37,17 @@ export class Membership extends Context.Service<Membership, {
   readonly join: (options: JoinOptions) => Effect.Effect<Registration, StoreError | WorkerIdInUse, Scope.Scope>
 
   /**
-   * Renews the registration. Fails with `WorkerEvicted` if the registration was stopped or its row is missing, and with
-   * `WorkerReplaced` if another process has registered under the same id since.
+   * Renews the registration, and records what operators read about the worker if that has changed. A generation becomes
+   * active once all its members are recorded as running in it. A row that another session has locked is not waited for;
+   * a later heartbeat corrects it.
+   *
+   * Fails with `WorkerEvicted` if the registration was stopped or its row is missing, and with `WorkerReplaced` if
+   * another process has registered under the same id since.
    */
   readonly heartbeat: (
-    registration: Registration
-  ) => Effect.Effect<void, StoreError | WorkerEvicted | WorkerReplaced>
-
-  /**
-   * Records the worker's state, for operators. A generation becomes active once all its members are recorded as
-   * running. No decision depends on this record. If the write failed, the next decision's `recorded` and `activates`
-   * show the difference.
-   */
-  readonly report: (
     registration: Registration,
-    at: { readonly state: WorkerState; readonly generation: Generation | undefined }
-  ) => Effect.Effect<void, StoreError>
+    displayed?: Displayed
+  ) => Effect.Effect<void, StoreError | WorkerEvicted | WorkerReplaced>
 
   /**
    * Returns the incarnations of the members that have unregistered themselves. Any other former member was lost: it was

@@ -467,27 +467,6 @@ describe("Plan", () => {
       assert.isUndefined(World.rowsOf(world, "orders")[0]!.fence)
     })
 
-    it("a decision activates a pending generation once all of its members are running", () => {
-      const world = World.make()
-      const [a, b] = ["a", "b"].map((workerId) => World.join(world, { workerId, projections: ["orders"] }))
-      const { generationId } = World.decide(world, a!).generation!
-      const activates = () => World.decide(world, a!).activates
-      assert.isFalse(activates())
-      a!.recorded = b!.recorded = { state: "running", generationId }
-      assert.isTrue(activates())
-      b!.recorded = { state: "ready", generationId }
-      assert.isFalse(activates())
-      b!.recorded = { state: "running", generationId: generationId - 1n }
-      assert.isFalse(activates())
-      b!.recorded = { state: "running", generationId }
-      world.active.set("main", generationId)
-      assert.isFalse(activates())
-      // A decision that forms the next generation activates none.
-      world.active.clear()
-      World.join(world, { workerId: "c", projections: ["orders"] })
-      assert.isFalse(activates())
-    })
-
     it("an accepted filter continues from the position of the previous one", () => {
       const world = World.make()
       World.decide(

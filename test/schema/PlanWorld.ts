@@ -29,8 +29,6 @@ export interface WorldWorker {
   absentForMillis: number | undefined
   /** Makes no further decision or progress; the other workers may not have detected it yet. */
   dead: boolean
-  /** The state and generation recorded in the worker's row. */
-  recorded: Worker.Recorded
 }
 
 export interface World {
@@ -38,8 +36,6 @@ export interface World {
   workers: Array<WorldWorker>
   rows: Map<string, Checkpoint.Checkpoint>
   readonly generations: Map<string, Generation.Generation>
-  /** The generation recorded as active, by replica set. */
-  readonly active: Map<string, bigint>
   /** Keys of rows locked by an open transaction. */
   readonly locked: Set<string>
   now: number
@@ -52,7 +48,6 @@ export const make = (): World => ({
   workers: [],
   rows: new Map(),
   generations: new Map(),
-  active: new Map(),
   locked: new Set(),
   now: 1_000,
   incarnations: 0n,
@@ -104,8 +99,7 @@ export const join = (
     activeKeys: new Set(),
     silentForMillis: 0,
     absentForMillis: undefined,
-    dead: false,
-    recorded: { state: "pending", generationId: undefined }
+    dead: false
   }
   world.workers.push(worker)
   world.crowd = Math.max(
@@ -121,8 +115,7 @@ const viewOfWorker = (worker: WorldWorker): Worker.WorkerView => ({
   startedAt: worker.registration.startedAt,
   projections: worker.registered,
   silentForMillis: worker.silentForMillis,
-  absentForMillis: worker.absentForMillis,
-  recorded: worker.recorded
+  absentForMillis: worker.absentForMillis
 })
 
 export const oldObserver = 2 * rules.heartbeatIntervalMillis
@@ -133,7 +126,6 @@ export const viewFor = (world: World, worker: WorldWorker, observerAgeMillis = o
     replicaSet,
     workers: world.workers.filter((other) => other.registration.replicaSet === replicaSet).map(viewOfWorker),
     generation: world.generations.get(replicaSet),
-    isActive: world.active.get(replicaSet) === world.generations.get(replicaSet)?.generationId,
     // The newest first: the order of rows must not matter.
     rows: [...world.rows.values()].filter((row) => worker.registration.projections.includes(row.projection)).reverse(),
     lockedKeys: world.locked,

@@ -16,8 +16,7 @@ const worker = (silentForMillis: number, absentForMillis?: number): Worker.Worke
   startedAt: new Date(0),
   projections: [],
   silentForMillis,
-  absentForMillis,
-  recorded: { state: "running", generationId: 1n }
+  absentForMillis
 })
 
 const signs = { silent: int(60_000), absent: Schema.Union([int(4_000), Schema.Undefined]) }

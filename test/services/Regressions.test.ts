@@ -118,10 +118,10 @@ it.effect("a draining worker keeps renewing its heartbeat", () =>
     }).pipe(
       Effect.provide(Context.add(process.stores, Membership, {
         ...process.membership,
-        heartbeat: (self) =>
+        heartbeat: (...args) =>
           Effect.suspend(() => {
             beats++
-            return process.membership.heartbeat(self)
+            return process.membership.heartbeat(...args)
           })
       }))
     )
@@ -145,7 +145,7 @@ it.effect("a heartbeat without a response suspends the projections in time", () 
     const orchestrator = yield* Orchestrator.make({ replicaSet: "main", projections: [users] }).pipe(
       Effect.provide(Context.add(process.stores, Membership, {
         ...process.membership,
-        heartbeat: (self) => Effect.suspend(() => isCut ? Effect.never : process.membership.heartbeat(self))
+        heartbeat: (...args) => Effect.suspend(() => isCut ? Effect.never : process.membership.heartbeat(...args))
       }))
     )
     yield* orchestrator.activity.pipe(
@@ -397,7 +397,7 @@ it.effect("a defect during shutdown is logged", () =>
     assert.notInclude(texts, "Shutdown complete")
   }))
 
-it.effect("the reported states of a worker and its generation are written once the database is reachable", () =>
+it.effect("the displayed states of a worker and its generation are written once the database is reachable", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const process = yield* enter(world)
@@ -406,7 +406,7 @@ it.effect("the reported states of a worker and its generation are written once t
     const orchestrator = yield* Orchestrator.make({ replicaSet: "main", projections: [users] }).pipe(
       Effect.provide(Context.add(process.stores, Membership, {
         ...process.membership,
-        report: (...args) => Effect.suspend(() => isAway ? Effect.fail(away) : process.membership.report(...args))
+        heartbeat: (...args) => Effect.suspend(() => isAway ? Effect.fail(away) : process.membership.heartbeat(...args))
       }))
     )
     const fiber = yield* Effect.forkDetach(orchestrator.run)

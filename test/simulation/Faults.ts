@@ -246,11 +246,10 @@ export const make = (
           })
         ))
       }),
-    heartbeat: (registration) =>
-      call(membership.heartbeat(registration), { entry: "heartbeat: answer lost", happens: nothing }).pipe(
+    heartbeat: (registration, displayed) =>
+      call(membership.heartbeat(registration, displayed), { entry: "heartbeat: answer lost", happens: nothing }).pipe(
         Effect.tapErrorTag("WorkerEvicted", () => Effect.sync(() => coverage.count("errors", "WorkerEvicted")))
       ),
-    report: (registration, at) => call(membership.report(registration, at)),
     departed: (registration, members) => call(membership.departed(registration, members)),
     wakeUps: Effect.fnUntraced(function*(registration) {
       const sent = yield* membership.wakeUps(registration)

@@ -6,7 +6,7 @@ import type * as Layer from "effect/Layer"
 import * as Queue from "effect/Queue"
 import * as Scope from "effect/Scope"
 import type { Generation } from "../../src/schema/Generation.ts"
-import type { LivenessRules, Registration } from "../../src/schema/Worker.ts"
+import { display, type LivenessRules, type Registration } from "../../src/schema/Worker.ts"
 import { CoordinationStore } from "../../src/services/CoordinationStore.ts"
 import { Membership } from "../../src/services/Membership.ts"
 import { scaledMillis } from "../../src/testing/TimeLimits.ts"
@@ -210,39 +210,18 @@ export const suite = (
         assert.deepStrictEqual(yield* membership.departed(other, [silent]), new Set())
       }))
 
-    it.effect("a worker's state can be reported, also after it has left", () =>
+    it.effect("a heartbeat displays any state, but does not undo a leave", () =>
       Effect.gen(function*() {
         const membership = yield* Membership
         const worker = yield* join(yield* unique("replica-set"), "a")
         const { generation } = yield* decide(worker, patient)
         for (const state of ["pending", "ready", "running", "stopping"] as const) {
-          yield* membership.report(worker, { state, generation })
+          yield* membership.heartbeat(worker, display(worker, state, generation))
         }
         yield* decide(worker, patient, true)
-        yield* membership.report(worker, { state: "running", generation })
-        // The report does not undo the leave: no decision depends on reports.
-        assert.strictEqual((yield* Effect.flip(membership.heartbeat(worker)))._tag, "WorkerEvicted")
-      }))
-
-    it.effect("a decision returns the recorded state of its worker", () =>
-      Effect.gen(function*() {
-        const membership = yield* Membership
-        const replicaSet = yield* unique("replica-set")
-        const [a, b] = [yield* join(replicaSet, "a"), yield* join(replicaSet, "b")]
-        const { generation } = yield* decide(a, patient)
-        const { generationId } = generation!
-        const said = (worker: Registration) =>
-          Effect.map(decide(worker, patient), ({ activates, recorded }) => ({ activates, recorded }))
-        yield* membership.report(a, { state: "running", generation })
-        assert.deepStrictEqual(yield* said(a), { activates: false, recorded: { state: "running", generationId } })
-        yield* membership.report(b, { state: "ready", generation })
-        assert.deepStrictEqual(yield* said(b), { activates: false, recorded: { state: "ready", generationId } })
-        yield* membership.report(b, { state: "running", generation })
-        assert.deepStrictEqual(yield* said(b), { activates: false, recorded: { state: "running", generationId } })
-        const c = yield* join(replicaSet, "c")
-        const { generation: next } = yield* decide(c, patient)
-        assert.strictEqual(next?.generationId, generationId + 1n)
-        assert.deepStrictEqual(yield* said(b), { activates: false, recorded: { state: "running", generationId } })
+        const late = membership.heartbeat(worker, display(worker, "running", generation))
+        assert.strictEqual((yield* Effect.flip(late))._tag, "WorkerEvicted")
+        assert.strictEqual((yield* Effect.flip(late))._tag, "WorkerEvicted")
       }))
 
     it.effect("joins and leaves wake other workers", () =>

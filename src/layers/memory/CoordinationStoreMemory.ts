@@ -59,7 +59,6 @@ export const make = (handle: Handle): CoordinationStore["Service"] => {
         generationId: newest.generationId,
         members: newest.members
       },
-      isActive: newest?.state === "active",
       rows: rows.sort((a, b) => a.range.start - b.range.start),
       lockedKeys: new Set(),
       observerAgeMillis,

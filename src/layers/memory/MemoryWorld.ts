@@ -17,7 +17,7 @@ import * as TxRef from "effect/TxRef"
 import type { Checkpoint } from "../../schema/Checkpoint.ts"
 import type { Event } from "../../schema/Event.ts"
 import type { Generation } from "../../schema/Generation.ts"
-import type { Registration, WorkerState, WorkerView } from "../../schema/Worker.ts"
+import type { Displayed, Registration, WorkerView } from "../../schema/Worker.ts"
 import type { ServerEpoch } from "../../services/EventStore.ts"
 
 /**
@@ -52,12 +52,7 @@ export interface LogPart {
  * @category models
  * @since 0.1.0
  */
-export interface WorkerRecord extends Registration {
-  /** The state that the worker reported last. Not used in any decision. */
-  readonly state: WorkerState
-  readonly generationId: bigint | undefined
-  /** -1 if the worker has none. */
-  readonly partitionKey: number
+export interface WorkerRecord extends Registration, Displayed {
   /** In milliseconds of the world's clock. */
   readonly heartbeatAt: number
   /** When its presence ended; undefined while it is present. */
@@ -199,8 +194,7 @@ export const viewOf = (worker: WorkerRecord, now: number): WorkerView => ({
   startedAt: worker.startedAt,
   projections: worker.projections,
   silentForMillis: now - worker.heartbeatAt,
-  absentForMillis: worker.absentSince === undefined ? undefined : now - worker.absentSince,
-  recorded: { state: worker.state, generationId: worker.generationId }
+  absentForMillis: worker.absentSince === undefined ? undefined : now - worker.absentSince
 })
 
 /**

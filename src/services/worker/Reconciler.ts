@@ -127,8 +127,6 @@ const step = Effect.fnUntraced(function*(options: Options, state: State) {
   if (plan.generation !== undefined) {
     const isReached = plan.isComplete && paused.size === 0 && !isClosingAny(options)
     if (isReached && !state.hasReachedAssignment) yield* reportAssignment(options, state, plan.generation)
-    // After the ranges, so that no range waits for a record that only operators read.
-    yield* reportState(options, state, plan, plan.generation)
     if (!state.hasReachedAssignment) yield* failWhenLate(options, state, plan.generation)
   }
   if (state.hasReachedAssignment) yield* Merging.closeAdjacent(state.merging, options.ranges, state.passBeganAt)
@@ -300,21 +298,6 @@ const reportAssignment = Effect.fnUntraced(function*(
   const isLeftAlone = generation.members.length === 1 && (state.previous?.members.length ?? 1) > 1
   yield* log.record(Activity.AssignmentReached({ generation, partition, after, isLeftAlone }))
   onAssigned(true)
-})
-
-/** Records the worker's state, for operators, if the record differs from the actual state. */
-const reportState = Effect.fnUntraced(function*(
-  { membership, registration }: Options,
-  { hasReachedAssignment }: State,
-  { activates, recorded }: Plan.Plan,
-  generation: Generation.Generation
-) {
-  const state = hasReachedAssignment ? "running" : "ready"
-  if (recorded?.state === state && recorded.generationId === generation.generationId && !activates) return
-  yield* membership.report(registration, { state, generation }).pipe(
-    // The next pass writes it again.
-    Effect.catchCause((cause) => Effect.logDebug("The worker's state could not be recorded", cause))
-  )
 })
 
 const failWhenLate = Effect.fnUntraced(function*(

@@ -19,7 +19,7 @@ import * as Generation from "../../schema/Generation.ts"
 import type * as Plan from "../../schema/Plan.ts"
 import type { Settings } from "../../schema/Settings.ts"
 import * as Uuid from "../../schema/Uuid.ts"
-import { livenessRules, type Registration } from "../../schema/Worker.ts"
+import { display, livenessRules, type Registration, type WorkerState } from "../../schema/Worker.ts"
 import type { CheckpointStore } from "../CheckpointStore.ts"
 import type { CoordinationStore } from "../CoordinationStore.ts"
 import type { EventStore } from "../EventStore.ts"
@@ -178,7 +178,15 @@ const runRegistration = Effect.fnUntraced(function*(
   state.isEvicted = false
   yield* log.record(Activity.WorkerRegistered({ registration }))
 
-  const heartbeat = yield* Heartbeat.make({ membership, registration, settings, log, retryLog, onChange })
+  const heartbeat = yield* Heartbeat.make({
+    membership,
+    registration,
+    settings,
+    log,
+    retryLog,
+    displayed: () => display(registration, stateOf(state), state.generation),
+    onChange
+  })
   // Added to the scope before the ranges, so that heartbeats continue while the ranges drain.
   yield* heartbeat.run.pipe(
     Effect.onError((cause) => Deferred.failCause(failed, cause)),
@@ -202,9 +210,11 @@ const runRegistration = Effect.fnUntraced(function*(
     onGeneration: (generation) => {
       state.hasStarted = true
       state.generation = generation
+      heartbeat.beatNow()
     },
     onAssigned: (isAssigned) => {
       state.isAssigned = isAssigned
+      if (isAssigned) heartbeat.beatNow()
       state.changed.openUnsafe()
     }
   })
@@ -230,6 +240,9 @@ const join = ({ membership, projections, settings, startup, state }: Worker, wor
   }).pipe(
     startup.step(Startup.registering)
   )
+
+const stateOf = ({ generation, isAssigned }: State): WorkerState =>
+  isAssigned ? "running" : generation === undefined ? "pending" : "ready"
 
 /** Wakes the reconciler for every wake-up that other workers cause. */
 const listen = Effect.fnUntraced(

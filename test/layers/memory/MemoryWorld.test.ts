@@ -15,7 +15,7 @@ import * as MemoryStores from "../../../src/layers/memory/MemoryStores.ts"
 import * as MemoryWorld from "../../../src/layers/memory/MemoryWorld.ts"
 import * as EventFilter from "../../../src/schema/EventFilter.ts"
 import type { Request } from "../../../src/schema/Plan.ts"
-import type { Registration } from "../../../src/schema/Worker.ts"
+import * as Worker from "../../../src/schema/Worker.ts"
 import { CheckpointStore } from "../../../src/services/CheckpointStore.ts"
 import { CoordinationStore } from "../../../src/services/CoordinationStore.ts"
 import { EventStore } from "../../../src/services/EventStore.ts"
@@ -41,7 +41,7 @@ const enter = Effect.fnUntraced(function*(world: MemoryWorld.MemoryWorld) {
 
 const options = (workerId: string) => ({ replicaSet, workerId, projections: [projection], rules })
 
-const request = (registration: Registration, leaving = false): Request => ({
+const request = (registration: Worker.Registration, leaving = false): Request => ({
   registration,
   projections: [{ name: projection, filter: EventFilter.canonical({}), startPosition: 0n, acceptFilterChange: false }],
   activeKeys: new Set(),
@@ -214,17 +214,17 @@ it.effect("events that a handler appends become readable when its batch commits"
     assert.deepStrictEqual(read.map((event) => [event.globalPosition, event.createdAt.getTime()]), [[1n, 0]])
   }))
 
-it.effect("a generation is active once all its members report that they run in it", () =>
+it.effect("a generation is active once the heartbeats of all its members display that they run it", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const { decisions, membership } = yield* enter(world)
     const [first, second] = [yield* membership.join(options("a")), yield* membership.join(options("b"))]
     const { generation } = yield* decisions.apply(request(first))
     const states = () => world.generations.value.get(replicaSet)!.map(({ state }) => state)
-    yield* membership.report(first, { state: "running", generation })
-    yield* membership.report(second, { state: "ready", generation })
+    yield* membership.heartbeat(first, Worker.display(first, "running", generation))
+    yield* membership.heartbeat(second, Worker.display(second, "ready", generation))
     assert.deepStrictEqual(states(), ["pending"])
-    yield* membership.report(second, { state: "running", generation })
+    yield* membership.heartbeat(second, Worker.display(second, "running", generation))
     assert.deepStrictEqual(states(), ["active"])
     const record = world.workers.value.get(MemoryWorld.workerKey(second))
     assert.deepStrictEqual([record?.state, record?.generationId, record?.partitionKey], ["running", 1n, 1])

@@ -106,7 +106,10 @@ export type Entry =
       }
     }
     | { readonly what: "heartbeat"; readonly value: WorkerKey & { readonly at: number } }
-    | { readonly what: "generation"; readonly value: Rows.GenerationRow & { readonly replicaSet: string } }
+    | {
+      readonly what: "generation"
+      readonly value: Rows.GenerationRow & { readonly replicaSet: string; readonly state: string }
+    }
     | {
       readonly what: "event"
       readonly value: {

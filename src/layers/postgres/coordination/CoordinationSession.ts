@@ -244,10 +244,6 @@ export const make: Effect.Effect<
         startedAt: new Date(row.started_at),
         projections: row.projections,
         silentForMillis: millisBetween(beatAt, askedAt),
-        recorded: {
-          state: row.state,
-          generationId: row.generation_id === null ? undefined : BigInt(row.generation_id)
-        },
         replicaSet: row.replica_set,
         row,
         ended
@@ -279,8 +275,7 @@ export const make: Effect.Effect<
       'started_at', floor(extract(epoch FROM w.started_at) * 1000), 'projections', w.projections,
       'silent', extract(epoch FROM clock_timestamp() - coalesce(h.heartbeat_at, w.started_at)) * 1000,
       'beat', extract(epoch FROM coalesce(h.heartbeat_at, w.started_at))::text,
-      'presence_key', w.presence_key, 'host', w.host, 'pid', w.pid, 'present', p.key IS NOT NULL,
-      'state', w.state, 'generation_id', w.generation_id::text)`,
+      'presence_key', w.presence_key, 'host', w.host, 'pid', w.pid, 'present', p.key IS NOT NULL)`,
     workersFrom: `${database.qualified("workers")} w
       LEFT JOIN ${database.qualified("heartbeats")} h
         ON h.replica_set = w.replica_set AND h.worker_id = w.worker_id AND h.incarnation = w.incarnation

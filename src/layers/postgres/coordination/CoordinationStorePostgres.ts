@@ -69,7 +69,7 @@ export const make: Effect.Effect<
           FROM ${sql.literal(coordination.workersFrom)}
           WHERE w.state <> 'stopped'
             AND (w.replica_set = ${replicaSet} OR jsonb_exists_any(w.projections, ${names}::text[]))) AS workers,
-        (SELECT json_build_object('generation_id', g.generation_id::text, 'members', g.members, 'state', g.state)
+        (SELECT json_build_object('generation_id', g.generation_id::text, 'members', g.members)
           FROM ${generations} g WHERE g.replica_set = ${replicaSet}
           ORDER BY g.generation_id DESC LIMIT 1) AS generation,
         (SELECT coalesce(json_agg(${sql.literal(Rows.checkpointJson)} ORDER BY c.projection_name, c.range_start), '[]')
@@ -86,7 +86,6 @@ export const make: Effect.Effect<
       replicaSet,
       workers: observed.filter((worker) => worker.replicaSet === replicaSet),
       generation: row.generation === null ? undefined : Rows.toGeneration(replicaSet, row.generation),
-      isActive: row.generation?.state === "active",
       rows: row.checkpoints.map(Rows.toCheckpoint),
       lockedKeys: new Set(),
       observerAgeMillis,
@@ -141,15 +140,6 @@ export const make: Effect.Effect<
           FOR UPDATE SKIP LOCKED
         ) oldest
         WHERE g.replica_set = ${replicaSet} AND g.generation_id = oldest.generation_id
-      ), ready AS (
-        UPDATE ${workers} w SET state = 'ready'
-        FROM (
-          SELECT worker_id FROM ${workers}
-          WHERE replica_set = ${replicaSet} AND state = 'pending'
-            AND incarnation = ANY (${members.map((member) => String(member.incarnation))}::text[]::bigint[])
-          FOR NO KEY UPDATE SKIP LOCKED
-        ) member
-        WHERE w.replica_set = ${replicaSet} AND w.worker_id = member.worker_id
       ), forgotten AS (
         DELETE FROM ${workers} w
         USING (

@@ -21,7 +21,7 @@ import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { WorkerEvicted, WorkerReplaced } from "../../../schema/Errors.ts"
 import * as Generation from "../../../schema/Generation.ts"
-import type { Registration, WorkerState } from "../../../schema/Worker.ts"
+import type { Displayed, Registration } from "../../../schema/Worker.ts"
 import { type JoinOptions, Membership } from "../../../services/Membership.ts"
 import { Listener, reconnected } from "../connection/Listener.ts"
 import { Database } from "../Database.ts"
@@ -66,8 +66,7 @@ export const make: Effect.Effect<
   if (self.database.presence) yield* Effect.forkScoped(Effect.withTracerEnabled(beatWhileAbsent(self), false))
   return Membership.of({
     join: (options) => join(self, options),
-    heartbeat: (registration) => heartbeat(self, registration),
-    report: (registration, at) => report(self, registration, at),
+    heartbeat: (registration, displayed) => heartbeat(self, registration, displayed),
     departed: (registration, members) => departed(self, registration, members),
     wakeUps: (registration) => wakeUps(self, registration),
     watch: (registration, generation) => watch(self, registration, generation)
@@ -97,20 +96,19 @@ const wake = (member: Member): void => {
   for (const queue of member.wakes) Queue.offerUnsafe(queue, undefined)
 }
 
-const heartbeat = Effect.fnUntraced(function*(
-  { coordination, database }: Self,
-  { incarnation, replicaSet, workerId }: Registration
-) {
-  const rows = yield* coordination.use(
+const heartbeat = Effect.fnUntraced(function*(self: Self, registration: Registration, displayed?: Displayed) {
+  const { incarnation, replicaSet, workerId } = registration
+  const heartbeats = self.database.table("heartbeats")
+  const workers = self.database.table("workers")
+  const rows = yield* self.coordination.use(
     "heartbeat",
     ({ sql }) =>
       sql<{ readonly incarnation: bigint; readonly state: string }>`
       WITH beat AS (
-        UPDATE ${database.table("heartbeats")} SET heartbeat_at = clock_timestamp()
+        UPDATE ${heartbeats} SET heartbeat_at = clock_timestamp()
         WHERE replica_set = ${replicaSet} AND worker_id = ${workerId} AND incarnation = ${incarnation}
-      )
-      SELECT incarnation, state FROM ${database.table("workers")}
-      WHERE replica_set = ${replicaSet} AND worker_id = ${workerId}`
+      )${displayed === undefined ? sql`` : sql`, ${display(self, registration, displayed)}`}
+      SELECT incarnation, state FROM ${workers} WHERE replica_set = ${replicaSet} AND worker_id = ${workerId}`
   )
   const row = rows[0]
   // A server that has lost its latest commits may return an earlier registration, or none, although no other worker
@@ -118,7 +116,55 @@ const heartbeat = Effect.fnUntraced(function*(
   if (row !== undefined && row.incarnation > incarnation) return yield* new WorkerReplaced({ replicaSet, workerId })
   if (row?.incarnation !== incarnation) return yield* new WorkerEvicted({ replicaSet, workerId, reason: "missing" })
   if (row.state === "stopped") return yield* new WorkerEvicted({ replicaSet, workerId, reason: "evicted" })
+  if (displayed?.state === "running" && displayed.generationId !== undefined) {
+    yield* activate(self, replicaSet, displayed.generationId)
+  }
 })
+
+/** SQL: writes what operators read about the worker if it has changed. Skips a row that another session has locked. */
+const display = (
+  { database }: Self,
+  { incarnation, replicaSet, workerId }: Registration,
+  { generationId, partitionKey, state }: Displayed
+) => {
+  const workers = database.table("workers")
+  return database.sql`displayed AS (
+    UPDATE ${workers} w
+    SET state = ${state}, generation_id = ${generationId ?? null}::bigint, partition_key = ${partitionKey}::int4
+    FROM (
+      SELECT replica_set, worker_id FROM ${workers}
+      WHERE replica_set = ${replicaSet} AND worker_id = ${workerId} AND incarnation = ${incarnation}
+        AND state <> 'stopped' AND (state, generation_id, partition_key)
+          IS DISTINCT FROM (${state}, ${generationId ?? null}::bigint, ${partitionKey}::int4)
+      FOR NO KEY UPDATE SKIP LOCKED
+    ) own
+    WHERE w.replica_set = own.replica_set AND w.worker_id = own.worker_id
+  )`
+}
+
+/**
+ * Records the generation as active if all its members are recorded as running in it. A separate statement, so that of
+ * several workers that send heartbeats at once the last one reads all their rows. If another of them has locked the
+ * generation's row, the next heartbeat of any member repeats this.
+ */
+const activate = ({ coordination, database }: Self, replicaSet: string, generationId: bigint) => {
+  const generations = database.table("generations")
+  return coordination.use("heartbeat", ({ sql }) =>
+    sql`
+      UPDATE ${generations} g SET state = 'active', activated_at = clock_timestamp()
+      FROM (
+        SELECT replica_set, generation_id FROM ${generations}
+        WHERE replica_set = ${replicaSet} AND generation_id = ${generationId} AND state = 'pending'
+        FOR NO KEY UPDATE SKIP LOCKED
+      ) pending
+      WHERE g.replica_set = pending.replica_set AND g.generation_id = pending.generation_id
+        AND NOT EXISTS (
+          SELECT FROM jsonb_to_recordset(g.members) AS m ("workerId" text, incarnation bigint)
+          WHERE NOT EXISTS (
+            SELECT FROM ${database.table("workers")} w
+            WHERE w.replica_set = g.replica_set AND w.worker_id = m."workerId" AND w.incarnation = m.incarnation
+              AND w.state = 'running' AND w.generation_id = g.generation_id))`)
+}
 
 /**
  * Sends heartbeats while the session that holds the presence lock is lost, because other workers then find this
@@ -145,48 +191,6 @@ const beatWhileAbsent = ({ coordination, database, listener, members }: Self): E
     Effect.forever
   )
 }
-
-const report = Effect.fnUntraced(function*(
-  { coordination, database }: Self,
-  registration: Registration,
-  { generation, state }: { readonly generation: Generation.Generation | undefined; readonly state: WorkerState }
-) {
-  const { incarnation, replicaSet, workerId } = registration
-  const generations = database.table("generations")
-  const workers = database.table("workers")
-  const key = generation === undefined ? -1 : Generation.partitionKey(generation, registration)
-  // Here and below, a row that another session has locked is skipped, not waited for; the next report updates it.
-  yield* coordination.use("report", ({ sql }) =>
-    sql`
-      UPDATE ${workers} w
-      SET state = ${state}, generation_id = ${generation?.generationId ?? null}::bigint, partition_key = ${key}
-      FROM (
-        SELECT replica_set, worker_id FROM ${workers}
-        WHERE replica_set = ${replicaSet} AND worker_id = ${workerId} AND incarnation = ${incarnation}
-          AND state <> 'stopped'
-        FOR NO KEY UPDATE SKIP LOCKED
-      ) own
-      WHERE w.replica_set = own.replica_set AND w.worker_id = own.worker_id`)
-  if (state !== "running" || generation === undefined) return
-  // A separate statement, after the first has committed, so that of several workers that report at once the last one
-  // reads all their rows. If another of them has locked the generation's row, this one skips it; the next `look` then
-  // causes another report.
-  yield* coordination.use("report", ({ sql }) =>
-    sql`
-      UPDATE ${generations} g SET state = 'active', activated_at = clock_timestamp()
-      FROM (
-        SELECT replica_set, generation_id FROM ${generations}
-        WHERE replica_set = ${replicaSet} AND generation_id = ${generation.generationId} AND state = 'pending'
-        FOR NO KEY UPDATE SKIP LOCKED
-      ) pending
-      WHERE g.replica_set = pending.replica_set AND g.generation_id = pending.generation_id
-        AND NOT EXISTS (
-          SELECT FROM jsonb_to_recordset(g.members) AS m ("workerId" text, incarnation bigint)
-          WHERE NOT EXISTS (
-            SELECT FROM ${workers} w
-            WHERE w.replica_set = g.replica_set AND w.worker_id = m."workerId" AND w.incarnation = m.incarnation
-              AND w.state = 'running' AND w.generation_id = g.generation_id))`)
-})
 
 const departed = (
   { coordination, database }: Self,

@@ -11,7 +11,6 @@ import type * as SqlClient from "effect/sql/SqlClient"
 import type * as SqlError from "effect/sql/SqlError"
 import type * as Checkpoint from "../../../schema/Checkpoint.ts"
 import type * as Generation from "../../../schema/Generation.ts"
-import type * as Worker from "../../../schema/Worker.ts"
 
 /**
  * Runs a query on the application's client, which may have custom codecs: each row is transferred as JSON text. The
@@ -159,7 +158,6 @@ export interface MemberRow {
 export interface GenerationRow {
   readonly generation_id: string
   readonly members: ReadonlyArray<MemberRow>
-  readonly state: string
 }
 
 /**
@@ -209,6 +207,4 @@ export interface WorkerRow {
   readonly present: boolean
   readonly host: string | null
   readonly pid: number | null
-  readonly state: Worker.WorkerState
-  readonly generation_id: string | null
 }

@@ -12,7 +12,7 @@ import * as Os from "node:os"
 import * as CoordinationSession from "../../../../src/layers/postgres/coordination/CoordinationSession.ts"
 import * as Presence from "../../../../src/layers/postgres/coordination/Presence.ts"
 import { Database } from "../../../../src/layers/postgres/Database.ts"
-import type { Registration } from "../../../../src/schema/Worker.ts"
+import * as Worker from "../../../../src/schema/Worker.ts"
 import { Membership } from "../../../../src/services/Membership.ts"
 import * as TimeLimits from "../../../../src/testing/TimeLimits.ts"
 import { logs } from "../../../services/World.ts"
@@ -60,7 +60,7 @@ const terminate = (pids: ReadonlyArray<number>) =>
   )
 
 /** Subscribes to wake-ups as every running worker does, so that the loss of its session is detected. */
-const listens = (worker: Registration) => Effect.flatMap(Membership, (membership) => membership.wakeUps(worker))
+const listens = (worker: Worker.Registration) => Effect.flatMap(Membership, (membership) => membership.wakeUps(worker))
 
 it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
   "MembershipPostgres",
@@ -510,7 +510,7 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
         assert.strictEqual(exits.filter(Exit.isSuccess).length, 1)
       }))
 
-    it.effect("a generation whose activation was not recorded is recorded by a later report", () =>
+    it.effect("a generation whose activation was not recorded is recorded by the next heartbeat", () =>
       Effect.gen(function*() {
         const sql = yield* SqlClient.SqlClient
         let losses = 0
@@ -523,35 +523,41 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
         )
         const worker = yield* process.provide(join("activated", "a", ["activated"]))
         const { generation } = yield* process.provide(decide(worker))
-        const report = process.provide(
-          Effect.flatMap(Membership, (membership) => membership.report(worker, { state: "running", generation }))
+        const heartbeat = process.provide(
+          Effect.flatMap(
+            Membership,
+            (membership) => membership.heartbeat(worker, Worker.display(worker, "running", generation))
+          )
         )
-        const said = process.provide(Effect.map(decide(worker), ({ activates, recorded }) => ({ activates, recorded })))
-        const recorded = { state: "running" as const, generationId: 1n }
-        assert.strictEqual((yield* Effect.flip(report))._tag, "DatabaseUnavailable")
-        assert.deepStrictEqual(yield* said, { activates: true, recorded })
-        yield* report
-        assert.deepStrictEqual(yield* said, { activates: false, recorded })
-        const states = sql`SELECT state FROM orchestrator_generations WHERE replica_set = 'activated'`
-        assert.deepStrictEqual(yield* states, [{ state: "active" }])
+        const states = sql`SELECT w.state AS worker, g.state AS generation
+          FROM orchestrator_generations g JOIN orchestrator_workers w USING (replica_set)
+          WHERE replica_set = 'activated'`
+        assert.strictEqual((yield* Effect.flip(heartbeat))._tag, "DatabaseUnavailable")
+        assert.deepStrictEqual(yield* states, [{ worker: "running", generation: "pending" }])
+        yield* heartbeat
+        assert.deepStrictEqual(yield* states, [{ worker: "running", generation: "active" }])
       }))
 
-    it.effect("a report of the worker's state skips rows that another session has locked", () =>
+    it.effect("a heartbeat does not wait for displayed rows that another session has locked", () =>
       Effect.gen(function*() {
         const sql = yield* SqlClient.SqlClient
         const membership = yield* Membership
         const worker = yield* join("locked", "a", ["locked"])
         const { generation } = yield* decide(worker)
-        const report = membership.report(worker, { state: "running", generation })
-        const recorded = Effect.map(decide(worker), (decision) => decision.recorded?.state)
+        const heartbeat = membership.heartbeat(worker, Worker.display(worker, "running", generation))
+        const states = Effect.map(
+          sql<{ readonly state: string }>`SELECT state FROM orchestrator_workers WHERE replica_set = 'locked'
+            UNION ALL SELECT state FROM orchestrator_generations WHERE replica_set = 'locked'`,
+          (rows) => rows.map(({ state }) => state)
+        )
         yield* sql.withTransaction(Effect.gen(function*() {
           yield* sql`SELECT FROM orchestrator_workers WHERE replica_set = 'locked' FOR UPDATE`
           yield* sql`SELECT FROM orchestrator_generations WHERE replica_set = 'locked' FOR UPDATE`
-          yield* report
+          yield* heartbeat
         }))
-        assert.strictEqual(yield* recorded, "ready")
-        yield* report
-        assert.strictEqual(yield* recorded, "running")
+        assert.deepStrictEqual(yield* states, ["pending", "pending"])
+        yield* heartbeat
+        assert.deepStrictEqual(yield* states, ["running", "active"])
       }))
 
     it.effect("a generation is active when all of its members run it", () =>
@@ -565,9 +571,9 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
             FROM orchestrator_generations WHERE replica_set = 'active'`,
           (rows) => rows[0]
         )
-        yield* membership.report(workers[0]!, { state: "running", generation })
+        yield* membership.heartbeat(workers[0]!, Worker.display(workers[0]!, "running", generation))
         assert.deepStrictEqual(yield* state, { state: "pending", activated: false })
-        yield* membership.report(workers[1]!, { state: "running", generation })
+        yield* membership.heartbeat(workers[1]!, Worker.display(workers[1]!, "running", generation))
         assert.deepStrictEqual(yield* state, { state: "active", activated: true })
         assert.deepStrictEqual(
           yield* sql`SELECT worker_id, state, generation_id, partition_key FROM orchestrator_workers
