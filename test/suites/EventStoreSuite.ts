@@ -630,8 +630,8 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
         const stream = yield* newStream
         const { positions } = yield* append([happened(stream), happened(stream)])
         const upTo = yield* settle(last(positions))
-        const seen = yield* store.read({ after: 0n, upTo, limit: 1 })
-        const { epoch, position } = seen
+        const page = yield* store.read({ after: 0n, upTo, limit: 1 })
+        const { epoch, position } = page
         const next = yield* store.read({ after: position, upTo, epoch })
         assert.strictEqual(next.epoch, epoch)
         for (const after of [position, upTo]) {

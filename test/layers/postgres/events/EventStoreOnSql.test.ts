@@ -45,12 +45,12 @@ const waitBeyond = Effect.fnUntraced(function*(position: bigint) {
   const sql = yield* PgClient.PgClient
   const [since] = yield* sql<{ now: string }>`SELECT clock_timestamp()::text AS now`
   const waiting = yield* Effect.forkChild(store.settledBeyond(position, Duration.hours(1)), { startImmediately: true })
-  const looked = sql`
+  const idle = sql`
     SELECT FROM pg_stat_activity AS r, pg_stat_activity AS l
     WHERE r.datname = current_database() AND r.application_name = 'pupsourcing-orchestrator reader' AND r.state = 'idle'
       AND r.state_change > ${since!.now}::timestamptz
       AND l.datname = r.datname AND l.application_name = 'pupsourcing-orchestrator listener' AND l.state = 'idle'`
-  yield* TimeLimits.waitUntil("the reader and the listener are idle", looked, (rows) => rows.length > 0)
+  yield* TimeLimits.waitUntil("the reader and the listener are idle", idle, (rows) => rows.length > 0)
   return waiting
 })
 
@@ -311,16 +311,16 @@ describe("EventStore beside plain SQL", () => {
       const store = yield* EventStore
       const sizes = Array.from({ length: 300 }, (_, index) => index % 10 === 9 ? 60_000 : 100)
       const { positions } = yield* store.append(sizes.map((size) => event("a", { payload: new Uint8Array(size) })))
-      const seen: Array<bigint> = []
+      const delivered: Array<bigint> = []
       const pages: Array<number> = []
       let after = 0n
       while (after < positions[299]!) {
         const page = yield* store.read({ after, bytes: 200_000 })
-        seen.push(...page.events.map(({ globalPosition }) => globalPosition))
+        delivered.push(...page.events.map(({ globalPosition }) => globalPosition))
         pages.push(page.events.reduce((sum, { payload }) => sum + payload.length, 0))
         after = page.position
       }
-      assert.deepStrictEqual(seen, positions)
+      assert.deepStrictEqual(delivered, positions)
       assert.isAtMost(Math.max(...pages), 200_000)
       assert.isAtMost(pages.length, 13)
     })

@@ -25,15 +25,15 @@ const event = (aggregateId: string, eventType = "Happened"): NewEvent => ({
 /** Follows the events up to one of type `End` and returns the positions that it read. */
 const follow = Effect.fnUntraced(function*(options: { readonly retry?: boolean; readonly limit?: number } = {}) {
   const store = yield* EventStore
-  const seen: Array<bigint> = []
+  const delivered: Array<bigint> = []
   let position = 0n
   const step = Effect.gen(function*() {
     const upTo = yield* store.settledBeyond(position, Duration.millis(500))
     const page = yield* store.read({ after: position, upTo, limit: options.limit ?? 500 })
     assert.isTrue(page.position >= position)
     for (const event of page.events) {
-      assert.isTrue(event.globalPosition > (seen[seen.length - 1] ?? 0n), "positions grow")
-      seen.push(event.globalPosition)
+      assert.isTrue(event.globalPosition > (delivered[delivered.length - 1] ?? 0n), "positions grow")
+      delivered.push(event.globalPosition)
     }
     position = page.position
     return page.events.some(({ eventType }) => eventType === "End")
@@ -42,7 +42,7 @@ const follow = Effect.fnUntraced(function*(options: { readonly retry?: boolean; 
     ? Effect.retry(step, { while: (error) => error._tag === "DatabaseUnavailable" })
     : step
   while (!(yield* follow));
-  return seen
+  return delivered
 })
 
 const end = Effect.flatMap(EventStore, (store) => store.append([event("end", "End")]))
@@ -53,11 +53,11 @@ const stored = Effect.gen(function*() {
   return rows.map(({ position }) => position)
 })
 
-const assertSame = (seen: ReadonlyArray<bigint>, positions: ReadonlyArray<bigint>) => {
-  const known = new Set(seen)
+const assertSame = (delivered: ReadonlyArray<bigint>, positions: ReadonlyArray<bigint>) => {
+  const known = new Set(delivered)
   const lost = positions.filter((position) => !known.has(position))
   assert.strictEqual(lost.length, 0, `lost ${lost.length} of ${positions.length}, the first at ${lost[0]}`)
-  assert.deepStrictEqual(seen, positions)
+  assert.deepStrictEqual(delivered, positions)
 }
 
 const onEach = (
@@ -86,7 +86,9 @@ const onEach = (
         yield* PlainWriters.createFunction(yield* PgClient.PgClient)
         const follower = yield* Effect.forkChild(follow())
         // A reader that is always present but never waits must not affect the result.
-        const looker = yield* Effect.forkChild(Effect.forever(Effect.andThen(store.settledPosition, Effect.sleep(20))))
+        const observer = yield* Effect.forkChild(
+          Effect.forever(Effect.andThen(store.settledPosition, Effect.sleep(20)))
+        )
         yield* Effect.all([
           PlainWriters.load(url, { writers: 13, transactions: 200 }),
           Effect.forEach(
@@ -96,11 +98,11 @@ const onEach = (
           )
         ], { concurrency: "unbounded" })
         yield* end
-        const seen = yield* Fiber.join(follower)
-        yield* Fiber.interrupt(looker)
+        const delivered = yield* Fiber.join(follower)
+        yield* Fiber.interrupt(observer)
         const positions = yield* stored
         assert.isAbove(positions.length, 10_000)
-        assertSame(seen, positions)
+        assertSame(delivered, positions)
       })
     )
 
@@ -208,10 +210,10 @@ const onEach = (
         })))
         yield* PlainWriters.load(url, { writers: 6, transactions: 60 })
         yield* end
-        const seen = yield* Fiber.join(follower)
+        const delivered = yield* Fiber.join(follower)
         yield* Fiber.interrupt(killer)
         assert.isAbove(kills, 5)
-        assertSame(seen, yield* stored)
+        assertSame(delivered, yield* stored)
       })
     )
 

@@ -38,13 +38,13 @@ const live = (
 /** Reads to the end as a runner does, past unreadable events. Returns the positions and the errors. */
 const readAll = Effect.fnUntraced(function*(options: Partial<ReadOptions> = {}) {
   const store = yield* EventStore
-  const seen: Array<bigint> = []
+  const delivered: Array<bigint> = []
   const errors: Array<unknown> = []
   const upTo = yield* store.settledPosition
   for (let after = 0n; after < upTo;) {
     const result = yield* Effect.result(store.read({ ...options, after, upTo }))
     if (result._tag === "Success") {
-      seen.push(...result.success.events.map(({ globalPosition }) => globalPosition))
+      delivered.push(...result.success.events.map(({ globalPosition }) => globalPosition))
       after = result.success.position
     } else if (result.failure._tag === "EventUnreadable") {
       errors.push(result.failure)
@@ -53,7 +53,7 @@ const readAll = Effect.fnUntraced(function*(options: Partial<ReadOptions> = {}) 
       return yield* result.failure
     }
   }
-  return { seen, errors }
+  return { delivered, errors }
 })
 
 const long = (aggregateId: string, rest: Partial<NewEvent> = {}) =>
@@ -73,17 +73,17 @@ describe("an event that cannot be read", () => {
         const [stored] = yield* store.readStream({ ...event("c"), aggregateId: "c" })
         yield* make(sql, 3n)
         for (const limit of [1000, 1]) {
-          const { errors, seen } = yield* readAll({ limit })
-          assert.deepStrictEqual(seen, [1n, 2n, 4n, 5n])
+          const { errors, delivered } = yield* readAll({ limit })
+          assert.deepStrictEqual(delivered, [1n, 2n, 4n, 5n])
           assert.strictEqual(errors.length, 1)
           const error = errors[0]
           assert.include(error, { _tag: "EventUnreadable", position: 3n, code, eventId: stored?.eventId })
         }
         const others = yield* readAll({ filter: { aggregateTypes: ["Other"] } })
-        assert.deepStrictEqual(others, { seen: [5n], errors: [] })
+        assert.deepStrictEqual(others, { delivered: [5n], errors: [] })
         const parts = yield* Effect.forEach([0, 1, 2, 3], (part) => readAll({ range: HashRange.partition(part, 4) }))
         assert.strictEqual(parts.flatMap(({ errors }) => errors).length, 1)
-        assert.sameMembers(parts.flatMap(({ seen }) => seen), [1n, 2n, 4n, 5n])
+        assert.sameMembers(parts.flatMap(({ delivered }) => delivered), [1n, 2n, 4n, 5n])
       })
     )
   }
@@ -131,10 +131,10 @@ describe("an error of one row", () => {
       yield* prepareRaising(yield* PgClient.PgClient)
       for (const code of ["54000", "22021", "22P05", "XX001", "XX002", "58P01"]) {
         const raised = raising(code, 3_456n)
-        const { errors, seen } = yield* Effect.provide(readAll(), over(raised.hooks))
+        const { errors, delivered } = yield* Effect.provide(readAll(), over(raised.hooks))
         assert.strictEqual(errors.length, 1)
         assert.include(errors[0], { position: 3_456n, code })
-        assert.strictEqual(seen.length, 4_999)
+        assert.strictEqual(delivered.length, 4_999)
         assert.isBelow(raised.statements(), 60)
       }
     }))
@@ -172,8 +172,8 @@ describe("an error of one row", () => {
           const store = yield* EventStore
           assert.strictEqual(yield* store.settledPosition, 5n)
           assert.strictEqual(yield* store.headPosition, 5n)
-          const { errors, seen } = yield* readAll()
-          assert.deepStrictEqual(seen, [1n, 2n, 3n, 4n])
+          const { errors, delivered } = yield* readAll()
+          assert.deepStrictEqual(delivered, [1n, 2n, 3n, 4n])
           assert.include(errors[0], { position: 5n, code: "XX001" })
         }).pipe(Effect.provide(over(hooks)))
       })
@@ -208,9 +208,9 @@ describe("an error of one row", () => {
           rewrite: (statement) =>
             (raised.hooks.rewrite?.(statement) ?? "").replace("count(bytes) AS rows", "limited(count(bytes)) AS rows")
         }
-        const { errors, seen } = yield* Effect.provide(readAll(), over(hooks))
+        const { errors, delivered } = yield* Effect.provide(readAll(), over(hooks))
         assert.include(errors[0], { position: 90n, code: "XX001" })
-        assert.strictEqual(seen.length, 99)
+        assert.strictEqual(delivered.length, 99)
       })
   )
 
@@ -262,7 +262,7 @@ describe("an error of one row", () => {
             const error = yield* Effect.flip(readAll())
             assert.include(error, { _tag: "StoreFailure", code: "XX000" })
             assert.isAtLeast(statements, failing)
-            assert.strictEqual((yield* readAll()).seen.length, 50)
+            assert.strictEqual((yield* readAll()).delivered.length, 50)
           }).pipe(Effect.provide(over(hooks)))
         }
       })
