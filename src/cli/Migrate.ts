@@ -21,6 +21,7 @@ import { refail } from "../layers/postgres/connection/SqlErrors.ts"
 import * as Migrations from "../layers/postgres/Migrations.ts"
 import * as Migration from "../layers/postgres/migrations/Migration.ts"
 import * as MigrationFormat from "../layers/postgres/migrations/MigrationFormat.ts"
+import { configErrorText } from "../schema/ConfigErrorText.ts"
 import { InvalidSettings } from "../schema/Errors.ts"
 import * as TableNames from "../schema/TableNames.ts"
 
@@ -81,8 +82,9 @@ const newEventStore = Flag.Boolean("new-event-store").pipe(
 const resolveUrl = Effect.fnUntraced(function*(given: Option.Option<Redacted.Redacted<string>>) {
   const url = Option.isSome(given)
     ? given
-    // A missing variable is the only possible failure here.
-    : yield* Config.option(Config.Redacted("DATABASE_URL")).pipe(Effect.orElseSucceed(Option.none))
+    : yield* Config.option(Config.Redacted("DATABASE_URL")).pipe(
+      Effect.mapError((error) => new InvalidSettings({ setting: "DATABASE_URL", problem: configErrorText(error) }))
+    )
   if (Option.isNone(url)) {
     return yield* new InvalidSettings({
       setting: "DATABASE_URL",

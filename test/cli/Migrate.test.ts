@@ -1,6 +1,8 @@
 /** @module-tag long */
+import { NodeServices } from "@effect/platform-node"
 import { assert, describe, it } from "@effect/vitest"
-import { Effect } from "effect"
+import { ConfigProvider, Effect, Layer } from "effect"
+import { Command } from "effect/cli"
 import { SqlClient } from "effect/sql"
 import * as ChildProcess from "node:child_process"
 import * as Fs from "node:fs"
@@ -8,6 +10,7 @@ import * as Net from "node:net"
 import * as Os from "node:os"
 import * as Path from "node:path"
 import { fileURLToPath } from "node:url"
+import * as Migrate from "../../src/cli/Migrate.ts"
 import * as Migrations from "../../src/layers/postgres/Migrations.ts"
 import * as PostgresTest from "../../src/testing/PostgresTest.ts"
 
@@ -72,6 +75,11 @@ const unusedPort = Effect.callback<number>((resume) => {
     server.close(() => resume(Effect.succeed(address !== null && typeof address === "object" ? address.port : 1)))
   })
 })
+
+/** A source of configuration that cannot be read. */
+const sealed = ConfigProvider.make(() =>
+  Effect.fail(new ConfigProvider.SourceError({ message: "The vault is sealed." }))
+)
 
 describe("migrate", () => {
   it.live("runs up, status, down and down --event-store", () =>
@@ -213,6 +221,12 @@ describe("migrate", () => {
       )
       assert.strictEqual(byFlag.code, 0, byFlag.err)
     }).pipe(Effect.provide(PostgresTest.layer)), { tags: ["long"] })
+
+  it.live("reports a source of configuration that fails, instead of a missing variable", () =>
+    Effect.gen(function*() {
+      const error = yield* Effect.flip(Command.runWith(Migrate.command, { version: "0.0.0" })(["status"]))
+      assert.strictEqual((error as Error).message, "Setting \"DATABASE_URL\": The vault is sealed.")
+    }).pipe(Effect.provide(Layer.merge(NodeServices.layer, ConfigProvider.layer(sealed)))))
 
   it.live("generates files without overwriting different ones", () =>
     Effect.gen(function*() {
