@@ -1,7 +1,9 @@
 /**
- * The checkpoint store: fenced progress that commits in the same transaction as the read model.
+ * The checkpoint store: progress of ranges, written under their fence, in the transaction of the read model.
  *
- * @since 0.1.0
+ * The store does not retry, except to find out whether a write whose answer was lost has committed. `RangeRunner`
+ * retries a `TransientFailure` and those store errors that a retry can help (`Retries.isRetryable`). After `Fenced`, the
+ * runner of the range ends, and the reconciler reads the rows again.
  */
 import type * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
@@ -12,45 +14,27 @@ import type { Checkpoint, Held } from "../schema/Checkpoint.ts"
 import type { ForeignSqlClient, StoreError } from "../schema/Errors.ts"
 import type { ServerEpoch } from "./EventStore.ts"
 
-/**
- * The caller no longer owns this range; nothing was committed.
- *
- * @category errors
- * @since 0.1.0
- */
+/** The caller no longer holds the range, or not at the given position; nothing was written. A retry cannot help. */
 export class Fenced extends Data.TaggedError("Fenced")<{ readonly projection: string }> {}
 
-/**
- * The write failed for a transient reason and can be retried. After a `connection` failure, read the events again
- * first.
- *
- * @category errors
- * @since 0.1.0
- */
+/** The write failed for a reason that passes; nothing was written. A retry can help. */
 export class TransientFailure extends Data.TaggedError("TransientFailure")<{
   /**
-   * `conflict`: a deadlock, a serialization failure or a lock timeout, caused by another transaction; `refusal`: a
-   * statement timeout, a table that was changed in the meantime, or a server without enough memory or disk space;
-   * `connection`: the session was lost, or the events were read in another server epoch.
+   * - `conflict`: a deadlock, a serialization failure or a lock timeout, caused by another transaction.
+   * - `refusal`: a statement timeout, a table that was changed in the meantime, or a server without enough memory or
+   *   disk space.
+   * - `connection`: the session was lost, or the events were read in another server epoch. Read the events again before
+   *   the retry, because the server may have lost them.
    */
   readonly kind: "conflict" | "refusal" | "connection"
   readonly cause: unknown
 }> {}
 
-/**
- * The handler failed or broke the rules of its transaction; nothing was committed.
- *
- * @category errors
- * @since 0.1.0
- */
+/** The handler failed or broke the rules of its transaction; nothing was written. */
 export class HandlerFailure extends Data.TaggedError("HandlerFailure")<{
   readonly cause: Cause.Cause<unknown>
 }> {}
 
-/**
- * @category options
- * @since 0.1.0
- */
 export interface BatchOptions {
   /** The range's position before the batch. */
   readonly from: bigint
@@ -60,21 +44,20 @@ export interface BatchOptions {
    */
   readonly idleTimeout: Duration.Duration
   /**
-   * The server epoch in which the events were read. In another epoch nothing is committed, and the batch fails with a
+   * The server epoch in which the events were read. In another epoch nothing is written, and the write fails with a
    * `TransientFailure` of kind `connection`.
    */
   readonly epoch?: ServerEpoch | undefined
 }
 
-/**
- * @category services
- * @since 0.1.0
- */
 export class CheckpointStore extends Context.Service<CheckpointStore, {
   /**
    * Runs `work` and then moves the range to the position that `work` returns, in one transaction: both commit, or
-   * neither does. The transaction is in the context of `work`. An unknown commit outcome is resolved before this
-   * returns.
+   * neither does. The transaction is in the context of `work`. If the answer to the commit is lost, this looks up the
+   * outcome, and waits for the database as long as it is unreachable.
+   *
+   * If the caller is interrupted, `work` is interrupted and the transaction rolled back, unless it is already being
+   * committed. Work that does not stop may be left behind; it cannot commit.
    */
   readonly commit: <E, R>(
     held: Held,
@@ -83,8 +66,8 @@ export class CheckpointStore extends Context.Service<CheckpointStore, {
   ) => Effect.Effect<void, Fenced | HandlerFailure | StoreError | TransientFailure, R>
 
   /**
-   * Moves the range's position without any work, because no event in between matched the projection. `epoch` has the
-   * same meaning as for a batch.
+   * Moves the range from one position to another without any work, because no event in between matches the projection.
+   * Concurrent calls share one statement. If its answer is lost, this looks up the outcome, like `commit`.
    */
   readonly advance: (
     held: Held,
@@ -92,15 +75,18 @@ export class CheckpointStore extends Context.Service<CheckpointStore, {
   ) => Effect.Effect<void, Fenced | StoreError | TransientFailure>
 
   /**
-   * Records that the range is halted, and the reason. `epoch` has the same meaning as for a batch. The error's text may
-   * be shortened, so that it never prevents the halt from being recorded.
+   * Records that the range is halted, and the reason. If the answer is lost, this fails with a `TransientFailure`:
+   * recording a halt twice is harmless. A later `commit` or `advance` clears the halt.
    */
   readonly halt: (
     held: Held,
     halt: {
+      /** The range's position. */
       readonly at: bigint
       readonly epoch?: ServerEpoch | undefined
+      /** Is shortened or reduced to what the database can store, so that it never prevents the record. */
       readonly error: string
+      /** Position and id of the event that could not be handled. */
       readonly position: bigint
       readonly eventId: string
       /** Absent if it cannot be read. If the range is split, a part may then wrongly lose or keep the halt. */
@@ -108,7 +94,7 @@ export class CheckpointStore extends Context.Service<CheckpointStore, {
     }
   ) => Effect.Effect<void, Fenced | StoreError | TransientFailure>
 
-  /** Returns all rows of a projection in range order; none if the projection has never run. */
+  /** Returns all rows of a projection in the order of their ranges; none if the projection has never run. */
   readonly rows: (projection: string) => Effect.Effect<ReadonlyArray<Checkpoint>, StoreError>
 
   /** Returns the texts that the database cannot store, such as those with characters outside its encoding. */
@@ -116,7 +102,7 @@ export class CheckpointStore extends Context.Service<CheckpointStore, {
 
   /**
    * Fails if handlers that run in `context` would write through a client other than the store's: read model and
-   * progress would then commit separately.
+   * progress would then commit separately. The developer fixes this; a retry cannot help.
    */
   readonly checkClient: (
     context: Context.Context<never>,
