@@ -5,6 +5,7 @@
 import { assert, describe, it } from "@effect/vitest"
 import { Deferred, Effect, Fiber } from "effect"
 import { SqlClient } from "effect/sql"
+import * as TimeLimits from "../../src/testing/TimeLimits.ts"
 import * as Harness from "./Harness.ts"
 import * as Scenarios from "./Scenarios.ts"
 
@@ -100,7 +101,7 @@ describe("guarantees", { concurrent: false }, () => {
         heartbeatInterval: never / 3,
         staleWorkerTimeout: never,
         coordinationTimeout: never,
-        pollInterval: 10_000
+        pollInterval: TimeLimits.scaledMillis(10_000)
       }
       yield* harness.append(100, { hold: { workerId: "b", gate: "of b" }, writers: 1 })
       const b = yield* harness.start("b", { settings: slow, listen: false })
