@@ -1,27 +1,38 @@
 /**
  * What the PostgreSQL stores share: the application's client, the tables' names, and how to open a session.
- *
- * @since 0.1.0
  */
 import type * as PgClient from "@effect/sql-pg/PgClient"
 import type * as PgConnection from "@effect/sql-pg/PgConnection"
 import * as Context from "effect/Context"
 import type * as Effect from "effect/Effect"
+import type * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
 import type * as SqlClient from "effect/sql/SqlClient"
 import type * as SqlError from "effect/sql/SqlError"
 import type * as Statement from "effect/sql/Statement"
 import type { StoreError } from "../../schema/Errors.ts"
-import type { TableKey, TableNames } from "../../schema/TableNames.ts"
+import type * as TableNames from "../../schema/TableNames.ts"
 import type { ServerEpoch } from "../../services/EventStore.ts"
 import type { Server } from "./connection/Server.ts"
-import type { Options, Session } from "./connection/Session.ts"
+import type * as Session from "./connection/Session.ts"
+
+/**
+ * The names of the tables and their schema, and whether LISTEN and presence are used.
+ */
+export interface Options extends TableNames.Options {
+  /** Whether LISTEN and NOTIFY are used. Default true; if false, changes are found by polling. */
+  readonly listen?: boolean | undefined
+  /** Whether a lock detects a worker's death. Default true; if false, a death is detected by missing heartbeats. */
+  readonly presence?: boolean | undefined
+  /**
+   * The URL to which the library's own sessions connect. Default: the client's URL. Required if the client's URL leads
+   * to a pooler in transaction mode; it must lead to the same database, directly or through a pooler in session mode.
+   */
+  readonly directUrl?: Redacted.Redacted | undefined
+}
 
 /**
  * The database as `DatabaseLive` has opened and checked it.
- *
- * @category services
- * @since 0.1.0
  */
 export class Database extends Context.Service<Database, {
   readonly pg: PgClient.PgClient
@@ -30,11 +41,11 @@ export class Database extends Context.Service<Database, {
   readonly server: Server
   /** Where the library's own sessions connect: the server of `directUrl` if it is given. */
   readonly sessionServer: Server
-  readonly names: TableNames
+  readonly names: TableNames.TableNames
   /** A table or sequence, qualified and quoted, as a part of a statement. */
-  readonly table: (key: TableKey) => Statement.Fragment
+  readonly table: (key: TableNames.TableKey) => Statement.Fragment
   /** The name as text: `"schema"."table"`, with the schema in which the table was found. */
-  readonly qualified: (key: TableKey) => string
+  readonly qualified: (key: TableNames.TableKey) => string
   /** The channels of LISTEN and NOTIFY; see `TableNames.channel`. */
   readonly channels: { readonly events: string; readonly control: string }
   /** Whether LISTEN and presence are used. Without them, changes and deaths are only detected later. */
@@ -44,7 +55,9 @@ export class Database extends Context.Service<Database, {
   readonly openConnection: (
     name: string
   ) => Effect.Effect<PgConnection.PgConnection, SqlError.SqlError, Scope.Scope>
-  readonly openSession: <S>(options: Options<S>) => Effect.Effect<Session<S>, never, Scope.Scope>
+  readonly openSession: <S>(
+    options: Session.Options<S>
+  ) => Effect.Effect<Session.Session<S>, never, Scope.Scope>
   /**
    * Records a server epoch in which nothing can be written. A session that is still in this epoch is connected to
    * another server than the application's client, and must be reopened.
