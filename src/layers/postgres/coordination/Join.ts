@@ -12,11 +12,10 @@ import { ascii } from "../../../schema/Text.ts"
 import * as Worker from "../../../schema/Worker.ts"
 import type { JoinOptions } from "../../../services/Membership.ts"
 import { waitForServer } from "../../../services/worker/Startup.ts"
-import type { Opened } from "../connection/Session.ts"
 import type { Database } from "../Database.ts"
-import type { CoordinationSession, Observations, Observed } from "./CoordinationSession.ts"
+import type { CoordinationSession, OpenedSession } from "./CoordinationSession.ts"
+import type { Observed, Reading } from "./Observations.ts"
 import type { Presence } from "./Presence.ts"
-import type * as Rows from "./Rows.ts"
 
 /** What the registrations of this process share. */
 export interface Registrar {
@@ -102,29 +101,24 @@ const attempt = (self: Registrar, options: JoinOptions, key: number | undefined)
 
 const readEarlier = Effect.fnUntraced(function*(
   { coordination }: Registrar,
-  opened: Opened<Observations>,
+  opened: OpenedSession,
   options: JoinOptions
 ) {
+  const { sql } = opened
   const askedAt = yield* Clock.monotonicTimeNanos
-  const rows = yield* opened.sql<{ readonly row: Rows.WorkerRow; readonly own_present: boolean }>`
-    SELECT ${opened.sql.literal(coordination.workerJson)} AS row,
-      ${opened.sql.literal(coordination.ownPresent())} AS own_present
-    FROM ${opened.sql.literal(coordination.workersFrom)}
-    WHERE w.replica_set = ${options.replicaSet} AND w.worker_id = ${options.workerId} AND w.state <> 'stopped'`
-  // Without a registration there is no row, and the statement does not report this process's presence either.
-  const [first] = rows
-  if (first === undefined) return undefined
-  const observed = yield* coordination.observe(opened, {
-    askedAt,
-    workers: rows.map(({ row }) => row),
-    ownPresent: first.own_present
-  })
+  const [row] = yield* sql<{ readonly reading: Reading }>`
+    SELECT ${
+    coordination.reading(
+      sql`w.replica_set = ${options.replicaSet} AND w.worker_id = ${options.workerId} AND w.state <> 'stopped'`
+    )
+  } AS reading`
+  const observed = yield* coordination.observe(opened, row!.reading, askedAt)
   return observed[0]
 })
 
 const insert = Effect.fnUntraced(function*(
   { database }: Registrar,
-  { sql }: Opened<Observations>,
+  { sql }: OpenedSession,
   { projections, replicaSet, workerId }: JoinOptions,
   key: number | undefined
 ) {

@@ -3,8 +3,6 @@
  *
  * Whole views are read as JSON in one statement. There, 64-bit numbers are transferred as text, because a JSON number
  * is a double.
- *
- * @since 0.1.0
  */
 import * as Effect from "effect/Effect"
 import type * as SqlClient from "effect/sql/SqlClient"
@@ -15,9 +13,6 @@ import type * as Generation from "../../../schema/Generation.ts"
 /**
  * Runs a query on the application's client, which may have custom codecs: each row is transferred as JSON text. The
  * query must cast 64-bit numbers to text.
- *
- * @category utils
- * @since 0.1.0
  */
 export const asJson = <A>(
   sql: SqlClient.SqlClient,
@@ -28,20 +23,10 @@ export const asJson = <A>(
     (rows) => rows.map(({ row }): A => JSON.parse(row))
   )
 
-/**
- * Reads a boolean that was cast to text.
- *
- * @category utils
- * @since 0.1.0
- */
+/** Reads a boolean that was cast to text. */
 export const isTrue = (text: string | null | undefined): boolean => text === "true"
 
-/**
- * A row of the checkpoints table, with 64-bit numbers as text and times in milliseconds since 1970.
- *
- * @category models
- * @since 0.1.0
- */
+/** A row of the checkpoints table, with 64-bit numbers as text and times in milliseconds since 1970. */
 export interface CheckpointRow {
   readonly projection_name: string
   readonly range_start: number
@@ -60,12 +45,7 @@ export interface CheckpointRow {
   readonly halted_incarnation: string | null
 }
 
-/**
- * SQL: a `CheckpointRow` as JSON, from a row of the checkpoints table with the alias `c`.
- *
- * @category constructors
- * @since 0.1.0
- */
+/** SQL: a `CheckpointRow` as JSON, from a row of the checkpoints table with the alias `c`. */
 export const checkpointJson = `json_build_object(
   'projection_name', c.projection_name, 'range_start', c.range_start, 'range_end', c.range_end,
   'position', c.position::text, 'replica_set', c.replica_set, 'worker_id', c.worker_id,
@@ -74,12 +54,7 @@ export const checkpointJson = `json_build_object(
   'halted_position', c.halted_position::text, 'halted_event_id', c.halted_event_id, 'halted_hash', c.halted_hash,
   'halted_incarnation', c.halted_incarnation::text)`
 
-/**
- * Converts a row into a checkpoint.
- *
- * @category conversions
- * @since 0.1.0
- */
+/** Converts a row into a checkpoint. */
 export const toCheckpoint = (row: CheckpointRow): Checkpoint.Checkpoint => ({
   projection: row.projection_name,
   range: { start: row.range_start, end: row.range_end },
@@ -101,23 +76,13 @@ export const toCheckpoint = (row: CheckpointRow): Checkpoint.Checkpoint => ({
   }
 })
 
-/**
- * SQL: the column definitions with which `json_to_recordset` reads the result of `checkpointRecords`.
- *
- * @category constructors
- * @since 0.1.0
- */
+/** SQL: the column definitions with which `json_to_recordset` reads the result of `checkpointRecords`. */
 export const checkpointRecord =
   `(projection_name text, range_start bigint, range_end bigint, position bigint, replica_set text, worker_id text,
     incarnation bigint, generation_id bigint, filter text, halted_since timestamptz, halted_error text,
     halted_position bigint, halted_event_id text, halted_hash bigint, halted_incarnation bigint)`
 
-/**
- * Checkpoints as JSON for `json_to_recordset`: one parameter, regardless of which values are null.
- *
- * @category conversions
- * @since 0.1.0
- */
+/** Checkpoints as JSON for `json_to_recordset`: one parameter, regardless of which values are null. */
 export const checkpointRecords = (rows: ReadonlyArray<Checkpoint.Checkpoint>): string =>
   JSON.stringify(rows.map((row) => ({
     projection_name: row.projection,
@@ -137,47 +102,27 @@ export const checkpointRecords = (rows: ReadonlyArray<Checkpoint.Checkpoint>): s
     halted_incarnation: row.halt === undefined ? null : String(row.halt.incarnation)
   })))
 
-/**
- * A member as it is stored in a generation's row.
- *
- * @category models
- * @since 0.1.0
- */
+/** A member as it is stored in a generation's row. */
 export interface MemberRow {
   readonly workerId: string
   readonly incarnation: string
   readonly projections: ReadonlyArray<string>
 }
 
-/**
- * A row of the generations table.
- *
- * @category models
- * @since 0.1.0
- */
+/** A row of the generations table. */
 export interface GenerationRow {
   readonly generation_id: string
   readonly members: ReadonlyArray<MemberRow>
 }
 
-/**
- * Converts a row into a generation.
- *
- * @category conversions
- * @since 0.1.0
- */
+/** Converts a row into a generation. */
 export const toGeneration = (replicaSet: string, row: GenerationRow): Generation.Generation => ({
   replicaSet,
   generationId: BigInt(row.generation_id),
   members: row.members.map((member) => ({ ...member, incarnation: BigInt(member.incarnation) }))
 })
 
-/**
- * The members of a generation as JSON, in the form in which they are stored.
- *
- * @category conversions
- * @since 0.1.0
- */
+/** The members of a generation as JSON, in the form in which they are stored. */
 export const memberRecords = (generation: Generation.Generation): string =>
   JSON.stringify(generation.members.map((member): MemberRow => ({
     workerId: member.workerId,
@@ -185,12 +130,7 @@ export const memberRecords = (generation: Generation.Generation): string =>
     projections: member.projections
   })))
 
-/**
- * A registration of a worker that has not stopped.
- *
- * @category models
- * @since 0.1.0
- */
+/** A registration of a worker that has not stopped. */
 export interface WorkerRow {
   readonly replica_set: string
   readonly worker_id: string

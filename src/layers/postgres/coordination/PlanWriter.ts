@@ -1,0 +1,164 @@
+/** Writes a plan, in the transaction of the decision. The rows that it changes are locked already. */
+import * as Effect from "effect/Effect"
+import type * as SqlClient from "effect/sql/SqlClient"
+import * as Checkpoint from "../../../schema/Checkpoint.ts"
+import type * as Generation from "../../../schema/Generation.ts"
+import * as Plan from "../../../schema/Plan.ts"
+import type { Registration } from "../../../schema/Worker.ts"
+import type { Database } from "../Database.ts"
+import * as Rows from "./Rows.ts"
+
+/** How many generations, and for how long stopped workers, are kept for people to read. */
+const keptGenerations = 100n
+const keptWorkers = "7 days"
+
+type Table = Database["Service"]["table"]
+
+export const write = Effect.fnUntraced(function*(
+  { table }: Pick<Database["Service"], "table">,
+  sql: SqlClient.SqlClient,
+  { plan, request: { leaving, registration }, view }: {
+    readonly view: Plan.View
+    readonly request: Plan.Request
+    readonly plan: Plan.Plan
+  }
+) {
+  const { carry, create, evict, form, remove } = plan
+  const { replicaSet, workerId } = registration
+  if (evict.length > 0) yield* stopWorkers(table, sql, { replicaSet, workers: evict, evictedBy: workerId })
+  if (leaving) yield* stopWorkers(table, sql, { replicaSet, workers: [registration], evictedBy: undefined })
+  if (carry !== undefined) yield* writeProjections(table, sql, registration, carry)
+  if (form !== undefined) yield* insertGeneration(table, sql, form, workerId)
+  if (create.length > 0) yield* createRows(table, sql, create)
+  if (remove.length > 0) yield* removeRows(table, sql, remove)
+  const existing = new Set([...view.rows, ...create].map(Checkpoint.key))
+  const written = Plan.written(plan)
+  const changed = written.filter((row) => existing.has(Checkpoint.key(row)))
+  const cutOff = written.filter((row) => !existing.has(Checkpoint.key(row)))
+  if (changed.length > 0) yield* updateRows(table, sql, changed)
+  if (cutOff.length > 0) yield* insertRows(table, sql, cutOff)
+})
+
+const stopWorkers = (
+  table: Table,
+  sql: SqlClient.SqlClient,
+  { evictedBy, replicaSet, workers }: {
+    readonly replicaSet: string
+    readonly workers: ReadonlyArray<{ readonly incarnation: bigint }>
+    readonly evictedBy: string | undefined
+  }
+) =>
+  sql`
+    UPDATE ${table("workers")}
+    SET state = 'stopped', stopped_at = clock_timestamp(), partition_key = -1, evicted_by = ${evictedBy ?? null}::text
+    WHERE replica_set = ${replicaSet} AND state <> 'stopped'
+      AND incarnation = ANY (${workers.map(({ incarnation }) => String(incarnation))}::text[]::bigint[])`
+
+const writeProjections = (
+  table: Table,
+  sql: SqlClient.SqlClient,
+  { incarnation, replicaSet, workerId }: Registration,
+  projections: ReadonlyArray<string>
+) =>
+  sql`
+    UPDATE ${table("workers")} SET projections = ${JSON.stringify(projections)}::jsonb
+    WHERE replica_set = ${replicaSet} AND worker_id = ${workerId} AND incarnation = ${incarnation}`
+
+/**
+ * Inserts the generation. Everything else in the statement is informational, so a row that another session has locked is
+ * left to the next generation.
+ */
+const insertGeneration = (
+  table: Table,
+  sql: SqlClient.SqlClient,
+  generation: Generation.Generation,
+  leaderId: string
+) => {
+  const { generationId, members, replicaSet } = generation
+  const [generations, workers] = [table("generations"), table("workers")]
+  return sql`
+    WITH superseded AS (
+      UPDATE ${generations} g SET state = 'superseded', superseded_at = clock_timestamp()
+      FROM (
+        SELECT generation_id FROM ${generations}
+        WHERE replica_set = ${replicaSet} AND state <> 'superseded'
+        FOR NO KEY UPDATE SKIP LOCKED
+      ) older
+      WHERE g.replica_set = ${replicaSet} AND g.generation_id = older.generation_id
+    ), pruned AS (
+      DELETE FROM ${generations} g
+      USING (
+        SELECT generation_id FROM ${generations}
+        WHERE replica_set = ${replicaSet} AND state = 'superseded' AND generation_id <= ${
+    generationId - keptGenerations
+  }
+        FOR UPDATE SKIP LOCKED
+      ) oldest
+      WHERE g.replica_set = ${replicaSet} AND g.generation_id = oldest.generation_id
+    ), forgotten AS (
+      DELETE FROM ${workers} w
+      USING (
+        SELECT worker_id FROM ${workers}
+        WHERE replica_set = ${replicaSet} AND state = 'stopped'
+          AND stopped_at < clock_timestamp() - ${keptWorkers}::text::interval
+        FOR UPDATE SKIP LOCKED
+      ) gone
+      WHERE w.replica_set = ${replicaSet} AND w.worker_id = gone.worker_id
+      RETURNING w.worker_id, w.incarnation
+    ), silent AS (
+      DELETE FROM ${table("heartbeats")} h USING forgotten f
+      WHERE h.replica_set = ${replicaSet} AND h.worker_id = f.worker_id AND h.incarnation = f.incarnation
+    )
+    INSERT INTO ${generations} (replica_set, generation_id, members, total_partitions, leader_id)
+    VALUES (${replicaSet}, ${generationId}, ${Rows.memberRecords(generation)}::jsonb, ${members.length}, ${leaderId})`
+}
+
+/** Inserts the first rows of projections. Fails with `Outdated` if another replica set has inserted some meanwhile. */
+const createRows = Effect.fnUntraced(function*(
+  table: Table,
+  sql: SqlClient.SqlClient,
+  rows: ReadonlyArray<Checkpoint.Checkpoint>
+) {
+  const created = yield* sql`
+    INSERT INTO ${table("checkpoints")} (projection_name, range_start, range_end, position, replica_set, filter)
+    SELECT r.projection_name, r.range_start, r.range_end, r.position, r.replica_set, r.filter
+    FROM json_to_recordset(${Rows.checkpointRecords(rows)}::json) AS r ${sql.literal(Rows.checkpointRecord)}
+    ORDER BY r.projection_name COLLATE "C"
+    ON CONFLICT DO NOTHING
+    RETURNING 1`
+  if (created.length < rows.length) return yield* Effect.fail(new Outdated())
+})
+
+const removeRows = (table: Table, sql: SqlClient.SqlClient, rows: ReadonlyArray<Checkpoint.Checkpoint>) =>
+  sql`
+    DELETE FROM ${table("checkpoints")} c
+    USING json_to_recordset(${Rows.checkpointRecords(rows)}::json) AS r (projection_name text, range_start bigint)
+    WHERE c.projection_name = r.projection_name AND c.range_start = r.range_start`
+
+/** Writes rows that are released, claimed or renewed: a released row has no fence. */
+const updateRows = (table: Table, sql: SqlClient.SqlClient, rows: ReadonlyArray<Checkpoint.Checkpoint>) =>
+  sql`
+    UPDATE ${table("checkpoints")} c
+    SET range_end = r.range_end, position = r.position, replica_set = r.replica_set, worker_id = r.worker_id,
+      incarnation = r.incarnation, generation_id = r.generation_id, filter = r.filter,
+      halted_since = r.halted_since, halted_error = r.halted_error, halted_position = r.halted_position,
+      halted_event_id = r.halted_event_id, halted_hash = r.halted_hash, halted_incarnation = r.halted_incarnation,
+      updated_at = clock_timestamp()
+    FROM json_to_recordset(${Rows.checkpointRecords(rows)}::json) AS r ${sql.literal(Rows.checkpointRecord)}
+    WHERE c.projection_name = r.projection_name AND c.range_start = r.range_start`
+
+/** Inserts the parts that were cut off from rows. */
+const insertRows = (table: Table, sql: SqlClient.SqlClient, rows: ReadonlyArray<Checkpoint.Checkpoint>) =>
+  sql`
+    INSERT INTO ${table("checkpoints")} (projection_name, range_start, range_end, position, replica_set, worker_id,
+      incarnation, generation_id, filter, halted_since, halted_error, halted_position, halted_event_id, halted_hash,
+      halted_incarnation)
+    SELECT r.* FROM json_to_recordset(${Rows.checkpointRecords(rows)}::json)
+      AS r ${sql.literal(Rows.checkpointRecord)}`
+
+/**
+ * Another replica set has claimed or inserted rows of the view since it was read. The decision is retried from scratch.
+ */
+export class Outdated {
+  readonly _tag = "Outdated"
+}
