@@ -3,8 +3,9 @@
  * all the while events are appended.
  */
 import { Clock, Effect, Schedule } from "effect"
+import type * as WorkerProcess from "../../src/testing/WorkerProcess.ts"
 import { DemoFailed } from "./DemoFailed.ts"
-import type { Ending, Fleet, Process } from "./Fleet.ts"
+import type { Fleet } from "./Fleet.ts"
 import type { Flight } from "./Flights.ts"
 import type { Ledger, ToCome } from "./Ledger.ts"
 import { names } from "./projections.ts"
@@ -39,7 +40,7 @@ const frame = "250 millis"
 const rateWindow = 2000
 
 interface Member {
-  readonly process: Process
+  readonly process: WorkerProcess.WorkerProcess
   state: string
 }
 
@@ -197,7 +198,7 @@ export const tell = Effect.fnUntraced(function*({ fleet, flights, ledger, screen
     let seen: { readonly projection: string; readonly toCome: ToCome } | undefined
     const attempt = Effect.gen(function*() {
       if ((yield* Snapshot.batches(process.id)).length === 0) return undefined
-      process.send("SIGSTOP")
+      yield* process.send("SIGSTOP")
       const batches = yield* Snapshot.batches(process.id).pipe(
         // A statement that was under way ends; what then stands still is the worker's turn, and it has none.
         Effect.repeat({
@@ -214,7 +215,7 @@ export const tell = Effect.fnUntraced(function*({ fleet, flights, ledger, screen
       }))
       seen = toCome.reduce((a, b) => sumOf(b.toCome) < sumOf(a.toCome) ? b : a)
       if (inFlight.length > 0 && sumOf(seen.toCome) >= leastToCome) return { snapshot, inFlight, toCome: seen.toCome }
-      process.send("SIGCONT")
+      yield* process.send("SIGCONT")
       return undefined
     })
     const caught = yield* attempt.pipe(
@@ -286,7 +287,7 @@ export const tell = Effect.fnUntraced(function*({ fleet, flights, ledger, screen
   })
 
   /** After SIGTERM only exit code 0 will do. */
-  const leftGracefully = (member: Member, ending: Ending) => {
+  const leftGracefully = (member: Member, ending: WorkerProcess.Ended) => {
     if (ending.code === 0) return Effect.void
     return Effect.fail(
       new DemoFailed({
@@ -307,7 +308,7 @@ export const tell = Effect.fnUntraced(function*({ fleet, flights, ledger, screen
     yield* handledAtLeast(plan.kill)
     mayAppendTo = plan.appendedBeforeStop
     const caughtSecond = yield* catchInBatch(second)
-    second.process.send("SIGKILL")
+    yield* second.process.send("SIGKILL")
     second.state = "killed (SIGKILL)"
     yield* screen.say(`SIGKILL to worker-2: ${facts(caughtSecond)}`)
     yield* ended(second)
@@ -316,8 +317,8 @@ export const tell = Effect.fnUntraced(function*({ fleet, flights, ledger, screen
     yield* handledAtLeast(plan.stop)
     mayAppendTo = ledger.total
     const caughtThird = yield* catchInBatch(third)
-    third.process.send("SIGTERM")
-    third.process.send("SIGCONT")
+    yield* third.process.send("SIGTERM")
+    yield* third.process.send("SIGCONT")
     third.state = "stopping (SIGTERM)"
     yield* screen.say(`SIGTERM to worker-3: ${facts(caughtThird)}`)
     const handover = yield* Effect.all(
@@ -330,7 +331,7 @@ export const tell = Effect.fnUntraced(function*({ fleet, flights, ledger, screen
 
     yield* handledAtLeast(ledger.total)
     yield* screen.say(`All ${count(ledger.total)} events are appended, and handled by both projections`)
-    first.process.send("SIGTERM")
+    yield* first.process.send("SIGTERM")
     first.state = "stopped, exit code 0"
     yield* leftGracefully(first, yield* ended(first))
     yield* screen.say("worker-1 left gracefully, exit code 0")

@@ -9,12 +9,12 @@ import { SqlClient } from "effect/sql"
 import * as Path from "node:path"
 import * as PostgresTest from "../../src/testing/PostgresTest.ts"
 import * as TimeLimits from "../../src/testing/TimeLimits.ts"
-import * as Harness from "../faults/Harness.ts"
+import * as WorkerProcess from "../../src/testing/WorkerProcess.ts"
 
 const example = (file: string) => Path.resolve(import.meta.dirname, "../../examples/basic", file)
 
 const start = Effect.fnUntraced(function*(id: string, url: string, file = "main.ts", mayEnd = false) {
-  return yield* Harness.spawn({ id, script: example(file), env: { DATABASE_URL: url }, mayEnd })
+  return yield* WorkerProcess.spawn({ id, script: example(file), env: { DATABASE_URL: url }, mayEnd })
 })
 
 type Process = Effect.Success<ReturnType<typeof start>>

@@ -11,7 +11,7 @@ import * as Migrations from "../../src/layers/postgres/Migrations.ts"
 import * as EventFilter from "../../src/schema/EventFilter.ts"
 import * as PostgresTest from "../../src/testing/PostgresTest.ts"
 import * as TimeLimits from "../../src/testing/TimeLimits.ts"
-import * as Harness from "../faults/Harness.ts"
+import * as WorkerProcess from "../../src/testing/WorkerProcess.ts"
 
 const script = Path.resolve(import.meta.dirname, "../../examples/ways/http.ts")
 
@@ -25,7 +25,7 @@ it.live("the API responds while its worker fails, and the worker is restarted", 
       VALUES ('signups_per_day', 0, 4294967296, 'http-projections', ${
       EventFilter.canonical({ eventTypes: ["Other"] })
     })`
-    const app = yield* Harness.spawn({ id: "http", script, env: { DATABASE_URL: url, PORT: "0" }, mayEnd: false })
+    const app = yield* WorkerProcess.spawn({ id: "http", script, env: { DATABASE_URL: url, PORT: "0" }, mayEnd: false })
     const until = <E>(what: string, holds: Effect.Effect<boolean, E>) =>
       TimeLimits.waitUntil(
         what,

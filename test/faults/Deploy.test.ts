@@ -7,6 +7,7 @@
 import { assert, describe, it } from "@effect/vitest"
 import { Effect, type Scope } from "effect"
 import * as TimeLimits from "../../src/testing/TimeLimits.ts"
+import type * as WorkerProcess from "../../src/testing/WorkerProcess.ts"
 import * as Harness from "./Harness.ts"
 import * as Moves from "./Moves.ts"
 
@@ -42,7 +43,7 @@ const allOwned = (ids: ReadonlyArray<string>) => (state: Harness.State) =>
 
 interface Pod {
   readonly id: string
-  readonly worker: Harness.Worker
+  readonly worker: WorkerProcess.WorkerProcess
 }
 
 const start = Effect.fnUntraced(function*(name: string, id: string, version: Harness.WorkerOptions) {

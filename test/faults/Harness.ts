@@ -6,12 +6,10 @@
  * harness; comparing a read model with the fold of the events is Marten's oracle.)
  */
 import { PgClient } from "@effect/sql-pg"
-import { Clock, Console, Context, Deferred, Effect, Fiber, Layer, type Scope } from "effect"
+import { Clock, Console, Context, Effect, Fiber, Layer, type Scope } from "effect"
 import { SqlClient } from "effect/sql"
-import * as ChildProcess from "node:child_process"
 import * as Crypto from "node:crypto"
 import * as Fs from "node:fs"
-import * as Os from "node:os"
 import * as Path from "node:path"
 import * as Migrations from "../../src/layers/postgres/Migrations.ts"
 import * as PostgresStores from "../../src/layers/postgres/PostgresStores.ts"
@@ -20,14 +18,12 @@ import * as HashRange from "../../src/schema/HashRange.ts"
 import { EventStore } from "../../src/services/EventStore.ts"
 import * as PostgresTest from "../../src/testing/PostgresTest.ts"
 import * as TimeLimits from "../../src/testing/TimeLimits.ts"
+import * as WorkerProcess from "../../src/testing/WorkerProcess.ts"
 import type { Instructions } from "./Instructions.ts"
 import type { Misbehaviour } from "./Misbehaviour.ts"
 import * as Projections from "./Projections.ts"
 
 const root = Path.resolve(import.meta.dirname, "../..")
-
-/** A compiled program starts in half the time. */
-const compileCache = Path.join(Os.tmpdir(), `pupsourcing-orchestrator-tests-${Os.userInfo().uid}`, "compile-cache")
 
 /** Default settings of a worker. A healthy worker must not be evicted because the machine is slow. */
 export const defaultSettings: Instructions["settings"] = {
@@ -45,35 +41,6 @@ const trace = process.env["FAULTS_TRACE"] !== undefined
 const defaultReplicaSet = "faults"
 const defaultProjections = ["per_aggregate", "shared_totals"]
 const pollMillis = 20
-
-/** How a process ended. */
-export interface Ended {
-  readonly code: number | null
-  readonly signal: NodeJS.Signals | null
-}
-
-/** A worker process, as a test controls it. */
-export interface Worker {
-  readonly id: string
-  readonly pid: number
-  /** Everything that it has printed so far, on both streams. */
-  readonly output: () => string
-  /** What it has printed to stderr. */
-  readonly errors: () => string
-  /** Sends a signal without waiting. */
-  readonly send: (signal: NodeJS.Signals) => Effect.Effect<void>
-  readonly ended: Effect.Effect<Ended>
-  /** SIGTERM, then waits for the exit. */
-  readonly stop: Effect.Effect<Ended>
-  /** SIGINT, then waits for the exit. */
-  readonly interrupt: Effect.Effect<Ended>
-  /** SIGKILL, then waits for the exit. */
-  readonly kill: Effect.Effect<Ended>
-  /** SIGSTOP: the process is suspended, its connections stay open. */
-  readonly freeze: Effect.Effect<void>
-  /** SIGCONT: the process continues. */
-  readonly wake: Effect.Effect<void>
-}
 
 /** How a worker differs from the default one. */
 export interface WorkerOptions {
@@ -386,9 +353,6 @@ const progress = (state: State): string =>
     state.checkpoints.map(({ halted, incarnation, position }) => [String(incarnation), String(position), halted])
   ])
 
-const lastLines = (text: string, count: number): string =>
-  text.trimEnd().split("\n").slice(-count).map((line) => `  ${line}`).join("\n")
-
 const pgClientOf = Effect.map(
   SqlClient.SqlClient,
   // The test database provides a PgClient; the type of the shared helper only mentions SqlClient.
@@ -412,7 +376,7 @@ const make = Effect.gen(function*() {
   const sql = yield* SqlClient.SqlClient
   const store = yield* EventStore
   const database = yield* PostgresTest.TestDatabase
-  const workers: Array<Worker & { readonly problem: () => string | undefined }> = []
+  const workers: Array<WorkerProcess.WorkerProcess> = []
   let before: State | undefined
   let mayHalt = false
 
@@ -439,7 +403,9 @@ const make = Effect.gen(function*() {
         ...(state === undefined
           ? []
           : [describe(state), `${state.events} events, applied ${JSON.stringify(state.applied)}`]),
-        ...workers.map((worker) => `output of ${worker.id} (${worker.pid}):\n${lastLines(worker.output(), 40)}`)
+        ...workers.map((worker) =>
+          `output of ${worker.id} (${worker.pid}):\n${WorkerProcess.lastLines(worker.output(), 40)}`
+        )
       ].join("\n"))
     )
 
@@ -468,14 +434,14 @@ const make = Effect.gen(function*() {
   })
 
   /** Waits until the process has printed `text` at least `count` times. */
-  const waitForOutput = Effect.fnUntraced(function*(worker: Worker, text: string, count = 1) {
+  const waitForOutput = Effect.fnUntraced(function*(worker: WorkerProcess.WorkerProcess, text: string, count = 1) {
     yield* waitUntil(`${worker.id} prints "${text}"`, () => worker.output().split(text).length > count)
   })
 
   const start = Effect.fnUntraced(function*(
     id: string,
     options: WorkerOptions = {}
-  ): Effect.fn.Return<Worker, never, Scope.Scope> {
+  ): Effect.fn.Return<WorkerProcess.WorkerProcess, never, Scope.Scope> {
     const instructions: Instructions = {
       url: options.url ?? database.url,
       application: `faults ${id}`,
@@ -492,7 +458,7 @@ const make = Effect.gen(function*() {
       ...(options.filter === undefined ? {} : { filter: options.filter }),
       ...(options.misbehaviour === undefined ? {} : { misbehaviour: options.misbehaviour })
     }
-    const worker = yield* spawn({
+    const worker = yield* WorkerProcess.spawn({
       id,
       script: Path.join(import.meta.dirname, "worker.ts"),
       env: { ...options.env, FAULTS_WORKER: JSON.stringify(instructions) },
@@ -621,96 +587,6 @@ const make = Effect.gen(function*() {
     waitForOutput,
     quiesce,
     differences
-  }
-})
-
-/**
- * Starts a program of this checkout as a process, and ends it with the scope. The exit event reports its end: probing
- * the process id would report an exited process as alive until its parent has reaped it.
- */
-export const spawn = Effect.fnUntraced(function*(options: {
-  readonly id: string
-  readonly script: string
-  readonly env: Readonly<Record<string, string>>
-  readonly through?: ReadonlyArray<string> | undefined
-  readonly nodeArguments?: ReadonlyArray<string> | undefined
-  /** Whether it may exit without a signal. */
-  readonly mayEnd: boolean
-}): Effect.fn.Return<Worker & { readonly problem: () => string | undefined }, never, Scope.Scope> {
-  const ended = Deferred.makeUnsafe<Ended>()
-  let output = ""
-  let errors = ""
-  let told = options.mayEnd
-  let problem: string | undefined
-  const child = yield* Effect.acquireRelease(
-    Effect.sync(() => {
-      const [program, ...rest] = [
-        ...(options.through ?? []),
-        process.execPath,
-        ...(options.nodeArguments ?? []),
-        "--conditions=pupsourcing-orchestrator-source",
-        options.script
-      ]
-      const child = ChildProcess.spawn(
-        program ?? process.execPath,
-        rest,
-        {
-          cwd: root,
-          env: { ...process.env, NODE_COMPILE_CACHE: compileCache, NO_COLOR: "1", ...options.env },
-          stdio: ["ignore", "pipe", "pipe"]
-        }
-      )
-      const collect = (chunk: string) => {
-        output += chunk
-      }
-      child.stdout.setEncoding("utf8").on("data", collect)
-      child.stderr.setEncoding("utf8").on("data", (chunk: string) => {
-        errors += chunk
-        collect(chunk)
-      })
-      // "close" is emitted once the output is complete as well.
-      child.on("close", (code, signal) => {
-        if (!told) problem = `${options.id} ended by itself with ${signal ?? `exit code ${code}`}`
-        Deferred.doneUnsafe(ended, Effect.succeed({ code, signal }))
-      })
-      return child
-    }),
-    (child) =>
-      Effect.suspend(() => {
-        told = true
-        child.kill("SIGKILL")
-        return Deferred.await(ended)
-      })
-  )
-  const send = (signal: NodeJS.Signals) =>
-    Effect.sync(() => {
-      if (signal !== "SIGSTOP" && signal !== "SIGCONT") told = true
-      child.kill(signal)
-    })
-  const end = (signal: NodeJS.Signals) =>
-    Effect.suspend(() => {
-      told = true
-      child.kill(signal)
-      return Deferred.await(ended)
-    }).pipe(
-      Effect.timeoutOrElse({
-        duration: TimeLimits.stalled,
-        orElse: () => Effect.die(new Error(`${options.id} did not end after ${signal}:\n${lastLines(output, 60)}`))
-      })
-    )
-  return {
-    id: options.id,
-    pid: child.pid ?? 0,
-    output: () => output,
-    errors: () => errors,
-    problem: () => problem,
-    ended: Deferred.await(ended),
-    send,
-    stop: end("SIGTERM"),
-    interrupt: end("SIGINT"),
-    kill: end("SIGKILL"),
-    freeze: send("SIGSTOP"),
-    wake: send("SIGCONT")
   }
 })
 

@@ -6,6 +6,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Random from "effect/Random"
 import * as Scope from "effect/Scope"
+import type * as WorkerProcess from "../../../src/testing/WorkerProcess.ts"
 import type * as Harness from "../Harness.ts"
 
 /** A place in the fleet, with its own network path to the database. */
@@ -18,7 +19,7 @@ export interface Place {
 export interface Member {
   readonly place: Place
   readonly workerId: string
-  readonly worker: Harness.Worker
+  readonly worker: WorkerProcess.WorkerProcess
   /** Closing it ends the process, whatever its state. */
   readonly scope: Scope.Closeable
 }
@@ -48,7 +49,7 @@ export interface Fleet {
 }
 
 /** A worker that cannot reach its database at startup logs the error and exits; another one is started. */
-const foundNoDatabase = (exit: Harness.Ended, said: string): boolean =>
+const foundNoDatabase = (exit: WorkerProcess.Ended, said: string): boolean =>
   exit.code === 1 && !said.includes("Worker registered") && /ERROR .*database server at/.test(said)
 
 export const make = Effect.fnUntraced(function*(options: {
