@@ -99,7 +99,7 @@ export const run = <A, E, R>(
  * **Example**
  *
  * ```ts
- * import { Layer } from "effect"
+ * import { Effect, Layer } from "effect"
  * import { Orchestrator, Projection, ReadModel } from "pupsourcing-orchestrator"
  *
  * const users = Projection.make("users", { handle: () => Effect.void })
