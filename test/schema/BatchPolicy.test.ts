@@ -33,13 +33,14 @@ const drive = (options: {
   readonly batchSize: number
   readonly outcomeOf: (batch: ReadonlyArray<bigint>, attempt: number) => Outcome
   readonly overruns?: (position: bigint) => number
+  readonly maxAttempts?: number
 }) => {
-  const { batchSize, count, outcomeOf, overruns = () => 0 } = options
+  const { batchSize, count, maxAttempts = 10_000, outcomeOf, overruns = () => 0 } = options
   const events = Array.from({ length: count }, (_, index) => ({ globalPosition: BigInt(index + 1) }))
   let state = BatchPolicy.initial(batchSize)
   let done = 0
-  for (let attempt = 0; done < count; attempt++) {
-    assert.isBelow(attempt, 10_000, "the range starves")
+  let attempt = 0
+  for (; done < count && attempt < maxAttempts; attempt++) {
     const rest = events.slice(done, done + batchSize)
     const batch = BatchPolicy.select(state, rest, (position) => overruns(position) > 0)
     const positions = batch.map(({ globalPosition }) => globalPosition)
@@ -52,10 +53,10 @@ const drive = (options: {
     state = decision.state
     if (decision.action._tag === "Continue") done += decision.action.handled
     if (decision.action._tag === "Halt") {
-      return { committed: done, haltedAt: done + 1, circumstance: decision.action.circumstance }
+      return { committed: done, haltedAt: done + 1, circumstance: decision.action.circumstance, attempt }
     }
   }
-  return { committed: done, haltedAt: undefined, circumstance: undefined }
+  return { committed: done, haltedAt: undefined, circumstance: undefined, attempt }
 }
 
 const range = { count: int(1, 60), batchSize: int(1, 20) }
@@ -124,18 +125,13 @@ describe("halts", () => {
     poison: int(1, 60)
   }, ({ batchSize, count, poison }) => {
     const bad = BigInt(poison)
-    let alone = 0
-    const result = drive({
-      count,
-      batchSize,
-      outcomeOf: (batch) => {
-        if (batch[0] === bad && batch.length === 1) alone++
-        return batch.includes(bad) ? failed("connection", batch) : committed(batch.length)
-      }
-    })
+    const outcomeOf = (batch: ReadonlyArray<bigint>) =>
+      batch.includes(bad) ? failed("connection", batch) : committed(batch.length)
+    const result = drive({ count, batchSize, outcomeOf })
     if (poison > count) return assert.isUndefined(result.haltedAt)
     assert.deepStrictEqual([result.committed, result.haltedAt], [poison - 1, poison])
-    assert.isAtMost(alone, 30)
+    const rounds = 1 + Math.ceil(Math.log2(Math.min(batchSize, count)))
+    if (poison === 1) assert.isAtMost(result.attempt, 30 * rounds, "halving finds the event")
     assert.strictEqual(result.circumstance, "the connection was lost 30 times in a row after the handler had ended: ")
   })
 
@@ -174,6 +170,58 @@ describe("halts", () => {
     }
     assert.strictEqual(drive({ count, batchSize, outcomeOf }).committed, count)
   })
+
+  it.prop("never because large batches conflict or are refused", {
+    ...range,
+    most: int(1, 5),
+    reason: Schema.Literals(["conflict", "refusal"])
+  }, ({ batchSize, count, most, reason }) => {
+    const outcomeOf = (batch: ReadonlyArray<bigint>) =>
+      batch.length > most ? failed(reason, batch) : committed(batch.length)
+    assert.strictEqual(drive({ count, batchSize, outcomeOf }).committed, count)
+  })
+
+  it.prop("never at an event for which the server fails; the events before it are committed", {
+    ...range,
+    bad: int(1, 60)
+  }, ({ bad, batchSize, count }) => {
+    const outcomeOf = (batch: ReadonlyArray<bigint>) => {
+      const at = batch.indexOf(BigInt(bad))
+      return at < 0 ? committed(batch.length) : failed("server fault", batch, at)
+    }
+    const result = drive({ count, batchSize, outcomeOf, maxAttempts: 200 })
+    assert.deepStrictEqual([result.committed, result.haltedAt], [Math.min(count, bad - 1), undefined])
+  })
+
+  it("never for connections lost before a handler begins, or in the handlers of different events", () => {
+    const batch = [1n, 2n]
+    const losses: ReadonlyArray<(attempt: number) => Outcome> = [
+      () => failed("connection", []),
+      (attempt) => failed("connection", batch, attempt % 2)
+    ]
+    for (const lossAt of losses) {
+      let state = BatchPolicy.initial(8)
+      for (let attempt = 1; attempt <= 100; attempt++) {
+        const decision = BatchPolicy.next(state, lossAt(attempt))
+        assert.deepStrictEqual(decision.action, { _tag: "Reread", attempt, failure: "connection" })
+        state = decision.state
+      }
+      assert.strictEqual(BatchPolicy.next(state, failed("connection", batch)).action._tag, "Reread")
+    }
+  })
+})
+
+it("a range is contended after three conflicts, until its batches are back at their full size", () => {
+  const conflict = failed("conflict", [1n, 2n, 3n, 4n])
+  const after = (...outcomes: ReadonlyArray<Outcome>) =>
+    BatchPolicy.isContended(
+      outcomes.reduce((state, outcome) => BatchPolicy.next(state, outcome).state, BatchPolicy.initial(8))
+    )
+  assert.isFalse(after(conflict, conflict))
+  assert.isTrue(after(conflict, conflict, conflict))
+  assert.isTrue(after(conflict, conflict, committed(1), conflict))
+  assert.isFalse(after(conflict, conflict, committed(1), committed(1), conflict))
+  assert.isFalse(after(failed("refusal", [1n]), failed("refusal", [1n]), failed("refusal", [1n])))
 })
 
 const Step = Schema.Struct({

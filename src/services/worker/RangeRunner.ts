@@ -171,12 +171,13 @@ const writeProgress = Effect.fnUntraced(function*(runner: Runner) {
 
 /** Handles the events of a page, batch by batch, until none is left, they must be read again, or the range drains. */
 const handlePage = Effect.fnUntraced(function*(runner: Runner, page: Page, isComplete: boolean) {
+  const { caughtUp, draining, state } = runner.job
   runner.isCaughtUp = false
   let rest = page.events
-  while (rest.length > 0 && !runner.job.draining.isOpen()) {
+  while (rest.length > 0 && !draining.isOpen()) {
     rest = yield* handleBatch(runner, page, rest)
   }
-  if (isComplete && rest.length === 0) runner.job.caughtUp.openUnsafe()
+  if (isComplete && state.handledUpTo === page.position) caughtUp.openUnsafe()
 })
 
 /** Handles one batch and does what the policy decides. Returns the events that remain; none if they are read again. */
