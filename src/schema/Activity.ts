@@ -15,6 +15,7 @@
 import * as Data from "effect/Data"
 import type * as Duration from "effect/Duration"
 import type { Halt } from "./Checkpoint.ts"
+import type { WorkerEvicted, WorkerReplaced } from "./Errors.ts"
 import type { Generation } from "./Generation.ts"
 import type { HashRange } from "./HashRange.ts"
 import type { Registration } from "./Worker.ts"
@@ -81,6 +82,8 @@ export type Activity = Data.TaggedEnum<{
     readonly projection: string
     readonly range: HashRange
     readonly halt: Omit<Halt, "since" | "hash" | "incarnation">
+    /** Where the handler threw: the frames of its stack, without its message. Empty if nothing was thrown. */
+    readonly stack: string
   }
   /** No more events are available for now: the range has handled all events that are settled, up to `position`. */
   CaughtUp: { readonly projection: string; readonly range: HashRange; readonly position: bigint }
@@ -108,7 +111,7 @@ export type Activity = Data.TaggedEnum<{
    * The worker has lost its registration: it was evicted, or another process has registered under its id. It stops its
    * ranges and, after an eviction, registers again unless another process has the id.
    */
-  WorkerEvicted: { readonly registration: Registration }
+  WorkerEvicted: { readonly registration: Registration; readonly error: WorkerEvicted | WorkerReplaced }
   /** The worker's ranges have ended, and it is about to unregister. */
   WorkerLeaving: { readonly registration: Registration }
   /** The worker has unregistered. */

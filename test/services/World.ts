@@ -23,6 +23,7 @@ import { EventStore } from "../../src/services/EventStore.ts"
 import { Membership } from "../../src/services/Membership.ts"
 import * as Projection from "../../src/services/Projection.ts"
 import * as RetryLog from "../../src/services/telemetry/RetryLog.ts"
+import * as Telemetry from "../../src/services/telemetry/Telemetry.ts"
 import * as RangeRunner from "../../src/services/worker/RangeRunner.ts"
 import * as RangeState from "../../src/services/worker/RangeState.ts"
 import * as Startup from "../../src/services/worker/Startup.ts"
@@ -162,7 +163,7 @@ export const runner = Effect.fnUntraced(function*(
         settings,
         draining,
         caughtUp: Latch.makeUnsafe(false),
-        record: (entry) => Effect.sync(() => activity.push(entry))
+        record: (entry) => Effect.andThen(Telemetry.emit("main", entry), Effect.sync(() => activity.push(entry)))
       })
     }).pipe(Effect.provide(layer))
   const run = runOn(held)

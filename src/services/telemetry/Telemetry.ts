@@ -10,7 +10,7 @@ import * as Effect from "effect/Effect"
 import type * as LogLevel from "effect/LogLevel"
 import * as Metric from "effect/Metric"
 import type { Activity } from "../../schema/Activity.ts"
-import { FilterChanged } from "../../schema/Errors.ts"
+import { FilterChanged, ProjectionHalted } from "../../schema/Errors.ts"
 import type { Generation } from "../../schema/Generation.ts"
 import * as HashRange from "../../schema/HashRange.ts"
 import * as Metrics from "./Metrics.ts"
@@ -84,6 +84,10 @@ const table: Table = {
     ) => [add(Metrics.projectionErrorsTotal, { ...labels, projection, halted: "false" })]
   },
   RangeHalted: {
+    log: ({ halt, projection, range, stack }) => [[
+      "Error",
+      `${new ProjectionHalted({ ...halt, projection, range: HashRange.format(range) }).message}${stack}`
+    ]],
     metrics: (
       { projection },
       labels
@@ -129,6 +133,8 @@ const table: Table = {
     span: ({ workers }) => ({ workers: workers.map(({ workerId }) => workerId).join(", ") })
   },
   WorkerEvicted: {
+    // After the other error the worker does not register again: the run fails, and that failure is logged.
+    log: ({ error }) => error._tag === "WorkerEvicted" ? [["Warn", error.message]] : [],
     metrics: (_, labels) => stateIs("stopped", labels),
     span: ({ registration }) => ({ worker: registration.workerId })
   },

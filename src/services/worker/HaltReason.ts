@@ -40,10 +40,10 @@ const make = (event: Parameters<typeof label>[0], error: string, stack = ""): Ha
   stack
 })
 
-/** The log line about a range that is halted now, or since before it was opened. */
+/** The log line about a range that was halted before it was opened. */
 export const message = (
   { projection, range }: { readonly projection: string; readonly range: HashRange.HashRange },
-  halt: Pick<Halt, "error" | "eventId" | "position"> & Partial<Pick<Halt, "since">>
+  halt: Halt
 ): string => new ProjectionHalted({ ...halt, projection, range: HashRange.format(range) }).message
 
 /** Matches the error text of a unique or foreign key violation. */

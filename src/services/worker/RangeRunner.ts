@@ -257,9 +257,8 @@ const halt = Effect.fnUntraced(function*(
   }
   const { projection, range } = held
   yield* retries.allSucceeded
-  yield* Effect.logError(`${HaltReason.message(held, { error, eventId, position })}${stack}`)
   RangeState.halt(job, { error, position, eventId }, yield* Clock.monotonicTimeNanos)
-  yield* job.record(Activity.RangeHalted({ projection, range, halt: { error, position, eventId } }))
+  yield* job.record(Activity.RangeHalted({ projection, range, halt: { error, position, eventId }, stack }))
   yield* job.draining.await
 })
 

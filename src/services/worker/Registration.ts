@@ -14,7 +14,7 @@ import * as Random from "effect/Random"
 import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import { Activity } from "../../schema/Activity.ts"
-import { FilterChanged, type OrchestratorError, type WorkerEvicted } from "../../schema/Errors.ts"
+import { FilterChanged, type OrchestratorError, type WorkerEvicted, type WorkerReplaced } from "../../schema/Errors.ts"
 import * as Generation from "../../schema/Generation.ts"
 import type * as Plan from "../../schema/Plan.ts"
 import type { Settings } from "../../schema/Settings.ts"
@@ -66,8 +66,8 @@ export interface State {
   ranges: Ranges.Ranges | undefined
   /** Whether the registration works on its whole assignment. */
   isAssigned: boolean
-  /** Whether other workers have ended the registration. */
-  isEvicted: boolean
+  /** Set if another worker has ended the registration. */
+  eviction: WorkerEvicted | WorkerReplaced | undefined
   /** Opened when this state changes, and when a range has handled all settled events. */
   readonly changed: Latch.Latch
 }
@@ -80,7 +80,7 @@ export const makeState = (): State => ({
   generation: undefined,
   ranges: undefined,
   isAssigned: false,
-  isEvicted: false,
+  eviction: undefined,
   changed: Latch.makeUnsafe(false)
 })
 
@@ -99,7 +99,7 @@ export const present = (state: State): ReadonlyArray<Activity> => {
     ...[...givenUp.values()].map((failure) => projectionGivenUp(state, failure)),
     ...[...(ranges?.all.values() ?? [])].flatMap(({ halt, handledUpTo, held: { projection, range } }) => [
       Activity.RangeClaimed({ projection, range, position: handledUpTo }),
-      ...(halt === undefined ? [] : [Activity.RangeHalted({ projection, range, halt })])
+      ...(halt === undefined ? [] : [Activity.RangeHalted({ projection, range, halt, stack: "" })])
     ])
   ]
 }
@@ -127,7 +127,6 @@ export const runUntilEvicted = Effect.fnUntraced(function*(worker: Worker): Effe
   worker.state.givenUp.clear()
   worker.state.carried = yield* carry(worker, workerId)
   return yield* Effect.scoped(runRegistration(worker, workerId)).pipe(
-    Effect.tapErrorTag("WorkerEvicted", (error) => Effect.logWarning(error.message)),
     Effect.retry({
       while: (error) => error._tag === "WorkerEvicted",
       schedule: Schedule.spaced(registrationBackoff)
@@ -175,7 +174,7 @@ const runRegistration = Effect.fnUntraced(function*(
     { interruptible: true }
   )
   state.registration = registration
-  state.isEvicted = false
+  state.eviction = undefined
   yield* log.record(Activity.WorkerRegistered({ registration }))
 
   const heartbeat = yield* Heartbeat.make({
@@ -221,10 +220,10 @@ const runRegistration = Effect.fnUntraced(function*(
   return yield* Effect.raceAllFirst([listen(worker, registration, alarm), reconcile, Deferred.await(failed)]).pipe(
     Effect.tapError((error) =>
       Effect.suspend(() => {
-        state.isEvicted = error._tag === "WorkerEvicted" || error._tag === "WorkerReplaced"
+        if (error._tag === "WorkerEvicted" || error._tag === "WorkerReplaced") state.eviction = error
         // Other workers claim the ranges of an evicted worker. Batches in flight are then fenced, so nothing is
         // drained.
-        return state.isEvicted ? ranges.closeAll("now") : Effect.void
+        return state.eviction === undefined ? Effect.void : ranges.closeAll("now")
       })
     ),
     Effect.scoped
@@ -276,9 +275,14 @@ const leave = Effect.fnUntraced(function*(worker: Worker, registration: Registra
   state.registration = undefined
   state.generation = undefined
   state.isAssigned = false
-  if (!state.isEvicted) yield* unregister(worker, registration)
+  const { eviction } = state
+  if (eviction === undefined) yield* unregister(worker, registration)
   state.ranges = undefined
-  yield* log.record(state.isEvicted ? Activity.WorkerEvicted({ registration }) : Activity.WorkerLeft({ registration }))
+  yield* log.record(
+    eviction === undefined
+      ? Activity.WorkerLeft({ registration })
+      : Activity.WorkerEvicted({ registration, error: eviction })
+  )
 })
 
 /** Best effort: the other workers detect a worker that could not unregister. */
