@@ -278,7 +278,7 @@ const program = Effect.gen(function*() {
               settings.map(({ name, setting }) => `${name}=${setting}`).join(" ")
             }`
           )
-          yield* Migrations.run
+          yield* Migrations.up
           yield* fill(backlog)
 
           yield* note(`Catching up with ${backlog} events of 60 bytes, beside the driver in a bare loop …`)

@@ -172,7 +172,7 @@ const up = Command.make(
   { databaseUrl, newEventStore },
   Effect.fnUntraced(function*({ databaseUrl, newEventStore }) {
     const names = yield* nameOptions
-    const status = yield* withDatabase(databaseUrl, Migrations.runWith({ ...names, newEventStore }))
+    const status = yield* withDatabase(databaseUrl, Migrations.upWith({ ...names, newEventStore }))
     yield* Console.log(`The tables are in place, version ${status.version}.`)
   })
 ).pipe(Command.withDescription("Make the tables that are missing; an event store that exists is never changed"))

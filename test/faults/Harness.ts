@@ -361,7 +361,7 @@ const pgClientOf = Effect.map(
 
 const prepare = Effect.gen(function*() {
   const pg = yield* pgClientOf
-  yield* Migrations.run.pipe(Effect.provideService(PgClient.PgClient, pg))
+  yield* Migrations.up.pipe(Effect.provideService(PgClient.PgClient, pg))
   for (const table of Projections.tables) yield* pg.unsafe(table)
 })
 

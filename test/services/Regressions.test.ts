@@ -345,7 +345,7 @@ it.live("the application's pool closes although a handler does not stop", () =>
     yield* Effect.raceFirst(Deferred.await(holding), Fiber.join(fiber))
     fiber.interruptUnsafe()
     yield* TimeLimits.within("60 seconds")(Fiber.await(fiber))
-  }).pipe(Effect.provide(Layer.effectDiscard(Migrations.run).pipe(Layer.provideMerge(PostgresTest.layer)))))
+  }).pipe(Effect.provide(Layer.effectDiscard(Migrations.up).pipe(Layer.provideMerge(PostgresTest.layer)))))
 
 it.effect("a range whose own row cannot be updated is reopened only after a delay", () =>
   Effect.gen(function*() {

@@ -79,7 +79,7 @@ const beside = <A, E, R, E2, R2>(live: Layer.Layer<Orchestrator.Orchestrator, E2
     return result
   }).pipe(Effect.provide(live), Effect.provideService(References.MinimumLogLevel, "None"))
 
-const migrated = Layer.effectDiscard(Migrations.run).pipe(Layer.provideMerge(PostgresTest.layer))
+const migrated = Layer.effectDiscard(Migrations.up).pipe(Layer.provideMerge(PostgresTest.layer))
 
 const serverUrl = (change: (url: URL) => void): Redacted.Redacted<string> => {
   const url = new URL(PostgresTest.serverUrl())
@@ -197,7 +197,7 @@ it.live("reports missing tables and tables of an older or newer schema version",
     const missing = yield* refusal(worker(nothing("tables")))
     assert.strictEqual(missing._tag, "TablesMissing")
     told(missing, "\"events\"", "\"orchestrator_checkpoints\"", "npx pupsourcing-orchestrator migrate up")
-    yield* Migrations.run
+    yield* Migrations.up
     const elsewhere = yield* refusal(worker(nothing("tables"), {}, { schema: "elsewhere" }))
     assert.strictEqual(elsewhere._tag, "TablesMissing")
     told(elsewhere, "\"elsewhere\".\"events\"", "PostgresStores.layerWith")

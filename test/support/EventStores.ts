@@ -29,7 +29,7 @@ export type Provided =
 
 const altered = (options: Options) =>
   Layer.effectDiscard(Effect.andThen(
-    Migrations.runWith(options),
+    Migrations.upWith(options),
     Effect.flatMap(SqlClient.SqlClient, (sql) => options.alter?.(sql) ?? Effect.void)
   ))
 

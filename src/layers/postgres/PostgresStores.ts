@@ -108,7 +108,18 @@ export const layerConfig = (
 export const layer: Layer.Layer<Stores, StoresError, PgClient> = layerWith({})
 
 /**
- * Applies the migrations while the layer is built. Provide it to `layer` in a program that migrates its own database.
+ * Applies the migrations while the layer is built. Provide it to `layerWith` with the same names, in a program that
+ * migrates its own database. Bind the result to a constant, because each call returns a new layer.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layerMigrationsWith = (
+  options: Migrations.Options
+): Layer.Layer<never, Migrations.MigrationError, PgClient> => Migrations.layerWith(options)
+
+/**
+ * `layerMigrationsWith` for the default names. Provide it to `layer`.
  *
  * @category layers
  * @since 0.1.0

@@ -100,7 +100,7 @@ describe("DatabaseLive", () => {
         control: `pupsourcing_control_${"s".repeat(43)}`
       }
       const client = PgClient.layer({ url: Redacted.make(url) })
-      yield* Effect.provide(Migrations.runWith({ schema }), client)
+      yield* Effect.provide(Migrations.upWith({ schema }), client)
       const named = yield* open(url, { schema })
       assert.deepStrictEqual(named.channels, channels)
       const found = yield* openWith({ url: Redacted.make(url), startupParameters: { search_path: schema } })
@@ -172,7 +172,7 @@ describe("DatabaseLive", () => {
       const pid = yield* Deferred.await(locked)
       const opened = yield* Effect.forkChild(Effect.provide(open(url), layer))
       const migrated = yield* Effect.forkChild(
-        Migrations.run.pipe(Effect.provideService(SqlClient.SqlClient, sql), Effect.provide(layer))
+        Migrations.up.pipe(Effect.provideService(SqlClient.SqlClient, sql), Effect.provide(layer))
       )
       const said = (what: string) => lines.filter(({ text }) => text.startsWith(what))
       yield* TimeLimits.waitUntil(
@@ -225,7 +225,7 @@ describe("DatabaseLive", () => {
       const tables = { events: "billing_events", aggregateHeads: "billing_heads" }
       const refusals = yield* Effect.all([
         Effect.flip(open(url, { tables })),
-        Effect.flip(Effect.provide(Migrations.runWith({ tables }), PgClient.layer({ url: Redacted.make(url) })))
+        Effect.flip(Effect.provide(Migrations.upWith({ tables }), PgClient.layer({ url: Redacted.make(url) })))
       ])
       for (const error of refusals) {
         assert.strictEqual(error._tag, "InvalidSettings")
@@ -238,7 +238,7 @@ describe("DatabaseLive", () => {
       const sql = yield* PgClient.PgClient
       yield* sql`ALTER TABLE orchestrator_meta DROP COLUMN events_table`
       yield* open(url)
-      yield* Effect.provide(Migrations.run, PgClient.layer({ url: Redacted.make(url) }))
+      yield* Effect.provide(Migrations.up, PgClient.layer({ url: Redacted.make(url) }))
       assert.deepStrictEqual(yield* sql`SELECT events_table FROM orchestrator_meta`, [{ events_table: "events" }])
     })
   )

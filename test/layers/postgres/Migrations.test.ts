@@ -125,14 +125,14 @@ describe("Migrations", () => {
       assert.isUndefined(before.version)
       assert.isTrue(before.tables.every((table) => !table.exists))
 
-      const status = yield* Migrations.run
+      const status = yield* Migrations.up
       assert.strictEqual(status.version, OrchestratorTables.schemaVersion)
       assert.isTrue(status.tables.every((table) => table.exists))
       assert.deepStrictEqual(status.differences, [])
 
       yield* rows("UPDATE orchestrator_meta SET hash_answers = '{\"kept\": 1}'")
       const once = yield* catalog("^(orchestrator|events|aggregate|idx)")
-      assert.deepStrictEqual(yield* Migrations.run, status)
+      assert.deepStrictEqual(yield* Migrations.up, status)
       assert.deepStrictEqual(yield* catalog("^(orchestrator|events|aggregate|idx)"), once)
       assert.deepStrictEqual(yield* rows("SELECT hash_answers FROM orchestrator_meta"), [{ hash_answers: { kept: 1 } }])
     })
@@ -145,7 +145,7 @@ describe("Migrations", () => {
       const theirs = yield* definitions("'events', 'aggregate_heads'")
       assert.isAbove(theirs.length, 25)
       yield* Migrations.downEventStore
-      yield* Migrations.run
+      yield* Migrations.up
       assert.deepStrictEqual(yield* definitions("'events', 'aggregate_heads'"), theirs)
     })
   )
@@ -153,7 +153,7 @@ describe("Migrations", () => {
   migration(
     "stores answers that the server gives",
     Effect.gen(function*() {
-      yield* Migrations.run
+      yield* Migrations.up
       const answers = yield* rows<{ key: string; stored: bigint; given: bigint }>(
         `SELECT key, value::int8 AS stored, hashtext(key COLLATE "C")::int8 & 4294967295 AS given
          FROM orchestrator_meta, jsonb_each_text(hash_answers) ORDER BY key`
@@ -166,7 +166,7 @@ describe("Migrations", () => {
   migration(
     "supports the queries of the documentation unchanged",
     Effect.gen(function*() {
-      yield* Migrations.run
+      yield* Migrations.up
       yield* rows(`INSERT INTO orchestrator_generations (replica_set, generation_id, members, total_partitions)
         SELECT 'main-projections', n, '[]', 0 FROM generate_series(1, 3) n`)
       yield* rows(`INSERT INTO orchestrator_workers (replica_set, worker_id, incarnation, projections)
@@ -195,7 +195,7 @@ describe("Migrations", () => {
   migration(
     "refuses invalid rows",
     Effect.gen(function*() {
-      yield* Migrations.run
+      yield* Migrations.up
       const refused = (statement: string) =>
         Effect.map(
           Effect.flip(rows(statement)),
@@ -226,7 +226,7 @@ describe("Migrations", () => {
       const { url } = yield* PostgresTest.TestDatabase
       const elsewhere = (n: number) =>
         Effect.provide(
-          Migrations.runWith({ schema: "Work" }),
+          Migrations.upWith({ schema: "Work" }),
           Layer.fresh(PgClient.layer({ url: Redacted.make(url), applicationName: `migrator-${n}` }))
         )
       const results = yield* Effect.all(Array.from({ length: 6 }, (_, n) => elsewhere(n)), { concurrency: "unbounded" })
@@ -262,7 +262,7 @@ describe("Migrations", () => {
         assert.deepStrictEqual(yield* catalog("^(events|aggregate|idx_(events|agg))"), before.catalog)
       })
 
-      assert.strictEqual((yield* Migrations.run).version, OrchestratorTables.schemaVersion)
+      assert.strictEqual((yield* Migrations.up).version, OrchestratorTables.schemaVersion)
       yield* unharmed
       assert.strictEqual(yield* run, 10_000)
       yield* unharmed
@@ -270,7 +270,7 @@ describe("Migrations", () => {
       yield* Migrations.down
       yield* unharmed
       assert.deepStrictEqual(yield* catalog("^(orchestrator|idx_orchestrator)"), [])
-      assert.strictEqual((yield* Migrations.run).version, OrchestratorTables.schemaVersion)
+      assert.strictEqual((yield* Migrations.up).version, OrchestratorTables.schemaVersion)
       yield* unharmed
       yield* append("user-new", 2)
       assert.deepStrictEqual(yield* rows("SELECT count(*) AS n FROM events"), [{ n: 10002n }])
@@ -283,7 +283,7 @@ describe("Migrations", () => {
       yield* pupsourcing
       yield* rows("DROP TABLE aggregate_heads")
       for (const version of [1, 2, 3]) yield* append("user-1", version)
-      yield* Migrations.run
+      yield* Migrations.up
       assert.deepStrictEqual(yield* rows("SELECT aggregate_id, aggregate_version FROM aggregate_heads"), [
         { aggregate_id: "user-1", aggregate_version: 3n }
       ])
@@ -294,7 +294,7 @@ describe("Migrations", () => {
     "drops the event store only without events",
     Effect.gen(function*() {
       yield* Migrations.downEventStore
-      yield* Migrations.run
+      yield* Migrations.up
       yield* append("user-1", 1)
       const error = yield* Effect.flip(Migrations.downEventStore)
       assert.instanceOf(error, Migrations.EventsExist)
@@ -318,7 +318,7 @@ describe("Migrations", () => {
       )
       yield* rows("ALTER TABLE events ALTER COLUMN payload DROP NOT NULL, ALTER COLUMN created_at DROP DEFAULT")
       const before = yield* catalog(".*")
-      const error = yield* Effect.flip(Migrations.run)
+      const error = yield* Effect.flip(Migrations.up)
       if (!(error instanceof Migrations.EventStoreDiffers)) return assert.fail(String(error))
       assert.deepStrictEqual([...error.differences].sort(), [
         "\"events\": aggregate_id is uuid NOT NULL instead of text NOT NULL",
@@ -345,11 +345,11 @@ describe("Migrations", () => {
       )
       yield* rows("CREATE COLLATION german (provider = icu, locale = 'de')")
       yield* rows("CREATE DOMAIN name_ci AS text COLLATE ci")
-      yield* Migrations.run
+      yield* Migrations.up
       // A column that the library does not compare, and a collation whose equal texts have equal bytes.
       yield* rows("ALTER TABLE events ADD COLUMN note text COLLATE ci, ALTER COLUMN trace_id TYPE text COLLATE ci")
       yield* rows("ALTER TABLE events ALTER COLUMN aggregate_id TYPE text COLLATE german")
-      assert.deepStrictEqual((yield* Migrations.run).differences, [])
+      assert.deepStrictEqual((yield* Migrations.up).differences, [])
       const open = Effect.scoped(Layer.build(PostgresStores.layerWith({}))).pipe(
         Effect.provide(PgClient.layer({ url: Redacted.make(url) }))
       )
@@ -365,7 +365,7 @@ describe("Migrations", () => {
         ["orchestrator_generations", "replica_set"]
       ] as const
       const refused = Effect.fnUntraced(function*(reason: string) {
-        const error = yield* Effect.flip(Migrations.run)
+        const error = yield* Effect.flip(Migrations.up)
         if (!(error instanceof Migrations.EventStoreDiffers)) return assert.fail(String(error))
         assert.include(error.message, reason)
         const refusal = yield* Effect.flip(open)
@@ -401,7 +401,7 @@ describe("Migrations", () => {
       yield* rows(
         "ALTER TABLE events ADD COLUMN tenant int NOT NULL, ADD COLUMN note text, ALTER COLUMN trace_id TYPE uuid USING NULL"
       )
-      const { differences, version } = yield* Migrations.run
+      const { differences, version } = yield* Migrations.up
       assert.strictEqual(version, OrchestratorTables.schemaVersion)
       assert.deepStrictEqual(differences.map((difference) => [difference.subject, difference.blocking]).sort(), [
         ["tenant", false],
@@ -414,7 +414,7 @@ describe("Migrations", () => {
     "leaves tables of other software unchanged",
     Effect.gen(function*() {
       yield* rows("CREATE TABLE orchestrator_workers (id uuid)")
-      const refused = yield* Effect.flip(Migrations.run)
+      const refused = yield* Effect.flip(Migrations.up)
       assert.instanceOf(refused, Migrations.TablesNotOurs)
       assert.instanceOf(yield* Effect.flip(Migrations.down), Migrations.TablesNotOurs)
       for (const statement of OrchestratorTables.down(TableNames.defaults)) yield* rows(statement)
@@ -433,7 +433,7 @@ describe("Migrations", () => {
       yield* append("user-1", 1)
       yield* rows("CREATE TABLE orchestrator_generations (id uuid PRIMARY KEY, replica_set text, total_partitions int)")
       yield* rows("CREATE TABLE orchestrator_workers (id uuid PRIMARY KEY, generation_id uuid, state text)")
-      const error = yield* Effect.flip(Migrations.run)
+      const error = yield* Effect.flip(Migrations.up)
       assert.deepStrictEqual(
         error,
         new Migrations.TablesNotOurs({
@@ -454,12 +454,12 @@ describe("Migrations", () => {
         "workers"
       ])
       const tables = { generations: "pupsourcing_generations", workers: "pupsourcing_workers" }
-      assert.strictEqual((yield* Migrations.runWith({ tables })).version, OrchestratorTables.schemaVersion)
+      assert.strictEqual((yield* Migrations.upWith({ tables })).version, OrchestratorTables.schemaVersion)
       assert.deepStrictEqual(yield* rows("SELECT count(*) AS n FROM orchestrator_generations"), [{ n: 0n }])
       // Other tables with these names are not part of Go's orchestrator.
       yield* rows("CREATE SCHEMA other")
       yield* rows("CREATE SEQUENCE other.orchestrator_presence_keys")
-      const other = yield* Effect.flip(Migrations.runWith({ schema: "other", eventStoreSchema: "public" }))
+      const other = yield* Effect.flip(Migrations.upWith({ schema: "other", eventStoreSchema: "public" }))
       assert.include(other.message, "--table presenceKeys=pupsourcing_presence_keys")
       assert.notInclude(other.message, "Go's")
     })
@@ -471,7 +471,7 @@ describe("Migrations", () => {
       const { role, asRole } = yield* poorRole
       yield* pupsourcing
       // An empty event store has no events that could be left unprojected.
-      yield* Migrations.runWith({ schema: "early" })
+      yield* Migrations.upWith({ schema: "early" })
       yield* append("user-1", 1)
       const before = yield* catalog(".*")
       const expected = new Migrations.EventStoreElsewhere({
@@ -479,15 +479,15 @@ describe("Migrations", () => {
         found: "public.events",
         schema: "public"
       })
-      const error = yield* Effect.flip(Migrations.runWith({ schema: "pup" }))
+      const error = yield* Effect.flip(Migrations.upWith({ schema: "pup" }))
       assert.deepStrictEqual(error, expected)
       assert.match(error.message, /--event-store-schema public .* --new-event-store/)
       assert.deepStrictEqual((yield* Migrations.statusWith({ schema: "pup" })).refusal, expected)
-      assert.deepStrictEqual(yield* Effect.flip(Migrations.runWith({ eventStoreSchema: "pup" })), expected)
+      assert.deepStrictEqual(yield* Effect.flip(Migrations.upWith({ eventStoreSchema: "pup" })), expected)
       // A role that may not read the events.
-      assert.deepStrictEqual(yield* Effect.flip(asRole(Migrations.runWith({ schema: "pup" }))), expected)
+      assert.deepStrictEqual(yield* Effect.flip(asRole(Migrations.upWith({ schema: "pup" }))), expected)
       yield* rows(`GRANT SELECT ON events TO ${role}`)
-      assert.deepStrictEqual(yield* Effect.flip(asRole(Migrations.runWith({ schema: "pup" }))), expected)
+      assert.deepStrictEqual(yield* Effect.flip(asRole(Migrations.upWith({ schema: "pup" }))), expected)
       const names = Result.getOrThrow(TableNames.make({ schema: "pup" }))
       const byFile = yield* Effect.flip(rows(EventStoreTables.up(names)[0] ?? ""))
       assert.strictEqual((byFile.reason.cause as { code?: string }).code, "55000")
@@ -503,22 +503,22 @@ describe("Migrations", () => {
       })
       const behind = Effect.gen(function*() {
         yield* rows("CREATE TEMP TABLE events (LIKE public.events)")
-        assert.deepStrictEqual(yield* Effect.flip(Migrations.runWith({ schema: "pup" })), expected)
+        assert.deepStrictEqual(yield* Effect.flip(Migrations.upWith({ schema: "pup" })), expected)
         const byFile = yield* Effect.flip(rows(EventStoreTables.up(names)[0] ?? ""))
         assert.include(String(byFile.reason.cause), "public.events holds events")
       })
       yield* Effect.provide(behind, deep)
 
       // An event store that exists now is used unchanged.
-      assert.isUndefined((yield* Migrations.runWith({ schema: "early" })).refusal)
+      assert.isUndefined((yield* Migrations.upWith({ schema: "early" })).refusal)
       // A table with that name that is not an event store.
       yield* rows("ALTER TABLE events RENAME COLUMN global_position TO place")
-      yield* Migrations.runWith({ schema: "unrelated" })
+      yield* Migrations.upWith({ schema: "unrelated" })
       yield* rows("ALTER TABLE events RENAME COLUMN place TO global_position")
 
-      const status = yield* Migrations.runWith({ schema: "pup", newEventStore: true })
+      const status = yield* Migrations.upWith({ schema: "pup", newEventStore: true })
       assert.isTrue(status.tables.every((table) => table.exists))
-      assert.deepStrictEqual(yield* Migrations.runWith({ schema: "pup" }), status)
+      assert.deepStrictEqual(yield* Migrations.upWith({ schema: "pup" }), status)
       assert.deepStrictEqual(yield* rows("SELECT count(*) AS n FROM pup.events"), [{ n: 0n }])
     })
   )
@@ -530,7 +530,7 @@ describe("Migrations", () => {
       yield* pupsourcing
       for (const n of [1, 2, 3]) yield* append("user-1", n)
       const options = { schema: "work", eventStoreSchema: "public" }
-      const status = yield* Migrations.runWith(options)
+      const status = yield* Migrations.upWith(options)
       assert.deepStrictEqual(status.tables.map((table) => table.name.split(".")[0]), [
         ...OrchestratorTables.owned.map(() => `"work"`),
         `"public"`,
@@ -562,15 +562,15 @@ describe("Migrations", () => {
       // The same table spelled differently, and a different one with the same name.
       yield* rows(`CREATE TABLE work.events (LIKE public.events INCLUDING ALL)`)
       yield* rows(`CREATE TABLE work.aggregate_heads (LIKE public.aggregate_heads INCLUDING ALL)`)
-      const refused = yield* Effect.flip(Migrations.runWith({ schema: "work" }))
+      const refused = yield* Effect.flip(Migrations.upWith({ schema: "work" }))
       assert.include(refused.message, `for the events table "public"."events", not for "work"."events"`)
       const opened = yield* Effect.flip(
         Effect.provide(Layer.build(PostgresStores.layerWith({ schema: "work" })), client).pipe(Effect.scoped)
       )
       assert.strictEqual(opened.message, refused.message)
-      yield* Migrations.run
-      yield* Migrations.runWith({ eventStoreSchema: "public" })
-      assert.instanceOf(yield* Effect.flip(Migrations.runWith({ eventStoreSchema: "work" })), InvalidSettings)
+      yield* Migrations.up
+      yield* Migrations.upWith({ eventStoreSchema: "public" })
+      assert.instanceOf(yield* Effect.flip(Migrations.upWith({ eventStoreSchema: "work" })), InvalidSettings)
 
       yield* Migrations.downWith(options)
       assert.deepStrictEqual(yield* rows("SELECT count(*) AS n FROM public.events"), [{ n: 4n }])
@@ -585,14 +585,14 @@ describe("Migrations", () => {
       const { role, asRole } = yield* poorRole
       const options = { schema: "work", eventStoreSchema: "facts" }
       yield* rows("CREATE SCHEMA work")
-      const missing = () => Effect.flip(asRole(Migrations.runWith(options)))
+      const missing = () => Effect.flip(asRole(Migrations.upWith(options)))
       assert.include((yield* missing()).message, "USAGE on schema work")
       yield* rows(`GRANT USAGE ON SCHEMA work TO ${role}`)
       assert.include((yield* missing()).message, "CREATE on schema work")
       yield* rows(`GRANT CREATE ON SCHEMA work TO ${role}`)
       assert.include((yield* missing()).message, `CREATE on database ${name}`)
       yield* rows(`GRANT CREATE ON DATABASE ${name} TO ${role}`)
-      assert.isTrue((yield* asRole(Migrations.runWith(options))).tables.every((table) => table.exists))
+      assert.isTrue((yield* asRole(Migrations.upWith(options))).tables.every((table) => table.exists))
     })
   )
 
@@ -603,7 +603,7 @@ describe("Migrations", () => {
         `SELECT table_name::text, column_name::text, data_type::text, is_nullable::text FROM information_schema.columns
          WHERE table_name ~ '^orchestrator' ORDER BY 1, 2`
       )
-      yield* Migrations.run
+      yield* Migrations.up
       const expected = yield* columns
       const data = rows(
         `SELECT to_jsonb(c) - 'halted_incarnation' AS row FROM orchestrator_checkpoints c
@@ -622,7 +622,7 @@ describe("Migrations", () => {
         yield* rows("UPDATE orchestrator_meta SET schema_version = 1")
       })
       const byFile = Effect.forEach(OrchestratorTables.up(TableNames.defaults), (statement) => rows(statement))
-      for (const up of [Migrations.run, byFile]) {
+      for (const up of [Migrations.up, byFile]) {
         yield* downgrade
         assert.strictEqual((yield* Migrations.status).version, 1)
         for (let times = 0; times < 2; times++) {
@@ -638,10 +638,10 @@ describe("Migrations", () => {
   migration(
     "never changes tables of a newer version",
     Effect.gen(function*() {
-      yield* Migrations.run
+      yield* Migrations.up
       const expected = OrchestratorTables.schemaVersion
       yield* rows("UPDATE orchestrator_meta SET schema_version = 3")
-      for (const migrating of [Migrations.run, Migrations.down]) {
+      for (const migrating of [Migrations.up, Migrations.down]) {
         const error = yield* Effect.flip(migrating)
         assert.deepStrictEqual(error, new SchemaVersionMismatch({ found: 3, expected }))
       }
@@ -656,7 +656,7 @@ describe("Migrations", () => {
   migration(
     "the files also refuse orchestrator tables that belong to another events table",
     Effect.gen(function*() {
-      yield* Migrations.run
+      yield* Migrations.up
       const names = { ...TableNames.defaults, events: "100% of 'them'" }
       const byFile = yield* Effect.flip(rows(OrchestratorTables.up(names)[0] ?? ""))
       assert.strictEqual((byFile.reason.cause as { code?: string }).code, "55000")
@@ -676,11 +676,11 @@ describe("Migrations", () => {
           meta: "select"
         }
       }
-      yield* Migrations.run
-      const status = yield* Migrations.runWith(options)
+      yield* Migrations.up
+      const status = yield* Migrations.upWith(options)
       assert.isTrue(status.tables.every((table) => table.exists))
       assert.include(status.tables.map((table) => table.name), "\"Order\".\"W$do$x\"")
-      assert.deepStrictEqual(yield* Migrations.runWith(options), status)
+      assert.deepStrictEqual(yield* Migrations.upWith(options), status)
       yield* rows(`INSERT INTO "Order"."user"
           (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
         VALUES ('a', 'b', 'c', 1, gen_random_uuid(), 'd', '')`)
@@ -691,14 +691,14 @@ describe("Migrations", () => {
         ["events", "aggregateHeads"]
       )
       assert.isTrue((yield* Migrations.status).tables.every((table) => table.exists))
-      const error = yield* Effect.flip(Migrations.runWith({ schema: "no schema" }))
+      const error = yield* Effect.flip(Migrations.upWith({ schema: "no schema" }))
       assert.instanceOf(error, InvalidSettings)
     })
   )
 
   it.live("finds the tables under their own names through a client that transforms names", () =>
     Effect.gen(function*() {
-      assert.strictEqual((yield* Migrations.run).version, OrchestratorTables.schemaVersion)
+      assert.strictEqual((yield* Migrations.up).version, OrchestratorTables.schemaVersion)
     }).pipe(
       Effect.provide(PostgresTest.layerWith({
         client: {
@@ -713,18 +713,18 @@ describe("Migrations", () => {
     Effect.gen(function*() {
       const { role, asRole } = yield* poorRole
       for (const options of [{}, { schema: "Work" }]) {
-        const status = yield* Migrations.runWith(options)
+        const status = yield* Migrations.upWith(options)
         const schema = options.schema ?? "public"
         yield* rows(`GRANT USAGE ON SCHEMA "${schema}" TO ${role}`)
         yield* rows(`GRANT SELECT ON "${schema}".orchestrator_meta TO ${role}`)
-        assert.deepStrictEqual(yield* asRole(Migrations.runWith(options)), status)
+        assert.deepStrictEqual(yield* asRole(Migrations.upWith(options)), status)
         assert.deepStrictEqual(yield* asRole(Migrations.statusWith(options)), status)
         yield* asRole(Layer.build(Migrations.layerWith(options)))
         // Beside a running migration.
         const sql = yield* SqlClient.SqlClient
         yield* sql.withTransaction(Effect.andThen(
           rows(`SELECT ${lock}`),
-          Effect.map(asRole(Migrations.runWith(options)), (again) => assert.deepStrictEqual(again, status))
+          Effect.map(asRole(Migrations.upWith(options)), (again) => assert.deepStrictEqual(again, status))
         ))
       }
     })
@@ -747,21 +747,21 @@ describe("Migrations", () => {
         assert.include(error.message, privileges[0] ?? "")
       })
       yield* rows(`REVOKE TEMPORARY ON DATABASE ${name} FROM PUBLIC`)
-      yield* lacks(Migrations.run, ["CREATE on schema public"])
-      yield* lacks(Migrations.runWith({ schema: "Work" }), [`CREATE on database ${name}`])
+      yield* lacks(Migrations.up, ["CREATE on schema public"])
+      yield* lacks(Migrations.upWith({ schema: "Work" }), [`CREATE on database ${name}`])
       yield* rows("REVOKE USAGE ON SCHEMA public FROM PUBLIC")
-      yield* lacks(Migrations.run, [`USAGE on an existing schema of its search_path ("$user", public)`])
+      yield* lacks(Migrations.up, [`USAGE on an existing schema of its search_path ("$user", public)`])
       yield* rows("GRANT USAGE ON SCHEMA public TO PUBLIC")
 
-      yield* Migrations.run
-      yield* lacks(Migrations.run, ["SELECT on table orchestrator_meta"])
+      yield* Migrations.up
+      yield* lacks(Migrations.up, ["SELECT on table orchestrator_meta"])
       yield* lacks(Migrations.status, ["SELECT on table orchestrator_meta"])
       yield* rows(`GRANT SELECT ON orchestrator_meta TO ${role}`)
       yield* rows("DROP TABLE aggregate_heads")
-      yield* lacks(Migrations.run, ["CREATE on schema public"])
+      yield* lacks(Migrations.up, ["CREATE on schema public"])
       yield* rows(`GRANT CREATE ON SCHEMA public TO ${role}`)
-      yield* lacks(Migrations.run, ["SELECT on table events"])
-      yield* Migrations.run
+      yield* lacks(Migrations.up, ["SELECT on table events"])
+      yield* Migrations.up
       yield* rows("ALTER TABLE orchestrator_meta DROP COLUMN events_table")
       yield* rows(`GRANT CREATE ON SCHEMA public TO ${role}`)
       const owned = [
@@ -773,7 +773,7 @@ describe("Migrations", () => {
         "presence_keys",
         "meta"
       ].map((table) => `ownership of orchestrator_${table}`)
-      const all = yield* Effect.flip(asRole(Migrations.run))
+      const all = yield* Effect.flip(asRole(Migrations.up))
       if (!(all instanceof Migrations.MissingPrivileges)) return assert.fail(String(all))
       assert.deepStrictEqual([...all.privileges].sort(), owned.sort())
       assert.instanceOf(yield* Effect.flip(asRole(Migrations.down)), Migrations.MissingPrivileges)
@@ -781,11 +781,11 @@ describe("Migrations", () => {
       if (!(eventStore instanceof Migrations.MissingPrivileges)) return assert.fail(String(eventStore))
       assert.deepStrictEqual(eventStore.privileges, ["ownership of events", "ownership of aggregate_heads"])
 
-      yield* Migrations.runWith({ schema: "Work" })
-      yield* lacks(Migrations.runWith({ schema: "Work" }), [`USAGE on schema "Work"`])
+      yield* Migrations.upWith({ schema: "Work" })
+      yield* lacks(Migrations.upWith({ schema: "Work" }), [`USAGE on schema "Work"`])
       // A member of the role that owns the tables may change them.
       yield* rows(`GRANT ${owner} TO ${role}`)
-      assert.strictEqual((yield* asRole(Migrations.run)).version, OrchestratorTables.schemaVersion)
+      assert.strictEqual((yield* asRole(Migrations.up)).version, OrchestratorTables.schemaVersion)
       yield* rows(`REVOKE ${owner} FROM ${role}`)
     })
   )

@@ -175,7 +175,7 @@ describe("the files of the migrations", () => {
         const path = yield* temporaryFolder
         Fs.writeFileSync(Path.join(path, "up.sql"), file.content)
         Fs.writeFileSync(Path.join(path, "down.sql"), rollback)
-        yield* Migrations.runWith({ schema: "Work" })
+        yield* Migrations.upWith({ schema: "Work" })
         const before = yield* there({ schema: "Work" })
         for (const name of ["down.sql", "up.sql"]) {
           yield* succeed("psql", ["-X", "-q", "-1", "-v", "ON_ERROR_STOP=1", "-d", url, "-f", Path.join(path, name)])

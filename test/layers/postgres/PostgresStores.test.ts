@@ -49,7 +49,7 @@ const client = (url: string): Client => PgClient.layer({ url: Redacted.make(url)
 const twoDatabases = Effect.fnUntraced(function*(migrated = true) {
   const [a, b] = yield* Effect.all([PostgresTest.make(), PostgresTest.make()], { concurrency: 2 })
   if (migrated) {
-    yield* Effect.forEach([a, b], ({ url }) => PostgresTest.withConnection(url, Migrations.run), { concurrency: 2 })
+    yield* Effect.forEach([a, b], ({ url }) => PostgresTest.withConnection(url, Migrations.up), { concurrency: 2 })
   }
   return { a: { ...a, client: client(a.url) }, b: { ...b, client: client(b.url) } }
 })

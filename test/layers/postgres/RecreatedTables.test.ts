@@ -21,7 +21,7 @@ const recreate = Effect.gen(function*() {
   const sql = yield* PgClient.PgClient
   yield* sql`DROP TABLE events, aggregate_heads`
   yield* Effect.provideService(Migrations.down, SqlClient.SqlClient, sql)
-  yield* Effect.provideService(Migrations.run, SqlClient.SqlClient, sql)
+  yield* Effect.provideService(Migrations.up, SqlClient.SqlClient, sql)
 })
 
 const event = {

@@ -81,7 +81,7 @@ const work = Effect.gen(function*() {
 
 /** A single session, migrated, with a copy of all tables in a schema that is not on the search_path. */
 const database = Layer.effectDiscard(
-  Effect.andThen(Migrations.run, Migrations.runWith({ schema: "elsewhere" }))
+  Effect.andThen(Migrations.up, Migrations.upWith({ schema: "elsewhere" }))
 ).pipe(Layer.provideMerge(PostgresTest.layerWith({ client: { maxConnections: 1 } })))
 
 const live = (
@@ -128,7 +128,7 @@ it.live("migrations create the tables beside temporary tables of the same names"
     yield* run(
       ["events", "orchestrator_meta", "orchestrator_workers"].map((name) => `CREATE TEMP TABLE ${name} (id int)`)
     )
-    yield* Migrations.run
+    yield* Migrations.up
     assert.deepStrictEqual(
       (yield* Migrations.status).tables.map(({ exists }) => exists),
       TableNames.keys.map(() => true)
@@ -139,7 +139,7 @@ it.live("migrations create the tables beside temporary tables of the same names"
 it.live("finds tables in several schemas of the search_path", () =>
   Effect.gen(function*() {
     yield* run(["CREATE SCHEMA one", "CREATE SCHEMA two"])
-    yield* Migrations.run
+    yield* Migrations.up
     yield* run([
       "ALTER TABLE aggregate_heads SET SCHEMA two",
       "ALTER TABLE orchestrator_checkpoints SET SCHEMA public",

@@ -48,7 +48,7 @@ export const prepare = Effect.fnUntraced(function*(serverUrl?: string) {
   const { name, url } = yield* PostgresTest.make({ serverUrl })
   yield* PostgresTest.withConnection(
     url,
-    Effect.andThen(Migrations.run, Effect.flatMap(SqlClient.SqlClient, Audit.install))
+    Effect.andThen(Migrations.up, Effect.flatMap(SqlClient.SqlClient, Audit.install))
   )
   return name
 })

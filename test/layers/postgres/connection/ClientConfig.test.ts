@@ -25,7 +25,7 @@ const failures = (config: PgClient.PgPoolConfig) =>
     Effect.flatMap((client) =>
       Effect.all([
         Effect.flip(Effect.provideService(DatabaseLive.make(), PgClient.PgClient, client)),
-        Effect.flip(Effect.provideService(Migrations.run, SqlClient.SqlClient, client))
+        Effect.flip(Effect.provideService(Migrations.up, SqlClient.SqlClient, client))
       ])
     ),
     Effect.provide(Reactivity.layer),

@@ -75,9 +75,9 @@ const isAsPromised = (event: Event, version: bigint) => {
 /** Uses everything that the library runs on the application's pool, and what handlers receive. */
 const everything = Effect.gen(function*() {
   const sql = yield* SqlClient.SqlClient
-  const status = yield* Migrations.run
+  const status = yield* Migrations.up
   assert.deepStrictEqual([status.version, status.differences], [status.expected, []])
-  assert.deepStrictEqual(yield* Migrations.run, status)
+  assert.deepStrictEqual(yield* Migrations.up, status)
   assert.deepStrictEqual(yield* Migrations.status, status)
   yield* sql`CREATE TABLE seen (aggregate_id text)`
   const received: Array<Event> = []

@@ -239,7 +239,7 @@ describe("the library's sessions", () => {
         })
       })
       yield* Effect.gen(function*() {
-        const { differences, expected, version } = yield* Migrations.run
+        const { differences, expected, version } = yield* Migrations.up
         assert.deepStrictEqual([version, differences], [expected, []])
         yield* Effect.gen(function*() {
           const store = yield* EventStore
@@ -299,7 +299,7 @@ describe("migrations", () => {
       yield* alter({ quote_all_identifiers: "on", default_transaction_isolation: "serializable" })
       yield* Effect.gen(function*() {
         const sql = yield* SqlClient.SqlClient
-        const status = yield* Migrations.run
+        const status = yield* Migrations.up
         assert.deepStrictEqual(status.differences, [])
         assert.deepStrictEqual(yield* Migrations.status, status)
         for (const statement of EventStoreTables.up(TableNames.defaults)) yield* sql.unsafe(statement)

@@ -1,0 +1,129 @@
+/**
+ * The errors with which a migration fails. None of them is transient, and nothing was changed.
+ *
+ * @since 0.1.0
+ */
+import * as Schema from "effect/Schema"
+import type { InvalidSettings, SchemaVersionMismatch, StoreError } from "../../../schema/Errors.ts"
+
+/**
+ * Tables differ from what this library needs; they were not changed. Usually these are tables of the event store, which
+ * other software may have created.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class EventStoreDiffers extends Schema.TaggedError<EventStoreDiffers>(
+  "pupsourcing-orchestrator/EventStoreDiffers"
+)("EventStoreDiffers", { differences: Schema.Array(Schema.String) }) {
+  override get message(): string {
+    return `The tables differ from what this library needs: ${
+      this.differences.join("; ")
+    }. Nothing was changed. Change the tables, or choose other names for them.`
+  }
+}
+
+/**
+ * The role lacks privileges that the migration needs.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class MissingPrivileges extends Schema.TaggedError<MissingPrivileges>(
+  "pupsourcing-orchestrator/MissingPrivileges"
+)("MissingPrivileges", {
+  operation: Schema.String,
+  role: Schema.String,
+  /** For example `CREATE on schema public`. */
+  privileges: Schema.Array(Schema.String)
+}) {
+  override get message(): string {
+    return `Role "${this.role}" lacks privileges that "${this.operation}" needs: ${
+      this.privileges.join("; ")
+    }. Nothing was changed. Grant them, or migrate as a role that has them; docs/operations.md lists the privileges for migrations.`
+  }
+}
+
+/**
+ * The event store was not dropped, because it holds events.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class EventsExist extends Schema.TaggedError<EventsExist>("pupsourcing-orchestrator/EventsExist")(
+  "EventsExist",
+  { table: Schema.String }
+) {
+  override get message(): string {
+    return `Table ${this.table} holds events, and a migration never drops events. Nothing was changed. If they are no longer needed, drop the table manually.`
+  }
+}
+
+/**
+ * Tables with the names of the orchestrator's tables exist, but this library did not create them.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class TablesNotOurs extends Schema.TaggedError<TablesNotOurs>("pupsourcing-orchestrator/TablesNotOurs")(
+  "TablesNotOurs",
+  {
+    /** Qualified and quoted. */
+    tables: Schema.Array(Schema.String),
+    /** Their keys in `TableNames`. */
+    keys: Schema.Array(Schema.String)
+  }
+) {
+  override get message(): string {
+    const go = this.keys.some((key) => key === "generations" || key === "workers")
+      ? " If Go's pupsourcing-orchestrator created them and no longer runs, drop them instead: they contain no progress."
+      : ""
+    return `These tables exist, but this library did not create them: ${
+      this.tables.join(", ")
+    }. Nothing was changed. Choose other names for these tables: ${
+      this.keys.map((key) =>
+        `--table ${key}=pupsourcing_${key.replaceAll(/[A-Z]/g, (upper) => `_${upper.toLowerCase()}`)}`
+      )
+        .join(" ")
+    }. Pass the same names as "tables" to PostgresStores.layerWith.${go}`
+  }
+}
+
+/**
+ * The event store's tables do not exist, but the search path contains others that hold events.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class EventStoreElsewhere extends Schema.TaggedError<EventStoreElsewhere>(
+  "pupsourcing-orchestrator/EventStoreElsewhere"
+)("EventStoreElsewhere", {
+  /** Qualified and quoted. */
+  missing: Schema.String,
+  found: Schema.String,
+  /** The schema of the event store that was found. */
+  schema: Schema.String
+}) {
+  override get message(): string {
+    return `${this.missing} does not exist, while ${this.found} holds events: projections of a new event store would receive none of them. Nothing was changed. To use the events that exist, pass --event-store-schema ${this.schema} (eventStoreSchema: "${this.schema}" in PostgresStores.layerWith). To create an empty event store beside them, pass --new-event-store.`
+  }
+}
+
+/**
+ * The errors with which a migration refuses to change anything.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export type Refusal =
+  | EventStoreDiffers
+  | EventStoreElsewhere
+  | InvalidSettings
+  | SchemaVersionMismatch
+  | TablesNotOurs
+
+/**
+ * @category errors
+ * @since 0.1.0
+ */
+export type MigrationError = MissingPrivileges | Refusal | StoreError
