@@ -1,46 +1,60 @@
 import { assert, it } from "@effect/vitest"
 import * as Context from "effect/Context"
+import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
 import * as Latch from "effect/Latch"
+import type { Activity } from "../../../src/schema/Activity.ts"
+import * as Checkpoint from "../../../src/schema/Checkpoint.ts"
 import * as HashRange from "../../../src/schema/HashRange.ts"
 import * as Projection from "../../../src/services/Projection.ts"
+import type { RangeRunner } from "../../../src/services/worker/RangeRunner.ts"
 import * as Ranges from "../../../src/services/worker/Ranges.ts"
 import * as Hostile from "../../support/Hostile.ts"
-import { logs, pass } from "../World.ts"
+import { breathe, logs, pass } from "../World.ts"
+
+const held = {
+  projection: "users",
+  range: HashRange.whole,
+  position: 0n,
+  replicaSet: "main",
+  fence: { workerId: "worker", incarnation: 1n, generationId: 1n },
+  filter: "",
+  halt: undefined
+}
+
+/** Ranges with this runner and a drain timeout of one second, and the tags of their activity. */
+const makeRanges = Effect.fnUntraced(function*(run: RangeRunner["Service"]["run"]) {
+  const activity: Array<Activity["_tag"]> = []
+  const ranges = yield* Ranges.make({
+    runner: { run },
+    drainTimeout: Duration.seconds(1),
+    onChange: () => {},
+    caughtUp: Latch.makeUnsafe(false),
+    onFailure: () => Effect.void
+  })
+  const open = ranges.open(held, {
+    projection: Projection.make("users", { handle: () => Effect.void }),
+    captured: Context.empty() as Context.Context<unknown>,
+    settings: {
+      batchSize: 1,
+      batchBytes: 1,
+      pollInterval: Duration.seconds(1),
+      staleWorkerTimeout: Duration.seconds(30)
+    },
+    record: ({ _tag }) => Effect.sync(() => activity.push(_tag))
+  })
+  return { ...ranges, activity, open, key: Checkpoint.key(held) }
+})
 
 it.effect("logs the cause of a runner's death, whatever it is, and restarts the runner a second later", () =>
   Effect.gen(function*() {
     const { layer, lines } = logs()
     yield* Effect.gen(function*() {
       for (const [what, value] of Hostile.values) {
-        const ranges = yield* Ranges.make({
-          runner: { run: () => Effect.die(value) },
-          drainTimeout: Duration.seconds(1),
-          onChange: () => {},
-          caughtUp: Latch.makeUnsafe(false),
-          onFailure: () => Effect.void
-        })
-        const held = {
-          projection: "users",
-          range: HashRange.whole,
-          position: 0n,
-          replicaSet: "main",
-          fence: { workerId: "worker", incarnation: 1n, generationId: 1n },
-          filter: "",
-          halt: undefined
-        }
-        yield* ranges.open(held, {
-          projection: Projection.make("users", { handle: () => Effect.void }),
-          captured: Context.empty() as Context.Context<unknown>,
-          settings: {
-            batchSize: 1,
-            batchBytes: 1,
-            pollInterval: Duration.seconds(1),
-            staleWorkerTimeout: Duration.seconds(30)
-          },
-          record: () => Effect.void
-        })
+        const ranges = yield* makeRanges(() => Effect.die(value))
+        yield* ranges.open
         assert.strictEqual(ranges.all.size, 1, `${what}: restarted before the delay`)
         yield* pass(1_000)
         assert.strictEqual(ranges.all.size, 0, what)
@@ -51,4 +65,80 @@ it.effect("logs the cause of a runner's death, whatever it is, and restarts the 
       assert.strictEqual(level, "Error")
       assert.match(text, /^The runner of projection "users" died and is restarted: ./)
     }
+  }))
+
+it.effect("warns when a range is fenced twice under one fence, each time delaying its end by a second", () =>
+  Effect.gen(function*() {
+    const { layer, lines } = logs()
+    yield* Effect.gen(function*() {
+      const ranges = yield* makeRanges(() => Effect.succeed("fenced"))
+      for (const expected of [0, 1]) {
+        yield* ranges.open
+        yield* pass(950)
+        assert.strictEqual(ranges.all.size, 1)
+        yield* pass(50)
+        assert.deepStrictEqual([ranges.all.size, lines.length], [0, expected])
+      }
+    }).pipe(Effect.provide(layer))
+    assert.include(lines[0]?.text, "no other worker owns its row")
+  }))
+
+it.effect("a range that drains in time is not interrupted", () =>
+  Effect.gen(function*() {
+    const ranges = yield* makeRanges(({ draining }) =>
+      Effect.as(Effect.andThen(draining.await, Effect.sleep("900 millis")), "drained")
+    )
+    yield* ranges.open
+    const closing = yield* Effect.forkChild(ranges.closeAll("drain"))
+    yield* pass(850)
+    assert.deepStrictEqual([ranges.all.get(ranges.key)?.closing, closing.pollUnsafe()], [true, undefined])
+    yield* pass(50)
+    yield* Fiber.join(closing)
+    assert.deepStrictEqual(ranges.activity, ["RangeClaimed", "RangeStopped"])
+  }))
+
+it.effect("a range that does not drain in time is interrupted; one that must stop now is interrupted at once", () =>
+  Effect.gen(function*() {
+    const ranges = yield* makeRanges(() => Effect.never)
+    yield* ranges.open
+    yield* ranges.close(ranges.key, "drain")
+    yield* pass(950)
+    assert.strictEqual(ranges.all.size, 1)
+    yield* pass(50)
+    assert.strictEqual(ranges.all.size, 0)
+    yield* ranges.open
+    yield* ranges.close(ranges.key, "now")
+    yield* breathe
+    assert.strictEqual(ranges.all.size, 0)
+  }))
+
+it.effect("a runner that ignores its interruption is left behind; its range stays in `all` until it ends", () =>
+  Effect.gen(function*() {
+    const end = yield* Deferred.make<"drained">()
+    const ranges = yield* makeRanges(() => Effect.uninterruptible(Deferred.await(end)))
+    yield* ranges.open
+    const closing = yield* Effect.forkChild(ranges.closeAll("now"))
+    yield* pass(4_950)
+    assert.isUndefined(closing.pollUnsafe())
+    yield* pass(150)
+    assert.isDefined(closing.pollUnsafe())
+    assert.strictEqual(ranges.all.size, 1)
+    yield* Deferred.succeed(end, "drained")
+    yield* breathe
+    assert.deepStrictEqual([ranges.all.size, ranges.activity.at(-1)], [0, "RangeStopped"])
+  }))
+
+it.effect("a range is opened once; the end of the scope drains it", () =>
+  Effect.gen(function*() {
+    let runs = 0
+    const ranges = yield* Effect.scoped(Effect.gen(function*() {
+      const ranges = yield* makeRanges(({ draining }) => {
+        runs++
+        return Effect.as(draining.await, "drained")
+      })
+      yield* ranges.open
+      yield* ranges.open
+      return ranges
+    }))
+    assert.deepStrictEqual([runs, ranges.all.size], [1, 0])
   }))
