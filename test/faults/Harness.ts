@@ -13,9 +13,8 @@ import * as Fs from "node:fs"
 import * as Path from "node:path"
 import * as Migrations from "../../src/layers/postgres/Migrations.ts"
 import * as PostgresStores from "../../src/layers/postgres/PostgresStores.ts"
-import * as Generation from "../../src/schema/Generation.ts"
-import * as HashRange from "../../src/schema/HashRange.ts"
 import { EventStore } from "../../src/services/EventStore.ts"
+import * as Invariants from "../../src/testing/Invariants.ts"
 import * as PostgresTest from "../../src/testing/PostgresTest.ts"
 import * as TimeLimits from "../../src/testing/TimeLimits.ts"
 import * as WorkerProcess from "../../src/testing/WorkerProcess.ts"
@@ -84,29 +83,8 @@ export interface AppendOptions {
   readonly hold?: { readonly workerId: string; readonly gate: string }
 }
 
-/** The coordination rows at one moment. */
-export interface Rows {
-  readonly workers: ReadonlyArray<{
-    readonly replicaSet: string
-    readonly workerId: string
-    readonly incarnation: bigint
-    readonly state: string
-    readonly partitionKey: number
-    readonly generationId: bigint | null
-    readonly silentForMillis: number
-  }>
-  readonly generations: ReadonlyArray<Generation.Generation>
-  readonly checkpoints: ReadonlyArray<{
-    readonly projection: string
-    readonly replicaSet: string
-    readonly range: HashRange.HashRange
-    readonly position: bigint
-    readonly workerId: string | null
-    readonly incarnation: bigint | null
-    readonly generationId: bigint | null
-    readonly halted: string | null
-  }>
-  readonly head: bigint
+/** The coordination rows at one moment, and what the handlers refused. */
+export interface Rows extends Invariants.Rows {
   /** Refusals that `late` marks as harmless. */
   readonly refusals: ReadonlyArray<{ readonly late: boolean; readonly text: string }>
 }
@@ -123,46 +101,8 @@ export interface State extends Rows {
   readonly impossible: number
 }
 
-interface RowsRow {
-  readonly workers: ReadonlyArray<
-    {
-      readonly replica_set: string
-      readonly worker_id: string
-      readonly incarnation: string
-      readonly state: string
-      readonly partition_key: number
-      readonly generation_id: string | null
-      readonly silent: number
-    }
-  >
-  readonly generations: ReadonlyArray<
-    {
-      readonly replica_set: string
-      readonly generation_id: string
-      readonly members: ReadonlyArray<
-        {
-          readonly workerId: string
-          readonly incarnation: string | number
-          readonly projections: ReadonlyArray<string>
-        }
-      >
-    }
-  >
-  readonly checkpoints: ReadonlyArray<
-    {
-      readonly projection_name: string
-      readonly replica_set: string
-      readonly range_start: number
-      readonly range_end: number
-      readonly position: string
-      readonly worker_id: string | null
-      readonly incarnation: string | null
-      readonly generation_id: string | null
-      readonly halted: string | null
-    }
-  >
-  readonly head: string
-  readonly refusals: ReadonlyArray<{ readonly late: boolean; readonly text: string }>
+interface RowsRow extends Invariants.Json {
+  readonly refusals: Rows["refusals"]
 }
 
 interface StateRow extends RowsRow {
@@ -174,23 +114,7 @@ interface StateRow extends RowsRow {
 /** A single statement, so that all values come from the same moment. */
 const query = (parts: string): string => `SELECT json_build_object(${parts}) AS found`
 
-const rowsParts = `
-    'workers', (SELECT coalesce(json_agg(json_build_object('replica_set', w.replica_set, 'worker_id', w.worker_id,
-        'incarnation', w.incarnation::text, 'state', w.state, 'partition_key', w.partition_key,
-        'generation_id', w.generation_id::text,
-        'silent', round(extract(epoch FROM clock_timestamp() - h.heartbeat_at) * 1000)) ORDER BY w.incarnation), '[]')
-      FROM orchestrator_workers w LEFT JOIN orchestrator_heartbeats h
-        ON h.replica_set = w.replica_set AND h.worker_id = w.worker_id AND h.incarnation = w.incarnation),
-    'generations', (SELECT coalesce(json_agg(json_build_object('replica_set', g.replica_set,
-        'generation_id', g.generation_id::text, 'members', g.members) ORDER BY g.replica_set, g.generation_id), '[]')
-      FROM orchestrator_generations g),
-    'checkpoints', (SELECT coalesce(json_agg(json_build_object('projection_name', c.projection_name,
-        'replica_set', c.replica_set, 'range_start', c.range_start, 'range_end', c.range_end,
-        'position', c.position::text, 'worker_id', c.worker_id, 'incarnation', c.incarnation::text,
-        'generation_id', c.generation_id::text,
-        'halted', c.halted_error) ORDER BY c.projection_name, c.range_start), '[]')
-      FROM orchestrator_checkpoints c),
-    'head', (SELECT coalesce(max(global_position), 0)::text FROM events),
+const rowsParts = `${Invariants.parts},
     'refusals', (SELECT coalesce(json_agg(json_build_object('late', late,
         'text', concat_ws(' ', worker, projection, aggregate_id, version, position)) ORDER BY at), '[]') FROM refusals)`
 
@@ -203,34 +127,7 @@ const modelParts = `
         SELECT aggregate_id, max(aggregate_version) AS version FROM events GROUP BY aggregate_id) e USING (aggregate_id)
       WHERE p.events <> p.version OR p.version > coalesce(e.version, 0))`
 
-const toRows = (row: RowsRow): Rows => ({
-  workers: row.workers.map((worker) => ({
-    replicaSet: worker.replica_set,
-    workerId: worker.worker_id,
-    incarnation: BigInt(worker.incarnation),
-    state: worker.state,
-    partitionKey: worker.partition_key,
-    generationId: worker.generation_id === null ? null : BigInt(worker.generation_id),
-    silentForMillis: worker.silent
-  })),
-  generations: row.generations.map((generation) => ({
-    replicaSet: generation.replica_set,
-    generationId: BigInt(generation.generation_id),
-    members: generation.members.map((member) => ({ ...member, incarnation: BigInt(member.incarnation) }))
-  })),
-  checkpoints: row.checkpoints.map((checkpoint) => ({
-    projection: checkpoint.projection_name,
-    replicaSet: checkpoint.replica_set,
-    range: { start: checkpoint.range_start, end: checkpoint.range_end },
-    position: BigInt(checkpoint.position),
-    workerId: checkpoint.worker_id,
-    incarnation: checkpoint.incarnation === null ? null : BigInt(checkpoint.incarnation),
-    generationId: checkpoint.generation_id === null ? null : BigInt(checkpoint.generation_id),
-    halted: checkpoint.halted
-  })),
-  head: BigInt(row.head),
-  refusals: row.refusals
-})
+const toRows = (row: RowsRow): Rows => ({ ...Invariants.fromJson(row), refusals: row.refusals })
 
 const toState = (row: StateRow): State => ({
   ...toRows(row),
@@ -240,107 +137,37 @@ const toState = (row: StateRow): State => ({
 })
 
 /** The newest generation of a replica set. */
-export const newest = (state: Rows, replicaSet = defaultReplicaSet): Generation.Generation | undefined =>
-  state.generations.findLast((generation) => generation.replicaSet === replicaSet)
+export const newest = (state: Rows, replicaSet = defaultReplicaSet) => Invariants.newest(state, replicaSet)
 
 /** The current registration of a worker id. */
 export const registered = (state: Rows, workerId: string, replicaSet = defaultReplicaSet) =>
-  state.workers.find((worker) =>
-    worker.replicaSet === replicaSet && worker.workerId === workerId && worker.state !== "stopped"
-  )
+  Invariants.registered(state, workerId, replicaSet)
 
-/**
- * Returns whether exactly these workers are the members of the newest generation, each of them reports that it runs it,
- * and every row is held by the member to which the generation assigns it.
- */
-export const sharedBy =
-  (workerIds: ReadonlyArray<string>, replicaSet = defaultReplicaSet) => (state: Rows): boolean => {
-    const generation = newest(state, replicaSet)
-    if (generation === undefined || generation.members.length !== workerIds.length) return false
-    return generation.members.every((member) => {
-      const row = registered(state, member.workerId, replicaSet)
-      if (!workerIds.includes(member.workerId) || row?.incarnation !== member.incarnation) return false
-      if (row.state !== "running" || row.generationId !== generation.generationId) return false
-      return member.projections.every((projection) => {
-        const share = Generation.share(generation, projection, member)
-        const held = state.checkpoints.filter((checkpoint) =>
-          checkpoint.projection === projection && checkpoint.workerId === member.workerId &&
-          checkpoint.incarnation === member.incarnation
-        )
-        return share !== undefined && HashRange.tiles(held.map(({ range }) => range), share)
-      })
-    })
-  }
+/** See {@link Invariants.isSharedBy}. */
+export const sharedBy = (workerIds: ReadonlyArray<string>, replicaSet = defaultReplicaSet) => (state: Rows): boolean =>
+  Invariants.isSharedBy(state, workerIds, replicaSet)
 
 /** Returns the violated invariants of the rows. */
 export const violations = (
   before: Rows | undefined,
   state: Rows,
   options: { readonly mayHalt?: boolean } = {}
-): ReadonlyArray<string> => {
-  const found: Array<string> = []
-  const rowsOf = (at: Rows, projection: string) => at.checkpoints.filter((row) => row.projection === projection)
-  for (const projection of new Set(state.checkpoints.map((row) => row.projection))) {
-    const rows = rowsOf(state, projection)
-    if (!HashRange.tiles(rows.map(({ range }) => range))) found.push(`the rows of ${projection} do not tile the space`)
-    for (const row of rows) {
-      if (row.halted !== null && options.mayHalt !== true) {
-        found.push(`${projection} ${HashRange.format(row.range)} is halted: ${row.halted}`)
-      }
-      for (const old of before === undefined ? [] : rowsOf(before, projection)) {
-        if (HashRange.overlaps(old.range, row.range) && row.position < old.position) {
-          found.push(
-            `${projection} went back from ${old.position} to ${row.position} in ${HashRange.format(row.range)}`
-          )
-        }
-      }
-    }
-  }
-  for (const old of before?.checkpoints ?? []) {
-    if (rowsOf(state, old.projection).length === 0) found.push(`the rows of ${old.projection} are gone`)
-  }
-  for (const old of before?.generations ?? []) {
-    const now = state.generations.find((generation) =>
-      generation.replicaSet === old.replicaSet && generation.generationId === old.generationId
-    )
-    const text = (generation: Generation.Generation) =>
-      JSON.stringify(generation.members, (_, value) => typeof value === "bigint" ? String(value) : value)
-    if (now !== undefined && text(now) !== text(old)) found.push(`generation ${old.generationId} has other members now`)
-    const last = newest(state, old.replicaSet)
-    if (last === undefined || last.generationId < old.generationId) {
-      found.push(`the generation of ${old.replicaSet} went back from ${old.generationId}`)
-    }
-  }
-  for (const { late, text } of state.refusals) if (!late) found.push(`refused: ${text}`)
-  return found
-}
+): ReadonlyArray<string> => [
+  ...Invariants.violations(before, state, options),
+  ...state.refusals.flatMap(({ late, text }) => late ? [] : [`refused: ${text}`])
+]
 
 /** Returns the violated invariants of the read models. */
 const modelViolations = (state: State): ReadonlyArray<string> => [
   ...Object.entries(state.applied).flatMap(([projection, events]) =>
-    events > state.events ? [`${projection} has seen ${events} events of ${state.events}`] : []
+    events > state.events ? [`${projection} contains ${events} events of ${state.events}`] : []
   ),
   ...(state.impossible > 0 ? [`${state.impossible} aggregates of the read model cannot come from the events`] : [])
 ]
 
 export const describe = (state: Rows): string =>
   [
-    "registrations:",
-    ...state.workers.map((worker) =>
-      `  ${worker.replicaSet} ${worker.workerId} #${worker.incarnation} ${worker.state}, partition ${worker.partitionKey} of generation ${worker.generationId}, silent for ${worker.silentForMillis} ms`
-    ),
-    "newest generations:",
-    ...state.generations.slice(-6).map((generation) =>
-      `  ${generation.replicaSet} ${generation.generationId}: ${
-        generation.members.map((member) => `${member.workerId}#${member.incarnation}`).join(", ")
-      }`
-    ),
-    `checkpoints (head ${state.head}):`,
-    ...state.checkpoints.map((row) =>
-      `  ${row.projection} ${HashRange.format(row.range)} at ${row.position}, ${
-        row.workerId === null ? "free" : `${row.workerId}#${row.incarnation} in ${row.generationId}`
-      }${row.halted === null ? "" : `, halted: ${row.halted}`}`
-    ),
+    Invariants.describe(state),
     `refusals: ${state.refusals.length}`,
     ...state.refusals.slice(0, 10).map(({ late, text }) => `  ${late ? "late: " : ""}${text}`)
   ].join("\n")
