@@ -122,6 +122,18 @@ const sqlPlace = rule("SQL text of the library lives in src/layers/postgres and 
   }
 })
 
+const detachedFibers = rule("A fiber that outlives its parent is started by Abandonable.", (context) => {
+  const path = pathOf(context)
+  if (!path.startsWith("src/") || path === "src/services/Abandonable.ts") return {}
+  return {
+    MemberExpression(node) {
+      if (node.property.name === "forkDetach") {
+        context.report({ node, message: `forkDetach in ${path}: use Abandonable.run or Abandonable.start.` })
+      }
+    }
+  }
+})
+
 const testNames = new Set(["it", "test", "describe", "suite", "layer", "bench"])
 
 const noSkippedTests = rule("Every test runs.", (context) => {
@@ -172,6 +184,7 @@ export default {
     "direction": direction,
     "pure-services": pureServices,
     "sql-place": sqlPlace,
+    "detached-fibers": detachedFibers,
     "no-skipped-tests": noSkippedTests,
     "words": words
   }

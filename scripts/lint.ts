@@ -116,6 +116,7 @@ refused("FloatingEffect.ts", floating.filter((entry) => entry.name === "floating
 const refusals = oxlint(`${fixtures}/oxlint.json`, [fixtures]).diagnostics
 for (
   const [file, rule, count] of [
+    ["DetachedFibers.ts", "detached-fibers", 1],
     ["Direction.ts", "direction", 1],
     ["PureServices.ts", "pure-services", 6],
     ["SkippedTests.ts", "no-skipped-tests", 3],

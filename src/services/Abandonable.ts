@@ -68,14 +68,9 @@ export const after = <E>(duration: Duration.Input, error: () => E): Effect.Effec
 export const elapsed = (duration: Duration.Input): Effect.Effect<void> =>
   Effect.andThen(Effect.sleep(duration), Effect.sleep(readingGrace))
 
-/**
- * Starts an effect in a fiber that belongs to no scope and outlives its parent, and returns the fiber at once. If
- * `uninterruptible`, the effect begins even if the fiber is interrupted at once.
- */
-export const start = <A, E, R>(
-  self: Effect.Effect<A, E, R>,
-  options?: { readonly uninterruptible: boolean }
-): Effect.Effect<Fiber.Fiber<A, E>, never, R> => Effect.forkDetach(self, { ...options, startImmediately: true })
+/** Starts an effect at once, in a fiber that belongs to no scope and outlives its parent. */
+export const start = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<Fiber.Fiber<A, E>, never, R> =>
+  Effect.forkDetach(self, { startImmediately: true })
 
 /** Returns how a fiber ended, or none if it is still running after `limit`. */
 export const end = <A, E>(
