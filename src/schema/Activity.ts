@@ -5,9 +5,14 @@
  * **Example** (Report halted ranges)
  *
  * ```ts
- * const orchestrator = yield* Orchestrator.Orchestrator
- * yield* Stream.runForEach(orchestrator.activity, (activity) =>
- *   activity._tag === "RangeHalted" ? notifyOperators(activity.projection, activity.halt.error) : Effect.void)
+ * import { Console, Effect, Stream } from "effect"
+ * import { Orchestrator } from "pupsourcing-orchestrator"
+ *
+ * export const reportHalts = Effect.gen(function*() {
+ *   const orchestrator = yield* Orchestrator.Orchestrator
+ *   yield* Stream.runForEach(orchestrator.activity, (activity) =>
+ *     activity._tag === "RangeHalted" ? Console.error(activity.projection, activity.halt.error) : Effect.void)
+ * })
  * ```
  *
  * @since 0.1.0

@@ -5,6 +5,12 @@
  * **Example**
  *
  * ```ts
+ * import { PgClient } from "@effect/sql-pg"
+ * import { Config, Effect, Layer } from "effect"
+ * import { Orchestrator, PostgresStores, Program, Projection } from "pupsourcing-orchestrator"
+ *
+ * const users = Projection.make("users", { handle: (event) => Effect.logInfo(event.eventType) })
+ *
  * const Live = Orchestrator.layer({ replicaSet: "main-projections", projections: [users] }).pipe(
  *   Layer.provide(PostgresStores.layer),
  *   Layer.provideMerge(PgClient.layerConfig({ url: Config.Redacted("DATABASE_URL") }))
@@ -246,7 +252,13 @@ export const layerConfig = <const P extends ReadonlyArray<Projection.Any>>(
  * **Example**
  *
  * ```ts
- * const Live = Orchestrator.layerFromEnv({ projections: [users] }).pipe(
+ * import { PgClient } from "@effect/sql-pg"
+ * import { Config, Effect, Layer } from "effect"
+ * import { Orchestrator, PostgresStores, Projection } from "pupsourcing-orchestrator"
+ *
+ * const users = Projection.make("users", { handle: (event) => Effect.logInfo(event.eventType) })
+ *
+ * export const Live = Orchestrator.layerFromEnv({ projections: [users] }).pipe(
  *   Layer.provide(PostgresStores.layer),
  *   Layer.provideMerge(PgClient.layerConfig({ url: Config.Redacted("DATABASE_URL") }))
  * )

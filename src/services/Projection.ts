@@ -104,7 +104,11 @@ export interface Options<E, R> extends EventFilter {
  * **Example**
  *
  * ```ts
- * const users = Projection.make("user_projection", {
+ * import { Effect } from "effect"
+ * import { SqlClient } from "effect/sql"
+ * import { Projection } from "pupsourcing-orchestrator"
+ *
+ * export const users = Projection.make("user_projection", {
  *   aggregateTypes: ["User"],
  *   handle: Effect.fnUntraced(function*(event) {
  *     const sql = yield* SqlClient.SqlClient

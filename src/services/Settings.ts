@@ -5,7 +5,12 @@
  * **Example** (A setting from a variable of your own)
  *
  * ```ts
- * const Live = Orchestrator.layerConfig({
+ * import { Effect } from "effect"
+ * import { Orchestrator, Projection, Settings } from "pupsourcing-orchestrator"
+ *
+ * const users = Projection.make("users", { handle: () => Effect.void })
+ *
+ * export const Worker = Orchestrator.layerConfig({
  *   replicaSet: "main-projections",
  *   pollInterval: Settings.duration("POLL_INTERVAL"),
  *   projections: [users]

@@ -1,6 +1,20 @@
 /**
  * Runs a worker as a Node.js program: signals, errors and the exit code.
  *
+ * **Example**
+ *
+ * ```ts
+ * import { Effect } from "effect"
+ * import { MemoryStores, Orchestrator, Program, Projection } from "pupsourcing-orchestrator"
+ *
+ * const users = Projection.make("users", { handle: (event) => Effect.logInfo(event.eventType) })
+ * const orchestrator = Orchestrator.make({ replicaSet: "main-projections", projections: [users] })
+ *
+ * Program.runMain(
+ *   Effect.flatMap(orchestrator, (worker) => worker.run).pipe(Effect.provide(MemoryStores.layer))
+ * )
+ * ```
+ *
  * @since 0.1.0
  */
 import * as NodeRuntime from "@effect/platform-node/NodeRuntime"

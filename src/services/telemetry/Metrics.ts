@@ -5,7 +5,10 @@
  * **Example** (Read a metric in the process)
  *
  * ```ts
- * const events = yield* Metric.value(
+ * import { Metric } from "effect"
+ * import { Metrics } from "pupsourcing-orchestrator"
+ *
+ * export const handledUsers = Metric.value(
  *   Metric.withAttributes(Metrics.eventsProcessedTotal, { replica_set: "main-projections", projection: "users" })
  * )
  * ```
