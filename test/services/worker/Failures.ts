@@ -1,0 +1,60 @@
+/** Handlers and failing stores for the tests of a runner. */
+import * as Clock from "effect/Clock"
+import * as Effect from "effect/Effect"
+import * as TxRef from "effect/TxRef"
+import { DatabaseUnavailable } from "../../../src/schema/Errors.ts"
+import type { Event } from "../../../src/schema/Event.ts"
+import { type CheckpointStore, type Fenced, TransientFailure } from "../../../src/services/CheckpointStore.ts"
+import * as Projection from "../../../src/services/Projection.ts"
+
+/** Records the ids that it has handled, in the transaction. */
+export const recording = (
+  handled: TxRef.TxRef<ReadonlyArray<string>>,
+  before: (event: Event) => Effect.Effect<unknown, unknown> = () => Effect.void
+) =>
+  Projection.make("users", {
+    handle: Effect.fnUntraced(function*(event) {
+      yield* before(event)
+      yield* TxRef.update(handled, (ids) => [...ids, event.aggregateId])
+    })
+  })
+
+export const ids = (count: number) => Array.from({ length: count }, (_, index) => `user-${index + 1}`)
+
+export class NoSuchCountry extends Error {
+  override readonly name = "NoSuchCountry"
+}
+
+export const unavailable = new DatabaseUnavailable({
+  reason: "shutting down",
+  server: "db:5432",
+  database: "app",
+  user: "app",
+  cause: "test"
+})
+
+export const conflict = new TransientFailure({ kind: "conflict", cause: new Error("deadlock detected") })
+export const connectionLost = new TransientFailure({ kind: "connection", cause: new Error("connection reset") })
+
+/** A commit that rolls back and fails on every attempt for which `failure` returns an error. */
+export const failingCommits = (
+  failure: (attempt: number) => TransientFailure | DatabaseUnavailable | Fenced | undefined
+) => {
+  const attempts: Array<number> = []
+  return {
+    attempts,
+    checkpoints: (real: CheckpointStore["Service"]): Partial<CheckpointStore["Service"]> => ({
+      commit: (held, options, work) =>
+        Effect.flatMap(Clock.currentTimeMillis, (now) => {
+          attempts.push(now)
+          const error = failure(attempts.length)
+          // As with a real failure, the handler runs and is rolled back.
+          return error === undefined
+            ? real.commit(held, options, work)
+            : real.commit(held, options, Effect.andThen(work, Effect.fail(error))).pipe(
+              Effect.catchTag("HandlerFailure", () => Effect.fail(error))
+            )
+        })
+    })
+  }
+}
