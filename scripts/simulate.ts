@@ -4,7 +4,7 @@
  * - `npm run simulate -- --seed N`: one seed, with its trace.
  * - `npm run simulate -- --seeds N [--seed FIRST]`: many seeds, and what they covered.
  * - `npm run simulate -- --postgres …`: either of them against PostgreSQL; the server in `DATABASE_URL`, or one of its own.
- *   `--at-once N` seeds are played at a time.
+ *   `--at-once N` seeds run at a time.
  * - `npm run simulate -- --mutations [--seeds N]`: each mechanism taken out in turn, and how many seeds notice it.
  */
 import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
@@ -13,10 +13,10 @@ import * as Effect from "effect/Effect"
 import { parseArgs } from "node:util"
 import * as EmbeddedPostgres from "../src/testing/EmbeddedPostgres.ts"
 import * as Coverage from "../test/simulation/Coverage.ts"
-import type { Outcome } from "../test/simulation/Director.ts"
 import * as Memory from "../test/simulation/Mutations.ts"
 import * as Postgres from "../test/simulation/postgres/Mutations.ts"
 import * as RealTime from "../test/simulation/postgres/RealTime.ts"
+import type { Outcome } from "../test/simulation/ScenarioRun.ts"
 import { simulate } from "../test/simulation/Simulation.ts"
 
 const { values } = parseArgs({
@@ -36,28 +36,28 @@ const whole = (name: "seed" | "seeds" | "at-once", otherwise: number): number =>
   return value
 }
 
-/** A long run says so often how far it has come. */
+/** How often a long run reports its progress. */
 const progressMillis = 30_000
 
-/** Where seeds are played, and what may be taken out there. */
-interface Theatre {
+/** Runs seeds in memory or on PostgreSQL. */
+interface Mode {
   /** The option that chooses it. */
   readonly option: "" | "--postgres "
   readonly claims: Coverage.Claims
   readonly mutations: ReadonlyArray<string>
-  readonly play: (seed: number, mutation: string | undefined) => Effect.Effect<Outcome, unknown>
+  readonly runSeed: (seed: number, mutation: string | undefined) => Effect.Effect<Outcome, unknown>
   readonly atOnce: number
-  /** What is reached is not the seeds' alone: so many times as many may be played until everything was. */
+  /** The seeds alone do not determine what is reached: up to this many times as many are run until every state was reached. */
   readonly patience: number
 }
 
-const inMemory: Theatre = {
+const inMemory: Mode = {
   option: "",
   claims: Coverage.virtual,
   mutations: Object.keys(Memory.mutations),
-  play: (seed, mutation) =>
+  runSeed: (seed, mutation) =>
     Effect.andThen(
-      // So that a signal is heard between two seeds.
+      // So that signals are handled between two seeds.
       Effect.yieldNow,
       Effect.sync(() => simulate(seed, mutation === undefined ? Memory.none : Memory.mutations[mutation]))
     ),
@@ -71,12 +71,12 @@ const onPostgres = Effect.gen(function*() {
     ? given
     : (yield* EmbeddedPostgres.acquire({ name: "simulate" })).url
   const template = yield* RealTime.prepare(serverUrl)
-  const theatre: Theatre = {
+  const mode: Mode = {
     option: "--postgres ",
     claims: Coverage.postgres,
     mutations: Object.keys(Postgres.mutations),
-    play: (seed, mutation) =>
-      RealTime.play(seed, {
+    runSeed: (seed, mutation) =>
+      RealTime.simulate(seed, {
         template,
         serverUrl,
         rewrite: mutation === undefined ? undefined : Postgres.mutations[mutation]
@@ -84,18 +84,18 @@ const onPostgres = Effect.gen(function*() {
     atOnce: whole("at-once", 8),
     patience: 3
   }
-  return theatre
+  return mode
 })
 
-const command = (theatre: Theatre, seed: number): string => `npm run simulate -- ${theatre.option}--seed ${seed}`
+const command = (mode: Mode, seed: number): string => `npm run simulate -- ${mode.option}--seed ${seed}`
 
 const fail = Effect.sync(() => {
   process.exitCode = 1
 })
 
 /** One seed with its trace. */
-const one = Effect.fnUntraced(function*(theatre: Theatre, seed: number) {
-  const { events, faults, recoveredAfter, trace, violations } = yield* theatre.play(seed, values.mutation)
+const one = Effect.fnUntraced(function*(mode: Mode, seed: number) {
+  const { events, faults, recoveredAfter, trace, violations } = yield* mode.runSeed(seed, values.mutation)
   yield* Console.log(trace.join("\n"))
   if (violations.length === 0) {
     return yield* Console.log(
@@ -107,53 +107,55 @@ const one = Effect.fnUntraced(function*(theatre: Theatre, seed: number) {
 })
 
 /** Many seeds, and what they covered. */
-const many = Effect.fnUntraced(function*(theatre: Theatre, first: number, count: number) {
-  const coverage = new Coverage.Coverage(theatre.claims)
+const many = Effect.fnUntraced(function*(mode: Mode, first: number, count: number) {
+  const coverage = new Coverage.Coverage(mode.claims)
   const began = performance.now()
-  let said = began
-  let played = 0
+  let reportedAt = began
+  let finished = 0
   let failed = 0
   let slowest = 0
-  const play = Effect.fnUntraced(function*(seed: number) {
-    const outcome = yield* theatre.play(seed, values.mutation)
+  const runSeed = Effect.fnUntraced(function*(seed: number) {
+    const outcome = yield* mode.runSeed(seed, values.mutation)
     coverage.add(outcome.coverage)
-    played++
+    finished++
     slowest = Math.max(slowest, outcome.recoveredAfter ?? 0)
     if (outcome.violations.length > 0) {
       failed++
-      yield* Console.log(`seed ${seed}: ${outcome.violations[0]}\n  ${command(theatre, seed)}`)
-      // What was played in real time is not seen again.
-      if (theatre !== inMemory) yield* Console.log(outcome.trace.join("\n"))
+      yield* Console.log(`seed ${seed}: ${outcome.violations[0]}\n  ${command(mode, seed)}`)
+      // A run in real time cannot be repeated.
+      if (mode !== inMemory) yield* Console.log(outcome.trace.join("\n"))
     }
-    if (performance.now() - said > progressMillis) {
-      said = performance.now()
-      yield* Console.log(`${played} of ${count} seeds after ${Math.round((said - began) / 1000)} s, ${failed} failed`)
+    if (performance.now() - reportedAt > progressMillis) {
+      reportedAt = performance.now()
+      yield* Console.log(
+        `${finished} of ${count} seeds after ${Math.round((reportedAt - began) / 1000)} s, ${failed} failed`
+      )
     }
   })
-  const playUpTo = (total: number) =>
-    Effect.forEach(Array.from({ length: total - played }, (_, index) => first + played + index), play, {
-      concurrency: theatre.atOnce,
+  const simulateUpTo = (total: number) =>
+    Effect.forEach(Array.from({ length: total - finished }, (_, index) => first + finished + index), runSeed, {
+      concurrency: mode.atOnce,
       discard: true
     })
-  yield* playUpTo(count)
-  while (coverage.missing().length > 0 && played < theatre.patience * count) {
-    yield* playUpTo(played + theatre.atOnce)
+  yield* simulateUpTo(count)
+  while (coverage.missing().length > 0 && finished < mode.patience * count) {
+    yield* simulateUpTo(finished + mode.atOnce)
   }
   const seconds = (performance.now() - began) / 1000
   yield* Console.log(coverage.table())
   const missing = coverage.missing()
   if (missing.length > 0) yield* Console.log(`never reached:\n  ${missing.join("\n  ")}`)
-  const pace = `${seconds.toFixed(1)} s (${(played / seconds).toFixed(1)} a second)`
-  yield* Console.log(`${played} seeds from ${first} in ${pace}: ${failed} failed; longest recovery ${slowest} ms`)
+  const pace = `${seconds.toFixed(1)} s (${(finished / seconds).toFixed(1)} a second)`
+  yield* Console.log(`${finished} seeds from ${first} in ${pace}: ${failed} failed; longest recovery ${slowest} ms`)
   if (failed > 0 || missing.length > 0) yield* fail
 })
 
 /** Each mechanism taken out in turn. */
-const mutations = Effect.fnUntraced(function*(theatre: Theatre, first: number, most: number) {
-  for (const name of theatre.mutations) {
+const mutations = Effect.fnUntraced(function*(mode: Mode, first: number, most: number) {
+  for (const name of mode.mutations) {
     let seed = first
-    let found = yield* theatre.play(seed, name)
-    while (found.violations.length === 0 && seed < first + most - 1) found = yield* theatre.play(++seed, name)
+    let found = yield* mode.runSeed(seed, name)
+    while (found.violations.length === 0 && seed < first + most - 1) found = yield* mode.runSeed(++seed, name)
     const isRed = found.violations.length > 0
     const verdict = isRed ? `red after ${seed - first + 1}: ${found.violations[0]}` : `green after ${most}`
     yield* Console.log(`${name.padEnd(44)} ${verdict}`)
@@ -162,13 +164,13 @@ const mutations = Effect.fnUntraced(function*(theatre: Theatre, first: number, m
 })
 
 const program = Effect.gen(function*() {
-  const theatre = values.postgres ? yield* onPostgres : inMemory
+  const mode = values.postgres ? yield* onPostgres : inMemory
   const first = whole("seed", 1)
-  if (values.mutation !== undefined && !theatre.mutations.includes(values.mutation)) {
-    throw new Error(`--mutation is one of: ${theatre.mutations.join(", ")}`)
+  if (values.mutation !== undefined && !mode.mutations.includes(values.mutation)) {
+    throw new Error(`--mutation is one of: ${mode.mutations.join(", ")}`)
   }
-  if (values.mutations) return yield* mutations(theatre, first, whole("seeds", 1000))
-  return values.seeds === undefined ? yield* one(theatre, first) : yield* many(theatre, first, whole("seeds", 0))
+  if (values.mutations) return yield* mutations(mode, first, whole("seeds", 1000))
+  return values.seeds === undefined ? yield* one(mode, first) : yield* many(mode, first, whole("seeds", 0))
 })
 
 NodeRuntime.runMain(Effect.scoped(program))

@@ -7,7 +7,7 @@ export interface Claims {
   readonly [group: string]: ReadonlyArray<string>
 }
 
-/** Entries that apply wherever a scenario is played. */
+/** Entries that apply wherever a scenario runs. */
 const everywhere = {
   faults: [
     "kill: cut, then interrupted",

@@ -1,6 +1,6 @@
 /**
  * What a seed determines: settings, projections, workers, writers, and faults with their times. A scenario does not
- * depend on where it is played: on the memory layers with virtual time, or on PostgreSQL in real time.
+ * depend on where it runs: on the memory layers with virtual time, or on PostgreSQL in real time.
  *
  * The victim of a fault is drawn as an index into the workers that it may affect when its time comes.
  */

@@ -13,7 +13,6 @@ import * as Orchestrator from "../../src/services/Orchestrator.ts"
 import { Chance } from "./Chance.ts"
 import { Checkers } from "./Checkers.ts"
 import * as Coverage from "./Coverage.ts"
-import { Director, type Outcome, type Stage } from "./Director.ts"
 import { CurrentProcess, Engine, Process } from "./Engine.ts"
 import { EventLog } from "./EventLog.ts"
 import * as Faults from "./Faults.ts"
@@ -22,6 +21,7 @@ import { type Mutation, none } from "./Mutations.ts"
 import * as Observers from "./Observers.ts"
 import { type Effects, effectsAfter, noEffects, type ReadModel, Run, type Worker } from "./Run.ts"
 import * as Scenario from "./Scenario.ts"
+import { type Environment, type Outcome, ScenarioRun } from "./ScenarioRun.ts"
 
 /** The read models, which commit with the batches. */
 class Model implements ReadModel {
@@ -55,7 +55,7 @@ class Model implements ReadModel {
 }
 
 /** A process, and the handles of the worker in it. */
-interface Performer {
+interface SimulatedWorker {
   readonly process: Process
   fiber: Fiber.Fiber<unknown, unknown> | undefined
   /** Ends its session as a crash does. */
@@ -71,7 +71,7 @@ const randomOf = (seed: number): typeof Random.Random["Service"] => {
   }
 }
 
-const stageOf = (engine: Engine, driver: Process, mutation: Mutation, scenario: Scenario.Scenario) => {
+const environmentOf = (engine: Engine, driver: Process, mutation: Mutation, scenario: Scenario.Scenario) => {
   const driverContext = Context.make(Scheduler.Scheduler, driver.scheduler).pipe(
     Context.add(Clock.Clock, driver.clock),
     Context.add(CurrentProcess, driver)
@@ -98,15 +98,15 @@ const stageOf = (engine: Engine, driver: Process, mutation: Mutation, scenario: 
 
   const random = randomOf(scenario.seed)
   const logger = Logs.logger(run, (fiber) => fiber.getRef(CurrentProcess)?.name ?? "?")
-  const performers = new Map<Worker, Performer>()
-  const of = (worker: Worker): Performer => performers.get(worker)!
+  const simulatedWorkers = new Map<Worker, SimulatedWorker>()
+  const of = (worker: Worker): SimulatedWorker => simulatedWorkers.get(worker)!
   let open = 0
 
-  const after: Stage<never>["after"] = (millis, act) => {
-    engine.after(driver, millis, act)
+  const after: Environment<never>["after"] = (millis, action) => {
+    engine.after(driver, millis, action)
   }
 
-  const write: Stage<never>["write"] = ({ aggregate: place, eventTypes, isLate, lasts, rollsBack }) => {
+  const write: Environment<never>["write"] = ({ aggregate: place, eventTypes, isLate, lasts, rollsBack }) => {
     const free = scenario.aggregates.filter((aggregate) => !log.locked.has(aggregate.id))
     const aggregate = free[Math.floor(place * free.length)]
     if (aggregate === undefined) return
@@ -127,7 +127,7 @@ const stageOf = (engine: Engine, driver: Process, mutation: Mutation, scenario: 
     else after(lasts, close)
   }
 
-  const handle: Stage<never>["handle"] = Effect.fnUntraced(function*(subject, event) {
+  const handle: Environment<never>["handle"] = Effect.fnUntraced(function*(subject, event) {
     yield* TxRef.update(
       model.effectsRef(subject.name, event.aggregateId),
       (effects) => effectsAfter(effects, event.aggregateVersion)
@@ -135,21 +135,21 @@ const stageOf = (engine: Engine, driver: Process, mutation: Mutation, scenario: 
     if (scenario.sharesRows) yield* TxRef.update(model.totalRef(subject.name), (total) => total + 1)
   })
 
-  const start: Stage<never>["start"] = (worker, options, ended) => {
+  const start: Environment<never>["start"] = (worker, options, ended) => {
     const process = new Process(engine, worker.name, true)
-    const performer: Performer = { process, fiber: undefined, cut: Effect.void, sessionOpenedAt: engine.now }
-    performers.set(worker, performer)
+    const simulated: SimulatedWorker = { process, fiber: undefined, cut: Effect.void, sessionOpenedAt: engine.now }
+    simulatedWorkers.set(worker, simulated)
     if (run.chance.bool(0.1)) {
       process.skew = run.chance.int(-3_600_000, 3_600_000)
       coverage.count("faults", "worker's clock wrong")
     }
     const program = Effect.scoped(Effect.gen(function*() {
       const opened = yield* MemoryWorld.open(world)
-      performer.cut = opened.cut
+      simulated.cut = opened.cut
       const handle: MemoryWorld.Handle = {
         ...opened,
         get openedAt() {
-          return performer.sessionOpenedAt
+          return simulated.sessionOpenedAt
         }
       }
       const stores = Faults.make({ run, worker, process, handle, log, checkers, mutation })
@@ -163,8 +163,8 @@ const stageOf = (engine: Engine, driver: Process, mutation: Mutation, scenario: 
       Context.add(References.CurrentLoggers, new Set([logger])),
       Context.add(References.MinimumLogLevel, "Warn")
     )
-    performer.fiber = Effect.runForkWith(context)(program)
-    performer.fiber.addObserver(ended)
+    simulated.fiber = Effect.runForkWith(context)(program)
+    simulated.fiber.addObserver(ended)
   }
 
   const enterAgain = ({ exit, isCut, registration }: Worker): void => {
@@ -172,7 +172,7 @@ const stageOf = (engine: Engine, driver: Process, mutation: Mutation, scenario: 
     inDriver(MemoryWorld.changeWorker(world, registration, (record) => ({ ...record, absentSince: undefined })))
   }
 
-  const endPresence: Stage<never>["endPresence"] = (worker, millis) => {
+  const endPresence: Environment<never>["endPresence"] = (worker, millis) => {
     if (worker.registration === undefined) return false
     inDriver(MemoryWorld.endPresence(world, worker.registration))
     if (millis !== undefined) after(millis, () => enterAgain(worker))
@@ -180,14 +180,14 @@ const stageOf = (engine: Engine, driver: Process, mutation: Mutation, scenario: 
   }
 
   /** After an outage the worker has a new session with presence. */
-  const callBack: Stage<never>["callBack"] = (worker) => {
+  const reconnect: Environment<never>["reconnect"] = (worker) => {
     for (const back of worker === undefined ? run.workers : [worker]) {
       of(back).sessionOpenedAt = engine.now
       enterAgain(back)
     }
   }
 
-  const stage: Stage<never> = {
+  const environment: Environment<never> = {
     after,
     write,
     openWriters: () => open,
@@ -204,35 +204,35 @@ const stageOf = (engine: Engine, driver: Process, mutation: Mutation, scenario: 
     thaw: (worker) => of(worker).process.thaw(),
     // The injected faults check `awayUntil` themselves. An outage for all workers starts a new server epoch, so nothing
     // that was read before can be written.
-    sendAway: (worker) => {
+    disconnect: (worker) => {
       if (worker === undefined) world.epoch = `${BigInt(world.epoch) + 1n}`
     },
-    callBack,
+    reconnect,
     stalls: () => 0,
     endPresence
   }
-  return { run, checkers, stage }
+  return { run, checkers, environment }
 }
 
 export const simulate = (seed: number, mutation: Mutation = none): Outcome => {
   const chance = new Chance(seed, 6)
   const engine = new Engine(seed, chance.pick([0, 0, 0.002, 0.02]), chance.pick([0, 0.2, 1]))
   const driver = new Process(engine, "scenario", false)
-  const { checkers, run, stage } = stageOf(
+  const { checkers, run, environment } = environmentOf(
     engine,
     driver,
     mutation,
     Scenario.draw(seed, Scenario.virtual, mutation.faults)
   )
-  const director = new Director(run, stage, checkers)
+  const scenarioRun = new ScenarioRun(run, environment, checkers)
   try {
-    const play = director.play()
-    let wait = play.next()
-    while (wait.done !== true) wait = play.next(engine.run(wait.value.done, wait.value.deadline))
+    const steps = scenarioRun.steps()
+    let wait = steps.next()
+    while (wait.done !== true) wait = steps.next(engine.run(wait.value.done, wait.value.deadline))
   } catch (error) {
     run.violation(`the simulation broke: ${error instanceof Error ? error.stack ?? error.message : String(error)}`)
   }
   run.coverage.count("numbers", "virtual seconds", Math.round(engine.now / 1000))
   run.coverage.count("numbers", "tasks", engine.steps)
-  return director.outcome
+  return scenarioRun.outcome
 }

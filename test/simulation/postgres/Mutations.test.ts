@@ -18,7 +18,7 @@ it.live.each(quick)("the checkers detect: %s", (name) =>
   Effect.gen(function*() {
     const template = yield* RealTime.prepare(PostgresTest.serverUrl())
     for (let seed = 1; seed <= most; seed++) {
-      const { violations } = yield* RealTime.play(seed, { template, rewrite: mutations[name] })
+      const { violations } = yield* RealTime.simulate(seed, { template, rewrite: mutations[name] })
       if (violations.length > 0) {
         process.stdout.write(`on PostgreSQL, ${name}: red after ${seed} seeds: ${violations[0]}\n`)
         return

@@ -2,7 +2,7 @@
  * Mechanisms that can be removed from the library's statements on their way to PostgreSQL, to show that the checkers
  * detect their absence. `test/mutations` covers all mechanisms, one by one.
  */
-import type { Rewrite } from "./Performer.ts"
+import type { Rewrite } from "./SimulatedWorker.ts"
 
 export const mutations: Readonly<Record<string, Rewrite>> = {
   // The parameters stay, because PostgreSQL refuses a statement that does not use them.

@@ -3,7 +3,7 @@
  * `pg_terminate_backend`, and on the connections.
  *
  * The seed determines the scenario but not its course: real time, the server and other load on the machine determine
- * which statement a fault hits. A seed that failed may pass when it is played again.
+ * which statement a fault hits. A seed that failed may pass when it runs again.
  */
 import * as PgClient from "@effect/sql-pg/PgClient"
 import * as Cause from "effect/Cause"
@@ -17,12 +17,12 @@ import * as Migrations from "../../../src/layers/postgres/Migrations.ts"
 import * as PostgresTest from "../../../src/testing/PostgresTest.ts"
 import { Checkers } from "../Checkers.ts"
 import * as Coverage from "../Coverage.ts"
-import { Director, type Outcome, type Stage } from "../Director.ts"
 import { Run, type Worker } from "../Run.ts"
 import * as Scenario from "../Scenario.ts"
+import { type Environment, type Outcome, ScenarioRun } from "../ScenarioRun.ts"
 import * as Audit from "./Audit.ts"
 import { Mirror } from "./Mirror.ts"
-import { Performer, type Rewrite } from "./Performer.ts"
+import { type Rewrite, SimulatedWorker } from "./SimulatedWorker.ts"
 import * as Writers from "./Writers.ts"
 
 export interface Options {
@@ -43,7 +43,7 @@ const sessionMillis = 10_000
 /** How long workers that were cut off or stopped may take to end. */
 const endMillis = 20_000
 
-/** Creates the template of the databases on which runs are played; it exists as long as the scope. */
+/** Creates the template of the databases of the runs; it exists as long as the scope. */
 export const prepare = Effect.fnUntraced(function*(serverUrl?: string) {
   const { name, url } = yield* PostgresTest.make({ serverUrl })
   yield* PostgresTest.withConnection(
@@ -53,7 +53,7 @@ export const prepare = Effect.fnUntraced(function*(serverUrl?: string) {
   return name
 })
 
-const handle: Stage<SqlClient.SqlClient>["handle"] = Effect.fnUntraced(function*(subject, event) {
+const handle: Environment<SqlClient.SqlClient>["handle"] = Effect.fnUntraced(function*(subject, event) {
   const sql = yield* SqlClient.SqlClient
   yield* sql`
     INSERT INTO models (projection, aggregate_id, count, version, ordered)
@@ -70,14 +70,14 @@ const handleShared: typeof handle = Effect.fnUntraced(function*(subject, event) 
     ON CONFLICT (projection) DO UPDATE SET count = totals.count + 1`
 })
 
-/** Plays a seed's scenario; the database is dropped afterwards. */
-export const play = (seed: number, options: Options) =>
-  Effect.scoped(playOn(Scenario.draw(seed, Scenario.real), options))
+/** Runs a seed's scenario; the database is dropped afterwards. */
+export const simulate = (seed: number, options: Options) =>
+  Effect.scoped(simulateOn(Scenario.draw(seed, Scenario.real), options))
 
-const playOn = Effect.fnUntraced(function*(scenario: Scenario.Scenario, options: Options) {
+const simulateOn = Effect.fnUntraced(function*(scenario: Scenario.Scenario, options: Options) {
   const { url } = yield* PostgresTest.make(options)
   const sql = yield* Effect.provide(PgClient.makeClient({ url: Redacted.make(url) }), Reactivity.layer)
-  const perform = yield* FiberSet.makeRuntime<never>()
+  const fork = yield* FiberSet.makeRuntime<never>()
   const [start] = yield* sql<{ readonly millis: number }>`
     SELECT (extract(epoch FROM clock_timestamp()) * 1000)::float8 AS millis`
   const startedAt = Date.now()
@@ -87,11 +87,11 @@ const playOn = Effect.fnUntraced(function*(scenario: Scenario.Scenario, options:
   const run = new Run({ scenario, coverage, now: () => Date.now() - startedAt, events: mirror, model: mirror })
   const checkers = new Checkers(run)
   const writers = yield* Writers.make(url, run)
-  const performers = new Map<Worker, Performer>()
-  const of = (worker: Worker): Performer => performers.get(worker)!
+  const simulatedWorkers = new Map<Worker, SimulatedWorker>()
+  const of = (worker: Worker): SimulatedWorker => simulatedWorkers.get(worker)!
 
-  const inScenario = (act: Effect.Effect<unknown, unknown>): void => {
-    perform(Effect.catchCause(act, (cause) =>
+  const forkAction = (action: Effect.Effect<unknown, unknown>): void => {
+    fork(Effect.catchCause(action, (cause) =>
       Effect.sync(() => {
         if (!Cause.hasInterrupts(cause)) run.violation(`the scenario broke: ${Cause.pretty(cause)}`)
       })))
@@ -99,26 +99,26 @@ const playOn = Effect.fnUntraced(function*(scenario: Scenario.Scenario, options:
 
   /** Terminates one of a worker's sessions on the server: the one that holds its presence, or any. */
   const terminate = (worker: Worker, which: string) =>
-    inScenario(sql`
+    forkAction(sql`
       SELECT pg_terminate_backend(pid) FROM pg_stat_activity
       WHERE datname = current_database() AND client_port = ANY(${of(worker).wire.ports}::int4[])
         AND application_name LIKE ${which} LIMIT 1`)
 
-  const affected = (worker: Worker | undefined) => worker === undefined ? [...performers.values()] : [of(worker)]
+  const affected = (worker: Worker | undefined) => worker === undefined ? [...simulatedWorkers.values()] : [of(worker)]
 
-  const stage: Stage<SqlClient.SqlClient> = {
-    after: (millis, act) => inScenario(Effect.andThen(Effect.sleep(millis), Effect.sync(act))),
-    write: (write) => inScenario(writers.write(write)),
+  const environment: Environment<SqlClient.SqlClient> = {
+    after: (millis, action) => forkAction(Effect.andThen(Effect.sleep(millis), Effect.sync(action))),
+    write: (write) => forkAction(writers.write(write)),
     openWriters: writers.open,
     handle: scenario.sharesRows ? handleShared : handle,
     start: (worker, orchestrator, ended) => {
-      const performer = new Performer(run, worker, url)
-      performers.set(worker, performer)
+      const simulated = new SimulatedWorker(run, worker, url)
+      simulatedWorkers.set(worker, simulated)
       // In real time, any delay may keep a worker from its heartbeats.
       worker.ailments.cutOffUntil = Infinity
-      if (run.now() < run.awayUntil) performer.wire.refuse()
-      performer.fiber = perform(performer.program(orchestrator, options.rewrite))
-      performer.fiber.addObserver(ended)
+      if (run.now() < run.awayUntil) simulated.wire.refuse()
+      simulated.fiber = fork(simulated.program(orchestrator, options.rewrite))
+      simulated.fiber.addObserver(ended)
     },
     stop: (worker) => of(worker).fiber?.interruptUnsafe(),
     cut: (worker) => of(worker).wire.refuse(),
@@ -128,11 +128,11 @@ const playOn = Effect.fnUntraced(function*(scenario: Scenario.Scenario, options:
     },
     freeze: () => {},
     thaw: (worker) => of(worker).parking.leave(),
-    sendAway: (worker) => {
+    disconnect: (worker) => {
       for (const { wire } of affected(worker)) wire.refuse()
     },
-    callBack: (worker) => {
-      for (const [one, { wire }] of performers) {
+    reconnect: (worker) => {
+      for (const [one, { wire }] of simulatedWorkers) {
         const isBack = run.now() >= Math.max(one.ailments.awayUntil, run.awayUntil)
         if ((worker === undefined || worker === one) && !one.isCut && isBack) wire.accept()
       }
@@ -154,46 +154,46 @@ const playOn = Effect.fnUntraced(function*(scenario: Scenario.Scenario, options:
     checkers,
     began: start!.millis,
     absentSince: (worker: Worker, at: number) => {
-      const lost = performers.get(worker)?.wire.lostSince(startedAt + at - sessionMillis)
+      const lost = simulatedWorkers.get(worker)?.wire.lostSince(startedAt + at - sessionMillis)
       return lost === undefined ? undefined : lost - startedAt
     }
   }
   /** Passes everything that was committed before this began to the checkers. */
   const look = Effect.gen(function*() {
-    const refused = [...performers].map(([worker, performer]) => [worker, performer.refused.splice(0)] as const)
+    const refused = [...simulatedWorkers].map(([worker, simulated]) => [worker, simulated.refused.splice(0)] as const)
     const seen = yield* Audit.read(sql, snapshot)
     snapshot = seen.snapshot
     for (const transaction of seen.transactions) mirror.apply(transaction, outside)
     for (const [worker, held] of refused) for (const row of held) checkers.fenced(worker, row)
   })
 
-  const director = new Director(run, stage, checkers)
-  const script = director.play()
-  let wait = script.next()
+  const scenarioRun = new ScenarioRun(run, environment, checkers)
+  const steps = scenarioRun.steps()
+  let wait = steps.next()
   while (wait.done !== true) {
     yield* Effect.sleep(breathMillis)
     yield* look
-    if (wait.value.done()) wait = script.next(true)
-    else if (run.now() >= wait.value.deadline) wait = script.next(false)
+    if (wait.value.done()) wait = steps.next(true)
+    else if (run.now() >= wait.value.deadline) wait = steps.next(false)
   }
-  yield* end(run, performers)
+  yield* end(run, simulatedWorkers)
   coverage.count("numbers", "seconds", Math.round(run.now() / 1000))
-  return director.outcome satisfies Outcome
+  return scenarioRun.outcome satisfies Outcome
 })
 
 /** Stops all workers, including those that were cut off. */
-const end = Effect.fnUntraced(function*(run: Run, performers: ReadonlyMap<Worker, Performer>) {
-  for (const [worker, { fiber, parking, wire }] of performers) {
+const end = Effect.fnUntraced(function*(run: Run, simulatedWorkers: ReadonlyMap<Worker, SimulatedWorker>) {
+  for (const [worker, { fiber, parking, wire }] of simulatedWorkers) {
     worker.isCut = true
     worker.isFrozen = false
     parking.leave()
     wire.refuse()
     fiber?.interruptUnsafe()
   }
-  const fibers = [...performers.values()].flatMap(({ fiber }) => fiber ?? [])
+  const fibers = [...simulatedWorkers.values()].flatMap(({ fiber }) => fiber ?? [])
   const ended = yield* Effect.timeoutOption(Fiber.awaitAll(fibers), endMillis)
   if (ended._tag === "None") {
-    const names = [...performers.keys()].filter(({ exit }) => exit === undefined).map(({ name }) => name)
+    const names = [...simulatedWorkers.keys()].filter(({ exit }) => exit === undefined).map(({ name }) => name)
     run.violation(`P5: ${names.join(" ")} did not stop after being cut off`)
   }
 })

@@ -10,7 +10,7 @@ import type { NewEvent } from "../../../src/schema/Event.ts"
 import { EventStore } from "../../../src/services/EventStore.ts"
 import type { Run } from "../Run.ts"
 import type { Aggregate, Write } from "../Scenario.ts"
-import { unflushed } from "./Performer.ts"
+import { unflushed } from "./SimulatedWorker.ts"
 
 const plain = Effect.fnUntraced(function*({ id, type }: Aggregate, eventTypes: ReadonlyArray<string>) {
   const sql = yield* SqlClient.SqlClient

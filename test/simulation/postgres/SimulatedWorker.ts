@@ -44,7 +44,7 @@ const clockOf = (clock: Clock.Clock, skew: number, awake: Effect.Effect<void>): 
   }
 }
 
-export class Performer {
+export class SimulatedWorker {
   readonly wire: Wire
   readonly parking = new Faults.Parking()
   private readonly awake: Effect.Effect<void>

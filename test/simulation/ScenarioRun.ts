@@ -1,8 +1,8 @@
 /**
- * Plays a scenario on a stage: workers, writers and faults as drawn. Then all faults stop; within a bound every event
+ * Runs a scenario in an environment: workers, writers and faults as drawn. Then all faults stop; within a bound every event
  * has to be handled and the assignment has to become stable. Then all workers leave.
  *
- * The director has no access to time or stores. Where it has to wait it yields the condition, and the stage lets time
+ * The run has no access to time or stores. Where it has to wait it yields the condition, and the environment lets time
  * pass.
  */
 import * as Cause from "effect/Cause"
@@ -19,8 +19,8 @@ import type { Coverage } from "./Coverage.ts"
 import { type Run, type Start, type Subject, Worker } from "./Run.ts"
 import type { Fault, Write } from "./Scenario.ts"
 
-/** The environment in which a scenario is played. */
-export interface Stage<R> {
+/** The environment in which a scenario runs. */
+export interface Environment<R> {
   /** Runs a function later, even if workers are frozen. */
   readonly after: (millis: number, run: () => void) => void
   readonly write: (write: Write) => void
@@ -42,9 +42,9 @@ export interface Stage<R> {
   readonly freeze: (worker: Worker) => void
   readonly thaw: (worker: Worker) => void
   /** Makes the stores unreachable for a worker until `ailments.awayUntil`, or for all until `run.awayUntil`. */
-  readonly sendAway: (worker: Worker | undefined) => void
+  readonly disconnect: (worker: Worker | undefined) => void
   /** Makes the stores reachable again. */
-  readonly callBack: (worker: Worker | undefined) => void
+  readonly reconnect: (worker: Worker | undefined) => void
   /** How often workers were delayed for reasons outside of the scenario. */
   readonly stalls: () => number
   /** Ends the worker's presence for this long, or until it reconnects. Returns whether it had any. */
@@ -77,9 +77,9 @@ const stepsAtMost = 400
 
 const place = <A>(items: ReadonlyArray<A>, at: number): A | undefined => items[Math.floor(at * items.length)]
 
-export class Director<R> {
+export class ScenarioRun<R> {
   private readonly run: Run
-  private readonly stage: Stage<R>
+  private readonly environment: Environment<R>
   private readonly checkers: Checkers
   private readonly names: ReadonlyArray<string>
   private faults = 0
@@ -92,9 +92,9 @@ export class Director<R> {
   /** The event at which handlers of a projection block their process: the first one that reaches a handler. */
   private unbearable: { readonly projection: string; readonly millis: number; position: bigint | undefined } | undefined
 
-  constructor(run: Run, stage: Stage<R>, checkers: Checkers) {
+  constructor(run: Run, environment: Environment<R>, checkers: Checkers) {
     this.run = run
-    this.stage = stage
+    this.environment = environment
     this.checkers = checkers
     this.names = [...run.subjects.keys()]
   }
@@ -112,7 +112,7 @@ export class Director<R> {
     }
   }
 
-  *play(): Generator<Wait, void, boolean> {
+  *steps(): Generator<Wait, void, boolean> {
     yield* this.disturb()
     if (!this.isRed()) yield* this.recover()
     if (!this.isRed()) yield* this.rest()
@@ -136,8 +136,8 @@ export class Director<R> {
       const isEnough = index >= scenario.pace.steps && events.committed >= eventsAtLeast && this.faults >= faultsAtLeast
       if (this.isRed() || isEnough || index > stepsAtMost) return
       index++
-      for (const write of step.writes) this.stage.write(write)
-      if (step.fault !== undefined && this.act(step.fault)) this.faults++
+      for (const write of step.writes) this.environment.write(write)
+      if (step.fault !== undefined && this.inject(step.fault)) this.faults++
       yield* this.pass(step.lasts)
     }
   }
@@ -162,7 +162,7 @@ export class Director<R> {
       })
     })
     const { end } = this.run.events
-    this.stage.start(
+    this.environment.start(
       worker,
       { ...scenario.settings, replicaSet: worker.replicaSet, workerId: worker.workerId, projections },
       (exit) => this.ended(worker, exit, end)
@@ -173,7 +173,7 @@ export class Director<R> {
   private handler(subject: Subject, worker: Worker) {
     const { ailments } = worker
     const { chance, coverage, now, takesLong } = this.run
-    const handle = this.stage.handle
+    const handle = this.environment.handle
     const blocked = (event: Event) => this.blocked(subject, worker, event)
     return Effect.fnUntraced(function*(event: Event): Effect.fn.Return<void, unknown, R> {
       if (blocked(event)) {
@@ -269,7 +269,7 @@ export class Director<R> {
     const isSuperfluous = failure === "WorkerIdInUse" || failure === "WorkerReplaced"
     const isGuest = worker.start.otherFilter === true || worker.replicaSet !== "main" || worker.catchesUp
     if (worker.leaving || isGuest || isSuperfluous) return
-    this.stage.after(this.run.chance.int(50, 500), () => {
+    this.environment.after(this.run.chance.int(50, 500), () => {
       if (!this.isStopping && this.running().length < this.run.scenario.workersAtMost) this.start(worker.start)
     })
   }
@@ -281,20 +281,20 @@ export class Director<R> {
   private leave(worker: Worker): void {
     this.run.say("scenario", `stops ${worker.name}`)
     worker.leaving = true
-    this.stage.stop(worker)
+    this.environment.stop(worker)
   }
 
   private kill(worker: Worker, { harsh, isHalfOpen }: Pick<Fault, "harsh" | "isHalfOpen">): void {
     this.run.say("scenario", `kills ${worker.name}${harsh ? " at once" : ""}`)
     worker.isCut = true
-    if (harsh) this.stage.halt(worker)
+    if (harsh) this.environment.halt(worker)
     if (harsh && isHalfOpen) {
       this.run.coverage.count("faults", "kill: session half open")
       return
     }
     this.run.coverage.count("faults", harsh ? "kill: gone at once" : "kill: cut, then interrupted")
-    this.stage.cut(worker)
-    if (!harsh) this.stage.stop(worker)
+    this.environment.cut(worker)
+    if (!harsh) this.environment.stop(worker)
   }
 
   private freeze(worker: Worker, millis: number): void {
@@ -302,8 +302,8 @@ export class Director<R> {
     this.run.say("scenario", `freezes ${worker.name} for ${millis} ms`)
     this.run.coverage.count("faults", "freeze")
     worker.isFrozen = true
-    this.stage.freeze(worker)
-    this.stage.after(millis, () => this.thaw(worker))
+    this.environment.freeze(worker)
+    this.environment.after(millis, () => this.thaw(worker))
   }
 
   private thaw(worker: Worker): void {
@@ -312,7 +312,7 @@ export class Director<R> {
     worker.isFrozen = false
     // A call that was slow when the worker froze is still slow.
     this.cutsOff(worker, this.run.now() + 2 * this.slowest)
-    this.stage.thaw(worker)
+    this.environment.thaw(worker)
   }
 
   /** Freezes a worker; half of the time in the middle of a batch. */
@@ -321,13 +321,13 @@ export class Director<R> {
     this.run.say("scenario", `${worker.name}: handler slow, and events`)
     worker.ailments.handlerSlowUntil = Math.max(worker.ailments.handlerSlowUntil, this.run.now() + 100)
     this.keepBusy(fault)
-    this.stage.after(fault.strikes, () => {
+    this.environment.after(fault.strikes, () => {
       if (!this.isCalm && worker.isRunning) this.freeze(worker, fault.lasts)
     })
   }
 
   private keepBusy({ writes }: Fault): void {
-    for (const write of writes) this.stage.write(write)
+    for (const write of writes) this.environment.write(write)
   }
 
   private get slowest(): number {
@@ -339,13 +339,13 @@ export class Director<R> {
   }
 
   private later(millis: number, start: Start): void {
-    this.stage.after(millis, () => {
+    this.environment.after(millis, () => {
       if (!this.isStopping) this.start(start)
     })
   }
 
   /** Injects a fault. Returns whether it was possible. */
-  private act(fault: Fault): boolean {
+  private inject(fault: Fault): boolean {
     const { coverage, now, say, scenario } = this.run
     const alive = this.running()
     if (fault.name === "join" && alive.length >= scenario.workersAtMost) return false
@@ -393,14 +393,14 @@ export class Director<R> {
         coverage.count("faults", "stores away for one worker")
         ailments.awayUntil = until
         this.cutsOff(victim, until)
-        this.stage.sendAway(victim)
-        this.stage.after(fault.lasts, () => this.stage.callBack(victim))
+        this.environment.disconnect(victim)
+        this.environment.after(fault.lasts, () => this.environment.reconnect(victim))
         return ails("stores away")
       case "away for all":
         coverage.count("faults", "stores away for all")
         this.run.awayUntil = Math.max(this.run.awayUntil, until)
-        this.stage.sendAway(undefined)
-        this.stage.after(fault.lasts, () => this.stage.callBack(undefined))
+        this.environment.disconnect(undefined)
+        this.environment.after(fault.lasts, () => this.environment.reconnect(undefined))
         return ails("stores away for all")
       case "failing":
         ailments.failingUntil = until
@@ -420,7 +420,7 @@ export class Director<R> {
       case "presence":
       case "presence for a moment": {
         const isBrief = fault.name === "presence for a moment"
-        if (!this.stage.endPresence(victim, isBrief ? fault.lasts : undefined)) return false
+        if (!this.environment.endPresence(victim, isBrief ? fault.lasts : undefined)) return false
         coverage.count("faults", isBrief ? "presence lost for a moment" : "presence lost")
         say("scenario", `${victim.name}: presence lost`)
         return true
@@ -456,7 +456,7 @@ export class Director<R> {
           carries: [fault.projection],
           replicaSet: "other"
         })
-        this.stage.after(fault.follows, () => {
+        this.environment.after(fault.follows, () => {
           if (guest.isRunning) this.leave(guest)
         })
         return true
@@ -490,7 +490,7 @@ export class Director<R> {
       })
     }
     // This comes first: a worker that reaches the stores after an outage uses a new session.
-    this.stage.callBack(undefined)
+    this.environment.reconnect(undefined)
     for (const worker of this.run.workers) {
       this.thaw(worker)
       if (worker.isRunning && worker.replicaSet !== "main") this.leave(worker)
@@ -514,14 +514,14 @@ export class Director<R> {
         this.join(worker.start.carries)
       }
     }
-    this.stage.after(this.run.scenario.pace.deploys, this.deploy)
+    this.environment.after(this.run.scenario.pace.deploys, this.deploy)
   }
 
   private *recover(): Generator<Wait, void, boolean> {
     const { bound, deploys } = this.run.scenario.pace
     this.calm()
     const since = this.run.now()
-    this.stage.after(deploys, this.deploy)
+    this.environment.after(deploys, this.deploy)
     const isDone = () => this.isRed() || this.unsettled().length === 0
     if (!(yield { done: isDone, deadline: since + bound })) {
       this.run.violation(`P5: ${bound} ms after the faults stopped ${this.unsettled().join("; ")}`)
@@ -539,12 +539,12 @@ export class Director<R> {
     const newest = () => this.checkers.generations.get("main")?.generationId
     this.isStopping = true
     while (!this.isRed()) {
-      const stalls = this.stage.stalls()
+      const stalls = this.environment.stalls()
       const settled = newest()
       yield* this.pass(quiet)
       const unsettled = this.unsettled()
       if (this.isRed() || (newest() === settled && unsettled.length === 0)) return
-      if (this.stage.stalls() === stalls) {
+      if (this.environment.stalls() === stalls) {
         return this.run.violation(
           `P5: the plan does not stay: generation ${newest()} follows ${settled}; ${unsettled.join("; ")}`
         )
@@ -577,7 +577,7 @@ export class Director<R> {
     const generation = this.checkers.generations.get("main")
     const alive = this.running()
     const reasons: Array<string> = []
-    if (this.stage.openWriters() > 0) reasons.push(`${this.stage.openWriters()} writers are open`)
+    if (this.environment.openWriters() > 0) reasons.push(`${this.environment.openWriters()} writers are open`)
     for (const worker of alive) if (worker.catchesUp) reasons.push(`${worker.name} is still catching up`)
     const members = generation?.members ?? []
     const isMember = (worker: Worker) =>
