@@ -139,7 +139,7 @@ describe("batches", { concurrent: true }, () => {
     }).pipe(Effect.scoped, Effect.provide(pooled(1))), { tags: ["long"] })
 
   it.live(
-    "whose first statement waits for a table lock fail, and the error does not blame the pool",
+    "whose first statement waits for a table lock fail, and the error names locks, not the pool",
     () =>
       Effect.gen(function*() {
         const sql = yield* PgClient.PgClient

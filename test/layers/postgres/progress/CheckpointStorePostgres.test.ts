@@ -141,11 +141,11 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
       const store = yield* CheckpointStore
       const sql = yield* SqlClient.SqlClient
       const row = yield* CoordinationStores.held("rolled back")
-      let told = false
+      let announced = false
       const work = Effect.gen(function*() {
         yield* record("rolled back")
         yield* sql.afterCommit(Effect.sync(() => {
-          told = true
+          announced = true
         }))
         // Detached fibers outlive the handler, so their statements run between the fenced advance and COMMIT.
         yield* Effect.forkDetach(sql`SELECT pg_sleep(0.5)`, { startImmediately: true })
@@ -155,12 +155,12 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
       const failure = yield* Effect.flip(store.commit(row, { from: 0n, idleTimeout }, work))
       assert(failure._tag === "HandlerFailure")
       assert.include(messagesOf(failure.cause), "its error was ignored")
-      assert.isFalse(told)
+      assert.isFalse(announced)
       assert.strictEqual(yield* position(row), 0n)
       assert.strictEqual(yield* count("rolled back"), 0)
     }))
 
-  it.effect("a read-only transaction is blamed on the handler only if the handler made it read-only", () =>
+  it.effect("a read-only transaction is attributed to the handler only if the handler made it read-only", () =>
     Effect.gen(function*() {
       const store = yield* CheckpointStore
       const sql = yield* SqlClient.SqlClient
@@ -173,8 +173,8 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
       assert.strictEqual(calls, 0)
       // A transaction that the handler itself made read-only is the handler's failure.
       const own = Effect.andThen(sql`SET TRANSACTION READ ONLY`, record("reads only"))
-      const blamed = yield* Effect.flip(store.commit(row, { from: 0n, idleTimeout }, Effect.as(own, 1n)))
-      assert.strictEqual(blamed._tag, "HandlerFailure")
+      const attributed = yield* Effect.flip(store.commit(row, { from: 0n, idleTimeout }, Effect.as(own, 1n)))
+      assert.strictEqual(attributed._tag, "HandlerFailure")
     }))
 
   it.effect("a disk error under a handler is a failure of the store", () =>
@@ -255,9 +255,9 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
   }
 
   const afterwards: ReadonlyArray<readonly [string, Effect.Effect<unknown, unknown, SqlClient.SqlClient>]> = [
-    ["goes on", Effect.void],
-    ["fails of it", Effect.fail(new OwnError({ cause: undefined }))],
-    ["asks again", backend]
+    ["continues", Effect.void],
+    ["fails with an error of its own", Effect.fail(new OwnError({ cause: undefined }))],
+    ["executes another statement", backend]
   ]
   for (const [what, then] of afterwards) {
     it.effect(`a connection that is killed in the middle of a batch whose handler ${what} is a transient failure`, () =>
