@@ -9,7 +9,7 @@ import type { Settings } from "./Settings.ts"
 
 /**
  * The state of a worker: registered (`pending`), a member of a generation (`ready`), running all of its assignment
- * (`running`), leaving (`stopping`), or stopped (`stopped`).
+ * (`running`), finishing its batches before it leaves (`stopping`), or unregistered or evicted (`stopped`).
  *
  * @category models
  * @since 0.1.0
@@ -24,6 +24,7 @@ export type WorkerState = "pending" | "ready" | "running" | "stopping" | "stoppe
  */
 export interface Registration {
   readonly replicaSet: string
+  /** Unique among the live workers of the replica set; a later registration may have the same id. */
   readonly workerId: string
   /**
    * Drawn from the database at each registration. It only grows, so it distinguishes successive registrations under one

@@ -12,27 +12,40 @@ import type { Generation, Member } from "../schema/Generation.ts"
 import type { Displayed, LivenessRules, Registration } from "../schema/Worker.ts"
 
 /**
+ * The registration that a worker asks for.
+ *
  * @category options
  * @since 0.1.0
  */
 export interface JoinOptions {
   readonly replicaSet: string
+  /** Unique among the live workers of the replica set. */
   readonly workerId: string
+  /** Names of the projections that the worker carries. */
   readonly projections: ReadonlyArray<string>
+  /** Determine when an earlier registration under the id can be replaced. */
   readonly rules: LivenessRules
 }
 
 /**
+ * Registers workers, keeps them alive, and wakes them when another worker of their replica set joins, leaves or dies.
+ *
+ * A `StoreError` can be retried if its `isRetryable` is true.
+ *
  * @category services
  * @since 0.1.0
  */
 export class Membership extends Context.Service<Membership, {
   /**
    * Registers a worker under a new incarnation, with its presence and a first heartbeat, and wakes the other workers.
-   * The end of the scope ends the presence but does not unregister the worker (see `CoordinationStore.apply` with `leaving`).
-   * A dead earlier registration under the same id is replaced. Otherwise `join` waits: if the earlier registration
-   * sends a heartbeat, it is alive and `join` fails with `WorkerIdInUse`; without a heartbeat it is replaced once it is
-   * stale.
+   * The end of the scope ends the presence but does not unregister the worker (see `CoordinationStore.apply` with
+   * `leaving`).
+   *
+   * **Gotchas**
+   *
+   * An earlier registration under the same id is replaced once `Worker.isReplaceable`; until then `join` waits. If the
+   * earlier registration sends a heartbeat meanwhile, it is alive, and `join` fails with `WorkerIdInUse`; a retry does
+   * not help until that worker has ended.
    */
   readonly join: (options: JoinOptions) => Effect.Effect<Registration, StoreError | WorkerIdInUse, Scope.Scope>
 
@@ -41,8 +54,8 @@ export class Membership extends Context.Service<Membership, {
    * active once all its members are recorded as running in it. A row that another session has locked is not waited for;
    * a later heartbeat corrects it.
    *
-   * Fails with `WorkerEvicted` if the registration was stopped or its row is missing, and with `WorkerReplaced` if
-   * another process has registered under the same id since.
+   * Fails with `WorkerEvicted` if the registration was stopped or its row is missing: the worker has to register again.
+   * Fails with `WorkerReplaced` if another process has registered under the same id since: the worker has to end.
    */
   readonly heartbeat: (
     registration: Registration,

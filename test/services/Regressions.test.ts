@@ -104,9 +104,11 @@ it.effect("catchUp retries while the database is briefly unreachable", () =>
     assert.strictEqual(outcome(fiber), "Success")
   }))
 
-it.effect("a draining worker keeps renewing its heartbeat", () =>
+it.effect("a draining worker is displayed as stopping and keeps renewing its heartbeat", () =>
   Effect.gen(function*() {
-    const process = yield* enter(yield* MemoryStores.makeWorld)
+    const world = yield* MemoryStores.makeWorld
+    const process = yield* enter(world)
+    const states = () => [...world.workers.value.values()].map(({ state }) => state)
     yield* process.events.append([event("a")])
     let beats = 0
     const slow = Projection.make("slow", { handle: () => Effect.sleep("8 seconds") })
@@ -128,12 +130,15 @@ it.effect("a draining worker keeps renewing its heartbeat", () =>
     const fiber = yield* Effect.forkDetach(orchestrator.run)
     yield* pass(1500)
     const before = beats
+    assert.deepStrictEqual(states(), ["running"])
     yield* Effect.forkDetach(Fiber.interrupt(fiber))
     yield* pass(5000)
     assert.isUndefined(fiber.pollUnsafe())
+    assert.deepStrictEqual(states(), ["stopping"])
     assert.isAtLeast(beats - before, 4)
     yield* pass(5000)
     assert.isDefined(fiber.pollUnsafe())
+    assert.deepStrictEqual(states(), ["stopped"])
   }))
 
 it.effect("a heartbeat without a response suspends the projections in time", () =>

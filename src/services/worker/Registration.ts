@@ -68,6 +68,8 @@ export interface State {
   isAssigned: boolean
   /** Set if another worker has ended the registration. */
   eviction: WorkerEvicted | WorkerReplaced | undefined
+  /** Whether the worker is leaving: its ranges drain, then it unregisters. */
+  isStopping: boolean
   /** Opened when this state changes, and when a range has handled all settled events. */
   readonly changed: Latch.Latch
 }
@@ -81,6 +83,7 @@ export const makeState = (): State => ({
   ranges: undefined,
   isAssigned: false,
   eviction: undefined,
+  isStopping: false,
   changed: Latch.makeUnsafe(false)
 })
 
@@ -175,6 +178,7 @@ const runRegistration = Effect.fnUntraced(function*(
   )
   state.registration = registration
   state.eviction = undefined
+  state.isStopping = false
   yield* log.record(Activity.WorkerRegistered({ registration }))
 
   const heartbeat = yield* Heartbeat.make({
@@ -226,7 +230,12 @@ const runRegistration = Effect.fnUntraced(function*(
         return state.eviction === undefined ? Effect.void : ranges.closeAll("now")
       })
     ),
-    Effect.scoped
+    Effect.scoped,
+    // The ranges drain when the surrounding scope closes.
+    Effect.ensuring(Effect.sync(() => {
+      state.isStopping = true
+      if (state.eviction === undefined) heartbeat.beatNow()
+    }))
   )
 })
 
@@ -240,8 +249,8 @@ const join = ({ membership, projections, settings, startup, state }: Worker, wor
     startup.step(Startup.registering)
   )
 
-const stateOf = ({ generation, isAssigned }: State): WorkerState =>
-  isAssigned ? "running" : generation === undefined ? "pending" : "ready"
+const stateOf = ({ generation, isAssigned, isStopping }: State): WorkerState =>
+  isStopping ? "stopping" : isAssigned ? "running" : generation === undefined ? "pending" : "ready"
 
 /** Wakes the reconciler for every wake-up that other workers cause. */
 const listen = Effect.fnUntraced(
