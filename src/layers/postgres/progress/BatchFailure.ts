@@ -28,7 +28,7 @@ export class RollBack extends Data.TaggedError("RollBack") {}
 export interface Progress {
   /** Its transaction, if its first statement was answered. */
   readonly transaction: Transaction | undefined
-  /** Whether its last statement was answered, so that only COMMIT remained. */
+  /** Whether its last statement has advanced the position, so that only COMMIT remained. */
   readonly hasAdvanced: boolean
   readonly rollBackReason: RollBackReason | undefined
 }
@@ -90,12 +90,13 @@ const inspect = (server: Server, cause: Cause.Cause<unknown>): RollBackReason =>
   if (isReleasedConnection(error)) return ofHandler(texts.releasedConnection, cause)
   if (isAbortedTransaction(error)) return ofHandler(texts.ignoredStatement, cause)
   if (isPassing(error)) return transient(error)
-  // Most other errors of the server recur when the statement is repeated.
+  // Most other errors of the server recur when the statement is repeated; even a missing file is mostly one that the
+  // statement refers to.
   if (meaningOf(error).isDeviceFault === true) return toStoreError(server, handling)(error)
   return wasLost(error) ? error : new HandlerFailure({ cause })
 }
 
-/** The advance failed because the handler changed the transaction: the first statement of the batch had succeeded. */
+/** The handler's failure for an error that `isChangedTransaction` accepts. */
 export const changedTransaction = (error: SqlError.SqlError): HandlerFailure =>
   ofHandler(texts.changedTransaction, Cause.fail(error))
 

@@ -57,8 +57,9 @@ const interruptionGrace = Duration.seconds(4)
 const endGrace = Duration.sum(interruptionGrace, Duration.seconds(2))
 
 /**
- * Runs `batch` in a transaction, which is abandoned if its connection never answers again. Fails with a connection
- * error if the outcome is unknown then, and with `DatabaseUnavailable` if the transaction has not begun.
+ * Runs `batch` in a transaction: BEGIN, `batch`, COMMIT or ROLLBACK. If the connection never answers again, the
+ * transaction is abandoned: this fails with `DatabaseUnavailable` if it has not begun, otherwise with a connection error
+ * and an unknown outcome.
  */
 export const run = <E, R>(database: Database["Service"], options: Options, batch: Effect.Effect<void, E, R>) =>
   Effect.suspend(() => {
