@@ -32,7 +32,7 @@ export interface Batch {
 }
 
 /** What the batches of one range have in common. */
-export interface Setting {
+export interface Environment {
   readonly job: RangeState.Job
   readonly checkpoints: CheckpointStore["Service"]
   readonly blocking: BlockingHandlers
@@ -45,8 +45,8 @@ export interface Setting {
 /** How a batch ended. */
 export type Outcome = BatchPolicy.Outcome<Failure>
 
-/** The course of one batch, for the code around its transaction. */
-interface Course {
+/** How far the handlers of a batch have come, for the code around its transaction. */
+interface HandlerProgress {
   /** How many handlers have begun, and how many of them have ended with success. */
   begun: number
   handled: number
@@ -65,11 +65,11 @@ const longestIdleTimeout = Duration.hours(1)
  */
 const longestBatchNanos = 100_000_000n
 
-export const makeSetting = Effect.fnUntraced(function*(
+export const makeEnvironment = Effect.fnUntraced(function*(
   job: RangeState.Job,
   checkpoints: CheckpointStore["Service"],
   blocking: BlockingHandlers
-): Effect.fn.Return<Setting> {
+): Effect.fn.Return<Environment> {
   return {
     job,
     checkpoints,
@@ -83,111 +83,120 @@ export const makeSetting = Effect.fnUntraced(function*(
 })
 
 /** Returns how the batch ended; none if the range drained before the batch's turn. */
-export const attempt = (setting: Setting, batch: Batch): Effect.Effect<Option.Option<Outcome>, Fenced> => {
-  const { blocking, idleTimeout, job } = setting
+export const attempt = (environment: Environment, batch: Batch): Effect.Effect<Option.Option<Outcome>, Fenced> => {
+  const { blocking, idleTimeout, job } = environment
   const times = blocking.overrunsAt(job.projection.name, batch.events[0]!.globalPosition)
-  if (times === 0) return Effect.asSome(run(setting, batch))
+  if (times === 0) return Effect.asSome(run(environment, batch))
   if (BatchPolicy.isBlocking(times)) {
     return Effect.succeedSome({ _tag: "Overran", failure: new HandlerOverran({ times, longerThan: idleTimeout }) })
   }
   // The event may have been counted because another handler blocked the process. Alone, it does not overrun again.
-  return blocking.runInTurn(run(setting, batch), job.draining.await)
+  return blocking.runInTurn(run(environment, batch), job.draining.await)
 }
 
 /**
  * Handles the events until the batch is complete, has taken too long or must drain, then commits the events that were
  * handled.
  */
-const run = Effect.fnUntraced(function*(setting: Setting, batch: Batch): Effect.fn.Return<Outcome, Fenced> {
-  const { clock, job } = setting
-  const course: Course = { begun: 0, handled: 0, begunAt: 0n, raised: undefined }
+const run = Effect.fnUntraced(function*(environment: Environment, batch: Batch): Effect.fn.Return<Outcome, Fenced> {
+  const { clock, job } = environment
+  const progress: HandlerProgress = { begun: 0, handled: 0, begunAt: 0n, raised: undefined }
   const startedAt = clock.monotonicTimeNanosUnsafe()
   job.state.batchSince = startedAt
-  const result = yield* Effect.result(commit(setting, batch, course))
+  const result = yield* Effect.result(commit(environment, batch, progress))
   job.state.batchSince = undefined
   if (result._tag === "Success") {
     const now = clock.monotonicTimeNanosUnsafe()
-    RangeState.write(job, reached(batch, course), now)
-    clearOverruns(setting, batch, course)
-    return { _tag: "Committed", handled: course.handled, tookNanos: now - startedAt }
+    RangeState.write(job.state, reached(batch, progress), now)
+    clearOverruns(environment, batch, progress)
+    return { _tag: "Committed", handled: progress.handled, tookNanos: now - startedAt }
   }
   const { failure } = result
   if (failure._tag === "Fenced") return yield* failure
   const reason = reasonOf(failure)
   // The batch failed for a reason other than time.
-  if (!BatchPolicy.isDisconnection(reason)) clearOverruns(setting, batch, course)
+  if (!BatchPolicy.isDisconnection(reason)) clearOverruns(environment, batch, progress)
   return {
     _tag: "Failed",
     reason,
-    begun: batch.events.slice(0, course.begun).map(({ globalPosition }) => globalPosition),
-    failedAt: course.begun > course.handled ? course.begun - 1 : undefined,
+    begun: batch.events.slice(0, progress.begun).map(({ globalPosition }) => globalPosition),
+    failedAt: progress.begun > progress.handled ? progress.begun - 1 : undefined,
     failure
   }
 })
 
-const commit = (setting: Setting, batch: Batch, course: Course) => {
-  const { base, checkpoints, idleTimeout, job } = setting
-  const handling = Effect.scoped(BatchContext.provide(handleEvents(setting, batch, course), job.captured, base)).pipe(
-    Effect.tapCause((cause) =>
-      Effect.sync(() => {
-        course.raised = cause
-      })
+const commit = (environment: Environment, batch: Batch, progress: HandlerProgress) => {
+  const { base, checkpoints, idleTimeout, job } = environment
+  const handling = Effect.scoped(BatchContext.provide(handleEvents(environment, batch, progress), job.captured, base))
+    .pipe(
+      Effect.tapCause((cause) =>
+        Effect.sync(() => {
+          progress.raised = cause
+        })
+      )
     )
-  )
   const { held, writtenUpTo } = job.state
   return checkpoints.commit(
     held,
     { from: writtenUpTo, idleTimeout, epoch: batch.epoch },
-    Effect.map(handling, () => reached(batch, course))
+    Effect.map(handling, () => reached(batch, progress))
   ).pipe(
     // If a handler's failure makes the store die, it is a handler failure: the handler must not run forever.
     Effect.catchCause((cause) =>
-      course.raised === undefined || Cause.hasFails(cause) || Cause.hasInterrupts(cause)
+      progress.raised === undefined || Cause.hasFails(cause) || Cause.hasInterrupts(cause)
         ? Effect.failCause(cause)
-        : Effect.fail(new HandlerFailure({ cause: course.raised }))
+        : Effect.fail(new HandlerFailure({ cause: progress.raised }))
     )
   )
 }
 
 /** An optimistic transaction may run this several times before it commits, each time from the start. */
-const handleEvents = (setting: Setting, { events }: Batch, course: Course): Effect.Effect<void, unknown, unknown> => {
-  const { clock, job: { draining, projection } } = setting
+const handleEvents = (
+  environment: Environment,
+  { events }: Batch,
+  progress: HandlerProgress
+): Effect.Effect<void, unknown, unknown> => {
+  const { clock, job: { draining, projection } } = environment
   const hasTime = (since: bigint) => {
     const now = clock.monotonicTimeNanosUnsafe()
     if (draining.isOpen() || now - since > longestBatchNanos) return false
-    course.begunAt = now
+    progress.begunAt = now
     return true
   }
   return Effect.suspend(() => {
     const since = clock.monotonicTimeNanosUnsafe()
-    course.begun = course.handled = 0
-    course.begunAt = since
+    progress.begun = progress.handled = 0
+    progress.begunAt = since
     return Effect.whileLoop({
-      while: () => course.begun < events.length && (course.begun === 0 || hasTime(since)),
+      while: () => progress.begun < events.length && (progress.begun === 0 || hasTime(since)),
       body: (): Effect.Effect<unknown, unknown, unknown> => {
-        const effect: unknown = projection.handle(events[course.begun++]!)
+        const effect: unknown = projection.handle(events[progress.begun++]!)
         return Effect.isEffect(effect) ? effect : Effect.die(new HandlerResultUnused({ result: "not an Effect" }))
       },
       step: (value) => {
         // A value that throws when it is inspected is accepted.
         const result = tryRead(() => unusedResult(value))
         if (result !== undefined) throw new HandlerResultUnused({ result })
-        course.handled = course.begun
+        progress.handled = progress.begun
       }
     })
-  }).pipe(Effect.onExit(() => Effect.sync(() => recordOverrun(setting, events, course))))
+  }).pipe(Effect.onExit(() => Effect.sync(() => recordOverrun(environment, events, progress))))
 }
 
 /** The range's position after the events that were handled. */
-const reached = ({ end, events }: Batch, { handled }: Course): bigint =>
+const reached = ({ end, events }: Batch, { handled }: HandlerProgress): bigint =>
   handled === events.length ? end : events[handled - 1]!.globalPosition
 
 /**
  * Counts an overrun as soon as the handlers have ended, because the range may be closed before the loss of the batch is
  * detected. A handler that was interrupted because its range drains is not counted.
  */
-const recordOverrun = ({ blocking, clock, idleTimeout, job }: Setting, events: Batch["events"], course: Course) => {
-  const { begun, begunAt, handled } = course
+const recordOverrun = (
+  { blocking, clock, idleTimeout, job }: Environment,
+  events: Batch["events"],
+  progress: HandlerProgress
+) => {
+  const { begun, begunAt, handled } = progress
   const cutShort = begun > handled && job.draining.isOpen()
   if (begun === 0 || cutShort) return
   if (clock.monotonicTimeNanosUnsafe() - begunAt > Duration.toNanosUnsafe(idleTimeout)) {
@@ -196,7 +205,7 @@ const recordOverrun = ({ blocking, clock, idleTimeout, job }: Setting, events: B
 }
 
 /** The last event did not lose the batch by taking too long. */
-const clearOverruns = ({ blocking, job }: Setting, { events }: Batch, { begun }: Course) => {
+const clearOverruns = ({ blocking, job }: Environment, { events }: Batch, { begun }: HandlerProgress) => {
   if (begun > 0) blocking.clearOverruns(job.projection.name, events[begun - 1]!.globalPosition)
 }
 

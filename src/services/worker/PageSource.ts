@@ -139,14 +139,14 @@ const afterFailure = Effect.fnUntraced(function*(
         const { lastPosition, position } = failure
         return yield* new CheckpointAheadOfEvents({ projection: job.projection.name, position, lastPosition })
       }
-      RangeState.dropUnwritten(job)
+      RangeState.dropUnwritten(job.state)
       return undefined
     case "UnsupportedDatabase":
       return yield* failure
     case "StoreFailure":
       if (startup.isFatal(reading, failure)) return yield* failure
   }
-  RangeState.dropUnwritten(job)
+  RangeState.dropUnwritten(job.state)
   source.failures++
   yield* retries.failed("Reading", source.failures, failure)
   yield* retries.backOff(source.failures)

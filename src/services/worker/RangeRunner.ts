@@ -56,7 +56,7 @@ interface Runner {
   readonly job: RangeState.Job
   readonly retries: Retries.Retries
   readonly pages: PageSource.PageSource
-  readonly batches: Batch.Setting
+  readonly batches: Batch.Environment
   policy: BatchPolicy.State
   /** Failures since progress past events that do not match was last written. */
   failedWrites: number
@@ -87,7 +87,7 @@ const makeRunner = Effect.fnUntraced(function*(shared: Shared, job: RangeState.J
     job,
     retries,
     pages: PageSource.make({ ...shared, job, retries }),
-    batches: yield* Batch.makeSetting(job, shared.checkpoints, shared.blocking),
+    batches: yield* Batch.makeEnvironment(job, shared.checkpoints, shared.blocking),
     policy: BatchPolicy.initial(job.settings.batchSize),
     failedWrites: 0,
     isCaughtUp: false,
@@ -133,7 +133,7 @@ const workUntilDrained = Effect.fnUntraced(function*(runner: Runner): Effect.fn.
 const passOver = Effect.fnUntraced(
   function*(runner: Runner, { epoch, position }: Page, isComplete: boolean) {
     const { job, retries } = runner
-    RangeState.passOver(job, position, epoch)
+    RangeState.passOver(job.state, position, epoch)
     if (!isComplete) return
     // Nothing is left to retry: the events of a failed batch may be lost if the server epoch has ended.
     yield* retries.succeeded("A batch")
@@ -160,11 +160,11 @@ const writeProgress = Effect.fnUntraced(function*(runner: Runner) {
   const result = yield* Effect.result(shared.checkpoints.advance(held, { from, to, epoch }))
   if (result._tag === "Success") {
     runner.failedWrites = 0
-    RangeState.write(job, to, yield* Clock.monotonicTimeNanos)
+    RangeState.write(job.state, to, yield* Clock.monotonicTimeNanos)
     return yield* retries.succeeded("Progress")
   }
   if (!Retries.isRetryable(result.failure)) return yield* result.failure
-  RangeState.dropUnwritten(job)
+  RangeState.dropUnwritten(job.state)
   runner.failedWrites++
   yield* retries.failed("Progress", runner.failedWrites, result.failure)
 })
@@ -207,7 +207,7 @@ const handleBatch = Effect.fnUntraced(function*(
       yield* retry(runner, "A batch", action.attempt, action.failure)
       return rest
     case "Reread":
-      RangeState.dropUnwritten(job)
+      RangeState.dropUnwritten(job.state)
       yield* retry(runner, "A batch", action.attempt, action.failure)
       return []
     case "Halt": {
@@ -251,13 +251,13 @@ const halt = Effect.fnUntraced(function*(
   )
   if (result._tag === "Failure") {
     if (!Retries.isRetryable(result.failure)) return yield* result.failure
-    RangeState.dropUnwritten(job)
+    RangeState.dropUnwritten(job.state)
     runner.policy = BatchPolicy.countFailure(runner.policy)
     return yield* retry(runner, "The record of a halt", runner.policy.attempts, result.failure)
   }
   const { projection, range } = held
   yield* retries.allSucceeded
-  RangeState.halt(job, { error, position, eventId }, yield* Clock.monotonicTimeNanos)
+  RangeState.halt(job.state, { error, position, eventId }, yield* Clock.monotonicTimeNanos)
   yield* job.record(Activity.RangeHalted({ projection, range, halt: { error, position, eventId }, stack }))
   yield* job.draining.await
 })

@@ -64,26 +64,26 @@ export const make = (held: Checkpoint.Held, now: bigint): RangeState => ({
 export const hasUnwritten = (state: RangeState): boolean => state.handledUpTo !== state.writtenUpTo
 
 /** Records that no event up to `position` matches. This progress is not written yet. */
-export const passOver = ({ state }: Job, position: bigint, epoch: ServerEpoch): void => {
+export const passOver = (state: RangeState, position: bigint, epoch: ServerEpoch): void => {
   state.handledUpTo = position
   state.epoch = epoch
 }
 
 /** Records that progress up to `position` is committed. */
-export const write = ({ state }: Job, position: bigint, now: bigint): void => {
+export const write = (state: RangeState, position: bigint, now: bigint): void => {
   state.handledUpTo = state.writtenUpTo = position
   state.writtenAt = now
   state.epoch = undefined
 }
 
 /** Drops unwritten progress, so that those positions are read again. */
-export const dropUnwritten = ({ state }: Job): void => {
+export const dropUnwritten = (state: RangeState): void => {
   state.handledUpTo = state.writtenUpTo
   state.epoch = undefined
 }
 
 /** Records that the range is halted. */
-export const halt = ({ state }: Job, reason: RangeState["halt"], now: bigint): void => {
+export const halt = (state: RangeState, reason: RangeState["halt"], now: bigint): void => {
   state.halt = reason
   state.haltedAt = now
 }
