@@ -117,22 +117,22 @@ export const next = (
   previous: Generation | undefined,
   live: ReadonlyArray<Member>
 ): Generation => {
-  const seats: Array<Member | undefined> = live.map(() => undefined)
-  const homeless: Array<{ readonly member: Member; readonly oldKey: number }> = []
+  const keyed: Array<Member | undefined> = live.map(() => undefined)
+  const unplaced: Array<{ readonly member: Member; readonly oldKey: number }> = []
   for (const member of live) {
     const oldKey = previous?.members.findIndex((other) => other.workerId === member.workerId) ?? -1
-    if (oldKey >= 0 && oldKey < live.length) seats[oldKey] = member
-    else homeless.push({ member, oldKey: oldKey < 0 ? Infinity : oldKey })
+    if (oldKey >= 0 && oldKey < live.length) keyed[oldKey] = member
+    else unplaced.push({ member, oldKey: oldKey < 0 ? Infinity : oldKey })
   }
-  homeless.sort((a, b) =>
+  unplaced.sort((a, b) =>
     a.oldKey !== b.oldKey
       ? a.oldKey - b.oldKey
       : a.member.incarnation < b.member.incarnation
       ? -1
       : 1
   )
-  let place = 0
-  const members = seats.map((seat) => seat ?? homeless[place++]!.member)
+  let placed = 0
+  const members = keyed.map((member) => member ?? unplaced[placed++]!.member)
   return { replicaSet, generationId: (previous?.generationId ?? 0n) + 1n, members }
 }
 

@@ -44,18 +44,24 @@ export const partition = (key: number, total: number): HashRange => ({
 })
 
 /**
+ * Whether the range is the whole hash space.
+ *
  * @category guards
  * @since 0.1.0
  */
 export const isWhole = (range: HashRange): boolean => range.start === 0 && range.end === hashSpace
 
 /**
+ * Whether both ranges contain the same hashes.
+ *
  * @category guards
  * @since 0.1.0
  */
 export const equals = (a: HashRange, b: HashRange): boolean => a.start === b.start && a.end === b.end
 
 /**
+ * Whether the ranges have a hash in common.
+ *
  * @category guards
  * @since 0.1.0
  */
@@ -71,6 +77,8 @@ export const contains = (outer: HashRange, inner: HashRange): boolean =>
   outer.start <= inner.start && inner.end <= outer.end
 
 /**
+ * Whether the hash lies in the range.
+ *
  * @category guards
  * @since 0.1.0
  */
@@ -119,6 +127,8 @@ export const tiles = (ranges: ReadonlyArray<HashRange>, space: HashRange = whole
 }
 
 /**
+ * The range as text, for logs and errors: `[0, 4294967296)`.
+ *
  * @category utils
  * @since 0.1.0
  */

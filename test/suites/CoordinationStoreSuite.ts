@@ -58,7 +58,7 @@ const decide = Effect.fnUntraced(function*(member: Member, rest?: Partial<Reques
   return yield* (yield* CoordinationStore).apply(request(member, rest))
 })
 
-const look = Effect.fnUntraced(function*(member: Member, rest?: Partial<Request>) {
+const preview = Effect.fnUntraced(function*(member: Member, rest?: Partial<Request>) {
   return yield* (yield* CoordinationStore).preview(request(member, rest))
 })
 
@@ -71,13 +71,13 @@ const ranges = (rows: ReadonlyArray<Checkpoint.Checkpoint>): ReadonlyArray<HashR
 
 const half = (key: number): HashRange.HashRange => HashRange.partition(key, 2)
 
-/** Lets the workers decide in turn until all of them are settled. */
+/** Lets the workers decide in turn until each owns exactly its shares. */
 const converge = Effect.fnUntraced(function*(members: ReadonlyArray<Member>, rules: LivenessRules = patient) {
   for (let round = 0; round < 10; round++) {
     const decisions = yield* Effect.forEach(members, (member) => decide(member, { rules }))
     if (decisions.every((decision) => decision.isComplete && Plan.isEmpty(decision))) return decisions
   }
-  return assert.fail("The workers do not come to rest.")
+  return assert.fail("The workers do not converge.")
 })
 
 /** Asserts that a projection's rows tile the space and that each is held by one of the workers. */
@@ -251,7 +251,7 @@ export const suite = (
         assert.deepStrictEqual(yield* rowsOf(projection), merged.ownedRows)
       }))
 
-    it.effect("busy rows are not changed", () =>
+    it.effect("active rows are not changed", () =>
       Effect.gen(function*() {
         const replicaSet = yield* unique("replica-set")
         const projection = yield* unique("projection")
@@ -259,16 +259,16 @@ export const suite = (
         const { ownedRows: [whole] } = yield* decide(first)
         const second = yield* join(replicaSet, "b", [projection])
         yield* decide(second)
-        const busy = yield* decide(first, { activeKeys: new Set([Checkpoint.key(whole!)]) })
-        assert.isTrue(Plan.isEmpty(busy))
-        assert.isFalse(busy.isComplete)
-        assert.deepStrictEqual(busy.ownedRows, [whole!])
+        const active = yield* decide(first, { activeKeys: new Set([Checkpoint.key(whole!)]) })
+        assert.isTrue(Plan.isEmpty(active))
+        assert.isFalse(active.isComplete)
+        assert.deepStrictEqual(active.ownedRows, [whole!])
         yield* (yield* CheckpointStore).advance(whole!, { from: 0n, to: 2n })
         const rest = yield* decide(first)
         assert.deepStrictEqual(rest.ownedRows.map((row) => [row.range, row.position]), [[half(0), 2n]])
       }))
 
-    it.effect("a busy row of a worker that has left is claimed by the others", () =>
+    it.effect("an active row of a worker that has left is claimed by the others", () =>
       Effect.gen(function*() {
         const { held, members: [first, second], projection } = yield* twoWorkers
         yield* decide(second, { leaving: true, activeKeys: new Set([Checkpoint.key(held[1])]) })
@@ -490,21 +490,21 @@ export const suite = (
         assert.deepStrictEqual(held.map((row) => row.halt?.incarnation), [fixed.registration.incarnation])
       }))
 
-    it.effect("look returns the decision of decide without applying it", () =>
+    it.effect("preview returns the plan of apply without applying it", () =>
       Effect.gen(function*() {
         const replicaSet = yield* unique("replica-set")
         const projection = yield* unique("projection")
         const first = yield* join(replicaSet, "a", [projection])
-        const looked = yield* look(first)
-        assert.strictEqual(looked.form?.generationId, 1n)
-        assert.strictEqual(looked.create.length, 1)
-        assert.deepStrictEqual(yield* look(first), looked)
+        const previewed = yield* preview(first)
+        assert.strictEqual(previewed.form?.generationId, 1n)
+        assert.strictEqual(previewed.create.length, 1)
+        assert.deepStrictEqual(yield* preview(first), previewed)
         assert.deepStrictEqual(yield* rowsOf(projection), [])
-        assert.deepStrictEqual(yield* decide(first), looked)
-        assert.isTrue(Plan.isEmpty(yield* look(first)))
+        assert.deepStrictEqual(yield* decide(first), previewed)
+        assert.isTrue(Plan.isEmpty(yield* preview(first)))
         const second = yield* join(replicaSet, "b", [projection])
-        assert.strictEqual((yield* look(second)).form?.generationId, 2n)
-        yield* look(second, { leaving: true })
+        assert.strictEqual((yield* preview(second)).form?.generationId, 2n)
+        yield* preview(second, { leaving: true })
         yield* (yield* Membership).heartbeat(second.registration)
         assert.strictEqual((yield* decide(first)).form?.generationId, 2n)
       }))
