@@ -596,6 +596,26 @@ it.effect("catchUp waits for every projection and advances past events that thei
     }
   }))
 
+it.effect.each([["no event", 0], ["events that no projection handles", 16]] as const)(
+  "catchUp returns without waiting for a poll when there are %s",
+  ([_, events]) =>
+    Effect.gen(function*() {
+      const world = yield* MemoryStores.makeWorld
+      const feeder = yield* enter(world)
+      if (events > 0) yield* appendAll(feeder.events)
+      const worker = yield* start(world, [counting(yield* noCounts, { aggregateTypes: ["Group"] })], {
+        how: "catchUp",
+        settings: { pollInterval: "25 seconds" }
+      })
+      yield* pass(500)
+      assert.isTrue(hasEnded(worker.fiber))
+      assert.isTrue(Exit.isSuccess(yield* Fiber.await(worker.fiber)))
+      assert.deepStrictEqual((yield* feeder.checkpoints.rows("counts")).map(({ position }) => position), [
+        BigInt(events)
+      ])
+    })
+)
+
 it.effect("catchUp fails when a range is halted", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
