@@ -83,3 +83,19 @@ it("docs/reliability.md names tests and faults that exist", () => {
   assert.isAtLeast(named.length, 40)
   assert.deepStrictEqual(named.filter((name) => !sources.includes(`"${name}"`)), [])
 })
+
+it("docs/architecture.md names functions that exist", () => {
+  const rows = read("docs/architecture.md").split("\n").filter((line) =>
+    line.startsWith("| ") && line.includes("`src/")
+  )
+  let found = 0
+  for (const row of rows) {
+    for (const [, path, names] of row.matchAll(/`(src\/[\w/.]+\.ts)`((?:,? `\w+`)+)/g)) {
+      for (const [, name] of names!.matchAll(/`(\w+)`/g)) {
+        found++
+        assert.match(read(path!), new RegExp(`const ${name}\\b`), `${path} has no ${name}`)
+      }
+    }
+  }
+  assert.isAtLeast(found, 25)
+})
