@@ -1,9 +1,5 @@
 #!/usr/bin/env node
-/**
- * The command `pupsourcing-orchestrator`.
- *
- * @since 0.1.0
- */
+/** The command `pupsourcing-orchestrator`. */
 import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import * as Cause from "effect/Cause"
