@@ -1,8 +1,6 @@
 /**
  * Finds the schemas of the tables. Temporary tables of a session are ignored, although they come before all schemas in
  * the resolution of unqualified names.
- *
- * @since 0.1.0
  */
 import * as TableNames from "../../schema/TableNames.ts"
 import { literal } from "./migrations/Sql.ts"
@@ -10,9 +8,6 @@ import { literal } from "./migrations/Sql.ts"
 /**
  * SQL: the schemas in which the session resolves unqualified names, as an array, without the schema of its temporary
  * tables.
- *
- * @category statements
- * @since 0.1.0
  */
 export const searchPath = `ARRAY(
     SELECT s.name FROM pg_catalog.unnest(pg_catalog.current_schemas(false)::text[]) WITH ORDINALITY AS s (name, place)
@@ -23,9 +18,6 @@ export const searchPath = `ARRAY(
 /**
  * SQL: the schema of each table and sequence as a JSON array, in the order of `TableNames.keys`; null if it does not
  * exist. `path` is the array of schemas for tables whose schema is not configured.
- *
- * @category statements
- * @since 0.1.0
  */
 export const find = (names: TableNames.TableNames, path: string): string =>
   `(SELECT json_agg((
@@ -40,12 +32,7 @@ export const find = (names: TableNames.TableNames, path: string): string =>
     }).join(", ")
   }) AS t (place, name, path))`
 
-/**
- * The names with the schemas that `find` has found; `otherwise` supplies the schema of tables that do not exist.
- *
- * @category combinators
- * @since 0.1.0
- */
+/** The names with the schemas that `find` has found; `otherwise` supplies the schema of tables that do not exist. */
 export const locate = (
   names: TableNames.TableNames,
   found: ReadonlyArray<string | null>,

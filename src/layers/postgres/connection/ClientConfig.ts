@@ -4,8 +4,6 @@
  * The driver reports a configuration error like an unreachable server, so the start would wait for it. And if special
  * characters of a password are not percent-encoded, parts of the password become the host or the database of the URL,
  * which messages contain.
- *
- * @since 0.1.0
  */
 import * as PgClient from "@effect/sql-pg/PgClient"
 import * as PgConnection from "@effect/sql-pg/PgConnection"
@@ -19,12 +17,7 @@ import * as SqlError from "effect/sql/SqlError"
 import * as Tls from "node:tls"
 import { InvalidSettings } from "../../../schema/Errors.ts"
 
-/**
- * The configuration of a client; undefined for a client that the driver did not create, such as a wrapped one.
- *
- * @category utils
- * @since 0.1.0
- */
+/** The configuration of a client; undefined for a client that the driver did not create, such as a wrapped one. */
 export const of = (client: SqlClient.SqlClient): PgClient.PgClientConfig | undefined =>
   Predicate.hasProperty(client, PgClient.TypeId) ? (client as PgClient.PgClient).config : undefined
 
@@ -36,13 +29,8 @@ const example = "Use the form postgresql://user:password@host:5432/database."
 /**
  * Describes the problem of a URL without quoting any part of it; undefined when the URL is unambiguous.
  *
- * **Details**
- *
  * The host follows an `@`. An `@` or a `#` after the authority means that a special character of the password has ended
  * the authority early.
- *
- * @category utils
- * @since 0.1.0
  */
 export const urlProblem = (text: string): string | undefined => {
   const url = text.trim()
@@ -69,12 +57,7 @@ const parameters = new Set([
   "user"
 ])
 
-/**
- * Parameters of the client's URL that have no effect.
- *
- * @category utils
- * @since 0.1.0
- */
+/** Parameters of the client's URL that have no effect. */
 export const ignoredParameters = (config: PgClient.PgClientConfig): ReadonlyArray<string> =>
   config.url === undefined
     ? []
@@ -130,12 +113,7 @@ const tlsProblem = ({ ssl }: PgClient.PgClientConfig): string | undefined => {
     : `ssl.ca is not a certificate. ${pem}`
 }
 
-/**
- * Fails with `InvalidSettings` if no connection attempt could succeed.
- *
- * @category constructors
- * @since 0.1.0
- */
+/** Fails with `InvalidSettings` if no connection attempt could succeed. */
 export const check = Effect.fnUntraced(function*(
   config: PgClient.PgClientConfig,
   /** The setting that contains the URL. */

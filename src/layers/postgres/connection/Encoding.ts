@@ -1,7 +1,5 @@
 /**
  * Handles texts that the database's encoding cannot represent: LATIN1, EUC and others contain only a part of Unicode.
- *
- * @since 0.1.0
  */
 import * as Effect from "effect/Effect"
 import * as SqlError from "effect/sql/SqlError"
@@ -21,9 +19,6 @@ const placeholder = "(not storable: see the log)"
  * **Gotchas**
  *
  * Do not use this inside a transaction: the first failure would abort it.
- *
- * @category combinators
- * @since 0.1.0
  */
 export const writing = <A, E, R>(
   text: string,

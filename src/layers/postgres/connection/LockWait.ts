@@ -1,8 +1,4 @@
-/**
- * Reports the lock that a start waits for, and bounds the wait.
- *
- * @since 0.1.0
- */
+/** Reports the lock that a start waits for, and bounds the wait. */
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -53,12 +49,7 @@ const report = (sql: SqlClient.SqlClient, table: string, operation: string) =>
     )
   )
 
-/**
- * Logs what `self`, whose statements read `table`, waits for when it takes longer than a second.
- *
- * @category combinators
- * @since 0.1.0
- */
+/** Logs what `self`, whose statements read `table`, waits for when it takes longer than a second. */
 export const reporting = (options: {
   readonly sql: SqlClient.SqlClient
   readonly table: string
@@ -76,12 +67,7 @@ export const reporting = (options: {
 
 const noAnswer = statementTimeout("a statement waited too long for a lock")
 
-/**
- * Like `reporting`, but fails after a minute.
- *
- * @category combinators
- * @since 0.1.0
- */
+/** Like `reporting`, but fails after a minute. */
 export const bounded =
   (options: Parameters<typeof reporting>[0]) =>
   <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E | SqlError.SqlError, R> =>

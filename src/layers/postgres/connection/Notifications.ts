@@ -1,27 +1,15 @@
 /**
  * Sends notifications, always in a separate transaction, because a NOTIFY can fail at the commit (all databases of the
  * server share one queue, which any session can fill) and must not roll back other work.
- *
- * @since 0.1.0
  */
 import * as Effect from "effect/Effect"
 import type * as SqlError from "effect/sql/SqlError"
 import { meaningOf } from "./SqlErrors.ts"
 
-/**
- * A channel and a payload.
- *
- * @category models
- * @since 0.1.0
- */
+/** A channel and a payload. */
 export type Message = readonly [channel: string, payload: string]
 
-/**
- * Runs one statement on the sending session.
- *
- * @category models
- * @since 0.1.0
- */
+/** Runs one statement on the sending session. */
 export type Query = (
   text: string,
   params: ReadonlyArray<unknown>
@@ -42,9 +30,6 @@ const isQueueFull = (error: SqlError.SqlError): boolean => meaningOf(error).isQu
  * Returns a function that sends messages. A full queue is logged once and is not a failure. Callers that detect the end
  * of the session should ignore other failures, too: a lost notification delays its receivers by at most one poll
  * interval.
- *
- * @category constructors
- * @since 0.1.0
  */
 export const makeSender = (): (
   query: Query,

@@ -4,8 +4,6 @@
  * A crash ends every session, and so does a failover. If the session that read still exists on the server that now
  * writes, nothing was lost in between. A session is identified by its process id, the start time of the server and, if
  * the server shows it, the start time of the session.
- *
- * @since 0.1.0
  */
 import type * as SqlClient from "effect/sql/SqlClient"
 import type * as Statement from "effect/sql/Statement"
@@ -15,12 +13,7 @@ import type { Server } from "./Server.ts"
 
 const serverStart = "extract(epoch FROM pg_postmaster_start_time())"
 
-/**
- * SQL: the server epoch of this session.
- *
- * @category constructors
- * @since 0.1.0
- */
+/** SQL: the server epoch of this session. */
 export const select = `concat_ws('@', pg_backend_pid(), ${serverStart}, (
       SELECT extract(epoch FROM backend_start) FROM pg_stat_get_activity(pg_backend_pid())))`
 
@@ -29,21 +22,11 @@ const parts = (epoch: ServerEpoch) => {
   return { pid, server, since }
 }
 
-/**
- * SQL: whether the statement runs on the server of the given epoch, which has not been restarted since.
- *
- * @category utils
- * @since 0.1.0
- */
+/** SQL: whether the statement runs on the server of the given epoch, which has not been restarted since. */
 export const isSameServer = (sql: SqlClient.SqlClient, epoch: ServerEpoch): Statement.Fragment =>
   sql`${sql.literal(serverStart)}::text = ${parts(epoch).server}`
 
-/**
- * SQL: whether the statement runs in the given server epoch; true if none is given.
- *
- * @category utils
- * @since 0.1.0
- */
+/** SQL: whether the statement runs in the given server epoch; true if none is given. */
 export const goesOn = (sql: SqlClient.SqlClient, epoch: ServerEpoch | undefined): Statement.Fragment => {
   if (epoch === undefined) return sql`true`
   const { pid, since } = parts(epoch)
@@ -53,12 +36,7 @@ export const goesOn = (sql: SqlClient.SqlClient, epoch: ServerEpoch | undefined)
     ))`
 }
 
-/**
- * The error for events that were read in another server epoch, because they may not exist in this one.
- *
- * @category errors
- * @since 0.1.0
- */
+/** The error for events that were read in another server epoch, because they may not exist in this one. */
 export const isOver = (server: Server): DatabaseUnavailable =>
   new DatabaseUnavailable({
     ...server,

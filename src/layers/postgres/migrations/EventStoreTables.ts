@@ -2,19 +2,12 @@
  * Migration 002: the event store's tables, as pupsourcing's own migration generator creates them
  * (`es/migrations/generator.go` of github.com/getpup/pupsourcing and its successor). Existing tables are compared and
  * never changed.
- *
- * @since 0.1.0
  */
 import { qualified, quoted, type TableKey, type TableNames } from "../../../schema/TableNames.ts"
 import * as OrchestratorTables from "./OrchestratorTables.ts"
 import { block, createSchema, indented, literal, lock, textArray } from "./Sql.ts"
 
-/**
- * A difference between a table and what this library relies on.
- *
- * @category models
- * @since 0.1.0
- */
+/** A difference between a table and what this library relies on. */
 export interface Difference {
   readonly table: string
   /** A column, or the columns of a key. */
@@ -25,12 +18,7 @@ export interface Difference {
   readonly blocking: boolean
 }
 
-/**
- * A difference as one line of text.
- *
- * @category utils
- * @since 0.1.0
- */
+/** A difference as one line of text. */
 export const describe = (difference: Difference): string =>
   `${difference.table}: ${difference.subject} is ${difference.found} instead of ${difference.expected}`
 
@@ -79,10 +67,6 @@ const uniques: ReadonlyArray<readonly ["events" | "aggregateHeads", ReadonlyArra
   ["aggregateHeads", stream]
 ]
 
-/**
- * @category models
- * @since 0.1.0
- */
 export const owned = ["events", "aggregateHeads"] as const satisfies ReadonlyArray<TableKey>
 
 const described = (column: Column): string =>
@@ -92,9 +76,6 @@ const described = (column: Column): string =>
  * One row for each `Difference`; none for tables that do not exist. The migration files, the migration in code and the
  * opening of the stores use the same query. Type names are compared without the quotes that `quote_all_identifiers`
  * adds.
- *
- * @category queries
- * @since 0.1.0
  */
 export const differences = (names: TableNames): string => {
   const expected = owned.flatMap((key) =>
@@ -226,9 +207,7 @@ CREATE INDEX ${quoted(`idx_${names.aggregateHeads}_updated`)}
   ON ${heads} (updated_at);`
 }
 
-/**
- * SQL: fills a new table of heads from the existing events, because Go's append reads the version from the head.
- */
+/** SQL: fills a new table of heads from the existing events, because Go's append reads the version from the head. */
 const fillHeads = (names: TableNames): string =>
   `INSERT INTO ${qualified(names, "aggregateHeads")}
   (bounded_context, aggregate_type, aggregate_id, aggregate_version, updated_at)
@@ -239,9 +218,6 @@ GROUP BY bounded_context, aggregate_type, aggregate_id;`
 /**
  * Finds event stores on the search path when the one of `names` does not exist. A user who only intended to move
  * the orchestrator's tables would otherwise get a new, empty event store.
- *
- * @category queries
- * @since 0.1.0
  */
 export const elsewhere = (names: TableNames): string =>
   `SELECT format('%I.%I', n.nspname, c.relname) AS name, n.nspname::text AS schema
@@ -266,19 +242,11 @@ const refuseElsewhere = (names: TableNames): string =>
       END IF;
     END LOOP;`
 
-/**
- * @category options
- * @since 0.1.0
- */
 export interface UpOptions {
   /** Whether to create an event store even if the search path contains another one with events. */
   readonly newEventStore?: boolean | undefined
 }
 
-/**
- * @category statements
- * @since 0.1.0
- */
 export const up = (names: TableNames, options: UpOptions = {}): ReadonlyArray<string> => [
   `-- Creates what is missing, changes nothing that exists, and refuses tables that this library cannot work with.
 ${
@@ -308,21 +276,11 @@ END`)
   }`
 ]
 
-/**
- * Returns whether there are events. The table must exist.
- *
- * @category queries
- * @since 0.1.0
- */
+/** Returns whether there are events. The table must exist. */
 export const anyEvent = (names: TableNames): string =>
   `SELECT EXISTS (SELECT FROM ${qualified(names, "events")}) AS found`
 
-/**
- * Drops the event store; fails while it holds an event.
- *
- * @category statements
- * @since 0.1.0
- */
+/** Drops the event store; fails while it holds an event. */
 export const down = (names: TableNames): ReadonlyArray<string> => [
   `-- Refuses while there are events.
 ${

@@ -1,8 +1,4 @@
-/**
- * Compares the tables with what this library needs.
- *
- * @since 0.1.0
- */
+/** Compares the tables with what this library needs. */
 import * as Effect from "effect/Effect"
 import { SchemaVersionMismatch } from "../../../schema/Errors.ts"
 import * as TableNames from "../../../schema/TableNames.ts"
@@ -13,12 +9,7 @@ import * as Privileges from "./Privileges.ts"
 import { literal } from "./Sql.ts"
 import { exists, requirePrivileges, type Transaction } from "./Transaction.ts"
 
-/**
- * The state of the tables in the database.
- *
- * @category models
- * @since 0.1.0
- */
+/** The state of the tables in the database. */
 export interface Status {
   /** The version of the orchestrator's tables; absent if they have not been created completely. */
   readonly version: number | undefined

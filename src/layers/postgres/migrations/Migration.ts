@@ -1,16 +1,8 @@
-/**
- * The migrations in order, each with its up and down statements.
- *
- * @since 0.1.0
- */
+/** The migrations in order, each with its up and down statements. */
 import type { TableNames } from "../../../schema/TableNames.ts"
 import * as EventStoreTables from "./EventStoreTables.ts"
 import * as OrchestratorTables from "./OrchestratorTables.ts"
 
-/**
- * @category models
- * @since 0.1.0
- */
 export interface Migration {
   readonly number: number
   /** Part of the file's name. */
@@ -21,12 +13,7 @@ export interface Migration {
   readonly down: ReadonlyArray<string>
 }
 
-/**
- * All migrations for tables of these names.
- *
- * @category constructors
- * @since 0.1.0
- */
+/** All migrations for tables of these names. */
 export const all = (
   names: TableNames,
   options: EventStoreTables.UpOptions = {}

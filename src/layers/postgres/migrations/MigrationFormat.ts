@@ -1,26 +1,10 @@
-/**
- * Renders the migrations as files for common migration tools.
- *
- * @since 0.1.0
- */
+/** Renders the migrations as files for common migration tools. */
 import type { Migration } from "./Migration.ts"
 
-/**
- * @category models
- * @since 0.1.0
- */
 export const formats = ["golang-migrate", "dbmate", "flyway", "liquibase"] as const
 
-/**
- * @category models
- * @since 0.1.0
- */
 export type MigrationFormat = (typeof formats)[number]
 
-/**
- * @category models
- * @since 0.1.0
- */
 export interface MigrationFile {
   readonly name: string
   readonly content: string
@@ -36,12 +20,7 @@ const padded = (migration: Migration): string => String(migration.number).padSta
 // dbmate's own versions are timestamps; these sort before those of any user's migrations.
 const dbmateVersion = (migration: Migration): string => `2020010100${String(migration.number).padStart(4, "0")}`
 
-/**
- * Returns the files that the tool reads, in the order in which they are applied.
- *
- * @category constructors
- * @since 0.1.0
- */
+/** Returns the files that the tool reads, in the order in which they are applied. */
 export const render = (migrations: ReadonlyArray<Migration>, format: MigrationFormat): ReadonlyArray<MigrationFile> =>
   migrations.flatMap((migration): ReadonlyArray<MigrationFile> => {
     const up = script(migration.up)

@@ -1,27 +1,15 @@
-/**
- * Migration 001: the orchestrator's own tables.
- *
- * @since 0.1.0
- */
+/** Migration 001: the orchestrator's own tables. */
 import { InvalidSettings } from "../../../schema/Errors.ts"
 import { qualified, quoted, type TableKey, type TableNames } from "../../../schema/TableNames.ts"
 import { block, createSchema, indented, literal, lock } from "./Sql.ts"
 
-/**
- * The version of the tables that this library creates and requires.
- *
- * @category models
- * @since 0.1.0
- */
+/** The version of the tables that this library creates and requires. */
 export const schemaVersion = 2
 
 /**
  * Known answers of `HashSql.hashOf`, taken from PostgreSQL 18. They are stored in the
  * database and checked at start, because a server with another hash would assign aggregates to other ranges. The texts
  * are ASCII, so that the answers are valid in any database encoding; the last one is longer than one round of the hash.
- *
- * @category models
- * @since 0.1.0
  */
 export const hashAnswers: Readonly<Record<string, number>> = {
   "": 2_817_148_525,
@@ -29,12 +17,7 @@ export const hashAnswers: Readonly<Record<string, number>> = {
   "0b6cf0a0-5f5c-4d5b-9a63-1f6f2d0c9e77": 852_620_637
 }
 
-/**
- * Tables and sequences that belong to the orchestrator, in the order in which they are dropped.
- *
- * @category models
- * @since 0.1.0
- */
+/** Tables and sequences that belong to the orchestrator, in the order in which they are dropped. */
 export const owned = [
   "generations",
   "workers",
@@ -50,21 +33,13 @@ const sequences: ReadonlySet<TableKey> = new Set(["incarnations", "presenceKeys"
 /**
  * Finds tables of these names that this library did not create: they exist, but the meta table, which is created first
  * and dropped last, does not.
- *
- * @category queries
- * @since 0.1.0
  */
 export const strangers = (names: TableNames): string =>
   `SELECT t.key, t.name
 FROM (VALUES ${owned.map((key) => `(${literal(key)}, ${literal(qualified(names, key))})`).join(", ")}) AS t (key, name)
 WHERE to_regclass(t.name) IS NOT NULL AND to_regclass(${literal(qualified(names, "meta"))}) IS NULL`
 
-/**
- * The error for tables that record the progress for another events table; undefined if there is none.
- *
- * @category errors
- * @since 0.1.0
- */
+/** The error for tables that record the progress for another events table; undefined if there is none. */
 export const otherEvents = (names: TableNames, found: string | null): InvalidSettings | undefined =>
   found === null ? undefined : new InvalidSettings({
     setting: "tables.events",
@@ -78,9 +53,6 @@ export const otherEvents = (names: TableNames, found: string | null): InvalidSet
 /**
  * SQL: the events table that row `m` of the meta table names: its plain name if it is in the schema of the meta table,
  * otherwise its qualified and quoted name. Meta tables of earlier versions lack the column.
- *
- * @category statements
- * @since 0.1.0
  */
 export const eventsTable = "to_jsonb(m) ->> 'events_table'"
 
@@ -90,9 +62,6 @@ const recorded = (names: TableNames): string =>
 /**
  * SQL: the name for `otherEvents` from row `m` of the meta table; NULL if it refers to the table of `names`, in any
  * notation.
- *
- * @category statements
- * @since 0.1.0
  */
 export const otherEventsTable = (names: TableNames): string =>
   `CASE WHEN ${eventsTable} <> ${literal(recorded(names))} AND NOT coalesce(to_regclass(
@@ -129,10 +98,6 @@ BEGIN
   END IF;
 END`)
 
-/**
- * @category statements
- * @since 0.1.0
- */
 export const up = (names: TableNames): ReadonlyArray<string> => [
   `-- One migration at a time; never over tables that something else made, or that a newer version made.
 ${guard(names)}`,
@@ -251,9 +216,6 @@ WHERE m.schema_version < EXCLUDED.schema_version OR m.events_table IS NULL`
 
 /**
  * Drops what `up` created and nothing else: without the meta table, the tables belong to other software and are kept.
- *
- * @category statements
- * @since 0.1.0
  */
 export const down = (names: TableNames): ReadonlyArray<string> => [
   `-- The events stay. Tables of these names that something else made stay too: then there is no meta table.

@@ -1,43 +1,26 @@
 /**
  * Finds the privileges that the current role lacks for a migration. Each query returns one row per missing privilege,
  * named as in GRANT.
- *
- * @since 0.1.0
  */
 import { qualified, type TableKey, type TableNames } from "../../../schema/TableNames.ts"
 import { literal, textArray } from "./Sql.ts"
 
 const role = "current_user::text AS role"
 
-/**
- * The privilege to resolve names in the schemas; without it even `to_regclass` fails.
- *
- * @category queries
- * @since 0.1.0
- */
+/** The privilege to resolve names in the schemas; without it even `to_regclass` fails. */
 export const toUseSchemas = (names: TableNames): string =>
   `SELECT ${role}, format('USAGE on schema %I', n.nspname) AS privilege FROM pg_namespace AS n
 WHERE n.nspname = ANY (${
     textArray([names.schema, names.eventStoreSchema].filter((name) => name !== undefined))
   }::name[]) AND NOT has_schema_privilege(n.oid, 'USAGE')`
 
-/**
- * The privilege to read a table, if the table exists.
- *
- * @category queries
- * @since 0.1.0
- */
+/** The privilege to read a table, if the table exists. */
 export const toRead = (names: TableNames, key: TableKey): string =>
   `SELECT ${role}, format('SELECT on table %s', t.oid::regclass) AS privilege
 FROM (VALUES (to_regclass(${literal(qualified(names, key))}))) AS t (oid)
 WHERE t.oid IS NOT NULL AND NOT has_table_privilege(t.oid, 'SELECT')`
 
-/**
- * The privilege to create tables: in an existing schema, or together with a new schema.
- *
- * @category queries
- * @since 0.1.0
- */
+/** The privilege to create tables: in an existing schema, or together with a new schema. */
 export const toCreate = (schemaName: string | undefined): string => {
   const schema = schemaName === undefined ? "current_schema()" : literal(schemaName)
   return `SELECT ${role}, missing.privilege
@@ -55,12 +38,7 @@ CROSS JOIN LATERAL (
 ) AS missing (privilege)`
 }
 
-/**
- * The privilege to change or drop tables: existing tables must belong to the role.
- *
- * @category queries
- * @since 0.1.0
- */
+/** The privilege to change or drop tables: existing tables must belong to the role. */
 export const toChange = (names: TableNames, keys: ReadonlyArray<TableKey>): string =>
   `SELECT ${role}, format('ownership of %s', c.oid::regclass) AS privilege
 FROM pg_class AS c

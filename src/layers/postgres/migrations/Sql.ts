@@ -1,39 +1,17 @@
-/**
- * Building blocks of the migrations' statements. Names have been validated by `TableNames.make`.
- *
- * @since 0.1.0
- */
+/** Building blocks of the migrations' statements. Names have been validated by `TableNames.make`. */
 import { quoted } from "../../../schema/TableNames.ts"
 
-/**
- * A text as an SQL literal.
- *
- * @category utils
- * @since 0.1.0
- */
+/** A text as an SQL literal. */
 export const literal = (text: string): string => `'${text.replaceAll("'", "''")}'`
 
-/**
- * A list of texts as an SQL array.
- *
- * @category utils
- * @since 0.1.0
- */
+/** A list of texts as an SQL array. */
 export const textArray = (texts: ReadonlyArray<string>): string => `ARRAY[${texts.map(literal).join(", ")}]`
 
-/**
- * Indents all lines but the first, for a block inside another one.
- *
- * @category utils
- * @since 0.1.0
- */
+/** Indents all lines but the first, for a block inside another one. */
 export const indented = (text: string, by: number): string => text.replaceAll(/\n(?=.)/g, `\n${" ".repeat(by)}`)
 
 /**
  * A PL/pgSQL block as one statement. Names may contain "$", so dollar quotes are chosen that the body does not contain.
- *
- * @category utils
- * @since 0.1.0
  */
 export const block = (body: string): string => {
   let tag = "$do$"
@@ -44,9 +22,6 @@ export const block = (body: string): string => {
 /**
  * PL/pgSQL that creates a missing schema. `CREATE SCHEMA IF NOT EXISTS` needs the privilege to create schemas even if
  * the schema exists.
- *
- * @category utils
- * @since 0.1.0
  */
 export const createSchema = (schema: string | undefined): string =>
   schema === undefined ? "" : `
@@ -54,10 +29,5 @@ export const createSchema = (schema: string | undefined): string =>
     CREATE SCHEMA ${quoted(schema)};
   END IF;`
 
-/**
- * SQL: waits for other migrations and holds the lock until the transaction ends.
- *
- * @category utils
- * @since 0.1.0
- */
+/** SQL: waits for other migrations and holds the lock until the transaction ends. */
 export const lock = "pg_advisory_xact_lock(hashtextextended('pupsourcing-orchestrator/migrations', 0))"
