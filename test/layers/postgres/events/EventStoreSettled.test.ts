@@ -164,6 +164,26 @@ const onEach = (
     )
 
     live(
+      "an open writer holds readers back although the event after its own is deleted",
+      Effect.gen(function*() {
+        const { url } = yield* TestDatabase
+        const store = yield* EventStore
+        const sql = yield* PgClient.PgClient
+        const first = yield* store.append([event("a")])
+        assert.strictEqual(yield* store.settledPosition, first.positions[0])
+        const writer = yield* PlainWriters.make(url)
+        yield* writer.sql`BEGIN`
+        yield* writer.insert(1)
+        const later = yield* store.append([event("b")])
+        assert.strictEqual(yield* store.settledPosition, first.positions[0])
+        yield* sql`DELETE FROM events WHERE global_position = ${later.positions[0]!}`
+        assert.strictEqual(yield* store.settledPosition, first.positions[0])
+        yield* writer.sql`COMMIT`
+        assert.strictEqual((yield* store.read({ after: first.positions[0]! })).events.length, 1)
+      }).pipe(Effect.scoped)
+    )
+
+    live(
       "a prepared transaction holds readers back across its preparation, and is reported",
       Effect.gen(function*() {
         const { url } = yield* TestDatabase
