@@ -598,7 +598,7 @@ it.effect("catchUp waits for every projection and advances past events that thei
 
 it.effect.each([["no event", 0], ["events that no projection handles", 16]] as const)(
   "catchUp returns without waiting for a poll when there are %s",
-  ([_, events]) =>
+  ([, events]) =>
     Effect.gen(function*() {
       const world = yield* MemoryStores.makeWorld
       const feeder = yield* enter(world)
