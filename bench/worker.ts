@@ -5,8 +5,8 @@ import { PgClient } from "@effect/sql-pg"
 import { Config, Effect, Layer, References, Stream } from "effect"
 import { Orchestrator, PostgresStores, Program, Projection } from "pupsourcing-orchestrator"
 
-/** Tells the benchmark, in one line, what happened and when by the clock that all processes share. */
-const tell = (what: string) =>
+/** Reports to the benchmark, in one line, what happened and when, by the clock that all processes share. */
+const report = (what: string) =>
   Effect.sync(() => {
     console.log(JSON.stringify({ what, at: performance.timeOrigin + performance.now() }))
   })
@@ -17,7 +17,7 @@ const program = Effect.gen(function*() {
   const orchestrator = yield* Orchestrator.make({ replicaSet, projections: [nothing] })
   yield* orchestrator.activity.pipe(
     Stream.runForEach((activity) =>
-      activity._tag === "AssignmentReached" || activity._tag === "BatchCommitted" ? tell(activity._tag) : Effect.void
+      activity._tag === "AssignmentReached" || activity._tag === "BatchCommitted" ? report(activity._tag) : Effect.void
     ),
     Effect.forkScoped
   )

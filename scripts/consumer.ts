@@ -1,7 +1,7 @@
 /**
  * `npm run consumer`: the packed library in an empty folder: it imports, its types resolve, its command runs, and every file of
  * examples/ways type-checks and runs there. A way named `*.test.ts` is run by vitest; any other is a program that gets a migrated
- * database of its own, has to say within a minute that it processes events, and has to end well after SIGTERM.
+ * database of its own, must report within a minute that it processes events, and must exit with code 0 after SIGTERM.
  */
 import { spawn } from "node:child_process"
 import { globSync, readFileSync, writeFileSync } from "node:fs"
@@ -21,7 +21,7 @@ console.log(\`imported \${names.length} names\`)
 const signs = /Processing (?:all )?events/
 const bin = "node_modules/.bin/pupsourcing-orchestrator"
 
-/** Runs a program until it says that it works, then ends it as Kubernetes would. */
+/** Runs a program until it reports that it works, then ends it as Kubernetes would. */
 const runProgram = (directory: string, file: string, environment: NodeJS.ProcessEnv): Promise<void> =>
   new Promise((done, fail) => {
     const child = spawn(process.execPath, [file], { cwd: directory, env: { ...process.env, ...environment } })
@@ -40,7 +40,7 @@ const runProgram = (directory: string, file: string, environment: NodeJS.Process
     child.on("error", fail)
     child.on("close", (code, signal) => {
       clearTimeout(late)
-      // 130 is what NodeRuntime.runMain says after a signal, unless it is given another teardown.
+      // NodeRuntime.runMain exits with 130 after a signal, unless it is given another teardown.
       if (code === 0 || (asked && code === 130)) done()
       else fail(new Error(`${file} ended with ${code ?? signal}${asked ? " after SIGTERM" : ""}:\n${output}`))
     })

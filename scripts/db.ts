@@ -166,7 +166,7 @@ const main = Effect.fnUntraced(function*(args: ReadonlyArray<string>) {
   const at = args.indexOf("--name")
   const name = at < 0 ? undefined : args[at + 1]
   if (at >= 0 && (name === undefined || !/^[a-z0-9-]+$/i.test(name))) {
-    return yield* new UsageError({ message: `--name wants letters, digits and dashes.\n\n${usage}` })
+    return yield* new UsageError({ message: `--name consists of letters, digits and dashes.\n\n${usage}` })
   }
   const [command, ...rest] = at < 0 ? args : args.toSpliced(at, 2)
   if (command === "sql" && rest.length > 0) return yield* sql({ name }, rest.join(" "))

@@ -5,7 +5,7 @@ import * as Words from "./Words.ts"
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)))
 
-// A fixture says on its first line which file it stands for.
+// A fixture names on its first line the file that it stands for.
 const pathOf = (context) => {
   const stands = /^\/\/ stands for (\S+)/.exec(context.sourceCode.text)
   return stands ? stands[1] : relative(root, context.filename).split(sep).join("/")
@@ -154,7 +154,8 @@ const noSkippedTests = rule("Every test runs.", (context) => {
 })
 
 const words = rule("Comments and strings are plain technical English; see Words.ts.", (context) => {
-  if (!pathOf(context).startsWith("src/")) return {}
+  const path = pathOf(context)
+  if (!/^(?:src|examples|scripts|bench)\//.test(path) || path === "scripts/Words.ts") return {}
   const check = (node, text) => {
     for (const { instead, word } of Words.find(text)) {
       context.report({ node, message: `"${word}": write ${instead}` })

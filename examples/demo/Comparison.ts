@@ -45,11 +45,11 @@ const compareRows = <A extends object>(
     for (const field of fields) {
       values++
       if (row?.[field] === wanted[field]) continue
-      differences.push(`${table}, ${key}: ${field} is ${row?.[field] ?? "missing"}, the file says ${wanted[field]}`)
+      differences.push(`${table}, ${key}: ${field} is ${row?.[field] ?? "missing"}, the file contains ${wanted[field]}`)
     }
   }
   for (const key of found.keys()) {
-    if (!expected.has(key)) differences.push(`${table}, ${key}: the file knows no such row`)
+    if (!expected.has(key)) differences.push(`${table}, ${key}: the file contains no such row`)
   }
   const sums = fields.map((field) =>
     `${field} ${[...expected.values()].reduce((sum, row) => sum + Number(row[field]), 0).toLocaleString("en-US")}`

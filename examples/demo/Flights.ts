@@ -21,7 +21,7 @@ export const Flight = Schema.Struct({
 })
 export type Flight = typeof Flight.Type
 
-/** What the origin's stream says of a flight. */
+/** A flight, as an event of its origin. */
 export const FlightDeparted = Schema.Struct({
   date: Schema.String,
   destination: Schema.String,
@@ -29,7 +29,7 @@ export const FlightDeparted = Schema.Struct({
   distance: Schema.Int
 })
 
-/** What the destination's stream says of a flight. */
+/** A flight, as an event of its destination. */
 export const FlightArrived = Schema.Struct({
   date: Schema.String,
   origin: Schema.String,
@@ -69,7 +69,7 @@ export interface Totals {
 
 export const routeKey = (origin: string, destination: string): string => `${origin} → ${destination}`
 
-/** What the read models must say in the end, counted without any event: straight from the file. */
+/** What the read models must contain in the end, computed from the file without the events. */
 export const totals = (flights: ReadonlyArray<Flight>): Totals => {
   const airports = new Map<string, Traffic>()
   const routes = new Map<string, Route>()

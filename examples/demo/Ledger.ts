@@ -1,6 +1,6 @@
 /**
- * What was appended where. With the positions of the checkpoints it tells what each worker has done and has still to
- * do, without asking the database to count.
+ * Which events were appended at which positions. Together with the positions of the checkpoints, this determines what each
+ * worker has handled and has still to handle, without counting in the database.
  */
 import { Effect } from "effect"
 import { SqlClient } from "effect/sql"
@@ -10,13 +10,13 @@ import type { Range, Snapshot } from "./Snapshot.ts"
 
 interface Airport {
   readonly hash: number
-  /** Events it will have in the end. */
+  /** The number of its events in the end. */
   readonly total: number
-  /** Positions of its events so far; they grow. */
+  /** Positions of its events so far, in ascending order. */
   readonly positions: Array<number>
 }
 
-/** What a worker, or everybody, has still to do of one projection. */
+/** What one worker, or all workers together, have still to handle for one projection. */
 export interface ToCome {
   /** Appended and not handled. */
   readonly waiting: number

@@ -1,6 +1,4 @@
-/**
- * What the orchestrator's tables say at one moment. They are public: anybody may look.
- */
+/** The state of the orchestrator's tables at one moment. The tables are public; users query them. */
 import { Effect } from "effect"
 import { SqlClient } from "effect/sql"
 import { HashRange } from "pupsourcing-orchestrator"

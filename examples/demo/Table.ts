@@ -1,6 +1,6 @@
 /**
- * What the demo shows: its steps, line by line, and below them a table that is drawn anew in place. Without a terminal
- * the table is a line a second.
+ * The output of the demo: its steps, line by line, and below them a table that is redrawn in place. Without a terminal,
+ * the table is one line per second.
  */
 import { Clock, Effect } from "effect"
 
@@ -8,7 +8,7 @@ import { Clock, Effect } from "effect"
 export interface Row {
   readonly worker: string
   readonly state: string
-  /** `0 of 3`; empty for who has none. */
+  /** `0 of 3`; empty if the worker has none. */
   readonly partition: string
   readonly generation: string
   readonly position: number | undefined
@@ -25,10 +25,10 @@ export interface View {
 }
 
 export interface Screen {
-  /** A line that stays. */
-  readonly say: (text: string) => Effect.Effect<void>
+  /** Prints a line above the table. */
+  readonly print: (text: string) => Effect.Effect<void>
   readonly draw: (view: View) => Effect.Effect<void>
-  /** Takes the table away. */
+  /** Removes the table. */
   readonly clear: Effect.Effect<void>
 }
 
@@ -61,7 +61,7 @@ export const make = Effect.gen(function*() {
   )
 
   return {
-    say: (text) =>
+    print: (text) =>
       Effect.map(seconds, (time) => {
         const below = table
         erase()

@@ -14,7 +14,7 @@ import * as Fleet from "./Fleet.ts"
 import * as Flights from "./Flights.ts"
 import * as Ledger from "./Ledger.ts"
 import { tables } from "./projections.ts"
-import * as Story from "./Story.ts"
+import * as Steps from "./Steps.ts"
 import { count } from "./Table.ts"
 import * as Table from "./Table.ts"
 
@@ -25,17 +25,17 @@ const demo = Effect.fnUntraced(function*(url: Parameters<typeof Fleet.make>[0], 
   const flights = yield* Flights.load
   const expected = Flights.totals(flights)
   const ledger = yield* Ledger.make(flights)
-  yield* screen.say(
+  yield* screen.print(
     `${count(flights.length)} flights make ${count(ledger.total)} events of ${
       count(expected.airports.size)
     } airports\n` +
       `Data: ${Flights.source}`
   )
   const fleet = yield* Fleet.make(url)
-  yield* Effect.raceFirst(Story.tell({ flights, ledger, fleet, screen }), fleet.unexpectedEnd)
+  yield* Effect.raceFirst(Steps.run({ flights, ledger, fleet, screen }), fleet.unexpectedEnd)
 
   const { compared, differences } = yield* compare(expected)
-  yield* screen.say(`Compared with the totals of the file, every airport and every route:\n${compared.join("\n")}`)
+  yield* screen.print(`Compared with the totals of the file, every airport and every route:\n${compared.join("\n")}`)
   if (differences.length > 0) {
     const more = differences.length - shownDifferences
     return yield* new DemoFailed({
@@ -44,7 +44,7 @@ const demo = Effect.fnUntraced(function*(url: Parameters<typeof Fleet.make>[0], 
       }`
     })
   }
-  yield* screen.say(
+  yield* screen.print(
     "All equal: each event was handled exactly once, and each airport's in order.\n" +
       `To look at it: npm run db -- sql "SELECT * FROM ${Database.schema}.airport_traffic"`
   )

@@ -41,7 +41,7 @@ export class OutOfOrder extends Schema.TaggedError<OutOfOrder>()("OutOfOrder", {
   }
 }
 
-/** The flight that an event tells of, whichever end of it the stream belongs to. */
+/** Returns the flight of an event, which belongs to the stream of its origin or of its destination. */
 const flightOf = Effect.fnUntraced(function*(event: Event.Event) {
   if (event.eventType === "FlightDeparted") {
     const flight = yield* Event.json(event, FlightDeparted)

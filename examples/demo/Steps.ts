@@ -1,6 +1,6 @@
 /**
- * What happens: three workers join one after the other, one is killed and one is stopped in the middle of a batch, and
- * all the while events are appended.
+ * The steps of the demo: three workers join one after the other, one is killed and one is stopped in the middle of a
+ * batch, while events are appended.
  */
 import { Clock, Effect, Schedule } from "effect"
 import type * as WorkerProcess from "../../src/testing/WorkerProcess.ts"
@@ -12,12 +12,12 @@ import { names } from "./projections.ts"
 import * as Snapshot from "./Snapshot.ts"
 import { count, type Row, type Screen } from "./Table.ts"
 
-/** Events that must be to come for a worker when it is killed or stopped. */
+/** The number of events that a worker must still have to handle when it is killed or stopped. */
 const leastToCome = 2000
 
 /**
- * When the steps happen, in events of which all projections are done, and how far the appender may go before: so each
- * of them happens while events are appended, however fast or slow the machine is.
+ * When the steps happen, as numbers of events that all projections have handled, and how many events may be appended
+ * before. Each step therefore happens while events are appended, on a fast and on a slow machine.
  */
 const plan = {
   secondWorker: 4000,
@@ -28,10 +28,10 @@ const plan = {
   appendedBeforeStop: 30_000
 }
 
-/** Appended and not handled, at most: the appender waits for the workers. */
+/** Maximum number of events that are appended and not handled: the appender waits for the workers. */
 const largestBacklog = 4000
 
-/** The longest wait for a step; a machine may be slow, but something must move. */
+/** The longest wait for a step. */
 const patience = "45 seconds"
 const stillness = 60_000
 const glance = "10 millis"
@@ -44,7 +44,7 @@ interface Member {
   state: string
 }
 
-export const tell = Effect.fnUntraced(function*({ fleet, flights, ledger, screen }: {
+export const run = Effect.fnUntraced(function*({ fleet, flights, ledger, screen }: {
   readonly flights: ReadonlyArray<Flight>
   readonly ledger: Ledger
   readonly fleet: Fleet
@@ -55,7 +55,7 @@ export const tell = Effect.fnUntraced(function*({ fleet, flights, ledger, screen
   let handled = 0
   let mayAppendTo = plan.appendedBeforeKill
 
-  /** Handled so far, event by event and projection by projection: who did it, when. */
+  /** The events that each worker has handled, by time, counted once for each projection. */
   const done = new Map<string, Array<{ readonly at: number; readonly events: number }>>()
 
   const see = (snapshot: Snapshot.Snapshot) => {
@@ -99,7 +99,7 @@ export const tell = Effect.fnUntraced(function*({ fleet, flights, ledger, screen
         duration: patience,
         orElse: () =>
           Effect.fail(
-            new DemoFailed({ problem: `Waited ${patience} in vain for this: ${what}.\n${report()}` })
+            new DemoFailed({ problem: `Waited ${patience}, without success, until ${what}.\n${report()}` })
           )
       })
     )
@@ -110,7 +110,7 @@ export const tell = Effect.fnUntraced(function*({ fleet, flights, ledger, screen
       ...latest.workers.map((worker) => JSON.stringify(worker)),
       ...latest.ranges.map((range) => JSON.stringify(range)),
       ...members.filter(({ process }) => process.isAlive()).map(({ process }) =>
-        `Last words of ${process.id}:\n${process.output()}`
+        `Output of ${process.id}:\n${process.output()}`
       )
     ].join("\n")
 
@@ -167,7 +167,7 @@ export const tell = Effect.fnUntraced(function*({ fleet, flights, ledger, screen
     const process = yield* fleet.start(id)
     const member: Member = { process, state: "starting" }
     members.push(member)
-    yield* screen.say(`${id} started (process ${process.pid})`)
+    yield* screen.print(`${id} started (process ${process.pid})`)
     const workers = alive()
     const settled = yield* until(
       `${id} takes part, and each of ${workers.length} workers holds its share`,
@@ -175,7 +175,7 @@ export const tell = Effect.fnUntraced(function*({ fleet, flights, ledger, screen
     )
     member.state = "alive"
     const { generation } = settled
-    yield* screen.say(
+    yield* screen.print(
       `${id} takes part: generation ${generation?.id}, ${workers.length} of ${workers.length} partitions taken ` +
         `${millis(settled.at - (generation?.formedAt ?? settled.at))} after it was formed, ${
           millis(settled.at - startedAt)
@@ -184,15 +184,15 @@ export const tell = Effect.fnUntraced(function*({ fleet, flights, ledger, screen
     return member
   })
 
-  /** As long as it takes, which depends on the machine: `showing` looks, and sees to it that something moves. */
+  /** Waits without a limit, because the time depends on the machine; `showing` fails when nothing is handled. */
   const handledAtLeast = (events: number) =>
     Effect.sync(() => handled >= events).pipe(
       Effect.repeat({ until: (enough) => enough, schedule: Schedule.spaced(glance) })
     )
 
   /**
-   * Freezes a worker for the few milliseconds in which it is looked at, so that what is seen still holds when the
-   * signal is sent: a batch in flight, and enough to come.
+   * Freezes a worker for the few milliseconds in which its state is read, so that the state still holds when the signal
+   * is sent: a batch in flight, and enough events to handle.
    */
   const catchInBatch = Effect.fnUntraced(function*({ process }: Member) {
     let seen: { readonly projection: string; readonly toCome: ToCome } | undefined
@@ -200,7 +200,7 @@ export const tell = Effect.fnUntraced(function*({ fleet, flights, ledger, screen
       if ((yield* Snapshot.batches(process.id)).length === 0) return undefined
       yield* process.send("SIGSTOP")
       const batches = yield* Snapshot.batches(process.id).pipe(
-        // A statement that was under way ends; what then stands still is the worker's turn, and it has none.
+        // A running statement ends; a transaction that is idle afterwards waits for the frozen worker.
         Effect.repeat({
           until: (batches) => batches.every(({ state, stateAge }) => state === "idle in transaction" && stateAge > 3),
           schedule: Schedule.spaced("2 millis"),
@@ -226,7 +226,7 @@ export const tell = Effect.fnUntraced(function*({ fleet, flights, ledger, screen
           Effect.fail(
             new DemoFailed({
               problem: `${process.id} was not caught with a batch in flight and ${count(leastToCome)} events to come${
-                seen === undefined ? "" : `; last seen: ${describe(seen.toCome)} (${seen.projection})`
+                seen === undefined ? "" : `; last state: ${describe(seen.toCome)} (${seen.projection})`
               }.\n${report()}`
             })
           )
@@ -286,19 +286,19 @@ export const tell = Effect.fnUntraced(function*({ fleet, flights, ledger, screen
     })
   })
 
-  /** After SIGTERM only exit code 0 will do. */
+  /** Fails unless the worker ended with exit code 0 after SIGTERM. */
   const leftGracefully = (member: Member, ending: WorkerProcess.Ended) => {
     if (ending.code === 0) return Effect.void
     return Effect.fail(
       new DemoFailed({
         problem: `${member.process.id} was stopped with SIGTERM and should have ended with exit code 0, but: ${
           ending.signal ?? `exit code ${ending.code}`
-        }. It said:\n${member.process.output()}`
+        }. Its output:\n${member.process.output()}`
       })
     )
   }
 
-  const story = Effect.gen(function*() {
+  const steps = Effect.gen(function*() {
     const first = yield* start("worker-1")
     yield* handledAtLeast(plan.secondWorker)
     const second = yield* start("worker-2")
@@ -310,9 +310,9 @@ export const tell = Effect.fnUntraced(function*({ fleet, flights, ledger, screen
     const caughtSecond = yield* catchInBatch(second)
     yield* second.process.send("SIGKILL")
     second.state = "killed (SIGKILL)"
-    yield* screen.say(`SIGKILL to worker-2: ${facts(caughtSecond)}`)
+    yield* screen.print(`SIGKILL to worker-2: ${facts(caughtSecond)}`)
     yield* ended(second)
-    yield* screen.say(yield* takenOver(second, caughtSecond))
+    yield* screen.print(yield* takenOver(second, caughtSecond))
 
     yield* handledAtLeast(plan.stop)
     mayAppendTo = ledger.total
@@ -320,25 +320,25 @@ export const tell = Effect.fnUntraced(function*({ fleet, flights, ledger, screen
     yield* third.process.send("SIGTERM")
     yield* third.process.send("SIGCONT")
     third.state = "stopping (SIGTERM)"
-    yield* screen.say(`SIGTERM to worker-3: ${facts(caughtThird)}`)
+    yield* screen.print(`SIGTERM to worker-3: ${facts(caughtThird)}`)
     const handover = yield* Effect.all(
       [takenOver(third, caughtThird), ended(third)],
       { concurrency: "unbounded" }
     )
     third.state = "stopped, exit code 0"
     yield* leftGracefully(third, handover[1])
-    yield* screen.say(`worker-3 left gracefully, exit code 0; ${handover[0]}`)
+    yield* screen.print(`worker-3 left gracefully, exit code 0; ${handover[0]}`)
 
     yield* handledAtLeast(ledger.total)
-    yield* screen.say(`All ${count(ledger.total)} events are appended, and handled by both projections`)
+    yield* screen.print(`All ${count(ledger.total)} events are appended, and handled by both projections`)
     yield* first.process.send("SIGTERM")
     first.state = "stopped, exit code 0"
     yield* leftGracefully(first, yield* ended(first))
-    yield* screen.say("worker-1 left gracefully, exit code 0")
+    yield* screen.print("worker-1 left gracefully, exit code 0")
   })
 
   yield* Effect.raceAllFirst([
-    story,
+    steps,
     showing,
     Effect.andThen(appending, Effect.never)
   ])
