@@ -100,12 +100,12 @@ export interface Decision<F> {
  * A handler that loses its connection this many times in a row at one position is treated as the cause. The back-off in
  * between takes about five seconds, in which an unreliable network loses connections at other events, too.
  */
-export const maxLossesInHandler = 10
+const maxLossesInHandler = 10
 /**
  * The limit for connections that are lost after the handlers have ended, which is usually caused by the network. The
  * back-off in between takes almost two minutes.
  */
-export const maxLossesAfterHandlers = 30
+const maxLossesAfterHandlers = 30
 /** A single overrun may be caused by a stopped process or an unreachable network. */
 const maxOverruns = 3
 /** A few conflicts of a range are normal; many mean that ranges often write the same rows at the same time. */
