@@ -4,8 +4,6 @@
  *
  * What a database would store is kept in `TxRef`s and changed inside `Effect.tx`. Each change is therefore atomic, and
  * a batch's transaction detects that another one has changed what it read.
- *
- * @since 0.1.0
  */
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
@@ -23,9 +21,6 @@ import type { ServerEpoch } from "../../services/EventStore.ts"
 /**
  * All events, as a list with the newest part first: an append does not copy the list, and a transaction that is rolled
  * back leaves nothing behind.
- *
- * @category models
- * @since 0.1.0
  */
 export interface Log {
   readonly newest: LogPart | undefined
@@ -35,23 +30,13 @@ export interface Log {
   readonly eventIds: HashSet.HashSet<string>
 }
 
-/**
- * The events of one append, and the part before it.
- *
- * @category models
- * @since 0.1.0
- */
+/** The events of one append, and the part before it. */
 export interface LogPart {
   readonly events: ReadonlyArray<Event>
   readonly before: LogPart | undefined
 }
 
-/**
- * A worker's registration as the world keeps it, even after it has ended.
- *
- * @category models
- * @since 0.1.0
- */
+/** A worker's registration as the world keeps it, even after it has ended. */
 export interface WorkerRecord extends Registration, Displayed {
   /** In milliseconds of the world's clock. */
   readonly heartbeatAt: number
@@ -65,24 +50,14 @@ export interface WorkerRecord extends Registration, Displayed {
   readonly process: number
 }
 
-/**
- * A generation as the world keeps it.
- *
- * @category models
- * @since 0.1.0
- */
+/** A generation as the world keeps it. */
 export interface GenerationRecord extends Generation {
   readonly leaderId: string
   readonly state: "pending" | "active" | "superseded"
   readonly formedAt: number
 }
 
-/**
- * A worker's subscription to wake-ups.
- *
- * @category models
- * @since 0.1.0
- */
+/** A worker's subscription to wake-ups. */
 export interface Listener {
   readonly registration: Registration
   readonly queue: Queue.Queue<void>
@@ -118,12 +93,7 @@ export interface MemoryWorld {
   epoch: ServerEpoch
 }
 
-/**
- * Makes an empty world. Its clock is the one of the context.
- *
- * @category constructors
- * @since 0.1.0
- */
+/** Makes an empty world. Its clock is the one of the context. */
 export const make: Effect.Effect<MemoryWorld> = Effect.gen(function*() {
   const clock = yield* Clock.Clock
   return {
@@ -146,19 +116,12 @@ export const make: Effect.Effect<MemoryWorld> = Effect.gen(function*() {
   }
 })
 
-/**
- * @category utils
- * @since 0.1.0
- */
 export const workerKey = (worker: { readonly replicaSet: string; readonly workerId: string }): string =>
   JSON.stringify([worker.replicaSet, worker.workerId])
 
 /**
  * The hash of an aggregate in memory: FNV-1a over the UTF-16 code units, mixed so that its upper bits, which determine
  * the partition, depend on all of them.
- *
- * @category utils
- * @since 0.1.0
  */
 export const hash = (aggregateId: string): number => {
   let value = 0x811c9dc5
@@ -170,24 +133,14 @@ export const hash = (aggregateId: string): number => {
   return (value ^ (value >>> 16)) >>> 0
 }
 
-/**
- * The committed rows of a projection, in range order.
- *
- * @category getters
- * @since 0.1.0
- */
+/** The committed rows of a projection, in range order. */
 export const committedRows = (world: MemoryWorld, projection: string): ReadonlyArray<Checkpoint> =>
   [...world.rows.values()]
     .map((row) => row.value)
     .filter((row): row is Checkpoint => row?.projection === projection)
     .sort((a, b) => a.range.start - b.range.start)
 
-/**
- * The view of a worker that a decision reads.
- *
- * @category getters
- * @since 0.1.0
- */
+/** The view of a worker that a decision reads. */
 export const viewOf = (worker: WorkerRecord, now: number): WorkerView => ({
   workerId: worker.workerId,
   incarnation: worker.incarnation,
@@ -197,12 +150,7 @@ export const viewOf = (worker: WorkerRecord, now: number): WorkerView => ({
   absentForMillis: worker.absentSince === undefined ? undefined : now - worker.absentSince
 })
 
-/**
- * Wakes the workers that listen in a replica set, except the one with the given incarnation.
- *
- * @category mutations
- * @since 0.1.0
- */
+/** Wakes the workers that listen in a replica set, except the one with the given incarnation. */
 export const wakeOthers = (
   world: MemoryWorld,
   worker: { readonly replicaSet: string; readonly incarnation: bigint }
@@ -223,9 +171,6 @@ const wake = (world: MemoryWorld, concerned: (listener: Listener) => boolean): E
 /**
  * Ends the presence of a registration and wakes the worker that watches it. The record does not change if the presence
  * has ended already, or if another registration has the id.
- *
- * @category mutations
- * @since 0.1.0
  */
 export const endPresence = Effect.fnUntraced(function*(world: MemoryWorld, registration: Registration) {
   const now = yield* world.now
@@ -243,9 +188,6 @@ export const endPresence = Effect.fnUntraced(function*(world: MemoryWorld, regis
 /**
  * Changes the record of a registration and returns the previous record. Changes nothing and returns undefined if the
  * record belongs to another incarnation.
- *
- * @category mutations
- * @since 0.1.0
  */
 export const changeWorker = (
   world: MemoryWorld,
@@ -263,9 +205,6 @@ export const changeWorker = (
 /**
  * A process's access to the world. Every call of a service goes through `reach`, where a test can cut the process off,
  * delay it, or lose its answers.
- *
- * @category models
- * @since 0.1.0
  */
 export interface Handle {
   readonly world: MemoryWorld
@@ -283,12 +222,7 @@ export interface Handle {
   readonly cut: Effect.Effect<void>
 }
 
-/**
- * Opens a handle. Its session ends when the scope closes.
- *
- * @category constructors
- * @since 0.1.0
- */
+/** Opens a handle. Its session ends when the scope closes. */
 export const open = Effect.fnUntraced(
   function*(world: MemoryWorld): Effect.fn.Return<Handle, never, Scope.Scope> {
     const openedAt = yield* world.now
