@@ -159,53 +159,77 @@ export const parseDuration = (text: string): Duration.Duration | undefined => {
  * @category constructors
  * @since 0.1.0
  */
-export const make = (input: Input): Result.Result<Settings, InvalidSettings> => {
-  const invalid = (setting: string, problem: string) => Result.fail(new InvalidSettings({ setting, problem }))
-  const times: Record<(typeof durations)[number], Duration.Duration> = { ...defaults }
-  for (const name of durations) {
-    const given = input[name]
-    if (given === undefined) continue
-    const parsed = typeof given === "string"
-      ? parseDuration(given)
-      // Duration converts NaN to zero, so a number that could not be parsed would be accepted.
-      : Number.isNaN(given)
-      ? undefined
-      : Option.getOrUndefined(Duration.fromInput(given))
-    if (parsed === undefined) {
-      return invalid(
-        name,
-        `${
-          typeof given === "string" ? `"${given}"` : "The value"
-        } is not a valid duration. Use ${durationExamples}, or a number of milliseconds.`
-      )
+export const make = (input: Input): Result.Result<Settings, InvalidSettings> =>
+  Result.gen(function*() {
+    const times: Times = { ...defaults }
+    for (const name of durations) {
+      const given = input[name]
+      if (given !== undefined) times[name] = yield* checkDuration(name, given)
     }
-    const millis = Duration.toMillis(parsed)
-    if (!(millis >= 0) || !Number.isFinite(millis)) {
-      return invalid(name, "A duration must be finite and not negative.")
+    for (const name of ["batchSize", "batchBytes"] as const) yield* checkCount(name, input[name])
+    yield* checkName("replicaSet", input.replicaSet)
+    if (input.workerId !== undefined) yield* checkName("workerId", input.workerId)
+    yield* checkTogether(times)
+    return {
+      replicaSet: input.replicaSet,
+      ...times,
+      batchSize: input.batchSize ?? defaults.batchSize,
+      batchBytes: input.batchBytes ?? defaults.batchBytes,
+      workerId: input.workerId
     }
-    if (millis === 0 && name !== "registrationWindow" && name !== "drainTimeout") {
-      return invalid(name, "The duration must be greater than zero.")
-    }
-    times[name] = parsed
+  })
+
+type Times = Record<(typeof durations)[number], Duration.Duration>
+
+const valid = Result.succeed(undefined)
+
+const invalid = (setting: string, problem: string) => Result.fail(new InvalidSettings({ setting, problem }))
+
+const checkDuration = (
+  name: keyof Times,
+  given: Duration.Input
+): Result.Result<Duration.Duration, InvalidSettings> => {
+  const parsed = typeof given === "string"
+    ? parseDuration(given)
+    // Duration converts NaN to zero, so a number that could not be parsed would be accepted.
+    : Number.isNaN(given)
+    ? undefined
+    : Option.getOrUndefined(Duration.fromInput(given))
+  if (parsed === undefined) {
+    return invalid(
+      name,
+      `${
+        typeof given === "string" ? `"${given}"` : "The value"
+      } is not a valid duration. Use ${durationExamples}, or a number of milliseconds.`
+    )
   }
-  for (const name of ["batchSize", "batchBytes"] as const) {
-    const given = input[name]
-    if (given !== undefined && !(Number.isSafeInteger(given) && given >= 1)) {
-      return invalid(name, "It must be a whole number of at least 1.")
-    }
+  const millis = Duration.toMillis(parsed)
+  if (!(millis >= 0) || !Number.isFinite(millis)) return invalid(name, "A duration must be finite and not negative.")
+  if (millis === 0 && name !== "registrationWindow" && name !== "drainTimeout") {
+    return invalid(name, "The duration must be greater than zero.")
   }
-  for (const name of ["replicaSet", "workerId"] as const) {
-    const given = input[name]
-    if (given === undefined && name === "workerId") continue
-    if (given === undefined || given.trim() === "") {
-      return invalid(name, "The name must not be empty. Give one such as \"main-projections\".")
-    }
-    if (given.length > maximumNameLength) {
-      return invalid(name, `The name must have at most ${maximumNameLength} characters.`)
-    }
-    const problem = textProblem(given)
-    if (problem !== undefined) return invalid(name, `The name ${problem}.`)
+  return Result.succeed(parsed)
+}
+
+const checkCount = (name: string, given: number | undefined): Result.Result<void, InvalidSettings> =>
+  given === undefined || (Number.isSafeInteger(given) && given >= 1)
+    ? valid
+    : invalid(name, "It must be a whole number of at least 1.")
+
+/** Callers without types may leave out a required name. */
+const checkName = (setting: string, given: string | undefined): Result.Result<void, InvalidSettings> => {
+  if (given === undefined || given.trim() === "") {
+    return invalid(setting, "The name must not be empty. Give one such as \"main-projections\".")
   }
+  if (given.length > maximumNameLength) {
+    return invalid(setting, `The name must have at most ${maximumNameLength} characters.`)
+  }
+  const problem = textProblem(given)
+  return problem === undefined ? valid : invalid(setting, `The name ${problem}.`)
+}
+
+/** The rules between durations. */
+const checkTogether = (times: Times): Result.Result<void, InvalidSettings> => {
   if (Duration.toMillis(times.heartbeatInterval) * 3 > Duration.toMillis(times.staleWorkerTimeout)) {
     return invalid(
       "staleWorkerTimeout",
@@ -243,11 +267,5 @@ export const make = (input: Input): Result.Result<Settings, InvalidSettings> => 
       }: workers would give up before a silent one can be replaced.`
     )
   }
-  return Result.succeed({
-    replicaSet: input.replicaSet,
-    ...times,
-    batchSize: input.batchSize ?? defaults.batchSize,
-    batchBytes: input.batchBytes ?? defaults.batchBytes,
-    workerId: input.workerId
-  })
+  return valid
 }
