@@ -111,7 +111,7 @@ const suspend = Effect.fnUntraced(function*({ alarm, ranges }: Options, state: S
   yield* alarm.latch.await
 })
 
-/** One pass. */
+/** One pass: decide, follow the generation, close, open, report, and wait for a change. */
 const step = Effect.fnUntraced(function*(options: Options, state: State) {
   const activeKeys: ReadonlySet<string> = new Set(options.ranges.all.keys())
   Merging.forgetEnded(state.merging, activeKeys, state.passBeganAt)
@@ -119,17 +119,14 @@ const step = Effect.fnUntraced(function*(options: Options, state: State) {
   if (Option.isNone(decided)) return
   const plan = decided.value
 
-  if (plan.generation !== undefined) yield* followGeneration(options, state, plan, plan.generation)
+  yield* followGeneration(options, state, plan)
   const paused = Merging.projections(state.merging, options.ranges)
   yield* closeLostAndUnassigned(options, state, plan)
   yield* openOwned(options, state, plan, { activeKeys, paused })
 
-  if (plan.generation !== undefined) {
-    const isReached = plan.isComplete && paused.size === 0 && !isClosingAny(options)
-    if (isReached && !state.hasReachedAssignment) yield* reportAssignment(options, state, plan.generation)
-    if (!state.hasReachedAssignment) yield* failWhenLate(options, state, plan.generation)
-  }
+  if (plan.isComplete && paused.size === 0 && !isClosingAny(options)) yield* reportAssignment(options, state)
   if (state.hasReachedAssignment) yield* Merging.closeAdjacent(state.merging, options.ranges, state.passBeganAt)
+  else yield* failWhenLate(options, state)
   yield* Alarm.wait(options.alarm, {
     longestMillis: Math.min(Duration.toMillis(options.settings.pollInterval), Merging.patienceMillis(state.merging)),
     recheckMillis: plan.recheckAfterMillis
@@ -196,9 +193,9 @@ const backOff = Effect.fnUntraced(function*({ retryLog, startup }: Options, stat
 const followGeneration = Effect.fnUntraced(function*(
   options: Options,
   state: State,
-  { form }: Plan.Plan,
-  generation: Generation.Generation
+  { form, generation }: Plan.Plan
 ) {
+  if (generation === undefined) return
   if (state.generation !== undefined && Generation.equals(state.generation, generation)) return
   const { log, membership, onAssigned, onGeneration, registration } = options
   state.previous = state.generation
@@ -289,23 +286,23 @@ const isClosingAny = ({ ranges }: Options): boolean => [...ranges.all.values()].
 
 const reportAssignment = Effect.fnUntraced(function*(
   { log, onAssigned, registration }: Options,
-  state: State,
-  generation: Generation.Generation
+  state: State
 ) {
+  const { generation, hasReachedAssignment, previous } = state
+  if (generation === undefined || hasReachedAssignment) return
   state.hasReachedAssignment = true
   const after = Duration.nanos((yield* Clock.monotonicTimeNanos) - state.generationReadAt)
   const partition = Generation.partitionKey(generation, registration)
-  const isLeftAlone = generation.members.length === 1 && (state.previous?.members.length ?? 1) > 1
+  const isLeftAlone = generation.members.length === 1 && (previous?.members.length ?? 1) > 1
   yield* log.record(Activity.AssignmentReached({ generation, partition, after, isLeftAlone }))
   onAssigned(true)
 })
 
 const failWhenLate = Effect.fnUntraced(function*(
   { ranges, registration, settings }: Options,
-  { waitingSince }: State,
-  { generationId }: Generation.Generation
+  { generation, waitingSince }: State
 ) {
-  if (waitingSince === undefined) return
+  if (generation === undefined || waitingSince === undefined) return
   const waited = Duration.nanos((yield* Clock.monotonicTimeNanos) - waitingSince)
   const closing = [...ranges.all.values()].filter((range) => range.closing).map(({ held }) => held.projection)
   // Workers that block others fail first, so that workers that only wait do not have to fail.
@@ -314,7 +311,7 @@ const failWhenLate = Effect.fnUntraced(function*(
   return yield* new CoordinationTimeout({
     replicaSet: settings.replicaSet,
     workerId: registration.workerId,
-    generationId,
+    generationId: generation.generationId,
     timeout: Duration.format(patience),
     waitingFor: closing.length > 0
       ? `the handler of ${[...new Set(closing)].join(", ")} does not stop`

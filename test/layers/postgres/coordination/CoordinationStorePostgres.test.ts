@@ -42,7 +42,7 @@ const holding = Effect.fnUntraced(function*<A, E, R>(
 const decisionLock = (replicaSet: string) => (sql: SqlClient.SqlClient) =>
   sql`SELECT pg_advisory_xact_lock('orchestrator_generations'::regclass::oid::int4, hashtext(${replicaSet}))`
 
-const someoneWaits = Effect.flatMap(SqlClient.SqlClient, (sql) =>
+const isAnyDecisionWaiting = Effect.flatMap(SqlClient.SqlClient, (sql) =>
   Effect.map(
     sql`SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
       AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
@@ -112,7 +112,7 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
           decisionLock("waits"),
           Effect.gen(function*() {
             const fiber = yield* Effect.forkDetach(decide(worker))
-            yield* until(someoneWaits)
+            yield* until(isAnyDecisionWaiting)
             assert.isUndefined(fiber.pollUnsafe())
             assert.deepStrictEqual(yield* sql`SELECT 1 FROM orchestrator_generations WHERE replica_set = 'waits'`, [])
             // Decisions of another replica set are not blocked.
@@ -137,7 +137,7 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
           Effect.gen(function*() {
             yield* sql`UPDATE orchestrator_heartbeats SET heartbeat_at = clock_timestamp() WHERE worker_id = 'frozen'`
             const fiber = yield* Effect.forkDetach(decide(worker, { rules }))
-            yield* until(someoneWaits)
+            yield* until(isAnyDecisionWaiting)
             yield* Effect.sleep("400 millis")
             return fiber
           })
@@ -153,10 +153,10 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
           decisionLock("hangs"),
           Effect.gen(function*() {
             const fiber = yield* Effect.forkDetach(decide(worker))
-            yield* until(someoneWaits)
+            yield* until(isAnyDecisionWaiting)
             // `lock_timeout` ends the first attempt, and the decision is retried.
-            yield* until(Effect.map(someoneWaits, (waits) => !waits))
-            yield* until(someoneWaits)
+            yield* until(Effect.map(isAnyDecisionWaiting, (waits) => !waits))
+            yield* until(isAnyDecisionWaiting)
             return fiber
           })
         )
