@@ -124,7 +124,7 @@ export const isConflict = (error: SqlError.SqlError): boolean =>
  * Whether a retry may succeed, on this session or another: after a conflict, a timeout, a change of a table, or a
  * shortage of a server's resource.
  */
-export const isPassing = (error: SqlError.SqlError): boolean =>
+export const isTransient = (error: SqlError.SqlError): boolean =>
   isConflict(error) || error.reason._tag === "StatementTimeoutError" || meaningOf(error).isShortage === true ||
   isStalePlan(error)
 

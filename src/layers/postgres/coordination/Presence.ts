@@ -13,9 +13,9 @@ import * as RcMap from "effect/RcMap"
 import * as RcRef from "effect/RcRef"
 import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
-import * as SqlError from "effect/sql/SqlError"
 import type { StoreError } from "../../../schema/Errors.ts"
 import { Listener } from "../connection/Listener.ts"
+import { connectionLost } from "../connection/SqlErrors.ts"
 import { Database } from "../Database.ts"
 
 /** Makes this process present, and observes the presence of others. */
@@ -211,10 +211,4 @@ const waitForLock = (workersClass: string, key: number): string =>
     END`.replaceAll("'", "''")
   }'`
 
-const noAnswer = new SqlError.SqlError({
-  reason: new SqlError.ConnectionError({
-    cause: new Error("the server does not answer"),
-    message: "the server does not answer",
-    operation: "query"
-  })
-})
+const noAnswer = connectionLost("the server does not answer")

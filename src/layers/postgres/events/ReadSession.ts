@@ -6,12 +6,13 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
-import * as SqlError from "effect/sql/SqlError"
+import type * as SqlError from "effect/sql/SqlError"
 import type { StoreError } from "../../../schema/Errors.ts"
 import * as Settled from "../../../schema/Settled.ts"
 import type { ServerEpoch } from "../../../services/EventStore.ts"
 import * as ServerEpochSql from "../connection/ServerEpochSql.ts"
 import type { Opened } from "../connection/Session.ts"
+import { connectionLost } from "../connection/SqlErrors.ts"
 import { Database } from "../Database.ts"
 
 /** State that is valid for one connection. */
@@ -108,15 +109,7 @@ export const make: Effect.Effect<ReadSession, never, Database | Scope.Scope> = E
   return { use }
 })
 
-const leadsElsewhere = "the session is connected to another server than the one that is written to"
-
-const elsewhere = new SqlError.SqlError({
-  reason: new SqlError.ConnectionError({
-    cause: new Error(leadsElsewhere),
-    message: leadsElsewhere,
-    operation: "query"
-  })
-})
+const elsewhere = connectionLost("the session is connected to another server than the one that is written to")
 
 const isLoss = (error: unknown): boolean =>
   typeof error === "object" && error !== null && "_tag" in error && error._tag === "DatabaseUnavailable" &&

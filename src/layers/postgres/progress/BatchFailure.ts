@@ -11,7 +11,7 @@ import type { Server } from "../connection/Server.ts"
 import {
   isConflict,
   isConnectionLoss,
-  isPassing,
+  isTransient,
   meaningOf,
   sqlErrorIn,
   toStoreError
@@ -67,7 +67,7 @@ export const classify = (
     const error = Cause.squash(cause)
     return error instanceof DatabaseUnavailable ? Failed({ failure: error }) : Died({ defect: error })
   }
-  if (isPassing(raised)) return Failed({ failure: transient(raised) })
+  if (isTransient(raised)) return Failed({ failure: transient(raised) })
   if (isAbortedTransaction(raised)) return Failed({ failure: ofHandler(texts.ignoredStatement, Cause.fail(raised)) })
   // COMMIT fails because of what the handler wrote, for example a violated deferred constraint.
   if (hasAdvanced && !isServersOwn(raised)) {
@@ -89,7 +89,7 @@ const inspect = (server: Server, cause: Cause.Cause<unknown>): RollBackReason =>
   if (error === undefined) return new HandlerFailure({ cause })
   if (isReleasedConnection(error)) return ofHandler(texts.releasedConnection, cause)
   if (isAbortedTransaction(error)) return ofHandler(texts.ignoredStatement, cause)
-  if (isPassing(error)) return transient(error)
+  if (isTransient(error)) return transient(error)
   // Most other errors of the server recur when the statement is repeated; even a missing file is mostly one that the
   // statement refers to.
   if (meaningOf(error).isDeviceFault === true) return toStoreError(server, handling)(error)
@@ -103,7 +103,7 @@ export const changedTransaction = (error: SqlError.SqlError): HandlerFailure =>
 /** The advance matched no row because it ran in another transaction than the first statement. */
 export const endedTransaction = (): HandlerFailure => ofHandler(texts.endedTransaction, Cause.empty)
 
-/** The transient failure for an error that `isPassing` accepts. */
+/** The transient failure for an error that `isTransient` accepts. */
 export const transient = (cause: SqlError.SqlError): TransientFailure =>
   new TransientFailure({ kind: isConflict(cause) ? "conflict" : "refusal", cause })
 

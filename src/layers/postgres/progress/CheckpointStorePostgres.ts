@@ -28,7 +28,7 @@ import {
 } from "../../../services/CheckpointStore.ts"
 import { isUnstorable, writing } from "../connection/Encoding.ts"
 import * as ServerEpochSql from "../connection/ServerEpochSql.ts"
-import { isPassing, toStoreError } from "../connection/SqlErrors.ts"
+import { isTransient, toStoreError } from "../connection/SqlErrors.ts"
 import * as Rows from "../coordination/Rows.ts"
 import { Database } from "../Database.ts"
 import { hashOf } from "../HashSql.ts"
@@ -213,7 +213,7 @@ const halt = Effect.fnUntraced(function*(
 })
 
 const toHaltFailure = ({ server }: Database["Service"], error: SqlError.SqlError): StoreError | TransientFailure => {
-  if (isPassing(error)) return BatchFailure.transient(error)
+  if (isTransient(error)) return BatchFailure.transient(error)
   // Recording a halt twice is harmless, so the outcome is not looked up.
   return BatchFailure.wasLost(error) && !BatchFailure.neverConnected(error)
     ? new TransientFailure({ kind: "connection", cause: error })

@@ -11,7 +11,7 @@ import type { StoreError } from "../../../schema/Errors.ts"
 import { type CheckpointStore, Fenced, TransientFailure } from "../../../services/CheckpointStore.ts"
 import type { ServerEpoch } from "../../../services/EventStore.ts"
 import * as ServerEpochSql from "../connection/ServerEpochSql.ts"
-import { isConflict, isConnectionLoss, isPassing, toStoreError } from "../connection/SqlErrors.ts"
+import { isConflict, isConnectionLoss, isTransient, toStoreError } from "../connection/SqlErrors.ts"
 import * as Rows from "../coordination/Rows.ts"
 import type { Database } from "../Database.ts"
 import * as BatchFailure from "./BatchFailure.ts"
@@ -139,13 +139,13 @@ const completeFailed = (
 ): Effect.Effect<void> => {
   const wasSent = !BatchFailure.neverConnected(error)
   // A conflict or an error of one row must not block the progress of all other ranges.
-  const isOfOneRow = isConflict(error) ? error.reason._tag !== "LockTimeoutError" : !isPassing(error)
+  const isOfOneRow = isConflict(error) ? error.reason._tag !== "LockTimeoutError" : !isTransient(error)
   if (entries.length > 1 && isOfOneRow && !isConnectionLoss(error) && wasSent) {
     return Effect.forEach(entries, (entry) => advanceTogether(database, [entry]), { discard: true })
   }
   const fail = (failure: StoreError | TransientFailure) =>
     Effect.forEach(entries, Request.fail<Advance>(failure), { discard: true })
-  if (isPassing(error)) return fail(BatchFailure.transient(error))
+  if (isTransient(error)) return fail(BatchFailure.transient(error))
   if (!BatchFailure.wasLost(error) || !wasSent) {
     return fail(toStoreError(database.server, "advance a checkpoint")(error))
   }

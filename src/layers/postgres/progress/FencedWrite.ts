@@ -13,7 +13,7 @@ import type { StoreError } from "../../../schema/Errors.ts"
 import { Fenced, TransientFailure } from "../../../services/CheckpointStore.ts"
 import type { ServerEpoch } from "../../../services/EventStore.ts"
 import * as ServerEpochSql from "../connection/ServerEpochSql.ts"
-import { connectionLost, isConnectionLoss, isPassing } from "../connection/SqlErrors.ts"
+import { connectionLost, isConnectionLoss, isTransient } from "../connection/SqlErrors.ts"
 import type { Database } from "../Database.ts"
 
 type Column = "projection_name" | "range_start" | "range_end" | "worker_id" | "incarnation" | "generation_id"
@@ -85,7 +85,10 @@ export const resolveUnknownCommit = Effect.fnUntraced(function*(
     SELECT c.position::text AS position FROM ${table("checkpoints")} AS c WHERE ${isHeldAs(sql, held)} FOR UPDATE`)
     .pipe(
       inTime,
-      Effect.retry({ while: (failure) => isConnectionLoss(failure) || isPassing(failure), schedule: whileUnreachable }),
+      Effect.retry({
+        while: (failure) => isConnectionLoss(failure) || isTransient(failure),
+        schedule: whileUnreachable
+      }),
       refail("look up the outcome of a batch")
     )
   const position = row === undefined ? undefined : BigInt(row.position)
