@@ -116,17 +116,17 @@ const tlsProblem = ({ ssl }: PgClient.PgClientConfig): string | undefined => {
 /** Fails with `InvalidSettings` if no connection attempt could succeed. */
 export const check = Effect.fnUntraced(function*(
   config: PgClient.PgClientConfig,
-  /** The setting that contains the URL. */
-  setting = "url"
+  /** The setting that contains the URL. Default: an option of `PgClient`. */
+  setting?: string
 ): Effect.fn.Return<void, InvalidSettings> {
   const url = config.url === undefined ? undefined : urlProblem(Redacted.value(config.url))
-  if (url !== undefined) return yield* new InvalidSettings({ setting, problem: url })
+  if (url !== undefined) return yield* new InvalidSettings({ setting: setting ?? "url", problem: url })
   const port = portProblem(config)
   if (port !== undefined) return yield* new InvalidSettings({ setting: "port", problem: port })
   const tls = tlsProblem(config)
   if (tls !== undefined) return yield* new InvalidSettings({ setting: "ssl", problem: tls })
   const reason = yield* readByDriver(config)
   if (reason !== undefined) {
-    return yield* new InvalidSettings({ setting: "PgClient", problem: `${reason}. ${adviceFor(reason)}` })
+    return yield* new InvalidSettings({ setting: setting ?? "PgClient", problem: `${reason}. ${adviceFor(reason)}` })
   }
 })

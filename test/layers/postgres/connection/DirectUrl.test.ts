@@ -97,13 +97,19 @@ describe("directUrl", () => {
       assert.notInclude(failure.message, "secret")
     }).pipe(Effect.provide(EventStores.database())))
 
-  it.live("that is not valid is refused by its name, without any part of it", () =>
-    Effect.gen(function*() {
-      const failure = yield* refusal("postgresql://user:se#cret@host/app")
-      assert.strictEqual(failure._tag, "InvalidSettings")
-      assert.match(failure.message, /^Setting "directUrl": The URL contains a #/)
-      assert.notInclude(failure.message, "cret")
-    }).pipe(Effect.provide(EventStores.database())))
+  it.live.each([
+    ["postgresql://user:se#cret@host/app", "The URL contains a #"],
+    ["postgresql://user:secret@host/app?sslmode=maybe", "Unrecognized sslmode"]
+  ])(
+    "that is not valid is refused by its name, without its password (%#)",
+    ([directUrl, problem]) =>
+      Effect.gen(function*() {
+        const failure = yield* refusal(directUrl!)
+        assert.strictEqual(failure._tag, "InvalidSettings")
+        assert.include(failure.message, `Setting "directUrl": ${problem}`)
+        assert.notInclude(failure.message, "cret")
+      }).pipe(Effect.provide(EventStores.database()))
+  )
 
   it.live("of a server that is unreachable is reported with that server's address", () =>
     Effect.gen(function*() {

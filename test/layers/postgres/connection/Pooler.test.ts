@@ -180,10 +180,9 @@ describe.skipIf(PgBouncer.missing !== undefined && !inCI)("behind a pooler", () 
     ["long"]
   )
 
-  live(
-    "in session mode everything works as it does without a pooler",
+  /** Appends an event and handles it, and returns the log lines. */
+  const handleOne = (config: PgClient.PgPoolConfig, options: PostgresStores.Options) =>
     Effect.gen(function*() {
-      const through = yield* PgBouncer.make(yield* url, { mode: "session", size: 20 })
       const lines: Array<string> = []
       yield* Effect.gen(function*() {
         yield* (yield* EventStore).append([
@@ -193,12 +192,30 @@ describe.skipIf(PgBouncer.missing !== undefined && !inCI)("behind a pooler", () 
       }).pipe(
         Effect.provide(
           Orchestrator.layer({ ...settings, projections: [Projection.make("p", { handle: () => Effect.void })] }).pipe(
-            Layer.provideMerge(PostgresStores.layer),
-            Layer.provideMerge(PgClient.layer({ url: Redacted.make(through), maxConnections: 5 })),
+            Layer.provideMerge(PostgresStores.layerWith(options)),
+            Layer.provideMerge(PgClient.layer({ ...config, maxConnections: 5 })),
             Layer.provideMerge(logged(lines))
           )
         )
       )
+      return lines
+    })
+
+  live(
+    "in session mode everything works as it does without a pooler",
+    Effect.gen(function*() {
+      const through = Redacted.make(yield* PgBouncer.make(yield* url, { mode: "session", size: 20 }))
+      const lines = yield* handleOne({ url: through }, {})
+      assert.isFalse(lines.some((line) => line.includes("pooler")))
+    }).pipe(Effect.scoped)
+  )
+
+  live(
+    "directUrl may lead through a pooler in session mode",
+    Effect.gen(function*() {
+      const pool = Redacted.make(yield* PgBouncer.make(yield* url, { mode: "transaction", size: 3 }))
+      const directUrl = Redacted.make(yield* PgBouncer.make(yield* url, { mode: "session", size: 20 }))
+      const lines = yield* handleOne({ url: pool, prepare: false }, { directUrl })
       assert.isFalse(lines.some((line) => line.includes("pooler")))
     }).pipe(Effect.scoped)
   )
