@@ -93,7 +93,7 @@ const step = (world: World.World, { a, b, event, hash }: typeof Step.Type): void
     }
     case "decide": {
       if (worker === undefined) return
-      if (b % 4 !== 0) World.giveUp(world, worker)
+      if (b % 4 !== 0) World.closeUnassigned(world, worker)
       const result = World.attempt(world, worker, { observerAgeMillis: b === 1 ? 0 : World.oldObserver })
       if (Result.isSuccess(result)) return
       if (result.failure._tag === "FilterChanged" && hash % 2 === 0) {

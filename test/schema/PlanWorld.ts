@@ -145,12 +145,12 @@ export const requestOf = (worker: WorldWorker, leaving = false): Plan.Request =>
 })
 
 /** Closes the active rows that no longer lie entirely within its share, as a worker does before it decides. */
-export const giveUp = (world: World, worker: WorldWorker, leaving = false): void => {
+export const closeUnassigned = (world: World, worker: WorldWorker): void => {
   const view = { ...viewFor(world, worker), lockedKeys: new Set<string>() }
   const plan = Plan.make(view, requestOf(worker))
   const generation = Result.isSuccess(plan) ? plan.success.generation : view.generation
   for (const row of heldBy(world, worker)) {
-    const share = generation === undefined || leaving
+    const share = generation === undefined
       ? undefined
       : Generation.share(generation, row.projection, worker.registration)
     if (share === undefined || !HashRange.contains(share, row.range)) worker.activeKeys.delete(Checkpoint.key(row))
@@ -397,7 +397,7 @@ export const converge = (
     let changed = false
     for (const worker of options.order(round)) {
       if (options.idle) worker.activeKeys.clear()
-      else giveUp(world, worker)
+      else closeUnassigned(world, worker)
       if (!Plan.isEmpty(decide(world, worker))) changed = true
       if (!options.idle) workOnAll(world, worker)
     }
