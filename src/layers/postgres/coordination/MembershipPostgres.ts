@@ -5,7 +5,7 @@
  *
  * 1. Its process loses its database sessions, so PostgreSQL releases its presence lock (`Presence.enter`).
  * 2. The worker's neighbour waits for that lock (`watchNeighbour`, `Presence.gone`) and is woken.
- * 3. Its reconciler reads the replica set; `CoordinationSession.observe` measures for how long each worker has been
+ * 3. Its reconciler reads the replica set; `Observations.observe` measures for how long each worker has been
  *    absent and without a heartbeat.
  * 4. `Worker.isAlive` decides, and the plan evicts the dead worker (`Plan.make`, `CoordinationStore.apply`).
  *
