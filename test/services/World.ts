@@ -11,10 +11,11 @@ import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as References from "effect/References"
 import { TestClock } from "effect/testing"
+import * as TxRef from "effect/TxRef"
 import * as MemoryStores from "../../src/layers/memory/MemoryStores.ts"
 import * as MemoryWorld from "../../src/layers/memory/MemoryWorld.ts"
 import type { Activity } from "../../src/schema/Activity.ts"
-import type { Held } from "../../src/schema/Checkpoint.ts"
+import type { Checkpoint, Held } from "../../src/schema/Checkpoint.ts"
 import { DatabaseUnavailable } from "../../src/schema/Errors.ts"
 import * as Settings from "../../src/schema/Settings.ts"
 import { CheckpointStore } from "../../src/services/CheckpointStore.ts"
@@ -193,3 +194,28 @@ export const runner = Effect.fnUntraced(function*(
     tags
   }
 })
+
+/**
+ * Returns an effect that restores the world's server to its state at the time of the call, in a new epoch: later
+ * commits are lost.
+ */
+export const restorePoint = (
+  world: MemoryWorld.MemoryWorld,
+  refs: ReadonlyArray<
+    MemoryWorld.MemoryWorld["workers" | "generations" | "log"] | TxRef.TxRef<Checkpoint | undefined>
+  > = [
+    world.workers,
+    world.generations,
+    world.log,
+    ...world.rows.values()
+  ]
+) => {
+  const values = refs.map((ref) => [ref, ref.value] as const)
+  return Effect.gen(function*() {
+    for (const [ref, value] of values) yield* Effect.tx(TxRef.set(ref as TxRef.TxRef<unknown>, value))
+    world.epoch = `${BigInt(world.epoch) + 1n}`
+  })
+}
+
+/** A handler that cannot be interrupted. */
+export const stubborn = Projection.make("stubborn", { handle: () => Effect.uninterruptible(Effect.never) })

@@ -1,14 +1,20 @@
 import { assert, it } from "@effect/vitest"
+import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Stream from "effect/Stream"
 import { TestClock } from "effect/testing"
+import * as MemoryStores from "../../../src/layers/memory/MemoryStores.ts"
+import type { Activity } from "../../../src/schema/Activity.ts"
 import { DatabaseUnavailable, WorkerReplaced } from "../../../src/schema/Errors.ts"
 import type { Displayed, Registration, WorkerState } from "../../../src/schema/Worker.ts"
 import { Membership } from "../../../src/services/Membership.ts"
+import * as Orchestrator from "../../../src/services/Orchestrator.ts"
+import * as Projection from "../../../src/services/Projection.ts"
 import * as RetryLog from "../../../src/services/telemetry/RetryLog.ts"
 import * as Heartbeat from "../../../src/services/worker/Heartbeat.ts"
+import { away, enter, event, pass } from "../World.ts"
 
 const registration: Registration = {
   replicaSet: "main",
@@ -112,4 +118,91 @@ it.effect("ends when another process has replaced the worker", () =>
     given.answer = Effect.fail(new WorkerReplaced({ replicaSet: "main", workerId: "a" }))
     yield* TestClock.adjust("5 seconds")
     assert.strictEqual((yield* Effect.flip(Fiber.join(fiber)))._tag, "WorkerReplaced")
+  }))
+
+it.effect("a draining worker is displayed as stopping and keeps renewing its heartbeat", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const process = yield* enter(world)
+    const states = () => [...world.workers.value.values()].map(({ state }) => state)
+    yield* process.events.append([event("a")])
+    let beats = 0
+    const slow = Projection.make("slow", { handle: () => Effect.sleep("8 seconds") })
+    const orchestrator = yield* Orchestrator.make({
+      replicaSet: "main",
+      projections: [slow],
+      heartbeatInterval: "1 second",
+      staleWorkerTimeout: "3 seconds"
+    }).pipe(
+      Effect.provide(Context.add(process.stores, Membership, {
+        ...process.membership,
+        heartbeat: (...args) =>
+          Effect.suspend(() => {
+            beats++
+            return process.membership.heartbeat(...args)
+          })
+      }))
+    )
+    const fiber = yield* Effect.forkDetach(orchestrator.run)
+    yield* pass(1500)
+    const before = beats
+    assert.deepStrictEqual(states(), ["running"])
+    yield* Effect.forkDetach(Fiber.interrupt(fiber))
+    yield* pass(5000)
+    assert.isUndefined(fiber.pollUnsafe())
+    assert.deepStrictEqual(states(), ["stopping"])
+    assert.isAtLeast(beats - before, 4)
+    yield* pass(5000)
+    assert.isDefined(fiber.pollUnsafe())
+    assert.deepStrictEqual(states(), ["stopped"])
+  }))
+
+it.effect("a heartbeat without a response suspends the projections in time", () =>
+  Effect.gen(function*() {
+    const process = yield* enter(yield* MemoryStores.makeWorld)
+    let isCut = false
+    const seen: Array<Activity["_tag"]> = []
+    const users = Projection.make("users", { handle: () => Effect.void })
+    const orchestrator = yield* Orchestrator.make({ replicaSet: "main", projections: [users] }).pipe(
+      Effect.provide(Context.add(process.stores, Membership, {
+        ...process.membership,
+        heartbeat: (...args) => Effect.suspend(() => isCut ? Effect.never : process.membership.heartbeat(...args))
+      }))
+    )
+    yield* orchestrator.activity.pipe(
+      Stream.runForEach(({ _tag }) => Effect.sync(() => seen.push(_tag))),
+      Effect.forkScoped
+    )
+    yield* Effect.forkDetach(orchestrator.run)
+    yield* pass(1000)
+    isCut = true
+    yield* pass(30_000, 250)
+    assert.include(seen, "Suspended")
+    assert.include(seen, "RangeStopped")
+  }))
+
+it.effect("the displayed states of a worker and its generation are written once the database is reachable", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const process = yield* enter(world)
+    let isAway = true
+    const users = Projection.make("users", { handle: () => Effect.void })
+    const orchestrator = yield* Orchestrator.make({ replicaSet: "main", projections: [users] }).pipe(
+      Effect.provide(Context.add(process.stores, Membership, {
+        ...process.membership,
+        heartbeat: (...args) => Effect.suspend(() => isAway ? Effect.fail(away) : process.membership.heartbeat(...args))
+      }))
+    )
+    const fiber = yield* Effect.forkDetach(orchestrator.run)
+    const read = () => ({
+      worker: [...world.workers.value.values()].map(({ generationId, state }) => ({ generationId, state })),
+      generation: world.generations.value.get("main")?.map(({ state }) => state)
+    })
+    yield* pass(1000)
+    assert.deepStrictEqual(read(), { worker: [{ generationId: undefined, state: "pending" }], generation: ["pending"] })
+    isAway = false
+    yield* pass(6000)
+    assert.deepStrictEqual(read(), { worker: [{ generationId: 1n, state: "running" }], generation: ["active"] })
+    yield* Effect.forkDetach(Fiber.interrupt(fiber))
+    yield* pass(1000)
   }))

@@ -1,5 +1,6 @@
 import { assert, it } from "@effect/vitest"
 import * as Cause from "effect/Cause"
+import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
@@ -8,10 +9,11 @@ import * as TxRef from "effect/TxRef"
 import * as MemoryStores from "../../../src/layers/memory/MemoryStores.ts"
 import { StoreFailure } from "../../../src/schema/Errors.ts"
 import * as HashRange from "../../../src/schema/HashRange.ts"
-import { type CheckpointStore, Fenced, TransientFailure } from "../../../src/services/CheckpointStore.ts"
+import { CheckpointStore, Fenced, TransientFailure } from "../../../src/services/CheckpointStore.ts"
+import * as Orchestrator from "../../../src/services/Orchestrator.ts"
 import * as Projection from "../../../src/services/Projection.ts"
 import * as Hostile from "../../support/Hostile.ts"
-import { breathe, Broken, event, pass, runner } from "../World.ts"
+import { breathe, Broken, enter, event, pass, restorePoint, runner } from "../World.ts"
 import { conflict, connectionLost, failingCommits, ids, NoSuchCountry, recording, unavailable } from "./Failures.ts"
 
 it.effect("commits the events before a failing event and records the halt in the row, the log and activity", () =>
@@ -570,4 +572,81 @@ it.effect("a halt or an advance that is fenced ends the runner", () =>
       assert.strictEqual(yield* Fiber.join(fiber), "fenced")
       assert.notInclude(worker.tags(), "RangeHalted")
     }
+  }))
+
+it.effect("an event whose commit is refused is found by halving the batch", () =>
+  Effect.gen(function*() {
+    const process = yield* enter(yield* MemoryStores.makeWorld)
+    yield* Effect.forEach(Array.from({ length: 300 }), (_, index) => process.events.append([event(`user-${index}`)]))
+    let calls = 0
+    let hasPoison = false
+    const users = Projection.make("users", {
+      handle: (event) =>
+        Effect.sync(() => {
+          calls++
+          hasPoison ||= event.aggregateId === "user-7"
+        })
+    })
+    const orchestrator = yield* Orchestrator.make({ replicaSet: "main", projections: [users] }).pipe(
+      Effect.provide(Context.add(process.stores, CheckpointStore, {
+        ...process.checkpoints,
+        // As a deferred constraint does.
+        commit: (held, options, work) =>
+          Effect.suspend(() => {
+            hasPoison = false
+            return process.checkpoints.commit(
+              held,
+              options,
+              Effect.tap(work, () => hasPoison ? Effect.die(new Error("refused")) : Effect.void)
+            )
+          })
+      }))
+    )
+    const fiber = yield* Effect.forkDetach(Effect.exit(orchestrator.catchUp))
+    yield* pass(4000)
+    const exit = fiber.pollUnsafe()
+    assert.include(String(exit), "ProjectionHalted")
+    assert.include(String(exit), "position 8")
+    assert.isBelow(calls, 3000)
+  }))
+
+it.effect("a halt whose record the server has lost is recorded again", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const process = yield* enter(world)
+    const users = Projection.make("users", { handle: () => Effect.fail("broken") })
+    const orchestrator = yield* Orchestrator.make({ replicaSet: "main", projections: [users] }).pipe(
+      Effect.provide(process.stores)
+    )
+    yield* Effect.forkDetach(Effect.exit(orchestrator.run))
+    const halts = Effect.map(process.checkpoints.rows("users"), (rows) => rows.map(({ halt }) => halt?.error))
+    yield* process.events.append([event("a")])
+    yield* pass(3000)
+    assert.deepStrictEqual(yield* halts, ["type UserCreated, User \"a\", version 1: broken"])
+    const [row] = world.rows.values()
+    yield* Effect.tx(TxRef.update(row!, (checkpoint) => checkpoint && { ...checkpoint, halt: undefined }))
+    world.epoch = "2"
+    yield* pass(10_000)
+    assert.deepStrictEqual(yield* halts, ["type UserCreated, User \"a\", version 1: broken"])
+  }))
+
+it.effect("progress that the server has lost is redone, although no event follows", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const process = yield* enter(world)
+    const users = Projection.make("users", { handle: () => Effect.void })
+    const orchestrator = yield* Orchestrator.make({ replicaSet: "main", projections: [users] }).pipe(
+      Effect.provide(process.stores)
+    )
+    yield* Effect.forkDetach(Effect.exit(orchestrator.run))
+    yield* pass(1000)
+    const positions = Effect.map(process.checkpoints.rows("users"), (rows) => rows.map(({ position }) => position))
+    const comeBack = restorePoint(world, [...world.rows.values()])
+    yield* Effect.forEach(["a", "b"], (id) => process.events.append([event(id)]))
+    yield* pass(3000)
+    assert.deepStrictEqual(yield* positions, [2n])
+    yield* comeBack
+    assert.deepStrictEqual(yield* positions, [0n])
+    yield* pass(10_000)
+    assert.deepStrictEqual(yield* positions, [2n])
   }))

@@ -5,14 +5,17 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Latch from "effect/Latch"
+import * as MemoryStores from "../../../src/layers/memory/MemoryStores.ts"
 import type { Activity } from "../../../src/schema/Activity.ts"
 import * as Checkpoint from "../../../src/schema/Checkpoint.ts"
 import * as HashRange from "../../../src/schema/HashRange.ts"
+import { CheckpointStore, Fenced } from "../../../src/services/CheckpointStore.ts"
+import * as Orchestrator from "../../../src/services/Orchestrator.ts"
 import * as Projection from "../../../src/services/Projection.ts"
 import type { RangeRunner } from "../../../src/services/worker/RangeRunner.ts"
 import * as Ranges from "../../../src/services/worker/Ranges.ts"
 import * as Hostile from "../../support/Hostile.ts"
-import { breathe, logs, pass } from "../World.ts"
+import { breathe, enter, event, logs, pass } from "../World.ts"
 
 const held = {
   projection: "users",
@@ -141,4 +144,32 @@ it.effect("a range is opened once; the end of the scope drains it", () =>
       return ranges
     }))
     assert.deepStrictEqual([runs, ranges.all.size], [1, 0])
+  }))
+
+it.effect("a range whose own row cannot be updated is reopened only after a delay", () =>
+  Effect.gen(function*() {
+    const process = yield* enter(yield* MemoryStores.makeWorld)
+    yield* process.events.append([event("a")])
+    let attempts = 0
+    // As with row-level security or a trigger through which the UPDATE matches no row.
+    const { run } = yield* Orchestrator.make({
+      replicaSet: "main",
+      projections: [Projection.make("users", { handle: () => Effect.void })]
+    }).pipe(
+      Effect.provide(Context.add(process.stores, CheckpointStore, {
+        ...process.checkpoints,
+        commit: () =>
+          Effect.suspend(() => {
+            attempts++
+            return Effect.fail(new Fenced({ projection: "users" }))
+          })
+      }))
+    )
+    const { layer, lines } = logs()
+    const fiber = yield* Effect.forkDetach(Effect.provide(run, layer))
+    yield* pass(10_000)
+    assert.isAtLeast(attempts, 9)
+    assert.isAtMost(attempts, 11)
+    assert.include(lines.filter(({ level }) => level === "Warn").map(({ text }) => text).join(), "row-level security")
+    yield* Fiber.interrupt(fiber)
   }))
