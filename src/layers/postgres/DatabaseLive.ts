@@ -1,15 +1,15 @@
 /** Opens the database for the stores. */
 import type * as PgClient from "@effect/sql-pg/PgClient"
 import * as PgConnection from "@effect/sql-pg/PgConnection"
-import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type { StoresError } from "../../schema/Errors.ts"
 import * as TableNames from "../../schema/TableNames.ts"
 import type { ServerEpoch } from "../../services/EventStore.ts"
+import * as Probe from "./connection/Probe.ts"
 import * as Session from "./connection/Session.ts"
 import * as SessionSettings from "./connection/SessionSettings.ts"
-import { refail, statementTimeout } from "./connection/SqlErrors.ts"
+import { refail } from "./connection/SqlErrors.ts"
 import * as Startup from "./connection/Startup.ts"
 import { Database, type Options } from "./Database.ts"
 
@@ -64,17 +64,8 @@ const database = (
   })
 }
 
-/** How long a new connection may take to apply its settings. */
-const settingsDeadline = Duration.seconds(5)
-
-const noAnswer = statementTimeout("a second connection was not answered")
-
 const openConnection = (config: PgClient.PgClientConfig, name: string) =>
   Effect.tap(
     PgConnection.make(SessionSettings.config(config, name)),
-    (connection) =>
-      Effect.timeoutOrElse(connection.query(`SELECT ${SessionSettings.apply()}`, [], false), {
-        duration: settingsDeadline,
-        orElse: () => Effect.fail(noAnswer)
-      })
+    (connection) => Probe.bounded(connection.query(`SELECT ${SessionSettings.apply()}`, [], false))
   )

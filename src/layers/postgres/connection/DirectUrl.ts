@@ -3,27 +3,15 @@
  * real server sessions, so a pooler in transaction mode is refused there. The application's pool may be behind one.
  */
 import type * as PgClient from "@effect/sql-pg/PgClient"
-import * as PgConnection from "@effect/sql-pg/PgConnection"
-import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
 import type * as SqlClient from "effect/sql/SqlClient"
 import type * as SqlError from "effect/sql/SqlError"
 import { InvalidSettings } from "../../../schema/Errors.ts"
-import * as Pooler from "./Pooler.ts"
+import * as Probe from "./Probe.ts"
 import { serverOf } from "./Server.ts"
 import * as ServerEpochSql from "./ServerEpochSql.ts"
-import * as SessionSettings from "./SessionSettings.ts"
-import { statementTimeout } from "./SqlErrors.ts"
-
-/** How long a probe may take; a start that is refused fails within five seconds. */
-const deadline = Duration.seconds(3)
-
-const noAnswer = statementTimeout("a second connection was not answered")
-
-const bounded = <A, E, R>(self: Effect.Effect<A, E, R>) =>
-  Effect.timeoutOrElse(self, { duration: deadline, orElse: () => Effect.fail(noAnswer) })
 
 /**
  * The configuration of the library's own sessions. `directUrl` determines server, database and user. The client's
@@ -60,7 +48,7 @@ export const checkPooler = Effect.fnUntraced(function*(
 ): Effect.fn.Return<void, InvalidSettings | SqlError.SqlError> {
   const sessions = sessionConfig(client, directUrl)
   const { server } = serverOf(client)
-  if (yield* bounded(Pooler.isTransactionPooler(sessions))) {
+  if (yield* Probe.isTransactionPooler(sessions)) {
     return yield* new InvalidSettings({
       setting: "directUrl",
       problem: directUrl === undefined
@@ -71,7 +59,7 @@ export const checkPooler = Effect.fnUntraced(function*(
     })
   }
   if (directUrl === undefined || client.prepare === false) return
-  if (yield* bounded(Pooler.isTransactionPooler(client))) {
+  if (yield* Probe.isTransactionPooler(client)) {
     return yield* new InvalidSettings({
       setting: "prepare",
       problem:
@@ -92,7 +80,7 @@ export const checkSameDatabase = Effect.fnUntraced(
     directUrl: Redacted.Redacted
   ): Effect.fn.Return<void, InvalidSettings | SqlError.SqlError, Scope.Scope> {
     const sessions = sessionConfig(client, directUrl)
-    const connection = yield* PgConnection.make(SessionSettings.config(sessions, "pupsourcing-orchestrator probe"))
+    const connection = yield* Probe.connect(sessions)
     const { rows } = yield* connection.query(
       `SELECT ${ServerEpochSql.select} AS epoch, ${database} AS database`,
       [],
@@ -118,7 +106,7 @@ export const checkSameDatabase = Effect.fnUntraced(
     })
   },
   Effect.scoped,
-  bounded
+  Probe.bounded
 )
 
 const database = "(SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())::text"

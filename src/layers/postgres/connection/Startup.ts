@@ -3,8 +3,6 @@
  * server, and the tables. Every step waits a bounded time for a server that is starting.
  */
 import * as PgClient from "@effect/sql-pg/PgClient"
-import * as PgConnection from "@effect/sql-pg/PgConnection"
-import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as SqlClient from "effect/sql/SqlClient"
 import type * as SqlError from "effect/sql/SqlError"
@@ -29,17 +27,12 @@ import * as ClientConfig from "./ClientConfig.ts"
 import * as Codecs from "./Codecs.ts"
 import * as DirectUrl from "./DirectUrl.ts"
 import * as LockWait from "./LockWait.ts"
+import * as Probe from "./Probe.ts"
 import { type Server, serverOf } from "./Server.ts"
-import * as SessionSettings from "./SessionSettings.ts"
-import { refail, statementTimeout } from "./SqlErrors.ts"
+import { refail } from "./SqlErrors.ts"
 
 /** The oldest supported server; it has all that the statements use (`gen_random_uuid`, the current `pg_locks`). */
 const oldestServer = 140000
-
-/** How long a new connection may take to answer its first statement. */
-const firstDeadline = Duration.seconds(5)
-
-const noAnswer = statementTimeout("a second connection was not answered")
 
 /** The client and the settings, after they have been checked. */
 export interface Target {
@@ -117,11 +110,11 @@ export const find = Effect.fnUntraced(function*(target: Target): Effect.fn.Retur
  * all schemas.
  */
 const searchPath = (config: PgClient.PgClientConfig): Effect.Effect<ReadonlyArray<string>, SqlError.SqlError> =>
-  PgConnection.make(SessionSettings.config(config, "pupsourcing-orchestrator probe")).pipe(
+  Probe.connect(config).pipe(
     Effect.flatMap((connection) => connection.query(`SELECT ${TableSchemas.searchPath} AS path`, [], false)),
     Effect.map(({ rows }) => rows[0]?.["path"] as ReadonlyArray<string>),
     Effect.scoped,
-    Effect.timeoutOrElse({ duration: firstDeadline, orElse: () => Effect.fail(noAnswer) })
+    Probe.bounded
   )
 
 /**

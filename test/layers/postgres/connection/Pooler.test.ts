@@ -7,7 +7,7 @@ import * as Logger from "effect/Logger"
 import * as Reactivity from "effect/reactivity/Reactivity"
 import * as Redacted from "effect/Redacted"
 import * as SqlClient from "effect/sql/SqlClient"
-import * as Pooler from "../../../../src/layers/postgres/connection/Pooler.ts"
+import * as Probe from "../../../../src/layers/postgres/connection/Probe.ts"
 import * as Migrations from "../../../../src/layers/postgres/Migrations.ts"
 import * as PostgresStores from "../../../../src/layers/postgres/PostgresStores.ts"
 import * as ReadModel from "../../../../src/layers/postgres/ReadModel.ts"
@@ -51,7 +51,7 @@ describe.skipIf(PgBouncer.missing !== undefined && !inCI)("behind a pooler", () 
   const detects = (mode: "session" | "transaction", size: number) =>
     Effect.gen(function*() {
       const through = yield* PgBouncer.make(yield* url, { mode, size })
-      return yield* Pooler.isTransactionPooler({ url: Redacted.make(through) })
+      return yield* Probe.isTransactionPooler({ url: Redacted.make(through) })
     }).pipe(Effect.scoped)
 
   /** Hands out server sessions in turn, from a pool of several. */
@@ -64,13 +64,13 @@ describe.skipIf(PgBouncer.missing !== undefined && !inCI)("behind a pooler", () 
         Reactivity.layer
       )
       yield* Effect.replicateEffect(pool`SELECT pg_sleep(0.2)`, size, { concurrency: "unbounded", discard: true })
-      return yield* Pooler.isTransactionPooler({ url: through })
+      return yield* Probe.isTransactionPooler({ url: through })
     }).pipe(Effect.scoped)
 
   live(
     "detects a pooler in transaction mode",
     Effect.gen(function*() {
-      assert.isFalse(yield* Pooler.isTransactionPooler({ url: Redacted.make(yield* url) }))
+      assert.isFalse(yield* Probe.isTransactionPooler({ url: Redacted.make(yield* url) }))
       assert.isFalse(yield* detects("session", 5))
       assert.isTrue(yield* detects("transaction", 1))
       assert.isTrue(yield* detects("transaction", 3))
