@@ -1,3 +1,4 @@
+import * as PgClient from "@effect/sql-pg/PgClient"
 import { assert, it } from "@effect/vitest"
 import * as Clock from "effect/Clock"
 import * as Deferred from "effect/Deferred"
@@ -591,3 +592,18 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
       }))
   }
 )
+
+it.live("a presence key that the sequence returns again while another process holds it is not used", () =>
+  Effect.gen(function*() {
+    const sql = yield* PgClient.PgClient
+    const first = yield* join("set", "first", ["p"])
+    // As after a failover that lost the sequence's last steps.
+    yield* sql`SELECT setval('orchestrator_presence_keys', 1, false)`
+    const process = yield* CoordinationStores.another()
+    const second = yield* process.provide(join("set", "second", ["p"]))
+    const { evict, generation } = yield* process.provide(decide(second, {
+      rules: { ...patient, presenceGraceMillis: 0 }
+    }))
+    assert.deepStrictEqual(evict, [])
+    assert.deepStrictEqual(generation?.members.map(({ workerId }) => workerId), [first.workerId, second.workerId])
+  }).pipe(Effect.scoped, Effect.provide(CoordinationStores.layerWith())))

@@ -1,6 +1,7 @@
 /** The settled position under load: no event is lost, duplicated or out of order, whatever the writers do. */
 import * as PgClient from "@effect/sql-pg/PgClient"
 import { assert, it } from "@effect/vitest"
+import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
@@ -428,3 +429,45 @@ const onEach = (
 
 onEach("the test server", Effect.undefined)
 onEach("PostgreSQL 14", Servers.postgres14, ["long"])
+
+const append = Effect.fnUntraced(function*(aggregateId: string) {
+  const appended = yield* (yield* EventStore).append([event(aggregateId)])
+  return appended.positions[0]!
+})
+
+const poll = Duration.millis(50)
+
+describe("a reader", () => {
+  it.live("a checkpoint ahead of the events does not advance other readers", () =>
+    Effect.gen(function*() {
+      const store = yield* EventStore
+      const first = yield* append("a")
+      assert.strictEqual((yield* Effect.flip(store.settledBeyond(1000n, poll)))._tag, "CheckpointAheadOfEvents")
+      const second = yield* append("a")
+      const upTo = yield* store.settledBeyond(first, poll)
+      assert.strictEqual(upTo, second)
+      const page = yield* store.read({ after: first, upTo })
+      assert.strictEqual(page.position, second)
+    }).pipe(Effect.provide(EventStores.layerWith())))
+
+  it.live("a new reader starts at the settled position, not at the first gap of the history", () =>
+    Effect.gen(function*() {
+      const sql = yield* PgClient.PgClient
+      yield* append("a")
+      yield* Effect.exit(sql.withTransaction(Effect.andThen(append("b"), Effect.fail("no"))))
+      const before = yield* append("a")
+      const open = yield* Deferred.make<void>()
+      const done = yield* Deferred.make<void>()
+      yield* Effect.forkChild(sql.withTransaction(
+        Effect.andThen(append("c"), Effect.andThen(Deferred.succeed(open, undefined), Deferred.await(done)))
+      ))
+      yield* Deferred.await(open)
+      yield* append("a")
+      const found = yield* Effect.gen(function*() {
+        const store = yield* EventStore
+        yield* Effect.forkChild(Effect.andThen(Effect.sleep("1 second"), Deferred.succeed(done, undefined)))
+        return yield* store.settledPosition
+      }).pipe(Effect.provide(EventStores.stores()))
+      assert.isAtLeast(Number(found), Number(before))
+    }).pipe(Effect.provide(EventStores.layerWith())))
+})
