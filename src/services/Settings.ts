@@ -24,6 +24,7 @@ import * as ConfigProvider from "effect/ConfigProvider"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
+import * as Redacted from "effect/Redacted"
 import * as String from "effect/String"
 import { durationExamples, type Input, parseDuration } from "../schema/Settings.ts"
 import { nearest } from "../schema/Text.ts"
@@ -112,7 +113,19 @@ const settings = {
   workerId: optional("workerId", parsers.name)
 } satisfies { readonly [K in keyof Input]-?: Config.Config<Input[K]> }
 
-const known = Object.keys(settings).map(variableOf)
+/**
+ * The URL of the stores' own sessions: `ORCHESTRATOR_DIRECT_URL`, or undefined if it is not set.
+ * `PostgresStores.layerFromEnv` uses it.
+ *
+ * @category configs
+ * @since 0.1.0
+ */
+export const directUrl: Config.Config<Redacted.Redacted | undefined> = Config.map(
+  text("directUrl"),
+  (found) => Option.getOrUndefined(Option.map(found, (url) => Redacted.make(url)))
+)
+
+const known = [...Object.keys(settings), "directUrl"].map(variableOf)
 
 /** Returns the variables below a path that have a value. */
 const variablesBelow = (

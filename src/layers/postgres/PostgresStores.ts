@@ -15,6 +15,7 @@ import { EventStore } from "../../services/EventStore.ts"
 import { layerPer } from "../../services/LayerPer.ts"
 import { Membership } from "../../services/Membership.ts"
 import type { ConfigOr } from "../../services/Orchestrator.ts"
+import * as Settings from "../../services/Settings.ts"
 import * as Listener from "./connection/Listener.ts"
 import * as CoordinationSession from "./coordination/CoordinationSession.ts"
 import * as CoordinationStorePostgres from "./coordination/CoordinationStorePostgres.ts"
@@ -106,6 +107,16 @@ export const layerConfig = (
  * @since 0.1.0
  */
 export const layer: Layer.Layer<Stores, StoresError, PgClient> = layerWith({})
+
+/**
+ * `layer`, with `directUrl` from the environment: `ORCHESTRATOR_DIRECT_URL`, if it is set.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layerFromEnv: Layer.Layer<Stores, StoresError | Config.ConfigError, PgClient> = layerConfig({
+  directUrl: Settings.directUrl
+})
 
 /**
  * Applies the migrations while the layer is built. Provide it to `layerWith` with the same names, in a program that

@@ -1,7 +1,6 @@
 /** Where the library's own sessions connect, and which `directUrl`s are refused. */
 import * as PgClient from "@effect/sql-pg/PgClient"
 import { assert, describe, it } from "@effect/vitest"
-import * as Config from "effect/Config"
 import * as ConfigProvider from "effect/ConfigProvider"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
@@ -39,7 +38,7 @@ describe("the configuration of the library's own sessions", () => {
 })
 
 describe("directUrl", () => {
-  it.live("is where the library's own sessions connect", () =>
+  it.live("from the environment is where the library's own sessions connect", () =>
     Effect.gen(function*() {
       const sql = yield* PgClient.PgClient
       const role = `direct_${globalThis.crypto.randomUUID().slice(0, 8)}`
@@ -58,8 +57,10 @@ describe("directUrl", () => {
         )
       }).pipe(
         Effect.provide(
-          PostgresStores.layerConfig({ directUrl: Config.Redacted("DIRECT_URL") }).pipe(
-            Layer.provide(ConfigProvider.layer(ConfigProvider.fromUnknown({ DIRECT_URL: direct.href })))
+          PostgresStores.layerFromEnv.pipe(
+            Layer.provide(
+              ConfigProvider.layer(ConfigProvider.fromEnv({ env: { ORCHESTRATOR_DIRECT_URL: direct.href } }))
+            )
           )
         )
       )
