@@ -107,7 +107,8 @@ const workUntilDrained = Effect.fnUntraced(function*(runner: Runner): Effect.fn.
     yield* Effect.logWarning(HaltReason.message(job.state.held, job.state.held.halt))
     return yield* job.draining.await
   }
-  while (true) {
+  // After a halt nothing is written, not even empty progress: it would clear the halt.
+  while (job.state.halt === undefined) {
     const next = yield* pages.next
     switch (next._tag) {
       case "Drained":

@@ -449,6 +449,27 @@ it.effect("a halted range is retried by a worker that starts later, and continue
     assert.deepStrictEqual(yield* TxRef.get(handled), ["a"])
   }))
 
+it.effect("the end of a halted range writes no empty progress, which would clear the halt", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const projection = Projection.make("users", {
+      aggregateTypes: ["User"],
+      handle: () => Effect.fail(new Broken({ message: "broken" }))
+    })
+    const worker = yield* runner(world, projection)
+    const fiber = yield* Effect.forkChild(worker.run)
+    // The first empty progress is written at once; that of the second event is not due yet when the range halts.
+    for (const aggregateType of ["Group", "Group", "User"]) {
+      yield* worker.events.append([event("a", { aggregateType })])
+      yield* pass(100)
+    }
+    const halted = yield* worker.row
+    assert.deepStrictEqual([halted.position, halted.halt?.position], [1n, 3n])
+    yield* pass(2_000)
+    assert.strictEqual(yield* worker.drain(fiber), "drained")
+    assert.deepStrictEqual(yield* worker.row, halted)
+  }))
+
 it.effect("halves the batch after a conflict and doubles it after each commit", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
