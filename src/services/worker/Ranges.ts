@@ -148,13 +148,14 @@ const remove = (ranges: Collection, entry: Entry, job: JobOptions): Effect.Effec
     return job.record(Activity.RangeStopped({ projection, range, position }))
   })
 
+/** Uninterruptible, because a range that is `closing` but does not drain would never end. */
 const close = (ranges: Collection, key: string, how: How): Effect.Effect<void> =>
-  Effect.suspend(() => {
+  Effect.uninterruptible(Effect.suspend(() => {
     const entry = ranges.entries.get(key)
     if (entry === undefined || (entry.closing && how === "drain")) return Effect.void
     entry.closing = true
     return how === "now" ? interrupt(entry) : drain(entry, ranges.drainTimeout)
-  })
+  }))
 
 const drain = (entry: Entry, timeout: Duration.Duration): Effect.Effect<void> =>
   Effect.suspend(() => {

@@ -5,6 +5,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Latch from "effect/Latch"
+import * as Scheduler from "effect/Scheduler"
 import * as MemoryStores from "../../../src/layers/memory/MemoryStores.ts"
 import type { Activity } from "../../../src/schema/Activity.ts"
 import * as Checkpoint from "../../../src/schema/Checkpoint.ts"
@@ -129,6 +130,26 @@ it.effect("a runner that ignores its interruption is left behind; its range stay
     yield* Deferred.succeed(end, "drained")
     yield* breathe
     assert.deepStrictEqual([ranges.all.size, ranges.activity.at(-1)], [0, "RangeStopped"])
+  }))
+
+it.effect("a range drains although the fiber that began to close it was interrupted", () =>
+  Effect.gen(function*() {
+    for (let steps = 0; steps < 10; steps++) {
+      const ranges = yield* makeRanges(({ draining }) => Effect.as(draining.await, "drained"))
+      yield* ranges.open
+      // Yields after every step, so that it is interrupted between any two of them.
+      const closing = yield* ranges.close(ranges.key, "drain").pipe(
+        Effect.provideService(Scheduler.MaxOpsBeforeYield, 3),
+        Effect.forkChild
+      )
+      yield* Effect.repeat(Effect.yieldNow, { times: steps })
+      yield* Fiber.interrupt(closing)
+      const all = yield* Effect.forkChild(ranges.closeAll("drain"))
+      yield* breathe
+      const hasEnded = all.pollUnsafe() !== undefined
+      yield* ranges.close(ranges.key, "now")
+      assert.isTrue(hasEnded, `interrupted after ${steps} steps`)
+    }
   }))
 
 it.effect("a range is opened once; the end of the scope drains it", () =>
