@@ -67,7 +67,7 @@ export class Orchestrator extends Context.Service<Orchestrator, {
   readonly run: Effect.Effect<never, OrchestratorError>
   /**
    * Works until every projection has handled all events that were visible at its start, then leaves. Fails with
-   * `ProjectionHalted` if a range is halted.
+   * `ProjectionHalted` if one of these events halts a range.
    *
    * **Gotchas**
    *

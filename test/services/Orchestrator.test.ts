@@ -634,6 +634,32 @@ it.effect("catchUp fails when a range is halted", () =>
     assert.deepStrictEqual(worker.said("Info").slice(-1), ["Unregistering worker..."])
   }))
 
+it.effect("catchUp returns although a later event has halted a range", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const begun = yield* Deferred.make<void>()
+    const goOn = yield* Deferred.make<void>()
+    const feeder = yield* enter(world)
+    yield* appendAll(feeder.events)
+    const worker = yield* start(world, [
+      counting(yield* noCounts, {
+        before: (event) =>
+          event.globalPosition === 1n
+            ? Effect.andThen(Deferred.succeed(begun, undefined), Deferred.await(goOn))
+            : event.globalPosition === 17n
+            ? Effect.fail(new Broken({ message: "broken" }))
+            : Effect.void
+      })
+    ], { how: "catchUp", settings: { batchSize: 8 } })
+    yield* meanwhile(begun)
+    // In the store before the last page is read, so that the range is not caught up between 16 and 17.
+    yield* feeder.events.append([event("later")])
+    yield* Deferred.succeed(goOn, undefined)
+    yield* pass(5_000)
+    assert.deepStrictEqual(worker.of("RangeHalted").map(({ halt }) => halt.position), [17n])
+    assert.isTrue(Exit.isSuccess(yield* Fiber.await(worker.fiber)))
+  }))
+
 it.effect("catchUp waits for the progress of another worker that owns the range", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld

@@ -8,7 +8,7 @@ import { ProjectionHalted } from "../../schema/Errors.ts"
 import * as HashRange from "../../schema/HashRange.ts"
 import type { Worker } from "./Registration.ts"
 
-/** Fails if a range is halted, or if another worker has changed the filter of a projection. */
+/** Fails if a range is halted at one of these events, or if another worker has changed the filter of a projection. */
 export const awaitCaughtUp = Effect.fnUntraced(function*(worker: Worker) {
   const { events, projections, settings, startup, state } = worker
   let target = yield* startup.step("Reading the head")(events.headPosition)
@@ -36,9 +36,13 @@ const lowered = ({ events }: Worker, target: bigint): Effect.Effect<bigint> =>
 
 const isBehind = Effect.fnUntraced(function*(worker: Worker, projection: string, target: bigint) {
   const rows = yield* readRows(worker, projection)
-  yield* failIfHalted(rows)
-  return rows.length === 0 || rows.some(({ position }) => position < target)
+  const behind = rows.filter((row) => handledUpTo(row) < target)
+  yield* failIfHalted(behind)
+  return rows.length === 0 || behind.length > 0
 })
+
+/** A halted range has handled all events before the one that failed, which may be later than the target. */
+const handledUpTo = ({ halt, position }: Checkpoint): bigint => halt === undefined ? position : halt.position - 1n
 
 const readingProgress = "Reading the progress of projections"
 
