@@ -86,7 +86,7 @@ const catchUp = Effect.fnUntraced(
 
 /** One worker in this process, on a client and sessions of its own, as a process would have them. */
 const worker = Effect.fnUntraced(
-  function*(url: Redacted.Redacted, replicaSet: string, seen: (activity: Activity, at: number) => void) {
+  function*(url: Redacted.Redacted, replicaSet: string, seen: (activity: Activity.Activity, at: number) => void) {
     const ready = yield* Deferred.make<void>()
     const fiber = yield* Effect.gen(function*() {
       const orchestrator = yield* Orchestrator.make({ replicaSet, projections: [nothing(replicaSet)] })
@@ -108,7 +108,7 @@ const worker = Effect.fnUntraced(
 
 /** Waits until every worker counted has reached its assignment of the newest generation; gives that moment. */
 const reached = (
-  log: ReadonlyArray<{ readonly worker: number; readonly activity: Activity; readonly at: number }>,
+  log: ReadonlyArray<{ readonly worker: number; readonly activity: Activity.Activity; readonly at: number }>,
   since: number,
   workers: ReadonlyArray<number>
 ) =>
@@ -128,13 +128,13 @@ const reached = (
 /** Joins and leaves under load; and the longest pause of a range that stays. */
 const handOver = Effect.fnUntraced(function*(url: Redacted.Redacted, rounds: number) {
   const set = "bench_handover"
-  const log: Array<{ readonly worker: number; readonly activity: Activity; readonly at: number }> = []
-  const see = (worker: number) => (activity: Activity, at: number) => {
+  const log: Array<{ readonly worker: number; readonly activity: Activity.Activity; readonly at: number }> = []
+  const see = (worker: number) => (activity: Activity.Activity, at: number) => {
     log.push({ worker, activity, at })
   }
   const joins: Array<number> = []
   const leaves: Array<number> = []
-  const store = yield* EventStore
+  const store = yield* EventStore.EventStore
   const load = yield* Effect.forever(
     Effect.andThen(
       Effect.suspend(() =>
@@ -187,7 +187,7 @@ const latency = Effect.fnUntraced(function*(url: Redacted.Redacted, samples: num
   const fiber = yield* worker(url, set, (activity, at) => {
     if (activity._tag === "BatchCommitted") committed?.(at)
   })
-  const store = yield* EventStore
+  const store = yield* EventStore.EventStore
   // What came before must be handled first.
   yield* Effect.sleep("1500 millis")
   const values: Array<number> = []
@@ -214,7 +214,7 @@ const processes = Effect.fnUntraced(function*(url: Redacted.Redacted, rounds: nu
   const starts: Array<number> = []
   const takeovers: Array<number> = []
   const set = "bench_kill"
-  const log: Array<{ readonly worker: number; readonly activity: Activity; readonly at: number }> = []
+  const log: Array<{ readonly worker: number; readonly activity: Activity.Activity; readonly at: number }> = []
   const survivor = yield* worker(url, set, (activity, at) => log.push({ worker: 0, activity, at }))
   for (let round = 0; round < rounds; round++) {
     const spawnedAt = yield* now
@@ -229,7 +229,7 @@ const processes = Effect.fnUntraced(function*(url: Redacted.Redacted, rounds: nu
         if (!told.has(what)) told.set(what, at)
       }
     })
-    const store = yield* EventStore
+    const store = yield* EventStore.EventStore
     while (!told.has("BatchCommitted")) {
       yield* store.append(
         [{

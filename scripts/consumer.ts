@@ -1,6 +1,6 @@
 /**
- * `npm run consumer`: the packed library in an empty folder: it imports, its types resolve, its command runs, and every file of
- * examples/ways type-checks and runs there. A way named `*.test.ts` is run by vitest; any other is a program that gets a migrated
+ * `npm run consumer`: the packed library in an empty folder: every public module imports, and no other; its types resolve and can be
+ * named in declarations; its command runs; and every file of examples/ways type-checks and runs there. A way named `*.test.ts` is run by vitest; any other is a program that gets a migrated
  * database of its own, must report within a minute that it processes events, and must exit with code 0 after SIGTERM.
  */
 import { spawn } from "node:child_process"
@@ -12,12 +12,45 @@ const ways = Object.fromEntries(
   globSync("examples/ways/*.ts", { cwd: EmptyFolder.root }).toSorted()
     .map((path) => [`ways/${basename(path)}`, readFileSync(resolve(EmptyFolder.root, path), "utf8")])
 )
-const entry = `import * as Library from "pupsourcing-orchestrator"
+const manifest = JSON.parse(readFileSync(resolve(EmptyFolder.root, "package.json"), "utf8")) as {
+  readonly exports: Record<string, unknown>
+}
+/** The public modules, by the names of their subpaths. */
+const modules = Object.keys(manifest.exports).map((subpath) => subpath.slice("./".length))
+  .filter((name) => name !== "" && name !== "package.json")
+const importModules = modules.map((name) => `import * as ${name} from "pupsourcing-orchestrator/${name}"\n`).join("")
 
-const names: ReadonlyArray<string> = Object.keys(Library)
-if (names.length === 0) throw new Error("nothing is exported")
-console.log(\`imported \${names.length} names\`)
+/** Specifiers of files that are in the package, but not public. */
+const internal = [
+  "LayerPer",
+  "services/EventStore",
+  "schema/Plan.ts",
+  "dist/index.js",
+  "dist/services/EventStore.js",
+  "src/services/EventStore.ts"
+].map((path) => `pupsourcing-orchestrator/${path}`)
+
+/** A program that imports every public module in both ways, and no internal one. */
+const entry = `import * as Library from "pupsourcing-orchestrator"
+${importModules}
+const modules: Record<string, unknown> = { ${modules.join(", ")} }
+const namespaces: Record<string, unknown> = Library
+for (const name of new Set([...Object.keys(modules), ...Object.keys(namespaces)])) {
+  if (modules[name] !== namespaces[name]) throw new Error(\`\${name} is not both a namespace and a subpath\`)
+}
+const internal = [
+${internal.map((path) => `  // @ts-expect-error not exported\n  () => import("${path}")`).join(",\n")}
+]
+for (const load of internal) {
+  const error = await load().then(() => undefined, (error: { readonly code?: string }) => error)
+  if (error?.code !== "ERR_PACKAGE_PATH_NOT_EXPORTED") throw new Error(\`\${load} is not refused: \${error}\`)
+}
+console.log(\`imported \${Object.keys(modules).length} modules; \${internal.length} internal paths are refused\`)
 `
+
+/** Exports every value of every public module again, so that a declaration file has to name all types in their signatures. */
+const again = importModules + modules.map((name) => `export const all${name} = { ...${name} }\n`).join("")
+
 const signs = /Processing (?:all )?events/
 const bin = "node_modules/.bin/pupsourcing-orchestrator"
 
@@ -52,8 +85,9 @@ const db = (...args: ReadonlyArray<string>) =>
 const consumer = EmptyFolder.make(Object.values(ways))
 let databases = 0
 try {
-  consumer.check({ "index.ts": entry, ...ways })
-  console.log(`index.ts and ${Object.keys(ways).length} ways of use type-check (NodeNext, bundler, declarations)`)
+  const exported = readFileSync(resolve(EmptyFolder.root, "test/types/Exported.types.ts"), "utf8")
+  consumer.check({ "index.ts": entry, "exported.ts": exported, "again.ts": again, ...ways })
+  console.log(`all modules and ${Object.keys(ways).length} ways of use type-check (NodeNext, bundler, declarations)`)
   process.stdout.write(EmptyFolder.run(consumer.directory, process.execPath, "index.ts"))
   EmptyFolder.run(consumer.directory, process.execPath, bin, "--help")
   EmptyFolder.run(consumer.directory, process.execPath, bin.replace("pupsourcing-", ""), "--version")

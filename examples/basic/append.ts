@@ -6,7 +6,7 @@ import { EventStore, PostgresStores, Program } from "pupsourcing-orchestrator"
 import * as Database from "../support/Database.ts"
 
 const append = Effect.gen(function*() {
-  const events = yield* EventStore
+  const events = yield* EventStore.EventStore
   const now = yield* Clock.currentTimeMillis
   const id = `user-${now}`
   const event = (eventType: string, payload: unknown) => ({

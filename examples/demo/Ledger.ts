@@ -94,7 +94,7 @@ const appendAll = Effect.fnUntraced(function*(
   airports: ReadonlyMap<string, Airport>,
   onAppended: (count: number) => void
 ) {
-  const events = yield* EventStore
+  const events = yield* EventStore.EventStore
   for (let start = 0; start < flights.length; start += chunkSize) {
     yield* mayAppend
     const streams = new Map<string, Array<Pick<Event.NewEvent, "eventType" | "payload">>>()

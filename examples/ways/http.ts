@@ -8,7 +8,7 @@ import { EventStore, Orchestrator, PostgresStores, Program, Projection, ReadMode
 
 // The existing app: a route that appends.
 const Routes = HttpRouter.use(Effect.fnUntraced(function*(router) {
-  const events = yield* EventStore
+  const events = yield* EventStore.EventStore
   yield* router.add(
     "POST",
     "/signups/:id",

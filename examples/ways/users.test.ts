@@ -13,7 +13,7 @@ it.effect("counts the users", () =>
     const worker = yield* Orchestrator.make({ replicaSet: "test", projections: [users] })
     yield* Effect.forkChild(worker.run)
 
-    const events = yield* EventStore
+    const events = yield* EventStore.EventStore
     yield* events.append([{
       boundedContext: "accounts",
       aggregateType: "User",

@@ -129,7 +129,7 @@ export class EventStore extends Context.Service<EventStore, {
    * import { EventStore } from "pupsourcing-orchestrator"
    *
    * const register = Effect.fn("register")(function*(aggregateId: string) {
-   *   const store = yield* EventStore
+   *   const store = yield* EventStore.EventStore
    *   const event = {
    *     // Generated once, so that a retry appends the same event.
    *     eventId: globalThis.crypto.randomUUID(),

@@ -49,7 +49,7 @@ describe("sizes", () => {
   live(
     "pages are measured by the size that events have when they are sent, not when they are stored",
     Effect.gen(function*() {
-      const store = yield* EventStore
+      const store = yield* EventStore.EventStore
       const sql = yield* PgClient.PgClient
       const events = Array.from({ length: 100 }, () => event("a", { metadata: { text: "x".repeat(80_000) } }))
       const positions = yield* append(...events)
@@ -77,7 +77,7 @@ describe("sizes", () => {
           metadata)
         SELECT 'test', 'Test', 'a', n, gen_random_uuid(), 'Happened', payload, metadata
         FROM events, generate_series(2, 3000) AS n`
-      const page = yield* (yield* EventStore).read({ after: 0n, limit: 5000 })
+      const page = yield* (yield* EventStore.EventStore).read({ after: 0n, limit: 5000 })
       assert.strictEqual(page.events[0]?.globalPosition, first)
       assert.isBelow(page.events.length, 5)
     })
@@ -187,7 +187,7 @@ describe("names", () => {
   live(
     "are stored unchanged, whatever they contain",
     Effect.gen(function*() {
-      const store = yield* EventStore
+      const store = yield* EventStore.EventStore
       for (const name of names) {
         const stream = { boundedContext: name, aggregateType: name, aggregateId: name }
         yield* append(event(name, {
@@ -221,7 +221,7 @@ describe("names", () => {
   live(
     "that the database cannot index are refused, and nothing is stored",
     Effect.gen(function*() {
-      const store = yield* EventStore
+      const store = yield* EventStore.EventStore
       const long = event(Crypto.randomBytes(5000).toString("hex"))
       const error = yield* Effect.flip(store.append([long]))
       assert(error._tag === "StoreFailure")
@@ -240,7 +240,7 @@ describe("the ends of int8", () => {
   live(
     "handles an aggregate's last possible version, and refuses any after it",
     Effect.gen(function*() {
-      const store = yield* EventStore
+      const store = yield* EventStore.EventStore
       const sql = yield* PgClient.PgClient
       yield* sql`
         INSERT INTO aggregate_heads (bounded_context, aggregate_type, aggregate_id, aggregate_version)
@@ -271,7 +271,7 @@ describe("the ends of int8", () => {
   live(
     "handles the last possible position, and refuses any after it",
     Effect.gen(function*() {
-      const store = yield* EventStore
+      const store = yield* EventStore.EventStore
       const sql = yield* PgClient.PgClient
       yield* append(event("a"))
       yield* catchUp(recording("positions"))

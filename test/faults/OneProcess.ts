@@ -89,6 +89,6 @@ export const seen = (projection: string) =>
       WHERE projection = ${projection} ORDER BY position`)
 
 export const append = Effect.fnUntraced(function*(...events: ReadonlyArray<Event.NewEvent>) {
-  const { positions } = yield* (yield* EventStore).append(events)
+  const { positions } = yield* (yield* EventStore.EventStore).append(events)
   return positions
 })

@@ -246,7 +246,7 @@ it.live("reports a checkpoint beyond the last event", () =>
   Effect.gen(function*() {
     const sql = yield* SqlClient.SqlClient
     yield* Effect.gen(function*() {
-      const events = yield* EventStore
+      const events = yield* EventStore.EventStore
       yield* events.append([event("a"), event("a"), event("a")])
     }).pipe(Effect.provide(PostgresStores.layer))
     yield* quietly(Orchestrator.catchUp, worker(nothing("ahead")))
@@ -345,7 +345,7 @@ it.layer(migrated, { excludeTestServices: true })(
         yield* readModel
         const sql = yield* SqlClient.SqlClient
         yield* Effect.gen(function*() {
-          const events = yield* EventStore
+          const events = yield* EventStore.EventStore
           yield* events.append([event("somebody")])
           yield* events.append([event("somebody else")])
           const orchestrator = yield* Orchestrator.make({
@@ -446,7 +446,7 @@ it.layer(migrated, { excludeTestServices: true })(
           ([row]) => row?.pid
         )
         yield* Effect.gen(function*() {
-          const events = yield* EventStore
+          const events = yield* EventStore.EventStore
           const appended = event("appended only")
           let expected = 0n
           for (let turn = 0; turn < 4; turn++) {
@@ -485,7 +485,7 @@ it.layer(migrated, { excludeTestServices: true })(
         yield* Effect.forEach(documented("appender", appends.name), (grant) => sql.unsafe(grant))
         yield* sql.unsafe(`GRANT INSERT ON read_model TO "${works.name}"`)
         yield* Effect.gen(function*() {
-          const events = yield* EventStore
+          const events = yield* EventStore.EventStore
           yield* events.append([event("granted"), event("granted")], { expectedVersion: "none" })
           yield* events.append([event("granted")], { expectedVersion: 2n })
           assert.strictEqual(

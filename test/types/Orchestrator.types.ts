@@ -55,7 +55,11 @@ holds<Equals<Projection.Services<typeof writes>, SqlClient.SqlClient>>()
 holds<Equals<Projection.Error<typeof rated>, NoRate>>()
 holds<Equals<Projection.Services<typeof rated>, Rates>>()
 
-type Stores = CheckpointStore | CoordinationStore | EventStore | Membership
+type Stores =
+  | CheckpointStore.CheckpointStore
+  | CoordinationStore.CoordinationStore
+  | EventStore.EventStore
+  | Membership.Membership
 
 // For a tuple of projections, the layer requires the services of each, and does not fail with their errors.
 const many = Orchestrator.layer({ replicaSet: "main", projections: [plain, writes, rated, mails] })

@@ -26,10 +26,17 @@ import * as MemoryWorld from "./MemoryWorld.ts"
 export type Stores = CheckpointStore | CoordinationStore | EventStore | Membership
 
 /**
+ * The state that the stores of several processes share in place of a database. Opaque: `makeWorld` makes it.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type { MemoryWorld } from "./MemoryWorld.ts"
+
+/**
  * The stores of one process: each handle represents a process.
  *
- * @category constructors
- * @since 0.1.0
+ * @internal
  */
 export const make = (handle: MemoryWorld.Handle): Context.Context<Stores> =>
   Context.make(EventStore, EventStoreMemory.make(handle)).pipe(

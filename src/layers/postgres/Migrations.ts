@@ -39,12 +39,28 @@ export * from "./migrations/MigrationErrors.ts"
 export interface Options extends TableNames.Options, EventStoreTables.UpOptions {}
 
 /**
+ * The names of the tables.
+ *
+ * @category options
+ * @since 0.1.0
+ */
+export type { Options as TableOptions } from "../../schema/TableNames.ts"
+
+/**
+ * A difference between an existing table of the event store and the table that this library creates.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type { Difference } from "./migrations/EventStoreTables.ts"
+
+/**
  * The state of the tables in the database.
  *
  * @category models
  * @since 0.1.0
  */
-export type Status = Inspection.Status
+export type { Status } from "./migrations/Inspection.ts"
 
 /**
  * A difference as one line of text.
@@ -69,7 +85,7 @@ export const describe: (difference: EventStoreTables.Difference) => string = Eve
  * @category running
  * @since 0.1.0
  */
-export const upWith = (options: Options): Effect.Effect<Status, MigrationError, SqlClient.SqlClient> =>
+export const upWith = (options: Options): Effect.Effect<Inspection.Status, MigrationError, SqlClient.SqlClient> =>
   Effect.gen(function*() {
     const before = yield* Transaction.readOnly(migrateUp, options, (reading) => Inspection.plan(reading, options))
     const status = before.orchestrator || before.eventStore
@@ -111,7 +127,7 @@ const create = Effect.fnUntraced(function*(transaction: Transaction.Transaction,
  * @category running
  * @since 0.1.0
  */
-export const up: Effect.Effect<Status, MigrationError, SqlClient.SqlClient> = upWith({})
+export const up: Effect.Effect<Inspection.Status, MigrationError, SqlClient.SqlClient> = upWith({})
 
 /**
  * Drops the orchestrator's tables, and with them all progress; the events are kept. Stop the workers first.
@@ -190,7 +206,7 @@ export const downEventStore: Effect.Effect<
  */
 export const statusWith = (
   options: Options
-): Effect.Effect<Status, InvalidSettings | MissingPrivileges | StoreError, SqlClient.SqlClient> =>
+): Effect.Effect<Inspection.Status, InvalidSettings | MissingPrivileges | StoreError, SqlClient.SqlClient> =>
   Transaction.readOnly("migrate status", options, (transaction) => Inspection.inspect(transaction, options))
 
 /**
@@ -200,7 +216,7 @@ export const statusWith = (
  * @since 0.1.0
  */
 export const status: Effect.Effect<
-  Status,
+  Inspection.Status,
   InvalidSettings | MissingPrivileges | StoreError,
   SqlClient.SqlClient
 > = statusWith({})

@@ -43,7 +43,7 @@ export type Stores = CheckpointStore | CoordinationStore | EventStore | Membersh
  * @category options
  * @since 0.1.0
  */
-export type Options = DatabaseLive.Options
+export type { Options } from "./Database.ts"
 
 /**
  * The stores over a database that the given layer opens.
@@ -74,7 +74,7 @@ export const layerOver = <E, R>(database: Layer.Layer<Database, E, R>): Layer.La
  * @category layers
  * @since 0.1.0
  */
-export const layerWith = (options: Options): Layer.Layer<Stores, StoresError, PgClient> =>
+export const layerWith = (options: DatabaseLive.Options): Layer.Layer<Stores, StoresError, PgClient> =>
   layerPer(PgClient, () => layerOver(DatabaseLive.layerWith(options)))
 
 /**
@@ -84,7 +84,7 @@ export const layerWith = (options: Options): Layer.Layer<Stores, StoresError, Pg
  * @since 0.1.0
  */
 export const layerConfig = (
-  options: { readonly [K in keyof Options]: ConfigOr<Options[K]> }
+  options: { readonly [K in keyof DatabaseLive.Options]: ConfigOr<DatabaseLive.Options[K]> }
 ): Layer.Layer<Stores, StoresError | Config.ConfigError, PgClient> => {
   // Each value is wrapped in a Config first, because `Config.unwrap` would search plain values for Configs.
   const config = Config.all(Record.map(

@@ -35,7 +35,7 @@ const live = (
   test: (encoding: typeof encodings[number]) => Effect.Effect<
     unknown,
     unknown,
-    EventStore | SqlClient.SqlClient | PgClient.PgClient | Orchestrator.Stores
+    EventStore.EventStore | SqlClient.SqlClient | PgClient.PgClient | Orchestrator.Stores
   >
 ) =>
   it.live.each(encodings)(`${title} (%s)`, (encoding) =>
@@ -56,7 +56,7 @@ const worker = <E, R>(
 live("records a halt whatever the text of its error is", (encoding) =>
   Effect.gen(function*() {
     const sql = yield* SqlClient.SqlClient
-    const events = yield* EventStore
+    const events = yield* EventStore.EventStore
     yield* events.append([event("a")])
     const errors = [
       `${own[encoding]} is not allowed`,
@@ -122,7 +122,7 @@ live(
 
 live("reports why an event cannot be stored", (encoding) =>
   Effect.gen(function*() {
-    const events = yield* EventStore
+    const events = yield* EventStore.EventStore
     const stored = yield* events.append([event(own[encoding])])
     assert.strictEqual(stored.positions.length, 1)
     if (encoding === "SQL_ASCII") return
@@ -135,7 +135,7 @@ live("reports why an event cannot be stored", (encoding) =>
 it.live("records a halt whose text is longer than the column", () =>
   Effect.gen(function*() {
     const sql = yield* SqlClient.SqlClient
-    const events = yield* EventStore
+    const events = yield* EventStore.EventStore
     yield* events.append([event("a")])
     yield* sql`ALTER TABLE orchestrator_checkpoints ALTER COLUMN halted_error TYPE varchar(100)`
     const orchestrator = yield* worker([
