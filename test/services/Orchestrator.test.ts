@@ -634,6 +634,31 @@ it.effect("catchUp fails when a range is halted", () =>
     assert.deepStrictEqual(worker.said("Info").slice(-1), ["Unregistering worker..."])
   }))
 
+it.effect("catchUp checks the progress about 20 times a second, however many events arrive", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const feeder = yield* enter(world)
+    yield* appendAll(feeder.events)
+    let checks = 0
+    const worker = yield* start(world, [
+      counting(yield* noCounts),
+      counting(yield* noCounts, { name: "slow", before: () => Effect.sleep("3 seconds") })
+    ], {
+      how: "catchUp",
+      events: ({ headPosition }) => ({ headPosition: Effect.tap(headPosition, () => Effect.sync(() => checks++)) })
+    })
+    yield* pass(500)
+    checks = 0
+    for (let n = 0; n < 100; n++) {
+      yield* feeder.events.append([event("later")])
+      yield* pass(10)
+    }
+    const checked = checks
+    yield* endOf(worker)
+    assert.isAtLeast(worker.of("BatchCommitted").length, 100)
+    assert.isBelow(checked, 25)
+  }))
+
 it.effect("catchUp returns although a later event has halted a range", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld

@@ -2,6 +2,7 @@
  * Waits until every projection has handled the events that were visible when the wait began. The rows of progress decide,
  * whichever worker has written them; the worker's state only determines when to read them.
  */
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type { Checkpoint } from "../../schema/Checkpoint.ts"
 import { ProjectionHalted } from "../../schema/Errors.ts"
@@ -23,9 +24,13 @@ export const awaitCaughtUp = Effect.fnUntraced(function*(worker: Worker) {
       remaining = yield* Effect.filter(remaining, (name) => isBehind(worker, name, target))
       if (remaining.length === 0) return
     }
+    yield* Effect.sleep(checkInterval)
     yield* Effect.timeoutOption(state.changed.await, settings.pollInterval)
   }
 })
+
+/** Minimum time between two checks, because ranges that receive new events are caught up after each of them. */
+const checkInterval = Duration.millis(50)
 
 /** Returns the head if it is below the target: a server that has lost its last commits may never reach the target. */
 const lowered = ({ events }: Worker, target: bigint): Effect.Effect<bigint> =>
