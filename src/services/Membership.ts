@@ -51,8 +51,8 @@ export class Membership extends Context.Service<Membership, {
 
   /**
    * Renews the registration, and records what operators read about the worker if that has changed. A generation becomes
-   * active once all its members are recorded as running in it. A row that another session has locked is not waited for;
-   * a later heartbeat corrects it.
+   * active once all its members are recorded as running in it. A row that another session has locked is not waited for,
+   * and a record that cannot be written does not fail the heartbeat; a later one corrects it.
    *
    * Fails with `WorkerEvicted` if the registration was stopped or its row is missing: the worker has to register again.
    * Fails with `WorkerReplaced` if another process has registered under the same id since: the worker has to end.

@@ -99,16 +99,20 @@ const wake = (member: Member): void => {
 const heartbeat = Effect.fnUntraced(function*(self: Self, registration: Registration, displayed?: Displayed) {
   const { incarnation, replicaSet, workerId } = registration
   const heartbeats = self.database.table("heartbeats")
-  const workers = self.database.table("workers")
   const rows = yield* self.coordination.use(
     "heartbeat",
     ({ sql }) =>
-      sql<{ readonly incarnation: bigint; readonly state: string }>`
+      sql<DisplayedRow & { readonly incarnation: bigint }>`
       WITH beat AS (
         UPDATE ${heartbeats} SET heartbeat_at = clock_timestamp()
         WHERE replica_set = ${replicaSet} AND worker_id = ${workerId} AND incarnation = ${incarnation}
-      )${displayed === undefined ? sql`` : sql`, ${display(self, registration, displayed)}`}
-      SELECT incarnation, state FROM ${workers} WHERE replica_set = ${replicaSet} AND worker_id = ${workerId}`
+      )
+      SELECT w.incarnation, w.state, w.generation_id, w.partition_key, (
+        SELECT g.state FROM ${self.database.table("generations")} g
+        WHERE g.replica_set = w.replica_set AND g.generation_id = ${displayed?.generationId ?? null}::bigint
+      ) AS generation_state
+      FROM ${self.database.table("workers")} w
+      WHERE w.replica_set = ${replicaSet} AND w.worker_id = ${workerId}`
   )
   const row = rows[0]
   // A server that has lost its latest commits may return an earlier registration, or none, although no other worker
@@ -116,30 +120,53 @@ const heartbeat = Effect.fnUntraced(function*(self: Self, registration: Registra
   if (row !== undefined && row.incarnation > incarnation) return yield* new WorkerReplaced({ replicaSet, workerId })
   if (row?.incarnation !== incarnation) return yield* new WorkerEvicted({ replicaSet, workerId, reason: "missing" })
   if (row.state === "stopped") return yield* new WorkerEvicted({ replicaSet, workerId, reason: "evicted" })
-  if (displayed?.state === "running" && displayed.generationId !== undefined) {
-    yield* activate(self, replicaSet, displayed.generationId)
-  }
+  if (displayed !== undefined) yield* correctDisplayed(self, registration, displayed, row)
 })
 
-/** SQL: writes what operators read about the worker if it has changed. Skips a row that another session has locked. */
+/** What operators read about a worker, as the tables contain it. */
+interface DisplayedRow {
+  readonly state: string
+  readonly generation_id: bigint | null
+  readonly partition_key: number
+  /** The state of the generation that the worker displays. */
+  readonly generation_state: string | null
+}
+
+/**
+ * Writes what operators read about the worker where it differs. Not in the statement of the heartbeat, and without
+ * effect on its result: a write that fails must not suspend the worker. The next heartbeat repeats it.
+ */
+const correctDisplayed = Effect.fnUntraced(
+  function*(self: Self, registration: Registration, displayed: Displayed, row: DisplayedRow) {
+    const { generationId, partitionKey, state } = displayed
+    const isDisplayed = row.state === state && (row.generation_id ?? undefined) === generationId &&
+      row.partition_key === partitionKey
+    if (!isDisplayed) yield* display(self, registration, displayed)
+    if (state === "running" && generationId !== undefined && row.generation_state === "pending") {
+      yield* activate(self, registration.replicaSet, generationId)
+    }
+  },
+  Effect.catch((error) => Effect.logDebug("The displayed state of the worker could not be written", error))
+)
+
+/** Writes what operators read about the worker. Skips a row that another session has locked. */
 const display = (
-  { database }: Self,
+  { coordination, database }: Self,
   { incarnation, replicaSet, workerId }: Registration,
   { generationId, partitionKey, state }: Displayed
 ) => {
   const workers = database.table("workers")
-  return database.sql`displayed AS (
-    UPDATE ${workers} w
-    SET state = ${state}, generation_id = ${generationId ?? null}::bigint, partition_key = ${partitionKey}::int4
-    FROM (
-      SELECT replica_set, worker_id FROM ${workers}
-      WHERE replica_set = ${replicaSet} AND worker_id = ${workerId} AND incarnation = ${incarnation}
-        AND state <> 'stopped' AND (state, generation_id, partition_key)
-          IS DISTINCT FROM (${state}, ${generationId ?? null}::bigint, ${partitionKey}::int4)
-      FOR NO KEY UPDATE SKIP LOCKED
-    ) own
-    WHERE w.replica_set = own.replica_set AND w.worker_id = own.worker_id
-  )`
+  return coordination.use("display the worker's state", ({ sql }) =>
+    sql`
+      UPDATE ${workers} w
+      SET state = ${state}, generation_id = ${generationId ?? null}::bigint, partition_key = ${partitionKey}::int4
+      FROM (
+        SELECT replica_set, worker_id FROM ${workers}
+        WHERE replica_set = ${replicaSet} AND worker_id = ${workerId} AND incarnation = ${incarnation}
+          AND state <> 'stopped'
+        FOR NO KEY UPDATE SKIP LOCKED
+      ) own
+      WHERE w.replica_set = own.replica_set AND w.worker_id = own.worker_id`)
 }
 
 /**
@@ -149,7 +176,7 @@ const display = (
  */
 const activate = ({ coordination, database }: Self, replicaSet: string, generationId: bigint) => {
   const generations = database.table("generations")
-  return coordination.use("heartbeat", ({ sql }) =>
+  return coordination.use("display the generation's state", ({ sql }) =>
     sql`
       UPDATE ${generations} g SET state = 'active', activated_at = clock_timestamp()
       FROM (

@@ -533,7 +533,7 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
         const states = sql`SELECT w.state AS worker, g.state AS generation
           FROM orchestrator_generations g JOIN orchestrator_workers w USING (replica_set)
           WHERE replica_set = 'activated'`
-        assert.strictEqual((yield* Effect.flip(heartbeat))._tag, "DatabaseUnavailable")
+        yield* heartbeat
         assert.deepStrictEqual(yield* states, [{ worker: "running", generation: "pending" }])
         yield* heartbeat
         assert.deepStrictEqual(yield* states, [{ worker: "running", generation: "active" }])
@@ -559,6 +559,62 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
         assert.deepStrictEqual(yield* states, ["pending", "pending"])
         yield* heartbeat
         assert.deepStrictEqual(yield* states, ["running", "active"])
+      }))
+
+    it.effect.each(["workers", "generations"])(
+      "a heartbeat succeeds although the displayed state of the %s cannot be written",
+      (table) =>
+        Effect.gen(function*() {
+          const sql = yield* SqlClient.SqlClient
+          const membership = yield* Membership
+          const replicaSet = `unwritable ${table}`
+          const worker = yield* join(replicaSet, "a", [replicaSet])
+          const { generation } = yield* decide(worker)
+          const heartbeat = membership.heartbeat(worker, Worker.display(worker, "running", generation))
+          const read = sql<{ beat: Date; worker: string; generation: string }>`
+            SELECT h.heartbeat_at AS beat, w.state AS worker, g.state AS generation
+            FROM orchestrator_heartbeats h JOIN orchestrator_workers w USING (replica_set, worker_id)
+              JOIN orchestrator_generations g USING (replica_set)
+            WHERE replica_set = ${replicaSet}`
+          const [before] = yield* read
+          yield* sql.withTransaction(Effect.gen(function*() {
+            // As CREATE INDEX locks it: reads continue, writes wait.
+            yield* sql`LOCK TABLE ${sql(`orchestrator_${table}`)} IN SHARE MODE`
+            yield* heartbeat
+          }))
+          const [after] = yield* read
+          assert.isAbove(after!.beat.getTime(), before!.beat.getTime())
+          assert.strictEqual(after!.generation, "pending")
+          yield* heartbeat
+          const [last] = yield* read
+          assert.deepStrictEqual([last!.worker, last!.generation], ["running", "active"])
+        })
+    )
+
+    it.effect("a heartbeat whose displayed state is recorded is one statement", () =>
+      Effect.gen(function*() {
+        const statements: Array<string> = []
+        const process = yield* CoordinationStores.another(
+          {},
+          Seam.database({
+            around: (statement, send) => {
+              if (statement.session.endsWith("coordination")) statements.push(statement.text)
+              return send
+            }
+          })
+        )
+        const worker = yield* process.provide(join("idle", "a", ["idle"]))
+        const { generation } = yield* process.provide(decide(worker))
+        const heartbeat = process.provide(
+          Effect.flatMap(
+            Membership,
+            (membership) => membership.heartbeat(worker, Worker.display(worker, "running", generation))
+          )
+        )
+        yield* heartbeat
+        statements.length = 0
+        yield* heartbeat
+        assert.strictEqual(statements.length, 1, statements.join("\n"))
       }))
 
     it.effect("a generation is active when all of its members run it", () =>
