@@ -22,7 +22,7 @@ const importModules = modules.map((name) => `import * as ${name} from "pupsourci
 
 /** Specifiers of files that are in the package, but not public. */
 const internal = [
-  "LayerPer",
+  "CheckpointStore",
   "services/EventStore",
   "schema/Plan.ts",
   "dist/index.js",

@@ -11,10 +11,6 @@
 export * as Activity from "./schema/Activity.ts"
 /** Progress of a projection over a range. */
 export * as Checkpoint from "./schema/Checkpoint.ts"
-/** Progress that commits with the read model. */
-export * as CheckpointStore from "./services/CheckpointStore.ts"
-/** The only place where generations are formed, and ranges claimed and released. */
-export * as CoordinationStore from "./services/CoordinationStore.ts"
 /** The typed errors, each with a message that states what to do. */
 export * as Errors from "./schema/Errors.ts"
 /** Events: what is appended and what projections receive. */
@@ -27,8 +23,6 @@ export * as EventStore from "./services/EventStore.ts"
 export * as Generation from "./schema/Generation.ts"
 /** Ranges of the hash space. */
 export * as HashRange from "./schema/HashRange.ts"
-/** Membership of workers in a replica set. */
-export * as Membership from "./services/Membership.ts"
 /** The stores in memory, for tests. */
 export * as MemoryStores from "./layers/memory/MemoryStores.ts"
 /** Metrics, under the names of the Go original. */
@@ -47,5 +41,7 @@ export * as Projection from "./services/Projection.ts"
 export * as ReadModel from "./layers/postgres/ReadModel.ts"
 /** Settings of an orchestrator. */
 export * as Settings from "./services/Settings.ts"
+/** What an orchestrator requires of the database beside the event store, as one opaque type. */
+export * as Stores from "./services/Stores.ts"
 /** Workers and their registrations. */
 export * as Worker from "./schema/Worker.ts"

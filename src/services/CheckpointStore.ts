@@ -13,6 +13,7 @@ import type * as Effect from "effect/Effect"
 import type { Checkpoint, Held } from "../schema/Checkpoint.ts"
 import type { ForeignSqlClient, StoreError } from "../schema/Errors.ts"
 import type { ServerEpoch } from "./EventStore.ts"
+import type { Stores } from "./Stores.ts"
 
 /** The caller no longer holds the range, or not at the given position; nothing was written. A retry cannot help. */
 export class Fenced extends Data.TaggedError("Fenced")<{ readonly projection: string }> {}
@@ -50,7 +51,7 @@ export interface BatchOptions {
   readonly epoch?: ServerEpoch | undefined
 }
 
-export class CheckpointStore extends Context.Service<CheckpointStore, {
+export interface CheckpointStore {
   /**
    * Runs `work` and then moves the range to the position that `work` returns, in one transaction: both commit, or
    * neither does. The transaction is in the context of `work`. If the answer to the commit is lost, this looks up the
@@ -108,4 +109,8 @@ export class CheckpointStore extends Context.Service<CheckpointStore, {
     context: Context.Context<never>,
     replicaSet: string
   ) => Effect.Effect<void, ForeignSqlClient>
-}>()("pupsourcing-orchestrator/services/CheckpointStore") {}
+}
+
+export const CheckpointStore = Context.Service<Stores, CheckpointStore>(
+  "pupsourcing-orchestrator/services/CheckpointStore"
+)

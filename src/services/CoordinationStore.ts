@@ -6,8 +6,9 @@ import * as Context from "effect/Context"
 import type * as Effect from "effect/Effect"
 import type { StoreError } from "../schema/Errors.ts"
 import type { Plan, PlanError, Request } from "../schema/Plan.ts"
+import type { Stores } from "./Stores.ts"
 
-export class CoordinationStore extends Context.Service<CoordinationStore, {
+export interface CoordinationStore {
   /** Returns the plan that `apply` would apply now if it acquired every lock. Reads only. */
   readonly preview: (request: Request) => Effect.Effect<Plan, PlanError | StoreError>
 
@@ -18,4 +19,8 @@ export class CoordinationStore extends Context.Service<CoordinationStore, {
    * `leaving`, it also marks the worker as stopped.
    */
   readonly apply: (request: Request) => Effect.Effect<Plan, PlanError | StoreError>
-}>()("pupsourcing-orchestrator/services/CoordinationStore") {}
+}
+
+export const CoordinationStore = Context.Service<Stores, CoordinationStore>(
+  "pupsourcing-orchestrator/services/CoordinationStore"
+)

@@ -1,8 +1,4 @@
-/**
- * Membership: which workers belong to a replica set, and which of them are alive.
- *
- * @since 0.1.0
- */
+/** Membership: which workers belong to a replica set, and which of them are alive. */
 import * as Context from "effect/Context"
 import type * as Effect from "effect/Effect"
 import type * as Queue from "effect/Queue"
@@ -10,13 +6,9 @@ import type * as Scope from "effect/Scope"
 import type { StoreError, WorkerEvicted, WorkerIdInUse, WorkerReplaced } from "../schema/Errors.ts"
 import type { Generation, Member } from "../schema/Generation.ts"
 import type { Displayed, LivenessRules, Registration } from "../schema/Worker.ts"
+import type { Stores } from "./Stores.ts"
 
-/**
- * The registration that a worker asks for.
- *
- * @category options
- * @since 0.1.0
- */
+/** The registration that a worker asks for. */
 export interface JoinOptions {
   readonly replicaSet: string
   /** Unique among the live workers of the replica set. */
@@ -31,11 +23,8 @@ export interface JoinOptions {
  * Registers workers, keeps them alive, and wakes them when another worker of their replica set joins, leaves or dies.
  *
  * A `StoreError` can be retried if its `isRetryable` is true.
- *
- * @category services
- * @since 0.1.0
  */
-export class Membership extends Context.Service<Membership, {
+export interface Membership {
   /**
    * Registers a worker under a new incarnation, with its presence and a first heartbeat, and wakes the other workers.
    * The end of the scope ends the presence but does not unregister the worker (see `CoordinationStore.apply` with
@@ -80,4 +69,6 @@ export class Membership extends Context.Service<Membership, {
 
   /** Watches the worker's neighbour in the generation's ring from now on, instead of the previous neighbour. */
   readonly watch: (registration: Registration, generation: Generation) => Effect.Effect<void>
-}>()("pupsourcing-orchestrator/services/Membership") {}
+}
+
+export const Membership = Context.Service<Stores, Membership>("pupsourcing-orchestrator/services/Membership")

@@ -45,6 +45,7 @@ import { layerPer } from "./LayerPer.ts"
 import { Membership } from "./Membership.ts"
 import type * as Projection from "./Projection.ts"
 import * as Settings from "./Settings.ts"
+import type { Stores } from "./Stores.ts"
 import * as ActivityStream from "./telemetry/ActivityStream.ts"
 import * as RetryLog from "./telemetry/RetryLog.ts"
 import * as CatchUp from "./worker/CatchUp.ts"
@@ -84,14 +85,6 @@ export class Orchestrator extends Context.Service<Orchestrator, {
    */
   readonly activity: Stream.Stream<Activity>
 }>()("pupsourcing-orchestrator/services/Orchestrator") {}
-
-/**
- * The stores that an orchestrator uses: `PostgresStores.layer` or `MemoryStores.layer`.
- *
- * @category models
- * @since 0.1.0
- */
-export type Stores = EventStore | CheckpointStore | Membership | CoordinationStore
 
 /**
  * The settings of an orchestrator, and its projections.
@@ -142,7 +135,7 @@ export const catchUp: Effect.Effect<void, OrchestratorError, Orchestrator> = Eff
  */
 export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Projection.Any>>(
   options: Options<P>
-): Effect.fn.Return<Orchestrator["Service"], SetupError, Stores | Projection.Services<P[number]>> {
+): Effect.fn.Return<Orchestrator["Service"], SetupError, EventStore | Stores | Projection.Services<P[number]>> {
   yield* Effect.fromResult(ProjectionChecks.check(options.projections))
   const settings = yield* Effect.fromResult(Settings.make(options))
   const events = yield* EventStore
@@ -223,7 +216,7 @@ const logFailure = (cause: Cause.Cause<OrchestratorError>): Effect.Effect<void> 
  */
 export const layer = <const P extends ReadonlyArray<Projection.Any>>(
   options: Options<P>
-): Layer.Layer<Orchestrator, SetupError, Stores | Projection.Services<P[number]>> =>
+): Layer.Layer<Orchestrator, SetupError, EventStore | Stores | Projection.Services<P[number]>> =>
   layerPer(EventStore, () => Layer.effect(Orchestrator)(make(options)))
 
 /**
@@ -235,7 +228,7 @@ export const layer = <const P extends ReadonlyArray<Projection.Any>>(
  */
 export const layerConfig = <const P extends ReadonlyArray<Projection.Any>>(
   options: { readonly projections: P } & { readonly [K in keyof Settings.Input]: ConfigOr<Settings.Input[K]> }
-): Layer.Layer<Orchestrator, SetupError | Config.ConfigError, Stores | Projection.Services<P[number]>> => {
+): Layer.Layer<Orchestrator, SetupError | Config.ConfigError, EventStore | Stores | Projection.Services<P[number]>> => {
   const { projections, ...settings } = options
   // Each value is wrapped in a Config first, because `Config.unwrap` would search plain values for Configs.
   const config = Config.all(Record.map(
@@ -269,7 +262,7 @@ export const layerConfig = <const P extends ReadonlyArray<Projection.Any>>(
  */
 export const layerFromEnv = <const P extends ReadonlyArray<Projection.Any>>(
   options: { readonly projections: P }
-): Layer.Layer<Orchestrator, SetupError | Config.ConfigError, Stores | Projection.Services<P[number]>> =>
+): Layer.Layer<Orchestrator, SetupError | Config.ConfigError, EventStore | Stores | Projection.Services<P[number]>> =>
   layerWithInput(Settings.config, options.projections)
 
 /** A failing config fails the layer, before anything else is checked. */

@@ -6,7 +6,7 @@ import type { PgClient } from "@effect/sql-pg"
 import { assert, it } from "@effect/vitest"
 import { Effect, Layer, References } from "effect"
 import { SqlClient } from "effect/sql"
-import { type Event, EventStore, Orchestrator, PostgresStores, Projection } from "pupsourcing-orchestrator"
+import { type Event, EventStore, Orchestrator, PostgresStores, Projection, type Stores } from "pupsourcing-orchestrator"
 import type { TestDatabase } from "../../src/testing/PostgresTest.ts"
 import * as EventStores from "../support/EventStores.ts"
 
@@ -30,7 +30,11 @@ const Live = PostgresStores.layer.pipe(
 /** A test on its own database, without the library's log. */
 export const live = (
   title: string,
-  test: Effect.Effect<unknown, unknown, Orchestrator.Stores | PgClient.PgClient | SqlClient.SqlClient | TestDatabase>,
+  test: Effect.Effect<
+    unknown,
+    unknown,
+    EventStore.EventStore | PgClient.PgClient | SqlClient.SqlClient | Stores.Stores | TestDatabase
+  >,
   tags: Array<string> = []
 ) =>
   it.live(

@@ -53,7 +53,7 @@ const noCounts: Effect.Effect<TxRef.TxRef<Counts>> = TxRef.make<Counts>({})
 
 interface StartOptions {
   readonly settings?: Partial<Settings.Input>
-  readonly membership?: (real: Membership["Service"]) => Partial<Membership["Service"]>
+  readonly membership?: (real: Membership) => Partial<Membership>
   readonly events?: (real: EventStore["Service"]) => Partial<EventStore["Service"]>
   readonly how?: "run" | "catchUp"
   readonly metrics?: Map<string, Metric.Metric.Hooks<unknown, unknown>>
@@ -114,8 +114,8 @@ const unavailable = new DatabaseUnavailable({
 })
 
 /** Heartbeats that fail while `failing.now`. */
-const failingHeartbeats = (failing: { now: boolean }) => (real: Membership["Service"]) => ({
-  heartbeat: (...args: Parameters<Membership["Service"]["heartbeat"]>) =>
+const failingHeartbeats = (failing: { now: boolean }) => (real: Membership) => ({
+  heartbeat: (...args: Parameters<Membership["heartbeat"]>) =>
     Effect.suspend(() => failing.now ? Effect.fail(unavailable) : real.heartbeat(...args))
 })
 

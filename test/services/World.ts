@@ -103,7 +103,7 @@ export const pass = (millis: number, step = 50): Effect.Effect<void> =>
 export interface RunnerOptions {
   readonly settings?: Partial<Settings.Input> | undefined
   readonly captured?: Context.Context<unknown> | undefined
-  readonly checkpoints?: ((real: CheckpointStore["Service"]) => Partial<CheckpointStore["Service"]>) | undefined
+  readonly checkpoints?: ((real: CheckpointStore) => Partial<CheckpointStore>) | undefined
   readonly events?: ((real: EventStore["Service"]) => Partial<EventStore["Service"]>) | undefined
   /** A runner whose process this one shares. */
   readonly beside?: { readonly service: RangeRunner.RangeRunner["Service"] } | undefined

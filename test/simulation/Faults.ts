@@ -6,7 +6,6 @@ import * as Queue from "effect/Queue"
 import * as CheckpointStoreMemory from "../../src/layers/memory/CheckpointStoreMemory.ts"
 import * as CoordinationStoreMemory from "../../src/layers/memory/CoordinationStoreMemory.ts"
 import * as MembershipMemory from "../../src/layers/memory/MembershipMemory.ts"
-import type { Stores } from "../../src/layers/memory/MemoryStores.ts"
 import type { Handle } from "../../src/layers/memory/MemoryWorld.ts"
 import * as Checkpoint from "../../src/schema/Checkpoint.ts"
 import { DatabaseUnavailable } from "../../src/schema/Errors.ts"
@@ -19,6 +18,7 @@ import {
 import { CoordinationStore } from "../../src/services/CoordinationStore.ts"
 import { EventStore } from "../../src/services/EventStore.ts"
 import { Membership } from "../../src/services/Membership.ts"
+import type { Stores } from "../../src/services/Stores.ts"
 import type { Checkers } from "./Checkers.ts"
 import type { Entry } from "./Coverage.ts"
 import type { Process } from "./Engine.ts"
@@ -51,7 +51,7 @@ export interface Ground {
 
 export const make = (
   { checkers, handle, log: events, mutation, process, run, worker }: Ground
-): Context.Context<Stores> => {
+): Context.Context<EventStore | Stores> => {
   const { chance, coverage, now, scenario } = run
   const { ailments } = worker
   const { reach } = handle

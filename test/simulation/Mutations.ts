@@ -18,13 +18,13 @@ import type { EventLog } from "./EventLog.ts"
 import type { FaultName } from "./Scenario.ts"
 
 export interface Mutation {
-  readonly checkpoints: (real: CheckpointStore["Service"], handle: Handle, chance: Chance) => CheckpointStore["Service"]
+  readonly checkpoints: (real: CheckpointStore, handle: Handle, chance: Chance) => CheckpointStore
   readonly decisions: (
-    real: CoordinationStore["Service"],
+    real: CoordinationStore,
     handle: Handle,
     chance: Chance
-  ) => CoordinationStore["Service"]
-  readonly membership: (real: Membership["Service"]) => Membership["Service"]
+  ) => CoordinationStore
+  readonly membership: (real: Membership) => Membership
   /** The position up to which readers read; the settled position if absent. */
   readonly readable: (log: EventLog) => (() => number) | undefined
   /** The kinds of faults that reveal the absence, if other faults rarely do. */
@@ -75,7 +75,7 @@ const sameFence = (row: Checkpoint, held: Held) =>
 
 /** Changes the request of each decision. */
 const deciding = (
-  change: (request: Parameters<CoordinationStore["Service"]["apply"]>[0]) => typeof request
+  change: (request: Parameters<CoordinationStore["apply"]>[0]) => typeof request
 ): Mutation => ({
   ...none,
   decisions: (real) => ({

@@ -14,6 +14,7 @@ import type * as Worker from "../../src/schema/Worker.ts"
 import { CheckpointStore } from "../../src/services/CheckpointStore.ts"
 import { CoordinationStore } from "../../src/services/CoordinationStore.ts"
 import { Membership } from "../../src/services/Membership.ts"
+import type { Stores } from "../../src/services/Stores.ts"
 import * as Hostile from "../support/Hostile.ts"
 import type { Time } from "./Suite.ts"
 import { dead, hasty, patient, unique } from "./Suite.ts"
@@ -71,7 +72,7 @@ const idleTimeout = Duration.seconds(20)
 
 export const suite = <R = never>(
   name: string,
-  layer: Layer.Layer<CheckpointStore | CoordinationStore | Membership | R, unknown>,
+  layer: Layer.Layer<Stores | R, unknown>,
   { effects, time }: Options<R>
 ) =>
   it.layer(layer, { excludeTestServices: time.excludeTestServices })(`CheckpointStore (${name})`, (it) => {

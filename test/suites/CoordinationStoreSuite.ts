@@ -11,6 +11,7 @@ import type { LivenessRules, Registration } from "../../src/schema/Worker.ts"
 import { CheckpointStore } from "../../src/services/CheckpointStore.ts"
 import { CoordinationStore } from "../../src/services/CoordinationStore.ts"
 import { Membership } from "../../src/services/Membership.ts"
+import type { Stores } from "../../src/services/Stores.ts"
 import type { Time } from "./Suite.ts"
 import { dead, hasty, patient, unique } from "./Suite.ts"
 
@@ -103,7 +104,7 @@ const twoWorkers = Effect.gen(function*() {
 
 export const suite = (
   name: string,
-  layer: Layer.Layer<CheckpointStore | CoordinationStore | Membership, unknown>,
+  layer: Layer.Layer<Stores, unknown>,
   { time }: Options
 ) =>
   it.layer(layer, { excludeTestServices: time.excludeTestServices })(`CoordinationStore (${name})`, (it) => {

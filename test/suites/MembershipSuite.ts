@@ -9,6 +9,7 @@ import type { Generation } from "../../src/schema/Generation.ts"
 import { display, type LivenessRules, type Registration } from "../../src/schema/Worker.ts"
 import { CoordinationStore } from "../../src/services/CoordinationStore.ts"
 import { Membership } from "../../src/services/Membership.ts"
+import type { Stores } from "../../src/services/Stores.ts"
 import { scaledMillis } from "../../src/testing/TimeLimits.ts"
 import type { Time } from "./Suite.ts"
 import { dead, hasty, patient, unique } from "./Suite.ts"
@@ -35,7 +36,7 @@ const quiet = Effect.fnUntraced(function*(wakeUps: Queue.Dequeue<void>, time: Ti
 
 export const suite = (
   name: string,
-  layer: Layer.Layer<CoordinationStore | Membership, unknown>,
+  layer: Layer.Layer<Stores, unknown>,
   { time }: Options
 ) =>
   it.layer(layer, { excludeTestServices: time.excludeTestServices })(`Membership (${name})`, (it) => {

@@ -22,18 +22,14 @@ import type { Registration } from "../../src/schema/Worker.ts"
 import { CheckpointStore } from "../../src/services/CheckpointStore.ts"
 import { CoordinationStore } from "../../src/services/CoordinationStore.ts"
 import { Membership } from "../../src/services/Membership.ts"
+import type { Stores } from "../../src/services/Stores.ts"
 import * as PostgresTest from "../../src/testing/PostgresTest.ts"
 import { patient } from "../suites/Suite.ts"
 
-export type Stores =
-  | CheckpointStore
-  | CoordinationSession.CoordinationSession
-  | Database
-  | CoordinationStore
-  | Membership
+export type Services = CoordinationSession.CoordinationSession | Database | Stores
 
 /** Checkpoints, decisions and membership, with the coordination session that the last two share. */
-export const layer: Layer.Layer<Exclude<Stores, Database>, never, Database | Listener.Listener> = Layer.mergeAll(
+export const layer: Layer.Layer<Exclude<Services, Database>, never, Database | Listener.Listener> = Layer.mergeAll(
   Layer.effect(CheckpointStore)(CheckpointStorePostgres.make),
   Layer.effect(CoordinationStore)(CoordinationStorePostgres.make),
   Layer.effect(Membership)(MembershipPostgres.make)
@@ -45,7 +41,7 @@ export const layer: Layer.Layer<Exclude<Stores, Database>, never, Database | Lis
 const storesOf = (
   options: DatabaseLive.Options,
   database: Layer.Layer<Database, unknown, PgClient.PgClient> = Layer.effect(Database)(DatabaseLive.make(options))
-): Layer.Layer<Stores, unknown, PgClient.PgClient> =>
+): Layer.Layer<Services, unknown, PgClient.PgClient> =>
   layer.pipe(
     Layer.provide(Layer.effect(Listener.Listener)(Listener.make)),
     Layer.provideMerge(database)
@@ -54,13 +50,13 @@ const storesOf = (
 /** The stores of one process over the provided client, whose database is migrated first; always new ones. */
 export const over = (
   options: DatabaseLive.Options = {}
-): Layer.Layer<Stores, unknown, PgClient.PgClient> =>
+): Layer.Layer<Services, unknown, PgClient.PgClient> =>
   Layer.fresh(storesOf(options).pipe(Layer.provide(Migrations.layer)))
 
 /** A migrated database and one process' stores on it. */
 export const layerWith = (
   options: DatabaseLive.Options = {}
-): Layer.Layer<Stores | PgClient.PgClient | SqlClient.SqlClient | PostgresTest.TestDatabase, unknown> =>
+): Layer.Layer<Services | PgClient.PgClient | SqlClient.SqlClient | PostgresTest.TestDatabase, unknown> =>
   storesOf(options).pipe(Layer.provideMerge(Migrations.layer), Layer.provideMerge(PostgresTest.layer))
 
 /** Registers a worker under rules that evict no worker. */
@@ -109,7 +105,7 @@ export const another = Effect.fnUntraced(function*(
     provide: <A, E, R>(self: Effect.Effect<A, E, R>) =>
       Effect.updateContext(
         self,
-        (own: Context.Context<Exclude<R, Stores>>) => Context.merge(own, context) as Context.Context<R>
+        (own: Context.Context<Exclude<R, Services>>) => Context.merge(own, context) as Context.Context<R>
       ),
     scope,
     close: Scope.close(scope, Exit.void)

@@ -19,6 +19,8 @@ import { Database } from "../../src/layers/postgres/Database.ts"
 import * as DatabaseLive from "../../src/layers/postgres/DatabaseLive.ts"
 import * as PostgresStores from "../../src/layers/postgres/PostgresStores.ts"
 import type { StoresError } from "../../src/schema/Errors.ts"
+import type { EventStore } from "../../src/services/EventStore.ts"
+import type { Stores } from "../../src/services/Stores.ts"
 
 /** A statement on its way. */
 export interface Statement {
@@ -201,5 +203,5 @@ export const database = (
 export const stores = (
   hooks: Hooks,
   options: DatabaseLive.Options = {}
-): Layer.Layer<PostgresStores.Stores, StoresError, PgClient.PgClient> =>
+): Layer.Layer<EventStore | Stores, StoresError, PgClient.PgClient> =>
   PostgresStores.layerOver(database(hooks, options))

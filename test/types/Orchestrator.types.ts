@@ -12,16 +12,14 @@ import * as Layer from "effect/Layer"
 import * as SqlClient from "effect/sql/SqlClient"
 import type * as SqlError from "effect/sql/SqlError"
 import {
-  type CheckpointStore,
-  type CoordinationStore,
   type Errors,
   type EventStore,
-  type Membership,
   MemoryStores,
   Orchestrator,
   PostgresStores,
   Projection,
-  type Settings
+  type Settings,
+  type Stores
 } from "pupsourcing-orchestrator"
 
 type Equals<A, B> = (<T>() => T extends A ? 1 : 2) extends (<T>() => T extends B ? 1 : 2) ? true : false
@@ -55,25 +53,23 @@ holds<Equals<Projection.Services<typeof writes>, SqlClient.SqlClient>>()
 holds<Equals<Projection.Error<typeof rated>, NoRate>>()
 holds<Equals<Projection.Services<typeof rated>, Rates>>()
 
-type Stores =
-  | CheckpointStore.CheckpointStore
-  | CoordinationStore.CoordinationStore
-  | EventStore.EventStore
-  | Membership.Membership
-
 // For a tuple of projections, the layer requires the services of each, and does not fail with their errors.
 const many = Orchestrator.layer({ replicaSet: "main", projections: [plain, writes, rated, mails] })
 holds<
   Equals<
     typeof many,
-    Layer.Layer<Orchestrator.Orchestrator, Orchestrator.SetupError, Stores | SqlClient.SqlClient | Rates | Mailer>
+    Layer.Layer<
+      Orchestrator.Orchestrator,
+      Orchestrator.SetupError,
+      EventStore.EventStore | Stores.Stores | SqlClient.SqlClient | Rates | Mailer
+    >
   >
 >()
 holds<
   Equals<Orchestrator.SetupError, Errors.DuplicateProjection | Errors.ForeignSqlClient | Errors.InvalidSettings>
 >()
 const made = Orchestrator.make({ replicaSet: "main", projections: [rated, mails] })
-holds<Equals<Effect.Services<typeof made>, Stores | Rates | Mailer>>()
+holds<Equals<Effect.Services<typeof made>, EventStore.EventStore | Stores.Stores | Rates | Mailer>>()
 holds<Equals<Effect.Error<typeof made>, Orchestrator.SetupError>>()
 
 // The error type of run.
@@ -154,7 +150,11 @@ const configured = Orchestrator.layerConfig({
 holds<
   Equals<
     typeof configured,
-    Layer.Layer<Orchestrator.Orchestrator, Orchestrator.SetupError | Config.ConfigError, Stores | Rates>
+    Layer.Layer<
+      Orchestrator.Orchestrator,
+      Orchestrator.SetupError | Config.ConfigError,
+      EventStore.EventStore | Stores.Stores | Rates
+    >
   >
 >()
 holds<Equals<typeof Settings.config, Config.Config<Settings.Input>>>()

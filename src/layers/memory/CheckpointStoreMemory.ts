@@ -24,7 +24,7 @@ import type { ServerEpoch } from "../../services/EventStore.ts"
 import { committedRows, type Handle, hash, type MemoryWorld } from "./MemoryWorld.ts"
 
 /** The checkpoint store for the process of `handle`. */
-export const make = (handle: Handle): CheckpointStore["Service"] => {
+export const make = (handle: Handle): CheckpointStore => {
   const { reach, world } = handle
   return CheckpointStore.of({
     commit: (held, options, work) => reach(Effect.tx(commit(handle, held, options, work))),
@@ -61,7 +61,7 @@ const advance = Effect.fnUntraced(function*(world: MemoryWorld, held: Held, from
 const halt = Effect.fnUntraced(function*(
   world: MemoryWorld,
   held: Held,
-  { aggregateId, at, epoch, error, eventId, position }: Parameters<CheckpointStore["Service"]["halt"]>[1]
+  { aggregateId, at, epoch, error, eventId, position }: Parameters<CheckpointStore["halt"]>[1]
 ) {
   yield* checkEpoch(world, epoch)
   const { ref, row } = yield* rowOf(world, held, at)

@@ -17,7 +17,7 @@ import { changeWorker, viewOf, wakeOthers } from "./MemoryWorld.ts"
 const keptGenerations = 100
 
 /** The coordination store for the process of `handle`. */
-export const make = (handle: Handle): CoordinationStore["Service"] =>
+export const make = (handle: Handle): CoordinationStore =>
   CoordinationStore.of({
     preview: (request) => handle.reach(Effect.tx(plan(handle, request))),
     // Uninterruptible, so that the other workers are woken after every decision that has committed.

@@ -17,7 +17,7 @@ import { changeWorker, endPresence, viewOf, wakeOthers, workerKey } from "./Memo
 const earlierPollMillis = 100
 
 /** Membership for the process of `handle`. */
-export const make = (handle: Handle): Membership["Service"] => {
+export const make = (handle: Handle): Membership => {
   const { reach, world } = handle
   return Membership.of({
     join: (options) => reach(join(handle, options)),

@@ -11,19 +11,12 @@ import { CheckpointStore } from "../../services/CheckpointStore.ts"
 import { CoordinationStore } from "../../services/CoordinationStore.ts"
 import { EventStore } from "../../services/EventStore.ts"
 import { Membership } from "../../services/Membership.ts"
+import type { Stores } from "../../services/Stores.ts"
 import * as CheckpointStoreMemory from "./CheckpointStoreMemory.ts"
 import * as CoordinationStoreMemory from "./CoordinationStoreMemory.ts"
 import * as EventStoreMemory from "./EventStoreMemory.ts"
 import * as MembershipMemory from "./MembershipMemory.ts"
 import * as MemoryWorld from "./MemoryWorld.ts"
-
-/**
- * The services of an orchestrator's stores.
- *
- * @category models
- * @since 0.1.0
- */
-export type Stores = CheckpointStore | CoordinationStore | EventStore | Membership
 
 /**
  * The state that the stores of several processes share in place of a database. Opaque: `makeWorld` makes it.
@@ -38,7 +31,7 @@ export type { MemoryWorld } from "./MemoryWorld.ts"
  *
  * @internal
  */
-export const make = (handle: MemoryWorld.Handle): Context.Context<Stores> =>
+export const make = (handle: MemoryWorld.Handle): Context.Context<EventStore | Stores> =>
   Context.make(EventStore, EventStoreMemory.make(handle)).pipe(
     Context.add(CheckpointStore, CheckpointStoreMemory.make(handle)),
     Context.add(Membership, MembershipMemory.make(handle)),
@@ -59,7 +52,7 @@ export const makeWorld: Effect.Effect<MemoryWorld.MemoryWorld> = MemoryWorld.mak
  * @category layers
  * @since 0.1.0
  */
-export const layerWorld = (world: MemoryWorld.MemoryWorld): Layer.Layer<Stores> =>
+export const layerWorld = (world: MemoryWorld.MemoryWorld): Layer.Layer<EventStore | Stores> =>
   Layer.effectContext(Effect.map(MemoryWorld.open(world), make))
 
 /**
@@ -68,6 +61,6 @@ export const layerWorld = (world: MemoryWorld.MemoryWorld): Layer.Layer<Stores> 
  * @category layers
  * @since 0.1.0
  */
-export const layer: Layer.Layer<Stores> = Layer.effectContext(
+export const layer: Layer.Layer<EventStore | Stores> = Layer.effectContext(
   Effect.map(Effect.flatMap(makeWorld, MemoryWorld.open), make)
 )

@@ -16,6 +16,7 @@ import { layerPer } from "../../services/LayerPer.ts"
 import { Membership } from "../../services/Membership.ts"
 import type { ConfigOr } from "../../services/Orchestrator.ts"
 import * as Settings from "../../services/Settings.ts"
+import type { Stores } from "../../services/Stores.ts"
 import * as Listener from "./connection/Listener.ts"
 import * as CoordinationSession from "./coordination/CoordinationSession.ts"
 import * as CoordinationStorePostgres from "./coordination/CoordinationStorePostgres.ts"
@@ -26,14 +27,6 @@ import * as DatabaseLive from "./DatabaseLive.ts"
 import * as EventStorePostgres from "./events/EventStorePostgres.ts"
 import * as Migrations from "./Migrations.ts"
 import * as CheckpointStorePostgres from "./progress/CheckpointStorePostgres.ts"
-
-/**
- * The services that an orchestrator uses.
- *
- * @category models
- * @since 0.1.0
- */
-export type Stores = CheckpointStore | CoordinationStore | EventStore | Membership
 
 /**
  * The names of the tables and their schema, where the library's own sessions connect, and whether LISTEN and presence
@@ -50,7 +43,7 @@ export type { Options } from "./Database.ts"
  *
  * @internal
  */
-export const layerOver = <E, R>(database: Layer.Layer<Database, E, R>): Layer.Layer<Stores, E, R> =>
+export const layerOver = <E, R>(database: Layer.Layer<Database, E, R>): Layer.Layer<EventStore | Stores, E, R> =>
   // New layers on each call: constants would be shared with the stores of another database.
   Layer.mergeAll(
     Layer.effect(CheckpointStore)(CheckpointStorePostgres.make),
@@ -74,7 +67,7 @@ export const layerOver = <E, R>(database: Layer.Layer<Database, E, R>): Layer.La
  * @category layers
  * @since 0.1.0
  */
-export const layerWith = (options: DatabaseLive.Options): Layer.Layer<Stores, StoresError, PgClient> =>
+export const layerWith = (options: DatabaseLive.Options): Layer.Layer<EventStore | Stores, StoresError, PgClient> =>
   layerPer(PgClient, () => layerOver(DatabaseLive.layerWith(options)))
 
 /**
@@ -85,7 +78,7 @@ export const layerWith = (options: DatabaseLive.Options): Layer.Layer<Stores, St
  */
 export const layerConfig = (
   options: { readonly [K in keyof DatabaseLive.Options]: ConfigOr<DatabaseLive.Options[K]> }
-): Layer.Layer<Stores, StoresError | Config.ConfigError, PgClient> => {
+): Layer.Layer<EventStore | Stores, StoresError | Config.ConfigError, PgClient> => {
   // Each value is wrapped in a Config first, because `Config.unwrap` would search plain values for Configs.
   const config = Config.all(Record.map(
     options as { readonly [option: string]: unknown },
@@ -106,7 +99,7 @@ export const layerConfig = (
  * @category layers
  * @since 0.1.0
  */
-export const layer: Layer.Layer<Stores, StoresError, PgClient> = layerWith({})
+export const layer: Layer.Layer<EventStore | Stores, StoresError, PgClient> = layerWith({})
 
 /**
  * `layer`, with `directUrl` from the environment: `ORCHESTRATOR_DIRECT_URL`, if it is set.
@@ -114,7 +107,7 @@ export const layer: Layer.Layer<Stores, StoresError, PgClient> = layerWith({})
  * @category layers
  * @since 0.1.0
  */
-export const layerFromEnv: Layer.Layer<Stores, StoresError | Config.ConfigError, PgClient> = layerConfig({
+export const layerFromEnv: Layer.Layer<EventStore | Stores, StoresError | Config.ConfigError, PgClient> = layerConfig({
   directUrl: Settings.directUrl
 })
 

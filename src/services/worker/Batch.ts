@@ -34,7 +34,7 @@ export interface Batch {
 /** What the batches of one range have in common. */
 export interface Environment {
   readonly job: RangeState.Job
-  readonly checkpoints: CheckpointStore["Service"]
+  readonly checkpoints: CheckpointStore
   readonly blocking: BlockingHandlers
   readonly clock: Clock.Clock
   /** The runner's own context, without the services of a batch. */
@@ -67,7 +67,7 @@ const longestBatchNanos = 100_000_000n
 
 export const makeEnvironment = Effect.fnUntraced(function*(
   job: RangeState.Job,
-  checkpoints: CheckpointStore["Service"],
+  checkpoints: CheckpointStore,
   blocking: BlockingHandlers
 ): Effect.fn.Return<Environment> {
   return {

@@ -27,7 +27,7 @@ export interface Heartbeat {
 }
 
 interface Options {
-  readonly membership: Membership["Service"]
+  readonly membership: Membership
   readonly registration: Registration
   readonly settings: Pick<Settings, "heartbeatInterval" | "staleWorkerTimeout">
   readonly log: ActivityStream

@@ -40,7 +40,7 @@ export interface PageSource {
 interface Source {
   readonly job: RangeState.Job
   readonly events: EventStore["Service"]
-  readonly checkpoints: CheckpointStore["Service"]
+  readonly checkpoints: CheckpointStore
   readonly startup: Startup
   readonly retries: Retries
   /** When empty progress must be written; undefined while there is none. */

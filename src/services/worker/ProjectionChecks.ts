@@ -33,7 +33,7 @@ export const check = (
  * diagnostic texts they must be stored unchanged.
  */
 export const checkStorable = Effect.fnUntraced(function*(
-  checkpoints: CheckpointStore["Service"],
+  checkpoints: CheckpointStore,
   { projections, replicaSet, workerId }: {
     readonly projections: Iterable<Projection.Any>
     readonly replicaSet: string

@@ -42,7 +42,7 @@ export class RangeRunner extends Context.Service<RangeRunner, {
 /** What the runners of a process share. */
 interface Shared {
   readonly events: EventStore["Service"]
-  readonly checkpoints: CheckpointStore["Service"]
+  readonly checkpoints: CheckpointStore
   readonly startup: Startup
   readonly retryLog: RetryLog
   readonly blocking: BlockingHandlers.BlockingHandlers

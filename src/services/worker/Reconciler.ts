@@ -43,8 +43,8 @@ export interface Options {
   /** Gives up the projection whose filter has changed. Fails if the worker has not been part of a generation yet. */
   readonly giveUp: (failure: FilterChanged) => Effect.Effect<void, FilterChanged>
   readonly captured: Context.Context<unknown>
-  readonly coordination: CoordinationStore["Service"]
-  readonly membership: Membership["Service"]
+  readonly coordination: CoordinationStore
+  readonly membership: Membership
   readonly ranges: Ranges
   readonly log: ActivityStream
   readonly retryLog: RetryLog

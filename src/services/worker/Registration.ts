@@ -43,9 +43,9 @@ export interface Worker {
   /** The services of the handlers, captured when the orchestrator was built. */
   readonly captured: Context.Context<unknown>
   readonly events: EventStore["Service"]
-  readonly checkpoints: CheckpointStore["Service"]
-  readonly membership: Membership["Service"]
-  readonly coordination: CoordinationStore["Service"]
+  readonly checkpoints: CheckpointStore
+  readonly membership: Membership
+  readonly coordination: CoordinationStore
   readonly runner: RangeRunner["Service"]
   readonly startup: Startup.Startup
   readonly retryLog: RetryLog

@@ -131,22 +131,20 @@ const blocking = (handled: TxRef.TxRef<ReadonlyArray<string>>, at: string, tried
   })
 
 /** Fails a batch that takes longer than the transaction's idle timeout of 15 s. */
-const lostByTime =
-  (failure: () => TransientFailure | Fenced) =>
-  (real: CheckpointStore["Service"]): Partial<CheckpointStore["Service"]> => ({
-    commit: (held, options, work) =>
-      Effect.gen(function*() {
-        const before = yield* Clock.monotonicTimeNanos
-        const late = Effect.flatMap(Clock.monotonicTimeNanos, (now) =>
-          now - before > 15_000_000_000n ? Effect.fail(connectionLost) : Effect.void)
-        return yield* real.commit(
-          held,
-          options,
-          Effect.tap(work, () =>
-            late)
-        )
-      }).pipe(Effect.catchTag("HandlerFailure", () => Effect.fail(failure())))
-  })
+const lostByTime = (failure: () => TransientFailure | Fenced) => (real: CheckpointStore): Partial<CheckpointStore> => ({
+  commit: (held, options, work) =>
+    Effect.gen(function*() {
+      const before = yield* Clock.monotonicTimeNanos
+      const late = Effect.flatMap(Clock.monotonicTimeNanos, (now) =>
+        now - before > 15_000_000_000n ? Effect.fail(connectionLost) : Effect.void)
+      return yield* real.commit(
+        held,
+        options,
+        Effect.tap(work, () =>
+          late)
+      )
+    }).pipe(Effect.catchTag("HandlerFailure", () => Effect.fail(failure())))
+})
 
 it.effect("a handler that overruns three times at one event is halted there; earlier events commit", () =>
   Effect.gen(function*() {

@@ -43,7 +43,7 @@ export const failingCommits = (
   const attempts: Array<number> = []
   return {
     attempts,
-    checkpoints: (real: CheckpointStore["Service"]): Partial<CheckpointStore["Service"]> => ({
+    checkpoints: (real: CheckpointStore): Partial<CheckpointStore> => ({
       commit: (held, options, work) =>
         Effect.flatMap(Clock.currentTimeMillis, (now) => {
           attempts.push(now)

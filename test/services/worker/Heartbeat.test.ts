@@ -38,7 +38,7 @@ const running = Effect.gen(function*() {
   const activities: Array<string> = []
   const given = {
     state: "pending" as WorkerState,
-    answer: Effect.void as ReturnType<Membership["Service"]["heartbeat"]>
+    answer: Effect.void as ReturnType<Membership["heartbeat"]>
   }
   const never = () => Effect.never
   const heartbeat = yield* Heartbeat.make({

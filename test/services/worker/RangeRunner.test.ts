@@ -236,7 +236,7 @@ it.effect("no range is halted at an event read in an earlier server epoch", () =
   }))
 
 /** Reports a connection lost in a handler as a failure of the store. */
-const lostInHandler = (real: CheckpointStore["Service"]): Partial<CheckpointStore["Service"]> => ({
+const lostInHandler = (real: CheckpointStore): Partial<CheckpointStore> => ({
   commit: (held, options, work) =>
     real.commit(held, options, work).pipe(
       Effect.catchTag("HandlerFailure", (failure) =>

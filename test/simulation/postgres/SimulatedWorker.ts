@@ -7,12 +7,12 @@ import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import * as References from "effect/References"
 import type * as SqlClient from "effect/sql/SqlClient"
-import type { Stores } from "../../../src/layers/postgres/PostgresStores.ts"
 import type { Held } from "../../../src/schema/Checkpoint.ts"
 import { CheckpointStore } from "../../../src/services/CheckpointStore.ts"
 import { Membership } from "../../../src/services/Membership.ts"
 import * as Orchestrator from "../../../src/services/Orchestrator.ts"
 import type { Projection } from "../../../src/services/Projection.ts"
+import type { Stores } from "../../../src/services/Stores.ts"
 import * as Seam from "../../support/Seam.ts"
 import * as Logs from "../Logs.ts"
 import type { Run, Worker } from "../Run.ts"
@@ -94,7 +94,7 @@ export class SimulatedWorker {
   }
 
   /** The stores, with a record of what they refused. */
-  private watched(stores: Context.Context<Stores>): Context.Context<CheckpointStore | Membership> {
+  private watched(stores: Context.Context<Stores>): Context.Context<Stores> {
     const checkpoints = Context.get(stores, CheckpointStore)
     const membership = Context.get(stores, Membership)
     const note = (held: Held) => (error: { readonly _tag: string }) =>

@@ -24,7 +24,7 @@ interface Self {
 /** Attempts on a view that changes: another replica set takes over the same projections once, not repeatedly. */
 const outdatedAttempts = 20
 
-export const make: Effect.Effect<CoordinationStore["Service"], never, CoordinationSession | Database> = Effect.gen(
+export const make: Effect.Effect<CoordinationStore, never, CoordinationSession | Database> = Effect.gen(
   function*() {
     const self: Self = { database: yield* Database, coordination: yield* CoordinationSession }
     return CoordinationStore.of({

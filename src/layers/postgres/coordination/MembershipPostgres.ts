@@ -51,7 +51,7 @@ const absentBeatInterval = Duration.millis(40)
 const goneDelay = Duration.seconds(1)
 
 export const make: Effect.Effect<
-  Membership["Service"],
+  Membership,
   never,
   CoordinationSession | Database | Listener | Presence | Scope.Scope
 > = Effect.gen(function*() {

@@ -45,7 +45,7 @@ import {
   resolveUnknownCommit
 } from "./FencedWrite.ts"
 
-type Store = CheckpointStore["Service"]
+type Store = CheckpointStore
 
 /** The driver's default pool size. */
 const defaultConnections = 10

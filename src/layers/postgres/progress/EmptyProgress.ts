@@ -31,7 +31,7 @@ class Advance extends Request.Class<
 
 type Entries = ReadonlyArray<Request.Entry<Advance>>
 
-export const make = (database: Database["Service"]): CheckpointStore["Service"]["advance"] => {
+export const make = (database: Database["Service"]): CheckpointStore["advance"] => {
   const resolver = RequestResolver.makeGrouped({
     key: ({ request }: Request.Entry<Advance>) => request.options.epoch,
     // Interrupting a caller does not interrupt the shared statement. When the last caller is interrupted, the statement

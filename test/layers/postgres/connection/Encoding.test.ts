@@ -7,7 +7,7 @@ import * as References from "effect/References"
 import * as SqlClient from "effect/sql/SqlClient"
 import { syncBuiltinESMExports } from "node:module"
 import Os from "node:os"
-import { EventStore, Orchestrator, PostgresStores, Projection } from "pupsourcing-orchestrator"
+import { EventStore, Orchestrator, PostgresStores, Projection, type Stores } from "pupsourcing-orchestrator"
 import { afterAll } from "vitest"
 import { event } from "../../../services/World.ts"
 import * as EventStores from "../../../support/EventStores.ts"
@@ -35,7 +35,7 @@ const live = (
   test: (encoding: typeof encodings[number]) => Effect.Effect<
     unknown,
     unknown,
-    EventStore.EventStore | SqlClient.SqlClient | PgClient.PgClient | Orchestrator.Stores
+    EventStore.EventStore | SqlClient.SqlClient | PgClient.PgClient | Stores.Stores
   >
 ) =>
   it.live.each(encodings)(`${title} (%s)`, (encoding) =>

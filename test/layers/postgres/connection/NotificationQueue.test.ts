@@ -65,7 +65,7 @@ const live = (
   test: () => Effect.Effect<
     unknown,
     unknown,
-    CoordinationStores.Stores | SqlClient.SqlClient | PgClient.PgClient | Scope.Scope
+    CoordinationStores.Services | SqlClient.SqlClient | PgClient.PgClient | Scope.Scope
   >
 ) =>
   it.live(title, () =>

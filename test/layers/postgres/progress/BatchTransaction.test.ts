@@ -233,7 +233,7 @@ describe("batches whose connection goes silent", { concurrent: true, tags: ["lon
   const behind = <A, E>(
     self: (
       proxy: Proxy.Proxy
-    ) => Effect.Effect<A, E, CoordinationStores.Stores | PgClient.PgClient | Scope.Scope>
+    ) => Effect.Effect<A, E, CoordinationStores.Services | PgClient.PgClient | Scope.Scope>
   ) =>
     Effect.gen(function*() {
       const url = new URL((yield* PostgresTest.TestDatabase).url)
