@@ -616,6 +616,24 @@ it.effect.each([["no event", 0], ["events that no projection handles", 16]] as c
     })
 )
 
+it.effect("catchUp returns without waiting for a poll when empty progress is written after the range was caught up", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const feeder = yield* enter(world)
+    yield* appendAll(feeder.events)
+    let waits = 0
+    const worker = yield* start(world, [counting(yield* noCounts, { aggregateTypes: ["Group"] })], {
+      how: "catchUp",
+      settings: { pollInterval: "25 seconds" },
+      // As if a writer held the settled position at 8 for a moment.
+      events: (real) => ({
+        settledBeyond: (...args) => waits++ === 0 ? Effect.succeed(8n) : real.settledBeyond(...args)
+      })
+    })
+    yield* pass(2_000)
+    assert.isTrue(hasEnded(worker.fiber))
+  }))
+
 it.effect("catchUp fails when a range is halted", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld

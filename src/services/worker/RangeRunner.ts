@@ -146,7 +146,6 @@ const passOver = Effect.fnUntraced(
       const { projection, range } = job.state.held
       yield* job.record(Activity.CaughtUp({ projection, range, position }))
     }
-    job.caughtUp.openUnsafe()
   }
 )
 
@@ -162,6 +161,7 @@ const writeProgress = Effect.fnUntraced(function*(runner: Runner) {
   if (result._tag === "Success") {
     runner.failedWrites = 0
     RangeState.write(job.state, to, yield* Clock.monotonicTimeNanos)
+    if (runner.isCaughtUp) job.caughtUp.openUnsafe()
     return yield* retries.succeeded("Progress")
   }
   if (!Retries.isRetryable(result.failure)) return yield* result.failure

@@ -19,7 +19,7 @@ export interface Job {
   readonly state: RangeState
   /** Opened to drain the range: the batch in flight ends, and no other begins. */
   readonly draining: Latch.Latch
-  /** Opened when the range has handled all settled events. */
+  /** Opened when the row shows that the range has handled all settled events. */
   readonly caughtUp: Latch.Latch
   readonly record: (activity: Activity) => Effect.Effect<void>
 }
