@@ -57,12 +57,12 @@ export type Activity = Data.TaggedEnum<{
   AssignmentReached: {
     readonly generation: Generation
     readonly partition: number
-    /** Time since the worker first read the generation. */
+    /** Time since the begin of the pass in which the worker first read the generation, or formed it. */
     readonly after: Duration.Duration
     /** Whether the worker is the only member, and the generation before this one had others. */
     readonly isLeftAlone: boolean
   }
-  /** A range's runner starts at `position`. */
+  /** A range's runner starts at `position`: after a claim, or again after it had to stop. */
   RangeClaimed: { readonly projection: string; readonly range: HashRange; readonly position: bigint }
   /** A batch has committed: read model and progress, up to `position`. */
   BatchCommitted: {

@@ -3,7 +3,7 @@
  * ignores its interruption. Such an effect runs in a fiber of its own, which is left behind when the limit is reached.
  *
  * All of this also works in a finalizer, which is uninterruptible and often runs in an interrupted fiber. A fiber that
- * is left behind belongs to no scope: what it still does must not matter to its owner.
+ * is left behind belongs to no scope: its owner must not depend on what it still does.
  */
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"

@@ -161,7 +161,7 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
     state
   }
   const exclusively = makeExclusive(settings.replicaSet, log)
-  const work = Registration.runUntilEvicted(worker)
+  const work = Registration.runRegistrations(worker)
   return Orchestrator.of({
     run: exclusively(work),
     catchUp: exclusively(Effect.raceFirst(work, CatchUp.awaitCaughtUp(worker))),

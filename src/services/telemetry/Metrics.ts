@@ -44,12 +44,15 @@ export const generationsTotal = counter("generations_total", "Generations formed
 export const workersRegisteredTotal = counter("workers_registered_total", "Registrations of this worker.")
 
 /**
- * Ranges that this worker has claimed. Label: `projection`.
+ * Ranges that this worker has started to work on, including restarts of their runners. Label: `projection`.
  *
  * @category metrics
  * @since 0.1.0
  */
-export const partitionAssignmentsTotal = counter("partition_assignments_total", "Ranges claimed by this worker.")
+export const partitionAssignmentsTotal = counter(
+  "partition_assignments_total",
+  "Ranges that this worker has started to work on."
+)
 
 /**
  * Switches of this worker to another generation, the first one included.
@@ -84,7 +87,7 @@ export const eventsProcessedTotal = counter("events_processed_total", "Events ha
  */
 export const projectionErrorsTotal = counter(
   "projection_errors_total",
-  "Batches that failed, by projection and whether the range halted."
+  "Failed reads, batches and writes, by projection and whether the range halted."
 )
 
 /**
@@ -116,7 +119,8 @@ export const currentGenerationPartitions = gauge(
 export const workerState = gauge("worker_state", "1 for the state that this worker is in, by state; 0 for the others.")
 
 /**
- * Seconds from the moment when this worker first read a generation until it worked on its whole assignment.
+ * Seconds from the begin of the pass in which this worker first read a generation, or formed it, until it worked on its
+ * whole assignment.
  *
  * @category metrics
  * @since 0.1.0

@@ -17,7 +17,7 @@ import type { RetryLog } from "../telemetry/RetryLog.ts"
 export interface Heartbeat {
   /**
    * Whether the worker must not process events, because it could not renew in time and other workers may be about to
-   * evict it. Suspending is a courtesy; the fence protects the data.
+   * evict it. Suspending only saves work that would be rejected; the fence protects the data.
    */
   readonly suspended: () => boolean
   /** Sends a heartbeat at once, because what it displays has changed. */

@@ -120,11 +120,12 @@ const step = Effect.fnUntraced(function*(options: Options, state: State) {
   const plan = decided.value
 
   yield* followGeneration(options, state, plan)
-  const paused = Merging.projections(state.merging, options.ranges)
+  const merging = Merging.projections(state.merging, options.ranges)
   yield* closeLostAndUnassigned(options, state, plan)
-  yield* openOwned(options, state, plan, { activeKeys, paused })
+  yield* openOwned(options, state, plan, { activeKeys, merging })
 
-  if (plan.isComplete && paused.size === 0 && !isClosingAny(options)) yield* reportAssignment(options, state)
+  // A range that is closing still belongs to the old assignment, although its row may be in order.
+  if (plan.isComplete && merging.size === 0 && !isClosingAny(options)) yield* reportAssignment(options, state)
   if (state.hasReachedAssignment) yield* Merging.closeAdjacent(state.merging, options.ranges, state.passBeganAt)
   else yield* failWhenLate(options, state)
   yield* Alarm.wait(options.alarm, {
@@ -146,7 +147,8 @@ const decide = (
       return options.retryLog.succeeded(coordinating)
     }),
     Effect.asSome,
-    // The store only detects that the registration has ended; the heartbeat detects whether it was replaced.
+    // Turns `WorkerEvicted` into `WorkerReplaced` where that is the reason: the store only detects that the registration
+    // has ended, the heartbeat detects whether another registration has replaced it.
     Effect.tapErrorTag(
       "WorkerEvicted",
       () => Effect.catchIf(options.membership.heartbeat(options.registration), isStoreError, () => Effect.void)
@@ -171,13 +173,13 @@ const previewAndApply = Effect.fnUntraced(function*(options: Options, activeKeys
   return plan
 })
 
-/** What a worker is and does. */
-interface Standing extends Pick<Plan.Request, "activeKeys" | "projections" | "registration"> {
+/** What a request to the coordination store is made of. */
+interface RequestParts extends Pick<Plan.Request, "activeKeys" | "projections" | "registration"> {
   readonly settings: Settings
 }
 
 const requestOf = (
-  { activeKeys, projections, registration, settings }: Standing,
+  { activeKeys, projections, registration, settings }: RequestParts,
   leaving: boolean
 ): Plan.Request => ({ registration, projections, activeKeys, leaving, rules: Worker.livenessRules(settings) })
 
@@ -211,7 +213,10 @@ const followGeneration = Effect.fnUntraced(function*(
   yield* log.record(Activity.GenerationChanged({ generation, partition, formedByThisWorker, reasons }))
 })
 
-/** Returns why the generation differs. The query's time limit is short, because ranges wait for it. */
+/**
+ * Returns why the generation differs. The query's time limit is short, because ranges wait for it; without an answer, all
+ * missing members count as having left.
+ */
 const reasonsFor = Effect.fnUntraced(function*(
   { membership, registration }: Options,
   previous: Generation.Generation,
@@ -244,7 +249,8 @@ const closeLostAndUnassigned = Effect.fnUntraced(function*(options: Options, sta
   for (const [key, range] of options.ranges.all) {
     const row = rows.get(key)
     if (row === undefined || isBehind(row, range, state.passBeganAt) || !Checkpoint.isHeldAs(row, range.held)) {
-      // The row no longer matches this range, so a batch in flight cannot commit.
+      // Without a row, the range is lost. With a row that is behind, the server has lost commits. With another fence,
+      // the row was claimed again. In each case a batch in flight cannot commit.
       yield* options.ranges.close(key, "now")
     } else if (!isInShare(row, options, state)) {
       yield* options.ranges.close(key, "drain")
@@ -265,17 +271,17 @@ const openOwned = Effect.fnUntraced(function*(
   options: Options,
   state: State,
   { ownedRows }: Plan.Plan,
-  { activeKeys, paused }: {
+  { activeKeys, merging }: {
     readonly activeKeys: ReadonlySet<string>
     /** Projections whose rows are about to be merged. */
-    readonly paused: ReadonlySet<string>
+    readonly merging: ReadonlySet<string>
   }
 ) {
   const { captured, log: { record }, projections, ranges, settings } = options
   for (const held of ownedRows) {
     const key = Checkpoint.key(held)
     const projection = projections.get(held.projection)
-    if (projection === undefined || !isInShare(held, options, state) || paused.has(held.projection)) continue
+    if (projection === undefined || !isInShare(held, options, state) || merging.has(held.projection)) continue
     // A runner that has ended since the plan was made may have moved its row. Its end triggers another pass at once.
     if (activeKeys.has(key) || ranges.all.has(key)) continue
     yield* ranges.open(held, { settings, projection, captured, record })
@@ -321,7 +327,7 @@ const failWhenLate = Effect.fnUntraced(function*(
 
 /** Releases every range that no runner is processing, and unregisters the worker. */
 export const leave = (
-  standing: Standing & Pick<Options, "coordination" | "settings">
+  standing: RequestParts & Pick<Options, "coordination" | "settings">
 ): Effect.Effect<void, Plan.PlanError | StoreError> =>
   Effect.asVoid(
     Effect.catchTag(standing.coordination.apply(requestOf(standing, true)), "WorkerEvicted", () => Effect.void)

@@ -118,26 +118,29 @@ const projectionGivenUp = ({ carried, givenUp }: State, { given, projection, rec
 /** Pause before an evicted worker registers again. */
 const registrationBackoff = Duration.millis(250)
 /**
- * Time limit of unregistering, which is a courtesy: a database that does not answer must not delay the process's end.
+ * Time limit of unregistering. A database that does not answer must not delay the process's end; other workers detect the
+ * end of the presence anyway.
  */
 const leaveTimeout = Duration.seconds(5)
 
 /** Works until it fails or is interrupted: runs one registration after another, a new one after each eviction. */
-export const runUntilEvicted = Effect.fnUntraced(function*(worker: Worker): Effect.fn.Return<never, OrchestratorError> {
-  yield* worker.log.record(Activity.WorkerStarting())
-  const workerId = worker.settings.workerId ?? (yield* drawWorkerId)
-  worker.state.hasStarted = false
-  worker.state.givenUp.clear()
-  worker.state.carried = yield* carry(worker, workerId)
-  return yield* Effect.scoped(runRegistration(worker, workerId)).pipe(
-    Effect.retry({
-      while: (error) => error._tag === "WorkerEvicted",
-      schedule: Schedule.spaced(registrationBackoff)
-    }),
-    Effect.catchTag("WorkerEvicted", Effect.die),
-    Effect.annotateLogs({ worker: workerId })
-  )
-})
+export const runRegistrations = Effect.fnUntraced(
+  function*(worker: Worker): Effect.fn.Return<never, OrchestratorError> {
+    yield* worker.log.record(Activity.WorkerStarting())
+    const workerId = worker.settings.workerId ?? (yield* drawWorkerId)
+    worker.state.hasStarted = false
+    worker.state.givenUp.clear()
+    worker.state.carried = yield* carry(worker, workerId)
+    return yield* Effect.scoped(runRegistration(worker, workerId)).pipe(
+      Effect.retry({
+        while: (error) => error._tag === "WorkerEvicted",
+        schedule: Schedule.spaced(registrationBackoff)
+      }),
+      Effect.catchTag("WorkerEvicted", Effect.die),
+      Effect.annotateLogs({ worker: workerId })
+    )
+  }
+)
 
 const drawWorkerId = Effect.map(
   Effect.all([Clock.currentTimeMillis, Random.next, Random.next, Random.next]),

@@ -21,7 +21,7 @@ import * as Observations from "./Observations.ts"
 import * as Presence from "./Presence.ts"
 import type { WorkerRow } from "./Rows.ts"
 
-/** The session with its connection of the moment. */
+/** The session and its current connection. */
 export type OpenedSession = Opened<Observations.Observations>
 
 /** The coordination session and the operations on it that membership and decisions share. */

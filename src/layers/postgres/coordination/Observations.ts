@@ -20,21 +20,27 @@ export interface Observations {
   readonly workers: Map<string, {
     /** The database's time of the last heartbeat that was read, as text. */
     readonly beat: string
-    /** When that heartbeat was sent, and when the worker was last read, by this process's monotonic clock. */
+    /** When that heartbeat was sent, by this process's monotonic clock. */
     readonly beatAt: bigint
+    /** When the worker was last read, by the same clock. */
     readonly readAt: bigint
+    /** Whether this session has observed the worker's lock, or knows that the worker has ended. */
     readonly seenPresent: boolean
+    /** Since when the worker has been missing: it should hold its lock, but the lock was not found. */
     readonly missingSince: bigint | undefined
   }>
 }
 
-/** A worker as the coordination session observes it. */
+/**
+ * A worker as the coordination session observes it. *Missing* means that its lock was not found; *absent* means that it
+ * is missing and that this counts as evidence of its death.
+ */
 export interface Observed extends Worker.WorkerView {
   readonly replicaSet: string
   readonly row: WorkerRow
   /** Whether it was a worker of this process and has ended. */
   readonly ended: boolean
-  /** Milliseconds since this session first found it absent; undefined if it is present or presence is not used. */
+  /** Milliseconds since this session first found it missing; undefined if it is present or presence is not used. */
   readonly missingForMillis: number | undefined
 }
 
@@ -46,8 +52,9 @@ export interface Reading {
 }
 
 /**
- * For a worker that this session has never observed present: how long it must have been absent, and this process
- * present, before the absence counts.
+ * For a worker that this session has never observed present: how long it must have been missing before it counts as
+ * absent. This process must have been present for as long: after a restart of the server, all locks are lost, and live
+ * workers need time to acquire theirs again.
  */
 const unseenMillis = 3000
 
@@ -117,10 +124,12 @@ const observeWorker = (
   const ended = hasEnded(row)
   const isPresent = row.present && !ended
   const isMissing = usesPresence && row.presence_key !== null && !isPresent
+  const sinceReading = before === undefined ? undefined : now - before.readAt
   const beatAt = before !== undefined && before.beat === row.beat
     ? before.beatAt
-    : now - sinceBeat(row, before === undefined ? undefined : now - before.readAt)
+    : now - sinceBeat(row, sinceReading)
   const missingSince = isMissing ? before?.missingSince ?? now : undefined
+  // A worker of this process that has ended was present until then, even if this session has not observed it.
   const seenPresent = isMissing ? before?.seenPresent ?? ended : isPresent
   workers.set(row.incarnation, { beat: row.beat, beatAt, readAt: now, seenPresent, missingSince })
   const missingForMillis = missingSince === undefined ? undefined : millisBetween(missingSince, askedAt)

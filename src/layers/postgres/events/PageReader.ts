@@ -106,7 +106,10 @@ interface Proved {
   readonly epoch: ServerEpoch
 }
 
-/** Without a statement, if `upTo` was proved before. */
+/**
+ * Returns the bound without a statement if `upTo` was proved before. The proof may be from an earlier connection, so
+ * `send` checks it again on the connection that it uses.
+ */
 const provedBefore = ({ tracker }: PageReader, { after, upTo }: ReadOptions): Proved | undefined => {
   const { epoch, settled } = tracker.latest()
   return upTo !== undefined && epoch !== undefined && upTo <= Settled.readableUpTo(settled, after)
@@ -114,7 +117,7 @@ const provedBefore = ({ tracker }: PageReader, { after, upTo }: ReadOptions): Pr
     : undefined
 }
 
-/** On the session's present connection. */
+/** Proves a bound on the session's current connection. The bound is at most `upTo`. */
 const prove = Effect.fnUntraced(function*(self: PageReader, after: bigint, upTo: bigint | undefined) {
   const observed = yield* self.tracker.observe(after, upTo)
   if (observed.last !== undefined && after > observed.last) {
@@ -127,7 +130,7 @@ const prove = Effect.fnUntraced(function*(self: PageReader, after: bigint, upTo:
 /** What a statement that reads a window of events returned. */
 type Answer<Row> =
   | { readonly _tag: "Rows"; readonly rows: ReadonlyArray<Row> }
-  /** Not sent, or without effect: the bound is no longer proved on the session's connection, or the epoch differs. */
+  /** Not sent, or answered without rows: the bound is not proved on the session's connection, or the epoch differs. */
   | { readonly _tag: "Unproved" }
   | { readonly _tag: "Timeout" }
   /** It failed at a row that cannot be read. */
@@ -169,6 +172,7 @@ const send = <Row extends object>(self: PageReader, page: Reading, options: {
             if (options.mayShrink && error.reason._tag === "StatementTimeoutError") {
               return Effect.succeed({ _tag: "Timeout" })
             }
+            // The statement divides by zero on a standby, and when the table or the sequence was replaced.
             if (codeOf(error) !== divisionByZero) return Effect.fail(error)
             ReadSession.reset(state)
             return Effect.succeed({ _tag: "Unproved" })
@@ -182,7 +186,6 @@ const send = <Row extends object>(self: PageReader, page: Reading, options: {
     )
   )
 
-/** The statements divide by zero on a standby, and when the table or the sequence was replaced. */
 const divisionByZero = "22012"
 
 /** Adds the rows of a statement up to the first that does not fit. */
@@ -213,8 +216,8 @@ const accept = (
 }
 
 /**
- * Begins again after the proof was lost, mostly with its connection: the server epoch may differ, and a page must not
- * mix epochs.
+ * Begins again after the proof was lost, usually because the connection was lost: the server epoch may differ, and a
+ * page must not mix epochs. The bound can only fall.
  */
 const restart = Effect.fnUntraced(function*(self: PageReader, page: Reading) {
   const { bound, epoch } = yield* prove(self, page.options.after, page.window.bound)
@@ -224,7 +227,7 @@ const restart = Effect.fnUntraced(function*(self: PageReader, page: Reading) {
   page.window = PageWindow.restart(page.window, bound)
 })
 
-/** Finds the event at which a statement failed, and begins again with a bound before it. */
+/** Begins again, finds the event at which a statement failed, and ends the page before that event. */
 const endBeforeUnreadable = Effect.fnUntraced(function*(
   self: PageReader,
   page: Reading,
