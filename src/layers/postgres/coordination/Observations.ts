@@ -24,7 +24,7 @@ export interface Observations {
     readonly beatAt: bigint
     /** When the worker was last read, by the same clock. */
     readonly readAt: bigint
-    /** Whether this session has observed the worker's lock, or knows that the worker has ended. */
+    /** Whether this session has observed the worker's lock, or the worker belonged to this process and has ended. */
     readonly seenPresent: boolean
     /** Since when the worker has been missing: it should hold its lock, but the lock was not found. */
     readonly missingSince: bigint | undefined
