@@ -140,12 +140,15 @@ const delayAfterFence = Effect.fnUntraced(function*(ranges: Collection, entry: E
 const sleepUnlessDraining = ({ draining }: Entry, duration: Duration.Duration): Effect.Effect<void> =>
   Effect.raceFirst(draining.await, Effect.sleep(duration))
 
+/** The change is reported last: a pass that begins at once may open the range again. */
 const remove = (ranges: Collection, entry: Entry, job: JobOptions): Effect.Effect<void> =>
   Effect.suspend(() => {
     const { handledUpTo: position, held: { projection, range } } = entry
     ranges.entries.delete(Checkpoint.key(entry.held))
-    ranges.onChange()
-    return job.record(Activity.RangeStopped({ projection, range, position }))
+    return Effect.ensuring(
+      job.record(Activity.RangeStopped({ projection, range, position })),
+      Effect.sync(ranges.onChange)
+    )
   })
 
 /** Uninterruptible, because a range that is `closing` but does not drain would never end. */

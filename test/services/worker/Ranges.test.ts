@@ -29,12 +29,15 @@ const held = {
 }
 
 /** Ranges with this runner and a drain timeout of one second, and the tags of their activity. */
-const makeRanges = Effect.fnUntraced(function*(run: RangeRunner["Service"]["run"]) {
+const makeRanges = Effect.fnUntraced(function*(
+  run: RangeRunner["Service"]["run"],
+  onChange: (activity: ReadonlyArray<Activity["_tag"]>) => void = () => {}
+) {
   const activity: Array<Activity["_tag"]> = []
   const ranges = yield* Ranges.make({
     runner: { run },
     drainTimeout: Duration.seconds(1),
-    onChange: () => {},
+    onChange: () => onChange(activity),
     caughtUp: Latch.makeUnsafe(false),
     onFailure: () => Effect.void
   })
@@ -85,6 +88,15 @@ it.effect("warns when a range is fenced twice under one fence, each time delayin
       }
     }).pipe(Effect.provide(layer))
     assert.include(lines[0]?.text, "no other worker owns its row")
+  }))
+
+it.effect("records the end of a range before a pass can open it again", () =>
+  Effect.gen(function*() {
+    const changes: Array<ReadonlyArray<string>> = []
+    const ranges = yield* makeRanges(() => Effect.succeed("drained"), (activity) => changes.push([...activity]))
+    yield* ranges.open
+    assert.deepStrictEqual(changes, [["RangeClaimed", "RangeStopped"]])
+    assert.strictEqual(ranges.all.size, 0)
   }))
 
 it.effect("a range that drains in time is not interrupted", () =>
