@@ -5,6 +5,7 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as MemoryStores from "../../../src/layers/memory/MemoryStores.ts"
 import type { DatabaseUnavailable } from "../../../src/schema/Errors.ts"
+import type { Plan } from "../../../src/schema/Plan.ts"
 import { CheckpointStore } from "../../../src/services/CheckpointStore.ts"
 import { CoordinationStore } from "../../../src/services/CoordinationStore.ts"
 import { Membership } from "../../../src/services/Membership.ts"
@@ -38,14 +39,15 @@ it.effect("a database outage does not count towards coordinationTimeout", () =>
     const world = yield* MemoryStores.makeWorld
     const process = yield* enter(world)
     let isAway = false
+    // As if another worker still held a part.
+    const incomplete = (plan: Plan): Plan => ({ ...plan, isComplete: false })
     const users = Projection.make("users", { handle: () => Effect.void })
     const { lines, layer } = logs()
     const stores = Context.add(process.stores, CoordinationStore, {
       preview: (request) => Effect.suspend(() => isAway ? Effect.fail(away) : process.decisions.preview(request)),
       apply: (request) =>
         Effect.suspend(() => isAway ? Effect.fail(away) : process.decisions.apply(request)).pipe(
-          // Never settled, as if another worker still held a part.
-          Effect.map((decision) => ({ ...decision, settled: false }))
+          Effect.map(incomplete)
         )
     }).pipe(Context.add(Membership, process.membership))
     const orchestrator = yield* Orchestrator.make({
@@ -54,11 +56,7 @@ it.effect("a database outage does not count towards coordinationTimeout", () =>
       coordinationTimeout: "20 seconds"
     }).pipe(Effect.provide(Context.add(stores, CoordinationStore, {
       ...Context.get(stores, CoordinationStore),
-      preview: (request) =>
-        Effect.map(
-          Context.get(stores, CoordinationStore).preview(request),
-          (decision) => ({ ...decision, settled: false })
-        )
+      preview: (request) => Effect.map(Context.get(stores, CoordinationStore).preview(request), incomplete)
     })))
     const fiber = yield* Effect.forkDetach(orchestrator.run.pipe(Effect.provide(layer)))
     yield* pass(1000)
