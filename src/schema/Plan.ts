@@ -25,7 +25,8 @@ export interface View {
   readonly rows: ReadonlyArray<Checkpoint.Checkpoint>
   /**
    * Keys (`Checkpoint.key`) of the `candidates` that the decision could not lock, because a batch holds their locks.
-   * Empty in a preview. A plan that is applied needs the rows as they are after the others were locked.
+   * Empty in a preview, which locks nothing. For a plan that is applied, the store locks all other candidates first, and
+   * `rows` contains these as they were read under their locks: before, a batch may have moved their positions.
    */
   readonly lockedKeys: ReadonlySet<string>
   /** Milliseconds since the session that reads this view was opened. */

@@ -20,7 +20,11 @@ export interface Input {
   readonly candidateKeys: ReadonlySet<string>
   /** Keys of the rows that a batch has locked. */
   readonly lockedKeys: ReadonlySet<string>
-  /** Whether a worker of another replica set carries the projection that may be alive or dead. */
+  /**
+   * Whether the rows belong to another replica set in which a worker that carries the projection may still be alive: its
+   * heartbeat is stale, but the observing session is too young to evict it for that. Those rows are then left alone. With
+   * a carrier that is not stale, no plan is made (`ProjectionInOtherReplicaSet`).
+   */
   readonly isDoubted: boolean
 }
 

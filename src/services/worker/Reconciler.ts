@@ -111,7 +111,14 @@ const suspend = Effect.fnUntraced(function*({ alarm, ranges }: Options, state: S
   yield* alarm.latch.await
 })
 
-/** One pass: decide, follow the generation, close, open, report, and wait for a change. */
+/**
+ * One pass: decide, follow the generation, close, open, report, and wait for a change.
+ *
+ * A merge takes several passes. The end of one pass closes adjacent ranges (`Merging.closeAdjacent`). While they drain,
+ * the following passes open no range of their projection (`merging`). Once all have ended, their rows are no longer
+ * active, so the plan merges them, and `openOwned` opens the merged range. A range that does not end in time
+ * (`Merging.patienceMillis`) cancels this: the others are opened again as they were.
+ */
 const step = Effect.fnUntraced(function*(options: Options, state: State) {
   const activeKeys: ReadonlySet<string> = new Set(options.ranges.all.keys())
   Merging.forgetEnded(state.merging, activeKeys, state.passBeganAt)

@@ -163,7 +163,17 @@ const carry = Effect.fnUntraced(function*(worker: Worker, workerId: string) {
   )
 })
 
-/** Runs one registration. Ends with a failure, which can be `WorkerEvicted`, or by interruption. */
+/**
+ * Runs one registration. Ends with a failure, which can be `WorkerEvicted`, or by interruption. Its parts end in this
+ * order, the reverse of the order in which they are added to their scopes:
+ *
+ * 1. the listener and the reconciler, so that no further plan is made;
+ * 2. after an eviction, all ranges, which are interrupted;
+ * 3. the inner scope: the subscription to wake-ups;
+ * 4. the registration's scope: the ranges, which drain, then the heartbeat, which runs while they drain, then the
+ *    registration (`leave`), which releases the rows, and last what `Membership.join` has added, such as the watch on
+ *    the neighbour.
+ */
 const runRegistration = Effect.fnUntraced(function*(
   worker: Worker,
   workerId: string
@@ -193,7 +203,7 @@ const runRegistration = Effect.fnUntraced(function*(
     displayed: () => display(registration, stateOf(state), state.generation),
     onChange
   })
-  // Added to the scope before the ranges, so that heartbeats continue while the ranges drain.
+  // Before the ranges, so that it ends after them.
   yield* heartbeat.run.pipe(
     Effect.onError((cause) => Deferred.failCause(failed, cause)),
     Effect.forkScoped
@@ -234,7 +244,7 @@ const runRegistration = Effect.fnUntraced(function*(
       })
     ),
     Effect.scoped,
-    // The ranges drain when the surrounding scope closes.
+    // Before the ranges drain, so that the heartbeat displays it.
     Effect.ensuring(Effect.sync(() => {
       state.isStopping = true
       if (state.eviction === undefined) heartbeat.beatNow()
@@ -242,6 +252,7 @@ const runRegistration = Effect.fnUntraced(function*(
   )
 })
 
+/** Registers the worker. A registration after an eviction omits the projections that this run has given up. */
 const join = ({ membership, projections, settings, startup, state }: Worker, workerId: string) =>
   membership.join({
     replicaSet: settings.replicaSet,

@@ -70,6 +70,7 @@ export const run = <E, R>(database: Database["Service"], options: Options, batch
         if (Option.isSome(transaction)) watch(end, transaction.value[0])
       }))
     const transaction = Effect.ensuring(
+      // This sends BEGIN, then COMMIT if `batch` succeeds, otherwise ROLLBACK: see `watch`.
       sql.withTransaction(Effect.andThen(watchEnd, batch)),
       Effect.sync(() => unwatch(end))
     )

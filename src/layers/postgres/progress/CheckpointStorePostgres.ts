@@ -101,6 +101,7 @@ const commit = <E, R>(
       yield* advance(database, batch, transaction, to)
     })
     return Effect.catchCause(
+      // Its `withTransaction` sends COMMIT after `advance`, so the steps contain no COMMIT.
       BatchTransaction.run(database, { idleTimeout, transaction: () => batch.transaction }, steps),
       (cause) =>
         BatchFailure.match(BatchFailure.classify(database.server, cause, batch), {
