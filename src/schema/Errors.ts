@@ -22,8 +22,10 @@ const unknownOutcome = (error: { readonly mayHaveCommitted?: true }): string =>
     : ""
 
 /**
- * The database is unavailable. Transient causes are retried while a worker runs; at startup the error is reported after
- * a bounded time.
+ * There is no connection to the database, or no answer in time; `reason` states why. While stores open, migrations run
+ * or a worker starts, reasons that pass are retried for five seconds and others (password, TLS, names) fail at once. A
+ * registered worker retries all of them without a limit. The caller retries its own appends. The operator fixes the
+ * server or the network, or the configuration has to change.
  *
  * @category errors
  * @since 0.1.0
@@ -90,8 +92,10 @@ export class DatabaseUnavailable extends Schema.TaggedError<DatabaseUnavailable>
 }
 
 /**
- * A statement of this library failed; `code` gives the reason. A worker retries transient failures itself. An append
- * must be retried by its caller, together with the caller's whole transaction.
+ * The database refused a statement of this library; `code` states why. SQLSTATE classes 40, 53 and 58 are transient and
+ * are retried like a lost connection. With any other code a worker fails only if the operation has never succeeded;
+ * otherwise it retries. An append outside a transaction retries conflicts; inside one, the caller retries its whole
+ * transaction. The operator fixes privileges, tables and resources, and the caller its own constraints.
  *
  * @category errors
  * @since 0.1.0
@@ -131,7 +135,8 @@ export class StoreFailure extends Schema.TaggedError<StoreFailure>(id("StoreFail
 }
 
 /**
- * Tables that this library needs do not exist.
+ * Tables that this library needs do not exist, so that the stores cannot open. A retry helps only after the operator
+ * has run the migrations. If the tables exist under other names, the configuration has to name them.
  *
  * @category errors
  * @since 0.1.0
@@ -147,7 +152,8 @@ export class TablesMissing extends Schema.TaggedError<TablesMissing>(id("TablesM
 }
 
 /**
- * The tables were created by another version of this library, and this version cannot use them.
+ * The tables were created by another version of this library, and this version cannot use them. A retry does not help.
+ * The operator migrates older tables (`found` below `expected`), or installs the newer version of the library.
  *
  * @category errors
  * @since 0.1.0
@@ -164,7 +170,9 @@ export class SchemaVersionMismatch extends Schema.TaggedError<SchemaVersionMisma
 }
 
 /**
- * The database cannot provide the guarantees that this library relies on.
+ * The database cannot provide the guarantees that this library relies on: the server's version, a table, the sequence
+ * or a trigger prevents it. The stores do not open, a worker ends, or an append fails without having stored anything. A
+ * retry does not help until the operator has corrected the database as `advice` states.
  *
  * @category errors
  * @since 0.1.0
@@ -179,7 +187,9 @@ export class UnsupportedDatabase extends Schema.TaggedError<UnsupportedDatabase>
 }
 
 /**
- * The server does not accept writes: it is a read-only replica, or `default_transaction_read_only` is on.
+ * The server does not accept writes: it is a read-only replica, or `default_transaction_read_only` is on. A registered
+ * worker retries without a limit, because a failover ends by itself; any other operation fails at once. Unless there is
+ * a failover, the configuration has to name the primary, or the operator switches the setting off.
  *
  * @category errors
  * @since 0.1.0
@@ -193,7 +203,9 @@ export class ReadOnlyReplica extends Schema.TaggedError<ReadOnlyReplica>(id("Rea
 }
 
 /**
- * The statements of `ReadModel.layer` failed; nothing was created.
+ * The server refused the statements of `ReadModel.run` or `ReadModel.layer`; nothing was created. Transient codes have
+ * been retried for five seconds; for others a retry does not help. The caller corrects the statements, or the operator
+ * grants the privileges.
  *
  * @category errors
  * @since 0.1.0
@@ -220,7 +232,8 @@ export class ReadModelFailed extends Schema.TaggedError<ReadModelFailed>(id("Rea
 }
 
 /**
- * A setting is missing or not valid.
+ * A setting is missing, is not valid, or does not fit the database; `problem` states what is expected. A retry does not
+ * help. The configuration has to change.
  *
  * @category errors
  * @since 0.1.0
@@ -235,7 +248,8 @@ export class InvalidSettings extends Schema.TaggedError<InvalidSettings>(id("Inv
 }
 
 /**
- * Two projections of one orchestrator have the same name.
+ * Two projections of one orchestrator have the same name, under which progress is stored. A retry does not help. The
+ * caller renames one of them.
  *
  * @category errors
  * @since 0.1.0
@@ -250,7 +264,9 @@ export class DuplicateProjection extends Schema.TaggedError<DuplicateProjection>
 }
 
 /**
- * The worker id belongs to another live worker.
+ * The worker id belongs to another live worker. The library waits until an earlier registration is stale, and fails
+ * once the other worker sends a heartbeat. A retry helps only after that worker has ended. The operator stops it, or
+ * the configuration has to contain a different id for each worker, or none.
  *
  * @category errors
  * @since 0.1.0
@@ -268,7 +284,9 @@ export class WorkerIdInUse extends Schema.TaggedError<WorkerIdInUse>(id("WorkerI
 }
 
 /**
- * Another process has registered under this worker's id and replaced this worker.
+ * Another process has registered under this worker's id, and this worker ends. A restart does not help while the other
+ * process runs. Nothing has to be fixed if the other process is the successor; otherwise the configuration has to
+ * contain a different id for each worker.
  *
  * @category errors
  * @since 0.1.0
@@ -283,7 +301,9 @@ export class WorkerReplaced extends Schema.TaggedError<WorkerReplaced>(id("Worke
 }
 
 /**
- * The worker has lost its registration: it was evicted, or its row is missing. It registers again by itself.
+ * The worker has lost its registration: it was evicted, or its row is missing. It registers again by itself, so that
+ * this error appears only in activities and the log. Nothing has to be fixed, unless it recurs: handlers that block the
+ * event loop are the caller's to fix, lost connections the operator's.
  *
  * @category errors
  * @since 0.1.0
@@ -306,7 +326,9 @@ export class WorkerEvicted extends Schema.TaggedError<WorkerEvicted>(id("WorkerE
 }
 
 /**
- * A live worker of another replica set carries the projection.
+ * A live worker of another replica set carries the projection, and this worker ends. A retry helps only after the
+ * projection was stopped there. The operator stops the other worker, or the caller gives one of the projections another
+ * name.
  *
  * @category errors
  * @since 0.1.0
@@ -328,7 +350,9 @@ export class ProjectionInOtherReplicaSet
 }
 
 /**
- * The filter of a projection differs from the filter under which its progress was made.
+ * The filter of a projection differs from the one under which its progress was made. A retry does not help. The caller
+ * sets `acceptFilterChange`, renames the projection or runs the newer version. A running worker does not end but gives
+ * up this projection; a starting worker and `catchUp` fail.
  *
  * @category errors
  * @since 0.1.0
@@ -353,7 +377,8 @@ export class FilterChanged extends Schema.TaggedError<FilterChanged>(id("FilterC
 
 /**
  * A checkpoint lies beyond the last position that was assigned: the events table lost events, or belongs to another
- * database.
+ * database. The worker ends; a retry does not help. The operator restores the events or corrects the configuration; or
+ * the caller rebuilds the projection under a new name.
  *
  * @category errors
  * @since 0.1.0
@@ -373,7 +398,8 @@ export class CheckpointAheadOfEvents
 }
 
 /**
- * Handlers would write through another client than the one whose transaction commits their progress.
+ * Handlers would write through another client than the one whose transaction commits their progress. A retry does not
+ * help. The caller provides one client layer to both.
  *
  * @category errors
  * @since 0.1.0
@@ -387,7 +413,9 @@ export class ForeignSqlClient extends Schema.TaggedError<ForeignSqlClient>(id("F
 }
 
 /**
- * The worker did not reach its assignment in time.
+ * The worker did not reach its assignment in time and ends; time without a database does not count. A restart helps
+ * once the handler or the other worker in `waitingFor` has stopped. The caller bounds the handler, or raises
+ * `coordinationTimeout` in the configuration.
  *
  * @category errors
  * @since 0.1.0
@@ -408,7 +436,8 @@ export class CoordinationTimeout extends Schema.TaggedError<CoordinationTimeout>
 }
 
 /**
- * The same orchestrator is already running.
+ * The same orchestrator is already running. A retry helps only after that run has ended. The caller runs it once, or
+ * builds one layer for each worker.
  *
  * @category errors
  * @since 0.1.0
@@ -422,8 +451,9 @@ export class AlreadyRunning extends Schema.TaggedError<AlreadyRunning>(id("Alrea
 }
 
 /**
- * A range of a projection is halted because its handler failed, or because an event cannot be received or read. The log
- * uses the same message.
+ * A range of a projection is halted because its handler failed, or because an event cannot be received or read. Only
+ * `catchUp` fails with it; a running worker logs the same message and continues with other ranges. A worker that starts
+ * later retries the event, which helps once the caller has fixed the handler, or the operator the event.
  *
  * @category errors
  * @since 0.1.0
@@ -449,7 +479,8 @@ export class ProjectionHalted extends Schema.TaggedError<ProjectionHalted>(id("P
 }
 
 /**
- * The aggregate is not at the version that the append expected.
+ * The aggregate is not at the version that the append expected; nothing was appended. Repeating the same append does
+ * not help. The caller reads the stream again and decides again; nothing else has to be fixed.
  *
  * @category errors
  * @since 0.1.0
@@ -474,7 +505,8 @@ export class ConcurrencyConflict extends Schema.TaggedError<ConcurrencyConflict>
 
 /**
  * An event with this id is already stored. When an append is retried with the same `eventId`s, this means that the
- * earlier attempt was committed. It is reported in preference to `ConcurrencyConflict`.
+ * earlier attempt was committed, and nothing has to be fixed. Otherwise a retry does not help, and the caller gives
+ * each event its own id. It is reported in preference to `ConcurrencyConflict`.
  *
  * @category errors
  * @since 0.1.0
@@ -488,7 +520,8 @@ export class DuplicateEvent extends Schema.TaggedError<DuplicateEvent>(id("Dupli
 }
 
 /**
- * The events cannot be appended as given.
+ * The events cannot be appended as given; nothing was sent to the database. A retry does not help. The caller corrects
+ * the events.
  *
  * @category errors
  * @since 0.1.0
@@ -502,7 +535,8 @@ export class InvalidEvents extends Schema.TaggedError<InvalidEvents>(id("Invalid
 }
 
 /**
- * An event is larger than the client can receive.
+ * An event is larger than the client can receive, which halts the ranges that would receive it. A retry does not help
+ * until `maxMessageSize` of `PgClient` is raised in the configuration and the worker restarted.
  *
  * @category errors
  * @since 0.1.0
@@ -526,7 +560,8 @@ export class EventTooLarge extends Schema.TaggedError<EventTooLarge>(id("EventTo
 
 /**
  * The stored bytes of an event cannot be read: they are damaged, are not valid text in the database's encoding, or
- * exceed a limit of the server. Only ranges that would receive the event are halted.
+ * exceed a limit of the server. This halts only the ranges that would receive it. A retry does not help: the operator
+ * restores or corrects the row, then restarts a worker.
  *
  * @category errors
  * @since 0.1.0
@@ -556,7 +591,8 @@ export class EventUnreadable extends Schema.TaggedError<EventUnreadable>(id("Eve
 }
 
 /**
- * An error that concerns a single event and halts the ranges that would receive it.
+ * An error that concerns a single event and halts the ranges that would receive it. A retry does not help until the
+ * event can be read and a worker has been restarted.
  *
  * @category errors
  * @since 0.1.0
@@ -564,8 +600,9 @@ export class EventUnreadable extends Schema.TaggedError<EventUnreadable>(id("Eve
 export type EventError = EventTooLarge | EventUnreadable
 
 /**
- * A handler repeatedly took so long to handle one event that its batches were rolled back. The range is halted at the
- * event.
+ * A handler repeatedly took so long to handle one event that its batches were rolled back. The library has retried the
+ * event; now its range is halted, with this error in the halt's text. A restart retries the event, but helps only after
+ * the caller has fixed the handler.
  *
  * @category errors
  * @since 0.1.0
@@ -584,7 +621,8 @@ export class HandlerOverran extends Schema.TaggedError<HandlerOverran>(id("Handl
 
 /**
  * A handler returned, or succeeded with, a value that nothing runs, awaits or raises. Its work would be lost, or would
- * be done outside the batch's transaction.
+ * be done outside the batch's transaction. The range is halted, with this error in the halt's text. A retry does not
+ * help until the caller has fixed the handler.
  *
  * @category errors
  * @since 0.1.0
@@ -610,7 +648,8 @@ export class HandlerResultUnused extends Schema.TaggedError<HandlerResultUnused>
 }
 
 /**
- * The errors with which any operation of a store can fail.
+ * The errors with which any operation of a store can fail. `isTransient` identifies those that a retry can help; a
+ * worker retries more of them, as each error states.
  *
  * @category errors
  * @since 0.1.0
@@ -653,7 +692,8 @@ export const isTransient = (error: StoreError): boolean =>
     : error._tag === "StoreFailure" && transientCodes.test(error.code ?? "")
 
 /**
- * The errors with which opening the stores can fail.
+ * The errors with which opening the stores can fail. Transient ones have been retried for five seconds; the others need
+ * the change that each of them states.
  *
  * @category errors
  * @since 0.1.0
@@ -661,7 +701,9 @@ export const isTransient = (error: StoreError): boolean =>
 export type StoresError = StoreError | TablesMissing | SchemaVersionMismatch | InvalidSettings
 
 /**
- * The errors with which running an orchestrator can fail.
+ * The errors with which running an orchestrator can fail. Everything that a retry by the worker can help has been
+ * retried. A restart alone helps after a transient `StoreError` of the start and after `CoordinationTimeout`; the other
+ * errors need the change that each of them states.
  *
  * @category errors
  * @since 0.1.0

@@ -97,7 +97,8 @@ export interface Options<P extends ReadonlyArray<Projection.Any>> extends Settin
 }
 
 /**
- * The errors with which building an orchestrator can fail.
+ * The errors with which building an orchestrator can fail. A retry does not help: the caller changes its code, or the
+ * configuration has to change.
  *
  * @category errors
  * @since 0.1.0

@@ -36,8 +36,10 @@ const longWait = "5 seconds"
  *
  * `CREATE TABLE IF NOT EXISTS` alone fails when several processes start at once: both find no table, and the second
  * fails with a unique violation in the system catalog. Here the second process waits for the first and then finds the
- * table. The lock belongs to the transaction, so it works behind poolers. A lost connection is retried for five
- * seconds. A statement that fails is reported as `ReadModelFailed`, and nothing of the read model is created.
+ * table. The lock belongs to the transaction, so it works behind poolers. Transient failures are retried for five
+ * seconds. A statement that the server refuses is reported as `ReadModelFailed`, and nothing of the read model is
+ * created: the caller corrects the statements, or the operator grants the privileges. Other errors of `create` are
+ * neither retried nor converted.
  *
  * **Gotchas**
  *

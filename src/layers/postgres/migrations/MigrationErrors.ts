@@ -1,5 +1,5 @@
 /**
- * The errors with which a migration fails. None of them is transient, and nothing was changed.
+ * The errors of migrations. None of those that are defined here is transient, and nothing was changed when one occurs.
  *
  * @since 0.1.0
  */
@@ -7,8 +7,8 @@ import * as Schema from "effect/Schema"
 import type { InvalidSettings, SchemaVersionMismatch, StoreError } from "../../../schema/Errors.ts"
 
 /**
- * Tables differ from what this library needs; they were not changed. Usually these are tables of the event store, which
- * other software may have created.
+ * Tables differ from what this library needs, usually those of an event store that other software created; they were
+ * not changed. A retry does not help. The operator changes the tables, or configures other names.
  *
  * @category errors
  * @since 0.1.0
@@ -24,7 +24,8 @@ export class EventStoreDiffers extends Schema.TaggedError<EventStoreDiffers>(
 }
 
 /**
- * The role lacks privileges that the migration needs.
+ * The role lacks privileges that the migration needs; nothing was changed. A retry does not help until the operator
+ * grants the privileges, or runs the migration under another role.
  *
  * @category errors
  * @since 0.1.0
@@ -45,7 +46,8 @@ export class MissingPrivileges extends Schema.TaggedError<MissingPrivileges>(
 }
 
 /**
- * The event store was not dropped, because it holds events.
+ * The event store was not dropped, because it holds events. A retry does not help. If the events are no longer needed,
+ * the operator drops the table manually.
  *
  * @category errors
  * @since 0.1.0
@@ -60,7 +62,8 @@ export class EventsExist extends Schema.TaggedError<EventsExist>("pupsourcing-or
 }
 
 /**
- * Tables with the names of the orchestrator's tables exist, but this library did not create them.
+ * Tables with the names of the orchestrator's tables exist, but this library did not create them; nothing was changed.
+ * A retry does not help. The operator configures other names, or drops the tables.
  *
  * @category errors
  * @since 0.1.0
@@ -90,7 +93,8 @@ export class TablesNotOurs extends Schema.TaggedError<TablesNotOurs>("pupsourcin
 }
 
 /**
- * The event store's tables do not exist, but the search path contains others that hold events.
+ * The event store's tables do not exist, but the search path contains others that hold events; nothing was changed. A
+ * retry does not help. The operator configures the schema of the existing event store, or requests a new one.
  *
  * @category errors
  * @since 0.1.0
@@ -110,7 +114,8 @@ export class EventStoreElsewhere extends Schema.TaggedError<EventStoreElsewhere>
 }
 
 /**
- * The errors with which a migration refuses to change anything.
+ * The errors with which a migration refuses to change anything. A retry does not help: the operator changes the
+ * database, or the configuration changes.
  *
  * @category errors
  * @since 0.1.0
@@ -123,6 +128,9 @@ export type Refusal =
   | TablesNotOurs
 
 /**
+ * The errors with which a migration can fail. Only a `StoreError` can be transient; it has then been retried for five
+ * seconds, and the migration can be run again.
+ *
  * @category errors
  * @since 0.1.0
  */
