@@ -8,7 +8,8 @@ import { Clock, Console, Effect, Layer, Redacted, Schema } from "effect"
 import * as Crypto from "node:crypto"
 import { Event, EventStore, PostgresStores, Projection } from "pupsourcing-orchestrator"
 import { TestDatabase } from "../../src/testing/PostgresTest.ts"
-import { append, catchUp, event, halted, live, recording, seen } from "./OneProcess.ts"
+import { event } from "../support/EventStores.ts"
+import { append, catchUp, halted, live, recording, seen } from "./OneProcess.ts"
 
 const mega = 1024 * 1024
 

@@ -5,7 +5,8 @@ import { Deferred, Effect, type Exit, Fiber, Redacted } from "effect"
 import { SqlClient } from "effect/sql"
 import { type Event, Projection } from "pupsourcing-orchestrator"
 import { TestDatabase } from "../../src/testing/PostgresTest.ts"
-import { append, catchUp, event, halted, live, record, seen } from "./OneProcess.ts"
+import { event } from "../support/EventStores.ts"
+import { append, catchUp, halted, live, record, seen } from "./OneProcess.ts"
 
 const seventh = 7n
 

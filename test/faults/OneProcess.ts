@@ -10,15 +10,6 @@ import { type Event, EventStore, Orchestrator, PostgresStores, Projection, type 
 import type { TestDatabase } from "../../src/testing/PostgresTest.ts"
 import * as EventStores from "../support/EventStores.ts"
 
-export const event = (aggregateId: string, rest: Partial<Event.NewEvent> = {}): Event.NewEvent => ({
-  boundedContext: "test",
-  aggregateType: "Test",
-  aggregateId,
-  eventType: "Happened",
-  payload: {},
-  ...rest
-})
-
 const Live = PostgresStores.layer.pipe(
   Layer.provideMerge(EventStores.database({
     alter: (sql) =>

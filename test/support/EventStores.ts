@@ -10,8 +10,19 @@ import type { Database } from "../../src/layers/postgres/Database.ts"
 import * as DatabaseLive from "../../src/layers/postgres/DatabaseLive.ts"
 import * as EventStorePostgres from "../../src/layers/postgres/events/EventStorePostgres.ts"
 import * as Migrations from "../../src/layers/postgres/Migrations.ts"
+import type { NewEvent } from "../../src/schema/Event.ts"
 import { EventStore } from "../../src/services/EventStore.ts"
 import * as PostgresTest from "../../src/testing/PostgresTest.ts"
+
+/** An event of the stream `test`, `Test`, `aggregateId`. */
+export const event = (aggregateId: string, rest: Partial<NewEvent> = {}): NewEvent => ({
+  boundedContext: "test",
+  aggregateType: "Test",
+  aggregateId,
+  eventType: "Happened",
+  payload: {},
+  ...rest
+})
 
 /** How the stores differ from the default ones. */
 export interface Options extends DatabaseLive.Options, PostgresTest.Options {
@@ -60,3 +71,10 @@ export const stores = (options: DatabaseLive.Options = {}) =>
 /** A store on its own database. */
 export const layerWith = (options: Options = {}): Layer.Layer<Provided, unknown> =>
   stores(options).pipe(Layer.provideMerge(database(options)))
+
+/** A test in real time with such a store. */
+export const liveStore = (
+  title: string,
+  test: Effect.Effect<unknown, unknown, Provided>,
+  options: Options = {}
+) => it.live(title, () => Effect.provide(test, layerWith(options) as Layer.Layer<Provided>))

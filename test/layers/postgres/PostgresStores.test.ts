@@ -10,36 +10,28 @@ import * as Scope from "effect/Scope"
 import * as SqlClient from "effect/sql/SqlClient"
 import * as Migrations from "../../../src/layers/postgres/Migrations.ts"
 import * as PostgresStores from "../../../src/layers/postgres/PostgresStores.ts"
-import type { NewEvent } from "../../../src/schema/Event.ts"
 import { CoordinationStore } from "../../../src/services/CoordinationStore.ts"
 import { EventStore } from "../../../src/services/EventStore.ts"
 import * as Orchestrator from "../../../src/services/Orchestrator.ts"
 import * as Projection from "../../../src/services/Projection.ts"
 import * as PostgresTest from "../../../src/testing/PostgresTest.ts"
+import * as EventStores from "../../support/EventStores.ts"
 
 type Client = Layer.Layer<PgClient.PgClient | SqlClient.SqlClient, unknown>
 
-const event = (aggregateId: string): NewEvent => ({
-  boundedContext: "test",
-  aggregateType: "Test",
-  aggregateId,
-  eventType: "Happened",
-  payload: {}
-})
-
-const append = (aggregateId: string) => EventStore.use((events) => events.append([event(aggregateId)]))
+const append = (aggregateId: string) => EventStore.use((events) => events.append([EventStores.event(aggregateId)]))
 
 /** Services that append to one database each, as a user would write them. */
 class Orders extends Context.Service<Orders, { readonly place: Effect.Effect<unknown, unknown> }>()("test/Orders") {
   static readonly layer = Layer.effect(Orders)(Effect.map(EventStore, (events) => ({
-    place: events.append([event("order")])
+    place: events.append([EventStores.event("order")])
   })))
 }
 class Invoices
   extends Context.Service<Invoices, { readonly send: Effect.Effect<unknown, unknown> }>()("test/Invoices")
 {
   static readonly layer = Layer.effect(Invoices)(Effect.map(EventStore, (events) => ({
-    send: events.append([event("invoice")])
+    send: events.append([EventStores.event("invoice")])
   })))
 }
 
@@ -150,16 +142,16 @@ it.live("stores are built again after they were closed, and Layer.fresh builds a
         return { events: Context.get(built, EventStore), close: Scope.close(scope, Exit.void) }
       })
     const first = yield* open(PostgresStores.layer, context)
-    yield* first.events.append([event("first")])
+    yield* first.events.append([EventStores.event("first")])
     yield* first.close
     const second = yield* open(PostgresStores.layer, context)
     const third = yield* open(PostgresStores.layer, other)
     const fresh = yield* open(Layer.fresh(PostgresStores.layer), context)
     assert.strictEqual(new Set([first.events, second.events, third.events, fresh.events]).size, 4)
-    yield* second.events.append([event("second")])
-    yield* third.events.append([event("third")])
+    yield* second.events.append([EventStores.event("second")])
+    yield* third.events.append([EventStores.event("third")])
     yield* second.close
-    yield* fresh.events.append([event("fresh")])
+    yield* fresh.events.append([EventStores.event("fresh")])
     yield* Effect.all([third.close, fresh.close])
     assert.deepStrictEqual(yield* aggregates(a.url), ["first", "fresh", "second"])
     assert.deepStrictEqual(yield* aggregates(b.url), ["third"])

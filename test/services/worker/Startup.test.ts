@@ -19,6 +19,7 @@ import * as Projection from "../../../src/services/Projection.ts"
 import * as RetryLog from "../../../src/services/telemetry/RetryLog.ts"
 import * as Startup from "../../../src/services/worker/Startup.ts"
 import * as PostgresTest from "../../../src/testing/PostgresTest.ts"
+import * as EventStores from "../../support/EventStores.ts"
 import * as Seam from "../../support/Seam.ts"
 
 const server = { server: "localhost:5432", database: "app", user: "app", cause: new Error("test") }
@@ -106,14 +107,6 @@ describe("failures at start and after registration", () => {
     }))
 })
 
-const event = (aggregateId: string) => ({
-  boundedContext: "test",
-  aggregateType: "Test",
-  aggregateId,
-  eventType: "Happened",
-  payload: {}
-})
-
 /** Starts a worker whose `n`th statement loses its connection, before or after it runs, and lets it catch up. */
 const startAndLose = Effect.fnUntraced(function*(url: string, n: number) {
   let sent = 0
@@ -143,7 +136,7 @@ it.live("a worker starts although its connection is lost at any single statement
   Effect.gen(function*() {
     const { url } = yield* PostgresTest.TestDatabase
     yield* EventStore.use((events) =>
-      Effect.forEach(["before", "first"], (aggregateId) => events.append([event(aggregateId)]))
+      Effect.forEach(["before", "first"], (aggregateId) => events.append([EventStores.event(aggregateId)]))
     ).pipe(Effect.provide(Seam.stores({})))
     const sessions = new Map<string, number>()
     let next = 0

@@ -10,7 +10,6 @@ import * as Listener from "../../../../src/layers/postgres/connection/Listener.t
 import * as ServerEpochSql from "../../../../src/layers/postgres/connection/ServerEpochSql.ts"
 import { Database } from "../../../../src/layers/postgres/Database.ts"
 import * as EventStorePostgres from "../../../../src/layers/postgres/events/EventStorePostgres.ts"
-import type { NewEvent } from "../../../../src/schema/Event.ts"
 import { CheckpointStore } from "../../../../src/services/CheckpointStore.ts"
 import { EventStore } from "../../../../src/services/EventStore.ts"
 import * as CoordinationStores from "../../../support/CoordinationStores.ts"
@@ -30,16 +29,8 @@ const behind = (hooks: Seam.Hooks) =>
     )
   ).pipe(Layer.provideMerge(EventStores.database()))
 
-const event = (aggregateId: string): NewEvent => ({
-  boundedContext: "test",
-  aggregateType: "Test",
-  aggregateId,
-  eventType: "Happened",
-  payload: {}
-})
-
 const append = Effect.fnUntraced(function*(aggregateId: string) {
-  const appended = yield* (yield* EventStore).append([event(aggregateId)])
+  const appended = yield* (yield* EventStore).append([EventStores.event(aggregateId)])
   return appended.positions[0]!
 })
 

@@ -52,14 +52,6 @@ const client = (config: Omit<PgClient.PgPoolConfig, "url"> = {}) =>
     Effect.map(PostgresTest.TestDatabase, ({ url }) => PgClient.layer({ ...config, url: Redacted.make(url) }))
   )
 
-const event = (aggregateId: string) => ({
-  boundedContext: "test",
-  aggregateType: "Test",
-  aggregateId,
-  eventType: "Happened",
-  payload: {}
-})
-
 /** Runs an effect as another fiber of the process does, outside the transaction. */
 const inNoTransaction = <A, E>(sql: SqlClient.SqlClient, self: Effect.Effect<A, E>): Effect.Effect<A, E> =>
   Effect.updateContext(
@@ -93,6 +85,7 @@ describe("the library's sessions", () => {
         const [inSession] = yield* session.use("look", ({ sql }) => sql.unsafe<Found>(settingsOf(known)))
         const connection = yield* database.openConnection("c")
         const { rows } = yield* connection.query(settingsOf(known))
+        // Repeats the list of SessionSettings.ts on purpose: a setting that is dropped there must fail here.
         const expected = {
           default_transaction_isolation: "read committed",
           statement_timeout: "0",
@@ -127,7 +120,10 @@ describe("the library's sessions", () => {
   it.live("read events beside a prepared writer that conflicts, where transactions are serializable by default", () =>
     Effect.gen(function*() {
       const sql = yield* SqlClient.SqlClient
-      yield* Effect.provide(Effect.flatMap(EventStore, (store) => store.append([event("a")])), EventStores.stores())
+      yield* Effect.provide(
+        Effect.flatMap(EventStore, (store) => store.append([EventStores.event("a")])),
+        EventStores.stores()
+      )
       yield* sql`CREATE TABLE accounts (balance int)`
       yield* sql`INSERT INTO accounts VALUES (1)`
       yield* alter({ default_transaction_isolation: "serializable" })
@@ -243,8 +239,8 @@ describe("the library's sessions", () => {
         assert.deepStrictEqual([version, differences], [expected, []])
         yield* Effect.gen(function*() {
           const store = yield* EventStore
-          yield* store.append([event("é")])
-          assert.strictEqual((yield* store.readStream(event("é"))).length, 1)
+          yield* store.append([EventStores.event("é")])
+          assert.strictEqual((yield* store.readStream(EventStores.event("é"))).length, 1)
           yield* Orchestrator.catchUp
         }).pipe(
           Effect.provide(
@@ -269,14 +265,14 @@ describe("appends", () => {
         const sql = yield* SqlClient.SqlClient
         const store = yield* EventStore
         const many = Array.from({ length: 16 }, (_, index) => index)
-        const one = yield* Effect.forEach(many, () => store.append([event("one")]), { concurrency: 8 })
+        const one = yield* Effect.forEach(many, () => store.append([EventStores.event("one")]), { concurrency: 8 })
         assert.deepStrictEqual(
           one.map(({ firstVersion }) => Number(firstVersion)).sort((a, b) => a - b),
           many.map((index) => index + 1)
         )
         const raced = yield* Effect.forEach(
           many,
-          () => Effect.result(store.append([event("raced")], { expectedVersion: "none" })),
+          () => Effect.result(store.append([EventStores.event("raced")], { expectedVersion: "none" })),
           { concurrency: 8 }
         )
         const lost = raced.flatMap((result) => result._tag === "Failure" ? [result.failure._tag] : [])
@@ -284,8 +280,8 @@ describe("appends", () => {
         // A transaction of the caller is the caller's to retry.
         const failure = yield* Effect.flip(sql.withTransaction(Effect.gen(function*() {
           yield* sql`SELECT count(*) FROM events`
-          yield* inNoTransaction(sql, store.append([event("one")]))
-          return yield* store.append([event("one")])
+          yield* inNoTransaction(sql, store.append([EventStores.event("one")]))
+          return yield* store.append([EventStores.event("one")])
         })))
         assert(failure._tag === "StoreFailure")
         assert.strictEqual(failure.code, "40001")

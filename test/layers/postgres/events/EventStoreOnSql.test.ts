@@ -2,34 +2,21 @@
  * The event store beside clients that write and change the same tables with plain SQL, and at the limits of the driver.
  */
 import * as PgClient from "@effect/sql-pg/PgClient"
-import { assert, it } from "@effect/vitest"
+import { assert } from "@effect/vitest"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import { describe } from "vitest"
-import { type Event, label, type NewEvent } from "../../../../src/schema/Event.ts"
+import { type Event, label } from "../../../../src/schema/Event.ts"
 import { EventStore } from "../../../../src/services/EventStore.ts"
 import { TestDatabase } from "../../../../src/testing/PostgresTest.ts"
 import * as TimeLimits from "../../../../src/testing/TimeLimits.ts"
 import * as EventStores from "../../../support/EventStores.ts"
 import * as PlainWriters from "../../../support/PlainWriters.ts"
 
-const event = (aggregateId: string, rest: Partial<NewEvent> = {}): NewEvent => ({
-  boundedContext: "test",
-  aggregateType: "Test",
-  aggregateId,
-  eventType: "Happened",
-  payload: {},
-  ...rest
-})
-
-const live = (
-  title: string,
-  test: Effect.Effect<unknown, unknown, EventStores.Provided>,
-  options: EventStores.Options = {}
-) => it.live(title, () => Effect.provide(test, EventStores.layerWith(options) as Layer.Layer<EventStores.Provided>))
+const { event, liveStore: live } = EventStores
 
 const insert = (aggregateId: string, version: number) =>
   Effect.flatMap(PgClient.PgClient, (sql) =>

@@ -23,20 +23,7 @@ import * as Damage from "../../../support/Damage.ts"
 import * as EventStores from "../../../support/EventStores.ts"
 import * as Seam from "../../../support/Seam.ts"
 
-const event = (aggregateId: string, rest: Partial<NewEvent> = {}): NewEvent => ({
-  boundedContext: "test",
-  aggregateType: "Test",
-  aggregateId,
-  eventType: "Happened",
-  payload: {},
-  ...rest
-})
-
-const live = (
-  title: string,
-  test: Effect.Effect<void, unknown, EventStores.Provided>,
-  options: EventStores.Options = {}
-) => it.live(title, () => Effect.provide(test, EventStores.layerWith(options) as Layer.Layer<EventStores.Provided>))
+const { event, liveStore: live } = EventStores
 
 /** Reads to the end as a runner does, past unreadable events. Returns the positions and the errors. */
 const readAll = Effect.fnUntraced(function*(options: Partial<ReadOptions> = {}) {
