@@ -15,6 +15,7 @@ import type * as SqlError from "effect/sql/SqlError"
 import { describe } from "vitest"
 import { sqlErrorIn } from "../../../../src/layers/postgres/connection/SqlErrors.ts"
 import * as BatchTransaction from "../../../../src/layers/postgres/progress/BatchTransaction.ts"
+import type { Held } from "../../../../src/schema/Checkpoint.ts"
 import { CheckpointStore } from "../../../../src/services/CheckpointStore.ts"
 import * as PostgresTest from "../../../../src/testing/PostgresTest.ts"
 import * as TimeLimits from "../../../../src/testing/TimeLimits.ts"
@@ -229,118 +230,104 @@ describe("batches", { concurrent: true }, () => {
 
 // Concurrent, because these tests mostly wait.
 describe("batches whose connection goes silent", { concurrent: true, tags: ["long"] }, () => {
-  /** A process whose connections to the database can be silenced. */
-  const behind = <A, E>(
-    self: (
-      proxy: Proxy.Proxy
-    ) => Effect.Effect<A, E, CoordinationStores.Services | PgClient.PgClient | Scope.Scope>
+  /** A test of a range whose process reaches the database through a proxy that can go silent. */
+  const behind = (
+    title: string,
+    test: (
+      range: { readonly proxy: Proxy.Proxy; readonly checkpoints: CheckpointStore; readonly held: Held }
+    ) => Effect.Effect<unknown, unknown, CoordinationStores.Services | PgClient.PgClient | Scope.Scope>
   ) =>
-    Effect.gen(function*() {
-      const url = new URL((yield* PostgresTest.TestDatabase).url)
-      const proxy = yield* Proxy.make({ host: url.hostname, port: Number(url.port) })
-      url.host = `127.0.0.1:${proxy.port}`
-      return yield* Effect.provide(
-        // The client's pool closes after this; a connection left behind must not delay it.
-        Effect.scoped(self(proxy)),
-        CoordinationStores.over().pipe(Layer.provideMerge(PgClient.layer({ url: Redacted.make(url.href) })))
-      )
-    }).pipe(Effect.scoped, Effect.provide(PostgresTest.layer))
+    it.live(title, () =>
+      Effect.gen(function*() {
+        const url = new URL((yield* PostgresTest.TestDatabase).url)
+        const proxy = yield* Proxy.make({ host: url.hostname, port: Number(url.port) })
+        url.host = `127.0.0.1:${proxy.port}`
+        yield* Effect.gen(function*() {
+          yield* test({ proxy, checkpoints: yield* CheckpointStore, held: yield* CoordinationStores.held("p") })
+        }).pipe(
+          // The client's pool closes after this; a connection left behind must not delay it.
+          Effect.scoped,
+          Effect.provide(
+            CoordinationStores.over().pipe(Layer.provideMerge(PgClient.layer({ url: Redacted.make(url.href) })))
+          )
+        )
+      }).pipe(Effect.scoped, Effect.provide(PostgresTest.layer)))
 
   const idleTimeout = Duration.seconds(1)
 
-  it.live(
+  behind(
     "end when the connection goes silent in a handler, even while the process keeps running",
-    () =>
-      behind((proxy) =>
-        Effect.gen(function*() {
-          const sql = yield* PgClient.PgClient
-          const checkpoints = yield* CheckpointStore
-          const held = yield* CoordinationStores.held("p")
-          const failure = yield* checkpoints.commit(
-            held,
-            { from: 0n, idleTimeout },
-            Effect.andThen(proxy.silence, Effect.as(sql`SELECT 1`, 1n))
-          ).pipe(Effect.flip, TimeLimits.within("60 seconds"))
-          assert.strictEqual(failure._tag, "TransientFailure")
-          yield* checkpoints.commit(held, { from: 0n, idleTimeout }, Effect.succeed(1n))
-        })
-      )
+    ({ proxy, checkpoints, held }) =>
+      Effect.gen(function*() {
+        const sql = yield* PgClient.PgClient
+        const failure = yield* checkpoints.commit(
+          held,
+          { from: 0n, idleTimeout },
+          Effect.andThen(proxy.silence, Effect.as(sql`SELECT 1`, 1n))
+        ).pipe(Effect.flip, TimeLimits.within("60 seconds"))
+        assert.strictEqual(failure._tag, "TransientFailure")
+        yield* checkpoints.commit(held, { from: 0n, idleTimeout }, Effect.succeed(1n))
+      })
   )
 
-  it.live(
+  behind(
     "fail instead of waiting forever in BEGIN on a connection that went silent while idle",
-    () =>
-      behind((proxy) =>
-        Effect.gen(function*() {
-          const sql = yield* PgClient.PgClient
-          const checkpoints = yield* CheckpointStore
-          const held = yield* CoordinationStores.held("p")
-          yield* sql`SELECT 1`
-          yield* proxy.silence
-          const commit = checkpoints.commit(held, { from: 0n, idleTimeout }, Effect.succeed(1n))
-          const failure = yield* commit.pipe(Effect.flip, TimeLimits.within("60 seconds"))
-          assert.strictEqual(failure._tag, "DatabaseUnavailable")
-          yield* commit
-          assert.strictEqual((yield* checkpoints.rows("p"))[0]?.position, 1n)
-          // A connection that is silent in BEGIN stays with the pool until TCP gives it up.
-          yield* proxy.giveUp
-        })
-      )
+    ({ proxy, checkpoints, held }) =>
+      Effect.gen(function*() {
+        const sql = yield* PgClient.PgClient
+        yield* sql`SELECT 1`
+        yield* proxy.silence
+        const commit = checkpoints.commit(held, { from: 0n, idleTimeout }, Effect.succeed(1n))
+        const failure = yield* commit.pipe(Effect.flip, TimeLimits.within("60 seconds"))
+        assert.strictEqual(failure._tag, "DatabaseUnavailable")
+        yield* commit
+        assert.strictEqual((yield* checkpoints.rows("p"))[0]?.position, 1n)
+        // A connection that is silent in BEGIN stays with the pool until TCP gives it up.
+        yield* proxy.giveUp
+      })
   )
 
-  it.live(
+  behind(
     "are committed when only the answer to their COMMIT is lost",
-    () =>
-      behind((proxy) =>
-        Effect.gen(function*() {
-          const checkpoints = yield* CheckpointStore
-          const held = yield* CoordinationStores.held("p")
-          const batch = yield* Effect.forkChild(
-            checkpoints.commit(held, { from: 0n, idleTimeout }, Effect.as(proxy.silenceAtEnd, 1n))
-          )
-          yield* TimeLimits.within("60 seconds")(Fiber.join(batch))
-          assert.strictEqual((yield* checkpoints.rows("p"))[0]?.position, 1n)
-        })
-      )
+    ({ proxy, checkpoints, held }) =>
+      Effect.gen(function*() {
+        const batch = yield* Effect.forkChild(
+          checkpoints.commit(held, { from: 0n, idleTimeout }, Effect.as(proxy.silenceAtEnd, 1n))
+        )
+        yield* TimeLimits.within("60 seconds")(Fiber.join(batch))
+        assert.strictEqual((yield* checkpoints.rows("p"))[0]?.position, 1n)
+      })
   )
 
-  it.live(
+  behind(
     "can be interrupted while the answer to their COMMIT is missing, so that the range can be closed",
-    () =>
-      behind((proxy) =>
-        Effect.gen(function*() {
-          const checkpoints = yield* CheckpointStore
-          const held = yield* CoordinationStores.held("p")
-          const handled = yield* Deferred.make<void>()
-          const batch = yield* Effect.forkChild(checkpoints.commit(
-            held,
-            // Much longer than the time in which a range has to be closed.
-            { from: 0n, idleTimeout: Duration.minutes(1) },
-            proxy.silenceAtEnd.pipe(Effect.andThen(Deferred.succeed(handled, undefined)), Effect.as(1n))
-          ))
-          yield* Deferred.await(handled)
-          yield* TimeLimits.waitUntil("the batch is committed", checkpoints.rows("p"), ([row]) => row?.position === 1n)
-          yield* TimeLimits.within("60 seconds")(Fiber.interrupt(batch))
-        })
-      )
+    ({ proxy, checkpoints, held }) =>
+      Effect.gen(function*() {
+        const handled = yield* Deferred.make<void>()
+        const batch = yield* Effect.forkChild(checkpoints.commit(
+          held,
+          // Much longer than the time in which a range has to be closed.
+          { from: 0n, idleTimeout: Duration.minutes(1) },
+          proxy.silenceAtEnd.pipe(Effect.andThen(Deferred.succeed(handled, undefined)), Effect.as(1n))
+        ))
+        yield* Deferred.await(handled)
+        yield* TimeLimits.waitUntil("the batch is committed", checkpoints.rows("p"), ([row]) => row?.position === 1n)
+        yield* TimeLimits.within("60 seconds")(Fiber.interrupt(batch))
+      })
   )
 
-  it.live(
+  behind(
     "can be interrupted while their ROLLBACK gets no answer",
-    () =>
-      behind((proxy) =>
-        Effect.gen(function*() {
-          const checkpoints = yield* CheckpointStore
-          const held = yield* CoordinationStores.held("p")
-          const silent = yield* Deferred.make<void>()
-          const batch = yield* Effect.forkChild(checkpoints.commit(
-            held,
-            { from: 0n, idleTimeout: Duration.minutes(1) },
-            proxy.silence.pipe(Effect.andThen(Deferred.succeed(silent, undefined)), Effect.andThen(Effect.never))
-          ))
-          yield* Deferred.await(silent)
-          yield* TimeLimits.within("60 seconds")(Fiber.interrupt(batch))
-        })
-      )
+    ({ proxy, checkpoints, held }) =>
+      Effect.gen(function*() {
+        const silent = yield* Deferred.make<void>()
+        const batch = yield* Effect.forkChild(checkpoints.commit(
+          held,
+          { from: 0n, idleTimeout: Duration.minutes(1) },
+          proxy.silence.pipe(Effect.andThen(Deferred.succeed(silent, undefined)), Effect.andThen(Effect.never))
+        ))
+        yield* Deferred.await(silent)
+        yield* TimeLimits.within("60 seconds")(Fiber.interrupt(batch))
+      })
   )
 })
