@@ -1,7 +1,6 @@
 import { assert, it } from "@effect/vitest"
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
-import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as SqlError from "effect/sql/SqlError"
@@ -14,7 +13,7 @@ import { tryRead } from "../../../src/services/ErrorText.ts"
 import * as Projection from "../../../src/services/Projection.ts"
 import * as Hostile from "../../support/Hostile.ts"
 import { Broken, event, pass, runner } from "../World.ts"
-import { conflict, connectionLost, ids, NoSuchCountry, recording } from "./Failures.ts"
+import { conflict, connectionLost, gate, haltAtSecond, ids, NoSuchCountry, recording } from "./Failures.ts"
 
 const promise: unknown = globalThis.Promise.resolve(1)
 
@@ -51,16 +50,9 @@ it.effect.each(unused)(
           handle: (event) => event.aggregateId === "b" ? handle() as Effect.Effect<unknown> : record(event)
         })
       )
-      yield* worker.events.append([event("a")])
-      yield* worker.events.append([event("b")])
-      const fiber = yield* Effect.forkChild(worker.run)
-      yield* pass(200)
-      assert.deepStrictEqual(yield* TxRef.get(handled), ["a"])
-      const { halt, position } = yield* worker.row
-      assert.deepStrictEqual([position, halt?.position], [1n, 2n])
-      assert.include(halt?.error, "HandlerResultUnused: ")
-      assert.include(halt?.error, text)
-      assert.strictEqual(yield* worker.drain(fiber), "drained")
+      const { error } = yield* haltAtSecond(worker, handled)
+      assert.include(error, "HandlerResultUnused: ")
+      assert.include(error, text)
     })
 )
 
@@ -109,26 +101,9 @@ it.effect("halts the range when the handler's failure makes the store die", () =
         })
       }
     )
-    yield* worker.events.append([event("a")])
-    yield* worker.events.append([event("b")])
-    const fiber = yield* Effect.forkChild(worker.run)
-    yield* pass(200)
-    assert.deepStrictEqual(yield* TxRef.get(handled), ["a"])
-    const { halt, position } = yield* worker.row
-    assert.deepStrictEqual([position, halt?.position, halt?.error], [
-      1n,
-      2n,
-      "type UserCreated, User \"b\", version 1: NoSuchCountry: ZZ"
-    ])
-    assert.strictEqual(yield* worker.drain(fiber), "drained")
+    const { error } = yield* haltAtSecond(worker, handled)
+    assert.strictEqual(error, "type UserCreated, User \"b\", version 1: NoSuchCountry: ZZ")
   }))
-
-/** A handler that blocks the event loop at one event: the clock advances and nothing else runs. */
-const blocking = (handled: TxRef.TxRef<ReadonlyArray<string>>, at: string, tried: Array<string>) =>
-  recording(handled, ({ aggregateId }) => {
-    tried.push(aggregateId)
-    return aggregateId === at ? TestClock.adjust("16 seconds") : Effect.void
-  })
 
 /** Fails a batch that takes longer than the transaction's idle timeout of 15 s. */
 const lostByTime = (failure: () => TransientFailure | Fenced) => (real: CheckpointStore): Partial<CheckpointStore> => ({
@@ -146,14 +121,24 @@ const lostByTime = (failure: () => TransientFailure | Fenced) => (real: Checkpoi
     }).pipe(Effect.catchTag("HandlerFailure", () => Effect.fail(failure())))
 })
 
+/**
+ * A worker whose handler blocks the event loop at one event: the clock advances and nothing else runs. The batch then
+ * fails with `failure`.
+ */
+const blockedAt = Effect.fnUntraced(function*(at: string, failure: () => TransientFailure | Fenced) {
+  const handled = yield* TxRef.make<ReadonlyArray<string>>([])
+  const tried: Array<string> = []
+  const projection = recording(handled, ({ aggregateId }) => {
+    tried.push(aggregateId)
+    return aggregateId === at ? TestClock.adjust("16 seconds") : Effect.void
+  })
+  const worker = yield* runner(yield* MemoryStores.makeWorld, projection, { checkpoints: lostByTime(failure) })
+  return { handled, tried, worker }
+})
+
 it.effect("a handler that overruns three times at one event is halted there; earlier events commit", () =>
   Effect.gen(function*() {
-    const world = yield* MemoryStores.makeWorld
-    const handled = yield* TxRef.make<ReadonlyArray<string>>([])
-    const tried: Array<string> = []
-    const worker = yield* runner(world, blocking(handled, "c", tried), {
-      checkpoints: lostByTime(() => connectionLost)
-    })
+    const { handled, tried, worker } = yield* blockedAt("c", () => connectionLost)
     for (const id of ["a", "b", "c", "d"]) yield* worker.events.append([event(id)])
     const fiber = yield* Effect.forkChild(worker.run)
     yield* pass(5_000)
@@ -170,12 +155,7 @@ it.effect("a handler that overruns three times at one event is halted there; ear
 
 it.effect("overruns are counted across losses of the range", () =>
   Effect.gen(function*() {
-    const world = yield* MemoryStores.makeWorld
-    const handled = yield* TxRef.make<ReadonlyArray<string>>([])
-    const tried: Array<string> = []
-    const worker = yield* runner(world, blocking(handled, "a", tried), {
-      checkpoints: lostByTime(() => new Fenced({ projection: "users" }))
-    })
+    const { tried, worker } = yield* blockedAt("a", () => new Fenced({ projection: "users" }))
     yield* worker.events.append([event("a")])
     for (let attempt = 1; attempt <= 3; attempt++) assert.strictEqual(yield* worker.run, "fenced")
     const fiber = yield* Effect.forkChild(worker.run)
@@ -405,15 +385,13 @@ it.effect("a batch that is rerun after a conflicting transaction handles its eve
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const handled = yield* TxRef.make<ReadonlyArray<string>>([])
-    const read = yield* Deferred.make<void>()
-    const goOn = yield* Deferred.make<void>()
+    const handler = yield* gate
     const worker = yield* runner(
       world,
       Projection.make("users", {
         handle: Effect.fnUntraced(function*(event) {
           const before = yield* TxRef.get(handled)
-          yield* Deferred.succeed(read, undefined)
-          yield* Deferred.await(goOn)
+          yield* handler.wait
           yield* TxRef.set(handled, [...before, event.aggregateId])
         })
       })
@@ -421,10 +399,10 @@ it.effect("a batch that is rerun after a conflicting transaction handles its eve
     yield* worker.events.append([event("a")])
     yield* worker.events.append([event("b")])
     const fiber = yield* Effect.forkChild(worker.run)
-    yield* Deferred.await(read)
+    yield* handler.reached
     // Conflicts with the batch's read.
     yield* TxRef.update(handled, (ids) => [...ids, "from elsewhere"])
-    yield* Deferred.succeed(goOn, undefined)
+    yield* handler.open
     yield* pass(100)
     assert.deepStrictEqual(yield* TxRef.get(handled), ["from elsewhere", "a", "b"])
     assert.strictEqual((yield* worker.row).position, 2n)

@@ -1,11 +1,14 @@
-/** Handlers and failing stores for the tests of a runner. */
+/** Handlers, failing stores and repeated steps for the tests of a runner. */
+import { assert } from "@effect/vitest"
 import * as Clock from "effect/Clock"
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as TxRef from "effect/TxRef"
 import { DatabaseUnavailable } from "../../../src/schema/Errors.ts"
 import type { Event } from "../../../src/schema/Event.ts"
 import { type CheckpointStore, type Fenced, TransientFailure } from "../../../src/services/CheckpointStore.ts"
 import * as Projection from "../../../src/services/Projection.ts"
+import { event, pass, type runner } from "../World.ts"
 
 /** Records the ids that it has handled, in the transaction. */
 export const recording = (
@@ -18,6 +21,18 @@ export const recording = (
       yield* TxRef.update(handled, (ids) => [...ids, event.aggregateId])
     })
   })
+
+/** Holds a handler at `wait` until the test opens the gate. */
+export const gate = Effect.gen(function*() {
+  const reached = yield* Deferred.make<void>()
+  const opened = yield* Deferred.make<void>()
+  return {
+    wait: Effect.andThen(Deferred.succeed(reached, undefined), Deferred.await(opened)),
+    /** Returns once a handler waits. */
+    reached: Deferred.await(reached),
+    open: Deferred.succeed(opened, undefined)
+  }
+})
 
 export const ids = (count: number) => Array.from({ length: count }, (_, index) => `user-${index + 1}`)
 
@@ -58,3 +73,19 @@ export const failingCommits = (
     })
   }
 }
+
+/** Runs a worker that handles the event "a" and halts at the next one, "b", and returns the halt. */
+export const haltAtSecond = Effect.fnUntraced(function*(
+  worker: Effect.Success<ReturnType<typeof runner>>,
+  handled: TxRef.TxRef<ReadonlyArray<string>>
+) {
+  yield* worker.events.append([event("a")])
+  yield* worker.events.append([event("b")])
+  const fiber = yield* Effect.forkChild(worker.run)
+  yield* pass(200)
+  assert.deepStrictEqual(yield* TxRef.get(handled), ["a"])
+  const { halt, position } = yield* worker.row
+  assert.deepStrictEqual([position, halt?.position], [1n, 2n])
+  assert.strictEqual(yield* worker.drain(fiber), "drained")
+  return halt!
+})

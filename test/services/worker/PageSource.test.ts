@@ -11,7 +11,7 @@ import { Fenced } from "../../../src/services/CheckpointStore.ts"
 import type { EventStore } from "../../../src/services/EventStore.ts"
 import * as Projection from "../../../src/services/Projection.ts"
 import { Broken, event, pass, runner } from "../World.ts"
-import { ids, recording, unavailable } from "./Failures.ts"
+import { haltAtSecond, ids, recording, unavailable } from "./Failures.ts"
 
 const eventId = "00000000-0000-4000-8000-000000000002"
 
@@ -35,21 +35,13 @@ it.effect.each(
             : Effect.map(real.read(options), (page) => ({ ...page, events: page.events.slice(0, 1), position: 1n }))
       })
     })
-    yield* worker.events.append([event("a")])
-    yield* worker.events.append([event("b")])
-    const fiber = yield* Effect.forkChild(worker.run)
-    yield* pass(200)
-    assert.deepStrictEqual(yield* TxRef.get(handled), ["a"])
-    const { halt, position } = yield* worker.row
-    assert.strictEqual(position, 1n)
-    assert.strictEqual(halt?.position, 2n)
-    assert.strictEqual(halt?.eventId, eventId)
-    assert.isTrue(halt?.error.endsWith(`${failure._tag}: ${failure.message}`), halt?.error)
+    const halt = yield* haltAtSecond(worker, handled)
+    assert.strictEqual(halt.eventId, eventId)
+    assert.isTrue(halt.error.endsWith(`${failure._tag}: ${failure.message}`), halt.error)
     const halted = worker.lines.find(({ level }) => level === "Error")?.text
     assert.include(halted, "Fix the cause and restart the worker")
     assert.notInclude(halted, "handler")
     assert.strictEqual(worker.of("RangeHalted").length, 1)
-    assert.strictEqual(yield* worker.drain(fiber), "drained")
   }))
 
 it.effect("retries a failed read; CheckpointAheadOfEvents ends the runner", () =>

@@ -14,7 +14,17 @@ import * as Orchestrator from "../../../src/services/Orchestrator.ts"
 import * as Projection from "../../../src/services/Projection.ts"
 import * as Hostile from "../../support/Hostile.ts"
 import { breathe, Broken, enter, event, pass, restorePoint, runner } from "../World.ts"
-import { conflict, connectionLost, failingCommits, ids, NoSuchCountry, recording, unavailable } from "./Failures.ts"
+import {
+  conflict,
+  connectionLost,
+  failingCommits,
+  gate,
+  haltAtSecond,
+  ids,
+  NoSuchCountry,
+  recording,
+  unavailable
+} from "./Failures.ts"
 
 it.effect("commits the events before a failing event and records the halt in the row, the log and activity", () =>
   Effect.gen(function*() {
@@ -82,16 +92,7 @@ it.effect.each(
       world,
       recording(handled, (event): Effect.Effect<unknown, unknown> => event.aggregateId === "b" ? failure : Effect.void)
     )
-    yield* worker.events.append([event("a")])
-    yield* worker.events.append([event("b")])
-    const fiber = yield* Effect.forkChild(worker.run)
-    yield* pass(200)
-    assert.deepStrictEqual(yield* TxRef.get(handled), ["a"])
-    const { halt, position } = yield* worker.row
-    assert.strictEqual(position, 1n)
-    assert.strictEqual(halt?.position, 2n)
-    assert.include(halt?.error ?? "", text)
-    assert.strictEqual(yield* worker.drain(fiber), "drained")
+    assert.include((yield* haltAtSecond(worker, handled)).error, text)
   }))
 
 it.effect.each(Hostile.values)("halts the range at a failure with %s", ([, value]) =>
@@ -102,15 +103,7 @@ it.effect.each(Hostile.values)("halts the range at a failure with %s", ([, value
       world,
       recording(handled, (event) => event.aggregateId === "b" ? Effect.die(value) : Effect.void)
     )
-    yield* worker.events.append([event("a")])
-    yield* worker.events.append([event("b")])
-    const fiber = yield* Effect.forkChild(worker.run)
-    yield* pass(200)
-    assert.deepStrictEqual(yield* TxRef.get(handled), ["a"])
-    const { halt, position } = yield* worker.row
-    assert.deepStrictEqual([position, halt?.position], [1n, 2n])
-    assert.isNotEmpty(halt?.error)
-    assert.strictEqual(yield* worker.drain(fiber), "drained")
+    assert.isNotEmpty((yield* haltAtSecond(worker, handled)).error)
   }))
 
 it.effect("retries a transient failure with exponential backoff from 10 ms to 5 s, with 20 % jitter", () =>
@@ -507,22 +500,18 @@ it.effect("draining waits for the current event, commits it and starts no other"
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const handled = yield* TxRef.make<ReadonlyArray<string>>([])
-    const inHand = yield* Deferred.make<void>()
-    const goOn = yield* Deferred.make<void>()
+    const handler = yield* gate
     const worker = yield* runner(
       world,
-      recording(handled, (event) =>
-        event.aggregateId === "user-2"
-          ? Effect.andThen(Deferred.succeed(inHand, undefined), Deferred.await(goOn))
-          : Effect.void)
+      recording(handled, (event) => event.aggregateId === "user-2" ? handler.wait : Effect.void)
     )
     yield* Effect.forEach(ids(5), (id) => worker.events.append([event(id)]))
     const fiber = yield* Effect.forkChild(worker.run)
-    yield* Deferred.await(inHand)
+    yield* handler.reached
     yield* worker.draining.open
     yield* breathe
     assert.isUndefined(fiber.pollUnsafe(), "draining must wait for the handler")
-    yield* Deferred.succeed(goOn, undefined)
+    yield* handler.open
     assert.strictEqual(yield* Fiber.join(fiber), "drained")
     assert.deepStrictEqual(yield* TxRef.get(handled), ["user-1", "user-2"])
     assert.strictEqual((yield* worker.row).position, 2n)
@@ -550,21 +539,16 @@ it.effect("a fenced runner ends without writing", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const handled = yield* TxRef.make<ReadonlyArray<string>>([])
-    const inHand = yield* Deferred.make<void>()
-    const goOn = yield* Deferred.make<void>()
-    const slow = recording(
-      handled,
-      () => Effect.andThen(Deferred.succeed(inHand, undefined), Deferred.await(goOn))
-    )
-    const first = yield* runner(world, slow)
+    const handler = yield* gate
+    const first = yield* runner(world, recording(handled, () => handler.wait))
     yield* first.events.append([event("a")])
     const fiber = yield* Effect.forkChild(first.run)
-    yield* Deferred.await(inHand)
+    yield* handler.reached
     // The worker leaves while its handler runs, and another worker claims the range.
     yield* first.leave
     const second = yield* runner(world, recording(handled))
     assert.notDeepEqual(second.held.fence, first.held.fence)
-    yield* Deferred.succeed(goOn, undefined)
+    yield* handler.open
     assert.strictEqual(yield* Fiber.join(fiber), "fenced")
     assert.deepStrictEqual(yield* TxRef.get(handled), [])
     const row = yield* second.row
