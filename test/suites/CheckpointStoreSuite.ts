@@ -182,6 +182,7 @@ export const suite = <R = never>(
       Effect.gen(function*() {
         const [row] = yield* held(1)
         for (const other of [undefined, 5, "text", {}, globalThis.Promise.resolve()]) {
+          // As from JavaScript, or through `any`.
           const work = Effect.flatMap(Effect.void, () => other as unknown as Effect.Effect<void>)
           assert.strictEqual((yield* Effect.flip(commit(row!, 0n, 5n, work)))._tag, "HandlerFailure")
         }

@@ -35,10 +35,6 @@ const happened = (stream: StreamId, rest?: Partial<NewEvent>): NewEvent => ({
   ...rest
 })
 
-/** A value whose given JSON text `JSON.stringify` writes unchanged. */
-const rawJson = (text: string): unknown =>
-  (JSON as unknown as { readonly rawJSON: (text: string) => unknown }).rawJSON(text)
-
 const append = Effect.fnUntraced(function*(...parameters: Parameters<EventStore["Service"]["append"]>) {
   return yield* (yield* EventStore).append(...parameters)
 })
@@ -224,8 +220,8 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
           "true"
         ]
         yield* append([
-          ...texts.map((text) => happened(stream, { metadata: rawJson(text) })),
-          happened(stream, { metadata: { id: rawJson("12345678901234567890"), by: ["a b", null] } }),
+          ...texts.map((text) => happened(stream, { metadata: Payloads.rawJson(text) })),
+          happened(stream, { metadata: { id: Payloads.rawJson("12345678901234567890"), by: ["a b", null] } }),
           happened(stream, { metadata: null }),
           happened(stream)
         ])
@@ -488,6 +484,7 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
             assert(conflict._tag === "ConcurrencyConflict")
             assert.deepStrictEqual([conflict.expected, conflict.actual], [String(expectedVersion), 1n])
           }
+          // As from JavaScript, or through `any`.
           const invalid = yield* Effect.flip(append([happened(stream, { traceId: 5 as unknown as string })]))
           assert.strictEqual(invalid._tag, "InvalidEvents")
           yield* append([happened(stream)], { expectedVersion: 1n })

@@ -6,7 +6,7 @@ import type * as SqlClient from "effect/sql/SqlClient"
 import * as TestClock from "effect/testing/TestClock"
 import * as LockWait from "../../../../src/layers/postgres/connection/LockWait.ts"
 
-/** A client whose statements are never answered. */
+/** A client whose statements are never answered. Complete for `LockWait`, which uses only these members. */
 const silent = {
   transactionService: Context.Service<unknown>("test/LockWait/transaction"),
   unsafe: () => ({ unprepared: Effect.never })

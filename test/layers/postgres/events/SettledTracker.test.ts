@@ -54,6 +54,7 @@ const world = Effect.gen(function*() {
       ? [{ ...common, holder: null, pid: null, application: null }]
       : self.holders.map(({ application, id, pid }) => ({ ...common, holder: id, pid: pid ?? null, application }))
   }
+  // Complete for the tracker, which uses only this member; another one would fail as undefined.
   const sql = {
     unsafe: (text: string, [starts]: [ReadonlyArray<bigint>]) => Effect.sync(() => answer(text, starts))
   } as unknown as SqlClient.SqlClient
@@ -62,6 +63,7 @@ const world = Effect.gen(function*() {
   self.tracker = yield* SettledTracker.make(session).pipe(
     Effect.provideService(
       Database,
+      // Likewise.
       {
         qualified: () => "events",
         channels: { events: "e", control: "c" },
