@@ -139,7 +139,7 @@ const exclusively = <A, E, R>(
       Effect.catchTag("NoSuchElementError", () =>
         Effect.fail(
           new DatabaseUnavailable({
-            ...database.server,
+            ...database.sessionServer,
             reason: "no answer in time",
             cause: new LockedOut(`${operation}: another decision of replica set "${replicaSet}" did not end`)
           })

@@ -1,7 +1,6 @@
 /** The event store on PostgreSQL, in the tables that pupsourcing creates. */
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
-import { ReadOnlyReplica } from "../../../schema/Errors.ts"
 import { EventStore } from "../../../services/EventStore.ts"
 import { Listener } from "../connection/Listener.ts"
 import { isUnreadable } from "../connection/SqlErrors.ts"
@@ -10,6 +9,7 @@ import * as EventAppend from "./EventAppend.ts"
 import * as EventSql from "./EventSql.ts"
 import * as PageReader from "./PageReader.ts"
 import * as ReadSession from "./ReadSession.ts"
+import * as SequenceCheck from "./SequenceCheck.ts"
 import * as SettledTracker from "./SettledTracker.ts"
 
 export const make: Effect.Effect<EventStore["Service"], never, Database | Listener | Scope.Scope> = Effect.gen(
@@ -62,7 +62,7 @@ const headPosition = ({ database, session, statements, tracker }: {
     // A standby that has not replayed everything that it received would return a head that is too low.
     Effect.flatMap(([row]) =>
       row?.recovering === true
-        ? Effect.fail(new ReadOnlyReplica({ server: database.server.server }))
+        ? SequenceCheck.readOnly(database)
         : Effect.succeed(row?.head ?? 0n)
     ),
     // The last event cannot be read; the last value of the sequence is an upper bound.

@@ -74,7 +74,7 @@ const check = (
 
 /** On a standby, the locks of the transactions that write are not visible. */
 export const readOnly = (database: Database["Service"]): Effect.Effect<never, ReadOnlyReplica> =>
-  Effect.fail(new ReadOnlyReplica({ server: database.server.server }))
+  Effect.fail(new ReadOnlyReplica({ server: database.sessionServer.server }))
 
 /** SQL: the last value of the sequence $2; NULL if the role may not read it, and as stated at `lastValue`. */
 export const lastValueSql =

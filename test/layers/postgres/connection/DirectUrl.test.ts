@@ -5,11 +5,17 @@ import * as ConfigProvider from "effect/ConfigProvider"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
+import * as SqlError from "effect/sql/SqlError"
 import * as DirectUrl from "../../../../src/layers/postgres/connection/DirectUrl.ts"
+import * as CoordinationSession from "../../../../src/layers/postgres/coordination/CoordinationSession.ts"
+import { Database } from "../../../../src/layers/postgres/Database.ts"
+import * as DatabaseLive from "../../../../src/layers/postgres/DatabaseLive.ts"
+import * as SequenceCheck from "../../../../src/layers/postgres/events/SequenceCheck.ts"
 import * as PostgresStores from "../../../../src/layers/postgres/PostgresStores.ts"
 import { EventStore } from "../../../../src/services/EventStore.ts"
 import * as PostgresTest from "../../../../src/testing/PostgresTest.ts"
 import * as TimeLimits from "../../../../src/testing/TimeLimits.ts"
+import * as CoordinationStores from "../../../support/CoordinationStores.ts"
 import * as EventStores from "../../../support/EventStores.ts"
 
 const url = Effect.map(PostgresTest.TestDatabase, ({ url }) => new URL(url))
@@ -118,4 +124,42 @@ describe("directUrl", () => {
       assert.strictEqual(failure._tag, "DatabaseUnavailable")
       assert.include(failure.message, "127.0.0.1:1")
     }).pipe(Effect.provide(EventStores.database())), { tags: ["long"] })
+})
+
+describe("errors of the library's own sessions name their server", () => {
+  const direct = "direct:5432"
+
+  /** The database as if its client's URL led to another server than `directUrl`. */
+  const database = Layer.effect(Database)(
+    Effect.map(DatabaseLive.make(), (database) => ({
+      ...database,
+      sessionServer: { ...database.sessionServer, server: direct }
+    }))
+  )
+
+  it.live("when the decision lock stays held", () =>
+    Effect.gen(function*() {
+      const process = yield* CoordinationStores.another({}, database)
+      const { exclusively } = yield* process.provide(CoordinationSession.CoordinationSession)
+      const reason = new SqlError.LockTimeoutError({ cause: new Error("lock timeout"), operation: "query" })
+      const failure = yield* Effect.flip(
+        exclusively("apply a plan", "locked", () => Effect.fail(new SqlError.SqlError({ reason })))
+      )
+      assert(failure._tag === "DatabaseUnavailable")
+      assert.strictEqual(failure.reason, "no answer in time")
+      assert.strictEqual(failure.server, direct)
+    }).pipe(Effect.scoped, Effect.provide(EventStores.database())))
+
+  it.live("when the server epoch of a read has ended", () =>
+    Effect.gen(function*() {
+      const failure = yield* Effect.flip((yield* EventStore).read({ after: 0n, epoch: "1@2@3" }))
+      assert(failure._tag === "DatabaseUnavailable")
+      assert.strictEqual(failure.server, direct)
+    }).pipe(Effect.provide(PostgresStores.layerOver(database).pipe(Layer.provide(EventStores.database())))))
+
+  it.live("when it is a standby", () =>
+    Effect.gen(function*() {
+      const failure = yield* Effect.flip(SequenceCheck.readOnly(yield* Database))
+      assert.strictEqual(failure.server, direct)
+    }).pipe(Effect.provide(database.pipe(Layer.provide(EventStores.database())))))
 })
