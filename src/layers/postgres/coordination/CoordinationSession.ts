@@ -129,21 +129,20 @@ const exclusively = <A, E, R>(
       opened.sql.withTransaction,
       // Each statement must read what was committed during the wait for the lock.
       Effect.provideService(SqlClient.BeginTransaction, "BEGIN ISOLATION LEVEL READ COMMITTED"),
-      Effect.asSome,
       Effect.catchIf(
-        (error) => SqlError.isSqlError(error) && isConflict(error),
-        () => Effect.succeedNone
+        (error): error is SqlError.SqlError => SqlError.isSqlError(error) && isConflict(error),
+        (conflict) =>
+          Effect.fail(
+            new DatabaseUnavailable({
+              ...database.sessionServer,
+              reason: "no answer in time",
+              cause: new LockedOut(`${operation}: another decision of replica set "${replicaSet}" did not end`, {
+                cause: conflict
+              })
+            })
+          )
       )
     )).pipe(
-      Effect.flatMap(Effect.fromOption),
-      Effect.catchTag("NoSuchElementError", () =>
-        Effect.fail(
-          new DatabaseUnavailable({
-            ...database.sessionServer,
-            reason: "no answer in time",
-            cause: new LockedOut(`${operation}: another decision of replica set "${replicaSet}" did not end`)
-          })
-        )),
       Effect.retry({
         while: (error) => error instanceof DatabaseUnavailable && error.cause instanceof LockedOut,
         times: attempts - 1,
