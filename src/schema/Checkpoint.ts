@@ -90,7 +90,7 @@ export interface Held extends Checkpoint {
 export const key = (row: Pick<Checkpoint, "projection" | "range">): string => `${row.projection}@${row.range.start}`
 
 /**
- * Whether two fences are the same. The fence is compared here and, in the same way, in the SQL of `FencedWrite.isHeldWith`.
+ * Whether two fences are the same. The fence is compared here and, in the same way, in the SQL of `FencedWrite`.
  *
  * @category guards
  * @since 0.1.0
