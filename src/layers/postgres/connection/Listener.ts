@@ -21,6 +21,7 @@ import { Database } from "../Database.ts"
 import * as Connection from "./ListenerConnection.ts"
 import type * as Notifications from "./Notifications.ts"
 import * as Outbox from "./Outbox.ts"
+import { outsideTransactions } from "./Session.ts"
 import { refail, sqlErrorIn, toStoreError } from "./SqlErrors.ts"
 
 export { reconnected } from "./ListenerConnection.ts"
@@ -178,10 +179,7 @@ const sendLast = ({ connection, outbox }: State): Effect.Effect<void> =>
 
 /** Uses the application's pool, which has a connection after an append, but never a transaction of the caller. */
 const queryPool = ({ database: { sql } }: Connection.State): Notifications.Query => (text, params) =>
-  Effect.updateContext(
-    sql.unsafe(text, params),
-    (context: Context.Context<never>) => Context.omit(sql.transactionService)(context)
-  )
+  outsideTransactions(sql)(sql.unsafe(text, params))
 
 const subscribe = Effect.fnUntraced(function*({ connection: state, needed }: State, channel: string) {
   const queue = yield* Effect.acquireRelease(
@@ -218,8 +216,8 @@ const onConnection = Effect.fnUntraced(function*({ connection: state, needed }: 
         error.reason._tag === "ConnectionError" ? Connection.drop(state, self, error) : Effect.void
       )
     )
-    state.hooks.add(entry)
     yield* Effect.addFinalizer(() => Effect.sync(() => state.hooks.delete(entry)))
+    state.hooks.add(entry)
   })).pipe(refail(state.database.sessionServer, opening))
   needed.openUnsafe()
 })

@@ -1,11 +1,11 @@
 /** Reports the lock that a start waits for, and bounds the wait. */
-import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as SqlClient from "effect/sql/SqlClient"
 import type * as SqlError from "effect/sql/SqlError"
 import { asJson } from "../coordination/Rows.ts"
 import { literal } from "../migrations/Sql.ts"
+import { outsideTransactions } from "./Session.ts"
 import { statementTimeout } from "./SqlErrors.ts"
 
 /** Shorter waits are not logged. */
@@ -35,7 +35,7 @@ const report = (sql: SqlClient.SqlClient, table: string, operation: string) =>
     Effect.timeoutOrElse({ duration: findingLimit, orElse: () => Effect.succeed([]) }),
     Effect.orElseSucceed(() => []),
     // The caller may be inside a transaction, whose connection is the one that waits.
-    Effect.updateContext((context: Context.Context<never>) => Context.omit(sql.transactionService)(context)),
+    outsideTransactions(sql),
     Effect.flatMap((holders) =>
       Effect.logWarning(
         `${operation} waits ${

@@ -100,7 +100,8 @@ const use = <S, A, E, R>(
       // Never interrupted: an interrupted caller stops waiting, and the deadline stays.
       Abandonable.run(
         Effect.flatMap(makeReady(slot, connection), () => f(connection)).pipe(
-          outsideTransactions(connection),
+          // A transaction of the application's client cannot leak in: each client has its own transaction service.
+          outsideTransactions(connection.sql),
           Effect.onError((cause) => dropIfLost(slot, connection, cause))
         ),
         { limit: Abandonable.after(deadline, noAnswer), onAbandoned: () => drop(slot, connection) }
@@ -153,7 +154,7 @@ const dropIfLost = <S>(slot: Slot<S>, connection: Connection<S>, cause: Cause.Ca
   return isConnectionLoss(error)
     ? drop(slot, connection)
     : connection.sql`SELECT 1`.pipe(
-      outsideTransactions(connection),
+      outsideTransactions(connection.sql),
       Effect.asVoid,
       Effect.catchCause(() => drop(slot, connection))
     )
@@ -167,12 +168,9 @@ const drop = <S>(slot: Slot<S>, connection: Connection<S>): Effect.Effect<void> 
     return Effect.asVoid(Abandonable.start(Scope.close(connection.scope, Exit.void)))
   })
 
-/**
- * Runs an effect outside any transaction of the session's client that the caller's context contains. A transaction of
- * the application's client cannot leak in, because each client has its own transaction service.
- */
-const outsideTransactions =
-  <S>({ sql }: Connection<S>) => <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+/** Runs an effect outside any transaction of the client that the caller's context contains. */
+export const outsideTransactions =
+  (sql: SqlClient.SqlClient) => <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
     Effect.updateContext(
       self,
       (context: Context.Context<R>) => Context.omit(sql.transactionService)(context) as Context.Context<R>

@@ -87,14 +87,18 @@ export const meaningOf = (error: SqlError.SqlError): Meaning => {
 export const codeOf = (error: SqlError.SqlError): string | undefined => {
   const { cause } = error.reason
   return cause instanceof AggregateError
-    ? cause.errors.map((error) => fieldOf(error, "code")).find((code) => code !== undefined)
-    : fieldOf(cause, "code")
+    ? cause.errors.map((error) => textOf(error, "code")).find((code) => code !== undefined)
+    : textOf(cause, "code")
 }
 
-const fieldOf = (value: unknown, name: string): string | undefined =>
+/** A field of the server's error message, for example its constraint. */
+export const fieldOf = (error: SqlError.SqlError, name: string): string | undefined => textOf(error.reason.cause, name)
+
+const textOf = (value: unknown, name: string): string | undefined =>
   Predicate.hasProperty(value, name) && typeof value[name] === "string" ? value[name] : undefined
 
-const detailOf = (error: SqlError.SqlError): string => {
+/** The message of the server, the socket or the driver. */
+export const detailOf = (error: SqlError.SqlError): string => {
   const { cause } = error.reason
   return cause instanceof Error ? cause.message : error.reason.message ?? error.message
 }
@@ -137,7 +141,7 @@ const driversStatement = /"effect_/
  */
 const isStalePlan = (error: SqlError.SqlError): boolean =>
   codeOf(error) === "26000" && driversStatement.test(detailOf(error)) ||
-  codeOf(error) === "0A000" && fieldOf(error.reason.cause, "routine") === "RevalidateCachedQuery"
+  codeOf(error) === "0A000" && fieldOf(error, "routine") === "RevalidateCachedQuery"
 
 /** Whether a stored value cannot be read. */
 export const cannotBeRead = (error: SqlError.SqlError): boolean =>
@@ -184,7 +188,7 @@ const isTlsFailure = (error: SqlError.SqlError): boolean =>
  * an error and kept the session, or if there was no connection on which to send it.
  */
 const mayHaveCommitted = (error: SqlError.SqlError): boolean => {
-  const isRefused = fieldOf(error.reason.cause, "severityUnlocalized") === "ERROR"
+  const isRefused = fieldOf(error, "severityUnlocalized") === "ERROR"
   return !isRefused && error.reason.operation !== "connect"
 }
 
@@ -205,7 +209,7 @@ export const toStoreError = (
   }
   if (meaningOf(error).isReadOnly === true) return new ReadOnlyReplica({ server: server.server })
   const code = codeOf(error)
-  const constraint = fieldOf(error.reason.cause, "constraint")
+  const constraint = fieldOf(error, "constraint")
   return new StoreFailure({
     operation,
     detail: detailOf(error),

@@ -17,6 +17,7 @@ import type { StoreError } from "../../../schema/Errors.ts"
 import { Listener } from "../connection/Listener.ts"
 import { connectionLost } from "../connection/SqlErrors.ts"
 import { Database } from "../Database.ts"
+import { literal } from "../migrations/Sql.ts"
 
 /** Makes this process present, and observes the presence of others. */
 export class Presence extends Context.Service<Presence, {
@@ -89,7 +90,7 @@ export const make: Effect.Effect<
  * SQL: the first key of the advisory locks, as `integer`. It depends only on the name of the workers table, because the
  * locks must stay the same when the table is dropped and created again, which changes its oid.
  */
-export const lockClass = (workers: string): string => `pg_catalog.hashtext('${workers.replaceAll("'", "''")}')`
+export const lockClass = (workers: string): string => `pg_catalog.hashtext(${literal(workers)})`
 
 const lockClassOf = (database: Database["Service"]): string => lockClass(database.qualified("workers"))
 
@@ -198,17 +199,17 @@ const untilGone = Effect.fnUntraced(function*(
 
 /**
  * SQL: waits until the lock is released, at most `waitMillis`. The exception is caught in the database, because an error
- * every few seconds would fill the server's log. Quoted by hand, because a table's name may contain the text that ends a
- * dollar quote.
+ * every few seconds would fill the server's log. The block is a literal, because a table's name may contain the text
+ * that ends a dollar quote.
  */
 const waitForLock = (workersClass: string, key: number): string =>
-  `DO '${
-    `BEGIN
+  `DO ${
+    literal(`BEGIN
       SET LOCAL lock_timeout = ${waitMillis};
       PERFORM pg_advisory_xact_lock_shared(${workersClass}, ${key});
     EXCEPTION WHEN lock_not_available THEN
       NULL;
-    END`.replaceAll("'", "''")
-  }'`
+    END`)
+  }`
 
 const noAnswer = connectionLost("the server does not answer")

@@ -6,8 +6,9 @@ import * as Effect from "effect/Effect"
 import type * as SqlError from "effect/sql/SqlError"
 import { ConcurrencyConflict, DuplicateEvent, type StoreError, UnsupportedDatabase } from "../../../schema/Errors.ts"
 import type { ExpectedVersion, StreamId } from "../../../schema/Event.ts"
-import { codeOf } from "../connection/SqlErrors.ts"
+import * as SqlErrors from "../connection/SqlErrors.ts"
 import type { Database } from "../Database.ts"
+import { literal } from "../migrations/Sql.ts"
 import type { ReadSession } from "./ReadSession.ts"
 
 /** Prefix of the error that the append's statement raises when a trigger suppressed or redirected an event. */
@@ -39,7 +40,7 @@ export const explain = (
   error: SqlError.SqlError
 ): Effect.Effect<ConcurrencyConflict | DuplicateEvent | UnsupportedDatabase | SqlError.SqlError> => {
   const events = self.database.qualified("events")
-  const raised = codeOf(error) === invalidText ? fieldOf(error, "message") : ""
+  const raised = SqlErrors.codeOf(error) === invalidText ? fieldOf(error, "message") : ""
   if (raised.includes(behind)) return Effect.succeed(sequenceBehind(events))
   if (raised.includes(altered)) return Effect.succeed(alteredByTrigger(events))
   if (error.reason._tag !== "UniqueViolation") return Effect.succeed(error)
@@ -61,9 +62,9 @@ export const explain = (
 const sequenceBehind = (events: string) =>
   new UnsupportedDatabase({
     problem: `The sequence of ${events}.global_position issues positions that are in use, or below those in use.`,
-    advice: `Set it to the position of the last event: SELECT setval(pg_get_serial_sequence('${
-      events.replaceAll("'", "''")
-    }', 'global_position'), (SELECT max(global_position) FROM ${events}));`
+    advice: `Set it to the position of the last event: SELECT setval(pg_get_serial_sequence(${
+      literal(events)
+    }, 'global_position'), (SELECT max(global_position) FROM ${events}));`
   })
 
 const alteredByTrigger = (events: string) =>
@@ -97,8 +98,5 @@ const columnsStatement = `
   WHERE i.indrelid = pg_catalog.to_regclass($4::text) AND c.relname = $3::text
     AND i.indrelid = pg_catalog.to_regclass(pg_catalog.format('%I.%I', $1::text, $2::text))`
 
-const fieldOf = (error: SqlError.SqlError, name: "constraint" | "detail" | "message" | "schema" | "table"): string => {
-  const cause = error.reason.cause as { readonly [name: string]: unknown } | null | undefined
-  const value = cause?.[name]
-  return typeof value === "string" ? value : ""
-}
+const fieldOf = (error: SqlError.SqlError, name: "constraint" | "detail" | "message" | "schema" | "table"): string =>
+  SqlErrors.fieldOf(error, name) ?? ""

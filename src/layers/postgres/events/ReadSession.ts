@@ -7,13 +7,14 @@ import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
 import type * as SqlError from "effect/sql/SqlError"
-import type { StoreError } from "../../../schema/Errors.ts"
+import { DatabaseUnavailable, type StoreError } from "../../../schema/Errors.ts"
 import * as Settled from "../../../schema/Settled.ts"
 import type { ServerEpoch } from "../../../services/EventStore.ts"
 import * as ServerEpochSql from "../connection/ServerEpochSql.ts"
 import type { Opened } from "../connection/Session.ts"
 import { connectionLost } from "../connection/SqlErrors.ts"
 import { Database } from "../Database.ts"
+import { literal } from "../migrations/Sql.ts"
 
 /** State that is valid for one connection. */
 export interface State {
@@ -60,7 +61,7 @@ const settings = {
  * rewrites, after which only the proof has to be repeated.
  */
 export const files = (events: string, sequence: string): string =>
-  `concat(pg_relation_filenode('${events.replaceAll("'", "''")}'::regclass), '/', pg_relation_filenode(${sequence}))`
+  `concat(pg_relation_filenode(${literal(events)}::regclass), '/', pg_relation_filenode(${sequence}))`
 
 /** Resets the state within its server epoch, because nothing is proved about the current table and sequence. */
 export const reset = (state: State): void => {
@@ -111,6 +112,4 @@ export const make: Effect.Effect<ReadSession, never, Database | Scope.Scope> = E
 
 const elsewhere = connectionLost("the session is connected to another server than the one that is written to")
 
-const isLoss = (error: unknown): boolean =>
-  typeof error === "object" && error !== null && "_tag" in error && error._tag === "DatabaseUnavailable" &&
-  "reason" in error && error.reason === "connection lost"
+const isLoss = (error: unknown): boolean => error instanceof DatabaseUnavailable && error.reason === "connection lost"

@@ -9,6 +9,7 @@ import { type Fenced, HandlerFailure, TransientFailure } from "../../../services
 import { tryRead } from "../../../services/ErrorText.ts"
 import type { Server } from "../connection/Server.ts"
 import {
+  detailOf,
   isConflict,
   isConnectionLoss,
   isTransient,
@@ -144,11 +145,6 @@ const sqlErrorWithin = (cause: Cause.Cause<unknown>): SqlError.SqlError | undefi
     }
   }
   return undefined
-}
-
-const detailOf = (error: SqlError.SqlError): string => {
-  const cause: unknown = error.reason.cause
-  return cause instanceof Error ? cause.message : ""
 }
 
 const isReleasedConnection = (error: SqlError.SqlError): boolean => detailOf(error) === "Pinned connection was released"
