@@ -22,12 +22,11 @@
  * @since 0.1.0
  */
 import * as Cause from "effect/Cause"
-import * as Config from "effect/Config"
+import type * as Config from "effect/Config"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
-import * as Record from "effect/Record"
 import * as Runtime from "effect/Runtime"
 import type * as Stream from "effect/Stream"
 import { Activity } from "../schema/Activity.ts"
@@ -39,6 +38,7 @@ import {
   type OrchestratorError
 } from "../schema/Errors.ts"
 import { CheckpointStore } from "./CheckpointStore.ts"
+import * as ConfigOr from "./ConfigOr.ts"
 import { CoordinationStore } from "./CoordinationStore.ts"
 import { EventStore } from "./EventStore.ts"
 import { layerPer } from "./LayerPer.ts"
@@ -228,15 +228,10 @@ export const layer = <const P extends ReadonlyArray<Projection.Any>>(
  * @since 0.1.0
  */
 export const layerConfig = <const P extends ReadonlyArray<Projection.Any>>(
-  options: { readonly projections: P } & { readonly [K in keyof Settings.Input]: ConfigOr<Settings.Input[K]> }
+  options: { readonly projections: P } & { readonly [K in keyof Settings.Input]: ConfigOr.ConfigOr<Settings.Input[K]> }
 ): Layer.Layer<Orchestrator, SetupError | Config.ConfigError, EventStore | Stores | Projection.Services<P[number]>> => {
   const { projections, ...settings } = options
-  // Each value is wrapped in a Config first, because `Config.unwrap` would search plain values for Configs.
-  const config = Config.all(Record.map(
-    settings as { readonly [setting: string]: unknown },
-    (value): Config.Config<unknown> => Config.isConfig(value) ? value : Config.succeed(value)
-  ))
-  return layerWithInput(config as Config.Config<unknown> as Config.Config<Settings.Input>, projections)
+  return layerWithInput(ConfigOr.all<Settings.Input>(settings), projections)
 }
 
 /**
@@ -282,4 +277,4 @@ const layerWithInput = <const P extends ReadonlyArray<Projection.Any>>(
  * @category utility types
  * @since 0.1.0
  */
-export type ConfigOr<A> = A | Config.Config<A>
+export type { ConfigOr } from "./ConfigOr.ts"

@@ -4,17 +4,16 @@
  * @since 0.1.0
  */
 import { PgClient } from "@effect/sql-pg/PgClient"
-import * as Config from "effect/Config"
+import type * as Config from "effect/Config"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
-import * as Record from "effect/Record"
 import type { StoresError } from "../../schema/Errors.ts"
 import { CheckpointStore } from "../../services/CheckpointStore.ts"
+import * as ConfigOr from "../../services/ConfigOr.ts"
 import { CoordinationStore } from "../../services/CoordinationStore.ts"
 import { EventStore } from "../../services/EventStore.ts"
 import { layerPer } from "../../services/LayerPer.ts"
 import { Membership } from "../../services/Membership.ts"
-import type { ConfigOr } from "../../services/Orchestrator.ts"
 import * as Settings from "../../services/Settings.ts"
 import type { Stores } from "../../services/Stores.ts"
 import * as Listener from "./connection/Listener.ts"
@@ -77,13 +76,9 @@ export const layerWith = (options: DatabaseLive.Options): Layer.Layer<EventStore
  * @since 0.1.0
  */
 export const layerConfig = (
-  options: { readonly [K in keyof DatabaseLive.Options]: ConfigOr<DatabaseLive.Options[K]> }
+  options: { readonly [K in keyof DatabaseLive.Options]: ConfigOr.ConfigOr<DatabaseLive.Options[K]> }
 ): Layer.Layer<EventStore | Stores, StoresError | Config.ConfigError, PgClient> => {
-  // Each value is wrapped in a Config first, because `Config.unwrap` would search plain values for Configs.
-  const config = Config.all(Record.map(
-    options as { readonly [option: string]: unknown },
-    (value): Config.Config<unknown> => Config.isConfig(value) ? value : Config.succeed(value)
-  ))
+  const config = ConfigOr.all<DatabaseLive.Options>(options)
   return layerPer(PgClient, () => layerOver(Layer.effect(Database)(Effect.flatMap(config, DatabaseLive.make))))
 }
 
