@@ -60,9 +60,8 @@ interface Runner {
   policy: BatchPolicy.State
   /** Failures since progress past events that do not match was last written. */
   failedWrites: number
-  isCaughtUp: boolean
-  /** Whether the range has been caught up since it was opened. */
-  hasBeenCaughtUp: boolean
+  /** Whether the range is caught up: not yet since it was opened, no longer, or at present. */
+  caughtUp: "never" | "before" | "now"
 }
 
 /** Minimum time between two warnings about one projection's conflicts. */
@@ -90,8 +89,7 @@ const makeRunner = Effect.fnUntraced(function*(shared: Shared, job: RangeState.J
     batches: yield* Batch.makeEnvironment(job, shared.checkpoints, shared.blocking),
     policy: BatchPolicy.initial(job.settings.batchSize),
     failedWrites: 0,
-    isCaughtUp: false,
-    hasBeenCaughtUp: false
+    caughtUp: "never"
   }
 })
 
@@ -139,13 +137,12 @@ const passOver = Effect.fnUntraced(
     // Nothing is left to retry: the events of a failed batch may be lost if the server epoch has ended.
     yield* retries.succeeded("A batch")
     yield* retries.succeeded("The record of a halt")
-    if (!runner.isCaughtUp) {
-      runner.isCaughtUp = true
-      if (!runner.hasBeenCaughtUp) yield* writeProgress(runner)
-      runner.hasBeenCaughtUp = true
-      const { projection, range } = job.state.held
-      yield* job.record(Activity.CaughtUp({ projection, range, position }))
-    }
+    if (runner.caughtUp === "now") return
+    const isFirst = runner.caughtUp === "never"
+    runner.caughtUp = "now"
+    if (isFirst) yield* writeProgress(runner)
+    const { projection, range } = job.state.held
+    yield* job.record(Activity.CaughtUp({ projection, range, position }))
   }
 )
 
@@ -161,7 +158,7 @@ const writeProgress = Effect.fnUntraced(function*(runner: Runner) {
   if (result._tag === "Success") {
     runner.failedWrites = 0
     RangeState.write(job.state, to, yield* Clock.monotonicTimeNanos)
-    if (runner.isCaughtUp) job.caughtUp.openUnsafe()
+    if (runner.caughtUp === "now") job.caughtUp.openUnsafe()
     return yield* retries.succeeded("Progress")
   }
   if (!Retries.isRetryable(result.failure)) return yield* result.failure
@@ -173,7 +170,7 @@ const writeProgress = Effect.fnUntraced(function*(runner: Runner) {
 /** Handles the events of a page, batch by batch, until none is left, they must be read again, or the range drains. */
 const handlePage = Effect.fnUntraced(function*(runner: Runner, page: Page, isComplete: boolean) {
   const { caughtUp, draining, state } = runner.job
-  runner.isCaughtUp = false
+  if (runner.caughtUp === "now") runner.caughtUp = "before"
   let rest = page.events
   while (rest.length > 0 && !draining.isOpen()) {
     rest = yield* handleBatch(runner, page, rest)
