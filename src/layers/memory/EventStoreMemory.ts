@@ -210,8 +210,11 @@ const otherEpoch = new DatabaseUnavailable({
 const committedEvents = (world: MemoryWorld, committed: Store["committed"]): ReadonlyArray<Event> => {
   const parts: Array<LogPart> = []
   const { newest } = world.log.value
-  for (let part = newest; part !== committed.newest && part !== undefined; part = part.before) parts.push(part)
-  for (const part of parts.reverse()) for (const event of part.events) committed.events.push(event)
+  let part = newest
+  for (; part !== committed.newest && part !== undefined; part = part.before) parts.push(part)
+  // The log does not contain the part that was newest before: the server has lost its last commits.
+  if (part === undefined) committed.events.length = 0
+  for (const { events } of parts.reverse()) for (const event of events) committed.events.push(event)
   committed.newest = newest
   return committed.events
 }
