@@ -11,7 +11,7 @@ import * as Worker from "../../schema/Worker.ts"
 import type { JoinOptions } from "../../services/Membership.ts"
 import { Membership } from "../../services/Membership.ts"
 import type { GenerationRecord, Handle, Listener, MemoryWorld, WorkerRecord } from "./MemoryWorld.ts"
-import { changeWorker, endPresence, viewOf, wakeOthers, workerKey } from "./MemoryWorld.ts"
+import { changeWorker, endPresence, viewOf, wake, wakeOthers, workerKey } from "./MemoryWorld.ts"
 
 /** How often a joining worker checks the earlier registration under its id. */
 const earlierPollMillis = 100
@@ -193,10 +193,7 @@ const watch = (world: MemoryWorld, registration: Worker.Registration, generation
       workerKey({ replicaSet: registration.replicaSet, workerId: neighbour.workerId })
     )
     const isPresent = worker?.incarnation === neighbour.incarnation && worker.absentSince === undefined
-    if (isPresent) return Effect.void
-    return Effect.forEach(
-      [...world.listeners].filter((listener) => listener.registration.incarnation === registration.incarnation),
-      ({ queue }) => Queue.offer(queue, undefined),
-      { discard: true }
-    )
+    return isPresent
+      ? Effect.void
+      : wake(world, (listener) => listener.registration.incarnation === registration.incarnation)
   })

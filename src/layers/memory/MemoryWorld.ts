@@ -63,12 +63,7 @@ export interface Listener {
   readonly queue: Queue.Queue<void>
 }
 
-/**
- * The state that all processes share.
- *
- * @category models
- * @since 0.1.0
- */
+/** The state that all processes share. */
 export interface MemoryWorld {
   /** Milliseconds of the world's clock, which is the clock of the context in which the world was made. */
   readonly now: Effect.Effect<number>
@@ -161,7 +156,8 @@ export const wakeOthers = (
       registration.replicaSet === worker.replicaSet && registration.incarnation !== worker.incarnation
   )
 
-const wake = (world: MemoryWorld, concerned: (listener: Listener) => boolean): Effect.Effect<void> =>
+/** Wakes the workers whose listeners are concerned. */
+export const wake = (world: MemoryWorld, concerned: (listener: Listener) => boolean): Effect.Effect<void> =>
   Effect.suspend(() =>
     Effect.forEach([...world.listeners].filter(concerned), ({ queue }) => Queue.offer(queue, undefined), {
       discard: true
