@@ -59,12 +59,15 @@ export const format = (canonical: string): string => {
 type Lists = readonly [List, List, List]
 type List = ReadonlyArray<string> | null
 
+const isList = (value: unknown): value is List => value === null || Array.isArray(value)
+
+const isLists = (value: unknown): value is Lists => Array.isArray(value) && value.length === 3 && value.every(isList)
+
 /** Parses a text that `canonical` has written; returns undefined for any other text. */
 const parse = (text: string): Lists | undefined => {
-  const isList = (value: unknown): value is List => value === null || Array.isArray(value)
   try {
-    const lists: unknown = JSON.parse(text)
-    return Array.isArray(lists) && lists.length === 3 && lists.every(isList) ? lists as unknown as Lists : undefined
+    const value: unknown = JSON.parse(text)
+    return isLists(value) ? value : undefined
   } catch {
     return undefined
   }

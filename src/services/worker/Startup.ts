@@ -66,9 +66,9 @@ export const make = (retryLog: RetryLog): Startup => {
     worked: (step) => void successes.add(step),
     step: (name) => (self) =>
       Effect.suspend(() => {
-        const isRetryable = (error: unknown) => isStoreError(error) && !isFatal(name, error)
+        const isRetryable = (error: unknown): error is StoreError => isStoreError(error) && !isFatal(name, error)
         const attempt = Effect.tapError(self, (error) =>
-          isStoreError(error) && isRetryable(error) ? retryLog.failed(name, error.message) : Effect.void)
+          isRetryable(error) ? retryLog.failed(name, error.message) : Effect.void)
         // The worker may become registered while the step is retried.
         return patiently(attempt, isRetryable, () =>
           successes.has(registering)).pipe(
