@@ -32,7 +32,10 @@ export const awaitCaughtUp = Effect.fnUntraced(function*(worker: Worker) {
 /** Minimum time between two checks, because ranges that receive new events are caught up after each of them. */
 const checkInterval = Duration.millis(50)
 
-/** Returns the head if it is below the target: a server that has lost its last commits may never reach the target. */
+/**
+ * Returns the head if it is below the target: a server that has lost its last commits may never reach the target.
+ * Without an answer the target remains until the next check.
+ */
 const lowered = ({ events }: Worker, target: bigint): Effect.Effect<bigint> =>
   events.headPosition.pipe(
     Effect.map((head) => head < target ? head : target),

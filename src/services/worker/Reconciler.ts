@@ -336,6 +336,8 @@ const failWhenLate = Effect.fnUntraced(function*(
 export const leave = (
   standing: RequestParts & Pick<Options, "coordination" | "settings">
 ): Effect.Effect<void, Plan.PlanError | StoreError> =>
-  Effect.asVoid(
-    Effect.catchTag(standing.coordination.apply(requestOf(standing, true)), "WorkerEvicted", () => Effect.void)
+  standing.coordination.apply(requestOf(standing, true)).pipe(
+    Effect.asVoid,
+    // Another worker has ended the registration: its ranges are free to claim already.
+    Effect.catchTag("WorkerEvicted", () => Effect.void)
   )
