@@ -30,6 +30,11 @@ export interface Generation {
   readonly members: ReadonlyArray<Member>
 }
 
+const isSameWorker = (
+  a: Pick<Member, "incarnation" | "workerId">,
+  b: Pick<Member, "incarnation" | "workerId">
+): boolean => a.workerId === b.workerId && a.incarnation === b.incarnation
+
 /**
  * The partition key of a worker in a generation; -1 if it is not a member.
  *
@@ -38,11 +43,8 @@ export interface Generation {
  */
 export const partitionKey = (
   generation: Generation,
-  worker: { readonly workerId: string; readonly incarnation: bigint }
-): number =>
-  generation.members.findIndex((member) =>
-    member.workerId === worker.workerId && member.incarnation === worker.incarnation
-  )
+  worker: Pick<Member, "incarnation" | "workerId">
+): number => generation.members.findIndex((member) => isSameWorker(member, worker))
 
 /**
  * The part of a projection's hash space that is assigned to a worker; undefined if the worker is not a member or does
@@ -55,17 +57,15 @@ export const partitionKey = (
 export const share = (
   generation: Generation,
   projection: string,
-  worker: { readonly workerId: string; readonly incarnation: bigint }
+  worker: Pick<Member, "incarnation" | "workerId">
 ): HashRange.HashRange | undefined => {
   const carriers = generation.members.filter((member) => member.projections.includes(projection))
-  const index = carriers.findIndex((member) =>
-    member.workerId === worker.workerId && member.incarnation === worker.incarnation
-  )
+  const index = carriers.findIndex((member) => isSameWorker(member, worker))
   return index < 0 ? undefined : HashRange.partition(index, carriers.length)
 }
 
 const sameMember = (a: Member, b: Member): boolean =>
-  a.workerId === b.workerId && a.incarnation === b.incarnation &&
+  isSameWorker(a, b) &&
   a.projections.length === b.projections.length &&
   a.projections.every((name) => b.projections.includes(name))
 
@@ -145,7 +145,7 @@ export const next = (
  */
 export const neighbour = (
   generation: Generation,
-  worker: { readonly workerId: string; readonly incarnation: bigint }
+  worker: Pick<Member, "incarnation" | "workerId">
 ): Member | undefined => {
   const key = partitionKey(generation, worker)
   const total = generation.members.length
