@@ -119,6 +119,11 @@ export const isHeldBy = (
 ): row is Held =>
   row.fence !== undefined && row.fence.workerId === worker.workerId && row.fence.incarnation === worker.incarnation
 
-/** Whether both rows have the same owner, in any generation, or are both free. */
+/**
+ * Whether both rows have the same owner, in any generation, or are both free.
+ *
+ * @category guards
+ * @since 0.1.0
+ */
 export const hasSameOwner = (a: Checkpoint, b: Checkpoint): boolean =>
   a.fence?.workerId === b.fence?.workerId && a.fence?.incarnation === b.fence?.incarnation

@@ -1,8 +1,4 @@
-/**
- * Messages for configuration errors. Each names the environment variable.
- *
- * @since 0.1.0
- */
+/** Messages for configuration errors. Each names the environment variable. */
 import type * as Config from "effect/Config"
 import type * as SchemaIssue from "effect/SchemaIssue"
 import * as String from "effect/String"
@@ -39,9 +35,6 @@ const variableOf = (path: ReadonlyArray<PropertyKey>): string => {
 /**
  * Returns the message of a `ConfigError` with the name of the variable. Effect's own message contains a path in a
  * schema instead.
- *
- * @category utils
- * @since 0.1.0
  */
 export const configErrorText = (error: Config.ConfigError): string => {
   const { cause } = error

@@ -1,8 +1,6 @@
 /**
  * Converts values of an application to JSON text, and refuses values that `JSON.stringify` would silently lose or
  * change.
- *
- * @since 0.1.0
  */
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -101,9 +99,6 @@ const refuseOpaque = (value: object, keys: ReadonlyArray<string>): void => {
  *
  * `root` is the name of the value in the reason. `textProblem` returns the reason to refuse a string or key, or
  * undefined.
- *
- * @category conversions
- * @since 0.1.0
  */
 export const encode = (
   root: string,

@@ -1,8 +1,4 @@
-/**
- * Functions on texts: storable forms, limits of length, and similarity of names.
- *
- * @since 0.1.0
- */
+/** Functions on texts: storable forms, limits of length, and similarity of names. */
 
 const surrogate = /\p{Surrogate}/u
 const surrogates = /\p{Surrogate}/gu
@@ -10,9 +6,6 @@ const surrogates = /\p{Surrogate}/gu
 /**
  * Returns the reason why a text cannot be stored unchanged, worded to follow its name in a message; undefined if it can
  * be. PostgreSQL cannot store NUL, and UTF-8 cannot represent half of a surrogate pair.
- *
- * @category utils
- * @since 0.1.0
  */
 export const textProblem = (text: string): string | undefined =>
   text.includes("\u0000")
@@ -24,18 +17,12 @@ export const textProblem = (text: string): string | undefined =>
 /**
  * Returns the text in a storable form: halves of surrogate pairs, which UTF-8 cannot represent, are replaced by U+FFFD,
  * and NUL, which PostgreSQL cannot store, is removed.
- *
- * @category utils
- * @since 0.1.0
  */
 export const wellFormed = (text: string): string => text.replaceAll("\u0000", "").replace(surrogates, "\uFFFD")
 
 /**
  * Returns the text, well-formed and truncated to at most `longest` characters. A truncated text ends with three ASCII
  * periods, because not every database encoding has an ellipsis.
- *
- * @category utils
- * @since 0.1.0
  */
 export const cut = (text: string, longest: number): string => {
   if (text.length <= longest) return wellFormed(text)
@@ -44,12 +31,7 @@ export const cut = (text: string, longest: number): string => {
   return `${wellFormed(/[\uD800-\uDBFF]$/.test(start) ? start.slice(0, -1) : start)}...`
 }
 
-/**
- * Returns the text as a sentence: a period is appended unless the text ends with a punctuation mark.
- *
- * @category utils
- * @since 0.1.0
- */
+/** Returns the text as a sentence: a period is appended unless the text ends with a punctuation mark. */
 export const sentence = (text: string): string => {
   const trimmed = text.trimEnd()
   return /[.!?\u2026]$/.test(trimmed) ? trimmed : `${trimmed}.`
@@ -58,9 +40,6 @@ export const sentence = (text: string): string => {
 /**
  * Returns the text in ASCII, which every database encoding contains. Other characters are replaced by their code
  * points, such as `\u{e9}`.
- *
- * @category utils
- * @since 0.1.0
  */
 export const ascii = (text: string): string =>
   wellFormed(text).replace(/[^ -~\t\r\n]/gu, (character) => `\\u{${character.codePointAt(0)?.toString(16)}}`)
@@ -84,12 +63,7 @@ const distance = (a: string, b: string): number => {
 /** The maximum edit distance between a mistyped name and a known one. */
 const mostTypos = 3
 
-/**
- * Returns the known name that is closest to a mistyped one; undefined if none is close enough.
- *
- * @category utils
- * @since 0.1.0
- */
+/** Returns the known name that is closest to a mistyped one; undefined if none is close enough. */
 export const nearest = (name: string, names: ReadonlyArray<string>): string | undefined =>
   names
     .map((candidate) => ({ candidate, typos: distance(name, candidate) }))

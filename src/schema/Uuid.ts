@@ -1,25 +1,13 @@
-/**
- * UUIDs as text: validation, and generation from a time and random numbers.
- *
- * @since 0.1.0
- */
+/** UUIDs as text: validation, and generation from a time and random numbers. */
 
 const pattern = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/i
 
-/**
- * Whether the text is a UUID of any version, in its hyphenated form.
- *
- * @category guards
- * @since 0.1.0
- */
+/** Whether the text is a UUID of any version, in its hyphenated form. */
 export const isUuid = (text: string): boolean => pattern.test(text)
 
 /**
  * Returns a UUID of version 7 (RFC 9562). It begins with the time, so that ids generated one after another are close
  * together in an index. `millis` is the time since 1970; `random` contains three numbers of at least 0 and below 1.
- *
- * @category constructors
- * @since 0.1.0
  */
 export const v7 = (millis: number, random: readonly [number, number, number]): string => {
   const hex = (value: number, digits: number): string => value.toString(16).padStart(digits, "0")

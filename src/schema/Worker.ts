@@ -186,7 +186,12 @@ export const isReplaceable = (worker: SignsOfLife, rules: LivenessRules): boolea
  */
 const presenceGraceMillis = 100
 
-/** The liveness rules of a worker with these settings. */
+/**
+ * The liveness rules of a worker with these settings.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
 export const livenessRules = (
   { heartbeatInterval, staleWorkerTimeout }: Pick<Settings, "heartbeatInterval" | "staleWorkerTimeout">
 ): LivenessRules => ({
