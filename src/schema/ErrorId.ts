@@ -1,0 +1,3 @@
+/** Identifiers of error classes. */
+
+export const id = (tag: string): string => `pupsourcing-orchestrator/${tag}`

@@ -1,0 +1,264 @@
+/** The errors of a worker: its settings, its projections, its registration and its handlers. */
+import * as Duration from "effect/Duration"
+import * as Schema from "effect/Schema"
+import { id } from "./ErrorId.ts"
+import * as EventFilter from "./EventFilter.ts"
+import { sentence } from "./Text.ts"
+
+/**
+ * A setting is missing, is not valid, or does not fit the database; `problem` states what is expected. A retry does not
+ * help. The configuration has to change.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class InvalidSettings extends Schema.TaggedError<InvalidSettings>(id("InvalidSettings"))("InvalidSettings", {
+  setting: Schema.String,
+  problem: Schema.String
+}) {
+  override get message(): string {
+    return `Setting "${this.setting}": ${this.problem}`
+  }
+}
+
+/**
+ * Two projections of one orchestrator have the same name, under which progress is stored. A retry does not help. The
+ * caller renames one of them.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class DuplicateProjection extends Schema.TaggedError<DuplicateProjection>(id("DuplicateProjection"))(
+  "DuplicateProjection",
+  { projection: Schema.String }
+) {
+  override get message(): string {
+    return `Two projections are named "${this.projection}". Progress is stored by name; give each projection its own.`
+  }
+}
+
+/**
+ * The worker id belongs to another live worker. The library waits until an earlier registration is stale, and fails
+ * once the other worker sends a heartbeat. A retry helps only after that worker has ended. The operator stops it, or
+ * the configuration has to contain a different id for each worker, or none.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class WorkerIdInUse extends Schema.TaggedError<WorkerIdInUse>(id("WorkerIdInUse"))("WorkerIdInUse", {
+  replicaSet: Schema.String,
+  workerId: Schema.String,
+  host: Schema.String,
+  pid: Schema.Int,
+  since: Schema.Date
+}) {
+  override get message(): string {
+    return `Worker id "${this.workerId}" of replica set "${this.replicaSet}" is in use by process ${this.pid} on ${this.host} since ${this.since.toISOString()}. Stop that process, or choose another workerId (without one, an id is drawn).`
+  }
+}
+
+/**
+ * Another process has registered under this worker's id, and this worker ends. A restart does not help while the other
+ * process runs. Nothing has to be fixed if the other process is the successor; otherwise the configuration has to
+ * contain a different id for each worker.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class WorkerReplaced extends Schema.TaggedError<WorkerReplaced>(id("WorkerReplaced"))("WorkerReplaced", {
+  replicaSet: Schema.String,
+  workerId: Schema.String
+}) {
+  override get message(): string {
+    return `Another process has registered as worker "${this.workerId}" of replica set "${this.replicaSet}" and replaced this one. If both are meant to run, give them different ids.`
+  }
+}
+
+/**
+ * The worker has lost its registration: it was evicted, or its row is missing. It registers again by itself, so that
+ * this error appears only in activities and the log. Nothing has to be fixed, unless it recurs: handlers that block the
+ * event loop are the caller's to fix, lost connections the operator's.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class WorkerEvicted extends Schema.TaggedError<WorkerEvicted>(id("WorkerEvicted"))("WorkerEvicted", {
+  replicaSet: Schema.String,
+  workerId: Schema.String,
+  /**
+   * `evicted`: another worker has detected missed heartbeats or a missing presence, and has stopped this registration.
+   * `missing`: the row was deleted, or the server has lost its latest commits.
+   */
+  reason: Schema.Literals(["evicted", "missing"])
+}) {
+  override get message(): string {
+    const worker = `worker "${this.workerId}" of replica set "${this.replicaSet}"`
+    return this.reason === "missing"
+      ? `The registration of ${worker} is no longer in the table of workers: its row was deleted, or the server has lost its latest commits. The worker registers again.`
+      : `Another worker has evicted ${worker}, because its heartbeats or its database session had been missing for too long. It registers again.`
+  }
+}
+
+/**
+ * A live worker of another replica set carries the projection, and this worker ends. A retry helps only after the
+ * projection was stopped there. The operator stops the other worker, or the caller gives one of the projections another
+ * name.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class ProjectionInOtherReplicaSet
+  extends Schema.TaggedError<ProjectionInOtherReplicaSet>(id("ProjectionInOtherReplicaSet"))(
+    "ProjectionInOtherReplicaSet",
+    {
+      projection: Schema.String,
+      replicaSet: Schema.String,
+      otherReplicaSet: Schema.String,
+      workerId: Schema.String
+    }
+  )
+{
+  override get message(): string {
+    return `Projection "${this.projection}" of replica set "${this.replicaSet}" is being run by replica set "${this.otherReplicaSet}" (worker "${this.workerId}"). Stop it there first, or give this projection another name.`
+  }
+}
+
+/**
+ * The filter of a projection differs from the one under which its progress was made. A retry does not help. The caller
+ * sets `acceptFilterChange`, renames the projection or runs the newer version. A running worker does not end but gives
+ * up this projection; a starting worker and `catchUp` fail.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class FilterChanged extends Schema.TaggedError<FilterChanged>(id("FilterChanged"))("FilterChanged", {
+  projection: Schema.String,
+  /** The filter under which progress was made, in the form of `EventFilter.canonical`. */
+  recorded: Schema.String,
+  /** The filter of this worker, in the same form. */
+  given: Schema.String,
+  /** Set if another worker changed the recorded filter while this one was running. */
+  whileRunning: Schema.optionalKey(Schema.Boolean)
+}) {
+  override get message(): string {
+    const given = `"${EventFilter.format(this.given)}"`
+    const recorded = `"${EventFilter.format(this.recorded)}"`
+    return this.whileRunning === true
+      ? `Another worker, probably of a newer version, has changed the filter of projection "${this.projection}" from ${given}, which this worker has, to ${recorded}. Run the newer version here, too.`
+      : `Projection "${this.projection}" has the filter ${given}, but its progress was made under ${recorded}, so that past events which only the new filter selects are missing. Set acceptFilterChange: true to continue from its present position, or give the projection a new name to build it from the beginning; if a newer version has changed the filter, run that version.`
+  }
+}
+
+/**
+ * The worker did not reach its assignment in time and ends; time without a database does not count. A restart helps
+ * once the handler or the other worker in `waitingFor` has stopped. The caller bounds the handler, or raises
+ * `coordinationTimeout` in the configuration.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class CoordinationTimeout extends Schema.TaggedError<CoordinationTimeout>(id("CoordinationTimeout"))(
+  "CoordinationTimeout",
+  {
+    replicaSet: Schema.String,
+    workerId: Schema.String,
+    generationId: Schema.BigInt,
+    timeout: Schema.String,
+    waitingFor: Schema.String
+  }
+) {
+  override get message(): string {
+    return `Worker "${this.workerId}" of replica set "${this.replicaSet}" did not reach its assignment of generation ${this.generationId} within ${this.timeout}: ${this.waitingFor}. Look for a handler that does not end, or raise coordinationTimeout.`
+  }
+}
+
+/**
+ * The same orchestrator is already running. A retry helps only after that run has ended. The caller runs it once, or
+ * builds one layer for each worker.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class AlreadyRunning extends Schema.TaggedError<AlreadyRunning>(id("AlreadyRunning"))("AlreadyRunning", {
+  replicaSet: Schema.String
+}) {
+  override get message(): string {
+    return `This orchestrator of replica set "${this.replicaSet}" is already running. Run it once; to run several workers in one process, build the layer several times.`
+  }
+}
+
+/**
+ * A range of a projection is halted because its handler failed, or because an event cannot be received or read. Only
+ * `catchUp` fails with it; a running worker logs the same message and continues with other ranges. A worker that starts
+ * later retries the event, which helps once the caller has fixed the handler, or the operator the event.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class ProjectionHalted extends Schema.TaggedError<ProjectionHalted>(id("ProjectionHalted"))("ProjectionHalted", {
+  projection: Schema.String,
+  range: Schema.String,
+  position: Schema.BigInt,
+  eventId: Schema.String,
+  /** Type, aggregate and version of the event, and the error. */
+  error: Schema.String,
+  /** By the database's clock. */
+  since: Schema.optionalKey(Schema.Date)
+}) {
+  override get message(): string {
+    const since = this.since === undefined ? "" : ` since ${this.since.toISOString()}`
+    // An event that cannot be received or read never reaches the handler.
+    const wrong = /\bEvent(TooLarge|Unreadable): /.test(this.error) ? "cause" : "handler"
+    return `Projection "${this.projection}" is halted in range ${this.range}${since}: event ${this.eventId} at position ${this.position}, ${
+      sentence(this.error)
+    } Fix the ${wrong} and restart the worker: a worker that starts after the failure retries the event. Other ranges and projections continue.`
+  }
+}
+
+/**
+ * A handler repeatedly took so long to handle one event that its batches were rolled back. The library has retried the
+ * event; now its range is halted, with this error in the halt's text. A restart retries the event, but helps only after
+ * the caller has fixed the handler.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class HandlerOverran extends Schema.TaggedError<HandlerOverran>(id("HandlerOverran"))("HandlerOverran", {
+  times: Schema.Int,
+  /** The time that every one of these attempts exceeded. */
+  longerThan: Schema.Duration
+}) {
+  override get message(): string {
+    return `The handler took longer than ${
+      Duration.format(this.longerThan)
+    } at this event and lost its transaction, ${this.times} times. It keeps the process from its heartbeats, or waits without end: give long computations to a worker thread, and what it waits for a time limit.`
+  }
+}
+
+/**
+ * A handler returned, or succeeded with, a value that nothing runs, awaits or raises. Its work would be lost, or would
+ * be done outside the batch's transaction. The range is halted, with this error in the halt's text. A retry does not
+ * help until the caller has fixed the handler.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class HandlerResultUnused extends Schema.TaggedError<HandlerResultUnused>(id("HandlerResultUnused"))(
+  "HandlerResultUnused",
+  { result: Schema.Literals(["Effect", "failure", "Stream", "Promise", "not an Effect"]) }
+) {
+  override get message(): string {
+    switch (this.result) {
+      case "Effect":
+        return "The handler succeeded with an Effect, which nothing runs. Use yield* on it, or Effect.flatMap or Effect.all; the diagnostic floatingEffect of @effect/language-service finds others that are not run at all."
+      case "failure":
+        return "The handler succeeded with a failure, which it did not raise. Use return yield* on it; to ignore a failure, use Effect.ignore."
+      case "Stream":
+        return "The handler succeeded with a Stream, which nothing runs. Run it, for example with Stream.runDrain."
+      case "Promise":
+        return "The handler succeeded with a Promise or another thenable, which nothing awaits. Use Effect.promise or Effect.tryPromise."
+      case "not an Effect":
+        return "The handler did not return an Effect. Use Effect.fnUntraced instead of a generator function, and Effect.tryPromise around an async function."
+    }
+  }
+}
