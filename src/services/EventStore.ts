@@ -191,6 +191,6 @@ export class EventStore extends Context.Service<EventStore, {
   /** The head: the highest position that is visible now. Events below it may still commit. */
   readonly headPosition: Effect.Effect<bigint, StoreError>
 
-  /** The writers that hold back the settled position at this moment. */
+  /** The writers that hold back the settled position; those last observed if the database cannot be asked. */
   readonly openWriters: Effect.Effect<ReadonlyArray<OpenWriter>>
 }>()("pupsourcing-orchestrator/services/EventStore") {}

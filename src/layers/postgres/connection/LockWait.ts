@@ -33,6 +33,7 @@ const findHolders = (sql: SqlClient.SqlClient, table: string) =>
 const report = (sql: SqlClient.SqlClient, table: string, operation: string) =>
   findHolders(sql, table).pipe(
     Effect.timeoutOrElse({ duration: findingLimit, orElse: () => Effect.succeed([]) }),
+    // The holders only complete the message; without them, it names the table.
     Effect.orElseSucceed(() => []),
     // The caller may be inside a transaction, whose connection is the one that waits.
     outsideTransactions(sql),

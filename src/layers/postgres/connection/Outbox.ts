@@ -31,8 +31,7 @@ export const put = ({ pending, waiting }: Outbox, [channel, payload]: Notificati
 }
 
 /**
- * Sends the messages that wait, after a send that is in progress. Without a query they are discarded. Failures are
- * ignored: the session that sends detects its own loss.
+ * Sends the messages that wait, after a send that is in progress. Without a query they are discarded.
  */
 export const flush = (outbox: Outbox, query: () => Notifications.Query | undefined): Effect.Effect<void> =>
   outbox.sending.withPermit(Effect.suspend(() => {
@@ -42,5 +41,6 @@ export const flush = (outbox: Outbox, query: () => Notifications.Query | undefin
     const send = query()
     return send === undefined || messages.length === 0
       ? Effect.void
+      // The session that sends detects its own loss, and a receiver that misses a message finds the change by polling.
       : Effect.ignoreCause(outbox.send(send, messages))
   }))

@@ -156,6 +156,7 @@ const dropIfLost = <S>(slot: Slot<S>, connection: Connection<S>, cause: Cause.Ca
     : connection.sql`SELECT 1`.pipe(
       outsideTransactions(connection.sql),
       Effect.asVoid,
+      // The caller receives the error of its own statement.
       Effect.catchCause(() => drop(slot, connection))
     )
 }

@@ -106,6 +106,7 @@ export const make: Effect.Effect<
       use(
         "wake the other workers",
         ({ sql }) => send((text, params) => sql.unsafe(text, params), [[database.channels.control, replicaSet]])
+        // The change is committed already. A worker that is not woken finds it at its next poll.
       ).pipe(Effect.ignoreCause),
     reading: (condition) => Observations.reading(database.sql, database, presence, condition),
     observe: ({ state }, reading, askedAt) =>

@@ -209,7 +209,7 @@ const beatWhileAbsent = ({ coordination, database, listener, members }: Self): E
     Effect.andThen(beat),
     Effect.andThen(Effect.sleep(absentBeatInterval)),
     // If this connection was lost with the listening session, retry soon on a new one. After other failures wait
-    // longer: while the database is unreachable, no worker reads heartbeats.
+    // longer: while the database is unreachable, no worker reads heartbeats. The worker's own heartbeat reports them.
     Effect.catch((error) =>
       Effect.sleep(
         error._tag === "DatabaseUnavailable" && error.reason === "connection lost" ? absentBeatInterval : goneDelay

@@ -181,6 +181,7 @@ const untilLost = Effect.fnUntraced(function*(
   // not read when a session began (NULL), any session with this pid counts as the batch's.
   for (let reports = 0; reports < 2;) {
     yield* Effect.sleep(Duration.times(idleTimeout, 0.5))
+    // A question that fails or is not answered proves nothing, so it is asked again.
     const answer = yield* quietly(sql<{ readonly over: string }>`
       SELECT (current_setting('track_activities')::bool AND NOT EXISTS (
         SELECT FROM pg_catalog.pg_stat_activity
@@ -224,8 +225,7 @@ const keepAlive = Effect.fnUntraced(function*(sql: SqlClient.SqlClient, idleTime
     Effect.forkChild
   )
   const stop = Effect.timeoutOption(sending.withPermit(Fiber.interrupt(fiber)), aliveGrace).pipe(
-    Effect.andThen(Fiber.interrupt(fiber)),
-    Effect.ignoreCause
+    Effect.andThen(Fiber.interrupt(fiber))
   )
   return { stop }
 })
