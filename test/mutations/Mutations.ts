@@ -55,10 +55,10 @@ const lasting = (name: string): Mutation => {
 /** Treats every absent worker as previously observed present. */
 const seenByAnybody = (): Mutation => {
   const met = { count: 0 }
-  class Seen extends Map<string, { readonly seenPresent: boolean; readonly missingSince: bigint | undefined }> {
+  class Seen extends Map<string, { readonly wasPresent: boolean; readonly missingSince: bigint | undefined }> {
     override get(key: string) {
       met.count++
-      return super.get(key) ?? { beat: "", beatAt: 0n, readAt: 0n, seenPresent: true, missingSince: undefined }
+      return super.get(key) ?? { beat: "", beatAt: 0n, readAt: 0n, wasPresent: true, missingSince: undefined }
     }
   }
   return {

@@ -62,9 +62,9 @@ export class Database extends Context.Service<Database, {
    * Records a server epoch in which nothing can be written. A session that is still in this epoch is connected to
    * another server than the application's client, and must be reopened.
    */
-  readonly refuse: (epoch: ServerEpoch) => void
-  /** Returns whether `refuse` has recorded the epoch, and clears the record. */
-  readonly takeRefusal: (epoch: ServerEpoch) => boolean
+  readonly recordEnd: (epoch: ServerEpoch) => void
+  /** Returns whether `recordEnd` has recorded the epoch, and clears the record. */
+  readonly takeEnd: (epoch: ServerEpoch) => boolean
   /** Converts the driver's errors into the library's. */
   readonly refail: (
     operation: string

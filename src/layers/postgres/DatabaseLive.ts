@@ -38,7 +38,7 @@ const database = (
   const qualified = (key: TableNames.TableKey): string => TableNames.qualified(names, key)
   const channel = (key: "events" | "generations"): string =>
     TableNames.channel(names, key, TableNames.schemaOf(names, key) ?? "")
-  let refused: ServerEpoch | undefined
+  let ended: ServerEpoch | undefined
   return Database.of({
     pg,
     sql,
@@ -52,12 +52,12 @@ const database = (
     presence: options.presence ?? true,
     openConnection: (name) => openConnection(sessions, name),
     openSession: (session) => Session.make({ ...session, config: sessions, server: sessionServer }),
-    refuse: (epoch) => {
-      refused = epoch
+    recordEnd: (epoch) => {
+      ended = epoch
     },
-    takeRefusal: (epoch) => {
-      if (epoch !== refused) return false
-      refused = undefined
+    takeEnd: (epoch) => {
+      if (epoch !== ended) return false
+      ended = undefined
       return true
     },
     refail: (operation) => refail(server, operation)

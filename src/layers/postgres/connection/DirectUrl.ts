@@ -71,7 +71,7 @@ export const checkPooler = Effect.fnUntraced(function*(
 /**
  * Fails with `InvalidSettings` if `directUrl` leads to another server or database than the client, or if the client's
  * user cannot identify the sessions of its user. Batches commit only while the client finds the session that has read
- * their events (`ServerEpochSql.goesOn`), so there every batch would fail.
+ * their events (`ServerEpochSql.isCurrent`), so there every batch would fail.
  */
 export const checkSameDatabase = Effect.fnUntraced(
   function*(
@@ -91,7 +91,7 @@ export const checkSameDatabase = Effect.fnUntraced(
     SELECT (${ServerEpochSql.isSameServer(sql, own!.epoch)} AND ${sql.literal(database)} = ${
       own!.database
     })::text AS same,
-      (${ServerEpochSql.goesOn(sql, own!.epoch)})::text AS visible`.unprepared
+      (${ServerEpochSql.isCurrent(sql, own!.epoch)})::text AS visible`.unprepared
     if (found?.visible === "true" && found.same === "true") return
     // If the server was restarted between the two statements, this one fails, and the start is tried again.
     yield* connection.query("SELECT 1", [], false)

@@ -27,7 +27,7 @@ export const isSameServer = (sql: SqlClient.SqlClient, epoch: ServerEpoch): Stat
   sql`${sql.literal(serverStart)}::text = ${parts(epoch).server}`
 
 /** SQL: whether the statement runs in the given server epoch; true if none is given. */
-export const goesOn = (sql: SqlClient.SqlClient, epoch: ServerEpoch | undefined): Statement.Fragment => {
+export const isCurrent = (sql: SqlClient.SqlClient, epoch: ServerEpoch | undefined): Statement.Fragment => {
   if (epoch === undefined) return sql`true`
   const { pid, since } = parts(epoch)
   return sql`(${isSameServer(sql, epoch)} AND EXISTS (
@@ -37,7 +37,7 @@ export const goesOn = (sql: SqlClient.SqlClient, epoch: ServerEpoch | undefined)
 }
 
 /** The error for events that were read in another server epoch, because they may not exist in this one. */
-export const isOver = (server: Server): DatabaseUnavailable =>
+export const epochEnded = (server: Server): DatabaseUnavailable =>
   new DatabaseUnavailable({
     ...server,
     reason: "connection lost",

@@ -25,7 +25,7 @@ export interface Observations {
     /** When the worker was last read, by the same clock. */
     readonly readAt: bigint
     /** Whether this session has observed the worker's lock, or the worker belonged to this process and has ended. */
-    readonly seenPresent: boolean
+    readonly wasPresent: boolean
     /** Since when the worker has been missing: it should hold its lock, but the lock was not found. */
     readonly missingSince: bigint | undefined
   }>
@@ -130,12 +130,12 @@ const observeWorker = (
     : now - sinceBeat(row, sinceReading)
   const missingSince = isMissing ? before?.missingSince ?? now : undefined
   // A worker of this process that has ended was present until then, even if this session has not observed it.
-  const seenPresent = isMissing ? before?.seenPresent ?? ended : isPresent
-  workers.set(row.incarnation, { beat: row.beat, beatAt, readAt: now, seenPresent, missingSince })
+  const wasPresent = isMissing ? before?.wasPresent ?? ended : isPresent
+  workers.set(row.incarnation, { beat: row.beat, beatAt, readAt: now, wasPresent, missingSince })
   const missingForMillis = missingSince === undefined ? undefined : millisBetween(missingSince, askedAt)
   const ownForMillis = ownSince === undefined ? 0 : millisBetween(ownSince, askedAt)
   const isEvidence = missingForMillis !== undefined &&
-    (seenPresent || (missingForMillis >= unseenMillis && ownForMillis >= unseenMillis))
+    (wasPresent || (missingForMillis >= unseenMillis && ownForMillis >= unseenMillis))
   return {
     replicaSet: row.replica_set,
     workerId: row.worker_id,

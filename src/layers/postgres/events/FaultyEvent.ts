@@ -103,7 +103,7 @@ export const toTooLarge = Effect.fnUntraced(function*(self: Dependencies, positi
     ({ sql, state }) =>
       // After a failover, its position may belong to another event, or to none yet.
       state.epoch !== epoch
-        ? Effect.fail(ServerEpochSql.isOver(self.database.sessionServer))
+        ? Effect.fail(ServerEpochSql.epochEnded(self.database.sessionServer))
         : sql.unsafe<Pick<Event, "eventId"> & Label & { readonly bytes: number }>(self.statements.measure, [position])
   )
   return row === undefined

@@ -250,7 +250,7 @@ const check = (self: PageReader, page: Reading) =>
       rest: [],
       mayShrink: upTo - after > 1n
     })
-    if (answer._tag === "Unproved") return yield* ServerEpochSql.isOver(self.database.sessionServer)
+    if (answer._tag === "Unproved") return yield* ServerEpochSql.epochEnded(self.database.sessionServer)
     return answer._tag === "Timeout" ? "timeout" : answer._tag === "Unreadable" ? answer.failure : undefined
   })
 
@@ -258,7 +258,7 @@ const finish = Effect.fnUntraced(function*(self: PageReader, page: Reading) {
   const { epoch, events, unreadable, window: { position, tooLarge } } = page
   if (tooLarge !== undefined) return yield* Effect.flatMap(FaultyEvent.toTooLarge(self, tooLarge, epoch), Effect.fail)
   if (page.options.epoch !== undefined && page.options.epoch !== epoch) {
-    return yield* ServerEpochSql.isOver(self.database.sessionServer)
+    return yield* ServerEpochSql.epochEnded(self.database.sessionServer)
   }
   if (unreadable !== undefined && events.length === 0 && position >= unreadable.position - 1n) {
     return yield* Effect.flatMap(FaultyEvent.toUnreadable(self, unreadable, epoch), Effect.fail)

@@ -100,7 +100,7 @@ export const make: Effect.Effect<ReadSession, never, Database | Scope.Scope> = E
     lane.withPermit(
       session.use(operation, (opened): Effect.Effect<A, E | SqlError.SqlError> =>
         Effect.suspend(() =>
-          opened.state.epoch !== undefined && database.takeRefusal(opened.state.epoch)
+          opened.state.epoch !== undefined && database.takeEnd(opened.state.epoch)
             ? Effect.fail(elsewhere)
             : f(opened)
         ))

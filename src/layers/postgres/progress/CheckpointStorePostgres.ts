@@ -128,7 +128,7 @@ const begin = Effect.fnUntraced(function*(database: Database["Service"], batch: 
       CASE WHEN current_setting('lock_timeout') = '0'
           OR current_setting('lock_timeout')::interval > ${millis}::int * interval '1 millisecond'
         THEN set_config('lock_timeout', ${millis}, true) END,
-      (${ServerEpochSql.goesOn(sql, epoch)})::text AS alive,
+      (${ServerEpochSql.isCurrent(sql, epoch)})::text AS alive,
       current_setting('transaction_read_only')::bool::text AS reads_only,
       EXISTS (
         SELECT FROM ${database.table("checkpoints")} AS c
@@ -204,7 +204,7 @@ const halt = Effect.fnUntraced(function*(
     }, c.range_start),
         halted_incarnation = c.incarnation, updated_at = clock_timestamp()
       FROM (SELECT ${aggregateId ?? null}::text AS aggregate_id) AS event
-      WHERE ${isHeldAs(sql, held)} AND c.position = ${String(at)}::bigint AND ${ServerEpochSql.goesOn(sql, epoch)}
+      WHERE ${isHeldAs(sql, held)} AND c.position = ${String(at)}::bigint AND ${ServerEpochSql.isCurrent(sql, epoch)}
       RETURNING 'halted'`))).pipe(
       Effect.catch((failure): Effect.Effect<never, StoreError | TransientFailure> =>
         Effect.fail(toHaltFailure(database, failure))

@@ -93,7 +93,7 @@ const advanceRows = ({ sql, table }: Database["Service"], entries: Entries) => {
         range_start bigint, range_end bigint, worker_id text, incarnation bigint, generation_id bigint, "from" bigint,
         "to" bigint)
     ), alive AS MATERIALIZED (
-      SELECT ${ServerEpochSql.goesOn(sql, entries[0]!.request.options.epoch)} AS alive
+      SELECT ${ServerEpochSql.isCurrent(sql, entries[0]!.request.options.epoch)} AS alive
     ), locked AS MATERIALIZED (
       SELECT w.place, w.projection_name, w.range_start, w."to" FROM ${checkpoints} AS c JOIN wanted AS w ON ${isHeld}
       WHERE (SELECT alive FROM alive)

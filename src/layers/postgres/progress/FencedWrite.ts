@@ -105,14 +105,14 @@ export const explainZeroRows = Effect.fnUntraced(function*(
 ): Effect.fn.Return<never, Fenced | StoreError | TransientFailure> {
   const { refail, sql } = database
   const [row] = yield* quietly(
-    sql<{ readonly alive: string }>`SELECT (${ServerEpochSql.goesOn(sql, epoch)})::text AS alive`
+    sql<{ readonly alive: string }>`SELECT (${ServerEpochSql.isCurrent(sql, epoch)})::text AS alive`
   ).pipe(inTime, refail("check why a row was not written"))
   return yield* row?.alive === "false" ? endEpoch(database, epoch) : new Fenced({ projection: held.projection })
 })
 
 /** Records that the epoch has ended, and returns the failure of a write of events that were read in it. */
 export const endEpoch = (database: Database["Service"], epoch: ServerEpoch | undefined): TransientFailure => {
-  if (epoch !== undefined) database.refuse(epoch)
+  if (epoch !== undefined) database.recordEnd(epoch)
   return new TransientFailure({
     kind: "connection",
     cause: new Error("The database server came back, or another took its place, since the events were read")

@@ -190,7 +190,7 @@ it.live("a later session or another role with the same process id is not the ses
     yield* sql.unsafe(`CREATE ROLE ${role}`)
     const lives = (epoch: string) =>
       Effect.map(
-        sql<{ readonly alive: boolean }>`SELECT ${ServerEpochSql.goesOn(sql, epoch)} AS alive`,
+        sql<{ readonly alive: boolean }>`SELECT ${ServerEpochSql.isCurrent(sql, epoch)} AS alive`,
         ([row]) => row?.alive
       )
     yield* sql.withTransaction(Effect.gen(function*() {
@@ -214,7 +214,7 @@ it.live("a session connected to another server than the writes is reopened", () 
     const database = yield* Database
     yield* append("a")
     const first = yield* readAll(0n)
-    database.refuse(first.epoch)
+    database.recordEnd(first.epoch)
     const second = yield* readAll(0n)
     assert.notStrictEqual(second.epoch, first.epoch)
     assert.strictEqual((yield* readAll(0n)).epoch, second.epoch)
