@@ -15,7 +15,7 @@ import { InvalidSettings } from "../schema/Errors.ts"
 export const databaseUrl = Flag.Redacted("database-url").pipe(
   Flag.withMetavar("url"),
   Flag.withDescription(
-    "postgresql://user:password@host:port/database; better in DATABASE_URL, others can see arguments"
+    "postgresql://user:password@host:port/database; prefer DATABASE_URL, because other users can see arguments"
   ),
   Flag.optional
 )

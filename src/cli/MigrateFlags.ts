@@ -6,10 +6,10 @@ import * as Option from "effect/Option"
 import * as TableNames from "../schema/TableNames.ts"
 
 export const migrate = Command.make("migrate").pipe(
-  Command.withDescription("Make the tables that the library needs, as files or in a database"),
+  Command.withDescription("Create the tables that the library needs, as migration files or in a database"),
   Command.withSharedFlags({
     schema: Flag.String("schema").pipe(
-      Flag.withDescription("Schema of the tables; created when missing"),
+      Flag.withDescription("Schema of the tables; created if missing"),
       Flag.optional
     ),
     eventStoreSchema: Flag.String("event-store-schema").pipe(
@@ -33,6 +33,6 @@ export const nameOptions = Effect.map(migrate, ({ eventStoreSchema, schema, tabl
 }))
 
 export const newEventStore = Flag.Boolean("new-event-store").pipe(
-  Flag.withDescription("Create the event store even if the search path leads to another one with events"),
+  Flag.withDescription("Create the event store even if the search path contains another one with events"),
   Flag.withDefault(false)
 )

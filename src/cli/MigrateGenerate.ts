@@ -26,7 +26,7 @@ export const generate = Command.make(
   {
     output: Flag.String("output").pipe(
       Flag.withMetavar("directory"),
-      Flag.withDescription("Where the files go; created when missing")
+      Flag.withDescription("Directory for the files; created if missing")
     ),
     format: Flag.Literals("format", MigrationFormat.formats).pipe(
       Flag.withDescription("The tool that will run them"),

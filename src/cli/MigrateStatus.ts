@@ -22,7 +22,7 @@ export const status = Command.make(
       ])
     ]))
     yield* Console.log(
-      `\nVersion: ${status.version ?? "none"}; this command makes version ${status.expected}.${
+      `\nVersion: ${status.version ?? "none"}; this command creates version ${status.expected}.${
         status.refusal === undefined && (missing || status.version !== status.expected)
           ? " Run \"migrate up\"."
           : ""
@@ -40,7 +40,7 @@ export const status = Command.make(
     }
     if (status.refusal !== undefined) return yield* status.refusal
   })
-).pipe(Command.withDescription("Show which tables are there, and whether they fit"))
+).pipe(Command.withDescription("Show which tables exist, and how they differ from what this library needs"))
 
 const table = (rows: ReadonlyArray<ReadonlyArray<string>>): string => {
   const widths = (rows[0] ?? []).map((_, column) => Math.max(...rows.map((row) => (row[column] ?? "").length)))

@@ -14,4 +14,4 @@ export const up = Command.make(
     const status = yield* withDatabase(databaseUrl, Migrations.upWith({ ...names, newEventStore }))
     yield* Console.log(`The tables are in place, version ${status.version}.`)
   })
-).pipe(Command.withDescription("Make the tables that are missing; an event store that exists is never changed"))
+).pipe(Command.withDescription("Create the missing tables; an existing event store is never changed"))

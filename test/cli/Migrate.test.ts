@@ -88,7 +88,7 @@ describe("migrate", () => {
       assert.include(yield* succeeds("up"), "The tables are in place, version 2.")
       const status = yield* succeeds("status")
       assert.match(status, /^workers +"orchestrator_workers" +present$/m)
-      assert.match(status, /^Version: 2; this command makes version 2\.$/m)
+      assert.match(status, /^Version: 2; this command creates version 2\.$/m)
       const sql = yield* SqlClient.SqlClient
       yield* sql`INSERT INTO events
           (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
@@ -138,7 +138,7 @@ describe("migrate", () => {
       refuses(yield* migrate("down"), /^Schema version 7 found/)
       const status = yield* migrate("status")
       refuses(status, /^Schema version 7 found; .* Install the version/)
-      assert.match(status.out, /^Version: 7; this command makes version/m)
+      assert.match(status.out, /^Version: 7; this command creates version/m)
     }).pipe(Effect.provide(PostgresTest.layer)))
 
   it.live(
