@@ -57,7 +57,7 @@ export type Activity = Data.TaggedEnum<{
   AssignmentReached: {
     readonly generation: Generation
     readonly partition: number
-    /** Time since the begin of the pass in which the worker first read the generation, or formed it. */
+    /** Time since the start of the pass in which the worker first read the generation, or formed it. */
     readonly after: Duration.Duration
     /** Whether the worker is the only member, and the generation before this one had others. */
     readonly isLeftAlone: boolean
@@ -71,7 +71,7 @@ export type Activity = Data.TaggedEnum<{
     /** Number of events that the batch handled. */
     readonly events: number
     readonly position: bigint
-    /** Time from the begin of the transaction until the confirmation of its commit. */
+    /** Time from the start of the transaction until the confirmation of its commit. */
     readonly took: Duration.Duration
   }
   /** A read, a batch, or a write of progress or of a halt failed and is retried. */

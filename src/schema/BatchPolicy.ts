@@ -114,7 +114,7 @@ const conflictsBeforeWarning = 3
 /** Returns whether a handler that has overrun this often at one event is not called for that event again. */
 export const isBlocking = (overruns: number): boolean => overruns >= maxOverruns
 
-/** Returns whether the range loses so many batches to conflicts that a person should know. */
+/** Returns whether the range loses so many batches to conflicts that an operator should know. */
 export const isContended = ({ conflicts }: State): boolean => conflicts >= conflictsBeforeWarning
 
 /**

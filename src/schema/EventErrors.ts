@@ -140,7 +140,7 @@ export class CheckpointAheadOfEvents
   })
 {
   override get message(): string {
-    const who = this.projection === undefined ? "A projection" : `Projection "${this.projection}"`
-    return `${who} has handled events up to position ${this.position}, but the events table has only issued positions up to ${this.lastPosition}. The database has lost events that were already handled (restored backup, failover with lost commits), or the events are of another database. Restore the events, or rebuild the projection under a new name.`
+    const subject = this.projection === undefined ? "A projection" : `Projection "${this.projection}"`
+    return `${subject} has handled events up to position ${this.position}, but the events table has only issued positions up to ${this.lastPosition}. The database has lost events that were already handled (restored backup, failover with lost commits), or the events are of another database. Restore the events, or rebuild the projection under a new name.`
   }
 }

@@ -10,7 +10,7 @@ export interface Input {
   readonly replicaSet: string
   readonly projection: { readonly name: string; readonly filter: string; readonly startPosition: bigint }
   readonly worker: { readonly workerId: string; readonly incarnation: bigint }
-  /** The part of the hash space that is to be this worker's, and the fence under which it claims it. */
+  /** What the worker is to own; undefined if it has no share. */
   readonly assignment: Assignment | undefined
   /** Whether the worker carries the projection; if not, it releases all of its ranges. */
   readonly isCarried: boolean
@@ -29,7 +29,7 @@ export interface Input {
 }
 
 /** A share of a projection's hash space, and the fence under which it is claimed. */
-export interface Assignment {
+interface Assignment {
   readonly share: HashRange.HashRange
   readonly fence: Checkpoint.Fence
 }
@@ -144,7 +144,7 @@ const release = (
   replicaSet: string
 ): Checkpoint.Checkpoint => ({ ...row, range, fence: undefined, replicaSet, halt: haltIn(row, range) })
 
-/** Writes the worker's fence, from which on every write under an earlier fence is refused. */
+/** Writes the worker's fence, after which every write under an earlier fence is refused. */
 const claim = (
   row: Checkpoint.Checkpoint,
   range: HashRange.HashRange,

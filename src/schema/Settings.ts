@@ -245,7 +245,7 @@ const checkTogether = (times: Times): Result.Result<void, InvalidSettings> => {
       "drainTimeout",
       `It must be shorter than coordinationTimeout (${
         Duration.format(times.coordinationTimeout)
-      }), within which a worker has to give up what it no longer owns.`
+      }), within which a worker has to release the ranges that it no longer owns.`
     )
   }
   if (Duration.toMillis(times.registrationWindow) >= Duration.toMillis(times.heartbeatInterval)) {
@@ -253,7 +253,7 @@ const checkTogether = (times: Times): Result.Result<void, InvalidSettings> => {
       "registrationWindow",
       `It must be shorter than heartbeatInterval (${
         Duration.format(times.heartbeatInterval)
-      }): a worker that forms a generation looks at nothing else meanwhile.`
+      }): a worker that forms a generation does nothing else meanwhile.`
     )
   }
   // A worker that waits for others waits twice the coordination timeout. Within that time a session that is two

@@ -191,7 +191,7 @@ export class ReadOnlyReplica extends Schema.TaggedError<ReadOnlyReplica>(id("Rea
   server: Schema.String
 }) {
   override get message(): string {
-    return `The database server at ${this.server} takes no writes: it is a read-only replica, or default_transaction_read_only is on. Connect to the primary, or switch that off.`
+    return `The database server at ${this.server} does not accept writes: it is a read-only replica, or default_transaction_read_only is on. Connect to the primary, or switch that off.`
   }
 }
 

@@ -163,7 +163,7 @@ export const isStale = ({ silentForMillis }: SignsOfLife, rules: LivenessRules):
  * change. Zero or less if it may replace the worker now.
  *
  * Missed heartbeats count at any age of the observing session, which is always young here: waiting would only delay the
- * restart of a worker. An outage makes no difference, because of two processes with one id one has to end anyway.
+ * restart of a worker. An outage makes no difference, because one of two processes with the same id has to end anyway.
  *
  * @category utils
  * @since 0.1.0

@@ -53,7 +53,7 @@ export class WorkerIdInUse extends Schema.TaggedError<WorkerIdInUse>(id("WorkerI
   since: Schema.Date
 }) {
   override get message(): string {
-    return `Worker id "${this.workerId}" of replica set "${this.replicaSet}" is in use by process ${this.pid} on ${this.host} since ${this.since.toISOString()}. Stop that process, or choose another workerId (without one, an id is drawn).`
+    return `Worker id "${this.workerId}" of replica set "${this.replicaSet}" is in use by process ${this.pid} on ${this.host} since ${this.since.toISOString()}. Stop that process, or choose another workerId (without one, an id is generated).`
   }
 }
 
@@ -231,7 +231,7 @@ export class HandlerOverran extends Schema.TaggedError<HandlerOverran>(id("Handl
   override get message(): string {
     return `The handler took longer than ${
       Duration.format(this.longerThan)
-    } at this event and lost its transaction, ${this.times} times. It keeps the process from its heartbeats, or waits without end: give long computations to a worker thread, and what it waits for a time limit.`
+    } at this event and lost its transaction, ${this.times} times. It blocks the process's heartbeats, or waits without a limit: move long computations to a worker thread, and set a time limit on every wait.`
   }
 }
 

@@ -119,7 +119,7 @@ export const currentGenerationPartitions = gauge(
 export const workerState = gauge("worker_state", "1 for the state that this worker is in, by state; 0 for the others.")
 
 /**
- * Seconds from the begin of the pass in which this worker first read a generation, or formed it, until it worked on its
+ * Seconds from the start of the pass in which this worker first read a generation, or formed it, until it worked on its
  * whole assignment.
  *
  * @category metrics

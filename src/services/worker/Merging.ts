@@ -10,7 +10,7 @@ import type { RangeState } from "./RangeState.ts"
 
 /** The state of a worker's merges. Times are in nanoseconds of the monotonic clock. */
 export interface Merging {
-  /** When ranges were last looked for that can be merged. */
+  /** When the last search for ranges that can be merged began. */
   triedAt: bigint
   /** Keys of ranges that were closed to be merged and have not ended. */
   keys: ReadonlySet<string>

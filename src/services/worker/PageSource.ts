@@ -18,7 +18,7 @@ import { isRetryable, type Retries } from "./Retries.ts"
 import type { Startup } from "./Startup.ts"
 
 /** What the runner has to work on next. */
-export type Next = Data.TaggedEnum<{
+type Next = Data.TaggedEnum<{
   /** The events after `handledUpTo`, possibly none. `isComplete` if the page reaches the settled position. */
   Page: { readonly page: Page; readonly isComplete: boolean }
   /** The next event cannot be received or read. */
@@ -27,7 +27,7 @@ export type Next = Data.TaggedEnum<{
   ProgressDue: {}
   Drained: {}
 }>
-export const Next = Data.taggedEnum<Next>()
+const Next = Data.taggedEnum<Next>()
 
 /** Errors that neither a retry nor another worker can fix. */
 export type PageError = CheckpointAheadOfEvents | StoreFailure | UnsupportedDatabase

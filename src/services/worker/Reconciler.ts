@@ -58,7 +58,7 @@ export interface Options {
 }
 
 /** The errors that end a reconciler. */
-export type ReconcilerError = CoordinationTimeout | Plan.PlanError | StoreError | WorkerReplaced
+type ReconcilerError = CoordinationTimeout | Plan.PlanError | StoreError | WorkerReplaced
 
 /** Pause before a pass is retried after a store error. */
 const storeBackoff = Duration.millis(250)
