@@ -15,7 +15,6 @@ import * as References from "effect/References"
 import * as SqlClient from "effect/sql/SqlClient"
 import * as SqlError from "effect/sql/SqlError"
 import * as Stream from "effect/Stream"
-import * as Crypto from "node:crypto"
 import * as Fs from "node:fs"
 import * as Net from "node:net"
 import * as Os from "node:os"
@@ -24,6 +23,7 @@ import { EventStore, Migrations, Orchestrator, PostgresStores, Projection } from
 import { codeOf, toStoreError } from "../../src/layers/postgres/connection/SqlErrors.ts"
 import * as PostgresTest from "../../src/testing/PostgresTest.ts"
 import * as TimeLimits from "../../src/testing/TimeLimits.ts"
+import * as Roles from "../support/Roles.ts"
 import * as Seam from "../support/Seam.ts"
 import { event } from "./World.ts"
 
@@ -372,16 +372,7 @@ it.layer(migrated, { excludeTestServices: true })(
 
     /** A role with its own password, and the client that connects as it. */
     const role = Effect.gen(function*() {
-      const sql = yield* SqlClient.SqlClient
-      const database = yield* PostgresTest.TestDatabase
-      const name = `role_${Crypto.randomUUID().replaceAll("-", "")}`
-      yield* Effect.acquireRelease(
-        sql`CREATE ROLE ${sql(name)} LOGIN PASSWORD 'of its own'`,
-        () => Effect.ignore(Effect.andThen(sql`DROP OWNED BY ${sql(name)}`, sql`DROP ROLE ${sql(name)}`))
-      )
-      const url = new URL(database.url)
-      url.username = name
-      url.password = "of its own"
+      const { name, url } = yield* Roles.make
       const config = { url: Redacted.make(url.href) }
       return { name, config, client: PgClient.layer(config) }
     })

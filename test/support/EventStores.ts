@@ -48,15 +48,17 @@ const altered = (options: Options) =>
 export const database = (options: Options = {}) =>
   altered(options).pipe(Layer.provideMerge(PostgresTest.layerWith(options)))
 
+type Client = PostgresTest.TestDatabase | PgClient.PgClient | SqlClient.SqlClient
+
 /** A test in real time on such a database. */
 export const live = (
   title: string,
-  test: () => Effect.Effect<unknown, unknown, PgClient.PgClient | PostgresTest.TestDatabase | Scope.Scope>
+  test: () => Effect.Effect<unknown, unknown, Client | Scope.Scope>
 ) =>
   it.live(title, () =>
     Effect.provide(
       Effect.scoped(test()),
-      database() as Layer.Layer<PgClient.PgClient | PostgresTest.TestDatabase>
+      database() as Layer.Layer<Client>
     ))
 
 /** The stores over the provided client, as another process would open them. */

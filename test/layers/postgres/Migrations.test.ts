@@ -13,6 +13,7 @@ import { EventStore } from "../../../src/services/EventStore.ts"
 import * as Orchestrator from "../../../src/services/Orchestrator.ts"
 import * as Projection from "../../../src/services/Projection.ts"
 import * as PostgresTest from "../../../src/testing/PostgresTest.ts"
+import * as Roles from "../../support/Roles.ts"
 
 const migration = <E>(
   name: string,
@@ -89,20 +90,12 @@ const run = Effect.gen(function*() {
 
 /** A role that owns nothing, and a way to run an effect as that role. */
 const poorRole = Effect.gen(function*() {
-  const { name, url } = yield* PostgresTest.TestDatabase
-  const role = `${name}_poor`
   // Before PostgreSQL 15 every role may create tables there.
   yield* rows("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
-  yield* Effect.acquireRelease(
-    rows(`CREATE ROLE ${role} LOGIN PASSWORD 'poor'`),
-    () => Effect.ignore(Effect.andThen(rows(`DROP OWNED BY ${role}`), rows(`DROP ROLE ${role}`)))
-  )
-  const poor = new URL(url)
-  poor.username = role
-  poor.password = "poor"
-  const layer = PgClient.layer({ url: Redacted.make(poor.href), maxConnections: 1 })
+  const { name, url } = yield* Roles.make
+  const layer = PgClient.layer({ url: Redacted.make(url.href), maxConnections: 1 })
   return {
-    role,
+    role: name,
     asRole: <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.scoped(Effect.provide(self, layer))
   }
 })

@@ -17,6 +17,7 @@ import * as PostgresTest from "../../../../src/testing/PostgresTest.ts"
 import * as TimeLimits from "../../../../src/testing/TimeLimits.ts"
 import * as CoordinationStores from "../../../support/CoordinationStores.ts"
 import * as EventStores from "../../../support/EventStores.ts"
+import * as Roles from "../../../support/Roles.ts"
 
 const url = Effect.map(PostgresTest.TestDatabase, ({ url }) => new URL(url))
 
@@ -44,35 +45,29 @@ describe("the configuration of the library's own sessions", () => {
 })
 
 describe("directUrl", () => {
-  it.live("from the environment is where the library's own sessions connect", () =>
+  EventStores.live("from the environment is where the library's own sessions connect", () =>
     Effect.gen(function*() {
       const sql = yield* PgClient.PgClient
-      const role = `direct_${globalThis.crypto.randomUUID().slice(0, 8)}`
-      yield* sql.unsafe(`CREATE ROLE ${role} LOGIN PASSWORD 'secret'`)
-      yield* sql.unsafe(`GRANT SELECT ON ALL TABLES IN SCHEMA public TO ${role}`)
-      yield* sql.unsafe(`GRANT SELECT, USAGE ON ALL SEQUENCES IN SCHEMA public TO ${role}`)
-      const direct = yield* url
-      direct.username = role
-      direct.password = "secret"
+      const direct = yield* Roles.make
+      yield* sql`GRANT SELECT ON ALL TABLES IN SCHEMA public TO ${sql(direct.name)}`
+      yield* sql`GRANT SELECT, USAGE ON ALL SEQUENCES IN SCHEMA public TO ${sql(direct.name)}`
       yield* Effect.gen(function*() {
         yield* (yield* EventStore).settledPosition
         assert.deepStrictEqual(
           yield* sql`SELECT usename AS role FROM pg_stat_activity
             WHERE datname = current_database() AND application_name = 'pupsourcing-orchestrator reader'`.values,
-          [[role]]
+          [[direct.name]]
         )
       }).pipe(
         Effect.provide(
           PostgresStores.layerFromEnv.pipe(
             Layer.provide(
-              ConfigProvider.layer(ConfigProvider.fromEnv({ env: { ORCHESTRATOR_DIRECT_URL: direct.href } }))
+              ConfigProvider.layer(ConfigProvider.fromEnv({ env: { ORCHESTRATOR_DIRECT_URL: direct.url.href } }))
             )
           )
         )
       )
-      yield* sql.unsafe(`DROP OWNED BY ${role}`)
-      yield* sql.unsafe(`DROP ROLE ${role}`)
-    }).pipe(Effect.provide(EventStores.database())))
+    }))
 
   it.live("to another database is refused", () =>
     Effect.gen(function*() {
@@ -86,23 +81,22 @@ describe("directUrl", () => {
       )
     }).pipe(Effect.provide(EventStores.database())))
 
-  it.live("of a user whose sessions the client's user cannot identify is refused", () =>
-    Effect.gen(function*() {
-      const sql = yield* PgClient.PgClient
-      const role = `direct_${globalThis.crypto.randomUUID().slice(0, 8)}`
-      yield* sql.unsafe(`CREATE ROLE ${role} LOGIN PASSWORD 'secret'`)
-      const own = yield* url
-      const client = new URL(own)
-      client.username = role
-      client.password = "secret"
-      const failure = yield* refusal(own.href).pipe(
-        Effect.provide(Layer.fresh(PgClient.layer({ url: Redacted.make(client.href) })))
-      )
-      yield* sql.unsafe(`DROP ROLE ${role}`)
-      assert.strictEqual(failure._tag, "InvalidSettings")
-      assert.include(failure.message, `The user "${role}" of the client cannot identify the sessions of the user`)
-      assert.notInclude(failure.message, "secret")
-    }).pipe(Effect.provide(EventStores.database())))
+  EventStores.live(
+    "of a user whose sessions the client's user cannot identify is refused",
+    () =>
+      Effect.gen(function*() {
+        const role = yield* Roles.make
+        const failure = yield* refusal((yield* url).href).pipe(
+          Effect.provide(Layer.fresh(PgClient.layer({ url: Redacted.make(role.url.href) })))
+        )
+        assert.strictEqual(failure._tag, "InvalidSettings")
+        assert.include(
+          failure.message,
+          `The user "${role.name}" of the client cannot identify the sessions of the user`
+        )
+        assert.notInclude(failure.message, role.url.password)
+      })
+  )
 
   it.live.each([
     ["postgresql://user:se#cret@host/app", "The URL contains a #"],

@@ -15,6 +15,7 @@ import { TestDatabase } from "../../../../src/testing/PostgresTest.ts"
 import * as TimeLimits from "../../../../src/testing/TimeLimits.ts"
 import * as EventStores from "../../../support/EventStores.ts"
 import * as PlainWriters from "../../../support/PlainWriters.ts"
+import * as Roles from "../../../support/Roles.ts"
 
 const { event, liveStore: live } = EventStores
 
@@ -379,17 +380,9 @@ describe("EventStore beside plain SQL", () => {
     "a role with SELECT only can read and list open writers; its appends are refused with the missing grant",
     Effect.gen(function*() {
       const sql = yield* PgClient.PgClient
-      const { name, url } = yield* TestDatabase
-      const role = `reader_${name}`
-      yield* Effect.acquireRelease(
-        sql.unsafe(`CREATE ROLE ${role} LOGIN PASSWORD 'secret'`),
-        // The role cannot be dropped before the grants in this database are.
-        () => Effect.ignore(Effect.andThen(sql.unsafe(`DROP OWNED BY ${role}`), sql.unsafe(`DROP ROLE ${role}`)))
-      )
-      yield* sql.unsafe(`GRANT SELECT ON orchestrator_meta, events, aggregate_heads TO ${role}`)
-      const own = new URL(url)
-      own.username = role
-      own.password = "secret"
+      const { url } = yield* TestDatabase
+      const role = yield* Roles.make
+      yield* sql`GRANT SELECT ON orchestrator_meta, events, aggregate_heads TO ${sql(role.name)}`
       const writer = yield* PlainWriters.make(url, "importer")
       const admin = yield* EventStore
       const first = yield* admin.append([event("a")])
@@ -408,7 +401,9 @@ describe("EventStore beside plain SQL", () => {
         assert(refused._tag === "StoreFailure")
         assert.strictEqual(refused.code, "42501")
         assert.include(refused.message, "Grant")
-      }).pipe(Effect.provide(Layer.provide(EventStores.stores(), PgClient.layer({ url: Redacted.make(own.href) }))))
+      }).pipe(
+        Effect.provide(Layer.provide(EventStores.stores(), PgClient.layer({ url: Redacted.make(role.url.href) })))
+      )
     }).pipe(Effect.scoped)
   )
 })
