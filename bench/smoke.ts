@@ -324,6 +324,7 @@ const program = Effect.gen(function*() {
         if (measures.some((measure) => !measure.ok)) process.exitCode = 1
       }),
     () =>
+      // The measurements are valid even if the database remains.
       Effect.gen(function*() {
         const sql = yield* SqlClient.SqlClient
         yield* sql`DROP DATABASE ${sql(name)} WITH (FORCE)`

@@ -124,6 +124,7 @@ const templateOn = <E, R>(
     // Renamed when complete, so that a test process that is killed meanwhile leaves no half-filled template.
     const draft = randomName()
     yield* create(draft, "template0")
+    // The failure of `prepare` is the one to report; a draft that remains is never copied.
     yield* withConnection(databaseUrl(server, draft), prepare).pipe(Effect.tapCause(() => Effect.ignore(drop(draft))))
     yield* admin`ALTER DATABASE ${admin(draft)} RENAME TO ${admin(name)}`
     return name

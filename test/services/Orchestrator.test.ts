@@ -543,14 +543,14 @@ it.effect("catchUp returns when the events visible at its start are handled, and
     const world = yield* MemoryStores.makeWorld
     const counts = yield* noCounts
     const begun = yield* Deferred.make<void>()
-    const goOn = yield* Deferred.make<void>()
+    const mayContinue = yield* Deferred.make<void>()
     const feeder = yield* enter(world)
     yield* appendAll(feeder.events)
     const worker = yield* start(world, [
       counting(counts, {
         before: (event) =>
           event.globalPosition === 16n
-            ? Effect.andThen(Deferred.succeed(begun, undefined), Deferred.await(goOn))
+            ? Effect.andThen(Deferred.succeed(begun, undefined), Deferred.await(mayContinue))
             // The handler never completes for later events.
             : event.globalPosition > 16n
             ? Effect.never
@@ -561,7 +561,7 @@ it.effect("catchUp returns when the events visible at its start are handled, and
     yield* pass(2_000)
     assert.isFalse(hasEnded(worker.fiber), "the last event is not handled yet")
     yield* appendAll(feeder.events)
-    yield* Deferred.succeed(goOn, undefined)
+    yield* Deferred.succeed(mayContinue, undefined)
     yield* pass(20_000, 500)
     assert.isTrue(hasEnded(worker.fiber))
     assert.isTrue(Exit.isSuccess(yield* Fiber.await(worker.fiber)))
@@ -681,14 +681,14 @@ it.effect("catchUp returns although a later event has halted a range", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const begun = yield* Deferred.make<void>()
-    const goOn = yield* Deferred.make<void>()
+    const mayContinue = yield* Deferred.make<void>()
     const feeder = yield* enter(world)
     yield* appendAll(feeder.events)
     const worker = yield* start(world, [
       counting(yield* noCounts, {
         before: (event) =>
           event.globalPosition === 1n
-            ? Effect.andThen(Deferred.succeed(begun, undefined), Deferred.await(goOn))
+            ? Effect.andThen(Deferred.succeed(begun, undefined), Deferred.await(mayContinue))
             : event.globalPosition === 17n
             ? Effect.fail(new Broken({ message: "broken" }))
             : Effect.void
@@ -697,7 +697,7 @@ it.effect("catchUp returns although a later event has halted a range", () =>
     yield* meanwhile(begun)
     // In the store before the last page is read, so that the range is not caught up between 16 and 17.
     yield* feeder.events.append([event("later")])
-    yield* Deferred.succeed(goOn, undefined)
+    yield* Deferred.succeed(mayContinue, undefined)
     yield* pass(5_000)
     assert.deepStrictEqual(worker.of("RangeHalted").map(({ halt }) => halt.position), [17n])
     assert.isTrue(Exit.isSuccess(yield* Fiber.await(worker.fiber)))

@@ -344,7 +344,7 @@ export const suite = <R = never>(
       Effect.gen(function*() {
         const store = yield* CheckpointStore
         for (
-          const goOn of [
+          const progress of [
             (row: Held) => store.advance(row, { from: 0n, to: 1n }),
             (row: Held) => store.commit(row, { from: 0n, idleTimeout }, Effect.succeed(1n))
           ]
@@ -352,7 +352,7 @@ export const suite = <R = never>(
           const [row] = yield* held(1)
           const eventId = globalThis.crypto.randomUUID()
           yield* store.halt(row!, { at: 0n, error: "flaky", position: 1n, eventId, aggregateId: "cart-1" })
-          yield* goOn(row!)
+          yield* progress(row!)
           const [stored] = yield* store.rows(row!.projection)
           assert.deepStrictEqual([stored?.position, stored?.halt], [1n, undefined])
         }

@@ -18,7 +18,7 @@ const orphanAfterMillis = 3_000
 
 const row: PlainWriters.Row = { boundedContext: "faults", aggregateType: "Thing", payload: "{\"weight\": 5}" }
 
-/** Runs repeatedly; the server rolls back what a failed turn has begun. */
+/** Runs repeatedly. Faults make turns fail at any time; the server rolls back what a failed turn has begun. */
 const steadily = <A, E, R>(turn: Effect.Effect<A, E, R>) =>
   turn.pipe(
     Effect.catchCause(() => Effect.sleep(200)),

@@ -19,7 +19,7 @@ const told = (entries: ReadonlyArray<Activity>) =>
 it.effect("a lagging subscriber receives Missed in place of what it missed; other subscribers miss nothing", () =>
   Effect.gen(function*() {
     const log = ActivityStream.make("main", () => [Activity.Resumed()])
-    const goOn = yield* Deferred.make<void>()
+    const mayContinue = yield* Deferred.make<void>()
     const slow: Array<Activity> = []
     const quick: Array<Activity> = []
     const subscribed = yield* Deferred.make<void>()
@@ -27,7 +27,7 @@ it.effect("a lagging subscriber receives Missed in place of what it missed; othe
       Stream.runForEach((entry) =>
         Effect.sync(() => slow.push(entry)).pipe(
           Effect.andThen(Deferred.succeed(subscribed, undefined)),
-          Effect.andThen(Deferred.await(goOn))
+          Effect.andThen(Deferred.await(mayContinue))
         )
       ),
       Effect.forkChild
@@ -41,7 +41,7 @@ it.effect("a lagging subscriber receives Missed in place of what it missed; othe
       yield* log.record(at(position))
       yield* Effect.yieldNow
     }
-    yield* Deferred.succeed(goOn, undefined)
+    yield* Deferred.succeed(mayContinue, undefined)
     yield* Effect.yieldNow.pipe(Effect.repeat({ times: 3_000 }))
     yield* log.record(at(1035))
     yield* log.record(at(1036))

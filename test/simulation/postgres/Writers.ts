@@ -64,12 +64,11 @@ export const make = Effect.fnUntraced(function*(url: string, run: Run) {
     if (write.rollsBack) run.coverage.count("faults", "writer rolled back")
     return transaction(aggregate, write).pipe(
       Effect.provideContext(context),
-      Effect.tapCause((cause) =>
+      Effect.catchCause((cause) =>
         Effect.sync(() => {
           if (!Cause.hasInterrupts(cause)) run.violation(`a writer fails: ${Cause.pretty(cause)}`)
         })
       ),
-      Effect.ignoreCause,
       Effect.ensuring(Effect.sync(() => locked.delete(aggregate.id)))
     )
   }

@@ -156,6 +156,7 @@ describe("the library's sessions", () => {
           assert.strictEqual((yield* store.read({ after: 1n, upTo })).events.length, 1)
         }).pipe(Effect.provide(EventStores.stores()))
       }).pipe(
+        // Already committed unless the test failed.
         Effect.ensuring(Effect.ignore(sql.unsafe(`ROLLBACK PREPARED '${gid}'`).unprepared)),
         Effect.provide(client())
       )
