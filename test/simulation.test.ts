@@ -1,6 +1,6 @@
 /**
  * Whole replica sets under virtual time, a seeded scheduler and random faults; see `simulation/README.md`. A seed that
- * fails here says the same with `npm run simulate -- --seed N`.
+ * fails here fails in the same way with `npm run simulate -- --seed N`.
  */
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"

@@ -48,7 +48,7 @@ describe("handlers of processes", { concurrent: false }, () => {
           "a has handled everything while b sleeps",
           (state) => position(state, "a") >= state.head && position(state, "b") < state.head
         )
-        yield* harness.waitForOutput(b, "goes on at")
+        yield* harness.waitForOutput(b, "continues at")
         assert.deepStrictEqual(identity(yield* complete(harness)), identity(before.state))
         // The batch that slept is the one that committed.
         assert.notMatch(b.output(), /retr(?:ied|ying)/)
@@ -66,7 +66,7 @@ describe("handlers of processes", { concurrent: false }, () => {
         yield* harness.append(400)
         yield* harness.waitUntil("a holds every range", Harness.sharedBy(["a"]))
         yield* complete(harness)
-        assert.notInclude(b.output(), "goes on at")
+        assert.notInclude(b.output(), "continues at")
 
         const after = yield* harness.waitUntil("a and b share the work again", Harness.sharedBy(["a", "b"]))
         const incarnation = (state: Harness.Rows) => Harness.registered(state, "b")!.incarnation
@@ -84,7 +84,7 @@ describe("handlers of processes", { concurrent: false }, () => {
         const a = yield* harness.start("a", { projections, settings, misbehaviour: { kind: "blocks", millis } })
         yield* harness.waitUntil("a works", Harness.sharedBy(["a"]))
         yield* harness.append(400)
-        yield* harness.waitForOutput(a, "goes on at")
+        yield* harness.waitForOutput(a, "continues at")
         yield* complete(harness)
         assert.deepStrictEqual(yield* a.stop, { code: 0, signal: null })
       }).pipe(Effect.scoped, Effect.provide(Harness.layer))

@@ -34,7 +34,7 @@ const once = (name: string, pause: Effect.Effect<void>) => {
       done = true
       return Console.log(`${name} at ${event.globalPosition}`).pipe(
         Effect.andThen(pause),
-        Effect.andThen(Console.log(`goes on at ${event.globalPosition}`))
+        Effect.andThen(Console.log(`continues at ${event.globalPosition}`))
       )
     })
 }

@@ -143,7 +143,7 @@ export const entries: ReadonlyArray<Entry> = [
     mutate: rewrite([/EXISTS \((?=\s*SELECT FROM pg_stat_get_activity\()/, "EXISTS (SELECT UNION ALL"])
   },
   {
-    mechanism: "absence seen by the same session",
+    mechanism: "absence observed by the same session",
     scenario: Scenarios.outage,
     mutate: seenByAnybody
   },

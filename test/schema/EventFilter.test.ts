@@ -2,7 +2,7 @@ import { assert, describe, it } from "@effect/vitest"
 import { Schema } from "effect"
 import * as EventFilter from "../../src/schema/EventFilter.ts"
 
-/** Few values, some of which would be ambiguous if lists were joined with a separator instead of quoted. */
+/** Few values, including some that would be ambiguous if lists were joined with a separator instead of quoted. */
 const Value = Schema.Literals(["a", "b", "c", "a,b", "\"a\",\"b\"", "[]", "null", ""])
 const List = Schema.Union([Schema.Array(Value), Schema.Undefined])
 const Filter = Schema.Struct({ boundedContexts: List, aggregateTypes: List, eventTypes: List })

@@ -4,7 +4,7 @@
  *
  * P1, P3: the read model is the fold of the events up to each row's position. P2: it was folded in version order. Rows
  * tile the space, and no hash's position goes back. P4: only the holder moves a row, and no range is claimed from a
- * live worker. P5 is checked at the end of the scenario, which knows when faults have stopped.
+ * live worker. P5 is checked at the end of the scenario, when the faults have stopped.
  */
 import * as Checkpoint from "../../src/schema/Checkpoint.ts"
 import type * as Generation from "../../src/schema/Generation.ts"
@@ -118,7 +118,7 @@ export class Checkers {
     const { coverage, say, violation } = this.run
     const owner = this.ownerOf(after.fence)
     if (owner?.name !== by.name) {
-      violation(`P4: ${by.name} moved ${nameOf(after)}, which ${owner?.name ?? "nobody"} holds`, by.at)
+      violation(`P4: ${by.name} moved ${nameOf(after)}, which ${owner?.name ?? "no worker"} holds`, by.at)
     }
     if (!HashRange.equals(before.range, after.range)) {
       violation(`P4: ${by.name} moved ${nameOf(after)}, which was ${nameOf(before)} by then`, by.at)

@@ -170,7 +170,7 @@ export class EventLog implements Events {
 
     return EventStore.of({
       append: () => Effect.die(new Error("the scenario's writers append")),
-      readStream: () => Effect.die(new Error("nobody reads streams here")),
+      readStream: () => Effect.die(new Error("the simulation reads no streams")),
       settledPosition: settled,
       settledBeyond: Effect.fnUntraced({ self: this }, function*(position, pollInterval) {
         yield* refuseAhead(position)

@@ -125,11 +125,11 @@ export const mutations: Readonly<Record<string, Mutation>> = {
     undrained,
     fencedBy((row, held, position) => row.position === position && row.fence?.incarnation === held.fence.incarnation)
   ),
-  "silence evicts nobody": deciding((request) => ({
+  "silence evicts no worker": deciding((request) => ({
     ...request,
     rules: { ...request.rules, staleWorkerTimeoutMillis: 1e12 }
   })),
-  "neither presence nor silence evicts anybody": deciding((request) => ({
+  "neither presence nor silence evicts a worker": deciding((request) => ({
     ...request,
     rules: { ...request.rules, staleWorkerTimeoutMillis: 1e12, presenceGraceMillis: 1e12 }
   })),
@@ -138,8 +138,8 @@ export const mutations: Readonly<Record<string, Mutation>> = {
     rules: { ...request.rules, heartbeatIntervalMillis: 0 }
   })),
   "read beyond the settled position": { ...none, readable: (log) => () => log.head },
-  "unknown commit taken for failed": unknownIsFailed,
-  "unknown commit taken for failed, position not checked": both(
+  "unknown commit treated as failed": unknownIsFailed,
+  "unknown commit treated as failed, position not checked": both(
     fencedBy((row, held) => sameRange(row, held) && sameFence(row, held)),
     unknownIsFailed
   ),

@@ -127,7 +127,7 @@ export class Worker {
   isFrozen = false
   /** It was killed: nothing that it does has any effect. */
   isCut = false
-  /** It was told to stop. */
+  /** It has been asked to stop. */
   leaving = false
   registration: Registration | undefined
   /** The number of registrations that were acknowledged to it. */

@@ -18,7 +18,7 @@ export interface Fault {
   /** Why this machine cannot run it, or undefined. */
   readonly unavailable?: Effect.Effect<string | undefined, never, Driver>
   /**
-   * Injects the fault and returns when it is over; from then on the recovery is timed. The scope, which closes when
+   * Injects the fault and returns when it has ended; the recovery is timed from that moment. The scope, which closes when
    * this effect ends, undoes its changes.
    */
   readonly inject: Effect.Effect<void, unknown, Driver | Scope.Scope>

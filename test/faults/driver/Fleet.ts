@@ -32,7 +32,7 @@ export interface Fleet {
   readonly without: <A, E, R>(ids: ReadonlyArray<string>, self: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
   /** Draws members at random, out of the eligible ones. */
   readonly pick: (count: number, eligible?: (member: Member) => boolean) => Effect.Effect<ReadonlyArray<Member>>
-  /** Removes a member whose process was told to stop, or has exited. */
+  /** Removes a member whose process received a signal to stop, or has exited. */
   readonly forget: (member: Member) => void
   /** Sets the wanted number of workers. */
   readonly resize: (size: number) => void
@@ -42,7 +42,7 @@ export interface Fleet {
   readonly restore: Effect.Effect<number>
   /** How many processes were started. */
   readonly started: () => number
-  /** Processes that exited without being told to, with their last output. */
+  /** Processes that exited without a signal, with their last output. */
   readonly ended: ReadonlyArray<string>
   /** Stops all workers and returns those that did not exit with code 0. */
   readonly stopAll: Effect.Effect<ReadonlyArray<string>>

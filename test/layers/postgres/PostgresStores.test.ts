@@ -37,7 +37,7 @@ class Invoices
 
 const client = (url: string): Client => PgClient.layer({ url: Redacted.make(url), maxConnections: 4 })
 
-/** Two databases, migrated unless told otherwise, with a client layer for each. */
+/** Two databases, migrated by default, with a client layer for each. */
 const twoDatabases = Effect.fnUntraced(function*(migrated = true) {
   const [a, b] = yield* Effect.all([PostgresTest.make(), PostgresTest.make()], { concurrency: 2 })
   if (migrated) {

@@ -42,7 +42,7 @@ const process = Effect.fnUntraced(function*(options: DatabaseLive.Options = {}) 
 })
 
 EventStores.live(
-  "a process stays present for processes that start later, under keys that are not given out again",
+  "a process stays present for processes that start later, under keys that are not issued again",
   () =>
     Effect.gen(function*() {
       const sql = yield* PgClient.PgClient

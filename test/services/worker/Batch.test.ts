@@ -375,7 +375,7 @@ it.effect("a handler runs with the services captured at construction, but with t
     )
     yield* worker.events.append([event("a")])
     yield* TestClock.adjust(7)
-    const fiber = yield* Effect.forkChild(Effect.provideService(worker.run, Country, "of who runs it"))
+    const fiber = yield* Effect.forkChild(Effect.provideService(worker.run, Country, "of the caller"))
     yield* pass(0)
     assert.deepStrictEqual(found, [["of the layer", 7]])
     yield* worker.drain(fiber)

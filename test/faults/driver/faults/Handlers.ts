@@ -98,11 +98,11 @@ const freezeInDecision = ({ worker, workerId }: Member) =>
   }).pipe(
     Effect.timeoutOrElse({
       duration: startsWithin,
-      orElse: () => Effect.fail(new Missed({ message: `${workerId} was not seen in the middle of a decision` }))
+      orElse: () => Effect.fail(new Missed({ message: `${workerId} was never in the middle of a decision` }))
     })
   )
 
-/** The worker was told to stop, and the others have taken over before it can. */
+/** The worker receives a signal to stop, and the others have taken over before it can. */
 const frozenInDecision: Fault = {
   kind: "SIGSTOP in the middle of a decision, SIGCONT",
   alone: true,
@@ -135,7 +135,7 @@ const blocked: Fault = {
     const millis = settings.staleWorkerTimeout * 2
     const { before } = yield* misbehaving("blocked", { kind: "blocks", millis }, "blocks at")
     yield* takenOver(["blocked"])
-    yield* awaitRows("the one that was blocked has registered anew", startsWithin, (rows) => {
+    yield* awaitRows("the blocked worker has registered again", startsWithin, (rows) => {
       const now = Harness.registered(rows, "blocked")
       return now !== undefined && before !== undefined && now.incarnation > before.incarnation &&
         rows.checkpoints.some(({ incarnation }) => incarnation === now.incarnation)
@@ -152,16 +152,16 @@ const asleep: Fault = {
     const millis = settings.staleWorkerTimeout * 1.2
     const { before, worker } = yield* misbehaving("asleep", { kind: "sleeps", millis }, "sleeps at")
     const woken = yield* awaitRows(
-      "the sleeping handler goes on",
+      "the sleeping handler continues",
       startsWithin,
-      () => worker.output().includes("goes on at")
+      () => worker.output().includes("continues at")
     )
     if (woken === undefined || before === undefined) return
     if (Harness.registered(woken.rows, "asleep")?.incarnation !== before.incarnation) {
       watch.violate("P5: a worker was evicted while its handler slept")
     }
     // The line was written before the sleep, by a transaction that was kept alive until it committed.
-    const position = /goes on at (\d+)/.exec(worker.output())?.[1] ?? ""
+    const position = /continues at (\d+)/.exec(worker.output())?.[1] ?? ""
     yield* admin`
       SELECT FROM journal
       WHERE projection = 'journal' AND worker = 'asleep' AND position = ${position}::bigint

@@ -18,7 +18,7 @@ const taking = Effect.fnUntraced(function*<K extends Way["kind"]>(kind: K) {
     member = (yield* eligible)[0]
   }
   const way = member === undefined ? undefined : wayOf(member.place.index)
-  if (member === undefined || way?.kind !== kind) return yield* Effect.die(new Error(`nobody goes by ${kind}`))
+  if (member === undefined || way?.kind !== kind) return yield* Effect.die(new Error(`no member connects by ${kind}`))
   // The line above narrows the type, which TypeScript cannot express for a type parameter.
   return way as Extract<Way, { readonly kind: K }>
 })

@@ -44,7 +44,7 @@ const refused: Fault = {
     const worker = yield* harness.start("refused", { projections, settings, url, prepare: false, mayEnd: true })
     const ended = yield* Effect.timeoutOption(worker.ended, "15 seconds")
     if (ended._tag === "None" || ended.value.code !== 1 || !worker.output().includes("Setting \"directUrl\"")) {
-      watch.violate(`a worker behind a pooler in transaction mode, without directUrl, said: ${worker.output()}`)
+      watch.violate(`a worker behind a pooler in transaction mode, without directUrl, printed: ${worker.output()}`)
     }
   }),
   judge: nobodyReplaced

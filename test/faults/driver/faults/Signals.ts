@@ -1,4 +1,4 @@
-/** Faults of processes: they are killed, told to stop once or twice, and frozen. */
+/** Faults of processes: they are killed, asked to stop once or twice, and frozen. */
 import * as Effect from "effect/Effect"
 import { Driver } from "../Driver.ts"
 import type { Fault } from "../Fault.ts"

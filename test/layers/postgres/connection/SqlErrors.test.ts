@@ -46,10 +46,10 @@ describe("toStoreError", () => {
   it.each(["SELF_SIGNED_CERT_IN_CHAIN", "UNABLE_TO_VERIFY_LEAF_SIGNATURE", "ERR_TLS_CERT_ALTNAME_INVALID"])(
     "reports an untrusted certificate (%s) as a TLS failure, not as an unreachable network",
     (code) => {
-      const error = connecting(code, "what Node says of it", "PgConnection: Failed to connect")
+      const error = connecting(code, "the message of Node", "PgConnection: Failed to connect")
       assert(error._tag === "DatabaseUnavailable")
       assert.strictEqual(error.reason, "TLS failed")
-      assert.include(error.message, "what Node says of it")
+      assert.include(error.message, "the message of Node")
     }
   )
 

@@ -128,7 +128,7 @@ describe("whatever else failed,", () => {
     hasBegun: Schema.Boolean,
     hasAdvanced: Schema.Boolean
   }
-  /** A cause with these errors, of which the first is a failure and the others are defects. */
+  /** A cause with these errors: the first is a failure, the others are defects. */
   const causeOf = (raised: ReadonlyArray<number>) =>
     Cause.fromReasons<BatchFailure.RollBack | SqlError.SqlError>(
       raised.map((index, place) =>

@@ -23,7 +23,7 @@ import * as CoordinationStores from "../../../support/CoordinationStores.ts"
 import * as Proxy from "../../../support/Proxy.ts"
 
 /**
- * What `BatchTransaction` requires of Effect SQL and the driver, none of which is part of their documented interface.
+ * What `BatchTransaction` requires of Effect SQL and the driver, beyond their documented interfaces.
  * If one of these tests fails after an upgrade, adapt `watch`: otherwise a COMMIT without an answer blocks the pool.
  */
 it.layer(PostgresTest.layerWith({ client: { maxConnections: 1 } }), { excludeTestServices: true })(
