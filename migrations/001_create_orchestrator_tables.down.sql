@@ -1,6 +1,6 @@
 -- The orchestrator's tables: generations, workers, heartbeats, checkpoints.
 
--- The events stay. Tables of these names that something else made stay too: then there is no meta table.
+-- Keeps the events. Also keeps tables of other software with these names: they have no meta table.
 DO $do$
 BEGIN
   PERFORM pg_advisory_xact_lock(hashtextextended('pupsourcing-orchestrator/migrations', 0));

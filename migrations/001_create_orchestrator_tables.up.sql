@@ -1,6 +1,6 @@
 -- The orchestrator's tables: generations, workers, heartbeats, checkpoints.
 
--- One migration at a time; never over tables that something else made, or that a newer version made.
+-- Waits for other migrations. Refuses tables that other software or a newer version created.
 DO $do$
 DECLARE
   found text;
@@ -34,8 +34,8 @@ BEGIN
 END
 $do$;
 
--- One row: the version of these tables, known answers of the hash that divides the events, and over which table of
--- events they keep progress: positions of another one would pass for its own.
+-- One row: the version of these tables, known answers of the hash that divides the events, and the events table whose
+-- progress they record, because positions in another table have a different meaning.
 CREATE TABLE IF NOT EXISTS "orchestrator_meta" (
   singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
   schema_version integer NOT NULL,
@@ -43,7 +43,7 @@ CREATE TABLE IF NOT EXISTS "orchestrator_meta" (
   events_table text
 );
 
--- For a table that was made before there was this column.
+-- For tables that were created without this column.
 ALTER TABLE "orchestrator_meta" ADD COLUMN IF NOT EXISTS events_table text;
 
 -- Every registration of a worker draws its incarnation.
@@ -66,7 +66,7 @@ CREATE TABLE IF NOT EXISTS "orchestrator_generations" (
   PRIMARY KEY (replica_set, generation_id)
 );
 
--- One row for each worker; partition_key -1 means none. A stopped worker that was not evicted left by itself.
+-- One row for each worker; partition_key -1 means none. A stopped worker without evicted_by has left.
 CREATE TABLE IF NOT EXISTS "orchestrator_workers" (
   replica_set text NOT NULL,
   worker_id text NOT NULL,
@@ -87,8 +87,8 @@ CREATE TABLE IF NOT EXISTS "orchestrator_workers" (
 -- For tables of version 1.
 ALTER TABLE "orchestrator_workers" ADD COLUMN IF NOT EXISTS evicted_by text;
 
--- Apart from the workers, because it is written all the time. Room on each page and no index on the time:
--- updates stay in place and touch no index.
+-- Separate from the workers, because heartbeats are written continuously. With free space on each page and no index on
+-- the time, updates stay on their page and change no index.
 CREATE TABLE IF NOT EXISTS "orchestrator_heartbeats" (
   replica_set text NOT NULL,
   worker_id text NOT NULL,
@@ -137,7 +137,7 @@ ALTER TABLE "orchestrator_checkpoints" ADD COLUMN IF NOT EXISTS halted_incarnati
 
 CREATE INDEX IF NOT EXISTS "idx_orchestrator_checkpoints_replica" ON "orchestrator_checkpoints" (replica_set);
 
--- Last, so that a version means that all of it is there.
+-- Written last, so that a recorded version means that all tables exist.
 INSERT INTO "orchestrator_meta" AS m (schema_version, hash_answers, events_table)
 VALUES (2, '{"":2817148525,"user-1":3736142208,"0b6cf0a0-5f5c-4d5b-9a63-1f6f2d0c9e77":852620637}', 'events')
 ON CONFLICT (singleton) DO UPDATE SET schema_version = EXCLUDED.schema_version,

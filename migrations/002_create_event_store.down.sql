@@ -1,6 +1,6 @@
--- The event store, as pupsourcing makes it: events and aggregate heads.
+-- The event store, as pupsourcing creates it: events and aggregate heads.
 
--- Refuses while there are events.
+-- Fails while the table contains events.
 DO $do$
 BEGIN
   PERFORM pg_advisory_xact_lock(hashtextextended('pupsourcing-orchestrator/migrations', 0));

@@ -1,4 +1,4 @@
--- The event store, as pupsourcing makes it: events and aggregate heads.
+-- The event store, as pupsourcing creates it: events and aggregate heads.
 
 -- Creates what is missing, changes nothing that exists, and refuses tables that this library cannot work with.
 DO $do$

@@ -282,7 +282,7 @@ export const anyEvent = (names: TableNames): string =>
 
 /** Drops the event store; fails while it holds an event. */
 export const down = (names: TableNames): ReadonlyArray<string> => [
-  `-- Refuses while there are events.
+  `-- Fails while the table contains events.
 ${
     block(`BEGIN
   PERFORM ${lock};

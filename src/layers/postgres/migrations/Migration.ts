@@ -28,7 +28,7 @@ export const all = (
   {
     number: 2,
     name: "create_event_store",
-    title: "The event store, as pupsourcing makes it: events and aggregate heads.",
+    title: "The event store, as pupsourcing creates it: events and aggregate heads.",
     up: EventStoreTables.up(names, options),
     down: EventStoreTables.down(names)
   }

@@ -7,9 +7,9 @@ import { block, createSchema, indented, literal, lock } from "./Sql.ts"
 export const schemaVersion = 2
 
 /**
- * Known answers of `HashSql.hashOf`, taken from PostgreSQL 18. They are stored in the
- * database and checked at start, because a server with another hash would assign aggregates to other ranges. The texts
- * are ASCII, so that the answers are valid in any database encoding; the last one is longer than one round of the hash.
+ * Known answers of `HashSql.hashOf`, taken from PostgreSQL 18. They are stored in the database and checked at start,
+ * because a server with another hash would assign aggregates to other ranges. The texts are ASCII, so that the answers
+ * are valid in any database encoding; the last one is longer than one round of the hash.
  */
 export const hashAnswers: Readonly<Record<string, number>> = {
   "": 2_817_148_525,
@@ -99,18 +99,18 @@ BEGIN
 END`)
 
 export const up = (names: TableNames): ReadonlyArray<string> => [
-  `-- One migration at a time; never over tables that something else made, or that a newer version made.
+  `-- Waits for other migrations. Refuses tables that other software or a newer version created.
 ${guard(names)}`,
 
-  `-- One row: the version of these tables, known answers of the hash that divides the events, and over which table of
--- events they keep progress: positions of another one would pass for its own.
+  `-- One row: the version of these tables, known answers of the hash that divides the events, and the events table whose
+-- progress they record, because positions in another table have a different meaning.
 CREATE TABLE IF NOT EXISTS ${qualified(names, "meta")} (
   singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
   schema_version integer NOT NULL,
   hash_answers jsonb NOT NULL,
   events_table text
 )`,
-  `-- For a table that was made before there was this column.
+  `-- For tables that were created without this column.
 ALTER TABLE ${qualified(names, "meta")} ADD COLUMN IF NOT EXISTS events_table text`,
 
   `-- Every registration of a worker draws its incarnation.
@@ -135,7 +135,7 @@ CREATE TABLE IF NOT EXISTS ${qualified(names, "generations")} (
   PRIMARY KEY (replica_set, generation_id)
 )`,
 
-  `-- One row for each worker; partition_key -1 means none. A stopped worker that was not evicted left by itself.
+  `-- One row for each worker; partition_key -1 means none. A stopped worker without evicted_by has left.
 CREATE TABLE IF NOT EXISTS ${qualified(names, "workers")} (
   replica_set text NOT NULL,
   worker_id text NOT NULL,
@@ -155,8 +155,8 @@ CREATE TABLE IF NOT EXISTS ${qualified(names, "workers")} (
   `-- For tables of version 1.
 ALTER TABLE ${qualified(names, "workers")} ADD COLUMN IF NOT EXISTS evicted_by text`,
 
-  `-- Apart from the workers, because it is written all the time. Room on each page and no index on the time:
--- updates stay in place and touch no index.
+  `-- Separate from the workers, because heartbeats are written continuously. With free space on each page and no index on
+-- the time, updates stay on their page and change no index.
 CREATE TABLE IF NOT EXISTS ${qualified(names, "heartbeats")} (
   replica_set text NOT NULL,
   worker_id text NOT NULL,
@@ -206,7 +206,7 @@ ALTER TABLE ${qualified(names, "checkpoints")} ADD COLUMN IF NOT EXISTS halted_i
     qualified(names, "checkpoints")
   } (replica_set)`,
 
-  `-- Last, so that a version means that all of it is there.
+  `-- Written last, so that a recorded version means that all tables exist.
 INSERT INTO ${qualified(names, "meta")} AS m (schema_version, hash_answers, events_table)
 VALUES (${schemaVersion}, ${literal(JSON.stringify(hashAnswers))}, ${literal(recorded(names))})
 ON CONFLICT (singleton) DO UPDATE SET schema_version = EXCLUDED.schema_version,
@@ -218,7 +218,7 @@ WHERE m.schema_version < EXCLUDED.schema_version OR m.events_table IS NULL`
  * Drops what `up` created and nothing else: without the meta table, the tables belong to other software and are kept.
  */
 export const down = (names: TableNames): ReadonlyArray<string> => [
-  `-- The events stay. Tables of these names that something else made stay too: then there is no meta table.
+  `-- Keeps the events. Also keeps tables of other software with these names: they have no meta table.
 ${
     block(`BEGIN
   PERFORM ${lock};
