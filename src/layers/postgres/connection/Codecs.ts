@@ -1,4 +1,7 @@
-/** Checks the codecs of the application's client. */
+/**
+ * Values on the application's client, which may have custom codecs for all types except text and bytea: the check of
+ * these two at startup, and how other values are transferred.
+ */
 import * as PgTypes from "@effect/sql-pg/PgTypes"
 import * as Effect from "effect/Effect"
 import * as Result from "effect/Result"
@@ -15,7 +18,8 @@ const otherCodecs = new InvalidSettings({
 const isCodecFailure = (error: SqlError.SqlError): boolean =>
   /Failed to (decode row|encode query)/.test(error.reason.message ?? "")
 
-const array = (values: ReadonlyArray<unknown>, oid: number) => Result.getOrThrow(PgTypes.array(values, oid))
+/** A list as a parameter. */
+export const array = (values: ReadonlyArray<unknown>, oid: number) => Result.getOrThrow(PgTypes.array(values, oid))
 
 /**
  * Checks that the client has the driver's codecs for text and bytea. The library's statements on the application's
@@ -34,3 +38,19 @@ export const check = Effect.fnUntraced(function*(sql: SqlClient.SqlClient) {
     Array.isArray(row.list) && row.list.length === 1 && isSame(row.list[0])
   if (!isKept) return yield* otherCodecs
 })
+
+/**
+ * Runs a query on the application's client, which may have custom codecs: each row is transferred as JSON text. The
+ * query must cast 64-bit numbers to text.
+ */
+export const asJson = <A>(
+  sql: SqlClient.SqlClient,
+  query: string
+): Effect.Effect<ReadonlyArray<A>, SqlError.SqlError> =>
+  Effect.map(
+    sql.unsafe<{ readonly row: string }>(`SELECT row_to_json(q)::text AS row FROM (${query}) AS q`).unprepared,
+    (rows) => rows.map(({ row }): A => JSON.parse(row))
+  )
+
+/** Reads a boolean that was cast to text. */
+export const isTrue = (text: string | null | undefined): boolean => text === "true"

@@ -16,7 +16,6 @@ import {
 } from "../../../schema/Errors.ts"
 import * as TableNames from "../../../schema/TableNames.ts"
 import { waitForServer } from "../../../services/worker/Startup.ts"
-import { asJson } from "../coordination/Rows.ts"
 import type { Options } from "../Database.ts"
 import { hashOf } from "../HashSql.ts"
 import * as EventStoreTables from "../migrations/EventStoreTables.ts"
@@ -95,7 +94,7 @@ export const checkCodecs = (target: Target): Effect.Effect<void, InvalidSettings
 /** Finds the version of the server and the schemas of the tables. */
 export const find = Effect.fnUntraced(function*(target: Target): Effect.fn.Return<Found, StoreError> {
   const path = yield* searchPath(target.pg.config).pipe(withClient(target))
-  const [found] = yield* asJson<Omit<Found, "names">>(
+  const [found] = yield* Codecs.asJson<Omit<Found, "names">>(
     target.sql,
     `SELECT current_setting('server_version_num')::int AS version, pg_is_in_recovery() AS recovering,
       ${TableSchemas.find(target.names, `${textArray(path)}::text[]`)} AS schemas`
@@ -149,7 +148,7 @@ export const checkServer = Effect.fnUntraced(function*(
 const checkMeta = Effect.fnUntraced(function*(target: Target, { names }: Found) {
   const { sql } = target
   const meta = TableNames.qualified(names, "meta")
-  const [row] = yield* asJson<{
+  const [row] = yield* Codecs.asJson<{
     readonly version: number
     readonly events: string | null
     readonly wrong: boolean
@@ -188,7 +187,7 @@ export const checkTables = Effect.fnUntraced(function*(
   if (missing.length > 0) {
     return yield* new TablesMissing({ tables: missing.map((key) => TableNames.qualified(found.names, key)) })
   }
-  const differences = yield* asJson<EventStoreTables.Difference>(
+  const differences = yield* Codecs.asJson<EventStoreTables.Difference>(
     target.sql,
     EventStoreTables.differences(found.names)
   ).pipe(withClient(target))

@@ -4,27 +4,8 @@
  * Whole views are read as JSON in one statement. There, 64-bit numbers are transferred as text, because a JSON number
  * is a double.
  */
-import * as Effect from "effect/Effect"
-import type * as SqlClient from "effect/sql/SqlClient"
-import type * as SqlError from "effect/sql/SqlError"
 import type * as Checkpoint from "../../../schema/Checkpoint.ts"
 import type * as Generation from "../../../schema/Generation.ts"
-
-/**
- * Runs a query on the application's client, which may have custom codecs: each row is transferred as JSON text. The
- * query must cast 64-bit numbers to text.
- */
-export const asJson = <A>(
-  sql: SqlClient.SqlClient,
-  query: string
-): Effect.Effect<ReadonlyArray<A>, SqlError.SqlError> =>
-  Effect.map(
-    sql.unsafe<{ readonly row: string }>(`SELECT row_to_json(q)::text AS row FROM (${query}) AS q`).unprepared,
-    (rows) => rows.map(({ row }): A => JSON.parse(row))
-  )
-
-/** Reads a boolean that was cast to text. */
-export const isTrue = (text: string | null | undefined): boolean => text === "true"
 
 /** A row of the checkpoints table, with 64-bit numbers as text and times in milliseconds since 1970. */
 export interface CheckpointRow {

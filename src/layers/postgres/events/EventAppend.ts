@@ -15,10 +15,11 @@ import {
   UnsupportedDatabase
 } from "../../../schema/Errors.ts"
 import type { Appended, ExpectedVersion, NewEvent } from "../../../schema/Event.ts"
+import { array } from "../connection/Codecs.ts"
 import { isConflict, refail } from "../connection/SqlErrors.ts"
 import type { Database } from "../Database.ts"
 import * as AppendError from "./AppendError.ts"
-import { array, streamParameters, versionText } from "./EventSql.ts"
+import { streamParameters, versionText } from "./EventSql.ts"
 import type { ReadSession } from "./ReadSession.ts"
 
 /** What every append uses. */

@@ -3,10 +3,10 @@
  * `Event`.
  */
 import * as PgTypes from "@effect/sql-pg/PgTypes"
-import * as Result from "effect/Result"
 import { dateOfMicros, type Event, type StreamId } from "../../../schema/Event.ts"
 import * as HashRange from "../../../schema/HashRange.ts"
 import type { ReadOptions } from "../../../services/EventStore.ts"
+import { array } from "../connection/Codecs.ts"
 import { hashOf } from "../HashSql.ts"
 import * as ReadSession from "./ReadSession.ts"
 
@@ -82,8 +82,6 @@ export const streamParameters = (stream: StreamId): ReadonlyArray<string> => [
   stream.aggregateType,
   stream.aggregateId
 ]
-
-export const array = (values: ReadonlyArray<unknown>, oid: number) => Result.getOrThrow(PgTypes.array(values, oid))
 
 /** The highest version that the column can store. */
 const lastVersion = 2n ** 63n - 1n

@@ -15,8 +15,8 @@ import type { Connection } from "effect/sql/SqlConnection"
 import type * as SqlError from "effect/sql/SqlError"
 import { DatabaseUnavailable } from "../../../schema/Errors.ts"
 import * as Abandonable from "../../../services/Abandonable.ts"
+import { isTrue } from "../connection/Codecs.ts"
 import { connectionLost } from "../connection/SqlErrors.ts"
-import * as Rows from "../coordination/Rows.ts"
 import type { Database } from "../Database.ts"
 import { quietly } from "./FencedWrite.ts"
 
@@ -187,7 +187,7 @@ const untilLost = Effect.fnUntraced(function*(
         SELECT FROM pg_catalog.pg_stat_activity
         WHERE pid = ${known.pid}::int4 AND (backend_start IS NULL OR extract(epoch FROM xact_start)::text = ${known.begun})
       ))::text AS over`).pipe(Effect.timeoutOption(answerLimit), Effect.orElseSucceed(Option.none))
-    if (Option.isSome(answer)) reports = Rows.isTrue(answer.value[0]?.over) ? reports + 1 : 0
+    if (Option.isSome(answer)) reports = isTrue(answer.value[0]?.over) ? reports + 1 : 0
   }
   return yield* connectionLost("the transaction has ended, but the connection did not report it")
 })

@@ -26,6 +26,7 @@ import {
   type HandlerFailure,
   TransientFailure
 } from "../../../services/CheckpointStore.ts"
+import { isTrue } from "../connection/Codecs.ts"
 import { isUnstorable, writing } from "../connection/Encoding.ts"
 import * as ServerEpochSql from "../connection/ServerEpochSql.ts"
 import { isTransient, toStoreError } from "../connection/SqlErrors.ts"
@@ -137,10 +138,10 @@ const begin = Effect.fnUntraced(function*(database: Database["Service"], batch: 
   batch.transaction = start
   if (start?.alive === "false") return yield* rollBack(batch, endEpoch(database, epoch))
   // Otherwise the failure of the write would be attributed to the handler.
-  if (Rows.isTrue(start?.reads_only)) {
+  if (isTrue(start?.reads_only)) {
     return yield* rollBack(batch, new ReadOnlyReplica({ server: database.server.server }))
   }
-  if (start === undefined || !Rows.isTrue(start.held)) {
+  if (start === undefined || !isTrue(start.held)) {
     return yield* rollBack(batch, new Fenced({ projection: held.projection }))
   }
   return start

@@ -10,9 +10,9 @@ import type { Held } from "../../../schema/Checkpoint.ts"
 import type { StoreError } from "../../../schema/Errors.ts"
 import { type CheckpointStore, Fenced, TransientFailure } from "../../../services/CheckpointStore.ts"
 import type { ServerEpoch } from "../../../services/EventStore.ts"
+import { isTrue } from "../connection/Codecs.ts"
 import * as ServerEpochSql from "../connection/ServerEpochSql.ts"
 import { isConflict, isConnectionLoss, isTransient, toStoreError } from "../connection/SqlErrors.ts"
-import * as Rows from "../coordination/Rows.ts"
 import type { Database } from "../Database.ts"
 import * as BatchFailure from "./BatchFailure.ts"
 import * as FencedWrite from "./FencedWrite.ts"
@@ -113,13 +113,13 @@ const complete = (
   entry: Request.Entry<Advance>,
   { alive, held, moved }: AdvanceRow
 ): Effect.Effect<void> => {
-  if (Rows.isTrue(moved)) return Request.succeed(entry, undefined)
+  if (isTrue(moved)) return Request.succeed(entry, undefined)
   const { held: { projection }, options } = entry.request
   return Request.fail(
     entry,
-    !Rows.isTrue(alive)
+    !isTrue(alive)
       ? FencedWrite.endEpoch(database, options.epoch)
-      : Rows.isTrue(held)
+      : isTrue(held)
       ? rowLocked
       : new Fenced({ projection })
   )
