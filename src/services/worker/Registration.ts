@@ -136,6 +136,7 @@ export const runRegistrations = Effect.fnUntraced(
         while: (error) => error._tag === "WorkerEvicted",
         schedule: Schedule.spaced(registrationBackoff)
       }),
+      // Cannot occur, because the retry has no limit.
       Effect.catchTag("WorkerEvicted", Effect.die),
       Effect.annotateLogs({ worker: workerId })
     )

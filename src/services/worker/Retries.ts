@@ -54,8 +54,9 @@ const attemptsBeforeError = 5
 
 export const make = (job: Job, retryLog: RetryLog): Retries => {
   const { held: { projection, range } } = job.state
-  const nameOf = (operation: Operation): string =>
-    `${operation} of projection "${projection}" in range ${HashRange.format(range)}`
+  // Formatted once, because every batch reports the success of all operations.
+  const subject = `of projection "${projection}" in range ${HashRange.format(range)}`
+  const nameOf = (operation: Operation): string => `${operation} ${subject}`
 
   const logFailure = (operation: Operation, attempt: number, failure: Failure, reason: string) => {
     // All ranges fail at once while the database is unavailable, but each has its own conflicts.
