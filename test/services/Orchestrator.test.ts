@@ -17,7 +17,6 @@ import * as TxRef from "effect/TxRef"
 import * as MemoryStores from "../../src/layers/memory/MemoryStores.ts"
 import * as MemoryWorld from "../../src/layers/memory/MemoryWorld.ts"
 import type { Activity } from "../../src/schema/Activity.ts"
-import { DatabaseUnavailable } from "../../src/schema/Errors.ts"
 import type { Event } from "../../src/schema/Event.ts"
 import * as HashRange from "../../src/schema/HashRange.ts"
 import type * as Settings from "../../src/schema/Settings.ts"
@@ -25,7 +24,7 @@ import { EventStore } from "../../src/services/EventStore.ts"
 import { Membership } from "../../src/services/Membership.ts"
 import * as Orchestrator from "../../src/services/Orchestrator.ts"
 import * as Projection from "../../src/services/Projection.ts"
-import { breathe, Broken, enter, event, logs, pass } from "./World.ts"
+import { breathe, Broken, enter, event, logs, pass, unavailable } from "./World.ts"
 
 type Counts = Readonly<Record<string, number>>
 
@@ -104,14 +103,6 @@ const hasEnded = (fiber: Fiber.Fiber<unknown, unknown>) => fiber.pollUnsafe() !=
 
 /** A process without a connection eventually stops waiting for the database. */
 const endOf = (worker: { readonly stop: Effect.Effect<unknown> }) => Effect.andThen(worker.stop, pass(30_000, 500))
-
-const unavailable = new DatabaseUnavailable({
-  reason: "connection lost",
-  server: "db:5432",
-  database: "app",
-  user: "app",
-  cause: "test"
-})
 
 /** Heartbeats that fail while `failing.now`. */
 const failingHeartbeats = (failing: { now: boolean }) => (real: Membership) => ({

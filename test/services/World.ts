@@ -58,12 +58,12 @@ export const logs = (): { readonly lines: Array<Line>; readonly layer: Layer.Lay
 export class Broken extends Data.TaggedError("Broken")<{ readonly message: string }> {}
 
 /** The failure of the stores while their database is unreachable. */
-export const away = new DatabaseUnavailable({
+export const unavailable = new DatabaseUnavailable({
   reason: "connection lost",
-  server: "nowhere:5432",
-  database: "test",
-  user: "test",
-  cause: new Error("cut")
+  server: "db:5432",
+  database: "app",
+  user: "app",
+  cause: new Error("test")
 })
 
 export const event = (id: string, rest: { readonly eventType?: string; readonly aggregateType?: string } = {}) => ({

@@ -11,7 +11,7 @@ import { Membership } from "../../../src/services/Membership.ts"
 import * as Orchestrator from "../../../src/services/Orchestrator.ts"
 import * as Projection from "../../../src/services/Projection.ts"
 import * as RetryLog from "../../../src/services/telemetry/RetryLog.ts"
-import { away, enter, event, logs, pass } from "../World.ts"
+import { enter, event, logs, pass, unavailable } from "../World.ts"
 
 const texts = (lines: ReturnType<typeof logs>["lines"]) => lines.map(({ level, text }) => `${level}: ${text}`)
 
@@ -81,13 +81,13 @@ for (const busy of [true, false]) {
               name,
               typeof member === "function" && name !== "checkClient" && name !== "wakeUps" && name !== "watch"
                 ? (...args: ReadonlyArray<unknown>) =>
-                  Effect.suspend(() => isAway ? Effect.fail(away) : member(...args))
+                  Effect.suspend(() => isAway ? Effect.fail(unavailable) : member(...args))
                 : member
             ])
           ) as S
         const lost = Effect.flatMap(
           Effect.sleep("100 millis"),
-          () => isAway ? Effect.fail(away) : Effect.void
+          () => isAway ? Effect.fail(unavailable) : Effect.void
         ).pipe(Effect.forever)
         const stores = process.stores.pipe(
           Context.add(EventStore, {

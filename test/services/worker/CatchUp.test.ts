@@ -7,7 +7,7 @@ import * as MemoryStores from "../../../src/layers/memory/MemoryStores.ts"
 import { CheckpointStore } from "../../../src/services/CheckpointStore.ts"
 import * as Orchestrator from "../../../src/services/Orchestrator.ts"
 import * as Projection from "../../../src/services/Projection.ts"
-import { away, enter, event, pass, restorePoint } from "../World.ts"
+import { enter, event, pass, restorePoint, unavailable } from "../World.ts"
 
 const outcome = (fiber: Fiber.Fiber<Exit.Exit<void, unknown>>): string => {
   const exit = fiber.pollUnsafe()
@@ -44,7 +44,7 @@ it.effect("catchUp retries while the database is briefly unreachable", () =>
     const { catchUp } = yield* Orchestrator.make({ replicaSet: "main", projections: [users] }).pipe(
       Effect.provide(Context.add(process.stores, CheckpointStore, {
         ...process.checkpoints,
-        rows: (name) => Effect.suspend(() => isAway ? Effect.fail(away) : process.checkpoints.rows(name))
+        rows: (name) => Effect.suspend(() => isAway ? Effect.fail(unavailable) : process.checkpoints.rows(name))
       }))
     )
     const fiber = yield* Effect.forkDetach(Effect.exit(catchUp))

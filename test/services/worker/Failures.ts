@@ -4,7 +4,7 @@ import * as Clock from "effect/Clock"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as TxRef from "effect/TxRef"
-import { DatabaseUnavailable } from "../../../src/schema/Errors.ts"
+import type { DatabaseUnavailable } from "../../../src/schema/Errors.ts"
 import type { Event } from "../../../src/schema/Event.ts"
 import { type CheckpointStore, type Fenced, TransientFailure } from "../../../src/services/CheckpointStore.ts"
 import * as Projection from "../../../src/services/Projection.ts"
@@ -39,14 +39,6 @@ export const ids = (count: number) => Array.from({ length: count }, (_, index) =
 export class NoSuchCountry extends Error {
   override readonly name = "NoSuchCountry"
 }
-
-export const unavailable = new DatabaseUnavailable({
-  reason: "shutting down",
-  server: "db:5432",
-  database: "app",
-  user: "app",
-  cause: "test"
-})
 
 export const conflict = new TransientFailure({ kind: "conflict", cause: new Error("deadlock detected") })
 export const connectionLost = new TransientFailure({ kind: "connection", cause: new Error("connection reset") })

@@ -7,14 +7,14 @@ import * as Stream from "effect/Stream"
 import { TestClock } from "effect/testing"
 import * as MemoryStores from "../../../src/layers/memory/MemoryStores.ts"
 import type { Activity } from "../../../src/schema/Activity.ts"
-import { DatabaseUnavailable, WorkerReplaced } from "../../../src/schema/Errors.ts"
+import { WorkerReplaced } from "../../../src/schema/Errors.ts"
 import type { Displayed, Registration, WorkerState } from "../../../src/schema/Worker.ts"
 import { Membership } from "../../../src/services/Membership.ts"
 import * as Orchestrator from "../../../src/services/Orchestrator.ts"
 import * as Projection from "../../../src/services/Projection.ts"
 import * as RetryLog from "../../../src/services/telemetry/RetryLog.ts"
 import * as Heartbeat from "../../../src/services/worker/Heartbeat.ts"
-import { away, enter, event, pass } from "../World.ts"
+import { enter, event, pass, unavailable } from "../World.ts"
 
 const registration: Registration = {
   replicaSet: "main",
@@ -23,14 +23,6 @@ const registration: Registration = {
   startedAt: new Date(0),
   projections: []
 }
-
-const unavailable = new DatabaseUnavailable({
-  reason: "connection lost",
-  server: "db:5432",
-  database: "app",
-  user: "app",
-  cause: "test"
-})
 
 /** A running heartbeat with an interval of 5 s, whose answer and displayed state the test sets. */
 const running = Effect.gen(function*() {
@@ -190,7 +182,8 @@ it.effect("the displayed states of a worker and its generation are written once 
     const orchestrator = yield* Orchestrator.make({ replicaSet: "main", projections: [users] }).pipe(
       Effect.provide(Context.add(process.stores, Membership, {
         ...process.membership,
-        heartbeat: (...args) => Effect.suspend(() => isAway ? Effect.fail(away) : process.membership.heartbeat(...args))
+        heartbeat: (...args) =>
+          Effect.suspend(() => isAway ? Effect.fail(unavailable) : process.membership.heartbeat(...args))
       }))
     )
     const fiber = yield* Effect.forkDetach(orchestrator.run)

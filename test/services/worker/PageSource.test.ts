@@ -10,8 +10,8 @@ import { CheckpointAheadOfEvents, EventTooLarge, EventUnreadable, StoreFailure }
 import { Fenced } from "../../../src/services/CheckpointStore.ts"
 import type { EventStore } from "../../../src/services/EventStore.ts"
 import * as Projection from "../../../src/services/Projection.ts"
-import { Broken, event, pass, runner } from "../World.ts"
-import { haltAtSecond, ids, recording, unavailable } from "./Failures.ts"
+import { Broken, event, pass, runner, unavailable } from "../World.ts"
+import { haltAtSecond, ids, recording } from "./Failures.ts"
 
 const eventId = "00000000-0000-4000-8000-000000000002"
 

@@ -13,7 +13,7 @@ import { CheckpointStore, Fenced, TransientFailure } from "../../../src/services
 import * as Orchestrator from "../../../src/services/Orchestrator.ts"
 import * as Projection from "../../../src/services/Projection.ts"
 import * as Hostile from "../../support/Hostile.ts"
-import { breathe, Broken, enter, event, pass, restorePoint, runner } from "../World.ts"
+import { breathe, Broken, enter, event, pass, restorePoint, runner, unavailable } from "../World.ts"
 import {
   conflict,
   connectionLost,
@@ -22,8 +22,7 @@ import {
   haltAtSecond,
   ids,
   NoSuchCountry,
-  recording,
-  unavailable
+  recording
 } from "./Failures.ts"
 
 it.effect("commits the events before a failing event and records the halt in the row, the log and activity", () =>

@@ -11,7 +11,7 @@ import { CoordinationStore } from "../../../src/services/CoordinationStore.ts"
 import { Membership } from "../../../src/services/Membership.ts"
 import * as Orchestrator from "../../../src/services/Orchestrator.ts"
 import * as Projection from "../../../src/services/Projection.ts"
-import { away, enter, event, logs, pass, restorePoint, stubborn } from "../World.ts"
+import { enter, event, logs, pass, restorePoint, stubborn, unavailable } from "../World.ts"
 
 it.effect("a worker fails with CoordinationTimeout when its handler does not stop", () =>
   Effect.gen(function*() {
@@ -44,9 +44,10 @@ it.effect("a database outage does not count towards coordinationTimeout", () =>
     const users = Projection.make("users", { handle: () => Effect.void })
     const { lines, layer } = logs()
     const stores = Context.add(process.stores, CoordinationStore, {
-      preview: (request) => Effect.suspend(() => isAway ? Effect.fail(away) : process.decisions.preview(request)),
+      preview: (request) =>
+        Effect.suspend(() => isAway ? Effect.fail(unavailable) : process.decisions.preview(request)),
       apply: (request) =>
-        Effect.suspend(() => isAway ? Effect.fail(away) : process.decisions.apply(request)).pipe(
+        Effect.suspend(() => isAway ? Effect.fail(unavailable) : process.decisions.apply(request)).pipe(
           Effect.map(incomplete)
         )
     }).pipe(Context.add(Membership, process.membership))
@@ -66,9 +67,9 @@ it.effect("a database outage does not count towards coordinationTimeout", () =>
     yield* pass(2000)
     assert.isUndefined(fiber.pollUnsafe())
     assert.deepStrictEqual(lines.filter(({ level }) => level !== "Info" && level !== "Debug").map(({ text }) => text), [
-      `Coordination failed and is retried: ${away.message}`,
-      `Still failing after 10s and 41 attempts: Coordination. Last failure: ${away.message}`,
-      `Still failing after 30s and 121 attempts: Coordination. Last failure: ${away.message}`
+      `Coordination failed and is retried: ${unavailable.message}`,
+      `Still failing after 10s and 41 attempts: Coordination. Last failure: ${unavailable.message}`,
+      `Still failing after 30s and 121 attempts: Coordination. Last failure: ${unavailable.message}`
     ])
     assert.match(
       lines.map(({ text }) => text).join("\n"),
@@ -150,7 +151,7 @@ it.effect("a generation whose number is reissued after lost commits is treated a
     })
     let isAway = false
     const unlessAway = <A, E, R>(self: Effect.Effect<A, E, R>) =>
-      Effect.suspend((): Effect.Effect<A, E | DatabaseUnavailable, R> => isAway ? Effect.fail(away) : self)
+      Effect.suspend((): Effect.Effect<A, E | DatabaseUnavailable, R> => isAway ? Effect.fail(unavailable) : self)
     const start = Effect.fnUntraced(function*(workerId: string, mayBeAway = false) {
       const process = yield* enter(world)
       const stores = mayBeAway
