@@ -89,7 +89,7 @@ const begin = Effect.fnUntraced(function*(self: PageReader, options: ReadOptions
     largestEvent: self.largestEvent,
     isFiltered: where.text !== ""
   }
-  return {
+  const page: Reading = {
     options,
     where,
     begun,
@@ -97,7 +97,8 @@ const begin = Effect.fnUntraced(function*(self: PageReader, options: ReadOptions
     window: PageWindow.make(limits, bound),
     events: [],
     unreadable: undefined
-  } satisfies Reading as Reading
+  }
+  return page
 })
 
 /** The position up to which events may be read, and the server epoch for which this is proved. */
