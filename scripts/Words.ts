@@ -1,6 +1,6 @@
 /**
  * Words that the project's prose does without, and what to write instead. `npm run lint` searches the comments and strings of
- * src, examples, scripts and bench (the rule project/words) and the Markdown files for them. Names in backticks are not prose.
+ * src, test, examples, scripts and bench (the rule project/words) and the Markdown files for them. Names in backticks are not prose.
  */
 
 /** Persons may be *who*; workers, sessions and statements may not. */

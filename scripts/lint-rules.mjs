@@ -155,7 +155,7 @@ const noSkippedTests = rule("Every test runs.", (context) => {
 
 const words = rule("Comments and strings are plain technical English; see Words.ts.", (context) => {
   const path = pathOf(context)
-  if (!/^(?:src|examples|scripts|bench)\//.test(path) || path === "scripts/Words.ts") return {}
+  if (!/^(?:src|test|examples|scripts|bench)\//.test(path) || path === "scripts/Words.ts") return {}
   const check = (node, text) => {
     for (const { instead, word } of Words.find(text)) {
       context.report({ node, message: `"${word}": write ${instead}` })
@@ -174,7 +174,8 @@ const words = rule("Comments and strings are plain technical English; see Words.
       }
       if (above !== undefined) check(above.comment, above.text)
     },
-    Literal: (node) => typeof node.value === "string" && check(node, node.value),
+    // One word is a name.
+    Literal: (node) => typeof node.value === "string" && node.value.includes(" ") && check(node, node.value),
     TemplateElement: (node) => check(node, node.value.raw)
   }
 })

@@ -9,7 +9,7 @@ import * as Crypto from "node:crypto"
 import { Event, EventStore, PostgresStores, Projection } from "pupsourcing-orchestrator"
 import { TestDatabase } from "../../src/testing/PostgresTest.ts"
 import { event } from "../support/EventStores.ts"
-import { append, catchUp, halted, live, recording, seen } from "./OneProcess.ts"
+import { append, catchUp, halted, live, recorded, recording } from "./OneProcess.ts"
 
 const mega = 1024 * 1024
 
@@ -23,7 +23,7 @@ describe("sizes", () => {
       const error = yield* halted(recording("sizes"))
       assert.strictEqual(error.position, positions[2])
       assert.include(error.message, "maxMessageSize")
-      assert.deepStrictEqual((yield* seen("sizes")).map(({ bytes }) => bytes), sizes.slice(0, 2))
+      assert.deepStrictEqual((yield* recorded("sizes")).map(({ bytes }) => bytes), sizes.slice(0, 2))
 
       const { url } = yield* TestDatabase
       yield* catchUp(recording("sizes")).pipe(
@@ -33,7 +33,7 @@ describe("sizes", () => {
           )
         )
       )
-      assert.deepStrictEqual((yield* seen("sizes")).map(({ bytes }) => bytes), sizes)
+      assert.deepStrictEqual((yield* recorded("sizes")).map(({ bytes }) => bytes), sizes)
     })
   )
 
@@ -43,7 +43,7 @@ describe("sizes", () => {
       const [small] = yield* append(event("a"))
       const [large] = yield* append(event("b", { traceId: "x".repeat(17 * mega) }))
       assert.strictEqual((yield* halted(recording("beside"))).position, large)
-      assert.deepStrictEqual((yield* seen("beside")).map(({ position }) => position), [small])
+      assert.deepStrictEqual((yield* recorded("beside")).map(({ position }) => position), [small])
     })
   )
 
@@ -101,8 +101,8 @@ describe("sizes", () => {
         const millis = ((yield* Clock.monotonicTimeNanos) - began) / 1_000_000n
         yield* Console.log(`${type}: ${count} events in ${millis} ms`)
       }
-      assert.strictEqual(new Set((yield* seen("Many")).map(({ aggregateId }) => aggregateId)).size, count)
-      const versions = (yield* seen("One")).map(({ version }) => version)
+      assert.strictEqual(new Set((yield* recorded("Many")).map(({ aggregateId }) => aggregateId)).size, count)
+      const versions = (yield* recorded("One")).map(({ version }) => version)
       assert.deepStrictEqual(versions, Array.from({ length: count }, (_, index) => BigInt(index + 1)))
     }),
     ["long"]
@@ -140,7 +140,7 @@ describe("payloads", () => {
         { concurrency: "unbounded" }
       )
       yield* catchUp(recording("bytes"))
-      assert.deepStrictEqual((yield* seen("bytes")).map(({ bytes }) => bytes), sizes)
+      assert.deepStrictEqual((yield* recorded("bytes")).map(({ bytes }) => bytes), sizes)
 
       const told: Array<string> = []
       yield* catchUp(Projection.make("tells", {
@@ -164,7 +164,7 @@ describe("payloads", () => {
       }
       yield* catchUp(recording("metadata"))
       assert.deepStrictEqual(
-        (yield* seen("metadata")).map(({ metadata }) => metadata),
+        (yield* recorded("metadata")).map(({ metadata }) => metadata),
         kinds.map((metadata): unknown => metadata === null ? null : JSON.parse(metadata))
       )
     })
@@ -214,7 +214,7 @@ describe("names", () => {
       for (const name of names.slice(0, -1)) {
         const filter = { boundedContexts: [name], aggregateTypes: [name], eventTypes: [name] }
         yield* catchUp(recording(name, filter), { replicaSet: name, workerId: name })
-        assert.deepStrictEqual((yield* seen(name)).map(({ aggregateId }) => aggregateId), [name])
+        assert.deepStrictEqual((yield* recorded(name)).map(({ aggregateId }) => aggregateId), [name])
       }
     })
   )
@@ -230,7 +230,7 @@ describe("names", () => {
       assert.strictEqual(yield* store.headPosition, 0n)
       yield* append(event("short"))
       yield* catchUp(recording("after it"))
-      assert.strictEqual((yield* seen("after it")).length, 1)
+      assert.strictEqual((yield* recorded("after it")).length, 1)
     })
   )
 })
@@ -265,7 +265,7 @@ describe("the ends of int8", () => {
       const beyond = yield* Effect.flip(store.append([event("b")], { expectedVersion: last + 1n }))
       assert.strictEqual(beyond._tag, "ConcurrencyConflict")
       yield* catchUp(recording("versions"))
-      assert.deepStrictEqual((yield* seen("versions")).map(({ version }) => version), [last - 2n, last - 1n, last])
+      assert.deepStrictEqual((yield* recorded("versions")).map(({ version }) => version), [last - 2n, last - 1n, last])
     })
   )
 
@@ -282,7 +282,7 @@ describe("the ends of int8", () => {
       assert(error._tag === "StoreFailure")
       assert.strictEqual(error.code, "2200H")
       yield* catchUp(recording("positions"))
-      assert.deepStrictEqual((yield* seen("positions")).map(({ position }) => position), [1n, last - 1n, last])
+      assert.deepStrictEqual((yield* recorded("positions")).map(({ position }) => position), [1n, last - 1n, last])
       // No later position can exist, and this must not be an error.
       yield* catchUp(recording("positions"))
     })

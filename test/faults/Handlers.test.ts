@@ -6,7 +6,7 @@ import { SqlClient } from "effect/sql"
 import { type Event, Projection } from "pupsourcing-orchestrator"
 import { TestDatabase } from "../../src/testing/PostgresTest.ts"
 import { event } from "../support/EventStores.ts"
-import { append, catchUp, halted, live, record, seen } from "./OneProcess.ts"
+import { append, catchUp, halted, live, record, recorded } from "./OneProcess.ts"
 
 const seventh = 7n
 
@@ -15,7 +15,7 @@ const isSeventh = (event: Event.Event): boolean => event.aggregateVersion === se
 const twenty = Effect.suspend(() => append(...Array.from({ length: 20 }, () => event("a"))))
 
 const versions = (projection: string) =>
-  Effect.map(seen(projection), (rows) => rows.map(({ version }) => Number(version)))
+  Effect.map(recorded(projection), (rows) => rows.map(({ version }) => Number(version)))
 
 const upTo = (last: number) => Array.from({ length: last }, (_, index) => index + 1)
 
@@ -61,7 +61,7 @@ describe("a handler", () => {
       yield* catchUp(leaves, { batchSize: 1 })
       assert.include(String(outcomes), "Pinned connection was released")
       assert.deepStrictEqual(yield* versions("leaves"), [1, 2])
-      assert.deepStrictEqual(yield* seen("late"), [])
+      assert.deepStrictEqual(yield* recorded("late"), [])
     })
   )
 
@@ -156,7 +156,7 @@ describe("a handler", () => {
         halted(Projection.make(name, {
           handle: (event) => isSeventh(event) ? Effect.andThen(record(name, event), last) : record(name, event)
         }))
-      const statement = () => sql`INSERT INTO seen VALUES ('forgotten', 1, 'a', 1, 0, NULL)`
+      const statement = () => sql`INSERT INTO recorded VALUES ('forgotten', 1, 'a', 1, 0, NULL)`
       for (
         const [name, last] of [
           ["statement", Effect.sync(statement)],
@@ -170,7 +170,7 @@ describe("a handler", () => {
         assert.include(error.error, "HandlerResultUnused")
         assert.deepStrictEqual(yield* versions(name), upTo(6))
       }
-      assert.deepStrictEqual(yield* seen("forgotten"), [])
+      assert.deepStrictEqual(yield* recorded("forgotten"), [])
     })
   )
 
@@ -181,7 +181,7 @@ describe("a handler", () => {
       const { url } = yield* TestDatabase
       yield* append(event("a"))
       const write = (client: SqlClient.SqlClient, what: string) =>
-        client`INSERT INTO seen VALUES (${what}, 1, 'a', 1, 0, NULL)`
+        client`INSERT INTO recorded VALUES (${what}, 1, 'a', 1, 0, NULL)`
       const fromContext = (what: string) => Effect.flatMap(SqlClient.SqlClient, (client) => write(client, what))
       const ways: ReadonlyArray<readonly [string, boolean, Effect.Effect<unknown, unknown, SqlClient.SqlClient>]> = [
         ["context", false, fromContext("context")],
@@ -199,7 +199,7 @@ describe("a handler", () => {
             Effect.flatMap(
               sql.reserve,
               (connection) =>
-                connection.execute("INSERT INTO seen VALUES ('reserved', 1, 'a', 1, 0, NULL)", [], undefined)
+                connection.execute("INSERT INTO recorded VALUES ('reserved', 1, 'a', 1, 0, NULL)", [], undefined)
             )
           )
         ],
@@ -207,7 +207,7 @@ describe("a handler", () => {
       ]
       for (const [what, remains, way] of ways) {
         yield* halted(Projection.make(what, { handle: () => Effect.andThen(way, Effect.die("fails")) }))
-        assert.strictEqual((yield* seen(what)).length, remains ? 1 : 0, what)
+        assert.strictEqual((yield* recorded(what)).length, remains ? 1 : 0, what)
       }
     })
   )

@@ -29,7 +29,7 @@ export const Instructions = Schema.fromJsonString(Schema.Struct({
     pollInterval: Schema.Number,
     batchSize: Schema.Int
   }),
-  /** How long the handler of `per_aggregate` takes for every event, inside the batch's transaction. */
+  /** The duration of the handler of `per_aggregate` for each event, inside the batch's transaction. */
   delayMillis: Schema.Number,
   /** The event types of one of the projections; they may differ from those of its recorded progress. */
   filter: Schema.optionalKey(Schema.Struct({

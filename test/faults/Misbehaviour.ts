@@ -45,7 +45,7 @@ const writeLater = (projection: string, millis: number) => (event: Event) =>
     yield* Effect.sleep(millis)
     yield* sql`
       INSERT INTO journal (projection, worker, aggregate_id, version, position)
-      VALUES (${projection}, 'nobody', ${event.aggregateId}, ${event.aggregateVersion}::bigint,
+      VALUES (${projection}, 'late', ${event.aggregateId}, ${event.aggregateVersion}::bigint,
         ${event.globalPosition}::bigint)`
   }).pipe(
     Effect.matchEffect({

@@ -13,7 +13,7 @@ import * as EventStores from "../support/EventStores.ts"
 const Live = PostgresStores.layer.pipe(
   Layer.provideMerge(EventStores.database({
     alter: (sql) =>
-      sql`CREATE TABLE seen (projection text, position bigint, aggregate_id text NOT NULL, version bigint NOT NULL,
+      sql`CREATE TABLE recorded (projection text, position bigint, aggregate_id text NOT NULL, version bigint NOT NULL,
         bytes int NOT NULL, metadata jsonb, PRIMARY KEY (projection, position))`
   }))
 )
@@ -38,7 +38,7 @@ export const live = (
 export const record = Effect.fnUntraced(function*(projection: string, event: Event.Event) {
   const sql = yield* SqlClient.SqlClient
   yield* sql`
-    INSERT INTO seen VALUES (${projection}, ${event.globalPosition}::bigint, ${event.aggregateId},
+    INSERT INTO recorded VALUES (${projection}, ${event.globalPosition}::bigint, ${event.aggregateId},
       ${event.aggregateVersion}::bigint, ${event.payload.length}, ${JSON.stringify(event.metadata)}::jsonb)`
 })
 
@@ -68,7 +68,7 @@ export const halted = Effect.fnUntraced(function*<E, R>(
   return error
 })
 
-interface Seen {
+interface Recorded {
   readonly position: bigint
   readonly aggregateId: string
   readonly version: bigint
@@ -77,10 +77,10 @@ interface Seen {
 }
 
 /** What was committed. */
-export const seen = (projection: string) =>
+export const recorded = (projection: string) =>
   Effect.flatMap(SqlClient.SqlClient, (sql) =>
-    sql<Seen>`
-      SELECT position, aggregate_id AS "aggregateId", version, bytes, metadata FROM seen
+    sql<Recorded>`
+      SELECT position, aggregate_id AS "aggregateId", version, bytes, metadata FROM recorded
       WHERE projection = ${projection} ORDER BY position`)
 
 export const append = Effect.fnUntraced(function*(...events: ReadonlyArray<Event.NewEvent>) {

@@ -317,7 +317,7 @@ export const frozen: Scenario = Effect.fnUntraced(function*(mutation) {
   stands = false
   yield* wakes.send
   yield* Fiber.await(batch)
-  return done._tag === "None" ? [`P5: b still waits after ${Math.round(millis)} ms for who stands still`] : []
+  return done._tag === "None" ? [`P5: b still waits after ${Math.round(millis)} ms for a stopped worker`] : []
 })
 
 /** The connection is lost during COMMIT; the server completes the commit a moment later. */

@@ -201,7 +201,7 @@ describe("Plan", () => {
       for (const row of world.rows.values()) {
         assert.isTrue(
           borders.has(row.range.start),
-          `${row.range.start} is no border of up to ${world.crowd} partitions`
+          `${row.range.start} is not a border of up to ${world.crowd} partitions`
         )
       }
     },

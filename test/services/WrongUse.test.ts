@@ -346,8 +346,8 @@ it.layer(migrated, { excludeTestServices: true })(
         const sql = yield* SqlClient.SqlClient
         yield* Effect.gen(function*() {
           const events = yield* EventStore.EventStore
-          yield* events.append([event("somebody")])
-          yield* events.append([event("somebody else")])
+          yield* events.append([event("some")])
+          yield* events.append([event("some other")])
           const orchestrator = yield* Orchestrator.make({
             replicaSet: "captured",
             projections: [writing("captured")],
@@ -367,7 +367,7 @@ it.layer(migrated, { excludeTestServices: true })(
         const rows = yield* sql<
           { id: string }
         >`SELECT id FROM read_model WHERE projection = 'captured' AND id LIKE 'some%' ORDER BY id`
-        assert.deepStrictEqual(rows.map(({ id }) => id), ["somebody", "somebody else"])
+        assert.deepStrictEqual(rows.map(({ id }) => id), ["some", "some other"])
       }))
 
     /** A role with its own password, and the client that connects as it. */

@@ -121,7 +121,7 @@ export class Checkers {
       violation(`P4: ${by.name} moved ${nameOf(after)}, which ${owner?.name ?? "no worker"} holds`, by.at)
     }
     if (!HashRange.equals(before.range, after.range)) {
-      violation(`P4: ${by.name} moved ${nameOf(after)}, which was ${nameOf(before)} by then`, by.at)
+      violation(`P4: ${by.name} moved ${nameOf(before)} and changed its range to ${nameOf(after)}`, by.at)
     }
     say(by.name, `commit ${nameOf(after)} ${before.position}→${after.position}`, by.at)
     coverage.count("numbers", "batches")

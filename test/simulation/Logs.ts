@@ -7,7 +7,7 @@ import type { Run } from "./Run.ts"
 export const logger = (run: Run, who: (fiber: Fiber.Fiber<unknown, unknown>) => string) =>
   Logger.make(({ cause, fiber, message }) => {
     const text = (Array.isArray(message) ? message : [message]).map(String).join(" ")
-    if (text.includes(" died")) run.violation(`P6: ${who(fiber)} says: ${text} ${Cause.pretty(cause)}`)
+    if (text.includes(" died")) run.violation(`P6: ${who(fiber)} logged: ${text} ${Cause.pretty(cause)}`)
     if (text.includes("could not renew its heartbeat")) {
       run.coverage.count("steps", "suspended by itself")
       run.say(who(fiber), "suspends itself")

@@ -149,7 +149,7 @@ export const run = Effect.fnUntraced(function*(options: Options) {
         `not in time: ${what}`,
         rows === undefined ? "the server does not answer" : Harness.describe(rows),
         ...fleet.members().map(({ worker, workerId }) =>
-          `${workerId} (${worker.pid}) said last:\n${worker.output().trimEnd().split("\n").slice(-25).join("\n")}`
+          `${workerId} (${worker.pid}) printed last:\n${worker.output().trimEnd().split("\n").slice(-25).join("\n")}`
         )
       ].join("\n")
     )

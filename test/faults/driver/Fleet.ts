@@ -135,7 +135,7 @@ export const make = Effect.fnUntraced(function*(options: {
       return exits.flatMap((exit, index) =>
         exit.code === 0
           ? []
-          : [`${all[index]?.workerId} ended with ${exit.signal ?? exit.code} when it was told to stop`]
+          : [`${all[index]?.workerId} ended with ${exit.signal ?? exit.code} after SIGTERM`]
       )
     })
   }

@@ -63,12 +63,12 @@ EventStores.live(
 it.live("a worker registers again, and receives events that are appended to the new tables", () =>
   Effect.gen(function*() {
     const sql = yield* PgClient.PgClient
-    yield* sql`CREATE TABLE seen (generation int)`
+    yield* sql`CREATE TABLE handled (generation int)`
     let generation = 1
     const projection = Projection.make("seen", {
       handle: Effect.fnUntraced(function*() {
         const sql = yield* SqlClient.SqlClient
-        yield* sql`INSERT INTO seen VALUES (${generation})`
+        yield* sql`INSERT INTO handled VALUES (${generation})`
       })
     })
     // Another process, which opens its stores after the tables were created again.
@@ -79,7 +79,7 @@ it.live("a worker registers again, and receives events that are appended to the 
     const seen = Effect.suspend(() =>
       TimeLimits.waitUntil(
         "the event is handled",
-        sql<{ readonly found: boolean }>`SELECT EXISTS (SELECT FROM seen WHERE generation = ${generation}) AS found`,
+        sql<{ readonly found: boolean }>`SELECT EXISTS (SELECT FROM handled WHERE generation = ${generation}) AS found`,
         ([row]) => row?.found === true
       )
     )

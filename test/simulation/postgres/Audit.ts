@@ -32,7 +32,7 @@ const statements: ReadonlyArray<string> = [
      xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
      begun timestamptz NOT NULL DEFAULT now(),
      at timestamptz NOT NULL DEFAULT clock_timestamp(),
-     who text DEFAULT current_setting('${workerParameter}', true),
+     worker text DEFAULT current_setting('${workerParameter}', true),
      what text NOT NULL,
      deleted boolean NOT NULL,
      value json NOT NULL
@@ -91,7 +91,7 @@ interface WorkerKey {
 
 /** One change; 64-bit numbers are text where they may not fit. */
 export type Entry =
-  & { readonly id: number; readonly xid: string; readonly who: string | null }
+  & { readonly id: number; readonly xid: string; readonly worker: string | null }
   /** When its transaction began, and when the change happened; milliseconds since 1970. */
   & { readonly begun: number; readonly at: number }
   & { readonly deleted: boolean }
@@ -154,7 +154,7 @@ export const read = Effect.fnUntraced(function*(sql: SqlClient.SqlClient, since:
   const [row] = yield* sql<{ readonly snapshot: string; readonly entries: ReadonlyArray<Entry> | null }>`
     SELECT pg_current_snapshot()::text AS snapshot, (
       SELECT json_agg(json_build_object('id', a.id, 'xid', a.xid::text, 'begun', extract(epoch FROM a.begun) * 1000,
-        'at', extract(epoch FROM a.at) * 1000, 'who', a.who, 'what', a.what, 'deleted', a.deleted, 'value', a.value) ORDER BY a.id)
+        'at', extract(epoch FROM a.at) * 1000, 'worker', a.worker, 'what', a.what, 'deleted', a.deleted, 'value', a.value) ORDER BY a.id)
       FROM audit AS a
       WHERE a.xid >= pg_snapshot_xmin(${since}::text::pg_snapshot)
         AND NOT pg_visible_in_snapshot(a.xid, ${since}::text::pg_snapshot)

@@ -47,7 +47,7 @@ export class Mirror implements Events, ReadModel {
 
   private tell(entry: Entry, outside: Outside): void {
     const { began, checkers, run } = outside
-    const by: Author = { name: entry.who ?? "?", at: Math.round(entry.at - began) }
+    const by: Author = { name: entry.worker ?? "?", at: Math.round(entry.at - began) }
     switch (entry.what) {
       case "row": {
         const row = Rows.toCheckpoint(entry.value)

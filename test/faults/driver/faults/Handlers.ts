@@ -34,7 +34,7 @@ const freezeInBatch = (member: Member) =>
     if ((yield* batchesOf(member)).length > 0) return
     yield* member.worker.wake
     yield* Effect.sleep(yield* Random.nextIntBetween(1, 20))
-    return yield* new Missed({ message: `${member.workerId} was not seen in the middle of a batch` })
+    return yield* new Missed({ message: `${member.workerId} was never frozen in the middle of a batch` })
   }).pipe(Effect.retry({ times: 500 }))
 
 /**

@@ -44,7 +44,7 @@ const interruptedTwice = ({ worker }: Member) =>
  * The others wait for a silent worker, and for the locks of its transactions, no longer than the stale timeout. If
  * another fault leaves no able workers, nothing is expected.
  */
-export const takenOver = Effect.fnUntraced(function*(ids: ReadonlyArray<string>, when = "stood still") {
+export const takenOver = Effect.fnUntraced(function*(ids: ReadonlyArray<string>, when = "stopped") {
   const { awaitRows, fleet, settings } = yield* Driver
   return yield* fleet.without(
     ids,

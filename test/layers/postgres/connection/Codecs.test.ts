@@ -79,14 +79,14 @@ const everything = Effect.gen(function*() {
   assert.deepStrictEqual([status.version, status.differences], [status.expected, []])
   assert.deepStrictEqual(yield* Migrations.up, status)
   assert.deepStrictEqual(yield* Migrations.status, status)
-  yield* sql`CREATE TABLE seen (aggregate_id text)`
+  yield* sql`CREATE TABLE handled (aggregate_id text)`
   const received: Array<Event> = []
   let failing = true
   const projection = Projection.make("seen", {
     eventTypes: ["Happened"],
     handle: Effect.fnUntraced(function*(event) {
       received.push(event)
-      yield* sql`INSERT INTO seen VALUES (${event.aggregateId})`
+      yield* sql`INSERT INTO handled VALUES (${event.aggregateId})`
       if (event.aggregateVersion === 3n && failing) return yield* Effect.fail("not yet")
     })
   })
@@ -122,7 +122,7 @@ const everything = Effect.gen(function*() {
   for (const event of received) isAsPromised(event, event.aggregateVersion)
   assert.strictEqual(received[received.length - 1]?.aggregateVersion, 3n)
   const rows = yield* sql.withoutTransforms()<{ readonly events: string; readonly position: string }>`
-    SELECT count(*)::text AS events, (SELECT min(position)::text FROM orchestrator_checkpoints) AS position FROM seen`
+    SELECT count(*)::text AS events, (SELECT min(position)::text FROM orchestrator_checkpoints) AS position FROM handled`
   assert.deepStrictEqual(rows, [{ events: "3", position: "4" }])
 })
 

@@ -31,7 +31,7 @@ const settings = {
 const versions = Projection.make("versions", {
   handle: Effect.fnUntraced(function*(event) {
     const sql = yield* SqlClient.SqlClient
-    yield* sql`INSERT INTO seen (aggregate_id, version) VALUES (${event.aggregateId}, ${event.aggregateVersion}::bigint)`
+    yield* sql`INSERT INTO handled (aggregate_id, version) VALUES (${event.aggregateId}, ${event.aggregateVersion}::bigint)`
   })
 })
 
@@ -224,7 +224,7 @@ describe.skipIf(PgBouncer.missing !== undefined && !inCI)("behind a pooler", () 
     "with directUrl three workers handle every event once and in order while sessions are terminated",
     Effect.gen(function*() {
       const sql = yield* SqlClient.SqlClient
-      yield* sql`CREATE TABLE seen (seq bigserial, aggregate_id text, version bigint)`
+      yield* sql`CREATE TABLE handled (seq bigserial, aggregate_id text, version bigint)`
       const through = yield* PgBouncer.make(yield* url, { mode: "transaction", size: 3 })
       const lines: Array<string> = []
       const direct = Redacted.make(yield* url)
@@ -258,7 +258,7 @@ describe.skipIf(PgBouncer.missing !== undefined && !inCI)("behind a pooler", () 
         }
       }).pipe(Effect.provide(PostgresStores.layerWith({ presence: false })))
       const handled = Effect.map(
-        sql<{ readonly events: bigint }>`SELECT count(*) AS events FROM seen`,
+        sql<{ readonly events: bigint }>`SELECT count(*) AS events FROM handled`,
         ([row]) => Number(row?.events)
       )
 
@@ -275,7 +275,7 @@ describe.skipIf(PgBouncer.missing !== undefined && !inCI)("behind a pooler", () 
         every: "50 millis"
       })
       const wrong = yield* sql`
-      SELECT aggregate_id, array_agg(version ORDER BY seq) FROM seen GROUP BY aggregate_id
+      SELECT aggregate_id, array_agg(version ORDER BY seq) FROM handled GROUP BY aggregate_id
       HAVING array_agg(version ORDER BY seq) <> (SELECT array_agg(v ORDER BY v) FROM generate_series(1::bigint, 15) AS v)`
       assert.deepStrictEqual(wrong, [])
       // The presence locks show that the library's own sessions do not go through the pooler.

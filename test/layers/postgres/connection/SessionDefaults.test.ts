@@ -228,11 +228,11 @@ describe("the library's sessions", () => {
         transform_null_equals: "on",
         synchronous_commit: "off"
       })
-      yield* sql`CREATE TABLE seen (aggregate_id text, created_at timestamptz)`
+      yield* sql`CREATE TABLE handled (aggregate_id text, created_at timestamptz)`
       const projection = Projection.make("seen", {
         handle: Effect.fnUntraced(function*(event) {
           const sql = yield* SqlClient.SqlClient
-          yield* sql`INSERT INTO seen VALUES (${event.aggregateId}, ${event.createdAt})`
+          yield* sql`INSERT INTO handled VALUES (${event.aggregateId}, ${event.createdAt})`
         })
       })
       yield* Effect.gen(function*() {
@@ -252,8 +252,8 @@ describe("the library's sessions", () => {
         )
       }).pipe(Effect.provide(client()))
       const rows = yield* sql`
-        SELECT s.aggregate_id, s.created_at = date_trunc('milliseconds', e.created_at) AS same
-        FROM seen s JOIN events e USING (aggregate_id)`
+        SELECT h.aggregate_id, h.created_at = date_trunc('milliseconds', e.created_at) AS same
+        FROM handled h JOIN events e USING (aggregate_id)`
       assert.deepStrictEqual(rows, [{ aggregate_id: "é", same: true }])
     }).pipe(Effect.provide(EventStores.database())))
 })

@@ -172,20 +172,20 @@ describe("batches", { concurrent: true }, () => {
         const sql = yield* PgClient.PgClient
         const checkpoints = yield* CheckpointStore
         const held = yield* CoordinationStores.held("p")
-        yield* sql`CREATE TABLE seen (id int)`
+        yield* sql`CREATE TABLE handled (id int)`
         const counts: Array<unknown> = []
-        const count = Effect.map(sql`SELECT id FROM seen ORDER BY id`.values, (rows) => {
+        const count = Effect.map(sql`SELECT id FROM handled ORDER BY id`.values, (rows) => {
           counts.push(rows.flat())
         })
         yield* checkpoints.commit(
           held,
           { from: 0n, idleTimeout: Duration.seconds(30) },
           Effect.gen(function*() {
-            yield* sql`INSERT INTO seen VALUES (1)`
+            yield* sql`INSERT INTO handled VALUES (1)`
             yield* Effect.exit(
-              sql.withTransaction(Effect.andThen(sql`INSERT INTO seen VALUES (2)`, Effect.fail("undone")))
+              sql.withTransaction(Effect.andThen(sql`INSERT INTO handled VALUES (2)`, Effect.fail("undone")))
             )
-            yield* sql.withTransaction(sql`INSERT INTO seen VALUES (3)`)
+            yield* sql.withTransaction(sql`INSERT INTO handled VALUES (3)`)
             // Effects that run after the commit must not fail; a defect in one is logged, and the count is not updated.
             yield* sql.afterCommit(Effect.orDie(count))
             return 1n
