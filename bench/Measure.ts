@@ -1,6 +1,6 @@
-/**
- * A measured value beside its target.
- */
+import * as Measurement from "../src/testing/Measurement.ts"
+
+/** A measured value beside its target. */
 export interface Measure {
   readonly name: string
   readonly value: number
@@ -37,17 +37,8 @@ export const percentile = (values: ReadonlyArray<number>, part: number): number 
 
 export const median = (values: ReadonlyArray<number>): number => percentile(values, 0.5)
 
-export const print = (measures: ReadonlyArray<Measure>): string => {
-  const rows = [
+export const print = (measures: ReadonlyArray<Measure>): string =>
+  Measurement.table(
     ["measure", "value", "unit", "target", ""],
-    ...measures.map((measure) => [
-      measure.name,
-      String(measure.value),
-      measure.unit,
-      measure.target,
-      measure.ok ? "ok" : "MISSED"
-    ])
-  ]
-  const widths = rows[0]!.map((_, column) => Math.max(...rows.map((row) => row[column]!.length)))
-  return rows.map((row) => row.map((cell, column) => cell.padEnd(widths[column]!)).join("  ").trimEnd()).join("\n")
-}
+    measures.map(({ name, ok, target, unit, value }) => [name, value, unit, target, ok ? "ok" : "MISSED"])
+  )

@@ -1,6 +1,7 @@
 /**
  * `npm run bench:smoke`: the library's measures on this machine, in a minute or so. Ratios are taken inside one run; the
- * server has its default durability. `-- --json` prints an array of `{ name, value, unit, target, ok }`.
+ * server has its default durability. `-- --json` prints an array of `{ name, value, unit, target, ok }`; `-- --record` writes the table
+ * to docs/measurements.
  */
 import { PgClient } from "@effect/sql-pg"
 import { Deferred, Duration, Effect, Fiber, Layer, Redacted, References, Stream } from "effect"
@@ -19,6 +20,7 @@ import {
   Projection
 } from "pupsourcing-orchestrator"
 import * as Database from "../examples/support/Database.ts"
+import * as Measurement from "../src/testing/Measurement.ts"
 import { atLeast, atMost, type Measure, median, percentile, print } from "./Measure.ts"
 
 const json = process.argv.includes("--json")
@@ -320,7 +322,17 @@ const program = Effect.gen(function*() {
           measures.push(atMost("SIGKILL to takeover, p50", median(takeovers), "ms", 500))
         }).pipe(Effect.provide(stores(url)), Effect.scoped)
 
-        yield* Effect.sync(() => console.log(json ? JSON.stringify(measures, undefined, 2) : `\n${print(measures)}`))
+        const result = print(measures)
+        yield* Effect.sync(() => console.log(json ? JSON.stringify(measures, undefined, 2) : `\n${result}`))
+        if (process.argv.includes("--record")) {
+          yield* Measurement.record({
+            page: "speed",
+            title: "Speed",
+            script: "bench:smoke",
+            serverUrl: Redacted.value(base),
+            result
+          })
+        }
         if (measures.some((measure) => !measure.ok)) process.exitCode = 1
       }),
     () =>

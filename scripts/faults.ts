@@ -1,14 +1,14 @@
 /**
- * `npm run faults -- [--minutes M] [--seed N] [--only TEXT] [--name SERVER] [--json]`: real worker processes, a real server, and
- * everything that can go wrong; see `test/faults/README.md`. Ends with 1 when something was lost, doubled or out of
- * order, or anything else that must hold did not.
+ * `npm run faults -- [--minutes M] [--seed N] [--only TEXT] [--name SERVER] [--json] [--record]`: real worker processes, a real
+ * server, and everything that can go wrong; see `test/faults/README.md`. Ends with 1 when something was lost, doubled or out of
+ * order, or anything else that must hold did not. `--record` writes the result to `docs/measurements`.
  */
 import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import * as Console from "effect/Console"
 import * as Effect from "effect/Effect"
-import * as Layer from "effect/Layer"
 import { parseArgs } from "node:util"
 import * as EmbeddedPostgres from "../src/testing/EmbeddedPostgres.ts"
+import * as Measurement from "../src/testing/Measurement.ts"
 import * as Driver from "../test/faults/driver/Driver.ts"
 import { faults } from "../test/faults/driver/faults.ts"
 import * as Report from "../test/faults/driver/Report.ts"
@@ -20,7 +20,8 @@ const { values } = parseArgs({
     seed: { type: "string", default: "1" },
     only: { type: "string", default: "" },
     name: { type: "string", default: "faults" },
-    json: { type: "boolean", default: false }
+    json: { type: "boolean", default: false },
+    record: { type: "boolean", default: false }
   }
 })
 
@@ -34,22 +35,20 @@ const number = (name: "minutes" | "seed"): number => {
 const server = { name: values.name, settings: { max_connections: "120" } }
 
 const program = Effect.gen(function*() {
-  const chosen = faults.filter(({ kind }) => kind.includes(values.only))
+  const { url: serverUrl } = yield* EmbeddedPostgres.acquire(server)
   const outcome = yield* Driver.run({
     minutes: number("minutes"),
     seed: number("seed"),
-    faults: chosen,
+    faults: faults.filter(({ kind }) => kind.includes(values.only)),
     server
-  })
-  yield* Console.log(values.json ? JSON.stringify(outcome, undefined, 2) : Report.table(outcome))
+  }).pipe(Effect.scoped, Effect.provide(Harness.layerWith({ serverUrl })))
+  const result = Report.table(outcome)
+  yield* Console.log(values.json ? JSON.stringify(outcome, undefined, 2) : result)
+  if (values.record) {
+    const title = "Fault injection on real processes"
+    yield* Measurement.record({ page: "faults", title, script: "faults", serverUrl, result })
+  }
   if (outcome.violations.length > 0) process.exitCode = 1
-}).pipe(
-  Effect.scoped,
-  Effect.provide(Layer.unwrap(Effect.map(
-    EmbeddedPostgres.acquire(server),
-    ({ url }) => Harness.layerWith({ serverUrl: url })
-  ))),
-  Effect.scoped
-)
+})
 
-NodeRuntime.runMain(program)
+NodeRuntime.runMain(Effect.scoped(program))

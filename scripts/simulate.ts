@@ -5,13 +5,15 @@
  * - `npm run simulate -- --seeds N [--seed FIRST]`: many seeds, and what they covered.
  * - `npm run simulate -- --postgres …`: either of them against PostgreSQL; the server in `DATABASE_URL`, or one of its own.
  *   `--at-once N` seeds run at a time.
- * - `npm run simulate -- --mutations [--seeds N]`: each mechanism taken out in turn, and how many seeds notice it.
+ * - `npm run simulate -- --mutations [--seeds N]`: each mechanism removed in turn, and the seeds until that is detected.
+ * - `--record` writes the table of many seeds or of the mutations to `docs/measurements`.
  */
 import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import * as Console from "effect/Console"
 import * as Effect from "effect/Effect"
 import { parseArgs } from "node:util"
 import * as EmbeddedPostgres from "../src/testing/EmbeddedPostgres.ts"
+import * as Measurement from "../src/testing/Measurement.ts"
 import * as Coverage from "../test/simulation/Coverage.ts"
 import * as Memory from "../test/simulation/Mutations.ts"
 import * as Postgres from "../test/simulation/postgres/Mutations.ts"
@@ -26,6 +28,7 @@ const { values } = parseArgs({
     mutation: { type: "string" },
     mutations: { type: "boolean", default: false },
     postgres: { type: "boolean", default: false },
+    record: { type: "boolean", default: false },
     "at-once": { type: "string", default: "8" }
   }
 })
@@ -43,6 +46,7 @@ const progressMillis = 30_000
 interface Mode {
   /** The option that chooses it. */
   readonly option: "" | "--postgres "
+  readonly serverUrl?: string
   readonly claims: Coverage.Claims
   readonly mutations: ReadonlyArray<string>
   readonly runSeed: (seed: number, mutation: string | undefined) => Effect.Effect<Outcome, unknown>
@@ -73,6 +77,7 @@ const onPostgres = Effect.gen(function*() {
   const template = yield* RealTime.prepare(serverUrl)
   const mode: Mode = {
     option: "--postgres ",
+    serverUrl,
     claims: Coverage.postgres,
     mutations: Object.keys(Postgres.mutations),
     runSeed: (seed, mutation) =>
@@ -91,6 +96,18 @@ const command = (mode: Mode, seed: number): string => `npm run simulate -- ${mod
 
 const fail = Effect.sync(() => {
   process.exitCode = 1
+})
+
+/** Prints a result, and writes its page if that is requested. */
+const report = Effect.fnUntraced(function*(mode: Mode, what: "simulation" | "mutations", result: string) {
+  yield* Console.log(result)
+  if (!values.record) return
+  const { serverUrl } = mode
+  const [page, where] = serverUrl === undefined
+    ? [what, "virtual time"]
+    : [`${what}-postgres`, "real time on PostgreSQL"]
+  const title = what === "simulation" ? `Simulation in ${where}` : `Mutations of the simulation in ${where}`
+  yield* Measurement.record({ page, title, script: "simulate", serverUrl, result })
 })
 
 /** One seed with its trace. */
@@ -142,25 +159,33 @@ const many = Effect.fnUntraced(function*(mode: Mode, first: number, count: numbe
     yield* simulateUpTo(finished + mode.atOnce)
   }
   const seconds = (performance.now() - began) / 1000
-  yield* Console.log(coverage.table())
   const missing = coverage.missing()
-  if (missing.length > 0) yield* Console.log(`never reached:\n  ${missing.join("\n  ")}`)
   const pace = `${seconds.toFixed(1)} s (${(finished / seconds).toFixed(1)} a second)`
-  yield* Console.log(`${finished} seeds from ${first} in ${pace}: ${failed} failed; longest recovery ${slowest} ms`)
+  yield* report(
+    mode,
+    "simulation",
+    [
+      coverage.table(),
+      ...(missing.length > 0 ? [`Never reached: ${missing.join(", ")}.`] : []),
+      `${finished} seeds from ${first} in ${pace}: ${failed} failed; longest recovery ${slowest} ms.`
+    ].join("\n\n")
+  )
   if (failed > 0 || missing.length > 0) yield* fail
 })
 
-/** Each mechanism taken out in turn. */
+/** Each mechanism removed in turn. */
 const mutations = Effect.fnUntraced(function*(mode: Mode, first: number, most: number) {
+  const rows: Array<ReadonlyArray<string | number>> = []
   for (const name of mode.mutations) {
     let seed = first
     let found = yield* mode.runSeed(seed, name)
     while (found.violations.length === 0 && seed < first + most - 1) found = yield* mode.runSeed(++seed, name)
-    const isRed = found.violations.length > 0
-    const verdict = isRed ? `red after ${seed - first + 1}: ${found.violations[0]}` : `green after ${most}`
-    yield* Console.log(`${name.padEnd(44)} ${verdict}`)
-    if (!isRed) yield* fail
+    // Only the first of the facts that a violation lists.
+    const [violation] = found.violations.map((each) => each.split("; ")[0]!)
+    rows.push([name, seed - first + 1, violation ?? "not detected"])
+    if (violation === undefined) yield* fail
   }
+  yield* report(mode, "mutations", Measurement.table(["removed mechanism", "seeds", "first violation"], rows))
 })
 
 const program = Effect.gen(function*() {

@@ -56,6 +56,13 @@ it.each(documents)("every link of %s has an existing target", (document) => {
   }
 })
 
+it("docs/measurements/README.md lists every measurement", () => {
+  const index = read("docs/measurements/README.md")
+  for (const file of Fs.readdirSync(Path.join(root, "docs/measurements"))) {
+    if (file !== "README.md") assert.include(index, `(${file})`)
+  }
+})
+
 it("every npm script that the documents name exists", () => {
   const { scripts } = JSON.parse(read("package.json")) as { readonly scripts: Readonly<Record<string, string>> }
   for (const document of documents) {

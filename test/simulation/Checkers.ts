@@ -136,7 +136,7 @@ export class Checkers {
     if (after.range.end < before.range.end) coverage.count("steps", "cut")
     if (after.range.end > before.range.end) coverage.count("steps", "merge")
     if ((after.halt === undefined) !== (before.halt === undefined)) {
-      coverage.count("steps", after.halt === undefined ? "halt taken up by a later worker" : "halted")
+      coverage.count("steps", after.halt === undefined ? "halt retried by a later worker" : "halted")
       if (after.halt?.error.includes("HandlerOverran: ") === true) {
         coverage.count("steps", "halted: handler overran")
         if (this.run.slow.get(after.projection)?.has(after.halt.position) !== true) {
@@ -153,10 +153,10 @@ export class Checkers {
     if (before.fence !== undefined && owner?.name !== by.name) {
       if (foreign) this.robbed.add(before.fence.incarnation)
       this.taken.push({ from: before.fence, row: before, by, foreign })
-      coverage.count("steps", "take from the dead")
+      coverage.count("steps", "claim from a dead worker")
     }
     if (after.fence === undefined) {
-      coverage.count("steps", "give up")
+      coverage.count("steps", "release")
       say(by.name, `gives up ${nameOf(before)} as ${nameOf(after)} at ${after.position}`, by.at)
     } else {
       this.took(before, after)
@@ -167,7 +167,7 @@ export class Checkers {
   }
 
   private took(before: Row | undefined, after: Row): void {
-    this.run.coverage.count("steps", "take")
+    this.run.coverage.count("steps", "claim")
     const subject = this.run.subjects.get(after.projection)
     if (before !== undefined && subject?.startedAt !== undefined && after.position > subject.startedAt) {
       this.run.coverage.count("numbers", "hand-overs")
@@ -207,7 +207,7 @@ export class Checkers {
     if (absent === undefined && !ownFault) {
       violation(`P5: ${who} was evicted although nothing is wrong with it`, by.at)
     }
-    coverage.count("steps", isStale ? "freeze, cut off: silent" : "die: presence gone")
+    coverage.count("steps", isStale ? "evicted: heartbeats missed" : "evicted: presence gone")
     const presence = absent === undefined ? "present" : `absent for ${absent} ms`
     say(by.name, `evicts ${who}, silent for ${silent} ms, ${presence}`, by.at)
   }
@@ -219,7 +219,7 @@ export class Checkers {
     if (generationId !== (before?.generationId ?? 0n) + 1n) {
       this.run.violation(`generation ${generationId} of ${replicaSet} follows ${before?.generationId}`, by.at)
     }
-    this.run.coverage.count("steps", "form")
+    this.run.coverage.count("steps", "form a generation")
     this.run.coverage.count("numbers", "generations")
     this.run.coverage.workers(members.length)
     const names = members.map((member) => `${member.workerId}#${member.incarnation}`).join(" ")
@@ -238,7 +238,7 @@ export class Checkers {
     this.run.say(worker.name, `fenced on ${nameOf(held)}`)
     if (worker.unanswered.delete(Checkpoint.key(held)) || this.robbed.has(held.fence.incarnation)) return
     if (this.standing(worker.replicaSet, held.fence) !== undefined) {
-      this.run.violation(`P4: ${worker.name} stands, but was fenced on ${nameOf(held)} at ${held.position}`)
+      this.run.violation(`P4: ${worker.name} is alive, but was fenced on ${nameOf(held)} at ${held.position}`)
     }
   }
 

@@ -1,6 +1,7 @@
 /**
  * Counts what runs have reached. An entry that stays at 0 is something that the simulation claims to test and does not.
  */
+import * as Measurement from "../../src/testing/Measurement.ts"
 
 /** The claimed entries, by group. */
 export interface Claims {
@@ -15,8 +16,8 @@ const everywhere = {
     "kill: session half open",
     "freeze",
     "stores slow",
-    "stores away for one worker",
-    "stores away for all",
+    "stores unreachable for one worker",
+    "stores unreachable for all",
     "presence lost",
     "presence lost for a moment",
     "commit by a writer late",
@@ -27,30 +28,30 @@ const everywhere = {
     "handler slow",
     "handler fails",
     "handler does not stop",
-    "handler blocks its process",
+    "handler blocks the event loop",
     "worker's clock wrong",
     "workers with different projections",
-    "id of a living worker",
+    "id of a live worker",
     "id of a frozen worker taken over",
-    "id of a dead worker used again",
+    "id of a dead worker reused",
     "worker of another replica set",
     "filter changed"
   ],
   steps: [
     "join",
-    "form",
+    "form a generation",
     "generation active",
-    "give up",
-    "take",
-    "take from the dead",
+    "release",
+    "claim",
+    "claim from a dead worker",
     "cut",
     "merge",
     "leave",
-    "die: presence gone",
-    "freeze, cut off: silent",
+    "evicted: presence gone",
+    "evicted: heartbeats missed",
     "suspended by itself",
     "halted",
-    "halt taken up by a later worker",
+    "halt retried by a later worker",
     "rows claimed from another replica set",
     "caught up and left"
   ],
@@ -79,7 +80,7 @@ export const virtual = {
     "progress: answer lost",
     "halt: answer lost",
     "read: failed",
-    "stores failing now and then"
+    "stores failing sometimes"
   ],
   steps: [...everywhere.steps, "halted: handler overran", "join again after an eviction", "batch interrupted"],
   errors: [
@@ -159,13 +160,9 @@ export class Coverage {
   }
 
   table(): string {
-    const lines: Array<string> = []
-    for (const [group, names] of Object.entries(this.claims)) {
-      lines.push(group)
-      for (const name of names) {
-        lines.push(`  ${name.padEnd(44)} ${String(this.counts.get(`${group}: ${name}`) ?? 0).padStart(12)}`)
-      }
-    }
-    return lines.join("\n")
+    const rows = Object.entries(this.claims).flatMap(([group, names]) =>
+      names.map((name) => [group, name, (this.counts.get(`${group}: ${name}`) ?? 0).toLocaleString("en-US")])
+    )
+    return Measurement.table(["group", "reached", "times"], rows)
   }
 }

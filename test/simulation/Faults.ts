@@ -82,7 +82,7 @@ export const make = (
         : Effect.andThen(pause(scenario.settings.heartbeatInterval / 2), Effect.fail(unavailable("no answer in time")))
     }
     if (now() < ailments.failingUntil && chance.bool(0.3)) {
-      coverage.count("faults", "stores failing now and then")
+      coverage.count("faults", "stores failing sometimes")
       coverage.count("errors", "DatabaseUnavailable")
       return Effect.fail(unavailable("connection lost"))
     }

@@ -177,7 +177,7 @@ export class ScenarioRun<R> {
     const blocked = (event: Event) => this.blocked(subject, worker, event)
     return Effect.fnUntraced(function*(event: Event): Effect.fn.Return<void, unknown, R> {
       if (blocked(event)) {
-        coverage.count("faults", "handler blocks its process")
+        coverage.count("faults", "handler blocks the event loop")
         takesLong(subject, event.globalPosition)
         // The process is frozen from here on.
         yield* Effect.sleep(0)
@@ -374,7 +374,7 @@ export class ScenarioRun<R> {
         return true
       case "restart":
         this.kill(victim, fault)
-        coverage.count("faults", "id of a dead worker used again")
+        coverage.count("faults", "id of a dead worker reused")
         this.later(fault.follows, { workerId: victim.workerId, carries: victim.start.carries })
         return true
       case "freeze":
@@ -386,22 +386,22 @@ export class ScenarioRun<R> {
         this.later(fault.follows, { workerId: victim.workerId, carries: victim.start.carries })
         return true
       case "twin":
-        coverage.count("faults", "id of a living worker")
+        coverage.count("faults", "id of a live worker")
         this.start({ workerId: victim.workerId, carries: victim.start.carries })
         return true
       case "away":
-        coverage.count("faults", "stores away for one worker")
+        coverage.count("faults", "stores unreachable for one worker")
         ailments.awayUntil = until
         this.cutsOff(victim, until)
         this.environment.disconnect(victim)
         this.environment.after(fault.lasts, () => this.environment.reconnect(victim))
         return ails("stores away")
       case "away for all":
-        coverage.count("faults", "stores away for all")
+        coverage.count("faults", "stores unreachable for all")
         this.run.awayUntil = Math.max(this.run.awayUntil, until)
         this.environment.disconnect(undefined)
         this.environment.after(fault.lasts, () => this.environment.reconnect(undefined))
-        return ails("stores away for all")
+        return ails("stores unreachable for all")
       case "failing":
         ailments.failingUntil = until
         this.keepBusy(fault)

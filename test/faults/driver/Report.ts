@@ -1,4 +1,5 @@
 /** The report at the end of a run. */
+import * as Measurement from "../../../src/testing/Measurement.ts"
 
 /**
  * What was measured for one kind of fault, in milliseconds; `alone` if no other fault was injected at the same time.
@@ -63,31 +64,44 @@ const ms = (value: number | undefined): string => value === undefined ? "" : Mat
 const worst = (values: ReadonlyArray<number>): number | undefined =>
   values.length === 0 ? undefined : Math.max(...values)
 
-/** As Markdown, so that the output can be copied into the documentation. */
+/** As Markdown. */
 export const table = (outcome: Outcome): string => {
   const found = lines(outcome.measured)
   const longest = Math.max(0, ...outcome.measured.map(({ wait }) => wait))
   return [
-    "| fault | times | all ranges held, p50 ms | worst | all events handled, p50 ms | worst | longest wait of an event, ms |",
-    "|---|---|---|---|---|---|---|",
-    ...found.map((line) =>
-      `| ${line.kind} | ${line.times} | ${ms(median(line.taken))} | ${ms(worst(line.taken))} | ${
-        ms(median(line.recovered))
-      } | ${ms(worst(line.recovered))} | ${ms(line.wait)} |`
+    Measurement.table(
+      [
+        "fault",
+        "times",
+        "all ranges held, p50 ms",
+        "worst",
+        "all events handled, p50 ms",
+        "worst",
+        "longest wait of an event, ms"
+      ],
+      found.map(({ kind, recovered, taken, times, wait }) => [
+        kind,
+        times,
+        ms(median(taken)),
+        ms(worst(taken)),
+        ms(median(recovered)),
+        ms(worst(recovered)),
+        ms(wait)
+      ])
     ),
     "",
-    `seed ${outcome.seed}, ${outcome.minutes} minutes: ${outcome.measured.length} faults of ${found.length} kinds, ` +
+    `- seed ${outcome.seed}, ${outcome.minutes} minutes: ${outcome.measured.length} faults of ${found.length} kinds, ` +
     `${outcome.workersStarted} worker processes, ${outcome.generations} generations, ${
       outcome.events.toLocaleString("en-US")
     } events`,
-    `${outcome.lost} lost, ${outcome.doubled} duplicated, ${outcome.reordered} reordered; longest pause ${
+    `- ${outcome.lost} lost, ${outcome.doubled} duplicated, ${outcome.reordered} reordered; longest pause ${
       ms(longest)
     } ms; ` +
     `${Math.round(outcome.under)} events a second under faults, ${Math.round(outcome.before)} before (${
       Math.round(100 * outcome.under / outcome.before)
     } %)`,
-    ...Object.entries(outcome.unavailable).map(([kind, why]) => `not possible on this machine: ${kind}: ${why}`),
-    ...(outcome.missed.length > 0 ? [`no time for: ${outcome.missed.join(", ")}`] : []),
-    ...(outcome.violations.length > 0 ? [`VIOLATIONS\n  ${outcome.violations.join("\n  ")}`] : [])
+    ...Object.entries(outcome.unavailable).map(([kind, why]) => `- not possible on this machine: ${kind}: ${why}`),
+    ...(outcome.missed.length > 0 ? [`- no time for: ${outcome.missed.join(", ")}`] : []),
+    ...(outcome.violations.length > 0 ? [`- VIOLATIONS\n  - ${outcome.violations.join("\n  - ")}`] : [])
   ].join("\n")
 }

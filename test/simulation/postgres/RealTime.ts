@@ -139,7 +139,7 @@ const simulateOn = Effect.fnUntraced(function*(scenario: Scenario.Scenario, opti
     },
     // Once all faults have stopped, only the machine can have kept a worker from its heartbeats.
     stalls: () =>
-      coverage.of("steps", "suspended by itself") + coverage.of("steps", "freeze, cut off: silent") +
+      coverage.of("steps", "suspended by itself") + coverage.of("steps", "evicted: heartbeats missed") +
       coverage.of("errors", "CoordinationTimeout"),
     endPresence: (worker, millis) => {
       if (worker.registration === undefined) return false

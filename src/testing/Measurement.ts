@@ -1,0 +1,69 @@
+/**
+ * Results of the programs that measure, as pages of `docs/measurements`. The programs write them with `--record`.
+ */
+import * as Console from "effect/Console"
+import * as DateTime from "effect/DateTime"
+import * as Effect from "effect/Effect"
+import { SqlClient } from "effect/sql"
+import * as ChildProcess from "node:child_process"
+import * as Fs from "node:fs"
+import * as Os from "node:os"
+import { fileURLToPath } from "node:url"
+import * as PostgresTest from "./PostgresTest.ts"
+
+const root = fileURLToPath(new URL("../..", import.meta.url))
+
+const git = (...args: ReadonlyArray<string>): string =>
+  ChildProcess.execFileSync("git", args, { cwd: root, encoding: "utf8", stdio: ["ignore", "pipe", "ignore"] }).trim()
+
+/** Read when the program is loaded: the working tree may change while it runs. */
+const commit = Effect.runSync(
+  Effect.try(() =>
+    `\`${git("rev-parse", "--short=7", "HEAD")}\`${
+      git("status", "--porcelain", "--", ".", ":!docs") === "" ? "" : " with uncommitted changes"
+    }`
+  ).pipe(Effect.orElseSucceed(() => "unknown"))
+)
+
+/** A Markdown table whose columns are aligned, so that it can be read in a terminal. */
+export const table = (
+  header: ReadonlyArray<string>,
+  rows: ReadonlyArray<ReadonlyArray<string | number>>
+): string => {
+  const cells = [header, ...rows].map((row) => row.map((cell) => String(cell).replaceAll("|", "\\|")))
+  const widths = header.map((_, column) => Math.max(3, ...cells.map((row) => row[column]!.length)))
+  const [head, ...body] = cells.map((row) =>
+    `| ${row.map((cell, column) => cell.padEnd(widths[column]!)).join(" | ")} |`
+  )
+  return [head, `|${widths.map((width) => "-".repeat(width + 2)).join("|")}|`, ...body].join("\n")
+}
+
+/** Writes `docs/measurements/<page>.md`. `result` is Markdown; `serverUrl` is the server that was measured, if any. */
+export const record = Effect.fnUntraced(function*(measurement: {
+  readonly page: string
+  readonly title: string
+  readonly script: "faults" | "simulate" | "bench:smoke"
+  readonly serverUrl?: string | undefined
+  readonly result: string
+}) {
+  const { page, result, script, serverUrl, title } = measurement
+  const [server] = serverUrl === undefined ? [] : yield* PostgresTest.withConnection(
+    serverUrl,
+    Effect.flatMap(SqlClient.SqlClient, (sql) => sql<{ readonly server_version: string }>`SHOW server_version`)
+  )
+  const cpus = Os.cpus()
+  const path = `docs/measurements/${page}.md`
+  const content = `# ${title}
+
+- Command: \`npm run ${script} -- ${process.argv.slice(2).join(" ")}\`
+- Date and commit: ${DateTime.formatIsoDateUtc(yield* DateTime.now)}, ${commit}
+- Machine: ${cpus.length} cores (${cpus[0]?.model ?? "unknown"}), load average ${Os.loadavg()[1]!.toFixed(1)}, ${
+    Math.round(Os.totalmem() / 2 ** 30)
+  } GiB of memory
+- Node ${process.versions.node}${server === undefined ? "" : `, PostgreSQL ${server.server_version}`}
+
+${result}
+`
+  yield* Effect.sync(() => Fs.writeFileSync(`${root}/${path}`, content))
+  yield* Console.log(`Recorded in ${path}`)
+})
