@@ -21,7 +21,7 @@ export * from "./StoreErrors.ts"
 export * from "./WorkerErrors.ts"
 
 /**
- * The errors with which opening the stores can fail. Transient ones have been retried for five seconds; the others need
+ * The errors with which opening the stores can fail. Those with `isRetryable` have been retried for five seconds; the others need
  * the change that each of them states.
  *
  * @category errors
@@ -31,7 +31,7 @@ export type StoresError = StoreError | TablesMissing | SchemaVersionMismatch | I
 
 /**
  * The errors with which running an orchestrator can fail. Everything that a retry by the worker can help has been
- * retried. A restart alone helps after a transient `StoreError` of the start and after `CoordinationTimeout`; the other
+ * retried. A restart alone helps after a retryable `StoreError` of the start and after `CoordinationTimeout`; the other
  * errors need the change that each of them states.
  *
  * @category errors

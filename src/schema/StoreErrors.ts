@@ -1,4 +1,4 @@
-/** The errors of the database and of the stores on it, and which of them are transient. */
+/** The errors of the database and of the stores on it, and which of them a retry can help. */
 import * as Schema from "effect/Schema"
 import { id } from "./ErrorId.ts"
 import { sentence } from "./Text.ts"
@@ -14,11 +14,21 @@ const unknownOutcome = (error: { readonly mayHaveCommitted?: true }): string =>
     ? " The append may have been committed. Repeat it only with the same eventIds: DuplicateEvent then means that it was."
     : ""
 
+const transientConditions: ReadonlySet<string> = new Set([
+  "refused",
+  "unreachable",
+  "shutting down",
+  "too many connections",
+  "connection lost",
+  "no answer in time",
+  "no connection in time"
+])
+
 /**
- * There is no connection to the database, or no answer in time; `reason` states why. While stores open, migrations run
- * or a worker starts, reasons that pass are retried for five seconds and others (password, TLS, names) fail at once. A
- * registered worker retries all of them without a limit. The caller retries its own appends. The operator fixes the
- * server or the network, or the configuration has to change.
+ * There is no connection to the database, or no answer in time; `condition` states why. While stores open, migrations
+ * run or a worker starts, conditions that pass (`isRetryable`) are retried for five seconds and others (password, TLS,
+ * names) fail at once. A registered worker retries all of them without a limit. The caller retries its own appends. The
+ * operator fixes the server or the network, or the configuration has to change.
  *
  * @category errors
  * @since 0.1.0
@@ -26,7 +36,7 @@ const unknownOutcome = (error: { readonly mayHaveCommitted?: true }): string =>
 export class DatabaseUnavailable extends Schema.TaggedError<DatabaseUnavailable>(id("DatabaseUnavailable"))(
   "DatabaseUnavailable",
   {
-    reason: Schema.Literals([
+    condition: Schema.Literals([
       "unreachable",
       "refused",
       "wrong password",
@@ -50,12 +60,17 @@ export class DatabaseUnavailable extends Schema.TaggedError<DatabaseUnavailable>
     cause: Schema.Defect()
   }
 ) {
+  /** Whether the same call may succeed a little later without intervention. */
+  get isRetryable(): boolean {
+    return transientConditions.has(this.condition)
+  }
+
   override get message(): string {
     return `${this.problem}${unknownOutcome(this)}`
   }
 
   private get problem(): string {
-    switch (this.reason) {
+    switch (this.condition) {
       case "unreachable":
         return `The database server at ${this.server} cannot be reached. Check host, port and network.`
       case "refused":
@@ -85,15 +100,21 @@ export class DatabaseUnavailable extends Schema.TaggedError<DatabaseUnavailable>
 }
 
 /**
- * The database refused a statement of this library; `code` states why. SQLSTATE classes 40, 53 and 58 are transient and
- * are retried like a lost connection. With any other code a worker fails only if the operation has never succeeded;
+ * SQLSTATE classes 40 (conflicts between transactions), 53 (insufficient resources) and 58 (system errors, such as disk
+ * failures).
+ */
+const transientCodes = /^(40|53|58)/
+
+/**
+ * A statement of this library failed; `code` states why. SQLSTATE classes 40, 53 and 58 pass (`isRetryable`) and are
+ * retried like a lost connection. With any other code a worker fails only if the operation has never succeeded;
  * otherwise it retries. An append outside a transaction retries conflicts; inside one, the caller retries its whole
  * transaction. The operator fixes privileges, tables and resources, and the caller its own constraints.
  *
  * @category errors
  * @since 0.1.0
  */
-export class StoreFailure extends Schema.TaggedError<StoreFailure>(id("StoreFailure"))("StoreFailure", {
+export class StatementFailed extends Schema.TaggedError<StatementFailed>(id("StatementFailed"))("StatementFailed", {
   /** The operation that failed. */
   operation: Schema.String,
   /** SQLSTATE, if the server reported one. */
@@ -104,6 +125,11 @@ export class StoreFailure extends Schema.TaggedError<StoreFailure>(id("StoreFail
   mayHaveCommitted,
   cause: Schema.Defect()
 }) {
+  /** Whether the same call may succeed a little later without intervention. */
+  get isRetryable(): boolean {
+    return transientCodes.test(this.code ?? "")
+  }
+
   override get message(): string {
     const advice = this.code === "42501"
       ? " Grant the role what docs/operations.md lists."
@@ -174,6 +200,11 @@ export class UnsupportedDatabase extends Schema.TaggedError<UnsupportedDatabase>
   "UnsupportedDatabase",
   { problem: Schema.String, advice: Schema.String }
 ) {
+  /** Always false. */
+  get isRetryable(): boolean {
+    return false
+  }
+
   override get message(): string {
     return `${this.problem} ${this.advice}`
   }
@@ -187,9 +218,14 @@ export class UnsupportedDatabase extends Schema.TaggedError<UnsupportedDatabase>
  * @category errors
  * @since 0.1.0
  */
-export class ReadOnlyReplica extends Schema.TaggedError<ReadOnlyReplica>(id("ReadOnlyReplica"))("ReadOnlyReplica", {
+export class ReadOnlyDatabase extends Schema.TaggedError<ReadOnlyDatabase>(id("ReadOnlyDatabase"))("ReadOnlyDatabase", {
   server: Schema.String
 }) {
+  /** Always false: a failover ends by itself, but an ordinary replica does not become a primary. */
+  get isRetryable(): boolean {
+    return false
+  }
+
   override get message(): string {
     return `The database server at ${this.server} does not accept writes: it is a read-only replica, or default_transaction_read_only is on. Connect to the primary, or switch that off.`
   }
@@ -240,45 +276,61 @@ export class ForeignSqlClient extends Schema.TaggedError<ForeignSqlClient>(id("F
 }
 
 /**
- * The errors with which any operation of a store can fail. `isTransient` identifies those that a retry can help; a
- * worker retries more of them, as each error states.
+ * Why an operation of a store failed.
  *
  * @category errors
  * @since 0.1.0
  */
-export type StoreError = DatabaseUnavailable | StoreFailure | ReadOnlyReplica | UnsupportedDatabase
-
-/**
- * @category guards
- * @since 0.1.0
- */
-export const isStoreError = (error: unknown): error is StoreError =>
-  error instanceof DatabaseUnavailable || error instanceof StoreFailure || error instanceof ReadOnlyReplica ||
-  error instanceof UnsupportedDatabase
-
-const transientReasons: ReadonlySet<DatabaseUnavailable["reason"]> = new Set([
-  "refused",
-  "unreachable",
-  "shutting down",
-  "too many connections",
-  "connection lost",
-  "no answer in time",
-  "no connection in time"
+export const StoreErrorReason = Schema.Union([
+  DatabaseUnavailable,
+  StatementFailed,
+  ReadOnlyDatabase,
+  UnsupportedDatabase
 ])
-
 /**
- * SQLSTATE classes 40 (conflicts between transactions), 53 (insufficient resources) and 58 (system errors, such as disk
- * failures).
- */
-const transientCodes = /^(40|53|58)/
-
-/**
- * Whether the failure is transient: the same statement may succeed a little later without manual intervention.
- *
- * @category guards
+ * @category errors
  * @since 0.1.0
  */
-export const isTransient = (error: StoreError): boolean =>
-  error._tag === "DatabaseUnavailable"
-    ? transientReasons.has(error.reason)
-    : error._tag === "StoreFailure" && transientCodes.test(error.code ?? "")
+export type StoreErrorReason = typeof StoreErrorReason.Type
+
+/**
+ * The error with which any operation of a store can fail; `reason` states why. A retry can help if `isRetryable` is true;
+ * a registered worker also retries others, as the documentation of each reason states. It also states what to fix.
+ *
+ * **Example** (Catch one reason)
+ *
+ * ```ts
+ * import { Effect } from "effect"
+ * import { EventStore } from "pupsourcing-orchestrator"
+ *
+ * const head = Effect.flatMap(EventStore.EventStore, (store) => store.headPosition).pipe(
+ *   Effect.catchReason("StoreError", "DatabaseUnavailable", ({ condition }) =>
+ *     Effect.as(Effect.logWarning(`The head is unknown: ${condition}`), undefined))
+ * )
+ * ```
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class StoreError extends Schema.TaggedError<StoreError>(id("StoreError"))("StoreError", {
+  reason: StoreErrorReason
+}) {
+  override readonly cause = this.reason
+
+  override get message(): string {
+    return this.reason.message
+  }
+
+  /** Whether the same call may succeed a little later without intervention. */
+  get isRetryable(): boolean {
+    return this.reason.isRetryable
+  }
+
+  /**
+   * Whether an append with this error may have been committed, because its answer was lost. If false, nothing was
+   * committed.
+   */
+  get mayHaveCommitted(): boolean {
+    return "mayHaveCommitted" in this.reason && this.reason.mayHaveCommitted === true
+  }
+}

@@ -6,6 +6,7 @@
  */
 import * as Cause from "effect/Cause"
 import * as SqlError from "effect/sql/SqlError"
+import { StoreError } from "../schema/Errors.ts"
 import { cut, wellFormed } from "../schema/Text.ts"
 
 /** Limits of a text, in characters, and limits on the parts of a failure that are read. */
@@ -63,7 +64,9 @@ const read = (value: unknown, property: string): unknown =>
 const clean = (text: unknown): string | undefined =>
   typeof text === "string" && text.trim() !== "" ? cut(text, longest) : undefined
 
-const describe = (error: unknown, depth = 0): string => {
+const describe = (failure: unknown, depth = 0): string => {
+  // Its message is that of its reason.
+  const error = tryRead(() => failure instanceof StoreError ? failure.reason : failure) ?? failure
   if (tryRead(() => SqlError.isSqlError(error)) === true) {
     const text = tryRead(() => clean(describeSql(error as SqlError.SqlError)))
     if (text !== undefined) return text

@@ -43,7 +43,7 @@ export interface ReadOptions {
   readonly after: bigint
   /**
    * The server epoch in which `after` was read, if it is not stored in a checkpoint. In another epoch the read fails
-   * with `DatabaseUnavailable`.
+   * with a `StoreError` whose reason is `DatabaseUnavailable`.
    */
   readonly epoch?: ServerEpoch | undefined
   /**
@@ -111,7 +111,7 @@ export class EventStore extends Context.Service<EventStore, {
    *
    * **Gotchas**
    *
-   * If the answer is lost, the commit outcome is unknown and the error has `mayHaveCommitted: true`. The outcome is
+   * If the answer is lost, the commit outcome is unknown and the `StoreError` has `mayHaveCommitted: true`. The outcome is
    * also unknown after an interruption or a timeout around the append. Retry it only with the same `eventId`s: the
    * retry succeeds, or fails with `DuplicateEvent`, which means that the first append was committed. Without ids of
    * your own, a retry may store the events twice, or report your own events as a `ConcurrencyConflict`.
@@ -140,7 +140,7 @@ export class EventStore extends Context.Service<EventStore, {
    *     payload: { aggregateId }
    *   }
    *   yield* store.append([event], { expectedVersion: "none" }).pipe(
-   *     Effect.retry({ times: 3, while: (error) => error._tag === "DatabaseUnavailable" }),
+   *     Effect.retry({ times: 3, while: (error) => error._tag === "StoreError" && error.isRetryable }),
    *     // An earlier attempt was committed, but its answer was lost.
    *     Effect.catchTag("DuplicateEvent", () => Effect.void)
    *   )

@@ -22,7 +22,7 @@ export interface JoinOptions {
 /**
  * Registers workers, keeps them alive, and wakes them when another worker of their replica set joins, leaves or dies.
  *
- * A `StoreError` can be retried if it is transient (`Errors.isTransient`).
+ * A `StoreError` can be retried if its `isRetryable` is true.
  */
 export interface Membership {
   /**

@@ -225,8 +225,8 @@ describe("names", () => {
       const store = yield* EventStore.EventStore
       const long = event(Crypto.randomBytes(5000).toString("hex"))
       const error = yield* Effect.flip(store.append([long]))
-      assert(error._tag === "StoreFailure")
-      assert.strictEqual(error.code, "54000")
+      assert(error._tag === "StoreError" && error.reason._tag === "StatementFailed")
+      assert.strictEqual(error.reason.code, "54000")
       assert.strictEqual(yield* store.headPosition, 0n)
       yield* append(event("short"))
       yield* catchUp(recording("after it"))
@@ -253,14 +253,14 @@ describe("the ends of int8", () => {
       // Two events at once do not fit, and neither is stored.
       for (const events of [[event("a"), event("a")], [event("a"), event("a"), event("a")]]) {
         const error = yield* Effect.flip(store.append(events))
-        assert(error._tag === "StoreFailure")
-        assert.strictEqual(error.code, "22003")
+        assert(error._tag === "StoreError" && error.reason._tag === "StatementFailed")
+        assert.strictEqual(error.reason.code, "22003")
       }
       assert.strictEqual((yield* store.append([event("a")])).lastVersion, last)
       for (const expectedVersion of ["any", last] as const) {
         const error = yield* Effect.flip(store.append([event("a")], { expectedVersion }))
-        assert(error._tag === "StoreFailure")
-        assert.strictEqual(error.code, "22003")
+        assert(error._tag === "StoreError" && error.reason._tag === "StatementFailed")
+        assert.strictEqual(error.reason.code, "22003")
       }
       const beyond = yield* Effect.flip(store.append([event("b")], { expectedVersion: last + 1n }))
       assert.strictEqual(beyond._tag, "ConcurrencyConflict")
@@ -279,8 +279,8 @@ describe("the ends of int8", () => {
       yield* sql`SELECT setval('events_global_position_seq', ${last - 2n}::bigint)`
       assert.deepStrictEqual(yield* append(event("a"), event("a")), [last - 1n, last])
       const error = yield* Effect.flip(store.append([event("a")]))
-      assert(error._tag === "StoreFailure")
-      assert.strictEqual(error.code, "2200H")
+      assert(error._tag === "StoreError" && error.reason._tag === "StatementFailed")
+      assert.strictEqual(error.reason.code, "2200H")
       yield* catchUp(recording("positions"))
       assert.deepStrictEqual((yield* recorded("positions")).map(({ position }) => position), [1n, last - 1n, last])
       // No later position can exist, and this must not be an error.

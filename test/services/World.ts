@@ -16,7 +16,7 @@ import * as MemoryStores from "../../src/layers/memory/MemoryStores.ts"
 import * as MemoryWorld from "../../src/layers/memory/MemoryWorld.ts"
 import type { Activity } from "../../src/schema/Activity.ts"
 import type { Checkpoint, Held } from "../../src/schema/Checkpoint.ts"
-import { DatabaseUnavailable } from "../../src/schema/Errors.ts"
+import { DatabaseUnavailable, StoreError } from "../../src/schema/Errors.ts"
 import * as Settings from "../../src/schema/Settings.ts"
 import { CheckpointStore } from "../../src/services/CheckpointStore.ts"
 import { CoordinationStore } from "../../src/services/CoordinationStore.ts"
@@ -58,12 +58,14 @@ export const logs = (): { readonly lines: Array<Line>; readonly layer: Layer.Lay
 export class Broken extends Data.TaggedError("Broken")<{ readonly message: string }> {}
 
 /** The failure of the stores while their database is unreachable. */
-export const unavailable = new DatabaseUnavailable({
-  reason: "connection lost",
-  server: "db:5432",
-  database: "app",
-  user: "app",
-  cause: new Error("test")
+export const unavailable = new StoreError({
+  reason: new DatabaseUnavailable({
+    condition: "connection lost",
+    server: "db:5432",
+    database: "app",
+    user: "app",
+    cause: new Error("test")
+  })
 })
 
 export const event = (id: string, rest: { readonly eventType?: string; readonly aggregateType?: string } = {}) => ({

@@ -25,6 +25,7 @@ import * as PostgresTest from "../../src/testing/PostgresTest.ts"
 import * as TimeLimits from "../../src/testing/TimeLimits.ts"
 import * as Roles from "../support/Roles.ts"
 import * as Seam from "../support/Seam.ts"
+import { reasonOf } from "../support/StoreErrors.ts"
 import { event } from "./World.ts"
 
 const nothing = (name: string, options: Partial<Projection.Options<never, never>> = {}) =>
@@ -122,16 +123,15 @@ it.live(
       const secret = "hunter2-very-secret"
       const closed = yield* closedPort
       const silent = yield* silentServer
-      const refused = (url: Redacted.Redacted<string>, reason: string, ...parts: ReadonlyArray<string | RegExp>) =>
+      const refused = (url: Redacted.Redacted<string>, condition: string, ...parts: ReadonlyArray<string | RegExp>) =>
         Effect.gen(function*() {
           const error = yield* refusal(
             worker(nothing("unreachable")).pipe(
               Layer.provide(PgClient.layer({ url, connectTimeout: TimeLimits.scaled("1 second") }))
             )
           )
-          assert.strictEqual(error._tag, "DatabaseUnavailable", inspect(error))
-          if (error._tag !== "DatabaseUnavailable") return
-          assert.strictEqual(error.reason, reason)
+          assert(error._tag === "StoreError" && error.reason._tag === "DatabaseUnavailable", inspect(error))
+          assert.strictEqual(error.reason.condition, condition)
           told(error, ...parts)
           for (const text of [error.message, String(error), JSON.stringify(error), inspect(error, { depth: 20 })]) {
             assert.notInclude(text, secret)
@@ -216,7 +216,7 @@ it.live("reports a position sequence with CACHE greater than 1", () =>
     const sql = yield* SqlClient.SqlClient
     yield* sql`ALTER SEQUENCE events_global_position_seq CACHE 20`
     const error = yield* refusal(worker(nothing("cached")))
-    assert.strictEqual(error._tag, "UnsupportedDatabase")
+    assert.strictEqual(reasonOf(error)._tag, "UnsupportedDatabase")
     told(error, "events_global_position_seq", "CACHE 20", "ALTER SEQUENCE")
   }).pipe(Effect.provide(migrated)))
 
@@ -228,7 +228,7 @@ it.live("reports a read-only database", () =>
     const error = yield* refusal(
       worker(nothing("read_only")).pipe(Layer.provide(PgClient.layer({ url: Redacted.make(url) })))
     )
-    assert.strictEqual(error._tag, "ReadOnlyReplica")
+    assert.strictEqual(reasonOf(error)._tag, "ReadOnlyDatabase")
     told(error, hostAndPort(), "Connect to the primary")
   }).pipe(Effect.provide(migrated)))
 
@@ -238,7 +238,7 @@ it("a write refused by a replica is distinguished from other refusals", () => {
   const error = toStoreError(server, "register a worker")(
     new SqlError.SqlError({ reason: new SqlError.UnknownError({ cause, operation: "execute" }) })
   )
-  assert.strictEqual(error._tag, "ReadOnlyReplica")
+  assert.strictEqual(reasonOf(error)._tag, "ReadOnlyDatabase")
   told(error, "db:5432", "Connect to the primary")
 })
 
@@ -394,7 +394,7 @@ it.layer(migrated, { excludeTestServices: true })(
         const refused = (text: string | RegExp) =>
           Effect.gen(function*() {
             const error = yield* refusal(worker(nothing("no_rights")).pipe(Layer.provide(client)))
-            assert.strictEqual(error._tag, "StoreFailure", inspect(error))
+            assert.strictEqual(reasonOf(error)._tag, "StatementFailed", inspect(error))
             told(error, text, "42501", "docs/operations.md")
           })
         yield* refused("permission denied for table orchestrator_meta")

@@ -6,7 +6,7 @@
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import { hash } from "../../src/layers/memory/MemoryWorld.ts"
-import { CheckpointAheadOfEvents, DatabaseUnavailable } from "../../src/schema/Errors.ts"
+import { CheckpointAheadOfEvents, DatabaseUnavailable, StoreError } from "../../src/schema/Errors.ts"
 import type { Event } from "../../src/schema/Event.ts"
 import * as EventFilter from "../../src/schema/EventFilter.ts"
 import * as HashRange from "../../src/schema/HashRange.ts"
@@ -28,12 +28,14 @@ interface Waiter {
   readonly wake: () => void
 }
 
-const sessionLost = new DatabaseUnavailable({
-  reason: "connection lost",
-  server: "simulation",
-  database: "app",
-  user: "app",
-  cause: new Error("the session on which the events were read is gone")
+const sessionLost = new StoreError({
+  reason: new DatabaseUnavailable({
+    condition: "connection lost",
+    server: "simulation",
+    database: "app",
+    user: "app",
+    cause: new Error("the session on which the events were read is gone")
+  })
 })
 
 const payload = new Uint8Array([123, 125])

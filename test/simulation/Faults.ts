@@ -8,7 +8,7 @@ import * as CoordinationStoreMemory from "../../src/layers/memory/CoordinationSt
 import * as MembershipMemory from "../../src/layers/memory/MembershipMemory.ts"
 import type { Handle } from "../../src/layers/memory/MemoryWorld.ts"
 import * as Checkpoint from "../../src/schema/Checkpoint.ts"
-import { DatabaseUnavailable } from "../../src/schema/Errors.ts"
+import { DatabaseUnavailable, StoreError } from "../../src/schema/Errors.ts"
 import {
   type BatchOptions,
   CheckpointStore,
@@ -26,13 +26,15 @@ import type { EventLog } from "./EventLog.ts"
 import type { Mutation } from "./Mutations.ts"
 import type { Run, Worker } from "./Run.ts"
 
-const unavailable = (reason: "connection lost" | "refused" | "no answer in time") =>
-  new DatabaseUnavailable({
-    reason,
-    server: "simulated",
-    database: "simulated",
-    user: "simulated",
-    cause: "simulated"
+const unavailable = (condition: "connection lost" | "refused" | "no answer in time") =>
+  new StoreError({
+    reason: new DatabaseUnavailable({
+      condition,
+      server: "simulated",
+      database: "simulated",
+      user: "simulated",
+      cause: "simulated"
+    })
   })
 
 /** Marks a batch whose connection is lost after its handler has run. */
@@ -68,13 +70,13 @@ export const make = (
   const isAway = (): boolean => now() < run.awayUntil || now() < ailments.awayUntil
 
   /** Fails a call that was in flight when the stores became unreachable. */
-  const unlessAway = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E | DatabaseUnavailable, R> =>
-    Effect.suspend((): Effect.Effect<A, E | DatabaseUnavailable, R> =>
+  const unlessAway = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E | StoreError, R> =>
+    Effect.suspend((): Effect.Effect<A, E | StoreError, R> =>
       isAway() ? Effect.fail(unavailable("connection lost")) : self
     )
 
   /** The error of a call that cannot even start, or undefined. */
-  const refusal = (): Effect.Effect<never, DatabaseUnavailable> | undefined => {
+  const refusal = (): Effect.Effect<never, StoreError> | undefined => {
     if (isAway()) {
       coverage.count("errors", "DatabaseUnavailable")
       return chance.bool(0.5)
@@ -95,8 +97,8 @@ export const make = (
   const call = <A, E, R>(
     self: Effect.Effect<A, E, R>,
     lost?: { readonly entry: Entry<"faults">; readonly happens: () => void } | undefined
-  ): Effect.Effect<A, E | DatabaseUnavailable, R> =>
-    Effect.suspend((): Effect.Effect<A, E | DatabaseUnavailable, R> => {
+  ): Effect.Effect<A, E | StoreError, R> =>
+    Effect.suspend((): Effect.Effect<A, E | StoreError, R> => {
       const refused = refusal()
       if (refused !== undefined) return refused
       const before = latency()

@@ -14,6 +14,7 @@ import * as Generation from "../../src/schema/Generation.ts"
 import * as HashRange from "../../src/schema/HashRange.ts"
 import type * as Orchestrator from "../../src/services/Orchestrator.ts"
 import * as Projection from "../../src/services/Projection.ts"
+import { reasonOf } from "../support/StoreErrors.ts"
 import type { Checkers } from "./Checkers.ts"
 import type { Coverage } from "./Coverage.ts"
 import { type Run, type Start, type Subject, Worker } from "./Run.ts"
@@ -217,7 +218,7 @@ export class ScenarioRun<R> {
       else violation(`P6: ${worker.name} ended by itself`)
       return
     }
-    const error = exit.cause.reasons.find(Cause.isFailReason)?.error as
+    const error = reasonOf(exit.cause.reasons.find(Cause.isFailReason)?.error) as
       | { readonly _tag?: string; readonly message?: string }
       | undefined
     const tag = error === undefined ? undefined : error._tag ?? String(error)

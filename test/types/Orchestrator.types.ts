@@ -13,7 +13,7 @@ import * as SqlClient from "effect/sql/SqlClient"
 import type * as SqlError from "effect/sql/SqlError"
 import {
   type Errors,
-  type EventStore,
+  EventStore,
   MemoryStores,
   Orchestrator,
   PostgresStores,
@@ -79,19 +79,35 @@ holds<
     | Errors.AlreadyRunning
     | Errors.CheckpointAheadOfEvents
     | Errors.CoordinationTimeout
-    | Errors.DatabaseUnavailable
     | Errors.FilterChanged
     | Errors.InvalidSettings
     | Errors.ProjectionHalted
     | Errors.ProjectionInOtherReplicaSet
-    | Errors.ReadOnlyReplica
-    | Errors.StoreFailure
-    | Errors.UnsupportedDatabase
+    | Errors.StoreError
     | Errors.WorkerIdInUse
     | Errors.WorkerReplaced
   >
 >()
 holds<Equals<Effect.Success<typeof Orchestrator.run>, never>>()
+
+// A StoreError is caught by its reason, or as a whole.
+const page = Effect.flatMap(EventStore.EventStore, (store) => store.read({ after: 0n }))
+const unlessUnavailable = Effect.catchReason(page, "StoreError", "DatabaseUnavailable", ({ condition }) => {
+  holds<Equals<typeof condition, Errors.DatabaseUnavailable["condition"]>>()
+  return Effect.succeed(undefined)
+})
+holds<Equals<Effect.Error<typeof unlessUnavailable>, Effect.Error<typeof page>>>()
+const caught = Effect.catchTag(page, "StoreError", ({ isRetryable }) => Effect.succeed(isRetryable))
+holds<Equals<Effect.Error<typeof caught>, Errors.CheckpointAheadOfEvents | Errors.EventError>>()
+const unwrapped = Effect.unwrapReason(page, "StoreError")
+holds<
+  Equals<
+    Effect.Error<typeof unwrapped>,
+    Errors.CheckpointAheadOfEvents | Errors.EventError | Errors.StoreErrorReason
+  >
+>()
+// @ts-expect-error there is no such reason
+Effect.catchReason(page, "StoreError", "TablesMissing", () => Effect.void)
 holds<Equals<Effect.Services<typeof Orchestrator.run>, Orchestrator.Orchestrator>>()
 holds<Equals<Effect.Success<typeof Orchestrator.catchUp>, void>>()
 

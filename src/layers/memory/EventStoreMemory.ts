@@ -11,7 +11,8 @@ import {
   CheckpointAheadOfEvents,
   ConcurrencyConflict,
   DatabaseUnavailable,
-  DuplicateEvent
+  DuplicateEvent,
+  StoreError
 } from "../../schema/Errors.ts"
 import {
   type Appended,
@@ -199,12 +200,14 @@ const read = Effect.fnUntraced(function*({ committed, world }: Store, options: R
   return { events, position: upTo > options.after ? upTo : options.after, epoch } satisfies Page
 })
 
-const otherEpoch = new DatabaseUnavailable({
-  reason: "connection lost",
-  server: "memory",
-  database: "memory",
-  user: "memory",
-  cause: new Error("It was read in another epoch of this world")
+const otherEpoch = new StoreError({
+  reason: new DatabaseUnavailable({
+    condition: "connection lost",
+    server: "memory",
+    database: "memory",
+    user: "memory",
+    cause: new Error("It was read in another epoch of this world")
+  })
 })
 
 const committedEvents = (world: MemoryWorld, committed: Store["committed"]): ReadonlyArray<Event> => {

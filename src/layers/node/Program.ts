@@ -28,6 +28,7 @@ import * as Logger from "effect/Logger"
 import * as Runtime from "effect/Runtime"
 import * as SqlError from "effect/sql/SqlError"
 import { configErrorText } from "../../schema/ConfigErrorText.ts"
+import { StoreError } from "../../schema/Errors.ts"
 import { errorText } from "../../services/ErrorText.ts"
 
 /** Signal numbers. By the convention of shells, the exit code after a signal is 128 + n. */
@@ -148,5 +149,8 @@ const report = (cause: Cause.Cause<unknown>, asked: boolean): Effect.Effect<void
   return text === undefined ? Effect.void : Effect.logError(...text)
 }
 
-/** The name of an error as `Effect.catchTag` and the documentation use it. */
-const tagOf = (error: Error): string => "_tag" in error && typeof error._tag === "string" ? error._tag : error.name
+/** The name under which the documentation describes an error: its tag, or that of a store error's reason. */
+const tagOf = (error: Error): string => {
+  if (error instanceof StoreError) return error.reason._tag
+  return "_tag" in error && typeof error._tag === "string" ? error._tag : error.name
+}

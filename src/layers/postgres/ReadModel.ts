@@ -7,7 +7,7 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as SqlClient from "effect/sql/SqlClient"
 import type * as SqlError from "effect/sql/SqlError"
-import { type InvalidSettings, ReadModelFailed, type StoreError, StoreFailure } from "../../schema/Errors.ts"
+import { type InvalidSettings, ReadModelFailed, StoreError } from "../../schema/Errors.ts"
 import { layerPer } from "../../services/LayerPer.ts"
 import { waitForServer } from "../../services/worker/Startup.ts"
 import * as ClientConfig from "./connection/ClientConfig.ts"
@@ -81,16 +81,11 @@ export const run = <A, E, R>(
       Effect.provideService(SqlClient.BeginTransaction, begin),
       refail(serverOf(config ?? {}), "create a read model"),
       waitForServer,
-      Effect.mapError((error) =>
-        error instanceof StoreFailure
-          ? new ReadModelFailed({
-            readModel: name,
-            detail: error.detail,
-            cause: error.cause,
-            ...(error.code === undefined ? {} : { code: error.code })
-          })
-          : error
-      )
+      Effect.mapError((error) => {
+        if (!(error instanceof StoreError) || error.reason._tag !== "StatementFailed") return error
+        const { cause, code, detail } = error.reason
+        return new ReadModelFailed({ readModel: name, detail, cause, ...(code === undefined ? {} : { code }) })
+      })
     )
   })
 

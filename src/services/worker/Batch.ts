@@ -215,10 +215,8 @@ const reasonOf = (failure: HandlerFailure | Retryable): BatchPolicy.Reason => {
       return "handler"
     case "TransientFailure":
       return failure.kind
-    case "StoreFailure":
-      return "server fault"
-    default:
-      return "unavailable"
+    case "StoreError":
+      return failure.reason._tag === "StatementFailed" ? "server fault" : "unavailable"
   }
 }
 

@@ -4,13 +4,7 @@ import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
-import {
-  CheckpointAheadOfEvents,
-  type EventError,
-  type StoreError,
-  type StoreFailure,
-  type UnsupportedDatabase
-} from "../../schema/Errors.ts"
+import { CheckpointAheadOfEvents, type EventError, type StoreError } from "../../schema/Errors.ts"
 import type { CheckpointStore, Fenced } from "../CheckpointStore.ts"
 import type { EventStore, Page } from "../EventStore.ts"
 import * as RangeState from "./RangeState.ts"
@@ -30,7 +24,7 @@ type Next = Data.TaggedEnum<{
 const Next = Data.taggedEnum<Next>()
 
 /** Errors that neither a retry nor another worker can fix. */
-export type PageError = CheckpointAheadOfEvents | StoreFailure | UnsupportedDatabase
+export type PageError = CheckpointAheadOfEvents | StoreError
 
 export interface PageSource {
   /** Waits for the next page, for progress to become due, or for the range to drain. Retries transient failures. */
@@ -56,7 +50,7 @@ interface Source {
 const emptyProgressNanos = 1_000_000_000n
 
 /**
- * A step of `Startup`, shared by the runners of all ranges. Once any range has read successfully, a `StoreFailure` of a
+ * A step of `Startup`, shared by the runners of all ranges. Once any range has read successfully, a `StatementFailed` of a
  * read is retried instead of failing the worker.
  */
 const reading = "Reading"
@@ -141,10 +135,8 @@ const afterFailure = Effect.fnUntraced(function*(
       }
       RangeState.dropUnwritten(job.state)
       return undefined
-    case "UnsupportedDatabase":
-      return yield* failure
-    case "StoreFailure":
-      if (startup.isFatal(reading, failure)) return yield* failure
+    case "StoreError":
+      if (failure.reason._tag === "UnsupportedDatabase" || startup.isFatal(reading, failure)) return yield* failure
   }
   RangeState.dropUnwritten(job.state)
   source.failures++

@@ -11,13 +11,7 @@ import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import { Activity, type ChangeReason } from "../../schema/Activity.ts"
 import * as Checkpoint from "../../schema/Checkpoint.ts"
-import {
-  CoordinationTimeout,
-  type FilterChanged,
-  isStoreError,
-  type StoreError,
-  type WorkerReplaced
-} from "../../schema/Errors.ts"
+import { CoordinationTimeout, type FilterChanged, type StoreError, type WorkerReplaced } from "../../schema/Errors.ts"
 import * as Generation from "../../schema/Generation.ts"
 import * as HashRange from "../../schema/HashRange.ts"
 import * as Plan from "../../schema/Plan.ts"
@@ -158,10 +152,12 @@ const decide = (
     // has ended, the heartbeat detects whether another registration has replaced it.
     Effect.tapErrorTag(
       "WorkerEvicted",
-      () => Effect.catchIf(options.membership.heartbeat(options.registration), isStoreError, () => Effect.void)
+      () => Effect.catchTag(options.membership.heartbeat(options.registration), "StoreError", () => Effect.void)
     ),
-    Effect.catchTag("FilterChanged", (failure) => Effect.as(options.giveUp(failure), Option.none())),
-    Effect.catchIf(isStoreError, (failure) => backOff(options, state, failure))
+    Effect.catchTags({
+      FilterChanged: (failure) => Effect.as(options.giveUp(failure), Option.none()),
+      StoreError: (failure) => backOff(options, state, failure)
+    })
   )
 
 /** Makes every change that this worker may make now, and returns the plan with the resulting state. */

@@ -5,7 +5,7 @@ import * as Effect from "effect/Effect"
 import * as Random from "effect/Random"
 import { Activity } from "../../schema/Activity.ts"
 import * as BatchPolicy from "../../schema/BatchPolicy.ts"
-import { type HandlerOverran, isStoreError, type StoreError } from "../../schema/Errors.ts"
+import { type HandlerOverran, StoreError } from "../../schema/Errors.ts"
 import * as HashRange from "../../schema/HashRange.ts"
 import { type HandlerFailure, TransientFailure } from "../CheckpointStore.ts"
 import { errorText } from "../ErrorText.ts"
@@ -22,7 +22,7 @@ export type Retryable = StoreError | TransientFailure
 export type Failure = HandlerFailure | HandlerOverran | Retryable
 
 export const isRetryable = (failure: unknown): failure is Retryable =>
-  failure instanceof TransientFailure || isStoreError(failure)
+  failure instanceof TransientFailure || failure instanceof StoreError
 
 export const describe = (failure: Failure): string => {
   switch (failure._tag) {

@@ -198,7 +198,7 @@ describe("DatabaseLive", () => {
       const sql = yield* PgClient.PgClient
       yield* sql`UPDATE orchestrator_meta SET hash_answers = hash_answers || '{"user-1": 1}'::jsonb`
       const error = yield* Effect.flip(open(url))
-      assert(error._tag === "UnsupportedDatabase")
+      assert(error._tag === "StoreError" && error.reason._tag === "UnsupportedDatabase")
       assert.include(error.message, "hashtext")
     })
   )
@@ -213,7 +213,7 @@ describe("DatabaseLive", () => {
       const error = yield* Effect.flip(
         openWith({ url: Redacted.make(url), startupParameters: { search_path: "replica, pg_catalog, public" } })
       )
-      assert(error._tag === "ReadOnlyReplica")
+      assert(error._tag === "StoreError" && error.reason._tag === "ReadOnlyDatabase")
       assert.include(error.message, "primary")
     })
   )
@@ -287,8 +287,8 @@ describe("DatabaseLive", () => {
       ] as const
       for (const [reason, wrong] of cases) {
         const [error, paused] = yield* pauses(Effect.flip(open(wrong)))
-        assert(error._tag === "DatabaseUnavailable")
-        assert.strictEqual(error.reason, reason)
+        assert(error._tag === "StoreError" && error.reason._tag === "DatabaseUnavailable")
+        assert.strictEqual(error.reason.condition, reason)
         assert.strictEqual(paused, 0, reason)
         const { hostname, password, port } = new URL(wrong)
         assert.include(error.message, `${hostname}:${port || 5432}`)
@@ -305,8 +305,8 @@ describe("DatabaseLive", () => {
       const [error, paused] = yield* pauses(Effect.flip(open(changed(url, (url) => {
         url.port = String(port)
       }))))
-      assert(error._tag === "DatabaseUnavailable")
-      assert.strictEqual(error.reason, "refused")
+      assert(error._tag === "StoreError" && error.reason._tag === "DatabaseUnavailable")
+      assert.strictEqual(error.reason.condition, "refused")
       assert.include(error.message, `:${port}`)
       assert.isAbove(paused, 3)
     }),

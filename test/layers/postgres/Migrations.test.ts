@@ -362,7 +362,7 @@ describe("Migrations", () => {
         if (!(error instanceof Migrations.EventStoreDiffers)) return assert.fail(String(error))
         assert.include(error.message, reason)
         const refusal = yield* Effect.flip(open)
-        assert(refusal._tag === "UnsupportedDatabase")
+        assert(refusal._tag === "StoreError" && refusal.reason._tag === "UnsupportedDatabase")
         assert.include(refusal.message, reason)
       })
       for (const [table, column] of cases) {

@@ -4,7 +4,7 @@ import * as Clock from "effect/Clock"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as TxRef from "effect/TxRef"
-import type { DatabaseUnavailable } from "../../../src/schema/Errors.ts"
+import type { StoreError } from "../../../src/schema/Errors.ts"
 import type { Event } from "../../../src/schema/Event.ts"
 import { type CheckpointStore, type Fenced, TransientFailure } from "../../../src/services/CheckpointStore.ts"
 import * as Projection from "../../../src/services/Projection.ts"
@@ -45,7 +45,7 @@ export const connectionLost = new TransientFailure({ kind: "connection", cause: 
 
 /** A commit that rolls back and fails on every attempt for which `failure` returns an error. */
 export const failingCommits = (
-  failure: (attempt: number) => TransientFailure | DatabaseUnavailable | Fenced | undefined
+  failure: (attempt: number) => TransientFailure | StoreError | Fenced | undefined
 ) => {
   const attempts: Array<number> = []
   return {

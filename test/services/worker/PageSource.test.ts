@@ -6,10 +6,17 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as TxRef from "effect/TxRef"
 import * as MemoryStores from "../../../src/layers/memory/MemoryStores.ts"
-import { CheckpointAheadOfEvents, EventTooLarge, EventUnreadable, StoreFailure } from "../../../src/schema/Errors.ts"
+import {
+  CheckpointAheadOfEvents,
+  EventTooLarge,
+  EventUnreadable,
+  StatementFailed,
+  StoreError
+} from "../../../src/schema/Errors.ts"
 import { Fenced } from "../../../src/services/CheckpointStore.ts"
 import type { EventStore } from "../../../src/services/EventStore.ts"
 import * as Projection from "../../../src/services/Projection.ts"
+import { reasonOf } from "../../support/StoreErrors.ts"
 import { Broken, event, pass, runner, unavailable } from "../World.ts"
 import { haltAtSecond, ids, recording } from "./Failures.ts"
 
@@ -313,7 +320,9 @@ it.effect("ranges write progress over filtered-out events at the same instants, 
 
 it.effect("a permanent failure of the first read ends the runner; after a successful read it is retried", () =>
   Effect.gen(function*() {
-    const refusal = new StoreFailure({ operation: "read", code: "42501", detail: "permission denied", cause: "test" })
+    const refusal = new StoreError({
+      reason: new StatementFailed({ operation: "read", code: "42501", detail: "permission denied", cause: "test" })
+    })
     const outcome = Effect.fnUntraced(function*(refuses: (read: number) => boolean) {
       const world = yield* MemoryStores.makeWorld
       const handled = yield* TxRef.make<ReadonlyArray<string>>([])
@@ -333,9 +342,9 @@ it.effect("a permanent failure of the first read ends the runner; after a succes
       const failure = exit !== undefined && Exit.isFailure(exit)
         ? exit.cause.reasons.find(Cause.isFailReason)
         : undefined
-      return { failure: failure?.error._tag, handled: yield* TxRef.get(handled) }
+      return { failure: failure && reasonOf(failure.error)._tag, handled: yield* TxRef.get(handled) }
     })
-    assert.deepStrictEqual(yield* outcome((read) => read === 1), { failure: "StoreFailure", handled: [] })
+    assert.deepStrictEqual(yield* outcome((read) => read === 1), { failure: "StatementFailed", handled: [] })
     assert.deepStrictEqual(yield* outcome((read) => read === 2 || read === 3), {
       failure: undefined,
       handled: ["a", "b"]

@@ -7,7 +7,7 @@ import * as Fiber from "effect/Fiber"
 import { TestClock } from "effect/testing"
 import * as TxRef from "effect/TxRef"
 import * as MemoryStores from "../../../src/layers/memory/MemoryStores.ts"
-import { StoreFailure } from "../../../src/schema/Errors.ts"
+import { StatementFailed, StoreError } from "../../../src/schema/Errors.ts"
 import * as HashRange from "../../../src/schema/HashRange.ts"
 import { CheckpointStore, Fenced, TransientFailure } from "../../../src/services/CheckpointStore.ts"
 import * as Orchestrator from "../../../src/services/Orchestrator.ts"
@@ -479,7 +479,9 @@ it.effect("events before one whose handler meets a server fault are committed", 
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const handled = yield* TxRef.make<ReadonlyArray<string>>([])
-    const badDisk = new StoreFailure({ operation: "handle a batch", code: "58030", detail: "bad block", cause: "test" })
+    const badDisk = new StoreError({
+      reason: new StatementFailed({ operation: "handle a batch", code: "58030", detail: "bad block", cause: "test" })
+    })
     const users = recording(handled, ({ aggregateId }) => aggregateId === "c" ? Effect.fail(badDisk) : Effect.void)
     const worker = yield* runner(world, users, {
       checkpoints: (real) => ({

@@ -4,7 +4,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as MemoryStores from "../../../src/layers/memory/MemoryStores.ts"
-import type { DatabaseUnavailable } from "../../../src/schema/Errors.ts"
+import type { StoreError } from "../../../src/schema/Errors.ts"
 import type { Plan } from "../../../src/schema/Plan.ts"
 import { CheckpointStore } from "../../../src/services/CheckpointStore.ts"
 import { CoordinationStore } from "../../../src/services/CoordinationStore.ts"
@@ -151,7 +151,7 @@ it.effect("a generation whose number is reissued after lost commits is treated a
     })
     let isAway = false
     const unlessAway = <A, E, R>(self: Effect.Effect<A, E, R>) =>
-      Effect.suspend((): Effect.Effect<A, E | DatabaseUnavailable, R> => isAway ? Effect.fail(unavailable) : self)
+      Effect.suspend((): Effect.Effect<A, E | StoreError, R> => isAway ? Effect.fail(unavailable) : self)
     const start = Effect.fnUntraced(function*(workerId: string, mayBeAway = false) {
       const process = yield* enter(world)
       const stores = mayBeAway

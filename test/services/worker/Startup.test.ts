@@ -12,7 +12,7 @@ import type * as SqlClient from "effect/sql/SqlClient"
 import * as TestClock from "effect/testing/TestClock"
 import { describe } from "vitest"
 import * as Migrations from "../../../src/layers/postgres/Migrations.ts"
-import { DatabaseUnavailable, StoreFailure } from "../../../src/schema/Errors.ts"
+import { DatabaseUnavailable, StatementFailed, StoreError } from "../../../src/schema/Errors.ts"
 import { EventStore } from "../../../src/services/EventStore.ts"
 import * as Orchestrator from "../../../src/services/Orchestrator.ts"
 import * as Projection from "../../../src/services/Projection.ts"
@@ -23,14 +23,15 @@ import * as EventStores from "../../support/EventStores.ts"
 import * as Seam from "../../support/Seam.ts"
 
 const server = { server: "localhost:5432", database: "app", user: "app", cause: new Error("test") }
-const unavailable = (reason: DatabaseUnavailable["reason"]) => new DatabaseUnavailable({ ...server, reason })
+const unavailable = (condition: DatabaseUnavailable["condition"]) =>
+  new StoreError({ reason: new DatabaseUnavailable({ ...server, condition }) })
 const refused = (code: string) =>
-  new StoreFailure({ operation: "test", code, detail: "test", cause: new Error("test") })
+  new StoreError({ reason: new StatementFailed({ operation: "test", code, detail: "test", cause: new Error("test") }) })
 
 /** Counts the runs of a step that always fails, and reports whether it has ended after `duration`. */
 const runsOf = Effect.fnUntraced(function*(
   startup: Startup.Startup,
-  error: DatabaseUnavailable | StoreFailure,
+  error: StoreError,
   duration: Duration.Input
 ) {
   let runs = 0

@@ -7,9 +7,10 @@
  */
 import type * as SqlClient from "effect/sql/SqlClient"
 import type * as Statement from "effect/sql/Statement"
-import { DatabaseUnavailable } from "../../../schema/Errors.ts"
+import type { StoreError } from "../../../schema/Errors.ts"
 import type { ServerEpoch } from "../../../services/EventStore.ts"
 import type { Server } from "./Server.ts"
+import { unavailable } from "./SqlErrors.ts"
 
 const serverStart = "extract(epoch FROM pg_postmaster_start_time())"
 
@@ -37,9 +38,5 @@ export const isCurrent = (sql: SqlClient.SqlClient, epoch: ServerEpoch | undefin
 }
 
 /** The error for events that were read in another server epoch, because they may not exist in this one. */
-export const epochEnded = (server: Server): DatabaseUnavailable =>
-  new DatabaseUnavailable({
-    ...server,
-    reason: "connection lost",
-    cause: new Error("the session on which the events were read is gone")
-  })
+export const epochEnded = (server: Server): StoreError =>
+  unavailable(server, "connection lost", new Error("the session on which the events were read is gone"))

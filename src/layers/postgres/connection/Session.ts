@@ -17,11 +17,11 @@ import * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
 import type * as SqlClient from "effect/sql/SqlClient"
 import type * as SqlError from "effect/sql/SqlError"
-import { DatabaseUnavailable, type StoreError } from "../../../schema/Errors.ts"
+import type { StoreError } from "../../../schema/Errors.ts"
 import * as Abandonable from "../../../services/Abandonable.ts"
 import type { Server } from "./Server.ts"
 import * as SessionSettings from "./SessionSettings.ts"
-import { isConflict, isConnectionLoss, refail, sqlErrorIn } from "./SqlErrors.ts"
+import { isConflict, isConnectionLoss, refail, sqlErrorIn, unavailable } from "./SqlErrors.ts"
 
 /** An open connection and the state that belongs to it. */
 export interface Opened<S> {
@@ -90,11 +90,7 @@ const use = <S, A, E, R>(
 ): Effect.Effect<A, Exclude<E, SqlError.SqlError> | StoreError, R> => {
   const { deadline, server } = slot.options
   const noAnswer = () =>
-    new DatabaseUnavailable({
-      ...server,
-      reason: "no answer in time",
-      cause: new Error(`${operation}: no answer within ${Duration.format(deadline)}`)
-    })
+    unavailable(server, "no answer in time", new Error(`${operation}: no answer within ${Duration.format(deadline)}`))
   return slot.opening.withPermit(open(slot)).pipe(
     Effect.flatMap((connection) =>
       // Never interrupted: an interrupted caller stops waiting, and the deadline stays.

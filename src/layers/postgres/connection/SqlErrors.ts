@@ -1,17 +1,25 @@
 /**
- * Classifies the driver's errors and converts them into this library's. The driver classifies lost connections,
- * conflicts and timeouts by itself; the table below states what other codes mean.
+ * Classifies the driver's errors and converts them into store errors. The driver classifies lost connections, conflicts
+ * and timeouts by itself; the table below states what other codes mean.
  */
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Predicate from "effect/Predicate"
 import * as SqlError from "effect/sql/SqlError"
-import { DatabaseUnavailable, ReadOnlyReplica, type StoreError, StoreFailure } from "../../../schema/Errors.ts"
+import {
+  DatabaseUnavailable,
+  ReadOnlyDatabase,
+  StatementFailed,
+  StoreError,
+  UnsupportedDatabase
+} from "../../../schema/Errors.ts"
 import type { Server } from "./Server.ts"
 
+type Condition = DatabaseUnavailable["condition"]
+
 interface Meaning {
-  /** There is no session, for this reason. */
-  readonly unavailable?: DatabaseUnavailable["reason"]
+  /** There is no session. */
+  readonly unavailable?: Condition
   /** The session is lost or could not be opened; a retry on a new session may succeed. */
   readonly isLost?: true
   /** The server lacks memory or disk space, usually not because of the statement that fails. */
@@ -147,9 +155,15 @@ const isStalePlan = (error: SqlError.SqlError): boolean =>
 export const cannotBeRead = (error: SqlError.SqlError): boolean =>
   meaningOf(error).isUnreadable === true || error.reason.message === "PgConnection: Failed to decode row"
 
-/** Whether `cannotBeRead` holds for the cause of a store failure. */
-export const isUnreadable = (error: unknown): error is StoreFailure =>
-  error instanceof StoreFailure && SqlError.isSqlError(error.cause) && cannotBeRead(error.cause)
+/** Whether the connection was lost while it was used. */
+export const hasLostConnection = (error: unknown): boolean =>
+  error instanceof StoreError && error.reason._tag === "DatabaseUnavailable" &&
+  error.reason.condition === "connection lost"
+
+/** Whether `cannotBeRead` holds for the cause of a failed statement. */
+export const isUnreadable = (error: unknown): error is StoreError & { readonly reason: StatementFailed } =>
+  error instanceof StoreError && error.reason._tag === "StatementFailed" && SqlError.isSqlError(error.reason.cause) &&
+  cannotBeRead(error.reason.cause)
 
 /**
  * Returns the `SqlError` in a cause, whether it is a failure or a defect: the driver turns a failure into a defect when
@@ -165,10 +179,10 @@ export const sqlErrorIn = (cause: Cause.Cause<unknown>): SqlError.SqlError | und
 }
 
 /** Why the database is unavailable, if that is what the error means. */
-const unavailable = (error: SqlError.SqlError): DatabaseUnavailable["reason"] | undefined => {
+const conditionOf = (error: SqlError.SqlError): Condition | undefined => {
   const { _tag: tag, operation } = error.reason
-  const reason = meaningOf(error).unavailable
-  if (reason !== undefined) return reason
+  const condition = meaningOf(error).unavailable
+  if (condition !== undefined) return condition
   // A protocol violation: a pooler's reason for rejecting the connection, which only its own message describes.
   if (codeOf(error) === "08P01") return undefined
   if (tag === "AuthenticationError") return "wrong password"
@@ -192,6 +206,15 @@ const mayHaveCommitted = (error: SqlError.SqlError): boolean => {
   return !isRefused && error.reason.operation !== "connect"
 }
 
+/** The error of a database that is unavailable for another reason than an error of the driver. */
+export const unavailable = (server: Server, condition: Condition, cause: Error): StoreError =>
+  new StoreError({ reason: new DatabaseUnavailable({ ...server, condition, cause }) })
+
+export const readOnly = ({ server }: Server): StoreError => new StoreError({ reason: new ReadOnlyDatabase({ server }) })
+
+export const unsupported = (fields: { readonly problem: string; readonly advice: string }): StoreError =>
+  new StoreError({ reason: new UnsupportedDatabase(fields) })
+
 /**
  * Returns a function that converts the driver's error into this library's. `autocommit`: the statement changes data and
  * commits by itself, so its outcome is unknown when its answer is lost.
@@ -202,21 +225,25 @@ export const toStoreError = (
   options?: { readonly autocommit?: boolean }
 ) =>
 (error: SqlError.SqlError): StoreError => {
-  const reason = unavailable(error)
+  const condition = conditionOf(error)
   const outcome = options?.autocommit === true && mayHaveCommitted(error) ? { mayHaveCommitted: true as const } : {}
-  if (reason !== undefined) {
-    return new DatabaseUnavailable({ ...server, reason, detail: detailOf(error), cause: error, ...outcome })
+  if (condition !== undefined) {
+    return new StoreError({
+      reason: new DatabaseUnavailable({ ...server, condition, detail: detailOf(error), cause: error, ...outcome })
+    })
   }
-  if (meaningOf(error).isReadOnly === true) return new ReadOnlyReplica({ server: server.server })
+  if (meaningOf(error).isReadOnly === true) return readOnly(server)
   const code = codeOf(error)
   const constraint = fieldOf(error, "constraint")
-  return new StoreFailure({
-    operation,
-    detail: detailOf(error),
-    cause: error,
-    ...(code === undefined ? {} : { code }),
-    ...(constraint === undefined ? {} : { constraint }),
-    ...outcome
+  return new StoreError({
+    reason: new StatementFailed({
+      operation,
+      detail: detailOf(error),
+      cause: error,
+      ...(code === undefined ? {} : { code }),
+      ...(constraint === undefined ? {} : { constraint }),
+      ...outcome
+    })
   })
 }
 

@@ -6,14 +6,7 @@ import * as PgClient from "@effect/sql-pg/PgClient"
 import * as Effect from "effect/Effect"
 import type * as SqlClient from "effect/sql/SqlClient"
 import type * as SqlError from "effect/sql/SqlError"
-import {
-  type InvalidSettings,
-  ReadOnlyReplica,
-  SchemaVersionMismatch,
-  type StoreError,
-  TablesMissing,
-  UnsupportedDatabase
-} from "../../../schema/Errors.ts"
+import { type InvalidSettings, SchemaVersionMismatch, type StoreError, TablesMissing } from "../../../schema/Errors.ts"
 import * as TableNames from "../../../schema/TableNames.ts"
 import { waitForServer } from "../../../services/worker/Startup.ts"
 import type { Options } from "../Database.ts"
@@ -28,7 +21,7 @@ import * as DirectUrl from "./DirectUrl.ts"
 import * as LockWait from "./LockWait.ts"
 import * as Probe from "./Probe.ts"
 import { type Server, serverOf } from "./Server.ts"
-import { refail } from "./SqlErrors.ts"
+import { readOnly, refail, unsupported } from "./SqlErrors.ts"
 
 /** The oldest supported server; it has all that the statements use (`gen_random_uuid`, the current `pg_locks`). */
 const oldestServer = 140000
@@ -132,16 +125,16 @@ export const checkSessions = Effect.fnUntraced(function*(
 
 /** Checks that the server is supported and accepts writes. */
 export const checkServer = Effect.fnUntraced(function*(
-  { server: { server } }: Target,
+  { server }: Target,
   found: Found
-): Effect.fn.Return<void, ReadOnlyReplica | UnsupportedDatabase> {
+): Effect.fn.Return<void, StoreError> {
   if (found.version < oldestServer) {
-    return yield* new UnsupportedDatabase({
-      problem: `The database server at ${server} is PostgreSQL ${Math.floor(found.version / 10000)}.`,
+    return yield* unsupported({
+      problem: `The database server at ${server.server} is PostgreSQL ${Math.floor(found.version / 10000)}.`,
       advice: `Use PostgreSQL ${Math.floor(oldestServer / 10000)} or newer.`
     })
   }
-  if (found.recovering) return yield* new ReadOnlyReplica({ server })
+  if (found.recovering) return yield* readOnly(server)
 })
 
 /** Checks the meta row: the version of the tables, the table of events that they belong to, and the hash. */
@@ -168,7 +161,7 @@ const checkMeta = Effect.fnUntraced(function*(target: Target, { names }: Found) 
   const refusal = OrchestratorTables.otherEvents(target.names, row.events)
   if (refusal !== undefined) return yield* refusal
   if (row.wrong) {
-    return yield* new UnsupportedDatabase({
+    return yield* unsupported({
       problem: "The database's function hashtext returns other values than when the tables were created.",
       advice:
         "Progress is recorded by these hashes. Return to the server on which the tables were created, or rebuild the projections in fresh tables."
@@ -193,7 +186,7 @@ export const checkTables = Effect.fnUntraced(function*(
   ).pipe(withClient(target))
   const blocking = differences.filter((difference) => difference.blocking)
   if (blocking.length > 0) {
-    return yield* new UnsupportedDatabase({
+    return yield* unsupported({
       problem: `The tables differ from what this library needs: ${blocking.map(EventStoreTables.describe).join("; ")}.`,
       advice: "Change the tables; \"npx pupsourcing-orchestrator migrate status\" shows every difference."
     })

@@ -12,10 +12,10 @@ import * as Semaphore from "effect/Semaphore"
 import * as SqlClient from "effect/sql/SqlClient"
 import * as SqlError from "effect/sql/SqlError"
 import type * as Statement from "effect/sql/Statement"
-import { DatabaseUnavailable, type StoreError } from "../../../schema/Errors.ts"
+import { StoreError } from "../../../schema/Errors.ts"
 import * as Notifications from "../connection/Notifications.ts"
 import type { Opened, Session } from "../connection/Session.ts"
-import { isConflict } from "../connection/SqlErrors.ts"
+import { isConflict, unavailable } from "../connection/SqlErrors.ts"
 import { Database } from "../Database.ts"
 import * as Observations from "./Observations.ts"
 import * as Presence from "./Presence.ts"
@@ -134,18 +134,18 @@ const exclusively = <A, E, R>(
         (error): error is SqlError.SqlError => SqlError.isSqlError(error) && isConflict(error),
         (conflict) =>
           Effect.fail(
-            new DatabaseUnavailable({
-              ...database.sessionServer,
-              reason: "no answer in time",
-              cause: new LockedOut(`${operation}: another decision of replica set "${replicaSet}" did not end`, {
+            unavailable(
+              database.sessionServer,
+              "no answer in time",
+              new LockedOut(`${operation}: another decision of replica set "${replicaSet}" did not end`, {
                 cause: conflict
               })
-            })
+            )
           )
       )
     )).pipe(
       Effect.retry({
-        while: (error) => error instanceof DatabaseUnavailable && error.cause instanceof LockedOut,
+        while: (error) => error instanceof StoreError && error.reason.cause instanceof LockedOut,
         times: attempts - 1,
         schedule: Schedule.jittered(Schedule.spaced("20 millis"))
       })

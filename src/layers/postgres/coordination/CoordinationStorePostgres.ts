@@ -7,7 +7,7 @@ import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
 import type * as SqlError from "effect/sql/SqlError"
 import * as Checkpoint from "../../../schema/Checkpoint.ts"
-import { StoreFailure } from "../../../schema/Errors.ts"
+import { StatementFailed, StoreError } from "../../../schema/Errors.ts"
 import * as Plan from "../../../schema/Plan.ts"
 import { CoordinationStore } from "../../../services/CoordinationStore.ts"
 import { Database } from "../Database.ts"
@@ -50,10 +50,12 @@ const apply = (self: Self, request: Plan.Request) => {
     }),
     Effect.catchTag("Outdated", (cause) =>
       Effect.fail(
-        new StoreFailure({
-          operation: "apply a plan",
-          detail: "the checkpoints of its projections keep changing under the decision",
-          cause
+        new StoreError({
+          reason: new StatementFailed({
+            operation: "apply a plan",
+            detail: "the checkpoints of its projections keep changing under the decision",
+            cause
+          })
         })
       )),
     // Sent after the commit and awaited, because the process of a leaving worker may end right afterwards.

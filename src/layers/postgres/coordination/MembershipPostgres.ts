@@ -24,6 +24,7 @@ import * as Generation from "../../../schema/Generation.ts"
 import type { Displayed, Registration } from "../../../schema/Worker.ts"
 import { type JoinOptions, Membership } from "../../../services/Membership.ts"
 import { Listener, reconnected } from "../connection/Listener.ts"
+import { hasLostConnection } from "../connection/SqlErrors.ts"
 import { Database } from "../Database.ts"
 import { CoordinationSession } from "./CoordinationSession.ts"
 import { register, type Registrar } from "./Join.ts"
@@ -210,11 +211,7 @@ const beatWhileAbsent = ({ coordination, database, listener, members }: Self): E
     Effect.andThen(Effect.sleep(absentBeatInterval)),
     // If this connection was lost with the listening session, retry soon on a new one. After other failures wait
     // longer: while the database is unreachable, no worker reads heartbeats. The worker's own heartbeat reports them.
-    Effect.catch((error) =>
-      Effect.sleep(
-        error._tag === "DatabaseUnavailable" && error.reason === "connection lost" ? absentBeatInterval : goneDelay
-      )
-    ),
+    Effect.catch((error) => Effect.sleep(hasLostConnection(error) ? absentBeatInterval : goneDelay)),
     Effect.forever
   )
 }

@@ -4,7 +4,7 @@
  */
 import * as Effect from "effect/Effect"
 import type * as SqlError from "effect/sql/SqlError"
-import { ConcurrencyConflict, DuplicateEvent, type StoreError, UnsupportedDatabase } from "../../../schema/Errors.ts"
+import { ConcurrencyConflict, DuplicateEvent, type StoreError } from "../../../schema/Errors.ts"
 import type { ExpectedVersion, StreamId } from "../../../schema/Event.ts"
 import * as SqlErrors from "../connection/SqlErrors.ts"
 import type { Database } from "../Database.ts"
@@ -38,7 +38,7 @@ export const explain = (
   self: Dependencies,
   { expected, stream }: { readonly expected: ExpectedVersion; readonly stream: StreamId },
   error: SqlError.SqlError
-): Effect.Effect<ConcurrencyConflict | DuplicateEvent | UnsupportedDatabase | SqlError.SqlError> => {
+): Effect.Effect<ConcurrencyConflict | DuplicateEvent | StoreError | SqlError.SqlError> => {
   const events = self.database.qualified("events")
   const raised = SqlErrors.codeOf(error) === invalidText ? fieldOf(error, "message") : ""
   if (raised.includes(behind)) return Effect.succeed(sequenceBehind(events))
@@ -60,7 +60,7 @@ export const explain = (
 }
 
 const sequenceBehind = (events: string) =>
-  new UnsupportedDatabase({
+  SqlErrors.unsupported({
     problem: `The sequence of ${events}.global_position issues positions that are in use, or below those in use.`,
     advice: `Set it to the position of the last event: SELECT setval(pg_get_serial_sequence(${
       literal(events)
@@ -68,7 +68,7 @@ const sequenceBehind = (events: string) =>
   })
 
 const alteredByTrigger = (events: string) =>
-  new UnsupportedDatabase({
+  SqlErrors.unsupported({
     problem: `A trigger on ${events} suppressed or changed the events of an append. Nothing was appended.`,
     advice: "Change the trigger so that it keeps every row with its aggregate, version and event id."
   })

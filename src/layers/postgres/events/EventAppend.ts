@@ -7,16 +7,10 @@ import * as Random from "effect/Random"
 import * as Result from "effect/Result"
 import type * as SqlError from "effect/sql/SqlError"
 import * as Append from "../../../schema/Append.ts"
-import {
-  ConcurrencyConflict,
-  DuplicateEvent,
-  type InvalidEvents,
-  type StoreError,
-  UnsupportedDatabase
-} from "../../../schema/Errors.ts"
+import { ConcurrencyConflict, DuplicateEvent, type InvalidEvents, type StoreError } from "../../../schema/Errors.ts"
 import type { Appended, ExpectedVersion, NewEvent } from "../../../schema/Event.ts"
 import { array } from "../connection/Codecs.ts"
-import { isConflict, refail } from "../connection/SqlErrors.ts"
+import { isConflict, refail, unsupported } from "../connection/SqlErrors.ts"
 import type { Database } from "../Database.ts"
 import * as AppendError from "./AppendError.ts"
 import { streamParameters, versionText } from "./EventSql.ts"
@@ -88,7 +82,7 @@ export const append = Effect.fnUntraced(function*(
     const reason = yield* explainNoRow(self, request)
     if (reason !== undefined) return yield* reason
   }
-  return yield* new UnsupportedDatabase({
+  return yield* unsupported({
     problem: `${
       database.qualified("aggregateHeads")
     } refuses the row of an aggregate whose version is the expected one. Nothing was appended.`,

@@ -1,16 +1,10 @@
 /** Events that cannot be returned: how they are found, and the errors that describe them. */
 import * as Effect from "effect/Effect"
-import {
-  EventTooLarge,
-  EventUnreadable,
-  type StoreError,
-  type StoreFailure,
-  UnsupportedDatabase
-} from "../../../schema/Errors.ts"
+import { EventTooLarge, EventUnreadable, type StatementFailed, type StoreError } from "../../../schema/Errors.ts"
 import type { Event } from "../../../schema/Event.ts"
 import type { ServerEpoch } from "../../../services/EventStore.ts"
 import * as ServerEpochSql from "../connection/ServerEpochSql.ts"
-import { isUnreadable } from "../connection/SqlErrors.ts"
+import { isUnreadable, unsupported } from "../connection/SqlErrors.ts"
 import type { Database } from "../Database.ts"
 import type { ReadStatements } from "./EventSql.ts"
 import type { ReadSession } from "./ReadSession.ts"
@@ -18,17 +12,17 @@ import type { ReadSession } from "./ReadSession.ts"
 /** An event that cannot be read. */
 export interface Unreadable {
   readonly position: bigint
-  readonly failure: StoreFailure
+  readonly failure: StatementFailed
 }
 
 /** Reads the events above `after` up to `upTo`. Returns why they cannot be read; undefined if all can be read. */
-type Check = (after: bigint, upTo: bigint) => Effect.Effect<StoreFailure | "timeout" | undefined, StoreError>
+type Check = (after: bigint, upTo: bigint) => Effect.Effect<StatementFailed | "timeout" | undefined, StoreError>
 
 /** A window whose events cannot all be read. */
 interface Failing {
   readonly after: bigint
   readonly upTo: bigint
-  readonly failure: StoreFailure
+  readonly failure: StatementFailed
 }
 
 /**
@@ -68,7 +62,7 @@ const narrow = Effect.fnUntraced(function*(check: Check, failing: Failing) {
   let { after, failure, upTo } = failing
   while (upTo - after > 1n) {
     const middle = (after + upTo) / 2n
-    const sooner: StoreFailure | "timeout" | undefined = yield* check(after, middle)
+    const sooner: StatementFailed | "timeout" | undefined = yield* check(after, middle)
     if (sooner === "timeout") return undefined
     if (sooner === undefined) {
       after = middle
@@ -107,7 +101,7 @@ export const toTooLarge = Effect.fnUntraced(function*(self: Dependencies, positi
         : sql.unsafe<Pick<Event, "eventId"> & Label & { readonly bytes: number }>(self.statements.measure, [position])
   )
   return row === undefined
-    ? new UnsupportedDatabase({
+    ? unsupported({
       problem: `The event at position ${position} of ${
         self.database.qualified("events")
       } disappeared while it was read.`,

@@ -2,7 +2,7 @@
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import type * as SqlError from "effect/sql/SqlError"
-import { CheckpointAheadOfEvents, type EventError, type StoreError, type StoreFailure } from "../../../schema/Errors.ts"
+import { CheckpointAheadOfEvents, type EventError, type StatementFailed, StoreError } from "../../../schema/Errors.ts"
 import type { Event } from "../../../schema/Event.ts"
 import * as PageWindow from "../../../schema/PageWindow.ts"
 import * as Settled from "../../../schema/Settled.ts"
@@ -135,7 +135,7 @@ type Answer<Row> =
   | { readonly _tag: "Unproved" }
   | { readonly _tag: "Timeout" }
   /** It failed at a row that cannot be read. */
-  | { readonly _tag: "Unreadable"; readonly failure: StoreFailure }
+  | { readonly _tag: "Unreadable"; readonly failure: StatementFailed }
 
 const readRows = (self: PageReader, page: Reading, request: PageWindow.Request) => {
   const isSmall = request.rows === "small"
@@ -183,7 +183,7 @@ const send = <Row extends object>(self: PageReader, page: Reading, options: {
     // Runs outside the session, so that the session replaces a connection that the driver has closed.
     Effect.catchIf(
       isUnreadable,
-      (failure): Effect.Effect<Answer<Row>> => Effect.succeed({ _tag: "Unreadable", failure })
+      ({ reason }): Effect.Effect<Answer<Row>> => Effect.succeed({ _tag: "Unreadable", failure: reason })
     )
   )
 
@@ -233,13 +233,13 @@ const endBeforeUnreadable = Effect.fnUntraced(function*(
   self: PageReader,
   page: Reading,
   { upTo }: PageWindow.Request,
-  failure: StoreFailure
+  failure: StatementFailed
 ) {
   // The driver closes a connection on which it cannot decode a row, so the bound has to be proved again.
   yield* restart(self, page)
   const { bound, position } = page.window
   page.unreadable = yield* FaultyEvent.find(check(self, page), position, upTo < bound ? upTo : bound)
-  if (page.unreadable === undefined) return yield* failure
+  if (page.unreadable === undefined) return yield* new StoreError({ reason: failure })
   page.window = PageWindow.restart(page.window, page.unreadable.position - 1n)
 })
 

@@ -7,12 +7,12 @@ import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
 import type * as SqlError from "effect/sql/SqlError"
-import { DatabaseUnavailable, type StoreError } from "../../../schema/Errors.ts"
+import type { StoreError } from "../../../schema/Errors.ts"
 import * as Settled from "../../../schema/Settled.ts"
 import type { ServerEpoch } from "../../../services/EventStore.ts"
 import * as ServerEpochSql from "../connection/ServerEpochSql.ts"
 import type { Opened } from "../connection/Session.ts"
-import { connectionLost } from "../connection/SqlErrors.ts"
+import { connectionLost, hasLostConnection } from "../connection/SqlErrors.ts"
 import { Database } from "../Database.ts"
 import { literal } from "../migrations/Sql.ts"
 
@@ -105,11 +105,9 @@ export const make: Effect.Effect<ReadSession, never, Database | Scope.Scope> = E
             : f(opened)
         ))
     ).pipe(
-      Effect.retry({ times: 1, while: isLoss })
+      Effect.retry({ times: 1, while: hasLostConnection })
     )
   return { use }
 })
 
 const elsewhere = connectionLost("the session is connected to another server than the one that is written to")
-
-const isLoss = (error: unknown): boolean => error instanceof DatabaseUnavailable && error.reason === "connection lost"

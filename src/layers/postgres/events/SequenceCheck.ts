@@ -4,9 +4,10 @@
  */
 import * as Effect from "effect/Effect"
 import type * as SqlError from "effect/sql/SqlError"
-import { ReadOnlyReplica, type StoreError, UnsupportedDatabase } from "../../../schema/Errors.ts"
+import type { StoreError } from "../../../schema/Errors.ts"
 import type * as Settled from "../../../schema/Settled.ts"
 import type { Opened } from "../connection/Session.ts"
+import * as SqlErrors from "../connection/SqlErrors.ts"
 import type { Database } from "../Database.ts"
 import type { State } from "./ReadSession.ts"
 
@@ -44,11 +45,11 @@ export const readHolders = Effect.fnUntraced(function*(
 const check = (
   database: Database["Service"],
   row: HolderRow | undefined
-): Effect.Effect<string, ReadOnlyReplica | UnsupportedDatabase> => {
+): Effect.Effect<string, StoreError> => {
   if (row?.recovering === true) return readOnly(database)
   if (row === undefined || row.sequences !== 1 || row.sequence === null) {
     return Effect.fail(
-      new UnsupportedDatabase({
+      SqlErrors.unsupported({
         problem: `The positions of ${
           database.qualified("events")
         } do not come from one sequence that is the default of global_position.`,
@@ -64,7 +65,7 @@ const check = (
     ? "CYCLE"
     : undefined
   return disorder === undefined ? Effect.succeed(row.sequence) : Effect.fail(
-    new UnsupportedDatabase({
+    SqlErrors.unsupported({
       problem:
         `The sequence ${row.name} of the events' positions has ${disorder}, so that positions are not issued in order.`,
       advice: `Run: ALTER SEQUENCE ${row.name} CACHE 1 INCREMENT 1 NO CYCLE; then reconnect the writers.`
@@ -73,8 +74,8 @@ const check = (
 }
 
 /** On a standby, the locks of the transactions that write are not visible. */
-export const readOnly = (database: Database["Service"]): Effect.Effect<never, ReadOnlyReplica> =>
-  Effect.fail(new ReadOnlyReplica({ server: database.sessionServer.server }))
+export const readOnly = (database: Database["Service"]): Effect.Effect<never, StoreError> =>
+  Effect.fail(SqlErrors.readOnly(database.sessionServer))
 
 /** SQL: the last value of the sequence $2; NULL if the role may not read it, and as stated at `lastValue`. */
 export const lastValueSql =
@@ -98,9 +99,9 @@ export const lastValue = Effect.fnUntraced(function*({ sql, state }: Opened<Stat
 export const checkNotBehind = (
   database: Database["Service"],
   { head, last }: { readonly head: bigint; readonly last: bigint | undefined }
-): Effect.Effect<void, UnsupportedDatabase> =>
+): Effect.Effect<void, StoreError> =>
   last === undefined || head <= last ? Effect.void : Effect.fail(
-    new UnsupportedDatabase({
+    SqlErrors.unsupported({
       problem: `${
         database.qualified("events")
       } holds an event at position ${head}, but its sequence has only issued positions up to ${last}.`,

@@ -13,12 +13,12 @@ import * as Latch from "effect/Latch"
 import * as Queue from "effect/Queue"
 import type * as Scope from "effect/Scope"
 import type * as SqlError from "effect/sql/SqlError"
-import { CheckpointAheadOfEvents, type StoreError, UnsupportedDatabase } from "../../../schema/Errors.ts"
+import { CheckpointAheadOfEvents, type StoreError } from "../../../schema/Errors.ts"
 import * as Settled from "../../../schema/Settled.ts"
 import type { EventStore, OpenWriter, ServerEpoch } from "../../../services/EventStore.ts"
 import { Listener } from "../connection/Listener.ts"
 import type { Opened } from "../connection/Session.ts"
-import { cannotBeRead } from "../connection/SqlErrors.ts"
+import { cannotBeRead, unsupported } from "../connection/SqlErrors.ts"
 import { Database } from "../Database.ts"
 import * as OpenWriters from "./OpenWriters.ts"
 import * as ReadSession from "./ReadSession.ts"
@@ -310,7 +310,7 @@ const readEvents = Effect.fnUntraced(function*(
     if (row !== undefined && row.readable !== null) return row
     state.sequence = undefined
   }
-  return yield* new UnsupportedDatabase({
+  return yield* unsupported({
     problem: `The sequence of the positions of ${database.qualified("events")} is being replaced.`,
     advice: "Do so while no worker or reader runs."
   })

@@ -4,7 +4,7 @@
 import * as Cause from "effect/Cause"
 import * as Data from "effect/Data"
 import * as SqlError from "effect/sql/SqlError"
-import { DatabaseUnavailable, type StoreError } from "../../../schema/Errors.ts"
+import { StoreError } from "../../../schema/Errors.ts"
 import { type Fenced, HandlerFailure, TransientFailure } from "../../../services/CheckpointStore.ts"
 import { tryRead } from "../../../services/ErrorText.ts"
 import type { Server } from "../connection/Server.ts"
@@ -54,7 +54,7 @@ const handling = "handle a batch"
  */
 export const classify = (
   server: Server,
-  cause: Cause.Cause<DatabaseUnavailable | RollBack | SqlError.SqlError>,
+  cause: Cause.Cause<RollBack | SqlError.SqlError | StoreError>,
   { hasAdvanced, rollBackReason, transaction }: Progress
 ): BatchFailure => {
   if (Cause.hasInterrupts(cause)) {
@@ -66,7 +66,7 @@ export const classify = (
   if (rollBackReason !== undefined && !SqlError.isSqlError(rollBackReason)) return Failed({ failure: rollBackReason })
   if (raised === undefined) {
     const error = Cause.squash(cause)
-    return error instanceof DatabaseUnavailable ? Failed({ failure: error }) : Died({ defect: error })
+    return error instanceof StoreError ? Failed({ failure: error }) : Died({ defect: error })
   }
   if (isTransient(raised)) return Failed({ failure: transient(raised) })
   if (isAbortedTransaction(raised)) return Failed({ failure: ofHandler(texts.ignoredStatement, Cause.fail(raised)) })

@@ -13,10 +13,10 @@ import * as Semaphore from "effect/Semaphore"
 import type * as SqlClient from "effect/sql/SqlClient"
 import type { Connection } from "effect/sql/SqlConnection"
 import type * as SqlError from "effect/sql/SqlError"
-import { DatabaseUnavailable } from "../../../schema/Errors.ts"
+import type { StoreError } from "../../../schema/Errors.ts"
 import * as Abandonable from "../../../services/Abandonable.ts"
 import { isTrue } from "../connection/Codecs.ts"
-import { connectionLost } from "../connection/SqlErrors.ts"
+import { connectionLost, unavailable } from "../connection/SqlErrors.ts"
 import type { Database } from "../Database.ts"
 import { quietly } from "./FencedWrite.ts"
 
@@ -157,15 +157,15 @@ const untilBegun = Effect.fnUntraced(function*(
   { server }: Database["Service"],
   end: End,
   { transaction }: Options
-): Effect.fn.Return<void, DatabaseUnavailable> {
+): Effect.fn.Return<void, StoreError> {
   // Waits in steps, so that a pause of the whole process counts as one step at most.
   for (let step = 1; step <= beginSteps; step++) {
     yield* step < beginSteps ? Effect.sleep(beginStep) : Abandonable.elapsed(beginStep)
     if (transaction() !== undefined) return
   }
   // After BEGIN, the first statement may wait for a table lock, for example that of a migration.
-  const reason = end.connection === undefined ? "no connection in time" : "no answer in time"
-  return yield* new DatabaseUnavailable({ ...server, reason, cause: new Error("the transaction has not begun") })
+  const condition = end.connection === undefined ? "no connection in time" : "no answer in time"
+  return yield* unavailable(server, condition, new Error("the transaction has not begun"))
 })
 
 /**

@@ -17,7 +17,7 @@ import * as Semaphore from "effect/Semaphore"
 import * as SqlClient from "effect/sql/SqlClient"
 import type * as SqlError from "effect/sql/SqlError"
 import { haltError, type Held } from "../../../schema/Checkpoint.ts"
-import { ForeignSqlClient, ReadOnlyReplica, type StoreError } from "../../../schema/Errors.ts"
+import { ForeignSqlClient, type StoreError } from "../../../schema/Errors.ts"
 import { textProblem } from "../../../schema/Text.ts"
 import {
   type BatchOptions,
@@ -29,7 +29,7 @@ import {
 import { isTrue } from "../connection/Codecs.ts"
 import { isUnstorable, writing } from "../connection/Encoding.ts"
 import * as ServerEpochSql from "../connection/ServerEpochSql.ts"
-import { isTransient, toStoreError } from "../connection/SqlErrors.ts"
+import { isTransient, readOnly, toStoreError } from "../connection/SqlErrors.ts"
 import * as Rows from "../coordination/Rows.ts"
 import { Database } from "../Database.ts"
 import { hashOf } from "../HashSql.ts"
@@ -138,9 +138,7 @@ const begin = Effect.fnUntraced(function*(database: Database["Service"], batch: 
   batch.transaction = start
   if (start?.alive === "false") return yield* rollBack(batch, endEpoch(database, epoch))
   // Otherwise the failure of the write would be attributed to the handler.
-  if (isTrue(start?.reads_only)) {
-    return yield* rollBack(batch, new ReadOnlyReplica({ server: database.server.server }))
-  }
+  if (isTrue(start?.reads_only)) return yield* rollBack(batch, readOnly(database.server))
   if (start === undefined || !isTrue(start.held)) {
     return yield* rollBack(batch, new Fenced({ projection: held.projection }))
   }

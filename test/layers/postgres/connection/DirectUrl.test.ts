@@ -17,6 +17,7 @@ import * as PostgresTest from "../../../../src/testing/PostgresTest.ts"
 import * as CoordinationStores from "../../../support/CoordinationStores.ts"
 import * as EventStores from "../../../support/EventStores.ts"
 import * as Roles from "../../../support/Roles.ts"
+import { reasonOf } from "../../../support/StoreErrors.ts"
 
 const url = Effect.map(PostgresTest.TestDatabase, ({ url }) => new URL(url))
 
@@ -111,7 +112,7 @@ describe("directUrl", () => {
   it.live("of a server that is unreachable is reported with that server's address", () =>
     Effect.gen(function*() {
       const failure = yield* refusal("postgresql://user:secret@127.0.0.1:1/app")
-      assert.strictEqual(failure._tag, "DatabaseUnavailable")
+      assert.strictEqual(reasonOf(failure)._tag, "DatabaseUnavailable")
       assert.include(failure.message, "127.0.0.1:1")
     }).pipe(Effect.provide(EventStores.database())), { tags: ["long"] })
 })
@@ -135,21 +136,21 @@ describe("errors of the library's own sessions name their server", () => {
       const failure = yield* Effect.flip(
         exclusively("apply a plan", "locked", () => Effect.fail(new SqlError.SqlError({ reason })))
       )
-      assert(failure._tag === "DatabaseUnavailable")
-      assert.strictEqual(failure.reason, "no answer in time")
-      assert.strictEqual(failure.server, direct)
+      assert(failure._tag === "StoreError" && failure.reason._tag === "DatabaseUnavailable")
+      assert.strictEqual(failure.reason.condition, "no answer in time")
+      assert.strictEqual(failure.reason.server, direct)
     }).pipe(Effect.scoped, Effect.provide(EventStores.database())))
 
   it.live("when the server epoch of a read has ended", () =>
     Effect.gen(function*() {
       const failure = yield* Effect.flip((yield* EventStore).read({ after: 0n, epoch: "1@2@3" }))
-      assert(failure._tag === "DatabaseUnavailable")
-      assert.strictEqual(failure.server, direct)
+      assert(failure._tag === "StoreError" && failure.reason._tag === "DatabaseUnavailable")
+      assert.strictEqual(failure.reason.server, direct)
     }).pipe(Effect.provide(PostgresStores.layerOver(database).pipe(Layer.provide(EventStores.database())))))
 
   it.live("when it is a standby", () =>
     Effect.gen(function*() {
       const failure = yield* Effect.flip(SequenceCheck.readOnly(yield* Database))
-      assert.strictEqual(failure.server, direct)
+      assert.include(failure.reason, { _tag: "ReadOnlyDatabase", server: direct })
     }).pipe(Effect.provide(database.pipe(Layer.provide(EventStores.database())))))
 })

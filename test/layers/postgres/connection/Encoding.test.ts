@@ -11,6 +11,7 @@ import { EventStore, Orchestrator, PostgresStores, Projection, type Stores } fro
 import { afterAll } from "vitest"
 import { event } from "../../../services/World.ts"
 import * as EventStores from "../../../support/EventStores.ts"
+import { reasonOf } from "../../../support/StoreErrors.ts"
 
 const host = "büro-\u{1F600}"
 const hostname = Os.hostname
@@ -127,7 +128,7 @@ live("reports why an event cannot be stored", (encoding) =>
     assert.strictEqual(stored.positions.length, 1)
     if (encoding === "SQL_ASCII") return
     const error = yield* Effect.flip(events.append([event("\u{1F680}")]))
-    assert.strictEqual(error._tag, "StoreFailure")
+    assert.strictEqual(reasonOf(error)._tag, "StatementFailed")
     assert.include(error.message, "22P05")
     assert.include(error.message, "ENCODING 'UTF8'")
   }))

@@ -19,6 +19,7 @@ import { TestDatabase } from "../../../../src/testing/PostgresTest.ts"
 import * as TimeLimits from "../../../../src/testing/TimeLimits.ts"
 import { live } from "../../../support/EventStores.ts"
 import * as Proxy from "../../../support/Proxy.ts"
+import { reasonOf } from "../../../support/StoreErrors.ts"
 
 /** A listener as one process has it. */
 const process = (options: DatabaseLive.Options = {}) =>
@@ -165,7 +166,7 @@ describe("Listener", () => {
       const exit = yield* Fiber.join(setting)
       assert(Exit.isFailure(exit))
       const failure = exit.cause.reasons.find(Cause.isFailReason)
-      assert.strictEqual(failure?.error._tag, "DatabaseUnavailable")
+      assert.strictEqual(failure?.error.reason._tag, "DatabaseUnavailable")
     }))
 
   live("a session that is considered lost is closed", () =>
@@ -229,7 +230,7 @@ describe("Listener", () => {
         runs++
         return Effect.fail(lost)
       }))
-      assert.strictEqual(error._tag, "StoreFailure")
+      assert.strictEqual(reasonOf(error)._tag, "StatementFailed")
       const queue = yield* listener.subscribe("a")
       assert.strictEqual(yield* Queue.take(queue), Listener.reconnected)
       yield* kill

@@ -17,6 +17,7 @@ import * as Projection from "../../../../src/services/Projection.ts"
 import * as PostgresTest from "../../../../src/testing/PostgresTest.ts"
 import * as TimeLimits from "../../../../src/testing/TimeLimits.ts"
 import * as PgBouncer from "../../../support/PgBouncer.ts"
+import { reasonOf } from "../../../support/StoreErrors.ts"
 
 const inCI = process.env["CI"] !== undefined
 
@@ -175,7 +176,7 @@ describe.skipIf(PgBouncer.missing !== undefined && !inCI)("behind a pooler", () 
         Effect.provide(PgClient.layer({ url: Redacted.make(through) })),
         TimeLimits.within("60 seconds")
       )
-      assert.strictEqual(failure._tag, "DatabaseUnavailable")
+      assert.strictEqual(reasonOf(failure)._tag, "DatabaseUnavailable")
     }).pipe(Effect.scoped),
     ["long"]
   )

@@ -59,8 +59,8 @@ describe("Session", () => {
       const first = yield* session.look
       yield* kill(first.pid)
       const error = yield* Effect.flip(session.look)
-      assert(error._tag === "DatabaseUnavailable")
-      assert.strictEqual(error.reason, "connection lost")
+      assert(error._tag === "StoreError" && error.reason._tag === "DatabaseUnavailable")
+      assert.strictEqual(error.reason.condition, "connection lost")
       const second = yield* session.look
       assert.notStrictEqual(second.pid, first.pid)
       assert.strictEqual(second.number, 2)
@@ -91,8 +91,8 @@ describe("Session", () => {
       const session = yield* make()
       const first = yield* session.look
       assert.strictEqual(
-        (yield* Effect.flip(session.use("divide", ({ sql }) => sql`SELECT 1 / 0`)))._tag,
-        "StoreFailure"
+        (yield* Effect.flip(session.use("divide", ({ sql }) => sql`SELECT 1 / 0`))).reason._tag,
+        "StatementFailed"
       )
       assert.deepStrictEqual(yield* session.look, first)
     }))
@@ -103,8 +103,8 @@ describe("Session", () => {
       const first = yield* session.look
       // Longer than a test may take.
       const error = yield* Effect.flip(session.use("sleep", ({ sql }) => sql`SELECT pg_sleep(3600)`))
-      assert(error._tag === "DatabaseUnavailable")
-      assert.strictEqual(error.reason, "no answer in time")
+      assert(error._tag === "StoreError" && error.reason._tag === "DatabaseUnavailable")
+      assert.strictEqual(error.reason.condition, "no answer in time")
       assert.strictEqual((yield* session.look).number, first.number + 1)
     }))
 
@@ -142,9 +142,9 @@ describe("Session", () => {
       const session = yield* make()
       const first = yield* session.look
       const error = yield* Effect.flip(session.use("divide", ({ sql }) => sql`SELECT 1 / 0`))
-      assert(error._tag === "StoreFailure")
-      assert.strictEqual(error.code, "22012")
-      assert.strictEqual(error.operation, "divide")
+      assert(error._tag === "StoreError" && error.reason._tag === "StatementFailed")
+      assert.strictEqual(error.reason.code, "22012")
+      assert.strictEqual(error.reason.operation, "divide")
       assert.strictEqual((yield* session.look).pid, first.pid)
     }))
 

@@ -251,7 +251,7 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
           WHERE datname = current_database() AND application_name = 'pupsourcing-orchestrator coordination'`
         assert.isAtLeast(killed.length, 1)
         const decision = yield* process.provide(decide(worker)).pipe(
-          Effect.retry({ while: (error) => error._tag === "DatabaseUnavailable", times: 3 })
+          Effect.retry({ while: (error) => error._tag === "StoreError" && error.isRetryable, times: 3 })
         )
         assert.isTrue(decision.isComplete)
       }))
@@ -267,7 +267,7 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
         const hasty = { ...patient, presenceGraceMillis: 1 }
         const deciding = (index: number) =>
           processes[index]!.provide(decide(workers[index]!, { rules: hasty })).pipe(
-            Effect.retry({ while: (error) => error._tag === "DatabaseUnavailable", times: 3 })
+            Effect.retry({ while: (error) => error._tag === "StoreError" && error.isRetryable, times: 3 })
           )
         yield* deciding(0)
         assert.isTrue((yield* deciding(1)).generation?.members.length === 2)

@@ -21,6 +21,7 @@ import * as MembershipSuite from "../../../suites/MembershipSuite.ts"
 import { hasty, patient, realTime } from "../../../suites/Suite.ts"
 import * as CoordinationStores from "../../../support/CoordinationStores.ts"
 import * as Seam from "../../../support/Seam.ts"
+import { reasonOf } from "../../../support/StoreErrors.ts"
 
 MembershipSuite.suite("postgres", CoordinationStores.layerWith(), { time: realTime })
 
@@ -480,7 +481,7 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
           }, { presence: false })
         )
         const rejoin = process.provide(join("unheard", "worker", ["unheard"]))
-        assert.strictEqual((yield* Effect.flip(rejoin))._tag, "DatabaseUnavailable")
+        assert.strictEqual(reasonOf(yield* Effect.flip(rejoin))._tag, "DatabaseUnavailable")
         assert.strictEqual(losses, 1)
         assert.strictEqual((yield* rejoin).workerId, "worker")
         assert.strictEqual((yield* Effect.flip(rejoin))._tag, "WorkerIdInUse")

@@ -12,6 +12,7 @@ import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import { DeadlockError, SerializationError, SqlError } from "effect/sql/SqlError"
 import { describe } from "vitest"
+import { StoreError } from "../../../../src/schema/Errors.ts"
 import type { NewEvent, StreamId } from "../../../../src/schema/Event.ts"
 import { EventStore } from "../../../../src/services/EventStore.ts"
 import { TestDatabase } from "../../../../src/testing/PostgresTest.ts"
@@ -20,6 +21,7 @@ import * as EventStores from "../../../support/EventStores.ts"
 import * as PlainWriters from "../../../support/PlainWriters.ts"
 import * as Proxy from "../../../support/Proxy.ts"
 import * as Seam from "../../../support/Seam.ts"
+import { reasonOf } from "../../../support/StoreErrors.ts"
 
 const stream: StreamId = { boundedContext: "test", aggregateType: "Test", aggregateId: "a" }
 
@@ -65,7 +67,7 @@ describe("an append whose answer is lost", () => {
             yield* proxy.cutAtEnd
             const lost = yield* Effect.flip(store.append(events.slice(0, 1), { expectedVersion }))
             if (lost._tag === "DuplicateEvent") continue
-            assert(lost._tag === "DatabaseUnavailable")
+            assert(lost._tag === "StoreError" && lost.reason._tag === "DatabaseUnavailable")
             assert.isTrue(lost.mayHaveCommitted)
             assert.include(lost.message, "may have been committed")
             const repeated = yield* Effect.flip(store.append(events.slice(0, 1), { expectedVersion }))
@@ -95,13 +97,13 @@ describe("an append whose answer is lost", () => {
         WHERE datname = current_database() AND wait_event_type = 'Lock'`
         yield* TimeLimits.waitUntil("the session is ended", ended, (rows) => rows.length > 0)
         const lost = yield* Fiber.join(appending)
-        assert(lost._tag === "DatabaseUnavailable")
+        assert(lost._tag === "StoreError" && lost.reason._tag === "DatabaseUnavailable")
         assert.isTrue(lost.mayHaveCommitted)
         yield* other.sql`ROLLBACK`
         yield* other.sql`ALTER TABLE events ADD CHECK (event_type <> 'Refused')`
         const refused = yield* Effect.flip(store.append([event({ eventType: "Refused" })]))
-        assert(refused._tag === "StoreFailure")
-        assert.isUndefined(refused.mayHaveCommitted)
+        assert(refused._tag === "StoreError" && refused.reason._tag === "StatementFailed")
+        assert.isFalse(refused.mayHaveCommitted)
         assert.notInclude(refused.message, "may have been committed")
         assert.deepStrictEqual(yield* versions, [1])
       }).pipe(Effect.scoped)
@@ -117,8 +119,8 @@ describe("an append whose answer is lost", () => {
         // The first attempt may still use the connection that was just cut.
         yield* Effect.flip(store.append([event()]))
         const refused = yield* Effect.flip(store.append([event()]))
-        assert(refused._tag === "DatabaseUnavailable")
-        assert.isUndefined(refused.mayHaveCommitted)
+        assert(refused._tag === "StoreError" && refused.reason._tag === "DatabaseUnavailable")
+        assert.isFalse(refused.mayHaveCommitted)
       }).pipe(Effect.provide(
         EventStores.stores({ listen: false, presence: false }).pipe(
           Layer.provide(PgClient.layer({ url: Redacted.make(url), maxConnections: 1 }))
@@ -144,15 +146,15 @@ describe("an append whose answer is lost", () => {
           Effect.tapError(store.append([event()]), (error) => Deferred.succeed(lost, error))
         ))
         const error = yield* Deferred.await(lost)
-        assert.deepInclude(error as object, { _tag: "DatabaseUnavailable" })
-        assert.notProperty(error, "mayHaveCommitted")
+        assert(error instanceof StoreError && error.reason._tag === "DatabaseUnavailable")
+        assert.isFalse(error.mayHaveCommitted)
         lose = false
         assert.deepStrictEqual(yield* versions, [])
         // Outside a transaction, the same loss comes after the commit.
         lose = true
         const alone = yield* Effect.flip(store.append([event()]))
         lose = false
-        assert(alone._tag === "DatabaseUnavailable" && alone.mayHaveCommitted === true)
+        assert(alone._tag === "StoreError" && alone.reason._tag === "DatabaseUnavailable" && alone.mayHaveCommitted)
         assert.deepStrictEqual(yield* versions, [1])
       }).pipe(Effect.provide(Layer.provideMerge(Seam.stores(hooks, { listen: false, presence: false }), client)))
     }))
@@ -273,11 +275,11 @@ describe("an append that the database refuses", () => {
       const behind = "SELECT setval(pg_get_serial_sequence('events', 'global_position'), 1, false)"
       yield* run(behind)
       const alone = yield* Effect.flip(store.append([event()]))
-      assert(alone._tag === "UnsupportedDatabase")
+      assert(alone._tag === "StoreError" && alone.reason._tag === "UnsupportedDatabase")
       assert.include(alone.message, "issues positions that are in use")
       yield* run(behind, "ALTER TABLE events RENAME CONSTRAINT events_pkey TO aggregate_version_event_id")
       const error = yield* Effect.flip((yield* PgClient.PgClient).withTransaction(store.append([event()])))
-      assert.strictEqual(error._tag, "UnsupportedDatabase")
+      assert.strictEqual(reasonOf(error)._tag, "UnsupportedDatabase")
       const remedy = run(alone.message.slice(alone.message.indexOf("SELECT setval")))
       yield* remedy
       assert.strictEqual((yield* store.append([event()])).lastVersion, 3n)
@@ -288,7 +290,7 @@ describe("an append that the database refuses", () => {
         VALUES (1000, 'test', 'Test', 'imported', 1, gen_random_uuid(), 'Imported', '')`)
       for (const expectedVersion of [3n, "any"] as const) {
         const below = yield* Effect.flip(store.append([event()], { expectedVersion }))
-        assert.strictEqual(below._tag, "UnsupportedDatabase")
+        assert.strictEqual(reasonOf(below)._tag, "UnsupportedDatabase")
       }
       yield* remedy
       assert.deepStrictEqual((yield* store.append([event()], { expectedVersion: 3n })).positions, [1001n])
@@ -323,13 +325,13 @@ describe("an append that the database refuses", () => {
           if (code === "23503") {
             // Refused only at the end of the statement's transaction.
             const late = yield* Effect.flip((yield* EventStore).append([event({ correlationId: "c" })]))
-            assert.deepInclude(late, { _tag: "StoreFailure", code, constraint })
+            assert.include(reasonOf(late), { _tag: "StatementFailed", code, constraint })
             assert.deepStrictEqual(yield* versions, [1])
             continue
           }
           const error = yield* refused(event({ correlationId: "c" }))
-          assert(error._tag === "StoreFailure")
-          assert.deepStrictEqual([error.code, error.constraint], [code, constraint])
+          assert(error._tag === "StoreError" && error.reason._tag === "StatementFailed")
+          assert.deepStrictEqual([error.reason.code, error.reason.constraint], [code, constraint])
           assert.include(error.message, constraint)
           assert.include(error.message, "Change the data, the constraint or the trigger")
           const table = constraint === "typed" || constraint === "apart" ? "CONSTRAINT" : "INDEX"
@@ -380,7 +382,7 @@ describe("an append that the database refuses", () => {
       Effect.gen(function*() {
         yield* trigger("events", body)
         const error = yield* refused(event({ eventId: newId() }), event({ eventType: "Second" }))
-        assert(error._tag === "UnsupportedDatabase")
+        assert(error._tag === "StoreError" && error.reason._tag === "UnsupportedDatabase")
         assert.include(error.message, "suppressed or changed the events of an append")
         assert.strictEqual((yield* (yield* PgClient.PgClient)`SELECT FROM events`).length, 0)
       }))
@@ -392,10 +394,10 @@ describe("an append that the database refuses", () => {
       Effect.gen(function*() {
         yield* trigger("aggregate_heads", "RETURN NULL;")
         const error = yield* refused(event())
-        assert(error._tag === "UnsupportedDatabase")
+        assert(error._tag === "StoreError" && error.reason._tag === "UnsupportedDatabase")
         assert.include(error.message, "aggregate_heads")
         const none = yield* Effect.flip((yield* EventStore).append([event()], { expectedVersion: "none" }))
-        assert.strictEqual(none._tag, "UnsupportedDatabase")
+        assert.strictEqual(reasonOf(none)._tag, "UnsupportedDatabase")
       })
   )
 
@@ -403,8 +405,8 @@ describe("an append that the database refuses", () => {
     Effect.gen(function*() {
       yield* trigger("events", "RAISE EXCEPTION 'no more' USING ERRCODE = 'unique_violation';")
       const error = yield* refused(event())
-      assert(error._tag === "StoreFailure")
-      assert.deepStrictEqual([error.code, error.detail], ["23505", "no more"])
+      assert(error._tag === "StoreError" && error.reason._tag === "StatementFailed")
+      assert.deepStrictEqual([error.reason.code, error.reason.detail], ["23505", "no more"])
     }))
 
   live("accepts what a trigger adds to the event", () =>
@@ -492,8 +494,8 @@ describe("an append at the same time as Go's", () => {
         const given = yield* Effect.forkChild(Effect.flip(store.append([event()])), { startImmediately: true })
         yield* go.waitedFor
         const error = yield* Fiber.join(given)
-        assert.deepInclude(error, { _tag: "DatabaseUnavailable", reason: "no answer in time" })
-        assert.notProperty(error, "mayHaveCommitted")
+        assert.include(reasonOf(error), { _tag: "DatabaseUnavailable", condition: "no answer in time" })
+        assert.notProperty(reasonOf(error), "mayHaveCommitted")
         yield* go.end("ROLLBACK")
         yield* sql.withTransaction(Effect.gen(function*() {
           yield* store.append([event()])
@@ -531,8 +533,8 @@ describe("an append at the same time as Go's", () => {
             yield* store.append([event()])
             failures = 1
             const error = yield* Effect.flip((yield* PgClient.PgClient).withTransaction(store.append([event()])))
-            assert(error._tag === "StoreFailure")
-            assert.strictEqual(error.code, code)
+            assert(error._tag === "StoreError" && error.reason._tag === "StatementFailed")
+            assert.strictEqual(error.reason.code, code)
             assert.include(error.message, "Retry the whole transaction")
           }).pipe(Effect.provide(Layer.provideMerge(
             Seam.stores(hooks, { listen: false, presence: false }),

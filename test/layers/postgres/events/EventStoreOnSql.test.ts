@@ -16,6 +16,7 @@ import * as TimeLimits from "../../../../src/testing/TimeLimits.ts"
 import * as EventStores from "../../../support/EventStores.ts"
 import * as PlainWriters from "../../../support/PlainWriters.ts"
 import * as Roles from "../../../support/Roles.ts"
+import { reasonOf } from "../../../support/StoreErrors.ts"
 
 const { event, liveStore: live } = EventStores
 
@@ -323,10 +324,13 @@ describe("EventStore beside plain SQL", () => {
       const upTo = yield* store.settledPosition
       assert.strictEqual((yield* store.read({ after: 0n, upTo })).events.length, 2)
       yield* sql`CREATE OR REPLACE FUNCTION replica.pg_is_in_recovery() RETURNS boolean LANGUAGE sql AS 'SELECT true'`
-      assert.strictEqual((yield* Effect.flip(store.read({ after: 0n, upTo })))._tag, "ReadOnlyReplica")
-      assert.strictEqual((yield* Effect.flip(store.settledBeyond(upTo, Duration.millis(20))))._tag, "ReadOnlyReplica")
+      assert.strictEqual(reasonOf(yield* Effect.flip(store.read({ after: 0n, upTo })))._tag, "ReadOnlyDatabase")
+      assert.strictEqual(
+        reasonOf(yield* Effect.flip(store.settledBeyond(upTo, Duration.millis(20))))._tag,
+        "ReadOnlyDatabase"
+      )
       // A replica that has more WAL to replay would return an outdated head.
-      assert.strictEqual((yield* Effect.flip(store.headPosition))._tag, "ReadOnlyReplica")
+      assert.strictEqual(reasonOf(yield* Effect.flip(store.headPosition))._tag, "ReadOnlyDatabase")
     }),
     {
       client: { startupParameters: { search_path: "public, replica, pg_catalog" } },
@@ -398,8 +402,8 @@ describe("EventStore beside plain SQL", () => {
         assert.strictEqual(yield* store.settledBeyond(first.positions[0]!, Duration.seconds(9)), later.positions[0])
         assert.strictEqual((yield* store.read({ after: 0n })).events.length, 2)
         const refused = yield* Effect.flip(store.append([event("a")]))
-        assert(refused._tag === "StoreFailure")
-        assert.strictEqual(refused.code, "42501")
+        assert(refused._tag === "StoreError" && refused.reason._tag === "StatementFailed")
+        assert.strictEqual(refused.reason.code, "42501")
         assert.include(refused.message, "Grant")
       }).pipe(
         Effect.provide(Layer.provide(EventStores.stores(), PgClient.layer({ url: Redacted.make(role.url.href) })))

@@ -14,6 +14,7 @@ import { TestDatabase } from "../../../../src/testing/PostgresTest.ts"
 import * as EventStores from "../../../support/EventStores.ts"
 import * as PlainWriters from "../../../support/PlainWriters.ts"
 import * as Servers from "../../../support/Servers.ts"
+import { reasonOf } from "../../../support/StoreErrors.ts"
 
 const event = (aggregateId: string, eventType = "Happened"): NewEvent => ({
   boundedContext: "test",
@@ -40,7 +41,7 @@ const follow = Effect.fnUntraced(function*(options: { readonly retry?: boolean; 
     return page.events.some(({ eventType }) => eventType === "End")
   })
   const follow = options.retry === true
-    ? Effect.retry(step, { while: (error) => error._tag === "DatabaseUnavailable" })
+    ? Effect.retry(step, { while: (error) => reasonOf(error)._tag === "DatabaseUnavailable" })
     : step
   while (!(yield* follow));
   return delivered
@@ -352,7 +353,7 @@ const onEach = (
         const store = yield* EventStore
         yield* store.append([event("a")])
         const error = yield* Effect.flip(store.settledBeyond(0n, Duration.seconds(1)))
-        assert.strictEqual(error._tag, "UnsupportedDatabase")
+        assert.strictEqual(reasonOf(error)._tag, "UnsupportedDatabase")
         assert.include(error.message, "CACHE 20")
         assert.include(error.message, "ALTER SEQUENCE")
       }),
@@ -373,7 +374,7 @@ const onEach = (
         yield* gap.insert(1)
         yield* gap.sql`ROLLBACK`
         yield* store.append([event("b")])
-        assert.strictEqual((yield* Effect.flip(store.settledPosition))._tag, "UnsupportedDatabase")
+        assert.strictEqual(reasonOf(yield* Effect.flip(store.settledPosition))._tag, "UnsupportedDatabase")
       }).pipe(Effect.scoped)
     )
 
@@ -386,7 +387,7 @@ const onEach = (
         INSERT INTO events (global_position, bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
         VALUES (1000, 'x', 'X', 'x', 1, gen_random_uuid(), 'Happened', '')`
         const error = yield* Effect.flip(store.settledPosition)
-        assert.strictEqual(error._tag, "UnsupportedDatabase")
+        assert.strictEqual(reasonOf(error)._tag, "UnsupportedDatabase")
         assert.include(error.message, "setval")
       })
     )
@@ -406,7 +407,7 @@ const onEach = (
         assert.strictEqual((yield* Effect.flip(store.read({ after: 3n })))._tag, "CheckpointAheadOfEvents")
         yield* Effect.forEach(rows, ({ row }) => sql`INSERT INTO events SELECT (${row}::text::events).*`)
         yield* sql`SELECT setval('events_global_position_seq', 2, false)`
-        assert.strictEqual((yield* Effect.flip(store.settledPosition))._tag, "UnsupportedDatabase")
+        assert.strictEqual(reasonOf(yield* Effect.flip(store.settledPosition))._tag, "UnsupportedDatabase")
       })
     )
 

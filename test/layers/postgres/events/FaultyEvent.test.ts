@@ -11,7 +11,7 @@ import * as Schema from "effect/Schema"
 import type * as SqlClient from "effect/sql/SqlClient"
 import * as FaultyEvent from "../../../../src/layers/postgres/events/FaultyEvent.ts"
 import * as PostgresStores from "../../../../src/layers/postgres/PostgresStores.ts"
-import { StoreFailure } from "../../../../src/schema/Errors.ts"
+import { StatementFailed } from "../../../../src/schema/Errors.ts"
 import type { NewEvent } from "../../../../src/schema/Event.ts"
 import * as HashRange from "../../../../src/schema/HashRange.ts"
 import { EventStore, type ReadOptions } from "../../../../src/services/EventStore.ts"
@@ -22,6 +22,7 @@ import * as TimeLimits from "../../../../src/testing/TimeLimits.ts"
 import * as Damage from "../../../support/Damage.ts"
 import * as EventStores from "../../../support/EventStores.ts"
 import * as Seam from "../../../support/Seam.ts"
+import { reasonOf } from "../../../support/StoreErrors.ts"
 
 const { event, liveStore: live } = EventStores
 
@@ -135,7 +136,7 @@ describe("an error of one row", () => {
       yield* prepareRaising(yield* PgClient.PgClient)
       for (const code of ["40001", "42501", "42P01", "53200", "57014", "58030"]) {
         const error = yield* Effect.flip(Effect.provide(readAll(), over(raising(code, 3n).hooks)))
-        assert.include(["StoreFailure", "DatabaseUnavailable"], (error as { readonly _tag: string })._tag)
+        assert.include(["StatementFailed", "DatabaseUnavailable"], (reasonOf(error) as { readonly _tag: string })._tag)
       }
     }))
 
@@ -180,7 +181,7 @@ describe("an error of one row", () => {
           text.replace(/(?<=FROM (?:"\w+"\.)?"events"\s+WHERE )(?=global_position > \$1)/, "broken() AND ")
       }
       const error = yield* Effect.flip(Effect.provide(readAll(), over(hooks)))
-      assert.include(error, { _tag: "StoreFailure", code: "XX002" })
+      assert.include(reasonOf(error), { _tag: "StatementFailed", code: "XX002" })
     }))
 
   onDatabase(
@@ -250,7 +251,7 @@ describe("an error of one row", () => {
           }
           yield* Effect.gen(function*() {
             const error = yield* Effect.flip(readAll())
-            assert.include(error, { _tag: "StoreFailure", code: "XX000" })
+            assert.include(reasonOf(error), { _tag: "StatementFailed", code: "XX000" })
             assert.isAtLeast(statements, failing)
             assert.strictEqual((yield* readAll()).delivered.length, 50)
           }).pipe(Effect.provide(over(hooks)))
@@ -262,7 +263,7 @@ describe("an error of one row", () => {
 const int = (minimum: number, maximum: number) => Schema.Int.pipe(Schema.check(Schema.isBetween({ minimum, maximum })))
 
 const failureAt = (position: bigint) =>
-  new StoreFailure({ operation: "read", detail: String(position), cause: "damage" })
+  new StatementFailed({ operation: "read", detail: String(position), cause: "damage" })
 
 /** A check that fails at the first damaged event, or takes too long if more than `most` positions precede it. */
 const checkOf = (damaged: ReadonlyArray<bigint>, most: bigint) => {

@@ -2,9 +2,10 @@ import { assert, describe, it } from "@effect/vitest"
 import { Cause, Schema } from "effect"
 import * as SqlError from "effect/sql/SqlError"
 import * as BatchFailure from "../../../../src/layers/postgres/progress/BatchFailure.ts"
-import { DatabaseUnavailable, ReadOnlyReplica } from "../../../../src/schema/Errors.ts"
+import { DatabaseUnavailable, ReadOnlyDatabase, StoreError } from "../../../../src/schema/Errors.ts"
 import { Fenced, HandlerFailure, TransientFailure } from "../../../../src/services/CheckpointStore.ts"
 import * as Hostile from "../../../support/Hostile.ts"
+import { reasonOf } from "../../../support/StoreErrors.ts"
 
 const server = { server: "db:5432", database: "app", user: "worker" }
 
@@ -33,7 +34,7 @@ const released = sqlError(SqlError.ConnectionError, undefined, "Pinned connectio
 /** The kind of a failure, and what the handler did wrong, in short. */
 const describeFailure = (failure: BatchFailure.RollBackReason): string => {
   if (failure._tag === "TransientFailure") return failure.kind
-  if (failure._tag !== "HandlerFailure") return failure._tag
+  if (failure._tag !== "HandlerFailure") return reasonOf(failure)._tag
   const [first] = failure.cause.reasons
   const message = first !== undefined && Cause.isDieReason(first) && first.defect instanceof Error
     ? first.defect.message
@@ -51,7 +52,7 @@ describe("a handler's failure", () => {
     ["a statement timeout", Cause.die(timeout), "refusal"],
     ["a full disk", Cause.fail(fullDisk), "refusal"],
     ["a deadlock inside an error of its own", Cause.fail({ cause: { cause: deadlock } }), "conflict"],
-    ["a disk that cannot be read", Cause.fail(badDisk), "StoreFailure"],
+    ["a disk that cannot be read", Cause.fail(badDisk), "StatementFailed"],
     ["a lost connection", Cause.fail(lost), "SqlError"],
     ["a lost connection inside an error of its own", Cause.die({ cause: terminated }), "SqlError"],
     ["a statement in an aborted transaction", Cause.fail(aborted), "its error was ignored"],
@@ -78,7 +79,7 @@ const advanced = { ...begun, hasAdvanced: true }
 
 describe("a transaction's failure", () => {
   const classify = (
-    cause: Cause.Cause<DatabaseUnavailable | BatchFailure.RollBack | SqlError.SqlError>,
+    cause: Cause.Cause<BatchFailure.RollBack | SqlError.SqlError | StoreError>,
     progress: BatchFailure.Progress
   ): string =>
     BatchFailure.match(BatchFailure.classify(server, cause, progress), {
@@ -95,17 +96,19 @@ describe("a transaction's failure", () => {
     ["a serialization failure at COMMIT", sqlError(SqlError.SerializationError, "40001"), advanced, "conflict"],
     ["a deferred constraint that is violated at COMMIT", constraint, advanced, "HandlerFailure"],
     ["a full disk at COMMIT", fullDisk, advanced, "refusal"],
-    ["a bad disk at COMMIT", badDisk, advanced, "StoreFailure"],
+    ["a bad disk at COMMIT", badDisk, advanced, "StatementFailed"],
     ["a COMMIT that is answered with ROLLBACK", rolledBack, advanced, "its error was ignored"],
     ["an advance in an aborted transaction", aborted, begun, "its error was ignored"],
-    ["another error of a statement of the batch", constraint, begun, "StoreFailure"]
+    ["another error of a statement of the batch", constraint, begun, "StatementFailed"]
   ])("%s", (_, error, progress, expected) => {
     assert.strictEqual(classify(Cause.fail(error), progress), expected)
     assert.strictEqual(classify(Cause.die(error), progress), expected, "as a defect, after a failed ROLLBACK")
   })
 
   it("a transaction that has not begun in time, and a bug", () => {
-    const late = new DatabaseUnavailable({ ...server, reason: "no connection in time", cause: undefined })
+    const late = new StoreError({
+      reason: new DatabaseUnavailable({ ...server, condition: "no connection in time", cause: undefined })
+    })
     assert.strictEqual(classify(Cause.fail(late), { ...begun, transaction: undefined }), "DatabaseUnavailable")
     assert.strictEqual(classify(Cause.die(new Error("bug")), begun), "died")
   })
@@ -116,7 +119,7 @@ describe("whatever else failed,", () => {
     undefined,
     new Fenced({ projection: "p" }),
     new HandlerFailure({ cause: Cause.fail("no") }),
-    new ReadOnlyReplica({ server: "db" }),
+    new StoreError({ reason: new ReadOnlyDatabase({ server: "db" }) }),
     new TransientFailure({ kind: "conflict", cause: deadlock }),
     lost
   ]

@@ -21,6 +21,7 @@ import * as PostgresTest from "../../../../src/testing/PostgresTest.ts"
 import * as TimeLimits from "../../../../src/testing/TimeLimits.ts"
 import * as CoordinationStores from "../../../support/CoordinationStores.ts"
 import * as Proxy from "../../../support/Proxy.ts"
+import { reasonOf } from "../../../support/StoreErrors.ts"
 
 /**
  * What `BatchTransaction` requires of Effect SQL and the driver, beyond their documented interfaces.
@@ -132,7 +133,7 @@ describe("batches", { concurrent: true }, () => {
       yield* Deferred.await(taken)
       const commit = checkpoints.commit(held, { from: 0n, idleTimeout: Duration.seconds(30) }, Effect.succeed(1n))
       const failure = yield* Effect.flip(commit)
-      assert(failure._tag === "DatabaseUnavailable")
+      assert(failure._tag === "StoreError" && failure.reason._tag === "DatabaseUnavailable")
       assert.include(failure.message, "No connection of the application's pool became free")
       yield* Deferred.succeed(done, undefined)
       yield* Fiber.join(busy)
@@ -156,7 +157,7 @@ describe("batches", { concurrent: true }, () => {
         yield* Deferred.await(locked)
         const commit = checkpoints.commit(held, { from: 0n, idleTimeout: Duration.seconds(30) }, Effect.succeed(1n))
         const failure = yield* Effect.flip(commit)
-        assert(failure._tag === "DatabaseUnavailable")
+        assert(failure._tag === "StoreError" && failure.reason._tag === "DatabaseUnavailable")
         assert.include(failure.message, "Check its load, locks and network")
         yield* Deferred.succeed(done, undefined)
         yield* Fiber.join(migration)
@@ -279,7 +280,7 @@ describe("batches whose connection goes silent", { concurrent: true, tags: ["lon
         yield* proxy.silence
         const commit = checkpoints.commit(held, { from: 0n, idleTimeout }, Effect.succeed(1n))
         const failure = yield* commit.pipe(Effect.flip, TimeLimits.within("60 seconds"))
-        assert.strictEqual(failure._tag, "DatabaseUnavailable")
+        assert.strictEqual(reasonOf(failure)._tag, "DatabaseUnavailable")
         yield* commit
         assert.strictEqual((yield* checkpoints.rows("p"))[0]?.position, 1n)
         // A connection that is silent in BEGIN stays with the pool until TCP gives it up.

@@ -19,6 +19,7 @@ import * as CheckpointStoreSuite from "../../../suites/CheckpointStoreSuite.ts"
 import { realTime } from "../../../suites/Suite.ts"
 import * as CoordinationStores from "../../../support/CoordinationStores.ts"
 import * as Proxy from "../../../support/Proxy.ts"
+import { reasonOf } from "../../../support/StoreErrors.ts"
 
 const layer = Layer.effectDiscard(Effect.flatMap(
   SqlClient.SqlClient,
@@ -169,7 +170,7 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
       const work = Effect.as(Effect.sync(() => calls++), 1n)
       const readOnly = Effect.provideService(SqlClient.BeginTransaction, "BEGIN READ ONLY")
       const failure = yield* Effect.flip(readOnly(store.commit(row, { from: 0n, idleTimeout }, work)))
-      assert.strictEqual(failure._tag, "ReadOnlyReplica")
+      assert.strictEqual(reasonOf(failure)._tag, "ReadOnlyDatabase")
       assert.strictEqual(calls, 0)
       // A transaction that the handler itself made read-only is the handler's failure.
       const own = Effect.andThen(sql`SET TRANSACTION READ ONLY`, record("reads only"))
@@ -184,7 +185,7 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
       const row = yield* CoordinationStores.held("bad disk")
       const work = sql.unsafe("DO $$ BEGIN RAISE EXCEPTION 'could not read block' USING ERRCODE = '58030'; END $$")
       const failure = yield* Effect.flip(store.commit(row, { from: 0n, idleTimeout }, Effect.as(work, 1n)))
-      assert.strictEqual(failure._tag, "StoreFailure")
+      assert.strictEqual(reasonOf(failure)._tag, "StatementFailed")
       // A missing file that the handler's own statement reads is the handler's failure.
       const asks = Effect.as(sql`SELECT pg_read_file('/nonexistent')`, 1n)
       assert.strictEqual(
