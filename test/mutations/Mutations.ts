@@ -1,161 +1,167 @@
 /**
- * The mechanisms behind the guarantees on PostgreSQL, and how each is removed: mostly by rewriting a statement on its
- * way to the server, at the seam. Parameters stay in place, because PostgreSQL refuses a statement that does not use
- * them.
+ * The mechanisms behind the guarantees on PostgreSQL, and how each is removed: mostly by swapping a clause that the
+ * source names, on the way of its statements to the server.
  */
-import type { Database } from "../../src/layers/postgres/Database.ts"
+import * as ServerEpochSql from "../../src/layers/postgres/connection/ServerEpochSql.ts"
+import { decisionLock } from "../../src/layers/postgres/coordination/CoordinationSession.ts"
+import type { Observations } from "../../src/layers/postgres/coordination/Observations.ts"
+import * as Rows from "../../src/layers/postgres/coordination/Rows.ts"
+import { isHeldByWriter } from "../../src/layers/postgres/events/SequenceCheck.ts"
+import * as SettledTracker from "../../src/layers/postgres/events/SettledTracker.ts"
+import { limitIdleTime } from "../../src/layers/postgres/progress/CheckpointStorePostgres.ts"
+import * as FencedWrite from "../../src/layers/postgres/progress/FencedWrite.ts"
+import type { Held } from "../../src/schema/Checkpoint.ts"
+import { sql, swap, toFalse, toNull, toTrue } from "../support/Clauses.ts"
 import * as Scenarios from "./Scenarios.ts"
 import type { Mutation } from "./World.ts"
 
 export interface Entry {
   readonly mechanism: string
   readonly scenario: Scenarios.Scenario
-  readonly mutate: () => Mutation
+  readonly mutation: Mutation
 }
 
-const rewrite = (...changes: ReadonlyArray<readonly [RegExp, string]>) => (): Mutation => ({
-  met: { count: 0 },
-  rewrite: (text) => changes.reduce((text, [pattern, by]) => text.replace(pattern, by), text)
-})
+/** The values do not matter, because a clause is swapped with any parameters. */
+const held: Held = {
+  projection: "",
+  range: { start: 0, end: 0 },
+  position: 0n,
+  replicaSet: "",
+  fence: { workerId: "", incarnation: 0n, generationId: 0n },
+  filter: "",
+  halt: undefined
+}
 
-/** Replaces `what = $1` with a condition that is always true. */
-const unchecked = (what: string, type: string): readonly [RegExp, string] => [
-  new RegExp(`AND (?:c\\.)?${what} = (\\$\\d+)${type === "text" ? "" : `::${type}`}`),
-  `AND $1::${type} IS NOT NULL`
+/** These columns of the range and its fence are not compared. */
+const without = (...columns: ReadonlyArray<FencedWrite.Column>) =>
+  columns.map((column) => swap(FencedWrite.isEqual(sql, column, FencedWrite.valuesOf(sql, held)[column]), toTrue))
+
+/** Neither the fence nor the position of a row is compared. */
+export const unfenced = () => [
+  ...without("worker_id", "incarnation", "generation_id"),
+  swap(FencedWrite.isAt(sql, 0n), toTrue)
 ]
 
-const worker = unchecked("worker_id", "text")
-const incarnation = unchecked("incarnation", "bigint")
-const generation = unchecked("generation_id", "bigint")
-const rangeEnd = unchecked("range_end", "bigint")
-const position = unchecked("position", "bigint")
+/** Decisions do not wait for each other. */
+export const concurrentDecisions = () => [swap(decisionLock(sql, "", ""), toNull)]
 
-/** Shares one state among all connections of the session. */
-const lasting = (name: string): Mutation => {
-  const met = { count: 0 }
-  return {
-    met,
-    database: (real): Database["Service"] => ({
-      ...real,
-      openSession: (options) => {
-        if (options.name !== name) return real.openSession(options)
-        const state = options.state()
-        return real.openSession({
-          ...options,
-          state: () => {
-            met.count++
-            return state
-          }
-        })
-      }
-    })
-  }
-}
+/** No transaction is found that can still add events. */
+export const noOpenWriters = () => [swap(isHeldByWriter, toFalse)]
 
-/** Treats every absent worker as previously observed present. */
-const seenByAnybody = (): Mutation => {
-  const met = { count: 0 }
-  class Seen extends Map<string, { readonly wasPresent: boolean; readonly missingSince: bigint | undefined }> {
-    override get(key: string) {
-      met.count++
-      return super.get(key) ?? { beat: "", beatAt: 0n, readAt: 0n, wasPresent: true, missingSince: undefined }
-    }
-  }
-  return {
-    met,
-    database: (real): Database["Service"] => ({
-      ...real,
-      openSession: (options) =>
-        real.openSession({
-          ...options,
-          state: () => {
-            const state = options.state()
-            return typeof state === "object" && state !== null && "workers" in state
-              ? { ...state, workers: new Seen() }
-              : state
-          }
-        })
-    })
+type ObservedWorker = NonNullable<ReturnType<Observations["workers"]["get"]>>
+
+/** Observations in which every worker was present before. */
+class PresentWorkers extends Map<string, ObservedWorker> {
+  override get(key: string): ObservedWorker {
+    return super.get(key) ?? { beat: "", beatAt: 0n, readAt: 0n, wasPresent: true, missingSince: undefined }
   }
 }
 
 export const entries: ReadonlyArray<Entry> = [
   {
-    mechanism: "fence",
+    mechanism: "the fence: worker, incarnation and generation",
     scenario: Scenarios.replaced,
-    mutate: rewrite(worker, incarnation, generation)
+    mutation: { swaps: without("worker_id", "incarnation", "generation_id") }
   },
   {
     // A new incarnation always forms a new generation, so the generation alone would keep the guarantee.
-    mechanism: "incarnation in the fence, with the generation",
+    mechanism: "the incarnation and the generation in the fence",
     scenario: Scenarios.reincarnated,
-    mutate: rewrite(incarnation, generation)
+    mutation: { swaps: without("incarnation", "generation_id") }
   },
   {
     // A decision renews the generation of every row that it cuts.
-    mechanism: "range_end in the fenced advance, with drain and generation",
+    mechanism: "draining before a release, and the range's end and the generation in the fence",
     scenario: Scenarios.handedOver,
-    mutate: () => ({ ...rewrite(rangeEnd, generation)(), without: "activeKeys" })
+    mutation: { swaps: without("range_end", "generation_id"), withoutActiveKeys: true }
   },
   {
-    mechanism: "drain and roll back: batches are refused whose rows were given up",
+    mechanism: "draining before a release, and the range's end and the fence",
     scenario: Scenarios.handedOver,
-    mutate: () => ({ ...rewrite(rangeEnd, generation, worker, incarnation)(), without: "activeKeys" })
+    mutation: { swaps: without("range_end", "worker_id", "incarnation", "generation_id"), withoutActiveKeys: true }
   },
   {
-    mechanism: "decision lock",
+    mechanism: "the decision lock",
     scenario: Scenarios.atOnce,
-    mutate: rewrite([/pg_advisory_xact_lock\(/, "num_nonnulls("])
+    mutation: { swaps: concurrentDecisions() }
   },
   {
-    mechanism: "rows locked before they are computed from",
+    mechanism: "locking rows before computing from them",
     scenario: Scenarios.outdated,
-    mutate: rewrite([/FOR UPDATE OF c SKIP LOCKED/, ""])
+    mutation: { swaps: [swap(Rows.lockInKeyOrder, () => sql``)] }
   },
   {
-    mechanism: "settled position",
+    mechanism: "the settled position",
     scenario: Scenarios.late,
-    // Finds no holders of positions that are not visible yet.
-    mutate: rewrite([/l\.mode = 'RowExclusiveLock'/, "l.mode IS NULL"])
+    mutation: { swaps: noOpenWriters() }
   },
   {
+    // The order of two statements: the scenario reads the events before it waits for the proof.
     mechanism: "reading only after the proof",
     scenario: Scenarios.late,
-    mutate: () => ({ without: "order", met: { count: 1 } })
+    mutation: { readsBeforeProof: true }
   },
   {
-    mechanism: "a checkpoint proves nothing to other readers",
+    // Treats the furthest row as the end of the gapless run after the reader.
+    mechanism: "a proof that covers only the reader that has passed the positions",
     scenario: Scenarios.raised,
-    // Treats the furthest row as the end of the gapless run after the mark.
-    mutate: rewrite([
-      /unnest\(\$1::int8\[\]\)/,
-      "unnest($1::int8[] || (SELECT max(c.position) FROM orchestrator_checkpoints AS c))"
-    ], [/ORDER BY start\.place\b/, "ORDER BY start.position = 0, start.place"])
+    mutation: {
+      swaps: [
+        swap(
+          SettledTracker.starts,
+          (starts) =>
+            sql`(SELECT greatest(start.position, (SELECT max(c.position) FROM orchestrator_checkpoints AS c)), start.place
+            FROM ${starts}) AS start (position, place)`
+        )
+      ]
+    }
   },
   {
-    mechanism: "tracker dropped with its connection",
+    // A proof is the state of a session, not SQL: all connections of the session share one state.
+    mechanism: "discarding a proof with its connection",
     scenario: Scenarios.less,
-    mutate: () => lasting("pupsourcing-orchestrator reader")
+    mutation: {
+      session: {
+        name: "pupsourcing-orchestrator reader",
+        state: (make) => {
+          const state = make()
+          return () => state
+        },
+        isMet: false
+      }
+    }
   },
   {
-    mechanism: "progress is written only in the server epoch in which it was read",
+    mechanism: "writing progress only in the server epoch in which the events were read",
     scenario: Scenarios.outlived,
-    mutate: rewrite([/EXISTS \((?=\s*SELECT FROM pg_stat_get_activity\()/, "EXISTS (SELECT UNION ALL"])
+    mutation: { swaps: [swap(ServerEpochSql.isCurrent(sql, "1@1@1"), toTrue)] }
   },
   {
-    mechanism: "absence observed by the same session",
+    // Observations are the state of a session, not SQL: every worker counts as observed present.
+    mechanism: "counting absence only if the same session observed the presence",
     scenario: Scenarios.outage,
-    mutate: seenByAnybody
+    mutation: {
+      session: {
+        name: "pupsourcing-orchestrator coordination",
+        state: (make) => () => ({ ...make(), workers: new PresentWorkers() }),
+        isMet: false
+      }
+    }
   },
   {
-    mechanism: "idle-in-transaction timeout",
+    mechanism: "the idle-in-transaction timeout",
     scenario: Scenarios.frozen,
-    mutate: rewrite([/set_config\('idle_in_transaction_session_timeout'/, "set_config('mutated.timeout'"])
+    mutation: { swaps: [swap(limitIdleTime(sql, ""), toNull)] }
   },
   {
     // Without the lock the old transaction is considered failed, and only the position refuses the second attempt.
-    mechanism: "unknown commit read again with a lock, with the position",
+    mechanism: "resolving an unknown commit outcome under a lock, and the position check",
     scenario: Scenarios.unknown,
-    mutate: rewrite([/FOR UPDATE$/, ""], position)
+    mutation: {
+      swaps: [
+        swap(FencedWrite.lockHeldAs(sql, held), () => FencedWrite.isHeldAs(sql, held)),
+        swap(FencedWrite.isAt(sql, 0n), toTrue)
+      ]
+    }
   }
 ]

@@ -40,7 +40,7 @@ export const replaced: Scenario = Effect.fnUntraced(function*(mutation) {
   const b = yield* other(join("set", "b", ["p"]))
   yield* other(decide(b, { rules: impatient }))
   const exit = yield* one(handle(held!, ["e"]))
-  return Exit.isSuccess(exit) ? ["P4: a committed what b holds"] : []
+  return Exit.isSuccess(exit) ? ["P4: a committed to a range that b has claimed"] : []
 })
 
 /** A process that starts while the first is frozen takes over the same worker id. */
@@ -57,7 +57,9 @@ export const reincarnated: Scenario = Effect.fnUntraced(function*(mutation) {
   )
   yield* other(decide(second))
   const exit = yield* one(handle(held!, ["e"]))
-  return Exit.isSuccess(exit) ? ["P4: the first registration of w committed what its second holds"] : []
+  return Exit.isSuccess(exit)
+    ? ["P4: the first registration of w committed to a range that the second has claimed"]
+    : []
 })
 
 /** Half of a range has to be released while a batch works on the whole range. */
@@ -74,7 +76,7 @@ export const handedOver: Scenario = Effect.fnUntraced(function*(mutation) {
   yield* begun.wait
   const b = yield* other(join("set", "b", ["p"]))
   yield* other(decide(b))
-  const activeKeys = new Set(mutation.without === "activeKeys" ? [] : [key(held!)])
+  const activeKeys = new Set(mutation.withoutActiveKeys === true ? [] : [key(held!)])
   yield* one(decide(a, { activeKeys }))
   const taken = (yield* other(decide(b))).ownedRows
   yield* over.send
@@ -100,7 +102,7 @@ export const atOnce: Scenario = Effect.fnUntraced(function*(mutation) {
     ({ process, registration }) => Effect.exit(process(decide(registration))),
     { concurrency: "unbounded" }
   )
-  for (const exit of exits) if (Exit.isFailure(exit)) found.push("P6: a decision failed, with nothing wrong")
+  for (const exit of exits) if (Exit.isFailure(exit)) found.push("P6: a decision failed although nothing was wrong")
   const sql = yield* SqlClient.SqlClient
   const generations = yield* sql`SELECT FROM orchestrator_generations`
   if (generations.length !== 1) found.push(`P5: ${generations.length} generations were formed of the same workers`)
@@ -130,7 +132,9 @@ export const outdated: Scenario = Effect.fnUntraced(function*(mutation) {
   yield* other(decide(b, { rules: impatient }))
   yield* Fiber.join(batch)
   const [row] = yield* one(Effect.flatMap(CheckpointStore, ({ rows }) => rows("p")))
-  return (yield* effects).has("e") && row?.position === 0n ? ["P1: what was handled will be handled again"] : []
+  return (yield* effects).has("e") && row?.position === 0n
+    ? ["P1: an event that was handled will be handled again"]
+    : []
 })
 
 /** Reads as a runner does until every event is delivered; returns the events that were skipped. */
@@ -150,7 +154,7 @@ const readAll = Effect.fnUntraced(
     // A reader that passes the settled position has done so by now.
     yield* Effect.timeoutOption(Fiber.await(settling), TimeLimits.scaled("400 millis"))
     const page = (upTo: bigint) =>
-      mutation.without === "order"
+      mutation.readsBeforeProof === true
         ? Effect.succeed({ positions: early.filter((position) => position <= upTo), position: upTo })
         : Effect.map(
           events.read({ after: seen, upTo }),
@@ -174,7 +178,7 @@ const readAll = Effect.fnUntraced(
     )
     if (rest._tag === "Some") handed.push(...rest.value.events.map(({ globalPosition }) => globalPosition))
     const missing = (yield* visible).filter((position) => !handed.includes(position))
-    return missing.length === 0 ? [] : [`P3: ${missing.length} of ${(yield* visible).length} events were passed over`]
+    return missing.length === 0 ? [] : [`P3: ${missing.length} of ${(yield* visible).length} events were skipped`]
   }
 )
 
@@ -250,7 +254,7 @@ export const outlived: Scenario = Effect.fnUntraced(function*(mutation) {
     Effect.flatMap(CheckpointStore, ({ advance }) => advance(held!, { from: 0n, to, epoch }))
   ))
   yield* writer.insert(1)
-  return Exit.isSuccess(exit) ? [`P3: the event at ${to} was passed over`] : []
+  return Exit.isSuccess(exit) ? [`P3: the event at ${to} was skipped`] : []
 })
 
 /** All sessions are lost at once, and one worker reconnects later than the other. */
@@ -317,7 +321,7 @@ export const frozen: Scenario = Effect.fnUntraced(function*(mutation) {
   stands = false
   yield* wakes.send
   yield* Fiber.await(batch)
-  return done._tag === "None" ? [`P5: b still waits after ${Math.round(millis)} ms for a stopped worker`] : []
+  return done._tag === "None" ? [`P5: b still waits for the frozen worker after ${Math.round(millis)} ms`] : []
 })
 
 /** The connection is lost during COMMIT; the server completes the commit a moment later. */

@@ -5,27 +5,32 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import * as SqlClient from "effect/sql/SqlClient"
+import type * as Session from "../../src/layers/postgres/connection/Session.ts"
 import { Database } from "../../src/layers/postgres/Database.ts"
 import * as PostgresStores from "../../src/layers/postgres/PostgresStores.ts"
 import type { Held } from "../../src/schema/Checkpoint.ts"
 import { CheckpointStore } from "../../src/services/CheckpointStore.ts"
 import * as PostgresTest from "../../src/testing/PostgresTest.ts"
 import { patient } from "../suites/Suite.ts"
+import * as Clauses from "../support/Clauses.ts"
 import * as Seam from "../support/Seam.ts"
 
-/** Describes what is removed. */
+/** What is removed. */
 export interface Mutation {
-  /** Returns the statement without the mechanism; unchanged if it plays no part there. */
-  readonly rewrite?: (text: string) => string
-  /** Returns the sessions without the mechanism. */
-  readonly database?: (real: Database["Service"]) => Database["Service"]
-  /** Names a mechanism without a statement; the scenario leaves it out itself. */
-  readonly without?: "activeKeys" | "order"
-  /** Counts the rewritten statements: a mutation that rewrites none proves nothing. */
-  readonly met: { count: number }
+  readonly swaps?: ReadonlyArray<Clauses.Swap>
+  /** Changes the states that a session begins with. */
+  readonly session?: { readonly name: string; readonly state: (make: () => object) => () => object; isMet: boolean }
+  /** The scenario releases ranges while their batches run. */
+  readonly withoutActiveKeys?: boolean
+  /** The scenario reads events before it waits for the proof that they are settled. */
+  readonly readsBeforeProof?: boolean
 }
 
-export const none: Mutation = { met: { count: 0 } }
+export const none: Mutation = {}
+
+/** Whether a part of the mutation changed nothing: its clause or its session did not occur. */
+export const isUnmet = ({ session, swaps = [] }: Mutation): boolean =>
+  session?.isMet === false || swaps.some(({ isMet }) => !isMet)
 
 export interface Reach {
   /** Intercepts statements on their way to the server. */
@@ -34,18 +39,29 @@ export interface Reach {
   readonly url?: string
 }
 
+const withSession = (real: Database["Service"], { session }: Mutation): Database["Service"] => ({
+  ...real,
+  openSession: <S>(options: Session.Options<S>) => {
+    if (session?.name !== options.name) return real.openSession(options)
+    const state = session.state(options.state as () => object)
+    return real.openSession({
+      ...options,
+      state: () => {
+        session.isMet = true
+        return state() as S
+      }
+    })
+  }
+})
+
 /** Opens the stores of one process; effects that run in it also use its client. */
 export const enter = Effect.fnUntraced(function*(mutation: Mutation, reach: Reach = {}) {
   const url = reach.url ?? (yield* PostgresTest.TestDatabase).url
   const hooks: Seam.Hooks = {
     around: reach.around,
-    rewrite: ({ text }) => {
-      const rewritten = mutation.rewrite?.(text) ?? text
-      if (rewritten !== text) mutation.met.count++
-      return rewritten
-    }
+    rewrite: ({ text }) => Clauses.rewrite(mutation.swaps ?? [], text)
   }
-  const database = Layer.effect(Database)(Effect.map(Database, mutation.database ?? ((real) => real))).pipe(
+  const database = Layer.effect(Database)(Effect.map(Database, (real) => withSession(real, mutation))).pipe(
     Layer.provide(Seam.database(hooks))
   )
   const context = yield* Layer.build(Layer.fresh(

@@ -2,16 +2,14 @@
  * Mechanisms that can be removed from the library's statements on their way to PostgreSQL, to show that the checkers
  * detect their absence. `test/mutations` covers all mechanisms, one by one.
  */
+import { concurrentDecisions, noOpenWriters, unfenced } from "../../mutations/Mutations.ts"
+import * as Clauses from "../../support/Clauses.ts"
 import type { Rewrite } from "./SimulatedWorker.ts"
 
+const without = (swaps: ReadonlyArray<Clauses.Swap>): Rewrite => ({ text }) => Clauses.rewrite(swaps, text)
+
 export const mutations: Readonly<Record<string, Rewrite>> = {
-  // The parameters stay, because PostgreSQL refuses a statement that does not use them.
-  "neither fence nor position checked": ({ text }) =>
-    text.replace(/AND c\.worker_id = (\$\d+)/, "AND $1::text IS NOT NULL")
-      .replace(/AND c\.incarnation = (\$\d+)::bigint/, "AND $1::bigint IS NOT NULL")
-      .replace(/AND c\.generation_id = (\$\d+)::bigint/, "AND $1::bigint IS NOT NULL")
-      .replace(/AND c\.position = (\$\d+)::bigint/, "AND $1::bigint IS NOT NULL"),
-  "decisions not one at a time": ({ text }) => text.replace("pg_advisory_xact_lock(", "num_nulls("),
-  // Finds no holders of positions that are not visible yet.
-  "open writers not waited for": ({ text }) => text.replace("l.mode = 'RowExclusiveLock'", "l.mode IS NULL")
+  "the fence and the position check": without(unfenced()),
+  "the decision lock": without(concurrentDecisions()),
+  "the settled position": without(noOpenWriters())
 }

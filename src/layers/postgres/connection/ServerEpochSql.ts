@@ -5,7 +5,6 @@
  * writes, nothing was lost in between. A session is identified by its process id, the start time of the server and, if
  * the server shows it, the start time of the session.
  */
-import type * as SqlClient from "effect/sql/SqlClient"
 import type * as Statement from "effect/sql/Statement"
 import type { StoreError } from "../../../schema/Errors.ts"
 import type { ServerEpoch } from "../../../services/EventStore.ts"
@@ -24,11 +23,11 @@ const parts = (epoch: ServerEpoch) => {
 }
 
 /** SQL: whether the statement runs on the server of the given epoch, which has not been restarted since. */
-export const isSameServer = (sql: SqlClient.SqlClient, epoch: ServerEpoch): Statement.Fragment =>
+export const isSameServer = (sql: Statement.Constructor, epoch: ServerEpoch): Statement.Fragment =>
   sql`${sql.literal(serverStart)}::text = ${parts(epoch).server}`
 
 /** SQL: whether the statement runs in the given server epoch; true if none is given. */
-export const isCurrent = (sql: SqlClient.SqlClient, epoch: ServerEpoch | undefined): Statement.Fragment => {
+export const isCurrent = (sql: Statement.Constructor, epoch: ServerEpoch | undefined): Statement.Fragment => {
   if (epoch === undefined) return sql`true`
   const { pid, since } = parts(epoch)
   return sql`(${isSameServer(sql, epoch)} AND EXISTS (

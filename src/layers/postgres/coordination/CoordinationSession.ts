@@ -126,7 +126,10 @@ const exclusively = <A, E, R>(
   f: (opened: OpenedSession) => Effect.Effect<A, E | SqlError.SqlError, R>
 ): Effect.Effect<A, Exclude<E, SqlError.SqlError> | StoreError, R> =>
   use(operation, (opened) =>
-    Effect.andThen(decisionLock(database, opened, replicaSet), f(opened)).pipe(
+    Effect.andThen(
+      opened.sql`SELECT ${decisionLock(opened.sql, database.qualified("generations"), replicaSet)}`,
+      f(opened)
+    ).pipe(
       opened.sql.withTransaction,
       // Each statement must read what was committed during the wait for the lock.
       Effect.provideService(SqlClient.BeginTransaction, "BEGIN ISOLATION LEVEL READ COMMITTED"),
@@ -152,12 +155,11 @@ const exclusively = <A, E, R>(
     )
 
 /**
- * Acquires the decision lock until the end of the transaction. It is an advisory lock: locking the newest generation's
- * row would not exclude other decisions, because the next generation is a new row, which no transaction has locked.
+ * SQL: acquires the decision lock until the end of the transaction. It is an advisory lock: locking the newest
+ * generation's row would not exclude other decisions, because the next generation is a new row, which no transaction
+ * has locked.
  */
-const decisionLock = (database: Database["Service"], { sql }: OpenedSession, replicaSet: string) =>
-  sql`
-    SELECT pg_advisory_xact_lock(${database.qualified("generations")}::text::regclass::oid::int4,
-      pg_catalog.hashtext(${replicaSet}::text))`
+export const decisionLock = (sql: Statement.Constructor, generations: string, replicaSet: string) =>
+  sql`pg_advisory_xact_lock(${generations}::text::regclass::oid::int4, pg_catalog.hashtext(${replicaSet}::text))`
 
 class LockedOut extends Error {}

@@ -125,8 +125,7 @@ const lockCandidates = Effect.fnUntraced(function*(
     FROM ${table("checkpoints")} c
     JOIN json_to_recordset(${Rows.checkpointRecords(candidates)}::json) AS k (projection_name text, range_start bigint)
       ON c.projection_name = k.projection_name AND c.range_start = k.range_start
-    ORDER BY c.projection_name COLLATE "C", c.range_start
-    FOR UPDATE OF c SKIP LOCKED`
+    ${sql.literal(Rows.lockInKeyOrder)}`
   const locked = new Map(
     rows.map(({ row }) => Rows.toCheckpoint(row)).map((row) => [Checkpoint.key(row), row] as const)
   )

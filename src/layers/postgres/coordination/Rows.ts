@@ -35,6 +35,9 @@ export const checkpointJson = `json_build_object(
   'halted_position', c.halted_position::text, 'halted_event_id', c.halted_event_id, 'halted_hash', c.halted_hash,
   'halted_incarnation', c.halted_incarnation::text)`
 
+/** SQL: locks rows `c` of the checkpoints in key order, except those that another transaction has locked. */
+export const lockInKeyOrder = `ORDER BY c.projection_name COLLATE "C", c.range_start FOR UPDATE OF c SKIP LOCKED`
+
 /** Converts a row into a checkpoint. */
 export const toCheckpoint = (row: CheckpointRow): Checkpoint.Checkpoint => ({
   projection: row.projection_name,

@@ -109,6 +109,11 @@ export const checkNotBehind = (
     })
   )
 
+/** SQL: whether `l` is the lock that `nextval` holds on the sequence `s` until its transaction has ended. */
+export const isHeldByWriter =
+  `l.locktype = 'relation' AND l.relation = s.seqrelid AND l.mode = 'RowExclusiveLock' AND l.granted
+    AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())`
+
 // Uses the sequence of the column's default or identity; only if there is none, the sequence that the column owns.
 const holdersStatement = `
   WITH target AS MATERIALIZED (
@@ -135,8 +140,7 @@ const holdersStatement = `
   FROM (VALUES (true)) AS one
   LEFT JOIN sources ON true
   LEFT JOIN pg_catalog.pg_sequence AS s ON s.seqrelid = sources.oid
-  LEFT JOIN pg_catalog.pg_locks AS l ON l.locktype = 'relation' AND l.relation = s.seqrelid AND l.mode = 'RowExclusiveLock'
-    AND l.granted AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+  LEFT JOIN pg_catalog.pg_locks AS l ON ${isHeldByWriter}
   LEFT JOIN LATERAL pg_stat_get_activity(l.pid) AS a ON l.pid IS NOT NULL
   LEFT JOIN pg_catalog.pg_locks AS o ON l.pid IS NULL AND o.pid IS NULL AND o.locktype = 'transactionid'
     AND o.mode = 'ExclusiveLock' AND o.virtualtransaction = l.virtualtransaction

@@ -316,6 +316,9 @@ const readEvents = Effect.fnUntraced(function*(
   })
 })
 
+/** SQL: the positions after which runs are searched, in the order in which they were requested. */
+export const starts = "unnest($1::int8[]) WITH ORDINALITY AS start (position, place)"
+
 const makeStatements = (events: string) => {
   const statement = (head: string, ends: string) => `
     SELECT pg_is_in_recovery() AS recovering,
@@ -332,7 +335,7 @@ const makeStatements = (events: string) => {
           FROM ${events} WHERE global_position > start.position ORDER BY global_position
           LIMIT 1 + ${longestRuns} / cardinality($1::int8[])
         ) AS next WHERE position - start.position = place), start.position)
-        FROM unnest($1::int8[]) WITH ORDINALITY AS start (position, place) ORDER BY start.place
+        FROM ${starts} ORDER BY start.place
       )`
     ),
     // Reads no event, for tables whose last pages are damaged. The last value of the sequence is a valid head, because

@@ -16,6 +16,7 @@ import * as Option from "effect/Option"
 import * as Semaphore from "effect/Semaphore"
 import * as SqlClient from "effect/sql/SqlClient"
 import type * as SqlError from "effect/sql/SqlError"
+import type * as Statement from "effect/sql/Statement"
 import { haltError, type Held } from "../../../schema/Checkpoint.ts"
 import { ForeignSqlClient, type StoreError } from "../../../schema/Errors.ts"
 import { textProblem } from "../../../schema/Text.ts"
@@ -41,6 +42,7 @@ import {
   endEpoch,
   explainZeroRows,
   inTime,
+  isAt,
   isHeldAs,
   quietly,
   resolveUnknownCommit
@@ -125,7 +127,7 @@ const begin = Effect.fnUntraced(function*(database: Database["Service"], batch: 
   const millis = String(Math.ceil(Duration.toMillis(idleTimeout)))
   const [start] = yield* quietly(sql<BatchTransaction.Transaction & Record<"alive" | "held" | "reads_only", string>>`
     SELECT pg_backend_pid()::text AS pid, extract(epoch FROM now())::text AS begun,
-      set_config('idle_in_transaction_session_timeout', ${millis}, true),
+      ${limitIdleTime(sql, millis)},
       CASE WHEN current_setting('lock_timeout') = '0'
           OR current_setting('lock_timeout')::interval > ${millis}::int * interval '1 millisecond'
         THEN set_config('lock_timeout', ${millis}, true) END,
@@ -133,7 +135,7 @@ const begin = Effect.fnUntraced(function*(database: Database["Service"], batch: 
       current_setting('transaction_read_only')::bool::text AS reads_only,
       EXISTS (
         SELECT FROM ${database.table("checkpoints")} AS c
-        WHERE ${isHeldAs(sql, held)} AND c.position = ${String(from)}::bigint
+        WHERE ${isHeldAs(sql, held)} AND ${isAt(sql, from)}
       )::text AS held`)
   batch.transaction = start
   if (start?.alive === "false") return yield* rollBack(batch, endEpoch(database, epoch))
@@ -144,6 +146,10 @@ const begin = Effect.fnUntraced(function*(database: Database["Service"], batch: 
   }
   return start
 })
+
+/** SQL: the server ends the transaction once its client has been silent for this long. */
+export const limitIdleTime = (sql: Statement.Constructor, millis: string) =>
+  sql`set_config('idle_in_transaction_session_timeout', ${millis}, true)`
 
 const handle = Effect.fnUntraced(function*<E, R>(
   { server, sql }: Database["Service"],
@@ -168,7 +174,7 @@ const advance = Effect.fnUntraced(function*(
   const advanced = yield* Effect.catchIf(
     quietly(sql`
       UPDATE ${table("checkpoints")} AS c SET position = ${String(to)}::bigint, ${sql.literal(alsoAdvanced)}
-      WHERE ${isHeldAs(sql, held)} AND c.position = ${String(from)}::bigint AND ${isSameTransaction}
+      WHERE ${isHeldAs(sql, held)} AND ${isAt(sql, from)} AND ${isSameTransaction}
       RETURNING 'advanced'`),
     BatchFailure.isChangedTransaction,
     (error) => rollBack(batch, BatchFailure.changedTransaction(error))
@@ -203,7 +209,7 @@ const halt = Effect.fnUntraced(function*(
     }, c.range_start),
         halted_incarnation = c.incarnation, updated_at = clock_timestamp()
       FROM (SELECT ${aggregateId ?? null}::text AS aggregate_id) AS event
-      WHERE ${isHeldAs(sql, held)} AND c.position = ${String(at)}::bigint AND ${ServerEpochSql.isCurrent(sql, epoch)}
+      WHERE ${isHeldAs(sql, held)} AND ${isAt(sql, at)} AND ${ServerEpochSql.isCurrent(sql, epoch)}
       RETURNING 'halted'`))).pipe(
       Effect.catch((failure): Effect.Effect<never, StoreError | TransientFailure> =>
         Effect.fail(toHaltFailure(database, failure))

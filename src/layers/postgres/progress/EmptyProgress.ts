@@ -13,6 +13,7 @@ import type { ServerEpoch } from "../../../services/EventStore.ts"
 import { isTrue } from "../connection/Codecs.ts"
 import * as ServerEpochSql from "../connection/ServerEpochSql.ts"
 import { isConflict, isConnectionLoss, isTransient, toStoreError } from "../connection/SqlErrors.ts"
+import * as Rows from "../coordination/Rows.ts"
 import type { Database } from "../Database.ts"
 import * as BatchFailure from "./BatchFailure.ts"
 import * as FencedWrite from "./FencedWrite.ts"
@@ -71,7 +72,7 @@ interface AdvanceRow {
 
 /**
  * Advances several ranges, and returns a row for each, in their order. Skips rows that another transaction has locked,
- * because one locked row must not delay the progress of all other ranges. Locks the rows in key order, as decisions do.
+ * because one locked row must not delay the progress of all other ranges.
  */
 const advanceRows = ({ sql, table }: Database["Service"], entries: Entries) => {
   const wanted = entries.map(({ request: { held, options } }, place) => ({
@@ -97,8 +98,7 @@ const advanceRows = ({ sql, table }: Database["Service"], entries: Entries) => {
     ), locked AS MATERIALIZED (
       SELECT w.place, w.projection_name, w.range_start, w."to" FROM ${checkpoints} AS c JOIN wanted AS w ON ${isHeld}
       WHERE (SELECT alive FROM alive)
-      ORDER BY c.projection_name COLLATE "C", c.range_start
-      FOR UPDATE OF c SKIP LOCKED
+      ${sql.literal(Rows.lockInKeyOrder)}
     ), moved AS (
       UPDATE ${checkpoints} AS c SET position = l."to", ${sql.literal(FencedWrite.alsoAdvanced)} FROM locked AS l
       WHERE c.projection_name = l.projection_name AND c.range_start = l.range_start RETURNING l.place

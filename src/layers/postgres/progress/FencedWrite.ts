@@ -5,7 +5,6 @@
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
-import type * as SqlClient from "effect/sql/SqlClient"
 import type * as SqlError from "effect/sql/SqlError"
 import type * as Statement from "effect/sql/Statement"
 import type { Held } from "../../../schema/Checkpoint.ts"
@@ -16,38 +15,48 @@ import * as ServerEpochSql from "../connection/ServerEpochSql.ts"
 import { connectionLost, isConnectionLoss, isTransient } from "../connection/SqlErrors.ts"
 import type { Database } from "../Database.ts"
 
-type Column = "projection_name" | "range_start" | "range_end" | "worker_id" | "incarnation" | "generation_id"
+/** The columns that identify a range and its fence. */
+const columns = ["projection_name", "range_start", "range_end", "worker_id", "incarnation", "generation_id"] as const
+export type Column = typeof columns[number]
+
+/** SQL: whether a column of row `c` of the checkpoints has the wanted value. */
+export const isEqual = (sql: Statement.Constructor, column: Column, wanted: Statement.Fragment) =>
+  sql`${sql.literal(`c.${column}`)} = ${wanted}`
 
 /**
  * SQL: whether row `c` of the checkpoints has the wanted range and fence. This is the only SQL that compares a fence;
  * `Checkpoint.isHeldAs` does the same in memory.
  */
-const isHeldWith = (sql: SqlClient.SqlClient, wanted: Readonly<Record<Column, Statement.Fragment>>) =>
-  sql`c.projection_name = ${wanted.projection_name} AND c.range_start = ${wanted.range_start}
-    AND c.range_end = ${wanted.range_end} AND c.worker_id = ${wanted.worker_id}
-    AND c.incarnation = ${wanted.incarnation} AND c.generation_id = ${wanted.generation_id}`
+const isHeldWith = (sql: Statement.Constructor, wanted: (column: Column) => Statement.Fragment) =>
+  sql.and(columns.map((column) => isEqual(sql, column, wanted(column))))
+
+/** SQL: the range and the fence of `held`, by column. */
+export const valuesOf = (
+  sql: Statement.Constructor,
+  { fence, projection, range }: Held
+): Readonly<Record<Column, Statement.Fragment>> => ({
+  projection_name: sql`${projection}`,
+  range_start: sql`${String(range.start)}::bigint`,
+  range_end: sql`${String(range.end)}::bigint`,
+  worker_id: sql`${fence.workerId}`,
+  incarnation: sql`${String(fence.incarnation)}::bigint`,
+  generation_id: sql`${String(fence.generationId)}::bigint`
+})
 
 /** SQL: whether row `c` of the checkpoints has the range and the fence of `held`. */
-export const isHeldAs = (sql: SqlClient.SqlClient, { fence, projection, range }: Held) =>
-  isHeldWith(sql, {
-    projection_name: sql`${projection}`,
-    range_start: sql`${String(range.start)}::bigint`,
-    range_end: sql`${String(range.end)}::bigint`,
-    worker_id: sql`${fence.workerId}`,
-    incarnation: sql`${String(fence.incarnation)}::bigint`,
-    generation_id: sql`${String(fence.generationId)}::bigint`
-  })
+export const isHeldAs = (sql: Statement.Constructor, held: Held) => {
+  const values = valuesOf(sql, held)
+  return isHeldWith(sql, (column) => values[column])
+}
 
 /** SQL: whether row `c` of the checkpoints has the range and the fence in the columns of `w`. */
-export const isHeldAsWanted = (sql: SqlClient.SqlClient) =>
-  isHeldWith(sql, {
-    projection_name: sql.literal("w.projection_name"),
-    range_start: sql.literal("w.range_start"),
-    range_end: sql.literal("w.range_end"),
-    worker_id: sql.literal("w.worker_id"),
-    incarnation: sql.literal("w.incarnation"),
-    generation_id: sql.literal("w.generation_id")
-  })
+export const isHeldAsWanted = (sql: Statement.Constructor) => isHeldWith(sql, (column) => sql.literal(`w.${column}`))
+
+/** SQL: whether row `c` of the checkpoints is at the position. */
+export const isAt = (sql: Statement.Constructor, position: bigint) => sql`c.position = ${String(position)}::bigint`
+
+/** SQL: finds and locks the row of `held`, after the transaction that has locked it has ended. */
+export const lockHeldAs = (sql: Statement.Constructor, held: Held) => sql`${isHeldAs(sql, held)} FOR UPDATE`
 
 /** SQL: what an advance sets besides the position. Also clears a halt whose acknowledgement was lost. */
 export const alsoAdvanced = `updated_at = clock_timestamp(), halted_since = NULL, halted_error = NULL,
@@ -82,7 +91,7 @@ export const resolveUnknownCommit = Effect.fnUntraced(function*(
   error: SqlError.SqlError
 ): Effect.fn.Return<void, Fenced | StoreError | TransientFailure> {
   const [row] = yield* quietly(sql<{ readonly position: string }>`
-    SELECT c.position::text AS position FROM ${table("checkpoints")} AS c WHERE ${isHeldAs(sql, held)} FOR UPDATE`)
+    SELECT c.position::text AS position FROM ${table("checkpoints")} AS c WHERE ${lockHeldAs(sql, held)}`)
     .pipe(
       inTime,
       Effect.retry({
