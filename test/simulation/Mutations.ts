@@ -120,16 +120,16 @@ export const mutations: Readonly<Record<string, Mutation>> = {
     // A frozen worker has to resume at the position from which its successor with the same id continues.
     faults: ["take over"]
   },
-  "drain skipped: rows at work are given up": undrained,
+  "drain skipped: rows of open ranges are released": undrained,
   "drain skipped, range end not checked": both(
     undrained,
     fencedBy((row, held, position) => row.position === position && row.fence?.incarnation === held.fence.incarnation)
   ),
-  "silence evicts no worker": deciding((request) => ({
+  "missed heartbeats evict no worker": deciding((request) => ({
     ...request,
     rules: { ...request.rules, staleWorkerTimeoutMillis: 1e12 }
   })),
-  "neither presence nor silence evicts a worker": deciding((request) => ({
+  "neither missing presence nor missed heartbeats evict a worker": deciding((request) => ({
     ...request,
     rules: { ...request.rules, staleWorkerTimeoutMillis: 1e12, presenceGraceMillis: 1e12 }
   })),
@@ -154,7 +154,7 @@ export const mutations: Readonly<Record<string, Mutation>> = {
         )
     })
   },
-  "decisions not one transaction": {
+  "a decision in several transactions": {
     ...none,
     decisions: (real, { world }, chance) => ({
       preview: real.preview,
