@@ -1,8 +1,9 @@
-// Writes migrations/*.sql, the files that users apply, from their one source in src/layers/postgres/migrations.
+// Writes what is generated from the source: migrations/*.sql, the files that users apply, and docs/metrics.md.
 import { mkdirSync, readdirSync, rmSync, writeFileSync } from "node:fs"
 import * as Migration from "../src/layers/postgres/migrations/Migration.ts"
 import * as MigrationFormat from "../src/layers/postgres/migrations/MigrationFormat.ts"
 import * as TableNames from "../src/schema/TableNames.ts"
+import * as MetricsPage from "./MetricsPage.ts"
 
 const directory = new URL("../migrations/", import.meta.url)
 const files = MigrationFormat.render(Migration.all(TableNames.defaults), "golang-migrate")
@@ -15,3 +16,6 @@ for (const file of files) {
   writeFileSync(new URL(file.name, directory), file.content)
   console.log(`migrations/${file.name}`)
 }
+
+writeFileSync(new URL("../docs/metrics.md", import.meta.url), MetricsPage.render())
+console.log("docs/metrics.md")

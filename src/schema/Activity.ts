@@ -41,7 +41,7 @@ export type ChangeReason = "WorkerJoined" | "WorkerLeft" | "WorkerLost" | "Proje
  */
 export type Activity = Data.TaggedEnum<{
   /** A run begins: the worker checks its projections and is about to register. */
-  WorkerStarting: {}
+  WorkerStarting: { readonly workerId: string; readonly projections: ReadonlyArray<string> }
   /** The worker has registered. Recorded again when it registers after an eviction. */
   WorkerRegistered: { readonly registration: Registration }
   /** A generation is in effect. */
@@ -119,8 +119,8 @@ export type Activity = Data.TaggedEnum<{
   WorkerEvicted: { readonly registration: Registration; readonly error: WorkerEvicted | WorkerReplaced }
   /** The worker's ranges have ended, and it is about to unregister. */
   WorkerLeaving: { readonly registration: Registration }
-  /** The worker has unregistered. */
-  WorkerLeft: { readonly registration: Registration }
+  /** The worker has unregistered, and has formed a generation without it, unless it was the last worker. */
+  WorkerLeft: { readonly registration: Registration; readonly formedGeneration: boolean }
   /** The run has ended without an error. */
   WorkerStopped: {}
   /** The subscriber lagged: `count` entries before this one were dropped. */

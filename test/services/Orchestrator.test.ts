@@ -277,7 +277,7 @@ it.effect("metrics have the Go original's names and correct values", () =>
     assert.strictEqual(sum("reconfiguration_total"), 4)
     assert.strictEqual(sum("stale_workers_cleaned_total"), 1)
     assert.strictEqual(sum("events_processed_total", { projection: "counts" }), 16)
-    assert.strictEqual(sum("projection_errors_total", { projection: "broken", halted: "true" }), 1)
+    assert.strictEqual(sum("projection_halts_total", { projection: "broken" }), 1)
     assert.strictEqual(sum("active_workers"), 1)
     assert.strictEqual(sum("current_generation_partitions"), 1)
     assert.strictEqual(sum("worker_state", { state: "running" }), 1)

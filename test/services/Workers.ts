@@ -6,6 +6,7 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import * as Metric from "effect/Metric"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as TxRef from "effect/TxRef"
@@ -118,11 +119,17 @@ export const make = Effect.gen(function*() {
   }
 })
 
-/** A test with its own world. */
+/** A test with its own world and its own metrics. */
 export const test = (
   name: string,
   body: (world: Effect.Success<typeof make>) => Generator<Effect.Effect<unknown, unknown, Scope.Scope>, void, never>
-) => it.effect(name, () => Effect.flatMap(make, (world) => Effect.gen(() => body(world))))
+) =>
+  it.effect(name, () =>
+    Effect.flatMap(make, (world) => Effect.gen(() => body(world))).pipe(
+      // Otherwise a failed test would never end: its workers are interrupted, and leave within limits of virtual time.
+      Effect.onError(() => Effect.forkDetach(pass(60_000, 500))),
+      Effect.provideService(Metric.MetricRegistry, new Map())
+    ))
 
 /** Asserts that the worker has failed with this error, whose message contains these parts. */
 export const assertFailed = <E extends { readonly _tag: string; readonly message: string }>(

@@ -25,6 +25,7 @@ interface Subscriber {
 /** Each new subscriber first receives the entries that `present()` returns. */
 export const make = (replicaSet: string, present: () => ReadonlyArray<Activity>): ActivityStream => {
   const subscribers = new Set<Subscriber>()
+  const source = Telemetry.makeSource(replicaSet)
 
   const publish = (activity: Activity) => {
     for (const subscriber of subscribers) {
@@ -38,7 +39,7 @@ export const make = (replicaSet: string, present: () => ReadonlyArray<Activity>)
   return {
     record: (activity) =>
       Effect.andThen(
-        Telemetry.emit(replicaSet, activity),
+        Telemetry.emit(source, activity),
         Effect.sync(() => publish(activity))
       ),
     stream: Stream.unwrap(Effect.gen(function*() {

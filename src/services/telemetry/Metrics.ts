@@ -1,6 +1,11 @@
 /**
  * Metrics of a worker, under the names of the Go original, so that its dashboards still work. Every metric has the label
- * `replica_set`; further labels are named where a metric has them.
+ * `replica_set`; further labels are named where a metric has them. docs/metrics.md lists them all, with an example query
+ * for each.
+ *
+ * Counters start at 0 when the worker starts, so that `increase` and `rate` include the first change. The gauges of a
+ * whole replica set are set only by the worker with partition 0, so that both `sum` and `max` over all workers are
+ * right. The gauges of a worker disappear when it leaves.
  *
  * **Example** (Read a metric in the process)
  *
@@ -27,8 +32,11 @@ const gauge = (suffix: string, description: string) => Metric.gauge(name(suffix)
 const seconds = (suffix: string, description: string, boundaries: ReadonlyArray<number>) =>
   Metric.histogram(name(suffix), { description, boundaries })
 
+/** The bucket bounds of the original, which are the defaults of Prometheus' client for Go. */
+const original = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10]
+
 /**
- * Generations that this worker has formed.
+ * Generations that this worker has formed, including the one without it that it forms when it leaves.
  *
  * @category metrics
  * @since 0.1.0
@@ -79,39 +87,50 @@ export const staleWorkersCleanedTotal = counter("stale_workers_cleaned_total", "
 export const eventsProcessedTotal = counter("events_processed_total", "Events handled and committed, by projection.")
 
 /**
- * Failed attempts: reads, batches and writes that are retried (`halted="false"`), and halts of ranges
- * (`halted="true"`). Labels: `projection`, `halted`. How many ranges are halted now is in the table of checkpoints.
+ * Failures: reads, batches and writes that failed, whether they are retried or the range halted. Label: `projection`.
  *
  * @category metrics
  * @since 0.1.0
  */
 export const projectionErrorsTotal = counter(
   "projection_errors_total",
-  "Failed reads, batches and writes, by projection and whether the range halted."
+  "Failed reads, batches and writes, including those after which a range halted."
 )
 
 /**
- * Workers in the newest generation that this worker has read.
+ * Halts of ranges. Label: `projection`. How many ranges are halted now is in the table of checkpoints.
  *
  * @category metrics
  * @since 0.1.0
  */
-export const activeWorkers = gauge("active_workers", "Workers in the newest generation that this worker has read.")
+export const projectionHaltsTotal = counter("projection_halts_total", "Ranges that halted while this worker ran them.")
 
 /**
- * Partitions of the newest generation that this worker has read. Equal to `activeWorkers`.
+ * Workers in the newest generation of the replica set. Set only by the worker with partition 0. Label: `worker_id`.
+ *
+ * @category metrics
+ * @since 0.1.0
+ */
+export const activeWorkers = gauge(
+  "active_workers",
+  "Workers in the newest generation; set only by the worker with partition 0."
+)
+
+/**
+ * Partitions of the newest generation of the replica set. Equal to `activeWorkers`, and set by the same worker. Label:
+ * `worker_id`.
  *
  * @category metrics
  * @since 0.1.0
  */
 export const currentGenerationPartitions = gauge(
   "current_generation_partitions",
-  "Partitions of the newest generation that this worker has read."
+  "Partitions of the newest generation; set only by the worker with partition 0."
 )
 
 /**
- * 1 for the state that this worker is in, 0 for the others. Label: `state`, which is `pending`, `ready`, `running`,
- * `suspended` or `stopped`.
+ * 1 for the state that this worker is in, 0 for the others. Labels: `worker_id`; `state`, which is `pending`, `ready`,
+ * `running`, `suspended` or `stopping`. A worker that has left has no series.
  *
  * @category metrics
  * @since 0.1.0
@@ -128,7 +147,7 @@ export const workerState = gauge("worker_state", "1 for the state that this work
 export const coordinationDurationSeconds = seconds(
   "coordination_duration_seconds",
   "Seconds from the first read of a generation to work on the whole assignment.",
-  [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
+  [...original, 30, 60]
 )
 
 /**
@@ -141,7 +160,7 @@ export const coordinationDurationSeconds = seconds(
 export const eventProcessingDurationSeconds = seconds(
   "event_processing_duration_seconds",
   "Seconds of a committed batch divided by its events, by projection.",
-  [0.000_01, 0.000_05, 0.000_1, 0.000_5, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5]
+  [0.000_01, 0.000_05, 0.000_1, 0.000_5, 0.001, ...original]
 )
 
 /**
@@ -153,5 +172,5 @@ export const eventProcessingDurationSeconds = seconds(
 export const heartbeatLatencySeconds = seconds(
   "heartbeat_latency_seconds",
   "Seconds that a heartbeat's statement took.",
-  [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5]
+  [0.001, ...original]
 )

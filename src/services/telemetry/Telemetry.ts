@@ -17,9 +17,21 @@ import * as Metrics from "./Metrics.ts"
 
 type Labels = Readonly<Record<string, string>>
 
+/** The worker whose activities are emitted, as its gauges show it. Only this module writes it. */
+export interface Source {
+  readonly replicaSet: string
+  /** Empty before the worker starts. */
+  workerId: string
+  /** The number of workers, if this is the worker with partition 0, which sets the gauges of its replica set. */
+  members: number | undefined
+}
+
+/** The worker before its first activity. */
+export const makeSource = (replicaSet: string): Source => ({ replicaSet, workerId: "", members: undefined })
+
 interface Outputs<A> {
   readonly log?: (activity: A) => ReadonlyArray<Line>
-  readonly metrics?: (activity: A, labels: Labels) => ReadonlyArray<Effect.Effect<void>>
+  readonly metrics?: (activity: A, labels: Labels, source: Source) => ReadonlyArray<Effect.Effect<void>>
   /**
    * The attributes of an event of the span in which the worker runs, if there is one. Only for rare activities, because
    * a span keeps its events in memory until it ends.
@@ -33,11 +45,20 @@ type Table = { readonly [Tag in Activity["_tag"]]: Outputs<Extract<Activity, { r
 
 const table: Table = {
   WorkerStarting: {
-    log: () => [["Info", "Starting orchestrator..."]]
+    log: () => [["Info", "Starting orchestrator..."]],
+    metrics: ({ projections, workerId }, labels, source) => {
+      source.workerId = workerId
+      return [
+        ...counters.worker.map((counter) => add(counter, labels, 0)),
+        ...projections.flatMap((projection) =>
+          counters.projection.map((counter) => add(counter, { ...labels, projection }, 0))
+        )
+      ]
+    }
   },
   WorkerRegistered: {
     log: ({ registration }) => [["Info", `Worker registered: ${registration.workerId}`]],
-    metrics: (_, labels) => [add(Metrics.workersRegisteredTotal, labels), ...stateIs("pending", labels)],
+    metrics: (_, labels, source) => [add(Metrics.workersRegisteredTotal, labels), ...stateIs("pending", source)],
     span: ({ registration }) => ({ worker: registration.workerId })
   },
   GenerationChanged: {
@@ -47,20 +68,22 @@ const table: Table = {
       ...(partition < 0 ? [] : [["Info", `Assigned partition: ${partition} of ${generation.members.length}`] as const]),
       ["Info", summaryOf(generation, partition)]
     ],
-    metrics: ({ formedByThisWorker, generation: { members } }, labels) => [
-      set(Metrics.activeWorkers, labels, members.length),
-      set(Metrics.currentGenerationPartitions, labels, members.length),
-      add(Metrics.reconfigurationTotal, labels),
-      add(Metrics.generationsTotal, labels, formedByThisWorker ? 1 : 0),
-      ...stateIs("ready", labels)
-    ],
+    metrics: ({ formedByThisWorker, generation: { members }, partition }, labels, source) => {
+      source.members = partition === 0 ? members.length : undefined
+      return [
+        ...showMembers(source),
+        add(Metrics.reconfigurationTotal, labels),
+        add(Metrics.generationsTotal, labels, formedByThisWorker ? 1 : 0),
+        ...stateIs("ready", source)
+      ]
+    },
     span: ({ generation, partition }) => ({ generation: String(generation.generationId), partition })
   },
   AssignmentReached: {
     log: ({ isLeftAlone }) => [["Info", isLeftAlone ? "Processing all events now..." : "Processing events..."]],
-    metrics: ({ after }, labels) => [
+    metrics: ({ after }, labels, source) => [
       record(Metrics.coordinationDurationSeconds, labels, Duration.toSeconds(after)),
-      ...stateIs("running", labels)
+      ...stateIs("running", source)
     ],
     span: ({ generation }) => ({ generation: String(generation.generationId) })
   },
@@ -78,20 +101,17 @@ const table: Table = {
     ]
   },
   BatchRetried: {
-    metrics: (
-      { projection },
-      labels
-    ) => [add(Metrics.projectionErrorsTotal, { ...labels, projection, halted: "false" })]
+    metrics: ({ projection }, labels) => [add(Metrics.projectionErrorsTotal, { ...labels, projection })]
   },
   RangeHalted: {
     log: ({ halt, projection, range, stack }) => [[
       "Error",
       `${new ProjectionHalted({ ...halt, projection, range: HashRange.format(range) }).message}${stack}`
     ]],
-    metrics: (
-      { projection },
-      labels
-    ) => [add(Metrics.projectionErrorsTotal, { ...labels, projection, halted: "true" })],
+    metrics: ({ projection }, labels) => [
+      add(Metrics.projectionErrorsTotal, { ...labels, projection }),
+      add(Metrics.projectionHaltsTotal, { ...labels, projection })
+    ],
     span: ({ halt, projection, range }) => ({
       projection,
       range: HashRange.format(range),
@@ -120,12 +140,13 @@ const table: Table = {
       "Warn",
       "The worker could not renew its heartbeat in time: it stops its projections until it can, because other workers may take over"
     ]],
-    metrics: (_, labels) => stateIs("suspended", labels),
+    // Meanwhile the other workers may form a generation, whose partition 0 sets the gauges of the replica set.
+    metrics: (_activity, _labels, source) => [...stateIs("suspended", source), ...hideMembers(source)],
     span: () => ({})
   },
   Resumed: {
     log: () => [["Info", "The heartbeat is renewed again: the worker resumes its projections"]],
-    metrics: (_, labels) => stateIs("running", labels),
+    metrics: (_activity, _labels, source) => [...stateIs("running", source), ...showMembers(source)],
     span: () => ({})
   },
   DeadWorkersEvicted: {
@@ -135,14 +156,18 @@ const table: Table = {
   WorkerEvicted: {
     // After the other error the worker does not register again: the run fails, and that failure is logged.
     log: ({ error }) => error._tag === "WorkerEvicted" ? [["Warn", error.message]] : [],
-    metrics: (_, labels) => stateIs("stopped", labels),
+    metrics: (_activity, _labels, source) => gone(source),
     span: ({ registration }) => ({ worker: registration.workerId })
   },
   WorkerLeaving: {
-    log: () => [["Info", "Unregistering worker..."]]
+    log: () => [["Info", "Unregistering worker..."]],
+    metrics: (_activity, _labels, source) => stateIs("stopping", source)
   },
   WorkerLeft: {
-    metrics: (_, labels) => stateIs("stopped", labels),
+    metrics: ({ formedGeneration }, labels, source) => [
+      add(Metrics.generationsTotal, labels, formedGeneration ? 1 : 0),
+      ...gone(source)
+    ],
     span: ({ registration }) => ({ worker: registration.workerId })
   },
   WorkerStopped: {
@@ -152,11 +177,11 @@ const table: Table = {
 }
 
 /** Logs an activity, updates the metrics, and adds the event to the current span. */
-export const emit = <A extends Activity>(replicaSet: string, activity: A): Effect.Effect<void> => {
+export const emit = <A extends Activity>(source: Source, activity: A): Effect.Effect<void> => {
   const outputs = table[activity._tag] as Outputs<A>
   const steps = [
     ...(outputs.log?.(activity) ?? []).map(([level, text]) => Effect.logWithLevel(level)(text)),
-    ...(outputs.metrics?.(activity, { replica_set: replicaSet }) ?? []),
+    ...(outputs.metrics?.(activity, { replica_set: source.replicaSet }, source) ?? []),
     ...(outputs.span === undefined ? [] : [addSpanEvent(activity._tag, outputs.span(activity))])
   ]
   return Effect.all(steps, { discard: true })
@@ -190,10 +215,51 @@ const set = (gauge: Metric.Gauge<number>, labels: Labels, value: number) =>
 const record = (histogram: Metric.Histogram<number>, labels: Labels, seconds: number) =>
   Metric.update(Metric.withAttributes(histogram, labels), seconds)
 
-const states = ["pending", "ready", "running", "suspended", "stopped"] as const
+/** The counters that start at 0. */
+const counters = {
+  worker: [
+    Metrics.generationsTotal,
+    Metrics.workersRegisteredTotal,
+    Metrics.reconfigurationTotal,
+    Metrics.staleWorkersCleanedTotal
+  ],
+  projection: [
+    Metrics.partitionAssignmentsTotal,
+    Metrics.eventsProcessedTotal,
+    Metrics.projectionErrorsTotal,
+    Metrics.projectionHaltsTotal
+  ]
+}
 
-const stateIs = (current: (typeof states)[number], labels: Labels) =>
-  states.map((state) => set(Metrics.workerState, { ...labels, state }, state === current ? 1 : 0))
+const states = ["pending", "ready", "running", "suspended", "stopping"] as const
+
+const workerLabels = ({ replicaSet, workerId }: Source): Labels => ({ replica_set: replicaSet, worker_id: workerId })
+
+const stateIs = (current: (typeof states)[number], source: Source) =>
+  states.map((state) => set(Metrics.workerState, { ...workerLabels(source), state }, state === current ? 1 : 0))
+
+const remove = (gauge: Metric.Gauge<number>, labels: Labels) => Metric.remove(Metric.withAttributes(gauge, labels))
+
+/** The gauges of the whole replica set. */
+const ofReplicaSet = [Metrics.activeWorkers, Metrics.currentGenerationPartitions]
+
+const hideMembers = (source: Source) => ofReplicaSet.map((gauge) => remove(gauge, workerLabels(source)))
+
+const showMembers = (source: Source) => {
+  const { members } = source
+  return members === undefined
+    ? hideMembers(source)
+    : ofReplicaSet.map((gauge) => set(gauge, workerLabels(source), members))
+}
+
+/** Removes the gauges of a worker whose registration has ended. */
+const gone = (source: Source) => {
+  source.members = undefined
+  return [
+    ...hideMembers(source),
+    ...states.map((state) => remove(Metrics.workerState, { ...workerLabels(source), state }))
+  ]
+}
 
 const addSpanEvent = (name: string, attributes: Readonly<Record<string, unknown>>) =>
   Effect.flatMap(Effect.option(Effect.currentSpan), (span) =>

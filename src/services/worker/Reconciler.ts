@@ -328,12 +328,15 @@ const failWhenLate = Effect.fnUntraced(function*(
   })
 })
 
-/** Releases every range that no runner is processing, and unregisters the worker. */
+/**
+ * Releases every range that no runner is processing, and unregisters the worker. Returns whether this has formed a
+ * generation without the worker.
+ */
 export const leave = (
   standing: RequestParts & Pick<Options, "coordination" | "settings">
-): Effect.Effect<void, Plan.PlanError | StoreError> =>
+): Effect.Effect<boolean, Plan.PlanError | StoreError> =>
   standing.coordination.apply(requestOf(standing, true)).pipe(
-    Effect.asVoid,
+    Effect.map(({ form }) => form !== undefined),
     // Another worker has ended the registration: its ranges are free to claim already.
-    Effect.catchTag("WorkerEvicted", () => Effect.void)
+    Effect.catchTag("WorkerEvicted", () => Effect.succeed(false))
   )

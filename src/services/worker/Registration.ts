@@ -126,8 +126,8 @@ const leaveTimeout = Duration.seconds(5)
 /** Works until it fails or is interrupted: runs one registration after another, a new one after each eviction. */
 export const runRegistrations = Effect.fnUntraced(
   function*(worker: Worker): Effect.fn.Return<never, OrchestratorError> {
-    yield* worker.log.record(Activity.WorkerStarting())
     const workerId = worker.settings.workerId ?? (yield* drawWorkerId)
+    yield* worker.log.record(Activity.WorkerStarting({ workerId, projections: [...worker.projections.keys()] }))
     worker.state.hasStarted = false
     worker.state.givenUp.clear()
     worker.state.carried = yield* carry(worker, workerId)
@@ -300,16 +300,17 @@ const leave = Effect.fnUntraced(function*(worker: Worker, registration: Registra
   state.generation = undefined
   state.isAssigned = false
   const { eviction } = state
-  if (eviction === undefined) yield* unregister(worker, registration)
+  const left = eviction === undefined
+    ? Activity.WorkerLeft({ registration, formedGeneration: yield* unregister(worker, registration) })
+    : Activity.WorkerEvicted({ registration, error: eviction })
   state.ranges = undefined
-  yield* log.record(
-    eviction === undefined
-      ? Activity.WorkerLeft({ registration })
-      : Activity.WorkerEvicted({ registration, error: eviction })
-  )
+  yield* log.record(left)
 })
 
-/** Best effort: the other workers detect a worker that could not unregister. */
+/**
+ * Returns whether this has formed a generation. Best effort: the other workers detect a worker that could not
+ * unregister.
+ */
 const unregister = Effect.fnUntraced(
   function*({ coordination, log, settings, state }: Worker, registration: Registration) {
     yield* log.record(Activity.WorkerLeaving({ registration }))
@@ -323,8 +324,12 @@ const unregister = Effect.fnUntraced(
         "Timed out while unregistering; other workers will notice through missed heartbeats"
       )
     }
+    return Option.getOrElse(answer, () => false)
   },
   Effect.catchCause((cause) =>
-    Effect.logWarning("Could not unregister; other workers will notice through missed heartbeats", cause)
+    Effect.as(
+      Effect.logWarning("Could not unregister; other workers will notice through missed heartbeats", cause),
+      false
+    )
   )
 )

@@ -4,6 +4,7 @@ import * as Effect from "effect/Effect"
 import * as Metric from "effect/Metric"
 import * as Tracer from "effect/Tracer"
 import { Activity } from "../../../src/schema/Activity.ts"
+import { WorkerEvicted } from "../../../src/schema/Errors.ts"
 import * as HashRange from "../../../src/schema/HashRange.ts"
 import * as Metrics from "../../../src/services/telemetry/Metrics.ts"
 import * as Telemetry from "../../../src/services/telemetry/Telemetry.ts"
@@ -26,7 +27,8 @@ const range = HashRange.whole
 it.effect("logs a change of generation in the original's words", () =>
   Effect.gen(function*() {
     const { layer, lines } = logs()
-    const emit = (activity: Activity) => Telemetry.emit("main", activity).pipe(Effect.provide(layer))
+    const source = Telemetry.makeSource("main")
+    const emit = (activity: Activity) => Telemetry.emit(source, activity).pipe(Effect.provide(layer))
     const changed = { generation: generation(1), partition: 0, formedByThisWorker: true }
     yield* emit(Activity.GenerationChanged({ ...changed, reasons: [] }))
     yield* emit(Activity.GenerationChanged({ ...changed, partition: -1, reasons: ["WorkerJoined", "WorkerLost"] }))
@@ -46,33 +48,81 @@ it.effect("logs a change of generation in the original's words", () =>
     ])
   }))
 
-it.effect("counts events, divides a batch's duration by them, and moves the worker's state", () =>
+const registration = (key: number) => ({
+  replicaSet: "main",
+  workerId: `worker-${key}`,
+  incarnation: BigInt(key),
+  startedAt: new Date(0),
+  projections: ["users"]
+})
+
+/** The series of a metric as text, without those at 0. */
+const series = (metric: { readonly id: string }) =>
+  Effect.map(
+    Metric.snapshot,
+    (snapshots) =>
+      snapshots.filter(({ id }) => id === metric.id).flatMap(({ attributes, state }) => {
+        const value = "count" in state ? state.count : "value" in state ? state.value : NaN
+        return value === 0 ? [] : [`${Object.values(attributes ?? {}).join(" ")}: ${value}`]
+      })
+  )
+
+const alone = Effect.provideService(Metric.MetricRegistry, new Map())
+
+it.effect("counts events, and divides a batch's duration by them", () =>
   Effect.gen(function*() {
-    const set = { replica_set: "main" }
-    const labels = { ...set, projection: "users" }
+    const labels = { replica_set: "main", projection: "users" }
     yield* Telemetry.emit(
-      "main",
+      Telemetry.makeSource("main"),
       Activity.BatchCommitted({ projection: "users", range, events: 4, position: 9n, took: Duration.seconds(2) })
     )
-    yield* Telemetry.emit("main", Activity.Suspended())
     const events = yield* Metric.value(Metric.withAttributes(Metrics.eventsProcessedTotal, labels))
     assert.strictEqual(events.count, 4)
     const durations = yield* Metric.value(Metric.withAttributes(Metrics.eventProcessingDurationSeconds, labels))
     assert.deepStrictEqual([durations.count, durations.sum], [1, 0.5])
-    const stateOf = (state: string) => Metric.value(Metric.withAttributes(Metrics.workerState, { ...set, state }))
-    assert.strictEqual((yield* stateOf("suspended")).value, 1)
-    yield* Telemetry.emit("main", Activity.Resumed())
-    assert.strictEqual((yield* stateOf("suspended")).value, 0)
-    assert.strictEqual((yield* stateOf("running")).value, 1)
-  }).pipe(Effect.provideService(Metric.MetricRegistry, new Map())))
+  }).pipe(alone))
+
+it.effect("sets the gauges of a replica set for one of its workers only, and removes them when it stops", () =>
+  Effect.gen(function*() {
+    const workers = [0, 1].map(() => Telemetry.makeSource("main"))
+    const emit = (key: number, activity: Activity) => Telemetry.emit(workers[key]!, activity)
+    const changed = { formedByThisWorker: false, reasons: [] }
+    for (const key of [0, 1]) {
+      yield* emit(key, Activity.WorkerStarting({ workerId: `worker-${key}`, projections: ["users"] }))
+      yield* emit(key, Activity.WorkerRegistered({ registration: registration(key) }))
+      yield* emit(key, Activity.GenerationChanged({ ...changed, generation: generation(2), partition: key }))
+    }
+    assert.deepStrictEqual(yield* series(Metrics.activeWorkers), ["main worker-0: 2"])
+    assert.deepStrictEqual(yield* series(Metrics.workerState), ["main worker-0 ready: 1", "main worker-1 ready: 1"])
+
+    yield* emit(0, Activity.Suspended())
+    assert.deepStrictEqual(yield* series(Metrics.currentGenerationPartitions), [])
+    assert.deepStrictEqual((yield* series(Metrics.workerState))[0], "main worker-0 suspended: 1")
+    yield* emit(0, Activity.Resumed())
+    assert.deepStrictEqual(yield* series(Metrics.currentGenerationPartitions), ["main worker-0: 2"])
+
+    yield* emit(0, Activity.WorkerLeaving({ registration: registration(0) }))
+    assert.deepStrictEqual((yield* series(Metrics.workerState))[0], "main worker-0 stopping: 1")
+    yield* emit(0, Activity.WorkerLeft({ registration: registration(0), formedGeneration: true }))
+    yield* emit(1, Activity.GenerationChanged({ ...changed, generation: generation(1), partition: 0 }))
+    assert.deepStrictEqual(yield* series(Metrics.activeWorkers), ["main worker-1: 1"])
+    assert.deepStrictEqual(yield* series(Metrics.workerState), ["main worker-1 ready: 1"])
+    assert.deepStrictEqual(yield* series(Metrics.generationsTotal), ["main: 1"])
+
+    const error = new WorkerEvicted({ replicaSet: "main", workerId: "worker-1", reason: "evicted" })
+    yield* emit(1, Activity.WorkerEvicted({ registration: registration(1), error }))
+    assert.deepStrictEqual(yield* series(Metrics.activeWorkers), [])
+    assert.deepStrictEqual(yield* series(Metrics.workerState), [])
+  }).pipe(alone))
 
 it.effect("adds rare activities to the current span, and no batches", () =>
   Effect.gen(function*() {
     const span = yield* Effect.currentSpan
     assert.instanceOf(span, Tracer.NativeSpan)
-    yield* Telemetry.emit("main", Activity.RangeHalted({ projection: "users", range, halt, stack: "" }))
+    const source = Telemetry.makeSource("main")
+    yield* Telemetry.emit(source, Activity.RangeHalted({ projection: "users", range, halt, stack: "" }))
     yield* Telemetry.emit(
-      "main",
+      source,
       Activity.BatchCommitted({ projection: "users", range, events: 1, position: 1n, took: Duration.zero })
     )
     // Effect adds log lines to the span too; the activity's own event has attributes.

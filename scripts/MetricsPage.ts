@@ -1,0 +1,38 @@
+/** Writes docs/metrics.md from the contract of the metrics. */
+import * as MetricContract from "../src/services/telemetry/MetricContract.ts"
+
+const introduction = `# Metrics
+
+<!-- Written by npm run generate from src/services/telemetry/MetricContract.ts. Do not edit. -->
+
+The library records [Effect metrics](https://effect.website/docs/observability/metrics). Any exporter of Effect metrics publishes them:
+\`PrometheusMetrics\` and \`Otlp\` of \`effect/observability\`, or \`@effect/opentelemetry\`. The module \`Metrics\` exports each of them.
+
+- Counters start at 0 when the worker starts, so that \`rate\` and \`increase\` include the first change.
+- \`active_workers\` and \`current_generation_partitions\` describe a whole replica set, and only its worker with partition 0 sets them. Therefore
+  \`sum\` and \`max\` over all workers give the number of workers.
+- The gauges of a worker disappear when it leaves.
+- Names, labels and bucket bounds contain those of the Go library, so that its dashboards and alerts work. Differences: \`worker_id\` is added to
+  \`active_workers\` and \`current_generation_partitions\`, \`projection\` to \`partition_assignments_total\`; \`projection_halts_total\` and bucket
+  bounds are new; the state \`suspended\` is new, and a worker that has left has no series instead of the state \`stopped\`;
+  \`event_processing_duration_seconds\` has one value for each batch: its duration divided by its events.
+`
+
+const section = ({ example: [purpose, query], labels, metric, unit }: MetricContract.Entry): string =>
+  [
+    `## \`${metric.id}\``,
+    "",
+    `${metric.description}`,
+    "",
+    `- type: ${metric.type.toLowerCase()}; unit: ${unit === "1" ? "none" : unit}`,
+    `- labels: ${labels.map((label) => `\`${label}\``).join(", ")}`,
+    "",
+    `Example: ${purpose}.`,
+    "",
+    "```promql",
+    query,
+    "```",
+    ""
+  ].join("\n")
+
+export const render = (): string => [introduction, ...MetricContract.entries.map(section)].join("\n")

@@ -1,0 +1,101 @@
+/**
+ * What each metric promises besides its name, type and help: unit, labels, and a query that uses it. `npm run generate`
+ * writes docs/metrics.md from it, and a test compares it with the series that a worker produces.
+ */
+import type * as Metric from "effect/Metric"
+import * as Metrics from "./Metrics.ts"
+
+export interface Entry {
+  readonly metric: Metric.Counter<number> | Metric.Gauge<number> | Metric.Histogram<number>
+  readonly unit: "seconds" | "1"
+  /** Its labels in the order of the documentation. Every metric has `replica_set`. */
+  readonly labels: ReadonlyArray<string>
+  /** What the example query shows, and the query in PromQL. */
+  readonly example: readonly [purpose: string, query: string]
+}
+
+const ofReplicaSet = ["replica_set"]
+const ofProjection = ["replica_set", "projection"]
+const ofWorker = ["replica_set", "worker_id"]
+
+const ofCount = (metric: Entry["metric"], labels: Entry["labels"], example: Entry["example"]): Entry => ({
+  metric,
+  unit: "1",
+  labels,
+  example
+})
+
+const ofTime = (metric: Entry["metric"], labels: Entry["labels"], example: Entry["example"]): Entry => ({
+  metric,
+  unit: "seconds",
+  labels,
+  example
+})
+
+const rate = (metric: Entry["metric"], by: Entry["labels"], window: string): string =>
+  `sum by (${by.join(", ")}) (rate(${metric.id}[${window}]))`
+
+const increase = (metric: Entry["metric"], by: Entry["labels"], window: string): string =>
+  `sum by (${by.join(", ")}) (increase(${metric.id}[${window}]))`
+
+const quantile = (metric: Entry["metric"], by: Entry["labels"]): string =>
+  `histogram_quantile(0.95, sum by (${[...by, "le"].join(", ")}) (rate(${metric.id}_bucket[5m])))`
+
+export const entries: ReadonlyArray<Entry> = [
+  ofCount(Metrics.eventsProcessedTotal, ofProjection, [
+    "events per second of each projection",
+    rate(Metrics.eventsProcessedTotal, ofProjection, "5m")
+  ]),
+  ofCount(Metrics.projectionErrorsTotal, ofProjection, [
+    "failures per second of each projection",
+    rate(Metrics.projectionErrorsTotal, ofProjection, "5m")
+  ]),
+  ofCount(Metrics.projectionHaltsTotal, ofProjection, [
+    "halts of the last 10 minutes, for an alert",
+    `${increase(Metrics.projectionHaltsTotal, ofProjection, "10m")} > 0`
+  ]),
+  ofTime(Metrics.eventProcessingDurationSeconds, ofProjection, [
+    "95th percentile of the time per event",
+    quantile(Metrics.eventProcessingDurationSeconds, ofProjection)
+  ]),
+  ofCount(Metrics.activeWorkers, ofWorker, [
+    "workers of each replica set",
+    `sum by (replica_set) (${Metrics.activeWorkers.id})`
+  ]),
+  ofCount(Metrics.currentGenerationPartitions, ofWorker, [
+    "partitions of each replica set",
+    `sum by (replica_set) (${Metrics.currentGenerationPartitions.id})`
+  ]),
+  ofCount(Metrics.workerState, [...ofWorker, "state"], [
+    "workers that are not running, for longer than a hand-over takes",
+    `min_over_time(${Metrics.workerState.id}{state!="running"}[5m]) == 1`
+  ]),
+  ofCount(Metrics.generationsTotal, ofReplicaSet, [
+    "generations of the last hour: each is a worker that joined, left or died",
+    increase(Metrics.generationsTotal, ofReplicaSet, "1h")
+  ]),
+  ofCount(Metrics.reconfigurationTotal, ofReplicaSet, [
+    "switches per second of all workers",
+    rate(Metrics.reconfigurationTotal, ofReplicaSet, "5m")
+  ]),
+  ofCount(Metrics.workersRegisteredTotal, ofReplicaSet, [
+    "registrations of the last hour",
+    increase(Metrics.workersRegisteredTotal, ofReplicaSet, "1h")
+  ]),
+  ofCount(Metrics.staleWorkersCleanedTotal, ofReplicaSet, [
+    "workers that died in the last hour",
+    increase(Metrics.staleWorkersCleanedTotal, ofReplicaSet, "1h")
+  ]),
+  ofCount(Metrics.partitionAssignmentsTotal, ofProjection, [
+    "ranges that were claimed in the last hour",
+    increase(Metrics.partitionAssignmentsTotal, ofProjection, "1h")
+  ]),
+  ofTime(Metrics.coordinationDurationSeconds, ofReplicaSet, [
+    "95th percentile of a switch to another generation",
+    quantile(Metrics.coordinationDurationSeconds, ofReplicaSet)
+  ]),
+  ofTime(Metrics.heartbeatLatencySeconds, ofReplicaSet, [
+    "95th percentile of a heartbeat",
+    quantile(Metrics.heartbeatLatencySeconds, ofReplicaSet)
+  ])
+]
