@@ -120,7 +120,8 @@ export const make = (
 
   const nothing = () => {}
 
-  const checkpoints = mutation.checkpoints(CheckpointStoreMemory.make(handle), handle, chance)
+  const realCheckpoints = CheckpointStoreMemory.make(handle)
+  const checkpoints = mutation.checkpoints?.(realCheckpoints, handle, chance) ?? realCheckpoints
 
   const refusedCommit = (): TransientFailure | undefined => {
     if (now() < ailments.failingUntil && chance.bool(0.2)) {
@@ -191,16 +192,19 @@ export const make = (
         happens: () => worker.unanswered.add(Checkpoint.key(held))
       }),
     halt: (held, halt) =>
-      call(Effect.tapErrorTag(checkpoints.halt(held, halt), "Fenced", () => fencedBy(held)), {
-        entry: "halt: answer lost",
-        happens: nothing
-      }),
+      Effect.tap(
+        call(Effect.tapErrorTag(checkpoints.halt(held, halt), "Fenced", () => fencedBy(held)), {
+          entry: "halt: answer lost",
+          happens: () => worker.unansweredHalts.add(Checkpoint.key(held))
+        }),
+        () => Effect.sync(() => worker.unansweredHalts.delete(Checkpoint.key(held)))
+      ),
     rows: (projection) => call(checkpoints.rows(projection)),
     unstorable: checkpoints.unstorable,
     checkClient: checkpoints.checkClient
   })
 
-  const log = events.store(process, mutation.readable(events))
+  const log = events.store(process, mutation.readable?.(events))
   const readFailed = { entry: "read: failed", happens: nothing } as const
   const eventStore = EventStore.of({
     append: log.append,
@@ -212,19 +216,20 @@ export const make = (
     openWriters: log.openWriters
   })
 
-  const decisions = mutation.decisions(CoordinationStoreMemory.make(handle), handle, chance)
+  const realCoordination = CoordinationStoreMemory.make(handle)
+  const coordination = mutation.coordination?.(realCoordination, handle, chance) ?? realCoordination
   const countEviction = <A, E extends { readonly _tag: string }>(self: Effect.Effect<A, E>): Effect.Effect<A, E> =>
     Effect.tapError(self, ({ _tag }) =>
       Effect.sync(() => {
         if (_tag === "WorkerEvicted") coverage.count("errors", _tag)
       }))
-  const decisionService = CoordinationStore.of({
-    preview: (request) => countEviction(call(decisions.preview(request))),
+  const coordinationStore = CoordinationStore.of({
+    preview: (request) => countEviction(call(coordination.preview(request))),
     apply: (request) =>
-      countEviction(call(decisions.apply(request), { entry: "decision: answer lost", happens: nothing }))
+      countEviction(call(coordination.apply(request), { entry: "decision: answer lost", happens: nothing }))
   })
 
-  const membership = mutation.membership(MembershipMemory.make(handle))
+  const membership = MembershipMemory.make(handle)
   const membershipService = Membership.of({
     join: (options) =>
       Effect.suspend(() => {
@@ -271,6 +276,6 @@ export const make = (
   return Context.make(EventStore, eventStore).pipe(
     Context.add(CheckpointStore, checkpointStore),
     Context.add(Membership, membershipService),
-    Context.add(CoordinationStore, decisionService)
+    Context.add(CoordinationStore, coordinationStore)
   )
 }

@@ -10,15 +10,15 @@ import { simulate } from "./Simulation.ts"
 
 const most = 1000
 
-it.live.each(Object.keys(mutations))("the checkers detect: %s", (name) =>
+it.live.each(Object.keys(mutations))("the checkers detect the absence of: %s", (name) =>
   Effect.gen(function*() {
     for (let seed = 1; seed <= most; seed++) {
       const { violations } = simulate(seed, mutations[name])
       if (violations.length > 0) {
-        process.stdout.write(`in memory, ${name}: red after ${seed} seeds: ${violations[0]}\n`)
+        process.stdout.write(`in memory, ${name}: detected after ${seed} seeds: ${violations[0]}\n`)
         return
       }
       if (seed % 20 === 0) yield* Effect.yieldNow
     }
-    assert.fail(`${most} seeds did not notice`)
+    assert.fail(`not detected in ${most} seeds`)
   }))

@@ -12,36 +12,28 @@ import { written } from "../../src/schema/Plan.ts"
 import type { CheckpointStore } from "../../src/services/CheckpointStore.ts"
 import { Fenced, HandlerFailure, TransientFailure } from "../../src/services/CheckpointStore.ts"
 import type { CoordinationStore } from "../../src/services/CoordinationStore.ts"
-import type { Membership } from "../../src/services/Membership.ts"
 import type { Chance } from "./Chance.ts"
 import type { EventLog } from "./EventLog.ts"
 import type { FaultName } from "./Scenario.ts"
 
+type Request = Parameters<CoordinationStore["apply"]>[0]
+
 export interface Mutation {
-  readonly checkpoints: (real: CheckpointStore, handle: Handle, chance: Chance) => CheckpointStore
-  readonly decisions: (
-    real: CoordinationStore,
-    handle: Handle,
-    chance: Chance
-  ) => CoordinationStore
-  readonly membership: (real: Membership) => Membership
+  readonly checkpoints?: (real: CheckpointStore, handle: Handle, chance: Chance) => CheckpointStore
+  readonly coordination?: (real: CoordinationStore, handle: Handle, chance: Chance) => CoordinationStore
   /** The position up to which readers read; the settled position if absent. */
-  readonly readable: (log: EventLog) => (() => number) | undefined
+  readonly readable?: (log: EventLog) => () => number
   /** The kinds of faults that reveal the absence, if other faults rarely do. */
   readonly faults?: ReadonlyArray<FaultName>
 }
 
 /** Nothing is removed. */
-export const none: Mutation = {
-  checkpoints: (real) => real,
-  decisions: (real) => real,
-  membership: (real) => real,
-  readable: () => undefined
-}
+export const none: Mutation = {}
+
+type CheckpointMutation = Mutation & Required<Pick<Mutation, "checkpoints">>
 
 /** The memory layer's commit with another fence check: `intact` decides. */
-const fencedBy = (intact: (row: Checkpoint, held: Held, position: bigint) => boolean): Mutation => ({
-  ...none,
+const fencedBy = (intact: (row: Checkpoint, held: Held, position: bigint) => boolean): CheckpointMutation => ({
   checkpoints: (real, { reach, world }) => {
     const fenced = Effect.fnUntraced(function*(held: Held, position: bigint) {
       const ref = world.rows.get(key(held))
@@ -74,77 +66,80 @@ const sameFence = (row: Checkpoint, held: Held) =>
   row.fence?.incarnation === held.fence.incarnation && row.fence.generationId === held.fence.generationId
 
 /** Changes the request of each decision. */
-const deciding = (
-  change: (request: Parameters<CoordinationStore["apply"]>[0]) => typeof request
-): Mutation => ({
-  ...none,
-  decisions: (real) => ({
+const deciding = (change: (request: Request) => Request): Mutation => ({
+  coordination: (real) => ({
     preview: (request) => real.preview(change(request)),
     apply: (request) => real.apply(change(request))
   })
 })
 
-/** Removes both mechanisms. */
-const both = (one: Mutation, other: Mutation): Mutation => ({
-  checkpoints: (real, handle, chance) => other.checkpoints(one.checkpoints(real, handle, chance), handle, chance),
-  decisions: (real, handle, chance) => other.decisions(one.decisions(real, handle, chance), handle, chance),
-  membership: (real) => other.membership(one.membership(real)),
-  readable: (log) => other.readable(log) ?? one.readable(log)
-})
-
+/** Releases ranges while their runners work. */
 const undrained = deciding((request) => ({ ...request, activeKeys: new Set<string>() }))
 
-const unknownIsFailed: Mutation = {
-  ...none,
-  checkpoints: (real, _handle, chance) => ({
-    ...real,
-    commit: (held, options, work) =>
-      Effect.andThen(
-        real.commit(held, options, work),
-        Effect.suspend(() =>
-          chance.bool(0.02)
-            ? Effect.fail(new TransientFailure({ kind: "connection", cause: new Error("simulated loss") }))
-            : Effect.void
+/** Treats a commit whose answer was lost as failed, over stores that `before` changes. */
+const unknownIsFailed = (before?: CheckpointMutation): Mutation => ({
+  checkpoints: (real, handle, chance) => {
+    const store = before?.checkpoints(real, handle, chance) ?? real
+    return {
+      ...store,
+      commit: (held, options, work) =>
+        Effect.andThen(
+          store.commit(held, options, work),
+          Effect.suspend(() =>
+            chance.bool(0.02)
+              ? Effect.fail(new TransientFailure({ kind: "connection", cause: new Error("simulated loss") }))
+              : Effect.void
+          )
         )
-      )
-  })
-}
+    }
+  }
+})
 
+/** What is removed, by its name. */
 export const mutations: Readonly<Record<string, Mutation>> = {
-  "fence not checked": fencedBy((row, held, position) => sameRange(row, held) && row.position === position),
-  "neither fence nor position checked": fencedBy(sameRange),
-  "incarnation ignored": {
+  "the fence": fencedBy((row, held, position) => sameRange(row, held) && row.position === position),
+  "the fence and the position check": fencedBy(sameRange),
+  "the incarnation in the fence": {
     ...fencedBy((row, held, position) =>
       sameRange(row, held) && row.position === position && row.fence?.workerId === held.fence.workerId
     ),
     // A frozen worker has to resume at the position from which its successor with the same id continues.
     faults: ["take over"]
   },
-  "drain skipped: rows of open ranges are released": undrained,
-  "drain skipped, range end not checked": both(
-    undrained,
-    fencedBy((row, held, position) => row.position === position && row.fence?.incarnation === held.fence.incarnation)
-  ),
-  "missed heartbeats evict no worker": deciding((request) => ({
+  "draining before a release": undrained,
+  "draining before a release, and the range's end in the fence": {
+    ...undrained,
+    ...fencedBy((row, held, position) => row.position === position && row.fence?.incarnation === held.fence.incarnation)
+  },
+  "eviction for missing heartbeats": deciding((request) => ({
     ...request,
     rules: { ...request.rules, staleWorkerTimeoutMillis: 1e12 }
   })),
-  "neither missing presence nor missed heartbeats evict a worker": deciding((request) => ({
+  "eviction for missing heartbeats and for missing presence": deciding((request) => ({
     ...request,
     rules: { ...request.rules, staleWorkerTimeoutMillis: 1e12, presenceGraceMillis: 1e12 }
   })),
-  "age of the observing session ignored": deciding((request) => ({
+  "the minimum age of the observing session": deciding((request) => ({
     ...request,
     rules: { ...request.rules, heartbeatIntervalMillis: 0 }
   })),
-  "read beyond the settled position": { ...none, readable: (log) => () => log.head },
-  "unknown commit treated as failed": unknownIsFailed,
-  "unknown commit treated as failed, position not checked": both(
-    fencedBy((row, held) => sameRange(row, held) && sameFence(row, held)),
-    unknownIsFailed
+  "the settled position": { readable: (log) => () => log.head },
+  "resolving an unknown commit outcome": unknownIsFailed(),
+  "resolving an unknown commit outcome, and the position check": unknownIsFailed(
+    fencedBy((row, held) => sameRange(row, held) && sameFence(row, held))
   ),
-  "handler outside of the transaction": {
-    ...none,
+  "writing nothing after a halt": {
+    checkpoints: (real) => ({
+      ...real,
+      halt: (held, halt) =>
+        Effect.tap(
+          real.halt(held, halt),
+          // The events between do not match.
+          real.advance(held, { from: halt.at, to: halt.position - 1n, epoch: halt.epoch })
+        )
+    })
+  },
+  "running the handler in the transaction": {
     checkpoints: (real) => ({
       ...real,
       commit: (held, options, work) =>
@@ -154,9 +149,8 @@ export const mutations: Readonly<Record<string, Mutation>> = {
         )
     })
   },
-  "a decision in several transactions": {
-    ...none,
-    decisions: (real, { world }, chance) => ({
+  "running a decision in one transaction": {
+    coordination: (real, { world }, chance) => ({
       preview: real.preview,
       // Decides on outdated rows: puts the rows back as they were read a moment ago, as a writer does that computes
       // from memory.

@@ -3,7 +3,7 @@ import * as Fiber from "effect/Fiber"
 import type * as TxRef from "effect/TxRef"
 import type * as MemoryWorld from "../../src/layers/memory/MemoryWorld.ts"
 import type { Checkpoint } from "../../src/schema/Checkpoint.ts"
-import type { Author, Checkers } from "./Checkers.ts"
+import { type Author, type Checkers, nameOf } from "./Checkers.ts"
 import { CurrentProcess } from "./Engine.ts"
 import type { Run } from "./Run.ts"
 
@@ -37,8 +37,13 @@ export const attach = (world: MemoryWorld.MemoryWorld, rows: ObservedRows, run: 
 
   rows.changed = (key, after) => {
     const by = author()
-    if (run.workers.some((worker) => worker.name === by.name && worker.isCut)) {
-      run.violation(`P4: ${by.name} wrote ${key} after it was cut off`)
+    const worker = run.workers.find(({ name }) => name === by.name)
+    if (worker?.isCut === true) run.violation(`P4: ${by.name} wrote ${key} after it was cut off`)
+    const before = checkers.rows.get(key)
+    const clearsHalt = before?.halt !== undefined && after !== undefined && after.position !== before.position
+    // The runner retries an event whose halt was not confirmed.
+    if (clearsHalt && worker?.unansweredHalts.delete(key) !== true) {
+      run.violation(`P6: ${by.name} cleared the halt of ${nameOf(before)} without a retry of its event`)
     }
     checkers.rowChanged(by, key, after)
   }

@@ -124,6 +124,8 @@ export class Worker {
   }
   /** Keys of rows whose last write was applied while the answer to the worker was lost. */
   readonly unanswered = new Set<string>()
+  /** Keys of rows whose halt was recorded while the answer to the worker was lost. */
+  readonly unansweredHalts = new Set<string>()
   isFrozen = false
   /** It was killed: nothing that it does has any effect. */
   isCut = false
