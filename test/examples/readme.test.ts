@@ -94,18 +94,16 @@ it("docs/reliability.md names tests and faults that exist", () => {
   assert.deepStrictEqual(named.filter((name) => !sources.includes(`"${name}"`)), [])
 })
 
-it("docs/architecture.md names functions that exist", () => {
-  const rows = read("docs/architecture.md").split("\n").filter((line) =>
-    line.startsWith("| ") && line.includes("`src/")
-  )
-  let found = 0
-  for (const row of rows) {
-    for (const [, path, names] of row.matchAll(/`(src\/[\w/.]+\.ts)`((?:,? `\w+`)+)/g)) {
+it.each(["architecture", "generation-switch", "glossary"])(
+  "docs/%s.md names files and functions that exist",
+  (page) => {
+    const places = [...read(`docs/${page}.md`).matchAll(/`(src\/[\w/.]+\.ts)`((?:,? `\w+`)*)/g)]
+    assert.isAtLeast(places.length, 25)
+    for (const [, path, names] of places) {
+      const source = read(path!)
       for (const [, name] of names!.matchAll(/`(\w+)`/g)) {
-        found++
-        assert.match(read(path!), new RegExp(`const ${name}\\b`), `${path} has no ${name}`)
+        assert.match(source, new RegExp(`\\b(?:const|class) ${name}\\b`), `${path} has no ${name}`)
       }
     }
   }
-  assert.isAtLeast(found, 25)
-})
+)
