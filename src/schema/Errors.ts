@@ -21,8 +21,8 @@ export * from "./StoreErrors.ts"
 export * from "./WorkerErrors.ts"
 
 /**
- * The errors with which opening the stores can fail. Those with `isRetryable` have been retried for five seconds; the others need
- * the change that each of them states.
+ * The errors with which opening the stores can fail. Those with `isRetryable` have been retried for five seconds; the
+ * others need the change that each of them states.
  *
  * @category errors
  * @since 0.1.0

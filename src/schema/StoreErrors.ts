@@ -135,8 +135,6 @@ export class StatementFailed extends Schema.TaggedError<StatementFailed>(id("Sta
       ? " Grant the role what docs/operations.md lists."
       : this.code === "42P01" || this.code === "42703"
       ? " Run the migrations: npx pupsourcing-orchestrator migrate up."
-      : this.code === "25006"
-      ? " Connect to the primary."
       : this.code === "40001" || this.code === "40P01"
       ? " It conflicted with another transaction. Retry the whole transaction."
       : this.code === "22P05" || this.code === "22021"
@@ -147,7 +145,7 @@ export class StatementFailed extends Schema.TaggedError<StatementFailed>(id("Sta
       ? " Look at the server's disk, memory and connections."
       : ""
     const code = this.code === undefined ? "" : ` (SQLSTATE ${this.code})`
-    return `The database refused "${this.operation}": ${sentence(`${this.detail}${code}`)}${advice}${
+    return `The operation "${this.operation}" failed: ${sentence(`${this.detail}${code}`)}${advice}${
       unknownOutcome(this)
     }`
   }
@@ -276,7 +274,7 @@ export class ForeignSqlClient extends Schema.TaggedError<ForeignSqlClient>(id("F
 }
 
 /**
- * Why an operation of a store failed.
+ * Why an operation of a store failed. Each reason documents whether a retry can help and what has to be fixed.
  *
  * @category errors
  * @since 0.1.0
@@ -294,8 +292,8 @@ export const StoreErrorReason = Schema.Union([
 export type StoreErrorReason = typeof StoreErrorReason.Type
 
 /**
- * The error with which any operation of a store can fail; `reason` states why. A retry can help if `isRetryable` is true;
- * a registered worker also retries others, as the documentation of each reason states. It also states what to fix.
+ * The error with which any operation of a store can fail; `reason` states why. A retry can help if `isRetryable` is
+ * true; a registered worker also retries others, as each reason documents. `message` states what to fix.
  *
  * **Example** (Catch one reason)
  *
@@ -321,7 +319,10 @@ export class StoreError extends Schema.TaggedError<StoreError>(id("StoreError"))
     return this.reason.message
   }
 
-  /** Whether the same call may succeed a little later without intervention. */
+  /**
+   * Whether the same call may succeed a little later without intervention. In a transaction of the caller, only the
+   * whole transaction can be retried.
+   */
   get isRetryable(): boolean {
     return this.reason.isRetryable
   }

@@ -2,7 +2,7 @@
  * The checkpoint store: progress of ranges, written under their fence, in the transaction of the read model.
  *
  * The store does not retry, except to find out whether a write whose answer was lost has committed. `RangeRunner`
- * retries a `TransientFailure` and those store errors that a retry can help (`Retries.isRetryable`). After `Fenced`, the
+ * retries after a `TransientFailure` and after any `StoreError` (`Retries.isRetried`). After `Fenced`, the
  * runner of the range ends, and the reconciler reads the rows again.
  */
 import type * as Cause from "effect/Cause"

@@ -111,10 +111,11 @@ export class EventStore extends Context.Service<EventStore, {
    *
    * **Gotchas**
    *
-   * If the answer is lost, the commit outcome is unknown and the `StoreError` has `mayHaveCommitted: true`. The outcome is
-   * also unknown after an interruption or a timeout around the append. Retry it only with the same `eventId`s: the
-   * retry succeeds, or fails with `DuplicateEvent`, which means that the first append was committed. Without ids of
-   * your own, a retry may store the events twice, or report your own events as a `ConcurrencyConflict`.
+   * If the answer is lost, the commit outcome is unknown and the `StoreError` has `mayHaveCommitted: true`. The
+   * outcome is also unknown after an interruption or a timeout around the append. Retry it only with the same
+   * `eventId`s: the retry succeeds, or fails with `DuplicateEvent`, which means that the first append was committed.
+   * Without ids of your own, a retry may store the events twice, or report your own events as a
+   * `ConcurrencyConflict`.
    *
    * In a transaction of the caller, retry the whole transaction, never the append alone: an append whose answer is lost
    * is rolled back with the transaction, and if the answer to COMMIT is lost, the whole transaction may have been

@@ -1,6 +1,7 @@
 import { assert, it } from "@effect/vitest"
 import { Cause, Schema } from "effect"
 import * as SqlError from "effect/sql/SqlError"
+import { StatementFailed, StoreError } from "../../src/schema/Errors.ts"
 import { textProblem } from "../../src/schema/Text.ts"
 import { errorText, stackText } from "../../src/services/ErrorText.ts"
 import * as Hostile from "../support/Hostile.ts"
@@ -31,6 +32,14 @@ it("describes a database error by kind, SQLSTATE and constraint, never by its va
   const wrapped = errorText(Cause.fail(new Refused({ cause: unique })))
   assert.strictEqual(wrapped, "Refused: refused (SqlError: UniqueViolation 23505 (users_pkey))")
   assert.notInclude(wrapped, "secret")
+})
+
+it("describes a store error by its reason", () => {
+  const reason = new StatementFailed({ operation: "append events", code: "23505", detail: "refused", cause: unique })
+  assert.strictEqual(
+    errorText(Cause.fail(new StoreError({ reason }))),
+    `StatementFailed: ${reason.message} (SqlError: UniqueViolation 23505 (users_pkey))`
+  )
 })
 
 it("describes other errors by name and message, each once, and cuts long texts", () => {

@@ -20,7 +20,7 @@ import type { ServerEpoch } from "../EventStore.ts"
 import * as BatchContext from "./BatchContext.ts"
 import type { BlockingHandlers } from "./BlockingHandlers.ts"
 import * as RangeState from "./RangeState.ts"
-import type { Failure, Retryable } from "./Retries.ts"
+import type { Failure, Retried } from "./Retries.ts"
 
 export interface Batch {
   /** At least one event. */
@@ -209,7 +209,7 @@ const clearOverruns = ({ blocking, job }: Environment, { events }: Batch, { begu
   if (begun > 0) blocking.clearOverruns(job.projection.name, events[begun - 1]!.globalPosition)
 }
 
-const reasonOf = (failure: HandlerFailure | Retryable): BatchPolicy.Reason => {
+const reasonOf = (failure: HandlerFailure | Retried): BatchPolicy.Reason => {
   switch (failure._tag) {
     case "HandlerFailure":
       return "handler"

@@ -8,7 +8,7 @@ import { CheckpointAheadOfEvents, type EventError, type StoreError } from "../..
 import type { CheckpointStore, Fenced } from "../CheckpointStore.ts"
 import type { EventStore, Page } from "../EventStore.ts"
 import * as RangeState from "./RangeState.ts"
-import { isRetryable, type Retries } from "./Retries.ts"
+import { isRetried, type Retries } from "./Retries.ts"
 import type { Startup } from "./Startup.ts"
 
 /** What the runner has to work on next. */
@@ -50,8 +50,8 @@ interface Source {
 const emptyProgressNanos = 1_000_000_000n
 
 /**
- * A step of `Startup`, shared by the runners of all ranges. Once any range has read successfully, a `StatementFailed` of a
- * read is retried instead of failing the worker.
+ * A step of `Startup`, shared by the runners of all ranges. Once any range has read successfully, a read that fails is
+ * retried instead of failing the worker.
  */
 const reading = "Reading"
 
@@ -157,7 +157,7 @@ const confirmRow = Effect.fnUntraced(function*({ checkpoints, job, retries }: So
       yield* retries.succeeded("Progress")
       return true
     }
-    if (!isRetryable(result.failure)) return yield* result.failure
+    if (!isRetried(result.failure)) return yield* result.failure
     yield* retries.failed("Progress", attempt, result.failure)
     yield* retries.backOff(attempt)
     if (job.draining.isOpen()) return false

@@ -161,7 +161,7 @@ const writeProgress = Effect.fnUntraced(function*(runner: Runner) {
     if (runner.caughtUp === "now") job.caughtUp.openUnsafe()
     return yield* retries.succeeded("Progress")
   }
-  if (!Retries.isRetryable(result.failure)) return yield* result.failure
+  if (!Retries.isRetried(result.failure)) return yield* result.failure
   RangeState.dropUnwritten(job.state)
   runner.failedWrites++
   yield* retries.failed("Progress", runner.failedWrites, result.failure)
@@ -248,7 +248,7 @@ const halt = Effect.fnUntraced(function*(
     shared.checkpoints.halt(held, { at, epoch, error, position, eventId, aggregateId })
   )
   if (result._tag === "Failure") {
-    if (!Retries.isRetryable(result.failure)) return yield* result.failure
+    if (!Retries.isRetried(result.failure)) return yield* result.failure
     RangeState.dropUnwritten(job.state)
     runner.policy = BatchPolicy.countFailure(runner.policy)
     return yield* retry(runner, "The record of a halt", runner.policy.attempts, result.failure)

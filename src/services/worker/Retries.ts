@@ -15,13 +15,13 @@ import type { Job } from "./RangeState.ts"
 const operations = ["Reading", "A batch", "Progress", "The record of a halt"] as const
 export type Operation = (typeof operations)[number]
 
-/** A failure of the stores after which an operation can be repeated. */
-export type Retryable = StoreError | TransientFailure
+/** A failure of the stores after which the runner of a range retries. */
+export type Retried = StoreError | TransientFailure
 
 /** A failure of any operation. */
-export type Failure = HandlerFailure | HandlerOverran | Retryable
+export type Failure = HandlerFailure | HandlerOverran | Retried
 
-export const isRetryable = (failure: unknown): failure is Retryable =>
+export const isRetried = (failure: unknown): failure is Retried =>
   failure instanceof TransientFailure || failure instanceof StoreError
 
 export const describe = (failure: Failure): string => {
