@@ -51,12 +51,3 @@ it.live(
     }),
   { tags: ["long"] }
 )
-
-/** Seeds that found something in the library, and what it was. */
-const found = [
-  [1, "a runner whose progress was overdue asked for it to be written without end and without writing it"],
-  [67, "a range whose runner ended while a decision read its row was opened again from where it had stood before"],
-  [66, "what people read of a worker was not written again when it could not be written at once"]
-] as const
-
-it.live.each(found)("seed %i: %s", ([seed]) => Effect.sync(() => assert.deepStrictEqual(simulate(seed).violations, [])))

@@ -1,6 +1,7 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
+import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
@@ -13,9 +14,15 @@ import {
   StatementFailed,
   StoreError
 } from "../../../src/schema/Errors.ts"
+import * as Settings from "../../../src/schema/Settings.ts"
 import { Fenced } from "../../../src/services/CheckpointStore.ts"
 import type { EventStore } from "../../../src/services/EventStore.ts"
 import * as Projection from "../../../src/services/Projection.ts"
+import * as RetryLog from "../../../src/services/telemetry/RetryLog.ts"
+import * as PageSource from "../../../src/services/worker/PageSource.ts"
+import * as RangeState from "../../../src/services/worker/RangeState.ts"
+import * as Retries from "../../../src/services/worker/Retries.ts"
+import * as Startup from "../../../src/services/worker/Startup.ts"
 import { reasonOf } from "../../support/StoreErrors.ts"
 import { Broken, event, pass, runner, unavailable } from "../World.ts"
 import { haltAtSecond, ids, recording } from "./Failures.ts"
@@ -221,6 +228,33 @@ it.effect("empty progress is written when a range is first caught up, later once
     yield* pass(1_000)
     assert.strictEqual((yield* worker.row).position, 5n)
     yield* worker.drain(fiber)
+  }))
+
+it.effect("progress is not due once a batch has written it", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const users = Projection.make("users", { handle: () => Effect.void })
+    const { checkpoints, draining, events, held } = yield* runner(world, users)
+    const state = RangeState.make(held, 0n)
+    const retryLog = RetryLog.make()
+    const job: RangeState.Job = {
+      projection: users,
+      captured: Context.empty() as Context.Context<unknown>,
+      settings: yield* Effect.fromResult(Settings.make({ replicaSet: "main" })),
+      state,
+      draining,
+      caughtUp: draining,
+      record: () => Effect.void
+    }
+    const startup = Startup.make(retryLog)
+    const pages = PageSource.make({ job, events, checkpoints, startup, retries: Retries.make(job, retryLog) })
+    yield* events.append([event("a"), event("a")])
+    RangeState.passOver(state, 1n, world.epoch)
+    assert.strictEqual((yield* pages.next)._tag, "Page")
+    RangeState.write(state, 2n, 0n)
+    const fiber = yield* Effect.forkChild(pages.next)
+    yield* pass(3000)
+    assert.isUndefined(fiber.pollUnsafe())
   }))
 
 it.effect("a batch read in an earlier server epoch is read again in the current one", () =>

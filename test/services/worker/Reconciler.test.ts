@@ -3,15 +3,23 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import * as Stream from "effect/Stream"
 import * as MemoryStores from "../../../src/layers/memory/MemoryStores.ts"
+import * as Checkpoint from "../../../src/schema/Checkpoint.ts"
 import type { StoreError } from "../../../src/schema/Errors.ts"
 import type { Plan } from "../../../src/schema/Plan.ts"
+import * as Settings from "../../../src/schema/Settings.ts"
 import { CheckpointStore } from "../../../src/services/CheckpointStore.ts"
 import { CoordinationStore } from "../../../src/services/CoordinationStore.ts"
 import { Membership } from "../../../src/services/Membership.ts"
 import * as Orchestrator from "../../../src/services/Orchestrator.ts"
 import * as Projection from "../../../src/services/Projection.ts"
-import { enter, event, logs, pass, restorePoint, stubborn, unavailable } from "../World.ts"
+import * as RetryLog from "../../../src/services/telemetry/RetryLog.ts"
+import * as Alarm from "../../../src/services/worker/Alarm.ts"
+import * as RangeState from "../../../src/services/worker/RangeState.ts"
+import * as Reconciler from "../../../src/services/worker/Reconciler.ts"
+import * as Startup from "../../../src/services/worker/Startup.ts"
+import { enter, event, logs, pass, restorePoint, runner, stubborn, unavailable } from "../World.ts"
 
 it.effect("a worker fails with CoordinationTimeout when its handler does not stop", () =>
   Effect.gen(function*() {
@@ -77,6 +85,53 @@ it.effect("a database outage does not count towards coordinationTimeout", () =>
     )
     yield* Effect.forkDetach(Fiber.interrupt(fiber))
     yield* pass(2000)
+  }))
+
+it.effect("a range that ends while the plan is made is opened from its row as it is afterwards", () =>
+  Effect.gen(function*() {
+    const users = Projection.make("users", { handle: () => Effect.void })
+    const { checkpoints, decisions, held, membership, registration } = yield* runner(
+      yield* MemoryStores.makeWorld,
+      users
+    )
+    const key = Checkpoint.key(held)
+    const all = new Map([[key, RangeState.make(held, 0n)]])
+    const opened: Array<bigint> = []
+    const alarm = Alarm.make()
+    const retryLog = RetryLog.make()
+    yield* Effect.forkChild(Reconciler.run({
+      registration,
+      settings: yield* Effect.fromResult(Settings.make({ replicaSet: "main" })),
+      projections: new Map([["users", users]]),
+      carried: () => [{ name: "users", filter: held.filter, startPosition: 0n, acceptFilterChange: false }],
+      giveUp: Effect.fail,
+      captured: Context.empty() as Context.Context<unknown>,
+      coordination: {
+        ...decisions,
+        preview: (request) =>
+          Effect.tap(decisions.preview(request), () => {
+            if (!all.delete(key)) return Effect.void
+            alarm.latch.openUnsafe()
+            return checkpoints.advance(held, { from: 0n, to: 1n })
+          }).pipe(Effect.orDie)
+      },
+      membership,
+      ranges: {
+        all,
+        open: ({ position }) => Effect.sync(() => opened.push(position)),
+        close: () => Effect.void,
+        closeAll: () => Effect.void
+      },
+      log: { record: () => Effect.void, stream: Stream.empty },
+      retryLog,
+      alarm,
+      suspended: () => false,
+      startup: Startup.make(retryLog),
+      onGeneration: () => {},
+      onAssigned: () => {}
+    }))
+    yield* pass(100)
+    assert.deepStrictEqual(opened, [1n])
   }))
 
 it.effect("ranges are merged although events keep arriving", () =>
