@@ -3,7 +3,6 @@ import { NodeServices } from "@effect/platform-node"
 import { assert, describe, it } from "@effect/vitest"
 import { ConfigProvider, Effect, Layer } from "effect"
 import { Command } from "effect/cli"
-import { SqlClient } from "effect/sql"
 import * as ChildProcess from "node:child_process"
 import * as Fs from "node:fs"
 import * as Net from "node:net"
@@ -13,6 +12,9 @@ import { fileURLToPath } from "node:url"
 import * as Migrate from "../../src/cli/Migrate.ts"
 import * as Migrations from "../../src/layers/postgres/Migrations.ts"
 import * as PostgresTest from "../../src/testing/PostgresTest.ts"
+import * as Tests from "../support/Tests.ts"
+
+const test = Tests.postgres
 
 const main = fileURLToPath(new URL("../../src/cli/main.ts", import.meta.url))
 // Halves the start-up time of each process.
@@ -82,145 +84,134 @@ const sealed = ConfigProvider.make(() =>
 )
 
 describe("migrate", () => {
-  it.live("runs up, status, down and down --event-store", () =>
-    Effect.gen(function*() {
-      assert.match(yield* succeeds("status"), /^events +"events" +missing$[^]*Version: none; .* Run "migrate up"\.$/m)
-      assert.include(yield* succeeds("up"), "The tables are in place, version 2.")
-      const status = yield* succeeds("status")
-      assert.match(status, /^workers +"orchestrator_workers" +present$/m)
-      assert.match(status, /^Version: 2; this command creates version 2\.$/m)
-      const sql = yield* SqlClient.SqlClient
+  test("runs up, status, down and down --event-store", function*({ sql }) {
+    assert.match(yield* succeeds("status"), /^events +"events" +missing$[^]*Version: none; .* Run "migrate up"\.$/m)
+    assert.include(yield* succeeds("up"), "The tables are in place, version 2.")
+    const status = yield* succeeds("status")
+    assert.match(status, /^workers +"orchestrator_workers" +present$/m)
+    assert.match(status, /^Version: 2; this command creates version 2\.$/m)
+    yield* sql`INSERT INTO events
+          (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
+        VALUES ('a', 'b', 'c', 1, gen_random_uuid(), 'd', '')`
+    assert.include(yield* succeeds("down"), "the events remain")
+    refuses(yield* migrate("down", "--event-store"), /Table "events" holds events/)
+    assert.deepStrictEqual(
+      (yield* Migrations.status).tables.filter((table) => table.exists).map((table) => table.key),
+      ["events", "aggregateHeads"]
+    )
+    yield* sql`DELETE FROM events`
+    yield* succeeds("down", "--event-store")
+    assert.isTrue((yield* Migrations.status).tables.every((table) => !table.exists))
+  })
+
+  test("accepts a schema and table names before or after the subcommand", function*() {
+    const names = ["--schema", "Order", "--table", "events=user", "--table", "aggregateHeads=heads"]
+    yield* succeeds(...names, "up")
+    const status = yield* succeeds("status", ...names)
+    assert.match(status, /^events +"Order"."user" +present$/m)
+    assert.match(status, /^aggregateHeads +"Order"."heads" +present$/m)
+    assert.match(yield* succeeds("status"), /^events +"events" +missing$/m)
+    refuses(yield* migrate("up", "--table", "foo=bar"), /^Setting "tables\.foo": There is no such table/)
+    refuses(yield* migrate("up", "--schema", "a\"b"), /^Setting "schema": .* not a plain identifier/)
+  })
+
+  test("shows how an existing event store differs, and refuses it", function*({ sql }) {
+    yield* sql`CREATE TABLE events (global_position bigserial PRIMARY KEY, payload jsonb)`
+    const expected = "\"events\": payload is jsonb instead of bytea NOT NULL"
+    const status = yield* migrate("status")
+    refuses(status, /^The tables differ from what this library needs: /)
+    assert.include(status.out, `- ${expected}\n`)
+    const run = yield* migrate("up")
+    refuses(run, /^The tables differ from what this library needs: /)
+    assert.include(run.err, expected)
+  })
+
+  test("refuses tables of a newer version", function*({ sql }) {
+    yield* succeeds("up")
+    yield* sql`UPDATE orchestrator_meta SET schema_version = 7`
+    refuses(yield* migrate("up"), /^Schema version 7 found; this library supports up to version 2\./)
+    refuses(yield* migrate("down"), /^Schema version 7 found/)
+    const status = yield* migrate("status")
+    refuses(status, /^Schema version 7 found; .* Install the version/)
+    assert.match(status.out, /^Version: 7; this command creates version/m)
+  })
+
+  test(
+    "status reports the Go orchestrator's tables and an event store elsewhere, with the exit code of up",
+    function*({ sql }) {
+      yield* sql`CREATE TABLE orchestrator_workers (id uuid PRIMARY KEY)`
+      const foreign = yield* migrate("status")
+      refuses(foreign, /^These tables exist, but this library did not create them: "orchestrator_workers"\./)
+      assert.match(foreign.out, /^workers +"orchestrator_workers" +created by other software$/m)
+      assert.notInclude(foreign.out, "Run \"migrate up\"")
+      refuses(yield* migrate("up"), /--table workers=pupsourcing_workers/)
+      yield* succeeds("up", "--table", "workers=pupsourcing_workers")
       yield* sql`INSERT INTO events
           (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
         VALUES ('a', 'b', 'c', 1, gen_random_uuid(), 'd', '')`
-      assert.include(yield* succeeds("down"), "the events remain")
-      refuses(yield* migrate("down", "--event-store"), /Table "events" holds events/)
-      assert.deepStrictEqual(
-        (yield* Migrations.status).tables.filter((table) => table.exists).map((table) => table.key),
-        ["events", "aggregateHeads"]
+      refuses(
+        yield* migrate("status", "--schema", "pup"),
+        /^"pup"\."events" does not exist, while public\.events holds/
       )
-      yield* sql`DELETE FROM events`
-      yield* succeeds("down", "--event-store")
-      assert.isTrue((yield* Migrations.status).tables.every((table) => !table.exists))
-    }).pipe(Effect.provide(PostgresTest.layer)))
-
-  it.live("accepts a schema and table names before or after the subcommand", () =>
-    Effect.gen(function*() {
-      const names = ["--schema", "Order", "--table", "events=user", "--table", "aggregateHeads=heads"]
-      yield* succeeds(...names, "up")
-      const status = yield* succeeds("status", ...names)
-      assert.match(status, /^events +"Order"."user" +present$/m)
-      assert.match(status, /^aggregateHeads +"Order"."heads" +present$/m)
-      assert.match(yield* succeeds("status"), /^events +"events" +missing$/m)
-      refuses(yield* migrate("up", "--table", "foo=bar"), /^Setting "tables\.foo": There is no such table/)
-      refuses(yield* migrate("up", "--schema", "a\"b"), /^Setting "schema": .* not a plain identifier/)
-    }).pipe(Effect.provide(PostgresTest.layer)))
-
-  it.live("shows how an existing event store differs, and refuses it", () =>
-    Effect.gen(function*() {
-      const sql = yield* SqlClient.SqlClient
-      yield* sql`CREATE TABLE events (global_position bigserial PRIMARY KEY, payload jsonb)`
-      const expected = "\"events\": payload is jsonb instead of bytea NOT NULL"
-      const status = yield* migrate("status")
-      refuses(status, /^The tables differ from what this library needs: /)
-      assert.include(status.out, `- ${expected}\n`)
-      const run = yield* migrate("up")
-      refuses(run, /^The tables differ from what this library needs: /)
-      assert.include(run.err, expected)
-    }).pipe(Effect.provide(PostgresTest.layer)))
-
-  it.live("refuses tables of a newer version", () =>
-    Effect.gen(function*() {
-      yield* succeeds("up")
-      const sql = yield* SqlClient.SqlClient
-      yield* sql`UPDATE orchestrator_meta SET schema_version = 7`
-      refuses(yield* migrate("up"), /^Schema version 7 found; this library supports up to version 2\./)
-      refuses(yield* migrate("down"), /^Schema version 7 found/)
-      const status = yield* migrate("status")
-      refuses(status, /^Schema version 7 found; .* Install the version/)
-      assert.match(status.out, /^Version: 7; this command creates version/m)
-    }).pipe(Effect.provide(PostgresTest.layer)))
-
-  it.live(
-    "status reports the Go orchestrator's tables and an event store elsewhere, with the exit code of up",
-    () =>
-      Effect.gen(function*() {
-        const sql = yield* SqlClient.SqlClient
-        yield* sql`CREATE TABLE orchestrator_workers (id uuid PRIMARY KEY)`
-        const foreign = yield* migrate("status")
-        refuses(foreign, /^These tables exist, but this library did not create them: "orchestrator_workers"\./)
-        assert.match(foreign.out, /^workers +"orchestrator_workers" +created by other software$/m)
-        assert.notInclude(foreign.out, "Run \"migrate up\"")
-        refuses(yield* migrate("up"), /--table workers=pupsourcing_workers/)
-        yield* succeeds("up", "--table", "workers=pupsourcing_workers")
-        yield* sql`INSERT INTO events
-          (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
-        VALUES ('a', 'b', 'c', 1, gen_random_uuid(), 'd', '')`
-        refuses(
-          yield* migrate("status", "--schema", "pup"),
-          /^"pup"\."events" does not exist, while public\.events holds/
-        )
-        refuses(yield* migrate("up", "--schema", "pup"), /--event-store-schema public/)
-        yield* succeeds("up", "--schema", "pup", "--event-store-schema", "public")
-        const split = yield* succeeds("status", "--schema", "pup", "--event-store-schema", "public")
-        assert.match(split, /^workers +"pup"\."orchestrator_workers" +present$/m)
-        assert.match(split, /^events +"public"\."events" +present$/m)
-        yield* succeeds("up", "--schema", "other", "--new-event-store")
-        assert.match(yield* succeeds("status", "--schema", "other"), /^events +"other"\."events" +present$/m)
-      }).pipe(Effect.provide(PostgresTest.layer))
+      refuses(yield* migrate("up", "--schema", "pup"), /--event-store-schema public/)
+      yield* succeeds("up", "--schema", "pup", "--event-store-schema", "public")
+      const split = yield* succeeds("status", "--schema", "pup", "--event-store-schema", "public")
+      assert.match(split, /^workers +"pup"\."orchestrator_workers" +present$/m)
+      assert.match(split, /^events +"public"\."events" +present$/m)
+      yield* succeeds("up", "--schema", "other", "--new-event-store")
+      assert.match(yield* succeeds("status", "--schema", "other"), /^events +"other"\."events" +present$/m)
+    }
   )
 
-  it.live("distinguishes connection failures and never prints the password", () =>
-    Effect.gen(function*() {
-      const { url } = yield* PostgresTest.TestDatabase
-      const changed = (change: (url: URL) => void) => {
-        const other = new URL(url)
-        other.password = "s3kret"
-        change(other)
-        return other.href
-      }
-      const port = yield* unusedPort
-      const refusals: ReadonlyArray<readonly [url: string, message: RegExp]> = [
-        [
-          changed((other) => {
-            other.hostname = "127.0.0.1"
-            other.port = String(port)
-          }),
-          new RegExp(`^The database server at 127\\.0\\.0\\.1:${port} refuses connections\\.`)
-        ],
-        [
-          changed((other) => {
-            other.hostname = "nowhere.invalid"
-          }),
-          /^The host of the database server nowhere\.invalid:\d+ is not known\./
-        ],
-        [
-          changed((other) => {
-            other.username = "no_such_role"
-          }),
-          /^The database server at .* does not accept user /
-        ],
-        [url.replace(/[^/]*$/, "no_such_database"), /^The database server at .* has no database "no_such_database"\./],
-        ["http://user:s3kret@host/db", /^Setting "DATABASE_URL": This is not a PostgreSQL URL\./],
-        ["s3kret", /^Setting "DATABASE_URL": This is not a PostgreSQL URL\./]
-      ]
-      const runs = yield* Effect.forEach(
-        refusals,
-        ([url, message]) => Effect.map(command(["migrate", "up"], url), (run) => ({ message, run })),
-        { concurrency: 2 }
-      )
-      for (const { message, run } of runs) {
-        refuses(run, message)
-        assert.notInclude(run.out + run.err, "s3kret")
-        assert.notInclude(run.out + run.err, new URL(url).password)
-      }
-      refuses(yield* command(["migrate", "up"]), /^Setting "DATABASE_URL": DATABASE_URL is not set\. Set DATABASE_URL=/)
-      const byFlag = yield* command(
-        ["migrate", "status", "--database-url", url],
-        "postgresql://s3kret@nowhere.invalid/x"
-      )
-      assert.strictEqual(byFlag.code, 0, byFlag.err)
-    }).pipe(Effect.provide(PostgresTest.layer)), { tags: ["long"] })
+  test("distinguishes connection failures and never prints the password", { tags: ["long"] }, function*({ url }) {
+    const changed = (change: (url: URL) => void) => {
+      const other = new URL(url)
+      other.password = "s3kret"
+      change(other)
+      return other.href
+    }
+    const port = yield* unusedPort
+    const refusals: ReadonlyArray<readonly [url: string, message: RegExp]> = [
+      [
+        changed((other) => {
+          other.hostname = "127.0.0.1"
+          other.port = String(port)
+        }),
+        new RegExp(`^The database server at 127\\.0\\.0\\.1:${port} refuses connections\\.`)
+      ],
+      [
+        changed((other) => {
+          other.hostname = "nowhere.invalid"
+        }),
+        /^The host of the database server nowhere\.invalid:\d+ is not known\./
+      ],
+      [
+        changed((other) => {
+          other.username = "no_such_role"
+        }),
+        /^The database server at .* does not accept user /
+      ],
+      [url.replace(/[^/]*$/, "no_such_database"), /^The database server at .* has no database "no_such_database"\./],
+      ["http://user:s3kret@host/db", /^Setting "DATABASE_URL": This is not a PostgreSQL URL\./],
+      ["s3kret", /^Setting "DATABASE_URL": This is not a PostgreSQL URL\./]
+    ]
+    const runs = yield* Effect.forEach(
+      refusals,
+      ([url, message]) => Effect.map(command(["migrate", "up"], url), (run) => ({ message, run })),
+      { concurrency: 2 }
+    )
+    for (const { message, run } of runs) {
+      refuses(run, message)
+      assert.notInclude(run.out + run.err, "s3kret")
+      assert.notInclude(run.out + run.err, new URL(url).password)
+    }
+    refuses(yield* command(["migrate", "up"]), /^Setting "DATABASE_URL": DATABASE_URL is not set\. Set DATABASE_URL=/)
+    const byFlag = yield* command(
+      ["migrate", "status", "--database-url", url],
+      "postgresql://s3kret@nowhere.invalid/x"
+    )
+    assert.strictEqual(byFlag.code, 0, byFlag.err)
+  })
 
   it.live("reports a source of configuration that fails, instead of a missing variable", () =>
     Effect.gen(function*() {
@@ -274,16 +265,15 @@ describe("migrate", () => {
       )
     }).pipe(Effect.scoped))
 
-  it.live("shows help and refuses unknown subcommands and formats", () =>
-    Effect.gen(function*() {
-      const help = yield* command(["migrate", "--help"])
-      assert.strictEqual(help.code, 0)
-      for (const name of ["generate", "up", "down", "status", "--schema", "--table"]) assert.include(help.out, name)
-      const unknown = yield* command(["migrate", "sideways"])
-      assert.strictEqual(unknown.code, 1)
-      assert.match(unknown.out + unknown.err, /Unknown subcommand "sideways"/)
-      const format = yield* command(["migrate", "generate", "--output", "x", "--format", "rails"])
-      assert.strictEqual(format.code, 1)
-      assert.match(format.out + format.err, /golang-migrate/)
-    }))
+  test("shows help and refuses unknown subcommands and formats", function*() {
+    const help = yield* command(["migrate", "--help"])
+    assert.strictEqual(help.code, 0)
+    for (const name of ["generate", "up", "down", "status", "--schema", "--table"]) assert.include(help.out, name)
+    const unknown = yield* command(["migrate", "sideways"])
+    assert.strictEqual(unknown.code, 1)
+    assert.match(unknown.out + unknown.err, /Unknown subcommand "sideways"/)
+    const format = yield* command(["migrate", "generate", "--output", "x", "--format", "rails"])
+    assert.strictEqual(format.code, 1)
+    assert.match(format.out + format.err, /golang-migrate/)
+  })
 })

@@ -3,11 +3,11 @@
  *
  * @module-tag long
  */
-import { assert, describe, it } from "@effect/vitest"
+import { assert } from "@effect/vitest"
 import { Console, Effect } from "effect"
 import { SqlClient } from "effect/sql"
 import * as Fs from "node:fs"
-import * as Harness from "./Harness.ts"
+import { test } from "./Live.ts"
 
 const settings = { batchSize: 5000 }
 const projections = ["per_aggregate"]
@@ -33,36 +33,32 @@ const peak = (pid: number): number => {
   return Number(kilobytes) * 1024
 }
 
-describe("large events", { concurrent: false }, () => {
-  const floods = {
-    "200 payloads of 5 MB": {
-      count: 200,
-      payload: `'{"weight":1,"filling":"' || repeat('x', 5000000) || '"}'`,
-      metadata: "NULL::jsonb"
-    },
-    "3,000 metadata of 80 kB that take 1 kB where they are stored": {
-      count: 3000,
-      payload: `'{"weight":1}'`,
-      metadata: "to_jsonb(repeat('x', 80000))"
-    }
+const floods = {
+  "200 payloads of 5 MB": {
+    count: 200,
+    payload: `'{"weight":1,"filling":"' || repeat('x', 5000000) || '"}'`,
+    metadata: "NULL::jsonb"
+  },
+  "3,000 metadata of 80 kB that take 1 kB where they are stored": {
+    count: 3000,
+    payload: `'{"weight":1}'`,
+    metadata: "to_jsonb(repeat('x', 80000))"
   }
-  for (const [what, { count, ...columns }] of Object.entries(floods)) {
-    it.live(`${what} are handled by a process with a heap of 200 MB`, () =>
-      Effect.gen(function*() {
-        const harness = yield* Harness.Harness
-        yield* flood(count, columns)
-        const worker = yield* harness.start("a", {
-          projections,
-          settings,
-          nodeArguments: ["--max-old-space-size=200"]
-        })
-        yield* harness.waitUntil("all are handled", ({ applied }) => applied["per_aggregate"] === count)
-        yield* harness.quiesce(projections)
-        const bytes = peak(worker.pid)
-        yield* Console.log(`${what}: at most ${Math.round(bytes / 1e6)} MB`)
-        // A process that has just started uses a third of this; everything that it read is twice as much.
-        assert.isBelow(bytes, 500e6)
-        assert.deepStrictEqual(yield* worker.stop, { code: 0, signal: null })
-      }).pipe(Effect.scoped, Effect.provide(Harness.layer)))
-  }
-})
+}
+for (const [what, { count, ...columns }] of Object.entries(floods)) {
+  test(`${what} are handled by a process with a heap of 200 MB`, function*({ harness }) {
+    yield* flood(count, columns)
+    const worker = yield* harness.start("a", {
+      projections,
+      settings,
+      nodeArguments: ["--max-old-space-size=200"]
+    })
+    yield* harness.waitUntil("all are handled", ({ applied }) => applied["per_aggregate"] === count)
+    yield* harness.quiesce(projections)
+    const bytes = peak(worker.pid)
+    yield* Console.log(`${what}: at most ${Math.round(bytes / 1e6)} MB`)
+    // A process that has just started uses a third of this; everything that it read is twice as much.
+    assert.isBelow(bytes, 500e6)
+    assert.deepStrictEqual(yield* worker.stop, { code: 0, signal: null })
+  })
+}

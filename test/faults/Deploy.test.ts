@@ -4,11 +4,12 @@
  *
  * @module-tag long
  */
-import { assert, describe, it } from "@effect/vitest"
+import { assert, it } from "@effect/vitest"
 import { Effect, type Scope } from "effect"
 import * as TimeLimits from "../../src/testing/TimeLimits.ts"
 import type * as WorkerProcess from "../../src/testing/WorkerProcess.ts"
 import * as Harness from "./Harness.ts"
+import { test } from "./Live.ts"
 import * as Moves from "./Moves.ts"
 
 /**
@@ -153,19 +154,15 @@ const changeFilter = Effect.gen(function*() {
   assert.isTrue(end.checkpoints.every(({ workerId }) => workerId?.startsWith("new") === true))
 })
 
-describe("deploy", { concurrent: false }, () => {
-  it.live(
-    "three workers keep their other projections while a newer version changes a filter, and are replaced",
-    () => changeFilter.pipe(Effect.scoped, Effect.provide(Harness.layer))
-  )
+it.live(
+  "three workers keep their other projections while a newer version changes a filter, and are replaced",
+  () => changeFilter.pipe(Effect.scoped, Effect.provide(Harness.layer))
+)
 
-  it.live(
-    "six workers are replaced by others under their ids",
-    () => deploy(6, stopFirst).pipe(Effect.scoped, Effect.provide(Harness.layer))
-  )
+test("six workers are replaced by others under their ids", function*() {
+  yield* deploy(6, stopFirst)
+})
 
-  it.live(
-    "three workers are replaced by others that start before they stop",
-    () => deploy(3, startFirst).pipe(Effect.scoped, Effect.provide(Harness.layer))
-  )
+test("three workers are replaced by others that start before they stop", function*() {
+  yield* deploy(3, startFirst)
 })

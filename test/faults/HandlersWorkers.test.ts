@@ -3,10 +3,11 @@
  *
  * @module-tag long
  */
-import { assert, describe, it } from "@effect/vitest"
+import { assert } from "@effect/vitest"
 import { Effect } from "effect"
 import * as TimeLimits from "../../src/testing/TimeLimits.ts"
 import * as Harness from "./Harness.ts"
+import { test } from "./Live.ts"
 import * as Misbehaviour from "./Misbehaviour.ts"
 
 const projections = ["journal"]
@@ -33,101 +34,88 @@ const complete = Effect.fnUntraced(function*(harness: Harness.Harness["Service"]
   return state
 })
 
-describe("handlers of processes", { concurrent: false }, () => {
-  it.live(
-    "one that sleeps longer than every timeout keeps its transaction and registration, and delays no other worker",
-    () =>
-      Effect.gen(function*() {
-        const harness = yield* Harness.Harness
-        yield* harness.start("a", { projections, settings })
-        const b = yield* harness.start("b", { projections, settings, misbehaviour: { kind: "sleeps", millis } })
-        const before = yield* harness.waitUntil("a and b share the work", Harness.sharedBy(["a", "b"]))
-        yield* harness.append(400)
-        yield* harness.waitForOutput(b, "sleeps at")
-        yield* harness.waitUntil(
-          "a has handled everything while b sleeps",
-          (state) => position(state, "a") >= state.head && position(state, "b") < state.head
-        )
-        yield* harness.waitForOutput(b, "continues at")
-        assert.deepStrictEqual(identity(yield* complete(harness)), identity(before.state))
-        // The batch that slept is the one that committed.
-        assert.notMatch(b.output(), /retr(?:ied|ying)/)
-      }).pipe(Effect.scoped, Effect.provide(Harness.layer))
-  )
+test(
+  "one that sleeps longer than every timeout keeps its transaction and registration, and delays no other worker",
+  function*({ harness }) {
+    yield* harness.start("a", { projections, settings })
+    const b = yield* harness.start("b", { projections, settings, misbehaviour: { kind: "sleeps", millis } })
+    const before = yield* harness.waitUntil("a and b share the work", Harness.sharedBy(["a", "b"]))
+    yield* harness.append(400)
+    yield* harness.waitForOutput(b, "sleeps at")
+    yield* harness.waitUntil(
+      "a has handled everything while b sleeps",
+      (state) => position(state, "a") >= state.head && position(state, "b") < state.head
+    )
+    yield* harness.waitForOutput(b, "continues at")
+    assert.deepStrictEqual(identity(yield* complete(harness)), identity(before.state))
+    // The batch that slept is the one that committed.
+    assert.notMatch(b.output(), /retr(?:ied|ying)/)
+  }
+)
 
-  it.live(
-    "one that blocks its process is evicted with it; its batch is refused, and the worker registers again",
-    () =>
-      Effect.gen(function*() {
-        const harness = yield* Harness.Harness
-        yield* harness.start("a", { projections, settings })
-        const b = yield* harness.start("b", { projections, settings, misbehaviour: { kind: "blocks", millis } })
-        const before = yield* harness.waitUntil("a and b share the work", Harness.sharedBy(["a", "b"]))
-        yield* harness.append(400)
-        yield* harness.waitUntil("a holds every range", Harness.sharedBy(["a"]))
-        yield* complete(harness)
-        assert.notInclude(b.output(), "continues at")
+test(
+  "one that blocks its process is evicted with it; its batch is refused, and the worker registers again",
+  function*({ harness }) {
+    yield* harness.start("a", { projections, settings })
+    const b = yield* harness.start("b", { projections, settings, misbehaviour: { kind: "blocks", millis } })
+    const before = yield* harness.waitUntil("a and b share the work", Harness.sharedBy(["a", "b"]))
+    yield* harness.append(400)
+    yield* harness.waitUntil("a holds every range", Harness.sharedBy(["a"]))
+    yield* complete(harness)
+    assert.notInclude(b.output(), "continues at")
 
-        const after = yield* harness.waitUntil("a and b share the work again", Harness.sharedBy(["a", "b"]))
-        const incarnation = (state: Harness.Rows) => Harness.registered(state, "b")!.incarnation
-        assert.isTrue(incarnation(after.state) > incarnation(before.state))
-        yield* harness.append(400)
-        yield* complete(harness)
-      }).pipe(Effect.scoped, Effect.provide(Harness.layer))
-  )
+    const after = yield* harness.waitUntil("a and b share the work again", Harness.sharedBy(["a", "b"]))
+    const incarnation = (state: Harness.Rows) => Harness.registered(state, "b")!.incarnation
+    assert.isTrue(incarnation(after.state) > incarnation(before.state))
+    yield* harness.append(400)
+    yield* complete(harness)
+  }
+)
 
-  it.live(
-    "one that blocks the only process is retried after the process continues",
-    () =>
-      Effect.gen(function*() {
-        const harness = yield* Harness.Harness
-        const a = yield* harness.start("a", { projections, settings, misbehaviour: { kind: "blocks", millis } })
-        yield* harness.waitUntil("a works", Harness.sharedBy(["a"]))
-        yield* harness.append(400)
-        yield* harness.waitForOutput(a, "continues at")
-        yield* complete(harness)
-        assert.deepStrictEqual(yield* a.stop, { code: 0, signal: null })
-      }).pipe(Effect.scoped, Effect.provide(Harness.layer))
-  )
-
-  it.live(
-    "one that blocks its process at the same event each time halts there, after all earlier events; other ranges continue",
-    () =>
-      Effect.gen(function*() {
-        const harness = yield* Harness.Harness
-        yield* harness.expectHalts
-        // Longer than `staleWorkerTimeout`: a worker that reaches the event is evicted and loses its ranges to the next
-        // one.
-        const misbehaviour = {
-          kind: "blocks at poison",
-          millis: 2 * Harness.defaultSettings.staleWorkerTimeout
-        } as const
-        yield* harness.append(40)
-        yield* harness.append(1, { prefix: Misbehaviour.poison, writers: 1 })
-        yield* harness.append(40)
-        const workers = yield* Effect.forEach(["a", "b"], (id) => harness.start(id, { projections, misbehaviour }))
-        const { state } = yield* harness.waitUntil(
-          "only the range of the event is halted",
-          ({ checkpoints, head }) =>
-            checkpoints.some(({ halted }) => halted !== null) &&
-            checkpoints.every(({ halted, position }) => halted !== null || position >= head)
-        )
-        const halted = state.checkpoints.filter((row) => row.halted !== null)
-        assert.strictEqual(halted.length, 1)
-        assert.include(halted[0]!.halted ?? "", "HandlerOverran")
-        const missing = yield* harness.differences(projections)
-        assert.include(missing.join("\n"), `${Misbehaviour.poison}-0 1 at 41`)
-        assert.deepStrictEqual(missing.filter((line) => Number(/at (\d+)$/.exec(line)?.[1]) < 41), [])
-        const attempts = workers.map((worker) => worker.output().split("blocks at poison at").length - 1)
-        assert.isAtMost(Math.max(...attempts), 3)
-        // Afterwards the evicted worker has registered again, and both workers keep their registrations.
-        const settled = yield* harness.waitUntil("a and b share the work", Harness.sharedBy(["a", "b"]))
-        yield* harness.append(40, { prefix: "later" })
-        yield* harness.waitUntil(
-          "later events are handled",
-          ({ checkpoints, head }) => checkpoints.every(({ halted, position }) => halted !== null || position >= head)
-        )
-        assert.deepStrictEqual(identity(yield* harness.observe), identity(settled.state))
-      }).pipe(Effect.scoped, Effect.provide(Harness.layer))
-  )
+test("one that blocks the only process is retried after the process continues", function*({ harness }) {
+  const a = yield* harness.start("a", { projections, settings, misbehaviour: { kind: "blocks", millis } })
+  yield* harness.waitUntil("a works", Harness.sharedBy(["a"]))
+  yield* harness.append(400)
+  yield* harness.waitForOutput(a, "continues at")
+  yield* complete(harness)
+  assert.deepStrictEqual(yield* a.stop, { code: 0, signal: null })
 })
+
+test(
+  "one that blocks its process at the same event each time halts there, after all earlier events; other ranges continue",
+  function*({ harness }) {
+    yield* harness.expectHalts
+    // Longer than `staleWorkerTimeout`: a worker that reaches the event is evicted and loses its ranges to the next
+    // one.
+    const misbehaviour = {
+      kind: "blocks at poison",
+      millis: 2 * Harness.defaultSettings.staleWorkerTimeout
+    } as const
+    yield* harness.append(40)
+    yield* harness.append(1, { prefix: Misbehaviour.poison, writers: 1 })
+    yield* harness.append(40)
+    const workers = yield* Effect.forEach(["a", "b"], (id) => harness.start(id, { projections, misbehaviour }))
+    const { state } = yield* harness.waitUntil(
+      "only the range of the event is halted",
+      ({ checkpoints, head }) =>
+        checkpoints.some(({ halted }) => halted !== null) &&
+        checkpoints.every(({ halted, position }) => halted !== null || position >= head)
+    )
+    const halted = state.checkpoints.filter((row) => row.halted !== null)
+    assert.strictEqual(halted.length, 1)
+    assert.include(halted[0]!.halted ?? "", "HandlerOverran")
+    const missing = yield* harness.differences(projections)
+    assert.include(missing.join("\n"), `${Misbehaviour.poison}-0 1 at 41`)
+    assert.deepStrictEqual(missing.filter((line) => Number(/at (\d+)$/.exec(line)?.[1]) < 41), [])
+    const attempts = workers.map((worker) => worker.output().split("blocks at poison at").length - 1)
+    assert.isAtMost(Math.max(...attempts), 3)
+    // Afterwards the evicted worker has registered again, and both workers keep their registrations.
+    const settled = yield* harness.waitUntil("a and b share the work", Harness.sharedBy(["a", "b"]))
+    yield* harness.append(40, { prefix: "later" })
+    yield* harness.waitUntil(
+      "later events are handled",
+      ({ checkpoints, head }) => checkpoints.every(({ halted, position }) => halted !== null || position >= head)
+    )
+    assert.deepStrictEqual(identity(yield* harness.observe), identity(settled.state))
+  }
+)

@@ -16,6 +16,9 @@ import * as Orchestrator from "../../../src/services/Orchestrator.ts"
 import * as Projection from "../../../src/services/Projection.ts"
 import * as PostgresTest from "../../../src/testing/PostgresTest.ts"
 import * as EventStores from "../../support/EventStores.ts"
+import * as Tests from "../../support/Tests.ts"
+
+const test = Tests.on(it.live)
 
 type Client = Layer.Layer<PgClient.PgClient | SqlClient.SqlClient, unknown>
 
@@ -66,114 +69,108 @@ const sessions = (url: string, name: string) =>
     rows.length
   ))
 
-it.live("stores provided inside the stores of another client use their own client", () =>
-  Effect.gen(function*() {
-    const { a, b } = yield* twoDatabases()
-    const inner = append("inner").pipe(Effect.provide(PostgresStores.layer.pipe(Layer.provide(b.client))))
-    yield* append("before").pipe(
-      Effect.andThen(inner),
-      Effect.andThen(append("after")),
-      Effect.provide(PostgresStores.layer.pipe(Layer.provide(a.client)))
-    )
-    assert.deepStrictEqual(yield* aggregates(a.url), ["after", "before"])
-    assert.deepStrictEqual(yield* aggregates(b.url), ["inner"])
-  }).pipe(Effect.scoped))
+test("stores provided inside the stores of another client use their own client", function*() {
+  const { a, b } = yield* twoDatabases()
+  const inner = append("inner").pipe(Effect.provide(PostgresStores.layer.pipe(Layer.provide(b.client))))
+  yield* append("before").pipe(
+    Effect.andThen(inner),
+    Effect.andThen(append("after")),
+    Effect.provide(PostgresStores.layer.pipe(Layer.provide(a.client)))
+  )
+  assert.deepStrictEqual(yield* aggregates(a.url), ["after", "before"])
+  assert.deepStrictEqual(yield* aggregates(b.url), ["inner"])
+})
 
-it.live("two services over two clients in one mergeAll append to their own database", () =>
-  Effect.gen(function*() {
-    const { a, b } = yield* twoDatabases()
-    const options = PostgresStores.layerWith({ listen: false })
-    for (const stores of [PostgresStores.layer, options]) {
-      yield* Effect.gen(function*() {
-        yield* (yield* Orders).place
-        yield* (yield* Invoices).send
-      }).pipe(Effect.provide(Layer.mergeAll(
-        Orders.layer.pipe(Layer.provide(stores), Layer.provide(a.client)),
-        Invoices.layer.pipe(Layer.provideMerge(stores), Layer.provideMerge(b.client))
-      )))
-    }
-    assert.deepStrictEqual(yield* aggregates(a.url), ["order", "order"])
-    assert.deepStrictEqual(yield* aggregates(b.url), ["invoice", "invoice"])
-  }).pipe(Effect.scoped))
-
-it.live("layerMigrations migrates the database of every client", () =>
-  Effect.gen(function*() {
-    const { a, b } = yield* twoDatabases(false)
-    yield* Layer.build(Layer.mergeAll(
-      PostgresStores.layerMigrations.pipe(Layer.provide(a.client)),
-      PostgresStores.layerMigrations.pipe(Layer.provide(b.client))
-    ))
-    for (const { url } of [a, b]) {
-      const { version } = yield* PostgresTest.withConnection(url, Migrations.status)
-      assert.isDefined(version)
-    }
-  }).pipe(Effect.scoped))
-
-it.live("one client has one set of stores, wherever a program provides it", () =>
-  Effect.gen(function*() {
-    const { a } = yield* twoDatabases()
-    const stores = PostgresStores.layer.pipe(Layer.provide(a.client))
-    const pick = <I, S>(service: Context.Key<I, S>) =>
-      Layer.effectDiscard(Effect.map(service, (value) => found.add(value)))
-    const found = new Set<unknown>()
+test("two services over two clients in one mergeAll append to their own database", function*() {
+  const { a, b } = yield* twoDatabases()
+  const options = PostgresStores.layerWith({ listen: false })
+  for (const stores of [PostgresStores.layer, options]) {
     yield* Effect.gen(function*() {
-      found.add(yield* EventStore)
-      found.add(yield* Effect.provide(EventStore, stores))
-      found.add(yield* Effect.provide(EventStore, PostgresStores.layer.pipe(Layer.provideMerge(a.client))))
-      yield* append("one")
-      assert.strictEqual(yield* sessions(a.url, "pupsourcing-orchestrator listener"), 1)
+      yield* (yield* Orders).place
+      yield* (yield* Invoices).send
     }).pipe(Effect.provide(Layer.mergeAll(
-      pick(EventStore).pipe(Layer.provide(stores)),
-      pick(EventStore).pipe(Layer.provide(PostgresStores.layer), Layer.provide(a.client)),
-      stores
+      Orders.layer.pipe(Layer.provide(stores), Layer.provide(a.client)),
+      Invoices.layer.pipe(Layer.provideMerge(stores), Layer.provideMerge(b.client))
     )))
-    assert.strictEqual(found.size, 1)
-  }).pipe(Effect.scoped))
+  }
+  assert.deepStrictEqual(yield* aggregates(a.url), ["order", "order"])
+  assert.deepStrictEqual(yield* aggregates(b.url), ["invoice", "invoice"])
+})
 
-it.live("stores are built again after they were closed, and Layer.fresh builds another set", () =>
-  Effect.gen(function*() {
-    const { a, b } = yield* twoDatabases()
-    const context = yield* Layer.build(a.client)
-    const other = yield* Layer.build(b.client)
-    const open = (stores: typeof PostgresStores.layer, from: Context.Context<PgClient.PgClient>) =>
-      Effect.gen(function*() {
-        const scope = yield* Scope.make()
-        const built = yield* Layer.buildWithScope(stores, scope).pipe(Effect.provide(from))
-        return { events: Context.get(built, EventStore), close: Scope.close(scope, Exit.void) }
-      })
-    const first = yield* open(PostgresStores.layer, context)
-    yield* first.events.append([EventStores.event("first")])
-    yield* first.close
-    const second = yield* open(PostgresStores.layer, context)
-    const third = yield* open(PostgresStores.layer, other)
-    const fresh = yield* open(Layer.fresh(PostgresStores.layer), context)
-    assert.strictEqual(new Set([first.events, second.events, third.events, fresh.events]).size, 4)
-    yield* second.events.append([EventStores.event("second")])
-    yield* third.events.append([EventStores.event("third")])
-    yield* second.close
-    yield* fresh.events.append([EventStores.event("fresh")])
-    yield* Effect.all([third.close, fresh.close])
-    assert.deepStrictEqual(yield* aggregates(a.url), ["first", "fresh", "second"])
-    assert.deepStrictEqual(yield* aggregates(b.url), ["third"])
-  }).pipe(Effect.scoped))
+test("layerMigrations migrates the database of every client", function*() {
+  const { a, b } = yield* twoDatabases(false)
+  yield* Layer.build(Layer.mergeAll(
+    PostgresStores.layerMigrations.pipe(Layer.provide(a.client)),
+    PostgresStores.layerMigrations.pipe(Layer.provide(b.client))
+  ))
+  for (const { url } of [a, b]) {
+    const { version } = yield* PostgresTest.withConnection(url, Migrations.status)
+    assert.isDefined(version)
+  }
+})
 
-it.live("one constant orchestrator layer over two databases builds two orchestrators", () =>
-  Effect.gen(function*() {
-    const { a, b } = yield* twoDatabases()
-    const projections = [Projection.make("nothing", { handle: () => Effect.void })]
-    for (
-      const worker of [
-        Orchestrator.layer({ replicaSet: "two", projections }),
-        Orchestrator.layerConfig({ replicaSet: "two", projections })
-      ]
-    ) {
-      const over = (client: Client) => worker.pipe(Layer.provideMerge(PostgresStores.layer), Layer.provideMerge(client))
-      const outer = yield* Layer.build(over(a.client))
-      const [inner, decisions] = yield* Effect.all([Orchestrator.Orchestrator, CoordinationStore]).pipe(
-        Effect.provide(over(b.client)),
-        Effect.provide(outer)
-      )
-      assert.notStrictEqual(inner, Context.get(outer, Orchestrator.Orchestrator))
-      assert.notStrictEqual(decisions, Context.get(outer, CoordinationStore))
-    }
-  }).pipe(Effect.scoped))
+test("one client has one set of stores, wherever a program provides it", function*() {
+  const { a } = yield* twoDatabases()
+  const stores = PostgresStores.layer.pipe(Layer.provide(a.client))
+  const pick = <I, S>(service: Context.Key<I, S>) =>
+    Layer.effectDiscard(Effect.map(service, (value) => found.add(value)))
+  const found = new Set<unknown>()
+  yield* Effect.gen(function*() {
+    found.add(yield* EventStore)
+    found.add(yield* Effect.provide(EventStore, stores))
+    found.add(yield* Effect.provide(EventStore, PostgresStores.layer.pipe(Layer.provideMerge(a.client))))
+    yield* append("one")
+    assert.strictEqual(yield* sessions(a.url, "pupsourcing-orchestrator listener"), 1)
+  }).pipe(Effect.provide(Layer.mergeAll(
+    pick(EventStore).pipe(Layer.provide(stores)),
+    pick(EventStore).pipe(Layer.provide(PostgresStores.layer), Layer.provide(a.client)),
+    stores
+  )))
+  assert.strictEqual(found.size, 1)
+})
+
+test("stores are built again after they were closed, and Layer.fresh builds another set", function*() {
+  const { a, b } = yield* twoDatabases()
+  const context = yield* Layer.build(a.client)
+  const other = yield* Layer.build(b.client)
+  const open = (stores: typeof PostgresStores.layer, from: Context.Context<PgClient.PgClient>) =>
+    Effect.gen(function*() {
+      const scope = yield* Scope.make()
+      const built = yield* Layer.buildWithScope(stores, scope).pipe(Effect.provide(from))
+      return { events: Context.get(built, EventStore), close: Scope.close(scope, Exit.void) }
+    })
+  const first = yield* open(PostgresStores.layer, context)
+  yield* first.events.append([EventStores.event("first")])
+  yield* first.close
+  const second = yield* open(PostgresStores.layer, context)
+  const third = yield* open(PostgresStores.layer, other)
+  const fresh = yield* open(Layer.fresh(PostgresStores.layer), context)
+  assert.strictEqual(new Set([first.events, second.events, third.events, fresh.events]).size, 4)
+  yield* second.events.append([EventStores.event("second")])
+  yield* third.events.append([EventStores.event("third")])
+  yield* second.close
+  yield* fresh.events.append([EventStores.event("fresh")])
+  yield* Effect.all([third.close, fresh.close])
+  assert.deepStrictEqual(yield* aggregates(a.url), ["first", "fresh", "second"])
+  assert.deepStrictEqual(yield* aggregates(b.url), ["third"])
+})
+
+test("one constant orchestrator layer over two databases builds two orchestrators", function*() {
+  const { a, b } = yield* twoDatabases()
+  const projections = [Projection.make("nothing", { handle: () => Effect.void })]
+  for (
+    const worker of [
+      Orchestrator.layer({ replicaSet: "two", projections }),
+      Orchestrator.layerConfig({ replicaSet: "two", projections })
+    ]
+  ) {
+    const over = (client: Client) => worker.pipe(Layer.provideMerge(PostgresStores.layer), Layer.provideMerge(client))
+    const outer = yield* Layer.build(over(a.client))
+    const [inner, decisions] = yield* Effect.all([Orchestrator.Orchestrator, CoordinationStore]).pipe(
+      Effect.provide(over(b.client)),
+      Effect.provide(outer)
+    )
+    assert.notStrictEqual(inner, Context.get(outer, Orchestrator.Orchestrator))
+    assert.notStrictEqual(decisions, Context.get(outer, CoordinationStore))
+  }
+})

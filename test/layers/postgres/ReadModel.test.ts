@@ -11,6 +11,9 @@ import { describe } from "vitest"
 import * as ReadModel from "../../../src/layers/postgres/ReadModel.ts"
 import * as PostgresTest from "../../../src/testing/PostgresTest.ts"
 import * as Seam from "../../support/Seam.ts"
+import * as Tests from "../../support/Tests.ts"
+
+const test = Tests.postgres
 
 /** A read model whose creation races in several catalogs: a schema, a type, a table, an index. */
 const create = (name: string) => (sql: SqlClient.SqlClient) =>
@@ -53,32 +56,30 @@ const runWith = (hooks: Seam.Hooks, self: Effect.Effect<unknown, unknown, SqlCli
   )
 
 describe("ReadModel", () => {
-  it.live("eight processes that start at the same moment create it together", () =>
-    Effect.gen(function*() {
-      const { url } = yield* PostgresTest.TestDatabase
-      let races = 0
-      for (let round = 0; round < 4; round++) {
-        const plain = yield* atOnce(url, Effect.flatMap(SqlClient.SqlClient, create(`plain_${round}`)))
-        races += failed(plain).length
-        const locked = yield* atOnce(url, ReadModel.run("days", create(`locked_${round}`)))
-        assert.deepStrictEqual(failed(locked), [])
-        // Two read models may create the same objects.
-        const layers = yield* atOnce(
-          url,
-          Layer.build(Layer.mergeAll(
-            ReadModel.layer("a", create(`shared_${round}`)),
-            ReadModel.layer("b", create(`shared_${round}`))
-          )).pipe(Effect.scoped)
-        )
-        assert.deepStrictEqual(failed(layers), [])
-      }
-      // Without the helper the same statements fail.
-      assert.isAbove(races, 0)
-    }).pipe(Effect.provide(PostgresTest.layer)))
+  test("eight processes that start at the same moment create it together", function*({ url }) {
+    let races = 0
+    for (let round = 0; round < 4; round++) {
+      const plain = yield* atOnce(url, Effect.flatMap(SqlClient.SqlClient, create(`plain_${round}`)))
+      races += failed(plain).length
+      const locked = yield* atOnce(url, ReadModel.run("days", create(`locked_${round}`)))
+      assert.deepStrictEqual(failed(locked), [])
+      // Two read models may create the same objects.
+      const layers = yield* atOnce(
+        url,
+        Layer.build(Layer.mergeAll(
+          ReadModel.layer("a", create(`shared_${round}`)),
+          ReadModel.layer("b", create(`shared_${round}`))
+        )).pipe(Effect.scoped)
+      )
+      assert.deepStrictEqual(failed(layers), [])
+    }
+    // Without the helper the same statements fail.
+    assert.isAbove(races, 0)
+  })
 
-  it.live("works where transactions are serializable and read-only by default, and statements are not prepared", () =>
-    Effect.gen(function*() {
-      const { url } = yield* PostgresTest.TestDatabase
+  test(
+    "works where transactions are serializable and read-only by default, and statements are not prepared",
+    function*({ url }) {
       const exits = yield* atOnce(url, ReadModel.run("days", create("defaults")), {
         prepare: false,
         startupParameters: {
@@ -87,73 +88,69 @@ describe("ReadModel", () => {
         }
       })
       assert.deepStrictEqual(failed(exits), [])
-    }).pipe(Effect.provide(PostgresTest.layer)))
+    }
+  )
 
-  it.live("a failed statement is reported with the remedy, and nothing is created", () =>
-    Effect.gen(function*() {
-      const sql = yield* SqlClient.SqlClient
-      yield* sql`CREATE TABLE taken (id text)`
-      const second = (statement: string) =>
-        Effect.flip(
-          ReadModel.run("days", (sql) => Effect.andThen(sql`CREATE TABLE days (day date)`, sql.unsafe(statement)))
-        )
-      const cases: ReadonlyArray<readonly [string, RegExp]> = [
-        ["CREATE TABLE taken (id text)", /"days" cannot be created: .*taken.* \(SQLSTATE 42P07\)\. .*IF NOT EXISTS/],
-        ["CREATE INDEX CONCURRENTLY ON taken (id)", /SQLSTATE 25001\)\. .*migration/],
-        ["CREATE TABLE wrong (id nosuchtype)", /nosuchtype.*SQLSTATE 42704\)\. Correct its statements/],
-        ["CREATE TABLE pg_catalog.mine (id text)", /SQLSTATE 42501\)\. Grant the role CREATE/]
-      ]
-      for (const [statement, expected] of cases) {
-        const error = yield* second(statement)
-        assert.strictEqual(error._tag, "ReadModelFailed")
-        assert.match(error.message, expected)
-      }
-      assert.deepStrictEqual(yield* sql`SELECT 1 FROM pg_class WHERE relname = 'days'`, [])
-      // An error of the program's own is returned unchanged.
-      const own = yield* Effect.flip(ReadModel.run("days", () => Effect.fail("own" as const)))
-      assert.strictEqual(own, "own")
-    }).pipe(Effect.provide(PostgresTest.layer)))
-
-  it.live("a connection lost before, within or after its statements is retried", () =>
-    Effect.gen(function*() {
-      const sql = yield* SqlClient.SqlClient
-      let n = 0
-      let sent = 0
-      do {
-        const lost = n++
-        sent = 0
-        yield* runWith({
-          around: (statement, send) => sent++ !== lost ? send : Effect.andThen(send, statement.lose)
-        }, ReadModel.run("days", create("lost")))
-        // BEGIN, the lock, three statements, COMMIT.
-      } while (n < sent)
-      assert.isAtLeast(n, 6)
-      assert.strictEqual((yield* sql`SELECT 1 FROM pg_class WHERE relname = 'by_amount'`).length, 1)
-    }).pipe(Effect.provide(PostgresTest.layer)))
-
-  it.live("one layer over two clients creates the tables in both databases, and once per client", () =>
-    Effect.gen(function*() {
-      let runs = 0
-      const layer = ReadModel.layer("days", (sql) =>
-        Effect.andThen(
-          Effect.sync(() => runs++),
-          sql`CREATE TABLE IF NOT EXISTS days (day date)`
-        ))
-      const clients = yield* Effect.forEach(
-        [1, 2],
-        () => Effect.map(PostgresTest.make(), ({ url }) => PgClient.layer({ url: Redacted.make(url) }))
+  test("a failed statement is reported with the remedy, and nothing is created", function*({ sql }) {
+    yield* sql`CREATE TABLE taken (id text)`
+    const second = (statement: string) =>
+      Effect.flip(
+        ReadModel.run("days", (sql) => Effect.andThen(sql`CREATE TABLE days (day date)`, sql.unsafe(statement)))
       )
-      yield* Layer.build(Layer.mergeAll(
-        layer.pipe(Layer.provide(clients[0]!)),
-        layer.pipe(Layer.provide(clients[1]!)),
-        layer.pipe(Layer.provide(clients[1]!))
+    const cases: ReadonlyArray<readonly [string, RegExp]> = [
+      ["CREATE TABLE taken (id text)", /"days" cannot be created: .*taken.* \(SQLSTATE 42P07\)\. .*IF NOT EXISTS/],
+      ["CREATE INDEX CONCURRENTLY ON taken (id)", /SQLSTATE 25001\)\. .*migration/],
+      ["CREATE TABLE wrong (id nosuchtype)", /nosuchtype.*SQLSTATE 42704\)\. Correct its statements/],
+      ["CREATE TABLE pg_catalog.mine (id text)", /SQLSTATE 42501\)\. Grant the role CREATE/]
+    ]
+    for (const [statement, expected] of cases) {
+      const error = yield* second(statement)
+      assert.strictEqual(error._tag, "ReadModelFailed")
+      assert.match(error.message, expected)
+    }
+    assert.deepStrictEqual(yield* sql`SELECT 1 FROM pg_class WHERE relname = 'days'`, [])
+    // An error of the program's own is returned unchanged.
+    const own = yield* Effect.flip(ReadModel.run("days", () => Effect.fail("own" as const)))
+    assert.strictEqual(own, "own")
+  })
+
+  test("a connection lost before, within or after its statements is retried", function*({ sql }) {
+    let n = 0
+    let sent = 0
+    do {
+      const lost = n++
+      sent = 0
+      yield* runWith({
+        around: (statement, send) => sent++ !== lost ? send : Effect.andThen(send, statement.lose)
+      }, ReadModel.run("days", create("lost")))
+      // BEGIN, the lock, three statements, COMMIT.
+    } while (n < sent)
+    assert.isAtLeast(n, 6)
+    assert.strictEqual((yield* sql`SELECT 1 FROM pg_class WHERE relname = 'by_amount'`).length, 1)
+  })
+
+  test("one layer over two clients creates the tables in both databases, and once per client", function*() {
+    let runs = 0
+    const layer = ReadModel.layer("days", (sql) =>
+      Effect.andThen(
+        Effect.sync(() => runs++),
+        sql`CREATE TABLE IF NOT EXISTS days (day date)`
       ))
-      assert.strictEqual(runs, 2)
-      for (const client of clients) {
-        const tables = SqlClient.SqlClient.use((sql) => sql`SELECT 1 FROM pg_class WHERE relname = 'days'`)
-        assert.strictEqual((yield* Effect.provide(tables, client)).length, 1)
-      }
-    }).pipe(Effect.scoped))
+    const clients = yield* Effect.forEach(
+      [1, 2],
+      () => Effect.map(PostgresTest.make(), ({ url }) => PgClient.layer({ url: Redacted.make(url) }))
+    )
+    yield* Layer.build(Layer.mergeAll(
+      layer.pipe(Layer.provide(clients[0]!)),
+      layer.pipe(Layer.provide(clients[1]!)),
+      layer.pipe(Layer.provide(clients[1]!))
+    ))
+    assert.strictEqual(runs, 2)
+    for (const client of clients) {
+      const tables = SqlClient.SqlClient.use((sql) => sql`SELECT 1 FROM pg_class WHERE relname = 'days'`)
+      assert.strictEqual((yield* Effect.provide(tables, client)).length, 1)
+    }
+  })
 
   it.effect("a wrong client configuration is reported at once", () =>
     Effect.gen(function*() {
