@@ -14,6 +14,7 @@ import { Chance } from "./Chance.ts"
 import { Checkers } from "./Checkers.ts"
 import * as Coverage from "./Coverage.ts"
 import { CurrentProcess, Engine, Process } from "./Engine.ts"
+import type { Environment } from "./Environment.ts"
 import { EventLog } from "./EventLog.ts"
 import * as Faults from "./Faults.ts"
 import * as Logs from "./Logs.ts"
@@ -21,7 +22,7 @@ import { type Mutation, none } from "./Mutations.ts"
 import * as Observers from "./Observers.ts"
 import { type Effects, effectsAfter, noEffects, type ReadModel, Run, type Worker } from "./Run.ts"
 import * as Scenario from "./Scenario.ts"
-import { type Environment, type Outcome, ScenarioRun } from "./ScenarioRun.ts"
+import { type Outcome, ScenarioRun } from "./ScenarioRun.ts"
 
 /** The read models, which commit with the batches. */
 class Model implements ReadModel {
