@@ -194,6 +194,9 @@ const program = Effect.gen(function*() {
   if (values.mutation !== undefined && !mode.mutations.includes(values.mutation)) {
     throw new Error(`--mutation is one of: ${mode.mutations.join(", ")}`)
   }
+  if (values.record && values.seeds === undefined && !values.mutations) {
+    throw new Error("--record needs --seeds or --mutations")
+  }
   if (values.mutations) return yield* mutations(mode, first, whole("seeds", 1000))
   return values.seeds === undefined ? yield* one(mode, first) : yield* many(mode, first, whole("seeds", 0))
 })

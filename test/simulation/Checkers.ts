@@ -143,7 +143,7 @@ export class Checkers {
           violation(`P5: ${nameOf(after)} halted at an event whose handler took no time`, by.at)
         }
       }
-      const verb = after.halt === undefined ? "takes up the halt of" : "halts"
+      const verb = after.halt === undefined ? "retries the halt of" : "halts"
       say(by.name, `${verb} ${nameOf(after)} at ${after.position}`, by.at)
     }
     const foreign = before.replicaSet !== after.replicaSet
@@ -157,12 +157,12 @@ export class Checkers {
     }
     if (after.fence === undefined) {
       coverage.count("steps", "release")
-      say(by.name, `gives up ${nameOf(before)} as ${nameOf(after)} at ${after.position}`, by.at)
+      say(by.name, `releases ${nameOf(before)} as ${nameOf(after)} at ${after.position}`, by.at)
     } else {
       this.took(before, after)
       const from = before.fence === undefined ? "" : ` from ${owner?.name}`
       const generation = after.fence.generationId
-      say(by.name, `takes ${nameOf(after)} at ${after.position} for generation ${generation}${from}`, by.at)
+      say(by.name, `claims ${nameOf(after)} at ${after.position} for generation ${generation}${from}`, by.at)
     }
   }
 
