@@ -87,7 +87,7 @@ export const enter = Effect.fnUntraced(function*(world: MemoryWorld.MemoryWorld)
     events: Context.get(stores, EventStore),
     checkpoints: Context.get(stores, CheckpointStore),
     membership: Context.get(stores, Membership),
-    decisions: Context.get(stores, CoordinationStore)
+    coordination: Context.get(stores, CoordinationStore)
   }
 })
 
@@ -141,7 +141,7 @@ export const runner = Effect.fnUntraced(function*(
     leaving: false,
     rules
   }
-  const decision = yield* process.decisions.apply(request)
+  const decision = yield* process.coordination.apply(request)
   const held = decision.ownedRows[0]
   if (held === undefined) return yield* Effect.die(new Error("the worker got no range"))
   const activity: Array<Activity> = []
@@ -178,7 +178,7 @@ export const runner = Effect.fnUntraced(function*(
     activity.filter((entry): entry is Extract<Activity, { readonly _tag: T }> => entry._tag === tag)
   const drain = (fiber: Fiber.Fiber<RangeRunner.RunnerResult, unknown>) =>
     Effect.andThen(draining.open, Effect.orDie(Fiber.join(fiber)))
-  const leave = process.decisions.apply({ ...request, leaving: true })
+  const leave = process.coordination.apply({ ...request, leaving: true })
   return {
     ...process,
     activity,

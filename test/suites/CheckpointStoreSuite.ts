@@ -54,10 +54,10 @@ const held = Effect.fnUntraced(function*(workers: number) {
           membership.join({ replicaSet, workerId: `worker-${index}`, projections: [projection], rules: patient })
       )
   )
-  const decisions = yield* CoordinationStore
+  const coordination = yield* CoordinationStore
   const decided = yield* Effect.forEach(
     registrations,
-    (registration) => decisions.apply(request(registration, projection, patient))
+    (registration) => coordination.apply(request(registration, projection, patient))
   )
   const rows: Array<Held> = []
   for (const decision of decided) {

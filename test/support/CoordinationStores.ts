@@ -1,4 +1,4 @@
-/** Checkpoints, membership and decisions on their own database, with access to the layers below them. */
+/** The stores of checkpoints, membership and coordination on their own database, with access to the layers below them. */
 import type * as PgClient from "@effect/sql-pg/PgClient"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
@@ -28,7 +28,7 @@ import { patient } from "../suites/Suite.ts"
 
 export type Services = CoordinationSession.CoordinationSession | Database | Stores
 
-/** Checkpoints, decisions and membership, with the coordination session that the last two share. */
+/** The stores of checkpoints, coordination and membership, with the session that the last two share. */
 export const layer: Layer.Layer<Exclude<Services, Database>, never, Database | Listener.Listener> = Layer.mergeAll(
   Layer.effect(CheckpointStore)(CheckpointStorePostgres.make),
   Layer.effect(CoordinationStore)(CoordinationStorePostgres.make),

@@ -61,8 +61,8 @@ test("a process that is cut off reaches no store, and its neighbour is woken", f
   const registration = yield* other.membership.join(options("other"))
   const scope = yield* Scope.make()
   const lost = yield* Scope.provide(victim.membership.join(options("victim")), scope)
-  const { generation } = yield* other.decisions.apply(request(registration))
-  const { ownedRows: [row] } = yield* victim.decisions.apply(request(lost))
+  const { generation } = yield* other.coordination.apply(request(registration))
+  const { ownedRows: [row] } = yield* victim.coordination.apply(request(lost))
   yield* other.membership.watch(registration, generation!)
   const wakeUps = yield* other.membership.wakeUps(registration)
   yield* Queue.clear(wakeUps)
@@ -87,7 +87,7 @@ test("a process that is cut off reaches no store, and its neighbour is woken", f
   const late: ReadonlyArray<Effect.Effect<unknown, unknown>> = [
     victim.events.append([event("a")]),
     victim.membership.heartbeat(lost),
-    victim.decisions.apply(request(lost, true)),
+    victim.coordination.apply(request(lost, true)),
     victim.checkpoints.advance(row!, { from: 0n, to: 1n })
   ]
   const calls = yield* Effect.forEach(late, (call) => Effect.forkChild(Effect.exit(call), { startImmediately: true }))
@@ -95,7 +95,7 @@ test("a process that is cut off reaches no store, and its neighbour is woken", f
   yield* TestClock.adjust(rules.presenceGraceMillis)
   assert.isTrue([...calls, inFlight].every((fiber) => fiber.pollUnsafe() === undefined))
 
-  const taken = yield* other.decisions.apply(request(registration))
+  const taken = yield* other.coordination.apply(request(registration))
   assert.deepStrictEqual(taken.evict.map(({ workerId }) => workerId), ["victim"])
   assert.isTrue(taken.isComplete)
   yield* Fiber.interruptAll([...calls, inFlight])
@@ -128,11 +128,11 @@ test("the presence of a process's workers ends with the process", function*({ wo
 })
 
 test("conflicting batches run again until both are counted", function*({ world }) {
-  const { checkpoints, decisions, membership } = yield* enter(world)
+  const { checkpoints, coordination, membership } = yield* enter(world)
   const registrations = [yield* membership.join(options("a")), yield* membership.join(options("b"))]
   const rows = yield* Effect.forEach(
     registrations,
-    (registration) => Effect.map(decisions.apply(request(registration)), ({ ownedRows: held }) => held[0]!)
+    (registration) => Effect.map(coordination.apply(request(registration)), ({ ownedRows: held }) => held[0]!)
   )
   const total = yield* TxRef.make(0)
   const started = yield* Effect.forEach(rows, () => Deferred.make<void>())
@@ -154,8 +154,8 @@ test("conflicting batches run again until both are counted", function*({ world }
 })
 
 test("events that a handler appends become readable when its batch commits", function*({ world }) {
-  const { checkpoints, decisions, events, membership } = yield* enter(world)
-  const { ownedRows: [row] } = yield* decisions.apply(request(yield* membership.join(options("a"))))
+  const { checkpoints, coordination, events, membership } = yield* enter(world)
+  const { ownedRows: [row] } = yield* coordination.apply(request(yield* membership.join(options("a"))))
   const waiting = yield* Effect.forkChild(events.settledBeyond(0n, Duration.hours(1)), { startImmediately: true })
   const failed = yield* Effect.flip(checkpoints.commit(
     row!,
@@ -181,9 +181,9 @@ test("events that a handler appends become readable when its batch commits", fun
 })
 
 test("a generation is active once the heartbeats of all its members display that they run it", function*({ world }) {
-  const { decisions, membership } = yield* enter(world)
+  const { coordination, membership } = yield* enter(world)
   const [first, second] = [yield* membership.join(options("a")), yield* membership.join(options("b"))]
-  const { generation } = yield* decisions.apply(request(first))
+  const { generation } = yield* coordination.apply(request(first))
   const states = () => world.generations.value.get(replicaSet)!.map(({ state }) => state)
   yield* membership.heartbeat(first, Worker.display(first, "running", generation))
   yield* membership.heartbeat(second, Worker.display(second, "ready", generation))
@@ -192,18 +192,18 @@ test("a generation is active once the heartbeats of all its members display that
   assert.deepStrictEqual(states(), ["active"])
   const record = world.workers.value.get(MemoryWorld.workerKey(second))
   assert.deepStrictEqual([record?.state, record?.generationId, record?.partitionKey], ["running", 1n, 1])
-  yield* decisions.apply(request(second, true))
+  yield* coordination.apply(request(second, true))
   assert.deepStrictEqual(states(), ["superseded", "pending"])
   assert.strictEqual(world.workers.value.get(MemoryWorld.workerKey(second))?.state, "stopped")
 })
 
 test("the history of generations is bounded", function*({ world }) {
-  const { decisions, membership } = yield* enter(world)
+  const { coordination, membership } = yield* enter(world)
   const first = yield* membership.join(options("a"))
   for (let index = 0; index < 60; index++) {
     const second = yield* membership.join(options("b"))
-    yield* decisions.apply(request(first))
-    yield* decisions.apply(request(second, true))
+    yield* coordination.apply(request(first))
+    yield* coordination.apply(request(second, true))
   }
   const kept = world.generations.value.get(replicaSet)!
   assert.strictEqual(kept.length, 100)
@@ -213,12 +213,12 @@ test("the history of generations is bounded", function*({ world }) {
 test("concurrent decisions are serialized, however their steps interleave", function*() {
   for (let steps = 3; steps <= 60; steps++) {
     const world = yield* MemoryStores.makeWorld
-    const { checkpoints, decisions, membership } = yield* enter(world)
+    const { checkpoints, coordination, membership } = yield* enter(world)
     // The worker that forms the generation does not carry the projection, so the others create its row.
     const former = yield* membership.join({ ...options("former"), projections: ["other"] })
     const carriers = [yield* membership.join(options("a")), yield* membership.join(options("b"))]
-    yield* decisions.apply({ ...request(former), projections: [] })
-    const decided = yield* Effect.forEach(carriers, (registration) => decisions.apply(request(registration)), {
+    yield* coordination.apply({ ...request(former), projections: [] })
+    const decided = yield* Effect.forEach(carriers, (registration) => coordination.apply(request(registration)), {
       concurrency: "unbounded"
     }).pipe(Effect.provideService(Scheduler.MaxOpsBeforeYield, steps))
     assert.isTrue(decided.every(({ form, isComplete: settled }) => form === undefined && settled))
@@ -231,11 +231,11 @@ test("concurrent decisions are serialized, however their steps interleave", func
 })
 
 test("changes in another replica set cause no wake-ups", function*({ world }) {
-  const { decisions, membership } = yield* enter(world)
+  const { coordination, membership } = yield* enter(world)
   const wakeUps = yield* membership.wakeUps(yield* membership.join(options("a")))
   const other = yield* membership.join({ ...options("a"), replicaSet: "other" })
-  yield* decisions.apply(request(other))
-  yield* decisions.apply(request(other, true))
+  yield* coordination.apply(request(other))
+  yield* coordination.apply(request(other, true))
   assert.strictEqual((yield* Queue.clear(wakeUps)).length, 0)
 })
 

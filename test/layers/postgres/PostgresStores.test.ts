@@ -166,11 +166,11 @@ test("one constant orchestrator layer over two databases builds two orchestrator
   ) {
     const over = (client: Client) => worker.pipe(Layer.provideMerge(PostgresStores.layer), Layer.provideMerge(client))
     const outer = yield* Layer.build(over(a.client))
-    const [inner, decisions] = yield* Effect.all([Orchestrator.Orchestrator, CoordinationStore]).pipe(
+    const [inner, coordination] = yield* Effect.all([Orchestrator.Orchestrator, CoordinationStore]).pipe(
       Effect.provide(over(b.client)),
       Effect.provide(outer)
     )
     assert.notStrictEqual(inner, Context.get(outer, Orchestrator.Orchestrator))
-    assert.notStrictEqual(decisions, Context.get(outer, CoordinationStore))
+    assert.notStrictEqual(coordination, Context.get(outer, CoordinationStore))
   }
 })

@@ -95,7 +95,7 @@ for (const busy of [true, false]) {
             settledBeyond: (...args) => Effect.raceFirst(failing(process.events).settledBeyond(...args), lost)
           }),
           Context.add(CheckpointStore, failing(process.checkpoints)),
-          Context.add(CoordinationStore, failing(process.decisions)),
+          Context.add(CoordinationStore, failing(process.coordination)),
           Context.add(Membership, failing(process.membership))
         )
         const projections = Array.from(

@@ -53,9 +53,9 @@ it.effect("a database outage does not count towards coordinationTimeout", () =>
     const { lines, layer } = logs()
     const stores = Context.add(process.stores, CoordinationStore, {
       preview: (request) =>
-        Effect.suspend(() => isAway ? Effect.fail(unavailable) : process.decisions.preview(request)),
+        Effect.suspend(() => isAway ? Effect.fail(unavailable) : process.coordination.preview(request)),
       apply: (request) =>
-        Effect.suspend(() => isAway ? Effect.fail(unavailable) : process.decisions.apply(request)).pipe(
+        Effect.suspend(() => isAway ? Effect.fail(unavailable) : process.coordination.apply(request)).pipe(
           Effect.map(incomplete)
         )
     }).pipe(Context.add(Membership, process.membership))
@@ -90,7 +90,7 @@ it.effect("a database outage does not count towards coordinationTimeout", () =>
 it.effect("a range that ends while the plan is made is opened from its row as it is afterwards", () =>
   Effect.gen(function*() {
     const users = Projection.make("users", { handle: () => Effect.void })
-    const { checkpoints, decisions, held, membership, registration } = yield* runner(
+    const { checkpoints, coordination, held, membership, registration } = yield* runner(
       yield* MemoryStores.makeWorld,
       users
     )
@@ -107,9 +107,9 @@ it.effect("a range that ends while the plan is made is opened from its row as it
       giveUp: Effect.fail,
       captured: Context.empty() as Context.Context<unknown>,
       coordination: {
-        ...decisions,
+        ...coordination,
         preview: (request) =>
-          Effect.tap(decisions.preview(request), () => {
+          Effect.tap(coordination.preview(request), () => {
             if (!all.delete(key)) return Effect.void
             alarm.latch.openUnsafe()
             return checkpoints.advance(held, { from: 0n, to: 1n })
@@ -211,8 +211,8 @@ it.effect("a generation whose number is reissued after lost commits is treated a
       const process = yield* enter(world)
       const stores = mayBeAway
         ? Context.add(process.stores, CoordinationStore, {
-          preview: (request) => unlessAway(process.decisions.preview(request)),
-          apply: (request) => unlessAway(process.decisions.apply(request))
+          preview: (request) => unlessAway(process.coordination.preview(request)),
+          apply: (request) => unlessAway(process.coordination.apply(request))
         })
         : process.stores
       const orchestrator = yield* Effect.provide(
