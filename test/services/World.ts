@@ -16,7 +16,6 @@ import * as MemoryStores from "../../src/layers/memory/MemoryStores.ts"
 import * as MemoryWorld from "../../src/layers/memory/MemoryWorld.ts"
 import type { Activity } from "../../src/schema/Activity.ts"
 import type { Checkpoint, Held } from "../../src/schema/Checkpoint.ts"
-import { DatabaseUnavailable, StoreError } from "../../src/schema/Errors.ts"
 import * as Settings from "../../src/schema/Settings.ts"
 import { CheckpointStore } from "../../src/services/CheckpointStore.ts"
 import { CoordinationStore } from "../../src/services/CoordinationStore.ts"
@@ -28,6 +27,7 @@ import * as Telemetry from "../../src/services/telemetry/Telemetry.ts"
 import * as RangeRunner from "../../src/services/worker/RangeRunner.ts"
 import * as RangeState from "../../src/services/worker/RangeState.ts"
 import * as Startup from "../../src/services/worker/Startup.ts"
+import * as StoreErrors from "../support/StoreErrors.ts"
 
 export const rules = { heartbeatIntervalMillis: 5_000, staleWorkerTimeoutMillis: 30_000, presenceGraceMillis: 100 }
 
@@ -58,15 +58,7 @@ export const logs = (): { readonly lines: Array<Line>; readonly layer: Layer.Lay
 export class Broken extends Data.TaggedError("Broken")<{ readonly message: string }> {}
 
 /** The failure of the stores while their database is unreachable. */
-export const unavailable = new StoreError({
-  reason: new DatabaseUnavailable({
-    condition: "connection lost",
-    server: "db:5432",
-    database: "app",
-    user: "app",
-    cause: new Error("test")
-  })
-})
+export const unavailable = StoreErrors.unavailable("connection lost")
 
 export const event = (id: string, rest: { readonly eventType?: string; readonly aggregateType?: string } = {}) => ({
   boundedContext: "app",

@@ -8,7 +8,7 @@ import * as CoordinationStoreMemory from "../../src/layers/memory/CoordinationSt
 import * as MembershipMemory from "../../src/layers/memory/MembershipMemory.ts"
 import type { Handle } from "../../src/layers/memory/MemoryWorld.ts"
 import * as Checkpoint from "../../src/schema/Checkpoint.ts"
-import { DatabaseUnavailable, StoreError } from "../../src/schema/Errors.ts"
+import type { StoreError } from "../../src/schema/Errors.ts"
 import {
   type BatchOptions,
   CheckpointStore,
@@ -19,23 +19,13 @@ import { CoordinationStore } from "../../src/services/CoordinationStore.ts"
 import { EventStore } from "../../src/services/EventStore.ts"
 import { Membership } from "../../src/services/Membership.ts"
 import type { Stores } from "../../src/services/Stores.ts"
+import { unavailable } from "../support/StoreErrors.ts"
 import type { Checkers } from "./Checkers.ts"
 import type { Entry } from "./Coverage.ts"
 import type { Process } from "./Engine.ts"
 import type { EventLog } from "./EventLog.ts"
 import type { Mutation } from "./Mutations.ts"
 import type { Run, Worker } from "./Run.ts"
-
-const unavailable = (condition: "connection lost" | "refused" | "no answer in time") =>
-  new StoreError({
-    reason: new DatabaseUnavailable({
-      condition,
-      server: "simulated",
-      database: "simulated",
-      user: "simulated",
-      cause: "simulated"
-    })
-  })
 
 /** Marks a batch whose connection is lost after its handler has run. */
 const connectionLost = { simulated: "connection lost after the handler" }
