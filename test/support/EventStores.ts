@@ -1,5 +1,5 @@
 /** The event store on PostgreSQL with the services that it depends on, each on its own database. */
-import type * as PgClient from "@effect/sql-pg/PgClient"
+import * as PgClient from "@effect/sql-pg/PgClient"
 import { it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
@@ -13,6 +13,7 @@ import * as Migrations from "../../src/layers/postgres/Migrations.ts"
 import type { NewEvent } from "../../src/schema/Event.ts"
 import { EventStore } from "../../src/services/EventStore.ts"
 import * as PostgresTest from "../../src/testing/PostgresTest.ts"
+import * as Tests from "./Tests.ts"
 
 /** An event of the stream `test`, `Test`, `aggregateId`. */
 export const event = (aggregateId: string, rest: Partial<NewEvent> = {}): NewEvent => ({
@@ -61,6 +62,12 @@ export const live = (
       database() as Layer.Layer<Client>
     ))
 
+/** A test in real time on such a database. */
+export const test = Tests.live(
+  database() as Layer.Layer<Client>,
+  Effect.all({ sql: PgClient.PgClient, url: Tests.url })
+)
+
 /** The stores over the provided client, as another process would open them. */
 export const stores = (options: DatabaseLive.Options = {}) =>
   Layer.fresh(
@@ -80,3 +87,19 @@ export const liveStore = (
   test: Effect.Effect<unknown, unknown, Provided>,
   options: Options = {}
 ) => it.live(title, () => Effect.provide(test, layerWith(options) as Layer.Layer<Provided>))
+
+/** A test in real time with a store on its own database; the options are those of {@link layerWith}. */
+export const storeTestOn = (serverUrl: Effect.Effect<string | undefined>) =>
+  Tests.register(
+    Effect.all({ sql: PgClient.PgClient, store: EventStore, url: Tests.url }),
+    (name, steps: Effect.Effect<void, unknown, Provided | Scope.Scope>, options: Options = {}) =>
+      it.live(name, () =>
+        Effect.flatMap(serverUrl, (serverUrl) =>
+          Effect.provide(
+            Effect.scoped(steps),
+            layerWith({ ...options, serverUrl }) as Layer.Layer<Provided>
+          )))
+  )
+
+/** The same on the run's own server. */
+export const storeTest = storeTestOn(Effect.undefined)

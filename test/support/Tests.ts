@@ -40,8 +40,8 @@ export const live = <R, Given = void>(
 ): Register<Given, R | Scope.Scope> =>
   register(given, (name, steps, options) => it.live(name, () => Effect.provide(Effect.scoped(steps), layer), options))
 
+/** The URL of the test's database. */
+export const url = Effect.map(PostgresTest.TestDatabase, ({ url }) => url)
+
 /** Tests in real time, each on an empty database. */
-export const postgres = live(
-  PostgresTest.layer,
-  Effect.all({ sql: SqlClient.SqlClient, url: Effect.map(PostgresTest.TestDatabase, ({ url }) => url) })
-)
+export const postgres = live(PostgresTest.layer, Effect.all({ sql: SqlClient.SqlClient, url }))

@@ -1,12 +1,11 @@
 /** What is checked when the stores are opened, and the errors that the checks report. */
 import * as PgClient from "@effect/sql-pg/PgClient"
-import { assert, it } from "@effect/vitest"
+import { assert } from "@effect/vitest"
 import * as Clock from "effect/Clock"
 import * as Deferred from "effect/Deferred"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
-import type * as Layer from "effect/Layer"
 import * as Reactivity from "effect/reactivity/Reactivity"
 import * as Redacted from "effect/Redacted"
 import * as SqlClient from "effect/sql/SqlClient"
@@ -15,10 +14,10 @@ import { describe } from "vitest"
 import * as DatabaseLive from "../../../src/layers/postgres/DatabaseLive.ts"
 import * as Migrations from "../../../src/layers/postgres/Migrations.ts"
 import * as OrchestratorTables from "../../../src/layers/postgres/migrations/OrchestratorTables.ts"
-import * as PostgresTest from "../../../src/testing/PostgresTest.ts"
 import * as TimeLimits from "../../../src/testing/TimeLimits.ts"
 import { logs } from "../../services/World.ts"
 import * as EventStores from "../../support/EventStores.ts"
+import * as Tests from "../../support/Tests.ts"
 
 /** Opens the database as an application with this URL does. */
 const openWith = (config: PgClient.PgPoolConfig, options: DatabaseLive.Options = {}) =>
@@ -36,22 +35,7 @@ const changed = (url: string, change: (url: URL) => void): string => {
   return parsed.href
 }
 
-const live = (
-  title: string,
-  test: Effect.Effect<unknown, unknown, PgClient.PgClient | PostgresTest.TestDatabase>,
-  options: { readonly empty?: boolean; readonly tags?: Array<string> } = {}
-) =>
-  it.live(
-    title,
-    () =>
-      Effect.provide(
-        test,
-        (options.empty === true ? PostgresTest.layer : EventStores.database()) as Layer.Layer<
-          PgClient.PgClient | PostgresTest.TestDatabase
-        >
-      ),
-    { tags: options.tags ?? [] }
-  )
+const test = EventStores.test
 
 /** A port where nothing listens. */
 const closedPort = Effect.callback<number>((resume) => {
@@ -79,86 +63,60 @@ const pauses = <A, E, R>(self: Effect.Effect<A, E, R>) =>
   })
 
 describe("DatabaseLive", () => {
-  live(
-    "opens the tables that the migrations created",
-    Effect.gen(function*() {
-      const { url } = yield* PostgresTest.TestDatabase
-      const database = yield* open(url)
-      assert.deepStrictEqual(database.channels, { events: "pupsourcing_events", control: "pupsourcing_control" })
-      assert.strictEqual(database.qualified("events"), `"public"."events"`)
-      assert.deepStrictEqual([database.listen, database.presence], [true, true])
-    })
-  )
+  test("opens the tables that the migrations created", function*({ url }) {
+    const database = yield* open(url)
+    assert.deepStrictEqual(database.channels, { events: "pupsourcing_events", control: "pupsourcing_control" })
+    assert.strictEqual(database.qualified("events"), `"public"."events"`)
+    assert.deepStrictEqual([database.listen, database.presence], [true, true])
+  })
 
-  live(
-    "gives each schema of a database its own channels, however the schema is found",
-    Effect.gen(function*() {
-      const { url } = yield* PostgresTest.TestDatabase
-      const schema = "s".repeat(63)
-      const channels = {
-        events: `pupsourcing_events_${"s".repeat(44)}`,
-        control: `pupsourcing_control_${"s".repeat(43)}`
-      }
-      const client = PgClient.layer({ url: Redacted.make(url) })
-      yield* Effect.provide(Migrations.upWith({ schema }), client)
-      const named = yield* open(url, { schema })
-      assert.deepStrictEqual(named.channels, channels)
-      const found = yield* openWith({ url: Redacted.make(url), startupParameters: { search_path: schema } })
-      assert.deepStrictEqual(found.channels, channels)
-      // The server accepts channel names of this length.
-      const sql = yield* PgClient.PgClient
-      yield* sql`SELECT pg_notify(${named.channels.events}, ''), pg_notify(${named.channels.control}, '')`
-    })
-  )
+  test("gives each schema of a database its own channels, however the schema is found", function*({ sql, url }) {
+    const schema = "s".repeat(63)
+    const channels = {
+      events: `pupsourcing_events_${"s".repeat(44)}`,
+      control: `pupsourcing_control_${"s".repeat(43)}`
+    }
+    const client = PgClient.layer({ url: Redacted.make(url) })
+    yield* Effect.provide(Migrations.upWith({ schema }), client)
+    const named = yield* open(url, { schema })
+    assert.deepStrictEqual(named.channels, channels)
+    const found = yield* openWith({ url: Redacted.make(url), startupParameters: { search_path: schema } })
+    assert.deepStrictEqual(found.channels, channels)
+    // The server accepts channel names of this length.
+    yield* sql`SELECT pg_notify(${named.channels.events}, ''), pg_notify(${named.channels.control}, '')`
+  })
 
-  live(
-    "reports missing tables by name, with the remedy",
-    Effect.gen(function*() {
-      const { url } = yield* PostgresTest.TestDatabase
-      const all = yield* Effect.flip(open(url))
-      assert(all._tag === "TablesMissing")
-      assert.include(all.tables, `"orchestrator_checkpoints"`)
-      assert.include(all.message, "migrate up")
-      const elsewhere = yield* Effect.flip(open(url, { schema: "elsewhere", tables: { events: "happenings" } }))
-      assert(elsewhere._tag === "TablesMissing")
-      assert.include(elsewhere.tables, `"elsewhere"."happenings"`)
-    }),
-    { empty: true }
-  )
+  Tests.postgres("reports missing tables by name, with the remedy", function*({ url }) {
+    const all = yield* Effect.flip(open(url))
+    assert(all._tag === "TablesMissing")
+    assert.include(all.tables, `"orchestrator_checkpoints"`)
+    assert.include(all.message, "migrate up")
+    const elsewhere = yield* Effect.flip(open(url, { schema: "elsewhere", tables: { events: "happenings" } }))
+    assert(elsewhere._tag === "TablesMissing")
+    assert.include(elsewhere.tables, `"elsewhere"."happenings"`)
+  })
 
-  live(
-    "reports a single missing table alone",
-    Effect.gen(function*() {
-      const { url } = yield* PostgresTest.TestDatabase
-      const sql = yield* PgClient.PgClient
-      yield* sql`DROP TABLE aggregate_heads`
+  test("reports a single missing table alone", function*({ sql, url }) {
+    yield* sql`DROP TABLE aggregate_heads`
+    const error = yield* Effect.flip(open(url))
+    assert(error._tag === "TablesMissing")
+    assert.deepStrictEqual(error.tables, [`"aggregate_heads"`])
+  })
+
+  test("distinguishes older from newer schema versions", function*({ sql, url }) {
+    const expected = OrchestratorTables.schemaVersion
+    for (const found of [0, expected - 1, expected + 1]) {
+      yield* sql`UPDATE orchestrator_meta SET schema_version = ${found}`
       const error = yield* Effect.flip(open(url))
-      assert(error._tag === "TablesMissing")
-      assert.deepStrictEqual(error.tables, [`"aggregate_heads"`])
-    })
-  )
+      assert(error._tag === "SchemaVersionMismatch")
+      assert.deepStrictEqual([error.found, error.expected], [found, expected])
+      assert.include(error.message, found < expected ? "migrate up" : "newer")
+    }
+  })
 
-  live(
-    "distinguishes older from newer schema versions",
-    Effect.gen(function*() {
-      const { url } = yield* PostgresTest.TestDatabase
-      const sql = yield* PgClient.PgClient
-      const expected = OrchestratorTables.schemaVersion
-      for (const found of [0, expected - 1, expected + 1]) {
-        yield* sql`UPDATE orchestrator_meta SET schema_version = ${found}`
-        const error = yield* Effect.flip(open(url))
-        assert(error._tag === "SchemaVersionMismatch")
-        assert.deepStrictEqual([error.found, error.expected], [found, expected])
-        assert.include(error.message, found < expected ? "migrate up" : "newer")
-      }
-    })
-  )
-
-  live(
+  test(
     "a start that waits for a lock on the version table logs the wait and the session that holds the lock",
-    Effect.gen(function*() {
-      const { url } = yield* PostgresTest.TestDatabase
-      const sql = yield* PgClient.PgClient
+    function*({ sql, url }) {
       const { layer, lines } = logs()
       const done = yield* Deferred.make<void>()
       const locked = yield* Deferred.make<number>()
@@ -188,40 +146,29 @@ describe("DatabaseLive", () => {
       yield* Fiber.join(opened)
       yield* Fiber.join(migrated)
       assert.strictEqual(lines.filter(({ text }) => text.includes("waits for")).length, 2)
-    })
+    }
   )
 
-  live(
-    "refuses a server whose hash function gives other answers",
-    Effect.gen(function*() {
-      const { url } = yield* PostgresTest.TestDatabase
-      const sql = yield* PgClient.PgClient
-      yield* sql`UPDATE orchestrator_meta SET hash_answers = hash_answers || '{"user-1": 1}'::jsonb`
-      const error = yield* Effect.flip(open(url))
-      assert(error._tag === "StoreError" && error.reason._tag === "UnsupportedDatabase")
-      assert.include(error.message, "hashtext")
-    })
-  )
+  test("refuses a server whose hash function gives other answers", function*({ sql, url }) {
+    yield* sql`UPDATE orchestrator_meta SET hash_answers = hash_answers || '{"user-1": 1}'::jsonb`
+    const error = yield* Effect.flip(open(url))
+    assert(error._tag === "StoreError" && error.reason._tag === "UnsupportedDatabase")
+    assert.include(error.message, "hashtext")
+  })
 
-  live(
-    "refuses a replica",
-    Effect.gen(function*() {
-      const { url } = yield* PostgresTest.TestDatabase
-      const sql = yield* PgClient.PgClient
-      yield* sql`CREATE SCHEMA replica`
-      yield* sql`CREATE FUNCTION replica.pg_is_in_recovery() RETURNS boolean LANGUAGE sql AS 'SELECT true'`
-      const error = yield* Effect.flip(
-        openWith({ url: Redacted.make(url), startupParameters: { search_path: "replica, pg_catalog, public" } })
-      )
-      assert(error._tag === "StoreError" && error.reason._tag === "ReadOnlyDatabase")
-      assert.include(error.message, "primary")
-    })
-  )
+  test("refuses a replica", function*({ sql, url }) {
+    yield* sql`CREATE SCHEMA replica`
+    yield* sql`CREATE FUNCTION replica.pg_is_in_recovery() RETURNS boolean LANGUAGE sql AS 'SELECT true'`
+    const error = yield* Effect.flip(
+      openWith({ url: Redacted.make(url), startupParameters: { search_path: "replica, pg_catalog, public" } })
+    )
+    assert(error._tag === "StoreError" && error.reason._tag === "ReadOnlyDatabase")
+    assert.include(error.message, "primary")
+  })
 
-  live(
+  test(
     "refuses orchestrator tables that belong to another events table, and so do the migrations",
-    Effect.gen(function*() {
-      const { url } = yield* PostgresTest.TestDatabase
+    function*({ sql, url }) {
       const tables = { events: "billing_events", aggregateHeads: "billing_heads" }
       const refusals = yield* Effect.all([
         Effect.flip(open(url, { tables })),
@@ -235,109 +182,91 @@ describe("DatabaseLive", () => {
         )
       }
       // Tables created before `events_table` existed are accepted; the next migration records the name.
-      const sql = yield* PgClient.PgClient
       yield* sql`ALTER TABLE orchestrator_meta DROP COLUMN events_table`
       yield* open(url)
       yield* Effect.provide(Migrations.up, PgClient.layer({ url: Redacted.make(url) }))
       assert.deepStrictEqual(yield* sql`SELECT events_table FROM orchestrator_meta`, [{ events_table: "events" }])
-    })
+    }
   )
 
-  live(
-    "refuses invalid identifiers before it sends a statement",
-    Effect.gen(function*() {
-      const { url } = yield* PostgresTest.TestDatabase
-      const error = yield* Effect.flip(open(url, { tables: { events: "events; DROP TABLE events" } }))
-      assert(error._tag === "InvalidSettings")
-      assert.strictEqual(error.setting, "tables.events")
-    })
-  )
+  test("refuses invalid identifiers before it sends a statement", function*({ url }) {
+    const error = yield* Effect.flip(open(url, { tables: { events: "events; DROP TABLE events" } }))
+    assert(error._tag === "InvalidSettings")
+    assert.strictEqual(error.setting, "tables.events")
+  })
 
-  live(
-    "a wrong password, database or host fails at once, and no message contains the password",
-    Effect.gen(function*() {
-      const { url } = yield* PostgresTest.TestDatabase
-      const cases = [
-        [
-          "wrong password",
-          changed(url, (url) => {
-            url.username = "nobody_at_all"
-            url.password = "sesame-open"
-          })
-        ],
-        [
-          "unknown database",
-          changed(url, (url) => {
-            url.pathname = "/no_such_database"
-          })
-        ],
-        [
-          "unknown host",
-          changed(url, (url) => {
-            url.hostname = "no-such-host.invalid"
-          })
-        ],
-        [
-          "TLS failed",
-          // The test server has no certificate.
-          changed(url, (url) => {
-            url.searchParams.set("sslmode", "require")
-          })
-        ]
-      ] as const
-      for (const [reason, wrong] of cases) {
-        const [error, paused] = yield* pauses(Effect.flip(open(wrong)))
-        assert(error._tag === "StoreError" && error.reason._tag === "DatabaseUnavailable")
-        assert.strictEqual(error.reason.condition, reason)
-        assert.strictEqual(paused, 0, reason)
-        const { hostname, password, port } = new URL(wrong)
-        assert.include(error.message, `${hostname}:${port || 5432}`)
-        assert.notInclude(error.message + JSON.stringify(error), password)
-      }
-    })
-  )
-
-  live(
-    "retries a server that refuses connections for a bounded time",
-    Effect.gen(function*() {
-      const { url } = yield* PostgresTest.TestDatabase
-      const port = yield* closedPort
-      const [error, paused] = yield* pauses(Effect.flip(open(changed(url, (url) => {
-        url.port = String(port)
-      }))))
+  test("a wrong password, database or host fails at once, and no message contains the password", function*({ url }) {
+    const cases = [
+      [
+        "wrong password",
+        changed(url, (url) => {
+          url.username = "nobody_at_all"
+          url.password = "sesame-open"
+        })
+      ],
+      [
+        "unknown database",
+        changed(url, (url) => {
+          url.pathname = "/no_such_database"
+        })
+      ],
+      [
+        "unknown host",
+        changed(url, (url) => {
+          url.hostname = "no-such-host.invalid"
+        })
+      ],
+      [
+        "TLS failed",
+        // The test server has no certificate.
+        changed(url, (url) => {
+          url.searchParams.set("sslmode", "require")
+        })
+      ]
+    ] as const
+    for (const [reason, wrong] of cases) {
+      const [error, paused] = yield* pauses(Effect.flip(open(wrong)))
       assert(error._tag === "StoreError" && error.reason._tag === "DatabaseUnavailable")
-      assert.strictEqual(error.reason.condition, "refused")
-      assert.include(error.message, `:${port}`)
-      assert.isAbove(paused, 3)
-    }),
-    { tags: ["long"] }
-  )
+      assert.strictEqual(error.reason.condition, reason)
+      assert.strictEqual(paused, 0, reason)
+      const { hostname, password, port } = new URL(wrong)
+      assert.include(error.message, `${hostname}:${port || 5432}`)
+      assert.notInclude(error.message + JSON.stringify(error), password)
+    }
+  })
 
-  live(
-    "waits for a server that comes up later, and so do the migrations",
-    Effect.gen(function*() {
-      const { url } = yield* PostgresTest.TestDatabase
-      const target = new URL(url)
-      const port = yield* closedPort
-      yield* Effect.acquireRelease(
-        Effect.callback<Net.Server>((resume) => {
-          const server = Net.createServer((client) => {
-            const upstream = Net.connect({ host: target.hostname, port: Number(target.port || 5432) })
-            client.pipe(upstream).pipe(client)
-            for (const socket of [client, upstream]) socket.on("error", () => socket.destroy())
-          })
-          server.listen(port, "127.0.0.1", () => resume(Effect.succeed(server)))
-        }).pipe(Effect.delay("1 seconds")),
-        (server) => Effect.sync(() => server.close())
-      ).pipe(Effect.forkScoped)
-      const late = changed(url, (url) => {
-        url.hostname = "127.0.0.1"
-        url.port = String(port)
-      })
-      const migrate = Effect.provide(Migrations.status, PgClient.layer({ url: Redacted.make(late) }))
-      const [database, { version }] = yield* Effect.all([open(late), migrate], { concurrency: "unbounded" })
-      assert.include(database.server.server, String(port))
-      assert.strictEqual(version, OrchestratorTables.schemaVersion)
-    }).pipe(Effect.scoped)
-  )
+  test("retries a server that refuses connections for a bounded time", { tags: ["long"] }, function*({ url }) {
+    const port = yield* closedPort
+    const [error, paused] = yield* pauses(Effect.flip(open(changed(url, (url) => {
+      url.port = String(port)
+    }))))
+    assert(error._tag === "StoreError" && error.reason._tag === "DatabaseUnavailable")
+    assert.strictEqual(error.reason.condition, "refused")
+    assert.include(error.message, `:${port}`)
+    assert.isAbove(paused, 3)
+  })
+
+  test("waits for a server that comes up later, and so do the migrations", function*({ url }) {
+    const target = new URL(url)
+    const port = yield* closedPort
+    yield* Effect.acquireRelease(
+      Effect.callback<Net.Server>((resume) => {
+        const server = Net.createServer((client) => {
+          const upstream = Net.connect({ host: target.hostname, port: Number(target.port || 5432) })
+          client.pipe(upstream).pipe(client)
+          for (const socket of [client, upstream]) socket.on("error", () => socket.destroy())
+        })
+        server.listen(port, "127.0.0.1", () => resume(Effect.succeed(server)))
+      }).pipe(Effect.delay("1 seconds")),
+      (server) => Effect.sync(() => server.close())
+    ).pipe(Effect.forkScoped)
+    const late = changed(url, (url) => {
+      url.hostname = "127.0.0.1"
+      url.port = String(port)
+    })
+    const migrate = Effect.provide(Migrations.status, PgClient.layer({ url: Redacted.make(late) }))
+    const [database, { version }] = yield* Effect.all([open(late), migrate], { concurrency: "unbounded" })
+    assert.include(database.server.server, String(port))
+    assert.strictEqual(version, OrchestratorTables.schemaVersion)
+  })
 })

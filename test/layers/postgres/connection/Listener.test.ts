@@ -15,9 +15,8 @@ import { describe } from "vitest"
 import * as Listener from "../../../../src/layers/postgres/connection/Listener.ts"
 import { Database } from "../../../../src/layers/postgres/Database.ts"
 import * as DatabaseLive from "../../../../src/layers/postgres/DatabaseLive.ts"
-import { TestDatabase } from "../../../../src/testing/PostgresTest.ts"
 import * as TimeLimits from "../../../../src/testing/TimeLimits.ts"
-import { live } from "../../../support/EventStores.ts"
+import { test } from "../../../support/EventStores.ts"
 import * as Proxy from "../../../support/Proxy.ts"
 import { reasonOf } from "../../../support/StoreErrors.ts"
 
@@ -51,224 +50,207 @@ const lost = new SqlError.SqlError({
 })
 
 describe("Listener", () => {
-  live("connects once, when it is first needed, and notifies its subscribers", () =>
-    Effect.gen(function*() {
-      const listener = yield* process()
-      assert.strictEqual(yield* count, 0)
-      const a = yield* listener.subscribe("a")
-      const b = yield* listener.subscribe("b")
-      const again = yield* listener.subscribe("a")
-      for (const queue of [a, b, again]) assert.strictEqual(yield* Queue.take(queue), Listener.reconnected)
-      yield* listener.onConnection(() => Effect.void)
-      yield* listener.notify("a", "x")
-      assert.strictEqual(yield* next(a), "x")
-      assert.strictEqual(yield* next(again), "x")
-      assert.strictEqual(yield* count, 1)
-    }))
+  test("connects once, when it is first needed, and notifies its subscribers", function*() {
+    const listener = yield* process()
+    assert.strictEqual(yield* count, 0)
+    const a = yield* listener.subscribe("a")
+    const b = yield* listener.subscribe("b")
+    const again = yield* listener.subscribe("a")
+    for (const queue of [a, b, again]) assert.strictEqual(yield* Queue.take(queue), Listener.reconnected)
+    yield* listener.onConnection(() => Effect.void)
+    yield* listener.notify("a", "x")
+    assert.strictEqual(yield* next(a), "x")
+    assert.strictEqual(yield* next(again), "x")
+    assert.strictEqual(yield* count, 1)
+  })
 
-  live("delivers messages to other processes, and sends equal messages once", () =>
-    Effect.gen(function*() {
-      const one = yield* process()
-      const other = yield* process()
-      const queue = yield* other.subscribe("c")
-      assert.strictEqual(yield* Queue.take(queue), Listener.reconnected)
-      for (let index = 0; index < 500; index++) yield* one.notify("c", "same")
-      yield* one.notify("elsewhere", "not this")
-      yield* one.notify("c", "end")
-      const seen: Array<string> = []
-      while (seen[seen.length - 1] !== "end") seen.push(yield* next(queue))
-      assert.isAtMost(seen.length, 3)
-      assert.notInclude(seen, "not this")
-    }))
+  test("delivers messages to other processes, and sends equal messages once", function*() {
+    const one = yield* process()
+    const other = yield* process()
+    const queue = yield* other.subscribe("c")
+    assert.strictEqual(yield* Queue.take(queue), Listener.reconnected)
+    for (let index = 0; index < 500; index++) yield* one.notify("c", "same")
+    yield* one.notify("elsewhere", "not this")
+    yield* one.notify("c", "end")
+    const seen: Array<string> = []
+    while (seen[seen.length - 1] !== "end") seen.push(yield* next(queue))
+    assert.isAtMost(seen.length, 3)
+    assert.notInclude(seen, "not this")
+  })
 
-  live("sends the last message before it closes", () =>
-    Effect.gen(function*() {
+  test("sends the last message before it closes", function*() {
+    const queue = yield* (yield* process()).subscribe("a")
+    assert.strictEqual(yield* Queue.take(queue), Listener.reconnected)
+    yield* Effect.scoped(Effect.gen(function*() {
+      const leaving = yield* process()
+      yield* leaving.onConnection(() => Effect.void)
+      yield* leaving.notify("a", "first")
+      assert.strictEqual(yield* next(queue), "first")
+      yield* leaving.notify("a", "last")
+    }))
+    assert.strictEqual(yield* next(queue), "last")
+  })
+
+  test(
+    "a process that exits immediately sends its notifications, even if its session was never opened",
+    function*({ sql }) {
       const queue = yield* (yield* process()).subscribe("a")
       assert.strictEqual(yield* Queue.take(queue), Listener.reconnected)
-      yield* Effect.scoped(Effect.gen(function*() {
-        const leaving = yield* process()
-        yield* leaving.onConnection(() => Effect.void)
-        yield* leaving.notify("a", "first")
-        assert.strictEqual(yield* next(queue), "first")
-        yield* leaving.notify("a", "last")
-      }))
-      assert.strictEqual(yield* next(queue), "last")
-    }))
-
-  live(
-    "a process that exits immediately sends its notifications, even if its session was never opened",
-    () =>
-      Effect.gen(function*() {
-        const queue = yield* (yield* process()).subscribe("a")
-        assert.strictEqual(yield* Queue.take(queue), Listener.reconnected)
-        const leave = Effect.scoped(Effect.andThen(process(), (leaving) => leaving.notify("a", "only")))
+      const leave = Effect.scoped(Effect.andThen(process(), (leaving) => leaving.notify("a", "only")))
+      yield* leave
+      assert.strictEqual(yield* next(queue), "only")
+      // Sending does not wait for the end of a transaction.
+      yield* sql.withTransaction(Effect.gen(function*() {
         yield* leave
         assert.strictEqual(yield* next(queue), "only")
-        // Sending does not wait for the end of a transaction.
-        const sql = yield* PgClient.PgClient
-        yield* sql.withTransaction(Effect.gen(function*() {
-          yield* leave
-          assert.strictEqual(yield* next(queue), "only")
-        }))
-      })
-  )
-
-  live("finishes sending a message while its process ends", () =>
-    Effect.gen(function*() {
-      const queue = yield* (yield* process()).subscribe("a")
-      assert.strictEqual(yield* Queue.take(queue), Listener.reconnected)
-      // The session is opened and the message sent, whenever the scope closes.
-      for (let turn = 0; turn < 20; turn++) {
-        yield* Effect.scoped(Effect.gen(function*() {
-          const leaving = yield* process()
-          yield* leaving.notify("a", String(turn))
-          yield* Effect.sleep(`${turn} millis`)
-        }))
-        assert.strictEqual(yield* next(queue), String(turn))
-      }
-    }))
-
-  live("an unresponsive server does not prevent a process from ending", () =>
-    Effect.gen(function*() {
-      const { url } = yield* TestDatabase
-      const target = new URL(url)
-      const proxy = yield* Proxy.make({ host: target.hostname, port: Number(target.port || 5432) })
-      target.hostname = "127.0.0.1"
-      target.port = String(proxy.port)
-      const client = yield* PgClient.make({ url: Redacted.make(target.href), maxConnections: 1 }).pipe(
-        Effect.provide(Reactivity.layer)
-      )
-      const scope = yield* Scope.make()
-      const leaving = yield* process().pipe(
-        Effect.provideService(PgClient.PgClient, client),
-        Scope.provide(scope)
-      )
-      yield* proxy.silence
-      yield* leaving.notify("a", "unsent")
-      yield* Scope.close(scope, Exit.void)
-      yield* proxy.giveUp
-    }))
-
-  live("a connection lost under a hook fails its registration, and interrupts no fiber", () =>
-    Effect.gen(function*() {
-      const listener = yield* process()
-      const runs = yield* Queue.unbounded<void>()
-      yield* listener.onConnection(() => Effect.asVoid(Queue.offer(runs, undefined)))
-      yield* Queue.take(runs)
-      yield* kill
-      // From here on, the listener waits for the end of the connection.
-      yield* Queue.take(runs)
-      const begun = yield* Deferred.make<void>()
-      const hook = () => Effect.andThen(Deferred.succeed(begun, undefined), Effect.never)
-      const setting = yield* Effect.forkScoped(Effect.exit(listener.onConnection(hook)))
-      yield* Deferred.await(begun)
-      yield* kill
-      const exit = yield* Fiber.join(setting)
-      assert(Exit.isFailure(exit))
-      const failure = exit.cause.reasons.find(Cause.isFailReason)
-      assert.strictEqual(failure?.error.reason._tag, "DatabaseUnavailable")
-    }))
-
-  live("a session that is considered lost is closed", () =>
-    Effect.gen(function*() {
-      const listener = yield* process()
-      const silent = new SqlError.SqlError({
-        reason: new SqlError.ConnectionError({ cause: new Error("no"), message: "no", operation: "query" })
-      })
-      // Nothing else needs the session yet.
-      const exit = yield* Effect.exit(listener.onConnection(() => Effect.fail(silent)))
-      assert.isTrue(Exit.isFailure(exit))
-      yield* TimeLimits.waitUntil("the session is closed", count, (sessions) => sessions === 0)
-      // The next hook opens a new session.
-      yield* listener.onConnection(() => Effect.void)
-      assert.strictEqual(yield* count, 1)
-    }))
-
-  live(
-    "a lost connection is reopened at once: subscribers are notified, hooks run again, and one line is logged",
-    () =>
-      Effect.gen(function*() {
-        const lines: Array<string> = []
-        const logger = Logger.make<unknown, void>(({ logLevel, message }) => {
-          lines.push(`${logLevel} ${String(message)}`)
-        })
-        yield* Effect.gen(function*() {
-          const listener = yield* process()
-          const queue = yield* listener.subscribe("a")
-          assert.strictEqual(yield* Queue.take(queue), Listener.reconnected)
-          const runs = yield* Queue.unbounded<number>()
-          const scope = yield* Scope.fork(yield* Effect.scope)
-          yield* Scope.provide(
-            listener.onConnection(({ processId }) => Effect.asVoid(Queue.offer(runs, processId))),
-            scope
-          )
-          const passing = yield* Scope.fork(scope)
-          const dropped = yield* Queue.unbounded<number>()
-          yield* Scope.provide(
-            listener.onConnection(({ processId }) => Effect.asVoid(Queue.offer(dropped, processId))),
-            passing
-          )
-          yield* Scope.close(passing, yield* Effect.exit(Effect.void))
-          const first = yield* Queue.take(runs)
-          assert.strictEqual(yield* kill, 1)
-          assert.strictEqual(yield* Queue.take(queue), Listener.reconnected)
-          assert.notStrictEqual(yield* Queue.take(runs), first)
-          assert.strictEqual(yield* Queue.size(dropped), 1)
-          yield* listener.notify("a", "after")
-          assert.strictEqual(yield* next(queue), "after")
-          assert.strictEqual(lines.filter((line) => line.startsWith("Warn") && line.includes("lost")).length, 1)
-          assert.strictEqual(lines.filter((line) => line.startsWith("Info") && line.includes("again")).length, 1)
-        }).pipe(Effect.provide(Logger.layer([logger])))
-      })
-  )
-
-  live("the first failure of a hook is returned to the caller, and the hook is not kept", () =>
-    Effect.gen(function*() {
-      const listener = yield* process()
-      let runs = 0
-      const error = yield* Effect.flip(listener.onConnection(() => {
-        runs++
-        return Effect.fail(lost)
       }))
-      assert.strictEqual(reasonOf(error)._tag, "StatementFailed")
+    }
+  )
+
+  test("finishes sending a message while its process ends", function*() {
+    const queue = yield* (yield* process()).subscribe("a")
+    assert.strictEqual(yield* Queue.take(queue), Listener.reconnected)
+    // The session is opened and the message sent, whenever the scope closes.
+    for (let turn = 0; turn < 20; turn++) {
+      yield* Effect.scoped(Effect.gen(function*() {
+        const leaving = yield* process()
+        yield* leaving.notify("a", String(turn))
+        yield* Effect.sleep(`${turn} millis`)
+      }))
+      assert.strictEqual(yield* next(queue), String(turn))
+    }
+  })
+
+  test("an unresponsive server does not prevent a process from ending", function*({ url }) {
+    const target = new URL(url)
+    const proxy = yield* Proxy.make({ host: target.hostname, port: Number(target.port || 5432) })
+    target.hostname = "127.0.0.1"
+    target.port = String(proxy.port)
+    const client = yield* PgClient.make({ url: Redacted.make(target.href), maxConnections: 1 }).pipe(
+      Effect.provide(Reactivity.layer)
+    )
+    const scope = yield* Scope.make()
+    const leaving = yield* process().pipe(
+      Effect.provideService(PgClient.PgClient, client),
+      Scope.provide(scope)
+    )
+    yield* proxy.silence
+    yield* leaving.notify("a", "unsent")
+    yield* Scope.close(scope, Exit.void)
+    yield* proxy.giveUp
+  })
+
+  test("a connection lost under a hook fails its registration, and interrupts no fiber", function*() {
+    const listener = yield* process()
+    const runs = yield* Queue.unbounded<void>()
+    yield* listener.onConnection(() => Effect.asVoid(Queue.offer(runs, undefined)))
+    yield* Queue.take(runs)
+    yield* kill
+    // From here on, the listener waits for the end of the connection.
+    yield* Queue.take(runs)
+    const begun = yield* Deferred.make<void>()
+    const hook = () => Effect.andThen(Deferred.succeed(begun, undefined), Effect.never)
+    const setting = yield* Effect.forkScoped(Effect.exit(listener.onConnection(hook)))
+    yield* Deferred.await(begun)
+    yield* kill
+    const exit = yield* Fiber.join(setting)
+    assert(Exit.isFailure(exit))
+    const failure = exit.cause.reasons.find(Cause.isFailReason)
+    assert.strictEqual(failure?.error.reason._tag, "DatabaseUnavailable")
+  })
+
+  test("a session that is considered lost is closed", function*() {
+    const listener = yield* process()
+    const silent = new SqlError.SqlError({
+      reason: new SqlError.ConnectionError({ cause: new Error("no"), message: "no", operation: "query" })
+    })
+    // Nothing else needs the session yet.
+    const exit = yield* Effect.exit(listener.onConnection(() => Effect.fail(silent)))
+    assert.isTrue(Exit.isFailure(exit))
+    yield* TimeLimits.waitUntil("the session is closed", count, (sessions) => sessions === 0)
+    // The next hook opens a new session.
+    yield* listener.onConnection(() => Effect.void)
+    assert.strictEqual(yield* count, 1)
+  })
+
+  test("a lost connection is reopened at once: subscribers are notified, hooks run again, and one line is logged", function*() {
+    const lines: Array<string> = []
+    const logger = Logger.make<unknown, void>(({ logLevel, message }) => {
+      lines.push(`${logLevel} ${String(message)}`)
+    })
+    yield* Effect.gen(function*() {
+      const listener = yield* process()
       const queue = yield* listener.subscribe("a")
       assert.strictEqual(yield* Queue.take(queue), Listener.reconnected)
-      yield* kill
-      assert.strictEqual(yield* Queue.take(queue), Listener.reconnected)
-      assert.strictEqual(runs, 1)
-    }))
-
-  live("a hook that fails later is retried on a new connection", () =>
-    Effect.gen(function*() {
-      const listener = yield* process()
       const runs = yield* Queue.unbounded<number>()
-      let times = 0
-      yield* listener.onConnection(() => {
-        times++
-        return Effect.andThen(Queue.offer(runs, times), times === 2 ? Effect.fail(lost) : Effect.void)
-      })
-      yield* Queue.take(runs)
-      yield* kill
-      assert.strictEqual(yield* Queue.take(runs), 2)
-      assert.strictEqual(yield* Queue.take(runs), 3)
-    }))
-
-  live("with listen: false nothing is sent or received, but hooks run again", () =>
-    Effect.gen(function*() {
-      const deaf = yield* process({ listen: false })
-      const other = yield* process()
-      const queue = yield* other.subscribe("a")
-      const nothing = yield* deaf.subscribe("a")
-      assert.strictEqual(yield* Queue.take(queue), Listener.reconnected)
-      yield* deaf.notify("a", "unsent")
-      yield* other.notify("a", "sent")
-      assert.strictEqual(yield* next(queue), "sent")
-      assert.strictEqual(yield* Queue.size(nothing), 0)
-      const runs = yield* Queue.unbounded<number>()
-      yield* deaf.onConnection(({ processId }) => Effect.asVoid(Queue.offer(runs, processId)))
+      const scope = yield* Scope.fork(yield* Effect.scope)
+      yield* Scope.provide(
+        listener.onConnection(({ processId }) => Effect.asVoid(Queue.offer(runs, processId))),
+        scope
+      )
+      const passing = yield* Scope.fork(scope)
+      const dropped = yield* Queue.unbounded<number>()
+      yield* Scope.provide(
+        listener.onConnection(({ processId }) => Effect.asVoid(Queue.offer(dropped, processId))),
+        passing
+      )
+      yield* Scope.close(passing, yield* Effect.exit(Effect.void))
       const first = yield* Queue.take(runs)
-      assert.strictEqual(yield* kill, 2)
+      assert.strictEqual(yield* kill, 1)
+      assert.strictEqual(yield* Queue.take(queue), Listener.reconnected)
       assert.notStrictEqual(yield* Queue.take(runs), first)
-      assert.strictEqual(yield* Queue.size(nothing), 0)
+      assert.strictEqual(yield* Queue.size(dropped), 1)
+      yield* listener.notify("a", "after")
+      assert.strictEqual(yield* next(queue), "after")
+      assert.strictEqual(lines.filter((line) => line.startsWith("Warn") && line.includes("lost")).length, 1)
+      assert.strictEqual(lines.filter((line) => line.startsWith("Info") && line.includes("again")).length, 1)
+    }).pipe(Effect.provide(Logger.layer([logger])))
+  })
+
+  test("the first failure of a hook is returned to the caller, and the hook is not kept", function*() {
+    const listener = yield* process()
+    let runs = 0
+    const error = yield* Effect.flip(listener.onConnection(() => {
+      runs++
+      return Effect.fail(lost)
     }))
+    assert.strictEqual(reasonOf(error)._tag, "StatementFailed")
+    const queue = yield* listener.subscribe("a")
+    assert.strictEqual(yield* Queue.take(queue), Listener.reconnected)
+    yield* kill
+    assert.strictEqual(yield* Queue.take(queue), Listener.reconnected)
+    assert.strictEqual(runs, 1)
+  })
+
+  test("a hook that fails later is retried on a new connection", function*() {
+    const listener = yield* process()
+    const runs = yield* Queue.unbounded<number>()
+    let times = 0
+    yield* listener.onConnection(() => {
+      times++
+      return Effect.andThen(Queue.offer(runs, times), times === 2 ? Effect.fail(lost) : Effect.void)
+    })
+    yield* Queue.take(runs)
+    yield* kill
+    assert.strictEqual(yield* Queue.take(runs), 2)
+    assert.strictEqual(yield* Queue.take(runs), 3)
+  })
+
+  test("with listen: false nothing is sent or received, but hooks run again", function*() {
+    const deaf = yield* process({ listen: false })
+    const other = yield* process()
+    const queue = yield* other.subscribe("a")
+    const nothing = yield* deaf.subscribe("a")
+    assert.strictEqual(yield* Queue.take(queue), Listener.reconnected)
+    yield* deaf.notify("a", "unsent")
+    yield* other.notify("a", "sent")
+    assert.strictEqual(yield* next(queue), "sent")
+    assert.strictEqual(yield* Queue.size(nothing), 0)
+    const runs = yield* Queue.unbounded<number>()
+    yield* deaf.onConnection(({ processId }) => Effect.asVoid(Queue.offer(runs, processId)))
+    const first = yield* Queue.take(runs)
+    assert.strictEqual(yield* kill, 2)
+    assert.notStrictEqual(yield* Queue.take(runs), first)
+    assert.strictEqual(yield* Queue.size(nothing), 0)
+  })
 })

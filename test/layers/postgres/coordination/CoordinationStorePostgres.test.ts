@@ -9,6 +9,7 @@ import * as TimeLimits from "../../../../src/testing/TimeLimits.ts"
 import * as CoordinationStoreSuite from "../../../suites/CoordinationStoreSuite.ts"
 import { patient, realTime } from "../../../suites/Suite.ts"
 import * as CoordinationStores from "../../../support/CoordinationStores.ts"
+import * as Tests from "../../../support/Tests.ts"
 
 CoordinationStoreSuite.suite("postgres", CoordinationStores.layerWith(), { time: realTime })
 
@@ -53,81 +54,78 @@ const isAnyDecisionWaiting = Effect.flatMap(SqlClient.SqlClient, (sql) =>
 it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
   "CoordinationStorePostgres",
   (it) => {
-    it.effect("of sixteen concurrent decisions in four processes, one forms the generation", () =>
-      Effect.gen(function*() {
-        const sql = yield* SqlClient.SqlClient
-        const processes = yield* Effect.forEach([1, 2, 3, 4], () => CoordinationStores.another())
-        const workers = yield* Effect.forEach(
-          Array.from({ length: 16 }, (_, index) => ({ index, process: processes[index % 4]! })),
-          ({ index, process }) =>
-            Effect.map(process.provide(join("sixteen", `worker-${index}`, ["sixteen"])), (registration) => ({
-              process,
-              registration
-            }))
-        )
-        const decisions = yield* Effect.forEach(
-          workers,
-          ({ process, registration }) => process.provide(decide(registration)),
-          { concurrency: "unbounded" }
-        )
-        assert.strictEqual(decisions.filter((decision) => decision.form !== undefined).length, 1)
-        const generations = yield* sql`
+    const test = Tests.on(it.effect, Effect.all({ sql: SqlClient.SqlClient }))
+
+    test("of sixteen concurrent decisions in four processes, one forms the generation", function*({ sql }) {
+      const processes = yield* Effect.forEach([1, 2, 3, 4], () => CoordinationStores.another())
+      const workers = yield* Effect.forEach(
+        Array.from({ length: 16 }, (_, index) => ({ index, process: processes[index % 4]! })),
+        ({ index, process }) =>
+          Effect.map(process.provide(join("sixteen", `worker-${index}`, ["sixteen"])), (registration) => ({
+            process,
+            registration
+          }))
+      )
+      const decisions = yield* Effect.forEach(
+        workers,
+        ({ process, registration }) => process.provide(decide(registration)),
+        { concurrency: "unbounded" }
+      )
+      assert.strictEqual(decisions.filter((decision) => decision.form !== undefined).length, 1)
+      const generations = yield* sql`
           SELECT generation_id, total_partitions, state, jsonb_array_length(members) AS members
           FROM orchestrator_generations WHERE replica_set = 'sixteen'`
-        assert.deepStrictEqual(generations, [{
-          generation_id: 1n,
-          total_partitions: 16,
-          state: "pending",
-          members: 16
-        }])
-        const rows = yield* (yield* CheckpointStore).rows("sixteen")
-        assert.isTrue(HashRange.tiles(rows.map((row) => row.range)))
-        assert.strictEqual(rows.filter((row) => row.fence !== undefined).length, 16)
-      }))
+      assert.deepStrictEqual(generations, [{
+        generation_id: 1n,
+        total_partitions: 16,
+        state: "pending",
+        members: 16
+      }])
+      const rows = yield* (yield* CheckpointStore).rows("sixteen")
+      assert.isTrue(HashRange.tiles(rows.map((row) => row.range)))
+      assert.strictEqual(rows.filter((row) => row.fence !== undefined).length, 16)
+    })
 
-    it.effect("a row that an open batch has locked is skipped, and claimed when the batch has ended", () =>
-      Effect.gen(function*() {
-        const first = yield* join("locked row", "first", ["locked row"])
-        assert.isTrue((yield* decide(first)).isComplete)
-        yield* decide(first, { leaving: true, activeKeys: new Set(["locked row@0"]) })
-        // The first worker has stopped, but its last batch is still open, so it still holds the row.
-        const second = yield* join("locked row", "second", ["locked row"])
-        const during = yield* holding(
-          (sql) => sql`SELECT 1 FROM orchestrator_checkpoints WHERE projection_name = 'locked row' FOR UPDATE`,
-          decide(second)
-        )
-        assert.isFalse(during.isComplete)
-        assert.deepStrictEqual(during.ownedRows, [])
-        assert.isAtMost(during.recheckAfterMillis!, 10)
-        const after = yield* decide(second)
-        assert.isTrue(after.isComplete)
-        assert.deepStrictEqual(after.ownedRows.map((row) => row.fence.workerId), ["second"])
-      }))
+    test("a row that an open batch has locked is skipped, and claimed when the batch has ended", function*() {
+      const first = yield* join("locked row", "first", ["locked row"])
+      assert.isTrue((yield* decide(first)).isComplete)
+      yield* decide(first, { leaving: true, activeKeys: new Set(["locked row@0"]) })
+      // The first worker has stopped, but its last batch is still open, so it still holds the row.
+      const second = yield* join("locked row", "second", ["locked row"])
+      const during = yield* holding(
+        (sql) => sql`SELECT 1 FROM orchestrator_checkpoints WHERE projection_name = 'locked row' FOR UPDATE`,
+        decide(second)
+      )
+      assert.isFalse(during.isComplete)
+      assert.deepStrictEqual(during.ownedRows, [])
+      assert.isAtMost(during.recheckAfterMillis!, 10)
+      const after = yield* decide(second)
+      assert.isTrue(after.isComplete)
+      assert.deepStrictEqual(after.ownedRows.map((row) => row.fence.workerId), ["second"])
+    })
 
-    it.effect("a decision waits for the previous one and reads its results", () =>
-      Effect.gen(function*() {
-        const sql = yield* SqlClient.SqlClient
-        const worker = yield* join("waits", "worker", ["waits"])
-        const waiting = yield* holding(
-          decisionLock("waits"),
-          Effect.gen(function*() {
-            const fiber = yield* Effect.forkDetach(decide(worker))
-            yield* until(isAnyDecisionWaiting)
-            assert.isUndefined(fiber.pollUnsafe())
-            assert.deepStrictEqual(yield* sql`SELECT 1 FROM orchestrator_generations WHERE replica_set = 'waits'`, [])
-            // Decisions of another replica set are not blocked.
-            const process = yield* CoordinationStores.another()
-            const other = yield* process.provide(join("waits not", "worker", ["waits not"]))
-            assert.isTrue((yield* process.provide(decide(other))).isComplete)
-            return fiber
-          })
-        )
-        assert.isTrue((yield* Fiber.join(waiting)).isComplete)
-      }))
+    test("a decision waits for the previous one and reads its results", function*({ sql }) {
+      const worker = yield* join("waits", "worker", ["waits"])
+      const waiting = yield* holding(
+        decisionLock("waits"),
+        Effect.gen(function*() {
+          const fiber = yield* Effect.forkDetach(decide(worker))
+          yield* until(isAnyDecisionWaiting)
+          assert.isUndefined(fiber.pollUnsafe())
+          assert.deepStrictEqual(yield* sql`SELECT 1 FROM orchestrator_generations WHERE replica_set = 'waits'`, [])
+          // Decisions of another replica set are not blocked.
+          const process = yield* CoordinationStores.another()
+          const other = yield* process.provide(join("waits not", "worker", ["waits not"]))
+          assert.isTrue((yield* process.provide(decide(other))).isComplete)
+          return fiber
+        })
+      )
+      assert.isTrue((yield* Fiber.join(waiting)).isComplete)
+    })
 
-    it.effect("a worker that misses its heartbeats while a decision waits for the decision lock is evicted", () =>
-      Effect.gen(function*() {
-        const sql = yield* SqlClient.SqlClient
+    test(
+      "a worker that misses its heartbeats while a decision waits for the decision lock is evicted",
+      function*({ sql }) {
         const rules = { heartbeatIntervalMillis: 10, staleWorkerTimeoutMillis: 300, presenceGraceMillis: 60_000 }
         const frozen = yield* join("falls silent", "frozen", ["falls silent"])
         yield* decide(frozen)
@@ -144,143 +142,135 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
         )
         // The waiting transaction began before the timeout passed, and `now()` returns the time at which it began.
         assert.deepStrictEqual((yield* Fiber.join(fiber)).evict.map(({ workerId }) => workerId), ["frozen"])
-      }))
+      }
+    )
 
-    it.effect("a decision retries until a hanging decision releases the lock", () =>
-      Effect.gen(function*() {
-        const worker = yield* join("hangs", "worker", ["hangs"])
-        const fiber = yield* holding(
-          decisionLock("hangs"),
-          Effect.gen(function*() {
-            const fiber = yield* Effect.forkDetach(decide(worker))
-            yield* until(isAnyDecisionWaiting)
-            // `lock_timeout` ends the first attempt, and the decision is retried.
-            yield* until(Effect.map(isAnyDecisionWaiting, (waits) => !waits))
-            yield* until(isAnyDecisionWaiting)
-            return fiber
-          })
-        )
-        assert.isTrue((yield* Fiber.join(fiber)).isComplete)
-      }))
+    test("a decision retries until a hanging decision releases the lock", function*() {
+      const worker = yield* join("hangs", "worker", ["hangs"])
+      const fiber = yield* holding(
+        decisionLock("hangs"),
+        Effect.gen(function*() {
+          const fiber = yield* Effect.forkDetach(decide(worker))
+          yield* until(isAnyDecisionWaiting)
+          // `lock_timeout` ends the first attempt, and the decision is retried.
+          yield* until(Effect.map(isAnyDecisionWaiting, (waits) => !waits))
+          yield* until(isAnyDecisionWaiting)
+          return fiber
+        })
+      )
+      assert.isTrue((yield* Fiber.join(fiber)).isComplete)
+    })
 
-    it.effect("a generation is formed while another session holds locks on older rows", () =>
-      Effect.gen(function*() {
-        const sql = yield* SqlClient.SqlClient
-        const first = yield* join("locked history", "first", ["locked history"])
-        yield* decide(first)
-        yield* sql`
+    test("a generation is formed while another session holds locks on older rows", function*({ sql }) {
+      const first = yield* join("locked history", "first", ["locked history"])
+      yield* decide(first)
+      yield* sql`
           INSERT INTO orchestrator_workers (replica_set, worker_id, incarnation, state, projections, stopped_at)
           VALUES ('locked history', 'old', -3, 'stopped', '[]', clock_timestamp() - interval '8 days')`
-        const second = yield* join("locked history", "second", ["locked history"])
-        const lock = (sql: SqlClient.SqlClient) =>
-          Effect.andThen(
-            sql`SELECT 1 FROM orchestrator_generations WHERE replica_set = 'locked history' FOR UPDATE`,
-            sql`SELECT 1 FROM orchestrator_workers WHERE worker_id IN ('old', 'second')
+      const second = yield* join("locked history", "second", ["locked history"])
+      const lock = (sql: SqlClient.SqlClient) =>
+        Effect.andThen(
+          sql`SELECT 1 FROM orchestrator_generations WHERE replica_set = 'locked history' FOR UPDATE`,
+          sql`SELECT 1 FROM orchestrator_workers WHERE worker_id IN ('old', 'second')
               AND replica_set = 'locked history' FOR UPDATE`
-          )
-        const { form } = yield* holding(lock, decide(second))
-        assert.strictEqual(form?.generationId, 2n)
-        const third = yield* join("locked history", "third", ["locked history"])
-        yield* decide(third)
-        assert.deepStrictEqual(
-          yield* sql`SELECT generation_id, state FROM orchestrator_generations WHERE replica_set = 'locked history'
+        )
+      const { form } = yield* holding(lock, decide(second))
+      assert.strictEqual(form?.generationId, 2n)
+      const third = yield* join("locked history", "third", ["locked history"])
+      yield* decide(third)
+      assert.deepStrictEqual(
+        yield* sql`SELECT generation_id, state FROM orchestrator_generations WHERE replica_set = 'locked history'
             ORDER BY 1`,
-          [
-            { generation_id: 1n, state: "superseded" },
-            { generation_id: 2n, state: "superseded" },
-            { generation_id: 3n, state: "pending" }
-          ]
-        )
-        assert.deepStrictEqual(
-          yield* sql`SELECT worker_id FROM orchestrator_workers WHERE replica_set = 'locked history' ORDER BY 1`,
-          [{ worker_id: "first" }, { worker_id: "second" }, { worker_id: "third" }]
-        )
-      }))
+        [
+          { generation_id: 1n, state: "superseded" },
+          { generation_id: 2n, state: "superseded" },
+          { generation_id: 3n, state: "pending" }
+        ]
+      )
+      assert.deepStrictEqual(
+        yield* sql`SELECT worker_id FROM orchestrator_workers WHERE replica_set = 'locked history' ORDER BY 1`,
+        [{ worker_id: "first" }, { worker_id: "second" }, { worker_id: "third" }]
+      )
+    })
 
-    it.effect("old generations and workers that stopped long ago are pruned", () =>
-      Effect.gen(function*() {
-        const sql = yield* SqlClient.SqlClient
-        const worker = yield* join("pruned", "worker", ["pruned"])
-        yield* sql`INSERT INTO orchestrator_generations (replica_set, generation_id, members, total_partitions, state)
+    test("old generations and workers that stopped long ago are pruned", function*({ sql }) {
+      const worker = yield* join("pruned", "worker", ["pruned"])
+      yield* sql`INSERT INTO orchestrator_generations (replica_set, generation_id, members, total_partitions, state)
           SELECT 'pruned', g, '[]', 0, 'superseded' FROM generate_series(1, 150) AS g`
-        yield* sql`INSERT INTO orchestrator_workers (replica_set, worker_id, incarnation, state, projections, stopped_at)
+      yield* sql`INSERT INTO orchestrator_workers (replica_set, worker_id, incarnation, state, projections, stopped_at)
           VALUES ('pruned', 'old', -1, 'stopped', '[]', clock_timestamp() - interval '8 days'),
             ('pruned', 'younger', -2, 'stopped', '[]', clock_timestamp() - interval '6 days')`
-        yield* sql`INSERT INTO orchestrator_heartbeats (replica_set, worker_id, incarnation)
+      yield* sql`INSERT INTO orchestrator_heartbeats (replica_set, worker_id, incarnation)
           VALUES ('pruned', 'old', -1), ('pruned', 'younger', -2)`
-        const { form } = yield* decide(worker)
-        assert.strictEqual(form?.generationId, 151n)
-        assert.deepStrictEqual(
-          yield* sql`SELECT min(generation_id) AS low, max(generation_id) AS high FROM orchestrator_generations
+      const { form } = yield* decide(worker)
+      assert.strictEqual(form?.generationId, 151n)
+      assert.deepStrictEqual(
+        yield* sql`SELECT min(generation_id) AS low, max(generation_id) AS high FROM orchestrator_generations
             WHERE replica_set = 'pruned'`,
-          [{ low: 52n, high: 151n }]
+        [{ low: 52n, high: 151n }]
+      )
+      for (const table of ["workers", "heartbeats"]) {
+        assert.deepStrictEqual(
+          yield* sql`SELECT worker_id FROM ${sql(`orchestrator_${table}`)} WHERE replica_set = 'pruned' ORDER BY 1`,
+          [{ worker_id: "worker" }, { worker_id: "younger" }]
         )
-        for (const table of ["workers", "heartbeats"]) {
-          assert.deepStrictEqual(
-            yield* sql`SELECT worker_id FROM ${sql(`orchestrator_${table}`)} WHERE replica_set = 'pruned' ORDER BY 1`,
-            [{ worker_id: "worker" }, { worker_id: "younger" }]
-          )
-        }
-      }))
+      }
+    })
 
-    it.effect("a worker that leaves is recorded as stopped", () =>
-      Effect.gen(function*() {
-        const sql = yield* SqlClient.SqlClient
-        const worker = yield* join("stops", "worker", ["stops"])
-        yield* decide(worker)
-        yield* decide(worker, { leaving: true })
-        const [row] = yield* sql<{ state: string; stopped: boolean; partition_key: number }>`
+    test("a worker that leaves is recorded as stopped", function*({ sql }) {
+      const worker = yield* join("stops", "worker", ["stops"])
+      yield* decide(worker)
+      yield* decide(worker, { leaving: true })
+      const [row] = yield* sql<{ state: string; stopped: boolean; partition_key: number }>`
           SELECT state, stopped_at IS NOT NULL AS stopped, partition_key FROM orchestrator_workers
           WHERE replica_set = 'stops'`
-        assert.deepStrictEqual(row, { state: "stopped", stopped: true, partition_key: -1 })
-        assert.deepStrictEqual((yield* (yield* CheckpointStore).rows("stops")).map((each) => each.fence), [undefined])
-      }))
+      assert.deepStrictEqual(row, { state: "stopped", stopped: true, partition_key: -1 })
+      assert.deepStrictEqual((yield* (yield* CheckpointStore).rows("stops")).map((each) => each.fence), [undefined])
+    })
   }
 )
 
 it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
   "CoordinationStorePostgres, sessions lost",
   (it) => {
-    it.effect("a terminated coordination session is replaced", () =>
-      Effect.gen(function*() {
-        const sql = yield* SqlClient.SqlClient
-        const process = yield* CoordinationStores.another()
-        const worker = yield* process.provide(join("heals", "worker", ["heals"]))
-        const killed = yield* sql`
+    const test = Tests.on(it.effect, Effect.all({ sql: SqlClient.SqlClient }))
+
+    test("a terminated coordination session is replaced", function*({ sql }) {
+      const process = yield* CoordinationStores.another()
+      const worker = yield* process.provide(join("heals", "worker", ["heals"]))
+      const killed = yield* sql`
           SELECT pg_terminate_backend(pid) FROM pg_stat_activity
           WHERE datname = current_database() AND application_name = 'pupsourcing-orchestrator coordination'`
-        assert.isAtLeast(killed.length, 1)
-        const decision = yield* process.provide(decide(worker)).pipe(
+      assert.isAtLeast(killed.length, 1)
+      const decision = yield* process.provide(decide(worker)).pipe(
+        Effect.retry({ while: (error) => error._tag === "StoreError" && error.isRetryable, times: 3 })
+      )
+      assert.isTrue(decision.isComplete)
+    })
+
+    test("losing every session evicts no worker", function*({ sql }) {
+      const processes = yield* Effect.forEach([1, 2], () => CoordinationStores.another())
+      const workers = yield* Effect.forEach(
+        processes,
+        (process, index) => process.provide(join("outage", `worker-${index}`, ["outage"]))
+      )
+      const hasty = { ...patient, presenceGraceMillis: 1 }
+      const deciding = (index: number) =>
+        processes[index]!.provide(decide(workers[index]!, { rules: hasty })).pipe(
           Effect.retry({ while: (error) => error._tag === "StoreError" && error.isRetryable, times: 3 })
         )
-        assert.isTrue(decision.isComplete)
-      }))
-
-    it.effect("losing every session evicts no worker", () =>
-      Effect.gen(function*() {
-        const sql = yield* SqlClient.SqlClient
-        const processes = yield* Effect.forEach([1, 2], () => CoordinationStores.another())
-        const workers = yield* Effect.forEach(
-          processes,
-          (process, index) => process.provide(join("outage", `worker-${index}`, ["outage"]))
-        )
-        const hasty = { ...patient, presenceGraceMillis: 1 }
-        const deciding = (index: number) =>
-          processes[index]!.provide(decide(workers[index]!, { rules: hasty })).pipe(
-            Effect.retry({ while: (error) => error._tag === "StoreError" && error.isRetryable, times: 3 })
-          )
-        yield* deciding(0)
-        assert.isTrue((yield* deciding(1)).generation?.members.length === 2)
-        yield* sql`
+      yield* deciding(0)
+      assert.isTrue((yield* deciding(1)).generation?.members.length === 2)
+      yield* sql`
           SELECT pg_terminate_backend(pid) FROM pg_stat_activity
           WHERE datname = current_database() AND application_name LIKE 'pupsourcing-orchestrator %'`
-        for (let round = 0; round < 40; round++) {
-          for (const index of [0, 1]) {
-            const { evict, generation } = yield* deciding(index)
-            assert.deepStrictEqual(evict, [])
-            assert.strictEqual(generation?.generationId, 1n)
-          }
+      for (let round = 0; round < 40; round++) {
+        for (const index of [0, 1]) {
+          const { evict, generation } = yield* deciding(index)
+          assert.deepStrictEqual(evict, [])
+          assert.strictEqual(generation?.generationId, 1n)
         }
-      }))
+      }
+    })
   }
 )

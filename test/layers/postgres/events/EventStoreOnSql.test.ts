@@ -18,7 +18,7 @@ import * as PlainWriters from "../../../support/PlainWriters.ts"
 import * as Roles from "../../../support/Roles.ts"
 import { reasonOf } from "../../../support/StoreErrors.ts"
 
-const { event, liveStore: live } = EventStores
+const { event, storeTest: test } = EventStores
 
 const insert = (aggregateId: string, version: number) =>
   Effect.flatMap(PgClient.PgClient, (sql) =>
@@ -44,78 +44,67 @@ const waitBeyond = Effect.fnUntraced(function*(position: bigint) {
 })
 
 describe("EventStore beside plain SQL", () => {
-  live(
-    "a plain NOTIFY of another client wakes a waiting reader at once, whatever its payload",
-    Effect.gen(function*() {
-      const sql = yield* PgClient.PgClient
-      yield* (yield* EventStore).append([event("a")])
-      let version = 1
-      for (
-        const notify of [
-          sql`SELECT pg_notify('pupsourcing_events', '')`,
-          sql`NOTIFY pupsourcing_events, '{"position":"2"}'`,
-          // As the Go event store does with WithNotifyChannel.
-          sql.withTransaction(sql`SELECT pg_notify('pupsourcing_events', '9')`)
-        ]
-      ) {
-        const waiting = yield* waitBeyond(BigInt(version))
-        yield* insert("a", ++version)
-        yield* notify
-        assert.strictEqual(yield* Fiber.join(waiting), BigInt(version))
-      }
-    })
-  )
+  test("a plain NOTIFY of another client wakes a waiting reader at once, whatever its payload", function*({ sql }) {
+    yield* (yield* EventStore).append([event("a")])
+    let version = 1
+    for (
+      const notify of [
+        sql`SELECT pg_notify('pupsourcing_events', '')`,
+        sql`NOTIFY pupsourcing_events, '{"position":"2"}'`,
+        // As the Go event store does with WithNotifyChannel.
+        sql.withTransaction(sql`SELECT pg_notify('pupsourcing_events', '9')`)
+      ]
+    ) {
+      const waiting = yield* waitBeyond(BigInt(version))
+      yield* insert("a", ++version)
+      yield* notify
+      assert.strictEqual(yield* Fiber.join(waiting), BigInt(version))
+    }
+  })
 
-  live(
-    "metadata that other clients wrote is read with every digit by every read method",
-    Effect.gen(function*() {
-      const store = yield* EventStore
-      const sql = yield* PgClient.PgClient
-      const long = "x".repeat(200_000)
-      yield* sql`
+  test("metadata that other clients wrote is read with every digit by every read method", function*({ sql, store }) {
+    const long = "x".repeat(200_000)
+    yield* sql`
         INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type,
           payload, metadata)
         SELECT 'test', 'Test', 'a', place, gen_random_uuid(), 'Inserted', ''::bytea, metadata::jsonb
         FROM unnest(${[
-        `{"id": 12345678901234567890, "huge": 1e400}`,
-        "1e400",
-        "null",
-        "0.30000000000000000004",
-        `{"id": 12345678901234567890, "long": "${long}"}`,
-        `"null"`
-      ]}::text[]) WITH ORDINALITY AS m (metadata, place)
+      `{"id": 12345678901234567890, "huge": 1e400}`,
+      "1e400",
+      "null",
+      "0.30000000000000000004",
+      `{"id": 12345678901234567890, "long": "${long}"}`,
+      `"null"`
+    ]}::text[]) WITH ORDINALITY AS m (metadata, place)
         UNION ALL SELECT 'test', 'Test', 'a', 7, gen_random_uuid(), 'Inserted', ''::bytea, NULL`
-      const expected = [
-        [{ id: 12345678901234567000, huge: Infinity }, `{"id": 12345678901234567890, "huge": 1${"0".repeat(400)}}`],
-        [Infinity, `1${"0".repeat(400)}`],
-        [null, "null"],
-        [0.3, "0.30000000000000000004"],
-        [{ id: 12345678901234567000, long }, `{"id": 12345678901234567890, "long": "${long}"}`],
-        ["null", `"null"`],
-        [null, null]
-      ]
-      const parts = (events: ReadonlyArray<Event>) => events.map((event) => [event.metadata, event.metadataText])
-      const streamId = { boundedContext: "test", aggregateType: "Test", aggregateId: "a" }
-      assert.deepStrictEqual(parts(yield* store.readStream(streamId)), expected)
-      // The large event makes the reader plan the second page for rows of any size.
-      for (const limit of [100, 1, 3]) {
-        const read: Array<Event> = []
-        let after = 0n
-        while (read.length < expected.length) {
-          const page = yield* store.read({ after, limit })
-          read.push(...page.events)
-          after = page.position
-        }
-        assert.deepStrictEqual(parts(read), expected)
+    const expected = [
+      [{ id: 12345678901234567000, huge: Infinity }, `{"id": 12345678901234567890, "huge": 1${"0".repeat(400)}}`],
+      [Infinity, `1${"0".repeat(400)}`],
+      [null, "null"],
+      [0.3, "0.30000000000000000004"],
+      [{ id: 12345678901234567000, long }, `{"id": 12345678901234567890, "long": "${long}"}`],
+      ["null", `"null"`],
+      [null, null]
+    ]
+    const parts = (events: ReadonlyArray<Event>) => events.map((event) => [event.metadata, event.metadataText])
+    const streamId = { boundedContext: "test", aggregateType: "Test", aggregateId: "a" }
+    assert.deepStrictEqual(parts(yield* store.readStream(streamId)), expected)
+    // The large event makes the reader plan the second page for rows of any size.
+    for (const limit of [100, 1, 3]) {
+      const read: Array<Event> = []
+      let after = 0n
+      while (read.length < expected.length) {
+        const page = yield* store.read({ after, limit })
+        read.push(...page.events)
+        after = page.position
       }
-    })
-  )
+      assert.deepStrictEqual(parts(read), expected)
+    }
+  })
 
-  live(
+  test(
     "times that other clients wrote are read to the microsecond, including infinite ones",
-    Effect.gen(function*() {
-      const store = yield* EventStore
-      const sql = yield* PgClient.PgClient
+    function*({ sql, store }) {
       yield* sql`
         INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type,
           payload, created_at)
@@ -140,67 +129,51 @@ describe("EventStore beside plain SQL", () => {
         SELECT c.created_at = o.created_at AS same FROM events AS c, events AS o
         WHERE c.aggregate_id = 'copy' AND o.aggregate_id = 'a' AND o.aggregate_version = 1`
       assert.deepStrictEqual(yield* same, [{ same: true }])
-    })
+    }
   )
 
-  live(
-    "a default of created_at applies where no event has a time",
-    Effect.gen(function*() {
-      const store = yield* EventStore
-      const sql = yield* PgClient.PgClient
-      yield* sql`ALTER TABLE events ALTER COLUMN created_at SET DEFAULT '2001-02-03Z'`
-      yield* store.append([event("a")])
-      const [read] = (yield* store.read({ after: 0n })).events
-      assert.deepStrictEqual(read!.createdAt, new Date("2001-02-03T00:00:00Z"))
-    })
-  )
+  test("a default of created_at applies where no event has a time", function*({ sql, store }) {
+    yield* sql`ALTER TABLE events ALTER COLUMN created_at SET DEFAULT '2001-02-03Z'`
+    yield* store.append([event("a")])
+    const [read] = (yield* store.read({ after: 0n })).events
+    assert.deepStrictEqual(read!.createdAt, new Date("2001-02-03T00:00:00Z"))
+  })
 
-  live(
-    "an append by a process that exits immediately wakes a waiting reader",
-    Effect.gen(function*() {
-      const { url } = yield* TestDatabase
-      yield* (yield* EventStore).append([event("a")])
-      for (const expected of [2n, 3n]) {
-        const waiting = yield* waitBeyond(expected - 1n)
-        yield* Effect.flatMap(EventStore, (store) => store.append([event("a")])).pipe(
-          Effect.provide(
-            EventStores.stores().pipe(
-              Layer.provideMerge(PgClient.layer({ url: Redacted.make(url), maxConnections: 1 }))
-            )
+  test("an append by a process that exits immediately wakes a waiting reader", function*({ url }) {
+    yield* (yield* EventStore).append([event("a")])
+    for (const expected of [2n, 3n]) {
+      const waiting = yield* waitBeyond(expected - 1n)
+      yield* Effect.flatMap(EventStore, (store) => store.append([event("a")])).pipe(
+        Effect.provide(
+          EventStores.stores().pipe(
+            Layer.provideMerge(PgClient.layer({ url: Redacted.make(url), maxConnections: 1 }))
           )
         )
-        assert.strictEqual(yield* Fiber.join(waiting), expected)
-      }
-    })
-  )
+      )
+      assert.strictEqual(yield* Fiber.join(waiting), expected)
+    }
+  })
 
-  live(
-    "appends continue after events whose head was not updated",
-    Effect.gen(function*() {
-      const store = yield* EventStore
-      const sql = yield* PgClient.PgClient
-      yield* insert("a", 1)
-      yield* insert("a", 2)
-      const conflict = yield* Effect.flip(store.append([event("a")], { expectedVersion: "none" }))
-      assert(conflict._tag === "ConcurrencyConflict")
-      assert.strictEqual(conflict.actual, 2n)
-      assert.strictEqual((yield* store.append([event("a")], { expectedVersion: 2n })).lastVersion, 3n)
-      yield* insert("a", 4)
-      assert.strictEqual((yield* store.append([event("a")])).lastVersion, 5n)
-      const heads = yield* sql`SELECT aggregate_version AS version FROM aggregate_heads WHERE aggregate_id = 'a'`
-      assert.deepStrictEqual(heads, [{ version: 5n }])
-    })
-  )
+  test("appends continue after events whose head was not updated", function*({ sql, store }) {
+    yield* insert("a", 1)
+    yield* insert("a", 2)
+    const conflict = yield* Effect.flip(store.append([event("a")], { expectedVersion: "none" }))
+    assert(conflict._tag === "ConcurrencyConflict")
+    assert.strictEqual(conflict.actual, 2n)
+    assert.strictEqual((yield* store.append([event("a")], { expectedVersion: 2n })).lastVersion, 3n)
+    yield* insert("a", 4)
+    assert.strictEqual((yield* store.append([event("a")])).lastVersion, 5n)
+    const heads = yield* sql`SELECT aggregate_version AS version FROM aggregate_heads WHERE aggregate_id = 'a'`
+    assert.deepStrictEqual(heads, [{ version: 5n }])
+  })
 
-  live(
+  test(
     "a version that another transaction is writing becomes a conflict when that transaction commits",
-    Effect.gen(function*() {
-      const store = yield* EventStore
+    function*({ sql, store }) {
       const other = yield* PlainWriters.make((yield* TestDatabase).url)
       yield* other.sql`BEGIN`
       yield* Effect.provideService(insert("a", 1), PgClient.PgClient, other.sql)
       // Inside a transaction an append is not retried, so it cannot succeed after the commit.
-      const sql = yield* PgClient.PgClient
       const appending = yield* Effect.forkChild(Effect.flip(sql.withTransaction(store.append([event("a")]))), {
         startImmediately: true
       })
@@ -212,179 +185,144 @@ describe("EventStore beside plain SQL", () => {
       assert(error._tag === "ConcurrencyConflict")
       assert.isUndefined(error.actual)
       assert.strictEqual((yield* store.append([event("a")])).lastVersion, 2n)
-    }).pipe(Effect.scoped)
-  )
-
-  live(
-    "rows inserted by plain SQL are found within the poll interval",
-    Effect.gen(function*() {
-      const store = yield* EventStore
-      const waiting = yield* Effect.forkChild(store.settledBeyond(0n, Duration.millis(50)), { startImmediately: true })
-      yield* insert("a", 1)
-      assert.strictEqual(yield* Fiber.join(waiting), 1n)
-    })
-  )
-
-  live(
-    "an append in a transaction wakes readers at its commit, not before",
-    Effect.gen(function*() {
-      const store = yield* EventStore
-      const sql = yield* PgClient.PgClient
-      const waiting = yield* Effect.forkChild(store.settledBeyond(0n, Duration.minutes(5)), { startImmediately: true })
-      yield* sql.withTransaction(Effect.gen(function*() {
-        yield* store.append([event("a")])
-        assert.strictEqual(yield* store.headPosition, 0n)
-      }))
-      assert.strictEqual(yield* Fiber.join(waiting), 1n)
-    })
-  )
-
-  live(
-    "an append wakes other processes; without LISTEN they poll",
-    Effect.gen(function*() {
-      const store = yield* EventStore
-      yield* Effect.gen(function*() {
-        const second = yield* EventStore
-        const waiting = yield* Effect.forkChild(second.settledBeyond(0n, Duration.minutes(5)), {
-          startImmediately: true
-        })
-        yield* store.append([event("a")])
-        assert.strictEqual(yield* Fiber.join(waiting), 1n)
-      }).pipe(Effect.provide(EventStores.stores()))
-      yield* Effect.gen(function*() {
-        const third = yield* EventStore
-        const waiting = yield* Effect.forkChild(third.settledBeyond(1n, Duration.millis(50)), {
-          startImmediately: true
-        })
-        yield* store.append([event("a")])
-        assert.strictEqual(yield* Fiber.join(waiting), 2n)
-      }).pipe(Effect.provide(EventStores.stores({ listen: false })))
-    })
-  )
-
-  live(
-    "events that the client cannot receive are reported, and the events around them are read",
-    Effect.gen(function*() {
-      const store = yield* EventStore
-      const small = new Uint8Array(10)
-      const { positions } = yield* store.append([
-        event("a", { payload: small }),
-        event("a", { payload: new Uint8Array(900_000) }),
-        event("a", { payload: small }),
-        event("a", { payload: small, metadata: { long: "x".repeat(2_000_000) } }),
-        event("a", { payload: small })
-      ])
-      const first = yield* store.read({ after: 0n })
-      assert.deepStrictEqual(first.events.map(({ globalPosition }) => globalPosition), [positions[0]])
-      assert.strictEqual(first.position, positions[0])
-      const payload = yield* Effect.flip(store.read({ after: first.position }))
-      assert(payload._tag === "EventTooLarge")
-      assert.strictEqual(payload.position, positions[1])
-      assert.isAtLeast(payload.bytes, 900_000)
-      assert.strictEqual(label(payload), "type Happened, Test \"a\", version 2")
-      assert.include(payload.message, "maxMessageSize")
-      const between = yield* store.read({ after: positions[1]! })
-      assert.deepStrictEqual(between.events.map(({ globalPosition }) => globalPosition), [positions[2]])
-      const metadata = yield* Effect.flip(store.read({ after: between.position }))
-      assert(metadata._tag === "EventTooLarge")
-      assert.strictEqual(metadata.position, positions[3])
-      const last = yield* store.read({ after: positions[3]!, filter: { aggregateTypes: ["Test"] } })
-      assert.deepStrictEqual(last.events.map(({ globalPosition }) => globalPosition), [positions[4]])
-    }),
-    { client: { maxMessageSize: 1024 * 1024 } }
-  )
-
-  live(
-    "rows of mixed sizes fill pages up to the byte limit",
-    Effect.gen(function*() {
-      const store = yield* EventStore
-      const sizes = Array.from({ length: 300 }, (_, index) => index % 10 === 9 ? 60_000 : 100)
-      const { positions } = yield* store.append(sizes.map((size) => event("a", { payload: new Uint8Array(size) })))
-      const delivered: Array<bigint> = []
-      const pages: Array<number> = []
-      let after = 0n
-      while (after < positions[299]!) {
-        const page = yield* store.read({ after, bytes: 200_000 })
-        delivered.push(...page.events.map(({ globalPosition }) => globalPosition))
-        pages.push(page.events.reduce((sum, { payload }) => sum + payload.length, 0))
-        after = page.position
-      }
-      assert.deepStrictEqual(delivered, positions)
-      assert.isAtMost(Math.max(...pages), 200_000)
-      assert.isAtMost(pages.length, 13)
-    })
-  )
-
-  live(
-    "stops reading from a server that became a replica",
-    Effect.gen(function*() {
-      const store = yield* EventStore
-      const sql = yield* PgClient.PgClient
-      yield* store.append([event("a"), event("a")])
-      const upTo = yield* store.settledPosition
-      assert.strictEqual((yield* store.read({ after: 0n, upTo })).events.length, 2)
-      yield* sql`CREATE OR REPLACE FUNCTION replica.pg_is_in_recovery() RETURNS boolean LANGUAGE sql AS 'SELECT true'`
-      assert.strictEqual(reasonOf(yield* Effect.flip(store.read({ after: 0n, upTo })))._tag, "ReadOnlyDatabase")
-      assert.strictEqual(
-        reasonOf(yield* Effect.flip(store.settledBeyond(upTo, Duration.millis(20))))._tag,
-        "ReadOnlyDatabase"
-      )
-      // A replica that has more WAL to replay would return an outdated head.
-      assert.strictEqual(reasonOf(yield* Effect.flip(store.headPosition))._tag, "ReadOnlyDatabase")
-    }),
-    {
-      client: { startupParameters: { search_path: "public, replica, pg_catalog" } },
-      alter: (sql) =>
-        Effect.andThen(
-          sql`CREATE SCHEMA replica`,
-          sql`CREATE FUNCTION replica.pg_is_in_recovery() RETURNS boolean LANGUAGE sql AS 'SELECT false'`
-        )
     }
   )
 
-  live(
-    "reads all events after their positions restart from the beginning",
-    Effect.gen(function*() {
-      const store = yield* EventStore
-      const sql = yield* PgClient.PgClient
-      const upTo = () => store.settledBeyond(0n, Duration.seconds(1))
-      yield* store.append(Array.from({ length: 10 }, () => event("a")))
-      assert.strictEqual((yield* store.read({ after: 0n, upTo: yield* upTo() })).position, 10n)
-      yield* sql`TRUNCATE events, aggregate_heads RESTART IDENTITY`
-      yield* store.append([event("a"), event("a"), event("a")])
-      const page = yield* store.read({ after: 0n, upTo: yield* upTo() })
-      assert.strictEqual(page.events.length, 3)
-      assert.strictEqual(page.position, 3n, "the position does not reach the previous end")
-      assert.strictEqual(yield* store.settledPosition, 3n)
-      // Set back to positions whose events were deleted.
-      yield* sql`TRUNCATE events, aggregate_heads`
-      yield* sql`SELECT setval(pg_get_serial_sequence('events', 'global_position'), 1, false)`
+  test("rows inserted by plain SQL are found within the poll interval", function*({ store }) {
+    const waiting = yield* Effect.forkChild(store.settledBeyond(0n, Duration.millis(50)), { startImmediately: true })
+    yield* insert("a", 1)
+    assert.strictEqual(yield* Fiber.join(waiting), 1n)
+  })
+
+  test("an append in a transaction wakes readers at its commit, not before", function*({ sql, store }) {
+    const waiting = yield* Effect.forkChild(store.settledBeyond(0n, Duration.minutes(5)), { startImmediately: true })
+    yield* sql.withTransaction(Effect.gen(function*() {
       yield* store.append([event("a")])
-      assert.strictEqual(yield* store.settledPosition, 1n)
-    })
-  )
+      assert.strictEqual(yield* store.headPosition, 0n)
+    }))
+    assert.strictEqual(yield* Fiber.join(waiting), 1n)
+  })
 
-  live(
-    "works with other table names and another schema",
-    Effect.gen(function*() {
-      const store = yield* EventStore
-      const sql = yield* PgClient.PgClient
-      yield* store.append([event("a")], { expectedVersion: "none" })
-      assert.strictEqual((yield* store.read({ after: 0n })).events.length, 1)
-      assert.strictEqual((yield* sql`SELECT FROM "Mine"."happenings"`).length, 1)
-      const gap = sql.withTransaction(Effect.andThen(store.append([event("a")]), Effect.fail("no")))
-      yield* Effect.flip(gap)
-      yield* store.append([event("b")])
-      assert.strictEqual(yield* store.settledBeyond(1n, Duration.seconds(1)), 3n)
-    }),
-    { schema: "Mine", tables: { events: "happenings", aggregateHeads: "heads" }, alter: () => Effect.void }
-  )
+  test("an append wakes other processes; without LISTEN they poll", function*({ store }) {
+    yield* Effect.gen(function*() {
+      const second = yield* EventStore
+      const waiting = yield* Effect.forkChild(second.settledBeyond(0n, Duration.minutes(5)), {
+        startImmediately: true
+      })
+      yield* store.append([event("a")])
+      assert.strictEqual(yield* Fiber.join(waiting), 1n)
+    }).pipe(Effect.provide(EventStores.stores()))
+    yield* Effect.gen(function*() {
+      const third = yield* EventStore
+      const waiting = yield* Effect.forkChild(third.settledBeyond(1n, Duration.millis(50)), {
+        startImmediately: true
+      })
+      yield* store.append([event("a")])
+      assert.strictEqual(yield* Fiber.join(waiting), 2n)
+    }).pipe(Effect.provide(EventStores.stores({ listen: false })))
+  })
 
-  live(
+  test("events that the client cannot receive are reported, and the events around them are read", {
+    client: { maxMessageSize: 1024 * 1024 }
+  }, function*({ store }) {
+    const small = new Uint8Array(10)
+    const { positions } = yield* store.append([
+      event("a", { payload: small }),
+      event("a", { payload: new Uint8Array(900_000) }),
+      event("a", { payload: small }),
+      event("a", { payload: small, metadata: { long: "x".repeat(2_000_000) } }),
+      event("a", { payload: small })
+    ])
+    const first = yield* store.read({ after: 0n })
+    assert.deepStrictEqual(first.events.map(({ globalPosition }) => globalPosition), [positions[0]])
+    assert.strictEqual(first.position, positions[0])
+    const payload = yield* Effect.flip(store.read({ after: first.position }))
+    assert(payload._tag === "EventTooLarge")
+    assert.strictEqual(payload.position, positions[1])
+    assert.isAtLeast(payload.bytes, 900_000)
+    assert.strictEqual(label(payload), "type Happened, Test \"a\", version 2")
+    assert.include(payload.message, "maxMessageSize")
+    const between = yield* store.read({ after: positions[1]! })
+    assert.deepStrictEqual(between.events.map(({ globalPosition }) => globalPosition), [positions[2]])
+    const metadata = yield* Effect.flip(store.read({ after: between.position }))
+    assert(metadata._tag === "EventTooLarge")
+    assert.strictEqual(metadata.position, positions[3])
+    const last = yield* store.read({ after: positions[3]!, filter: { aggregateTypes: ["Test"] } })
+    assert.deepStrictEqual(last.events.map(({ globalPosition }) => globalPosition), [positions[4]])
+  })
+
+  test("rows of mixed sizes fill pages up to the byte limit", function*({ store }) {
+    const sizes = Array.from({ length: 300 }, (_, index) => index % 10 === 9 ? 60_000 : 100)
+    const { positions } = yield* store.append(sizes.map((size) => event("a", { payload: new Uint8Array(size) })))
+    const delivered: Array<bigint> = []
+    const pages: Array<number> = []
+    let after = 0n
+    while (after < positions[299]!) {
+      const page = yield* store.read({ after, bytes: 200_000 })
+      delivered.push(...page.events.map(({ globalPosition }) => globalPosition))
+      pages.push(page.events.reduce((sum, { payload }) => sum + payload.length, 0))
+      after = page.position
+    }
+    assert.deepStrictEqual(delivered, positions)
+    assert.isAtMost(Math.max(...pages), 200_000)
+    assert.isAtMost(pages.length, 13)
+  })
+
+  test("stops reading from a server that became a replica", {
+    client: { startupParameters: { search_path: "public, replica, pg_catalog" } },
+    alter: (sql) =>
+      Effect.andThen(
+        sql`CREATE SCHEMA replica`,
+        sql`CREATE FUNCTION replica.pg_is_in_recovery() RETURNS boolean LANGUAGE sql AS 'SELECT false'`
+      )
+  }, function*({ sql, store }) {
+    yield* store.append([event("a"), event("a")])
+    const upTo = yield* store.settledPosition
+    assert.strictEqual((yield* store.read({ after: 0n, upTo })).events.length, 2)
+    yield* sql`CREATE OR REPLACE FUNCTION replica.pg_is_in_recovery() RETURNS boolean LANGUAGE sql AS 'SELECT true'`
+    assert.strictEqual(reasonOf(yield* Effect.flip(store.read({ after: 0n, upTo })))._tag, "ReadOnlyDatabase")
+    assert.strictEqual(
+      reasonOf(yield* Effect.flip(store.settledBeyond(upTo, Duration.millis(20))))._tag,
+      "ReadOnlyDatabase"
+    )
+    // A replica that has more WAL to replay would return an outdated head.
+    assert.strictEqual(reasonOf(yield* Effect.flip(store.headPosition))._tag, "ReadOnlyDatabase")
+  })
+
+  test("reads all events after their positions restart from the beginning", function*({ sql, store }) {
+    const upTo = () => store.settledBeyond(0n, Duration.seconds(1))
+    yield* store.append(Array.from({ length: 10 }, () => event("a")))
+    assert.strictEqual((yield* store.read({ after: 0n, upTo: yield* upTo() })).position, 10n)
+    yield* sql`TRUNCATE events, aggregate_heads RESTART IDENTITY`
+    yield* store.append([event("a"), event("a"), event("a")])
+    const page = yield* store.read({ after: 0n, upTo: yield* upTo() })
+    assert.strictEqual(page.events.length, 3)
+    assert.strictEqual(page.position, 3n, "the position does not reach the previous end")
+    assert.strictEqual(yield* store.settledPosition, 3n)
+    // Set back to positions whose events were deleted.
+    yield* sql`TRUNCATE events, aggregate_heads`
+    yield* sql`SELECT setval(pg_get_serial_sequence('events', 'global_position'), 1, false)`
+    yield* store.append([event("a")])
+    assert.strictEqual(yield* store.settledPosition, 1n)
+  })
+
+  test("works with other table names and another schema", {
+    schema: "Mine",
+    tables: { events: "happenings", aggregateHeads: "heads" },
+    alter: () => Effect.void
+  }, function*({ sql, store }) {
+    yield* store.append([event("a")], { expectedVersion: "none" })
+    assert.strictEqual((yield* store.read({ after: 0n })).events.length, 1)
+    assert.strictEqual((yield* sql`SELECT FROM "Mine"."happenings"`).length, 1)
+    const gap = sql.withTransaction(Effect.andThen(store.append([event("a")]), Effect.fail("no")))
+    yield* Effect.flip(gap)
+    yield* store.append([event("b")])
+    assert.strictEqual(yield* store.settledBeyond(1n, Duration.seconds(1)), 3n)
+  })
+
+  test(
     "a role with SELECT only can read and list open writers; its appends are refused with the missing grant",
-    Effect.gen(function*() {
-      const sql = yield* PgClient.PgClient
-      const { url } = yield* TestDatabase
+    function*({ sql, url }) {
       const role = yield* Roles.make
       yield* sql`GRANT SELECT ON orchestrator_meta, events, aggregate_heads TO ${sql(role.name)}`
       const writer = yield* PlainWriters.make(url, "importer")
@@ -408,6 +346,6 @@ describe("EventStore beside plain SQL", () => {
       }).pipe(
         Effect.provide(Layer.provide(EventStores.stores(), PgClient.layer({ url: Redacted.make(role.url.href) })))
       )
-    }).pipe(Effect.scoped)
+    }
   )
 })

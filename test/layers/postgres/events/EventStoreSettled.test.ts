@@ -1,28 +1,19 @@
 /** The settled position under load: no event is lost, duplicated or out of order, whatever the writers do. */
 import * as PgClient from "@effect/sql-pg/PgClient"
-import { assert, it } from "@effect/vitest"
+import { assert } from "@effect/vitest"
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
-import type * as Layer from "effect/Layer"
 import { describe } from "vitest"
 import { Database } from "../../../../src/layers/postgres/Database.ts"
-import type { NewEvent } from "../../../../src/schema/Event.ts"
 import { EventStore } from "../../../../src/services/EventStore.ts"
-import { TestDatabase } from "../../../../src/testing/PostgresTest.ts"
 import * as EventStores from "../../../support/EventStores.ts"
 import * as PlainWriters from "../../../support/PlainWriters.ts"
 import * as Servers from "../../../support/Servers.ts"
 import { reasonOf } from "../../../support/StoreErrors.ts"
 
-const event = (aggregateId: string, eventType = "Happened"): NewEvent => ({
-  boundedContext: "test",
-  aggregateType: "Test",
-  aggregateId,
-  eventType,
-  payload: {}
-})
+const { event } = EventStores
 
 /** Follows the events up to one of type `End` and returns the positions that it read. */
 const follow = Effect.fnUntraced(function*(options: { readonly retry?: boolean; readonly limit?: number } = {}) {
@@ -47,7 +38,7 @@ const follow = Effect.fnUntraced(function*(options: { readonly retry?: boolean; 
   return delivered
 })
 
-const end = Effect.flatMap(EventStore, (store) => store.append([event("end", "End")]))
+const end = Effect.flatMap(EventStore, (store) => store.append([event("end", { eventType: "End" })]))
 
 const stored = Effect.gen(function*() {
   const sql = yield* PgClient.PgClient
@@ -67,72 +58,50 @@ const onEach = (
   serverUrl: Effect.Effect<string | undefined>,
   tags: Array<string> = []
 ) => {
-  const live = (
-    title: string,
-    test: Effect.Effect<void, unknown, EventStores.Provided>,
-    options: EventStores.Options = {}
-  ) =>
-    it.live(
-      title,
-      () =>
-        Effect.flatMap(serverUrl, (serverUrl) =>
-          Effect.provide(test, EventStores.layerWith({ ...options, serverUrl }) as Layer.Layer<EventStores.Provided>))
-    )
+  const test = EventStores.storeTestOn(serverUrl)
 
   describe(`settled position on ${name}`, { tags }, () => {
-    live(
-      "with 16 writers of all kinds, no event is lost, duplicated or out of order",
-      Effect.gen(function*() {
-        const { url } = yield* TestDatabase
-        const store = yield* EventStore
-        yield* PlainWriters.createFunction(yield* PgClient.PgClient)
-        const follower = yield* Effect.forkChild(follow())
-        // A reader that is always present but never waits must not affect the result.
-        const observer = yield* Effect.forkChild(
-          Effect.forever(Effect.andThen(store.settledPosition, Effect.sleep(20)))
+    test("with 16 writers of all kinds, no event is lost, duplicated or out of order", function*({ store, url }) {
+      yield* PlainWriters.createFunction(yield* PgClient.PgClient)
+      const follower = yield* Effect.forkChild(follow())
+      // A reader that is always present but never waits must not affect the result.
+      const observer = yield* Effect.forkChild(
+        Effect.forever(Effect.andThen(store.settledPosition, Effect.sleep(20)))
+      )
+      yield* Effect.all([
+        PlainWriters.load(url, { writers: 13, transactions: 200 }),
+        Effect.forEach(
+          Array.from({ length: 1500 }, (_, index) => index),
+          (index) => store.append([event(`hot-${index % 8}`), event(`hot-${index % 8}`)]),
+          { concurrency: 3, discard: true }
         )
-        yield* Effect.all([
-          PlainWriters.load(url, { writers: 13, transactions: 200 }),
-          Effect.forEach(
-            Array.from({ length: 1500 }, (_, index) => index),
-            (index) => store.append([event(`hot-${index % 8}`), event(`hot-${index % 8}`)]),
-            { concurrency: 3, discard: true }
-          )
-        ], { concurrency: "unbounded" })
-        yield* end
-        const delivered = yield* Fiber.join(follower)
-        yield* Fiber.interrupt(observer)
-        const positions = yield* stored
-        assert.isAbove(positions.length, 10_000)
-        assertSame(delivered, positions)
-      })
-    )
+      ], { concurrency: "unbounded" })
+      yield* end
+      const delivered = yield* Fiber.join(follower)
+      yield* Fiber.interrupt(observer)
+      const positions = yield* stored
+      assert.isAbove(positions.length, 10_000)
+      assertSame(delivered, positions)
+    })
 
-    live(
-      "a transaction that has not appended does not hold readers back",
-      Effect.gen(function*() {
-        const { url } = yield* TestDatabase
-        const store = yield* EventStore
-        const other = yield* PlainWriters.make(url)
-        yield* other.sql`BEGIN ISOLATION LEVEL REPEATABLE READ`
-        yield* other.sql`CREATE TABLE unrelated AS SELECT max(global_position) FROM events`
-        // Leaves a gap, so that a proof is needed.
-        const gap = yield* PlainWriters.make(url)
-        yield* gap.sql`BEGIN`
-        yield* gap.insert(3)
-        yield* gap.sql`ROLLBACK`
-        const appended = yield* store.append([event("a")])
-        assert.strictEqual(yield* store.settledBeyond(0n, Duration.seconds(10)), appended.positions[0])
-        assert.deepStrictEqual(yield* store.openWriters, [])
-        yield* other.sql`ROLLBACK`
-      }).pipe(Effect.scoped)
-    )
+    test("a transaction that has not appended does not hold readers back", function*({ store, url }) {
+      const other = yield* PlainWriters.make(url)
+      yield* other.sql`BEGIN ISOLATION LEVEL REPEATABLE READ`
+      yield* other.sql`CREATE TABLE unrelated AS SELECT max(global_position) FROM events`
+      // Leaves a gap, so that a proof is needed.
+      const gap = yield* PlainWriters.make(url)
+      yield* gap.sql`BEGIN`
+      yield* gap.insert(3)
+      yield* gap.sql`ROLLBACK`
+      const appended = yield* store.append([event("a")])
+      assert.strictEqual(yield* store.settledBeyond(0n, Duration.seconds(10)), appended.positions[0])
+      assert.deepStrictEqual(yield* store.openWriters, [])
+      yield* other.sql`ROLLBACK`
+    })
 
-    live(
+    test(
       "an open writer holds back later events and is reported until its transaction ends",
-      Effect.gen(function*() {
-        const { url } = yield* TestDatabase
-        const store = yield* EventStore
+      function*({ store, url }) {
         const first = yield* store.append([event("a")])
         assert.strictEqual(yield* store.settledPosition, first.positions[0])
         const writer = yield* PlainWriters.make(url, "slow importer")
@@ -162,15 +131,12 @@ const onEach = (
         const rest = yield* store.read({ after: first.positions[0]! })
         assert.strictEqual(rest.events.length, 2)
         assert.deepStrictEqual(yield* store.openWriters, [])
-      }).pipe(Effect.scoped)
+      }
     )
 
-    live(
+    test(
       "an open writer holds readers back although the event after its own is deleted",
-      Effect.gen(function*() {
-        const { url } = yield* TestDatabase
-        const store = yield* EventStore
-        const sql = yield* PgClient.PgClient
+      function*({ sql, store, url }) {
         const first = yield* store.append([event("a")])
         assert.strictEqual(yield* store.settledPosition, first.positions[0])
         const writer = yield* PlainWriters.make(url)
@@ -182,14 +148,12 @@ const onEach = (
         assert.strictEqual(yield* store.settledPosition, first.positions[0])
         yield* writer.sql`COMMIT`
         assert.strictEqual((yield* store.read({ after: first.positions[0]! })).events.length, 1)
-      }).pipe(Effect.scoped)
+      }
     )
 
-    live(
+    test(
       "a prepared transaction holds readers back across its preparation, and is reported",
-      Effect.gen(function*() {
-        const { url } = yield* TestDatabase
-        const store = yield* EventStore
+      function*({ store, url }) {
         const first = yield* store.append([event("a")])
         assert.strictEqual(yield* store.settledPosition, first.positions[0])
         const gid = `orphan-${process.pid}-${url.slice(-8)}`
@@ -212,14 +176,12 @@ const onEach = (
         yield* writer.sql.unsafe(`COMMIT PREPARED '${gid}'`).unprepared
         assert.isTrue((yield* store.settledBeyond(first.positions[0]!, Duration.seconds(10))) >= later.positions[0]!)
         assert.strictEqual((yield* store.read({ after: 0n })).events.length, 3)
-      }).pipe(Effect.scoped)
+      }
     )
 
-    live(
+    test(
       "while the reader's session is killed repeatedly, no event is lost, duplicated or out of order",
-      Effect.gen(function*() {
-        const { url } = yield* TestDatabase
-        const sql = yield* PgClient.PgClient
+      function*({ sql, url }) {
         yield* PlainWriters.createFunction(sql)
         const follower = yield* Effect.forkChild(follow({ retry: true, limit: 50 }))
         let kills = 0
@@ -236,42 +198,33 @@ const onEach = (
         yield* Fiber.interrupt(killer)
         assert.isAbove(kills, 5)
         assertSame(delivered, yield* stored)
-      })
+      }
     )
 
-    live(
-      "a proof from a lost connection is repeated before anything is read",
-      Effect.gen(function*() {
-        const { url } = yield* TestDatabase
-        const sql = yield* PgClient.PgClient
-        const store = yield* EventStore
-        const writer = yield* PlainWriters.make(url)
-        yield* store.append([event("a")])
-        yield* writer.sql`BEGIN`
-        yield* writer.insert(1)
-        yield* writer.sql`ROLLBACK`
-        const { positions } = yield* store.append([event("b")])
-        const upTo = yield* store.settledPosition
-        assert.strictEqual(upTo, positions[0])
-        yield* writer.sql`BEGIN`
-        yield* writer.insert(1)
-        yield* sql`
+    test("a proof from a lost connection is repeated before anything is read", function*({ sql, store, url }) {
+      const writer = yield* PlainWriters.make(url)
+      yield* store.append([event("a")])
+      yield* writer.sql`BEGIN`
+      yield* writer.insert(1)
+      yield* writer.sql`ROLLBACK`
+      const { positions } = yield* store.append([event("b")])
+      const upTo = yield* store.settledPosition
+      assert.strictEqual(upTo, positions[0])
+      yield* writer.sql`BEGIN`
+      yield* writer.insert(1)
+      yield* sql`
           SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
           WHERE datname = current_database() AND application_name = 'pupsourcing-orchestrator reader'`
-        const doubtful = yield* store.read({ after: 0n, upTo })
-        assert.deepStrictEqual(doubtful.events.map(({ aggregateId }) => aggregateId), ["a"])
-        assert.strictEqual(doubtful.position, upTo - 2n)
-        yield* writer.sql`ROLLBACK`
-        assert.strictEqual((yield* store.read({ after: 0n, upTo })).events.length, 2)
-      }).pipe(Effect.scoped)
-    )
+      const doubtful = yield* store.read({ after: 0n, upTo })
+      assert.deepStrictEqual(doubtful.events.map(({ aggregateId }) => aggregateId), ["a"])
+      assert.strictEqual(doubtful.position, upTo - 2n)
+      yield* writer.sql`ROLLBACK`
+      assert.strictEqual((yield* store.read({ after: 0n, upTo })).events.length, 2)
+    })
 
-    live(
+    test(
       "a checkpoint proves nothing to other readers, because it may have been written by hand",
-      Effect.gen(function*() {
-        const { url } = yield* TestDatabase
-        const sql = yield* PgClient.PgClient
-        const store = yield* EventStore
+      function*({ sql, store, url }) {
         const writer = yield* PlainWriters.make(url)
         const read = (after: bigint, upTo?: bigint) =>
           Effect.map(store.read({ after, upTo }), ({ events }) => events.map(({ globalPosition }) => globalPosition))
@@ -307,96 +260,69 @@ const onEach = (
         yield* other.sql`COMMIT`
         assert.strictEqual(yield* Fiber.join(waiting), 6n)
         assert.deepStrictEqual(yield* read(0n), [1n, 2n, 3n, 4n, 5n, 6n])
-      }).pipe(Effect.scoped)
-    )
-
-    live(
-      "a long history is settled at once, including its gaps",
-      Effect.gen(function*() {
-        const sql = yield* PgClient.PgClient
-        const store = yield* EventStore
-        yield* sql`
-        INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
-        SELECT 'past', 'Past', i::text, 1, gen_random_uuid(), 'Happened', '' FROM generate_series(1, 60000) AS i`
-        yield* sql`DELETE FROM events WHERE global_position % 7 = 0`
-        assert.strictEqual(yield* store.settledBeyond(0n, Duration.seconds(1)), yield* store.headPosition)
-      })
-    )
-
-    live(
-      "follows positions that an identity column generates",
-      Effect.gen(function*() {
-        const { url } = yield* TestDatabase
-        const store = yield* EventStore
-        const first = yield* store.append([event("a")])
-        assert.strictEqual(yield* store.settledPosition, first.positions[0])
-        const writer = yield* PlainWriters.make(url)
-        yield* writer.sql`BEGIN`
-        yield* writer.insert(1)
-        yield* store.append([event("b")])
-        assert.strictEqual(yield* store.settledPosition, first.positions[0])
-        yield* writer.sql`ROLLBACK`
-        assert.strictEqual(yield* store.settledPosition, (first.positions[0] ?? 0n) + 2n)
-      }).pipe(Effect.scoped),
-      {
-        alter: (sql) =>
-          Effect.andThen(
-            sql`ALTER TABLE events ALTER COLUMN global_position DROP DEFAULT`,
-            sql`ALTER TABLE events ALTER COLUMN global_position ADD GENERATED BY DEFAULT AS IDENTITY`
-          )
       }
     )
 
-    live(
-      "refuses a sequence with a cache, with the remedy",
-      Effect.gen(function*() {
-        const store = yield* EventStore
-        yield* store.append([event("a")])
-        const error = yield* Effect.flip(store.settledBeyond(0n, Duration.seconds(1)))
-        assert.strictEqual(reasonOf(error)._tag, "UnsupportedDatabase")
-        assert.include(error.message, "CACHE 20")
-        assert.include(error.message, "ALTER SEQUENCE")
-      }),
-      { alter: (sql) => sql`ALTER SEQUENCE events_global_position_seq CACHE 20` }
-    )
+    test("a long history is settled at once, including its gaps", function*({ sql, store }) {
+      yield* sql`
+        INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
+        SELECT 'past', 'Past', i::text, 1, gen_random_uuid(), 'Happened', '' FROM generate_series(1, 60000) AS i`
+      yield* sql`DELETE FROM events WHERE global_position % 7 = 0`
+      assert.strictEqual(yield* store.settledBeyond(0n, Duration.seconds(1)), yield* store.headPosition)
+    })
 
-    live(
-      "detects a cache that is set later with the next proof",
-      Effect.gen(function*() {
-        const sql = yield* PgClient.PgClient
-        const { url } = yield* TestDatabase
-        const store = yield* EventStore
-        yield* store.append([event("a")])
-        yield* store.settledPosition
-        yield* sql`ALTER SEQUENCE events_global_position_seq CACHE 5`
-        const gap = yield* PlainWriters.make(url)
-        yield* gap.sql`BEGIN`
-        yield* gap.insert(1)
-        yield* gap.sql`ROLLBACK`
-        yield* store.append([event("b")])
-        assert.strictEqual(reasonOf(yield* Effect.flip(store.settledPosition))._tag, "UnsupportedDatabase")
-      }).pipe(Effect.scoped)
-    )
+    test("follows positions that an identity column generates", {
+      alter: (sql) =>
+        Effect.andThen(
+          sql`ALTER TABLE events ALTER COLUMN global_position DROP DEFAULT`,
+          sql`ALTER TABLE events ALTER COLUMN global_position ADD GENERATED BY DEFAULT AS IDENTITY`
+        )
+    }, function*({ store, url }) {
+      const first = yield* store.append([event("a")])
+      assert.strictEqual(yield* store.settledPosition, first.positions[0])
+      const writer = yield* PlainWriters.make(url)
+      yield* writer.sql`BEGIN`
+      yield* writer.insert(1)
+      yield* store.append([event("b")])
+      assert.strictEqual(yield* store.settledPosition, first.positions[0])
+      yield* writer.sql`ROLLBACK`
+      assert.strictEqual(yield* store.settledPosition, (first.positions[0] ?? 0n) + 2n)
+    })
 
-    live(
-      "refuses explicit positions beyond the sequence, with the remedy",
-      Effect.gen(function*() {
-        const sql = yield* PgClient.PgClient
-        const store = yield* EventStore
-        yield* sql`
+    test("refuses a sequence with a cache, with the remedy", {
+      alter: (sql) => sql`ALTER SEQUENCE events_global_position_seq CACHE 20`
+    }, function*({ store }) {
+      yield* store.append([event("a")])
+      const error = yield* Effect.flip(store.settledBeyond(0n, Duration.seconds(1)))
+      assert.strictEqual(reasonOf(error)._tag, "UnsupportedDatabase")
+      assert.include(error.message, "CACHE 20")
+      assert.include(error.message, "ALTER SEQUENCE")
+    })
+
+    test("detects a cache that is set later with the next proof", function*({ sql, store, url }) {
+      yield* store.append([event("a")])
+      yield* store.settledPosition
+      yield* sql`ALTER SEQUENCE events_global_position_seq CACHE 5`
+      const gap = yield* PlainWriters.make(url)
+      yield* gap.sql`BEGIN`
+      yield* gap.insert(1)
+      yield* gap.sql`ROLLBACK`
+      yield* store.append([event("b")])
+      assert.strictEqual(reasonOf(yield* Effect.flip(store.settledPosition))._tag, "UnsupportedDatabase")
+    })
+
+    test("refuses explicit positions beyond the sequence, with the remedy", function*({ sql, store }) {
+      yield* sql`
         INSERT INTO events (global_position, bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
         VALUES (1000, 'x', 'X', 'x', 1, gen_random_uuid(), 'Happened', '')`
-        const error = yield* Effect.flip(store.settledPosition)
-        assert.strictEqual(reasonOf(error)._tag, "UnsupportedDatabase")
-        assert.include(error.message, "setval")
-      })
-    )
+      const error = yield* Effect.flip(store.settledPosition)
+      assert.strictEqual(reasonOf(error)._tag, "UnsupportedDatabase")
+      assert.include(error.message, "setval")
+    })
 
-    live(
+    test(
       "treats a sequence set to its next value like one that has returned its last value",
-      Effect.gen(function*() {
-        const sql = yield* PgClient.PgClient
-        const store = yield* EventStore
+      function*({ sql, store }) {
         yield* store.append([event("a"), event("a")])
         yield* sql`SELECT setval('events_global_position_seq', 3, false)`
         assert.strictEqual(yield* store.settledPosition, 2n)
@@ -408,28 +334,25 @@ const onEach = (
         yield* Effect.forEach(rows, ({ row }) => sql`INSERT INTO events SELECT (${row}::text::events).*`)
         yield* sql`SELECT setval('events_global_position_seq', 2, false)`
         assert.strictEqual(reasonOf(yield* Effect.flip(store.settledPosition))._tag, "UnsupportedDatabase")
-      })
+      }
     )
 
-    live(
-      "reports a sequence behind the checkpoint instead of waiting",
-      Effect.gen(function*() {
-        const sql = yield* PgClient.PgClient
-        const database = yield* Database
-        const store = yield* EventStore
-        const { positions } = yield* store.append([event("a"), event("a"), event("a")])
-        const waiting = yield* Effect.forkChild(Effect.flip(store.settledBeyond(positions[2]!, Duration.millis(20))))
-        yield* sql`TRUNCATE ${database.table("events")} RESTART IDENTITY`
-        const error = yield* Fiber.join(waiting)
-        assert(error._tag === "CheckpointAheadOfEvents")
-        assert.deepStrictEqual([error.position, error.lastPosition], [positions[2], 0n])
-      })
-    )
+    test("reports a sequence behind the checkpoint instead of waiting", function*({ sql, store }) {
+      const database = yield* Database
+      const { positions } = yield* store.append([event("a"), event("a"), event("a")])
+      const waiting = yield* Effect.forkChild(Effect.flip(store.settledBeyond(positions[2]!, Duration.millis(20))))
+      yield* sql`TRUNCATE ${database.table("events")} RESTART IDENTITY`
+      const error = yield* Fiber.join(waiting)
+      assert(error._tag === "CheckpointAheadOfEvents")
+      assert.deepStrictEqual([error.position, error.lastPosition], [positions[2], 0n])
+    })
   })
 }
 
 onEach("the test server", Effect.undefined)
 onEach("PostgreSQL 14", Servers.postgres14, ["long"])
+
+const test = EventStores.storeTest
 
 const append = Effect.fnUntraced(function*(aggregateId: string) {
   const appended = yield* (yield* EventStore).append([event(aggregateId)])
@@ -439,36 +362,32 @@ const append = Effect.fnUntraced(function*(aggregateId: string) {
 const poll = Duration.millis(50)
 
 describe("a reader", () => {
-  it.live("a checkpoint ahead of the events does not advance other readers", () =>
-    Effect.gen(function*() {
-      const store = yield* EventStore
-      const first = yield* append("a")
-      assert.strictEqual((yield* Effect.flip(store.settledBeyond(1000n, poll)))._tag, "CheckpointAheadOfEvents")
-      const second = yield* append("a")
-      const upTo = yield* store.settledBeyond(first, poll)
-      assert.strictEqual(upTo, second)
-      const page = yield* store.read({ after: first, upTo })
-      assert.strictEqual(page.position, second)
-    }).pipe(Effect.provide(EventStores.layerWith())))
+  test("a checkpoint ahead of the events does not advance other readers", function*({ store }) {
+    const first = yield* append("a")
+    assert.strictEqual((yield* Effect.flip(store.settledBeyond(1000n, poll)))._tag, "CheckpointAheadOfEvents")
+    const second = yield* append("a")
+    const upTo = yield* store.settledBeyond(first, poll)
+    assert.strictEqual(upTo, second)
+    const page = yield* store.read({ after: first, upTo })
+    assert.strictEqual(page.position, second)
+  })
 
-  it.live("a new reader starts at the settled position, not at the first gap of the history", () =>
-    Effect.gen(function*() {
-      const sql = yield* PgClient.PgClient
-      yield* append("a")
-      yield* Effect.exit(sql.withTransaction(Effect.andThen(append("b"), Effect.fail("no"))))
-      const before = yield* append("a")
-      const open = yield* Deferred.make<void>()
-      const done = yield* Deferred.make<void>()
-      yield* Effect.forkChild(sql.withTransaction(
-        Effect.andThen(append("c"), Effect.andThen(Deferred.succeed(open, undefined), Deferred.await(done)))
-      ))
-      yield* Deferred.await(open)
-      yield* append("a")
-      const found = yield* Effect.gen(function*() {
-        const store = yield* EventStore
-        yield* Effect.forkChild(Effect.andThen(Effect.sleep("1 second"), Deferred.succeed(done, undefined)))
-        return yield* store.settledPosition
-      }).pipe(Effect.provide(EventStores.stores()))
-      assert.isAtLeast(Number(found), Number(before))
-    }).pipe(Effect.provide(EventStores.layerWith())))
+  test("a new reader starts at the settled position, not at the first gap of the history", function*({ sql }) {
+    yield* append("a")
+    yield* Effect.exit(sql.withTransaction(Effect.andThen(append("b"), Effect.fail("no"))))
+    const before = yield* append("a")
+    const open = yield* Deferred.make<void>()
+    const done = yield* Deferred.make<void>()
+    yield* Effect.forkChild(sql.withTransaction(
+      Effect.andThen(append("c"), Effect.andThen(Deferred.succeed(open, undefined), Deferred.await(done)))
+    ))
+    yield* Deferred.await(open)
+    yield* append("a")
+    const found = yield* Effect.gen(function*() {
+      const store = yield* EventStore
+      yield* Effect.forkChild(Effect.andThen(Effect.sleep("1 second"), Deferred.succeed(done, undefined)))
+      return yield* store.settledPosition
+    }).pipe(Effect.provide(EventStores.stores()))
+    assert.isAtLeast(Number(found), Number(before))
+  })
 })
