@@ -46,15 +46,15 @@ export type Reason =
   | "conflict"
   /** The server refused a statement for a reason that passes, such as a statement timeout or a lack of memory. */
   | "refusal"
-  /** The session was lost, or the events were read in another server epoch. */
+  /** The session was lost. */
   | "connection"
   /** The server refused a statement for any other reason, such as a damaged page. */
   | "server fault"
   /** The server cannot be reached or does not accept writes. */
   | "unavailable"
 
-/** Returns whether the server may be unavailable or replaced, so that the events must be read again. */
-export const isDisconnection = (reason: Reason): boolean =>
+/** Returns whether the batch may have failed because its handler blocked the process for too long. */
+export const mayBeOverrun = (reason: Reason): boolean =>
   reason === "connection" || reason === "server fault" || reason === "unavailable"
 
 /** A batch that was rolled back. */
@@ -85,8 +85,6 @@ export type Action<F> =
   | { readonly _tag: "Isolate" }
   /** Wait, then try the same events again. */
   | { readonly _tag: "BackOff"; readonly attempt: number; readonly failure: F }
-  /** Wait, then read the events again, because the next answer may come from another server. */
-  | { readonly _tag: "Reread"; readonly attempt: number; readonly failure: F }
   /** Halt the range at its first event. `circumstance` introduces the error; it is empty if nothing has to be added. */
   | { readonly _tag: "Halt"; readonly failure: F; readonly circumstance: string }
 
@@ -168,9 +166,8 @@ const afterTransientFailure = <F>(before: State, failed: Failed<F>): Decision<F>
   if (circumstance !== undefined) {
     return isolateOrHalt({ ...counted, lostInHandler: undefined, lostAfterHandlers: 0 }, failed, circumstance)
   }
-  const state = countFailure(counted)
-  const attempt = state.attempts
-  return { state, action: { _tag: isDisconnection(reason) ? "Reread" : "BackOff", attempt, failure } }
+  const attempt = counted.attempts + 1
+  return { state: { ...counted, attempts: attempt }, action: { _tag: "BackOff", attempt, failure } }
 }
 
 /** A smaller batch locks fewer rows, ends earlier, and keeps fewer events from being committed. */
@@ -209,9 +206,6 @@ const isolateOrHalt = <F>(state: State, { begun, failedAt, failure }: Failed<F>,
     ? { state, action: { _tag: "Halt", failure, circumstance } }
     : { state: { ...state, suspect: begun[at] }, action: { _tag: "Isolate" } }
 }
-
-/** Counts a failure of the range; used for a halt that could not be recorded, too. */
-export const countFailure = (state: State): State => ({ ...state, attempts: state.attempts + 1 })
 
 const firstBackoffMillis = 10
 const longestBackoffMillis = 5_000

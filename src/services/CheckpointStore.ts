@@ -2,8 +2,8 @@
  * The checkpoint store: progress of ranges, written under their fence, in the transaction of the read model.
  *
  * The store does not retry, except to find out whether a write whose answer was lost has committed. `RangeRunner`
- * retries after a `TransientFailure` and after any `StoreError` (`Retries.isRetried`). After `Fenced`, the
- * runner of the range ends, and the reconciler reads the rows again.
+ * retries after a `TransientFailure` and after any `StoreError` (`Retries.isRetried`). After `EpochEnded` it reads the
+ * events again. After `Fenced`, the runner of the range ends, and the reconciler reads the rows again.
  */
 import type * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
@@ -18,14 +18,23 @@ import type { Stores } from "./Stores.ts"
 /** The caller no longer holds the range, or not at the given position; nothing was written. A retry cannot help. */
 export class Fenced extends Data.TaggedError("Fenced")<{ readonly projection: string }> {}
 
+/**
+ * The server epoch in which the events were read has ended: the server may have lost them, and may reissue their
+ * positions. Nothing was written. Read the events again before a retry.
+ */
+export class EpochEnded extends Data.TaggedError("EpochEnded") {
+  override get message(): string {
+    return "The database server was restarted or replaced, or the session that read the events was lost"
+  }
+}
+
 /** The write failed for a reason that passes; nothing was written. A retry can help. */
 export class TransientFailure extends Data.TaggedError("TransientFailure")<{
   /**
    * - `conflict`: a deadlock, a serialization failure or a lock timeout, caused by another transaction.
    * - `refusal`: a statement timeout, a table that was changed in the meantime, or a server without enough memory or
    *   disk space.
-   * - `connection`: the session was lost, or the events were read in another server epoch. Read the events again before
-   *   the retry, because the server may have lost them.
+   * - `connection`: the session was lost.
    */
   readonly kind: "conflict" | "refusal" | "connection"
   readonly cause: unknown
@@ -45,8 +54,8 @@ export interface BatchOptions {
    */
   readonly idleTimeout: Duration.Duration
   /**
-   * The server epoch in which the events were read. In another epoch nothing is written, and the write fails with a
-   * `TransientFailure` of kind `connection`.
+   * The server epoch in which the events were read. In another epoch nothing is written, and the write fails with
+   * `EpochEnded`.
    */
   readonly epoch?: ServerEpoch | undefined
 }
@@ -64,7 +73,7 @@ export interface CheckpointStore {
     held: Held,
     options: BatchOptions,
     work: Effect.Effect<bigint, E, R>
-  ) => Effect.Effect<void, Fenced | HandlerFailure | StoreError | TransientFailure, R>
+  ) => Effect.Effect<void, EpochEnded | Fenced | HandlerFailure | StoreError | TransientFailure, R>
 
   /**
    * Moves the range from one position to another without any work, because no event in between matches the projection.
@@ -73,7 +82,7 @@ export interface CheckpointStore {
   readonly advance: (
     held: Held,
     options: { readonly from: bigint; readonly to: bigint; readonly epoch?: ServerEpoch | undefined }
-  ) => Effect.Effect<void, Fenced | StoreError | TransientFailure>
+  ) => Effect.Effect<void, EpochEnded | Fenced | StoreError | TransientFailure>
 
   /**
    * Records that the range is halted, and the reason. If the answer is lost, this fails with a `TransientFailure`:
@@ -93,7 +102,7 @@ export interface CheckpointStore {
       /** Absent if it cannot be read. If the range is split, a part may then wrongly lose or keep the halt. */
       readonly aggregateId?: string | undefined
     }
-  ) => Effect.Effect<void, Fenced | StoreError | TransientFailure>
+  ) => Effect.Effect<void, EpochEnded | Fenced | StoreError | TransientFailure>
 
   /** Returns all rows of a projection in the order of their ranges; none if the projection has never run. */
   readonly rows: (projection: string) => Effect.Effect<ReadonlyArray<Checkpoint>, StoreError>

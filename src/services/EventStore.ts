@@ -42,11 +42,6 @@ export interface ReadOptions {
   /** Reads events above this position. */
   readonly after: bigint
   /**
-   * The server epoch in which `after` was read, if it is not stored in a checkpoint. In another epoch the read fails
-   * with a `StoreError` whose reason is `DatabaseUnavailable`.
-   */
-  readonly epoch?: ServerEpoch | undefined
-  /**
    * Reads events up to this position, which must be settled (returned by `settledBeyond` or `settledPosition`).
    * Default: the present settled position.
    */
@@ -71,7 +66,10 @@ export interface Page {
   readonly events: ReadonlyArray<Event>
   /** The page is complete up to this position: no matching event lies between its last event and this position. */
   readonly position: bigint
-  /** The server epoch in which the page was read. */
+  /**
+   * The server epoch in which the page was read. If it is not that of the page before, start again from a stored
+   * position.
+   */
   readonly epoch: ServerEpoch
 }
 
@@ -172,6 +170,12 @@ export class EventStore extends Context.Service<EventStore, {
    * sequence has not issued yet fails with `CheckpointAheadOfEvents`, as after a restore of an older backup.
    */
   readonly read: (options: ReadOptions) => Effect.Effect<Page, CheckpointAheadOfEvents | EventError | StoreError>
+
+  /**
+   * Reports that a server epoch has ended. If reads are still made in it, they reach another server than the one that is
+   * written to, and the next read opens a new connection.
+   */
+  readonly endEpoch: (epoch: ServerEpoch) => Effect.Effect<void>
 
   /**
    * The settled position: no transaction can still commit an event at or below it, so the events there never change. 0

@@ -85,6 +85,7 @@ export const virtual = {
   steps: [...everywhere.steps, "halted: handler overran", "join again after an eviction", "batch interrupted"],
   errors: [
     ...everywhere.errors,
+    "EpochEnded",
     "WorkerEvicted",
     "CoordinationTimeout",
     "ProjectionHalted",

@@ -6,7 +6,7 @@
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import { hash } from "../../src/layers/memory/MemoryWorld.ts"
-import { CheckpointAheadOfEvents, DatabaseUnavailable, StoreError } from "../../src/schema/Errors.ts"
+import { CheckpointAheadOfEvents } from "../../src/schema/Errors.ts"
 import type { Event } from "../../src/schema/Event.ts"
 import * as EventFilter from "../../src/schema/EventFilter.ts"
 import * as HashRange from "../../src/schema/HashRange.ts"
@@ -27,16 +27,6 @@ interface Waiter {
   readonly process: Process
   readonly wake: () => void
 }
-
-const sessionLost = new StoreError({
-  reason: new DatabaseUnavailable({
-    condition: "connection lost",
-    server: "simulation",
-    database: "app",
-    user: "app",
-    cause: new Error("the session on which the events were read is gone")
-  })
-})
 
 const payload = new Uint8Array([123, 125])
 
@@ -150,9 +140,6 @@ export class EventLog implements Events {
         ? Effect.fail(new CheckpointAheadOfEvents({ position, lastPosition: BigInt(this.slots.length) }))
         : Effect.void
 
-    const refuseOver = (epoch: ServerEpoch | undefined) =>
-      epoch === undefined || epoch === this.options.epoch() ? Effect.void : Effect.fail(sessionLost)
-
     const waitBeyond = (position: bigint, millis: number): Effect.Effect<void> =>
       Effect.callback((resume) => {
         if (BigInt(readable()) > position) return resume(Effect.void)
@@ -184,7 +171,7 @@ export class EventLog implements Events {
       }),
       read: (options) =>
         Effect.andThen(
-          Effect.andThen(refuseOver(options.epoch), refuseAhead(options.after)),
+          refuseAhead(options.after),
           Effect.sync((): Page => {
             const epoch = this.options.epoch()
             const last = options.upTo === undefined ? readable() : Math.min(Number(options.upTo), readable())
@@ -203,6 +190,7 @@ export class EventLog implements Events {
             return { events, position: BigInt(Math.max(last, Number(options.after))), epoch }
           })
         ),
+      endEpoch: () => Effect.void,
       headPosition: Effect.sync(() => BigInt(this.head)),
       openWriters: Effect.succeed([])
     })

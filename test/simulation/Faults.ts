@@ -120,6 +120,12 @@ export const make = (
     return undefined
   }
 
+  const observeFailure = (held: Checkpoint.Held, tag: string) =>
+    Effect.sync(() => {
+      if (tag === "Fenced") checkers.fenced(worker, held)
+      if (tag === "EpochEnded") coverage.count("errors", tag)
+    })
+
   const commit = <E, R>(
     held: Checkpoint.Held,
     options: BatchOptions,
@@ -158,7 +164,7 @@ export const make = (
           run.say(worker.name, `handler fails in ${Checkpoint.key(held)}`)
           return Effect.fail(new HandlerFailure({ cause: failure.cause }))
         }),
-        Effect.tapErrorTag("Fenced", () => Effect.sync(() => checkers.fenced(worker, held))),
+        Effect.tapError(({ _tag }) => observeFailure(held, _tag)),
         Effect.onInterrupt(() =>
           Effect.sync(() => {
             if (!worker.isCut) coverage.count("steps", "batch interrupted")
@@ -172,18 +178,16 @@ export const make = (
       )
     })
 
-  const fencedBy = (held: Checkpoint.Held) => Effect.sync(() => checkers.fenced(worker, held))
-
   const checkpointStore = CheckpointStore.of({
     commit,
     advance: (held, options) =>
-      call(Effect.tapErrorTag(checkpoints.advance(held, options), "Fenced", () => fencedBy(held)), {
+      call(Effect.tapError(checkpoints.advance(held, options), ({ _tag }) => observeFailure(held, _tag)), {
         entry: "progress: answer lost",
         happens: () => worker.unanswered.add(Checkpoint.key(held))
       }),
     halt: (held, halt) =>
       Effect.tap(
-        call(Effect.tapErrorTag(checkpoints.halt(held, halt), "Fenced", () => fencedBy(held)), {
+        call(Effect.tapError(checkpoints.halt(held, halt), ({ _tag }) => observeFailure(held, _tag)), {
           entry: "halt: answer lost",
           happens: () => worker.unansweredHalts.add(Checkpoint.key(held))
         }),
@@ -200,6 +204,7 @@ export const make = (
     append: log.append,
     readStream: log.readStream,
     read: (options) => call(reach(log.read(options)), readFailed),
+    endEpoch: log.endEpoch,
     settledPosition: call(reach(log.settledPosition)),
     settledBeyond: (position, pollInterval) => call(reach(log.settledBeyond(position, pollInterval))),
     headPosition: call(reach(log.headPosition)),

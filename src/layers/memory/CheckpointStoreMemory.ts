@@ -16,9 +16,9 @@ import * as Abandonable from "../../services/Abandonable.ts"
 import {
   type BatchOptions,
   CheckpointStore,
+  EpochEnded,
   Fenced,
-  HandlerFailure,
-  TransientFailure
+  HandlerFailure
 } from "../../services/CheckpointStore.ts"
 import type { ServerEpoch } from "../../services/EventStore.ts"
 import { committedRows, type Handle, hash, type MemoryWorld } from "./MemoryWorld.ts"
@@ -79,11 +79,7 @@ const halt = Effect.fnUntraced(function*(
 })
 
 const checkEpoch = (world: MemoryWorld, epoch: ServerEpoch | undefined) =>
-  epoch === undefined || epoch === world.epoch
-    ? Effect.void
-    : Effect.fail(
-      new TransientFailure({ kind: "connection", cause: new Error("It was read in another epoch of this world") })
-    )
+  epoch === undefined || epoch === world.epoch ? Effect.void : Effect.fail(new EpochEnded())
 
 /** Returns the row if it still has the range and the fence of `held`, and the position. */
 const rowOf = Effect.fnUntraced(function*(world: MemoryWorld, held: Held, position: bigint) {

@@ -7,13 +7,7 @@ import * as Random from "effect/Random"
 import * as Result from "effect/Result"
 import * as TxRef from "effect/TxRef"
 import * as Append from "../../schema/Append.ts"
-import {
-  CheckpointAheadOfEvents,
-  ConcurrencyConflict,
-  DatabaseUnavailable,
-  DuplicateEvent,
-  StoreError
-} from "../../schema/Errors.ts"
+import { CheckpointAheadOfEvents, ConcurrencyConflict, DuplicateEvent } from "../../schema/Errors.ts"
 import {
   type Appended,
   dateOfMicros,
@@ -67,6 +61,8 @@ export const make = ({ reach, world }: Handle): EventStore["Service"] => {
     append: (events, options) => reach(append(world, events, options?.expectedVersion ?? "any")),
     readStream: (stream, options) => reach(readStream(world, stream, options)),
     read: (options) => reach(read(store, options)),
+    // Reads and writes always reach the same world.
+    endEpoch: () => Effect.void,
     settledPosition,
     settledBeyond: (position) => reach(settledBeyond(world, position)),
     headPosition: settledPosition,
@@ -178,7 +174,6 @@ const visibleLog = (world: MemoryWorld): Effect.Effect<Log> =>
 const read = Effect.fnUntraced(function*({ committed, world }: Store, options: ReadOptions) {
   const { epoch } = world
   const last = lastPosition(world)
-  if (options.epoch !== undefined && options.epoch !== epoch) return yield* otherEpoch
   yield* checkNotAhead(world, options.after)
   const upTo = options.upTo === undefined || options.upTo > last ? last : options.upTo
   const limits = PageWindow.pageLimits(options)
@@ -198,16 +193,6 @@ const read = Effect.fnUntraced(function*({ committed, world }: Store, options: R
     events.push(copyOf(event))
   }
   return { events, position: upTo > options.after ? upTo : options.after, epoch } satisfies Page
-})
-
-const otherEpoch = new StoreError({
-  reason: new DatabaseUnavailable({
-    condition: "connection lost",
-    server: "memory",
-    database: "memory",
-    user: "memory",
-    cause: new Error("It was read in another epoch of this world")
-  })
 })
 
 const committedEvents = (world: MemoryWorld, committed: Store["committed"]): ReadonlyArray<Event> => {

@@ -12,7 +12,6 @@ import type * as SqlError from "effect/sql/SqlError"
 import type * as Statement from "effect/sql/Statement"
 import type { StoreError } from "../../schema/Errors.ts"
 import type * as TableNames from "../../schema/TableNames.ts"
-import type { ServerEpoch } from "../../services/EventStore.ts"
 import type { Server } from "./connection/Server.ts"
 import type * as Session from "./connection/Session.ts"
 
@@ -58,13 +57,6 @@ export class Database extends Context.Service<Database, {
   readonly openSession: <S>(
     options: Session.Options<S>
   ) => Effect.Effect<Session.Session<S>, never, Scope.Scope>
-  /**
-   * Records a server epoch in which nothing can be written. A session that is still in this epoch is connected to
-   * another server than the application's client, and must be reopened.
-   */
-  readonly recordEnd: (epoch: ServerEpoch) => void
-  /** Returns whether `recordEnd` has recorded the epoch, and clears the record. */
-  readonly takeEnd: (epoch: ServerEpoch) => boolean
   /** Converts the driver's errors into the library's. */
   readonly refail: (
     operation: string

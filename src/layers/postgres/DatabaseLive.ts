@@ -5,7 +5,6 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type { StoresError } from "../../schema/Errors.ts"
 import * as TableNames from "../../schema/TableNames.ts"
-import type { ServerEpoch } from "../../services/EventStore.ts"
 import * as Probe from "./connection/Probe.ts"
 import * as Session from "./connection/Session.ts"
 import * as SessionSettings from "./connection/SessionSettings.ts"
@@ -38,7 +37,6 @@ const database = (
   const qualified = (key: TableNames.TableKey): string => TableNames.qualified(names, key)
   const channel = (key: "events" | "generations"): string =>
     TableNames.channel(names, key, TableNames.schemaOf(names, key) ?? "")
-  let ended: ServerEpoch | undefined
   return Database.of({
     pg,
     sql,
@@ -52,14 +50,6 @@ const database = (
     presence: options.presence ?? true,
     openConnection: (name) => openConnection(sessions, name),
     openSession: (session) => Session.make({ ...session, config: sessions, server: sessionServer }),
-    recordEnd: (epoch) => {
-      ended = epoch
-    },
-    takeEnd: (epoch) => {
-      if (epoch !== ended) return false
-      ended = undefined
-      return true
-    },
     refail: (operation) => refail(server, operation)
   })
 }

@@ -14,9 +14,8 @@ import * as Stream from "effect/Stream"
 import * as BatchPolicy from "../../schema/BatchPolicy.ts"
 import { HandlerOverran, HandlerResultUnused } from "../../schema/Errors.ts"
 import type { Event } from "../../schema/Event.ts"
-import { type CheckpointStore, type Fenced, HandlerFailure } from "../CheckpointStore.ts"
+import { type CheckpointStore, type EpochEnded, type Fenced, HandlerFailure } from "../CheckpointStore.ts"
 import { tryRead } from "../ErrorText.ts"
-import type { ServerEpoch } from "../EventStore.ts"
 import * as BatchContext from "./BatchContext.ts"
 import type { BlockingHandlers } from "./BlockingHandlers.ts"
 import * as RangeState from "./RangeState.ts"
@@ -27,8 +26,6 @@ export interface Batch {
   readonly events: ReadonlyArray<Event>
   /** The range's position after the last event. */
   readonly end: bigint
-  /** The server epoch in which the events were read. */
-  readonly epoch: ServerEpoch
 }
 
 /** What the batches of one range have in common. */
@@ -83,7 +80,10 @@ export const makeEnvironment = Effect.fnUntraced(function*(
 })
 
 /** Returns how the batch ended; none if the range drained before the batch's turn. */
-export const attempt = (environment: Environment, batch: Batch): Effect.Effect<Option.Option<Outcome>, Fenced> => {
+export const attempt = (
+  environment: Environment,
+  batch: Batch
+): Effect.Effect<Option.Option<Outcome>, EpochEnded | Fenced> => {
   const { blocking, idleTimeout, job } = environment
   const times = blocking.overrunsAt(job.projection.name, batch.events[0]!.globalPosition)
   if (times === 0) return Effect.asSome(run(environment, batch))
@@ -98,7 +98,10 @@ export const attempt = (environment: Environment, batch: Batch): Effect.Effect<O
  * Handles the events until the batch is complete, has taken too long or must drain, then commits the events that were
  * handled.
  */
-const run = Effect.fnUntraced(function*(environment: Environment, batch: Batch): Effect.fn.Return<Outcome, Fenced> {
+const run = Effect.fnUntraced(function*(
+  environment: Environment,
+  batch: Batch
+): Effect.fn.Return<Outcome, EpochEnded | Fenced> {
   const { clock, job } = environment
   const progress: HandlerProgress = { begun: 0, handled: 0, begunAt: 0n, raised: undefined }
   const startedAt = clock.monotonicTimeNanosUnsafe()
@@ -112,10 +115,9 @@ const run = Effect.fnUntraced(function*(environment: Environment, batch: Batch):
     return { _tag: "Committed", handled: progress.handled, tookNanos: now - startedAt }
   }
   const { failure } = result
-  if (failure._tag === "Fenced") return yield* failure
+  if (failure._tag === "Fenced" || failure._tag === "EpochEnded") return yield* failure
   const reason = reasonOf(failure)
-  // The batch failed for a reason other than time.
-  if (!BatchPolicy.isDisconnection(reason)) clearOverruns(environment, batch, progress)
+  if (!BatchPolicy.mayBeOverrun(reason)) clearOverruns(environment, batch, progress)
   return {
     _tag: "Failed",
     reason,
@@ -135,10 +137,10 @@ const commit = (environment: Environment, batch: Batch, progress: HandlerProgres
         })
       )
     )
-  const { held, writtenUpTo } = job.state
+  const { epoch, held, writtenUpTo } = job.state
   return checkpoints.commit(
     held,
-    { from: writtenUpTo, idleTimeout, epoch: batch.epoch },
+    { from: writtenUpTo, idleTimeout, epoch },
     Effect.map(handling, () => reached(batch, progress))
   ).pipe(
     // If a handler's failure makes the store die, it is a handler failure: the handler must not run forever.

@@ -5,8 +5,8 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import { CheckpointAheadOfEvents, type EventError, type StoreError } from "../../schema/Errors.ts"
-import type { CheckpointStore, Fenced } from "../CheckpointStore.ts"
-import type { EventStore, Page } from "../EventStore.ts"
+import { type CheckpointStore, EpochEnded, type Fenced } from "../CheckpointStore.ts"
+import type { EventStore, Page, ServerEpoch } from "../EventStore.ts"
 import * as RangeState from "./RangeState.ts"
 import { isRetried, type Retries } from "./Retries.ts"
 import type { Startup } from "./Startup.ts"
@@ -28,7 +28,7 @@ export type PageError = CheckpointAheadOfEvents | StoreError
 
 export interface PageSource {
   /** Waits for the next page, for progress to become due, or for the range to drain. Retries transient failures. */
-  readonly next: Effect.Effect<Next, Fenced | PageError>
+  readonly next: Effect.Effect<Next, EpochEnded | Fenced | PageError>
 }
 
 interface Source {
@@ -59,13 +59,17 @@ export const make = (options: Omit<Source, "dueAt" | "failures">): PageSource =>
   next: next({ ...options, dueAt: undefined, failures: 0 })
 })
 
-const next = Effect.fnUntraced(function*(source: Source): Effect.fn.Return<Next, Fenced | PageError> {
+const next = Effect.fnUntraced(function*(source: Source): Effect.fn.Return<Next, EpochEnded | Fenced | PageError> {
   const { job, retries, startup } = source
   while (true) {
     const now = yield* Clock.monotonicTimeNanos
     if (!RangeState.hasUnwritten(job.state)) source.dueAt = undefined
     else source.dueAt ??= (now / emptyProgressNanos + 1n) * emptyProgressNanos
-    if (source.dueAt !== undefined && now >= source.dueAt) return Next.ProgressDue()
+    if (source.dueAt !== undefined && now >= source.dueAt) {
+      // If the write fails, the progress is due again at the next multiple.
+      source.dueAt = undefined
+      return Next.ProgressDue()
+    }
     const result = yield* Effect.result(Effect.raceFirst(
       // First, so that nothing starts once the range is draining.
       Effect.as(job.draining.await, Next.Drained()),
@@ -81,6 +85,7 @@ const next = Effect.fnUntraced(function*(source: Source): Effect.fn.Return<Next,
     yield* retries.succeeded("Reading")
     if (result.success !== undefined) {
       startup.worked(reading)
+      yield* enterEpoch(job.state, result.success.page.epoch)
       return result.success
     }
   }
@@ -97,7 +102,6 @@ const waitAndRead = ({ events, job }: Source, interruption: Effect.Effect<void, 
     Option.isNone(upTo) ? Effect.succeed(undefined) : Effect.map(
       events.read({
         after: state.handledUpTo,
-        epoch: state.epoch,
         upTo: upTo.value,
         range: state.held.range,
         filter: projection.filter,
@@ -115,30 +119,37 @@ const interruptionOfWait = ({ dueAt, events, failures, job }: Source, now: bigin
   return Effect.andThen(Effect.sleep(Duration.times(job.settings.pollInterval, 2)), Effect.asVoid(events.headPosition))
 }
 
-/** Returns what the runner has to do, or nothing if the events must be read again. */
+/** Records the epoch of a read. Unwritten progress of another epoch is invalid, and so is a read from its position. */
+const enterEpoch = (state: RangeState.RangeState, epoch: ServerEpoch | undefined): Effect.Effect<void, EpochEnded> =>
+  Effect.suspend(() => {
+    if (RangeState.hasUnwritten(state) && state.epoch !== epoch) return Effect.fail(new EpochEnded())
+    state.epoch = epoch
+    return Effect.void
+  })
+
+/** Returns what the runner has to do, or nothing if the read must be repeated. */
 const afterFailure = Effect.fnUntraced(function*(
   source: Source,
   failure: CheckpointAheadOfEvents | EventError | StoreError
-): Effect.fn.Return<Next | undefined, Fenced | PageError> {
+): Effect.fn.Return<Next | undefined, EpochEnded | Fenced | PageError> {
   const { job, retries, startup } = source
   switch (failure._tag) {
     case "EventTooLarge":
     case "EventUnreadable":
       source.failures = 0
       yield* retries.succeeded("Reading")
+      yield* enterEpoch(job.state, failure.epoch)
       return Next.Unreadable({ error: failure })
-    case "CheckpointAheadOfEvents":
+    case "CheckpointAheadOfEvents": {
+      // A position that exists only in memory is dropped; it does not end the worker.
+      if (RangeState.hasUnwritten(job.state)) return yield* new EpochEnded()
       if (!(yield* confirmRow(source))) return Next.Drained()
-      if (!RangeState.hasUnwritten(job.state)) {
-        const { lastPosition, position } = failure
-        return yield* new CheckpointAheadOfEvents({ projection: job.projection.name, position, lastPosition })
-      }
-      RangeState.dropUnwritten(job.state)
-      return undefined
+      const { lastPosition, position } = failure
+      return yield* new CheckpointAheadOfEvents({ projection: job.projection.name, position, lastPosition })
+    }
     case "StoreError":
       if (failure.reason._tag === "UnsupportedDatabase" || startup.isFatal(reading, failure)) return yield* failure
   }
-  RangeState.dropUnwritten(job.state)
   source.failures++
   yield* retries.failed("Reading", source.failures, failure)
   yield* retries.backOff(source.failures)

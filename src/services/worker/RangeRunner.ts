@@ -12,8 +12,8 @@ import { Activity } from "../../schema/Activity.ts"
 import * as BatchPolicy from "../../schema/BatchPolicy.ts"
 import type { Event } from "../../schema/Event.ts"
 import * as HashRange from "../../schema/HashRange.ts"
-import { CheckpointStore, type Fenced } from "../CheckpointStore.ts"
-import { EventStore, type Page, type ServerEpoch } from "../EventStore.ts"
+import { CheckpointStore, type EpochEnded, type Fenced } from "../CheckpointStore.ts"
+import { EventStore, type Page } from "../EventStore.ts"
 import type { RetryLog } from "../telemetry/RetryLog.ts"
 import * as Batch from "./Batch.ts"
 import * as BlockingHandlers from "./BlockingHandlers.ts"
@@ -58,8 +58,8 @@ interface Runner {
   readonly pages: PageSource.PageSource
   readonly batches: Batch.Environment
   policy: BatchPolicy.State
-  /** Failures since progress past events that do not match was last written. */
-  failedWrites: number
+  /** Failed writes and ended server epochs since the range's row was last written. The failures of batches are in `policy`. */
+  failures: number
   /** Whether the range is caught up: not yet since it was opened, no longer, or at present. */
   caughtUp: "never" | "before" | "now"
 }
@@ -88,7 +88,7 @@ const makeRunner = Effect.fnUntraced(function*(shared: Shared, job: RangeState.J
     pages: PageSource.make({ ...shared, job, retries }),
     batches: yield* Batch.makeEnvironment(job, shared.checkpoints, shared.blocking),
     policy: BatchPolicy.initial(job.settings.batchSize),
-    failedWrites: 0,
+    failures: 0,
     caughtUp: "never"
   }
 })
@@ -100,55 +100,74 @@ const runToEnd = (runner: Runner): Effect.Effect<RunnerResult, RunnerError> =>
   )
 
 const workUntilDrained = Effect.fnUntraced(function*(runner: Runner): Effect.fn.Return<void, Fenced | RunnerError> {
-  const { job, pages } = runner
+  const { job } = runner
   if (job.state.held.halt !== undefined) {
     yield* Effect.logWarning(HaltReason.message(job.state.held, job.state.held.halt))
     return yield* job.draining.await
   }
+  let isDrained = false
   // After a halt nothing is written, not even empty progress: it would clear the halt.
-  while (job.state.halt === undefined) {
-    const next = yield* pages.next
-    switch (next._tag) {
-      case "Drained":
-        return yield* writeProgress(runner)
-      case "ProgressDue":
-        yield* writeProgress(runner)
-        break
-      case "Unreadable":
-        yield* writeProgress(runner)
-        yield* halt(runner, next.error, next.error.epoch, HaltReason.ofUnreadable(next.error))
-        break
-      case "Page":
-        if (next.page.events.length === 0) yield* passOver(runner, next.page, next.isComplete)
-        else yield* handlePage(runner, next.page, next.isComplete)
-    }
+  while (!isDrained && job.state.halt === undefined) {
+    isDrained = yield* Effect.catchTag(step(runner), "EpochEnded", (ended) => beginAgain(runner, ended))
   }
+})
+
+/** Works on what comes next. Returns whether the range has drained. */
+const step = Effect.fnUntraced(function*(runner: Runner): Effect.fn.Return<boolean, EpochEnded | Fenced | RunnerError> {
+  const next = yield* runner.pages.next
+  switch (next._tag) {
+    case "Drained":
+    case "ProgressDue":
+      yield* writeProgress(runner)
+      return next._tag === "Drained"
+    case "Unreadable":
+      yield* writeProgress(runner)
+      yield* halt(runner, next.error, HaltReason.ofUnreadable(next.error))
+      return false
+    case "Page":
+      if (next.page.events.length === 0) yield* passOver(runner, next.page, next.isComplete)
+      else yield* handlePage(runner, next.page, next.isComplete)
+      return false
+  }
+})
+
+/**
+ * Begins with the range again from its row, in the next server epoch. If the server has lost the commit that wrote the
+ * row, the next write finds another position and is fenced.
+ *
+ * The pauses grow until a write succeeds, because reader and writer may be connected to two servers for a while. What
+ * `policy` counts remains, so that an event whose handler crashes the server is still isolated.
+ */
+const beginAgain = Effect.fnUntraced(function*(runner: Runner, ended: EpochEnded) {
+  const { job: { state }, shared } = runner
+  if (state.epoch !== undefined) yield* shared.events.endEpoch(state.epoch)
+  RangeState.dropUnwritten(state)
+  yield* retry(runner, "Progress", ++runner.failures, ended)
+  return false
 })
 
 /**
  * Advances past positions where no event matches. `writeProgress` writes this later, together with that of other
  * ranges; at once only when the range is first caught up, because catch-up waits for the row.
  */
-const passOver = Effect.fnUntraced(
-  function*(runner: Runner, { epoch, position }: Page, isComplete: boolean) {
-    const { job, retries } = runner
-    RangeState.passOver(job.state, position, epoch)
-    if (!isComplete) return
-    // Nothing is left to retry: the events of a failed batch may be lost if the server epoch has ended.
-    yield* retries.succeeded("A batch")
-    yield* retries.succeeded("The record of a halt")
-    if (runner.caughtUp === "now") return
-    const isFirst = runner.caughtUp === "never"
-    runner.caughtUp = "now"
-    if (isFirst) yield* writeProgress(runner)
-    const { projection, range } = job.state.held
-    yield* job.record(Activity.CaughtUp({ projection, range, position }))
-  }
-)
+const passOver = Effect.fnUntraced(function*(runner: Runner, { position }: Page, isComplete: boolean) {
+  const { job, retries } = runner
+  RangeState.passOver(job.state, position)
+  if (!isComplete) return
+  // Nothing is left to retry: the events of a failed batch may be lost if the server epoch has ended.
+  yield* retries.succeeded("A batch")
+  yield* retries.succeeded("The record of a halt")
+  if (runner.caughtUp === "now") return
+  const isFirst = runner.caughtUp === "never"
+  runner.caughtUp = "now"
+  if (isFirst) yield* writeProgress(runner)
+  const { projection, range } = job.state.held
+  yield* job.record(Activity.CaughtUp({ projection, range, position }))
+})
 
 /**
- * Writes empty progress, so that the range's next owner does not read those positions again. A failed write is not
- * retried, because the next server that answers may have fewer events than the one that was read.
+ * Writes empty progress, so that the range's next owner does not read those positions again. After a failure it is
+ * written together with later progress.
  */
 const writeProgress = Effect.fnUntraced(function*(runner: Runner) {
   const { job, shared, retries } = runner
@@ -156,18 +175,16 @@ const writeProgress = Effect.fnUntraced(function*(runner: Runner) {
   if (!RangeState.hasUnwritten(job.state)) return
   const result = yield* Effect.result(shared.checkpoints.advance(held, { from, to, epoch }))
   if (result._tag === "Success") {
-    runner.failedWrites = 0
+    runner.failures = 0
     RangeState.write(job.state, to, yield* Clock.monotonicTimeNanos)
     if (runner.caughtUp === "now") job.caughtUp.openUnsafe()
     return yield* retries.succeeded("Progress")
   }
   if (!Retries.isRetried(result.failure)) return yield* result.failure
-  RangeState.dropUnwritten(job.state)
-  runner.failedWrites++
-  yield* retries.failed("Progress", runner.failedWrites, result.failure)
+  yield* retries.failed("Progress", ++runner.failures, result.failure)
 })
 
-/** Handles the events of a page, batch by batch, until none is left, they must be read again, or the range drains. */
+/** Handles the events of a page, batch by batch, until none is left or the range drains. */
 const handlePage = Effect.fnUntraced(function*(runner: Runner, page: Page, isComplete: boolean) {
   const { caughtUp, draining, state } = runner.job
   if (runner.caughtUp === "now") runner.caughtUp = "before"
@@ -178,17 +195,17 @@ const handlePage = Effect.fnUntraced(function*(runner: Runner, page: Page, isCom
   if (isComplete && state.handledUpTo === page.position) caughtUp.openUnsafe()
 })
 
-/** Handles one batch and does what the policy decides. Returns the events that remain; none if they are read again. */
+/** Handles one batch and does what the policy decides. Returns the events that remain. */
 const handleBatch = Effect.fnUntraced(function*(
   runner: Runner,
   page: Page,
   rest: ReadonlyArray<Event>
-): Effect.fn.Return<ReadonlyArray<Event>, Fenced> {
+): Effect.fn.Return<ReadonlyArray<Event>, EpochEnded | Fenced> {
   const { job, shared: { blocking }, retries } = runner
   const hasOverrun = (position: bigint) => blocking.overrunsAt(job.projection.name, position) > 0
   const events = BatchPolicy.select(runner.policy, rest, hasOverrun)
   const end = events.length === rest.length ? page.position : events[events.length - 1]!.globalPosition
-  const outcome = yield* Batch.attempt(runner.batches, { events, end, epoch: page.epoch })
+  const outcome = yield* Batch.attempt(runner.batches, { events, end })
   if (Option.isNone(outcome)) return rest
   // A handler that fails shows that the database works.
   if (outcome.value._tag === "Failed" && outcome.value.reason === "handler") yield* retries.succeeded("A batch")
@@ -204,19 +221,17 @@ const handleBatch = Effect.fnUntraced(function*(
       yield* warnIfContended(runner, action.failure)
       yield* retry(runner, "A batch", action.attempt, action.failure)
       return rest
-    case "Reread":
-      RangeState.dropUnwritten(job.state)
-      yield* retry(runner, "A batch", action.attempt, action.failure)
-      return []
     case "Halt": {
       const event = { ...rest[0]!, position: rest[0]!.globalPosition }
-      yield* halt(runner, event, page.epoch, HaltReason.ofFailure(event, action.failure, action.circumstance))
-      return []
+      yield* halt(runner, event, HaltReason.ofFailure(event, action.failure, action.circumstance))
+      return job.state.halt === undefined ? rest : []
     }
   }
 })
 
-const committed = Effect.fnUntraced(function*({ job, retries }: Runner, events: number, tookNanos: bigint) {
+const committed = Effect.fnUntraced(function*(runner: Runner, events: number, tookNanos: bigint) {
+  const { job, retries } = runner
+  runner.failures = 0
   const { handledUpTo: position, held: { projection, range } } = job.state
   yield* retries.allSucceeded
   yield* job.record(
@@ -225,33 +240,30 @@ const committed = Effect.fnUntraced(function*({ job, retries }: Runner, events: 
 })
 
 const retry = Effect.fnUntraced(
-  function*({ retries }: Runner, operation: Retries.Operation, attempt: number, failure: Retries.Failure) {
+  function*({ retries }: Runner, operation: Retries.Operation, attempt: number, failure: EpochEnded | Retries.Failure) {
     yield* retries.failed(operation, attempt, failure)
     yield* retries.backOff(attempt)
   }
 )
 
 /**
- * Records a halt and waits until the range drains. If the halt cannot be recorded, the event is read again, because it
- * may no longer exist after a failover that lost commits.
+ * Records a halt and waits until the range drains. If the halt cannot be recorded, returns after a pause; the event is
+ * then tried again.
  */
 const halt = Effect.fnUntraced(function*(
   runner: Runner,
   event: Partial<Pick<Event, "aggregateId" | "eventId">> & { readonly position: bigint },
-  epoch: ServerEpoch | undefined,
   { error, stack }: HaltReason.HaltReason
 ) {
   const { job, shared, retries } = runner
-  const { held, writtenUpTo: at } = job.state
+  const { epoch, held, writtenUpTo: at } = job.state
   const { aggregateId, eventId = "id unreadable", position } = event
   const result = yield* Effect.result(
     shared.checkpoints.halt(held, { at, epoch, error, position, eventId, aggregateId })
   )
   if (result._tag === "Failure") {
     if (!Retries.isRetried(result.failure)) return yield* result.failure
-    RangeState.dropUnwritten(job.state)
-    runner.policy = BatchPolicy.countFailure(runner.policy)
-    return yield* retry(runner, "The record of a halt", runner.policy.attempts, result.failure)
+    return yield* retry(runner, "The record of a halt", ++runner.failures, result.failure)
   }
   const { projection, range } = held
   yield* retries.allSucceeded

@@ -30,8 +30,8 @@ export interface RangeState {
   /** All matching events of the range up to this position have been handled and committed. */
   handledUpTo: bigint
   /**
-   * The server epoch in which the positions between `writtenUpTo` and `handledUpTo` were read. No event there matches;
-   * the progress is not written yet, and is dropped when the epoch ends.
+   * The server epoch in which everything in memory was read: the page, and the positions between `writtenUpTo` and
+   * `handledUpTo`, where no event matches. All of it is dropped when the epoch ends. Undefined before the first read.
    */
   epoch: ServerEpoch | undefined
   /** The position in the range's row, and when this worker received the confirmation. */
@@ -64,22 +64,19 @@ export const make = (held: Checkpoint.Held, now: bigint): RangeState => ({
 export const hasUnwritten = (state: RangeState): boolean => state.handledUpTo !== state.writtenUpTo
 
 /** Records that no event up to `position` matches. This progress is not written yet. */
-export const passOver = (state: RangeState, position: bigint, epoch: ServerEpoch): void => {
+export const passOver = (state: RangeState, position: bigint): void => {
   state.handledUpTo = position
-  state.epoch = epoch
 }
 
 /** Records that progress up to `position` is committed. */
 export const write = (state: RangeState, position: bigint, now: bigint): void => {
   state.handledUpTo = state.writtenUpTo = position
   state.writtenAt = now
-  state.epoch = undefined
 }
 
 /** Drops unwritten progress, so that those positions are read again. */
 export const dropUnwritten = (state: RangeState): void => {
   state.handledUpTo = state.writtenUpTo
-  state.epoch = undefined
 }
 
 /** Records that the range is halted. */

@@ -7,7 +7,7 @@ import { Activity } from "../../schema/Activity.ts"
 import * as BatchPolicy from "../../schema/BatchPolicy.ts"
 import { type HandlerOverran, StoreError } from "../../schema/Errors.ts"
 import * as HashRange from "../../schema/HashRange.ts"
-import { type HandlerFailure, TransientFailure } from "../CheckpointStore.ts"
+import { type EpochEnded, type HandlerFailure, TransientFailure } from "../CheckpointStore.ts"
 import { errorText } from "../ErrorText.ts"
 import type { RetryLog } from "../telemetry/RetryLog.ts"
 import type { Job } from "./RangeState.ts"
@@ -24,7 +24,7 @@ export type Failure = HandlerFailure | HandlerOverran | Retried
 export const isRetried = (failure: unknown): failure is Retried =>
   failure instanceof TransientFailure || failure instanceof StoreError
 
-export const describe = (failure: Failure): string => {
+export const describe = (failure: EpochEnded | Failure): string => {
   switch (failure._tag) {
     case "HandlerFailure":
       return errorText(failure.cause)
@@ -37,7 +37,7 @@ export const describe = (failure: Failure): string => {
 
 export interface Retries {
   /** The operation failed and will be retried. */
-  readonly failed: (operation: Operation, attempt: number, failure: Failure) => Effect.Effect<void>
+  readonly failed: (operation: Operation, attempt: number, failure: EpochEnded | Failure) => Effect.Effect<void>
   readonly succeeded: (operation: Operation) => Effect.Effect<void>
   /** A write has succeeded, which ends the retries of all operations. */
   readonly allSucceeded: Effect.Effect<void>
@@ -58,7 +58,7 @@ export const make = (job: Job, retryLog: RetryLog): Retries => {
   const subject = `of projection "${projection}" in range ${HashRange.format(range)}`
   const nameOf = (operation: Operation): string => `${operation} ${subject}`
 
-  const logFailure = (operation: Operation, attempt: number, failure: Failure, reason: string) => {
+  const logFailure = (operation: Operation, attempt: number, failure: EpochEnded | Failure, reason: string) => {
     // All ranges fail at once while the database is unavailable, but each has its own conflicts.
     if (failure._tag !== "TransientFailure" || failure.kind === "connection") {
       return retryLog.failed(nameOf(operation), reason)

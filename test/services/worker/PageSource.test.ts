@@ -15,7 +15,7 @@ import {
   StoreError
 } from "../../../src/schema/Errors.ts"
 import * as Settings from "../../../src/schema/Settings.ts"
-import { Fenced } from "../../../src/services/CheckpointStore.ts"
+import { EpochEnded, Fenced, type TransientFailure } from "../../../src/services/CheckpointStore.ts"
 import type { EventStore } from "../../../src/services/EventStore.ts"
 import * as Projection from "../../../src/services/Projection.ts"
 import * as RetryLog from "../../../src/services/telemetry/RetryLog.ts"
@@ -25,7 +25,7 @@ import * as Retries from "../../../src/services/worker/Retries.ts"
 import * as Startup from "../../../src/services/worker/Startup.ts"
 import { reasonOf } from "../../support/StoreErrors.ts"
 import { Broken, event, pass, runner, unavailable } from "../World.ts"
-import { haltAtSecond, ids, recording } from "./Failures.ts"
+import { connectionLost, haltAtSecond, ids, recording } from "./Failures.ts"
 
 const eventId = "00000000-0000-4000-8000-000000000002"
 
@@ -249,7 +249,8 @@ it.effect("progress is not due once a batch has written it", () =>
     const startup = Startup.make(retryLog)
     const pages = PageSource.make({ job, events, checkpoints, startup, retries: Retries.make(job, retryLog) })
     yield* events.append([event("a"), event("a")])
-    RangeState.passOver(state, 1n, world.epoch)
+    state.epoch = world.epoch
+    RangeState.passOver(state, 1n)
     assert.strictEqual((yield* pages.next)._tag, "Page")
     RangeState.write(state, 2n, 0n)
     const fiber = yield* Effect.forkChild(pages.next)
@@ -279,6 +280,65 @@ it.effect("a batch read in an earlier server epoch is read again in the current 
     yield* pass(2_000)
     assert.deepStrictEqual([lives, after], [["1", "2"], [0n, 0n]])
     assert.deepStrictEqual(yield* TxRef.get(handled), ["a"])
+    yield* worker.drain(fiber)
+  }))
+
+it.effect("nothing is read again after a lost connection, as long as the server epoch lasts", () =>
+  Effect.gen(function*() {
+    const handled = yield* TxRef.make<ReadonlyArray<string>>([])
+    const { after, events } = reads()
+    let failing = 0
+    const orFail = <A, E, R>(self: Effect.Effect<A, E, R>) =>
+      Effect.suspend((): Effect.Effect<A, E | TransientFailure, R> =>
+        failing-- > 0 ? Effect.fail(connectionLost) : self
+      )
+    const worker = yield* runner(
+      yield* MemoryStores.makeWorld,
+      { ...recording(handled), filter: { eventTypes: ["UserCreated"] } },
+      {
+        events,
+        checkpoints: (real) => ({
+          commit: (...args) => orFail(real.commit(...args)),
+          advance: (...args) => orFail(real.advance(...args))
+        })
+      }
+    )
+    const fiber = yield* Effect.forkChild(worker.run)
+    for (const [eventType, position] of [["UserCreated", 1n], ["Other", 2n]] as const) {
+      failing = 2
+      yield* worker.events.append([event("a", { eventType })])
+      yield* pass(4_000)
+      assert.deepStrictEqual([(yield* worker.row).position, failing], [position, -1])
+    }
+    assert.deepStrictEqual([yield* TxRef.get(handled), after], [["a"], [0n, 1n]])
+    yield* worker.drain(fiber)
+  }))
+
+it.effect("the pauses grow while reads and writes reach different servers", () =>
+  Effect.gen(function*() {
+    const handled = yield* TxRef.make<ReadonlyArray<string>>([])
+    const { after, events } = reads()
+    const ended: Array<string> = []
+    const worker = yield* runner(yield* MemoryStores.makeWorld, recording(handled), {
+      events: (real) => ({
+        ...events(real),
+        endEpoch: (epoch) => Effect.sync(() => ended.push(epoch))
+      }),
+      checkpoints: (real) => ({
+        commit: (...args) =>
+          Effect.suspend(() => ended.length < 10 ? Effect.fail(new EpochEnded()) : real.commit(...args))
+      })
+    })
+    yield* worker.events.append([event("a")])
+    const fiber = yield* Effect.forkChild(worker.run)
+    yield* pass(3_000)
+    assert.isAtMost(after.length, 9)
+    yield* pass(30_000)
+    assert.deepStrictEqual([yield* TxRef.get(handled), after.length, ended.length], [["a"], 11, 10])
+    assert.deepStrictEqual(
+      worker.of("BatchRetried").map(({ attempt }) => attempt),
+      ids(10).map((_, index) => index + 1)
+    )
     yield* worker.drain(fiber)
   }))
 

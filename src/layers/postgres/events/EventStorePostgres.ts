@@ -29,6 +29,7 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
       append: (events, options) => EventAppend.append(appends, events, options?.expectedVersion ?? "any"),
       readStream: readStream(database, statements),
       read: (options) => PageReader.read(reader, options),
+      endEpoch: session.endEpoch,
       settledPosition: tracker.settledPosition,
       settledBeyond: tracker.settledBeyond,
       headPosition: headPosition({ database, session, tracker, statements }),

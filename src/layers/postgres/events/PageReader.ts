@@ -258,9 +258,6 @@ const check = (self: PageReader, page: Reading) =>
 const finish = Effect.fnUntraced(function*(self: PageReader, page: Reading) {
   const { epoch, events, unreadable, window: { position, tooLarge } } = page
   if (tooLarge !== undefined) return yield* Effect.flatMap(FaultyEvent.toTooLarge(self, tooLarge, epoch), Effect.fail)
-  if (page.options.epoch !== undefined && page.options.epoch !== epoch) {
-    return yield* ServerEpochSql.epochEnded(self.database.sessionServer)
-  }
   if (unreadable !== undefined && events.length === 0 && position >= unreadable.position - 1n) {
     return yield* Effect.flatMap(FaultyEvent.toUnreadable(self, unreadable, epoch), Effect.fail)
   }

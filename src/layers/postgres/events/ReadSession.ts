@@ -9,7 +9,7 @@ import * as Semaphore from "effect/Semaphore"
 import type * as SqlError from "effect/sql/SqlError"
 import type { StoreError } from "../../../schema/Errors.ts"
 import * as Settled from "../../../schema/Settled.ts"
-import type { ServerEpoch } from "../../../services/EventStore.ts"
+import type { EventStore, ServerEpoch } from "../../../services/EventStore.ts"
 import * as ServerEpochSql from "../connection/ServerEpochSql.ts"
 import type { Opened } from "../connection/Session.ts"
 import { connectionLost, hasLostConnection } from "../connection/SqlErrors.ts"
@@ -35,6 +35,8 @@ export interface ReadSession {
     operation: string,
     f: (opened: Opened<State>) => Effect.Effect<A, E | SqlError.SqlError>
   ) => Effect.Effect<A, Exclude<E, SqlError.SqlError> | StoreError>
+  /** If the connection is still in this epoch, the next operation opens another. */
+  readonly endEpoch: EventStore["Service"]["endEpoch"]
 }
 
 const statementTimeout = Duration.seconds(5)
@@ -93,6 +95,8 @@ export const make: Effect.Effect<ReadSession, never, Database | Scope.Scope> = E
   })
   // Operations queue before they enter the session, so that this wait does not count towards the session's deadline.
   const lane = Semaphore.makeUnsafe(1)
+  /** The epoch that was last reported as ended. */
+  let ended: ServerEpoch | undefined
   const use = <A, E>(
     operation: string,
     f: (opened: Opened<State>) => Effect.Effect<A, E | SqlError.SqlError>
@@ -100,14 +104,18 @@ export const make: Effect.Effect<ReadSession, never, Database | Scope.Scope> = E
     lane.withPermit(
       session.use(operation, (opened): Effect.Effect<A, E | SqlError.SqlError> =>
         Effect.suspend(() =>
-          opened.state.epoch !== undefined && database.takeEnd(opened.state.epoch)
-            ? Effect.fail(elsewhere)
-            : f(opened)
+          ended !== undefined && opened.state.epoch === ended ? Effect.fail(elsewhere) : f(opened)
         ))
     ).pipe(
       Effect.retry({ times: 1, while: hasLostConnection })
     )
-  return { use }
+  return {
+    use,
+    endEpoch: (epoch) =>
+      Effect.sync(() => {
+        ended = epoch
+      })
+  }
 })
 
 const elsewhere = connectionLost("the session is connected to another server than the one that is written to")

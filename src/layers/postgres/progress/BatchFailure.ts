@@ -5,7 +5,7 @@ import * as Cause from "effect/Cause"
 import * as Data from "effect/Data"
 import * as SqlError from "effect/sql/SqlError"
 import { StoreError } from "../../../schema/Errors.ts"
-import { type Fenced, HandlerFailure, TransientFailure } from "../../../services/CheckpointStore.ts"
+import { type EpochEnded, type Fenced, HandlerFailure, TransientFailure } from "../../../services/CheckpointStore.ts"
 import { tryRead } from "../../../services/ErrorText.ts"
 import type { Server } from "../connection/Server.ts"
 import {
@@ -20,7 +20,7 @@ import {
 import type { Transaction } from "./BatchTransaction.ts"
 
 /** Why a batch is rolled back. A `SqlError` means that its connection is lost. */
-export type RollBackReason = Fenced | HandlerFailure | SqlError.SqlError | StoreError | TransientFailure
+export type RollBackReason = EpochEnded | Fenced | HandlerFailure | SqlError.SqlError | StoreError | TransientFailure
 
 /** Raised to roll a batch back. The reason is recorded separately, because a failing ROLLBACK would hide it. */
 export class RollBack extends Data.TaggedError("RollBack") {}
@@ -38,7 +38,7 @@ export type BatchFailure = Data.TaggedEnum<{
   /** The connection was lost after the batch had begun: it may have committed. */
   readonly UnknownCommit: { readonly error: SqlError.SqlError }
   /** Nothing was committed. */
-  readonly Failed: { readonly failure: Fenced | HandlerFailure | StoreError | TransientFailure }
+  readonly Failed: { readonly failure: EpochEnded | Fenced | HandlerFailure | StoreError | TransientFailure }
   /** The caller was interrupted. Nothing was committed, unless COMMIT had already been sent. */
   readonly Interrupted: { readonly cause: Cause.Cause<never> }
   readonly Died: { readonly defect: unknown }

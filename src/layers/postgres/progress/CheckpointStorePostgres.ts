@@ -23,6 +23,7 @@ import { textProblem } from "../../../schema/Text.ts"
 import {
   type BatchOptions,
   CheckpointStore,
+  EpochEnded,
   Fenced,
   type HandlerFailure,
   TransientFailure
@@ -37,16 +38,7 @@ import { hashOf } from "../HashSql.ts"
 import * as BatchFailure from "./BatchFailure.ts"
 import * as BatchTransaction from "./BatchTransaction.ts"
 import * as EmptyProgress from "./EmptyProgress.ts"
-import {
-  alsoAdvanced,
-  endEpoch,
-  explainZeroRows,
-  inTime,
-  isAt,
-  isHeldAs,
-  quietly,
-  resolveUnknownCommit
-} from "./FencedWrite.ts"
+import { alsoAdvanced, explainZeroRows, inTime, isAt, isHeldAs, quietly, resolveUnknownCommit } from "./FencedWrite.ts"
 
 type Store = CheckpointStore
 
@@ -87,7 +79,7 @@ const commit = <E, R>(
   held: Held,
   options: BatchOptions,
   work: Effect.Effect<bigint, E, R>
-): Effect.Effect<void, Fenced | HandlerFailure | StoreError | TransientFailure, R> =>
+): Effect.Effect<void, EpochEnded | Fenced | HandlerFailure | StoreError | TransientFailure, R> =>
   Effect.suspend(() => {
     const { from, idleTimeout } = options
     const batch: Batch = {
@@ -138,7 +130,7 @@ const begin = Effect.fnUntraced(function*(database: Database["Service"], batch: 
         WHERE ${isHeldAs(sql, held)} AND ${isAt(sql, from)}
       )::text AS held`)
   batch.transaction = start
-  if (start?.alive === "false") return yield* rollBack(batch, endEpoch(database, epoch))
+  if (start?.alive === "false") return yield* rollBack(batch, new EpochEnded())
   // Otherwise the failure of the write would be attributed to the handler.
   if (isTrue(start?.reads_only)) return yield* rollBack(batch, readOnly(database.server))
   if (start === undefined || !isTrue(start.held)) {
@@ -198,7 +190,7 @@ const halt = Effect.fnUntraced(function*(
   database: Database["Service"],
   held: Held,
   { aggregateId, at, epoch, error, eventId, position }: Parameters<Store["halt"]>[1]
-): Effect.fn.Return<void, Fenced | StoreError | TransientFailure> {
+): Effect.fn.Return<void, EpochEnded | Fenced | StoreError | TransientFailure> {
   const { sql } = database
   const rows = yield* writing(error, (error) =>
     inTime(quietly(sql`

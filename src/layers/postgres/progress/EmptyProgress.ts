@@ -8,7 +8,7 @@ import * as RequestResolver from "effect/RequestResolver"
 import type * as SqlError from "effect/sql/SqlError"
 import type { Held } from "../../../schema/Checkpoint.ts"
 import type { StoreError } from "../../../schema/Errors.ts"
-import { type CheckpointStore, Fenced, TransientFailure } from "../../../services/CheckpointStore.ts"
+import { type CheckpointStore, EpochEnded, Fenced, TransientFailure } from "../../../services/CheckpointStore.ts"
 import type { ServerEpoch } from "../../../services/EventStore.ts"
 import { isTrue } from "../connection/Codecs.ts"
 import * as ServerEpochSql from "../connection/ServerEpochSql.ts"
@@ -27,7 +27,7 @@ class Advance extends Request.Class<
     readonly abandoned: Deferred.Deferred<void>
   },
   void,
-  Fenced | StoreError | TransientFailure
+  EpochEnded | Fenced | StoreError | TransientFailure
 > {}
 
 type Entries = ReadonlyArray<Request.Entry<Advance>>
@@ -59,7 +59,7 @@ const advanceTogether = Effect.fnUntraced(function*(
 ): Effect.fn.Return<void> {
   const result = yield* Effect.result(FencedWrite.inTime(advanceRows(database, entries)))
   if (result._tag === "Failure") return yield* completeFailed(database, entries, result.failure)
-  for (const [index, row] of result.success.entries()) yield* complete(database, entries[index]!, row)
+  for (const [index, row] of result.success.entries()) yield* complete(entries[index]!, row)
 })
 
 /** The result for one request. */
@@ -108,17 +108,13 @@ const advanceRows = ({ sql, table }: Database["Service"], entries: Entries) => {
     FROM wanted AS w LEFT JOIN moved AS m ON m.place = w.place ORDER BY w.place`)
 }
 
-const complete = (
-  database: Database["Service"],
-  entry: Request.Entry<Advance>,
-  { alive, held, moved }: AdvanceRow
-): Effect.Effect<void> => {
+const complete = (entry: Request.Entry<Advance>, { alive, held, moved }: AdvanceRow): Effect.Effect<void> => {
   if (isTrue(moved)) return Request.succeed(entry, undefined)
-  const { held: { projection }, options } = entry.request
+  const { projection } = entry.request.held
   return Request.fail(
     entry,
     !isTrue(alive)
-      ? FencedWrite.endEpoch(database, options.epoch)
+      ? new EpochEnded()
       : isTrue(held)
       ? rowLocked
       : new Fenced({ projection })

@@ -9,7 +9,7 @@ import type * as SqlError from "effect/sql/SqlError"
 import type * as Statement from "effect/sql/Statement"
 import type { Held } from "../../../schema/Checkpoint.ts"
 import type { StoreError } from "../../../schema/Errors.ts"
-import { Fenced, TransientFailure } from "../../../services/CheckpointStore.ts"
+import { EpochEnded, Fenced, TransientFailure } from "../../../services/CheckpointStore.ts"
 import type { ServerEpoch } from "../../../services/EventStore.ts"
 import * as ServerEpochSql from "../connection/ServerEpochSql.ts"
 import { connectionLost, isConnectionLoss, isTransient } from "../connection/SqlErrors.ts"
@@ -108,22 +108,12 @@ export const resolveUnknownCommit = Effect.fnUntraced(function*(
 
 /** Fails with the reason why a write matched no row: another server epoch, or a lost fence. */
 export const explainZeroRows = Effect.fnUntraced(function*(
-  database: Database["Service"],
+  { refail, sql }: Database["Service"],
   held: Held,
   epoch: ServerEpoch | undefined
-): Effect.fn.Return<never, Fenced | StoreError | TransientFailure> {
-  const { refail, sql } = database
+): Effect.fn.Return<never, EpochEnded | Fenced | StoreError> {
   const [row] = yield* quietly(
     sql<{ readonly alive: string }>`SELECT (${ServerEpochSql.isCurrent(sql, epoch)})::text AS alive`
   ).pipe(inTime, refail("check why a row was not written"))
-  return yield* row?.alive === "false" ? endEpoch(database, epoch) : new Fenced({ projection: held.projection })
+  return yield* row?.alive === "false" ? new EpochEnded() : new Fenced({ projection: held.projection })
 })
-
-/** Records that the epoch has ended, and returns the failure of a write of events that were read in it. */
-export const endEpoch = (database: Database["Service"], epoch: ServerEpoch | undefined): TransientFailure => {
-  if (epoch !== undefined) database.recordEnd(epoch)
-  return new TransientFailure({
-    kind: "connection",
-    cause: new Error("The database server came back, or another took its place, since the events were read")
-  })
-}

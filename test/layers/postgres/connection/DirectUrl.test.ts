@@ -139,12 +139,6 @@ describe("errors of the library's own sessions name their server", () => {
       assert.include(failure.reason, { _tag: "DatabaseUnavailable", condition: "no answer in time", server: direct })
     }).pipe(Effect.scoped, Effect.provide(EventStores.database())))
 
-  it.live("when the server epoch of a read has ended", () =>
-    Effect.gen(function*() {
-      const failure = yield* Effect.flip((yield* EventStore).read({ after: 0n, epoch: "1@2@3" }))
-      assert.include(reasonOf(failure), { _tag: "DatabaseUnavailable", server: direct })
-    }).pipe(Effect.provide(PostgresStores.layerOver(database).pipe(Layer.provide(EventStores.database())))))
-
   it.live("when it is a standby", () =>
     Effect.gen(function*() {
       const failure = yield* Effect.flip(SequenceCheck.readOnly(yield* Database))

@@ -58,7 +58,7 @@ const world = Effect.gen(function*() {
   const sql = {
     unsafe: (text: string, [starts]: [ReadonlyArray<bigint>]) => Effect.sync(() => answer(text, starts))
   } as unknown as SqlClient.SqlClient
-  const session: ReadSession = { use: (_, f) => f({ sql, state, openedAt: 0n }) as never }
+  const session: ReadSession = { use: (_, f) => f({ sql, state, openedAt: 0n }) as never, endEpoch: () => Effect.void }
   const self: World = { head: 0n, contiguous: 0n, holders: [], statements: 0, messages, tracker: undefined as never }
   self.tracker = yield* SettledTracker.make(session).pipe(
     Effect.provideService(
