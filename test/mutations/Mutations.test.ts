@@ -33,13 +33,13 @@ describe("mutations on PostgreSQL", { concurrent: true }, () => {
       }))
   }
 
-  it.live.each(entries)("fails without: $mechanism", ({ mechanism, mutation, scenario }) =>
+  it.live.each(entries)("fails without: $mechanism", (entry) =>
     Effect.gen(function*() {
       for (let turn = 1; turn <= most; turn++) {
-        const [violation] = yield* run(scenario, mutation)
-        assert.isFalse(isUnmet(mutation), "a clause or session of the mutation does not occur")
+        const [violation] = yield* run(entry.scenario, entry)
+        assert.isFalse(isUnmet(entry), "a clause or session of the mutation does not occur")
         if (violation === undefined) continue
-        process.stdout.write(`on PostgreSQL, ${mechanism}: detected after ${turn} of ${most}: ${violation}\n`)
+        process.stdout.write(`on PostgreSQL, ${entry.mechanism}: detected after ${turn} of ${most}: ${violation}\n`)
         return
       }
       assert.fail(`not detected in ${most} runs`)

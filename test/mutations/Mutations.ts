@@ -15,10 +15,9 @@ import { sql, swap, toFalse, toNull, toTrue } from "../support/Clauses.ts"
 import * as Scenarios from "./Scenarios.ts"
 import type { Mutation } from "./World.ts"
 
-export interface Entry {
+export interface Entry extends Mutation {
   readonly mechanism: string
   readonly scenario: Scenarios.Scenario
-  readonly mutation: Mutation
 }
 
 /** The values do not matter, because a clause is swapped with any parameters. */
@@ -61,107 +60,101 @@ export const entries: ReadonlyArray<Entry> = [
   {
     mechanism: "the fence: worker, incarnation and generation",
     scenario: Scenarios.replaced,
-    mutation: { swaps: without("worker_id", "incarnation", "generation_id") }
+    swaps: without("worker_id", "incarnation", "generation_id")
   },
   {
     // A new incarnation always forms a new generation, so the generation alone would keep the guarantee.
     mechanism: "the incarnation and the generation in the fence",
     scenario: Scenarios.reincarnated,
-    mutation: { swaps: without("incarnation", "generation_id") }
+    swaps: without("incarnation", "generation_id")
   },
   {
     // A decision renews the generation of every row that it cuts.
     mechanism: "draining before a release, and the range's end and the generation in the fence",
     scenario: Scenarios.handedOver,
-    mutation: { swaps: without("range_end", "generation_id"), withoutActiveKeys: true }
+    swaps: without("range_end", "generation_id"),
+    withoutActiveKeys: true
   },
   {
     mechanism: "draining before a release, and the range's end and the fence",
     scenario: Scenarios.handedOver,
-    mutation: { swaps: without("range_end", "worker_id", "incarnation", "generation_id"), withoutActiveKeys: true }
+    swaps: without("range_end", "worker_id", "incarnation", "generation_id"),
+    withoutActiveKeys: true
   },
   {
     mechanism: "the decision lock",
     scenario: Scenarios.atOnce,
-    mutation: { swaps: concurrentDecisions() }
+    swaps: concurrentDecisions()
   },
   {
     mechanism: "locking rows before computing from them",
     scenario: Scenarios.outdated,
-    mutation: { swaps: [swap(Rows.lockInKeyOrder, () => sql``)] }
+    swaps: [swap(Rows.lockInKeyOrder, () => sql``)]
   },
   {
     mechanism: "the settled position",
     scenario: Scenarios.late,
-    mutation: { swaps: noOpenWriters() }
+    swaps: noOpenWriters()
   },
   {
     // The order of two statements: the scenario reads the events before it waits for the proof.
     mechanism: "reading only after the proof",
     scenario: Scenarios.late,
-    mutation: { readsBeforeProof: true }
+    readsBeforeProof: true
   },
   {
     // Treats the furthest row as the end of the gapless run after the reader.
     mechanism: "a proof that covers only the reader that has passed the positions",
     scenario: Scenarios.raised,
-    mutation: {
-      swaps: [
-        swap(
-          SettledTracker.starts,
-          (starts) =>
-            sql`(SELECT greatest(start.position, (SELECT max(c.position) FROM orchestrator_checkpoints AS c)), start.place
-            FROM ${starts}) AS start (position, place)`
-        )
-      ]
-    }
+    swaps: [
+      swap(
+        SettledTracker.starts,
+        (starts) =>
+          sql`(SELECT greatest(start.position, (SELECT max(c.position) FROM orchestrator_checkpoints AS c)), start.place
+          FROM ${starts}) AS start (position, place)`
+      )
+    ]
   },
   {
     // A proof is the state of a session, not SQL: all connections of the session share one state.
     mechanism: "discarding a proof with its connection",
     scenario: Scenarios.less,
-    mutation: {
-      session: {
-        name: "pupsourcing-orchestrator reader",
-        state: (make) => {
-          const state = make()
-          return () => state
-        },
-        isMet: false
-      }
+    session: {
+      name: "pupsourcing-orchestrator reader",
+      state: (make) => {
+        const state = make()
+        return () => state
+      },
+      isMet: false
     }
   },
   {
     mechanism: "writing progress only in the server epoch in which the events were read",
     scenario: Scenarios.outlived,
-    mutation: { swaps: [swap(ServerEpochSql.isCurrent(sql, "1@1@1"), toTrue)] }
+    swaps: [swap(ServerEpochSql.isCurrent(sql, "1@1@1"), toTrue)]
   },
   {
     // Observations are the state of a session, not SQL: every worker counts as observed present.
     mechanism: "counting absence only if the same session observed the presence",
     scenario: Scenarios.outage,
-    mutation: {
-      session: {
-        name: "pupsourcing-orchestrator coordination",
-        state: (make) => () => ({ ...make(), workers: new PresentWorkers() }),
-        isMet: false
-      }
+    session: {
+      name: "pupsourcing-orchestrator coordination",
+      state: (make) => () => ({ ...make(), workers: new PresentWorkers() }),
+      isMet: false
     }
   },
   {
     mechanism: "the idle-in-transaction timeout",
     scenario: Scenarios.frozen,
-    mutation: { swaps: [swap(limitIdleTime(sql, ""), toNull)] }
+    swaps: [swap(limitIdleTime(sql, ""), toNull)]
   },
   {
     // Without the lock the old transaction is considered failed, and only the position refuses the second attempt.
     mechanism: "resolving an unknown commit outcome under a lock, and the position check",
     scenario: Scenarios.unknown,
-    mutation: {
-      swaps: [
-        swap(FencedWrite.lockHeldAs(sql, held), () => FencedWrite.isHeldAs(sql, held)),
-        swap(FencedWrite.isAt(sql, 0n), toTrue)
-      ]
-    }
+    swaps: [
+      swap(FencedWrite.lockHeldAs(sql, held), () => FencedWrite.isHeldAs(sql, held)),
+      swap(FencedWrite.isAt(sql, 0n), toTrue)
+    ]
   }
 ]
