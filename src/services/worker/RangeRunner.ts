@@ -58,7 +58,7 @@ interface Runner {
   readonly pages: PageSource.PageSource
   readonly batches: Batch.Environment
   policy: BatchPolicy.State
-  /** Failed writes and ended server epochs since the range's row was last written. The failures of batches are in `policy`. */
+  /** Failures since the row was last written, except those of batches, which `policy` counts. */
   failures: number
   /** Whether the range is caught up: not yet since it was opened, no longer, or at present. */
   caughtUp: "never" | "before" | "now"
