@@ -1,61 +1,56 @@
 /** The state of the orchestrator's tables at one moment. The tables are public; users query them. */
 import { Effect } from "effect"
 import { SqlClient } from "effect/sql"
-import { HashRange } from "pupsourcing-orchestrator"
+import type { Generation, HashRange } from "pupsourcing-orchestrator"
+import * as Invariants from "../../src/testing/Invariants.ts"
 import { applicationName } from "./Database.ts"
-import { names, replicaSet } from "./projections.ts"
-
-export interface Worker {
-  readonly id: string
-  readonly incarnation: number
-  readonly generation: number | null
-  readonly partition: number
-  readonly state: string
-}
+import { replicaSet } from "./projections.ts"
 
 /** One row of `orchestrator_checkpoints`. */
 export interface Range extends HashRange.HashRange {
   readonly projection: string
   readonly position: number
   readonly worker: string | null
-  readonly halted: string | null
 }
 
 export interface Snapshot {
   /** Milliseconds by the database's clock. */
   readonly at: number
-  readonly generation: { readonly id: number; readonly partitions: number; readonly formedAt: number } | null
-  readonly workers: ReadonlyArray<Worker>
+  /** When the newest generation was formed. */
+  readonly formedAt: number
+  readonly generation: Generation.Generation | undefined
+  readonly rows: Invariants.Rows
   readonly ranges: ReadonlyArray<Range>
 }
 
+interface Found extends Invariants.Json {
+  readonly at: number
+  readonly formedAt: number | null
+}
+
+const millis = (time: string): string => `(extract(epoch FROM ${time}) * 1000)::float8`
+
 export const take = Effect.gen(function*() {
   const sql = yield* SqlClient.SqlClient
-  const [snapshot] = yield* sql<Snapshot>`
-    SELECT
-      (extract(epoch FROM clock_timestamp()) * 1000)::float8 AS at,
-      (
-        SELECT json_build_object(
-          'id', generation_id, 'partitions', total_partitions,
-          'formedAt', (extract(epoch FROM created_at) * 1000)::float8
-        )
-        FROM orchestrator_generations WHERE replica_set = ${replicaSet} ORDER BY generation_id DESC LIMIT 1
-      ) AS generation,
-      (
-        SELECT coalesce(json_agg(json_build_object(
-          'id', worker_id, 'incarnation', incarnation, 'generation', generation_id,
-          'partition', partition_key, 'state', state
-        ) ORDER BY worker_id), '[]')
-        FROM orchestrator_workers WHERE replica_set = ${replicaSet}
-      ) AS workers,
-      (
-        SELECT coalesce(json_agg(json_build_object(
-          'projection', projection_name, 'start', range_start, 'end', range_end, 'position', position,
-          'worker', worker_id, 'halted', halted_error
-        ) ORDER BY projection_name, range_start), '[]')
-        FROM orchestrator_checkpoints WHERE replica_set = ${replicaSet}
-      ) AS ranges`
-  return snapshot ?? (yield* Effect.die(new Error("A statement that always gives a row gave none")))
+  const [row] = yield* sql.unsafe<{ readonly found: Found }>(
+    `SELECT json_build_object(${Invariants.parts}, 'at', ${millis("clock_timestamp()")},
+       'formedAt', (SELECT ${millis("max(created_at)")} FROM orchestrator_generations)) AS found`
+  )
+  const { at, formedAt } = row!.found
+  const rows = Invariants.fromJson(row!.found)
+  const snapshot: Snapshot = {
+    at,
+    formedAt: formedAt ?? at,
+    generation: Invariants.newest(rows, replicaSet),
+    rows,
+    ranges: rows.checkpoints.map(({ position, projection, range, workerId }) => ({
+      ...range,
+      projection,
+      position: Number(position),
+      worker: workerId
+    }))
+  }
+  return snapshot
 })
 
 export const rangesOf = (snapshot: Snapshot, worker: string, projection?: string): ReadonlyArray<Range> =>
@@ -64,18 +59,8 @@ export const rangesOf = (snapshot: Snapshot, worker: string, projection?: string
   )
 
 /** Whether the newest generation consists of these workers, and each of them holds exactly its share. */
-export const isSettled = (snapshot: Snapshot, workers: ReadonlyArray<string>): boolean => {
-  const { generation, ranges } = snapshot
-  if (generation === null || generation.partitions !== workers.length) return false
-  return workers.every((id) => {
-    const worker = snapshot.workers.find((worker) => worker.id === id)
-    if (worker === undefined || worker.partition < 0 || worker.generation !== generation.id) return false
-    const share = HashRange.partition(worker.partition, generation.partitions)
-    return names.every((name) =>
-      HashRange.tiles(rangesOf(snapshot, id, name), share) && ranges.some(({ projection }) => projection === name)
-    )
-  })
-}
+export const isSettled = ({ rows }: Snapshot, workers: ReadonlyArray<string>): boolean =>
+  Invariants.isSharedBy(rows, workers, replicaSet)
 
 /** A transaction that a worker has open. */
 export interface Batch {

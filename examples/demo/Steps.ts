@@ -3,12 +3,13 @@
  * batch, while events are appended.
  */
 import { Clock, Effect, Schedule } from "effect"
+import * as Invariants from "../../src/testing/Invariants.ts"
 import type * as WorkerProcess from "../../src/testing/WorkerProcess.ts"
 import { DemoFailed } from "./DemoFailed.ts"
 import type { Fleet } from "./Fleet.ts"
 import type { Flight } from "./Flights.ts"
 import type { Ledger, ToCome } from "./Ledger.ts"
-import { names } from "./projections.ts"
+import { names, replicaSet } from "./projections.ts"
 import * as Snapshot from "./Snapshot.ts"
 import { count, type Row, type Screen } from "./Table.ts"
 
@@ -79,7 +80,7 @@ export const run = Effect.fnUntraced(function*({ fleet, flights, ledger, screen 
   const look = Effect.gen(function*() {
     const snapshot = yield* Snapshot.take
     see(snapshot)
-    const halted = snapshot.ranges.find(({ halted }) => halted !== null)
+    const halted = snapshot.rows.checkpoints.find(({ halted }) => halted !== null)
     if (halted !== undefined) {
       return yield* new DemoFailed({ problem: `Projection ${halted.projection} halted: ${halted.halted}` })
     }
@@ -106,9 +107,7 @@ export const run = Effect.fnUntraced(function*({ fleet, flights, ledger, screen 
 
   const report = () =>
     [
-      `Generation: ${JSON.stringify(latest.generation)}`,
-      ...latest.workers.map((worker) => JSON.stringify(worker)),
-      ...latest.ranges.map((range) => JSON.stringify(range)),
+      Invariants.describe(latest.rows),
       ...members.filter(({ process }) => process.isAlive()).map(({ process }) =>
         `Output of ${process.id}:\n${process.output()}`
       )
@@ -124,17 +123,17 @@ export const run = Effect.fnUntraced(function*({ fleet, flights, ledger, screen 
   const rows = (): ReadonlyArray<Row> =>
     members.map(({ process, state }) => {
       const ranges = process.isAlive() ? Snapshot.rangesOf(latest, process.id) : []
-      const worker = latest.workers.find(({ id }) => id === process.id)
+      const worker = Invariants.registered(latest.rows, process.id, replicaSet)
       const holds = ranges.length > 0
       const lags = names.map((name) => ledger.toCome(ranges.filter(({ projection }) => projection === name)).waiting)
       const recent = done.get(process.id)?.filter(({ at }) => at > latest.at - rateWindow) ?? []
       return {
         worker: process.id,
         state,
-        partition: holds && worker !== undefined && worker.partition >= 0 && latest.generation !== null
-          ? `${worker.partition} of ${latest.generation.partitions}`
+        partition: holds && worker !== undefined && worker.partitionKey >= 0 && latest.generation !== undefined
+          ? `${worker.partitionKey} of ${latest.generation.members.length}`
           : "",
-        generation: holds ? String(worker?.generation ?? "") : "",
+        generation: holds ? String(worker?.generationId ?? "") : "",
         position: holds ? Math.min(...ranges.map(({ position }) => position)) : undefined,
         lag: holds ? Math.max(...lags) : undefined,
         eventsPerSecond: holds ? recent.reduce((sum, { events }) => sum + events, 0) / (rateWindow / 1000) : undefined
@@ -174,10 +173,9 @@ export const run = Effect.fnUntraced(function*({ fleet, flights, ledger, screen 
       (snapshot) => Snapshot.isSettled(snapshot, workers) ? snapshot : undefined
     )
     member.state = "alive"
-    const { generation } = settled
     yield* screen.print(
-      `${id} takes part: generation ${generation?.id}, ${workers.length} of ${workers.length} partitions taken ` +
-        `${millis(settled.at - (generation?.formedAt ?? settled.at))} after it was formed, ${
+      `${id} takes part: generation ${settled.generation?.generationId}, ${workers.length} of ${workers.length} partitions taken ` +
+        `${millis(settled.at - settled.formedAt)} after it was formed, ${
           millis(settled.at - startedAt)
         } after the process was started`
     )
@@ -270,9 +268,8 @@ export const run = Effect.fnUntraced(function*({ fleet, flights, ledger, screen 
           ? snapshot
           : undefined
     )
-    const formed = settled.generation
-    return `${others.join(" and ")} took over: generation ${formed?.id} formed after ${
-      millis((formed?.formedAt ?? settled.at) - before.at)
+    return `${others.join(" and ")} took over: generation ${settled.generation?.generationId} formed after ${
+      millis(settled.formedAt - before.at)
     }, all ranges taken after ${millis(settled.at - before.at)}, the first batches committed after ${
       millis(goneOn.at - before.at)
     }`
