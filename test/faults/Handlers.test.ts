@@ -4,9 +4,8 @@ import { assert, describe } from "@effect/vitest"
 import { Deferred, Effect, type Exit, Fiber, Redacted } from "effect"
 import { SqlClient } from "effect/sql"
 import { type Event, Projection } from "pupsourcing-orchestrator"
-import { TestDatabase } from "../../src/testing/PostgresTest.ts"
 import { event } from "../support/EventStores.ts"
-import { append, catchUp, halted, live, record, recorded } from "./OneProcess.ts"
+import { append, catchUp, halted, record, recorded, test } from "./OneProcess.ts"
 
 const seventh = 7n
 
@@ -20,10 +19,9 @@ const versions = (projection: string) =>
 const upTo = (last: number) => Array.from({ length: last }, (_, index) => index + 1)
 
 describe("a handler", () => {
-  live(
+  test(
     "that ignores a failed statement halts at its event, unless the statement ran in a savepoint",
-    Effect.gen(function*() {
-      const sql = yield* SqlClient.SqlClient
+    function*({ sql }) {
       const positions = yield* twenty
       const fails = sql`SELECT 1 / 0`
       const ignoring = (statement: Effect.Effect<unknown, unknown>) =>
@@ -37,38 +35,34 @@ describe("a handler", () => {
       assert.deepStrictEqual(yield* versions("ignores"), upTo(6))
       yield* catchUp(ignoring(sql.withTransaction(fails)))
       assert.deepStrictEqual(yield* versions("ignores"), upTo(20))
-    })
+    }
   )
 
-  live(
-    "that leaves a fiber behind writes nothing with it, even if its connection is now in another transaction",
-    Effect.gen(function*() {
-      const go = yield* Deferred.make<void>()
-      const left: Array<Fiber.Fiber<unknown, unknown>> = []
-      const outcomes: Array<Exit.Exit<unknown, unknown>> = []
-      yield* append(event("a"), event("a"))
-      const leaves = Projection.make("leaves", {
-        handle: Effect.fnUntraced(function*(event) {
-          yield* record("leaves", event)
-          if (event.aggregateVersion === 1n) {
-            left.push(yield* Effect.forkDetach(Effect.andThen(Deferred.await(go), record("late", event))))
-          } else {
-            yield* Deferred.succeed(go, undefined)
-            outcomes.push(yield* Fiber.await(left[0]!))
-          }
-        })
+  test("that leaves a fiber behind writes nothing with it, even if its connection is now in another transaction", function*() {
+    const go = yield* Deferred.make<void>()
+    const left: Array<Fiber.Fiber<unknown, unknown>> = []
+    const outcomes: Array<Exit.Exit<unknown, unknown>> = []
+    yield* append(event("a"), event("a"))
+    const leaves = Projection.make("leaves", {
+      handle: Effect.fnUntraced(function*(event) {
+        yield* record("leaves", event)
+        if (event.aggregateVersion === 1n) {
+          left.push(yield* Effect.forkDetach(Effect.andThen(Deferred.await(go), record("late", event))))
+        } else {
+          yield* Deferred.succeed(go, undefined)
+          outcomes.push(yield* Fiber.await(left[0]!))
+        }
       })
-      yield* catchUp(leaves, { batchSize: 1 })
-      assert.include(String(outcomes), "Pinned connection was released")
-      assert.deepStrictEqual(yield* versions("leaves"), [1, 2])
-      assert.deepStrictEqual(yield* recorded("late"), [])
     })
-  )
+    yield* catchUp(leaves, { batchSize: 1 })
+    assert.include(String(outcomes), "Pinned connection was released")
+    assert.deepStrictEqual(yield* versions("leaves"), [1, 2])
+    assert.deepStrictEqual(yield* recorded("late"), [])
+  })
 
-  live(
+  test(
     "that opens a resource and forks a fiber per event never has more of them open than one batch has events",
-    Effect.gen(function*() {
-      const sql = yield* PgClient.PgClient
+    function*({ sql }) {
       const count = 10_000
       const batchSize = 500
       yield* sql`
@@ -100,85 +94,72 @@ describe("a handler", () => {
       assert.deepStrictEqual(open, { resources: 0, fibers: 0 })
       assert.isAtMost(most.resources, batchSize)
       assert.isAtMost(most.fibers, batchSize)
-    })
+    }
   )
 
-  live(
-    "whose failure throws when it is inspected halts at its event",
-    Effect.gen(function*() {
-      const positions = yield* twenty
-      const error = yield* halted(Projection.make("hostile", {
-        handle: (event) =>
-          Effect.andThen(
-            record("hostile", event),
-            isSeventh(event) ? Effect.die(Object.assign(new Error("x"), { stack: [] })) : Effect.void
-          )
+  test("whose failure throws when it is inspected halts at its event", function*() {
+    const positions = yield* twenty
+    const error = yield* halted(Projection.make("hostile", {
+      handle: (event) =>
+        Effect.andThen(
+          record("hostile", event),
+          isSeventh(event) ? Effect.die(Object.assign(new Error("x"), { stack: [] })) : Effect.void
+        )
+    }))
+    assert.strictEqual(error.position, positions[6])
+    assert.include(error.error, "Error: x")
+    assert.deepStrictEqual(yield* versions("hostile"), upTo(6))
+  })
+
+  test("that inserts a row of another aggregate's event again halts with a hint at shared rows", function*({ sql }) {
+    yield* sql`CREATE TABLE countries (code text PRIMARY KEY, parent text REFERENCES countries)`
+    const positions = [...(yield* append(event("a"))), ...(yield* append(event("b")))]
+    const inserting = (name: string, statement: (event: Event.Event) => Effect.Effect<unknown, unknown>) =>
+      halted(Projection.make(name, { handle: statement }))
+    const twice = yield* inserting("twice", () => sql`INSERT INTO countries VALUES ('DE')`)
+    assert.strictEqual(twice.position, positions[1])
+    for (
+      const part of [
+        "type Happened, Test \"b\", version 1: SqlError: UniqueViolation 23505 (countries_pkey).",
+        "If an event of another aggregate writes that row too",
+        "ON CONFLICT",
+        "docs/concepts.md"
+      ]
+    ) {
+      assert.include(twice.message, part)
+    }
+    const orphan = yield* inserting("orphan", () => sql`INSERT INTO countries VALUES ('BY', 'XX')`)
+    assert.include(orphan.message, "no foreign keys between aggregates")
+    const other = yield* inserting("other", () => sql`INSERT INTO countries VALUES (NULL)`)
+    assert.notInclude(other.message, "another aggregate")
+  })
+
+  test("whose last statement lacks its yield* halts, and its earlier writes are rolled back", function*({ sql }) {
+    const positions = yield* twenty
+    const forgets = (name: string, last: Effect.Effect<unknown, unknown>) =>
+      halted(Projection.make(name, {
+        handle: (event) => isSeventh(event) ? Effect.andThen(record(name, event), last) : record(name, event)
       }))
+    const statement = () => sql`INSERT INTO recorded VALUES ('forgotten', 1, 'a', 1, 0, NULL)`
+    for (
+      const [name, last] of [
+        ["statement", Effect.sync(statement)],
+        ["statements", Effect.sync(() => [1, 2].map(statement))],
+        ["transaction", Effect.sync(() => sql.withTransaction(statement()))],
+        ["stream", Effect.sync(() => statement().stream)]
+      ] as const
+    ) {
+      const error = yield* forgets(name, last)
       assert.strictEqual(error.position, positions[6])
-      assert.include(error.error, "Error: x")
-      assert.deepStrictEqual(yield* versions("hostile"), upTo(6))
-    })
-  )
+      assert.include(error.error, "HandlerResultUnused")
+      assert.deepStrictEqual(yield* versions(name), upTo(6))
+    }
+    assert.deepStrictEqual(yield* recorded("forgotten"), [])
+  })
 
-  live(
-    "that inserts a row of another aggregate's event again halts with a hint at shared rows",
-    Effect.gen(function*() {
-      const sql = yield* SqlClient.SqlClient
-      yield* sql`CREATE TABLE countries (code text PRIMARY KEY, parent text REFERENCES countries)`
-      const positions = [...(yield* append(event("a"))), ...(yield* append(event("b")))]
-      const inserting = (name: string, statement: (event: Event.Event) => Effect.Effect<unknown, unknown>) =>
-        halted(Projection.make(name, { handle: statement }))
-      const twice = yield* inserting("twice", () => sql`INSERT INTO countries VALUES ('DE')`)
-      assert.strictEqual(twice.position, positions[1])
-      for (
-        const part of [
-          "type Happened, Test \"b\", version 1: SqlError: UniqueViolation 23505 (countries_pkey).",
-          "If an event of another aggregate writes that row too",
-          "ON CONFLICT",
-          "docs/concepts.md"
-        ]
-      ) {
-        assert.include(twice.message, part)
-      }
-      const orphan = yield* inserting("orphan", () => sql`INSERT INTO countries VALUES ('BY', 'XX')`)
-      assert.include(orphan.message, "no foreign keys between aggregates")
-      const other = yield* inserting("other", () => sql`INSERT INTO countries VALUES (NULL)`)
-      assert.notInclude(other.message, "another aggregate")
-    })
-  )
-
-  live(
-    "whose last statement lacks its yield* halts, and its earlier writes are rolled back",
-    Effect.gen(function*() {
-      const sql = yield* SqlClient.SqlClient
-      const positions = yield* twenty
-      const forgets = (name: string, last: Effect.Effect<unknown, unknown>) =>
-        halted(Projection.make(name, {
-          handle: (event) => isSeventh(event) ? Effect.andThen(record(name, event), last) : record(name, event)
-        }))
-      const statement = () => sql`INSERT INTO recorded VALUES ('forgotten', 1, 'a', 1, 0, NULL)`
-      for (
-        const [name, last] of [
-          ["statement", Effect.sync(statement)],
-          ["statements", Effect.sync(() => [1, 2].map(statement))],
-          ["transaction", Effect.sync(() => sql.withTransaction(statement()))],
-          ["stream", Effect.sync(() => statement().stream)]
-        ] as const
-      ) {
-        const error = yield* forgets(name, last)
-        assert.strictEqual(error.position, positions[6])
-        assert.include(error.error, "HandlerResultUnused")
-        assert.deepStrictEqual(yield* versions(name), upTo(6))
-      }
-      assert.deepStrictEqual(yield* recorded("forgotten"), [])
-    })
-  )
-
-  live(
+  test(
     "that fails rolls back what it wrote through the stores' client, but not through other connections, as documented",
-    Effect.gen(function*() {
-      const sql = yield* SqlClient.SqlClient
-      const { url } = yield* TestDatabase
+    function*({ sql, url }) {
       yield* append(event("a"))
       const write = (client: SqlClient.SqlClient, what: string) =>
         client`INSERT INTO recorded VALUES (${what}, 1, 'a', 1, 0, NULL)`
@@ -209,23 +190,20 @@ describe("a handler", () => {
         yield* halted(Projection.make(what, { handle: () => Effect.andThen(way, Effect.die("fails")) }))
         assert.strictEqual((yield* recorded(what)).length, remains ? 1 : 0, what)
       }
-    })
+    }
   )
 
-  live(
-    "whose finalizer fails halts at the event that added it",
-    Effect.gen(function*() {
-      const positions = yield* twenty
-      const error = yield* halted(Projection.make("closes", {
-        handle: (event) =>
-          Effect.andThen(
-            record("closes", event),
-            Effect.addFinalizer(() => isSeventh(event) ? Effect.die(new Error("does not close")) : Effect.void)
-          )
-      }))
-      assert.strictEqual(error.position, positions[6])
-      assert.include(error.error, "does not close")
-      assert.deepStrictEqual(yield* versions("closes"), upTo(6))
-    })
-  )
+  test("whose finalizer fails halts at the event that added it", function*() {
+    const positions = yield* twenty
+    const error = yield* halted(Projection.make("closes", {
+      handle: (event) =>
+        Effect.andThen(
+          record("closes", event),
+          Effect.addFinalizer(() => isSeventh(event) ? Effect.die(new Error("does not close")) : Effect.void)
+        )
+    }))
+    assert.strictEqual(error.position, positions[6])
+    assert.include(error.error, "does not close")
+    assert.deepStrictEqual(yield* versions("closes"), upTo(6))
+  })
 })

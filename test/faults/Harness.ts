@@ -6,18 +6,18 @@
  * harness; comparing a read model with the fold of the events is Marten's oracle.)
  */
 import { PgClient } from "@effect/sql-pg"
-import { Clock, Console, Context, Effect, Fiber, Layer, type Scope } from "effect"
+import { Clock, Console, Context, Effect, Layer, type Scope } from "effect"
 import { SqlClient } from "effect/sql"
 import * as Crypto from "node:crypto"
 import * as Fs from "node:fs"
 import * as Path from "node:path"
 import * as Migrations from "../../src/layers/postgres/Migrations.ts"
 import * as PostgresStores from "../../src/layers/postgres/PostgresStores.ts"
-import { EventStore } from "../../src/services/EventStore.ts"
 import * as Invariants from "../../src/testing/Invariants.ts"
 import * as PostgresTest from "../../src/testing/PostgresTest.ts"
 import * as TimeLimits from "../../src/testing/TimeLimits.ts"
 import * as WorkerProcess from "../../src/testing/WorkerProcess.ts"
+import * as Appends from "./Appends.ts"
 import type { Instructions } from "./Instructions.ts"
 import type { Misbehaviour } from "./Misbehaviour.ts"
 import * as Projections from "./Projections.ts"
@@ -67,22 +67,6 @@ export interface WorkerOptions {
   readonly mayEnd?: boolean
 }
 
-/** Which events to append. */
-export interface AppendOptions {
-  /** Concurrent transactions. Default 4. */
-  readonly writers?: number
-  /** Aggregates, divided among the writers. Default 40. */
-  readonly aggregates?: number
-  /** Events of one aggregate per transaction. Default 5. */
-  readonly each?: number
-  /** Prefix of the aggregates' ids. Default `a`. */
-  readonly prefix?: string
-  /** `sql` writes as a Go service with pupsourcing does, and sends no notification. Default `store`. */
-  readonly through?: "sql" | "store"
-  /** Makes a worker wait inside the transactions that handle the first event, until `openGate`. */
-  readonly hold?: { readonly workerId: string; readonly gate: string }
-}
-
 /** The coordination rows at one moment, and what the handlers refused. */
 export interface Rows extends Invariants.Rows {
   /** Refusals that `late` marks as harmless. */
@@ -101,15 +85,8 @@ export interface State extends Rows {
   readonly impossible: number
 }
 
-interface RowsRow extends Invariants.Json {
-  readonly refusals: Rows["refusals"]
-}
-
-interface StateRow extends RowsRow {
-  readonly events: number
-  readonly applied: Readonly<Record<string, number>>
-  readonly impossible: number
-}
+/** Rows as PostgreSQL returns them. */
+type Found<A extends Rows> = Invariants.Json & Omit<A, keyof Invariants.Rows>
 
 /** A single statement, so that all values come from the same moment. */
 const query = (parts: string): string => `SELECT json_build_object(${parts}) AS found`
@@ -127,14 +104,8 @@ const modelParts = `
         SELECT aggregate_id, max(aggregate_version) AS version FROM events GROUP BY aggregate_id) e USING (aggregate_id)
       WHERE p.events <> p.version OR p.version > coalesce(e.version, 0))`
 
-const toRows = (row: RowsRow): Rows => ({ ...Invariants.fromJson(row), refusals: row.refusals })
-
-const toState = (row: StateRow): State => ({
-  ...toRows(row),
-  events: row.events,
-  applied: row.applied,
-  impossible: row.impossible
-})
+/** The found values, with the rows as they are elsewhere. */
+const fromJson = <Found extends Invariants.Json>(found: Found) => ({ ...found, ...Invariants.fromJson(found) })
 
 /** The newest generation of a replica set. */
 export const newest = (state: Rows, replicaSet = defaultReplicaSet) => Invariants.newest(state, replicaSet)
@@ -201,7 +172,7 @@ const templateName = (): string => {
 
 const make = Effect.gen(function*() {
   const sql = yield* SqlClient.SqlClient
-  const store = yield* EventStore
+  const { append, load } = yield* Appends.make
   const database = yield* PostgresTest.TestDatabase
   const workers: Array<WorkerProcess.WorkerProcess> = []
   let before: State | undefined
@@ -209,14 +180,14 @@ const make = Effect.gen(function*() {
 
   /** Reads only the rows, which is cheap enough to do many times a second. */
   const look = Effect.map(
-    sql.unsafe<{ readonly found: RowsRow }>(query(rowsParts)),
-    ([row]) => toRows(row!.found)
+    sql.unsafe<{ readonly found: Found<Rows> }>(query(rowsParts)),
+    ([row]): Rows => fromJson(row!.found)
   )
 
   /** Reads the rows and read models, and checks their invariants. */
   const observe = Effect.gen(function*() {
-    const [row] = yield* sql.unsafe<{ readonly found: StateRow }>(query(`${rowsParts}, ${modelParts}`))
-    const state = toState(row!.found)
+    const [row] = yield* sql.unsafe<{ readonly found: Found<State> }>(query(`${rowsParts}, ${modelParts}`))
+    const state: State = fromJson(row!.found)
     const found = [...violations(before, state, { mayHalt }), ...modelViolations(state)]
     before = state
     if (found.length > 0) return yield* fail(`Safety is broken: ${found.join("; ")}`, state)
@@ -295,72 +266,6 @@ const make = Effect.gen(function*() {
     })
     workers.push(worker)
     return worker
-  })
-
-  const appendThroughSql = Effect.fnUntraced(function*(aggregateId: string, payloads: ReadonlyArray<string>) {
-    // The statements of pupsourcing's own store: head read, events inserted, head written; no notification.
-    const [head] = yield* sql<{ readonly aggregate_version: bigint }>`
-      SELECT aggregate_version FROM aggregate_heads
-      WHERE bounded_context = 'faults' AND aggregate_type = 'Thing' AND aggregate_id = ${aggregateId}`
-    let version = head?.aggregate_version ?? 0n
-    for (const payload of payloads) {
-      version++
-      yield* sql`
-        INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type,
-          event_version, payload, metadata)
-        VALUES ('faults', 'Thing', ${aggregateId}, ${version}::bigint, gen_random_uuid(), 'Happened', 1,
-          convert_to(${payload}, 'UTF8'), '{}'::jsonb)`
-    }
-    yield* sql`
-      INSERT INTO aggregate_heads (bounded_context, aggregate_type, aggregate_id, aggregate_version, updated_at)
-      VALUES ('faults', 'Thing', ${aggregateId}, ${version}::bigint, now())
-      ON CONFLICT (bounded_context, aggregate_type, aggregate_id)
-      DO UPDATE SET aggregate_version = EXCLUDED.aggregate_version, updated_at = now()`
-  }, sql.withTransaction)
-
-  let weight = 0
-  const append = Effect.fnUntraced(function*(count: number, options: AppendOptions = {}) {
-    const { aggregates = 40, each = 5, hold, prefix = "a", through = "store", writers = 4 } = options
-    let left = count
-    const write = Effect.fnUntraced(function*(writer: number) {
-      for (let turn = 0; left > 0; turn++) {
-        const size = Math.min(each, left)
-        left -= size
-        // Aggregates are divided among the writers, so that no writer waits for another.
-        const aggregateId = `${prefix}-${(writer + turn * writers) % aggregates}`
-        const payloads = Array.from({ length: size }, (_, index): typeof Projections.Payload.Type => ({
-          weight: ++weight % 1000,
-          ...(hold !== undefined && writer === 0 && turn === 0 && index === 0 ? { hold } : {})
-        }))
-        yield* through === "sql"
-          ? appendThroughSql(aggregateId, payloads.map((payload) => JSON.stringify(payload)))
-          : store.append(payloads.map((payload) => ({
-            boundedContext: "faults",
-            aggregateType: "Thing",
-            aggregateId,
-            eventType: "Happened",
-            payload
-          })))
-      }
-    })
-    yield* Effect.forEach(Array.from({ length: writers }, (_, writer) => writer), write, {
-      concurrency: "unbounded",
-      discard: true
-    })
-  })
-
-  /** Appends in the background, a few events every few milliseconds, until the returned effect is run. */
-  const load = Effect.fnUntraced(function*(options: AppendOptions & { readonly perSecond: number }) {
-    let stopped = false
-    const fiber = yield* append(Math.ceil(options.perSecond / 20), options).pipe(
-      Effect.andThen(Effect.sleep(50)),
-      Effect.repeat({ until: () => stopped }),
-      Effect.forkScoped
-    )
-    return Effect.suspend(() => {
-      stopped = true
-      return Effect.asVoid(Fiber.join(fiber))
-    })
   })
 
   const differences = Effect.fnUntraced(function*(projections: ReadonlyArray<string>) {

@@ -2,13 +2,13 @@
  * Orchestrators in the test's own process, through the public API, on a real server: for tests that need no other
  * process.
  */
-import type { PgClient } from "@effect/sql-pg"
+import { PgClient } from "@effect/sql-pg"
 import { assert, it } from "@effect/vitest"
-import { Effect, Layer, References } from "effect"
+import { Effect, Layer, References, type Scope } from "effect"
 import { SqlClient } from "effect/sql"
-import { type Event, EventStore, Orchestrator, PostgresStores, Projection, type Stores } from "pupsourcing-orchestrator"
-import type { TestDatabase } from "../../src/testing/PostgresTest.ts"
+import { type Event, EventStore, Orchestrator, PostgresStores, Projection } from "pupsourcing-orchestrator"
 import * as EventStores from "../support/EventStores.ts"
+import * as Tests from "../support/Tests.ts"
 
 const Live = PostgresStores.layer.pipe(
   Layer.provideMerge(EventStores.database({
@@ -19,20 +19,19 @@ const Live = PostgresStores.layer.pipe(
 )
 
 /** A test on its own database, without the library's log. */
-export const live = (
-  title: string,
-  test: Effect.Effect<
-    unknown,
-    unknown,
-    EventStore.EventStore | PgClient.PgClient | SqlClient.SqlClient | Stores.Stores | TestDatabase
-  >,
-  tags: Array<string> = []
-) =>
-  it.live(
-    title,
-    () => Effect.provide(test, Live).pipe(Effect.provideService(References.MinimumLogLevel, "None")),
-    { tags }
-  )
+export const test = Tests.register(
+  Effect.all({ sql: PgClient.PgClient, url: Tests.url }),
+  (
+    name,
+    steps: Effect.Effect<void, unknown, Layer.Success<typeof Live> | Scope.Scope>,
+    options?: { tags: Array<string> }
+  ) =>
+    it.live(
+      name,
+      () => Effect.provide(Effect.scoped(steps), Live).pipe(Effect.provideService(References.MinimumLogLevel, "None")),
+      options
+    )
+)
 
 /** Records what the handler of a projection receives with an event. */
 export const record = Effect.fnUntraced(function*(projection: string, event: Event.Event) {

@@ -26,6 +26,7 @@ import * as TimeLimits from "../../src/testing/TimeLimits.ts"
 import * as Roles from "../support/Roles.ts"
 import * as Seam from "../support/Seam.ts"
 import { reasonOf } from "../support/StoreErrors.ts"
+import * as Tests from "../support/Tests.ts"
 import { event } from "./World.ts"
 
 const nothing = (name: string, options: Partial<Projection.Options<never, never>> = {}) =>
@@ -260,58 +261,56 @@ it.live("reports a checkpoint beyond the last event", () =>
 it.layer(migrated, { excludeTestServices: true })(
   "on a migrated database",
   (it) => {
-    it.effect("reports invalid table and schema names", () =>
-      Effect.gen(function*() {
-        const error = yield* refusal(worker(nothing("names"), {}, { tables: { events: "events; DROP TABLE events" } }))
-        assert.strictEqual(error._tag, "InvalidSettings")
-        told(error, "tables.events", "not a plain identifier", "letters, digits")
-        const schema = yield* refusal(worker(nothing("names"), {}, { schema: "my schema" }))
-        told(schema, "\"schema\"", "not a plain identifier")
-        const same = yield* refusal(worker(nothing("names"), {}, { tables: { events: "orchestrator_workers" } }))
-        told(same, "a name of its own")
-      }))
+    const test = Tests.on(it.effect, Effect.all({ sql: SqlClient.SqlClient, url: Tests.url }))
 
-    it.effect("reports a worker id that is in use", () =>
-      Effect.gen(function*() {
-        const begun = Date.now()
-        const live = () =>
-          worker(nothing("id_in_use"), {
-            workerId: "pod-0",
-            heartbeatInterval: "100 millis",
-            registrationWindow: "10 millis"
-          })
-        const error = yield* beside(live(), refusal(live()))
-        assert.strictEqual(error._tag, "WorkerIdInUse")
-        if (error._tag !== "WorkerIdInUse") return
-        told(error, "\"pod-0\"", `process ${process.pid}`, Os.hostname(), "choose another workerId")
-        assert.isBelow(Math.abs(error.since.getTime() - begun), TimeLimits.scaledMillis(60_000))
-        assert.strictEqual(error.host, Os.hostname())
-      }))
+    test("reports invalid table and schema names", function*() {
+      const error = yield* refusal(worker(nothing("names"), {}, { tables: { events: "events; DROP TABLE events" } }))
+      assert.strictEqual(error._tag, "InvalidSettings")
+      told(error, "tables.events", "not a plain identifier", "letters, digits")
+      const schema = yield* refusal(worker(nothing("names"), {}, { schema: "my schema" }))
+      told(schema, "\"schema\"", "not a plain identifier")
+      const same = yield* refusal(worker(nothing("names"), {}, { tables: { events: "orchestrator_workers" } }))
+      told(same, "a name of its own")
+    })
 
-    it.effect("reports a projection that another replica set runs", () =>
-      Effect.gen(function*() {
-        const error = yield* beside(
-          worker(nothing("elsewhere"), { replicaSet: "owners", workerId: "owner" }),
-          refusal(worker(nothing("elsewhere"), { replicaSet: "others" }))
-        )
-        assert.strictEqual(error._tag, "ProjectionInOtherReplicaSet")
-        told(error, "\"elsewhere\"", "\"owners\"", "\"owner\"", "another name")
-      }))
+    test("reports a worker id that is in use", function*() {
+      const begun = Date.now()
+      const live = () =>
+        worker(nothing("id_in_use"), {
+          workerId: "pod-0",
+          heartbeatInterval: "100 millis",
+          registrationWindow: "10 millis"
+        })
+      const error = yield* beside(live(), refusal(live()))
+      assert.strictEqual(error._tag, "WorkerIdInUse")
+      if (error._tag !== "WorkerIdInUse") return
+      told(error, "\"pod-0\"", `process ${process.pid}`, Os.hostname(), "choose another workerId")
+      assert.isBelow(Math.abs(error.since.getTime() - begun), TimeLimits.scaledMillis(60_000))
+      assert.strictEqual(error.host, Os.hostname())
+    })
 
-    it.effect("reports a changed filter unless the change is accepted", () =>
-      Effect.gen(function*() {
-        const live = (options: Partial<Projection.Options<never, never>>) =>
-          worker(nothing("filtered", options), { pollInterval: "50 millis" })
-        yield* quietly(Orchestrator.catchUp, live({ aggregateTypes: ["User"] }))
-        const error = yield* refusal(live({ aggregateTypes: ["User", "Group"] }))
-        assert.strictEqual(error._tag, "FilterChanged")
-        told(error, "\"filtered\"", "\"aggregateTypes: Group, User\"", "new name", "acceptFilterChange: true")
-        yield* quietly(
-          Orchestrator.catchUp,
-          live({ aggregateTypes: ["User", "Group"], acceptFilterChange: true })
-        )
-        yield* quietly(Orchestrator.catchUp, live({ aggregateTypes: ["Group", "User"] }))
-      }))
+    test("reports a projection that another replica set runs", function*() {
+      const error = yield* beside(
+        worker(nothing("elsewhere"), { replicaSet: "owners", workerId: "owner" }),
+        refusal(worker(nothing("elsewhere"), { replicaSet: "others" }))
+      )
+      assert.strictEqual(error._tag, "ProjectionInOtherReplicaSet")
+      told(error, "\"elsewhere\"", "\"owners\"", "\"owner\"", "another name")
+    })
+
+    test("reports a changed filter unless the change is accepted", function*() {
+      const live = (options: Partial<Projection.Options<never, never>>) =>
+        worker(nothing("filtered", options), { pollInterval: "50 millis" })
+      yield* quietly(Orchestrator.catchUp, live({ aggregateTypes: ["User"] }))
+      const error = yield* refusal(live({ aggregateTypes: ["User", "Group"] }))
+      assert.strictEqual(error._tag, "FilterChanged")
+      told(error, "\"filtered\"", "\"aggregateTypes: Group, User\"", "new name", "acceptFilterChange: true")
+      yield* quietly(
+        Orchestrator.catchUp,
+        live({ aggregateTypes: ["User", "Group"], acceptFilterChange: true })
+      )
+      yield* quietly(Orchestrator.catchUp, live({ aggregateTypes: ["Group", "User"] }))
+    })
 
     const writing = (name: string) =>
       Projection.make(name, {
@@ -326,49 +325,45 @@ it.layer(migrated, { excludeTestServices: true })(
       (sql) => sql`CREATE TABLE IF NOT EXISTS read_model (projection text, id text, PRIMARY KEY (projection, id))`
     )
 
-    it.effect("reports a handler that would use a different client than the stores", () =>
-      Effect.gen(function*() {
-        const { url } = yield* PostgresTest.TestDatabase
-        const client = () => PgClient.layer({ url: Redacted.make(url) })
-        const error = yield* refusal(
-          Orchestrator.layer({ replicaSet: "foreign", projections: [writing("foreign")] }).pipe(
-            Layer.provide(PostgresStores.layer.pipe(Layer.provide(client()))),
-            Layer.provide(client())
-          )
+    test("reports a handler that would use a different client than the stores", function*({ url }) {
+      const client = () => PgClient.layer({ url: Redacted.make(url) })
+      const error = yield* refusal(
+        Orchestrator.layer({ replicaSet: "foreign", projections: [writing("foreign")] }).pipe(
+          Layer.provide(PostgresStores.layer.pipe(Layer.provide(client()))),
+          Layer.provide(client())
         )
-        assert.strictEqual(error._tag, "ForeignSqlClient")
-        told(error, "\"foreign\"", "Provide one PgClient layer, once")
-      }))
+      )
+      assert.strictEqual(error._tag, "ForeignSqlClient")
+      told(error, "\"foreign\"", "Provide one PgClient layer, once")
+    })
 
-    it.effect("handlers keep the client of their layer when run has another one in its context", () =>
-      Effect.gen(function*() {
-        yield* readModel
-        const sql = yield* SqlClient.SqlClient
-        yield* Effect.gen(function*() {
-          const events = yield* EventStore.EventStore
-          yield* events.append([event("some")])
-          yield* events.append([event("some other")])
-          const orchestrator = yield* Orchestrator.make({
-            replicaSet: "captured",
-            projections: [writing("captured")],
-            pollInterval: "50 millis"
-          })
-          // Another database, without a read model.
-          const database = Effect.flatMap(SqlClient.SqlClient, (client) => client`SELECT current_database()`)
-          const other = PostgresTest.layerWith({})
-          yield* quietly(
-            Effect.gen(function*() {
-              assert.notDeepEqual(yield* database, yield* sql`SELECT current_database()`)
-              yield* orchestrator.catchUp
-            }),
-            other
-          )
-        }).pipe(Effect.provide(PostgresStores.layer))
-        const rows = yield* sql<
-          { id: string }
-        >`SELECT id FROM read_model WHERE projection = 'captured' AND id LIKE 'some%' ORDER BY id`
-        assert.deepStrictEqual(rows.map(({ id }) => id), ["some", "some other"])
-      }))
+    test("handlers keep the client of their layer when run has another one in its context", function*({ sql }) {
+      yield* readModel
+      yield* Effect.gen(function*() {
+        const events = yield* EventStore.EventStore
+        yield* events.append([event("some")])
+        yield* events.append([event("some other")])
+        const orchestrator = yield* Orchestrator.make({
+          replicaSet: "captured",
+          projections: [writing("captured")],
+          pollInterval: "50 millis"
+        })
+        // Another database, without a read model.
+        const database = Effect.flatMap(SqlClient.SqlClient, (client) => client`SELECT current_database()`)
+        const other = PostgresTest.layerWith({})
+        yield* quietly(
+          Effect.gen(function*() {
+            assert.notDeepEqual(yield* database, yield* sql`SELECT current_database()`)
+            yield* orchestrator.catchUp
+          }),
+          other
+        )
+      }).pipe(Effect.provide(PostgresStores.layer))
+      const rows = yield* sql<
+        { id: string }
+      >`SELECT id FROM read_model WHERE projection = 'captured' AND id LIKE 'some%' ORDER BY id`
+      assert.deepStrictEqual(rows.map(({ id }) => id), ["some", "some other"])
+    })
 
     /** A role with its own password, and the client that connects as it. */
     const role = Effect.gen(function*() {
@@ -387,90 +382,86 @@ it.layer(migrated, { excludeTestServices: true })(
         .map((statement) => statement.replace(new RegExp(`TO ${to}$`), `TO "${name}"`))
     }
 
-    it.effect("reports which privilege a role lacks", () =>
-      Effect.gen(function*() {
-        const sql = yield* SqlClient.SqlClient
-        const { client, name } = yield* role
-        const refused = (text: string | RegExp) =>
-          Effect.gen(function*() {
-            const error = yield* refusal(worker(nothing("no_rights")).pipe(Layer.provide(client)))
-            assert.strictEqual(reasonOf(error)._tag, "StatementFailed", inspect(error))
-            told(error, text, "42501", "docs/operations.md")
-          })
-        yield* refused("permission denied for table orchestrator_meta")
-        const rights = documented("worker", name)
-        yield* Effect.forEach(rights, (grant) => sql.unsafe(grant))
-        for (
-          const [right, table] of [
-            ["INSERT", "orchestrator_workers"],
-            ["SELECT", "orchestrator_checkpoints"],
-            ["INSERT", "orchestrator_generations"],
-            ["SELECT", "events"]
-          ] as const
-        ) {
-          yield* sql.unsafe(`REVOKE ${right} ON ${table} FROM "${name}"`)
-          yield* refused(`permission denied for table ${table}`)
-          yield* sql.unsafe(`GRANT ${right} ON ${table} TO "${name}"`)
-        }
-      }))
+    test("reports which privilege a role lacks", function*({ sql }) {
+      const { client, name } = yield* role
+      const refused = (text: string | RegExp) =>
+        Effect.gen(function*() {
+          const error = yield* refusal(worker(nothing("no_rights")).pipe(Layer.provide(client)))
+          assert.strictEqual(reasonOf(error)._tag, "StatementFailed", inspect(error))
+          told(error, text, "42501", "docs/operations.md")
+        })
+      yield* refused("permission denied for table orchestrator_meta")
+      const rights = documented("worker", name)
+      yield* Effect.forEach(rights, (grant) => sql.unsafe(grant))
+      for (
+        const [right, table] of [
+          ["INSERT", "orchestrator_workers"],
+          ["SELECT", "orchestrator_checkpoints"],
+          ["INSERT", "orchestrator_generations"],
+          ["SELECT", "events"]
+        ] as const
+      ) {
+        yield* sql.unsafe(`REVOKE ${right} ON ${table} FROM "${name}"`)
+        yield* refused(`permission denied for table ${table}`)
+        yield* sql.unsafe(`GRANT ${right} ON ${table} TO "${name}"`)
+      }
+    })
 
-    it.effect("every statement of a process that appends and reads is permitted by docs/operations.md", () =>
-      Effect.gen(function*() {
-        const sql = yield* SqlClient.SqlClient
-        const { config, name } = yield* role
-        yield* Effect.forEach(documented("appender", name), (grant) => sql.unsafe(grant))
-        const sessions = new Set<string>()
-        const failures: Array<string> = []
-        const hooks: Seam.Hooks = {
-          around: ({ session, text }, send) => {
-            sessions.add(session)
-            return Effect.tapError(send, (error) =>
-              Effect.sync(() => {
-                if (codeOf(error) === "42501") failures.push(`${session}: ${text}`)
-              }))
-          }
+    test("every statement of a process that appends and reads is permitted by docs/operations.md", function*({ sql }) {
+      const { config, name } = yield* role
+      yield* Effect.forEach(documented("appender", name), (grant) => sql.unsafe(grant))
+      const sessions = new Set<string>()
+      const failures: Array<string> = []
+      const hooks: Seam.Hooks = {
+        around: ({ session, text }, send) => {
+          sessions.add(session)
+          return Effect.tapError(send, (error) =>
+            Effect.sync(() => {
+              if (codeOf(error) === "42501") failures.push(`${session}: ${text}`)
+            }))
         }
-        const listener = Effect.map(
-          sql<{ readonly pid: number }>`
+      }
+      const listener = Effect.map(
+        sql<{ readonly pid: number }>`
             SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND usename = ${name}
               AND application_name = 'pupsourcing-orchestrator listener'`,
-          ([row]) => row?.pid
-        )
-        yield* Effect.gen(function*() {
-          const events = yield* EventStore.EventStore
-          const appended = event("appended only")
-          let expected = 0n
-          for (let turn = 0; turn < 4; turn++) {
-            const { positions } = yield* events.append([appended])
-            expected = positions[0]!
-            const settled = yield* events.settledBeyond(expected - 1n, Duration.millis(20))
-            assert.isTrue((yield* events.settledPosition) >= settled && (yield* events.headPosition) >= expected)
-            yield* events.openWriters
-            assert.strictEqual((yield* events.readStream(appended)).length, turn + 1)
-            const page = yield* events.read({ after: expected - 1n, upTo: settled })
-            assert.isAbove(page.events.length, 0)
-            // The listening session is terminated and must be reopened.
-            const pid = yield* TimeLimits.waitUntil("the process listens", listener, (pid) => pid !== undefined)
-            yield* sql`SELECT pg_terminate_backend(${pid}, 5000)`
-            yield* TimeLimits.waitUntil("it listens again", listener, (now) => now !== undefined && now !== pid)
-          }
-        }).pipe(
-          Effect.provide(Seam.stores(hooks).pipe(Layer.provide(Seam.client(config, hooks)))),
-          Effect.provideService(References.MinimumLogLevel, "None")
-        )
-        assert.deepStrictEqual(failures, [])
-        // There is no coordination session: the process runs no worker.
-        assert.deepStrictEqual([...sessions].sort(), [
-          "pool",
-          "pupsourcing-orchestrator listener",
-          "pupsourcing-orchestrator reader"
-        ])
-      }))
+        ([row]) => row?.pid
+      )
+      yield* Effect.gen(function*() {
+        const events = yield* EventStore.EventStore
+        const appended = event("appended only")
+        let expected = 0n
+        for (let turn = 0; turn < 4; turn++) {
+          const { positions } = yield* events.append([appended])
+          expected = positions[0]!
+          const settled = yield* events.settledBeyond(expected - 1n, Duration.millis(20))
+          assert.isTrue((yield* events.settledPosition) >= settled && (yield* events.headPosition) >= expected)
+          yield* events.openWriters
+          assert.strictEqual((yield* events.readStream(appended)).length, turn + 1)
+          const page = yield* events.read({ after: expected - 1n, upTo: settled })
+          assert.isAbove(page.events.length, 0)
+          // The listening session is terminated and must be reopened.
+          const pid = yield* TimeLimits.waitUntil("the process listens", listener, (pid) => pid !== undefined)
+          yield* sql`SELECT pg_terminate_backend(${pid}, 5000)`
+          yield* TimeLimits.waitUntil("it listens again", listener, (now) => now !== undefined && now !== pid)
+        }
+      }).pipe(
+        Effect.provide(Seam.stores(hooks).pipe(Layer.provide(Seam.client(config, hooks)))),
+        Effect.provideService(References.MinimumLogLevel, "None")
+      )
+      assert.deepStrictEqual(failures, [])
+      // There is no coordination session: the process runs no worker.
+      assert.deepStrictEqual([...sessions].sort(), [
+        "pool",
+        "pupsourcing-orchestrator listener",
+        "pupsourcing-orchestrator reader"
+      ])
+    })
 
-    it.effect("the privileges of docs/operations.md suffice for a worker and for a process that appends", () =>
-      Effect.gen(function*() {
+    test(
+      "the privileges of docs/operations.md suffice for a worker and for a process that appends",
+      function*({ sql }) {
         yield* readModel
-        const sql = yield* SqlClient.SqlClient
         const [works, appends] = [yield* role, yield* role]
         yield* Effect.forEach(documented("worker", works.name), (grant) => sql.unsafe(grant))
         yield* Effect.forEach(documented("appender", appends.name), (grant) => sql.unsafe(grant))
@@ -497,6 +488,7 @@ it.layer(migrated, { excludeTestServices: true })(
         const [count] = yield* sql<{ n: bigint; all: bigint }>`
         SELECT (SELECT count(*) FROM read_model WHERE projection = 'granted') AS n, (SELECT count(*) FROM events) AS all`
         assert.strictEqual(count?.n, count?.all)
-      }))
+      }
+    )
   }
 )
