@@ -52,17 +52,6 @@ export const database = (options: Options = {}) =>
 type Client = PostgresTest.TestDatabase | PgClient.PgClient | SqlClient.SqlClient
 
 /** A test in real time on such a database. */
-export const live = (
-  title: string,
-  test: () => Effect.Effect<unknown, unknown, Client | Scope.Scope>
-) =>
-  it.live(title, () =>
-    Effect.provide(
-      Effect.scoped(test()),
-      database() as Layer.Layer<Client>
-    ))
-
-/** A test in real time on such a database. */
 export const test = Tests.live(
   database() as Layer.Layer<Client>,
   Effect.all({ sql: PgClient.PgClient, url: Tests.url })
@@ -80,13 +69,6 @@ export const stores = (options: DatabaseLive.Options = {}) =>
 /** A store on its own database. */
 export const layerWith = (options: Options = {}): Layer.Layer<Provided, unknown> =>
   stores(options).pipe(Layer.provideMerge(database(options)))
-
-/** A test in real time with such a store. */
-export const liveStore = (
-  title: string,
-  test: Effect.Effect<unknown, unknown, Provided>,
-  options: Options = {}
-) => it.live(title, () => Effect.provide(test, layerWith(options) as Layer.Layer<Provided>))
 
 /** A test in real time with a store on its own database; the options are those of {@link layerWith}. */
 export const storeTestOn = (serverUrl: Effect.Effect<string | undefined>) =>

@@ -1,6 +1,6 @@
 /** The tables are dropped and created again while workers run, so that their object identifiers change. */
 import * as PgClient from "@effect/sql-pg/PgClient"
-import { assert, it } from "@effect/vitest"
+import { assert } from "@effect/vitest"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
@@ -41,28 +41,26 @@ const process = Effect.fnUntraced(function*(options: DatabaseLive.Options = {}) 
   )
 })
 
-EventStores.live(
+EventStores.test(
   "a process stays present for processes that start later, under keys that are not issued again",
-  () =>
-    Effect.gen(function*() {
-      const sql = yield* PgClient.PgClient
-      const before = yield* process()
-      const key = yield* before.enter
-      yield* recreate
-      const after = yield* process()
-      // Independent of how the tables are named.
-      for (const other of [after, yield* process({ schema: "public" })]) {
-        const present = yield* sql.unsafe<{ readonly key: bigint }>(other.presentKeys)
-        assert.deepStrictEqual(present.map(({ key }) => Number(key)), [key])
-      }
-      // The sequence of the keys has been restarted as well.
-      assert.notStrictEqual(yield* after.enter, key)
-    })
+  function*({ sql }) {
+    const before = yield* process()
+    const key = yield* before.enter
+    yield* recreate
+    const after = yield* process()
+    // Independent of how the tables are named.
+    for (const other of [after, yield* process({ schema: "public" })]) {
+      const present = yield* sql.unsafe<{ readonly key: bigint }>(other.presentKeys)
+      assert.deepStrictEqual(present.map(({ key }) => Number(key)), [key])
+    }
+    // The sequence of the keys has been restarted as well.
+    assert.notStrictEqual(yield* after.enter, key)
+  }
 )
 
-it.live("a worker registers again, and receives events that are appended to the new tables", () =>
-  Effect.gen(function*() {
-    const sql = yield* PgClient.PgClient
+EventStores.test(
+  "a worker registers again, and receives events that are appended to the new tables",
+  function*({ sql }) {
     yield* sql`CREATE TABLE handled (generation int)`
     let generation = 1
     const projection = Projection.make("seen", {
@@ -108,4 +106,5 @@ it.live("a worker registers again, and receives events that are appended to the 
     generation = 3
     yield* append
     yield* seen
-  }).pipe(Effect.scoped, Effect.provide(EventStores.database())))
+  }
+)

@@ -24,6 +24,8 @@ const url = Effect.map(PostgresTest.TestDatabase, ({ url }) => new URL(url))
 const refusal = (directUrl: string) =>
   Effect.scoped(Effect.flip(Layer.build(PostgresStores.layerWith({ directUrl: Redacted.make(directUrl) }))))
 
+const { test } = EventStores
+
 describe("the configuration of the library's own sessions", () => {
   it("is the client's without directUrl", () => {
     const config = { url: Redacted.make("postgresql://u:p@pooler/app"), prepare: false }
@@ -42,29 +44,27 @@ describe("the configuration of the library's own sessions", () => {
 })
 
 describe("directUrl", () => {
-  EventStores.live("from the environment is where the library's own sessions connect", () =>
-    Effect.gen(function*() {
-      const sql = yield* PgClient.PgClient
-      const direct = yield* Roles.make
-      yield* sql`GRANT SELECT ON ALL TABLES IN SCHEMA public TO ${sql(direct.name)}`
-      yield* sql`GRANT SELECT, USAGE ON ALL SEQUENCES IN SCHEMA public TO ${sql(direct.name)}`
-      yield* Effect.gen(function*() {
-        yield* (yield* EventStore).settledPosition
-        assert.deepStrictEqual(
-          yield* sql`SELECT usename AS role FROM pg_stat_activity
+  test("from the environment is where the library's own sessions connect", function*({ sql }) {
+    const direct = yield* Roles.make
+    yield* sql`GRANT SELECT ON ALL TABLES IN SCHEMA public TO ${sql(direct.name)}`
+    yield* sql`GRANT SELECT, USAGE ON ALL SEQUENCES IN SCHEMA public TO ${sql(direct.name)}`
+    yield* Effect.gen(function*() {
+      yield* (yield* EventStore).settledPosition
+      assert.deepStrictEqual(
+        yield* sql`SELECT usename AS role FROM pg_stat_activity
             WHERE datname = current_database() AND application_name = 'pupsourcing-orchestrator reader'`.values,
-          [[direct.name]]
-        )
-      }).pipe(
-        Effect.provide(
-          PostgresStores.layerFromEnv.pipe(
-            Layer.provide(
-              ConfigProvider.layer(ConfigProvider.fromEnv({ env: { ORCHESTRATOR_DIRECT_URL: direct.url.href } }))
-            )
+        [[direct.name]]
+      )
+    }).pipe(
+      Effect.provide(
+        PostgresStores.layerFromEnv.pipe(
+          Layer.provide(
+            ConfigProvider.layer(ConfigProvider.fromEnv({ env: { ORCHESTRATOR_DIRECT_URL: direct.url.href } }))
           )
         )
       )
-    }))
+    )
+  })
 
   it.live("to another database is refused", () =>
     Effect.gen(function*() {
@@ -78,22 +78,18 @@ describe("directUrl", () => {
       )
     }).pipe(Effect.provide(EventStores.database())))
 
-  EventStores.live(
-    "of a user whose sessions the client's user cannot identify is refused",
-    () =>
-      Effect.gen(function*() {
-        const role = yield* Roles.make
-        const failure = yield* refusal((yield* url).href).pipe(
-          Effect.provide(Layer.fresh(PgClient.layer({ url: Redacted.make(role.url.href) })))
-        )
-        assert.strictEqual(failure._tag, "InvalidSettings")
-        assert.include(
-          failure.message,
-          `The user "${role.name}" of the client cannot identify the sessions of the user`
-        )
-        assert.notInclude(failure.message, role.url.password)
-      })
-  )
+  test("of a user whose sessions the client's user cannot identify is refused", function*() {
+    const role = yield* Roles.make
+    const failure = yield* refusal((yield* url).href).pipe(
+      Effect.provide(Layer.fresh(PgClient.layer({ url: Redacted.make(role.url.href) })))
+    )
+    assert.strictEqual(failure._tag, "InvalidSettings")
+    assert.include(
+      failure.message,
+      `The user "${role.name}" of the client cannot identify the sessions of the user`
+    )
+    assert.notInclude(failure.message, role.url.password)
+  })
 
   it.live.each([
     ["postgresql://user:se#cret@host/app", "The URL contains a #"],

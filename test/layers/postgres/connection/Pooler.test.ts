@@ -1,6 +1,6 @@
 /** The library behind PgBouncer: what is refused at start, and that the guarantees hold with `directUrl`. */
 import * as PgClient from "@effect/sql-pg/PgClient"
-import { assert, describe, it } from "@effect/vitest"
+import { assert, describe } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
@@ -8,16 +8,16 @@ import * as Reactivity from "effect/reactivity/Reactivity"
 import * as Redacted from "effect/Redacted"
 import * as SqlClient from "effect/sql/SqlClient"
 import * as Probe from "../../../../src/layers/postgres/connection/Probe.ts"
-import * as Migrations from "../../../../src/layers/postgres/Migrations.ts"
 import * as PostgresStores from "../../../../src/layers/postgres/PostgresStores.ts"
 import * as ReadModel from "../../../../src/layers/postgres/ReadModel.ts"
 import { EventStore } from "../../../../src/services/EventStore.ts"
 import * as Orchestrator from "../../../../src/services/Orchestrator.ts"
 import * as Projection from "../../../../src/services/Projection.ts"
-import * as PostgresTest from "../../../../src/testing/PostgresTest.ts"
 import * as TimeLimits from "../../../../src/testing/TimeLimits.ts"
+import * as EventStores from "../../../support/EventStores.ts"
 import * as PgBouncer from "../../../support/PgBouncer.ts"
 import { reasonOf } from "../../../support/StoreErrors.ts"
+import * as Tests from "../../../support/Tests.ts"
 
 const inCI = process.env["CI"] !== undefined
 
@@ -39,16 +39,10 @@ const versions = Projection.make("versions", {
 /** Collects the log lines. */
 const logged = (lines: Array<string>) => Logger.layer([Logger.make(({ message }) => lines.push(String(message)))])
 
-const url = Effect.map(PostgresTest.TestDatabase, ({ url }) => url)
+const { test } = EventStores
+const { url } = Tests
 
 describe.skipIf(PgBouncer.missing !== undefined && !inCI)("behind a pooler", () => {
-  const live = (
-    title: string,
-    test: Effect.Effect<unknown, unknown, PostgresTest.TestDatabase | PgClient.PgClient | SqlClient.SqlClient>,
-    tags: Array<string> = []
-  ) =>
-    it.live(title, () => Effect.provide(test, Migrations.layer.pipe(Layer.provideMerge(PostgresTest.layer))), { tags })
-
   const detects = (mode: "session" | "transaction", size: number) =>
     Effect.gen(function*() {
       const through = yield* PgBouncer.make(yield* url, { mode, size })
@@ -68,16 +62,13 @@ describe.skipIf(PgBouncer.missing !== undefined && !inCI)("behind a pooler", () 
       return yield* Probe.isTransactionPooler({ url: through })
     }).pipe(Effect.scoped)
 
-  live(
-    "detects a pooler in transaction mode",
-    Effect.gen(function*() {
-      assert.isFalse(yield* Probe.isTransactionPooler({ url: Redacted.make(yield* url) }))
-      assert.isFalse(yield* detects("session", 5))
-      assert.isTrue(yield* detects("transaction", 1))
-      assert.isTrue(yield* detects("transaction", 3))
-      for (const size of [2, 3, 5]) assert.isTrue(yield* detectsInTurn(size))
-    })
-  )
+  test("detects a pooler in transaction mode", function*() {
+    assert.isFalse(yield* Probe.isTransactionPooler({ url: Redacted.make(yield* url) }))
+    assert.isFalse(yield* detects("session", 5))
+    assert.isTrue(yield* detects("transaction", 1))
+    assert.isTrue(yield* detects("transaction", 3))
+    for (const size of [2, 3, 5]) assert.isTrue(yield* detectsInTurn(size))
+  })
 
   /** Opens the stores and returns the error with which that fails, within five seconds. */
   const refusal = (config: PgClient.PgPoolConfig, directUrl?: string) =>
@@ -89,97 +80,77 @@ describe.skipIf(PgBouncer.missing !== undefined && !inCI)("behind a pooler", () 
       Effect.scoped
     )
 
-  live(
-    "a pooler in transaction mode is refused without directUrl, with and without prepared statements",
-    Effect.gen(function*() {
-      const through = Redacted.make(yield* PgBouncer.make(yield* url, { mode: "transaction", size: 3 }))
-      for (const prepare of [true, false]) {
-        const failure = yield* refusal({ url: through, prepare })
-        assert.strictEqual(failure._tag, "InvalidSettings")
-        assert.match(
-          failure.message,
-          /^Setting "directUrl": 127\.0\.0\.1:\d+ is a pooler in transaction mode, behind which the library's own sessions cannot listen or hold locks\. Pass PostgresStores\.layerWith\({ directUrl }\) the URL of the database server itself, or of a pooler in session mode; the client may keep this URL\.$/
-        )
+  test("a pooler in transaction mode is refused without directUrl, with and without prepared statements", function*() {
+    const through = Redacted.make(yield* PgBouncer.make(yield* url, { mode: "transaction", size: 3 }))
+    for (const prepare of [true, false]) {
+      const failure = yield* refusal({ url: through, prepare })
+      assert.strictEqual(failure._tag, "InvalidSettings")
+      assert.match(
+        failure.message,
+        /^Setting "directUrl": 127\.0\.0\.1:\d+ is a pooler in transaction mode, behind which the library's own sessions cannot listen or hold locks\. Pass PostgresStores\.layerWith\({ directUrl }\) the URL of the database server itself, or of a pooler in session mode; the client may keep this URL\.$/
+      )
+    }
+  })
+
+  test("a directUrl that leads to a pooler in transaction mode is refused", function*() {
+    const through = yield* PgBouncer.make(yield* url, { mode: "transaction", size: 3 })
+    const failure = yield* refusal({ url: Redacted.make(yield* url) }, through)
+    assert.strictEqual(failure._tag, "InvalidSettings")
+    assert.match(
+      failure.message,
+      /^Setting "directUrl": 127\.0\.0\.1:\d+ is a pooler in transaction mode\. Give the URL of the database server itself, or of a pooler in session mode\.$/
+    )
+  })
+
+  test("prepared statements through a pooler in transaction mode are refused, with the name of the setting", function*() {
+    const through = yield* PgBouncer.make(yield* url, { mode: "transaction", size: 3 })
+    const failure = yield* refusal({ url: Redacted.make(through) }, yield* url)
+    assert.strictEqual(failure._tag, "InvalidSettings")
+    assert.match(
+      failure.message,
+      /^Setting "prepare": 127\.0\.0\.1:\d+ is a pooler in transaction mode, which loses prepared statements\. Give PgClient prepare: false\.$/
+    )
+  })
+
+  test("read models are created by one process at a time in transaction mode", function*({ sql }) {
+    const through = yield* PgBouncer.make(yield* url, { mode: "transaction", size: 3 })
+    const create = ReadModel.run("days", (sql) =>
+      Effect.all([
+        sql`CREATE TABLE IF NOT EXISTS days (day date PRIMARY KEY)`,
+        sql`CREATE INDEX IF NOT EXISTS days_again ON days (day)`
+      ]))
+    yield* Effect.forEach(
+      [1, 2, 3, 4, 5],
+      () => Effect.provide(create, Layer.fresh(PgClient.layer({ url: Redacted.make(through), prepare: false }))),
+      {
+        concurrency: "unbounded"
       }
-    }).pipe(Effect.scoped)
-  )
+    )
+    assert.strictEqual((yield* sql`SELECT 1 FROM pg_class WHERE relname = 'days_again'`).length, 1)
+    // No lock is left behind on a session of the pooler.
+    assert.deepStrictEqual(
+      yield* sql`SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`,
+      []
+    )
+  })
 
-  live(
-    "a directUrl that leads to a pooler in transaction mode is refused",
-    Effect.gen(function*() {
-      const through = yield* PgBouncer.make(yield* url, { mode: "transaction", size: 3 })
-      const failure = yield* refusal({ url: Redacted.make(yield* url) }, through)
-      assert.strictEqual(failure._tag, "InvalidSettings")
-      assert.match(
-        failure.message,
-        /^Setting "directUrl": 127\.0\.0\.1:\d+ is a pooler in transaction mode\. Give the URL of the database server itself, or of a pooler in session mode\.$/
-      )
-    }).pipe(Effect.scoped)
-  )
+  test("an error of the pooler is reported in its own words", function*() {
+    const through = yield* PgBouncer.make(yield* url, { mode: "transaction", size: 3 })
+    const failure = yield* Effect.flip(Layer.build(PostgresStores.layer)).pipe(
+      Effect.provide(PgClient.layer({ url: Redacted.make(through), startupParameters: { jit: "off" } }))
+    )
+    assert.include(failure.message, "unsupported startup parameter: jit")
+  })
 
-  live(
-    "prepared statements through a pooler in transaction mode are refused, with the name of the setting",
-    Effect.gen(function*() {
-      const through = yield* PgBouncer.make(yield* url, { mode: "transaction", size: 3 })
-      const failure = yield* refusal({ url: Redacted.make(through) }, yield* url)
-      assert.strictEqual(failure._tag, "InvalidSettings")
-      assert.match(
-        failure.message,
-        /^Setting "prepare": 127\.0\.0\.1:\d+ is a pooler in transaction mode, which loses prepared statements\. Give PgClient prepare: false\.$/
-      )
-    }).pipe(Effect.scoped)
-  )
-
-  live(
-    "read models are created by one process at a time in transaction mode",
-    Effect.gen(function*() {
-      const through = yield* PgBouncer.make(yield* url, { mode: "transaction", size: 3 })
-      const create = ReadModel.run("days", (sql) =>
-        Effect.all([
-          sql`CREATE TABLE IF NOT EXISTS days (day date PRIMARY KEY)`,
-          sql`CREATE INDEX IF NOT EXISTS days_again ON days (day)`
-        ]))
-      yield* Effect.forEach(
-        [1, 2, 3, 4, 5],
-        () => Effect.provide(create, Layer.fresh(PgClient.layer({ url: Redacted.make(through), prepare: false }))),
-        {
-          concurrency: "unbounded"
-        }
-      )
-      const sql = yield* SqlClient.SqlClient
-      assert.strictEqual((yield* sql`SELECT 1 FROM pg_class WHERE relname = 'days_again'`).length, 1)
-      // No lock is left behind on a session of the pooler.
-      assert.deepStrictEqual(
-        yield* sql`SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`,
-        []
-      )
-    }).pipe(Effect.scoped)
-  )
-
-  live(
-    "an error of the pooler is reported in its own words",
-    Effect.gen(function*() {
-      const through = yield* PgBouncer.make(yield* url, { mode: "transaction", size: 3 })
-      const failure = yield* Effect.flip(Layer.build(PostgresStores.layer)).pipe(
-        Effect.provide(PgClient.layer({ url: Redacted.make(through), startupParameters: { jit: "off" } }))
-      )
-      assert.include(failure.message, "unsupported startup parameter: jit")
-    }).pipe(Effect.scoped)
-  )
-
-  live(
-    "a pooler that hands out no session causes an error in bounded time",
-    Effect.gen(function*() {
-      // The pool has a single session, and the first connection holds it.
-      const through = yield* PgBouncer.make(yield* url, { mode: "session", size: 1 })
-      const failure = yield* Effect.flip(Layer.build(PostgresStores.layer)).pipe(
-        Effect.provide(PgClient.layer({ url: Redacted.make(through) })),
-        TimeLimits.within("60 seconds")
-      )
-      assert.strictEqual(reasonOf(failure)._tag, "DatabaseUnavailable")
-    }).pipe(Effect.scoped),
-    ["long"]
-  )
+  test("a pooler that hands out no session causes an error in bounded time", { tags: ["long"] }, function*() {
+    // The pool has a single session, and the first connection holds it.
+    const through = yield* PgBouncer.make(yield* url, { mode: "session", size: 1 })
+    const failure = yield* Effect.flip(Layer.build(PostgresStores.layer)).pipe(
+      Effect.provide(PgClient.layer({ url: Redacted.make(through) })),
+      TimeLimits.within("60 seconds")
+    )
+    assert.strictEqual(reasonOf(failure)._tag, "DatabaseUnavailable")
+  })
 
   /** Appends an event and handles it, and returns the log lines. */
   const handleOne = (config: PgClient.PgPoolConfig, options: PostgresStores.Options) =>
@@ -202,29 +173,22 @@ describe.skipIf(PgBouncer.missing !== undefined && !inCI)("behind a pooler", () 
       return lines
     })
 
-  live(
-    "in session mode everything works as it does without a pooler",
-    Effect.gen(function*() {
-      const through = Redacted.make(yield* PgBouncer.make(yield* url, { mode: "session", size: 20 }))
-      const lines = yield* handleOne({ url: through }, {})
-      assert.isFalse(lines.some((line) => line.includes("pooler")))
-    }).pipe(Effect.scoped)
-  )
+  test("in session mode everything works as it does without a pooler", function*() {
+    const through = Redacted.make(yield* PgBouncer.make(yield* url, { mode: "session", size: 20 }))
+    const lines = yield* handleOne({ url: through }, {})
+    assert.isFalse(lines.some((line) => line.includes("pooler")))
+  })
 
-  live(
-    "directUrl may lead through a pooler in session mode",
-    Effect.gen(function*() {
-      const pool = Redacted.make(yield* PgBouncer.make(yield* url, { mode: "transaction", size: 3 }))
-      const directUrl = Redacted.make(yield* PgBouncer.make(yield* url, { mode: "session", size: 20 }))
-      const lines = yield* handleOne({ url: pool, prepare: false }, { directUrl })
-      assert.isFalse(lines.some((line) => line.includes("pooler")))
-    }).pipe(Effect.scoped)
-  )
+  test("directUrl may lead through a pooler in session mode", function*() {
+    const pool = Redacted.make(yield* PgBouncer.make(yield* url, { mode: "transaction", size: 3 }))
+    const directUrl = Redacted.make(yield* PgBouncer.make(yield* url, { mode: "session", size: 20 }))
+    const lines = yield* handleOne({ url: pool, prepare: false }, { directUrl })
+    assert.isFalse(lines.some((line) => line.includes("pooler")))
+  })
 
-  live(
+  test(
     "with directUrl three workers handle every event once and in order while sessions are terminated",
-    Effect.gen(function*() {
-      const sql = yield* SqlClient.SqlClient
+    function*({ sql }) {
       yield* sql`CREATE TABLE handled (seq bigserial, aggregate_id text, version bigint)`
       const through = yield* PgBouncer.make(yield* url, { mode: "transaction", size: 3 })
       const lines: Array<string> = []
@@ -284,6 +248,6 @@ describe.skipIf(PgBouncer.missing !== undefined && !inCI)("behind a pooler", () 
         yield* sql`SELECT DISTINCT presence_key IS NOT NULL AS present FROM orchestrator_workers`.values,
         [[true]]
       )
-    }).pipe(Effect.scoped)
+    }
   )
 })

@@ -1,15 +1,14 @@
 import * as PgClient from "@effect/sql-pg/PgClient"
-import { assert, it } from "@effect/vitest"
+import { assert } from "@effect/vitest"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
-import type * as Scope from "effect/Scope"
 import type * as SqlClient from "effect/sql/SqlClient"
 import { describe } from "vitest"
 import { serverOf } from "../../../../src/layers/postgres/connection/Server.ts"
 import * as Session from "../../../../src/layers/postgres/connection/Session.ts"
-import * as PostgresTest from "../../../../src/testing/PostgresTest.ts"
 import * as TimeLimits from "../../../../src/testing/TimeLimits.ts"
+import * as Tests from "../../../support/Tests.ts"
 
 const make = Effect.fnUntraced(function*(deadline: Duration.Input = "10 seconds") {
   const { config } = yield* PgClient.PgClient
@@ -33,37 +32,33 @@ const make = Effect.fnUntraced(function*(deadline: Duration.Input = "10 seconds"
   }
 })
 
-const live = <A, E>(title: string, test: () => Effect.Effect<A, E, PgClient.PgClient | Scope.Scope>) =>
-  it.live(title, () => Effect.provide(Effect.scoped(test()), PostgresTest.layer))
+const test = Tests.postgres
 
 const kill = (pid: number) => Effect.flatMap(PgClient.PgClient, (sql) => sql`SELECT pg_terminate_backend(${pid}, 5000)`)
 
 describe("Session", () => {
-  live("connects on first use, and stays on that connection", () =>
-    Effect.gen(function*() {
-      const sql = yield* PgClient.PgClient
-      const session = yield* make()
-      const count = Effect.map(
-        sql`SELECT FROM pg_stat_activity WHERE application_name = 'session test' AND datname = current_database()`,
-        (rows) => rows.length
-      )
-      assert.strictEqual(yield* count, 0)
-      const all = yield* Effect.forEach(Array.from({ length: 5 }), () => session.look, { concurrency: 5 })
-      assert.deepStrictEqual([...new Set(all.map(({ number }) => number))], [1])
-      assert.strictEqual(yield* count, 1)
-    }))
+  test("connects on first use, and stays on that connection", function*({ sql }) {
+    const session = yield* make()
+    const count = Effect.map(
+      sql`SELECT FROM pg_stat_activity WHERE application_name = 'session test' AND datname = current_database()`,
+      (rows) => rows.length
+    )
+    assert.strictEqual(yield* count, 0)
+    const all = yield* Effect.forEach(Array.from({ length: 5 }), () => session.look, { concurrency: 5 })
+    assert.deepStrictEqual([...new Set(all.map(({ number }) => number))], [1])
+    assert.strictEqual(yield* count, 1)
+  })
 
-  live("a lost connection fails one call, and its state is discarded", () =>
-    Effect.gen(function*() {
-      const session = yield* make()
-      const first = yield* session.look
-      yield* kill(first.pid)
-      const error = yield* Effect.flip(session.look)
-      assert.include(error.reason, { _tag: "DatabaseUnavailable", condition: "connection lost" })
-      const second = yield* session.look
-      assert.notStrictEqual(second.pid, first.pid)
-      assert.strictEqual(second.number, 2)
-    }))
+  test("a lost connection fails one call, and its state is discarded", function*() {
+    const session = yield* make()
+    const first = yield* session.look
+    yield* kill(first.pid)
+    const error = yield* Effect.flip(session.look)
+    assert.include(error.reason, { _tag: "DatabaseUnavailable", condition: "connection lost" })
+    const second = yield* session.look
+    assert.notStrictEqual(second.pid, first.pid)
+    assert.strictEqual(second.number, 2)
+  })
 
   /** Statements that end the connection with errors that do not mention a connection. */
   const ends = {
@@ -76,84 +71,75 @@ describe("Session", () => {
     "a row that the driver cannot decode": (sql: SqlClient.SqlClient) => sql`SELECT (-1)::int4::"char" AS c`
   }
   for (const [how, end] of Object.entries(ends)) {
-    live(`a connection that is lost by ${how} is replaced`, () =>
-      Effect.gen(function*() {
-        const session = yield* make()
-        assert.strictEqual((yield* session.look).number, 1)
-        yield* Effect.flip(session.use("end", ({ sql }) => end(sql)))
-        assert.strictEqual((yield* session.look).number, 2)
-      }))
+    test(`a connection that is lost by ${how} is replaced`, function*() {
+      const session = yield* make()
+      assert.strictEqual((yield* session.look).number, 1)
+      yield* Effect.flip(session.use("end", ({ sql }) => end(sql)))
+      assert.strictEqual((yield* session.look).number, 2)
+    })
   }
 
-  live("a failed statement keeps the connection and its state", () =>
-    Effect.gen(function*() {
-      const session = yield* make()
-      const first = yield* session.look
-      assert.strictEqual(
-        (yield* Effect.flip(session.use("divide", ({ sql }) => sql`SELECT 1 / 0`))).reason._tag,
-        "StatementFailed"
+  test("a failed statement keeps the connection and its state", function*() {
+    const session = yield* make()
+    const first = yield* session.look
+    assert.strictEqual(
+      (yield* Effect.flip(session.use("divide", ({ sql }) => sql`SELECT 1 / 0`))).reason._tag,
+      "StatementFailed"
+    )
+    assert.deepStrictEqual(yield* session.look, first)
+  })
+
+  test("a call without an answer by the deadline fails, and the connection is replaced", function*() {
+    const session = yield* make(TimeLimits.scaled("300 millis"))
+    const first = yield* session.look
+    // Longer than a test may take.
+    const error = yield* Effect.flip(session.use("sleep", ({ sql }) => sql`SELECT pg_sleep(3600)`))
+    assert.include(error.reason, { _tag: "DatabaseUnavailable", condition: "no answer in time" })
+    assert.strictEqual((yield* session.look).number, first.number + 1)
+  })
+
+  test("an answer that arrived while the process was blocked is not too late", function*() {
+    const session = yield* make(TimeLimits.scaled("200 millis"))
+    const first = yield* session.look
+    const answer = yield* Effect.forkChild(session.look, { startImmediately: true })
+    yield* Effect.sleep(0)
+    // As a handler does that computes for a long time.
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, TimeLimits.scaledMillis(600))
+    assert.deepStrictEqual(yield* Fiber.join(answer), first)
+    assert.deepStrictEqual(yield* session.look, first)
+  })
+
+  test("an interrupted call stops waiting, and the connection stays usable", function*({ sql }) {
+    const session = yield* make()
+    const first = yield* session.look
+    // The statement cannot end before this transaction does.
+    yield* sql.withTransaction(Effect.gen(function*() {
+      yield* sql`SELECT pg_advisory_xact_lock(1)`
+      const waiting = yield* Effect.forkChild(
+        session.use("wait", ({ sql }) => sql`SELECT pg_advisory_xact_lock(1)`),
+        { startImmediately: true }
       )
-      assert.deepStrictEqual(yield* session.look, first)
+      yield* Fiber.interrupt(waiting)
     }))
+    assert.deepStrictEqual(yield* session.look, first)
+  })
 
-  live("a call without an answer by the deadline fails, and the connection is replaced", () =>
-    Effect.gen(function*() {
-      const session = yield* make(TimeLimits.scaled("300 millis"))
-      const first = yield* session.look
-      // Longer than a test may take.
-      const error = yield* Effect.flip(session.use("sleep", ({ sql }) => sql`SELECT pg_sleep(3600)`))
-      assert.include(error.reason, { _tag: "DatabaseUnavailable", condition: "no answer in time" })
-      assert.strictEqual((yield* session.look).number, first.number + 1)
-    }))
+  test("a failed statement is reported with its code and operation", function*() {
+    const session = yield* make()
+    const first = yield* session.look
+    const error = yield* Effect.flip(session.use("divide", ({ sql }) => sql`SELECT 1 / 0`))
+    assert.include(error.reason, { _tag: "StatementFailed", code: "22012", operation: "divide" })
+    assert.strictEqual((yield* session.look).pid, first.pid)
+  })
 
-  live("an answer that arrived while the process was blocked is not too late", () =>
-    Effect.gen(function*() {
-      const session = yield* make(TimeLimits.scaled("200 millis"))
-      const first = yield* session.look
-      const answer = yield* Effect.forkChild(session.look, { startImmediately: true })
-      yield* Effect.sleep(0)
-      // As a handler does that computes for a long time.
-      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, TimeLimits.scaledMillis(600))
-      assert.deepStrictEqual(yield* Fiber.join(answer), first)
-      assert.deepStrictEqual(yield* session.look, first)
+  test("does not run in the caller's transaction", function*({ sql }) {
+    const session = yield* make()
+    yield* sql.withTransaction(Effect.gen(function*() {
+      yield* sql`CREATE TABLE t (x int)`
+      const inside = yield* sql<{ readonly pid: number }>`SELECT pg_backend_pid() AS pid`
+      const seen = yield* session.look
+      assert.notStrictEqual(seen.pid, inside[0]?.pid)
+      assert.isTrue(seen.fresh)
     }))
-
-  live("an interrupted call stops waiting, and the connection stays usable", () =>
-    Effect.gen(function*() {
-      const session = yield* make()
-      const first = yield* session.look
-      const sql = yield* PgClient.PgClient
-      // The statement cannot end before this transaction does.
-      yield* sql.withTransaction(Effect.gen(function*() {
-        yield* sql`SELECT pg_advisory_xact_lock(1)`
-        const waiting = yield* Effect.forkChild(
-          session.use("wait", ({ sql }) => sql`SELECT pg_advisory_xact_lock(1)`),
-          { startImmediately: true }
-        )
-        yield* Fiber.interrupt(waiting)
-      }))
-      assert.deepStrictEqual(yield* session.look, first)
-    }))
-
-  live("a failed statement is reported with its code and operation", () =>
-    Effect.gen(function*() {
-      const session = yield* make()
-      const first = yield* session.look
-      const error = yield* Effect.flip(session.use("divide", ({ sql }) => sql`SELECT 1 / 0`))
-      assert.include(error.reason, { _tag: "StatementFailed", code: "22012", operation: "divide" })
-      assert.strictEqual((yield* session.look).pid, first.pid)
-    }))
-
-  live("does not run in the caller's transaction", () =>
-    Effect.gen(function*() {
-      const sql = yield* PgClient.PgClient
-      const session = yield* make()
-      yield* sql.withTransaction(Effect.gen(function*() {
-        yield* sql`CREATE TABLE t (x int)`
-        const inside = yield* sql<{ readonly pid: number }>`SELECT pg_backend_pid() AS pid`
-        const seen = yield* session.look
-        assert.notStrictEqual(seen.pid, inside[0]?.pid)
-        assert.isTrue(seen.fresh)
-      }))
-    }))
+  })
 })

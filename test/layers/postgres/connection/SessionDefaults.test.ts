@@ -117,9 +117,9 @@ describe("the library's sessions", () => {
   it.live("ignore the defaults on the oldest supported server", () =>
     Effect.flatMap(Servers.postgres14, (serverUrl) => ownSettings({ serverUrl }, {})))
 
-  it.live("read events beside a prepared writer that conflicts, where transactions are serializable by default", () =>
-    Effect.gen(function*() {
-      const sql = yield* SqlClient.SqlClient
+  EventStores.test(
+    "read events beside a prepared writer that conflicts, where transactions are serializable by default",
+    function*({ sql }) {
       yield* Effect.provide(
         Effect.flatMap(EventStore, (store) => store.append([EventStores.event("a")])),
         EventStores.stores()
@@ -160,134 +160,130 @@ describe("the library's sessions", () => {
         Effect.ensuring(Effect.ignore(sql.unsafe(`ROLLBACK PREPARED '${gid}'`).unprepared)),
         Effect.provide(client())
       )
-    }).pipe(Effect.provide(EventStores.database())))
+    }
+  )
 
-  it.live("outlive idle_session_timeout", () =>
-    Effect.gen(function*() {
-      const sql = yield* PgClient.PgClient
-      yield* alter({ idle_session_timeout: "1s" })
-      const own = Effect.map(
-        sql<{ readonly pid: number; readonly name: string }>`
+  EventStores.test("outlive idle_session_timeout", function*({ sql }) {
+    yield* alter({ idle_session_timeout: "1s" })
+    const own = Effect.map(
+      sql<{ readonly pid: number; readonly name: string }>`
           SELECT pid, application_name AS name FROM pg_stat_activity
           WHERE datname = current_database() AND application_name LIKE 'pupsourcing-orchestrator %' ORDER BY name`,
-        (rows) => rows.map(({ name, pid }) => `${name} ${pid}`)
+      (rows) => rows.map(({ name, pid }) => `${name} ${pid}`)
+    )
+    const gone = (application: string) =>
+      TimeLimits.waitUntil(
+        `${application} has ended`,
+        sql`SELECT FROM pg_stat_activity WHERE application_name = ${application}`,
+        (rows) => rows.length === 0
       )
-      const gone = (application: string) =>
-        TimeLimits.waitUntil(
-          `${application} has ended`,
-          sql`SELECT FROM pg_stat_activity WHERE application_name = ${application}`,
-          (rows) => rows.length === 0
-        )
-      yield* Effect.gen(function*() {
-        const registered = yield* CoordinationStores.join("set", "worker", ["p"])
-        yield* (yield* Membership).wakeUps(registered)
-        const before = yield* own
-        assert.deepStrictEqual(before.map((line) => line.split(" ")[1]), ["coordination", "listener"])
-        // A session that keeps the default is ended meanwhile, and so is one that began later.
-        for (const application of ["idle 1", "idle 2"]) {
-          yield* (yield* PgClient.PgClient).reserve.pipe(
-            Effect.flatMap((connection) =>
-              connection.executeUnprepared(
-                `SELECT set_config('application_name', '${application}', false)`,
-                [],
-                undefined
-              )
-            ),
-            Effect.andThen(gone(application)),
-            Effect.scoped
-          )
-        }
-        assert.deepStrictEqual(yield* own, before)
-      }).pipe(Effect.scoped, Effect.provide(CoordinationStores.over().pipe(Layer.provideMerge(client()))))
-    }).pipe(Effect.provide(EventStores.database())))
-
-  it.live("handle events under all such defaults at once", () =>
-    Effect.gen(function*() {
-      const sql = yield* SqlClient.SqlClient
-      yield* alter({
-        default_transaction_isolation: "serializable",
-        default_transaction_deferrable: "on",
-        // The application's own sessions have the default too, and on a slow machine may be idle for longer than a
-        // fixed time.
-        idle_session_timeout: `${TimeLimits.scaledMillis(1500)}ms`,
-        quote_all_identifiers: "on",
-        standard_conforming_strings: "off",
-        plan_cache_mode: "force_custom_plan",
-        enable_indexscan: "off",
-        enable_indexonlyscan: "off",
-        enable_nestloop: "off",
-        jit_above_cost: "0",
-        bytea_output: "escape",
-        datestyle: "SQL, DMY",
-        intervalstyle: "sql_standard",
-        timezone: "Asia/Kathmandu",
-        extra_float_digits: "-15",
-        client_encoding: "LATIN1",
-        lc_monetary: "C",
-        array_nulls: "off",
-        transform_null_equals: "on",
-        synchronous_commit: "off"
-      })
-      yield* sql`CREATE TABLE handled (aggregate_id text, created_at timestamptz)`
-      const projection = Projection.make("seen", {
-        handle: Effect.fnUntraced(function*(event) {
-          const sql = yield* SqlClient.SqlClient
-          yield* sql`INSERT INTO handled VALUES (${event.aggregateId}, ${event.createdAt})`
-        })
-      })
-      yield* Effect.gen(function*() {
-        const { differences, expected, version } = yield* Migrations.up
-        assert.deepStrictEqual([version, differences], [expected, []])
-        yield* Effect.gen(function*() {
-          const store = yield* EventStore
-          yield* store.append([EventStores.event("é")])
-          assert.strictEqual((yield* store.readStream(EventStores.event("é"))).length, 1)
-          yield* Orchestrator.catchUp
-        }).pipe(
-          Effect.provide(
-            Orchestrator.layer({ replicaSet: "main", projections: [projection] }).pipe(
-              Layer.provideMerge(PostgresStores.layer)
+    yield* Effect.gen(function*() {
+      const registered = yield* CoordinationStores.join("set", "worker", ["p"])
+      yield* (yield* Membership).wakeUps(registered)
+      const before = yield* own
+      assert.deepStrictEqual(before.map((line) => line.split(" ")[1]), ["coordination", "listener"])
+      // A session that keeps the default is ended meanwhile, and so is one that began later.
+      for (const application of ["idle 1", "idle 2"]) {
+        yield* (yield* PgClient.PgClient).reserve.pipe(
+          Effect.flatMap((connection) =>
+            connection.executeUnprepared(
+              `SELECT set_config('application_name', '${application}', false)`,
+              [],
+              undefined
             )
+          ),
+          Effect.andThen(gone(application)),
+          Effect.scoped
+        )
+      }
+      assert.deepStrictEqual(yield* own, before)
+    }).pipe(Effect.scoped, Effect.provide(CoordinationStores.over().pipe(Layer.provideMerge(client()))))
+  })
+
+  EventStores.test("handle events under all such defaults at once", function*({ sql }) {
+    yield* alter({
+      default_transaction_isolation: "serializable",
+      default_transaction_deferrable: "on",
+      // The application's own sessions have the default too, and on a slow machine may be idle for longer than a
+      // fixed time.
+      idle_session_timeout: `${TimeLimits.scaledMillis(1500)}ms`,
+      quote_all_identifiers: "on",
+      standard_conforming_strings: "off",
+      plan_cache_mode: "force_custom_plan",
+      enable_indexscan: "off",
+      enable_indexonlyscan: "off",
+      enable_nestloop: "off",
+      jit_above_cost: "0",
+      bytea_output: "escape",
+      datestyle: "SQL, DMY",
+      intervalstyle: "sql_standard",
+      timezone: "Asia/Kathmandu",
+      extra_float_digits: "-15",
+      client_encoding: "LATIN1",
+      lc_monetary: "C",
+      array_nulls: "off",
+      transform_null_equals: "on",
+      synchronous_commit: "off"
+    })
+    yield* sql`CREATE TABLE handled (aggregate_id text, created_at timestamptz)`
+    const projection = Projection.make("seen", {
+      handle: Effect.fnUntraced(function*(event) {
+        const sql = yield* SqlClient.SqlClient
+        yield* sql`INSERT INTO handled VALUES (${event.aggregateId}, ${event.createdAt})`
+      })
+    })
+    yield* Effect.gen(function*() {
+      const { differences, expected, version } = yield* Migrations.up
+      assert.deepStrictEqual([version, differences], [expected, []])
+      yield* Effect.gen(function*() {
+        const store = yield* EventStore
+        yield* store.append([EventStores.event("é")])
+        assert.strictEqual((yield* store.readStream(EventStores.event("é"))).length, 1)
+        yield* Orchestrator.catchUp
+      }).pipe(
+        Effect.provide(
+          Orchestrator.layer({ replicaSet: "main", projections: [projection] }).pipe(
+            Layer.provideMerge(PostgresStores.layer)
           )
         )
-      }).pipe(Effect.provide(client()))
-      const rows = yield* sql`
+      )
+    }).pipe(Effect.provide(client()))
+    const rows = yield* sql`
         SELECT h.aggregate_id, h.created_at = date_trunc('milliseconds', e.created_at) AS same
         FROM handled h JOIN events e USING (aggregate_id)`
-      assert.deepStrictEqual(rows, [{ aggregate_id: "é", same: true }])
-    }).pipe(Effect.provide(EventStores.database())))
+    assert.deepStrictEqual(rows, [{ aggregate_id: "é", same: true }])
+  })
 })
 
 describe("appends", () => {
-  it.live("that conflict with others are retried where transactions are serializable by default", () =>
-    Effect.gen(function*() {
-      yield* alter({ default_transaction_isolation: "serializable" })
-      yield* Effect.gen(function*() {
-        const sql = yield* SqlClient.SqlClient
-        const store = yield* EventStore
-        const many = Array.from({ length: 16 }, (_, index) => index)
-        const one = yield* Effect.forEach(many, () => store.append([EventStores.event("one")]), { concurrency: 8 })
-        assert.deepStrictEqual(
-          one.map(({ firstVersion }) => Number(firstVersion)).sort((a, b) => a - b),
-          many.map((index) => index + 1)
-        )
-        const raced = yield* Effect.forEach(
-          many,
-          () => Effect.result(store.append([EventStores.event("raced")], { expectedVersion: "none" })),
-          { concurrency: 8 }
-        )
-        const lost = raced.flatMap((result) => result._tag === "Failure" ? [result.failure._tag] : [])
-        assert.deepStrictEqual(lost, many.slice(1).map(() => "ConcurrencyConflict" as const))
-        // A transaction of the caller is the caller's to retry.
-        const failure = yield* Effect.flip(sql.withTransaction(Effect.gen(function*() {
-          yield* sql`SELECT count(*) FROM events`
-          yield* inNoTransaction(sql, store.append([EventStores.event("one")]))
-          return yield* store.append([EventStores.event("one")])
-        })))
-        assert(failure._tag === "StoreError" && failure.reason._tag === "StatementFailed")
-        assert.strictEqual(failure.reason.code, "40001")
-      }).pipe(Effect.provide(EventStores.stores().pipe(Layer.provideMerge(client()))))
-    }).pipe(Effect.provide(EventStores.database())))
+  EventStores.test("that conflict with others are retried where transactions are serializable by default", function*() {
+    yield* alter({ default_transaction_isolation: "serializable" })
+    yield* Effect.gen(function*() {
+      const sql = yield* SqlClient.SqlClient
+      const store = yield* EventStore
+      const many = Array.from({ length: 16 }, (_, index) => index)
+      const one = yield* Effect.forEach(many, () => store.append([EventStores.event("one")]), { concurrency: 8 })
+      assert.deepStrictEqual(
+        one.map(({ firstVersion }) => Number(firstVersion)).sort((a, b) => a - b),
+        many.map((index) => index + 1)
+      )
+      const raced = yield* Effect.forEach(
+        many,
+        () => Effect.result(store.append([EventStores.event("raced")], { expectedVersion: "none" })),
+        { concurrency: 8 }
+      )
+      const lost = raced.flatMap((result) => result._tag === "Failure" ? [result.failure._tag] : [])
+      assert.deepStrictEqual(lost, many.slice(1).map(() => "ConcurrencyConflict" as const))
+      // A transaction of the caller is the caller's to retry.
+      const failure = yield* Effect.flip(sql.withTransaction(Effect.gen(function*() {
+        yield* sql`SELECT count(*) FROM events`
+        yield* inNoTransaction(sql, store.append([EventStores.event("one")]))
+        return yield* store.append([EventStores.event("one")])
+      })))
+      assert(failure._tag === "StoreError" && failure.reason._tag === "StatementFailed")
+      assert.strictEqual(failure.reason.code, "40001")
+    }).pipe(Effect.provide(EventStores.stores().pipe(Layer.provideMerge(client()))))
+  })
 })
 
 describe("migrations", () => {
