@@ -54,6 +54,8 @@ export interface Pace {
   readonly stuck: readonly [low: number, high: number]
   /** The time limit for handling every event and becoming stable once the faults have stopped. */
   readonly bound: number
+  /** Whether the limit begins again while positions advance: in real time, the machine may be slow. */
+  readonly isExtended: boolean
   /** How long nothing may change after that. */
   readonly quiet: number
   /** How often halted ranges are looked for, as a deploy of fixed handlers would. */
@@ -74,6 +76,7 @@ export const virtual: Pace = {
   late: [500, 5000],
   stuck: [500, 12_000],
   bound: 60_000,
+  isExtended: false,
   quiet: 2000,
   deploys: 5000
 }
@@ -92,6 +95,7 @@ export const real: Pace = {
   late: [200, 800],
   stuck: [200, 1200],
   bound: 60_000,
+  isExtended: true,
   quiet: 400,
   deploys: 1000
 }
