@@ -37,10 +37,14 @@ export * as PostgresStores from "./layers/postgres/PostgresStores.ts"
 export * as Program from "./layers/node/Program.ts"
 /** Projections, which turn events into read models. */
 export * as Projection from "./services/Projection.ts"
+/** The status of projections, for operators. */
+export * as Projections from "./services/Projections.ts"
 /** Creates the tables of read models. */
 export * as ReadModel from "./layers/postgres/ReadModel.ts"
 /** Settings of an orchestrator. */
 export * as Settings from "./services/Settings.ts"
+/** The data that describes the status of projections. */
+export * as Status from "./schema/Status.ts"
 /** What an orchestrator requires of the database beside the event store, as one opaque type. */
 export * as Stores from "./services/Stores.ts"
 /** Workers and their registrations. */

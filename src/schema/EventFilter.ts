@@ -47,11 +47,11 @@ export const canonical = (filter: EventFilter): string =>
  * @since 0.1.0
  */
 export const format = (canonical: string): string => {
-  const lists = parse(canonical)
-  if (lists === undefined) return canonical
-  const [boundedContexts, aggregateTypes, eventTypes] = lists
+  const filter = parse(canonical)
+  if (filter === undefined) return canonical
+  const { aggregateTypes, boundedContexts, eventTypes } = filter
   const parts = Object.entries({ eventTypes, aggregateTypes, boundedContexts }).flatMap(([name, values]) =>
-    values === null ? [] : [`${name}: ${values.join(", ")}`]
+    values === undefined ? [] : [`${name}: ${values.join(", ")}`]
   )
   return parts.length === 0 ? "all events" : parts.join("; ")
 }
@@ -63,11 +63,18 @@ const isList = (value: unknown): value is List => value === null || Array.isArra
 
 const isLists = (value: unknown): value is Lists => Array.isArray(value) && value.length === 3 && value.every(isList)
 
-/** Parses a text that `canonical` has written; returns undefined for any other text. */
-const parse = (text: string): Lists | undefined => {
+/**
+ * Returns the filter whose canonical text this is; undefined for any other text.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const parse = (canonical: string): EventFilter | undefined => {
   try {
-    const value: unknown = JSON.parse(text)
-    return isLists(value) ? value : undefined
+    const value: unknown = JSON.parse(canonical)
+    if (!isLists(value)) return undefined
+    const [boundedContexts, aggregateTypes, eventTypes] = value.map((list) => list ?? undefined)
+    return { boundedContexts, aggregateTypes, eventTypes }
   } catch {
     return undefined
   }

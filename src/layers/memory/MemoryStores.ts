@@ -11,12 +11,14 @@ import { CheckpointStore } from "../../services/CheckpointStore.ts"
 import { CoordinationStore } from "../../services/CoordinationStore.ts"
 import { EventStore } from "../../services/EventStore.ts"
 import { Membership } from "../../services/Membership.ts"
+import { Projections } from "../../services/Projections.ts"
 import type { Stores } from "../../services/Stores.ts"
 import * as CheckpointStoreMemory from "./CheckpointStoreMemory.ts"
 import * as CoordinationStoreMemory from "./CoordinationStoreMemory.ts"
 import * as EventStoreMemory from "./EventStoreMemory.ts"
 import * as MembershipMemory from "./MembershipMemory.ts"
 import * as MemoryWorld from "./MemoryWorld.ts"
+import * as ProjectionsMemory from "./ProjectionsMemory.ts"
 
 /**
  * The state that the stores of several processes share in place of a database. Opaque: `makeWorld` makes it.
@@ -31,12 +33,15 @@ export type { MemoryWorld } from "./MemoryWorld.ts"
  *
  * @internal
  */
-export const make = (handle: MemoryWorld.Handle): Context.Context<EventStore | Stores> =>
-  Context.make(EventStore, EventStoreMemory.make(handle)).pipe(
+export const make = (handle: MemoryWorld.Handle): Context.Context<EventStore | Projections | Stores> => {
+  const events = EventStoreMemory.make(handle)
+  return Context.make(EventStore, events).pipe(
+    Context.add(Projections, ProjectionsMemory.make(handle, events)),
     Context.add(CheckpointStore, CheckpointStoreMemory.make(handle)),
     Context.add(Membership, MembershipMemory.make(handle)),
     Context.add(CoordinationStore, CoordinationStoreMemory.make(handle))
   )
+}
 
 /**
  * Makes a world that several layers can share. Each layer then represents a process of its own.
@@ -52,7 +57,7 @@ export const makeWorld: Effect.Effect<MemoryWorld.MemoryWorld> = MemoryWorld.mak
  * @category layers
  * @since 0.1.0
  */
-export const layerWorld = (world: MemoryWorld.MemoryWorld): Layer.Layer<EventStore | Stores> =>
+export const layerWorld = (world: MemoryWorld.MemoryWorld): Layer.Layer<EventStore | Projections | Stores> =>
   Layer.effectContext(Effect.map(MemoryWorld.open(world), make))
 
 /**
@@ -61,6 +66,6 @@ export const layerWorld = (world: MemoryWorld.MemoryWorld): Layer.Layer<EventSto
  * @category layers
  * @since 0.1.0
  */
-export const layer: Layer.Layer<EventStore | Stores> = Layer.effectContext(
+export const layer: Layer.Layer<EventStore | Projections | Stores> = Layer.effectContext(
   Effect.map(Effect.flatMap(makeWorld, MemoryWorld.open), make)
 )

@@ -14,6 +14,7 @@ import { CoordinationStore } from "../../services/CoordinationStore.ts"
 import { EventStore } from "../../services/EventStore.ts"
 import { layerPer } from "../../services/LayerPer.ts"
 import { Membership } from "../../services/Membership.ts"
+import { Projections } from "../../services/Projections.ts"
 import * as Settings from "../../services/Settings.ts"
 import type { Stores } from "../../services/Stores.ts"
 import * as Listener from "./connection/Listener.ts"
@@ -26,6 +27,7 @@ import * as DatabaseLive from "./DatabaseLive.ts"
 import * as EventStorePostgres from "./events/EventStorePostgres.ts"
 import * as Migrations from "./Migrations.ts"
 import * as CheckpointStorePostgres from "./progress/CheckpointStorePostgres.ts"
+import * as ProjectionsPostgres from "./status/ProjectionsPostgres.ts"
 
 /**
  * The names of the tables and their schema, where the library's own sessions connect, and whether LISTEN and presence
@@ -42,11 +44,14 @@ export type { Options } from "./Database.ts"
  *
  * @internal
  */
-export const layerOver = <E, R>(database: Layer.Layer<Database, E, R>): Layer.Layer<EventStore | Stores, E, R> =>
+export const layerOver = <E, R>(
+  database: Layer.Layer<Database, E, R>
+): Layer.Layer<EventStore | Projections | Stores, E, R> =>
   // New layers on each call: constants would be shared with the stores of another database.
   Layer.mergeAll(
     Layer.effect(CheckpointStore)(CheckpointStorePostgres.make),
     Layer.effect(EventStore)(EventStorePostgres.make),
+    Layer.effect(Projections)(ProjectionsPostgres.make),
     Layer.mergeAll(
       Layer.effect(CoordinationStore)(CoordinationStorePostgres.make),
       Layer.effect(Membership)(MembershipPostgres.make)
@@ -66,7 +71,9 @@ export const layerOver = <E, R>(database: Layer.Layer<Database, E, R>): Layer.La
  * @category layers
  * @since 0.1.0
  */
-export const layerWith = (options: DatabaseLive.Options): Layer.Layer<EventStore | Stores, StoresError, PgClient> =>
+export const layerWith = (
+  options: DatabaseLive.Options
+): Layer.Layer<EventStore | Projections | Stores, StoresError, PgClient> =>
   layerPer(PgClient, () => layerOver(DatabaseLive.layerWith(options)))
 
 /**
@@ -77,7 +84,7 @@ export const layerWith = (options: DatabaseLive.Options): Layer.Layer<EventStore
  */
 export const layerConfig = (
   options: { readonly [K in keyof DatabaseLive.Options]: ConfigOr.ConfigOr<DatabaseLive.Options[K]> }
-): Layer.Layer<EventStore | Stores, StoresError | Config.ConfigError, PgClient> => {
+): Layer.Layer<EventStore | Projections | Stores, StoresError | Config.ConfigError, PgClient> => {
   const config = ConfigOr.all<DatabaseLive.Options>(options)
   return layerPer(PgClient, () => layerOver(Layer.effect(Database)(Effect.flatMap(config, DatabaseLive.make))))
 }
@@ -94,7 +101,7 @@ export const layerConfig = (
  * @category layers
  * @since 0.1.0
  */
-export const layer: Layer.Layer<EventStore | Stores, StoresError, PgClient> = layerWith({})
+export const layer: Layer.Layer<EventStore | Projections | Stores, StoresError, PgClient> = layerWith({})
 
 /**
  * `layer`, with `directUrl` from the environment: `ORCHESTRATOR_DIRECT_URL`, if it is set.
@@ -102,9 +109,10 @@ export const layer: Layer.Layer<EventStore | Stores, StoresError, PgClient> = la
  * @category layers
  * @since 0.1.0
  */
-export const layerFromEnv: Layer.Layer<EventStore | Stores, StoresError | Config.ConfigError, PgClient> = layerConfig({
-  directUrl: Settings.directUrl
-})
+export const layerFromEnv: Layer.Layer<EventStore | Projections | Stores, StoresError | Config.ConfigError, PgClient> =
+  layerConfig({
+    directUrl: Settings.directUrl
+  })
 
 /**
  * Applies the migrations while the layer is built. Provide it to `layerWith` with the same names, in a program that

@@ -94,7 +94,8 @@ export const lockClass = (workers: string): string => `pg_catalog.hashtext(${lit
 
 const lockClassOf = (database: Database["Service"]): string => lockClass(database.qualified("workers"))
 
-const presentKeys = (database: Database["Service"]): string =>
+/** SQL: the presence keys under which a session is present. */
+export const presentKeys = (database: Database["Service"]): string =>
   `SELECT l.objid::bigint AS key FROM pg_catalog.pg_locks l
     WHERE l.locktype = 'advisory' AND l.mode = 'ExclusiveLock' AND l.granted AND l.objsubid = 2
       AND l.classid::bigint = ${lockClassOf(database)}::bigint & 4294967295

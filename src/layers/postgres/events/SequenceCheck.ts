@@ -114,10 +114,13 @@ export const isHeldByWriter =
   `l.locktype = 'relation' AND l.relation = s.seqrelid AND l.mode = 'RowExclusiveLock' AND l.granted
     AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())`
 
-// Uses the sequence of the column's default or identity; only if there is none, the sequence that the column owns.
-const holdersStatement = `
-  WITH target AS MATERIALIZED (
-    SELECT attrelid, attnum FROM pg_catalog.pg_attribute WHERE attrelid = $1::text::regclass AND attname = 'global_position'
+/**
+ * SQL: `sources`, the sequences that issue the positions of the table whose name the expression `events` gives: those of
+ * the column's default or identity, and only if there is none, the sequence that the column owns.
+ */
+export const sources = (events: string): string =>
+  `target AS MATERIALIZED (
+    SELECT attrelid, attnum FROM pg_catalog.pg_attribute WHERE attrelid = ${events}::regclass AND attname = 'global_position'
   ), named AS MATERIALIZED (
     SELECT d.objid AS oid FROM target AS t
     JOIN pg_catalog.pg_depend AS d ON d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid = t.attrelid
@@ -130,9 +133,12 @@ const holdersStatement = `
   ), sources AS MATERIALIZED (
     SELECT oid FROM named
     UNION ALL
-    SELECT pg_get_serial_sequence($1::text, 'global_position')::regclass
-    WHERE NOT EXISTS (SELECT FROM named) AND pg_get_serial_sequence($1::text, 'global_position') IS NOT NULL
-  )
+    SELECT pg_get_serial_sequence(${events}, 'global_position')::regclass
+    WHERE NOT EXISTS (SELECT FROM named) AND pg_get_serial_sequence(${events}, 'global_position') IS NOT NULL
+  )`
+
+const holdersStatement = `
+  WITH ${sources("$1::text")}
   SELECT (SELECT count(*) FROM sources)::int AS sequences, s.seqrelid::text AS sequence,
     s.seqrelid::regclass::text AS name, s.seqcache AS cache, s.seqincrement AS increment, s.seqcycle AS cycle,
     pg_is_in_recovery() AS recovering, l.virtualtransaction AS holder, l.pid,

@@ -1,0 +1,80 @@
+/** The status of projections in memory. */
+import * as Effect from "effect/Effect"
+import * as EventFilter from "../../schema/EventFilter.ts"
+import * as HashRange from "../../schema/HashRange.ts"
+import * as Status from "../../schema/Status.ts"
+import type { EventStore } from "../../services/EventStore.ts"
+import { Projections } from "../../services/Projections.ts"
+import { type Handle, hash, type MemoryWorld } from "./MemoryWorld.ts"
+
+export const make = ({ reach, world }: Handle, events: EventStore["Service"]): Projections["Service"] =>
+  Projections.of({ status: reach(status(world, events)) })
+
+const status = Effect.fnUntraced(function*(world: MemoryWorld, events: EventStore["Service"]) {
+  const now = yield* world.now
+  const head = yield* events.headPosition
+  const rows = [...world.rows.values()].flatMap(({ value }) => value === undefined ? [] : [value])
+  return Status.make({
+    at: new Date(now),
+    head,
+    openWriters: [],
+    generations: [...world.generations.value].flatMap(([replicaSet, generations]) =>
+      generations.slice(-1).map(({ formedAt, generationId, members }) => ({
+        replicaSet,
+        generationId,
+        partitions: members.length,
+        formedAt: new Date(formedAt)
+      }))
+    ),
+    workers: [...world.workers.value.values()].flatMap((worker) =>
+      worker.stoppedAt !== undefined || worker.state === "stopped" ? [] : [{
+        replicaSet: worker.replicaSet,
+        workerId: worker.workerId,
+        incarnation: worker.incarnation,
+        state: worker.state,
+        ...(worker.partitionKey < 0 ? {} : { partition: worker.partitionKey }),
+        projections: worker.projections,
+        host: "memory",
+        pid: worker.process,
+        startedAt: worker.startedAt,
+        silentMillis: now - worker.heartbeatAt,
+        isPresent: worker.absentSince === undefined
+      }]
+    ),
+    rows: yield* Effect.forEach(
+      rows,
+      ({ fence, filter, halt, position, projection, range, replicaSet }) =>
+        Effect.map(windowAfter(events, position, filter, range), (window) => ({
+          ...range,
+          replicaSet,
+          projection,
+          filter,
+          position,
+          owner: fence,
+          window,
+          ...(halt === undefined
+            ? {}
+            : { halt: { since: halt.since, error: halt.error, position: halt.position, eventId: halt.eventId } })
+        }))
+    )
+  })
+})
+
+const windowAfter = Effect.fnUntraced(function*(
+  events: EventStore["Service"],
+  position: bigint,
+  filter: string,
+  range: HashRange.HashRange
+) {
+  const limits = { limit: Status.lagWindow, bytes: Number.MAX_SAFE_INTEGER }
+  // A position that does not exist yet is followed by no event.
+  const page = yield* events.read({ after: position, ...limits }).pipe(
+    Effect.map(({ events }) => events),
+    Effect.catchTag(["CheckpointAheadOfEvents", "EventTooLarge", "EventUnreadable"], () => Effect.succeed([]))
+  )
+  const lists = EventFilter.parse(filter) ?? {}
+  const matching = page.filter((event) =>
+    EventFilter.matches(lists, event) && HashRange.includes(range, hash(event.aggregateId))
+  )
+  return { read: page.length, matching: matching.length, oldest: matching[0]?.createdAt }
+})

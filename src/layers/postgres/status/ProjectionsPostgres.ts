@@ -1,0 +1,184 @@
+/** The status of projections, read from PostgreSQL with one statement. */
+import * as Effect from "effect/Effect"
+import * as Status from "../../../schema/Status.ts"
+import { Projections } from "../../../services/Projections.ts"
+import * as Presence from "../coordination/Presence.ts"
+import { Database } from "../Database.ts"
+import * as SequenceCheck from "../events/SequenceCheck.ts"
+import { hashOf } from "../HashSql.ts"
+import { literal } from "../migrations/Sql.ts"
+import { inTime, quietly } from "../progress/FencedWrite.ts"
+
+export const make: Effect.Effect<Projections["Service"], never, Database> = Effect.map(
+  Database,
+  (database) =>
+    Projections.of({
+      status: quietly(database.sql.unsafe<{ readonly status: string }>(statement(database)).unprepared).pipe(
+        inTime,
+        Effect.map(([row]) => Status.make(toReading(JSON.parse(row!.status)))),
+        database.refail("read the status")
+      )
+    })
+)
+
+/** The result of the statement. 64-bit numbers are text, and times are milliseconds since 1970. */
+interface Json {
+  readonly at: number
+  readonly head: string
+  readonly writers: ReadonlyArray<
+    Nullable<{ readonly pid: number; readonly application: string; readonly since: number }>
+  >
+  readonly generations: ReadonlyArray<{
+    readonly replicaSet: string
+    readonly generationId: string
+    readonly partitions: number
+    readonly formedAt: number
+  }>
+  readonly workers: ReadonlyArray<{
+    readonly replicaSet: string
+    readonly workerId: string
+    readonly incarnation: string
+    readonly state: Status.Worker["state"]
+    readonly partition: number | null
+    readonly projections: ReadonlyArray<string>
+    readonly host: string | null
+    readonly pid: number | null
+    readonly startedAt: number
+    readonly silentMillis: number
+    readonly isPresent: boolean | null
+  }>
+  readonly rows: ReadonlyArray<{
+    readonly replicaSet: string
+    readonly projection: string
+    readonly filter: string
+    readonly start: number
+    readonly end: number
+    readonly position: string
+    readonly owner: string | null
+    readonly incarnation: string | null
+    readonly read: number
+    readonly matching: number
+    readonly oldest: number | null
+    readonly halt:
+      | { readonly since: number; readonly error: string; readonly position: string; readonly eventId: string }
+      | null
+  }>
+}
+
+type Nullable<A> = { readonly [K in keyof A]: A[K] | null }
+
+const millis = (time: string): string => `floor(extract(epoch FROM ${time}) * 1000)`
+
+/** The columns that a filter selects by, in the order of `EventFilter.canonical`. */
+const filterColumns = ["bounded_context", "aggregate_type", "event_type"]
+
+/** SQL: the lists of the filter in row `c`, each NULL if it selects everything. OFFSET keeps it from being repeated. */
+const filterLists = `SELECT ${
+  filterColumns.map((column, index) =>
+    `CASE WHEN json_typeof(c.filter::json->${index}) = 'array'
+          THEN ARRAY(SELECT json_array_elements_text(c.filter::json->${index})) END AS ${column}`
+  ).join(", ")
+} OFFSET 0`
+
+/** SQL: whether event `e` is selected by the lists `f`. */
+const isSelected = filterColumns.map((column) => `(f.${column} IS NULL OR e.${column} = ANY (f.${column}))`).join(
+  " AND "
+)
+
+const isInRange = `${hashOf("e.aggregate_id")} >= c.range_start AND ${hashOf("e.aggregate_id")} < c.range_end`
+
+const statement = ({ presence, qualified, ...database }: Database["Service"]): string =>
+  `WITH ${SequenceCheck.sources(literal(qualified("events")))}
+  SELECT json_build_object(
+    'at', ${millis("clock_timestamp()")},
+    'head', (SELECT coalesce(max(global_position), 0)::text FROM ${qualified("events")}),
+    'writers', (
+      SELECT coalesce(json_agg(json_build_object('pid', l.pid, 'application', nullif(a.application_name, ''),
+        'since', ${millis("a.xact_start")}) ORDER BY a.xact_start), '[]')
+      FROM sources JOIN pg_catalog.pg_sequence AS s ON s.seqrelid = sources.oid
+      JOIN pg_catalog.pg_locks AS l ON ${SequenceCheck.isHeldByWriter}
+      LEFT JOIN pg_catalog.pg_stat_activity AS a ON a.pid = l.pid
+    ),
+    'generations', (
+      SELECT coalesce(json_agg(json_build_object('replicaSet', g.replica_set, 'generationId', g.generation_id::text,
+        'partitions', g.total_partitions, 'formedAt', ${millis("g.created_at")})), '[]')
+      FROM (
+        SELECT DISTINCT ON (replica_set) * FROM ${qualified("generations")}
+        ORDER BY replica_set, generation_id DESC
+      ) AS g
+    ),
+    'workers', (
+      SELECT coalesce(json_agg(json_build_object('replicaSet', w.replica_set, 'workerId', w.worker_id,
+        'incarnation', w.incarnation::text, 'state', w.state, 'partition', nullif(w.partition_key, -1),
+        'projections', w.projections, 'host', w.host, 'pid', w.pid, 'startedAt', ${millis("w.started_at")},
+        'silentMillis', ${millis("clock_timestamp() - coalesce(h.heartbeat_at, w.started_at)")},
+        'isPresent', ${presence ? "CASE WHEN w.presence_key IS NOT NULL THEN p.key IS NOT NULL END" : "NULL"})
+        ORDER BY w.started_at, w.incarnation), '[]')
+      FROM ${qualified("workers")} AS w
+      LEFT JOIN ${qualified("heartbeats")} AS h ON h.replica_set = w.replica_set AND h.worker_id = w.worker_id
+        AND h.incarnation = w.incarnation
+      LEFT JOIN (${Presence.presentKeys({ presence, qualified, ...database })}) AS p ON p.key = w.presence_key
+      WHERE w.state <> 'stopped'
+    ),
+    'rows', (
+      SELECT coalesce(json_agg(json_build_object('replicaSet', c.replica_set, 'projection', c.projection_name,
+        'filter', c.filter, 'start', c.range_start, 'end', c.range_end, 'position', c.position::text, 'owner',
+        c.worker_id, 'incarnation', c.incarnation::text,
+        'read', n.read, 'matching', n.matching, 'oldest', ${millis("n.oldest")},
+        'halt', CASE WHEN c.halted_since IS NOT NULL THEN json_build_object('since', ${millis("c.halted_since")},
+          'error', coalesce(c.halted_error, ''), 'position', coalesce(c.halted_position, 0)::text,
+          'eventId', coalesce(c.halted_event_id, '')) END)), '[]')
+      FROM ${qualified("checkpoints")} AS c
+      CROSS JOIN LATERAL (${filterLists}) AS f
+      CROSS JOIN LATERAL (
+        SELECT count(*) AS read, count(*) FILTER (WHERE matching) AS matching,
+          min(created_at) FILTER (WHERE matching) AS oldest
+        FROM (
+          SELECT e.created_at, ${isSelected} AND ${isInRange} AS matching
+          FROM ${qualified("events")} AS e WHERE e.global_position > c.position
+          ORDER BY e.global_position LIMIT ${Status.lagWindow}
+        ) AS following
+      ) AS n
+    )
+  )::text AS status`
+
+const optional = <K extends string, A, B>(key: K, value: A | null | undefined, convert: (value: A) => B) =>
+  (value === null || value === undefined ? {} : { [key]: convert(value) }) as { readonly [P in K]?: B }
+
+const same = <A>(value: A): A => value
+const date = (millis: number): Date => new Date(millis)
+
+const toReading = ({ at, generations, head, rows, workers, writers }: Json): Status.Reading => ({
+  at: date(at),
+  head: BigInt(head),
+  openWriters: writers.map(({ application, pid, since }) => ({
+    ...optional("pid", pid, same),
+    ...optional("application", application, same),
+    ...optional("since", since, date)
+  })),
+  generations: generations.map((generation) => ({
+    ...generation,
+    generationId: BigInt(generation.generationId),
+    formedAt: date(generation.formedAt)
+  })),
+  workers: workers.map(({ host, isPresent, partition, pid, ...worker }) => ({
+    ...worker,
+    incarnation: BigInt(worker.incarnation),
+    startedAt: date(worker.startedAt),
+    ...optional("partition", partition, same),
+    ...optional("host", host, same),
+    ...optional("pid", pid, same),
+    ...optional("isPresent", isPresent, same)
+  })),
+  rows: rows.map(({ halt, incarnation, matching, oldest, owner, position, read, ...row }) => ({
+    ...row,
+    position: BigInt(position),
+    owner: owner === null || incarnation === null ? undefined : { workerId: owner, incarnation: BigInt(incarnation) },
+    window: { read, matching, oldest: oldest === null ? undefined : date(oldest) },
+    ...optional("halt", halt, (halt): Status.Halt => ({
+      ...halt,
+      since: date(halt.since),
+      position: BigInt(halt.position)
+    }))
+  }))
+})

@@ -1,0 +1,335 @@
+/**
+ * The status of all replica sets at one moment: workers, and the progress of every projection. `Projections.status` reads
+ * it; its JSON form is given by `Schema.toCodecJson(Status)`.
+ *
+ * @since 0.1.0
+ */
+import * as Duration from "effect/Duration"
+import * as Schema from "effect/Schema"
+import * as Struct from "effect/Struct"
+
+/**
+ * A transaction that has drawn positions for events and has not ended. Readers wait for it.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export const OpenWriter = Schema.Struct({
+  /** Process id of its session; absent for a prepared transaction. */
+  pid: Schema.optionalKey(Schema.Int),
+  application: Schema.optionalKey(Schema.String),
+  /** When the transaction began; absent if the role may not see it. */
+  since: Schema.optionalKey(Schema.Date)
+})
+
+/**
+ * @category models
+ * @since 0.1.0
+ */
+export type OpenWriter = typeof OpenWriter.Type
+
+/**
+ * A worker that is registered.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export const Worker = Schema.Struct({
+  workerId: Schema.String,
+  incarnation: Schema.BigInt,
+  state: Schema.Literals(["pending", "ready", "running", "stopping"]),
+  /** Its partition of the newest generation; absent if it is not a member. */
+  partition: Schema.optionalKey(Schema.Int),
+  projections: Schema.Array(Schema.String),
+  host: Schema.optionalKey(Schema.String),
+  pid: Schema.optionalKey(Schema.Int),
+  startedAt: Schema.Date,
+  /** Time since its last heartbeat. */
+  silentFor: Schema.Duration,
+  /**
+   * Whether a session holds the presence lock of its process. Absent if the worker uses none, or if that cannot be
+   * read.
+   */
+  isPresent: Schema.optionalKey(Schema.Boolean)
+})
+
+/**
+ * @category models
+ * @since 0.1.0
+ */
+export type Worker = typeof Worker.Type
+
+/**
+ * Why a range is halted, and since when.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export const Halt = Schema.Struct({
+  since: Schema.Date,
+  /** Type, aggregate and version of the event, and the handler's error; never the payload. */
+  error: Schema.String,
+  position: Schema.BigInt,
+  eventId: Schema.String
+})
+
+/**
+ * @category models
+ * @since 0.1.0
+ */
+export type Halt = typeof Halt.Type
+
+/**
+ * The events that a range has not handled yet.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export const Lag = Schema.Struct({
+  /** The number of events that match the projection and belong to the range. */
+  events: Schema.BigInt,
+  /** Whether `events` is extrapolated, because too many events follow the position to count them. */
+  isEstimate: Schema.Boolean,
+  /** When the first of them was appended; absent if there is none, or if it is not among the events that were read. */
+  oldest: Schema.optionalKey(Schema.Date)
+})
+
+/**
+ * @category models
+ * @since 0.1.0
+ */
+export type Lag = typeof Lag.Type
+
+/**
+ * The progress of a projection in one range of the hash space.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export const Range = Schema.Struct({
+  start: Schema.Int,
+  end: Schema.Int,
+  position: Schema.BigInt,
+  /** The registered worker that owns the range; absent if there is none. */
+  owner: Schema.optionalKey(Schema.String),
+  lag: Lag,
+  halt: Schema.optionalKey(Halt)
+})
+
+/**
+ * @category models
+ * @since 0.1.0
+ */
+export type Range = typeof Range.Type
+
+/**
+ * The progress of a projection. Its ranges tile the hash space.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export const Projection = Schema.Struct({
+  projection: Schema.String,
+  /** The recorded filter, in the form of `EventFilter.canonical`. */
+  filter: Schema.String,
+  ranges: Schema.Array(Range)
+})
+
+/**
+ * @category models
+ * @since 0.1.0
+ */
+export type Projection = typeof Projection.Type
+
+/**
+ * The newest generation of a replica set.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export const Generation = Schema.Struct({
+  generationId: Schema.BigInt,
+  partitions: Schema.Int,
+  formedAt: Schema.Date
+})
+
+/**
+ * @category models
+ * @since 0.1.0
+ */
+export type Generation = typeof Generation.Type
+
+/**
+ * A replica set: its registered workers and the projections whose progress it owns.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export const ReplicaSet = Schema.Struct({
+  replicaSet: Schema.String,
+  generation: Schema.optionalKey(Generation),
+  workers: Schema.Array(Worker),
+  projections: Schema.Array(Projection)
+})
+
+/**
+ * @category models
+ * @since 0.1.0
+ */
+export type ReplicaSet = typeof ReplicaSet.Type
+
+/**
+ * The status of all replica sets at one moment.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export const Status = Schema.Struct({
+  /** By the database's clock. */
+  at: Schema.Date,
+  /** The highest position that is visible. */
+  head: Schema.BigInt,
+  /** The oldest first. */
+  openWriters: Schema.Array(OpenWriter),
+  replicaSets: Schema.Array(ReplicaSet)
+})
+
+/**
+ * @category models
+ * @since 0.1.0
+ */
+export type Status = typeof Status.Type
+
+/**
+ * A range that does not advance: it is halted, or no worker owns it.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Problem {
+  readonly problem: "halted" | "no owner"
+  readonly replicaSet: string
+  readonly projection: string
+  readonly range: Range
+}
+
+/**
+ * Returns the ranges that are halted or have no owner.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const problems = (status: Status): ReadonlyArray<Problem> =>
+  status.replicaSets.flatMap(({ projections, replicaSet }) =>
+    projections.flatMap(({ projection, ranges }) =>
+      ranges.flatMap((range): ReadonlyArray<Problem> =>
+        range.halt !== undefined
+          ? [{ problem: "halted", replicaSet, projection, range }]
+          : range.owner === undefined
+          ? [{ problem: "no owner", replicaSet, projection, range }]
+          : []
+      )
+    )
+  )
+
+/**
+ * The number of events that follow a range's position and are read in order to determine its lag.
+ *
+ * @internal
+ */
+export const lagWindow = 10_000
+
+/**
+ * What was read of the events that follow a range's position: the first `lagWindow` of all events.
+ *
+ * @internal
+ */
+export interface Window {
+  /** The number of events that were read. */
+  readonly read: number
+  /** How many of them match the projection and belong to the range, and when the first of these was appended. */
+  readonly matching: number
+  readonly oldest: Date | undefined
+}
+
+/**
+ * The lag of a range at `position`, while the highest visible position is `head`.
+ *
+ * @internal
+ */
+export const lag = ({ matching, oldest, read }: Window, position: bigint, head: bigint): Lag => {
+  const isEstimate = read >= lagWindow
+  const share = BigInt(Math.round(1e6 * matching / Math.max(1, read)))
+  return {
+    events: isEstimate ? (head - position) * share / 1_000_000n : BigInt(matching),
+    isEstimate,
+    ...(oldest === undefined ? {} : { oldest })
+  }
+}
+
+/** A row of progress, as a store reads it. */
+interface Row extends Omit<Range, "lag" | "owner"> {
+  readonly replicaSet: string
+  readonly projection: string
+  readonly filter: string
+  readonly owner: Pick<Worker, "incarnation" | "workerId"> | undefined
+  readonly window: Window
+}
+
+/**
+ * What a store reads, from which `make` makes the status.
+ *
+ * @internal
+ */
+export interface Reading extends Omit<Status, "replicaSets"> {
+  readonly generations: ReadonlyArray<Generation & { readonly replicaSet: string }>
+  readonly workers: ReadonlyArray<
+    Omit<Worker, "silentFor"> & { readonly replicaSet: string; readonly silentMillis: number }
+  >
+  readonly rows: ReadonlyArray<Row>
+}
+
+/**
+ * Makes the status from what a store has read at one moment.
+ *
+ * @internal
+ */
+export const make = ({ generations, rows, workers, ...rest }: Reading): Status => ({
+  ...rest,
+  replicaSets: [...new Set([...workers, ...rows].map(({ replicaSet }) => replicaSet))].sort().map((replicaSet) => {
+    const generation = generations.find((one) => one.replicaSet === replicaSet)
+    const registered = workers.filter((worker) => worker.replicaSet === replicaSet)
+    const own = rows.filter((row) => row.replicaSet === replicaSet)
+    return {
+      replicaSet,
+      ...(generation === undefined ? {} : { generation: Struct.omit(generation, ["replicaSet"]) }),
+      workers: registered.map((worker) => ({
+        ...Struct.omit(worker, ["replicaSet", "silentMillis"]),
+        silentFor: Duration.millis(Math.max(0, worker.silentMillis))
+      })),
+      projections: [...new Set(own.map(({ projection }) => projection))].sort().map((projection) => {
+        const ranges = own.filter((row) => row.projection === projection).sort((a, b) => a.start - b.start)
+        return {
+          projection,
+          filter: ranges[0]!.filter,
+          ranges: ranges.map((row) => toRange(row, registered, rest.head))
+        }
+      })
+    }
+  })
+})
+
+const toRange = (row: Row, registered: Reading["workers"], head: bigint): Range => {
+  const { end, halt, owner, position, start, window } = row
+  const isRegistered = registered.some(({ incarnation, isPresent, workerId }) =>
+    workerId === owner?.workerId && incarnation === owner.incarnation && isPresent !== false
+  )
+  return {
+    start,
+    end,
+    position,
+    ...(isRegistered ? { owner: owner!.workerId } : {}),
+    lag: lag(window, position, head),
+    ...(halt === undefined ? {} : { halt })
+  }
+}

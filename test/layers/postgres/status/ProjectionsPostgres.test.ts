@@ -1,0 +1,70 @@
+import { assert, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as Latch from "effect/Latch"
+import * as Layer from "effect/Layer"
+import * as SqlClient from "effect/sql/SqlClient"
+import * as PostgresStores from "../../../../src/layers/postgres/PostgresStores.ts"
+import * as EventFilter from "../../../../src/schema/EventFilter.ts"
+import * as Status from "../../../../src/schema/Status.ts"
+import { Projections } from "../../../../src/services/Projections.ts"
+import * as ProjectionsSuite from "../../../suites/ProjectionsSuite.ts"
+import { realTime } from "../../../suites/Suite.ts"
+import * as EventStores from "../../../support/EventStores.ts"
+
+const stores = PostgresStores.layer.pipe(Layer.provideMerge(EventStores.database()))
+
+ProjectionsSuite.suite("postgres", stores, { time: realTime })
+
+const status = Effect.flatMap(Projections, ({ status }) => status)
+
+/** Appends `count` events, half of them of type `Even`, in one statement. */
+const fill = (count: number) =>
+  Effect.flatMap(
+    SqlClient.SqlClient,
+    (sql) =>
+      sql`INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
+      SELECT 'test', 'Test', gen_random_uuid(), 1, gen_random_uuid(), CASE i % 2 WHEN 0 THEN 'Even' ELSE 'Odd' END, ''
+      FROM generate_series(1, ${count}::int) AS i`
+  )
+
+const row = (position: number, filter: EventFilter.EventFilter) =>
+  Effect.flatMap(
+    SqlClient.SqlClient,
+    (sql) =>
+      sql`INSERT INTO orchestrator_checkpoints (projection_name, range_start, range_end, position, replica_set, filter)
+      VALUES ('even', 0, 4294967296, ${position}::int, 'main', ${EventFilter.canonical(filter)})`
+  )
+
+const lag = Effect.map(status, ({ replicaSets }) => replicaSets[0]!.projections[0]!.ranges[0]!.lag)
+
+it.live("counts at most a window of events, and extrapolates beyond it", () =>
+  Effect.gen(function*() {
+    yield* row(0, { eventTypes: ["Even"] })
+    yield* fill(Status.lagWindow - 2)
+    assert.deepInclude(yield* lag, { events: BigInt(Status.lagWindow - 2) / 2n, isEstimate: false })
+    yield* fill(Status.lagWindow + 2)
+    const { events, isEstimate, oldest } = yield* lag
+    assert.isTrue(isEstimate)
+    assert.approximately(Number(events), Status.lagWindow, Status.lagWindow / 100)
+    assert.instanceOf(oldest, Date)
+  }).pipe(Effect.provide(stores)))
+
+it.live("lists the transactions for which readers wait", () =>
+  Effect.gen(function*() {
+    const sql = yield* SqlClient.SqlClient
+    assert.deepStrictEqual((yield* status).openWriters, [])
+    const [isOpen, end] = [Latch.makeUnsafe(false), Latch.makeUnsafe(false)]
+    const writer = yield* fill(1).pipe(
+      Effect.andThen(isOpen.open),
+      Effect.andThen(end.await),
+      sql.withTransaction,
+      Effect.forkScoped
+    )
+    yield* isOpen.await
+    const [found] = (yield* status).openWriters
+    assert.isNumber(found?.pid)
+    assert.instanceOf(found?.since, Date)
+    yield* Effect.andThen(end.open, Fiber.join(writer))
+    assert.deepStrictEqual((yield* status).openWriters, [])
+  }).pipe(Effect.provide(stores)))

@@ -1,0 +1,215 @@
+import { assert, it } from "@effect/vitest"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import type * as Layer from "effect/Layer"
+import * as Schema from "effect/Schema"
+import * as Scope from "effect/Scope"
+import type { Held } from "../../src/schema/Checkpoint.ts"
+import * as EventFilter from "../../src/schema/EventFilter.ts"
+import * as HashRange from "../../src/schema/HashRange.ts"
+import * as Status from "../../src/schema/Status.ts"
+import * as Worker from "../../src/schema/Worker.ts"
+import { CheckpointStore } from "../../src/services/CheckpointStore.ts"
+import { CoordinationStore } from "../../src/services/CoordinationStore.ts"
+import { EventStore } from "../../src/services/EventStore.ts"
+import { Membership } from "../../src/services/Membership.ts"
+import { Projections } from "../../src/services/Projections.ts"
+import type { Stores } from "../../src/services/Stores.ts"
+import type { Time } from "./Suite.ts"
+import { patient, unique } from "./Suite.ts"
+
+export interface Options {
+  readonly time: Time
+}
+
+/** Appends events of one context, each to its own aggregate, and returns the position of the last one. */
+const append = Effect.fnUntraced(function*(boundedContext: string, eventTypes: ReadonlyArray<string>) {
+  const store = yield* EventStore
+  let last = 0n
+  for (const [index, eventType] of eventTypes.entries()) {
+    const event = { boundedContext, aggregateType: "Thing", aggregateId: `${index}`, eventType, payload: {} }
+    last = (yield* store.append([event])).positions[0]!
+  }
+  return last
+})
+
+/** Registers a worker. */
+const join = Effect.fnUntraced(function*(replicaSet: string, workerId: string, projections: ReadonlyArray<string>) {
+  return yield* (yield* Membership).join({ replicaSet, workerId, projections, rules: patient })
+})
+
+/** Lets the worker claim its share of a projection, whose start is `position`; returns the rows that it owns. */
+const claim = Effect.fnUntraced(function*(
+  registration: Worker.Registration,
+  projection: string,
+  filter: EventFilter.EventFilter,
+  position: bigint,
+  leaving = false
+) {
+  const plan = yield* (yield* CoordinationStore).apply({
+    registration,
+    projections: [{
+      name: projection,
+      filter: EventFilter.canonical(filter),
+      startPosition: position,
+      acceptFilterChange: false
+    }],
+    activeKeys: new Set(),
+    leaving,
+    rules: patient
+  })
+  return plan.ownedRows
+})
+
+const read = Effect.flatMap(Projections, ({ status }) => status)
+
+const ofReplicaSet = (status: Status.Status, replicaSet: string) =>
+  status.replicaSets.find((one) => one.replicaSet === replicaSet)
+
+export const suite = (
+  name: string,
+  layer: Layer.Layer<EventStore | Projections | Stores, unknown>,
+  { time }: Options
+) =>
+  it.layer(layer, { excludeTestServices: time.excludeTestServices })(`Projections (${name})`, (it) => {
+    it.effect("lists workers, generations, and the ranges that they own", () =>
+      Effect.gen(function*() {
+        const [replicaSet, projection, other] = [
+          yield* unique("replica-set"),
+          yield* unique("projection"),
+          yield* unique("projection")
+        ]
+        assert.isUndefined(ofReplicaSet(yield* read, replicaSet))
+        const [a, b] = [yield* join(replicaSet, "a", [projection]), yield* join(replicaSet, "b", [projection])]
+        const before = ofReplicaSet(yield* read, replicaSet)!
+        assert.deepStrictEqual(before.projections, [])
+        assert.isUndefined(before.generation)
+        assert.deepStrictEqual(before.workers.map(({ state, workerId }) => [workerId, state]), [
+          ["a", "pending"],
+          ["b", "pending"]
+        ])
+
+        const generation = {
+          replicaSet,
+          generationId: 1n,
+          members: [a, b].map((one) => ({ ...one, projections: [projection] }))
+        }
+        yield* claim(a, projection, {}, 0n)
+        yield* claim(b, projection, {}, 0n)
+        yield* (yield* Membership).heartbeat(a, Worker.display(a, "running", generation))
+        const after = ofReplicaSet(yield* read, replicaSet)!
+        assert.strictEqual(after.generation?.partitions, 2)
+        assert.instanceOf(after.generation?.formedAt, Date)
+        const [first, second] = after.workers
+        assert.deepInclude(first, { workerId: "a", incarnation: a.incarnation, state: "running", partition: 0 })
+        assert.deepInclude(first, { projections: [projection], startedAt: a.startedAt })
+        assert.isBelow(Duration.toMillis(first!.silentFor), 60_000)
+        assert.notStrictEqual(first!.isPresent, false)
+        assert.isNumber(first!.pid)
+        assert.deepInclude(second, { workerId: "b", state: "pending" })
+        assert.notProperty(second, "partition")
+        assert.deepStrictEqual(
+          after.projections.map(({ filter, projection, ranges }) => [
+            projection,
+            filter,
+            ranges.map((range) => range.owner)
+          ]),
+          [[projection, EventFilter.canonical({}), ["a", "b"]]]
+        )
+        assert.isTrue(HashRange.tiles(after.projections[0]!.ranges))
+        assert.isFalse(after.projections.some(({ projection }) => projection === other))
+      }))
+
+    it.effect("counts the events that a range has not handled, by its filter and its hashes", () =>
+      Effect.gen(function*() {
+        const [replicaSet, projection, context] = [
+          yield* unique("replica-set"),
+          yield* unique("projection"),
+          yield* unique("context")
+        ]
+        const start = yield* append(context, ["A"])
+        const filter = { boundedContexts: [context], eventTypes: ["A", "B"] }
+        const [a, b] = [yield* join(replicaSet, "a", [projection]), yield* join(replicaSet, "b", [projection])]
+        yield* claim(a, projection, filter, start)
+        yield* claim(b, projection, filter, start)
+        const lags = Effect.map(read, (status) =>
+          ofReplicaSet(status, replicaSet)!.projections[0]!.ranges.map(({ lag }) => lag))
+        assert.deepStrictEqual(yield* lags, [
+          { events: 0n, isEstimate: false },
+          { events: 0n, isEstimate: false }
+        ])
+
+        const head = yield* append(context, ["A", "C", "B", "C", "A", "B", "A", "A", "B", "B", "A", "C"])
+        const status = yield* read
+        assert.isTrue(status.head >= head)
+        const found = yield* lags
+        assert.strictEqual(
+          found.reduce((sum, { events }) =>
+            sum + events, 0n),
+          9n
+        )
+        for (const { events, oldest } of found) {
+          if (events > 0n) assert.isAtMost(oldest!.getTime(), status.at.getTime() + 1000)
+          else assert.isUndefined(oldest)
+        }
+      }))
+
+    it.effect("reports a halted range with its event, and as a problem", () =>
+      Effect.gen(function*() {
+        const [replicaSet, projection] = [yield* unique("replica-set"), yield* unique("projection")]
+        const a = yield* join(replicaSet, "a", [projection])
+        const [held] = yield* claim(a, projection, {}, 0n)
+        yield* (yield* CheckpointStore).halt(held as Held, {
+          at: 0n,
+          error: "Broken",
+          position: 7n,
+          eventId: "e7",
+          aggregateId: "x"
+        })
+        const status = yield* read
+        const [range] = ofReplicaSet(status, replicaSet)!.projections[0]!.ranges
+        assert.deepInclude(range!.halt, { error: "Broken", position: 7n, eventId: "e7" })
+        assert.instanceOf(range!.halt?.since, Date)
+        assert.deepStrictEqual(
+          Status.problems(status).filter((one) => one.replicaSet === replicaSet),
+          [{ problem: "halted", replicaSet, projection, range: range! }]
+        )
+      }))
+
+    it.effect("a range of a worker that has left or died has no owner", () =>
+      Effect.gen(function*() {
+        const [replicaSet, one, two] = [
+          yield* unique("replica-set"),
+          yield* unique("projection"),
+          yield* unique("projection")
+        ]
+        const unowned = Effect.map(read, (status) =>
+          Status.problems(status).flatMap(({ problem, projection, ...rest }) =>
+            rest.replicaSet === replicaSet && problem === "no owner" ? [projection] : []
+          ))
+        const a = yield* join(replicaSet, "a", [one])
+        yield* claim(a, one, {}, 0n)
+        const scope = yield* Scope.make()
+        const b = yield* join(replicaSet, "b", [two]).pipe(Scope.provide(scope))
+        yield* claim(b, two, {}, 0n)
+        assert.deepStrictEqual(yield* unowned, [])
+        yield* claim(a, one, {}, 0n, true)
+        assert.deepStrictEqual(yield* unowned, [one])
+        assert.deepStrictEqual(
+          ofReplicaSet(yield* read, replicaSet)!.workers.map(({ workerId }) =>
+            workerId
+          ),
+          ["b"]
+        )
+        yield* Scope.close(scope, Exit.void)
+      }))
+
+    it.effect("has a JSON form that keeps every value", () =>
+      Effect.gen(function*() {
+        const status = yield* read
+        const json = Schema.toCodecJson(Status.Status)
+        const text = JSON.stringify(yield* Schema.encodeEffect(json)(status))
+        assert.deepStrictEqual(yield* Schema.decodeUnknownEffect(json)(JSON.parse(text)), status)
+      }))
+  })
