@@ -17,8 +17,9 @@ import * as Migrations from "../../src/layers/postgres/Migrations.ts"
 import * as CheckpointStorePostgres from "../../src/layers/postgres/progress/CheckpointStorePostgres.ts"
 import type { Held } from "../../src/schema/Checkpoint.ts"
 import * as EventFilter from "../../src/schema/EventFilter.ts"
+import type { Generation } from "../../src/schema/Generation.ts"
 import type { Request } from "../../src/schema/Plan.ts"
-import type { Registration } from "../../src/schema/Worker.ts"
+import { display, type Registration } from "../../src/schema/Worker.ts"
 import { CheckpointStore } from "../../src/services/CheckpointStore.ts"
 import { CoordinationStore } from "../../src/services/CoordinationStore.ts"
 import { Membership } from "../../src/services/Membership.ts"
@@ -67,6 +68,10 @@ export const join = Effect.fnUntraced(function*(
 ) {
   return yield* (yield* Membership).join({ replicaSet, workerId, projections, rules: patient })
 })
+
+/** A heartbeat, which displays that the worker runs the generation if there is one. */
+export const heartbeat = (worker: Registration, generation?: Generation) =>
+  Membership.use((membership) => membership.heartbeat(worker, generation && display(worker, "running", generation)))
 
 /** A decision of a worker that carries every projection, unfiltered and from the beginning. */
 export const decide = Effect.fnUntraced(function*(registration: Registration, rest: Partial<Request> = {}) {
