@@ -23,10 +23,10 @@ export const databaseUrl = Flag.Redacted("database-url").pipe(
 /** Runs an effect with a client of the database of `--database-url` or `DATABASE_URL`. */
 export const withDatabase = <A, E, R>(
   given: Option.Option<Redacted.Redacted<string>>,
-  self: Effect.Effect<A, E, SqlClient.SqlClient | R>
+  self: Effect.Effect<A, E, PgClient.PgClient | SqlClient.SqlClient | R>
 ) =>
   Effect.flatMap(resolveUrl(given), (url) => {
-    const config = { url, maxConnections: 1, applicationName: "pupsourcing-orchestrator migrate" }
+    const config = { url, maxConnections: 1, applicationName: "pupsourcing-orchestrator command" }
     return self.pipe(Effect.provide(PgClient.layer(config)), refail(serverOf(config), "connect"))
   })
 

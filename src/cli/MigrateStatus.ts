@@ -5,6 +5,7 @@ import * as Effect from "effect/Effect"
 import * as Migrations from "../layers/postgres/Migrations.ts"
 import { databaseUrl, withDatabase } from "./DatabaseUrl.ts"
 import { nameOptions } from "./MigrateFlags.ts"
+import { table } from "./Table.ts"
 
 export const status = Command.make(
   "status",
@@ -41,8 +42,3 @@ export const status = Command.make(
     if (status.refusal !== undefined) return yield* status.refusal
   })
 ).pipe(Command.withDescription("Show which tables exist, and how they differ from what this library needs"))
-
-const table = (rows: ReadonlyArray<ReadonlyArray<string>>): string => {
-  const widths = (rows[0] ?? []).map((_, column) => Math.max(...rows.map((row) => (row[column] ?? "").length)))
-  return rows.map((row) => row.map((cell, column) => cell.padEnd(widths[column] ?? 0)).join("  ").trimEnd()).join("\n")
-}

@@ -3,54 +3,20 @@ import { NodeServices } from "@effect/platform-node"
 import { assert, describe, it } from "@effect/vitest"
 import { ConfigProvider, Effect, Layer } from "effect"
 import { Command } from "effect/cli"
-import * as ChildProcess from "node:child_process"
 import * as Fs from "node:fs"
 import * as Net from "node:net"
 import * as Os from "node:os"
 import * as Path from "node:path"
-import { fileURLToPath } from "node:url"
 import * as Migrate from "../../src/cli/Migrate.ts"
 import * as Migrations from "../../src/layers/postgres/Migrations.ts"
 import * as PostgresTest from "../../src/testing/PostgresTest.ts"
+import * as Commands from "../support/Commands.ts"
 import * as Tests from "../support/Tests.ts"
 
 const test = Tests.postgres
 
-const main = fileURLToPath(new URL("../../src/cli/main.ts", import.meta.url))
-// Halves the start-up time of each process.
-const compileCache = fileURLToPath(new URL("../../node_modules/.cache/compile", import.meta.url))
-
-interface Run {
-  readonly code: number
-  readonly out: string
-  readonly err: string
-}
-
-/** Runs the real command in a separate process; `url` becomes DATABASE_URL. */
-const command = (args: ReadonlyArray<string>, url?: string) =>
-  Effect.callback<Run>((resume) => {
-    const { DATABASE_URL: _, ...env } = process.env
-    const child = ChildProcess.execFile(
-      process.execPath,
-      [main, ...args],
-      {
-        env: {
-          ...env,
-          NO_COLOR: "1",
-          NODE_COMPILE_CACHE: compileCache,
-          ...(url === undefined ? {} : { DATABASE_URL: url })
-        }
-      },
-      (error, out, err) =>
-        resume(
-          Effect.succeed({ code: error === null ? 0 : typeof error.code === "number" ? error.code : -1, out, err })
-        )
-    )
-    return Effect.sync(() => child.kill())
-  })
-
 const migrate = (...args: ReadonlyArray<string>) =>
-  Effect.flatMap(PostgresTest.TestDatabase, ({ url }) => command(["migrate", ...args], url))
+  Effect.flatMap(PostgresTest.TestDatabase, ({ url }) => Commands.run(["migrate", ...args], url))
 
 const succeeds = Effect.fnUntraced(function*(...args: ReadonlyArray<string>) {
   const run = yield* migrate(...args)
@@ -59,7 +25,7 @@ const succeeds = Effect.fnUntraced(function*(...args: ReadonlyArray<string>) {
 })
 
 /** Asserts that the run failed with a one-line message and no stack trace. */
-const refuses = (run: Run, message: RegExp) => {
+const refuses = (run: Commands.Run, message: RegExp) => {
   assert.strictEqual(run.code, 1, run.out + run.err)
   assert.match(run.err, message)
   assert.strictEqual(run.err.trimEnd().split("\n").length, 1, run.err)
@@ -197,7 +163,7 @@ describe("migrate", () => {
     ]
     const runs = yield* Effect.forEach(
       refusals,
-      ([url, message]) => Effect.map(command(["migrate", "up"], url), (run) => ({ message, run })),
+      ([url, message]) => Effect.map(Commands.run(["migrate", "up"], url), (run) => ({ message, run })),
       { concurrency: 2 }
     )
     for (const { message, run } of runs) {
@@ -205,8 +171,11 @@ describe("migrate", () => {
       assert.notInclude(run.out + run.err, "s3kret")
       assert.notInclude(run.out + run.err, new URL(url).password)
     }
-    refuses(yield* command(["migrate", "up"]), /^Setting "DATABASE_URL": DATABASE_URL is not set\. Set DATABASE_URL=/)
-    const byFlag = yield* command(
+    refuses(
+      yield* Commands.run(["migrate", "up"]),
+      /^Setting "DATABASE_URL": DATABASE_URL is not set\. Set DATABASE_URL=/
+    )
+    const byFlag = yield* Commands.run(
       ["migrate", "status", "--database-url", url],
       "postgresql://s3kret@nowhere.invalid/x"
     )
@@ -222,7 +191,8 @@ describe("migrate", () => {
   it.live("generates files without overwriting different ones", () =>
     Effect.gen(function*() {
       const folder = Path.join(yield* temporaryFolder, "a", "b")
-      const generate = (...args: ReadonlyArray<string>) => command(["migrate", "generate", "--output", folder, ...args])
+      const generate = (...args: ReadonlyArray<string>) =>
+        Commands.run(["migrate", "generate", "--output", folder, ...args])
       const first = yield* generate()
       assert.strictEqual(first.code, 0, first.err)
       const files = Fs.readdirSync(folder).sort()
@@ -260,19 +230,19 @@ describe("migrate", () => {
       )
       Fs.writeFileSync(Path.join(folder, "file"), "")
       refuses(
-        yield* command(["migrate", "generate", "--output", Path.join(folder, "file")]),
+        yield* Commands.run(["migrate", "generate", "--output", Path.join(folder, "file")]),
         /^The migrations cannot be written to .* Choose a directory/
       )
     }).pipe(Effect.scoped))
 
   test("shows help and refuses unknown subcommands and formats", function*() {
-    const help = yield* command(["migrate", "--help"])
+    const help = yield* Commands.run(["migrate", "--help"])
     assert.strictEqual(help.code, 0)
     for (const name of ["generate", "up", "down", "status", "--schema", "--table"]) assert.include(help.out, name)
-    const unknown = yield* command(["migrate", "sideways"])
+    const unknown = yield* Commands.run(["migrate", "sideways"])
     assert.strictEqual(unknown.code, 1)
     assert.match(unknown.out + unknown.err, /Unknown subcommand "sideways"/)
-    const format = yield* command(["migrate", "generate", "--output", "x", "--format", "rails"])
+    const format = yield* Commands.run(["migrate", "generate", "--output", "x", "--format", "rails"])
     assert.strictEqual(format.code, 1)
     assert.match(format.out + format.err, /golang-migrate/)
   })
