@@ -15,7 +15,7 @@ describe("status", () => {
     assert.match(run.err, /^These tables do not exist: .*Run "npx pupsourcing-orchestrator migrate up"/)
   })
 
-  test("the exit code tells whether a range needs attention", function*({ sql, url }) {
+  test("the exit code reports whether a range needs attention", function*({ sql, url }) {
     yield* Migrations.up
     const empty = yield* Commands.run(["status"], url)
     assert.deepStrictEqual([empty.code, empty.err], [0, ""])
