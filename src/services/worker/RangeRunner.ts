@@ -60,7 +60,7 @@ interface Runner {
   policy: BatchPolicy.State
   /** Failures since the row was last written, except those of batches, which `policy` counts. */
   failures: number
-  /** Whether the range is caught up: not yet since it was opened, no longer, or at present. */
+  /** Whether the range is caught up: not yet since the runner began with it, no longer, or at present. */
   caughtUp: "never" | "before" | "now"
 }
 
@@ -142,6 +142,7 @@ const beginAgain = Effect.fnUntraced(function*(runner: Runner, ended: EpochEnded
   const { job: { state }, shared } = runner
   if (state.epoch !== undefined) yield* shared.events.endEpoch(state.epoch)
   RangeState.dropUnwritten(state)
+  runner.caughtUp = "never"
   yield* retry(runner, "Progress", ++runner.failures, ended)
   return false
 })

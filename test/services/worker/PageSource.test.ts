@@ -192,6 +192,30 @@ it.effect("progress read in an earlier server epoch is not written in a later on
     assert.strictEqual(yield* worker.drain(fiber), "drained")
   }))
 
+it.effect("CaughtUp is recorded although the server epoch ends before the first progress is written", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    let writes = 0
+    const worker = yield* runner(
+      world,
+      Projection.make("users", { aggregateTypes: ["Nothing"], handle: () => Effect.void }),
+      {
+        checkpoints: (real) => ({
+          advance: (...args) => {
+            if (++writes === 1) world.epoch = "2"
+            return real.advance(...args)
+          }
+        })
+      }
+    )
+    yield* worker.events.append([event("a")])
+    const fiber = yield* Effect.forkChild(worker.run)
+    yield* pass(2_000)
+    assert.deepStrictEqual([writes, (yield* worker.row).position], [2, 1n])
+    assert.deepStrictEqual(worker.of("CaughtUp").map(({ position }) => position), [1n])
+    yield* worker.drain(fiber)
+  }))
+
 it.effect("draining does not write progress read in an earlier server epoch; the next owner reads again", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
