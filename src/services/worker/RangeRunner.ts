@@ -62,6 +62,8 @@ interface Runner {
   failures: number
   /** Whether the range is caught up: not yet since the runner began with it, no longer, or at present. */
   caughtUp: "never" | "before" | "now"
+  /** The event that lost the connection too often, and why the range halts there; its handler is not called again. */
+  givenUp: { readonly eventId: string; readonly reason: HaltReason.HaltReason } | undefined
 }
 
 /** Minimum time between two warnings about one projection's conflicts. */
@@ -89,7 +91,8 @@ const makeRunner = Effect.fnUntraced(function*(shared: Shared, job: RangeState.J
     batches: yield* Batch.makeEnvironment(job, shared.checkpoints, shared.blocking),
     policy: BatchPolicy.initial(job.settings.batchSize),
     failures: 0,
-    caughtUp: "never"
+    caughtUp: "never",
+    givenUp: undefined
   }
 })
 
@@ -136,7 +139,7 @@ const step = Effect.fnUntraced(function*(runner: Runner): Effect.fn.Return<boole
  * row, the next write finds another position and is fenced.
  *
  * The pauses grow until a write succeeds, because reader and writer may be connected to two servers for a while. What
- * `policy` counts remains, so that an event whose handler crashes the server is still isolated.
+ * `policy` counts remains, so that the range is still halted at an event whose handler crashes the server.
  */
 const beginAgain = Effect.fnUntraced(function*(runner: Runner, ended: EpochEnded) {
   const { job: { state }, shared } = runner
@@ -203,6 +206,8 @@ const handleBatch = Effect.fnUntraced(function*(
   rest: ReadonlyArray<Event>
 ): Effect.fn.Return<ReadonlyArray<Event>, EpochEnded | Fenced> {
   const { job, shared: { blocking }, retries } = runner
+  // Its handler may crash the server, and so end the epoch in which the halt has to be recorded.
+  if (runner.givenUp?.eventId === rest[0]!.eventId) return yield* haltAtFirst(runner, rest, runner.givenUp.reason)
   const hasOverrun = (position: bigint) => blocking.overrunsAt(job.projection.name, position) > 0
   const events = BatchPolicy.select(runner.policy, rest, hasOverrun)
   const end = events.length === rest.length ? page.position : events[events.length - 1]!.globalPosition
@@ -223,12 +228,21 @@ const handleBatch = Effect.fnUntraced(function*(
       yield* retry(runner, "A batch", action.attempt, action.failure)
       return rest
     case "Halt": {
-      const event = { ...rest[0]!, position: rest[0]!.globalPosition }
-      yield* halt(runner, event, HaltReason.ofFailure(event, action.failure, action.circumstance))
-      return job.state.halt === undefined ? rest : []
+      const [event] = rest
+      const reason = HaltReason.ofFailure(event!, action.failure, action.circumstance)
+      if (action.circumstance !== "") runner.givenUp = { eventId: event!.eventId, reason }
+      return yield* haltAtFirst(runner, rest, reason)
     }
   }
 })
+
+/** Halts at the first event. Returns the events that remain if this could not be recorded. */
+const haltAtFirst = Effect.fnUntraced(
+  function*(runner: Runner, rest: ReadonlyArray<Event>, reason: HaltReason.HaltReason) {
+    yield* halt(runner, { ...rest[0]!, position: rest[0]!.globalPosition }, reason)
+    return runner.job.state.halt === undefined ? rest : []
+  }
+)
 
 const committed = Effect.fnUntraced(function*(runner: Runner, events: number, tookNanos: bigint) {
   const { job, retries } = runner
@@ -249,7 +263,7 @@ const retry = Effect.fnUntraced(
 
 /**
  * Records a halt and waits until the range drains. If the halt cannot be recorded, returns after a pause; the event is
- * then tried again.
+ * then tried again, unless it is `givenUp`.
  */
 const halt = Effect.fnUntraced(function*(
   runner: Runner,

@@ -236,6 +236,29 @@ const lostInHandler = (real: CheckpointStore): Partial<CheckpointStore> => ({
     )
 })
 
+it.effect("a range is halted at an event whose handler crashes the server, which ends the server epoch", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const handled = yield* TxRef.make<ReadonlyArray<string>>([])
+    let crashes = 0
+    const projection = recording(handled, ({ aggregateId }) =>
+      Effect.suspend(() => {
+        if (aggregateId !== "b") return Effect.void
+        world.epoch = `${++crashes} crashes`
+        return Effect.fail(connectionLost)
+      }))
+    const worker = yield* runner(world, projection, { checkpoints: lostInHandler })
+    yield* worker.events.append([event("a")])
+    yield* worker.events.append([event("b")])
+    const fiber = yield* Effect.forkChild(worker.run)
+    yield* pass(60_000)
+    const { halt, position } = yield* worker.row
+    assert.deepStrictEqual([yield* TxRef.get(handled), position, halt?.position], [["a"], 1n, 2n])
+    assert.include(halt?.error, "the connection was lost 10 times in a row in the handler")
+    assert.strictEqual(crashes, 20, "first with the event before it, then alone")
+    yield* worker.drain(fiber)
+  }))
+
 it.effect("a transaction timeout that hits a different event each time is avoided by smaller batches", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
