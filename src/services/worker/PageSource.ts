@@ -39,6 +39,11 @@ interface Source {
   readonly retries: Retries
   /** When empty progress must be written; undefined while there is none. */
   dueAt: bigint | undefined
+  /**
+   * Whether the next empty progress is due at once, because its server epoch may end before the next multiple: each
+   * read of an event that the client cannot decode ends one.
+   */
+  isUrgent: boolean
   /** Failed reads since the last read that succeeded. */
   failures: number
 }
@@ -55,8 +60,8 @@ const emptyProgressNanos = 1_000_000_000n
  */
 const reading = "Reading"
 
-export const make = (options: Omit<Source, "dueAt" | "failures">): PageSource => ({
-  next: next({ ...options, dueAt: undefined, failures: 0 })
+export const make = (options: Omit<Source, "dueAt" | "failures" | "isUrgent">): PageSource => ({
+  next: next({ ...options, dueAt: undefined, isUrgent: false, failures: 0 })
 })
 
 const next = Effect.fnUntraced(function*(source: Source): Effect.fn.Return<Next, EpochEnded | Fenced | PageError> {
@@ -64,10 +69,11 @@ const next = Effect.fnUntraced(function*(source: Source): Effect.fn.Return<Next,
   while (true) {
     const now = yield* Clock.monotonicTimeNanos
     if (!RangeState.hasUnwritten(job.state)) source.dueAt = undefined
-    else source.dueAt ??= (now / emptyProgressNanos + 1n) * emptyProgressNanos
+    else source.dueAt ??= source.isUrgent ? now : (now / emptyProgressNanos + 1n) * emptyProgressNanos
     if (source.dueAt !== undefined && now >= source.dueAt) {
       // If the write fails, the progress is due again at the next multiple.
       source.dueAt = undefined
+      source.isUrgent = false
       return Next.ProgressDue()
     }
     const result = yield* Effect.result(Effect.raceFirst(
@@ -85,7 +91,7 @@ const next = Effect.fnUntraced(function*(source: Source): Effect.fn.Return<Next,
     yield* retries.succeeded("Reading")
     if (result.success !== undefined) {
       startup.worked(reading)
-      yield* enterEpoch(job.state, result.success.page.epoch)
+      yield* enterEpoch(source, result.success.page.epoch)
       return result.success
     }
   }
@@ -120,9 +126,13 @@ const interruptionOfWait = ({ dueAt, events, failures, job }: Source, now: bigin
 }
 
 /** Records the epoch of a read. Unwritten progress of another epoch is invalid, and so is a read from its position. */
-const enterEpoch = (state: RangeState.RangeState, epoch: ServerEpoch | undefined): Effect.Effect<void, EpochEnded> =>
+const enterEpoch = (source: Source, epoch: ServerEpoch | undefined): Effect.Effect<void, EpochEnded> =>
   Effect.suspend(() => {
-    if (RangeState.hasUnwritten(state) && state.epoch !== epoch) return Effect.fail(new EpochEnded())
+    const { state } = source.job
+    if (RangeState.hasUnwritten(state) && state.epoch !== epoch) {
+      source.isUrgent = true
+      return Effect.fail(new EpochEnded())
+    }
     state.epoch = epoch
     return Effect.void
   })
@@ -138,7 +148,7 @@ const afterFailure = Effect.fnUntraced(function*(
     case "EventUnreadable":
       source.failures = 0
       yield* retries.succeeded("Reading")
-      yield* enterEpoch(job.state, failure.epoch)
+      yield* enterEpoch(source, failure.epoch)
       return Next.Unreadable({ error: failure })
     case "CheckpointAheadOfEvents": {
       // A position that exists only in memory is dropped; it does not end the worker.

@@ -216,6 +216,34 @@ it.effect("CaughtUp is recorded although the server epoch ends before the first 
     yield* worker.drain(fiber)
   }))
 
+it.effect("a range is halted at an event whose reads end the server epoch, after events that do not match", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    let reads = 0
+    const worker = yield* runner(
+      world,
+      Projection.make("users", { aggregateTypes: ["Nothing"], handle: () => Effect.void }),
+      {
+        events: (real) => ({
+          // The driver closes a connection on which it cannot decode an event.
+          read: (options) =>
+            options.after < 2n
+              ? real.read({ ...options, upTo: 2n })
+              : Effect.suspend(() => {
+                world.epoch = `${++reads} reads`
+                return Effect.fail(new EventUnreadable({ position: 3n, detail: "no date", epoch: world.epoch }))
+              })
+        })
+      }
+    )
+    yield* worker.events.append([event("a"), event("a"), event("a")])
+    const fiber = yield* Effect.forkChild(worker.run)
+    yield* pass(60_000)
+    const { halt, position } = yield* worker.row
+    assert.deepStrictEqual([position, halt?.position], [2n, 3n])
+    yield* worker.drain(fiber)
+  }))
+
 it.effect("draining does not write progress read in an earlier server epoch; the next owner reads again", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
