@@ -87,13 +87,17 @@ const next = Effect.fnUntraced(function*(source: Source): Effect.fn.Return<Next,
       continue
     }
     if (result.success?._tag === "Drained") return result.success
+    // Interrupted, because progress is due.
+    if (result.success === undefined && RangeState.hasUnwritten(job.state)) continue
     source.failures = 0
-    yield* retries.succeeded("Reading")
     if (result.success !== undefined) {
+      yield* retries.succeeded("Reading")
       startup.worked(reading)
       yield* enterEpoch(source, result.success.page.epoch)
       return result.success
     }
+    // Nothing is left to retry: the server may have lost the events of a failed batch or write.
+    yield* retries.allSucceeded
   }
 })
 
@@ -118,9 +122,9 @@ const waitAndRead = ({ events, job }: Source, interruption: Effect.Effect<void, 
     ))
 }
 
-const interruptionOfWait = ({ dueAt, events, failures, job }: Source, now: bigint) => {
+const interruptionOfWait = ({ dueAt, events, job, retries }: Source, now: bigint) => {
   if (dueAt !== undefined) return Effect.sleep(Duration.nanos(dueAt - now))
-  if (failures === 0) return Effect.never
+  if (!retries.haveFailed()) return Effect.never
   // If no event arrives after a failure, this read shows that the database works again.
   return Effect.andThen(Effect.sleep(Duration.times(job.settings.pollInterval, 2)), Effect.asVoid(events.headPosition))
 }

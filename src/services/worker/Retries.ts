@@ -39,8 +39,10 @@ export interface Retries {
   /** The operation failed and will be retried. */
   readonly failed: (operation: Operation, attempt: number, failure: EpochEnded | Failure) => Effect.Effect<void>
   readonly succeeded: (operation: Operation) => Effect.Effect<void>
-  /** A write has succeeded, which ends the retries of all operations. */
+  /** A write has succeeded, or nothing is left to retry, which ends the retries of all operations. */
   readonly allSucceeded: Effect.Effect<void>
+  /** Whether an operation has failed since `allSucceeded`. */
+  readonly haveFailed: () => boolean
   /** The range is closed, so nothing is retried any more. */
   readonly ended: Effect.Effect<void>
   /** Waits before an attempt is repeated, or until the range drains. */
@@ -69,8 +71,10 @@ export const make = (job: Job, retryLog: RetryLog): Retries => {
     )
   }
 
+  let haveFailed = false
   return {
     failed: (operation, attempt, failure) => {
+      haveFailed = true
       const reason = describe(failure)
       return Effect.andThen(
         logFailure(operation, attempt, failure, reason),
@@ -78,7 +82,11 @@ export const make = (job: Job, retryLog: RetryLog): Retries => {
       )
     },
     succeeded: (operation) => retryLog.succeeded(nameOf(operation)),
-    allSucceeded: Effect.forEach(operations, (operation) => retryLog.succeeded(nameOf(operation)), { discard: true }),
+    allSucceeded: Effect.suspend(() => {
+      haveFailed = false
+      return Effect.forEach(operations, (operation) => retryLog.succeeded(nameOf(operation)), { discard: true })
+    }),
+    haveFailed: () => haveFailed,
     ended: Effect.forEach(operations, (operation) => retryLog.ended(nameOf(operation)), { discard: true }),
     backOff: (attempt) =>
       Effect.flatMap(Random.next, (random) =>

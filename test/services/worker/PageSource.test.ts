@@ -24,7 +24,7 @@ import * as RangeState from "../../../src/services/worker/RangeState.ts"
 import * as Retries from "../../../src/services/worker/Retries.ts"
 import * as Startup from "../../../src/services/worker/Startup.ts"
 import { reasonOf } from "../../support/StoreErrors.ts"
-import { Broken, event, pass, runner, unavailable } from "../World.ts"
+import { Broken, event, pass, restorePoint, runner, unavailable } from "../World.ts"
 import { connectionLost, haltAtSecond, ids, recording } from "./Failures.ts"
 
 const eventId = "00000000-0000-4000-8000-000000000002"
@@ -500,6 +500,27 @@ it.effect("a permanent failure of the first read ends the runner; after a succes
 describe("the log of an outage", () => {
   const outage = (worker: { readonly lines: ReadonlyArray<{ readonly text: string }> }) =>
     worker.lines.flatMap(({ text }) => /failed and is retried|Still failing|Recovered/.exec(text)?.[0] ?? [])
+
+  it.effect("ends although the server has lost the events whose progress could not be written", () =>
+    Effect.gen(function*() {
+      const world = yield* MemoryStores.makeWorld
+      const worker = yield* runner(
+        world,
+        Projection.make("users", { aggregateTypes: ["Nothing"], handle: () => Effect.void })
+      )
+      yield* worker.events.append([event("a")])
+      const fiber = yield* Effect.forkChild(worker.run)
+      yield* pass(100)
+      const comeBack = restorePoint(world, [world.log])
+      yield* worker.events.append([event("a")])
+      yield* pass(100)
+      assert.deepStrictEqual([worker.state().handledUpTo, worker.state().writtenUpTo], [2n, 1n])
+      yield* comeBack
+      yield* pass(60_000)
+      assert.deepStrictEqual([worker.state().handledUpTo, worker.state().writtenUpTo], [1n, 1n])
+      assert.deepStrictEqual(outage(worker), ["failed and is retried", "Recovered"])
+      yield* worker.drain(fiber)
+    }))
 
   it.effect("ends with a committed batch after empty progress could not be written", () =>
     Effect.gen(function*() {
