@@ -13,7 +13,8 @@ export const url: Effect.Effect<Redacted.Redacted, Config.ConfigError | Embedded
     if (Option.isSome(given) && Secret.value(given.value) !== "") return given.value
     const server = yield* EmbeddedPostgres.ensure()
     if (server.started) {
-      yield* Console.log(
+      // Not on the standard output, which some programs print JSON to.
+      yield* Console.error(
         "Started a PostgreSQL server for this checkout; it keeps running when this program ends. Stop it with: npm run db -- stop"
       )
     }
