@@ -130,9 +130,9 @@ const begin = Effect.fnUntraced(function*(database: Database["Service"], batch: 
         WHERE ${isHeldAs(sql, held)} AND ${isAt(sql, from)}
       )::text AS held`)
   batch.transaction = start
-  if (start?.alive === "false") return yield* rollBack(batch, new EpochEnded())
-  // Otherwise the failure of the write would be attributed to the handler.
+  // First, because a standby does not have the reading session. Later, the write's failure would be the handler's.
   if (isTrue(start?.reads_only)) return yield* rollBack(batch, readOnly(database.server))
+  if (start?.alive === "false") return yield* rollBack(batch, new EpochEnded())
   if (start === undefined || !isTrue(start.held)) {
     return yield* rollBack(batch, new Fenced({ projection: held.projection }))
   }

@@ -169,8 +169,12 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
       let calls = 0
       const work = Effect.as(Effect.sync(() => calls++), 1n)
       const readOnly = Effect.provideService(SqlClient.BeginTransaction, "BEGIN READ ONLY")
-      const failure = yield* Effect.flip(readOnly(store.commit(row, { from: 0n, idleTimeout }, work)))
-      assert.strictEqual(reasonOf(failure)._tag, "ReadOnlyDatabase")
+      // On a standby, where the reading session does not exist either, its server epoch has not ended.
+      for (const epoch of [undefined, "1@2@3"]) {
+        const failure = yield* Effect.flip(readOnly(store.commit(row, { from: 0n, idleTimeout, epoch }, work)))
+        assert(failure._tag === "StoreError")
+        assert.strictEqual(reasonOf(failure)._tag, "ReadOnlyDatabase")
+      }
       assert.strictEqual(calls, 0)
       // A transaction that the handler itself made read-only is the handler's failure.
       const own = Effect.andThen(sql`SET TRANSACTION READ ONLY`, record("reads only"))
