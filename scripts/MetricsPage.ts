@@ -11,11 +11,14 @@ The library records [Effect metrics](https://effect.website/docs/observability/m
 - Counters start at 0 when the worker starts, so that \`rate\` and \`increase\` include the first change.
 - \`active_workers\` and \`current_generation_partitions\` describe a whole replica set, and only its worker with partition 0 sets them. Therefore
   \`sum\` and \`max\` over all workers give the number of workers.
-- The gauges of a worker disappear when it leaves.
-- Names, labels and bucket bounds contain those of the Go library, so that its dashboards and alerts work. Differences: \`worker_id\` is added to
-  \`active_workers\` and \`current_generation_partitions\`, \`projection\` to \`partition_assignments_total\`; \`projection_halts_total\` and bucket
-  bounds are new; the state \`suspended\` is new, and a worker that has left has no series instead of the state \`stopped\`;
-  \`event_processing_duration_seconds\` has one value for each batch: its duration divided by its events.
+- The gauges of a worker disappear when it leaves or is evicted.
+- All names, labels and bucket bounds of the Go library exist here too, so that its dashboards and alerts work. The differences:
+  - \`active_workers\` and \`current_generation_partitions\` also have the label \`worker_id\`, and \`partition_assignments_total\` also has
+    \`projection\`.
+  - \`projection_halts_total\` and some bucket bounds are new.
+  - \`worker_state\` has the additional states \`suspended\` and \`stopping\`. A worker that has left has no series instead of the state
+    \`stopped\`.
+  - \`event_processing_duration_seconds\` has one value for each batch: its duration divided by the number of its events.
 `
 
 const section = ({ example: [purpose, query], labels, metric, unit }: MetricContract.Entry): string =>

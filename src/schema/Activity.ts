@@ -119,8 +119,12 @@ export type Activity = Data.TaggedEnum<{
   WorkerEvicted: { readonly registration: Registration; readonly error: WorkerEvicted | WorkerReplaced }
   /** The worker's ranges have ended, and it is about to unregister. */
   WorkerLeaving: { readonly registration: Registration }
-  /** The worker has unregistered, and has formed a generation without it, unless it was the last worker. */
-  WorkerLeft: { readonly registration: Registration; readonly formedGeneration: boolean }
+  /** The worker has unregistered, or has failed to; then other workers evict it later. */
+  WorkerLeft: {
+    readonly registration: Registration
+    /** Whether it has formed a generation of the remaining workers; false if it was the last worker. */
+    readonly formedGeneration: boolean
+  }
   /** The run has ended without an error. */
   WorkerStopped: {}
   /** The subscriber lagged: `count` entries before this one were dropped. */

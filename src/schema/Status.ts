@@ -18,7 +18,7 @@ export const OpenWriter = Schema.Struct({
   /** Process id of its session; absent for a prepared transaction. */
   pid: Schema.optionalKey(Schema.Int),
   application: Schema.optionalKey(Schema.String),
-  /** When the transaction began; absent if the role may not see it. */
+  /** When the transaction began; absent if the role may not read it. */
   since: Schema.optionalKey(Schema.Date)
 })
 
@@ -88,9 +88,9 @@ export type Halt = typeof Halt.Type
 export const Lag = Schema.Struct({
   /** The number of events that match the projection and belong to the range. */
   events: Schema.BigInt,
-  /** Whether `events` is extrapolated, because too many events follow the position to count them. */
+  /** Whether `events` is extrapolated from the next 10,000 events, because more than these follow the position. */
   isEstimate: Schema.Boolean,
-  /** When the first of them was appended; absent if there is none, or if it is not among the events that were read. */
+  /** When the first of them was appended; absent if none is among the events that were read. */
   oldest: Schema.optionalKey(Schema.Date)
 })
 
@@ -110,7 +110,7 @@ export const Range = Schema.Struct({
   start: Schema.Int,
   end: Schema.Int,
   position: Schema.BigInt,
-  /** The registered worker that owns the range; absent if there is none. */
+  /** The worker that owns the range; absent if there is none, or if it is not registered or its `isPresent` is false. */
   owner: Schema.optionalKey(Schema.String),
   lag: Lag,
   halt: Schema.optionalKey(Halt)
@@ -142,7 +142,7 @@ export const Projection = Schema.Struct({
 export type Projection = typeof Projection.Type
 
 /**
- * The newest generation of a replica set.
+ * A generation of a replica set.
  *
  * @category models
  * @since 0.1.0
@@ -167,6 +167,7 @@ export type Generation = typeof Generation.Type
  */
 export const ReplicaSet = Schema.Struct({
   replicaSet: Schema.String,
+  /** The newest one; absent if none has been formed. */
   generation: Schema.optionalKey(Generation),
   workers: Schema.Array(Worker),
   projections: Schema.Array(Projection)
@@ -187,7 +188,7 @@ export type ReplicaSet = typeof ReplicaSet.Type
 export const Status = Schema.Struct({
   /** By the database's clock. */
   at: Schema.Date,
-  /** The highest position that is visible. */
+  /** The highest visible position; 0 in an empty store. */
   head: Schema.BigInt,
   /** The oldest first. */
   openWriters: Schema.Array(OpenWriter),

@@ -1,4 +1,4 @@
-/** The errors of the database and of the stores on it, and which of them a retry can help. */
+/** The errors of the database and of the stores, and which of them can be retried. */
 import * as Schema from "effect/Schema"
 import { id } from "./ErrorId.ts"
 import { sentence } from "./Text.ts"
@@ -26,7 +26,7 @@ const transientConditions: ReadonlySet<string> = new Set([
 
 /**
  * There is no connection to the database, or no answer in time; `condition` states why. While stores open, migrations
- * run or a worker starts, conditions that pass (`isRetryable`) are retried for five seconds and others (password, TLS,
+ * run or a worker starts, transient conditions (`isRetryable`) are retried for five seconds and others (password, TLS,
  * names) fail at once. A registered worker retries all of them without a limit. The caller retries its own appends. The
  * operator fixes the server or the network, or the configuration has to change.
  *
@@ -106,7 +106,7 @@ export class DatabaseUnavailable extends Schema.TaggedError<DatabaseUnavailable>
 const transientCodes = /^(40|53|58)/
 
 /**
- * A statement of this library failed; `code` states why. SQLSTATE classes 40, 53 and 58 pass (`isRetryable`) and are
+ * A statement of this library failed; `code` states why. SQLSTATE classes 40, 53 and 58 are transient (`isRetryable`) and
  * retried like a lost connection. With any other code a worker fails only if the operation has never succeeded;
  * otherwise it retries. An append outside a transaction retries conflicts; inside one, the caller retries its whole
  * transaction. The operator fixes privileges, tables and resources, and the caller its own constraints.
@@ -274,7 +274,7 @@ export class ForeignSqlClient extends Schema.TaggedError<ForeignSqlClient>(id("F
 }
 
 /**
- * Why an operation of a store failed. Each reason documents whether a retry can help and what has to be fixed.
+ * Why an operation of a store failed. Each reason documents whether a retry can help, and what to fix.
  *
  * @category errors
  * @since 0.1.0

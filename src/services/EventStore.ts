@@ -67,8 +67,8 @@ export interface Page {
   /** The page is complete up to this position: no matching event lies between its last event and this position. */
   readonly position: bigint
   /**
-   * The server epoch in which the page was read. If it is not that of the page before, start again from a stored
-   * position.
+   * The server epoch in which the page was read. If it differs from that of the previous page, positions that were kept
+   * only in memory may be invalid: read again from a position that is stored with its effects.
    */
   readonly epoch: ServerEpoch
 }
@@ -172,8 +172,8 @@ export class EventStore extends Context.Service<EventStore, {
   readonly read: (options: ReadOptions) => Effect.Effect<Page, CheckpointAheadOfEvents | EventError | StoreError>
 
   /**
-   * Reports that a server epoch has ended. If reads are still made in it, they reach another server than the one that is
-   * written to, and the next read opens a new connection.
+   * Reports that a write has found this server epoch ended. If the connection that reads is still in it, it leads to
+   * another server than the one that is written to, and is replaced before the next read. Otherwise nothing happens.
    */
   readonly endEpoch: (epoch: ServerEpoch) => Effect.Effect<void>
 
@@ -196,6 +196,9 @@ export class EventStore extends Context.Service<EventStore, {
   /** The head: the highest position that is visible now. Events below it may still commit. */
   readonly headPosition: Effect.Effect<bigint, StoreError>
 
-  /** The writers that hold back the settled position; those last observed if the database cannot be asked. */
+  /**
+   * The writers that hold back the settled position. Never fails: while the database is unreachable, it returns the
+   * writers that were observed last.
+   */
   readonly openWriters: Effect.Effect<ReadonlyArray<OpenWriter>>
 }>()("pupsourcing-orchestrator/services/EventStore") {}

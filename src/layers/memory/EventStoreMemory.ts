@@ -200,7 +200,7 @@ const committedEvents = (world: MemoryWorld, committed: Store["committed"]): Rea
   const { newest } = world.log.value
   let part = newest
   for (; part !== committed.newest && part !== undefined; part = part.before) parts.push(part)
-  // The log does not contain the part that was newest before: the server has lost its last commits.
+  // The log no longer contains the part that was newest: the simulated server has lost its last commits.
   if (part === undefined) committed.events.length = 0
   for (const { events } of parts.reverse()) for (const event of events) committed.events.push(event)
   committed.newest = newest

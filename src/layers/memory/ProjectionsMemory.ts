@@ -67,7 +67,7 @@ const windowAfter = Effect.fnUntraced(function*(
   range: HashRange.HashRange
 ) {
   const limits = { limit: Status.lagWindow, bytes: Number.MAX_SAFE_INTEGER }
-  // A position that does not exist yet is followed by no event.
+  // No event can be counted after a position that does not exist yet.
   const page = yield* events.read({ after: position, ...limits }).pipe(
     Effect.map(({ events }) => events),
     Effect.catchTag(["CheckpointAheadOfEvents", "EventTooLarge", "EventUnreadable"], () => Effect.succeed([]))

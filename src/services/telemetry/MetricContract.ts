@@ -1,6 +1,6 @@
 /**
- * What each metric promises besides its name, type and help: unit, labels, and a query that uses it. `npm run generate`
- * writes docs/metrics.md from it, and a test compares it with the series that a worker produces.
+ * The unit and the labels of each metric, and an example query. `npm run generate` writes docs/metrics.md from them, and a
+ * test compares them with the series that a worker produces.
  */
 import type * as Metric from "effect/Metric"
 import * as Metrics from "./Metrics.ts"
@@ -67,11 +67,11 @@ export const entries: ReadonlyArray<Entry> = [
     `sum by (replica_set) (${Metrics.currentGenerationPartitions.id})`
   ]),
   ofCount(Metrics.workerState, [...ofWorker, "state"], [
-    "workers that are not running, for longer than a hand-over takes",
+    "workers that have not been running for 5 minutes",
     `min_over_time(${Metrics.workerState.id}{state!="running"}[5m]) == 1`
   ]),
   ofCount(Metrics.generationsTotal, ofReplicaSet, [
-    "generations of the last hour: each is a worker that joined, left or died",
+    "generations of the last hour; workers that join, leave or die cause them",
     increase(Metrics.generationsTotal, ofReplicaSet, "1h")
   ]),
   ofCount(Metrics.reconfigurationTotal, ofReplicaSet, [
@@ -87,7 +87,7 @@ export const entries: ReadonlyArray<Entry> = [
     increase(Metrics.staleWorkersCleanedTotal, ofReplicaSet, "1h")
   ]),
   ofCount(Metrics.partitionAssignmentsTotal, ofProjection, [
-    "ranges that were claimed in the last hour",
+    "ranges that workers started to work on in the last hour",
     increase(Metrics.partitionAssignmentsTotal, ofProjection, "1h")
   ]),
   ofTime(Metrics.coordinationDurationSeconds, ofReplicaSet, [

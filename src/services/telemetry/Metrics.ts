@@ -5,7 +5,7 @@
  *
  * Counters start at 0 when the worker starts, so that `increase` and `rate` include the first change. The gauges of a
  * whole replica set are set only by the worker with partition 0, so that both `sum` and `max` over all workers are
- * right. The gauges of a worker disappear when it leaves.
+ * right. The gauges of a worker disappear when it leaves or is evicted.
  *
  * **Example** (Read a metric in the process)
  *
@@ -130,7 +130,7 @@ export const currentGenerationPartitions = gauge(
 
 /**
  * 1 for the state that this worker is in, 0 for the others. Labels: `worker_id`; `state`, which is `pending`, `ready`,
- * `running`, `suspended` or `stopping`. A worker that has left has no series.
+ * `running`, `suspended` or `stopping`. A worker that has left or was evicted has no series.
  *
  * @category metrics
  * @since 0.1.0
@@ -146,7 +146,7 @@ export const workerState = gauge("worker_state", "1 for the state that this work
  */
 export const coordinationDurationSeconds = seconds(
   "coordination_duration_seconds",
-  "Seconds from the first read of a generation to work on the whole assignment.",
+  "Seconds from the first read of a generation until this worker works on its whole assignment.",
   [...original, 30, 60]
 )
 
@@ -159,7 +159,7 @@ export const coordinationDurationSeconds = seconds(
  */
 export const eventProcessingDurationSeconds = seconds(
   "event_processing_duration_seconds",
-  "Seconds of a committed batch divided by its events, by projection.",
+  "Seconds that a committed batch took, divided by the number of its events.",
   [0.000_01, 0.000_05, 0.000_1, 0.000_5, 0.001, ...original]
 )
 

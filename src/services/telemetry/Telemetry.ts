@@ -17,7 +17,7 @@ import * as Metrics from "./Metrics.ts"
 
 type Labels = Readonly<Record<string, string>>
 
-/** The worker whose activities are emitted, as its gauges show it. Only this module writes it. */
+/** The worker whose activities are emitted, with what its gauges display. Only this module writes it. */
 export interface Source {
   readonly replicaSet: string
   /** Empty before the worker starts. */

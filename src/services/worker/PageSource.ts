@@ -40,7 +40,7 @@ interface Source {
   /** When empty progress must be written; undefined while there is none. */
   dueAt: bigint | undefined
   /**
-   * Whether the next empty progress is due at once, because its server epoch may end before the next multiple: each
+   * Whether the next empty progress is due at once. Otherwise its server epoch might end before it is written: each
    * read of an event that the client cannot decode ends one.
    */
   isUrgent: boolean
@@ -71,7 +71,7 @@ const next = Effect.fnUntraced(function*(source: Source): Effect.fn.Return<Next,
     if (!RangeState.hasUnwritten(job.state)) source.dueAt = undefined
     else source.dueAt ??= source.isUrgent ? now : (now / emptyProgressNanos + 1n) * emptyProgressNanos
     if (source.dueAt !== undefined && now >= source.dueAt) {
-      // If the write fails, the progress is due again at the next multiple.
+      // If the write fails, the progress is due again at the next multiple of `emptyProgressNanos`.
       source.dueAt = undefined
       source.isUrgent = false
       return Next.ProgressDue()

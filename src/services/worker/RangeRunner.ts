@@ -60,7 +60,7 @@ interface Runner {
   policy: BatchPolicy.State
   /** Failures since the row was last written, except those of batches, which `policy` counts. */
   failures: number
-  /** Whether the range is caught up: not yet since the runner began with it, no longer, or at present. */
+  /** `never`: not caught up since the runner last began with the row. `before`: it was, but events have followed. */
   caughtUp: "never" | "before" | "now"
   /** The event that lost the connection too often, and why the range halts there; its handler is not called again. */
   givenUp: { readonly eventId: string; readonly reason: HaltReason.HaltReason } | undefined
@@ -138,8 +138,8 @@ const step = Effect.fnUntraced(function*(runner: Runner): Effect.fn.Return<boole
  * Begins with the range again from its row, in the next server epoch. If the server has lost the commit that wrote the
  * row, the next write finds another position and is fenced.
  *
- * The pauses grow until a write succeeds, because reader and writer may be connected to two servers for a while. What
- * `policy` counts remains, so that the range is still halted at an event whose handler crashes the server.
+ * The pauses grow until a write succeeds, because reader and writer may be connected to two servers for a while.
+ * `policy` keeps its counts, so that the range is still halted at an event whose handler crashes the server.
  */
 const beginAgain = Effect.fnUntraced(function*(runner: Runner, ended: EpochEnded) {
   const { job: { state }, shared } = runner

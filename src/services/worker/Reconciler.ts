@@ -337,6 +337,6 @@ export const leave = (
 ): Effect.Effect<boolean, Plan.PlanError | StoreError> =>
   standing.coordination.apply(requestOf(standing, true)).pipe(
     Effect.map(({ form }) => form !== undefined),
-    // Another worker has ended the registration: its ranges are free to claim already.
+    // Another worker has evicted this one, so its ranges can be claimed already.
     Effect.catchTag("WorkerEvicted", () => Effect.succeed(false))
   )

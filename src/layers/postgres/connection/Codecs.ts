@@ -1,6 +1,6 @@
 /**
- * Values on the application's client, which may have custom codecs for all types except text and bytea: the check of
- * these two at startup, and how other values are transferred.
+ * Transfers values through the application's client, which may have custom codecs for all types except text and bytea.
+ * The start checks these two.
  */
 import * as PgTypes from "@effect/sql-pg/PgTypes"
 import * as Effect from "effect/Effect"

@@ -256,7 +256,7 @@ export const refail = (server: Server, operation: string, options?: { readonly a
 ): Effect.Effect<A, Exclude<E, SqlError.SqlError> | StoreError, R> =>
   Effect.catchCause(self, (cause): Effect.Effect<never, Exclude<E, SqlError.SqlError> | StoreError> => {
     const error = sqlErrorIn(cause)
-    // Without an error of the driver, or interrupted: then the caller does not receive the failure.
+    // The cause contains no error of the driver, or the caller was interrupted and does not receive the failure.
     return error === undefined
       ? Effect.failCause(cause as Cause.Cause<Exclude<E, SqlError.SqlError>>)
       : Effect.fail(toStoreError(server, operation, options)(error))

@@ -345,8 +345,8 @@ const makeStatements = (events: string) => {
 }
 
 const openWriters = Effect.fnUntraced(function*(self: Tracker) {
-  // Waiting readers keep the list current. The list is diagnostic, so if the database cannot be asked, it is that of the
-  // last observation; reads report the failure.
+  // Waiting readers keep the list current. It is only diagnostic: if this query fails, the last observation is returned,
+  // and reads report the failure.
   if (self.waiters.size === 0) yield* Effect.ignoreCause(observe(self, []))
   const now = yield* Clock.monotonicTimeNanos
   return OpenWriters.list(self.latest.settled, now)

@@ -1,5 +1,5 @@
 /**
- * The errors of migrations. A retry helps none of those that are defined here, and nothing was changed when one occurs.
+ * The errors of migrations. No retry helps with those that are defined here, and nothing was changed when one occurs.
  *
  * @since 0.1.0
  */
@@ -128,8 +128,8 @@ export type Refusal =
   | TablesNotOurs
 
 /**
- * The errors with which a migration can fail. Only a `StoreError` can have `isRetryable`; it has then been retried for
- * five seconds, and the migration can be run again.
+ * The errors with which a migration can fail. Only a `StoreError` can be retryable (`isRetryable`); it has
+ * then been retried for five seconds, and the migration can be run again.
  *
  * @category errors
  * @since 0.1.0
