@@ -1,7 +1,7 @@
 /**
  * `npm run bench:smoke`: the library's measures on this machine, in a minute or so. Ratios are taken inside one run; the
- * server has its default durability. `-- --json` prints an array of `{ name, value, unit, target, ok }`; `-- --record` writes the table
- * to docs/measurements.
+ * server has its default durability. `-- --json` prints an array of `{ name, value, unit, target, ok }`; `-- --record`
+ * writes the table to docs/measurements.
  */
 import { PgClient } from "@effect/sql-pg"
 import { Deferred, Duration, Effect, Fiber, Layer, Redacted, References, Stream } from "effect"

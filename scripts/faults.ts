@@ -1,7 +1,7 @@
 /**
  * `npm run faults -- [--minutes M] [--seed N] [--only TEXT] [--name SERVER] [--json] [--record]`: real worker processes, a real
- * server, and everything that can go wrong; see `test/faults/README.md`. Ends with 1 when something was lost, doubled or out of
- * order, or anything else that must hold did not. `--record` writes the result to `docs/measurements`.
+ * server, and everything that can go wrong; see `test/faults/README.md`. Ends with 1 if an event was lost, duplicated or handled
+ * out of order, or another promise was broken. `--record` writes the result to `docs/measurements`.
  */
 import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import * as Console from "effect/Console"
