@@ -88,7 +88,7 @@ export type Halt = typeof Halt.Type
 export const Lag = Schema.Struct({
   /** The number of events that match the projection and belong to the range. */
   events: Schema.BigInt,
-  /** Whether `events` is extrapolated from the next 10,000 events, because more than these follow the position. */
+  /** Whether `events` is extrapolated from the next 10,000 events, because no more are read. */
   isEstimate: Schema.Boolean,
   /** When the first of them was appended; absent if none is among the events that were read. */
   oldest: Schema.optionalKey(Schema.Date)
