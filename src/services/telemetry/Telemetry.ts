@@ -22,12 +22,19 @@ export interface Source {
   readonly replicaSet: string
   /** Empty before the worker starts. */
   workerId: string
+  /** Its state when it is not suspended. */
+  state: State
   /** The number of workers, if this is the worker with partition 0, which sets the gauges of its replica set. */
   members: number | undefined
 }
 
 /** The worker before its first activity. */
-export const makeSource = (replicaSet: string): Source => ({ replicaSet, workerId: "", members: undefined })
+export const makeSource = (replicaSet: string): Source => ({
+  replicaSet,
+  workerId: "",
+  state: "pending",
+  members: undefined
+})
 
 interface Outputs<A> {
   readonly log?: (activity: A) => ReadonlyArray<Line>
@@ -141,12 +148,12 @@ const table: Table = {
       "The worker could not renew its heartbeat in time: it stops its projections until it can, because other workers may take over"
     ]],
     // Meanwhile the other workers may form a generation, whose partition 0 sets the gauges of the replica set.
-    metrics: (_activity, _labels, source) => [...stateIs("suspended", source), ...hideMembers(source)],
+    metrics: (_activity, _labels, source) => [...showState("suspended", source), ...hideMembers(source)],
     span: () => ({})
   },
   Resumed: {
     log: () => [["Info", "The heartbeat is renewed again: the worker resumes its projections"]],
-    metrics: (_activity, _labels, source) => [...stateIs("running", source), ...showMembers(source)],
+    metrics: (_activity, _labels, source) => [...showState(source.state, source), ...showMembers(source)],
     span: () => ({})
   },
   DeadWorkersEvicted: {
@@ -232,11 +239,17 @@ const counters = {
 }
 
 const states = ["pending", "ready", "running", "suspended", "stopping"] as const
+type State = (typeof states)[number]
 
 const workerLabels = ({ replicaSet, workerId }: Source): Labels => ({ replica_set: replicaSet, worker_id: workerId })
 
-const stateIs = (current: (typeof states)[number], source: Source) =>
-  states.map((state) => set(Metrics.workerState, { ...workerLabels(source), state }, state === current ? 1 : 0))
+const showState = (shown: State, source: Source) =>
+  states.map((state) => set(Metrics.workerState, { ...workerLabels(source), state }, state === shown ? 1 : 0))
+
+const stateIs = (state: State, source: Source) => {
+  source.state = state
+  return showState(state, source)
+}
 
 const remove = (gauge: Metric.Gauge<number>, labels: Labels) => Metric.remove(Metric.withAttributes(gauge, labels))
 

@@ -99,6 +99,7 @@ it.effect("sets the gauges of a replica set for one of its workers only, and rem
     assert.deepStrictEqual(yield* series(Metrics.currentGenerationPartitions), [])
     assert.deepStrictEqual((yield* series(Metrics.workerState))[0], "main worker-0 suspended: 1")
     yield* emit(0, Activity.Resumed())
+    assert.deepStrictEqual((yield* series(Metrics.workerState))[0], "main worker-0 ready: 1")
     assert.deepStrictEqual(yield* series(Metrics.currentGenerationPartitions), ["main worker-0: 2"])
 
     yield* emit(0, Activity.WorkerLeaving({ registration: registration(0) }))
