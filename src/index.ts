@@ -1,8 +1,8 @@
 /**
  * Event-sourcing projections across worker processes, coordinated by PostgreSQL alone.
  *
- * Every namespace is also a module of its own: `pupsourcing-orchestrator/Projection` and so on. Other modules cannot be
- * imported.
+ * Every namespace is also a module of its own: `pupsourcing-orchestrator/Projection` and so on. Integrations that not every
+ * worker needs are modules only: `pupsourcing-orchestrator/http`. Other modules cannot be imported.
  *
  * @since 0.1.0
  */
@@ -23,6 +23,8 @@ export * as EventStore from "./services/EventStore.ts"
 export * as Generation from "./schema/Generation.ts"
 /** Ranges of the hash space. */
 export * as HashRange from "./schema/HashRange.ts"
+/** The health of a worker. */
+export * as Health from "./schema/Health.ts"
 /** The stores in memory, for tests. */
 export * as MemoryStores from "./layers/memory/MemoryStores.ts"
 /** Metrics, under the names of the Go original. */

@@ -22,6 +22,7 @@
  * @since 0.1.0
  */
 import * as Cause from "effect/Cause"
+import * as Clock from "effect/Clock"
 import type * as Config from "effect/Config"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
@@ -37,6 +38,7 @@ import {
   type InvalidSettings,
   type OrchestratorError
 } from "../schema/Errors.ts"
+import * as Health from "../schema/Health.ts"
 import { CheckpointStore } from "./CheckpointStore.ts"
 import * as ConfigOr from "./ConfigOr.ts"
 import { CoordinationStore } from "./CoordinationStore.ts"
@@ -84,6 +86,8 @@ export class Orchestrator extends Context.Service<Orchestrator, {
    * entries that were dropped (`Missed`).
    */
   readonly activity: Stream.Stream<Activity>
+  /** The worker's health, from memory: it is available while the database is not. */
+  readonly health: Effect.Effect<Health.Health>
 }>()("pupsourcing-orchestrator/services/Orchestrator") {}
 
 /**
@@ -166,7 +170,12 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
   return Orchestrator.of({
     run: exclusively(work),
     catchUp: exclusively(Effect.raceFirst(work, CatchUp.awaitCaughtUp(worker))),
-    activity: log.stream
+    activity: log.stream,
+    health: Effect.zipWith(
+      log.health,
+      Clock.monotonicTimeNanos,
+      (observed, now) => Health.make(observed, { ...settings, now })
+    )
   })
 })
 

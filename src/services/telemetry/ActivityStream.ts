@@ -1,15 +1,19 @@
 /**
- * Records a worker's activity: each entry produces its outputs of `Telemetry` and is published to the bounded stream,
- * synchronously, so that logs, metrics and stream cover the same activity.
+ * Records a worker's activity: each entry produces its outputs of `Telemetry`, changes the health, and is published to the
+ * bounded stream, synchronously, so that logs, metrics, health and stream cover the same activity.
  */
+import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Queue from "effect/Queue"
 import * as Stream from "effect/Stream"
 import { Activity } from "../../schema/Activity.ts"
+import * as Health from "../../schema/Health.ts"
 import * as Telemetry from "./Telemetry.ts"
 
 export interface ActivityStream {
   readonly record: (activity: Activity) => Effect.Effect<void>
+  /** What has been recorded of the worker's health. */
+  readonly health: Effect.Effect<Health.Observed>
   /** Emits entries that describe the present state first, then each new entry. */
   readonly stream: Stream.Stream<Activity>
 }
@@ -26,6 +30,7 @@ interface Subscriber {
 export const make = (replicaSet: string, present: () => ReadonlyArray<Activity>): ActivityStream => {
   const subscribers = new Set<Subscriber>()
   const source = Telemetry.makeSource(replicaSet)
+  let health = Health.nothing
 
   const publish = (activity: Activity) => {
     for (const subscriber of subscribers) {
@@ -40,8 +45,12 @@ export const make = (replicaSet: string, present: () => ReadonlyArray<Activity>)
     record: (activity) =>
       Effect.andThen(
         Telemetry.emit(source, activity),
-        Effect.sync(() => publish(activity))
+        Effect.map(Clock.monotonicTimeNanos, (now) => {
+          health = Health.observe(health, activity, now)
+          publish(activity)
+        })
       ),
+    health: Effect.sync(() => health),
     stream: Stream.unwrap(Effect.gen(function*() {
       const queue = yield* Queue.dropping<Activity>(capacity)
       const subscriber: Subscriber = { queue, missed: 0 }

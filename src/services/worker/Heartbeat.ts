@@ -30,7 +30,7 @@ interface Options {
   readonly membership: Membership
   readonly registration: Registration
   readonly settings: Pick<Settings, "heartbeatInterval" | "staleWorkerTimeout">
-  readonly log: ActivityStream
+  readonly log: Pick<ActivityStream, "record">
   readonly retryLog: RetryLog
   /** What every heartbeat records for people to read. */
   readonly displayed: () => Displayed

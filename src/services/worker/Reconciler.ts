@@ -40,7 +40,7 @@ export interface Options {
   readonly coordination: CoordinationStore
   readonly membership: Membership
   readonly ranges: Ranges
-  readonly log: ActivityStream
+  readonly log: Pick<ActivityStream, "record">
   readonly retryLog: RetryLog
   readonly alarm: Alarm.Alarm
   /** Returns whether the worker is suspended; while it is, no range may run. */

@@ -49,7 +49,7 @@ export interface Worker {
   readonly runner: RangeRunner["Service"]
   readonly startup: Startup.Startup
   readonly retryLog: RetryLog
-  readonly log: ActivityStream
+  readonly log: Pick<ActivityStream, "record">
   readonly state: State
 }
 

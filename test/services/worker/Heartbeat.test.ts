@@ -47,7 +47,7 @@ const running = Effect.gen(function*() {
     }),
     registration,
     settings: { heartbeatInterval: Duration.seconds(5), staleWorkerTimeout: Duration.seconds(30) },
-    log: { record: ({ _tag }) => Effect.sync(() => activities.push(_tag)), stream: Stream.empty },
+    log: { record: ({ _tag }) => Effect.sync(() => activities.push(_tag)) },
     retryLog: RetryLog.make(),
     displayed: (): Displayed => ({ state: given.state, generationId: undefined, partitionKey: -1 }),
     onChange: () => {}

@@ -3,7 +3,6 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
-import * as Stream from "effect/Stream"
 import * as MemoryStores from "../../../src/layers/memory/MemoryStores.ts"
 import * as Checkpoint from "../../../src/schema/Checkpoint.ts"
 import type { StoreError } from "../../../src/schema/Errors.ts"
@@ -122,7 +121,7 @@ it.effect("a range that ends while the plan is made is opened from its row as it
         close: () => Effect.void,
         closeAll: () => Effect.void
       },
-      log: { record: () => Effect.void, stream: Stream.empty },
+      log: { record: () => Effect.void },
       retryLog,
       alarm,
       suspended: () => false,

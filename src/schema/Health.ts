@@ -1,0 +1,171 @@
+/**
+ * The health of one worker, as it follows from its activities: `Orchestrator.health` reads it without a statement, so it is
+ * available while the database is not.
+ *
+ * @since 0.1.0
+ */
+import * as Duration from "effect/Duration"
+import * as Schema from "effect/Schema"
+import type { Activity } from "./Activity.ts"
+import type * as HashRange from "./HashRange.ts"
+
+/**
+ * The health of one worker.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export const Health = Schema.Struct({
+  replicaSet: Schema.String,
+  /** Absent before the first run. */
+  workerId: Schema.optionalKey(Schema.String),
+  /**
+   * `starting`: not registered yet, or again; `pending`: registered; `ready`: a member of a generation; `running`: works on
+   * all of its assignment; `suspended`: could not renew its heartbeat in time; `stopping`: finishes its batches;
+   * `stopped`: does not run.
+   */
+  state: Schema.Literals(["starting", "pending", "ready", "running", "suspended", "stopping", "stopped"]),
+  generationId: Schema.optionalKey(Schema.BigInt),
+  /** Its partition of the generation; absent if it has none. */
+  partition: Schema.optionalKey(Schema.Int),
+  /** The ranges that it works on, including halted ones. */
+  ranges: Schema.Int,
+  haltedRanges: Schema.Int,
+  /** Time since its last heartbeat; absent unless it is registered. */
+  silentFor: Schema.optionalKey(Schema.Duration),
+  /** Why it is not ready for work; absent if it is. */
+  problem: Schema.optionalKey(Schema.String)
+})
+
+/**
+ * @category models
+ * @since 0.1.0
+ */
+export type Health = typeof Health.Type
+
+/**
+ * What the activities of a worker have shown so far.
+ *
+ * @internal
+ */
+export interface Observed {
+  readonly workerId: string | undefined
+  readonly state: Exclude<Health["state"], "suspended">
+  readonly isSuspended: boolean
+  readonly generationId: bigint | undefined
+  readonly partition: number | undefined
+  /** The ranges that it works on, and whether each is halted. */
+  readonly ranges: ReadonlyMap<string, boolean>
+  /** When the last heartbeat was renewed, in nanoseconds of the monotonic clock. */
+  readonly beatAt: bigint | undefined
+}
+
+/**
+ * Before the first activity.
+ *
+ * @internal
+ */
+export const nothing: Observed = {
+  workerId: undefined,
+  state: "stopped",
+  isSuspended: false,
+  generationId: undefined,
+  partition: undefined,
+  ranges: new Map(),
+  beatAt: undefined
+}
+
+/**
+ * Adds an activity, which was recorded at `now` in nanoseconds of the monotonic clock.
+ *
+ * @internal
+ */
+export const observe = (self: Observed, activity: Activity, now: bigint): Observed => {
+  switch (activity._tag) {
+    case "WorkerStarting":
+      return { ...nothing, workerId: activity.workerId, state: "starting" }
+    case "WorkerRegistered":
+      return { ...nothing, workerId: activity.registration.workerId, state: "pending", beatAt: now }
+    case "GenerationChanged": {
+      const { generation: { generationId }, partition } = activity
+      return { ...self, state: "ready", generationId, partition: partition < 0 ? undefined : partition }
+    }
+    case "AssignmentReached":
+      return { ...self, state: "running" }
+    case "RangeClaimed":
+      return { ...self, ranges: new Map(self.ranges).set(keyOf(activity), false) }
+    case "RangeHalted":
+      return { ...self, ranges: new Map(self.ranges).set(keyOf(activity), true) }
+    case "RangeStopped": {
+      const ranges = new Map(self.ranges)
+      ranges.delete(keyOf(activity))
+      return { ...self, ranges }
+    }
+    case "HeartbeatRenewed":
+      return { ...self, beatAt: now }
+    case "Suspended":
+      return { ...self, isSuspended: true }
+    case "Resumed":
+      return { ...self, isSuspended: false, beatAt: now }
+    case "WorkerLeaving":
+      return { ...self, state: "stopping" }
+    case "WorkerEvicted":
+      return { ...nothing, workerId: self.workerId, state: "starting" }
+    case "WorkerLeft":
+    case "WorkerStopped":
+      return { ...nothing, workerId: self.workerId }
+    default:
+      return self
+  }
+}
+
+const keyOf = ({ projection, range }: { readonly projection: string; readonly range: HashRange.HashRange }): string =>
+  JSON.stringify([projection, range.start, range.end])
+
+/**
+ * The health at `now`. A heartbeat that is two intervals old is late.
+ *
+ * @internal
+ */
+export const make = (
+  { beatAt, generationId, isSuspended, partition, ranges, state, workerId }: Observed,
+  { heartbeatInterval, now, replicaSet }: {
+    readonly replicaSet: string
+    readonly now: bigint
+    readonly heartbeatInterval: Duration.Duration
+  }
+): Health => {
+  const health = {
+    replicaSet,
+    ...(workerId === undefined ? {} : { workerId }),
+    state: isSuspended ? "suspended" as const : state,
+    ...(generationId === undefined ? {} : { generationId }),
+    ...(partition === undefined ? {} : { partition }),
+    ranges: ranges.size,
+    haltedRanges: [...ranges.values()].filter((isHalted) => isHalted).length,
+    ...(beatAt === undefined ? {} : { silentFor: Duration.nanos(now - beatAt) })
+  }
+  const problem = problemOf(health, Duration.times(heartbeatInterval, 2))
+  return problem === undefined ? health : { ...health, problem }
+}
+
+const problemOf = ({ haltedRanges, ranges, silentFor, state }: Health, late: Duration.Duration): string | undefined => {
+  switch (state) {
+    case "starting":
+      return "The worker is not registered yet."
+    case "stopped":
+      return "The worker does not run."
+    case "stopping":
+      return "The worker finishes its batches and leaves."
+    case "suspended":
+      return "The worker could not renew its heartbeat in time, so other workers may take over its ranges."
+    default:
+      return silentFor !== undefined && Duration.isGreaterThan(silentFor, late)
+        ? `The last heartbeat was renewed ${
+          Duration.format(Duration.seconds(Math.floor(Duration.toSeconds(silentFor))))
+        } ago; the database may be unreachable.`
+        : ranges > 0 && haltedRanges === ranges
+        ? "All ranges of the worker are halted."
+        : undefined
+  }
+}
