@@ -148,7 +148,7 @@ export const assertFailed = <E extends { readonly _tag: string; readonly message
 /** A place at which handlers wait until the test opens it. */
 export const makeGate = Effect.gen(function*() {
   const [reached, opened] = [yield* Deferred.make<void>(), yield* Deferred.make<void>()]
-  /** Reports the gate as reached, then does something other than to wait. */
+  /** Reports the gate as reached, then runs `next` instead of waiting. */
   const reach = <A>(next: Effect.Effect<A>) => Effect.andThen(Deferred.succeed(reached, undefined), next)
   return {
     reach,

@@ -1,4 +1,4 @@
-/** The workers of a run: how they start, end, and what is done to them. */
+/** The workers of a run: how they start and end, and how they are killed, frozen and restarted. */
 import * as Cause from "effect/Cause"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
@@ -131,7 +131,7 @@ export class Fleet<R> {
       case "DatabaseUnavailable":
         // `catchUp` reads the head first, and fails when it cannot.
         if (worker.registrations > 0 && !worker.catchesUp) {
-          violation(`P5: ${worker.name} gave up for a database that went away for a while`)
+          violation(`P5: ${worker.name} ended because of a temporary outage of the database`)
         }
         break
       default:

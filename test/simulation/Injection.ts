@@ -107,7 +107,7 @@ export const inject = <R>(fleet: Fleet<R>, checkers: Checkers, fault: Fault): bo
       const { projection } = fault
       fleet.unbearable = { projection, millis: scenario.settings.staleWorkerTimeout * 1.2, position: undefined }
       fleet.keepBusy(fault)
-      say("scenario", `the next event of ${projection} is unbearable`)
+      say("scenario", `the handler of ${projection} blocks its process at its next event`)
       return true
     }
     case "other replica set": {

@@ -18,7 +18,7 @@ export const unsettled = <R>(fleet: Fleet<R>, checkers: Checkers): ReadonlyArray
   if (members.length !== alive.length || !alive.every(isMember)) {
     const ids = (workers: ReadonlyArray<{ readonly workerId: string }>) =>
       workers.map((worker) => worker.workerId).join(" ")
-    reasons.push(`the newest generation has ${ids(members)}, but ${ids(alive)} live`)
+    reasons.push(`the newest generation has the members ${ids(members)}, but ${ids(alive)} are alive`)
   }
   for (const name of fleet.names) {
     reasons.push(...unsettledRows(name, fleet.run.events.end, checkers.rowsOf(name), generation, alive))
@@ -26,10 +26,10 @@ export const unsettled = <R>(fleet: Fleet<R>, checkers: Checkers): ReadonlyArray
   for (const { generationId, replicaSet, state, stoppedAt, workerId } of checkers.workers.values()) {
     if (stoppedAt !== undefined || replicaSet !== "main") continue
     if (state === "running" && generationId === generation?.generationId) continue
-    reasons.push(`people read of ${workerId} that it is ${state} in generation ${generationId}`)
+    reasons.push(`the table of workers displays ${workerId} as ${state} in generation ${generationId}`)
   }
   if (checkers.active.get("main") !== generation?.generationId) {
-    reasons.push(`people read that generation ${generation?.generationId} is not active`)
+    reasons.push(`generation ${generation?.generationId} is displayed as not active`)
   }
   return reasons
 }
@@ -51,9 +51,9 @@ const unsettledRows = (
     if (fence === undefined) return [...reasons, `${where} has no owner`]
     const share = generation === undefined ? undefined : Generation.share(generation, name, fence)
     if (!alive.some((worker) => worker.registration?.incarnation === fence.incarnation)) {
-      reasons.push(`${where} is held by a worker that is gone`)
+      reasons.push(`${where} is held by a worker that has ended`)
     } else if (share === undefined || !HashRange.contains(share, row.range)) {
-      reasons.push(`${where} is held by ${fence.workerId}, whose share it is not`)
+      reasons.push(`${where} is held by ${fence.workerId}, but does not belong to its share`)
     }
     return reasons
   })
