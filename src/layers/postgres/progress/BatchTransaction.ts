@@ -65,14 +65,14 @@ export const run = <E, R>(database: Database["Service"], options: Options, batch
   Effect.suspend(() => {
     const { sql } = database
     const end: End = { isAbandoned: false, statement: undefined, connection: undefined }
-    const watchEnd = Effect.flatMap(Effect.serviceOption(sql.transactionService), (transaction) =>
+    const interception = Effect.flatMap(Effect.serviceOption(sql.transactionService), (transaction) =>
       Effect.sync(() => {
-        if (Option.isSome(transaction)) watch(end, transaction.value[0])
+        if (Option.isSome(transaction)) interceptEnd(end, transaction.value[0])
       }))
     const transaction = Effect.ensuring(
-      // This sends BEGIN, then COMMIT if `batch` succeeds, otherwise ROLLBACK: see `watch`.
-      sql.withTransaction(Effect.andThen(watchEnd, batch)),
-      Effect.sync(() => unwatch(end))
+      // This sends BEGIN, then COMMIT if `batch` succeeds, otherwise ROLLBACK: see `interceptEnd`.
+      sql.withTransaction(Effect.andThen(interception, batch)),
+      Effect.sync(() => restoreConnection(end))
     )
     return Abandonable.run(transaction, {
       limit: Effect.andThen(untilBegun(database, end, options), untilLost(sql, options)),
@@ -89,7 +89,7 @@ interface End {
   /** Sends COMMIT or ROLLBACK. */
   statement: Fiber.Fiber<unknown, unknown> | undefined
   /** The connection of the transaction once it has begun, and its own methods. */
-  connection: { readonly watched: Connection; readonly own: Pick<Connection, "execute" | "executeRaw"> } | undefined
+  connection: { readonly intercepted: Connection; readonly own: Pick<Connection, "execute" | "executeRaw"> } | undefined
 }
 
 /**
@@ -107,7 +107,7 @@ interface End {
  *
  * `BatchTransaction.test.ts` verifies what this requires of Effect SQL and the driver.
  */
-const watch = (end: End, connection: Connection): void => {
+const interceptEnd = (end: End, connection: Connection): void => {
   const { execute, executeRaw } = connection
   const driver = driverConnection(connection)
   const isEnd = (text: string) => text === "COMMIT" || text === "ROLLBACK"
@@ -116,16 +116,16 @@ const watch = (end: End, connection: Connection): void => {
       end,
       driver === undefined ? executeRaw.call(connection, text, []) : driver.query(text, [], false)
     )
-  const watched: Pick<Connection, "execute" | "executeRaw"> = {
+  const replacement: Pick<Connection, "execute" | "executeRaw"> = {
     execute: (text, ...rest) => isEnd(text) ? Effect.as(send(text), []) : execute.call(connection, text, ...rest),
     executeRaw: (text, ...rest) => isEnd(text) ? send(text) : executeRaw.call(connection, text, ...rest)
   }
-  end.connection = { watched: Object.assign(connection, watched), own: { execute, executeRaw } }
+  end.connection = { intercepted: Object.assign(connection, replacement), own: { execute, executeRaw } }
 }
 
 /** The driver creates a connection object for each checkout, but another driver may reuse it. */
-const unwatch = ({ connection }: End): void => {
-  if (connection !== undefined) Object.assign(connection.watched, connection.own)
+const restoreConnection = ({ connection }: End): void => {
+  if (connection !== undefined) Object.assign(connection.intercepted, connection.own)
 }
 
 /** The driver's connection below a connection of Effect SQL; undefined for another driver. */

@@ -1,6 +1,6 @@
 /**
  * The checkpoint store on PostgreSQL. A batch is one transaction of the application's client: its first statement
- * checks the fence, its last one advances the position under the fence (`commit`).
+ * checks the fence (`begin`), its last one advances the position under the fence (`advanceInBatch`).
  *
  * COMMIT is sent by `BatchTransaction`. If its answer is lost, `FencedWrite.resolveUnknownCommit` looks up the outcome.
  *
@@ -93,10 +93,10 @@ const commit = <E, R>(
     const steps = Effect.gen(function*() {
       const transaction = yield* begin(database, batch)
       const to = yield* handle(database, batch, work)
-      yield* advance(database, batch, transaction, to)
+      yield* advanceInBatch(database, batch, transaction, to)
     })
     return Effect.catchCause(
-      // Its `withTransaction` sends COMMIT after `advance`, so the steps contain no COMMIT.
+      // Its `withTransaction` sends COMMIT after `advanceInBatch`, so the steps contain no COMMIT.
       BatchTransaction.run(database, { idleTimeout, transaction: () => batch.transaction }, steps),
       (cause) =>
         BatchFailure.match(BatchFailure.classify(database.server, cause, batch), {
@@ -155,7 +155,7 @@ const handle = Effect.fnUntraced(function*<E, R>(
 })
 
 /** The last statement of a batch: advances the position under the fence, in the transaction of the first statement. */
-const advance = Effect.fnUntraced(function*(
+const advanceInBatch = Effect.fnUntraced(function*(
   { sql, table }: Database["Service"],
   batch: Batch,
   transaction: BatchTransaction.Transaction,

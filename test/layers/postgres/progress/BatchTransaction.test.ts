@@ -25,7 +25,7 @@ import { reasonOf } from "../../../support/StoreErrors.ts"
 
 /**
  * What `BatchTransaction` requires of Effect SQL and the driver, beyond their documented interfaces.
- * If one of these tests fails after an upgrade, adapt `watch`: otherwise a COMMIT without an answer blocks the pool.
+ * If one of these tests fails after an upgrade, adapt `interceptEnd`: otherwise a COMMIT without an answer blocks the pool.
  */
 it.layer(PostgresTest.layerWith({ client: { maxConnections: 1 } }), { excludeTestServices: true })(
   "the contract of the driver",
