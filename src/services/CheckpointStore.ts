@@ -20,7 +20,7 @@ export class Fenced extends Data.TaggedError("Fenced")<{ readonly projection: st
 
 /**
  * The server epoch in which the events were read has ended: the server may have lost them, and may reissue their
- * positions. Nothing was written. Read the events again before a retry.
+ * positions. Nothing was written. A retry cannot help until the events have been read again.
  */
 export class EpochEnded extends Data.TaggedError("EpochEnded") {
   override get message(): string {
@@ -28,7 +28,7 @@ export class EpochEnded extends Data.TaggedError("EpochEnded") {
   }
 }
 
-/** The write failed for a reason that passes; nothing was written. A retry can help. */
+/** The write failed for a transient reason; nothing was written. A retry can help. */
 export class TransientFailure extends Data.TaggedError("TransientFailure")<{
   /**
    * - `conflict`: a deadlock, a serialization failure or a lock timeout, caused by another transaction.
