@@ -6,7 +6,8 @@ const introduction = `# Metrics
 <!-- Written by npm run generate from src/services/telemetry/MetricContract.ts. Do not edit. -->
 
 The library records [Effect metrics](https://effect.website/docs/observability/metrics). Any exporter of Effect metrics publishes them:
-\`PrometheusMetrics\` and \`Otlp\` of \`effect/observability\`, or \`@effect/opentelemetry\`. The module \`Metrics\` exports each of them.
+\`PrometheusMetrics\` and \`Otlp\` of \`effect/observability\`, or \`@effect/opentelemetry\`. \`pupsourcing-orchestrator/http\` serves them as
+[\`GET /metrics\`](operations.md#http-endpoints). The module \`Metrics\` exports each of them.
 
 - Counters start at 0 when the worker starts, so that \`rate\` and \`increase\` include the first change.
 - \`active_workers\` and \`current_generation_partitions\` describe a whole replica set, and only its worker with partition 0 sets them. Therefore

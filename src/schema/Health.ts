@@ -1,6 +1,6 @@
 /**
- * The health of one worker, as it follows from its activities: `Orchestrator.health` reads it without a statement, so it is
- * available while the database is not.
+ * The health of one worker. It is derived from the worker's activities, so `Orchestrator.health` returns it even while the
+ * database is unreachable.
  *
  * @since 0.1.0
  */
@@ -20,9 +20,9 @@ export const Health = Schema.Struct({
   /** Absent before the first run. */
   workerId: Schema.optionalKey(Schema.String),
   /**
-   * `starting`: not registered yet, or again; `pending`: registered; `ready`: a member of a generation; `running`: works on
-   * all of its assignment; `suspended`: could not renew its heartbeat in time; `stopping`: finishes its batches;
-   * `stopped`: does not run.
+   * `starting`: not registered yet, or registering again after an eviction; `pending`: registered; `ready`: a member of a
+   * generation; `running`: works on its whole assignment; `suspended`: could not renew its heartbeat in time; `stopping`: its
+   * ranges have ended, and it unregisters; `stopped`: not running.
    */
   state: Schema.Literals(["starting", "pending", "ready", "running", "suspended", "stopping", "stopped"]),
   generationId: Schema.optionalKey(Schema.BigInt),
@@ -154,9 +154,9 @@ const problemOf = ({ haltedRanges, ranges, silentFor, state }: Health, late: Dur
     case "starting":
       return "The worker is not registered yet."
     case "stopped":
-      return "The worker does not run."
+      return "The worker is not running."
     case "stopping":
-      return "The worker finishes its batches and leaves."
+      return "The worker has finished its batches and is leaving."
     case "suspended":
       return "The worker could not renew its heartbeat in time, so other workers may take over its ranges."
     default:

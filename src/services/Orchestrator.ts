@@ -86,7 +86,7 @@ export class Orchestrator extends Context.Service<Orchestrator, {
    * entries that were dropped (`Missed`).
    */
   readonly activity: Stream.Stream<Activity>
-  /** The worker's health, from memory: it is available while the database is not. */
+  /** The worker's health, from memory: available even while the database is unreachable. */
   readonly health: Effect.Effect<Health.Health>
 }>()("pupsourcing-orchestrator/services/Orchestrator") {}
 

@@ -32,19 +32,19 @@ const after = (activities: ReadonlyArray<Activity>, seconds = 0) =>
 
 it.each(
   [
-    ["before the first run", [], "stopped", /does not run/],
+    ["before the first run", [], "stopped", /is not running/],
     ["before it has registered", [starting], "starting", /not registered yet/],
     ["while it waits for a generation", [starting, registered], "pending", undefined],
     ["while it takes over its ranges", [starting, registered, changed], "ready", undefined],
     ["while it works", running, "running", undefined],
     ["while it is suspended", [...running, Activity.Suspended()], "suspended", /could not renew its heartbeat in time/],
     ["after it has resumed", [...running, Activity.Suspended(), Activity.Resumed()], "running", undefined],
-    ["while it leaves", [...running, Activity.WorkerLeaving({ registration })], "stopping", /finishes its batches/],
+    ["while it leaves", [...running, Activity.WorkerLeaving({ registration })], "stopping", /is leaving/],
     [
       "after it has left",
       [...running, Activity.WorkerLeft({ registration, formedGeneration: true })],
       "stopped",
-      /does not run/
+      /is not running/
     ],
     [
       "while one of its ranges is halted",

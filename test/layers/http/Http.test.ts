@@ -39,7 +39,7 @@ it.effect("answers probes from the worker's health, without a log line", () => {
     const get = yield* client
     const before = yield* get("/readyz")
     assert.strictEqual(before.status, 503)
-    assert.strictEqual((yield* parse(Http.NotReady, before.body)).message, "The worker does not run.")
+    assert.strictEqual((yield* parse(Http.NotReady, before.body)).message, "The worker is not running.")
     assert.strictEqual((yield* get("/healthz")).status, 200)
     yield* Effect.forkScoped(Orchestrator.run)
     yield* pass(1000)
