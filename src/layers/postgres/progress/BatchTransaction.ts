@@ -65,10 +65,13 @@ export const run = <E, R>(database: Database["Service"], options: Options, batch
   Effect.suspend(() => {
     const { sql } = database
     const end: End = { isAbandoned: false, statement: undefined, connection: undefined }
-    const interception = Effect.flatMap(Effect.serviceOption(sql.transactionService), (transaction) =>
-      Effect.sync(() => {
-        if (Option.isSome(transaction)) interceptEnd(end, transaction.value[0])
-      }))
+    const interception = Effect.flatMap(
+      Effect.serviceOption(sql.transactionService),
+      (transaction) =>
+        Effect.sync(() => {
+          if (Option.isSome(transaction)) interceptEnd(end, transaction.value[0])
+        })
+    )
     const transaction = Effect.ensuring(
       // This sends BEGIN, then COMMIT if `batch` succeeds, otherwise ROLLBACK: see `interceptEnd`.
       sql.withTransaction(Effect.andThen(interception, batch)),
