@@ -119,10 +119,7 @@ export type Activity = Data.TaggedEnum<{
   WorkerEvicted: { readonly registration: Registration; readonly error: WorkerEvicted | WorkerReplaced }
   /** The worker's ranges have ended, and it is about to unregister. */
   WorkerLeaving: { readonly registration: Registration }
-  /**
-   * The worker has ended: it has unregistered, and has thereby formed a generation without it (`formedGeneration`), or it
-   * could not unregister in time, which is logged.
-   */
+  /** The worker has unregistered, or has failed to; then other workers evict it later. */
   WorkerLeft: {
     readonly registration: Registration
     /** Whether it has formed a generation of the remaining workers; false if it was the last worker. */
