@@ -5,6 +5,7 @@ import { HttpRouter, HttpServerResponse } from "effect/http"
 import { SqlClient } from "effect/sql"
 import { createServer } from "node:http"
 import { EventStore, Orchestrator, PostgresStores, Program, Projection, ReadModel } from "pupsourcing-orchestrator"
+import * as Http from "pupsourcing-orchestrator/http"
 
 // The existing app: a route that appends.
 const Routes = HttpRouter.use(Effect.fnUntraced(function*(router) {
@@ -28,7 +29,10 @@ const Routes = HttpRouter.use(Effect.fnUntraced(function*(router) {
 
 const HttpApp = Layer.unwrap(Effect.gen(function*() {
   const port = yield* Config.Int("PORT").pipe(Config.withDefault(3000))
-  return HttpRouter.serve(Routes).pipe(Layer.provide(NodeHttpServer.layer(createServer, { port })))
+  // Beside the routes of the app: /healthz, /readyz, /metrics and /status of the worker.
+  return HttpRouter.serve(Layer.mergeAll(Routes, Http.layerRoutes())).pipe(
+    Layer.provide(NodeHttpServer.layer(createServer, { port }))
+  )
 }))
 
 // The worker beside it.

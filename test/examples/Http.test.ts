@@ -43,17 +43,25 @@ it.live("the API responds while its worker fails, and the worker is restarted", 
       Effect.sync(() => /ERROR.*Projection "signups_per_day".*filter/.test(app.output()))
     )
     const port = listening.exec(app.output())?.[1]
-    const answer = yield* Effect.promise(async () => {
-      const response = await fetch(`http://127.0.0.1:${port}/signups/ada`, { method: "POST" })
-      return { status: response.status, text: await response.text() }
-    })
-    assert.deepStrictEqual(answer, { status: 200, text: "version 1\n" })
+    const request = (path: string, method = "GET") =>
+      Effect.promise(async () => {
+        const response = await fetch(`http://127.0.0.1:${port}${path}`, { method })
+        return { status: response.status, text: await response.text() }
+      })
+    assert.deepStrictEqual(yield* request("/signups/ada", "POST"), { status: 200, text: "version 1\n" })
+    assert.strictEqual((yield* request("/healthz")).status, 200)
+    assert.strictEqual((yield* request("/readyz")).status, 503)
 
     yield* sql`DELETE FROM orchestrator_checkpoints`
     yield* until(
       "the worker has handled the event",
       Effect.map(sql`SELECT 1 FROM signups_per_day WHERE signups = 1`, (rows) => rows.length === 1)
     )
+    assert.strictEqual((yield* request("/readyz")).status, 200)
+    assert.include((yield* request("/metrics")).text, "pupsourcing_orchestrator_events_processed_total")
+    // The app's own requests are logged, those of probes are not.
+    assert.match(app.output(), /signups\/ada/)
+    assert.notMatch(app.output(), /healthz|readyz|metrics/)
     assert.deepStrictEqual(yield* app.stop, { code: 0, signal: null }, app.output())
     assert.include(app.output(), "Unregistering worker...")
   }).pipe(Effect.scoped, Effect.provide(Layer.provideMerge(Migrations.layer, PostgresTest.layer))))
