@@ -36,7 +36,7 @@ const section = ({ generation, projections, replicaSet, workers }: Status.Replic
       `${age(new Date(at.getTime() - Duration.toMillis(silentFor)), at)} ago`,
       host === undefined ? "-" : `${host}:${pid ?? "-"}`
     ])
-  ], [24, 14, 9, 10, 14])),
+  ], [23, 15, 9, 10, 14])),
   ...(projections.length === 0 ? [] : [indented(table([
     ["PROJECTION", "RANGE", "POSITION", "LAG", "OWNER"],
     ...projections.flatMap(({ projection, ranges }) =>

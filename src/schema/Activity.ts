@@ -117,6 +117,8 @@ export type Activity = Data.TaggedEnum<{
    * ranges and, after an eviction, registers again unless another process has the id.
    */
   WorkerEvicted: { readonly registration: Registration; readonly error: WorkerEvicted | WorkerReplaced }
+  /** The worker was asked to stop: it begins no other batch, and its ranges drain. */
+  WorkerStopping: { readonly registration: Registration }
   /** The worker's ranges have ended, and it is about to unregister. */
   WorkerLeaving: { readonly registration: Registration }
   /** The worker has unregistered, or has failed to; then other workers evict it later. */

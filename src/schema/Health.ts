@@ -107,7 +107,7 @@ export const observe = (self: Observed, activity: Activity, now: bigint): Observ
       return { ...self, isSuspended: true }
     case "Resumed":
       return { ...self, isSuspended: false, beatAt: now }
-    case "WorkerLeaving":
+    case "WorkerStopping":
       return { ...self, state: "stopping" }
     case "WorkerEvicted":
       return { ...nothing, workerId: self.workerId, state: "starting" }

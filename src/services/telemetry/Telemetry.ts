@@ -166,9 +166,11 @@ const table: Table = {
     metrics: (_activity, _labels, source) => gone(source),
     span: ({ registration }) => ({ worker: registration.workerId })
   },
-  WorkerLeaving: {
-    log: () => [["Info", "Unregistering worker..."]],
+  WorkerStopping: {
     metrics: (_activity, _labels, source) => stateIs("stopping", source)
+  },
+  WorkerLeaving: {
+    log: () => [["Info", "Unregistering worker..."]]
   },
   WorkerLeft: {
     metrics: ({ formedGeneration }, labels, source) => [

@@ -62,8 +62,8 @@ interface Runner {
   failures: number
   /** `never`: not caught up since the runner last began with the row. `before`: it was, but events have followed. */
   caughtUp: "never" | "before" | "now"
-  /** The event that lost the connection too often, and why the range halts there; its handler is not called again. */
-  givenUp: { readonly eventId: string; readonly reason: HaltReason.HaltReason } | undefined
+  /** The event whose handler lost the connection too often, and why: the halt to record without calling it again. */
+  pendingHalt: { readonly eventId: string; readonly reason: HaltReason.HaltReason } | undefined
 }
 
 /** Minimum time between two warnings about one projection's conflicts. */
@@ -92,7 +92,7 @@ const makeRunner = Effect.fnUntraced(function*(shared: Shared, job: RangeState.J
     policy: BatchPolicy.initial(job.settings.batchSize),
     failures: 0,
     caughtUp: "never",
-    givenUp: undefined
+    pendingHalt: undefined
   }
 })
 
@@ -207,7 +207,9 @@ const handleBatch = Effect.fnUntraced(function*(
 ): Effect.fn.Return<ReadonlyArray<Event>, EpochEnded | Fenced> {
   const { job, shared: { blocking }, retries } = runner
   // Its handler may crash the server, and so end the epoch in which the halt has to be recorded.
-  if (runner.givenUp?.eventId === rest[0]!.eventId) return yield* haltAtFirst(runner, rest, runner.givenUp.reason)
+  if (runner.pendingHalt?.eventId === rest[0]!.eventId) {
+    return yield* haltAtFirst(runner, rest, runner.pendingHalt.reason)
+  }
   const hasOverrun = (position: bigint) => blocking.overrunsAt(job.projection.name, position) > 0
   const events = BatchPolicy.select(runner.policy, rest, hasOverrun)
   const end = events.length === rest.length ? page.position : events[events.length - 1]!.globalPosition
@@ -230,7 +232,7 @@ const handleBatch = Effect.fnUntraced(function*(
     case "Halt": {
       const [event] = rest
       const reason = HaltReason.ofFailure(event!, action.failure, action.circumstance)
-      if (action.circumstance !== "") runner.givenUp = { eventId: event!.eventId, reason }
+      if (action.circumstance !== "") runner.pendingHalt = { eventId: event!.eventId, reason }
       return yield* haltAtFirst(runner, rest, reason)
     }
   }
@@ -263,7 +265,7 @@ const retry = Effect.fnUntraced(
 
 /**
  * Records a halt and waits until the range drains. If the halt cannot be recorded, returns after a pause; the event is
- * then tried again, unless it is `givenUp`.
+ * then tried again, unless it has a `pendingHalt`.
  */
 const halt = Effect.fnUntraced(function*(
   runner: Runner,

@@ -246,9 +246,11 @@ const runRegistration = Effect.fnUntraced(function*(
     ),
     Effect.scoped,
     // Before the ranges drain, so that the heartbeat displays it.
-    Effect.ensuring(Effect.sync(() => {
+    Effect.ensuring(Effect.suspend(() => {
       state.isStopping = true
-      if (state.eviction === undefined) heartbeat.beatNow()
+      if (state.eviction !== undefined) return Effect.void
+      heartbeat.beatNow()
+      return log.record(Activity.WorkerStopping({ registration }))
     }))
   )
 })

@@ -102,7 +102,7 @@ it.effect("sets the gauges of a replica set for one of its workers only, and rem
     assert.deepStrictEqual((yield* series(Metrics.workerState))[0], "main worker-0 ready: 1")
     assert.deepStrictEqual(yield* series(Metrics.currentGenerationPartitions), ["main worker-0: 2"])
 
-    yield* emit(0, Activity.WorkerLeaving({ registration: registration(0) }))
+    yield* emit(0, Activity.WorkerStopping({ registration: registration(0) }))
     assert.deepStrictEqual((yield* series(Metrics.workerState))[0], "main worker-0 stopping: 1")
     yield* emit(0, Activity.WorkerLeft({ registration: registration(0), formedGeneration: true }))
     yield* emit(1, Activity.GenerationChanged({ ...changed, generation: generation(1), partition: 0 }))
