@@ -16,7 +16,7 @@ The library records [Effect metrics](https://effect.website/docs/observability/m
 - All names, labels and bucket bounds of the Go library exist here too, so that its dashboards and alerts work. The differences:
   - \`active_workers\` and \`current_generation_partitions\` also have the label \`worker_id\`, and \`partition_assignments_total\` also has
     \`projection\`.
-  - \`projection_halts_total\` and some bucket bounds are new.
+  - \`projection_halts_total\`, \`halted_ranges\`, \`ranges\`, \`batch_events\` and some bucket bounds are new.
   - \`worker_state\` has the additional state \`suspended\`. A worker that has left has no series instead of the state \`stopped\`.
   - \`event_processing_duration_seconds\` has one value for each batch: its duration divided by the number of its events.
 `

@@ -54,8 +54,10 @@ export interface Observed {
   readonly isSuspended: boolean
   readonly generationId: bigint | undefined
   readonly partition: number | undefined
-  /** The ranges that it works on, and whether each is halted. */
-  readonly ranges: ReadonlyMap<string, boolean>
+  /** The number of workers of the generation. */
+  readonly members: number
+  /** The ranges that it works on, by projection and range. */
+  readonly ranges: ReadonlyMap<string, { readonly projection: string; readonly isHalted: boolean }>
   /** When the last heartbeat was renewed, in nanoseconds of the monotonic clock. */
   readonly beatAt: bigint | undefined
 }
@@ -71,6 +73,7 @@ export const nothing: Observed = {
   isSuspended: false,
   generationId: undefined,
   partition: undefined,
+  members: 0,
   ranges: new Map(),
   beatAt: undefined
 }
@@ -87,15 +90,22 @@ export const observe = (self: Observed, activity: Activity, now: bigint): Observ
     case "WorkerRegistered":
       return { ...nothing, workerId: activity.registration.workerId, state: "pending", beatAt: now }
     case "GenerationChanged": {
-      const { generation: { generationId }, partition } = activity
-      return { ...self, state: "ready", generationId, partition: partition < 0 ? undefined : partition }
+      const { generation: { generationId, members }, partition } = activity
+      return {
+        ...self,
+        state: "ready",
+        generationId,
+        partition: partition < 0 ? undefined : partition,
+        members: members.length
+      }
     }
     case "AssignmentReached":
       return { ...self, state: "running" }
     case "RangeClaimed":
-      return { ...self, ranges: new Map(self.ranges).set(keyOf(activity), false) }
-    case "RangeHalted":
-      return { ...self, ranges: new Map(self.ranges).set(keyOf(activity), true) }
+    case "RangeHalted": {
+      const range = { projection: activity.projection, isHalted: activity._tag === "RangeHalted" }
+      return { ...self, ranges: new Map(self.ranges).set(keyOf(activity), range) }
+    }
     case "RangeStopped": {
       const ranges = new Map(self.ranges)
       ranges.delete(keyOf(activity))
@@ -142,7 +152,7 @@ export const make = (
     ...(generationId === undefined ? {} : { generationId }),
     ...(partition === undefined ? {} : { partition }),
     ranges: ranges.size,
-    haltedRanges: [...ranges.values()].filter((isHalted) => isHalted).length,
+    haltedRanges: [...ranges.values()].filter(({ isHalted }) => isHalted).length,
     ...(beatAt === undefined ? {} : { silentFor: Duration.nanos(now - beatAt) })
   }
   const problem = problemOf(health, Duration.times(heartbeatInterval, 2))

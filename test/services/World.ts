@@ -141,7 +141,6 @@ export const runner = Effect.fnUntraced(function*(
   const draining = Latch.makeUnsafe(false)
   const { layer, lines } = logs()
   const retryLog = RetryLog.make()
-  const source = Telemetry.makeSource("main")
   const service = options.beside?.service ?? (yield* RangeRunner.make(Startup.make(retryLog), retryLog).pipe(
     Effect.provideService(CheckpointStore, {
       ...process.checkpoints,
@@ -159,7 +158,7 @@ export const runner = Effect.fnUntraced(function*(
         settings,
         draining,
         caughtUp: Latch.makeUnsafe(false),
-        record: (entry) => Effect.andThen(Telemetry.emit(source, entry), Effect.sync(() => activity.push(entry)))
+        record: (entry) => Effect.andThen(Telemetry.emit("main", entry), Effect.sync(() => activity.push(entry)))
       })
     }).pipe(Effect.provide(layer))
   const run = runOn(held)

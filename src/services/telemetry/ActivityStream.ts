@@ -3,11 +3,13 @@
  * bounded stream, synchronously, so that logs, metrics, health and stream cover the same activity.
  */
 import * as Clock from "effect/Clock"
+import type * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Queue from "effect/Queue"
 import * as Stream from "effect/Stream"
 import { Activity } from "../../schema/Activity.ts"
 import * as Health from "../../schema/Health.ts"
+import * as Gauges from "./Gauges.ts"
 import * as Telemetry from "./Telemetry.ts"
 
 export interface ActivityStream {
@@ -29,7 +31,6 @@ interface Subscriber {
 /** Each new subscriber first receives the entries that `present()` returns. */
 export const make = (replicaSet: string, present: () => ReadonlyArray<Activity>): ActivityStream => {
   const subscribers = new Set<Subscriber>()
-  const source = Telemetry.makeSource(replicaSet)
   let health = Health.nothing
 
   const publish = (activity: Activity) => {
@@ -44,11 +45,15 @@ export const make = (replicaSet: string, present: () => ReadonlyArray<Activity>)
   return {
     record: (activity) =>
       Effect.andThen(
-        Telemetry.emit(source, activity),
-        Effect.map(Clock.monotonicTimeNanos, (now) => {
-          health = Health.observe(health, activity, now)
-          publish(activity)
-        })
+        Telemetry.emit(replicaSet, activity),
+        Effect.contextWith((context: Context.Context<never>) =>
+          Effect.map(Clock.monotonicTimeNanos, (now) => {
+            const before = health
+            health = Health.observe(before, activity, now)
+            Gauges.updateUnsafe(replicaSet, before, health, context)
+            publish(activity)
+          })
+        )
       ),
     health: Effect.sync(() => health),
     stream: Stream.unwrap(Effect.gen(function*() {

@@ -32,7 +32,11 @@ const ofTime = (metric: Entry["metric"], labels: Entry["labels"], example: Entry
   example
 })
 
-const rate = (metric: Entry["metric"], by: Entry["labels"], window: string): string =>
+const sumOf = ({ id }: Entry["metric"]) => ({ id: `${id}_sum` })
+
+const countOf = ({ id }: Entry["metric"]) => ({ id: `${id}_count` })
+
+const rate = (metric: { readonly id: string }, by: Entry["labels"], window: string): string =>
   `sum by (${by.join(", ")}) (rate(${metric.id}[${window}]))`
 
 const increase = (metric: Entry["metric"], by: Entry["labels"], window: string): string =>
@@ -58,6 +62,12 @@ export const entries: ReadonlyArray<Entry> = [
     "95th percentile of the time per event",
     quantile(Metrics.eventProcessingDurationSeconds, ofProjection)
   ]),
+  ofCount(Metrics.batchEvents, ofProjection, [
+    "mean size of a batch",
+    `${rate(sumOf(Metrics.batchEvents), ofProjection, "5m")} / ${
+      rate(countOf(Metrics.batchEvents), ofProjection, "5m")
+    }`
+  ]),
   ofCount(Metrics.activeWorkers, ofWorker, [
     "workers of each replica set",
     `sum by (replica_set) (${Metrics.activeWorkers.id})`
@@ -65,6 +75,14 @@ export const entries: ReadonlyArray<Entry> = [
   ofCount(Metrics.currentGenerationPartitions, ofWorker, [
     "partitions of each replica set",
     `sum by (replica_set) (${Metrics.currentGenerationPartitions.id})`
+  ]),
+  ofCount(Metrics.ranges, [...ofWorker, "projection"], [
+    "ranges of each worker",
+    `sum by (worker_id) (${Metrics.ranges.id})`
+  ]),
+  ofCount(Metrics.haltedRanges, [...ofWorker, "projection"], [
+    "projections that are halted now, for an alert",
+    `sum by (replica_set, projection) (${Metrics.haltedRanges.id}) > 0`
   ]),
   ofCount(Metrics.workerState, [...ofWorker, "state"], [
     "workers that have not been running for 5 minutes",

@@ -129,6 +129,22 @@ export const currentGenerationPartitions = gauge(
 )
 
 /**
+ * Ranges that this worker works on, including halted ones. Labels: `worker_id`, `projection`.
+ *
+ * @category metrics
+ * @since 0.1.0
+ */
+export const ranges = gauge("ranges", "Ranges that this worker works on.")
+
+/**
+ * Ranges of this worker that are halted. Labels: `worker_id`, `projection`.
+ *
+ * @category metrics
+ * @since 0.1.0
+ */
+export const haltedRanges = gauge("halted_ranges", "Ranges of this worker that are halted.")
+
+/**
  * 1 for the state that this worker is in, 0 for the others. Labels: `worker_id`; `state`, which is `pending`, `ready`,
  * `running`, `suspended` or `stopping`. A worker that has left or was evicted has no series.
  *
@@ -162,6 +178,17 @@ export const eventProcessingDurationSeconds = seconds(
   "Seconds that a committed batch took, divided by the number of its events.",
   [0.000_01, 0.000_05, 0.000_1, 0.000_5, 0.001, ...original]
 )
+
+/**
+ * Events of a committed batch. Label: `projection`.
+ *
+ * @category metrics
+ * @since 0.1.0
+ */
+export const batchEvents = Metric.histogram(name("batch_events"), {
+  description: "Events of a committed batch, by projection.",
+  boundaries: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000]
+})
 
 /**
  * Seconds that a heartbeat's statement took. Failed heartbeats are not included.

@@ -1,5 +1,6 @@
 /**
- * What each activity of a worker produces: its log lines, its metrics and its span event, in one table.
+ * What each activity of a worker produces: its log lines, its counters and histograms, and its span event, in one table.
+ * The gauges follow from the health: see `Gauges`.
  *
  * Not in the table: failures that are retried, which `RetryLog` summarizes, and errors, which are logged once where they
  * are handled.
@@ -17,28 +18,9 @@ import * as Metrics from "./Metrics.ts"
 
 type Labels = Readonly<Record<string, string>>
 
-/** The worker whose activities are emitted, with what its gauges display. Only this module writes it. */
-export interface Source {
-  readonly replicaSet: string
-  /** Empty before the worker starts. */
-  workerId: string
-  /** Its state when it is not suspended. */
-  state: State
-  /** The number of workers, if this is the worker with partition 0, which sets the gauges of its replica set. */
-  members: number | undefined
-}
-
-/** The worker before its first activity. */
-export const makeSource = (replicaSet: string): Source => ({
-  replicaSet,
-  workerId: "",
-  state: "pending",
-  members: undefined
-})
-
 interface Outputs<A> {
   readonly log?: (activity: A) => ReadonlyArray<Line>
-  readonly metrics?: (activity: A, labels: Labels, source: Source) => ReadonlyArray<Effect.Effect<void>>
+  readonly metrics?: (activity: A, labels: Labels) => ReadonlyArray<Effect.Effect<void>>
   /**
    * The attributes of an event of the span in which the worker runs, if there is one. Only for rare activities, because
    * a span keeps its events in memory until it ends.
@@ -53,19 +35,16 @@ type Table = { readonly [Tag in Activity["_tag"]]: Outputs<Extract<Activity, { r
 const table: Table = {
   WorkerStarting: {
     log: () => [["Info", "Starting orchestrator..."]],
-    metrics: ({ projections, workerId }, labels, source) => {
-      source.workerId = workerId
-      return [
-        ...counters.worker.map((counter) => add(counter, labels, 0)),
-        ...projections.flatMap((projection) =>
-          counters.projection.map((counter) => add(counter, { ...labels, projection }, 0))
-        )
-      ]
-    }
+    metrics: ({ projections }, labels) => [
+      ...counters.worker.map((counter) => add(counter, labels, 0)),
+      ...projections.flatMap((projection) =>
+        counters.projection.map((counter) => add(counter, { ...labels, projection }, 0))
+      )
+    ]
   },
   WorkerRegistered: {
     log: ({ registration }) => [["Info", `Worker registered: ${registration.workerId}`]],
-    metrics: (_, labels, source) => [add(Metrics.workersRegisteredTotal, labels), ...stateIs("pending", source)],
+    metrics: (_, labels) => [add(Metrics.workersRegisteredTotal, labels)],
     span: ({ registration }) => ({ worker: registration.workerId })
   },
   GenerationChanged: {
@@ -75,22 +54,16 @@ const table: Table = {
       ...(partition < 0 ? [] : [["Info", `Assigned partition: ${partition} of ${generation.members.length}`] as const]),
       ["Info", summaryOf(generation, partition)]
     ],
-    metrics: ({ formedByThisWorker, generation: { members }, partition }, labels, source) => {
-      source.members = partition === 0 ? members.length : undefined
-      return [
-        ...showMembers(source),
-        add(Metrics.reconfigurationTotal, labels),
-        add(Metrics.generationsTotal, labels, formedByThisWorker ? 1 : 0),
-        ...stateIs("ready", source)
-      ]
-    },
+    metrics: ({ formedByThisWorker }, labels) => [
+      add(Metrics.reconfigurationTotal, labels),
+      add(Metrics.generationsTotal, labels, formedByThisWorker ? 1 : 0)
+    ],
     span: ({ generation, partition }) => ({ generation: String(generation.generationId), partition })
   },
   AssignmentReached: {
     log: ({ isLeftAlone }) => [["Info", isLeftAlone ? "Processing all events now..." : "Processing events..."]],
-    metrics: ({ after }, labels, source) => [
-      record(Metrics.coordinationDurationSeconds, labels, Duration.toSeconds(after)),
-      ...stateIs("running", source)
+    metrics: ({ after }, labels) => [
+      record(Metrics.coordinationDurationSeconds, labels, Duration.toSeconds(after))
     ],
     span: ({ generation }) => ({ generation: String(generation.generationId) })
   },
@@ -100,6 +73,7 @@ const table: Table = {
   BatchCommitted: {
     metrics: ({ events, projection, took }, labels) => [
       add(Metrics.eventsProcessedTotal, { ...labels, projection }, events),
+      record(Metrics.batchEvents, { ...labels, projection }, events),
       record(
         Metrics.eventProcessingDurationSeconds,
         { ...labels, projection },
@@ -147,13 +121,10 @@ const table: Table = {
       "Warn",
       "The worker could not renew its heartbeat in time: it stops its projections until it can, because other workers may take over"
     ]],
-    // Meanwhile the other workers may form a generation, whose partition 0 sets the gauges of the replica set.
-    metrics: (_activity, _labels, source) => [...showState("suspended", source), ...hideMembers(source)],
     span: () => ({})
   },
   Resumed: {
     log: () => [["Info", "The heartbeat is renewed again: the worker resumes its projections"]],
-    metrics: (_activity, _labels, source) => [...showState(source.state, source), ...showMembers(source)],
     span: () => ({})
   },
   DeadWorkersEvicted: {
@@ -163,20 +134,14 @@ const table: Table = {
   WorkerEvicted: {
     // After the other error the worker does not register again: the run fails, and that failure is logged.
     log: ({ error }) => error._tag === "WorkerEvicted" ? [["Warn", error.message]] : [],
-    metrics: (_activity, _labels, source) => gone(source),
     span: ({ registration }) => ({ worker: registration.workerId })
   },
-  WorkerStopping: {
-    metrics: (_activity, _labels, source) => stateIs("stopping", source)
-  },
+  WorkerStopping: {},
   WorkerLeaving: {
     log: () => [["Info", "Unregistering worker..."]]
   },
   WorkerLeft: {
-    metrics: ({ formedGeneration }, labels, source) => [
-      add(Metrics.generationsTotal, labels, formedGeneration ? 1 : 0),
-      ...gone(source)
-    ],
+    metrics: ({ formedGeneration }, labels) => [add(Metrics.generationsTotal, labels, formedGeneration ? 1 : 0)],
     span: ({ registration }) => ({ worker: registration.workerId })
   },
   WorkerStopped: {
@@ -186,11 +151,11 @@ const table: Table = {
 }
 
 /** Logs an activity, updates the metrics, and adds the event to the current span. */
-export const emit = <A extends Activity>(source: Source, activity: A): Effect.Effect<void> => {
+export const emit = <A extends Activity>(replicaSet: string, activity: A): Effect.Effect<void> => {
   const outputs = table[activity._tag] as Outputs<A>
   const steps = [
     ...(outputs.log?.(activity) ?? []).map(([level, text]) => Effect.logWithLevel(level)(text)),
-    ...(outputs.metrics?.(activity, { replica_set: source.replicaSet }, source) ?? []),
+    ...(outputs.metrics?.(activity, { replica_set: replicaSet }) ?? []),
     ...(outputs.span === undefined ? [] : [addSpanEvent(activity._tag, outputs.span(activity))])
   ]
   return Effect.all(steps, { discard: true })
@@ -218,11 +183,8 @@ const summaryOf = ({ generationId, members }: Generation, partition: number): st
 const add = (counter: Metric.Counter<number>, labels: Labels, by = 1) =>
   Metric.update(Metric.withAttributes(counter, labels), by)
 
-const set = (gauge: Metric.Gauge<number>, labels: Labels, value: number) =>
-  Metric.update(Metric.withAttributes(gauge, labels), value)
-
-const record = (histogram: Metric.Histogram<number>, labels: Labels, seconds: number) =>
-  Metric.update(Metric.withAttributes(histogram, labels), seconds)
+const record = (histogram: Metric.Histogram<number>, labels: Labels, value: number) =>
+  Metric.update(Metric.withAttributes(histogram, labels), value)
 
 /** The counters that start at 0. */
 const counters = {
@@ -237,42 +199,6 @@ const counters = {
     Metrics.eventsProcessedTotal,
     Metrics.projectionErrorsTotal,
     Metrics.projectionHaltsTotal
-  ]
-}
-
-const states = ["pending", "ready", "running", "suspended", "stopping"] as const
-type State = (typeof states)[number]
-
-const workerLabels = ({ replicaSet, workerId }: Source): Labels => ({ replica_set: replicaSet, worker_id: workerId })
-
-const showState = (shown: State, source: Source) =>
-  states.map((state) => set(Metrics.workerState, { ...workerLabels(source), state }, state === shown ? 1 : 0))
-
-const stateIs = (state: State, source: Source) => {
-  source.state = state
-  return showState(state, source)
-}
-
-const remove = (gauge: Metric.Gauge<number>, labels: Labels) => Metric.remove(Metric.withAttributes(gauge, labels))
-
-/** The gauges of the whole replica set. */
-const ofReplicaSet = [Metrics.activeWorkers, Metrics.currentGenerationPartitions]
-
-const hideMembers = (source: Source) => ofReplicaSet.map((gauge) => remove(gauge, workerLabels(source)))
-
-const showMembers = (source: Source) => {
-  const { members } = source
-  return members === undefined
-    ? hideMembers(source)
-    : ofReplicaSet.map((gauge) => set(gauge, workerLabels(source), members))
-}
-
-/** Removes the gauges of a worker whose registration has ended. */
-const gone = (source: Source) => {
-  source.members = undefined
-  return [
-    ...hideMembers(source),
-    ...states.map((state) => remove(Metrics.workerState, { ...workerLabels(source), state }))
   ]
 }
 

@@ -7,9 +7,9 @@ import { readFileSync } from "node:fs"
 import * as MetricsPage from "../../../scripts/MetricsPage.ts"
 import { Activity } from "../../../src/schema/Activity.ts"
 import * as HashRange from "../../../src/schema/HashRange.ts"
+import * as ActivityStream from "../../../src/services/telemetry/ActivityStream.ts"
 import * as MetricContract from "../../../src/services/telemetry/MetricContract.ts"
 import * as Metrics from "../../../src/services/telemetry/Metrics.ts"
-import * as Telemetry from "../../../src/services/telemetry/Telemetry.ts"
 
 const prefix = "pupsourcing_orchestrator_"
 
@@ -59,8 +59,7 @@ it("docs/metrics.md is what npm run generate writes", () => {
 
 it.effect("a worker's series have the promised labels, and its counters start at 0", () =>
   Effect.gen(function*() {
-    const source = Telemetry.makeSource("main")
-    const emit = (activity: Activity) => Telemetry.emit(source, activity)
+    const { record: emit } = ActivityStream.make("main", () => [])
     const found = Effect.map(Metric.snapshot, (snapshots) =>
       new Map(snapshots.map(({ attributes, id, state }) => [id, { labels: Object.keys(attributes ?? {}), state }])))
 
@@ -85,6 +84,7 @@ it.effect("a worker's series have the promised labels, and its counters start at
     const took = Duration.millis(1)
     yield* emit(Activity.WorkerRegistered({ registration }))
     yield* emit(Activity.GenerationChanged({ generation, partition: 0, formedByThisWorker: true, reasons: [] }))
+    yield* emit(Activity.RangeClaimed(at))
     yield* emit(Activity.AssignmentReached({ generation, partition: 0, after: took, isLeftAlone: false }))
     yield* emit(Activity.BatchCommitted({ ...at, events: 1, took }))
     yield* emit(Activity.HeartbeatRenewed({ took }))

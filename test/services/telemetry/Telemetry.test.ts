@@ -6,6 +6,7 @@ import * as Tracer from "effect/Tracer"
 import { Activity } from "../../../src/schema/Activity.ts"
 import { WorkerEvicted } from "../../../src/schema/Errors.ts"
 import * as HashRange from "../../../src/schema/HashRange.ts"
+import * as ActivityStream from "../../../src/services/telemetry/ActivityStream.ts"
 import * as Metrics from "../../../src/services/telemetry/Metrics.ts"
 import * as Telemetry from "../../../src/services/telemetry/Telemetry.ts"
 import { logs } from "../World.ts"
@@ -27,8 +28,7 @@ const range = HashRange.whole
 it.effect("logs a change of generation in the original's words", () =>
   Effect.gen(function*() {
     const { layer, lines } = logs()
-    const source = Telemetry.makeSource("main")
-    const emit = (activity: Activity) => Telemetry.emit(source, activity).pipe(Effect.provide(layer))
+    const emit = (activity: Activity) => Telemetry.emit("main", activity).pipe(Effect.provide(layer))
     const changed = { generation: generation(1), partition: 0, formedByThisWorker: true }
     yield* emit(Activity.GenerationChanged({ ...changed, reasons: [] }))
     yield* emit(Activity.GenerationChanged({ ...changed, partition: -1, reasons: ["WorkerJoined", "WorkerLost"] }))
@@ -73,7 +73,7 @@ it.effect("counts events, and divides a batch's duration by them", () =>
   Effect.gen(function*() {
     const labels = { replica_set: "main", projection: "users" }
     yield* Telemetry.emit(
-      Telemetry.makeSource("main"),
+      "main",
       Activity.BatchCommitted({ projection: "users", range, events: 4, position: 9n, took: Duration.seconds(2) })
     )
     const events = yield* Metric.value(Metric.withAttributes(Metrics.eventsProcessedTotal, labels))
@@ -84,8 +84,8 @@ it.effect("counts events, and divides a batch's duration by them", () =>
 
 it.effect("sets the gauges of a replica set for one of its workers only, and removes them when it stops", () =>
   Effect.gen(function*() {
-    const workers = [0, 1].map(() => Telemetry.makeSource("main"))
-    const emit = (key: number, activity: Activity) => Telemetry.emit(workers[key]!, activity)
+    const workers = [0, 1].map(() => ActivityStream.make("main", () => []))
+    const emit = (key: number, activity: Activity) => workers[key]!.record(activity)
     const changed = { formedByThisWorker: false, reasons: [] }
     for (const key of [0, 1]) {
       yield* emit(key, Activity.WorkerStarting({ workerId: `worker-${key}`, projections: ["users"] }))
@@ -101,6 +101,20 @@ it.effect("sets the gauges of a replica set for one of its workers only, and rem
     yield* emit(0, Activity.Resumed())
     assert.deepStrictEqual((yield* series(Metrics.workerState))[0], "main worker-0 ready: 1")
     assert.deepStrictEqual(yield* series(Metrics.currentGenerationPartitions), ["main worker-0: 2"])
+
+    const [lower, upper] = [0, 1].map((key) => ({
+      projection: "users",
+      range: HashRange.partition(key, 2),
+      position: 0n
+    }))
+    yield* emit(0, Activity.RangeClaimed(lower!))
+    yield* emit(0, Activity.RangeClaimed(upper!))
+    yield* emit(0, Activity.RangeHalted({ ...upper!, halt, stack: "" }))
+    assert.deepStrictEqual(yield* series(Metrics.ranges), ["main worker-0 users: 2"])
+    assert.deepStrictEqual(yield* series(Metrics.haltedRanges), ["main worker-0 users: 1"])
+    yield* emit(0, Activity.RangeStopped(lower!))
+    yield* emit(0, Activity.RangeStopped(upper!))
+    assert.deepStrictEqual(yield* series(Metrics.ranges), [])
 
     yield* emit(0, Activity.WorkerStopping({ registration: registration(0) }))
     assert.deepStrictEqual((yield* series(Metrics.workerState))[0], "main worker-0 stopping: 1")
@@ -120,10 +134,9 @@ it.effect("adds rare activities to the current span, and no batches", () =>
   Effect.gen(function*() {
     const span = yield* Effect.currentSpan
     assert.instanceOf(span, Tracer.NativeSpan)
-    const source = Telemetry.makeSource("main")
-    yield* Telemetry.emit(source, Activity.RangeHalted({ projection: "users", range, halt, stack: "" }))
+    yield* Telemetry.emit("main", Activity.RangeHalted({ projection: "users", range, halt, stack: "" }))
     yield* Telemetry.emit(
-      source,
+      "main",
       Activity.BatchCommitted({ projection: "users", range, events: 1, position: 1n, took: Duration.zero })
     )
     // Effect adds log lines to the span too; the activity's own event has attributes.

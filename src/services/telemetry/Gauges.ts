@@ -1,0 +1,65 @@
+/**
+ * The gauges of a worker. They follow from its health as a whole: each activity sets the series that it changes, and
+ * removes those that no longer apply.
+ */
+import type * as Context from "effect/Context"
+import * as Metric from "effect/Metric"
+import type { Observed } from "../../schema/Health.ts"
+import * as Metrics from "./Metrics.ts"
+
+interface Series {
+  readonly gauge: Metric.Gauge<number>
+  readonly labels: Readonly<Record<string, string>>
+  readonly value: number
+}
+
+/**
+ * Updates the gauges of a worker whose activity has changed what is known about it. Synchronous, so that the updates of two
+ * activities cannot mix.
+ */
+export const updateUnsafe = (
+  replicaSet: string,
+  before: Observed,
+  after: Observed,
+  context: Context.Context<never>
+): void => {
+  if (before === after) return
+  const [old, current] = [seriesOf(replicaSet, before), seriesOf(replicaSet, after)]
+  for (const [key, { gauge, labels, value }] of current) {
+    if (old.get(key)?.value !== value) Metric.withAttributes(gauge, labels).updateUnsafe(value, context)
+  }
+  for (const [key, { gauge, labels }] of old) {
+    if (!current.has(key)) Metric.removeUnsafe(Metric.withAttributes(gauge, labels), context)
+  }
+}
+
+const states = ["pending", "ready", "running", "suspended", "stopping"] as const
+
+/** The series of a worker, by metric and labels; none unless it is registered. */
+const seriesOf = (replicaSet: string, observed: Observed): ReadonlyMap<string, Series> => {
+  const { beatAt, isSuspended, members, partition, ranges, state, workerId = "" } = observed
+  if (beatAt === undefined) return new Map()
+  const worker = { replica_set: replicaSet, worker_id: workerId }
+  const shown = isSuspended ? "suspended" : state
+  const series: Array<Series> = states.map((state) => ({
+    gauge: Metrics.workerState,
+    labels: { ...worker, state },
+    value: state === shown ? 1 : 0
+  }))
+  // While the worker is suspended, the others may form a generation, whose partition 0 sets these.
+  if (partition === 0 && !isSuspended) {
+    series.push(
+      { gauge: Metrics.activeWorkers, labels: worker, value: members },
+      { gauge: Metrics.currentGenerationPartitions, labels: worker, value: members }
+    )
+  }
+  for (const projection of new Set([...ranges.values()].map((range) => range.projection))) {
+    const own = [...ranges.values()].filter((range) => range.projection === projection)
+    const labels = { ...worker, projection }
+    series.push(
+      { gauge: Metrics.ranges, labels, value: own.length },
+      { gauge: Metrics.haltedRanges, labels, value: own.filter(({ isHalted }) => isHalted).length }
+    )
+  }
+  return new Map(series.map((one) => [JSON.stringify([one.gauge.id, one.labels]), one]))
+}
