@@ -96,10 +96,8 @@ export class Checkers {
     if (before === undefined && after === undefined) return
     this.dirty.add((after ?? before)!.projection)
     if (before === undefined) this.rowMade(by, after!)
-    else if (after === undefined) {
-      this.run.say(by.name, `merge ${nameOf(before)} away`, by.at)
-      this.run.coverage.count("steps", "merge")
-    } else if (before.fence?.incarnation === after.fence?.incarnation && before.position !== after.position) {
+    else if (after === undefined) this.rowMerged(by, before)
+    else if (before.fence?.incarnation === after.fence?.incarnation && before.position !== after.position) {
       this.rowMoved(by, before, after)
     } else {
       this.rowDecided(by, before, after)
@@ -111,6 +109,22 @@ export class Checkers {
     const subject = this.run.subjects.get(row.projection)
     if (subject !== undefined && subject.startedAt === undefined) subject.startedAt = row.position
     if (row.fence !== undefined) this.took(undefined, row)
+  }
+
+  /** A decision replaced a row by a larger one. The author may thereby take it from another worker. */
+  private rowMerged(by: Author, before: Row): void {
+    this.run.say(by.name, `merge ${nameOf(before)} away`, by.at)
+    this.run.coverage.count("steps", "merge")
+    const author = this.run.workers.find(({ name }) => name === by.name)
+    this.takenFrom(by, before, author !== undefined && author.replicaSet !== before.replicaSet)
+  }
+
+  /** Notes that a row was taken, unless its owner did it. */
+  private takenFrom(by: Author, before: Row, foreign: boolean): void {
+    if (before.fence === undefined || this.ownerOf(before.fence)?.name === by.name) return
+    if (foreign) this.robbed.add(before.fence.incarnation)
+    this.taken.push({ from: before.fence, row: before, by, foreign })
+    this.run.coverage.count("steps", "claim from a dead worker")
   }
 
   /** A batch, or progress without events, moved a row. */
@@ -149,18 +163,13 @@ export class Checkers {
     const foreign = before.replicaSet !== after.replicaSet
     if (foreign) coverage.count("steps", "rows claimed from another replica set")
     if (before.fence?.incarnation === after.fence?.incarnation) return
-    const owner = this.ownerOf(before.fence)
-    if (before.fence !== undefined && owner?.name !== by.name) {
-      if (foreign) this.robbed.add(before.fence.incarnation)
-      this.taken.push({ from: before.fence, row: before, by, foreign })
-      coverage.count("steps", "claim from a dead worker")
-    }
+    this.takenFrom(by, before, foreign)
     if (after.fence === undefined) {
       coverage.count("steps", "release")
       say(by.name, `releases ${nameOf(before)} as ${nameOf(after)} at ${after.position}`, by.at)
     } else {
       this.took(before, after)
-      const from = before.fence === undefined ? "" : ` from ${owner?.name}`
+      const from = before.fence === undefined ? "" : ` from ${this.ownerOf(before.fence)?.name}`
       const generation = after.fence.generationId
       say(by.name, `claims ${nameOf(after)} at ${after.position} for generation ${generation}${from}`, by.at)
     }
