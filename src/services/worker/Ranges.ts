@@ -6,7 +6,7 @@ import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import * as Fiber from "effect/Fiber"
+import type * as Fiber from "effect/Fiber"
 import * as Latch from "effect/Latch"
 import * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
@@ -53,8 +53,12 @@ interface Collection extends Options {
 interface Entry extends RangeState.RangeState {
   readonly openedAt: bigint
   readonly draining: Latch.Latch
-  /** Ends with the runner, or when the runner is left behind because it does not end. Undefined only while it starts. */
+  /** Opened when the runner has ended, or is left behind because it does not end. */
+  readonly over: Latch.Latch
+  /** The fiber of the runner; undefined only while it starts. */
   fiber: Fiber.Fiber<void> | undefined
+  /** Whether the runner must not continue. */
+  isInterrupted: boolean
 }
 
 /** How long to wait for a handler that does not stop when it is interrupted, before it is left behind. */
@@ -82,19 +86,21 @@ const open = Effect.fnUntraced(function*(ranges: Collection, held: Checkpoint.He
     ...RangeState.make(held, openedAt),
     openedAt,
     draining: Latch.makeUnsafe(false),
-    fiber: undefined
+    over: Latch.makeUnsafe(false),
+    fiber: undefined,
+    isInterrupted: false
   }
   ranges.entries.set(key, entry)
-  const runner = run(ranges, entry, job).pipe(
-    Effect.ensuring(remove(ranges, entry, job)),
+  // Not forked in the scope, whose end would wait for a handler that does not stop; `closeAll` ends it.
+  entry.fiber = yield* Abandonable.startWith(run(ranges, entry, job), remove(ranges, entry, job)).pipe(
     Effect.annotateLogs({
       projection: held.projection,
       range: HashRange.format(held.range),
       generation: String(held.fence.generationId)
     })
   )
-  // Not forked in the scope, whose end would wait for a handler that does not stop; `closeAll` ends it.
-  entry.fiber = yield* Abandonable.start(Abandonable.run(runner, { grace: interruptionGrace }))
+  // It was closed while its runner started.
+  if (entry.isInterrupted) yield* interrupt(entry)
 }, Effect.uninterruptible)
 
 /** Runs the range's runner to its end, of whatever kind. */
@@ -147,7 +153,10 @@ const remove = (ranges: Collection, entry: Entry, job: JobOptions): Effect.Effec
     ranges.entries.delete(Checkpoint.key(entry.held))
     return Effect.ensuring(
       job.record(Activity.RangeStopped({ projection, range, position })),
-      Effect.sync(ranges.onChange)
+      Effect.sync(() => {
+        ranges.onChange()
+        entry.over.openUnsafe()
+      })
     )
   })
 
@@ -165,22 +174,26 @@ const drain = (entry: Entry, timeout: Duration.Duration): Effect.Effect<void> =>
     entry.draining.openUnsafe()
     return Effect.asVoid(Abandonable.start(
       Effect.flatMap(
-        Effect.timeoutOption(ended(entry), timeout),
+        Effect.timeoutOption(entry.over.await, timeout),
         (exit) => Option.isNone(exit) ? interrupt(entry) : Effect.void
       )
     ))
   })
 
-const interrupt = (entry: Entry): Effect.Effect<void> => Effect.sync(() => entry.fiber?.interruptUnsafe())
-
-const ended = ({ fiber }: Entry): Effect.Effect<void> =>
-  fiber === undefined ? Effect.void : Effect.asVoid(Fiber.await(fiber))
+/** Interrupts the runner, and leaves it behind if it does not end. */
+const interrupt = (entry: Entry): Effect.Effect<void> =>
+  Effect.suspend(() => {
+    entry.isInterrupted = true
+    return entry.fiber === undefined ? Effect.void : Effect.asVoid(Abandonable.start(
+      Effect.andThen(Abandonable.interrupt(entry.fiber, interruptionGrace), entry.over.open)
+    ))
+  })
 
 const closeAll = (ranges: Collection, how: How): Effect.Effect<void> =>
   Effect.suspend(() => {
     const closing = [...ranges.entries]
     return Effect.andThen(
       Effect.forEach(closing, ([key]) => close(ranges, key, how), { discard: true }),
-      Effect.forEach(closing, ([, entry]) => ended(entry), { discard: true })
+      Effect.forEach(closing, ([, entry]) => entry.over.await, { discard: true })
     )
   })

@@ -206,3 +206,21 @@ it.effect("a range whose own row cannot be updated is reopened only after a dela
     assert.include(lines.filter(({ level }) => level === "Warn").map(({ text }) => text).join(), "row-level security")
     yield* Fiber.interrupt(fiber)
   }))
+
+it.effect("a range that is closed while its runner starts ends, at whichever step of the start", () =>
+  Effect.gen(function*() {
+    for (let steps = 0; steps < 60; steps++) {
+      const ranges = yield* makeRanges(() => Effect.never)
+      // Lets this test run after each of its steps.
+      const opening = yield* ranges.open.pipe(
+        Effect.provideService(Scheduler.MaxOpsBeforeYield, 3),
+        Effect.forkChild({ startImmediately: true })
+      )
+      yield* Effect.repeat(Effect.yieldNow, { times: steps })
+      yield* ranges.close(ranges.key, "now")
+      yield* Fiber.join(opening)
+      if (ranges.all.get(ranges.key)?.closing === false) yield* ranges.close(ranges.key, "now")
+      yield* pass(6000, 1000)
+      assert.strictEqual(ranges.all.size, 0, `closed after ${steps} steps`)
+    }
+  }))
