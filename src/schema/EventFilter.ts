@@ -59,7 +59,8 @@ export const format = (canonical: string): string => {
 type Lists = readonly [List, List, List]
 type List = ReadonlyArray<string> | null
 
-const isList = (value: unknown): value is List => value === null || Array.isArray(value)
+const isList = (value: unknown): value is List =>
+  value === null || (Array.isArray(value) && value.every((name) => typeof name === "string"))
 
 const isLists = (value: unknown): value is Lists => Array.isArray(value) && value.length === 3 && value.every(isList)
 

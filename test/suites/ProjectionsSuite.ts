@@ -129,7 +129,11 @@ export const suite = (
           yield* unique("context")
         ]
         const start = yield* append(context, ["A"])
-        const filter = { boundedContexts: [context], eventTypes: ["A", "B"] }
+        // Also names that JSON has to escape.
+        const filter = {
+          boundedContexts: [context],
+          eventTypes: ["A", "B", "\"\\/\b\f\n\r\t\u0001\u001f\u007f\u0080ü😀[],null"]
+        }
         const [a, b] = [yield* join(replicaSet, "a", [projection]), yield* join(replicaSet, "b", [projection])]
         yield* claim(a, projection, filter, start)
         yield* claim(b, projection, filter, start)
@@ -153,6 +157,40 @@ export const suite = (
           if (events > 0n) assert.isAtMost(oldest!.getTime(), status.at.getTime() + 1000)
           else assert.isUndefined(oldest)
         }
+      }))
+
+    it.effect("a recorded filter that cannot be read counts every event, and hides no other projection", () =>
+      Effect.gen(function*() {
+        const [replicaSet, context] = [yield* unique("replica-set"), yield* unique("context")]
+        const start = yield* append(context, ["A"])
+        const texts = [
+          "",
+          "A",
+          "[",
+          "[null,null]",
+          "[null,null,\"A\"]",
+          "[null,null,[\"\\x\"]]",
+          "[null,null,[\"a\nb\"]]",
+          "{\"a\":1}"
+        ]
+        const projections = yield* Effect.forEach(texts, () => unique("projection"))
+        const a = yield* join(replicaSet, "a", projections)
+        yield* (yield* CoordinationStore).apply({
+          registration: a,
+          projections: texts.map((filter, index) => ({
+            name: projections[index]!,
+            filter,
+            startPosition: start,
+            acceptFilterChange: false
+          })),
+          activeKeys: new Set(),
+          leaving: false,
+          rules: patient
+        })
+        yield* append(context, ["A", "B"])
+        const found = ofReplicaSet(yield* read, replicaSet)!.projections
+        assert.sameMembers(found.map(({ filter }) => filter), texts)
+        for (const { filter, ranges } of found) assert.isTrue(ranges[0]!.lag.events >= 2n, filter)
       }))
 
     it.effect("reports a halted range with its event, and as a problem", () =>

@@ -72,13 +72,26 @@ const millis = (time: string): string => `floor(extract(epoch FROM ${time}) * 10
 /** The columns that a filter selects by, in the order of `EventFilter.canonical`. */
 const filterColumns = ["bounded_context", "aggregate_type", "event_type"]
 
-/** SQL: the lists of the filter in row `c`, each NULL if it selects everything. OFFSET keeps it from being repeated. */
+const namePattern = String.raw`"(?:[^"\\\u0001-\u001f]|\\(?:["\\bfnrt]|u(?!0000)00[01][0-9a-f]))*"`
+
+const listPattern = String.raw`(?:null|\[(?:${namePattern}(?:,${namePattern})*)?\])`
+
+/**
+ * Matches the texts that `EventFilter.canonical` writes. A recorded text may be any other, for example because it was
+ * written by hand, and a conversion of invalid JSON would fail the whole statement.
+ */
+const canonicalPattern = String.raw`^\[${listPattern},${listPattern},${listPattern}\]$`
+
+/**
+ * SQL: the lists of the filter in row `c`, each NULL if it selects everything, as an unreadable filter does. OFFSET keeps
+ * it from being evaluated for every event.
+ */
 const filterLists = `SELECT ${
   filterColumns.map((column, index) =>
-    `CASE WHEN json_typeof(c.filter::json->${index}) = 'array'
-          THEN ARRAY(SELECT json_array_elements_text(c.filter::json->${index})) END AS ${column}`
+    `CASE WHEN json_typeof(filter.lists->${index}) = 'array'
+          THEN ARRAY(SELECT json_array_elements_text(filter.lists->${index})) END AS ${column}`
   ).join(", ")
-} OFFSET 0`
+} FROM (SELECT CASE WHEN c.filter ~ ${literal(canonicalPattern)} THEN c.filter::json END AS lists) AS filter OFFSET 0`
 
 /** SQL: whether event `e` is selected by the lists `f`. */
 const isSelected = filterColumns.map((column) => `(f.${column} IS NULL OR e.${column} = ANY (f.${column}))`).join(
