@@ -16,9 +16,9 @@ import type * as SqlError from "effect/sql/SqlError"
 import type { StoreError } from "../../../schema/Errors.ts"
 import * as Abandonable from "../../../services/Abandonable.ts"
 import { isTrue } from "../connection/Codecs.ts"
+import { quietly } from "../connection/PoolStatement.ts"
 import { connectionLost, unavailable } from "../connection/SqlErrors.ts"
 import type { Database } from "../Database.ts"
-import { quietly } from "./FencedWrite.ts"
 
 /** Identifies a transaction on the server. */
 export interface Transaction {

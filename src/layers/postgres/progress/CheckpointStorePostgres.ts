@@ -30,6 +30,7 @@ import {
 } from "../../../services/CheckpointStore.ts"
 import { isTrue } from "../connection/Codecs.ts"
 import { isUnstorable, writing } from "../connection/Encoding.ts"
+import { inTime, quietly } from "../connection/PoolStatement.ts"
 import * as ServerEpochSql from "../connection/ServerEpochSql.ts"
 import { isTransient, readOnly, toStoreError } from "../connection/SqlErrors.ts"
 import * as Rows from "../coordination/Rows.ts"
@@ -38,7 +39,7 @@ import { hashOf } from "../HashSql.ts"
 import * as BatchFailure from "./BatchFailure.ts"
 import * as BatchTransaction from "./BatchTransaction.ts"
 import * as EmptyProgress from "./EmptyProgress.ts"
-import { alsoAdvanced, explainZeroRows, inTime, isAt, isHeldAs, quietly, resolveUnknownCommit } from "./FencedWrite.ts"
+import { alsoAdvanced, explainZeroRows, isAt, isHeldAs, resolveUnknownCommit } from "./FencedWrite.ts"
 
 type Store = CheckpointStore
 

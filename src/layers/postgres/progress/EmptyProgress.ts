@@ -11,6 +11,7 @@ import type { StoreError } from "../../../schema/Errors.ts"
 import { type CheckpointStore, EpochEnded, Fenced, TransientFailure } from "../../../services/CheckpointStore.ts"
 import type { ServerEpoch } from "../../../services/EventStore.ts"
 import { isTrue } from "../connection/Codecs.ts"
+import { inTime, quietly } from "../connection/PoolStatement.ts"
 import * as ServerEpochSql from "../connection/ServerEpochSql.ts"
 import { isConflict, isConnectionLoss, isTransient, toStoreError } from "../connection/SqlErrors.ts"
 import * as Rows from "../coordination/Rows.ts"
@@ -57,7 +58,7 @@ const advanceTogether = Effect.fnUntraced(function*(
   database: Database["Service"],
   entries: Entries
 ): Effect.fn.Return<void> {
-  const result = yield* Effect.result(FencedWrite.inTime(advanceRows(database, entries)))
+  const result = yield* Effect.result(inTime(advanceRows(database, entries)))
   if (result._tag === "Failure") return yield* completeFailed(database, entries, result.failure)
   for (const [index, row] of result.success.entries()) yield* complete(entries[index]!, row)
 })
@@ -88,7 +89,7 @@ const advanceRows = ({ sql, table }: Database["Service"], entries: Entries) => {
   }))
   const checkpoints = table("checkpoints")
   const isHeld = sql`${FencedWrite.isHeldAsWanted(sql)} AND c.position = w."from"`
-  return FencedWrite.quietly(sql<AdvanceRow>`
+  return quietly(sql<AdvanceRow>`
     WITH wanted AS MATERIALIZED (
       SELECT * FROM json_to_recordset(${JSON.stringify(wanted)}::json) AS w (place int, projection_name text,
         range_start bigint, range_end bigint, worker_id text, incarnation bigint, generation_id bigint, "from" bigint,

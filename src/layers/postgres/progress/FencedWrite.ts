@@ -2,7 +2,6 @@
  * Writes to the row of a checkpoint under its fence: the SQL that compares the fence, and what it means if a write
  * matched no row or its answer was lost.
  */
-import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
 import type * as SqlError from "effect/sql/SqlError"
@@ -11,8 +10,9 @@ import type { Held } from "../../../schema/Checkpoint.ts"
 import type { StoreError } from "../../../schema/Errors.ts"
 import { EpochEnded, Fenced, TransientFailure } from "../../../services/CheckpointStore.ts"
 import type { ServerEpoch } from "../../../services/EventStore.ts"
+import { inTime, quietly } from "../connection/PoolStatement.ts"
 import * as ServerEpochSql from "../connection/ServerEpochSql.ts"
-import { connectionLost, isConnectionLoss, isTransient } from "../connection/SqlErrors.ts"
+import { isConnectionLoss, isTransient } from "../connection/SqlErrors.ts"
 import type { Database } from "../Database.ts"
 
 /** The columns that identify a range and its fence. */
@@ -61,20 +61,6 @@ export const lockHeldAs = (sql: Statement.Constructor, held: Held) => sql`${isHe
 /** SQL: what an advance sets besides the position. Also clears a halt whose acknowledgement was lost. */
 export const alsoAdvanced = `updated_at = clock_timestamp(), halted_since = NULL, halted_error = NULL,
   halted_position = NULL, halted_event_id = NULL, halted_hash = NULL, halted_incarnation = NULL`
-
-export const quietly = Effect.withTracerEnabled(false)
-
-/** Time limit for a statement outside of batches; it may have to wait for a lock that a dead process left behind. */
-const statementLimit = Duration.seconds(10)
-
-const noAnswer = connectionLost("no answer in time, or no connection to ask on")
-
-/**
- * Fails after `statementLimit`. The statement is then interrupted: the driver cancels it, and closes the connection if
- * the cancellation is not answered either.
- */
-export const inTime = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E | SqlError.SqlError, R> =>
-  Effect.timeoutOrElse(self, { duration: statementLimit, orElse: () => Effect.fail(noAnswer) })
 
 const whileUnreachable = Schedule.jittered(
   Schedule.min([Schedule.exponential("50 millis"), Schedule.spaced("2 seconds")])

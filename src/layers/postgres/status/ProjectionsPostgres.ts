@@ -2,12 +2,12 @@
 import * as Effect from "effect/Effect"
 import * as Status from "../../../schema/Status.ts"
 import { Projections } from "../../../services/Projections.ts"
+import { inTime, quietly } from "../connection/PoolStatement.ts"
 import * as Presence from "../coordination/Presence.ts"
 import { Database } from "../Database.ts"
 import * as SequenceCheck from "../events/SequenceCheck.ts"
 import { hashOf } from "../HashSql.ts"
 import { literal } from "../migrations/Sql.ts"
-import { inTime, quietly } from "../progress/FencedWrite.ts"
 
 export const make: Effect.Effect<Projections["Service"], never, Database> = Effect.map(
   Database,
