@@ -45,8 +45,7 @@ export const command = Command.make(
     const show = Effect.gen(function*() {
       const status = yield* (yield* Projections).status
       yield* Console.log(render(status))
-      const { exitCode } = process
-      process.exitCode = Status.problems(status).length === 0 ? exitCode ?? 0 : needsAttention
+      process.exitCode = Status.problems(status).length === 0 ? 0 : needsAttention
     })
     const directUrl = yield* Settings.directUrl
     const projections = Layer.effect(Projections)(ProjectionsPostgres.make).pipe(

@@ -21,8 +21,8 @@ export const Health = Schema.Struct({
   workerId: Schema.optionalKey(Schema.String),
   /**
    * `starting`: not registered yet, or registering again after an eviction; `pending`: registered; `ready`: a member of a
-   * generation; `running`: works on its whole assignment; `suspended`: could not renew its heartbeat in time; `stopping`: its
-   * ranges have ended, and it unregisters; `stopped`: not running.
+   * generation; `running`: works on its whole assignment; `suspended`: could not renew its heartbeat in time; `stopping`: it
+   * was asked to stop, its ranges drain, and then it unregisters; `stopped`: not running.
    */
   state: Schema.Literals(["starting", "pending", "ready", "running", "suspended", "stopping", "stopped"]),
   generationId: Schema.optionalKey(Schema.BigInt),
@@ -166,7 +166,7 @@ const problemOf = ({ haltedRanges, ranges, silentFor, state }: Health, late: Dur
     case "stopped":
       return "The worker is not running."
     case "stopping":
-      return "The worker has finished its batches and is leaving."
+      return "The worker was asked to stop: it finishes its batches and leaves."
     case "suspended":
       return "The worker could not renew its heartbeat in time, so other workers may take over its ranges."
     default:
