@@ -199,7 +199,8 @@ const ensureLocked = Effect.fnUntraced(
     const created = !Files.isInitialized(instance)
     const before = readPidFile(instance)
     if (created) {
-      // A server whose data or password was deleted would keep the port and the lock of the new one; it may have ended already.
+      // A server whose data or password was deleted would keep the port and the lock of the new one. Stopping it fails if it
+      // has already ended, which is the aim.
       if (before !== undefined) yield* Effect.ignore(halt(instance, "immediate"))
       yield* Files.initialize(instance)
     }

@@ -90,7 +90,7 @@ export const attempt = <A>(operation: string, advice: string, evaluate: () => A)
 
 const isRoot = process.getuid?.() === 0
 
-/** PostgreSQL refuses to run as root; `nobody` owns nothing else, so it can damage nothing else. */
+/** PostgreSQL refuses to run as root. It runs as `nobody`, a user that owns no other files and so cannot change them. */
 const unprivilegedUser = (): { readonly uid: number; readonly gid: number } => {
   const users = Fs.readFileSync("/etc/passwd", "utf8").split("\n").map((line) => line.split(":"))
   // oxlint-disable-next-line project/words -- the user's name

@@ -39,7 +39,12 @@ it.each(
     ["while it works", running, "running", undefined],
     ["while it is suspended", [...running, Activity.Suspended()], "suspended", /could not renew its heartbeat in time/],
     ["after it has resumed", [...running, Activity.Suspended(), Activity.Resumed()], "running", undefined],
-    ["while it leaves", [...running, Activity.WorkerStopping({ registration })], "stopping", /asked to stop: it finishes its batches/],
+    [
+      "while it leaves",
+      [...running, Activity.WorkerStopping({ registration })],
+      "stopping",
+      /asked to stop: it finishes its batches/
+    ],
     [
       "after it has left",
       [...running, Activity.WorkerLeft({ registration, formedGeneration: true })],

@@ -5,6 +5,7 @@
 import * as PgClient from "@effect/sql-pg/PgClient"
 import { assert, it } from "@effect/vitest"
 import * as Cause from "effect/Cause"
+import * as Clock from "effect/Clock"
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -274,7 +275,7 @@ it.layer(migrated, { excludeTestServices: true })(
     })
 
     test("reports a worker id that is in use", function*() {
-      const begun = Date.now()
+      const begun = yield* Clock.currentTimeMillis
       const live = () =>
         worker(nothing("id_in_use"), {
           workerId: "pod-0",

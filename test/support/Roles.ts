@@ -12,7 +12,8 @@ export const make = Effect.gen(function*() {
   url.password = "password-of-the-role"
   yield* Effect.acquireRelease(
     sql`CREATE ROLE ${sql(name)} LOGIN PASSWORD 'password-of-the-role'`,
-    // The role cannot be dropped before its grants in this database are.
+    // The role cannot be dropped before its grants in this database are. A failure must fail the test, because the role
+    // belongs to the whole server, and a finalizer can fail only with a defect.
     () => Effect.orDie(Effect.andThen(sql`DROP OWNED BY ${sql(name)}`, sql`DROP ROLE ${sql(name)}`))
   )
   return { name, url }

@@ -106,7 +106,7 @@ holds<
     Errors.CheckpointAheadOfEvents | Errors.EventError | Errors.StoreErrorReason
   >
 >()
-// @ts-expect-error there is no such reason
+// @ts-expect-error TablesMissing is an error of its own, not a reason of StoreError
 Effect.catchReason(page, "StoreError", "TablesMissing", () => Effect.void)
 holds<Equals<Effect.Services<typeof Orchestrator.run>, Orchestrator.Orchestrator>>()
 holds<Equals<Effect.Success<typeof Orchestrator.catchUp>, void>>()
