@@ -114,8 +114,10 @@ describe("the library's sessions", () => {
       startupParameters: { statement_timeout: "4321", default_transaction_isolation: "serializable" }
     }))
 
+  const postgres14 = Servers.postgres14()
+
   it.live("ignore the defaults on the oldest supported server", () =>
-    Effect.flatMap(Servers.postgres14, (serverUrl) => ownSettings({ serverUrl }, {})))
+    Effect.flatMap(postgres14, (serverUrl) => ownSettings({ serverUrl }, {})))
 
   EventStores.test(
     "read events beside a prepared writer that conflicts, where transactions are serializable by default",

@@ -14,6 +14,6 @@ EventStoreSuite.suite("postgres", EventStores.layerWith(), { time: realTime, tra
 
 // The oldest supported server refuses some expressions that later versions accept.
 describe("on PostgreSQL 14", { tags: ["long"] }, () => {
-  const layer = Layer.unwrap(Effect.map(Servers.postgres14, (serverUrl) => EventStores.layerWith({ serverUrl })))
+  const layer = Layer.unwrap(Effect.map(Servers.postgres14(), (serverUrl) => EventStores.layerWith({ serverUrl })))
   EventStoreSuite.suite("postgres 14", layer, { time: realTime, transact })
 })

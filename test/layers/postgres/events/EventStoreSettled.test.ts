@@ -350,7 +350,7 @@ const onEach = (
 }
 
 onEach("the test server", Effect.undefined)
-onEach("PostgreSQL 14", Servers.postgres14, ["long"])
+onEach("PostgreSQL 14", Servers.postgres14(), ["long"])
 
 const test = EventStores.storeTest
 
