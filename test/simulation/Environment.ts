@@ -8,6 +8,8 @@ import type { Subject, Worker } from "./Run.ts"
 import type { Write } from "./Scenario.ts"
 
 export interface Environment<R> {
+  /** Checks something once the checkers have received everything that is committed by now. */
+  readonly check: (check: () => void) => void
   /** Runs a function later, even if workers are frozen. */
   readonly after: (millis: number, run: () => void) => void
   readonly write: (write: Write) => void

@@ -144,12 +144,14 @@ export class Fleet<R> {
     const { coverage, missing, say, subjects, violation } = this.run
     coverage.count("steps", "caught up and left")
     say(worker.name, "has caught up")
-    for (const name of worker.start.carries) {
-      const lacking = missing(subjects.get(name)!, end)
-      if (lacking !== undefined) {
-        violation(`P3: ${worker.name} caught up with ${end}, but not with ${name}/${lacking}`)
+    this.environment.check(() => {
+      for (const name of worker.start.carries) {
+        const lacking = missing(subjects.get(name)!, end)
+        if (lacking !== undefined) {
+          violation(`P3: ${worker.name} caught up with ${end}, but not with ${name}/${lacking}`)
+        }
       }
-    }
+    })
   }
 
   /** Restarts a failed worker as a supervisor does, unless it is superfluous. */

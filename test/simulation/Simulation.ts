@@ -189,6 +189,7 @@ const environmentOf = (engine: Engine, driver: Process, mutation: Mutation, scen
   }
 
   const environment: Environment<never> = {
+    check: (check) => check(),
     after,
     write,
     openWriters: () => open,

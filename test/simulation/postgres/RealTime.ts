@@ -107,13 +107,21 @@ const simulateOn = Effect.fnUntraced(function*(scenario: Scenario.Scenario, opti
 
   const affected = (worker: Worker | undefined) => worker === undefined ? [...simulatedWorkers.values()] : [of(worker)]
 
+  /** What is checked after the next read of the audit. */
+  const checks: Array<() => void> = []
   const environment: Environment<SqlClient.SqlClient> = {
+    check: (check) => checks.push(check),
     after: (millis, action) => forkAction(Effect.andThen(Effect.sleep(millis), Effect.sync(action))),
     write: (write) => forkAction(writers.write(write)),
     openWriters: writers.open,
     handle: scenario.sharesRows ? handleShared : handle,
     start: (worker, orchestrator, ended) => {
-      const simulated = new SimulatedWorker(run, worker, url)
+      const simulated = new SimulatedWorker(
+        run,
+        worker,
+        url,
+        (held) => checks.push(() => checkers.fenced(worker, held))
+      )
       simulatedWorkers.set(worker, simulated)
       // In real time, any delay may keep a worker from its heartbeats.
       worker.ailments.cutOffUntil = Infinity
@@ -161,11 +169,11 @@ const simulateOn = Effect.fnUntraced(function*(scenario: Scenario.Scenario, opti
   }
   /** Passes everything that was committed before this began to the checkers. */
   const look = Effect.gen(function*() {
-    const refused = [...simulatedWorkers].map(([worker, simulated]) => [worker, simulated.refused.splice(0)] as const)
+    const due = checks.splice(0)
     const seen = yield* Audit.read(sql, snapshot)
     snapshot = seen.snapshot
     for (const transaction of seen.transactions) mirror.apply(transaction, outside)
-    for (const [worker, held] of refused) for (const row of held) checkers.fenced(worker, row)
+    for (const check of due) check()
   })
 
   const scenarioRun = new ScenarioRun(run, environment, checkers)
@@ -177,6 +185,7 @@ const simulateOn = Effect.fnUntraced(function*(scenario: Scenario.Scenario, opti
     if (wait.value.done()) wait = steps.next(true)
     else if (run.now() >= wait.value.deadline) wait = steps.next(false)
   }
+  yield* look
   yield* end(run, simulatedWorkers)
   coverage.count("numbers", "seconds", Math.round(run.now() / 1000))
   return scenarioRun.outcome satisfies Outcome

@@ -48,18 +48,18 @@ export class SimulatedWorker {
   readonly wire: Wire
   readonly parking = new Faults.Parking()
   private readonly awake: Effect.Effect<void>
-  /** Refused batches that the checkers have not checked yet. */
-  refused: Array<Held> = []
   fiber: Fiber.Fiber<unknown, unknown> | undefined
   private readonly run: Run
   private readonly worker: Worker
   private readonly url: string
+  private readonly fenced: (held: Held) => void
 
-  constructor(run: Run, worker: Worker, url: string) {
+  constructor(run: Run, worker: Worker, url: string, fenced: (held: Held) => void) {
     const { hostname, port } = new URL(url)
     this.run = run
     this.worker = worker
     this.url = url
+    this.fenced = fenced
     this.awake = this.parking.while(() => worker.isFrozen)
     this.wire = new Wire({ host: hostname, port: Number(port || 5432) })
   }
@@ -93,13 +93,13 @@ export class SimulatedWorker {
     )
   }
 
-  /** The stores, with a record of what they refused. */
+  /** The stores, which report what they refused. */
   private watched(stores: Context.Context<Stores>): Context.Context<Stores> {
     const checkpoints = Context.get(stores, CheckpointStore)
     const membership = Context.get(stores, Membership)
     const note = (held: Held) => (error: { readonly _tag: string }) =>
       Effect.sync(() => {
-        if (error._tag === "Fenced") this.refused.push(held)
+        if (error._tag === "Fenced") this.fenced(held)
         if (error._tag === "HandlerFailure" || error._tag === "TransientFailure") {
           this.run.coverage.count("errors", error._tag)
         }
