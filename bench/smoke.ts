@@ -19,7 +19,7 @@ import {
   Program,
   Projection
 } from "pupsourcing-orchestrator"
-import * as Database from "../examples/support/Database.ts"
+import * as ExampleDatabase from "../src/testing/ExampleDatabase.ts"
 import * as Measurement from "../src/testing/Measurement.ts"
 import { atLeast, atMost, type Measure, median, percentile, print } from "./Measure.ts"
 
@@ -255,7 +255,7 @@ const processes = Effect.fnUntraced(function*(url: Redacted.Redacted, rounds: nu
 })
 
 const program = Effect.gen(function*() {
-  const base = yield* Database.url
+  const base = yield* ExampleDatabase.url
   const name = `bench_${process.pid}`
   yield* Effect.acquireUseRelease(
     Effect.gen(function*() {

@@ -1,5 +1,6 @@
 /**
- * One worker of replica set `main-projections`. Start it in as many terminals as you like.
+ * One worker of replica set `main-projections`. Start it in as many terminals as you like. With `--once`, it handles the
+ * events that there are, and ends.
  */
 import { Effect, Layer } from "effect"
 import { Orchestrator, PostgresStores, Program } from "pupsourcing-orchestrator"
@@ -14,4 +15,6 @@ const Live = Orchestrator.layer({ replicaSet: "main-projections", projections: [
   Layer.provideMerge(Database.layer)
 )
 
-Program.runMain(Orchestrator.run.pipe(Effect.provide(Live.pipe(Layer.provideMerge(ConsoleLog.layer)))))
+const worker = process.argv.includes("--once") ? Orchestrator.catchUp : Orchestrator.run
+
+Program.runMain(worker.pipe(Effect.provide(Live.pipe(Layer.provideMerge(ConsoleLog.layer)))))

@@ -6,7 +6,7 @@ import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import { Cause, Console, Effect, Layer } from "effect"
 import { SqlError } from "effect/sql"
 import { PostgresStores } from "pupsourcing-orchestrator"
-import * as Examples from "../support/Database.ts"
+import * as ExampleDatabase from "../../src/testing/ExampleDatabase.ts"
 import { compare } from "./Comparison.ts"
 import * as Database from "./Database.ts"
 import { DemoFailed } from "./DemoFailed.ts"
@@ -52,7 +52,7 @@ const demo = Effect.fnUntraced(function*(url: Parameters<typeof Fleet.make>[0], 
 
 const program = Effect.gen(function*() {
   const screen = yield* Table.make
-  const url = yield* Examples.url
+  const url = yield* ExampleDatabase.url
   const Client = Database.layer(url, "demo")
   const Live = PostgresStores.layer.pipe(
     Layer.provide(Layer.effectDiscard(tables)),

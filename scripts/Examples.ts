@@ -1,0 +1,15 @@
+/** The examples: every folder of examples with a program `main.ts`. */
+import { globSync, readFileSync } from "node:fs"
+import { dirname, resolve } from "node:path"
+import { fileURLToPath } from "node:url"
+
+export const folder = fileURLToPath(new URL("../examples/", import.meta.url))
+
+export const names: ReadonlyArray<string> = globSync("*/main.ts", { cwd: folder }).map((path) => dirname(path))
+  .toSorted()
+
+/** The first sentence of an example's README. */
+export const summary = (name: string): string => {
+  const [, text = ""] = readFileSync(resolve(folder, name, "README.md"), "utf8").split("\n\n")
+  return /^.*?[.:](?=\s|$)/s.exec(text)?.[0].replaceAll(/\s+/g, " ").replace(/:$/, ".") ?? ""
+}
