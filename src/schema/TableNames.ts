@@ -33,10 +33,21 @@ export interface TableNames {
 }
 
 /**
+ * The key of a table or sequence in `tables`.
+ *
  * @category models
  * @since 0.1.0
  */
-export type TableKey = Exclude<keyof TableNames, "schema" | "eventStoreSchema" | "located">
+export type TableKey =
+  | "generations"
+  | "workers"
+  | "heartbeats"
+  | "checkpoints"
+  | "meta"
+  | "incarnations"
+  | "presenceKeys"
+  | "events"
+  | "aggregateHeads"
 
 /**
  * Names that can be configured. Absent ones keep their defaults.

@@ -63,7 +63,12 @@ export interface Listener {
   readonly queue: Queue.Queue<void>
 }
 
-/** The state that all processes share. */
+/**
+ * The state that the stores of several processes share in place of a database. Opaque: `MemoryStores.makeWorld` makes it.
+ *
+ * @category models
+ * @since 0.1.0
+ */
 export interface MemoryWorld {
   /** Milliseconds of the world's clock, which is the clock of the context in which the world was made. */
   readonly now: Effect.Effect<number>

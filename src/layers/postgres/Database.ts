@@ -16,7 +16,12 @@ import type { Server } from "./connection/Server.ts"
 import type * as Session from "./connection/Session.ts"
 
 /**
- * The names of the tables and their schema, and whether LISTEN and presence are used.
+ * The names of the tables and their schema, where the library's own sessions connect, and whether LISTEN and presence
+ * are used. Without LISTEN, changes are found within `pollInterval`; without presence, a death is detected after
+ * `staleWorkerTimeout`.
+ *
+ * @category options
+ * @since 0.1.0
  */
 export interface Options extends TableNames.Options {
   /** Whether LISTEN and NOTIFY are used. Default true; if false, changes are found by polling. */

@@ -47,6 +47,14 @@ export interface Options extends TableNames.Options, EventStoreTables.UpOptions 
 export type { Options as TableOptions } from "../../schema/TableNames.ts"
 
 /**
+ * The key of a table or sequence in `tables`.
+ *
+ * @category options
+ * @since 0.1.0
+ */
+export type { TableKey } from "../../schema/TableNames.ts"
+
+/**
  * A difference between an existing table of the event store and the table that this library creates.
  *
  * @category models

@@ -7,7 +7,12 @@ import { qualified, quoted, type TableKey, type TableNames } from "../../../sche
 import * as OrchestratorTables from "./OrchestratorTables.ts"
 import { block, createSchema, indented, literal, lock, textArray } from "./Sql.ts"
 
-/** A difference between a table and what this library relies on. */
+/**
+ * A difference between an existing table of the event store and the table that this library creates.
+ *
+ * @category models
+ * @since 0.1.0
+ */
 export interface Difference {
   readonly table: string
   /** A column, or the columns of a key. */

@@ -9,7 +9,12 @@ import * as Privileges from "./Privileges.ts"
 import { literal } from "./Sql.ts"
 import { exists, requirePrivileges, type Transaction } from "./Transaction.ts"
 
-/** The state of the tables in the database. */
+/**
+ * The state of the tables in the database.
+ *
+ * @category models
+ * @since 0.1.0
+ */
 export interface Status {
   /** The version of the orchestrator's tables; absent if they have not been created completely. */
   readonly version: number | undefined
