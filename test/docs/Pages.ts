@@ -16,9 +16,12 @@ export const read = (page: string): string => Fs.readFileSync(Path.join(root, "d
 
 /** Returns the block of that name. */
 export const block = (page: string, name: string): string => {
-  const found = [...read(page).matchAll(/^```[a-z]+ (\S+)\n([\s\S]*?)^```$/gm)].filter(([, given]) => given === name)
+  const found = [...read(page).matchAll(/^( *)```[a-z]+ (\S+)\n([\s\S]*?)^ *```$/gm)].filter((match) =>
+    match[2] === name
+  )
   if (found.length !== 1) throw new Error(`docs/${page}.md has ${found.length} blocks named ${name}`)
-  return found[0]![2]!
+  const [, indent, , text] = found[0]!
+  return text!.replaceAll(new RegExp(`^${indent}`, "gm"), "")
 }
 
 /** Replaces a value of the page by one of the test; the page must contain it. */
