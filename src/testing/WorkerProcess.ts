@@ -50,6 +50,8 @@ export interface Options {
   readonly id: string
   /** The program, which imports the library as source. */
   readonly script: string
+  /** The program's own arguments. */
+  readonly args?: ReadonlyArray<string> | undefined
   /** Variables in addition to those of this process. */
   readonly env: Readonly<Record<string, string>>
   /** The program that starts Node.js, and its arguments: `ip netns exec …`. */
@@ -65,10 +67,10 @@ export interface Options {
 export const lastLines = (text: string, count: number): string =>
   text.trimEnd().split("\n").slice(-count).map((line) => `  ${line}`).join("\n")
 
-const start = ({ env, nodeArguments = [], script, stdin = "ignore", through = [] }: Options) => {
-  const node = [process.execPath, ...nodeArguments, "--conditions=pupsourcing-orchestrator-source", script]
-  const [program, ...args] = [...through, ...node] as [string, ...Array<string>]
-  return ChildProcess.spawn(program, args, {
+const start = ({ args = [], env, nodeArguments = [], script, stdin = "ignore", through = [] }: Options) => {
+  const node = [process.execPath, ...nodeArguments, "--conditions=pupsourcing-orchestrator-source", script, ...args]
+  const [program, ...rest] = [...through, ...node] as [string, ...Array<string>]
+  return ChildProcess.spawn(program, rest, {
     cwd: root,
     env: { ...process.env, NODE_COMPILE_CACHE: compileCache, NO_COLOR: "1", ...env },
     stdio: [stdin, "pipe", "pipe"]
