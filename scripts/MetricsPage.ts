@@ -9,14 +9,17 @@ The library records [Effect metrics](https://effect.website/docs/observability/m
 \`PrometheusMetrics\` and \`Otlp\` of \`effect/observability\`, or \`@effect/opentelemetry\`. \`pupsourcing-orchestrator/http\` serves them as
 [\`GET /metrics\`](operations.md#http-endpoints). The module \`Metrics\` exports each of them.
 
-- Counters start at 0 when the worker starts, so that \`rate\` and \`increase\` include the first change.
-- \`active_workers\` and \`current_generation_partitions\` describe a whole replica set, and only its worker with partition 0 sets them. Therefore
-  \`sum\` and \`max\` over all workers give the number of workers.
-- The gauges of a worker disappear when it leaves or is evicted.
+- Counters and histograms start at 0 when the worker starts, so that \`rate\` and \`increase\` include the first change.
+- Some gauges describe a whole replica set: \`active_workers\`, \`current_generation_partitions\`, \`projection_lag_events\`,
+  \`projection_lag_seconds\`, \`projection_stalled_seconds\`, \`ranges_without_owner\` and \`settled_lag_seconds\`. Only the worker with partition 0
+  sets them, so \`sum\` and \`max\` over all workers give the same, right value.
+- That worker reads the lag from \`Projections.status\` when it has reached its assignment and then every 15 seconds, independently of the
+  projections' progress. A sample that fails or takes more than 10 seconds is skipped; without a sample for a minute the series disappear.
+- The gauges of a worker disappear when it leaves or is evicted, and those of the replica set also while it is suspended.
 - All names, labels and bucket bounds of the Go library exist here too, so that its dashboards and alerts work. The differences:
   - \`active_workers\` and \`current_generation_partitions\` also have the label \`worker_id\`, and \`partition_assignments_total\` also has
     \`projection\`.
-  - \`projection_halts_total\`, \`halted_ranges\`, \`ranges\`, \`batch_events\` and some bucket bounds are new.
+  - All metrics that are not in the Go library are new, and so are some bucket bounds.
   - \`worker_state\` has the additional state \`suspended\`. A worker that has left has no series instead of the state \`stopped\`.
   - \`event_processing_duration_seconds\` has one value for each batch: its duration divided by the number of its events.
 `

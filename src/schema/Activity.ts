@@ -34,6 +34,30 @@ import type { Registration } from "./Worker.ts"
 export type ChangeReason = "WorkerJoined" | "WorkerLeft" | "WorkerLost" | "ProjectionsChanged"
 
 /**
+ * What `Projections.status` shows of a replica set, as the metrics report it.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface ReplicaSetSample {
+  /**
+   * Time since the oldest transaction for which readers wait began, or since it was first observed if the role may not
+   * read that; zero if there is none.
+   */
+  readonly settledLag: Duration.Duration
+  readonly projections: ReadonlyArray<{
+    readonly projection: string
+    /** The number of matching events that are not handled yet; an estimate beyond 10,000 events of a range. */
+    readonly lagEvents: bigint
+    /** Time since the oldest of them was appended; zero if there is none. */
+    readonly lag: Duration.Duration
+    /** For how long the range that has waited longest has had events to handle and made no progress. */
+    readonly stalled: Duration.Duration
+    readonly rangesWithoutOwner: number
+  }>
+}
+
+/**
  * An entry of a worker's activity.
  *
  * @category models
@@ -62,6 +86,10 @@ export type Activity = Data.TaggedEnum<{
     /** Whether the worker is the only member, and the generation before this one had others. */
     readonly isLeftAlone: boolean
   }
+  /** The worker has claimed a range that another worker had released. `after`: the time since the release. */
+  RangeHandedOver: { readonly projection: string; readonly range: HashRange; readonly after: Duration.Duration }
+  /** The worker has claimed a range of a dead worker. `after`: the time since the last heartbeat of that worker. */
+  RangeTakenOver: { readonly projection: string; readonly range: HashRange; readonly after: Duration.Duration }
   /** A range's runner starts at `position`: after a claim, or again after it had to stop. */
   RangeClaimed: { readonly projection: string; readonly range: HashRange; readonly position: bigint }
   /** A batch has committed: read model and progress, up to `position`. */
@@ -104,6 +132,13 @@ export type Activity = Data.TaggedEnum<{
     readonly given: string
     readonly remaining: ReadonlyArray<string>
   }
+  /**
+   * The worker with partition 0 has sampled the status of its replica set; without a sample, it has not been able to for
+   * a minute.
+   */
+  ReplicaSetSampled: { readonly sample: ReplicaSetSample | undefined }
+  /** LISTEN became active or inactive, or the library opened or lost a session of its own. */
+  ConnectionsChanged: { readonly isListening: boolean; readonly sessions: number }
   /** The worker has renewed its heartbeat. */
   HeartbeatRenewed: { readonly took: Duration.Duration }
   /** The worker could not renew its heartbeat in time. Its projections are stopped until it can. */

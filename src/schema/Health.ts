@@ -6,7 +6,7 @@
  */
 import * as Duration from "effect/Duration"
 import * as Schema from "effect/Schema"
-import type { Activity } from "./Activity.ts"
+import type { Activity, ReplicaSetSample } from "./Activity.ts"
 import type * as HashRange from "./HashRange.ts"
 
 /**
@@ -58,6 +58,9 @@ export interface Observed {
   readonly members: number
   /** The ranges that it works on, by projection and range. */
   readonly ranges: ReadonlyMap<string, { readonly projection: string; readonly isHalted: boolean }>
+  /** The last sample of the replica set; undefined unless the worker has partition 0. */
+  readonly sample: ReplicaSetSample | undefined
+  readonly connections: { readonly isListening: boolean; readonly sessions: number } | undefined
   /** When the last heartbeat was renewed, in nanoseconds of the monotonic clock. */
   readonly beatAt: bigint | undefined
 }
@@ -75,8 +78,18 @@ export const nothing: Observed = {
   partition: undefined,
   members: 0,
   ranges: new Map(),
+  sample: undefined,
+  connections: undefined,
   beatAt: undefined
 }
+
+/**
+ * Whether the worker reports the gauges of its replica set. A suspended worker does not, because the others may form a
+ * generation without it, whose partition 0 reports them.
+ *
+ * @internal
+ */
+export const isReporter = ({ isSuspended, partition }: Observed): boolean => partition === 0 && !isSuspended
 
 /**
  * Adds an activity, which was recorded at `now` in nanoseconds of the monotonic clock.
@@ -96,7 +109,8 @@ export const observe = (self: Observed, activity: Activity, now: bigint): Observ
         state: "ready",
         generationId,
         partition: partition < 0 ? undefined : partition,
-        members: members.length
+        members: members.length,
+        sample: partition === 0 ? self.sample : undefined
       }
     }
     case "AssignmentReached":
@@ -111,10 +125,16 @@ export const observe = (self: Observed, activity: Activity, now: bigint): Observ
       ranges.delete(keyOf(activity))
       return { ...self, ranges }
     }
+    case "ReplicaSetSampled":
+      return isReporter(self) ? { ...self, sample: activity.sample } : self
+    case "ConnectionsChanged": {
+      const { isListening, sessions } = activity
+      return { ...self, connections: { isListening, sessions } }
+    }
     case "HeartbeatRenewed":
       return { ...self, beatAt: now }
     case "Suspended":
-      return { ...self, isSuspended: true }
+      return { ...self, isSuspended: true, sample: undefined }
     case "Resumed":
       return { ...self, isSuspended: false, beatAt: now }
     case "WorkerStopping":

@@ -12,6 +12,7 @@ import * as Checkpoint from "./Checkpoint.ts"
 import { FilterChanged, ProjectionInOtherReplicaSet, WorkerEvicted } from "./Errors.ts"
 import * as Generation from "./Generation.ts"
 import * as RangePlan from "./RangePlan.ts"
+import * as Succession from "./Succession.ts"
 import * as Worker from "./Worker.ts"
 
 /** The state of a replica set from which a plan is computed. */
@@ -23,6 +24,8 @@ export interface View {
   readonly generation: Generation.Generation | undefined
   /** All rows of the planning worker's projections, regardless of their owner. */
   readonly rows: ReadonlyArray<Checkpoint.Checkpoint>
+  /** The ages of the rows by `Checkpoint.key`. They are only reported; no plan depends on them. */
+  readonly rowAges: ReadonlyMap<string, Succession.RowAge>
   /**
    * Keys (`Checkpoint.key`) of the `candidates` that the decision could not lock, because a batch holds their locks.
    * Empty in a preview, which locks nothing. For a plan that is applied, the store locks all other candidates first, and
@@ -76,6 +79,8 @@ export interface Plan extends RangePlan.Changes {
   readonly generation: Generation.Generation | undefined
   /** The rows that this worker owns after the decision, including active ones. */
   readonly ownedRows: ReadonlyArray<Checkpoint.Held>
+  /** The claimed ranges that another worker had before. */
+  readonly successions: ReadonlyArray<Succession.Succession>
   /** Whether the worker owns exactly its shares. */
   readonly isComplete: boolean
   /**
@@ -101,6 +106,7 @@ export const make = (view: View, request: Request): Result.Result<Plan, PlanErro
   const ranges = request.projections.map((projection) =>
     RangePlan.make(rangesOf(view, request, projection, generation))
   )
+  const claim = ranges.flatMap(({ claim }) => claim)
   const isWaitingForLock = ranges.some((one) => one.isWaitingForLock)
   return Result.succeed({
     evict,
@@ -109,10 +115,11 @@ export const make = (view: View, request: Request): Result.Result<Plan, PlanErro
     generation,
     create: ranges.flatMap(({ create }) => create),
     release: ranges.flatMap(({ release }) => release),
-    claim: ranges.flatMap(({ claim }) => claim),
+    claim,
     renew: ranges.flatMap(({ renew }) => renew),
     remove: ranges.flatMap(({ remove }) => remove),
     ownedRows: ranges.flatMap(({ ownedRows }) => ownedRows),
+    successions: Succession.of(claim, view.rows, view.rowAges),
     isComplete: generation !== undefined && !request.leaving && ranges.every((one) => one.isComplete),
     recheckAfterMillis: recheckAfter(view, request, isWaitingForLock)
   })

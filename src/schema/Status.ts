@@ -113,6 +113,8 @@ export const Range = Schema.Struct({
   /** The worker that owns the range; absent if there is none, or if it is not registered or its `isPresent` is false. */
   owner: Schema.optionalKey(Schema.String),
   lag: Lag,
+  /** When its row was last changed: by progress, a halt, a claim or a release. By the database's clock. */
+  changedAt: Schema.Date,
   halt: Schema.optionalKey(Halt)
 })
 
@@ -321,7 +323,7 @@ export const make = ({ generations, rows, workers, ...rest }: Reading): Status =
 })
 
 const toRange = (row: Row, registered: Reading["workers"], head: bigint): Range => {
-  const { end, halt, owner, position, start, window } = row
+  const { changedAt, end, halt, owner, position, start, window } = row
   const isRegistered = registered.some(({ incarnation, isPresent, workerId }) =>
     workerId === owner?.workerId && incarnation === owner.incarnation && isPresent !== false
   )
@@ -331,6 +333,7 @@ const toRange = (row: Row, registered: Reading["workers"], head: bigint): Range 
     position,
     ...(isRegistered ? { owner: owner!.workerId } : {}),
     lag: lag(window, position, head),
+    changedAt,
     ...(halt === undefined ? {} : { halt })
   }
 }

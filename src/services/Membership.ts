@@ -19,6 +19,17 @@ export interface JoinOptions {
   readonly rules: LivenessRules
 }
 
+/** How a worker's process is connected to the database. */
+export interface Connections {
+  /** Whether notifications arrive. While they do not, changes are found by polling. */
+  readonly isListening: boolean
+  /**
+   * The number of sessions that the stores have opened for themselves, including lost ones whose loss has not been
+   * detected yet. The pool of the application's client is not included.
+   */
+  readonly sessions: number
+}
+
 /**
  * Registers workers, keeps them alive, and wakes them when another worker of their replica set joins, leaves or dies.
  *
@@ -69,6 +80,9 @@ export interface Membership {
 
   /** Watches the worker's neighbour in the generation's ring from now on, instead of the previous neighbour. */
   readonly watch: (registration: Registration, generation: Generation) => Effect.Effect<void>
+
+  /** The process's connections, from memory. */
+  readonly connections: Effect.Effect<Connections>
 }
 
 export const Membership = Context.Service<Stores, Membership>("pupsourcing-orchestrator/services/Membership")

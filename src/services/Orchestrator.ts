@@ -46,6 +46,7 @@ import { EventStore } from "./EventStore.ts"
 import { layerPer } from "./LayerPer.ts"
 import { Membership } from "./Membership.ts"
 import type * as Projection from "./Projection.ts"
+import { Projections } from "./Projections.ts"
 import * as Settings from "./Settings.ts"
 import type { Stores } from "./Stores.ts"
 import * as ActivityStream from "./telemetry/ActivityStream.ts"
@@ -140,7 +141,11 @@ export const catchUp: Effect.Effect<void, OrchestratorError, Orchestrator> = Eff
  */
 export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Projection.Any>>(
   options: Options<P>
-): Effect.fn.Return<Orchestrator["Service"], SetupError, EventStore | Stores | Projection.Services<P[number]>> {
+): Effect.fn.Return<
+  Orchestrator["Service"],
+  SetupError,
+  EventStore | Projections | Stores | Projection.Services<P[number]>
+> {
   yield* Effect.fromResult(ProjectionChecks.check(options.projections))
   const settings = yield* Effect.fromResult(Settings.make(options))
   const events = yield* EventStore
@@ -159,6 +164,7 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
     checkpoints,
     membership: yield* Membership,
     coordination: yield* CoordinationStore,
+    status: yield* Projections,
     runner: yield* RangeRunner.make(startup, retryLog),
     startup,
     retryLog,
@@ -226,7 +232,7 @@ const logFailure = (cause: Cause.Cause<OrchestratorError>): Effect.Effect<void> 
  */
 export const layer = <const P extends ReadonlyArray<Projection.Any>>(
   options: Options<P>
-): Layer.Layer<Orchestrator, SetupError, EventStore | Stores | Projection.Services<P[number]>> =>
+): Layer.Layer<Orchestrator, SetupError, EventStore | Projections | Stores | Projection.Services<P[number]>> =>
   layerPer(EventStore, () => Layer.effect(Orchestrator)(make(options)))
 
 /**
@@ -238,7 +244,11 @@ export const layer = <const P extends ReadonlyArray<Projection.Any>>(
  */
 export const layerConfig = <const P extends ReadonlyArray<Projection.Any>>(
   options: { readonly projections: P } & { readonly [K in keyof Settings.Input]: ConfigOr.ConfigOr<Settings.Input[K]> }
-): Layer.Layer<Orchestrator, SetupError | Config.ConfigError, EventStore | Stores | Projection.Services<P[number]>> => {
+): Layer.Layer<
+  Orchestrator,
+  SetupError | Config.ConfigError,
+  EventStore | Projections | Stores | Projection.Services<P[number]>
+> => {
   const { projections, ...settings } = options
   return layerWithInput(ConfigOr.all<Settings.Input>(settings), projections)
 }
@@ -267,8 +277,11 @@ export const layerConfig = <const P extends ReadonlyArray<Projection.Any>>(
  */
 export const layerFromEnv = <const P extends ReadonlyArray<Projection.Any>>(
   options: { readonly projections: P }
-): Layer.Layer<Orchestrator, SetupError | Config.ConfigError, EventStore | Stores | Projection.Services<P[number]>> =>
-  layerWithInput(Settings.config, options.projections)
+): Layer.Layer<
+  Orchestrator,
+  SetupError | Config.ConfigError,
+  EventStore | Projections | Stores | Projection.Services<P[number]>
+> => layerWithInput(Settings.config, options.projections)
 
 /** A failing config fails the layer, before anything else is checked. */
 const layerWithInput = <const P extends ReadonlyArray<Projection.Any>>(

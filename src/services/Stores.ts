@@ -1,18 +1,18 @@
 /**
- * What an orchestrator requires of the database beside the `EventStore`, as one opaque type.
+ * What an orchestrator requires of the database beside the `EventStore` and the `Projections`, as one opaque type.
  *
  * **Example** (A layer that leaves the choice of the stores open)
  *
  * ```ts
  * import { Effect, Layer } from "effect"
- * import { EventStore, MemoryStores, Orchestrator, Projection, Stores } from "pupsourcing-orchestrator"
+ * import { EventStore, MemoryStores, Orchestrator, Projection, Projections, Stores } from "pupsourcing-orchestrator"
  *
  * const users = Projection.make("users", { handle: (event) => Effect.logInfo(event.eventType) })
  *
  * export const Worker: Layer.Layer<
  *   Orchestrator.Orchestrator,
  *   Orchestrator.SetupError,
- *   EventStore.EventStore | Stores.Stores
+ *   EventStore.EventStore | Projections.Projections | Stores.Stores
  * > = Orchestrator.layer({ replicaSet: "main-projections", projections: [users] })
  *
  * export const InMemory = Worker.pipe(Layer.provide(MemoryStores.layer))

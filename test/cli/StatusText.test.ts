@@ -12,6 +12,7 @@ const range = (start: number, rest: Partial<Status.Range> = {}): Status.Range =>
   position: 12_345_678n,
   owner: "projection-worker-6d9f7c5b8-x2x7q",
   lag: { events: 0n, isEstimate: false },
+  changedAt: new Date(0),
   ...rest
 })
 

@@ -128,6 +128,7 @@ export const viewFor = (world: World, worker: WorldWorker, observerAgeMillis = o
     generation: world.generations.get(replicaSet),
     // The newest first: the order of rows must not matter.
     rows: [...world.rows.values()].filter((row) => worker.registration.projections.includes(row.projection)).reverse(),
+    rowAges: new Map(),
     lockedKeys: world.locked,
     observerAgeMillis,
     foreignCarriers: world.workers

@@ -7,6 +7,7 @@ import * as CheckpointStoreMemory from "../../src/layers/memory/CheckpointStoreM
 import * as CoordinationStoreMemory from "../../src/layers/memory/CoordinationStoreMemory.ts"
 import * as MembershipMemory from "../../src/layers/memory/MembershipMemory.ts"
 import type { Handle } from "../../src/layers/memory/MemoryWorld.ts"
+import * as ProjectionsMemory from "../../src/layers/memory/ProjectionsMemory.ts"
 import * as Checkpoint from "../../src/schema/Checkpoint.ts"
 import type { StoreError } from "../../src/schema/Errors.ts"
 import {
@@ -18,6 +19,7 @@ import {
 import { CoordinationStore } from "../../src/services/CoordinationStore.ts"
 import { EventStore } from "../../src/services/EventStore.ts"
 import { Membership } from "../../src/services/Membership.ts"
+import { Projections } from "../../src/services/Projections.ts"
 import type { Stores } from "../../src/services/Stores.ts"
 import { unavailable } from "../support/StoreErrors.ts"
 import type { Checkers } from "./Checkers.ts"
@@ -43,7 +45,7 @@ export interface Ground {
 
 export const make = (
   { checkers, handle, log: events, mutation, process, run, worker }: Ground
-): Context.Context<EventStore | Stores> => {
+): Context.Context<EventStore | Projections | Stores> => {
   const { chance, coverage, now, scenario } = run
   const { ailments } = worker
   const { reach } = handle
@@ -265,10 +267,12 @@ export const make = (
       )))
       return received
     }),
-    watch: membership.watch
+    watch: membership.watch,
+    connections: membership.connections
   })
 
   return Context.make(EventStore, eventStore).pipe(
+    Context.add(Projections, ProjectionsMemory.make(handle, eventStore)),
     Context.add(CheckpointStore, checkpointStore),
     Context.add(Membership, membershipService),
     Context.add(CoordinationStore, coordinationStore)

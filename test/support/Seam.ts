@@ -20,6 +20,7 @@ import * as DatabaseLive from "../../src/layers/postgres/DatabaseLive.ts"
 import * as PostgresStores from "../../src/layers/postgres/PostgresStores.ts"
 import type { StoresError } from "../../src/schema/Errors.ts"
 import type { EventStore } from "../../src/services/EventStore.ts"
+import type { Projections } from "../../src/services/Projections.ts"
 import type { Stores } from "../../src/services/Stores.ts"
 
 /** A statement on its way. */
@@ -203,5 +204,5 @@ export const database = (
 export const stores = (
   hooks: Hooks,
   options: DatabaseLive.Options = {}
-): Layer.Layer<EventStore | Stores, StoresError, PgClient.PgClient> =>
+): Layer.Layer<EventStore | Projections | Stores, StoresError, PgClient.PgClient> =>
   PostgresStores.layerOver(database(hooks, options))

@@ -18,6 +18,7 @@ import {
   Orchestrator,
   PostgresStores,
   Projection,
+  type Projections,
   type Settings,
   type Stores
 } from "pupsourcing-orchestrator"
@@ -61,7 +62,7 @@ holds<
     Layer.Layer<
       Orchestrator.Orchestrator,
       Orchestrator.SetupError,
-      EventStore.EventStore | Stores.Stores | SqlClient.SqlClient | Rates | Mailer
+      EventStore.EventStore | Projections.Projections | Stores.Stores | SqlClient.SqlClient | Rates | Mailer
     >
   >
 >()
@@ -69,7 +70,9 @@ holds<
   Equals<Orchestrator.SetupError, Errors.DuplicateProjection | Errors.ForeignSqlClient | Errors.InvalidSettings>
 >()
 const made = Orchestrator.make({ replicaSet: "main", projections: [rated, mails] })
-holds<Equals<Effect.Services<typeof made>, EventStore.EventStore | Stores.Stores | Rates | Mailer>>()
+holds<
+  Equals<Effect.Services<typeof made>, EventStore.EventStore | Projections.Projections | Stores.Stores | Rates | Mailer>
+>()
 holds<Equals<Effect.Error<typeof made>, Orchestrator.SetupError>>()
 
 // The error type of run.
@@ -169,7 +172,7 @@ holds<
     Layer.Layer<
       Orchestrator.Orchestrator,
       Orchestrator.SetupError | Config.ConfigError,
-      EventStore.EventStore | Stores.Stores | Rates
+      EventStore.EventStore | Projections.Projections | Stores.Stores | Rates
     >
   >
 >()

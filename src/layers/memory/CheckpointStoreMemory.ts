@@ -55,7 +55,7 @@ const commit = <E, R>(
 
 const advance = Effect.fnUntraced(function*(world: MemoryWorld, held: Held, from: bigint, to: bigint) {
   const { ref, row } = yield* rowOf(world, held, from)
-  yield* TxRef.set(ref, { ...row, position: to, halt: undefined })
+  yield* TxRef.set(ref, { ...row, position: to, halt: undefined, changedAt: yield* world.now })
 })
 
 const halt = Effect.fnUntraced(function*(
@@ -65,10 +65,12 @@ const halt = Effect.fnUntraced(function*(
 ) {
   yield* checkEpoch(world, epoch)
   const { ref, row } = yield* rowOf(world, held, at)
+  const now = yield* world.now
   yield* TxRef.set(ref, {
     ...row,
+    changedAt: now,
     halt: {
-      since: new Date(yield* world.now),
+      since: new Date(now),
       error: haltError(error),
       position,
       eventId,

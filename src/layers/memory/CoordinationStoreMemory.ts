@@ -9,9 +9,10 @@ import * as Effect from "effect/Effect"
 import * as TxRef from "effect/TxRef"
 import * as Checkpoint from "../../schema/Checkpoint.ts"
 import * as Plan from "../../schema/Plan.ts"
+import type { RowAge } from "../../schema/Succession.ts"
 import { CoordinationStore } from "../../services/CoordinationStore.ts"
-import type { GenerationRecord, Handle, MemoryWorld } from "./MemoryWorld.ts"
-import { changeWorker, viewOf, wakeOthers } from "./MemoryWorld.ts"
+import type { GenerationRecord, Handle, MemoryWorld, RowRecord, WorkerRecord } from "./MemoryWorld.ts"
+import { changeWorker, toCheckpoint, viewOf, wakeOthers, workerKey } from "./MemoryWorld.ts"
 
 /** How many generations are kept for people to read. */
 const keptGenerations = 100
@@ -50,16 +51,20 @@ const read = Effect.fnUntraced(function*({ openedAt, world }: Handle, request: P
   const { replicaSet } = request.registration
   const names = new Set(request.projections.map(({ name }) => name))
   const now = yield* world.now
-  const workers = [...(yield* TxRef.get(world.workers)).values()]
+  const records = yield* TxRef.get(world.workers)
+  const workers = [...records.values()]
     .filter(({ stoppedAt }) => stoppedAt === undefined)
     .map((worker) => ({ ...viewOf(worker, now), replicaSet: worker.replicaSet }))
   const newest = (yield* TxRef.get(world.generations)).get(replicaSet)?.at(-1)
   const rows: Array<Checkpoint.Checkpoint> = []
+  const rowAges = new Map<string, RowAge>()
   for (const ref of world.rows.values()) {
     // A row never changes its projection, so rows of other projections can be left out of the transaction.
     if (ref.value !== undefined && !names.has(ref.value.projection)) continue
     const row = yield* TxRef.get(ref)
-    if (row !== undefined && names.has(row.projection)) rows.push(row)
+    if (row === undefined || !names.has(row.projection)) continue
+    rows.push(toCheckpoint(row))
+    rowAges.set(Checkpoint.key(row), ageOf(row, records, now))
   }
   return {
     replicaSet,
@@ -71,10 +76,25 @@ const read = Effect.fnUntraced(function*({ openedAt, world }: Handle, request: P
       members: newest.members
     },
     rows: rows.sort((a, b) => a.range.start - b.range.start),
+    rowAges,
     lockedKeys: new Set<string>(),
     observerAgeMillis: now - openedAt
   } satisfies Plan.View
 })
+
+const ageOf = (
+  { changedAt = 0, fence, replicaSet }: RowRecord,
+  workers: ReadonlyMap<string, WorkerRecord>,
+  now: number
+): RowAge => {
+  const owner = fence === undefined ? undefined : workers.get(workerKey({ replicaSet, workerId: fence.workerId }))
+  return {
+    unchangedForMillis: now - changedAt,
+    ownerSilentForMillis: owner?.incarnation === fence?.incarnation && owner !== undefined
+      ? now - owner.heartbeatAt
+      : undefined
+  }
+}
 
 const write = Effect.fnUntraced(function*(
   world: MemoryWorld,
@@ -100,7 +120,9 @@ const write = Effect.fnUntraced(function*(
     })
   }
   for (const row of remove) yield* setRow(world, Checkpoint.key(row), undefined)
-  for (const row of [...create, ...Plan.written(plan)]) yield* setRow(world, Checkpoint.key(row), row)
+  for (const row of [...create, ...Plan.written(plan)]) {
+    yield* setRow(world, Checkpoint.key(row), { ...row, changedAt: now })
+  }
 })
 
 const stopWorker = (
@@ -115,11 +137,11 @@ const stopWorker = (
     (worker) => worker.stoppedAt === undefined ? { ...worker, state: "stopped", stoppedAt: now, evictedBy } : worker
   )
 
-const setRow = (world: MemoryWorld, key: string, row: Checkpoint.Checkpoint | undefined) =>
+const setRow = (world: MemoryWorld, key: string, row: RowRecord | undefined) =>
   Effect.suspend(() => {
     let ref = world.rows.get(key)
     if (ref === undefined) {
-      ref = TxRef.makeUnsafe<Checkpoint.Checkpoint | undefined>(undefined)
+      ref = TxRef.makeUnsafe<RowRecord | undefined>(undefined)
       world.rows.set(key, ref)
     }
     return TxRef.set(ref, row)

@@ -24,7 +24,9 @@ export const make = (handle: Handle): Membership => {
     heartbeat: (registration, displayed) => reach(Effect.tx(heartbeat(world, registration, displayed))),
     departed: (registration, members) => reach(Effect.tx(departed(world, registration, members))),
     wakeUps: (registration) => reach(wakeUps(world, registration)),
-    watch: (registration, generation) => reach(watch(world, registration, generation))
+    watch: (registration, generation) => reach(watch(world, registration, generation)),
+    // There is no database, so there are no sessions.
+    connections: Effect.succeed({ isListening: true, sessions: 0 })
   })
 }
 

@@ -11,6 +11,7 @@ import * as HashMap from "effect/HashMap"
 import * as HashSet from "effect/HashSet"
 import * as Queue from "effect/Queue"
 import type * as Scope from "effect/Scope"
+import * as Struct from "effect/Struct"
 import * as TxRef from "effect/TxRef"
 import type { Checkpoint } from "../../schema/Checkpoint.ts"
 import type { Event } from "../../schema/Event.ts"
@@ -57,6 +58,12 @@ export interface GenerationRecord extends Generation {
   readonly formedAt: number
 }
 
+/** A row of progress as the world keeps it. */
+export interface RowRecord extends Checkpoint {
+  /** When the row was last changed, in milliseconds of the world's clock; absent if a test has written it. */
+  readonly changedAt?: number
+}
+
 /** A worker's subscription to wake-ups. */
 export interface Listener {
   readonly registration: Registration
@@ -74,7 +81,7 @@ export interface MemoryWorld {
   readonly now: Effect.Effect<number>
   readonly log: TxRef.TxRef<Log>
   /** By `Checkpoint.key`. Each row has its own `TxRef`, so that batches of different ranges do not conflict. */
-  readonly rows: Map<string, TxRef.TxRef<Checkpoint | undefined>>
+  readonly rows: Map<string, TxRef.TxRef<RowRecord | undefined>>
   /** By `workerKey`. */
   readonly workers: TxRef.TxRef<ReadonlyMap<string, WorkerRecord>>
   /** By replica set, oldest first; the last 100 are kept. */
@@ -133,11 +140,15 @@ export const hash = (aggregateId: string): number => {
   return (value ^ (value >>> 16)) >>> 0
 }
 
+/** The row as the services return it. */
+export const toCheckpoint = (row: RowRecord): Checkpoint => Struct.omit(row, ["changedAt"])
+
 /** The committed rows of a projection, in range order. */
 export const committedRows = (world: MemoryWorld, projection: string): ReadonlyArray<Checkpoint> =>
   [...world.rows.values()]
     .map((row) => row.value)
-    .filter((row): row is Checkpoint => row?.projection === projection)
+    .filter((row): row is RowRecord => row?.projection === projection)
+    .map(toCheckpoint)
     .sort((a, b) => a.range.start - b.range.start)
 
 /** The view of a worker that a decision reads. */

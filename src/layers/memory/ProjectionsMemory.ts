@@ -43,7 +43,7 @@ const status = Effect.fnUntraced(function*(world: MemoryWorld, events: EventStor
     ),
     rows: yield* Effect.forEach(
       rows,
-      ({ fence, filter, halt, position, projection, range, replicaSet }) =>
+      ({ changedAt = 0, fence, filter, halt, position, projection, range, replicaSet }) =>
         Effect.map(windowAfter(events, position, filter, range), (window) => ({
           ...range,
           replicaSet,
@@ -52,6 +52,7 @@ const status = Effect.fnUntraced(function*(world: MemoryWorld, events: EventStor
           position,
           owner: fence,
           window,
+          changedAt: new Date(changedAt),
           ...(halt === undefined
             ? {}
             : { halt: { since: halt.since, error: halt.error, position: halt.position, eventId: halt.eventId } })

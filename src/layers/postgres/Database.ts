@@ -62,6 +62,8 @@ export class Database extends Context.Service<Database, {
   readonly openSession: <S>(
     options: Session.Options<S>
   ) => Effect.Effect<Session.Session<S>, never, Scope.Scope>
+  /** The number of open connections that `openConnection` and `openSession` have opened. */
+  readonly openSessions: () => number
   /** Converts the driver's errors into the library's. */
   readonly refail: (
     operation: string

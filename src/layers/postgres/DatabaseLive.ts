@@ -37,6 +37,12 @@ const database = (
   const qualified = (key: TableNames.TableKey): string => TableNames.qualified(names, key)
   const channel = (key: "events" | "generations"): string =>
     TableNames.channel(names, key, TableNames.schemaOf(names, key) ?? "")
+  let openSessions = 0
+  /** Counts a session of the library until its scope closes. */
+  const opened = Effect.asVoid(Effect.acquireRelease(
+    Effect.sync(() => openSessions++),
+    () => Effect.sync(() => openSessions--)
+  ))
   return Database.of({
     pg,
     sql,
@@ -48,8 +54,9 @@ const database = (
     channels: { events: channel("events"), control: channel("generations") },
     listen: options.listen ?? true,
     presence: options.presence ?? true,
-    openConnection: (name) => openConnection(sessions, name),
-    openSession: (session) => Session.make({ ...session, config: sessions, server: sessionServer }),
+    openConnection: (name) => Effect.tap(openConnection(sessions, name), () => opened),
+    openSession: (session) => Session.make({ ...session, config: sessions, server: sessionServer, opened }),
+    openSessions: () => openSessions,
     refail: (operation) => refail(server, operation)
   })
 }

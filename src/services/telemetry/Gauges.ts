@@ -3,8 +3,10 @@
  * removes those that no longer apply.
  */
 import type * as Context from "effect/Context"
+import * as Duration from "effect/Duration"
 import * as Metric from "effect/Metric"
-import type { Observed } from "../../schema/Health.ts"
+import type { ReplicaSetSample } from "../../schema/Activity.ts"
+import * as Health from "../../schema/Health.ts"
 import * as Metrics from "./Metrics.ts"
 
 interface Series {
@@ -19,8 +21,8 @@ interface Series {
  */
 export const updateUnsafe = (
   replicaSet: string,
-  before: Observed,
-  after: Observed,
+  before: Health.Observed,
+  after: Health.Observed,
   context: Context.Context<never>
 ): void => {
   if (before === after) return
@@ -36,8 +38,8 @@ export const updateUnsafe = (
 const states = ["pending", "ready", "running", "suspended", "stopping"] as const
 
 /** The series of a worker, by metric and labels; none unless it is registered. */
-const seriesOf = (replicaSet: string, observed: Observed): ReadonlyMap<string, Series> => {
-  const { beatAt, isSuspended, members, partition, ranges, state, workerId = "" } = observed
+const seriesOf = (replicaSet: string, observed: Health.Observed): ReadonlyMap<string, Series> => {
+  const { beatAt, connections, isSuspended, members, ranges, sample, state, workerId = "" } = observed
   if (beatAt === undefined) return new Map()
   const worker = { replica_set: replicaSet, worker_id: workerId }
   const shown = isSuspended ? "suspended" : state
@@ -46,12 +48,18 @@ const seriesOf = (replicaSet: string, observed: Observed): ReadonlyMap<string, S
     labels: { ...worker, state },
     value: state === shown ? 1 : 0
   }))
-  // While the worker is suspended, the others may form a generation, whose partition 0 sets these.
-  if (partition === 0 && !isSuspended) {
+  if (connections !== undefined) {
+    series.push(
+      { gauge: Metrics.listening, labels: worker, value: connections.isListening ? 1 : 0 },
+      { gauge: Metrics.sessions, labels: worker, value: connections.sessions }
+    )
+  }
+  if (Health.isReporter(observed)) {
     series.push(
       { gauge: Metrics.activeWorkers, labels: worker, value: members },
       { gauge: Metrics.currentGenerationPartitions, labels: worker, value: members }
     )
+    if (sample !== undefined) series.push(...seriesOfSample(sample, worker))
   }
   for (const projection of new Set([...ranges.values()].map((range) => range.projection))) {
     const own = [...ranges.values()].filter((range) => range.projection === projection)
@@ -63,3 +71,19 @@ const seriesOf = (replicaSet: string, observed: Observed): ReadonlyMap<string, S
   }
   return new Map(series.map((one) => [JSON.stringify([one.gauge.id, one.labels]), one]))
 }
+
+const seriesOfSample = (
+  { projections, settledLag }: ReplicaSetSample,
+  worker: Series["labels"]
+): ReadonlyArray<Series> => [
+  { gauge: Metrics.settledLagSeconds, labels: worker, value: Duration.toSeconds(settledLag) },
+  ...projections.flatMap(({ lag, lagEvents, projection, rangesWithoutOwner, stalled }): ReadonlyArray<Series> => {
+    const labels = { ...worker, projection }
+    return [
+      { gauge: Metrics.projectionLagEvents, labels, value: Number(lagEvents) },
+      { gauge: Metrics.projectionLagSeconds, labels, value: Duration.toSeconds(lag) },
+      { gauge: Metrics.projectionStalledSeconds, labels, value: Duration.toSeconds(stalled) },
+      { gauge: Metrics.rangesWithoutOwner, labels, value: rangesWithoutOwner }
+    ]
+  })
+]

@@ -17,6 +17,7 @@ export interface Entry {
 const ofReplicaSet = ["replica_set"]
 const ofProjection = ["replica_set", "projection"]
 const ofWorker = ["replica_set", "worker_id"]
+const ofProjectionOfWorker = [...ofWorker, "projection"]
 
 const ofCount = (metric: Entry["metric"], labels: Entry["labels"], example: Entry["example"]): Entry => ({
   metric,
@@ -76,13 +77,41 @@ export const entries: ReadonlyArray<Entry> = [
     "partitions of each replica set",
     `sum by (replica_set) (${Metrics.currentGenerationPartitions.id})`
   ]),
-  ofCount(Metrics.ranges, [...ofWorker, "projection"], [
+  ofCount(Metrics.ranges, ofProjectionOfWorker, [
     "ranges of each worker",
     `sum by (worker_id) (${Metrics.ranges.id})`
   ]),
-  ofCount(Metrics.haltedRanges, [...ofWorker, "projection"], [
+  ofCount(Metrics.haltedRanges, ofProjectionOfWorker, [
     "projections that are halted now, for an alert",
     `sum by (replica_set, projection) (${Metrics.haltedRanges.id}) > 0`
+  ]),
+  ofCount(Metrics.projectionLagEvents, ofProjectionOfWorker, [
+    "events that each projection has not handled yet",
+    `sum by (replica_set, projection) (${Metrics.projectionLagEvents.id})`
+  ]),
+  ofTime(Metrics.projectionLagSeconds, ofProjectionOfWorker, [
+    "projections that are more than a minute behind, for an alert",
+    `max by (replica_set, projection) (${Metrics.projectionLagSeconds.id}) > 60`
+  ]),
+  ofTime(Metrics.projectionStalledSeconds, ofProjectionOfWorker, [
+    "projections that have had events and made no progress for 5 minutes, for an alert",
+    `max by (replica_set, projection) (${Metrics.projectionStalledSeconds.id}) > 300`
+  ]),
+  ofCount(Metrics.rangesWithoutOwner, ofProjectionOfWorker, [
+    "projections with a range that no worker owned for 2 minutes, for an alert",
+    `min_over_time(${Metrics.rangesWithoutOwner.id}[2m]) > 0`
+  ]),
+  ofTime(Metrics.settledLagSeconds, ofWorker, [
+    "replica sets whose readers wait for a transaction that is open for a minute, for an alert",
+    `max by (replica_set) (${Metrics.settledLagSeconds.id}) > 60`
+  ]),
+  ofCount(Metrics.listening, ofWorker, [
+    "workers that have only polled for 5 minutes",
+    `max_over_time(${Metrics.listening.id}[5m]) == 0`
+  ]),
+  ofCount(Metrics.sessions, ofWorker, [
+    "sessions of each process, beside its pools",
+    `max by (instance) (${Metrics.sessions.id})`
   ]),
   ofCount(Metrics.workerState, [...ofWorker, "state"], [
     "workers that have not been running for 5 minutes",
@@ -111,6 +140,14 @@ export const entries: ReadonlyArray<Entry> = [
   ofTime(Metrics.coordinationDurationSeconds, ofReplicaSet, [
     "95th percentile of a switch to another generation",
     quantile(Metrics.coordinationDurationSeconds, ofReplicaSet)
+  ]),
+  ofTime(Metrics.handOverSeconds, ofReplicaSet, [
+    "95th percentile of the pause of a range that changes its worker",
+    quantile(Metrics.handOverSeconds, ofReplicaSet)
+  ]),
+  ofTime(Metrics.takeoverSeconds, ofReplicaSet, [
+    "95th percentile of the time until the ranges of a dead worker are claimed",
+    quantile(Metrics.takeoverSeconds, ofReplicaSet)
   ]),
   ofTime(Metrics.heartbeatLatencySeconds, ofReplicaSet, [
     "95th percentile of a heartbeat",

@@ -145,6 +145,88 @@ export const ranges = gauge("ranges", "Ranges that this worker works on.")
 export const haltedRanges = gauge("halted_ranges", "Ranges of this worker that are halted.")
 
 /**
+ * Events that match a projection and are not handled yet, in all of its ranges, against the head of the events table. Set
+ * only by the worker with partition 0. A range counts the next 10,000 events exactly; beyond, its value is an estimate.
+ * Labels: `worker_id`, `projection`.
+ *
+ * @category metrics
+ * @since 0.1.0
+ */
+export const projectionLagEvents = gauge(
+  "projection_lag_events",
+  "Events that match the projection and are not handled yet, up to the head of the events table; an estimate where more than 10,000 events follow a range's position. Set only by the worker with partition 0."
+)
+
+/**
+ * Seconds since the oldest event that matches a projection and is not handled was appended; 0 if there is none. Set only
+ * by the worker with partition 0. Labels: `worker_id`, `projection`.
+ *
+ * @category metrics
+ * @since 0.1.0
+ */
+export const projectionLagSeconds = gauge(
+  "projection_lag_seconds",
+  "Seconds since the oldest event that matches the projection and is not handled yet was appended (its created_at); 0 if there is none among the next 10,000 events of each range. Set only by the worker with partition 0."
+)
+
+/**
+ * Seconds for which a projection has made no progress although it had events to handle: of its ranges that have some,
+ * the one that has waited longest. 0 if there is none. Set only by the worker with partition 0. Labels: `worker_id`,
+ * `projection`.
+ *
+ * @category metrics
+ * @since 0.1.0
+ */
+export const projectionStalledSeconds = gauge(
+  "projection_stalled_seconds",
+  "Seconds since the last progress of the range that has waited longest, among the ranges with events to handle; at most the age of its oldest event, and 0 if no range has any. A halt and a claim by another worker count as a change. Set only by the worker with partition 0."
+)
+
+/**
+ * Ranges that no registered worker owns. Set only by the worker with partition 0. Labels: `worker_id`, `projection`.
+ *
+ * @category metrics
+ * @since 0.1.0
+ */
+export const rangesWithoutOwner = gauge(
+  "ranges_without_owner",
+  "Ranges of the projection that no registered worker owns. Set only by the worker with partition 0."
+)
+
+/**
+ * Seconds since the oldest transaction for which readers wait began: it has drawn positions and may still commit events
+ * there. 0 if there is none. Set only by the worker with partition 0. Label: `worker_id`.
+ *
+ * @category metrics
+ * @since 0.1.0
+ */
+export const settledLagSeconds = gauge(
+  "settled_lag_seconds",
+  "Seconds since the oldest open transaction that has drawn positions for events, and for which readers wait, began; 0 if there is none. Since it was first observed, if the worker's role may not read when it began. Set only by the worker with partition 0."
+)
+
+/**
+ * 1 while LISTEN is active, 0 while this worker finds changes by polling. Label: `worker_id`.
+ *
+ * @category metrics
+ * @since 0.1.0
+ */
+export const listening = gauge("listening", "1 while LISTEN is active, 0 while this worker finds changes by polling.")
+
+/**
+ * Database sessions that the library has opened for itself in this worker's process: for listening and presence,
+ * coordination, reading, and the wait for a neighbour's presence. The pool of the application's client, on which batches
+ * run, is not included. Label: `worker_id`.
+ *
+ * @category metrics
+ * @since 0.1.0
+ */
+export const sessions = gauge(
+  "sessions",
+  "Open database sessions of the library in the worker's process: listening and presence (one), coordination (one), reading (one), and waiting for a neighbour's presence (one for each neighbour). Not included: the pool of the application's client, on which batches run. Workers of one process that share their stores report the same sessions."
+)
+
+/**
  * 1 for the state that this worker is in, 0 for the others. Labels: `worker_id`; `state`, which is `pending`, `ready`,
  * `running`, `suspended` or `stopping`. A worker that has left or was evicted has no series.
  *
@@ -164,6 +246,31 @@ export const coordinationDurationSeconds = seconds(
   "coordination_duration_seconds",
   "Seconds from the first read of a generation until this worker works on its whole assignment.",
   [...original, 30, 60]
+)
+
+/**
+ * Seconds from the release of a range by a live worker until this worker claimed it, by the database's clock.
+ *
+ * @category metrics
+ * @since 0.1.0
+ */
+export const handOverSeconds = seconds(
+  "hand_over_seconds",
+  "Seconds from the release of a range by a live worker until this worker claimed it. Includes the time in which no worker ran.",
+  [...original, 30, 60]
+)
+
+/**
+ * Seconds from the last heartbeat of a worker that has died until this worker claimed one of its ranges, by the database's
+ * clock.
+ *
+ * @category metrics
+ * @since 0.1.0
+ */
+export const takeoverSeconds = seconds(
+  "takeover_seconds",
+  "Seconds from the last heartbeat of a dead worker until this worker claimed one of its ranges. Not recorded if the worker's id was registered again before.",
+  [...original, 30, 60, 120]
 )
 
 /**

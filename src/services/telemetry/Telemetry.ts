@@ -16,6 +16,13 @@ import type { Generation } from "../../schema/Generation.ts"
 import * as HashRange from "../../schema/HashRange.ts"
 import * as Metrics from "./Metrics.ts"
 
+const succession = (
+  { after, projection, range }: Pick<
+    Extract<Activity, { readonly _tag: "RangeHandedOver" }>,
+    "after" | "projection" | "range"
+  >
+) => ({ projection, range: HashRange.format(range), seconds: Duration.toSeconds(after) })
+
 type Labels = Readonly<Record<string, string>>
 
 interface Outputs<A> {
@@ -36,9 +43,9 @@ const table: Table = {
   WorkerStarting: {
     log: () => [["Info", "Starting orchestrator..."]],
     metrics: ({ projections }, labels) => [
-      ...counters.worker.map((counter) => add(counter, labels, 0)),
+      ...startingAtZero.ofWorker.map((metric) => start(metric, labels)),
       ...projections.flatMap((projection) =>
-        counters.projection.map((counter) => add(counter, { ...labels, projection }, 0))
+        startingAtZero.ofProjection.map((metric) => start(metric, { ...labels, projection }))
       )
     ]
   },
@@ -66,6 +73,14 @@ const table: Table = {
       record(Metrics.coordinationDurationSeconds, labels, Duration.toSeconds(after))
     ],
     span: ({ generation }) => ({ generation: String(generation.generationId) })
+  },
+  RangeHandedOver: {
+    metrics: ({ after }, labels) => [record(Metrics.handOverSeconds, labels, Duration.toSeconds(after))],
+    span: succession
+  },
+  RangeTakenOver: {
+    metrics: ({ after }, labels) => [record(Metrics.takeoverSeconds, labels, Duration.toSeconds(after))],
+    span: succession
   },
   RangeClaimed: {
     metrics: ({ projection }, labels) => [add(Metrics.partitionAssignmentsTotal, { ...labels, projection })]
@@ -113,6 +128,8 @@ const table: Table = {
     ]],
     span: ({ projection }) => ({ projection })
   },
+  ReplicaSetSampled: {},
+  ConnectionsChanged: {},
   HeartbeatRenewed: {
     metrics: ({ took }, labels) => [record(Metrics.heartbeatLatencySeconds, labels, Duration.toSeconds(took))]
   },
@@ -186,21 +203,33 @@ const add = (counter: Metric.Counter<number>, labels: Labels, by = 1) =>
 const record = (histogram: Metric.Histogram<number>, labels: Labels, value: number) =>
   Metric.update(Metric.withAttributes(histogram, labels), value)
 
-/** The counters that start at 0. */
-const counters = {
-  worker: [
+/** The counters, and the histograms, which contain counters. Each starts at 0. */
+const startingAtZero: {
+  readonly [K in "ofProjection" | "ofWorker"]: ReadonlyArray<Metric.Counter<number> | Metric.Histogram<number>>
+} = {
+  ofWorker: [
     Metrics.generationsTotal,
     Metrics.workersRegisteredTotal,
     Metrics.reconfigurationTotal,
-    Metrics.staleWorkersCleanedTotal
+    Metrics.staleWorkersCleanedTotal,
+    Metrics.coordinationDurationSeconds,
+    Metrics.handOverSeconds,
+    Metrics.takeoverSeconds,
+    Metrics.heartbeatLatencySeconds
   ],
-  projection: [
+  ofProjection: [
     Metrics.partitionAssignmentsTotal,
     Metrics.eventsProcessedTotal,
     Metrics.projectionErrorsTotal,
-    Metrics.projectionHaltsTotal
+    Metrics.projectionHaltsTotal,
+    Metrics.eventProcessingDurationSeconds,
+    Metrics.batchEvents
   ]
 }
+
+/** Reading a metric creates its series. */
+const start = (metric: Metric.Counter<number> | Metric.Histogram<number>, labels: Labels): Effect.Effect<void> =>
+  Effect.asVoid(Metric.value(Metric.withAttributes(metric as Metric.Metric<number, unknown>, labels)))
 
 const addSpanEvent = (name: string, attributes: Readonly<Record<string, unknown>>) =>
   Effect.flatMap(Effect.option(Effect.currentSpan), (span) =>

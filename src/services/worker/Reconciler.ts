@@ -173,6 +173,12 @@ const previewAndApply = Effect.fnUntraced(function*(options: Options, activeKeys
     const workers = plan.evict.map(({ incarnation, workerId }) => ({ workerId, incarnation }))
     yield* log.record(Activity.DeadWorkersEvicted({ workers }))
   }
+  for (const { afterMillis, kind, projection, range } of plan.successions) {
+    const succession = { projection, range, after: Duration.millis(afterMillis) }
+    yield* log.record(
+      kind === "handOver" ? Activity.RangeHandedOver(succession) : Activity.RangeTakenOver(succession)
+    )
+  }
   return plan
 })
 

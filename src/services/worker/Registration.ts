@@ -25,8 +25,10 @@ import type { CoordinationStore } from "../CoordinationStore.ts"
 import type { EventStore } from "../EventStore.ts"
 import type { Membership } from "../Membership.ts"
 import * as Projection from "../Projection.ts"
+import type { Projections } from "../Projections.ts"
 import type { ActivityStream } from "../telemetry/ActivityStream.ts"
 import type { RetryLog } from "../telemetry/RetryLog.ts"
+import * as Sampler from "../telemetry/Sampler.ts"
 import * as Alarm from "./Alarm.ts"
 import * as Heartbeat from "./Heartbeat.ts"
 import * as ProjectionChecks from "./ProjectionChecks.ts"
@@ -46,10 +48,11 @@ export interface Worker {
   readonly checkpoints: CheckpointStore
   readonly membership: Membership
   readonly coordination: CoordinationStore
+  readonly status: Projections["Service"]
   readonly runner: RangeRunner["Service"]
   readonly startup: Startup.Startup
   readonly retryLog: RetryLog
-  readonly log: Pick<ActivityStream, "record">
+  readonly log: Pick<ActivityStream, "health" | "record">
   readonly state: State
 }
 
@@ -171,9 +174,9 @@ const carry = Effect.fnUntraced(function*(worker: Worker, workerId: string) {
  * 1. the listener and the reconciler, so that no further plan is made;
  * 2. after an eviction, all ranges, which are interrupted;
  * 3. the inner scope: the subscription to wake-ups;
- * 4. the registration's scope: the ranges, which drain, then the heartbeat, which runs while they drain, then the
- *    registration (`leave`), which releases the rows, and last what `Membership.join` has added, such as the watch on
- *    the neighbour.
+ * 4. the registration's scope: the ranges, which drain, then the sampler and the heartbeat, which run while they drain,
+ *    then the registration (`leave`), which releases the rows, and last what `Membership.join` has added, such as the
+ *    watch on the neighbour.
  */
 const runRegistration = Effect.fnUntraced(function*(
   worker: Worker,
@@ -209,6 +212,8 @@ const runRegistration = Effect.fnUntraced(function*(
     Effect.onError((cause) => Deferred.failCause(failed, cause)),
     Effect.forkScoped
   )
+  const sampler = Sampler.make({ ...worker, ...settings, projections: worker.status })
+  yield* Effect.forkScoped(sampler.run)
   const ranges = state.ranges = yield* Ranges.make({
     runner: worker.runner,
     drainTimeout: settings.drainTimeout,
@@ -231,7 +236,10 @@ const runRegistration = Effect.fnUntraced(function*(
     },
     onAssigned: (isAssigned) => {
       state.isAssigned = isAssigned
-      if (isAssigned) heartbeat.beatNow()
+      if (isAssigned) {
+        heartbeat.beatNow()
+        sampler.sampleNow()
+      }
       state.changed.openUnsafe()
     }
   })

@@ -57,18 +57,20 @@ it("docs/metrics.md is what npm run generate writes", () => {
   assert.strictEqual(page, MetricsPage.render(), "run npm run generate")
 })
 
-it.effect("a worker's series have the promised labels, and its counters start at 0", () =>
+it.effect("a worker's series have the promised labels, and its counters and histograms start at 0", () =>
   Effect.gen(function*() {
     const { record: emit } = ActivityStream.make("main", () => [])
-    const found = Effect.map(Metric.snapshot, (snapshots) =>
-      new Map(snapshots.map(({ attributes, id, state }) => [id, { labels: Object.keys(attributes ?? {}), state }])))
+    const found = Effect.map(
+      Metric.snapshot,
+      (snapshots) =>
+        new Map(snapshots.map(({ attributes, id, state }) => [id, { labels: Object.keys(attributes ?? {}), state }]))
+    )
 
     yield* emit(Activity.WorkerStarting({ workerId: "worker-0", projections: ["users"] }))
     const started = yield* found
     for (const { metric } of MetricContract.entries) {
-      if (metric.type === "Counter") {
-        assert.deepInclude(started.get(metric.id)?.state, { count: 0 }, metric.id)
-      }
+      if (metric.type === "Gauge") assert.isFalse(started.has(metric.id), metric.id)
+      else assert.deepInclude(started.get(metric.id)?.state, { count: 0 }, metric.id)
     }
 
     const registration = {
@@ -88,6 +90,9 @@ it.effect("a worker's series have the promised labels, and its counters start at
     yield* emit(Activity.AssignmentReached({ generation, partition: 0, after: took, isLeftAlone: false }))
     yield* emit(Activity.BatchCommitted({ ...at, events: 1, took }))
     yield* emit(Activity.HeartbeatRenewed({ took }))
+    yield* emit(Activity.ConnectionsChanged({ isListening: true, sessions: 3 }))
+    const projection = { projection: "users", lagEvents: 1n, lag: took, stalled: took, rangesWithoutOwner: 0 }
+    yield* emit(Activity.ReplicaSetSampled({ sample: { settledLag: took, projections: [projection] } }))
     const series = yield* found
     for (const { labels, metric } of MetricContract.entries) {
       assert.sameMembers(series.get(metric.id)?.labels ?? [], [...labels], metric.id)

@@ -39,6 +39,7 @@ const running = Effect.gen(function*() {
       departed: never,
       wakeUps: never,
       watch: never,
+      connections: Effect.never,
       heartbeat: (_, displayed) =>
         Effect.suspend(() => {
           sent.push(displayed?.state)

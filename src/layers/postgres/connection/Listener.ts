@@ -50,6 +50,9 @@ export class Listener extends Context.Service<Listener, {
     hook: (connection: PgConnection.PgConnection) => Effect.Effect<void, SqlError.SqlError>
   ) => Effect.Effect<void, StoreError, Scope.Scope>
 
+  /** Whether the session is open and listens. */
+  readonly isListening: () => boolean
+
   /** Waits until an open connection is lost; returns at once while a lost one has not been replaced. */
   readonly lost: Effect.Effect<void>
 }>()("pupsourcing-orchestrator/layers/postgres/Listener") {}
@@ -104,6 +107,7 @@ export const make: Effect.Effect<Listener["Service"], never, Database | Scope.Sc
         })
         : Effect.void,
     onConnection: (hook) => onConnection(state, hook),
+    isListening: () => database.listen && state.connection.current !== undefined,
     lost: lost.await
   })
 })

@@ -60,6 +60,8 @@ export interface Options<S> {
 interface Target {
   readonly config: PgClient.PgPoolConfig
   readonly server: Server
+  /** Runs in the scope of each connection when it is open. */
+  readonly opened?: Effect.Effect<void, never, Scope.Scope> | undefined
 }
 
 interface Connection<S> extends Opened<S> {
@@ -140,7 +142,7 @@ const makeReady = <S>({ options }: Slot<S>, connection: Connection<S>): Effect.E
   return Effect.map(connection.sql.unsafe<{ readonly mark: string }>(statement), ([row]) => {
     options.mark?.read(connection.state, row!.mark)
     connection.isReady = true
-  })
+  }).pipe(Effect.andThen(Scope.provide(options.opened ?? Effect.void, connection.scope)))
 }
 
 /** Not every lost connection has a known error code, so after other errors a probe query decides. */

@@ -76,7 +76,11 @@ const decide = Effect.fnUntraced(function*(self: Self, opened: OpenedSession, re
 interface ViewRow {
   readonly reading: Observations.Reading
   readonly generation: Rows.GenerationRow | null
-  readonly checkpoints: ReadonlyArray<Rows.CheckpointRow>
+  readonly checkpoints: ReadonlyArray<{
+    readonly row: Rows.CheckpointRow
+    readonly unchangedFor: number
+    readonly ownerSilentFor: number | null
+  }>
 }
 
 /** Reads the view in one statement, so that its parts belong together. */
@@ -97,16 +101,27 @@ const read = Effect.fnUntraced(function*(
       (SELECT json_build_object('generation_id', g.generation_id::text, 'members', g.members)
         FROM ${table("generations")} g WHERE g.replica_set = ${replicaSet}
         ORDER BY g.generation_id DESC LIMIT 1) AS generation,
-      (SELECT coalesce(json_agg(${sql.literal(Rows.checkpointJson)} ORDER BY c.projection_name, c.range_start), '[]')
-        FROM ${table("checkpoints")} c WHERE c.projection_name = ANY (${names}::text[])) AS checkpoints`
+      (SELECT coalesce(json_agg(json_build_object('row', ${sql.literal(Rows.checkpointJson)},
+          'unchangedFor', extract(epoch FROM clock_timestamp() - c.updated_at) * 1000,
+          'ownerSilentFor', extract(epoch FROM clock_timestamp() - h.heartbeat_at) * 1000)
+          ORDER BY c.projection_name, c.range_start), '[]')
+        FROM ${table("checkpoints")} c
+        LEFT JOIN ${table("heartbeats")} h ON h.replica_set = c.replica_set AND h.worker_id = c.worker_id
+          AND h.incarnation = c.incarnation
+        WHERE c.projection_name = ANY (${names}::text[])) AS checkpoints`
   const { checkpoints, generation, reading } = row!
+  const rows = checkpoints.map(({ row }) => Rows.toCheckpoint(row))
   const observed = yield* coordination.observe(opened, reading, askedAt)
   return {
     replicaSet,
     workers: observed.filter((worker) => worker.replicaSet === replicaSet),
     foreignCarriers: observed.filter((worker) => worker.replicaSet !== replicaSet),
     generation: generation === null ? undefined : Rows.toGeneration(replicaSet, generation),
-    rows: checkpoints.map(Rows.toCheckpoint),
+    rows,
+    rowAges: new Map(checkpoints.map(({ ownerSilentFor, unchangedFor }, index) => [
+      Checkpoint.key(rows[index]!),
+      { unchangedForMillis: unchangedFor, ownerSilentForMillis: ownerSilentFor ?? undefined }
+    ])),
     lockedKeys: new Set(),
     observerAgeMillis: Number(askedAt - opened.openedAt) / 1e6
   }

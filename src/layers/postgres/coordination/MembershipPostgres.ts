@@ -70,7 +70,11 @@ export const make: Effect.Effect<
     heartbeat: (registration, displayed) => heartbeat(self, registration, displayed),
     departed: (registration, members) => departed(self, registration, members),
     wakeUps: (registration) => wakeUps(self, registration),
-    watch: (registration, generation) => watch(self, registration, generation)
+    watch: (registration, generation) => watch(self, registration, generation),
+    connections: Effect.sync(() => ({
+      isListening: self.listener.isListening(),
+      sessions: self.database.openSessions()
+    }))
   })
 })
 

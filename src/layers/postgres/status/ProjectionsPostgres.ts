@@ -59,6 +59,7 @@ interface Json {
     readonly read: number
     readonly matching: number
     readonly oldest: number | null
+    readonly changedAt: number
     readonly halt:
       | { readonly since: number; readonly error: string; readonly position: string; readonly eventId: string }
       | null
@@ -138,6 +139,7 @@ const statement = ({ presence, qualified, ...database }: Database["Service"]): s
         'filter', c.filter, 'start', c.range_start, 'end', c.range_end, 'position', c.position::text, 'owner',
         c.worker_id, 'incarnation', c.incarnation::text,
         'read', n.read, 'matching', n.matching, 'oldest', ${millis("n.oldest")},
+        'changedAt', ${millis("c.updated_at")},
         'halt', CASE WHEN c.halted_since IS NOT NULL THEN json_build_object('since', ${millis("c.halted_since")},
           'error', coalesce(c.halted_error, ''), 'position', coalesce(c.halted_position, 0)::text,
           'eventId', coalesce(c.halted_event_id, '')) END)), '[]')
@@ -183,11 +185,12 @@ const toReading = ({ at, generations, head, rows, workers, writers }: Json): Sta
     ...optional("pid", pid, same),
     ...optional("isPresent", isPresent, same)
   })),
-  rows: rows.map(({ halt, incarnation, matching, oldest, owner, position, read, ...row }) => ({
+  rows: rows.map(({ changedAt, halt, incarnation, matching, oldest, owner, position, read, ...row }) => ({
     ...row,
     position: BigInt(position),
     owner: owner === null || incarnation === null ? undefined : { workerId: owner, incarnation: BigInt(incarnation) },
     window: { read, matching, oldest: oldest === null ? undefined : date(oldest) },
+    changedAt: date(changedAt),
     ...optional("halt", halt, (halt): Status.Halt => ({
       ...halt,
       since: date(halt.since),

@@ -7,7 +7,14 @@ import * as References from "effect/References"
 import * as SqlClient from "effect/sql/SqlClient"
 import { syncBuiltinESMExports } from "node:module"
 import Os from "node:os"
-import { EventStore, Orchestrator, PostgresStores, Projection, type Stores } from "pupsourcing-orchestrator"
+import {
+  EventStore,
+  Orchestrator,
+  PostgresStores,
+  Projection,
+  type Projections,
+  type Stores
+} from "pupsourcing-orchestrator"
 import { afterAll } from "vitest"
 import { event } from "../../../services/World.ts"
 import * as EventStores from "../../../support/EventStores.ts"
@@ -36,7 +43,7 @@ const live = (
   test: (encoding: typeof encodings[number]) => Effect.Effect<
     unknown,
     unknown,
-    EventStore.EventStore | SqlClient.SqlClient | PgClient.PgClient | Stores.Stores
+    EventStore.EventStore | PgClient.PgClient | Projections.Projections | SqlClient.SqlClient | Stores.Stores
   >
 ) =>
   it.live.each(encodings)(`${title} (%s)`, (encoding) =>

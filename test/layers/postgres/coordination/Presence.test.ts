@@ -33,6 +33,7 @@ const manualListener = (first: PgConnection.PgConnection) => {
       // The listener converts this error to a StoreError; nothing is lost at this point of the test.
       return Effect.orDie(hook(first))
     },
+    isListening: () => true,
     lost: Effect.never
   })
   return { listener, connect: (connection: PgConnection.PgConnection) => connect(connection) }

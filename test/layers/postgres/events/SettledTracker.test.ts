@@ -76,6 +76,7 @@ const world = Effect.gen(function*() {
         subscribe: () => Effect.succeed(messages),
         notify: () => Effect.void,
         onConnection: () => Effect.void,
+        isListening: () => true,
         lost: Effect.never
       })
     )
