@@ -60,6 +60,8 @@ const compilerOptions = {
   exactOptionalPropertyTypes: true,
   noUncheckedIndexedAccess: true,
   noEmit: true,
+  // As in programs that Node.js runs without a build.
+  allowImportingTsExtensions: true,
   // What is exported must be nameable: a library or a composite project emits declarations.
   declaration: true,
   types: ["node"]
@@ -72,7 +74,7 @@ export interface EmptyFolder {
   readonly remove: () => void
 }
 
-/** Builds, packs and installs the library with its peers; the optional ones only where `sources` import them. */
+/** Builds, packs and installs the library with its peers, and the other packages that `sources` import. */
 export const make = (sources: ReadonlyArray<string>): EmptyFolder => {
   const directory = mkdtempSync(join(realpathSync(tmpdir()), "pupsourcing-orchestrator-consumer-"))
   const remove = () => rmSync(directory, { recursive: true, force: true })
@@ -90,10 +92,18 @@ export const make = (sources: ReadonlyArray<string>): EmptyFolder => {
     const stray = [...contents].filter((file) => /^(?:test|examples\/(?!ways\/)|bench|scripts|\.)/.test(file))
     if (stray.length > 0) throw new Error(`the tarball must not contain ${stray.join(", ")}`)
 
-    const imported = (name: string) => sources.some((text) => text.includes(`"${name}"`) || text.includes(`"${name}/`))
+    const imported = (name: string) =>
+      sources.some((text) => text.includes(`from "${name}"`) || text.includes(`from "${name}/`))
     const peers = Object.keys(manifest.peerDependencies)
       .filter((name) => manifest.peerDependenciesMeta[name]?.optional !== true || imported(name))
-    const names = [...peers, "typescript", "@types/node", ...(imported("@effect/vitest") ? ["vitest"] : [])]
+    const others = Object.keys(manifest.devDependencies).filter((name) => !(name in manifest.peerDependencies))
+    const names = [
+      ...peers,
+      "typescript",
+      "@types/node",
+      ...others.filter((name) => imported(name) || imported(name.replace("@types/", ""))),
+      ...(imported("@effect/vitest") ? ["vitest"] : [])
+    ]
     const devDependencies = Object.fromEntries(names.map((name) => [name, manifest.devDependencies[name] ?? "*"]))
     writeFileSync(
       join(directory, "package.json"),

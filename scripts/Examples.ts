@@ -13,3 +13,7 @@ export const summary = (name: string): string => {
   const [, text = ""] = readFileSync(resolve(folder, name, "README.md"), "utf8").split("\n\n")
   return /^.*?[.:](?=\s|$)/s.exec(text)?.[0].replaceAll(/\s+/g, " ").replace(/:$/, ".") ?? ""
 }
+
+/** How each example runs to its end without a terminal: programs of its folder with their arguments, one after the other. */
+export const runs = (name: string): ReadonlyArray<ReadonlyArray<string>> =>
+  name === "basic" ? [["append.ts"], ["main.ts", "--once"]] : [["main.ts", "--once"]]

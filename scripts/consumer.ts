@@ -1,17 +1,29 @@
 /**
  * `npm run consumer`: the packed library in an empty folder: every public module imports, and no other; its types resolve and can be
- * named in declarations; its command runs; and every file of examples/ways type-checks and runs there. A way named `*.test.ts` is run by vitest; any other is a program that gets a migrated
- * database of its own, must report within a minute that it processes events, and must exit with code 0 after SIGTERM.
+ * named in declarations; its command runs; and every file of examples/ways and every example type-checks and runs there.
+ *
+ * A way named `*.test.ts` is run by vitest; any other is a program that gets a migrated database of its own, must report within a minute
+ * that it processes events, and must exit with code 0 after SIGTERM. An example gets an empty database and must end by itself.
  */
 import { spawn } from "node:child_process"
-import { globSync, readFileSync, writeFileSync } from "node:fs"
+import { cpSync, globSync, readFileSync, writeFileSync } from "node:fs"
 import { basename, join, resolve } from "node:path"
 import * as EmptyFolder from "./EmptyFolder.ts"
+import * as Examples from "./Examples.ts"
 
 const ways = Object.fromEntries(
   globSync("examples/ways/*.ts", { cwd: EmptyFolder.root }).toSorted()
     .map((path) => [`ways/${basename(path)}`, readFileSync(resolve(EmptyFolder.root, path), "utf8")])
 )
+
+// The demo uses the test code of this repository.
+const examples = Examples.names.filter((name) => name !== "demo")
+/** The programs of the examples, and what they share. */
+const exampleFiles = Object.fromEntries(
+  ["support", ...examples].flatMap((name) => globSync(`${name}/**/*.ts`, { cwd: Examples.folder })).toSorted()
+    .map((path) => [path, readFileSync(resolve(Examples.folder, path), "utf8")])
+)
+
 const manifest = JSON.parse(readFileSync(resolve(EmptyFolder.root, "package.json"), "utf8")) as {
   readonly exports: Record<string, unknown>
 }
@@ -84,12 +96,49 @@ const runProgram = (directory: string, file: string, environment: NodeJS.Process
 const db = (...args: ReadonlyArray<string>) =>
   EmptyFolder.run(EmptyFolder.root, process.execPath, "scripts/db.ts", "--name", "consumer", ...args).trim()
 
-const consumer = EmptyFolder.make(Object.values(ways))
-let databases = 0
+let server: string | undefined
+
+/** Creates a database, and returns the variables with which a program uses it. */
+const makeDatabase = (name: string) => {
+  server ??= db("url")
+  const url = new URL(server)
+  const database = `${name.replaceAll("-", "_")}_${process.pid}`
+  db("sql", `CREATE DATABASE ${database}`)
+  url.pathname = `/${database}`
+  return { DATABASE_URL: url.href, PORT: "0" }
+}
+
+const seconds = (from: number) => `${((performance.now() - from) / 1000).toFixed(1)} s`
+
+const runWay = async ({ directory }: EmptyFolder.EmptyFolder, file: string) => {
+  if (file.endsWith(".test.ts")) {
+    // Without a configuration of its own, vitest would look for one in the folders above.
+    writeFileSync(join(directory, "vitest.config.mjs"), "export default {}\n")
+    EmptyFolder.run(directory, process.execPath, "node_modules/vitest/vitest.mjs", "run", file)
+  } else {
+    const environment = makeDatabase(basename(file, ".ts"))
+    EmptyFolder.runWith(environment, directory, process.execPath, bin, "migrate", "up")
+    await runProgram(directory, file, environment)
+  }
+}
+
+const runExample = ({ directory }: EmptyFolder.EmptyFolder, name: string) => {
+  const environment = makeDatabase(name)
+  cpSync(resolve(Examples.folder, name), join(directory, name), { recursive: true })
+  for (const [file, ...args] of Examples.runs(name)) {
+    EmptyFolder.runWith(environment, directory, process.execPath, `${name}/${file}`, ...args)
+  }
+}
+
+const begun = performance.now()
+const consumer = EmptyFolder.make([...Object.values(ways), ...Object.values(exampleFiles)])
 try {
   const exported = readFileSync(resolve(EmptyFolder.root, "test/types/Exported.types.ts"), "utf8")
-  consumer.check({ "index.ts": entry, "exported.ts": exported, "again.ts": again, ...ways })
-  console.log(`all modules and ${Object.keys(ways).length} ways of use type-check (NodeNext, bundler, declarations)`)
+  consumer.check({ "index.ts": entry, "exported.ts": exported, "again.ts": again, ...ways, ...exampleFiles })
+  console.log(
+    `all modules, ${Object.keys(ways).length} ways of use and ${examples.length} examples type-check ` +
+      `(NodeNext, bundler, declarations; ${seconds(begun)})`
+  )
   process.stdout.write(EmptyFolder.run(consumer.directory, process.execPath, "index.ts"))
   EmptyFolder.run(consumer.directory, process.execPath, bin, "--help")
   EmptyFolder.run(consumer.directory, process.execPath, bin.replace("pupsourcing-", ""), "--version")
@@ -97,22 +146,15 @@ try {
 
   for (const file of Object.keys(ways)) {
     const from = performance.now()
-    if (file.endsWith(".test.ts")) {
-      // Without a configuration of its own, vitest would look for one in the folders above.
-      writeFileSync(join(consumer.directory, "vitest.config.mjs"), "export default {}\n")
-      EmptyFolder.run(consumer.directory, process.execPath, "node_modules/vitest/vitest.mjs", "run", file)
-    } else {
-      const url = new URL(db("url"))
-      const database = `way_${process.pid}_${++databases}`
-      db("sql", `CREATE DATABASE ${database}`)
-      url.pathname = `/${database}`
-      const environment = { DATABASE_URL: url.href, PORT: "0" }
-      EmptyFolder.runWith(environment, consumer.directory, process.execPath, bin, "migrate", "up")
-      await runProgram(consumer.directory, file, environment)
-    }
-    console.log(`${file} ran (${((performance.now() - from) / 1000).toFixed(1)} s)`)
+    await runWay(consumer, file)
+    console.log(`${file} ran (${seconds(from)})`)
+  }
+  for (const name of examples) {
+    const from = performance.now()
+    runExample(consumer, name)
+    console.log(`examples/${name} ran (${seconds(from)})`)
   }
 } finally {
-  if (databases > 0) db("stop")
+  if (server !== undefined) db("stop")
   consumer.remove()
 }
