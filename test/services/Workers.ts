@@ -19,6 +19,7 @@ import { EventStore } from "../../src/services/EventStore.ts"
 import { Membership } from "../../src/services/Membership.ts"
 import * as Orchestrator from "../../src/services/Orchestrator.ts"
 import * as Projection from "../../src/services/Projection.ts"
+import { Projections } from "../../src/services/Projections.ts"
 import { breathe, Broken, enter, event, logs, pass, unavailable } from "./World.ts"
 
 type Counts = Readonly<Record<string, number>>
@@ -34,6 +35,7 @@ export interface StartOptions extends Partial<Settings.Input> {
   readonly projections?: ReadonlyArray<Projection.Projection<unknown, never>>
   readonly membership?: (real: Membership) => Partial<Membership>
   readonly events?: (real: EventStore["Service"]) => Partial<EventStore["Service"]>
+  readonly status?: (real: Projections["Service"]["status"]) => Projections["Service"]["status"]
   readonly how?: "run" | "catchUp"
 }
 
@@ -73,7 +75,7 @@ export const make = Effect.gen(function*() {
 
   /** Starts a worker in its own process; stopped when the test ends. */
   const start = Effect.fnUntraced(function*(options: StartOptions = {}) {
-    const { events, how = "run", membership, projections = [counting()], ...settings } = options
+    const { events, how = "run", membership, projections = [counting()], status, ...settings } = options
     const process = yield* enter(world)
     const { layer, lines } = logs()
     const activity: Array<Activity> = []
@@ -81,7 +83,8 @@ export const make = Effect.gen(function*() {
       Orchestrator.make({ replicaSet: "main", projections, ...settings }),
       process.stores.pipe(
         Context.add(Membership, { ...process.membership, ...membership?.(process.membership) }),
-        Context.add(EventStore, { ...process.events, ...events?.(process.events) })
+        Context.add(EventStore, { ...process.events, ...events?.(process.events) }),
+        Context.add(Projections, status === undefined ? process.status : { status: status(process.status.status) })
       )
     )
     yield* orchestrator.activity.pipe(

@@ -22,6 +22,7 @@ import { CoordinationStore } from "../../src/services/CoordinationStore.ts"
 import { EventStore } from "../../src/services/EventStore.ts"
 import { Membership } from "../../src/services/Membership.ts"
 import * as Projection from "../../src/services/Projection.ts"
+import { Projections } from "../../src/services/Projections.ts"
 import * as RetryLog from "../../src/services/telemetry/RetryLog.ts"
 import * as Telemetry from "../../src/services/telemetry/Telemetry.ts"
 import * as RangeRunner from "../../src/services/worker/RangeRunner.ts"
@@ -79,7 +80,8 @@ export const enter = Effect.fnUntraced(function*(world: MemoryWorld.MemoryWorld)
     events: Context.get(stores, EventStore),
     checkpoints: Context.get(stores, CheckpointStore),
     membership: Context.get(stores, Membership),
-    coordination: Context.get(stores, CoordinationStore)
+    coordination: Context.get(stores, CoordinationStore),
+    status: Context.get(stores, Projections)
   }
 })
 

@@ -12,6 +12,7 @@ import { CheckpointStore } from "../../src/services/CheckpointStore.ts"
 import { CoordinationStore } from "../../src/services/CoordinationStore.ts"
 import { Membership } from "../../src/services/Membership.ts"
 import type { Stores } from "../../src/services/Stores.ts"
+import { scaledMillis } from "../../src/testing/TimeLimits.ts"
 import type { Time } from "./Suite.ts"
 import { dead, hasty, patient, unique } from "./Suite.ts"
 
@@ -250,6 +251,49 @@ export const suite = (
         const merged = yield* decide(first)
         assert.deepStrictEqual(ranges(merged.ownedRows), [HashRange.whole])
         assert.deepStrictEqual(yield* rowsOf(projection), merged.ownedRows)
+      }))
+
+    it.effect("a claim reports for how long the range had no live owner", () =>
+      Effect.gen(function*() {
+        const [replicaSet, projection] = [yield* unique("replica-set"), yield* unique("projection")]
+        const first = yield* join(replicaSet, "a", [projection])
+        // No worker had the range before.
+        assert.deepStrictEqual((yield* decide(first)).successions, [])
+        const second = yield* join(replicaSet, "b", [projection])
+        assert.deepStrictEqual((yield* decide(second)).successions, [])
+        yield* decide(first)
+        yield* time.advance(50)
+        const { successions: [handOver, ...rest] } = yield* decide(second)
+        assert.deepInclude(handOver, { projection, range: half(1), kind: "handOver" })
+        assert.deepStrictEqual(rest, [])
+        assert.isTrue(handOver!.afterMillis >= 50 && handOver!.afterMillis < scaledMillis(5000))
+
+        // It dies. An evicting worker and a later one measure from its last heartbeat.
+        yield* time.advance(dead)
+        const { successions: [takeover, ...others] } = yield* decide(first, { rules: hasty })
+        assert.deepInclude(takeover, { projection, range: half(1), kind: "takeover" })
+        assert.deepStrictEqual(others, [])
+        assert.isAtLeast(takeover!.afterMillis, dead + 50)
+        assert.isBelow(takeover!.afterMillis, dead + scaledMillis(10_000))
+        assert.deepStrictEqual((yield* decide(first)).successions, [])
+      }))
+
+    it.effect("a range of a worker that was evicted before is taken over as well", () =>
+      Effect.gen(function*() {
+        const replicaSet = yield* unique("replica-set")
+        const [one, two] = [yield* unique("projection"), yield* unique("projection")]
+        const gone = yield* join(replicaSet, "a", [one, two])
+        yield* decide(gone)
+        const [second, third] = [yield* join(replicaSet, "b", [one]), yield* join(replicaSet, "c", [two])]
+        yield* time.advance(dead)
+        for (const { registration } of [second, third]) yield* (yield* Membership).heartbeat(registration)
+        const kinds = (plan: Plan.Plan) => plan.successions.map(({ kind, projection }) => [projection, kind])
+        const evicting = yield* decide(second, { rules: hasty })
+        assert.strictEqual(evicting.evict.length, 1)
+        assert.deepStrictEqual(kinds(evicting), [[one, "takeover"]])
+        const later = yield* decide(third, { rules: hasty })
+        assert.deepStrictEqual([later.evict.length, kinds(later)], [0, [[two, "takeover"]]])
+        assert.isAtLeast(later.successions[0]!.afterMillis, dead)
       }))
 
     it.effect("active rows are not changed", () =>

@@ -52,6 +52,17 @@ export const suite = (
         assert.isTrue(second.incarnation > first.incarnation)
       }))
 
+    it.effect("notifications arrive while a worker is subscribed to wake-ups", () =>
+      Effect.gen(function*() {
+        const membership = yield* Membership
+        const registration = yield* join(yield* unique("replica-set"), "a")
+        yield* membership.wakeUps(registration)
+        yield* time.advance(scaledMillis(300))
+        const { isListening, sessions } = yield* membership.connections
+        assert.isTrue(isListening)
+        assert.isAtLeast(sessions, 0)
+      }))
+
     it.effect("the id of a live worker is refused with WorkerIdInUse", () =>
       Effect.gen(function*() {
         const replicaSet = yield* unique("replica-set")

@@ -215,6 +215,27 @@ export const suite = (
         )
       }))
 
+    it.effect("shows when a row was last changed", () =>
+      Effect.gen(function*() {
+        const [replicaSet, projection] = [yield* unique("replica-set"), yield* unique("projection")]
+        const a = yield* join(replicaSet, "a", [projection])
+        const [held] = yield* claim(a, projection, {}, 0n)
+        const unchangedFor = Effect.map(read, (status) => {
+          const [range] = ofReplicaSet(status, replicaSet)!.projections[0]!.ranges
+          return { changedAt: range!.changedAt.getTime(), millis: status.at.getTime() - range!.changedAt.getTime() }
+        })
+        yield* time.advance(100)
+        const idle = yield* unchangedFor
+        assert.isAtLeast(idle.millis, 99)
+        const { advance, halt } = yield* CheckpointStore
+        yield* advance(held as Held, { from: 0n, to: 1n })
+        const advanced = yield* unchangedFor
+        assert.isAtLeast(advanced.changedAt, idle.changedAt + 99)
+        yield* time.advance(100)
+        yield* halt(held as Held, { at: 1n, error: "Broken", position: 2n, eventId: "e2" })
+        assert.isAtLeast((yield* unchangedFor).changedAt, advanced.changedAt + 99)
+      }))
+
     it.effect("a range of a worker that has left or died has no owner", () =>
       Effect.gen(function*() {
         const [replicaSet, one, two] = [
