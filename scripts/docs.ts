@@ -13,13 +13,20 @@ for (const page of pages) {
   // In a docstring, each line begins with an asterisk.
   const lines = (page.endsWith(".ts") ? text.replaceAll(/^ *\*(?: |$)/gm, "") : text).split("\n")
   let start: number | undefined
+  // A block that is named like a file can be imported by the others of its page.
+  let file: string | undefined
   for (const [index, line] of lines.entries()) {
-    if (start === undefined && /^\s*```(?:ts|typescript)\b/.test(line)) start = index + 1
-    else if (start !== undefined && /^\s*```\s*$/.test(line)) {
+    const opening = start === undefined ? /^\s*```(?:ts|typescript)\b(?: (\S+\.ts)$)?/.exec(line) : null
+    if (opening !== null) {
+      start = index + 1
+      file = opening[1]
+    } else if (start !== undefined && /^\s*```\s*$/.test(line)) {
       // As many empty lines in front as the page has: an error then names the page's own line. `export {}` makes it a module.
       const block = lines.slice(start, index).join("\n")
       if (!page.endsWith(".ts") || /^import /m.test(block)) {
-        blocks[`${page}.${start}.ts`] = `${"\n".repeat(start)}${block}\nexport {}\n`
+        blocks[file === undefined ? `${page}.${start}.ts` : `${page.replace(/\.md$/, "")}/${file}`] = `${
+          "\n".repeat(start)
+        }${block}\nexport {}\n`
       }
       start = undefined
     }
