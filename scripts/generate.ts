@@ -2,6 +2,7 @@
 import { mkdirSync, readdirSync, rmSync, writeFileSync } from "node:fs"
 import * as Migration from "../src/layers/postgres/migrations/Migration.ts"
 import * as MigrationFormat from "../src/layers/postgres/migrations/MigrationFormat.ts"
+import * as Roles from "../src/layers/postgres/migrations/Roles.ts"
 import * as TableNames from "../src/schema/TableNames.ts"
 import * as MetricsPage from "./MetricsPage.ts"
 
@@ -15,6 +16,12 @@ for (const name of readdirSync(directory)) {
 for (const file of files) {
   writeFileSync(new URL(file.name, directory), file.content)
   console.log(`migrations/${file.name}`)
+}
+
+mkdirSync(new URL("roles/", directory), { recursive: true })
+for (const file of Roles.files) {
+  writeFileSync(new URL(`roles/${file.name}`, directory), file.content)
+  console.log(`migrations/roles/${file.name}`)
 }
 
 writeFileSync(new URL("../docs/metrics.md", import.meta.url), MetricsPage.render())

@@ -122,6 +122,13 @@ export class StatementFailed extends Schema.TaggedError<StatementFailed>(id("Sta
   /** The violated constraint, if the server named one. */
   constraint: Schema.optionalKey(Schema.String),
   detail: Schema.String,
+  /** The privileges that the role lacks for the operation, and the files of this package that grant them. */
+  lacks: Schema.optionalKey(Schema.Struct({
+    role: Schema.String,
+    /** Each as in GRANT: `INSERT on table public.events`. */
+    privileges: Schema.Array(Schema.String),
+    grantedBy: Schema.Array(Schema.String)
+  })),
   mayHaveCommitted,
   cause: Schema.Defect()
 }) {
@@ -131,8 +138,12 @@ export class StatementFailed extends Schema.TaggedError<StatementFailed>(id("Sta
   }
 
   override get message(): string {
-    const advice = this.code === "42501"
-      ? " Grant the role what docs/operations.md lists."
+    const advice = this.lacks !== undefined
+      ? ` Role "${this.lacks.role}" lacks ${this.lacks.privileges.join(", ")}. Grant what ${
+        this.lacks.grantedBy.join(" or ")
+      } grants.`
+      : this.code === "42501"
+      ? " Grant the role what the files in migrations/roles grant; docs/operations.md explains them."
       : this.code === "42P01" || this.code === "42703"
       ? " Run the migrations: npx pupsourcing-orchestrator migrate up."
       : this.code === "40001" || this.code === "40P01"

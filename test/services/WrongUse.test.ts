@@ -16,7 +16,6 @@ import * as References from "effect/References"
 import * as SqlClient from "effect/sql/SqlClient"
 import * as SqlError from "effect/sql/SqlError"
 import * as Stream from "effect/Stream"
-import * as Fs from "node:fs"
 import * as Net from "node:net"
 import * as Os from "node:os"
 import { inspect } from "node:util"
@@ -366,51 +365,9 @@ it.layer(migrated, { excludeTestServices: true })(
       assert.deepStrictEqual(rows.map(({ id }) => id), ["some", "some other"])
     })
 
-    /** A role with its own password, and the client that connects as it. */
-    const role = Effect.gen(function*() {
-      const { name, url } = yield* Roles.make
-      const config = { url: Redacted.make(url.href) }
-      return { name, config, client: PgClient.layer(config) }
-    })
-
-    /** The statements in docs/operations.md that grant privileges to `to`, rewritten for the role `name`. */
-    const documented = (to: string, name: string): ReadonlyArray<string> => {
-      const text = Fs.readFileSync(new URL("../../docs/operations.md", import.meta.url), "utf8")
-      const block = [...text.matchAll(/```sql\n([\s\S]*?)```/g)].map((match) => match[1]!)
-        .find((statements) => statements.includes(`TO ${to};`))
-      assert.isDefined(block, `docs/operations.md has no rights for ${to}`)
-      return block!.split(";").map((statement) => statement.trim()).filter((statement) => statement !== "")
-        .map((statement) => statement.replace(new RegExp(`TO ${to}$`), `TO "${name}"`))
-    }
-
-    test("reports which privilege a role lacks", function*({ sql }) {
-      const { client, name } = yield* role
-      const refused = (text: string | RegExp) =>
-        Effect.gen(function*() {
-          const error = yield* refusal(worker(nothing("no_rights")).pipe(Layer.provide(client)))
-          assert.strictEqual(reasonOf(error)._tag, "StatementFailed", inspect(error))
-          told(error, text, "42501", "docs/operations.md")
-        })
-      yield* refused("permission denied for table orchestrator_meta")
-      const rights = documented("worker", name)
-      yield* Effect.forEach(rights, (grant) => sql.unsafe(grant))
-      for (
-        const [right, table] of [
-          ["INSERT", "orchestrator_workers"],
-          ["SELECT", "orchestrator_checkpoints"],
-          ["INSERT", "orchestrator_generations"],
-          ["SELECT", "events"]
-        ] as const
-      ) {
-        yield* sql.unsafe(`REVOKE ${right} ON ${table} FROM "${name}"`)
-        yield* refused(`permission denied for table ${table}`)
-        yield* sql.unsafe(`GRANT ${right} ON ${table} TO "${name}"`)
-      }
-    })
-
-    test("every statement of a process that appends and reads is permitted by docs/operations.md", function*({ sql }) {
-      const { config, name } = yield* role
-      yield* Effect.forEach(documented("appender", name), (grant) => sql.unsafe(grant))
+    test("every statement of a process that appends and reads is permitted by appender.sql", function*({ sql }) {
+      const { config, name } = yield* Roles.make
+      yield* Roles.grant("appender", name)
       const sessions = new Set<string>()
       const failures: Array<string> = []
       const hooks: Seam.Hooks = {
@@ -458,38 +415,5 @@ it.layer(migrated, { excludeTestServices: true })(
         "pupsourcing-orchestrator reader"
       ])
     })
-
-    test(
-      "the privileges of docs/operations.md suffice for a worker and for a process that appends",
-      function*({ sql }) {
-        yield* readModel
-        const [works, appends] = [yield* role, yield* role]
-        yield* Effect.forEach(documented("worker", works.name), (grant) => sql.unsafe(grant))
-        yield* Effect.forEach(documented("appender", appends.name), (grant) => sql.unsafe(grant))
-        yield* sql.unsafe(`GRANT INSERT ON read_model TO "${works.name}"`)
-        yield* Effect.gen(function*() {
-          const events = yield* EventStore.EventStore
-          yield* events.append([event("granted"), event("granted")], { expectedVersion: "none" })
-          yield* events.append([event("granted")], { expectedVersion: 2n })
-          assert.strictEqual(
-            (yield* events.readStream({ boundedContext: "app", aggregateType: "User", aggregateId: "granted" })).length,
-            3
-          )
-        }).pipe(Effect.provide(PostgresStores.layer.pipe(Layer.provide(appends.client))))
-        const projection = Projection.make("granted", {
-          handle: Effect.fnUntraced(function*(event) {
-            const client = yield* SqlClient.SqlClient
-            yield* client`INSERT INTO read_model (projection, id) VALUES (${"granted"}, ${event.eventId})`
-          })
-        })
-        const life = () => worker(projection, { pollInterval: "50 millis" }).pipe(Layer.provideMerge(works.client))
-        yield* quietly(Orchestrator.catchUp, life())
-        // Beside another worker, so that generations are formed and pruned, and ranges are cut.
-        yield* beside(life(), beside(life(), Effect.void))
-        const [count] = yield* sql<{ n: bigint; all: bigint }>`
-        SELECT (SELECT count(*) FROM read_model WHERE projection = 'granted') AS n, (SELECT count(*) FROM events) AS all`
-        assert.strictEqual(count?.n, count?.all)
-      }
-    )
   }
 )

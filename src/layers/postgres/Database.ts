@@ -14,6 +14,7 @@ import type { StoreError } from "../../schema/Errors.ts"
 import type * as TableNames from "../../schema/TableNames.ts"
 import type { Server } from "./connection/Server.ts"
 import type * as Session from "./connection/Session.ts"
+import type { Role } from "./migrations/Roles.ts"
 
 /**
  * The names of the tables and their schema, where the library's own sessions connect, and whether LISTEN and presence
@@ -59,14 +60,20 @@ export class Database extends Context.Service<Database, {
   readonly openConnection: (
     name: string
   ) => Effect.Effect<PgConnection.PgConnection, SqlError.SqlError, Scope.Scope>
+  /** `roles` perform the operations of the session; default `["worker"]`. */
   readonly openSession: <S>(
-    options: Session.Options<S>
+    options: Session.Options<S> & { readonly roles?: ReadonlyArray<Role> }
   ) => Effect.Effect<Session.Session<S>, never, Scope.Scope>
   /** The number of open connections that `openConnection` and `openSession` have opened. */
   readonly openSessions: () => number
-  /** Converts the driver's errors into the library's. */
+  /** Names the privileges that the client's role lacks for what these roles do, in errors of denied statements. */
+  readonly namingPrivileges: (
+    ...roles: ReadonlyArray<Role>
+  ) => <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
+  /** Converts the driver's errors into the library's. `roles` perform the operation; default `["worker"]`. */
   readonly refail: (
-    operation: string
+    operation: string,
+    roles?: ReadonlyArray<Role>
   ) => <A, E, R>(
     self: Effect.Effect<A, E, R>
   ) => Effect.Effect<A, Exclude<E, SqlError.SqlError> | StoreError, R>

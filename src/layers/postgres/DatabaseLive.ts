@@ -5,6 +5,7 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type { StoresError } from "../../schema/Errors.ts"
 import * as TableNames from "../../schema/TableNames.ts"
+import * as Privileges from "./connection/Privileges.ts"
 import * as Probe from "./connection/Probe.ts"
 import * as Session from "./connection/Session.ts"
 import * as SessionSettings from "./connection/SessionSettings.ts"
@@ -55,9 +56,14 @@ const database = (
     listen: options.listen ?? true,
     presence: options.presence ?? true,
     openConnection: (name) => Effect.tap(openConnection(sessions, name), () => opened),
-    openSession: (session) => Session.make({ ...session, config: sessions, server: sessionServer, opened }),
+    openSession: ({ roles = ["worker"], ...session }) =>
+      Effect.map(Session.make({ ...session, config: sessions, server: sessionServer, opened }), ({ use }) => ({
+        use: (operation, f) => Privileges.naming(sessions, names, roles)(use(operation, f))
+      })),
     openSessions: () => openSessions,
-    refail: (operation) => refail(server, operation)
+    namingPrivileges: (...roles) => Privileges.naming(pg.config, names, roles),
+    refail: (operation, roles = ["worker"]) => (self) =>
+      Privileges.naming(pg.config, names, roles)(refail(server, operation)(self))
   })
 }
 

@@ -7,11 +7,19 @@ import { literal } from "./migrations/Sql.ts"
 
 /**
  * SQL: the schemas in which the session resolves unqualified names, as an array, without the schema of its temporary
- * tables.
+ * tables. Schemas of the `search_path` on which the role lacks USAGE come last, so that the first statement on a table
+ * that is only there fails with that reason.
  */
 export const searchPath = `ARRAY(
     SELECT s.name FROM pg_catalog.unnest(pg_catalog.current_schemas(false)::text[]) WITH ORDINALITY AS s (name, place)
     JOIN pg_catalog.pg_namespace n ON n.nspname = s.name AND n.oid <> pg_catalog.pg_my_temp_schema()
+    ORDER BY s.place
+  ) || ARRAY(
+    SELECT n.nspname::text
+    FROM pg_catalog.string_to_table(pg_catalog.current_setting('search_path'), ',') WITH ORDINALITY AS s (name, place)
+    JOIN pg_catalog.pg_namespace n
+      ON n.nspname = CASE pg_catalog.btrim(s.name, ' "') WHEN '$user' THEN current_user ELSE pg_catalog.btrim(s.name, ' "') END
+    WHERE NOT pg_catalog.has_schema_privilege(n.oid, 'USAGE')
     ORDER BY s.place
   )`
 

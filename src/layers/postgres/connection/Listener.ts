@@ -222,6 +222,6 @@ const onConnection = Effect.fnUntraced(function*({ connection: state, needed }: 
     )
     yield* Effect.addFinalizer(() => Effect.sync(() => state.hooks.delete(entry)))
     state.hooks.add(entry)
-  })).pipe(refail(state.database.sessionServer, opening))
+  })).pipe(refail(state.database.sessionServer, opening), state.database.namingPrivileges("worker"))
   needed.openUnsafe()
 })

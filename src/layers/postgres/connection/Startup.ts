@@ -19,6 +19,7 @@ import * as ClientConfig from "./ClientConfig.ts"
 import * as Codecs from "./Codecs.ts"
 import * as DirectUrl from "./DirectUrl.ts"
 import * as LockWait from "./LockWait.ts"
+import * as Privileges from "./Privileges.ts"
 import * as Probe from "./Probe.ts"
 import { type Server, serverOf } from "./Server.ts"
 import { readOnly, refail, unsupported } from "./SqlErrors.ts"
@@ -153,7 +154,8 @@ const checkMeta = Effect.fnUntraced(function*(target: Target, { names }: Found) 
     FROM ${meta} AS m`
   ).pipe(
     LockWait.bounded({ sql, table: meta, operation: "Opening the stores" }),
-    withClient(target)
+    withClient(target),
+    Privileges.naming(target.pg.config, names, ["appender", "status", "worker"])
   )
   if (row === undefined || row.version !== OrchestratorTables.schemaVersion) {
     return yield* new SchemaVersionMismatch({ found: row?.version ?? 0, expected: OrchestratorTables.schemaVersion })

@@ -71,7 +71,8 @@ export const append = Effect.fnUntraced(function*(
         continue
       }
       return yield* Effect.flatMap(AppendError.explain(self, request, error), Effect.fail).pipe(
-        refail(database.server, "append events", { autocommit: request.autocommit })
+        refail(database.server, "append events", { autocommit: request.autocommit }),
+        database.namingPrivileges("appender")
       )
     }
     const [row] = result.success
@@ -152,7 +153,7 @@ const explainNoRow = Effect.fnUntraced(function*(self: EventAppend, { expected, 
   const [found] = yield* self.database.sql.unsafe<{ readonly version: string; readonly stored: string | null }>(
     self.statements.conflict,
     [...streamParameters(stream), array(ids, PgTypes.OID.text)]
-  ).pipe(self.database.refail("read an aggregate's version"))
+  ).pipe(self.database.refail("read an aggregate's version", ["appender"]))
   // Checked before the version: stored ids show that a repeated append was committed before.
   if (found !== undefined && found.stored !== null) return new DuplicateEvent({ detail: `event id ${found.stored}` })
   const actual = BigInt(found?.version ?? 0)

@@ -48,7 +48,7 @@ const readStream = (
     EventSql.versionText(options?.from ?? 1n),
     options?.to === undefined ? null : EventSql.versionText(options.to),
     options?.limit === undefined ? null : String(EventSql.rowCount(Math.max(0, options.limit || 0)))
-  ]).pipe(Effect.map((rows) => rows.map(EventSql.toEvent)), refail("read a stream"))
+  ]).pipe(Effect.map((rows) => rows.map(EventSql.toEvent)), refail("read a stream", ["appender", "worker"]))
 
 const headPosition = ({ database, session, statements, tracker }: {
   readonly database: Database["Service"]

@@ -83,6 +83,7 @@ export const make: Effect.Effect<ReadSession, never, Database | Scope.Scope> = E
   const database = yield* Database
   const session = yield* database.openSession<State>({
     name: "pupsourcing-orchestrator reader",
+    roles: ["appender", "worker"],
     deadline,
     settings,
     state: () => unknown(undefined),

@@ -41,7 +41,7 @@ export class MissingPrivileges extends Schema.TaggedError<MissingPrivileges>(
   override get message(): string {
     return `Role "${this.role}" lacks privileges that "${this.operation}" needs: ${
       this.privileges.join("; ")
-    }. Nothing was changed. Grant them, or migrate as a role that has them; docs/operations.md lists the privileges for migrations.`
+    }. Nothing was changed. Grant them (migrations/roles/admin.sql), or migrate as a role that has them; docs/operations.md lists the privileges for migrations.`
   }
 }
 

@@ -53,9 +53,10 @@ export const make: Effect.Effect<Store, never, Database> = Effect.gen(function*(
   const { maxConnections = defaultConnections }: PgClient.PgPoolConfig = database.pg.config
   const batches = Semaphore.makeUnsafe(Math.max(1, maxConnections - 1))
   return CheckpointStore.of({
-    commit: (held, options, work) => batches.withPermit(commit(database, held, options, work)),
+    commit: (held, options, work) =>
+      batches.withPermit(commit(database, held, options, work)).pipe(database.namingPrivileges("worker")),
     advance: EmptyProgress.make(database),
-    halt: (held, options) => halt(database, held, options),
+    halt: (held, options) => halt(database, held, options).pipe(database.namingPrivileges("worker")),
     rows: (projection) => rows(database, projection),
     unstorable: (texts) => unstorable(database, texts),
     checkClient: (context, replicaSet) => checkClient(database, context, replicaSet)

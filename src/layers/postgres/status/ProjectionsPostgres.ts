@@ -16,7 +16,7 @@ export const make: Effect.Effect<Projections["Service"], never, Database> = Effe
       status: quietly(database.sql.unsafe<{ readonly status: string }>(statement(database)).unprepared).pipe(
         inTime,
         Effect.map(([row]) => Status.make(toReading(JSON.parse(row!.status)))),
-        database.refail("read the status")
+        database.refail("read the status", ["status", "worker"])
       )
     })
 )
