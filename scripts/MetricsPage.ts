@@ -8,7 +8,7 @@ const introduction = `# Metrics
 The library records [Effect metrics](https://effect.website/docs/observability/metrics). Any exporter of Effect metrics publishes them:
 \`PrometheusMetrics\` and \`Otlp\` of \`effect/observability\`, or \`@effect/opentelemetry\`. \`pupsourcing-orchestrator/http\` serves them as
 [\`GET /metrics\`](operations.md#http-endpoints). The module \`Metrics\` exports each of them.
-[Monitoring](monitoring.md) describes how to serve them, and the recording rules and the alerts with their runbook.
+[Monitoring](monitoring.md) describes how to serve them, and the dashboard, the recording rules and the alerts with their runbook.
 
 - Counters and histograms start at 0 when the worker starts, so that \`rate\` and \`increase\` include the first change.
 - Some gauges describe a whole replica set: \`active_workers\`, \`current_generation_partitions\`, \`projection_lag_events\`,

@@ -1,5 +1,6 @@
-// Writes what is generated from the source: migrations/*.sql, the files that users apply, and docs/metrics.md.
+// Writes what is generated from the source: migrations/*.sql, the files that users apply, docs/metrics.md, and the dashboard.
 import { mkdirSync, readdirSync, rmSync, writeFileSync } from "node:fs"
+import { dashboard } from "../examples/with-metrics/grafana/dashboard.ts"
 import * as Migration from "../src/layers/postgres/migrations/Migration.ts"
 import * as MigrationFormat from "../src/layers/postgres/migrations/MigrationFormat.ts"
 import * as Roles from "../src/layers/postgres/migrations/Roles.ts"
@@ -26,3 +27,9 @@ for (const file of Roles.files) {
 
 writeFileSync(new URL("../docs/metrics.md", import.meta.url), MetricsPage.render())
 console.log("docs/metrics.md")
+
+writeFileSync(
+  new URL("../examples/with-metrics/grafana/dashboard.json", import.meta.url),
+  `${JSON.stringify(dashboard, null, 2)}\n`
+)
+console.log("examples/with-metrics/grafana/dashboard.json")
