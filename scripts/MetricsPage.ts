@@ -1,5 +1,6 @@
-/** Writes docs/metrics.md from the contract of the metrics. */
+/** Writes docs/metrics.md from the contracts of the metrics and the spans. */
 import * as MetricContract from "../src/services/telemetry/MetricContract.ts"
+import * as SpansSection from "./SpansSection.ts"
 
 const introduction = `# Metrics
 
@@ -42,4 +43,5 @@ const section = ({ example: [purpose, query], labels, metric, unit }: MetricCont
     ""
   ].join("\n")
 
-export const render = (): string => [introduction, ...MetricContract.entries.map(section)].join("\n")
+export const render = (): string =>
+  [introduction, ...MetricContract.entries.map(section), SpansSection.render()].join("\n")

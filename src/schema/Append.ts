@@ -30,6 +30,13 @@ export interface Append {
   readonly rows: ReadonlyArray<Row>
 }
 
+/** The values of events that do not have their own. */
+export interface Defaults {
+  readonly traceId: string | null
+  readonly correlationId: string | null
+  readonly causationId: string | null
+}
+
 const largestEventVersion = 2 ** 31 - 1
 
 /** The range of times that PostgreSQL can store, in microseconds since 1970. The earliest is in 4713 BC. */
@@ -57,7 +64,7 @@ const references = ["traceId", "correlationId", "causationId"] as const
  * Validates events that are to be appended together, and converts them to rows. Fails if the list is empty, if the
  * events belong to several aggregates, or if an event cannot be stored.
  */
-export const validate = (events: ReadonlyArray<NewEvent>): Result.Result<Append, InvalidEvents> => {
+export const validate = (events: ReadonlyArray<NewEvent>, defaults: Defaults): Result.Result<Append, InvalidEvents> => {
   const invalid = (problem: string) => Result.fail(new InvalidEvents({ problem }))
   const first = events[0]
   if (first === undefined) return invalid("There is no event to append. Pass at least one.")
@@ -112,9 +119,9 @@ export const validate = (events: ReadonlyArray<NewEvent>): Result.Result<Append,
       eventType: event.eventType,
       eventVersion,
       payload: payload.success,
-      traceId: event.traceId ?? null,
-      correlationId: event.correlationId ?? null,
-      causationId: event.causationId ?? null,
+      traceId: event.traceId ?? defaults.traceId,
+      correlationId: event.correlationId ?? defaults.correlationId,
+      causationId: event.causationId ?? defaults.causationId,
       metadata: metadata.success,
       createdAtMicros
     })

@@ -44,9 +44,11 @@ export interface NewEvent extends StreamId {
    * classes that have neither a `toJSON` nor enumerable properties of their own.
    */
   readonly payload: unknown
-  /** Identifiers for tracing, stored as they are. */
+  /** The trace in which the event is appended, stored as it is. Default: the current trace, if there is a tracer. */
   readonly traceId?: string | undefined
+  /** Default: in a handler, the handled event's `correlationId`, or else its `eventId`. */
   readonly correlationId?: string | undefined
+  /** Default: in a handler, the handled event's `eventId`. */
   readonly causationId?: string | undefined
   /**
    * A JSON value, by the rules of `payload`. Absent, undefined and null all mean no metadata, which is stored as SQL

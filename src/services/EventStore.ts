@@ -107,6 +107,9 @@ export class EventStore extends Context.Service<EventStore, {
    * Inside a transaction of the caller, the append is part of that transaction. Outside, an append that conflicts with
    * another transaction (deadlock, serialization failure) is retried.
    *
+   * Events without a `traceId` get the id of the current trace. In a handler, events without a `correlationId` or
+   * `causationId` get them from the handled event.
+   *
    * **Gotchas**
    *
    * If the answer is lost, the commit outcome is unknown and the `StoreError` has `mayHaveCommitted: true`. The

@@ -50,7 +50,9 @@ import { Projections } from "./Projections.ts"
 import * as Settings from "./Settings.ts"
 import type { Stores } from "./Stores.ts"
 import * as ActivityStream from "./telemetry/ActivityStream.ts"
+import * as LogAnnotations from "./telemetry/LogAnnotations.ts"
 import * as RetryLog from "./telemetry/RetryLog.ts"
+import * as Spans from "./telemetry/Spans.ts"
 import * as CatchUp from "./worker/CatchUp.ts"
 import * as ProjectionChecks from "./worker/ProjectionChecks.ts"
 import * as RangeRunner from "./worker/RangeRunner.ts"
@@ -171,11 +173,15 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
     log,
     state
   }
-  const exclusively = makeExclusive(settings.replicaSet, log)
-  const work = Registration.runRegistrations(worker)
+  const exclusively = makeExclusive(worker)
   return Orchestrator.of({
-    run: exclusively(work),
-    catchUp: exclusively(Effect.raceFirst(work, CatchUp.awaitCaughtUp(worker))),
+    run: exclusively((workerId, annotations) => Registration.runRegistrations(worker, workerId, annotations)),
+    catchUp: exclusively((workerId, annotations) =>
+      Effect.raceFirst(
+        Registration.runRegistrations(worker, workerId, annotations),
+        CatchUp.awaitCaughtUp(worker)
+      )
+    ),
     activity: log.stream,
     health: Effect.zipWith(
       log.health,
@@ -185,8 +191,11 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
   })
 })
 
+/** The work of a run. */
+type Work<A, E> = (workerId: string, annotations: LogAnnotations.LogAnnotations) => Effect.Effect<A, E>
+
 /** Returns a wrapper for the runs of one orchestrator: one at a time, whose end is logged once. */
-const makeExclusive = (replicaSet: string, log: ActivityStream.ActivityStream) => {
+const makeExclusive = ({ captured, log, settings: { replicaSet, workerId } }: Registration.Worker) => {
   let isRunning = false
   const acquire = Effect.suspend(() => {
     if (isRunning) return Effect.fail(new AlreadyRunning({ replicaSet }))
@@ -196,16 +205,22 @@ const makeExclusive = (replicaSet: string, log: ActivityStream.ActivityStream) =
   const release = Effect.sync(() => {
     isRunning = false
   })
-  return <A, E extends OrchestratorError>(self: Effect.Effect<A, E>): Effect.Effect<A, E | AlreadyRunning> =>
-    Effect.acquireUseRelease(acquire, () => self, () => release).pipe(
+  const reported = <A, E extends OrchestratorError>(self: Effect.Effect<A, E>): Effect.Effect<A, E> =>
+    self.pipe(
       Effect.onError((cause) => logFailure(cause)),
       Effect.onExit((exit) =>
         Exit.isSuccess(exit) || Cause.hasInterruptsOnly(exit.cause)
           ? log.record(Activity.WorkerStopped())
           : Effect.void
-      ),
-      Effect.annotateLogs({ replicaSet })
+      )
     )
+  return <A, E extends OrchestratorError>(work: Work<A, E>): Effect.Effect<A, E | AlreadyRunning> =>
+    Effect.flatMap(
+      workerId === undefined ? Registration.drawWorkerId : Effect.succeed(workerId),
+      (workerId) =>
+        LogAnnotations.annotate({ replicaSet, workerId }, (annotations) =>
+          reported(Effect.acquireUseRelease(acquire, () => work(workerId, annotations), () => release)))
+    ).pipe(Spans.withTracerOf(captured))
 }
 
 /** Logs a failure once, and marks it as reported, so that a runtime that prints failures does not print it again. */

@@ -60,8 +60,8 @@ test("a worker's lifecycle is logged with the Go original's messages", function*
     "Shutdown complete"
   ])
   for (const { annotations, text } of first.lines) {
-    assert.strictEqual(annotations["replicaSet"], "main", text)
-    if (!/^Starting|^Shutdown/.test(text)) assert.strictEqual(annotations["worker"], "worker-1", text)
+    assert.strictEqual(annotations["replica_set"], "main", text)
+    assert.strictEqual(annotations["worker"], "worker-1", text)
   }
   assert.deepStrictEqual(first.said("Warn").concat(first.said("Error")), [])
 })

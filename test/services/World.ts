@@ -155,6 +155,7 @@ export const runner = Effect.fnUntraced(function*(
       state = RangeState.make(row, 0n)
       return service.run({
         projection,
+        registration,
         captured: options.captured ?? (Context.empty() as Context.Context<unknown>),
         state,
         settings,

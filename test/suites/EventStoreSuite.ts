@@ -5,11 +5,14 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import type * as Layer from "effect/Layer"
+import * as Tracer from "effect/Tracer"
 import { runInNewContext } from "node:vm"
 import type { Event, NewEvent, StreamId } from "../../src/schema/Event.ts"
 import * as HashRange from "../../src/schema/HashRange.ts"
+import { HandledEvent } from "../../src/services/AppendDefaults.ts"
 import type { ReadOptions } from "../../src/services/EventStore.ts"
 import { EventStore } from "../../src/services/EventStore.ts"
+import * as Traces from "../support/Traces.ts"
 import * as Payloads from "./Payloads.ts"
 import type { Time } from "./Suite.ts"
 import { unique } from "./Suite.ts"
@@ -157,6 +160,42 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
         assert.match(bytes!.eventId, /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/)
         assert.deepStrictEqual([empty!.payload.length, empty!.metadata], [0, []])
         assert.deepStrictEqual([new TextDecoder().decode(nothing!.payload), nothing!.metadata], ["null", "text"])
+      }))
+
+    it.effect("an append stores the id of its trace, unless the event has one", () =>
+      Effect.gen(function*() {
+        const stream = yield* newStream
+        const traces = Traces.make()
+        yield* append([happened(stream), happened(stream, { traceId: "own" })]).pipe(
+          Effect.withSpan("request"),
+          Effect.provideService(Tracer.Tracer, traces.tracer)
+        )
+        const stored = yield* readStream(stream)
+        assert.deepStrictEqual(stored.map(({ traceId }) => traceId), [traces.spans[0]!.traceId, "own"])
+        assert.deepStrictEqual(traces.spans.map(({ name }) => name), ["request", "append"])
+      }))
+
+    it.effect("an append in a handler is caused by the handled event, unless the event has its own cause", () =>
+      Effect.gen(function*() {
+        const [cause, other, stream] = [yield* newStream, yield* newStream, yield* newStream]
+        yield* append([happened(cause), happened(cause, { correlationId: "order-1" })])
+        const handled = yield* readStream(cause)
+        const inHandler = (event: Event, appended: NewEvent) =>
+          Effect.provideService(append([appended]), HandledEvent, event)
+        yield* inHandler(handled[0]!, happened(stream))
+        yield* inHandler(handled[1]!, happened(stream))
+        yield* inHandler(handled[1]!, happened(stream, { correlationId: "own" }))
+        yield* inHandler(handled[1]!, happened(stream, { causationId: "own" }))
+        yield* append([happened(other)])
+        const ids = ({ causationId, correlationId }: Event) => [correlationId, causationId]
+        const [first, second] = handled.map(({ eventId }) => eventId)
+        assert.deepStrictEqual((yield* readStream(stream)).map(ids), [
+          [first!, first!],
+          ["order-1", second!],
+          ["own", second!],
+          ["order-1", "own"]
+        ])
+        assert.deepStrictEqual((yield* readStream(other)).map(ids), [[null, null]])
       }))
 
     it.effect("createdAt is stored to the microsecond", () =>

@@ -20,6 +20,7 @@ import * as EventFilter from "../../schema/EventFilter.ts"
 import * as HashRange from "../../schema/HashRange.ts"
 import * as PageWindow from "../../schema/PageWindow.ts"
 import * as Uuid from "../../schema/Uuid.ts"
+import * as AppendDefaults from "../../services/AppendDefaults.ts"
 import type { Page, ReadOptions } from "../../services/EventStore.ts"
 import { EventStore } from "../../services/EventStore.ts"
 import type { Handle, Log, LogPart, MemoryWorld } from "./MemoryWorld.ts"
@@ -58,7 +59,11 @@ export const make = ({ reach, world }: Handle): EventStore["Service"] => {
   const store: Store = { world, committed: { newest: undefined, events: [] } }
   const settledPosition = reach(Effect.sync(() => lastPosition(world)))
   return EventStore.of({
-    append: (events, options) => reach(append(world, events, options?.expectedVersion ?? "any")),
+    append: (events, options) =>
+      AppendDefaults.run(
+        events,
+        (defaults) => reach(append(world, events, { expected: options?.expectedVersion ?? "any", defaults }))
+      ),
     readStream: (stream, options) => reach(readStream(world, stream, options)),
     read: (options) => reach(read(store, options)),
     // Reads and writes always reach the same world.
@@ -73,9 +78,9 @@ export const make = ({ reach, world }: Handle): EventStore["Service"] => {
 const append = Effect.fnUntraced(function*(
   world: MemoryWorld,
   events: ReadonlyArray<NewEvent>,
-  expected: ExpectedVersion
+  { defaults, expected }: { readonly expected: ExpectedVersion; readonly defaults: Append.Defaults }
 ) {
-  const { rows, stream } = yield* Effect.fromResult(Append.validate(events))
+  const { rows, stream } = yield* Effect.fromResult(Append.validate(events, defaults))
   const now = yield* world.now
   const ids = yield* Effect.forEach(
     rows,

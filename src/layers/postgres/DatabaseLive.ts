@@ -5,6 +5,7 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type { StoresError } from "../../schema/Errors.ts"
 import * as TableNames from "../../schema/TableNames.ts"
+import { quietly } from "./connection/PoolStatement.ts"
 import * as Privileges from "./connection/Privileges.ts"
 import * as Probe from "./connection/Probe.ts"
 import * as Session from "./connection/Session.ts"
@@ -16,8 +17,12 @@ import { Database, type Options } from "./Database.ts"
 export type { Options } from "./Database.ts"
 
 /** Checks that this library can use the server and the tables, and returns the database. */
-export const make = Effect.fnUntraced(function*(
+export const make = (
   options: Options = {}
+): Effect.Effect<Database["Service"], StoresError, PgClient.PgClient> => quietly(open(options))
+
+const open = Effect.fnUntraced(function*(
+  options: Options
 ): Effect.fn.Return<Database["Service"], StoresError, PgClient.PgClient> {
   const target = yield* Startup.checkSettings(options)
   yield* Startup.checkCodecs(target)

@@ -10,6 +10,7 @@ import * as Stream from "effect/Stream"
 import { Activity } from "../../schema/Activity.ts"
 import * as Health from "../../schema/Health.ts"
 import * as Gauges from "./Gauges.ts"
+import * as Spans from "./Spans.ts"
 import * as Telemetry from "./Telemetry.ts"
 
 export interface ActivityStream {
@@ -31,6 +32,7 @@ interface Subscriber {
 /** Each new subscriber first receives the entries that `present()` returns. */
 export const make = (replicaSet: string, present: () => ReadonlyArray<Activity>): ActivityStream => {
   const subscribers = new Set<Subscriber>()
+  const observeHandOvers = Spans.makeHandOvers(replicaSet)
   let health = Health.nothing
 
   const publish = (activity: Activity) => {
@@ -45,7 +47,7 @@ export const make = (replicaSet: string, present: () => ReadonlyArray<Activity>)
   return {
     record: (activity) =>
       Effect.andThen(
-        Telemetry.emit(replicaSet, activity),
+        Effect.andThen(Telemetry.emit(replicaSet, activity), observeHandOvers(activity)),
         Effect.contextWith((context: Context.Context<never>) =>
           Effect.map(Clock.monotonicTimeNanos, (now) => {
             const before = health

@@ -14,12 +14,14 @@ import * as Stream from "effect/Stream"
 import * as BatchPolicy from "../../schema/BatchPolicy.ts"
 import { HandlerOverran, HandlerResultUnused } from "../../schema/Errors.ts"
 import type { Event } from "../../schema/Event.ts"
+import { HandledEvent } from "../AppendDefaults.ts"
 import { type CheckpointStore, type EpochEnded, type Fenced, HandlerFailure } from "../CheckpointStore.ts"
-import { tryRead } from "../ErrorText.ts"
+import { stackText, tryRead } from "../ErrorText.ts"
+import * as Spans from "../telemetry/Spans.ts"
 import * as BatchContext from "./BatchContext.ts"
 import type { BlockingHandlers } from "./BlockingHandlers.ts"
 import * as RangeState from "./RangeState.ts"
-import type { Failure, Retried } from "./Retries.ts"
+import * as Retries from "./Retries.ts"
 
 export interface Batch {
   /** At least one event. */
@@ -37,10 +39,11 @@ export interface Environment {
   /** The runner's own context, without the services of a batch. */
   readonly base: Context.Context<never>
   readonly idleTimeout: Duration.Duration
+  readonly spans: Spans.Batches
 }
 
 /** How a batch ended. */
-export type Outcome = BatchPolicy.Outcome<Failure>
+export type Outcome = BatchPolicy.Outcome<Retries.Failure>
 
 /** How far the handlers of a batch have come, for the code around its transaction. */
 interface HandlerProgress {
@@ -75,7 +78,12 @@ export const makeEnvironment = Effect.fnUntraced(function*(
     base: yield* Effect.context<never>(),
     // The store keeps the transaction alive while the process runs. Half of the stale timeout ensures that a frozen
     // worker's locks are released before other workers claim its ranges.
-    idleTimeout: Duration.min(Duration.times(job.settings.staleWorkerTimeout, 0.5), longestIdleTimeout)
+    idleTimeout: Duration.min(Duration.times(job.settings.staleWorkerTimeout, 0.5), longestIdleTimeout),
+    spans: yield* Spans.makeBatches({
+      ...job.registration,
+      ...job.state.held,
+      generationId: job.state.held.fence.generationId
+    })
   }
 })
 
@@ -102,11 +110,15 @@ const run = Effect.fnUntraced(function*(
   environment: Environment,
   batch: Batch
 ): Effect.fn.Return<Outcome, EpochEnded | Fenced> {
-  const { clock, job } = environment
+  const { clock, job, spans } = environment
   const progress: HandlerProgress = { begun: 0, handled: 0, begunAt: 0n, raised: undefined }
   const startedAt = clock.monotonicTimeNanosUnsafe()
   job.state.batchSince = startedAt
-  const result = yield* Effect.result(commit(environment, batch, progress))
+  const result = yield* Effect.result(spans.span(commit(environment, batch, progress), {
+    events: batch.events,
+    committed: () => progress.handled,
+    describe: describeForSpan
+  }))
   job.state.batchSince = undefined
   if (result._tag === "Success") {
     const now = clock.monotonicTimeNanosUnsafe()
@@ -172,8 +184,11 @@ const handleEvents = (
     return Effect.whileLoop({
       while: () => progress.begun < events.length && (progress.begun === 0 || hasTime(since)),
       body: (): Effect.Effect<unknown, unknown, unknown> => {
-        const effect: unknown = projection.handle(events[progress.begun++]!)
-        return Effect.isEffect(effect) ? effect : Effect.die(new HandlerResultUnused({ result: "not an Effect" }))
+        const event = events[progress.begun++]!
+        const effect: unknown = projection.handle(event)
+        return Effect.isEffect(effect)
+          ? Effect.provideService(effect, HandledEvent, event)
+          : Effect.die(new HandlerResultUnused({ result: "not an Effect" }))
       },
       step: (value) => {
         // A value that throws when it is inspected is accepted.
@@ -211,7 +226,14 @@ const clearOverruns = ({ blocking, job }: Environment, { events }: Batch, { begu
   if (begun > 0) blocking.clearOverruns(job.projection.name, events[begun - 1]!.globalPosition)
 }
 
-const reasonOf = (failure: HandlerFailure | Retried): BatchPolicy.Reason => {
+/** The stack of the handler's failure, without its message, and the same text as in the log. */
+const describeForSpan = (failure: EpochEnded | Fenced | HandlerFailure | Retries.Retried) => ({
+  type: failure._tag === "StoreError" ? failure.reason._tag : failure._tag,
+  text: failure._tag === "Fenced" ? "Another worker owns the range" : Retries.describe(failure),
+  stack: failure._tag === "HandlerFailure" ? stackText(failure.cause) : ""
+})
+
+const reasonOf = (failure: HandlerFailure | Retries.Retried): BatchPolicy.Reason => {
   switch (failure._tag) {
     case "HandlerFailure":
       return "handler"

@@ -1,6 +1,6 @@
 /**
  * The context of a handler: the services that were captured when the orchestrator was built, plus only the services
- * that belong to the batch (its transaction, scope and span) or to the running fiber (clock, log annotations).
+ * that belong to the batch (its transaction, scope and span) or to the running fiber (clock, tracer, log annotations).
  *
  * The services of the caller of `run` must not take precedence: a second `SqlClient` there would move the handler's
  * writes out of the batch's transaction.
@@ -19,7 +19,10 @@ const ambient: ReadonlySet<string> = new Set([
   References.CurrentLogSpans.key,
   Scheduler.Scheduler.key,
   Scope.Scope.key,
-  Tracer.ParentSpan.key
+  Tracer.ParentSpan.key,
+  // The spans of a handler must reach the same backend as that of its batch.
+  Tracer.Tracer.key,
+  References.TracerEnabled.key
 ])
 
 /**

@@ -8,11 +8,14 @@ import type * as Latch from "effect/Latch"
 import type { Activity } from "../../schema/Activity.ts"
 import type * as Checkpoint from "../../schema/Checkpoint.ts"
 import type { Settings } from "../../schema/Settings.ts"
+import type { Registration } from "../../schema/Worker.ts"
 import type { ServerEpoch } from "../EventStore.ts"
 import type * as Projection from "../Projection.ts"
 
 export interface Job {
   readonly projection: Projection.Any
+  /** The worker that runs the range. */
+  readonly registration: Pick<Registration, "replicaSet" | "workerId">
   /** The handler's services, captured when the orchestrator was built. */
   readonly captured: Context.Context<unknown>
   readonly settings: Pick<Settings, "batchSize" | "batchBytes" | "pollInterval" | "staleWorkerTimeout">

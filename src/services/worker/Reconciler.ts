@@ -286,14 +286,14 @@ const openOwned = Effect.fnUntraced(function*(
     readonly merging: ReadonlySet<string>
   }
 ) {
-  const { captured, log: { record }, projections, ranges, settings } = options
+  const { captured, log: { record }, projections, ranges, registration, settings } = options
   for (const held of ownedRows) {
     const key = Checkpoint.key(held)
     const projection = projections.get(held.projection)
     if (projection === undefined || !isInShare(held, options, state) || merging.has(held.projection)) continue
     // A runner that has ended since the plan was made may have moved its row. Its end triggers another pass at once.
     if (activeKeys.has(key) || ranges.all.has(key)) continue
-    yield* ranges.open(held, { settings, projection, captured, record })
+    yield* ranges.open(held, { settings, projection, registration, captured, record })
   }
 })
 

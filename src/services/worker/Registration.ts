@@ -27,6 +27,7 @@ import type { Membership } from "../Membership.ts"
 import * as Projection from "../Projection.ts"
 import type { Projections } from "../Projections.ts"
 import type { ActivityStream } from "../telemetry/ActivityStream.ts"
+import * as LogAnnotations from "../telemetry/LogAnnotations.ts"
 import type { RetryLog } from "../telemetry/RetryLog.ts"
 import * as Sampler from "../telemetry/Sampler.ts"
 import * as Alarm from "./Alarm.ts"
@@ -64,6 +65,8 @@ export interface State {
   readonly givenUp: Map<string, FilterChanged>
   /** Whether this run has been part of a generation. */
   hasStarted: boolean
+  /** The annotations of the run's log lines. */
+  annotations: LogAnnotations.LogAnnotations | undefined
   registration: Registration | undefined
   generation: Generation.Generation | undefined
   ranges: Ranges.Ranges | undefined
@@ -81,6 +84,7 @@ export const makeState = (): State => ({
   carried: [],
   givenUp: new Map(),
   hasStarted: false,
+  annotations: undefined,
   registration: undefined,
   generation: undefined,
   ranges: undefined,
@@ -128,8 +132,12 @@ const leaveTimeout = Duration.seconds(5)
 
 /** Works until it fails or is interrupted: runs one registration after another, a new one after each eviction. */
 export const runRegistrations = Effect.fnUntraced(
-  function*(worker: Worker): Effect.fn.Return<never, OrchestratorError> {
-    const workerId = worker.settings.workerId ?? (yield* drawWorkerId)
+  function*(
+    worker: Worker,
+    workerId: string,
+    annotations: LogAnnotations.LogAnnotations
+  ): Effect.fn.Return<never, OrchestratorError> {
+    worker.state.annotations = annotations
     yield* worker.log.record(Activity.WorkerStarting({ workerId, projections: [...worker.projections.keys()] }))
     worker.state.hasStarted = false
     worker.state.givenUp.clear()
@@ -140,13 +148,12 @@ export const runRegistrations = Effect.fnUntraced(
         schedule: Schedule.spaced(registrationBackoff)
       }),
       // Cannot occur, because the retry has no limit.
-      Effect.catchTag("WorkerEvicted", Effect.die),
-      Effect.annotateLogs({ worker: workerId })
+      Effect.catchTag("WorkerEvicted", Effect.die)
     )
   }
 )
 
-const drawWorkerId = Effect.map(
+export const drawWorkerId = Effect.map(
   Effect.all([Clock.currentTimeMillis, Random.next, Random.next, Random.next]),
   ([millis, ...random]) => `worker-${Uuid.v7(millis, random)}`
 )
@@ -183,6 +190,7 @@ const runRegistration = Effect.fnUntraced(function*(
   workerId: string
 ): Effect.fn.Return<never, OrchestratorError | WorkerEvicted, Scope.Scope> {
   const { log, membership, retryLog, settings, state } = worker
+  LogAnnotations.setGeneration(state.annotations, undefined)
   const failed = yield* Deferred.make<never, OrchestratorError | WorkerEvicted>()
   const alarm = Alarm.make()
   const onChange = () => alarm.latch.openUnsafe()
@@ -232,6 +240,7 @@ const runRegistration = Effect.fnUntraced(function*(
     onGeneration: (generation) => {
       state.hasStarted = true
       state.generation = generation
+      LogAnnotations.setGeneration(state.annotations, generation.generationId)
       heartbeat.beatNow()
     },
     onAssigned: (isAssigned) => {

@@ -286,11 +286,12 @@ it.effect("progress is not due once a batch has written it", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const users = Projection.make("users", { handle: () => Effect.void })
-    const { checkpoints, draining, events, held } = yield* runner(world, users)
+    const { checkpoints, draining, events, held, registration } = yield* runner(world, users)
     const state = RangeState.make(held, 0n)
     const retryLog = RetryLog.make()
     const job: RangeState.Job = {
       projection: users,
+      registration,
       captured: Context.empty() as Context.Context<unknown>,
       settings: yield* Effect.fromResult(Settings.make({ replicaSet: "main" })),
       state,

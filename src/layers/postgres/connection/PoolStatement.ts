@@ -1,11 +1,29 @@
 /** How the library runs single statements of its own on the application's pool. */
+import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as References from "effect/References"
 import type * as SqlError from "effect/sql/SqlError"
+import * as Tracer from "effect/Tracer"
 import { connectionLost } from "./SqlErrors.ts"
 
 /** Sends a statement without a span, because it is not a statement of the application. */
 export const quietly = Effect.withTracerEnabled(false)
+
+/** Runs `wrap(self)` without the spans of `wrap`: those of `self` are children of the present span. */
+export const quietlyAround =
+  <E2>(wrap: <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E | E2, R>) =>
+  <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E | E2, R> =>
+    Effect.contextWith((outer: Context.Context<never>) =>
+      quietly(wrap(Effect.updateContext(self, (inner: Context.Context<R>) => {
+        const services = new Map(inner.mapUnsafe)
+        for (const { key } of [References.TracerEnabled, Tracer.ParentSpan]) {
+          if (outer.mapUnsafe.has(key)) services.set(key, outer.mapUnsafe.get(key))
+          else services.delete(key)
+        }
+        return Context.makeUnsafe<R>(services)
+      })))
+    )
 
 /** Time limit for a statement outside of batches; it may have to wait for a lock that a dead process left behind. */
 const statementLimit = Duration.seconds(10)

@@ -51,11 +51,11 @@ export const make = (options: Omit<EventAppend, "statements">): EventAppend => (
 export const append = Effect.fnUntraced(function*(
   self: EventAppend,
   events: ReadonlyArray<NewEvent>,
-  expected: ExpectedVersion
+  { defaults, expected }: { readonly expected: ExpectedVersion; readonly defaults: Append.Defaults }
 ): Effect.fn.Return<Appended, ConcurrencyConflict | DuplicateEvent | InvalidEvents | StoreError> {
   const { database } = self
   const request: Request = {
-    ...(yield* Effect.fromResult(Append.validate(events))),
+    ...(yield* Effect.fromResult(Append.validate(events, defaults))),
     expected,
     autocommit: Option.isNone(yield* Effect.serviceOption(database.sql.transactionService))
   }

@@ -1,6 +1,7 @@
 /** The event store on PostgreSQL, in the tables that pupsourcing creates. */
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
+import * as AppendDefaults from "../../../services/AppendDefaults.ts"
 import { EventStore } from "../../../services/EventStore.ts"
 import { Listener } from "../connection/Listener.ts"
 import { isUnreadable } from "../connection/SqlErrors.ts"
@@ -26,7 +27,11 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
       announce: Effect.andThen(Effect.sync(tracker.wake), listener.notify(database.channels.events, "appended"))
     })
     return EventStore.of({
-      append: (events, options) => EventAppend.append(appends, events, options?.expectedVersion ?? "any"),
+      append: (events, options) =>
+        AppendDefaults.run(
+          events,
+          (defaults) => EventAppend.append(appends, events, { expected: options?.expectedVersion ?? "any", defaults })
+        ),
       readStream: readStream(database, statements),
       read: (options) => PageReader.read(reader, options),
       endEpoch: session.endEpoch,

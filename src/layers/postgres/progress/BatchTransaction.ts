@@ -16,7 +16,7 @@ import type * as SqlError from "effect/sql/SqlError"
 import type { StoreError } from "../../../schema/Errors.ts"
 import * as Abandonable from "../../../services/Abandonable.ts"
 import { isTrue } from "../connection/Codecs.ts"
-import { quietly } from "../connection/PoolStatement.ts"
+import { quietly, quietlyAround } from "../connection/PoolStatement.ts"
 import { connectionLost, unavailable } from "../connection/SqlErrors.ts"
 import type { Database } from "../Database.ts"
 
@@ -74,7 +74,7 @@ export const run = <E, R>(database: Database["Service"], options: Options, batch
     )
     const transaction = Effect.ensuring(
       // This sends BEGIN, then COMMIT if `batch` succeeds, otherwise ROLLBACK: see `interceptEnd`.
-      sql.withTransaction(Effect.andThen(interception, batch)),
+      quietlyAround<SqlError.SqlError>(sql.withTransaction)(Effect.andThen(interception, batch)),
       Effect.sync(() => restoreConnection(end))
     )
     return Abandonable.run(transaction, {
