@@ -1,10 +1,18 @@
-/** Writes docs/metrics.md from the contracts of the metrics and the spans. */
+/** Writes docs/metrics.md from the contracts of the metrics and the spans, and the table of the activities. */
+import * as Context from "effect/Context"
+import * as Metric from "effect/Metric"
 import * as MetricContract from "../src/services/telemetry/MetricContract.ts"
+import * as LogLinesSection from "./LogLinesSection.ts"
 import * as SpansSection from "./SpansSection.ts"
 
-const introduction = `# Metrics
+const introduction = `# Metrics, log lines and spans
 
-<!-- Written by npm run generate from src/services/telemetry/MetricContract.ts. Do not edit. -->
+<!-- Written by npm run generate from src/services/telemetry. Do not edit. -->
+
+This page lists the [metrics](#metrics), the [log lines](#log-lines), the [span events](#span-events) and the
+[spans](#spans) of a worker.
+
+## Metrics
 
 The library records [Effect metrics](https://effect.website/docs/observability/metrics). Any exporter of Effect metrics publishes them:
 \`PrometheusMetrics\` and \`Otlp\` of \`effect/observability\`, or \`@effect/opentelemetry\`. \`pupsourcing-orchestrator/http\` serves them as
@@ -26,14 +34,21 @@ The library records [Effect metrics](https://effect.website/docs/observability/m
   - \`event_processing_duration_seconds\` has one value for each batch: its duration divided by the number of its events.
 `
 
+/** The bucket bounds of a histogram, without the last, infinite one. */
+const boundsOf = (metric: MetricContract.Entry["metric"]): ReadonlyArray<number> => {
+  const { buckets } = (metric as Metric.Histogram<number>).valueUnsafe(Context.make(Metric.MetricRegistry, new Map()))
+  return buckets.map(([bound]) => bound).filter(Number.isFinite)
+}
+
 const section = ({ example: [purpose, query], labels, metric, unit }: MetricContract.Entry): string =>
   [
-    `## \`${metric.id}\``,
+    `### \`${metric.id}\``,
     "",
     `${metric.description}`,
     "",
     `- type: ${metric.type.toLowerCase()}; unit: ${unit === "1" ? "none" : unit}`,
     `- labels: ${labels.map((label) => `\`${label}\``).join(", ")}`,
+    ...(metric.type === "Histogram" ? [`- upper bounds of the buckets: ${boundsOf(metric).join(", ")}`] : []),
     "",
     `Example: ${purpose}.`,
     "",
@@ -44,4 +59,4 @@ const section = ({ example: [purpose, query], labels, metric, unit }: MetricCont
   ].join("\n")
 
 export const render = (): string =>
-  [introduction, ...MetricContract.entries.map(section), SpansSection.render()].join("\n")
+  [introduction, ...MetricContract.entries.map(section), LogLinesSection.render(), SpansSection.render()].join("\n")

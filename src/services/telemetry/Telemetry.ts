@@ -167,13 +167,21 @@ const table: Table = {
   Missed: {}
 }
 
+const outputsOf = <A extends Activity>(activity: A) => table[activity._tag] as Outputs<A>
+
+/** The log lines of an activity, and the attributes of its span event; undefined if it has none. */
+export const describe = <A extends Activity>(activity: A) => {
+  const { log, span } = outputsOf(activity)
+  return { lines: log?.(activity) ?? [], span: span?.(activity) }
+}
+
 /** Logs an activity, updates the metrics, and adds the event to the current span. */
 export const emit = <A extends Activity>(replicaSet: string, activity: A): Effect.Effect<void> => {
-  const outputs = table[activity._tag] as Outputs<A>
+  const { lines, span } = describe(activity)
   const steps = [
-    ...(outputs.log?.(activity) ?? []).map(([level, text]) => Effect.logWithLevel(level)(text)),
-    ...(outputs.metrics?.(activity, { replica_set: replicaSet }) ?? []),
-    ...(outputs.span === undefined ? [] : [addSpanEvent(activity._tag, outputs.span(activity))])
+    ...lines.map(([level, text]) => Effect.logWithLevel(level)(text)),
+    ...(outputsOf<A>(activity).metrics?.(activity, { replica_set: replicaSet }) ?? []),
+    ...(span === undefined ? [] : [addSpanEvent(activity._tag, span)])
   ]
   return Effect.all(steps, { discard: true })
 }
