@@ -7,6 +7,7 @@ import * as Net from "node:net"
 import * as Os from "node:os"
 import * as Path from "node:path"
 import { scaledMillis } from "../../src/testing/TimeLimits.ts"
+import { freePort } from "./FreePort.ts"
 
 const program = ["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer"].find((path) => Fs.existsSync(path))
 
@@ -15,14 +16,6 @@ export const missing = program === undefined ? "pgbouncer is not installed: apt-
 
 /** It refuses to run as root. */
 const nobody = process.getuid?.() === 0 ? { uid: 65534, gid: 65534 } : {}
-
-const freePort = Effect.callback<number>((resume) => {
-  const server = Net.createServer()
-  server.listen(0, "127.0.0.1", () => {
-    const address = server.address()
-    server.close(() => resume(Effect.succeed(typeof address === "object" && address !== null ? address.port : 0)))
-  })
-})
 
 const answers = (port: number) =>
   Effect.callback<void, Error>((resume) => {

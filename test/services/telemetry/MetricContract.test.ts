@@ -10,6 +10,7 @@ import * as HashRange from "../../../src/schema/HashRange.ts"
 import * as ActivityStream from "../../../src/services/telemetry/ActivityStream.ts"
 import * as MetricContract from "../../../src/services/telemetry/MetricContract.ts"
 import * as Metrics from "../../../src/services/telemetry/Metrics.ts"
+import * as MetricUse from "../../support/MetricUse.ts"
 
 const prefix = "pupsourcing_orchestrator_"
 
@@ -49,7 +50,10 @@ it.effect.each(original)(
 it("every metric has an entry, and an example query that uses it", () => {
   const ids = Object.values(Metrics).map(({ id }) => id)
   assert.sameMembers(MetricContract.entries.map(({ metric }) => metric.id), ids)
-  for (const { example: [, query], metric } of MetricContract.entries) assert.include(query, metric.id)
+  for (const { example: [, query], metric } of MetricContract.entries) {
+    assert.include(query, metric.id)
+    assert.deepStrictEqual(MetricUse.problems(query), [])
+  }
 })
 
 it("docs/metrics.md is what npm run generate writes", () => {
