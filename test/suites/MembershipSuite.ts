@@ -10,7 +10,7 @@ import { display, type LivenessRules, type Registration } from "../../src/schema
 import { CoordinationStore } from "../../src/services/CoordinationStore.ts"
 import { Membership } from "../../src/services/Membership.ts"
 import type { Stores } from "../../src/services/Stores.ts"
-import { scaledMillis } from "../../src/testing/TimeLimits.ts"
+import * as TimeLimits from "../../src/testing/TimeLimits.ts"
 import type { Time } from "./Suite.ts"
 import { dead, hasty, patient, unique } from "./Suite.ts"
 
@@ -30,7 +30,7 @@ const decide = Effect.fnUntraced(function*(registration: Registration, rules: Li
 
 /** Waits until the wake-ups caused by starting to listen have arrived, and discards them. */
 const quiet = Effect.fnUntraced(function*(wakeUps: Queue.Dequeue<void>, time: Time) {
-  yield* time.advance(scaledMillis(300))
+  yield* time.advance(TimeLimits.scaledMillis(300))
   yield* Queue.clear(wakeUps)
 })
 
@@ -57,7 +57,7 @@ export const suite = (
         const membership = yield* Membership
         const registration = yield* join(yield* unique("replica-set"), "a")
         yield* membership.wakeUps(registration)
-        yield* time.advance(scaledMillis(300))
+        yield* time.advance(TimeLimits.scaledMillis(300))
         const { isListening, sessions } = yield* membership.connections
         assert.isTrue(isListening)
         assert.isAtLeast(sessions, 0)
@@ -260,7 +260,8 @@ export const suite = (
         const wakeUps = yield* membership.wakeUps(yield* join(replicaSet, "first"))
         yield* quiet(wakeUps, time)
         for (let index = 0; index < 5; index++) yield* join(replicaSet, `other-${index}`)
-        yield* Effect.repeat(Effect.andThen(time.advance(20), Queue.size(wakeUps)), { until: (size) => size > 0 })
+        const size = Effect.andThen(time.advance(20), Queue.size(wakeUps))
+        yield* TimeLimits.waitUntil("the worker is woken", size, (size) => size > 0, { every: 0 })
         yield* time.advance(300)
         assert.strictEqual((yield* Queue.clear(wakeUps)).length, 1)
       }))

@@ -7,10 +7,14 @@ import * as Effect from "effect/Effect"
 import * as Reactivity from "effect/reactivity/Reactivity"
 import * as Redacted from "effect/Redacted"
 
-/**
- * How long one round of each measurement takes on the reference machine (two cores, otherwise idle), in milliseconds.
- */
-const reference = { loop: 5, statements: 8 }
+/** How long one round of each measurement takes, in milliseconds. */
+interface Times {
+  readonly loop: number
+  readonly statements: number
+}
+
+/** The times on the reference machine: two cores, otherwise idle. */
+export const reference: Times = { loop: 5, statements: 8 }
 const rounds = 15
 
 const loop = Effect.sync(() => {
@@ -39,8 +43,11 @@ const statements = (url: string) =>
     return yield* median(Effect.repeat(sql`INSERT INTO calibration VALUES (1)`, { times: 40 }))
   }).pipe(Effect.provide(Reactivity.layer), Effect.scoped)
 
-/** The larger of the two ratios, rounded up to tenths; from 1 to 10. */
+/** The larger of the two ratios to the reference machine, rounded up to tenths; from 1 to 10. */
+export const slownessOf = ({ loop, statements }: Times): number =>
+  Math.min(10, Math.max(1, Math.ceil(10 * Math.max(loop / reference.loop, statements / reference.statements)) / 10))
+
+/** Measures the slowness of the machine, with statements to this server. */
 export const measure = Effect.fnUntraced(function*(url: string) {
-  const ratios = [(yield* median(loop)) / reference.loop, (yield* statements(url)) / reference.statements]
-  return Math.min(10, Math.max(1, Math.ceil(10 * Math.max(...ratios)) / 10))
+  return slownessOf({ loop: yield* median(loop), statements: yield* statements(url) })
 })

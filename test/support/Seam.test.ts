@@ -18,6 +18,7 @@ import * as Migrations from "../../src/layers/postgres/Migrations.ts"
 import * as Orchestrator from "../../src/services/Orchestrator.ts"
 import * as Projection from "../../src/services/Projection.ts"
 import * as PostgresTest from "../../src/testing/PostgresTest.ts"
+import * as TimeLimits from "../../src/testing/TimeLimits.ts"
 import * as Seam from "./Seam.ts"
 
 /** A client behind the hooks, on its own migrated database, and the library's stores over it. */
@@ -72,8 +73,10 @@ describe("Seam", () => {
       yield* Deferred.await(handled)
       const sql = yield* SqlClient.SqlClient
       const names = "pupsourcing-orchestrator"
-      yield* sql`SELECT FROM pg_stat_activity WHERE application_name = ${`${names} presence`}`.pipe(
-        Effect.repeat({ until: (rows) => rows.length > 0 && seen.has(`${names} presence`) })
+      yield* TimeLimits.waitUntil(
+        "the neighbour is watched",
+        sql`SELECT FROM pg_stat_activity WHERE application_name = ${`${names} presence`}`,
+        (rows) => rows.length > 0 && seen.has(`${names} presence`)
       )
       assert.deepStrictEqual(
         [...seen.keys()].sort(),
