@@ -10,13 +10,14 @@ import * as Runtime from "effect/Runtime"
 import * as Stream from "effect/Stream"
 import { TestClock } from "effect/testing"
 import * as MemoryStores from "../../src/layers/memory/MemoryStores.ts"
+import * as MemoryWorld from "../../src/layers/memory/MemoryWorld.ts"
 import * as HashRange from "../../src/schema/HashRange.ts"
 import type * as Settings from "../../src/schema/Settings.ts"
 import { EventStore } from "../../src/services/EventStore.ts"
 import * as Orchestrator from "../../src/services/Orchestrator.ts"
 import * as Projection from "../../src/services/Projection.ts"
 import * as Workers from "./Workers.ts"
-import { event, logs, pass, unavailable } from "./World.ts"
+import { enter, event, logs, pass, rules, unavailable } from "./World.ts"
 
 const { aggregates, assertFailed, fail, lower, test, times, upper } = Workers
 
@@ -152,13 +153,17 @@ test(
   }
 )
 
+/** The reasons for new generations that the worker has logged. */
+const reasonsOf = (worker: { readonly said: (level: string) => ReadonlyArray<string> }) =>
+  worker.said("Info").filter((text) => text.endsWith(", reconfiguring..."))
+
 test("a killed worker is logged as lost, a stopped one as left, a restarted one as new", function*({ start }) {
   const started = (workerId: string) => start({ workerId })
   const watcher = yield* started("watcher")
   yield* pass(500)
   const [killed, stopped] = [yield* started("killed"), yield* started("stopped")]
   yield* pass(500)
-  const reasons = () => watcher.said("Info").filter((text) => text.endsWith(", reconfiguring..."))
+  const reasons = () => reasonsOf(watcher)
   assert.deepStrictEqual(new Set(reasons()), new Set(["New worker detected, reconfiguring..."]))
   let before = reasons().length
   const since = () => {
@@ -179,6 +184,39 @@ test("a killed worker is logged as lost, a stopped one as left, a restarted one 
   assert.isFalse(restarted.hasEnded())
   yield* killed.stopCut
 })
+
+test(
+  "a worker that registers again before the others notice its end is logged only as new",
+  function*({ start, world }) {
+    const watcher = yield* start({ workerId: "watcher" })
+    yield* pass(500)
+    const options = { replicaSet: "main", workerId: "pod-0", projections: ["counts"], rules }
+    const join = Effect.flatMap(enter(world), ({ membership }) => membership.join(options))
+    const first = yield* join
+    yield* pass(500)
+    yield* MemoryWorld.changeWorker(world, first, (worker) => ({ ...worker, stoppedAt: 0, evictedBy: "another" }))
+    yield* join
+    yield* pass(500)
+    assert.deepStrictEqual(reasonsOf(watcher), Array(2).fill("New worker detected, reconfiguring..."))
+  }
+)
+
+for (const [what, departed] of [["fails", Effect.fail(unavailable)], ["is not answered", Effect.never]] as const) {
+  test(`a worker counts as having left when the query for how it ended ${what}`, function*({ start }) {
+    const watcher = yield* start({ workerId: "watcher", membership: () => ({ departed: () => departed }) })
+    yield* pass(500)
+    const killed = yield* start({ workerId: "killed" })
+    yield* pass(500)
+    yield* killed.handle.cut
+    yield* pass(1_000)
+    assert.deepStrictEqual(reasonsOf(watcher), [
+      "New worker detected, reconfiguring...",
+      "Worker left, reconfiguring..."
+    ])
+    assert.include(watcher.said("Info"), "Processing all events now...")
+    yield* killed.stopCut
+  })
+}
 
 test(
   "a halted range does not affect other ranges and projections",
