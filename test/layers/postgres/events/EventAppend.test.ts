@@ -147,20 +147,6 @@ describe("an append whose answer is lost", () => {
   })
 })
 
-describe("an append that is interrupted", () => {
-  test("is stored once or not at all, and a repeat with its event ids shows which", function*({ store }) {
-    for (let tenths = 0; tenths < 30; tenths++) {
-      const events = [event({ eventId: newId() })]
-      const appending = yield* Effect.forkChild(store.append(events), { startImmediately: true })
-      yield* Effect.sleep(tenths / 10)
-      yield* Fiber.interrupt(appending)
-      const repeated = yield* Effect.result(store.append(events))
-      if (repeated._tag === "Failure") assert.strictEqual(repeated.failure._tag, "DuplicateEvent")
-    }
-    assert.deepStrictEqual(yield* versions, Array.from({ length: 30 }, (_, index) => index + 1))
-  })
-})
-
 describe("an append where heads and events disagree", () => {
   const headsAt = (version: number) =>
     Effect.flatMap(PgClient.PgClient, (sql) => sql`UPDATE aggregate_heads SET aggregate_version = ${version}`)
