@@ -4,6 +4,10 @@
  * @module-tag long
  */
 import { assert } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as PostgresTest from "../../src/testing/PostgresTest.ts"
+import * as Proxy from "../support/Proxy.ts"
 import * as Harness from "./Harness.ts"
 import { test } from "./Live.ts"
 
@@ -60,5 +64,40 @@ test(
     const end = yield* harness.quiesce()
     assert.isTrue(Harness.sharedBy(["pod-0"])(end))
     assert.strictEqual(Harness.newest(end)!.generationId, Harness.newest(after.state)!.generationId)
+  }
+)
+
+/** A proxy in front of the test's database, and the URL through it. */
+const proxied = Effect.gen(function*() {
+  const { url: direct } = yield* PostgresTest.TestDatabase
+  const url = new URL(direct)
+  const proxy = yield* Proxy.make({ host: url.hostname, port: Number(url.port) })
+  url.hostname = "127.0.0.1"
+  url.port = String(proxy.port)
+  return { direct, proxy, url: url.href }
+})
+
+test(
+  "a process that is stopped while a batch begins reports neither its pool nor the database",
+  function*({ harness }) {
+    const { direct, proxy, url } = yield* proxied
+    // Only its batches go through the proxy. Without prepared statements, every BEGIN is readable there.
+    const worker = yield* harness.start("a", { url, directUrl: direct, prepare: false })
+    yield* harness.waitUntil("a works", Harness.sharedBy(["a"]))
+    const begin = yield* Effect.forkChild(proxy.hold("BEGIN"), { startImmediately: true })
+    yield* harness.append(1)
+    const pass = yield* Fiber.join(begin)
+    const stoppedAt = worker.output().length
+    yield* worker.freeze
+    // The server answers while the process cannot read, for longer than a batch may take to begin.
+    yield* pass
+    yield* Effect.sleep("7 seconds")
+    yield* worker.wake
+    yield* harness.waitForOutput(worker, "the worker resumes its projections")
+    yield* harness.quiesce()
+    const problems = worker.output().slice(stoppedAt).split("\n").filter((line) => /\b(WARN|ERROR)\b/.test(line))
+    assert.isAtLeast(problems.length, 1)
+    for (const line of problems) assert.include(line, "The worker could not renew its heartbeat in time")
+    assert.deepStrictEqual(yield* worker.stop, { code: 0, signal: null })
   }
 )

@@ -17,6 +17,11 @@ export interface Proxy {
   readonly silenceAtEnd: Effect.Effect<void>
   /** Silences the existing connections; later ones are forwarded. */
   readonly silence: Effect.Effect<void>
+  /**
+   * Holds the next message from a client that contains `text`, and what the client sends after it. Completes when the
+   * message is held, with the effect that lets it pass.
+   */
+  readonly hold: (text: string) => Effect.Effect<Effect.Effect<void>>
   /** Ends the silent connections, as the client's kernel does after a quarter of an hour. */
   readonly giveUp: Effect.Effect<void>
   /** Cuts all connections, and refuses new ones until called with `false`. */
@@ -49,6 +54,7 @@ export const make = (
       const random = options.random ?? Math.random
       const pairs = new Set<Pair>()
       let armed: "cut" | "silence" | undefined
+      let awaited: { readonly text: string; readonly reached: (pass: Effect.Effect<void>) => void } | undefined
       let refuses = false
       let delayMillis = 0
       let loss = 0
@@ -84,7 +90,18 @@ export const make = (
         }
         const toUpstream = forward(upstream)
         const toClient = forward(client)
-        client.on("data", toUpstream)
+        client.on("data", (data) => {
+          if (awaited !== undefined && data.includes(awaited.text)) {
+            client.pause()
+            awaited.reached(Effect.sync(() => {
+              toUpstream(data)
+              client.resume()
+            }))
+            awaited = undefined
+            return
+          }
+          toUpstream(data)
+        })
         upstream.on("data", (data) => {
           if (armed !== undefined && data.includes(ended)) {
             if (armed === "silence") pair.silent = true
@@ -109,6 +126,10 @@ export const make = (
           silence: Effect.sync(() => {
             for (const pair of pairs) pair.silent = true
           }),
+          hold: (text) =>
+            Effect.callback((resume) => {
+              awaited = { text, reached: (pass) => resume(Effect.succeed(pass)) }
+            }),
           giveUp: Effect.sync(() => {
             for (const { client, silent } of pairs) if (silent) client.destroy()
           }),

@@ -3,7 +3,7 @@ import * as PgClient from "@effect/sql-pg/PgClient"
 import { assert } from "@effect/vitest"
 import * as Clock from "effect/Clock"
 import * as Deferred from "effect/Deferred"
-import type * as Duration from "effect/Duration"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Reactivity from "effect/reactivity/Reactivity"
@@ -61,6 +61,24 @@ const pauses = <A, E, R>(self: Effect.Effect<A, E, R>) =>
     const value = yield* Effect.provideService(self, Clock.Clock, counting)
     return [value, count] as const
   })
+
+/** A clock on which a minute passes when `skip` runs; other times are real. */
+const minuteSkipping = Effect.gen(function*() {
+  const clock = yield* Clock.Clock
+  const minute = yield* Deferred.make<void>()
+  let skipped = 0n
+  const monotonicTimeNanosUnsafe = () => clock.monotonicTimeNanosUnsafe() + skipped
+  const changed: Pick<Clock.Clock, "monotonicTimeNanos" | "monotonicTimeNanosUnsafe" | "sleep"> = {
+    monotonicTimeNanosUnsafe,
+    monotonicTimeNanos: Effect.sync(monotonicTimeNanosUnsafe),
+    sleep: (duration) => Duration.toMillis(duration) === 60_000 ? Deferred.await(minute) : clock.sleep(duration)
+  }
+  const skip = Effect.suspend(() => {
+    skipped = 60_000_000_000n
+    return Deferred.succeed(minute, undefined)
+  })
+  return { clock: Object.assign(Object.create(clock), changed) as Clock.Clock, skip }
+})
 
 describe("DatabaseLive", () => {
   test("opens the tables that the migrations created", function*({ url }) {
@@ -126,10 +144,10 @@ describe("DatabaseLive", () => {
         yield* Deferred.succeed(locked, row!.pid)
         yield* Deferred.await(done)
       }).pipe(sql.withTransaction)
-      const holder = yield* Effect.forkChild(holding)
+      const holder = yield* Effect.forkScoped(holding)
       const pid = yield* Deferred.await(locked)
-      const opened = yield* Effect.forkChild(Effect.provide(open(url), layer))
-      const migrated = yield* Effect.forkChild(
+      const opened = yield* Effect.forkScoped(Effect.provide(open(url), layer))
+      const migrated = yield* Effect.forkScoped(
         Migrations.up.pipe(Effect.provideService(SqlClient.SqlClient, sql), Effect.provide(layer))
       )
       const said = (what: string) => lines.filter(({ text }) => text.startsWith(what))
@@ -146,6 +164,42 @@ describe("DatabaseLive", () => {
       yield* Fiber.join(opened)
       yield* Fiber.join(migrated)
       assert.strictEqual(lines.filter(({ text }) => text.includes("waits for")).length, 2)
+    }
+  )
+
+  test(
+    "a start that waits for a lock on the version table fails after a minute",
+    function*({ sql, url }) {
+      const { layer, lines } = logs()
+      const { clock, skip } = yield* minuteSkipping
+      const begun = yield* Deferred.make<void>()
+      const done = yield* Deferred.make<void>()
+      const migration = sql`LOCK TABLE orchestrator_meta IN ACCESS EXCLUSIVE MODE`.pipe(
+        Effect.andThen(Deferred.succeed(begun, undefined)),
+        Effect.andThen(Deferred.await(done)),
+        sql.withTransaction
+      )
+      const migrating = yield* Effect.forkScoped(migration)
+      yield* Deferred.await(begun)
+      const starting = yield* Effect.forkScoped(
+        Effect.flip(open(url)).pipe(Effect.provide(layer), Effect.provideService(Clock.Clock, clock))
+      )
+      const waits = Effect.sync(() =>
+        lines.filter(({ text }) => text.startsWith("Opening the stores waits for a lock"))
+      )
+      yield* TimeLimits.waitUntil("the wait is logged", waits, (lines) => lines.length > 0)
+      assert.isUndefined(starting.pollUnsafe())
+      yield* skip
+      const error = yield* TimeLimits.within("30 seconds")(Fiber.join(starting))
+      assert(error._tag === "StoreError" && error.reason._tag === "DatabaseUnavailable")
+      assert.strictEqual(error.reason.condition, "no answer in time")
+      assert.include(error.message, "Check its load, locks and network")
+      assert.deepStrictEqual(lines.map(({ level }) => level), ["Warn"])
+      const waiting = sql`SELECT FROM pg_locks WHERE NOT granted AND relation = 'orchestrator_meta'::regclass`
+      yield* TimeLimits.waitUntil("no session waits for the lock", waiting, (rows) => rows.length === 0)
+      yield* Deferred.succeed(done, undefined)
+      yield* Fiber.join(migrating)
+      yield* open(url)
     }
   )
 
