@@ -109,3 +109,17 @@ test(
     yield* after.stop
   }
 )
+
+test("another replica set takes the progress over once the workers of the first have stopped", function*(world) {
+  const { append, start, types } = world
+  const here = yield* start([old])
+  yield* append
+  yield* waitUntil("the event is handled", types("users"), (rows) => rows.length === 1)
+  const there = yield* Orchestrator.make({ replicaSet: "other", projections: [old] })
+  assert.strictEqual((yield* Effect.flip(there.catchUp))._tag, "ProjectionInOtherReplicaSet")
+  yield* here.stop
+  yield* append
+  yield* there.catchUp
+  // A second handling of the first event would violate the primary key.
+  assert.strictEqual((yield* types("users")).length, 2)
+})

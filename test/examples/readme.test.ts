@@ -2,7 +2,6 @@ import { assert, it } from "@effect/vitest"
 import * as Fs from "node:fs"
 import * as Path from "node:path"
 import { fileURLToPath } from "node:url"
-import * as Errors from "../../src/schema/Errors.ts"
 
 const root = fileURLToPath(new URL("../..", import.meta.url))
 const read = (path: string): string => Fs.readFileSync(Path.join(root, path), "utf8")
@@ -70,17 +69,6 @@ it("every npm script that the documents name exists", () => {
       assert.property(scripts, name!, `${document} names npm run ${name}`)
     }
   }
-})
-
-it("docs/operations.md lists exactly the errors that users can receive", () => {
-  const table = read("docs/operations.md").split("## Errors")[1]!
-  const listed = [...table.matchAll(/^\| (`.+?) \|/gm)]
-    .flatMap(([, names]) => [...names!.matchAll(/`(\w+)`/g)].map((match) => match[1]!))
-  const defined = Object.entries(Errors).flatMap(([name, value]) =>
-    "prototype" in value && value.prototype instanceof Error ? [name] : []
-  )
-  // An evicted worker registers again by itself; of a StoreError, the reasons are listed.
-  assert.sameMembers(listed, defined.filter((name) => name !== "WorkerEvicted" && name !== "StoreError"))
 })
 
 it("docs/reliability.md names tests and faults that exist", () => {
