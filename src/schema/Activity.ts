@@ -162,8 +162,8 @@ export type Activity = Data.TaggedEnum<{
     /** Whether it has formed a generation of the remaining workers; false if it was the last worker. */
     readonly formedGeneration: boolean
   }
-  /** The run has ended without an error. */
-  WorkerStopped: {}
+  /** The run has ended, with `failure` if it has failed. */
+  WorkerStopped: { readonly failure?: string }
   /** The subscriber lagged: `count` entries before this one were dropped. */
   Missed: { readonly count: number }
 }>

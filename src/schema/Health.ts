@@ -52,6 +52,8 @@ export interface Observed {
   readonly workerId: string | undefined
   readonly state: Exclude<Health["state"], "suspended">
   readonly isSuspended: boolean
+  /** Why the last run has failed; undefined if it has not. */
+  readonly failure?: string
   readonly generationId: bigint | undefined
   readonly partition: number | undefined
   /** The number of workers of the generation. */
@@ -142,8 +144,11 @@ export const observe = (self: Observed, activity: Activity, now: bigint): Observ
     case "WorkerEvicted":
       return { ...nothing, workerId: self.workerId, state: "starting" }
     case "WorkerLeft":
-    case "WorkerStopped":
       return { ...nothing, workerId: self.workerId }
+    case "WorkerStopped": {
+      const { failure } = activity
+      return { ...nothing, workerId: self.workerId, ...(failure === undefined ? {} : { failure }) }
+    }
     default:
       return self
   }
@@ -158,7 +163,7 @@ const keyOf = ({ projection, range }: { readonly projection: string; readonly ra
  * @internal
  */
 export const make = (
-  { beatAt, generationId, isSuspended, partition, ranges, state, workerId }: Observed,
+  { beatAt, failure, generationId, isSuspended, partition, ranges, state, workerId }: Observed,
   { heartbeatInterval, now, replicaSet }: {
     readonly replicaSet: string
     readonly now: bigint
@@ -175,7 +180,9 @@ export const make = (
     haltedRanges: [...ranges.values()].filter(({ isHalted }) => isHalted).length,
     ...(beatAt === undefined ? {} : { silentFor: Duration.nanos(now - beatAt) })
   }
-  const problem = problemOf(health, Duration.times(heartbeatInterval, 2))
+  const problem = failure === undefined
+    ? problemOf(health, Duration.times(heartbeatInterval, 2))
+    : `The worker has failed: ${failure}`
   return problem === undefined ? health : { ...health, problem }
 }
 

@@ -192,7 +192,11 @@ export const Status = Schema.Struct({
   at: Schema.Date,
   /** The highest visible position; 0 in an empty store. */
   head: Schema.BigInt,
-  /** The oldest first. */
+  /**
+   * The transactions for which readers wait, the oldest first. They belong to no single range: all readers stop at the same
+   * settled position, below the first position that an open transaction may still fill, whichever events a range
+   * matches. A range waits for them if it has no `halt`, its owner is alive, and its lag does not become smaller.
+   */
   openWriters: Schema.Array(OpenWriter),
   replicaSets: Schema.Array(ReplicaSet)
 })

@@ -208,11 +208,7 @@ const makeExclusive = ({ captured, log, settings: { replicaSet, workerId } }: Re
   const reported = <A, E extends OrchestratorError>(self: Effect.Effect<A, E>): Effect.Effect<A, E> =>
     self.pipe(
       Effect.onError((cause) => logFailure(cause)),
-      Effect.onExit((exit) =>
-        Exit.isSuccess(exit) || Cause.hasInterruptsOnly(exit.cause)
-          ? log.record(Activity.WorkerStopped())
-          : Effect.void
-      )
+      Effect.onExit((exit) => recordEnd(log, exit))
     )
   return <A, E extends OrchestratorError>(work: Work<A, E>): Effect.Effect<A, E | AlreadyRunning> =>
     Effect.flatMap(
@@ -221,6 +217,16 @@ const makeExclusive = ({ captured, log, settings: { replicaSet, workerId } }: Re
         LogAnnotations.annotate({ replicaSet, workerId }, (annotations) =>
           reported(Effect.acquireUseRelease(acquire, () => work(workerId, annotations), () => release)))
     ).pipe(Spans.withTracerOf(captured))
+}
+
+/** Records the end of a run. A run that was refused because another one works has not begun. */
+const recordEnd = ({ record }: Registration.Worker["log"], exit: Exit.Exit<unknown, OrchestratorError>) => {
+  if (Exit.isSuccess(exit) || Cause.hasInterruptsOnly(exit.cause)) return record(Activity.WorkerStopped({}))
+  const failure = exit.cause.reasons.find(Cause.isFailReason)?.error
+  if (failure instanceof AlreadyRunning) return Effect.void
+  return record(
+    Activity.WorkerStopped({ failure: failure?.message ?? "An unexpected error; the log contains it." })
+  )
 }
 
 /** Logs a failure once, and marks it as reported, so that a runtime that prints failures does not print it again. */

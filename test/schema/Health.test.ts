@@ -52,6 +52,13 @@ it.each(
       /is not running/
     ],
     [
+      "after a run that failed before it had registered",
+      [starting, Activity.WorkerStopped({ failure: "The tables do not exist." })],
+      "stopped",
+      /^The worker has failed: The tables do not exist\.$/
+    ],
+    ["in the run after one that failed", [Activity.WorkerStopped({ failure: "x" }), ...running], "running", undefined],
+    [
       "while one of its ranges is halted",
       [...running, Activity.RangeHalted({ ...users, halt, stack: "" })],
       "running",

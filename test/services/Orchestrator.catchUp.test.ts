@@ -14,7 +14,7 @@ test("a startFrom beyond the last event fails, naming projection and positions",
   assert.match(error.message, /startFrom of "\w+" is 12, .* up to 0\. Give "beginning", "now" or/)
   assert.deepStrictEqual(worker.said("Error"), [error.message])
   // It fails before it registers.
-  assert.deepStrictEqual(worker.tags(), ["WorkerStarting"])
+  assert.deepStrictEqual(worker.tags(), ["WorkerStarting", "WorkerStopped"])
 })
 
 test(

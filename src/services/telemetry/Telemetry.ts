@@ -162,7 +162,8 @@ const table: Table = {
     span: ({ registration }) => ({ worker: registration.workerId })
   },
   WorkerStopped: {
-    log: () => [["Info", "Shutdown complete"]]
+    // A failure is logged by the run.
+    log: ({ failure }) => failure === undefined ? [["Info", "Shutdown complete"]] : []
   },
   Missed: {}
 }
