@@ -72,6 +72,6 @@ export const examples: Examples = {
   WorkerStopping: [Activity.WorkerStopping({ registration })],
   WorkerLeaving: [Activity.WorkerLeaving({ registration })],
   WorkerLeft: [Activity.WorkerLeft({ registration, formedGeneration: true })],
-  WorkerStopped: [Activity.WorkerStopped()],
+  WorkerStopped: [Activity.WorkerStopped({})],
   Missed: [Activity.Missed({ count: 1 })]
 }
