@@ -166,7 +166,8 @@ const prepare = Effect.gen(function*() {
 const templateName = (): string => {
   const hash = Crypto.createHash("sha256").update(Projections.tables.join())
   const migrations = Path.join(root, "migrations")
-  for (const file of Fs.readdirSync(migrations).sort()) hash.update(Fs.readFileSync(Path.join(migrations, file)))
+  const files = Fs.readdirSync(migrations).filter((name) => name.endsWith(".sql")).sort()
+  for (const file of files) hash.update(Fs.readFileSync(Path.join(migrations, file)))
   return `faults_${hash.digest("hex").slice(0, 16)}`
 }
 
