@@ -130,6 +130,39 @@ it.effect("sets the gauges of a replica set for one of its workers only, and rem
     assert.deepStrictEqual(yield* series(Metrics.workerState), [])
   }).pipe(alone))
 
+it.effect("a sample of a worker that has lost partition 0 meanwhile is dropped, and the earlier one removed", () =>
+  Effect.gen(function*() {
+    const { record } = ActivityStream.make("main", () => [])
+    const lag = {
+      projection: "users",
+      lagEvents: 3n,
+      lag: Duration.zero,
+      stalled: Duration.zero,
+      rangesWithoutOwner: 0
+    }
+    const sampled = Activity.ReplicaSetSampled({ sample: { settledLag: Duration.zero, projections: [lag] } })
+    const follow = (partition: number) =>
+      record(
+        Activity.GenerationChanged({ generation: generation(2), partition, formedByThisWorker: false, reasons: [] })
+      )
+    yield* record(Activity.WorkerRegistered({ registration: registration(0) }))
+    yield* record(sampled)
+    assert.deepStrictEqual(yield* series(Metrics.projectionLagEvents), [])
+    yield* follow(0)
+    yield* record(sampled)
+    assert.deepStrictEqual(yield* series(Metrics.projectionLagEvents), ["main worker-0 users: 3"])
+    yield* follow(1)
+    assert.deepStrictEqual(yield* series(Metrics.projectionLagEvents), [])
+    yield* record(sampled)
+    assert.deepStrictEqual(yield* series(Metrics.projectionLagEvents), [])
+    // The earlier sample does not come back with partition 0.
+    yield* follow(0)
+    assert.deepStrictEqual(yield* series(Metrics.projectionLagEvents), [])
+    yield* record(sampled)
+    yield* record(Activity.ReplicaSetSampled({ sample: { settledLag: Duration.zero, projections: [] } }))
+    assert.deepStrictEqual(yield* series(Metrics.projectionLagEvents), [])
+  }).pipe(alone))
+
 it.effect("adds rare activities to the current span, and no batches", () =>
   Effect.gen(function*() {
     const span = yield* Effect.currentSpan
