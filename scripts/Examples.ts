@@ -11,7 +11,7 @@ export const names: ReadonlyArray<string> = globSync("*/main.ts", { cwd: folder 
 /** The first sentence of an example's README. */
 export const summary = (name: string): string => {
   const [, text = ""] = readFileSync(resolve(folder, name, "README.md"), "utf8").split("\n\n")
-  return /^.*?[.:](?=\s|$)/s.exec(text)?.[0].replaceAll(/\s+/g, " ").replace(/:$/, ".") ?? ""
+  return /^.*?\.(?=\s|$)/s.exec(text)?.[0].replaceAll(/\s+/g, " ") ?? ""
 }
 
 /** How each example runs to its end without a terminal: programs of its folder with their arguments, one after the other. */

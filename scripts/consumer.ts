@@ -3,11 +3,13 @@
  * named in declarations; its command runs; and every file of examples/ways and every example type-checks and runs there.
  *
  * A way named `*.test.ts` is run by vitest; any other is a program that gets a migrated database of its own, must report within a minute
- * that it processes events, and must exit with code 0 after SIGTERM. An example gets an empty database and must end by itself.
+ * that it processes events, and must exit with code 0 after SIGTERM. An example gets an empty database and must end by itself. The
+ * instructions of the Dockerfile are run in their order, and the resulting program must end like that of a way.
  */
 import { spawn } from "node:child_process"
-import { cpSync, globSync, readFileSync, writeFileSync } from "node:fs"
+import { cpSync, globSync, mkdirSync, readFileSync, writeFileSync } from "node:fs"
 import { basename, join, resolve } from "node:path"
+import * as Dockerfile from "./Dockerfile.ts"
 import * as EmptyFolder from "./EmptyFolder.ts"
 import * as Examples from "./Examples.ts"
 
@@ -130,6 +132,47 @@ const runExample = ({ directory }: EmptyFolder.EmptyFolder, name: string) => {
   }
 }
 
+/** A project as the Dockerfile expects it: its dependencies are those of the example's program. */
+const makeContext = (directory: string): string => {
+  const context = join(directory, "image/context")
+  mkdirSync(context, { recursive: true })
+  cpSync(resolve(Examples.folder, "kubernetes"), context, { recursive: true })
+  const { dependencies, devDependencies } = JSON.parse(readFileSync(join(directory, "package.json"), "utf8")) as {
+    readonly dependencies: Record<string, string>
+    readonly devDependencies: Record<string, string>
+  }
+  const tarball = dependencies["pupsourcing-orchestrator"]!.replace("file:.", `file:${directory}`)
+  const peers = ["effect", "@effect/sql-pg", "@effect/platform-node"].map((name) => [name, devDependencies[name]])
+  writeFileSync(
+    join(context, "package.json"),
+    JSON.stringify({
+      name: "projection-worker",
+      private: true,
+      type: "module",
+      dependencies: { "pupsourcing-orchestrator": tarball, ...Object.fromEntries(peers) },
+      devDependencies: { typescript: devDependencies["typescript"] }
+    })
+  )
+  EmptyFolder.run(context, "npm", "install", "--package-lock-only", "--prefer-offline", "--no-audit", "--no-fund")
+  return context
+}
+
+const runImage = async ({ directory }: EmptyFolder.EmptyFolder) => {
+  const context = makeContext(directory)
+  const image = Dockerfile.build(Dockerfile.parse(readFileSync(join(context, "Dockerfile"), "utf8")), {
+    context,
+    into: join(directory, "image/stages"),
+    run: (command, cwd, environment) => {
+      const variables = { ...environment, npm_config_prefer_offline: "true" }
+      EmptyFolder.runWith(variables, cwd, "/bin/sh", "-c", command)
+    }
+  })
+  if (["root", "0", ""].includes(image.user)) throw new Error("the image runs as root")
+  const [program, file] = image.command
+  if (program !== "node" || file === undefined) throw new Error(`the image runs ${image.command.join(" ")}`)
+  await runProgram(image.directory, file, { ...image.environment, ...makeDatabase("image") })
+}
+
 const begun = performance.now()
 const consumer = EmptyFolder.make([...Object.values(ways), ...Object.values(exampleFiles)])
 try {
@@ -154,6 +197,9 @@ try {
     runExample(consumer, name)
     console.log(`examples/${name} ran (${seconds(from)})`)
   }
+  const from = performance.now()
+  await runImage(consumer)
+  console.log(`examples/kubernetes/Dockerfile ran (${seconds(from)})`)
 } finally {
   if (server !== undefined) db("stop")
   consumer.remove()

@@ -1,5 +1,7 @@
-// Writes what is generated from the source: migrations/*.sql, the files that users apply, docs/metrics.md, and the dashboard.
+// Writes what is generated from the source: migrations/*.sql, the files that users apply, docs/metrics.md, the dashboard, and the
+// manifests of examples/kubernetes.
 import { mkdirSync, readdirSync, rmSync, writeFileSync } from "node:fs"
+import * as Manifests from "../examples/kubernetes/manifests.ts"
 import { dashboard } from "../examples/with-metrics/grafana/dashboard.ts"
 import * as Migration from "../src/layers/postgres/migrations/Migration.ts"
 import * as MigrationFormat from "../src/layers/postgres/migrations/MigrationFormat.ts"
@@ -33,3 +35,8 @@ writeFileSync(
   `${JSON.stringify(dashboard, null, 2)}\n`
 )
 console.log("examples/with-metrics/grafana/dashboard.json")
+
+for (const [name, text] of Object.entries(Manifests.render())) {
+  writeFileSync(new URL(`../examples/kubernetes/${name}`, import.meta.url), text)
+  console.log(`examples/kubernetes/${name}`)
+}

@@ -48,7 +48,7 @@ describe("npm run example", () => {
       const { url } = yield* PostgresTest.TestDatabase
       const append = yield* example(["basic", "append"], url)
       assert.strictEqual(append.code, 0, append.err)
-      assert.match(append.out, /^Appended [23] events/)
+      assert.match(append.out, /^Appended [23] events/m)
       const once = yield* example(["basic", "--once"], url)
       assert.strictEqual(once.code, 0, once.err)
       const [row] = yield* sql`SELECT count(*) FROM orchestrator_checkpoints WHERE position >= 2`
