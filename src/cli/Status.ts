@@ -49,7 +49,7 @@ export const command = Command.make(
     })
     const directUrl = yield* Settings.directUrl
     const projections = Layer.effect(Projections)(ProjectionsPostgres.make).pipe(
-      Layer.provide(Layer.effect(Database)(DatabaseLive.make({ ...toNames(names), directUrl })))
+      Layer.provide(Layer.effect(Database)(DatabaseLive.make({ ...toNames(names), directUrl, acceptStandby: true })))
     )
     const output = watch ? Effect.repeat(show, Schedule.spaced(interval)) : show
     yield* withDatabase(databaseUrl, Effect.provide(output, projections))

@@ -9,7 +9,9 @@ const columns = 80
 export const render = (status: Status.Status): string =>
   [
     `${time(status.at)}, last event at position ${status.head}`,
-    ...status.openWriters.map((writer) => writerLine(writer, status.at)),
+    ...(status.openWriters === undefined
+      ? ["Read from a standby: whether processes live and readers wait is not known."]
+      : status.openWriters.map((writer) => writerLine(writer, status.at))),
     ...(status.replicaSets.length === 0 ? ["", "No worker has registered yet."] : []),
     ...status.replicaSets.flatMap((replicaSet) => ["", ...section(replicaSet, status.at)])
   ].map((line) => line.split("\n").map((part) => truncated(part, columns)).join("\n")).join("\n")

@@ -11,7 +11,7 @@ interface ObservedWriter {
 
 /** Makes the sample of a replica set. `observed` serves where the status does not show when a writer's transaction began. */
 export const make = (
-  { at, openWriters, replicaSets }: Pick<Status.Status, "at" | "openWriters" | "replicaSets">,
+  { at, openWriters = [], replicaSets }: Pick<Status.Status, "at" | "openWriters" | "replicaSets">,
   replicaSet: string,
   observed: ReadonlyArray<ObservedWriter>
 ): ReplicaSetSample => ({

@@ -47,8 +47,8 @@ export const Worker = Schema.Struct({
   /** Time since its last heartbeat. */
   silentFor: Schema.Duration,
   /**
-   * Whether a session holds the presence lock of its process. Absent if the worker uses none, or if that cannot be
-   * read.
+   * Whether a session holds the presence lock of its process. Absent if the worker uses none, or if the status was read
+   * from a standby, where locks of the primary are not visible.
    */
   isPresent: Schema.optionalKey(Schema.Boolean)
 })
@@ -196,8 +196,9 @@ export const Status = Schema.Struct({
    * The transactions for which readers wait, the oldest first. They belong to no single range: all readers stop at the same
    * settled position, below the first position that an open transaction may still fill, whichever events a range
    * matches. A range waits for them if it has no `halt`, its owner is alive, and its lag does not become smaller.
+   * Absent if the status was read from a standby, where transactions of the primary are not visible.
    */
-  openWriters: Schema.Array(OpenWriter),
+  openWriters: Schema.optionalKey(Schema.Array(OpenWriter)),
   replicaSets: Schema.Array(ReplicaSet)
 })
 

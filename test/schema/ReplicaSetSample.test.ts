@@ -52,7 +52,7 @@ it("a time in the future counts as now", () => {
 })
 
 it("the settled lag is the age of the oldest writer, or how long this worker has observed it", () => {
-  const of = (openWriters: Status.Status["openWriters"]) =>
+  const of = (openWriters: NonNullable<Status.Status["openWriters"]>) =>
     Duration.toSeconds(
       ReplicaSetSample.make({ at, openWriters, replicaSets: [] }, "main", [
         { pid: 7, openFor: Duration.seconds(40) },

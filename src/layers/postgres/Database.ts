@@ -36,6 +36,12 @@ export interface Options extends TableNames.Options {
   readonly directUrl?: Redacted.Redacted | undefined
 }
 
+/** Options that are not public. */
+export interface InternalOptions extends Options {
+  /** Whether a standby is accepted, where only `Projections.status` works. Default false. */
+  readonly acceptStandby?: boolean
+}
+
 /**
  * The database as `DatabaseLive` has opened and checked it.
  */

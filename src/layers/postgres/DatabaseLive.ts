@@ -12,17 +12,17 @@ import * as Session from "./connection/Session.ts"
 import * as SessionSettings from "./connection/SessionSettings.ts"
 import { refail } from "./connection/SqlErrors.ts"
 import * as Startup from "./connection/Startup.ts"
-import { Database, type Options } from "./Database.ts"
+import { Database, type InternalOptions, type Options } from "./Database.ts"
 
 export type { Options } from "./Database.ts"
 
 /** Checks that this library can use the server and the tables, and returns the database. */
 export const make = (
-  options: Options = {}
+  options: InternalOptions = {}
 ): Effect.Effect<Database["Service"], StoresError, PgClient.PgClient> => quietly(open(options))
 
 const open = Effect.fnUntraced(function*(
-  options: Options
+  options: InternalOptions
 ): Effect.fn.Return<Database["Service"], StoresError, PgClient.PgClient> {
   const target = yield* Startup.checkSettings(options)
   yield* Startup.checkCodecs(target)

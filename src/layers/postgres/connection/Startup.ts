@@ -9,7 +9,7 @@ import type * as SqlError from "effect/sql/SqlError"
 import { type InvalidSettings, SchemaVersionMismatch, type StoreError, TablesMissing } from "../../../schema/Errors.ts"
 import * as TableNames from "../../../schema/TableNames.ts"
 import { waitForServer } from "../../../services/worker/Startup.ts"
-import type { Options } from "../Database.ts"
+import type { InternalOptions } from "../Database.ts"
 import { hashOf } from "../HashSql.ts"
 import * as EventStoreTables from "../migrations/EventStoreTables.ts"
 import * as OrchestratorTables from "../migrations/OrchestratorTables.ts"
@@ -29,7 +29,7 @@ const oldestServer = 140000
 
 /** The client and the settings, after they have been checked. */
 export interface Target {
-  readonly options: Options
+  readonly options: InternalOptions
   readonly names: TableNames.TableNames
   readonly pg: PgClient.PgClient
   /** The client without its name transforms. */
@@ -52,7 +52,7 @@ export interface Found {
 
 /** Checks the settings and the configuration of the client without connecting. */
 export const checkSettings = Effect.fnUntraced(function*(
-  options: Options
+  options: InternalOptions
 ): Effect.fn.Return<Target, InvalidSettings, PgClient.PgClient> {
   const names = yield* Effect.fromResult(TableNames.make(options))
   const pg = yield* PgClient.PgClient
@@ -126,7 +126,7 @@ export const checkSessions = Effect.fnUntraced(function*(
 
 /** Checks that the server is supported and accepts writes. */
 export const checkServer = Effect.fnUntraced(function*(
-  { server }: Target,
+  { options, server }: Target,
   found: Found
 ): Effect.fn.Return<void, StoreError> {
   if (found.version < oldestServer) {
@@ -135,7 +135,7 @@ export const checkServer = Effect.fnUntraced(function*(
       advice: `Use PostgreSQL ${Math.floor(oldestServer / 10000)} or newer.`
     })
   }
-  if (found.recovering) return yield* readOnly(server)
+  if (found.recovering && options.acceptStandby !== true) return yield* readOnly(server)
 })
 
 /** Checks the meta row: the version of the tables, the table of events that they belong to, and the hash. */

@@ -25,9 +25,10 @@ export const make: Effect.Effect<Projections["Service"], never, Database> = Effe
 interface Json {
   readonly at: number
   readonly head: string
-  readonly writers: ReadonlyArray<
-    Nullable<{ readonly pid: number; readonly application: string; readonly since: number }>
-  >
+  /** Null on a standby. */
+  readonly writers:
+    | ReadonlyArray<Nullable<{ readonly pid: number; readonly application: string; readonly since: number }>>
+    | null
   readonly generations: ReadonlyArray<{
     readonly replicaSet: string
     readonly generationId: string
@@ -107,8 +108,8 @@ const statement = ({ presence, qualified, ...database }: Database["Service"]): s
     'at', ${millis("clock_timestamp()")},
     'head', (SELECT coalesce(max(global_position), 0)::text FROM ${qualified("events")}),
     'writers', (
-      SELECT coalesce(json_agg(json_build_object('pid', l.pid, 'application', nullif(a.application_name, ''),
-        'since', ${millis("a.xact_start")}) ORDER BY a.xact_start), '[]')
+      SELECT CASE WHEN NOT pg_is_in_recovery() THEN coalesce(json_agg(json_build_object('pid', l.pid, 'application', nullif(a.application_name, ''),
+        'since', ${millis("a.xact_start")}) ORDER BY a.xact_start), '[]') END
       FROM sources JOIN pg_catalog.pg_sequence AS s ON s.seqrelid = sources.oid
       JOIN pg_catalog.pg_locks AS l ON ${SequenceCheck.isHeldByWriter}
       LEFT JOIN pg_catalog.pg_stat_activity AS a ON a.pid = l.pid
@@ -126,7 +127,9 @@ const statement = ({ presence, qualified, ...database }: Database["Service"]): s
         'incarnation', w.incarnation::text, 'state', w.state, 'partition', nullif(w.partition_key, -1),
         'projections', w.projections, 'host', w.host, 'pid', w.pid, 'startedAt', ${millis("w.started_at")},
         'silentMillis', ${millis("clock_timestamp() - coalesce(h.heartbeat_at, w.started_at)")},
-        'isPresent', ${presence ? "CASE WHEN w.presence_key IS NOT NULL THEN p.key IS NOT NULL END" : "NULL"})
+        'isPresent', ${
+    presence ? "CASE WHEN w.presence_key IS NOT NULL AND NOT pg_is_in_recovery() THEN p.key IS NOT NULL END" : "NULL"
+  })
         ORDER BY w.started_at, w.incarnation), '[]')
       FROM ${qualified("workers")} AS w
       LEFT JOIN ${qualified("heartbeats")} AS h ON h.replica_set = w.replica_set AND h.worker_id = w.worker_id
@@ -166,11 +169,12 @@ const date = (millis: number): Date => new Date(millis)
 const toReading = ({ at, generations, head, rows, workers, writers }: Json): Status.Reading => ({
   at: date(at),
   head: BigInt(head),
-  openWriters: writers.map(({ application, pid, since }) => ({
-    ...optional("pid", pid, same),
-    ...optional("application", application, same),
-    ...optional("since", since, date)
-  })),
+  ...optional("openWriters", writers, (writers) =>
+    writers.map(({ application, pid, since }) => ({
+      ...optional("pid", pid, same),
+      ...optional("application", application, same),
+      ...optional("since", since, date)
+    }))),
   generations: generations.map((generation) => ({
     ...generation,
     generationId: BigInt(generation.generationId),

@@ -62,7 +62,7 @@ it.live("lists the transactions for which readers wait", () =>
       Effect.forkScoped
     )
     yield* isOpen.await
-    const [found] = (yield* status).openWriters
+    const [found] = (yield* status).openWriters ?? []
     assert.isNumber(found?.pid)
     assert.instanceOf(found?.since, Date)
     yield* Effect.andThen(end.open, Fiber.join(writer))
