@@ -16,8 +16,12 @@ interface Manifest {
 }
 const manifest = JSON.parse(readFileSync(resolve(root, "package.json"), "utf8")) as Manifest
 
+/** The peer dependencies that every user of the library installs. */
+export const requiredPeers: ReadonlyArray<string> = Object.keys(manifest.peerDependencies)
+  .filter((name) => manifest.peerDependenciesMeta[name]?.optional !== true)
+
 // npm hands its settings to its scripts in the environment, among them the checkout as the place to install to.
-const environment = Object.fromEntries(Object.entries(process.env).filter(([name]) => !name.startsWith("npm_")))
+export const environment = Object.fromEntries(Object.entries(process.env).filter(([name]) => !name.startsWith("npm_")))
 
 /** Runs a command to its end, with these variables added; throws with its output when it fails. */
 export const runWith = (

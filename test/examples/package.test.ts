@@ -6,6 +6,7 @@ import * as ChildProcess from "node:child_process"
 import * as Fs from "node:fs"
 import * as Path from "node:path"
 import { fileURLToPath } from "node:url"
+import * as Markdown from "../../scripts/Markdown.ts"
 
 const root = fileURLToPath(new URL("../..", import.meta.url))
 const read = (path: string): string => Fs.readFileSync(Path.join(root, path), "utf8")
@@ -24,16 +25,10 @@ const packed = ((): ReadonlySet<string> => {
 const withExtension = (...extensions: ReadonlyArray<string>) =>
   [...packed].filter((path) => !path.startsWith("dist/") && extensions.some((extension) => path.endsWith(extension)))
 
-/** The anchors that GitHub generates for the headings. */
-const anchorsOf = (path: string): ReadonlyArray<string> =>
-  [...read(path).replace(/^```[\s\S]*?^```$/gm, "").matchAll(/^#+ (.+)$/gm)].map((match) =>
-    match[1]!.toLowerCase().replaceAll(/[^\p{L}\p{N} _-]/gu, "").replaceAll(" ", "-")
-  )
-
 const assertPacked = (pointer: string, from: string) => {
   const [path = "", anchor] = pointer.split("#")
   assert.isTrue(packed.has(path), `${from} points to ${path}, which is not in the package`)
-  if (anchor !== undefined) assert.include(anchorsOf(path), anchor, `${from} points to ${pointer}`)
+  if (anchor !== undefined) assert.isTrue(Markdown.anchors(read(path)).has(anchor), `${from} points to ${pointer}`)
 }
 
 describe("the package", () => {

@@ -2,6 +2,7 @@ import { assert, it } from "@effect/vitest"
 import * as Fs from "node:fs"
 import * as Path from "node:path"
 import { fileURLToPath } from "node:url"
+import * as Links from "../../scripts/Links.ts"
 
 const root = fileURLToPath(new URL("../..", import.meta.url))
 const read = (path: string): string => Fs.readFileSync(Path.join(root, path), "utf8")
@@ -12,6 +13,7 @@ const blocksOf = (text: string, language: string): ReadonlyArray<string> =>
 const ways = Fs.readdirSync(Path.join(root, "examples/ways")).filter((file) => file.endsWith(".ts"))
 const documents = [
   "README.md",
+  "CHANGELOG.md",
   "CONTRIBUTING.md",
   "SECURITY.md",
   ...["docs", "examples", "test"].flatMap((folder) =>
@@ -31,28 +33,10 @@ it.each(ways)("README.md quotes examples/ways/%s verbatim and links to it", (fil
   assert.include(readme, `(examples/ways/${file})`)
 })
 
-/** The anchors that GitHub generates for the headings. */
-const anchorsOf = (markdown: string): ReadonlyArray<string> =>
-  [...markdown.replace(/^```[\s\S]*?^```$/gm, "").matchAll(/^#+ (.+)$/gm)].map((match) =>
-    match[1]!.toLowerCase().replaceAll(/[^\p{L}\p{N} _-]/gu, "").replaceAll(" ", "-")
-  )
-
-it.each(documents)("every link of %s has an existing target", (document) => {
-  const text = read(document)
-  const prose = text.replace(/^```[\s\S]*?^```$/gm, "")
-  for (const [, target] of prose.matchAll(/\]\(([^)\s]+)\)/g)) {
-    if (/^[a-z]+:/.test(target!)) continue
-    const [path = "", anchor] = target!.split("#")
-    const absolute = path === "" ? Path.join(root, document) : Path.join(root, Path.dirname(document), path)
-    assert.isTrue(Fs.existsSync(absolute), `${document} links to ${target}, which does not exist`)
-    assert.isFalse(
-      Path.relative(root, absolute).startsWith(".."),
-      `${document} links to ${target}, outside of the package`
-    )
-    if (anchor !== undefined) {
-      assert.include(anchorsOf(Fs.readFileSync(absolute, "utf8")), anchor, `${document} links to ${target}`)
-    }
-  }
+it("every link of the documents has an existing target", () => {
+  const { count, problems } = Links.check(root, documents)
+  assert.isAbove(count, 100)
+  assert.deepStrictEqual(problems, [])
 })
 
 it("docs/measurements/README.md lists every measurement", () => {

@@ -67,3 +67,9 @@ it("docs/troubleshooting.md quotes messages that the code contains", () => {
   const parts = quotes.flatMap((quote) => quote.split("…").map((part) => part.replaceAll(/^[\s)]+|[\s(]+$/g, "")))
   assert.deepStrictEqual(parts.filter((part) => part !== "" && !source.includes(part)), [])
 })
+
+it("docs/README.md lists every page", () => {
+  const index = read("docs/README.md")
+  const pages = Fs.readdirSync(Path.join(root, "docs")).filter((file) => file.endsWith(".md") && file !== "README.md")
+  assert.deepStrictEqual(pages.filter((page) => !index.includes(`(${page})`)), [])
+})
