@@ -7,8 +7,11 @@ import { readFileSync, writeFileSync } from "node:fs"
 import { join, resolve } from "node:path"
 import * as EmptyFolder from "./EmptyFolder.ts"
 
+/** The oldest version that the package supports. */
+const oldest = "22.19.0"
+
 /** Pinned, because they are not dependencies of the project and have no lock file. */
-const tools = { bun: "1.4.5", deno: "2.9.6", esbuild: "0.28.2", tsx: "4.23.15" }
+const tools = { bun: "1.4.5", deno: "2.9.6", esbuild: "0.28.2", node: oldest, tsx: "4.23.15" }
 
 const page = readFileSync(resolve(EmptyFolder.root, "docs/where-it-runs.md"), "utf8")
 const block = (name: string): string => {
@@ -80,7 +83,8 @@ try {
   const packages = Object.entries(tools).map(([name, version]) => `${name}@${version}`)
   run("npm", "install", "--no-save", "--prefer-offline", "--no-audit", "--no-fund", "--loglevel=error", ...packages)
 
-  work("node", node, "work.ts")
+  work(`node ${oldest}`, join(consumer.directory, "node_modules/node/bin/node"), "work.ts")
+  work(`node ${process.versions.node}`, node, "work.ts")
   await worker("node", node, "worker.ts")
 
   tsc("--module", "nodenext", "--outDir", "out/tsc", "work.ts", "commonjs.cts")

@@ -154,6 +154,7 @@ it.live("the statements for sequences let appends and workers continue after log
         const refused = yield* Effect.flip(append(1))
         assert(refused._tag === "StoreError")
         assert.strictEqual(refused.reason._tag, "UnsupportedDatabase")
+        assert.include(refused.message, "setval")
         yield* Pages.runSql(sql, Pages.block("operations", "sequences"))
         yield* append(10)
         yield* start
