@@ -65,13 +65,14 @@ describe("rules of examples/with-metrics", () => {
   })
 
   it.each(alerts)(
-    "$alert has a test in which it fires for one replica set and not for another",
+    "$alert has a test in which it fires for one replica set, not before its time, and not for another",
     ({ alert, for: pending }) => {
       const own = tests.filter(({ name }) => name === alert)
       const tested = own.some(({ input_series: input, promql_expr_test: expected }) => {
         const firing = replicaSets(expected.flatMap(({ exp_samples: samples }) => samples.map(({ labels }) => labels)))
         const given = replicaSets(input.map(({ series }) => series))
-        return firing.size > 0 && [...given].some((name) => !firing.has(name))
+        const before = expected.some(({ exp_samples: samples }) => samples.length === 0)
+        return before && firing.size > 0 && [...given].some((name) => !firing.has(name))
       })
       assert.isTrue(tested)
       assert.match(pending, /^\d+m$/)
