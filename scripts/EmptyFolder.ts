@@ -98,15 +98,21 @@ export const make = (sources: ReadonlyArray<string>): EmptyFolder => {
 
     const imported = (name: string) =>
       sources.some((text) => text.includes(`from "${name}"`) || text.includes(`from "${name}/`))
+    // The packages that `pupsourcing-orchestrator/opentelemetry` and `@effect/opentelemetry` load.
+    const isOpenTelemetry = (name: string) =>
+      imported("pupsourcing-orchestrator/opentelemetry") && /opentelemetry\b/.test(name)
     const peers = Object.keys(manifest.peerDependencies)
-      .filter((name) => manifest.peerDependenciesMeta[name]?.optional !== true || imported(name))
+      .filter((name) =>
+        manifest.peerDependenciesMeta[name]?.optional !== true || imported(name) || isOpenTelemetry(name)
+      )
     const others = Object.keys(manifest.devDependencies).filter((name) => !(name in manifest.peerDependencies))
     const names = [
       ...peers,
       "typescript",
       "@types/node",
-      ...others.filter((name) => imported(name) || imported(name.replace("@types/", ""))),
-      ...(imported("@effect/vitest") ? ["vitest"] : [])
+      ...others.filter((name) => isOpenTelemetry(name) || imported(name) || imported(name.replace("@types/", ""))),
+      ...(imported("@effect/vitest") ? ["vitest"] : []),
+      ...(isOpenTelemetry("opentelemetry") ? ["@opentelemetry/semantic-conventions"] : [])
     ]
     const devDependencies = Object.fromEntries(names.map((name) => [name, manifest.devDependencies[name] ?? "*"]))
     writeFileSync(

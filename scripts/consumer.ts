@@ -174,7 +174,7 @@ const runImage = async ({ directory }: EmptyFolder.EmptyFolder) => {
 }
 
 const begun = performance.now()
-const consumer = EmptyFolder.make([...Object.values(ways), ...Object.values(exampleFiles)])
+const consumer = EmptyFolder.make([...Object.values(ways), ...Object.values(exampleFiles), importModules])
 try {
   const exported = readFileSync(resolve(EmptyFolder.root, "test/types/Exported.types.ts"), "utf8")
   consumer.check({ "index.ts": entry, "exported.ts": exported, "again.ts": again, ...ways, ...exampleFiles })
