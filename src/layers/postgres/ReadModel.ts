@@ -11,6 +11,7 @@ import { type InvalidSettings, ReadModelFailed, StoreError } from "../../schema/
 import { layerPer } from "../../services/LayerPer.ts"
 import { waitForServer } from "../../services/worker/Startup.ts"
 import * as ClientConfig from "./connection/ClientConfig.ts"
+import { quietly } from "./connection/PoolStatement.ts"
 import { serverOf } from "./connection/Server.ts"
 import { refail } from "./connection/SqlErrors.ts"
 
@@ -75,7 +76,7 @@ export const run = <A, E, R>(
       )),
       Effect.andThen(Effect.never)
     )
-    return yield* Effect.raceFirst(sql.unsafe(lock).unprepared, report).pipe(
+    return yield* Effect.raceFirst(quietly(sql.unsafe(lock).unprepared), report).pipe(
       Effect.andThen(create(sql)),
       sql.withTransaction,
       Effect.provideService(SqlClient.BeginTransaction, begin),

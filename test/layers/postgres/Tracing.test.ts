@@ -37,6 +37,7 @@ EventStores.test("only batches, hand-overs, appends and handlers have spans", fu
   } as const
   const Live = Orchestrator.layer(settings).pipe(
     Layer.provideMerge(PostgresStores.layer),
+    Layer.provide(PostgresStores.layerMigrations),
     Layer.provide(PgClient.layer({ url: Redacted.make(url) }))
   )
   yield* Effect.gen(function*() {

@@ -8,6 +8,7 @@ import { waitForServer } from "../../../services/worker/Startup.ts"
 import * as ClientConfig from "../connection/ClientConfig.ts"
 import { asJson } from "../connection/Codecs.ts"
 import * as LockWait from "../connection/LockWait.ts"
+import { quietly } from "../connection/PoolStatement.ts"
 import { serverOf } from "../connection/Server.ts"
 import { refail } from "../connection/SqlErrors.ts"
 import * as TableSchemas from "../TableSchemas.ts"
@@ -57,7 +58,8 @@ const run = <A, E, R>(
       Effect.provideService(SqlClient.BeginTransaction, begin),
       LockWait.reporting({ sql, table: TableNames.qualified(names, "meta"), operation: `"${operation}"` }),
       refail(serverOf(config ?? {}), operation),
-      waitForServer
+      waitForServer,
+      quietly
     )
   })
 
