@@ -26,14 +26,19 @@ const describeModules = (app) => {
   })
 }
 
+/** `MemoryStores.MemoryWorld` is opaque: its members are internal. */
+const hideMembers = (app) => {
+  app.converter.on(Converter.EVENT_RESOLVE_BEGIN, ({ project }) => {
+    const [world] = project.getReflectionsByKind(ReflectionKind.Interface).filter(({ name }) => name === "MemoryWorld")
+    for (const member of [...world.children]) project.removeReflection(member)
+  })
+}
+
 export default {
   name: `${manifest.name} ${manifest.version}`,
   entryPoints: subpaths.map(({ file }) => file),
   tsconfig: join(root, "scripts/api/tsconfig.json"),
-  plugin: [describeModules],
-  // The content of a MemoryWorld, which is opaque.
-  intentionallyNotExported: ["GenerationRecord", "Listener", "Log", "WorkerRecord"]
-    .map((name) => `src/layers/memory/MemoryWorld.ts:${name}`),
+  plugin: [describeModules, hideMembers],
   readme: "none",
   out: join(root, "docs/api"),
   excludeExternals: true,
