@@ -1,54 +1,47 @@
-/** The state of the orchestrator's tables at one moment. The tables are public; users query them. */
+/** What the demo shows of the status at one moment. */
 import { Effect } from "effect"
 import { SqlClient } from "effect/sql"
-import type { Generation, HashRange } from "pupsourcing-orchestrator"
-import * as Invariants from "../../src/testing/Invariants.ts"
+import { HashRange, Projections, type Status } from "pupsourcing-orchestrator"
 import { applicationName } from "./Database.ts"
 import { replicaSet } from "./projections.ts"
 
-/** One row of `orchestrator_checkpoints`. */
+/** A range of a projection. */
 export interface Range extends HashRange.HashRange {
   readonly projection: string
   readonly position: number
-  readonly worker: string | null
+  readonly worker: string | undefined
 }
 
 export interface Snapshot {
+  readonly status: Status.Status
   /** Milliseconds by the database's clock. */
   readonly at: number
   /** When the newest generation was formed. */
   readonly formedAt: number
-  readonly generation: Generation.Generation | undefined
-  readonly rows: Invariants.Rows
+  readonly generation: Status.Generation | undefined
+  readonly workers: ReadonlyArray<Status.Worker>
   readonly ranges: ReadonlyArray<Range>
 }
 
-interface Found extends Invariants.Json {
-  readonly at: number
-  readonly formedAt: number | null
-}
-
-const millis = (time: string): string => `(extract(epoch FROM ${time}) * 1000)::float8`
-
 export const take = Effect.gen(function*() {
-  const sql = yield* SqlClient.SqlClient
-  const [row] = yield* sql.unsafe<{ readonly found: Found }>(
-    `SELECT json_build_object(${Invariants.parts}, 'at', ${millis("clock_timestamp()")},
-       'formedAt', (SELECT ${millis("max(created_at)")} FROM orchestrator_generations)) AS found`
-  )
-  const { at, formedAt } = row!.found
-  const rows = Invariants.fromJson(row!.found)
+  const status = yield* (yield* Projections.Projections).status
+  const { generation, projections, workers } = status.replicaSets.find((one) => one.replicaSet === replicaSet) ??
+    { generation: undefined, projections: [], workers: [] }
   const snapshot: Snapshot = {
-    at,
-    formedAt: formedAt ?? at,
-    generation: Invariants.newest(rows, replicaSet),
-    rows,
-    ranges: rows.checkpoints.map(({ position, projection, range, workerId }) => ({
-      ...range,
-      projection,
-      position: Number(position),
-      worker: workerId
-    }))
+    status,
+    at: status.at.getTime(),
+    formedAt: (generation?.formedAt ?? status.at).getTime(),
+    generation,
+    workers,
+    ranges: projections.flatMap(({ projection, ranges }) =>
+      ranges.map(({ end, owner, position, start }) => ({
+        start,
+        end,
+        projection,
+        position: Number(position),
+        worker: owner
+      }))
+    )
   }
   return snapshot
 })
@@ -58,9 +51,17 @@ export const rangesOf = (snapshot: Snapshot, worker: string, projection?: string
     range.worker === worker && (projection === undefined || range.projection === projection)
   )
 
-/** Whether the newest generation consists of these workers, and each of them holds exactly its share. */
-export const isSettled = ({ rows }: Snapshot, workers: ReadonlyArray<string>): boolean =>
-  Invariants.isSharedBy(rows, workers, replicaSet)
+/** Whether the newest generation consists of these workers, and each of them owns exactly its partition. */
+export const isSettled = (snapshot: Snapshot, ids: ReadonlyArray<string>): boolean =>
+  snapshot.generation?.partitions === ids.length && snapshot.workers.length === ids.length &&
+  ids.every((id) => {
+    const worker = snapshot.workers.find(({ workerId }) => workerId === id)
+    return worker?.state === "running" && worker.generationId === snapshot.generation?.generationId &&
+      worker.partition !== undefined &&
+      worker.projections.every((projection) =>
+        HashRange.tiles(rangesOf(snapshot, id, projection), HashRange.partition(worker.partition!, ids.length))
+      )
+  })
 
 /** A transaction that a worker has open. */
 export interface Batch {

@@ -3,13 +3,14 @@
  * batch, while events are appended.
  */
 import { Clock, Effect, Schedule } from "effect"
-import * as Invariants from "../../src/testing/Invariants.ts"
+import { Status } from "pupsourcing-orchestrator"
+import * as StatusText from "../../src/cli/StatusText.ts"
 import type * as WorkerProcess from "../../src/testing/WorkerProcess.ts"
 import { DemoFailed } from "./DemoFailed.ts"
 import type { Fleet } from "./Fleet.ts"
 import type { Flight } from "./Flights.ts"
 import type { Ledger, ToCome } from "./Ledger.ts"
-import { names, replicaSet } from "./projections.ts"
+import { names } from "./projections.ts"
 import * as Snapshot from "./Snapshot.ts"
 import { count, type Row, type Screen } from "./Table.ts"
 
@@ -62,7 +63,7 @@ export const run = Effect.fnUntraced(function*({ fleet, flights, ledger, screen 
   const see = (snapshot: Snapshot.Snapshot) => {
     if (snapshot.at <= latest.at) return
     for (const range of snapshot.ranges) {
-      if (range.worker === null) continue
+      if (range.worker === undefined) continue
       // The part that another row covered before may have been at another position.
       const events = latest.ranges.reduce((sum, before) => {
         if (before.projection !== range.projection || before.position >= range.position) return sum
@@ -80,9 +81,9 @@ export const run = Effect.fnUntraced(function*({ fleet, flights, ledger, screen 
   const look = Effect.gen(function*() {
     const snapshot = yield* Snapshot.take
     see(snapshot)
-    const halted = snapshot.rows.checkpoints.find(({ halted }) => halted !== null)
+    const halted = Status.problems(snapshot.status).find(({ problem }) => problem === "halted")
     if (halted !== undefined) {
-      return yield* new DemoFailed({ problem: `Projection ${halted.projection} halted: ${halted.halted}` })
+      return yield* new DemoFailed({ problem: `Projection ${halted.projection} halted: ${halted.range.halt?.error}` })
     }
     return snapshot
   })
@@ -107,7 +108,7 @@ export const run = Effect.fnUntraced(function*({ fleet, flights, ledger, screen 
 
   const report = () =>
     [
-      Invariants.describe(latest.rows),
+      StatusText.render(latest.status),
       ...members.filter(({ process }) => process.isAlive()).map(({ process }) =>
         `Output of ${process.id}:\n${process.output()}`
       )
@@ -123,15 +124,15 @@ export const run = Effect.fnUntraced(function*({ fleet, flights, ledger, screen 
   const rows = (): ReadonlyArray<Row> =>
     members.map(({ process, state }) => {
       const ranges = process.isAlive() ? Snapshot.rangesOf(latest, process.id) : []
-      const worker = Invariants.registered(latest.rows, process.id, replicaSet)
+      const worker = latest.workers.find(({ workerId }) => workerId === process.id)
       const holds = ranges.length > 0
       const lags = names.map((name) => ledger.toCome(ranges.filter(({ projection }) => projection === name)).waiting)
       const recent = done.get(process.id)?.filter(({ at }) => at > latest.at - rateWindow) ?? []
       return {
         worker: process.id,
         state,
-        partition: holds && worker !== undefined && worker.partitionKey >= 0 && latest.generation !== undefined
-          ? `${worker.partitionKey} of ${latest.generation.members.length}`
+        partition: holds && worker?.partition !== undefined && worker.generationId === latest.generation?.generationId
+          ? `${worker.partition} of ${latest.generation?.partitions}`
           : "",
         generation: holds ? String(worker?.generationId ?? "") : "",
         position: holds ? Math.min(...ranges.map(({ position }) => position)) : undefined,

@@ -38,7 +38,9 @@ export const Worker = Schema.Struct({
   workerId: Schema.String,
   incarnation: Schema.BigInt,
   state: Schema.Literals(["pending", "ready", "running", "stopping"]),
-  /** Its partition of the newest generation; absent if it is not a member. */
+  /** The generation on which it has reported; absent if there is none. It may be older than the newest one. */
+  generationId: Schema.optionalKey(Schema.BigInt),
+  /** Its partition of that generation; absent if it is not a member. */
   partition: Schema.optionalKey(Schema.Int),
   projections: Schema.Array(Schema.String),
   host: Schema.optionalKey(Schema.String),

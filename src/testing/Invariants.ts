@@ -1,5 +1,7 @@
 /**
- * The coordination rows of a database at one moment, and the invariants that they must always satisfy.
+ * The coordination rows of a database at one moment, and the invariants that they must always satisfy. Read with SQL of its
+ * own instead of `Projections.status`: the checks must not depend on the code under test, and they compare what the status
+ * does not contain, such as the members of every generation and the fences of the rows.
  */
 import * as Generation from "../schema/Generation.ts"
 import * as HashRange from "../schema/HashRange.ts"

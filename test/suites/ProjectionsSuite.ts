@@ -102,12 +102,19 @@ export const suite = (
         assert.strictEqual(after.generation?.partitions, 2)
         assert.instanceOf(after.generation?.formedAt, Date)
         const [first, second] = after.workers
-        assert.deepInclude(first, { workerId: "a", incarnation: a.incarnation, state: "running", partition: 0 })
+        assert.deepInclude(first, {
+          workerId: "a",
+          incarnation: a.incarnation,
+          state: "running",
+          generationId: 1n,
+          partition: 0
+        })
         assert.deepInclude(first, { projections: [projection], startedAt: a.startedAt })
         assert.isBelow(Duration.toMillis(first!.silentFor), 60_000)
         assert.notStrictEqual(first!.isPresent, false)
         assert.isNumber(first!.pid)
         assert.deepInclude(second, { workerId: "b", state: "pending" })
+        assert.notProperty(second, "generationId")
         assert.notProperty(second, "partition")
         assert.deepStrictEqual(
           after.projections.map(({ filter, projection, ranges }) => [

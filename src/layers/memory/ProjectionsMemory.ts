@@ -32,6 +32,7 @@ const status = Effect.fnUntraced(function*(world: MemoryWorld, events: EventStor
         workerId: worker.workerId,
         incarnation: worker.incarnation,
         state: worker.state,
+        ...(worker.generationId === undefined ? {} : { generationId: worker.generationId }),
         ...(worker.partitionKey < 0 ? {} : { partition: worker.partitionKey }),
         projections: worker.projections,
         host: "memory",

@@ -40,6 +40,7 @@ interface Json {
     readonly workerId: string
     readonly incarnation: string
     readonly state: Status.Worker["state"]
+    readonly generationId: string | null
     readonly partition: number | null
     readonly projections: ReadonlyArray<string>
     readonly host: string | null
@@ -124,7 +125,7 @@ const statement = ({ presence, qualified, ...database }: Database["Service"]): s
     ),
     'workers', (
       SELECT coalesce(json_agg(json_build_object('replicaSet', w.replica_set, 'workerId', w.worker_id,
-        'incarnation', w.incarnation::text, 'state', w.state, 'partition', nullif(w.partition_key, -1),
+        'incarnation', w.incarnation::text, 'state', w.state, 'generationId', w.generation_id::text, 'partition', nullif(w.partition_key, -1),
         'projections', w.projections, 'host', w.host, 'pid', w.pid, 'startedAt', ${millis("w.started_at")},
         'silentMillis', ${millis("clock_timestamp() - coalesce(h.heartbeat_at, w.started_at)")},
         'isPresent', ${
@@ -180,10 +181,11 @@ const toReading = ({ at, generations, head, rows, workers, writers }: Json): Sta
     generationId: BigInt(generation.generationId),
     formedAt: date(generation.formedAt)
   })),
-  workers: workers.map(({ host, isPresent, partition, pid, ...worker }) => ({
+  workers: workers.map(({ generationId, host, isPresent, partition, pid, ...worker }) => ({
     ...worker,
     incarnation: BigInt(worker.incarnation),
     startedAt: date(worker.startedAt),
+    ...optional("generationId", generationId, BigInt),
     ...optional("partition", partition, same),
     ...optional("host", host, same),
     ...optional("pid", pid, same),
