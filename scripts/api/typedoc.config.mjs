@@ -29,8 +29,9 @@ const describeModules = (app) => {
 /** `MemoryStores.MemoryWorld` is opaque: its members are internal. */
 const hideMembers = (app) => {
   app.converter.on(Converter.EVENT_RESOLVE_BEGIN, ({ project }) => {
-    const [world] = project.getReflectionsByKind(ReflectionKind.Interface).filter(({ name }) => name === "MemoryWorld")
-    for (const member of [...world.children]) project.removeReflection(member)
+    const world = project.getReflectionsByKind(ReflectionKind.Interface).find(({ name }) => name === "MemoryWorld")
+    // Removing a member changes the list.
+    for (const member of world.children.slice()) project.removeReflection(member)
   })
 }
 
