@@ -136,6 +136,7 @@ test("skip passes over exactly one event while the worker runs", function*(world
 
 test(
   "rebuild under two running workers and concurrent appends handles every event once",
+  { tags: ["long"] },
   function*({ append, halted, sql, sqlOf, start, untilHandled }) {
     yield* start
     yield* start

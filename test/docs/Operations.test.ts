@@ -74,39 +74,43 @@ const untilHandled = (count: number) =>
 /** Runs steps on the database with connections of their own, which are closed afterwards. */
 const on = <A, E, R>(url: string, steps: Effect.Effect<A, E, R>) => Effect.scoped(Effect.provide(steps, stores(url)))
 
-it.live("a restored backup continues at its own positions, although the registrations in it have no process", () =>
-  Effect.gen(function*() {
-    const original = yield* PostgresTest.make()
-    yield* on(
-      original.url,
-      Effect.gen(function*() {
-        const sql = yield* SqlClient.SqlClient
-        yield* sql`CREATE TABLE users (event_id uuid PRIMARY KEY)`
-        yield* start
-        yield* append(10)
-        yield* untilHandled(10)
-        // As a backup contains it that is taken while the worker runs.
-        yield* sql`CREATE TABLE backup AS TABLE orchestrator_workers`
-        yield* sql`CREATE TABLE backup_checkpoints AS TABLE orchestrator_checkpoints`
-      })
-    )
-    const restored = yield* PostgresTest.make({ template: original.name })
-    yield* on(
-      restored.url,
-      Effect.gen(function*() {
-        const sql = yield* SqlClient.SqlClient
-        yield* sql`UPDATE orchestrator_workers w SET state = b.state, stopped_at = NULL FROM backup b WHERE w.worker_id = b.worker_id`
-        yield* sql`
+it.live(
+  "a restored backup continues at its own positions, although the registrations in it have no process",
+  () =>
+    Effect.gen(function*() {
+      const original = yield* PostgresTest.make()
+      yield* on(
+        original.url,
+        Effect.gen(function*() {
+          const sql = yield* SqlClient.SqlClient
+          yield* sql`CREATE TABLE users (event_id uuid PRIMARY KEY)`
+          yield* start
+          yield* append(10)
+          yield* untilHandled(10)
+          // As a backup contains it that is taken while the worker runs.
+          yield* sql`CREATE TABLE backup AS TABLE orchestrator_workers`
+          yield* sql`CREATE TABLE backup_checkpoints AS TABLE orchestrator_checkpoints`
+        })
+      )
+      const restored = yield* PostgresTest.make({ template: original.name })
+      yield* on(
+        restored.url,
+        Effect.gen(function*() {
+          const sql = yield* SqlClient.SqlClient
+          yield* sql`UPDATE orchestrator_workers w SET state = b.state, stopped_at = NULL FROM backup b WHERE w.worker_id = b.worker_id`
+          yield* sql`
           UPDATE orchestrator_checkpoints c SET worker_id = b.worker_id, incarnation = b.incarnation, generation_id = b.generation_id
           FROM backup_checkpoints b WHERE c.range_start = b.range_start`
-        const owned = yield* sql`SELECT FROM orchestrator_checkpoints WHERE worker_id IS NOT NULL`
-        assert.isAbove(owned.length, 0)
-        yield* append(10)
-        yield* start
-        yield* untilHandled(20)
-      })
-    )
-  }).pipe(Effect.scoped))
+          const owned = yield* sql`SELECT FROM orchestrator_checkpoints WHERE worker_id IS NOT NULL`
+          assert.isAbove(owned.length, 0)
+          yield* append(10)
+          yield* start
+          yield* untilHandled(20)
+        })
+      )
+    }).pipe(Effect.scoped),
+  { tags: ["long"] }
+)
 
 it.live("a worker whose tables of generations, workers and heartbeats are lost registers again", () =>
   Effect.gen(function*() {
