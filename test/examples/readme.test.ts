@@ -23,14 +23,20 @@ const documents = [
   )
 ]
 
+/** The page that shows each way of use. */
+const pages: Record<string, string> = {
+  "program.ts": "README.md",
+  "users.test.ts": "docs/testing.md",
+  "http.ts": "docs/hosting.md"
+}
+
 it("examples/ways contains the three ways of use", () => {
-  assert.sameMembers(ways, ["program.ts", "users.test.ts", "http.ts"])
+  assert.sameMembers(ways, Object.keys(pages))
 })
 
-it.each(ways)("README.md quotes examples/ways/%s verbatim and links to it", (file) => {
-  const readme = read("README.md")
-  assert.include(blocksOf(readme, "ts"), read(`examples/ways/${file}`))
-  assert.include(readme, `(examples/ways/${file})`)
+it.each(ways)("one page quotes examples/ways/%s verbatim, and README.md links to the file", (file) => {
+  assert.include(blocksOf(read(pages[file]!), "ts"), read(`examples/ways/${file}`))
+  assert.include(read("README.md"), `(examples/ways/${file})`)
 })
 
 it("every link of the documents has an existing target", () => {
