@@ -111,7 +111,7 @@ export const make = (sources: ReadonlyArray<string>): EmptyFolder => {
       "typescript",
       "@types/node",
       ...others.filter((name) => isOpenTelemetry(name) || imported(name) || imported(name.replace("@types/", ""))),
-      ...(imported("@effect/vitest") ? ["vitest"] : []),
+      ...(imported("@effect/vitest") && !imported("vitest") ? ["vitest"] : []),
       ...(isOpenTelemetry("opentelemetry") ? ["@opentelemetry/semantic-conventions"] : [])
     ]
     const devDependencies = Object.fromEntries(names.map((name) => [name, manifest.devDependencies[name] ?? "*"]))

@@ -4,11 +4,13 @@
  *
  * A way named `*.test.ts` is run by vitest; any other is a program that gets a migrated database of its own, must report within a minute
  * that it processes events, and must exit with code 0 after SIGTERM. An example gets an empty database and must end by itself. The
- * instructions of the Dockerfile are run in their order, and the resulting program must end like that of a way.
+ * instructions of the Dockerfile are run in their order; in the resulting folder, the command of the migration Job must succeed, and the
+ * program must end like that of a way.
  */
 import { spawn } from "node:child_process"
 import { cpSync, globSync, mkdirSync, readFileSync, writeFileSync } from "node:fs"
 import { basename, join, resolve } from "node:path"
+import * as Manifests from "../examples/kubernetes/manifests.ts"
 import * as Dockerfile from "./Dockerfile.ts"
 import * as EmptyFolder from "./EmptyFolder.ts"
 import * as Examples from "./Examples.ts"
@@ -99,6 +101,7 @@ const db = (...args: ReadonlyArray<string>) =>
   EmptyFolder.run(EmptyFolder.root, process.execPath, "scripts/db.ts", "--name", "consumer", ...args).trim()
 
 let server: string | undefined
+const databases: Array<string> = []
 
 /** Creates a database, and returns the variables with which a program uses it. */
 const makeDatabase = (name: string) => {
@@ -106,6 +109,7 @@ const makeDatabase = (name: string) => {
   const url = new URL(server)
   const database = `${name.replaceAll("-", "_")}_${process.pid}`
   db("sql", `CREATE DATABASE ${database}`)
+  databases.push(database)
   url.pathname = `/${database}`
   return { DATABASE_URL: url.href, PORT: "0" }
 }
@@ -170,7 +174,9 @@ const runImage = async ({ directory }: EmptyFolder.EmptyFolder) => {
   if (["root", "0", ""].includes(image.user)) throw new Error("the image runs as root")
   const [program, file] = image.command
   if (program !== "node" || file === undefined) throw new Error(`the image runs ${image.command.join(" ")}`)
-  await runProgram(image.directory, file, { ...image.environment, ...makeDatabase("image") })
+  const environment = { ...image.environment, ...makeDatabase("image"), RUN_MIGRATIONS: "false" }
+  EmptyFolder.runWith(environment, image.directory, process.execPath, ...Manifests.migrateCommand.slice(1))
+  await runProgram(image.directory, file, environment)
 }
 
 const begun = performance.now()
@@ -201,6 +207,7 @@ try {
   await runImage(consumer)
   console.log(`examples/kubernetes/Dockerfile ran (${seconds(from)})`)
 } finally {
+  for (const database of databases) db("sql", `DROP DATABASE ${database} WITH (FORCE)`)
   if (server !== undefined) db("stop")
   consumer.remove()
 }

@@ -82,6 +82,9 @@ const disruptionBudget = new PodDisruptionBudget({
   spec: { maxUnavailable: 1, unhealthyPodEvictionPolicy: "AlwaysAllow", selector: { matchLabels: labels } }
 })
 
+/** The command of the Job, in the folder of the image. Without `npx`, the command is process 1 and receives signals. */
+export const migrateCommand = ["node", "node_modules/pupsourcing-orchestrator/dist/cli/main.js", "migrate", "up"]
+
 const migrations = new Job({
   metadata: { name: `${name}-migrate`, labels: { "app.kubernetes.io/name": `${name}-migrate` } },
   spec: {
@@ -96,7 +99,7 @@ const migrations = new Job({
         containers: [{
           name: "migrate",
           image,
-          command: ["node", "node_modules/pupsourcing-orchestrator/dist/cli/main.js", "migrate", "up"],
+          command: migrateCommand,
           securityContext: containerSecurity,
           env: [databaseUrl("migrator-url")],
           resources: { requests: { cpu: "100m", memory: "128Mi" }, limits: { memory: "256Mi" } }
