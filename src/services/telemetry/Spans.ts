@@ -52,15 +52,30 @@ const endUnsafe = (span: Tracer.Span, now: bigint, exit: Exit.Exit<unknown, unkn
 const end = (span: Tracer.Span, exit: Exit.Exit<unknown, unknown>, failure?: Failure): Effect.Effect<void> =>
   Effect.map(Clock.currentTimeNanos, (now) => endUnsafe(span, now, exit, failure))
 
-/** Runs `self` in a span. `onEnd` adds the attributes of the result, and describes a failure. */
+/** Calls the application's tracer. One that throws must fail neither a batch nor an append. */
+export const tryTracer = <A>(call: Effect.Effect<A>): Effect.Effect<A | undefined> =>
+  Effect.catchDefect(call, (defect) => Effect.as(Effect.logDebug("The tracer has thrown an error", defect), undefined))
+
+/**
+ * Runs `self` in a span, or without one if the tracer makes none. `onEnd` adds the attributes of the result, and describes
+ * a failure.
+ */
 const within = <A, E, R>(
-  self: Effect.Effect<A, E, R>,
-  span: Tracer.Span,
-  onEnd: (exit: Exit.Exit<A, E>) => Failure | undefined
+  makeSpan: Effect.Effect<Tracer.Span>,
+  self: (span: Tracer.Span | undefined) => Effect.Effect<A, E, R>,
+  onEnd: (span: Tracer.Span, exit: Exit.Exit<A, E>) => Failure | undefined
 ): Effect.Effect<A, E, R> =>
-  Effect.onExit(
-    Effect.provideService(self, Tracer.ParentSpan, span),
-    (exit) => Effect.suspend(() => end(span, exit, onEnd(exit)))
+  // An interruption between its start and `self` would leave the span open.
+  Effect.uninterruptibleMask((restore) =>
+    Effect.flatMap(tryTracer(makeSpan), (span) =>
+      span === undefined ? restore(self(undefined)) : Effect.onExit(
+        restore(Effect.provideService(self(span), Tracer.ParentSpan, span)),
+        (exit) =>
+          Effect.flatMap(
+            tryTracer(Effect.sync(() => onEnd(span, exit))),
+            (failure) => tryTracer(end(span, exit, failure))
+          )
+      ))
   )
 
 /** The text of a failure of this library or the database; interruptions are reported by the tracer. */
@@ -106,15 +121,14 @@ export const makeBatches = (range: Range): Effect.Effect<Batches> =>
     const common = commonOf(range)
     return {
       span: (self, { committed, describe, events }) =>
-        Effect.flatMap(makeBatchSpan(range, common, events), (span) =>
-          within(self, span, (exit) => {
-            if (Exit.isSuccess(exit)) {
-              span.attribute(names.committed.name, committed())
-              return undefined
-            }
-            const error = Exit.findErrorOption(exit)
-            return Option.isSome(error) ? describe(error.value) : failureOf(exit.cause)
-          }))
+        within(makeBatchSpan(range, common, events), () => self, (span, exit) => {
+          if (Exit.isSuccess(exit)) {
+            span.attribute(names.committed.name, committed())
+            return undefined
+          }
+          const error = Exit.findErrorOption(exit)
+          return Option.isSome(error) ? describe(error.value) : failureOf(exit.cause)
+        })
     }
   })
 
@@ -226,7 +240,7 @@ export const makeHandOvers = (replicaSet: string): (activity: Activity) => Effec
         return Effect.void
     }
   }
-  return (activity) => Effect.flatMap(isTraced, (hasTracer) => hasTracer ? observe(activity) : Effect.void)
+  return (activity) => Effect.flatMap(isTraced, (hasTracer) => hasTracer ? tryTracer(observe(activity)) : Effect.void)
 }
 
 // Appends.
@@ -245,15 +259,17 @@ export const append = <A extends { readonly positions: ReadonlyArray<bigint> }, 
       kind: "producer",
       attributes: { ...SpanContract.messaging("append", "send"), [names.messageCount.name]: events.length }
     } as const
-    return Effect.flatMap(Effect.makeSpan(spans.append, options), (span) =>
-      within(self(TraceContext.traceIdOf(span.traceId)), span, (exit) => {
-        if (Exit.isFailure(exit)) {
-          return failureOf(exit.cause)
-        }
-        span.attribute(names.firstPosition.name, Number(exit.value.positions[0]))
-        span.attribute(names.lastPosition.name, Number(exit.value.positions[exit.value.positions.length - 1]))
+    return within(
+      Effect.makeSpan(spans.append, options),
+      (span) => self(span === undefined ? undefined : TraceContext.traceIdOf(span.traceId)),
+      (span, exit) => {
+        if (Exit.isFailure(exit)) return failureOf(exit.cause)
+        const { positions } = exit.value
+        span.attribute(names.firstPosition.name, Number(positions[0]))
+        span.attribute(names.lastPosition.name, Number(positions[positions.length - 1]))
         return undefined
-      }))
+      }
+    )
   })
 
 const externalTraceId: Effect.Effect<string | undefined> = Effect.map(

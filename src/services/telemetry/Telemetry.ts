@@ -15,6 +15,7 @@ import { FilterChanged, ProjectionHalted } from "../../schema/Errors.ts"
 import type { Generation } from "../../schema/Generation.ts"
 import * as HashRange from "../../schema/HashRange.ts"
 import * as Metrics from "./Metrics.ts"
+import { tryTracer } from "./Spans.ts"
 
 const succession = (
   { after, projection, range }: Pick<
@@ -244,4 +245,4 @@ const addSpanEvent = (name: string, attributes: Readonly<Record<string, unknown>
   Effect.flatMap(Effect.option(Effect.currentSpan), (span) =>
     span._tag === "None"
       ? Effect.void
-      : Effect.map(Clock.currentTimeNanos, (now) => span.value.event(name, now, attributes)))
+      : tryTracer(Effect.map(Clock.currentTimeNanos, (now) => span.value.event(name, now, attributes))))

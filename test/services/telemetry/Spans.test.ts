@@ -1,6 +1,7 @@
 /** The spans of workers in memory, as a tracing backend receives them. */
 import { assert } from "@effect/vitest"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import * as Tracer from "effect/Tracer"
 import * as MemoryStores from "../../../src/layers/memory/MemoryStores.ts"
@@ -141,6 +142,55 @@ test("a hand-over has a span from the new generation until all ranges are proces
     "pupsourcing.ranges.stopped": 1,
     "pupsourcing.formed": true
   })
+})
+
+/** A tracer whose spans named `name` throw an error when they are made, or when `method` is called. */
+const makeFaulty = (name: string, method: "attribute" | "end" | "event" | "span") =>
+  Tracer.make({
+    span: (options) => {
+      const fail = () => {
+        throw new Error("the tracer is broken")
+      }
+      const isFaulty = options.name === name
+      if (isFaulty && method === "span") return fail()
+      const span = new Tracer.NativeSpan(options)
+      return isFaulty ? Object.assign(span, { [method]: fail }) : span
+    }
+  })
+
+for (const name of ["process users", "switch generation", "append", "run"]) {
+  for (const method of ["span", "attribute", "event", "end"] as const) {
+    // The application makes this span itself, and fails if it cannot.
+    if (name === "run" && method !== "event") continue
+    test(`events are handled although the tracer throws: ${name}, ${method}`, function*({ counting, events, start }) {
+      const tracer = makeFaulty(name, method)
+      const handled: Array<bigint> = []
+      const users = counting({
+        name: "users",
+        before: ({ globalPosition }) => Effect.sync(() => handled.push(globalPosition))
+      })
+      yield* start({ projections: [users] }).pipe(
+        Effect.withSpan("run"),
+        Effect.provideService(Tracer.Tracer, tracer)
+      )
+      yield* Effect.provideService(events.append([event("a")]), Tracer.Tracer, tracer)
+      yield* pass(2_000)
+      assert.deepStrictEqual(handled, [1n])
+    })
+  }
+}
+
+test("the span of an append that is interrupted when it begins ends", function*({ events }) {
+  const traces = Traces.make()
+  const tracer = Tracer.make({
+    span: (options) => {
+      Fiber.getCurrent()!.interruptUnsafe()
+      return traces.tracer.span(options)
+    }
+  })
+  const fiber = yield* Effect.forkChild(Effect.provideService(events.append([event("a")]), Tracer.Tracer, tracer))
+  yield* Fiber.await(fiber)
+  assert.deepStrictEqual(traces.named("append").map(Traces.outcomeOf), ["interrupted"])
 })
 
 test("append stores the id of its trace", function*({ events }) {
