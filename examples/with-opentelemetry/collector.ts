@@ -55,7 +55,7 @@ export const start = Effect.gen(function*() {
 /** The spans as indented lines, one block for each trace. */
 export const render = (spans: ReadonlyArray<Span>): string => {
   const known = new Set(spans.map(({ spanId }) => spanId))
-  const ordered = spans.toSorted((a, b) => Number(BigInt(a.startTimeUnixNano) - BigInt(b.startTimeUnixNano)))
+  const ordered = [...spans].sort((a, b) => Number(BigInt(a.startTimeUnixNano) - BigInt(b.startTimeUnixNano)))
   const lines = (span: Span, depth: number): ReadonlyArray<string> => {
     const millis = Number(BigInt(span.endTimeUnixNano) - BigInt(span.startTimeUnixNano)) / 1_000_000
     const links = new Set(span.links.map(({ traceId }) => traceId.slice(0, 8)))

@@ -54,7 +54,7 @@ const program = Effect.gen(function*() {
   )
   if (Option.isSome(endpoint)) return yield* Console.log(`Sent to ${url}`)
   yield* Console.log(Collector.render(collector.spans))
-  yield* Console.log(`${collector.metrics.size} metrics, such as ${[...collector.metrics].toSorted()[0]}`)
+  yield* Console.log(`${collector.metrics.size} metrics, such as ${[...collector.metrics].sort()[0]}`)
 })
 
 Program.runMain(Effect.scoped(program).pipe(Effect.provide(ConsoleLog.layer)))
