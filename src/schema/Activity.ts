@@ -47,7 +47,7 @@ export interface ReplicaSetSample {
   readonly settledLag: Duration.Duration
   readonly projections: ReadonlyArray<{
     readonly projection: string
-    /** The number of matching events that are not handled yet; an estimate beyond 10,000 events of a range. */
+    /** The number of matching events that are not handled yet; an estimate where `Lag.isEstimate`. */
     readonly lagEvents: bigint
     /** Time since the oldest of them was appended; zero if there is none. */
     readonly lag: Duration.Duration

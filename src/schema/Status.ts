@@ -90,7 +90,10 @@ export type Halt = typeof Halt.Type
 export const Lag = Schema.Struct({
   /** The number of events that match the projection and belong to the range. */
   events: Schema.BigInt,
-  /** Whether `events` is extrapolated from the next 10,000 events, because no more are read. */
+  /**
+   * Whether `events` is extrapolated from the next 10,000 events, because no more are read; from fewer if more than 100
+   * ranges lag.
+   */
   isEstimate: Schema.Boolean,
   /** When the first of them was appended; absent if none is among the events that were read. */
   oldest: Schema.optionalKey(Schema.Date)
@@ -243,20 +246,36 @@ export const problems = (status: Status): ReadonlyArray<Problem> =>
   )
 
 /**
- * The number of events that follow a range's position and are read in order to determine its lag.
+ * The number of events that follow a range's position and are read in order to determine its lag, if few ranges lag.
  *
  * @internal
  */
 export const lagWindow = 10_000
 
 /**
- * What was read of the events that follow a range's position: the first `lagWindow` of all events.
+ * The number of events that are read for all lagging ranges together, so that the status of many ranges with a large
+ * backlog can be read in time; but at least `smallestLagWindow` for each.
+ *
+ * @internal
+ */
+export const lagBudget = 1_000_000
+
+/**
+ * See `lagBudget`.
+ *
+ * @internal
+ */
+export const smallestLagWindow = 100
+
+/**
+ * What was read of the events that follow a range's position.
  *
  * @internal
  */
 export interface Window {
-  /** The number of events that were read. */
+  /** The number of events that were read, and the limit of that number. */
   readonly read: number
+  readonly limit: number
   /** How many of them match the projection and belong to the range, and when the first of these was appended. */
   readonly matching: number
   readonly oldest: Date | undefined
@@ -267,8 +286,8 @@ export interface Window {
  *
  * @internal
  */
-export const lag = ({ matching, oldest, read }: Window, position: bigint, head: bigint): Lag => {
-  const isEstimate = read >= lagWindow
+export const lag = ({ limit, matching, oldest, read }: Window, position: bigint, head: bigint): Lag => {
+  const isEstimate = read >= limit
   const share = BigInt(Math.round(1e6 * matching / Math.max(1, read)))
   return {
     events: isEstimate ? (head - position) * share / 1_000_000n : BigInt(matching),

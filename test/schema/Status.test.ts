@@ -9,7 +9,7 @@ it.prop("the lag is exact within the window, and an estimate that is never above
   matching: Natural,
   further: Schema.Int.pipe(Schema.check(Schema.isBetween({ minimum: 0, maximum: 1_000_000_000 })))
 }, ({ further, matching, read }) => {
-  const window = { read, matching: Math.min(read, matching), oldest: undefined }
+  const window = { read, limit: Status.lagWindow, matching: Math.min(read, matching), oldest: undefined }
   const position = 5n
   const head = position + BigInt(read + (read < Status.lagWindow ? 0 : further))
   const { events, isEstimate } = Status.lag(window, position, head)

@@ -78,5 +78,5 @@ const windowAfter = Effect.fnUntraced(function*(
   const matching = page.filter((event) =>
     EventFilter.matches(lists, event) && HashRange.includes(range, hash(event.aggregateId))
   )
-  return { read: page.length, matching: matching.length, oldest: matching[0]?.createdAt }
+  return { read: page.length, limit: limits.limit, matching: matching.length, oldest: matching[0]?.createdAt }
 })

@@ -146,15 +146,15 @@ export const haltedRanges = gauge("halted_ranges", "Ranges of this worker that a
 
 /**
  * Events that match a projection and are not handled yet, in all of its ranges, against the head of the events table. Set
- * only by the worker with partition 0. A range counts the next 10,000 events exactly; beyond, its value is an estimate.
- * Labels: `worker_id`, `projection`.
+ * only by the worker with partition 0. A range counts the next 10,000 events exactly, or fewer if more than 100 ranges
+ * lag; beyond, its value is an estimate. Labels: `worker_id`, `projection`.
  *
  * @category metrics
  * @since 0.1.0
  */
 export const projectionLagEvents = gauge(
   "projection_lag_events",
-  "Events that match the projection and are not handled yet, up to the head of the events table; an estimate where more than 10,000 events follow a range's position. Set only by the worker with partition 0."
+  "Events that match the projection and are not handled yet, up to the head of the events table; an estimate where more than 10,000 events follow a range's position, or fewer if more than 100 ranges lag. Set only by the worker with partition 0."
 )
 
 /**
@@ -166,7 +166,7 @@ export const projectionLagEvents = gauge(
  */
 export const projectionLagSeconds = gauge(
   "projection_lag_seconds",
-  "Seconds since the oldest event that matches the projection and is not handled yet was appended (its created_at); 0 if there is none among the next 10,000 events of each range. Set only by the worker with partition 0."
+  "Seconds since the oldest event that matches the projection and is not handled yet was appended (its created_at); 0 if there is none among the next 10,000 events of each range, or fewer if more than 100 ranges lag. Set only by the worker with partition 0."
 )
 
 /**

@@ -59,6 +59,7 @@ interface Json {
     readonly owner: string | null
     readonly incarnation: string | null
     readonly read: number
+    readonly limit: number
     readonly matching: number
     readonly oldest: number | null
     readonly changedAt: number
@@ -104,10 +105,16 @@ const isSelected = filterColumns.map((column) => `(f.${column} IS NULL OR e.${co
 const isInRange = `${hashOf("e.aggregate_id")} >= c.range_start AND ${hashOf("e.aggregate_id")} < c.range_end`
 
 const statement = ({ presence, qualified, ...database }: Database["Service"]): string =>
-  `WITH ${SequenceCheck.sources(literal(qualified("events")))}
+  `WITH ${SequenceCheck.sources(literal(qualified("events")))},
+  head AS (SELECT coalesce(max(global_position), 0) AS position FROM ${qualified("events")}),
+  lagging AS (SELECT count(*) AS count FROM ${qualified("checkpoints")} WHERE position < (SELECT position FROM head)),
+  lag_window AS (
+    SELECT least(${Status.lagWindow}, greatest(${Status.smallestLagWindow}, ${Status.lagBudget} / greatest(1, count))) AS size
+    FROM lagging
+  )
   SELECT json_build_object(
     'at', ${millis("clock_timestamp()")},
-    'head', (SELECT coalesce(max(global_position), 0)::text FROM ${qualified("events")}),
+    'head', (SELECT position::text FROM head),
     'writers', (
       SELECT CASE WHEN NOT pg_is_in_recovery() THEN coalesce(json_agg(json_build_object('pid', l.pid, 'application', nullif(a.application_name, ''),
         'since', ${millis("a.xact_start")}) ORDER BY a.xact_start), '[]') END
@@ -142,7 +149,7 @@ const statement = ({ presence, qualified, ...database }: Database["Service"]): s
       SELECT coalesce(json_agg(json_build_object('replicaSet', c.replica_set, 'projection', c.projection_name,
         'filter', c.filter, 'start', c.range_start, 'end', c.range_end, 'position', c.position::text, 'owner',
         c.worker_id, 'incarnation', c.incarnation::text,
-        'read', n.read, 'matching', n.matching, 'oldest', ${millis("n.oldest")},
+        'read', n.read, 'limit', (SELECT size FROM lag_window), 'matching', n.matching, 'oldest', ${millis("n.oldest")},
         'changedAt', ${millis("c.updated_at")},
         'halt', CASE WHEN c.halted_since IS NOT NULL THEN json_build_object('since', ${millis("c.halted_since")},
           'error', coalesce(c.halted_error, ''), 'position', coalesce(c.halted_position, 0)::text,
@@ -155,7 +162,7 @@ const statement = ({ presence, qualified, ...database }: Database["Service"]): s
         FROM (
           SELECT e.created_at, ${isSelected} AND ${isInRange} AS matching
           FROM ${qualified("events")} AS e WHERE e.global_position > c.position
-          ORDER BY e.global_position LIMIT ${Status.lagWindow}
+          ORDER BY e.global_position LIMIT (SELECT size FROM lag_window)
         ) AS following
       ) AS n
     )
@@ -191,11 +198,11 @@ const toReading = ({ at, generations, head, rows, workers, writers }: Json): Sta
     ...optional("pid", pid, same),
     ...optional("isPresent", isPresent, same)
   })),
-  rows: rows.map(({ changedAt, halt, incarnation, matching, oldest, owner, position, read, ...row }) => ({
+  rows: rows.map(({ changedAt, halt, incarnation, limit, matching, oldest, owner, position, read, ...row }) => ({
     ...row,
     position: BigInt(position),
     owner: owner === null || incarnation === null ? undefined : { workerId: owner, incarnation: BigInt(incarnation) },
-    window: { read, matching, oldest: oldest === null ? undefined : date(oldest) },
+    window: { read, limit, matching, oldest: oldest === null ? undefined : date(oldest) },
     changedAt: date(changedAt),
     ...optional("halt", halt, (halt): Status.Halt => ({
       ...halt,

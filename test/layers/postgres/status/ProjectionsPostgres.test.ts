@@ -50,6 +50,27 @@ it.live("counts at most a window of events, and extrapolates beyond it", () =>
     assert.instanceOf(oldest, Date)
   }).pipe(Effect.provide(stores)))
 
+it.live("counts fewer events of each range if many ranges lag", () =>
+  Effect.gen(function*() {
+    const sql = yield* SqlClient.SqlClient
+    const ranges = 2 * Status.lagBudget / Status.lagWindow
+    yield* sql`INSERT INTO orchestrator_checkpoints (projection_name, range_start, range_end, position, replica_set, filter)
+      SELECT 'p' || i, 0, 4294967296, 0, 'main', ${EventFilter.canonical({ eventTypes: ["Even"] })}
+      FROM generate_series(1, ${ranges}::int) AS i`
+    const lags = Effect.map(status, ({ replicaSets }) =>
+      replicaSets[0]!.projections.flatMap(({ ranges }) => ranges.map(({ lag }) => lag)))
+    yield* fill(Status.lagWindow / 2)
+    for (const { events, isEstimate } of yield* lags) {
+      assert.isTrue(isEstimate)
+      assert.strictEqual(events, BigInt(Status.lagWindow / 4))
+    }
+    // Ranges that do not lag leave their share to the others.
+    yield* sql`UPDATE orchestrator_checkpoints SET position = ${
+      Status.lagWindow / 2
+    }::int WHERE projection_name <> 'p1'`
+    assert.lengthOf((yield* lags).filter(({ isEstimate }) => isEstimate), 0)
+  }).pipe(Effect.provide(stores)))
+
 it.live("lists the transactions for which readers wait", () =>
   Effect.gen(function*() {
     const sql = yield* SqlClient.SqlClient
