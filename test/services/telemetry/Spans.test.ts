@@ -39,7 +39,8 @@ test("a batch has one span, which links to the traces of its events", function*(
     { ...event("a"), traceId: "an id of the application" },
     event("a")
   ])
-  yield* traced(traces, start({ workerId: "worker-1", projections: [counting({ name: "users" })] }))
+  const worker = start({ workerId: "worker-1", projections: [counting({ name: "users" })] })
+  yield* traced(traces, Effect.withSpan(worker, "the caller of run"))
   yield* pass(1_000)
 
   const [batch, ...others] = traces.named("process users")
