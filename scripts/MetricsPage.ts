@@ -24,7 +24,8 @@ The library records [Effect metrics](https://effect.website/docs/observability/m
   \`projection_lag_seconds\`, \`projection_stalled_seconds\`, \`ranges_without_owner\` and \`settled_lag_seconds\`. Only the worker with partition 0
   sets them, so \`sum\` and \`max\` over all workers give the same, right value.
 - That worker reads the lag from \`Projections.status\` when it has reached its assignment and then every 15 seconds, independently of the
-  projections' progress. A sample that fails or takes more than 10 seconds is skipped; without a sample for a minute the series disappear.
+  projections' progress. A sample that fails or takes more than 10 seconds is skipped; after four such samples in
+  a row, which is one to two minutes, the series disappear.
 - The gauges of a worker disappear when it leaves or is evicted, and those of the replica set also while it is suspended.
 - All names, labels and bucket bounds of the Go library exist here too, so that its dashboards and alerts work. The differences:
   - \`active_workers\` and \`current_generation_partitions\` also have the label \`worker_id\`, and \`partition_assignments_total\` also has

@@ -133,8 +133,8 @@ export type Activity = Data.TaggedEnum<{
     readonly remaining: ReadonlyArray<string>
   }
   /**
-   * The worker with partition 0 has sampled the status of its replica set; without a sample, it has not been able to for
-   * a minute.
+   * The worker with partition 0 has sampled the status of its replica set; without a sample, it has failed to four
+   * times in a row.
    */
   ReplicaSetSampled: { readonly sample: ReplicaSetSample | undefined }
   /** LISTEN became active or inactive, or the library opened or lost a session of its own. */

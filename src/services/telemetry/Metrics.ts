@@ -256,7 +256,7 @@ export const coordinationDurationSeconds = seconds(
  */
 export const handOverSeconds = seconds(
   "hand_over_seconds",
-  "Seconds from the release of a range by a live worker until this worker claimed it. Includes the time in which no worker ran.",
+  "Seconds from the release of a range by a live worker until this worker claimed it. Includes the time in which no worker ran. If several workers share the range of a dead worker, only the first claims it from the dead worker; the others claim what the first has released.",
   [...original, 30, 60]
 )
 
