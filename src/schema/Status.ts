@@ -95,7 +95,10 @@ export const Lag = Schema.Struct({
    * ranges lag.
    */
   isEstimate: Schema.Boolean,
-  /** When the first of them was appended; absent if none is among the events that were read. */
+  /**
+   * When the first of them was appended; absent if none is among the events that were read, or if a `Date` cannot represent
+   * its time.
+   */
   oldest: Schema.optionalKey(Schema.Date)
 })
 
@@ -292,7 +295,8 @@ export const lag = ({ limit, matching, oldest, read }: Window, position: bigint,
   return {
     events: isEstimate ? (head - position) * share / 1_000_000n : BigInt(matching),
     isEstimate,
-    ...(oldest === undefined ? {} : { oldest })
+    // JSON cannot contain an invalid date.
+    ...(oldest === undefined || Number.isNaN(oldest.getTime()) ? {} : { oldest })
   }
 }
 

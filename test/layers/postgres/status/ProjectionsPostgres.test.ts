@@ -3,6 +3,7 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Latch from "effect/Latch"
 import * as Layer from "effect/Layer"
+import * as Schema from "effect/Schema"
 import * as SqlClient from "effect/sql/SqlClient"
 import * as PostgresStores from "../../../../src/layers/postgres/PostgresStores.ts"
 import * as EventFilter from "../../../../src/schema/EventFilter.ts"
@@ -70,6 +71,19 @@ it.live("counts fewer events of each range if many ranges lag", () =>
     }::int WHERE projection_name <> 'p1'`
     assert.lengthOf((yield* lags).filter(({ isEstimate }) => isEstimate), 0)
   }).pipe(Effect.provide(stores)))
+
+for (const time of ["infinity", "294000-01-01"]) {
+  it.live(`can be written as JSON although the oldest event is of ${time}`, () =>
+    Effect.gen(function*() {
+      const sql = yield* SqlClient.SqlClient
+      yield* row(0, {})
+      yield* fill(1)
+      yield* sql`UPDATE events SET created_at = ${time}::text::timestamptz`
+      const read = yield* status
+      assert.deepStrictEqual(read.replicaSets[0]!.projections[0]!.ranges[0]!.lag, { events: 1n, isEstimate: false })
+      yield* Schema.encodeEffect(Schema.toCodecJson(Status.Status))(read)
+    }).pipe(Effect.provide(stores)))
+}
 
 it.live("lists the transactions for which readers wait", () =>
   Effect.gen(function*() {
