@@ -92,7 +92,11 @@ describe.skipIf(Prometheus.missing !== undefined && !inCI)("a Prometheus that sc
       const ports = [yield* freePort, yield* freePort] as const
       const prometheus = yield* Prometheus.start(configFor(ports))
       const workers = `sum by (replica_set) (${prefix}active_workers)`
-      const bothWork = untilValue(prometheus, workers, (count) => count === 2)
+      /** A worker that is killed before it owns a range leaves nothing to take over. */
+      const bothWork = Effect.andThen(
+        untilValue(prometheus, workers, (count) => count === 2),
+        untilValue(prometheus, `count(sum by (instance) (${prefix}ranges) > 0)`, (count) => count === 2)
+      )
 
       yield* worker("a", url, ports[0])
       const b = yield* worker("b", url, ports[1])
