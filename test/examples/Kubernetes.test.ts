@@ -6,22 +6,13 @@
 import { assert, it } from "@effect/vitest"
 import { Effect } from "effect"
 import { SqlClient } from "effect/sql"
-import { type AddressInfo, createServer } from "node:net"
 import * as Path from "node:path"
 import * as PostgresTest from "../../src/testing/PostgresTest.ts"
 import * as TimeLimits from "../../src/testing/TimeLimits.ts"
 import * as WorkerProcess from "../../src/testing/WorkerProcess.ts"
+import { freePort } from "../support/FreePort.ts"
 
 const script = Path.resolve(import.meta.dirname, "../../examples/kubernetes/main.ts")
-
-/** A port on which nothing listened a moment ago. */
-const freePort = Effect.callback<number>((resume) => {
-  const server = createServer()
-  server.listen(0, "127.0.0.1", () => {
-    const { port } = server.address() as AddressInfo
-    server.close(() => resume(Effect.succeed(port)))
-  })
-})
 
 /** Starts the program with the variables of the Deployment. */
 const start = Effect.fnUntraced(function*(env: Readonly<Record<string, string>>, mayEnd = false) {

@@ -68,7 +68,15 @@ export const start = Effect.fnUntraced(function*(config: string) {
     (done) => done,
     { progress: () => output, describe: () => output }
   )
-  return apiOf(`http://${listening.exec(output)?.[1]}/api/v1`)
+  const url = `http://${listening.exec(output)?.[1]}`
+  // Until its storage is open, the server answers every query with 503.
+  yield* TimeLimits.waitUntil(
+    "Prometheus is ready",
+    Effect.promise(() => fetch(`${url}/-/ready`).then(({ ok }) => ok)),
+    (ready) => ready,
+    { describe: () => output }
+  )
+  return apiOf(`${url}/api/v1`)
 })
 
 /** The server's API. */

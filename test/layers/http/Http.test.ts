@@ -7,7 +7,7 @@ import * as Schema from "effect/Schema"
 import express, { type RequestHandler } from "express"
 import { Hono } from "hono"
 import { createServer as createHttpServer, type RequestListener } from "node:http"
-import { type AddressInfo, createServer } from "node:net"
+import type { AddressInfo } from "node:net"
 import * as Http from "../../../src/layers/http/Http.ts"
 import * as MemoryStores from "../../../src/layers/memory/MemoryStores.ts"
 import { DatabaseUnavailable, StoreError } from "../../../src/schema/Errors.ts"
@@ -18,6 +18,7 @@ import * as Orchestrator from "../../../src/services/Orchestrator.ts"
 import * as Projection from "../../../src/services/Projection.ts"
 import { Projections } from "../../../src/services/Projections.ts"
 import { logs, pass, unavailable } from "../../services/World.ts"
+import { freePort } from "../../support/FreePort.ts"
 
 const projection = Projection.make("users", { handle: () => Effect.void })
 
@@ -94,15 +95,6 @@ it.effect("answers 503 while the status cannot be read", () =>
     assert.strictEqual((yield* parse(Http.StatusUnavailable, body)).message, reason.message)
     assert.strictEqual((yield* get("/healthz")).status, 200)
   }).pipe(Effect.provide(live)))
-
-/** A port on which nothing listened a moment ago. */
-const freePort = Effect.callback<number>((resume) => {
-  const server = createServer()
-  server.listen(0, "127.0.0.1", () => {
-    const { port } = server.address() as AddressInfo
-    server.close(() => resume(Effect.succeed(port)))
-  })
-})
 
 it.live("listens only on the loopback address unless a host is given, and logs no request", () => {
   const { layer, lines } = logs()
