@@ -46,7 +46,7 @@ const interval = Duration.seconds(15)
 /** A status that takes longer is left behind. */
 const limit = Duration.seconds(10)
 
-/** After so many failures, one to two minutes, the last sample no longer counts. */
+/** After so many failures, 45 to 100 seconds, the last sample no longer counts. */
 const mostFailures = 4
 
 class TooLate extends Data.TaggedError("TooLate") {
