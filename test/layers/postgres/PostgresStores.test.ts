@@ -15,6 +15,7 @@ import { EventStore } from "../../../src/services/EventStore.ts"
 import * as Orchestrator from "../../../src/services/Orchestrator.ts"
 import * as Projection from "../../../src/services/Projection.ts"
 import * as PostgresTest from "../../../src/testing/PostgresTest.ts"
+import * as TimeLimits from "../../../src/testing/TimeLimits.ts"
 import * as EventStores from "../../support/EventStores.ts"
 import * as Tests from "../../support/Tests.ts"
 
@@ -120,7 +121,9 @@ test("one client has one set of stores, wherever a program provides it", functio
     found.add(yield* Effect.provide(EventStore, stores))
     found.add(yield* Effect.provide(EventStore, PostgresStores.layer.pipe(Layer.provideMerge(a.client))))
     yield* append("one")
-    assert.strictEqual(yield* sessions(a.url, "pupsourcing-orchestrator listener"), 1)
+    // A session opens after the stores.
+    const listening = sessions(a.url, "pupsourcing-orchestrator listener")
+    assert.strictEqual(yield* TimeLimits.waitUntil("a session listens", listening, (count) => count > 0), 1)
   }).pipe(Effect.provide(Layer.mergeAll(
     pick(EventStore).pipe(Layer.provide(stores)),
     pick(EventStore).pipe(Layer.provide(PostgresStores.layer), Layer.provide(a.client)),
