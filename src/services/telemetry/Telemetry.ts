@@ -17,13 +17,6 @@ import * as HashRange from "../../schema/HashRange.ts"
 import * as Metrics from "./Metrics.ts"
 import { tryTracer } from "./Spans.ts"
 
-const succession = (
-  { after, projection, range }: Pick<
-    Extract<Activity, { readonly _tag: "RangeHandedOver" }>,
-    "after" | "projection" | "range"
-  >
-) => ({ projection, range: HashRange.format(range), seconds: Duration.toSeconds(after) })
-
 type Labels = Readonly<Record<string, string>>
 
 interface Outputs<A> {
@@ -76,12 +69,10 @@ const table: Table = {
     span: ({ generation }) => ({ generation: String(generation.generationId) })
   },
   RangeHandedOver: {
-    metrics: ({ after }, labels) => [record(Metrics.handOverSeconds, labels, Duration.toSeconds(after))],
-    span: succession
+    metrics: ({ after }, labels) => [record(Metrics.handOverSeconds, labels, Duration.toSeconds(after))]
   },
   RangeTakenOver: {
-    metrics: ({ after }, labels) => [record(Metrics.takeoverSeconds, labels, Duration.toSeconds(after))],
-    span: succession
+    metrics: ({ after }, labels) => [record(Metrics.takeoverSeconds, labels, Duration.toSeconds(after))]
   },
   RangeClaimed: {
     metrics: ({ projection }, labels) => [add(Metrics.partitionAssignmentsTotal, { ...labels, projection })]
