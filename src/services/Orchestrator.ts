@@ -28,6 +28,7 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
+import * as Random from "effect/Random"
 import * as Runtime from "effect/Runtime"
 import type * as Stream from "effect/Stream"
 import { Activity } from "../schema/Activity.ts"
@@ -39,6 +40,7 @@ import {
   type OrchestratorError
 } from "../schema/Errors.ts"
 import * as Health from "../schema/Health.ts"
+import * as Uuid from "../schema/Uuid.ts"
 import { CheckpointStore } from "./CheckpointStore.ts"
 import * as ConfigOr from "./ConfigOr.ts"
 import { CoordinationStore } from "./CoordinationStore.ts"
@@ -166,7 +168,7 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
     checkpoints,
     membership: yield* Membership,
     coordination: yield* CoordinationStore,
-    status: yield* Projections,
+    status: (yield* Projections).status,
     runner: yield* RangeRunner.make(startup, retryLog),
     startup,
     retryLog,
@@ -212,12 +214,17 @@ const makeExclusive = ({ captured, log, settings: { replicaSet, workerId } }: Re
     )
   return <A, E extends OrchestratorError>(work: Work<A, E>): Effect.Effect<A, E | AlreadyRunning> =>
     Effect.flatMap(
-      workerId === undefined ? Registration.drawWorkerId : Effect.succeed(workerId),
+      workerId === undefined ? drawWorkerId : Effect.succeed(workerId),
       (workerId) =>
         LogAnnotations.annotate({ replicaSet, workerId }, (annotations) =>
           reported(Effect.acquireUseRelease(acquire, () => work(workerId, annotations), () => release)))
     ).pipe(Spans.withTracerOf(captured))
 }
+
+const drawWorkerId = Effect.map(
+  Effect.all([Clock.currentTimeMillis, Random.next, Random.next, Random.next]),
+  ([millis, ...random]) => `worker-${Uuid.v7(millis, random)}`
+)
 
 /** Records the end of a run. A run that was refused because another one works has not begun. */
 const recordEnd = ({ record }: Registration.Worker["log"], exit: Exit.Exit<unknown, OrchestratorError>) => {

@@ -28,7 +28,7 @@ export interface Sampler {
 interface Options {
   readonly replicaSet: string
   readonly membership: Pick<Membership, "connections">
-  readonly projections: Projections["Service"]
+  readonly status: Projections["Service"]["status"]
   readonly events: Pick<EventStore["Service"], "openWriters">
   readonly log: Pick<ActivityStream, "health" | "record">
 }
@@ -81,9 +81,9 @@ const sampleConnections = Effect.fnUntraced(function*({ log, membership }: Optio
 
 /** Records a sample of the status. A failure keeps the last one for a while, because a gap would reset alerts. */
 const sampleStatus = Effect.fnUntraced(function*(options: Options, state: State) {
-  const { events, log, projections, replicaSet } = options
+  const { events, log, replicaSet, status } = options
   const exit = yield* Effect.exit(Abandonable.run(
-    Effect.all([projections.status, events.openWriters]),
+    Effect.all([status, events.openWriters]),
     { grace: Duration.zero, limit: Abandonable.after(limit, () => new TooLate()) }
   ))
   if (Exit.isFailure(exit)) return yield* sampleFailed(options, state, exit.cause)

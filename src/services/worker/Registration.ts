@@ -2,7 +2,6 @@
  * One worker's registration, from `join` to `leave`: heartbeats, ranges and reconciliation run in between. A worker
  * that is evicted registers again.
  */
-import * as Clock from "effect/Clock"
 import type * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
@@ -10,7 +9,6 @@ import * as Effect from "effect/Effect"
 import * as Latch from "effect/Latch"
 import * as Option from "effect/Option"
 import * as Queue from "effect/Queue"
-import * as Random from "effect/Random"
 import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import { Activity } from "../../schema/Activity.ts"
@@ -18,7 +16,6 @@ import { FilterChanged, type OrchestratorError, type WorkerEvicted, type WorkerR
 import * as Generation from "../../schema/Generation.ts"
 import type * as Plan from "../../schema/Plan.ts"
 import type { Settings } from "../../schema/Settings.ts"
-import * as Uuid from "../../schema/Uuid.ts"
 import { display, livenessRules, type Registration, type WorkerState } from "../../schema/Worker.ts"
 import type { CheckpointStore } from "../CheckpointStore.ts"
 import type { CoordinationStore } from "../CoordinationStore.ts"
@@ -49,7 +46,7 @@ export interface Worker {
   readonly checkpoints: CheckpointStore
   readonly membership: Membership
   readonly coordination: CoordinationStore
-  readonly status: Projections["Service"]
+  readonly status: Projections["Service"]["status"]
   readonly runner: RangeRunner["Service"]
   readonly startup: Startup.Startup
   readonly retryLog: RetryLog
@@ -153,11 +150,6 @@ export const runRegistrations = Effect.fnUntraced(
   }
 )
 
-export const drawWorkerId = Effect.map(
-  Effect.all([Clock.currentTimeMillis, Random.next, Random.next, Random.next]),
-  ([millis, ...random]) => `worker-${Uuid.v7(millis, random)}`
-)
-
 /** Returns the projections as decisions need them. */
 const carry = Effect.fnUntraced(function*(worker: Worker, workerId: string) {
   const projections = [...worker.projections.values()]
@@ -220,7 +212,7 @@ const runRegistration = Effect.fnUntraced(function*(
     Effect.onError((cause) => Deferred.failCause(failed, cause)),
     Effect.forkScoped
   )
-  const sampler = Sampler.make({ ...worker, ...settings, projections: worker.status })
+  const sampler = Sampler.make({ ...worker, ...settings })
   yield* Effect.forkScoped(sampler.run)
   const ranges = state.ranges = yield* Ranges.make({
     runner: worker.runner,
