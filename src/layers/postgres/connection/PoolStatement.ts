@@ -15,14 +15,11 @@ export const quietlyAround =
   <E2>(wrap: <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E | E2, R>) =>
   <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E | E2, R> =>
     Effect.contextWith((outer: Context.Context<never>) =>
-      quietly(wrap(Effect.updateContext(self, (inner: Context.Context<R>) => {
-        const services = new Map(inner.mapUnsafe)
-        for (const { key } of [References.TracerEnabled, Tracer.ParentSpan]) {
-          if (outer.mapUnsafe.has(key)) services.set(key, outer.mapUnsafe.get(key))
-          else services.delete(key)
-        }
-        return Context.makeUnsafe<R>(services)
-      })))
+      quietly(wrap(Effect.updateContext(self, (inner: Context.Context<R>) =>
+        Context.merge(
+          Context.omit(Tracer.ParentSpan, References.TracerEnabled)(inner) as Context.Context<R>,
+          Context.pick(Tracer.ParentSpan, References.TracerEnabled)(outer)
+        ))))
     )
 
 /** Time limit for a statement outside of batches; it may have to wait for a lock that a dead process left behind. */
