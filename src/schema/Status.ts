@@ -7,6 +7,7 @@
 import * as Duration from "effect/Duration"
 import * as Schema from "effect/Schema"
 import * as Struct from "effect/Struct"
+import * as LagWindow from "./LagWindow.ts"
 
 /**
  * A transaction that has drawn positions for events and has not ended. Readers wait for it.
@@ -248,65 +249,13 @@ export const problems = (status: Status): ReadonlyArray<Problem> =>
     )
   )
 
-/**
- * The number of events that follow a range's position and are read in order to determine its lag, if few ranges lag.
- *
- * @internal
- */
-export const lagWindow = 10_000
-
-/**
- * The number of events that are read for all lagging ranges together, so that the status of many ranges with a large
- * backlog can be read in time; but at least `smallestLagWindow` for each.
- *
- * @internal
- */
-export const lagBudget = 1_000_000
-
-/**
- * See `lagBudget`.
- *
- * @internal
- */
-export const smallestLagWindow = 100
-
-/**
- * What was read of the events that follow a range's position.
- *
- * @internal
- */
-export interface Window {
-  /** The number of events that were read, and the limit of that number. */
-  readonly read: number
-  readonly limit: number
-  /** How many of them match the projection and belong to the range, and when the first of these was appended. */
-  readonly matching: number
-  readonly oldest: Date | undefined
-}
-
-/**
- * The lag of a range at `position`, while the highest visible position is `head`.
- *
- * @internal
- */
-export const lag = ({ limit, matching, oldest, read }: Window, position: bigint, head: bigint): Lag => {
-  const isEstimate = read >= limit
-  const share = BigInt(Math.round(1e6 * matching / Math.max(1, read)))
-  return {
-    events: isEstimate ? (head - position) * share / 1_000_000n : BigInt(matching),
-    isEstimate,
-    // JSON cannot contain an invalid date.
-    ...(oldest === undefined || Number.isNaN(oldest.getTime()) ? {} : { oldest })
-  }
-}
-
 /** A row of progress, as a store reads it. */
 interface Row extends Omit<Range, "lag" | "owner"> {
   readonly replicaSet: string
   readonly projection: string
   readonly filter: string
   readonly owner: Pick<Worker, "incarnation" | "workerId"> | undefined
-  readonly window: Window
+  readonly window: LagWindow.LagWindow
 }
 
 /**
@@ -362,7 +311,7 @@ const toRange = (row: Row, registered: Reading["workers"], head: bigint): Range 
     end,
     position,
     ...(isRegistered ? { owner: owner!.workerId } : {}),
-    lag: lag(window, position, head),
+    lag: LagWindow.lag(window, position, head),
     changedAt,
     ...(halt === undefined ? {} : { halt })
   }

@@ -2,6 +2,7 @@
 import * as Effect from "effect/Effect"
 import * as EventFilter from "../../schema/EventFilter.ts"
 import * as HashRange from "../../schema/HashRange.ts"
+import * as LagWindow from "../../schema/LagWindow.ts"
 import * as Status from "../../schema/Status.ts"
 import type { EventStore } from "../../services/EventStore.ts"
 import { Projections } from "../../services/Projections.ts"
@@ -68,7 +69,7 @@ const windowAfter = Effect.fnUntraced(function*(
   filter: string,
   range: HashRange.HashRange
 ) {
-  const limits = { limit: Status.lagWindow, bytes: Number.MAX_SAFE_INTEGER }
+  const limits = { limit: LagWindow.largest, bytes: Number.MAX_SAFE_INTEGER }
   // No event can be counted after a position that does not exist yet.
   const page = yield* events.read({ after: position, ...limits }).pipe(
     Effect.map(({ events }) => events),

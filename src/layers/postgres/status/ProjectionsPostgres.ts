@@ -1,5 +1,6 @@
 /** The status of projections, read from PostgreSQL with one statement. */
 import * as Effect from "effect/Effect"
+import * as LagWindow from "../../../schema/LagWindow.ts"
 import * as Status from "../../../schema/Status.ts"
 import { Projections } from "../../../services/Projections.ts"
 import { inTime, quietly } from "../connection/PoolStatement.ts"
@@ -109,7 +110,7 @@ const statement = ({ presence, qualified, ...database }: Database["Service"]): s
   head AS (SELECT coalesce(max(global_position), 0) AS position FROM ${qualified("events")}),
   lagging AS (SELECT count(*) AS count FROM ${qualified("checkpoints")} WHERE position < (SELECT position FROM head)),
   lag_window AS (
-    SELECT least(${Status.lagWindow}, greatest(${Status.smallestLagWindow}, ${Status.lagBudget} / greatest(1, count))) AS size
+    SELECT least(${LagWindow.largest}, greatest(${LagWindow.smallest}, ${LagWindow.budget} / greatest(1, count))) AS size
     FROM lagging
   )
   SELECT json_build_object(

@@ -7,6 +7,7 @@ import * as Schema from "effect/Schema"
 import * as SqlClient from "effect/sql/SqlClient"
 import * as PostgresStores from "../../../../src/layers/postgres/PostgresStores.ts"
 import * as EventFilter from "../../../../src/schema/EventFilter.ts"
+import * as LagWindow from "../../../../src/schema/LagWindow.ts"
 import * as Status from "../../../../src/schema/Status.ts"
 import { Projections } from "../../../../src/services/Projections.ts"
 import * as ProjectionsSuite from "../../../suites/ProjectionsSuite.ts"
@@ -42,32 +43,32 @@ const lag = Effect.map(status, ({ replicaSets }) => replicaSets[0]!.projections[
 it.live("counts at most a window of events, and extrapolates beyond it", () =>
   Effect.gen(function*() {
     yield* row(0, { eventTypes: ["Even"] })
-    yield* fill(Status.lagWindow - 2)
-    assert.deepInclude(yield* lag, { events: BigInt(Status.lagWindow - 2) / 2n, isEstimate: false })
-    yield* fill(Status.lagWindow + 2)
+    yield* fill(LagWindow.largest - 2)
+    assert.deepInclude(yield* lag, { events: BigInt(LagWindow.largest - 2) / 2n, isEstimate: false })
+    yield* fill(LagWindow.largest + 2)
     const { events, isEstimate, oldest } = yield* lag
     assert.isTrue(isEstimate)
-    assert.approximately(Number(events), Status.lagWindow, Status.lagWindow / 100)
+    assert.approximately(Number(events), LagWindow.largest, LagWindow.largest / 100)
     assert.instanceOf(oldest, Date)
   }).pipe(Effect.provide(stores)))
 
 it.live("counts fewer events of each range if many ranges lag", () =>
   Effect.gen(function*() {
     const sql = yield* SqlClient.SqlClient
-    const ranges = 2 * Status.lagBudget / Status.lagWindow
+    const ranges = 2 * LagWindow.budget / LagWindow.largest
     yield* sql`INSERT INTO orchestrator_checkpoints (projection_name, range_start, range_end, position, replica_set, filter)
       SELECT 'p' || i, 0, 4294967296, 0, 'main', ${EventFilter.canonical({ eventTypes: ["Even"] })}
       FROM generate_series(1, ${ranges}::int) AS i`
     const lags = Effect.map(status, ({ replicaSets }) =>
       replicaSets[0]!.projections.flatMap(({ ranges }) => ranges.map(({ lag }) => lag)))
-    yield* fill(Status.lagWindow / 2)
+    yield* fill(LagWindow.largest / 2)
     for (const { events, isEstimate } of yield* lags) {
       assert.isTrue(isEstimate)
-      assert.strictEqual(events, BigInt(Status.lagWindow / 4))
+      assert.strictEqual(events, BigInt(LagWindow.largest / 4))
     }
     // Ranges that do not lag leave their share to the others.
     yield* sql`UPDATE orchestrator_checkpoints SET position = ${
-      Status.lagWindow / 2
+      LagWindow.largest / 2
     }::int WHERE projection_name <> 'p1'`
     assert.lengthOf((yield* lags).filter(({ isEstimate }) => isEstimate), 0)
   }).pipe(Effect.provide(stores)))
