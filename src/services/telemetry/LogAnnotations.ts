@@ -1,6 +1,6 @@
 /**
- * The annotations of every log line of a worker. All fibers of a run share one record, so that lines carry the generation
- * as soon as it is known. The lines of a range's runner also carry `projection` and `range`.
+ * The annotations of every log line of a worker. All fibers of a run share one record, so every line has the generation
+ * from the moment when it is known. The lines of a range's runner also have `projection` and `range`.
  */
 import * as Effect from "effect/Effect"
 import * as References from "effect/References"

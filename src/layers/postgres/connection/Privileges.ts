@@ -26,7 +26,10 @@ export const naming = (
       Effect.flatMap((connection) => connection.query(Roles.missing(names, roles), [], false)),
       Effect.scoped,
       Probe.bounded,
-      Effect.map(({ rows }) => named(reason, rows as unknown as ReadonlyArray<Roles.Missing>, roles)),
+      Effect.map(({ rows }) => {
+        const missing = rows.map(({ privilege, role }) => ({ role: String(role), privilege: String(privilege) }))
+        return named(reason, missing, roles)
+      }),
       // The error without the names is the one to report.
       Effect.orElseSucceed(() => error),
       Effect.flatMap((error) => Effect.fail(error as typeof error & E))

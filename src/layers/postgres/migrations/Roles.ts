@@ -23,7 +23,7 @@ const opening: ReadonlyArray<Grant> = [
   { on: "meta", privileges: ["SELECT"], why: "Read when the stores open." }
 ]
 
-/** Each single privilege is needed: `test/layers/postgres/migrations/Roles.test.ts` revokes them one at a time. */
+/** No privilege is superfluous: `test/layers/postgres/Roles.test.ts` revokes one at a time. */
 export const grants: Readonly<Record<Role, ReadonlyArray<Grant>>> = {
   appender: [
     ...opening,
