@@ -101,6 +101,7 @@ const withFleet = <A, E, R>(
       }
       yield* Effect.sleep("4 seconds")
       return yield* self(target, () => events)
+      // The server is stopped at the end anyway.
     }).pipe(Effect.scoped, Effect.ensuring(Effect.ignore(sql`DROP DATABASE ${sql(name)} WITH (FORCE)`)))
   })
 
@@ -202,6 +203,7 @@ const waiting = (server: Target, processes: number, millis: number) =>
 const program = Effect.gen(function*() {
   const running = yield* Effect.acquireRelease(
     EmbeddedPostgres.ensure({ name: "cost" }),
+    // A server that cannot be stopped does not make the measurement wrong; the next run uses it again.
     () => Effect.ignore(EmbeddedPostgres.stop({ name: "cost" }, "immediate"))
   )
   const server: Target = { url: Redacted.make(running.url), log: running.log }

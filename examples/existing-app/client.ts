@@ -1,4 +1,5 @@
 /** Calls the app as a user and a probe would, and prints the answers. */
+import { randomUUID } from "node:crypto"
 import { setTimeout } from "node:timers/promises"
 
 const request = async (url: string, path: string, method = "GET", body?: unknown) => {
@@ -20,7 +21,7 @@ const waitFor = async (url: string, path: string, holds: (answer: { status: numb
 }
 
 export const call = async (url: string): Promise<void> => {
-  const list = `list-${Date.now()}`
+  const list = `list-${randomUUID().slice(0, 8)}`
   const print = (line: string, { status, text }: { status: number; text: string }) =>
     console.log(`${line}\n  ${status} ${text}`)
 

@@ -43,7 +43,8 @@ export const runSql = (sql: SqlClient.SqlClient, text: string) =>
         connection.executeUnprepared(statement, [], undefined) as Effect.Effect<
           ReadonlyArray<Record<string, unknown>>
         >).pipe(
-          // A statement that failed inside a transaction would leave the connection unusable for the pool.
+          // A statement that failed inside a transaction would leave the connection unusable for the pool. Only that
+          // statement's error is of interest.
           Effect.tapCause(() =>
             Effect.ignore(connection.executeUnprepared("ROLLBACK", [], undefined))
           )

@@ -128,6 +128,7 @@ const unreported = Effect.fnUntraced(function*<E extends { readonly message: str
   const found: Array<string> = []
   for (const [place, { grant, on, privilege, revoke }] of Roles.privileges(file, role.name).entries()) {
     yield* sql.unsafe(revoke)
+    // Without a denial, the text cannot match, and the privilege is reported as superfluous.
     const text = yield* Effect.catchCause(denial(exercise(place)), () => Effect.succeed("nothing"))
     const object = on.startsWith("SCHEMA") ? "schema public" : `public.${on.replace("SEQUENCE ", "")}`
     if (

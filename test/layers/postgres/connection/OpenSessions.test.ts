@@ -95,7 +95,7 @@ test("a lost session is not counted, and LISTEN is inactive until it is open aga
   yield* allowConnections(true)
   yield* becomes(true, 2)
   yield* kill("coordination")
-  // The first statement on the lost connection finds out, and the second opens another.
+  // The first statement on the lost connection fails, which shows the loss; the second opens another connection.
   yield* Effect.ignore(heartbeat(registration))
   assert.strictEqual((yield* connections).sessions, 1)
   yield* heartbeat(registration)
