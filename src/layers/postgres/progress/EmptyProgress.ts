@@ -3,6 +3,7 @@
  */
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
+import * as Latch from "effect/Latch"
 import * as Request from "effect/Request"
 import * as RequestResolver from "effect/RequestResolver"
 import type * as SqlError from "effect/sql/SqlError"
@@ -26,6 +27,8 @@ class Advance extends Request.Class<
     readonly options: { readonly from: bigint; readonly to: bigint; readonly epoch?: ServerEpoch | undefined }
     /** Completed when the caller has been interrupted. */
     readonly abandoned: Deferred.Deferred<void>
+    /** Closed while the statement is in flight. */
+    readonly ended: Latch.Latch
   },
   void,
   EpochEnded | Fenced | StoreError | TransientFailure
@@ -36,23 +39,34 @@ type Entries = ReadonlyArray<Request.Entry<Advance>>
 export const make = (database: Database["Service"]): CheckpointStore["advance"] => {
   const resolver = RequestResolver.makeGrouped({
     key: ({ request }: Request.Entry<Advance>) => request.options.epoch,
-    // Interrupting a caller does not interrupt the shared statement. When the last caller is interrupted, the statement
-    // ends too; otherwise it would keep a connection, and the pool could not close.
-    resolver: (entries) =>
-      Effect.raceFirst(
-        advanceTogether(database, entries),
-        Effect.forEach(entries, ({ request }) => Deferred.await(request.abandoned), { discard: true })
-      )
+    resolver: (entries) => advanceUnlessAbandoned(database, entries)
   })
   return (held, options) =>
     Effect.suspend(() => {
-      const abandoned = Deferred.makeUnsafe<void>()
+      const request = new Advance({ held, options, abandoned: Deferred.makeUnsafe(), ended: Latch.makeUnsafe(true) })
+      // A caller that is interrupted waits for the statement. Otherwise its range could be opened again from the row as
+      // it was before, and would then be fenced.
       return Effect.onInterrupt(
-        Effect.request(new Advance({ held, options, abandoned }), resolver),
-        () => Deferred.succeed(abandoned, undefined)
+        Effect.request(request, resolver),
+        () => Effect.andThen(Deferred.succeed(request.abandoned, undefined), request.ended.await)
       )
     })
 }
+
+/**
+ * Interrupting a caller does not interrupt the shared statement. When the last caller is interrupted, the statement is
+ * cancelled; otherwise it would keep a connection, and the pool could not close.
+ */
+const advanceUnlessAbandoned = (database: Database["Service"], entries: Entries): Effect.Effect<void> =>
+  Effect.suspend(() => {
+    for (const { request } of entries) request.ended.closeUnsafe()
+    return Effect.raceFirst(
+      advanceTogether(database, entries),
+      Effect.forEach(entries, ({ request }) => Deferred.await(request.abandoned), { discard: true })
+    )
+  }).pipe(Effect.ensuring(Effect.sync(() => {
+    for (const { request } of entries) request.ended.openUnsafe()
+  })))
 
 const advanceTogether = Effect.fnUntraced(function*(
   database: Database["Service"],

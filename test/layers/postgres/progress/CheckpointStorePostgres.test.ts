@@ -412,7 +412,7 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
       )
       const startAll = Effect.forEach(held, (row) => Effect.forkChild(store.advance(row, { from: 0n, to: 5n })))
       const { url } = yield* PostgresTest.TestDatabase
-      const remaining = yield* PostgresTest.withConnection(
+      yield* PostgresTest.withConnection(
         url,
         Effect.flatMap(SqlClient.SqlClient, (locker) =>
           locker.withTransaction(Effect.gen(function*() {
@@ -425,14 +425,41 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
             yield* Fiber.interruptAll(all)
             yield* TimeLimits.waitUntil("the advance is cancelled", waiting, (all) => !all.includes("advance"))
             assert.isUndefined(rows.pollUnsafe())
-            const [left, remaining] = yield* startAll
-            yield* TimeLimits.waitUntil("the advance waits", waiting, (all) => all.includes("advance"))
-            yield* Fiber.interrupt(left!)
-            return remaining!
           })))
       )
-      yield* Fiber.join(remaining)
-      assert.strictEqual(yield* position(held[1]!), 5n)
+      yield* Effect.forEach(held, (row) => store.advance(row, { from: 0n, to: 5n }))
+    }))
+
+  it.effect("a range whose advance is interrupted ends after the statement that it shares with another range", () =>
+    Effect.gen(function*() {
+      const store = yield* CheckpointStore
+      const sql = yield* SqlClient.SqlClient
+      const registration = yield* CoordinationStores.join("shared", "worker", ["shared 1", "shared 2"])
+      const { ownedRows: [left, remaining] } = yield* CoordinationStores.decide(registration)
+      const waiting = sql`
+        SELECT FROM pg_stat_activity
+        WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%wanted%'`
+      const { url } = yield* PostgresTest.TestDatabase
+      const [interrupted, other] = yield* PostgresTest.withConnection(
+        url,
+        Effect.flatMap(SqlClient.SqlClient, (locker) =>
+          locker.withTransaction(Effect.gen(function*() {
+            yield* locker`LOCK TABLE orchestrator_checkpoints IN EXCLUSIVE MODE`
+            const [first, second] = yield* Effect.forEach(
+              [left!, remaining!],
+              (row) => Effect.forkChild(store.advance(row, { from: 0n, to: 5n }), { startImmediately: true })
+            )
+            yield* TimeLimits.waitUntil("the advance waits", waiting, (found) => found.length === 1)
+            const interrupted = yield* Effect.forkChild(Fiber.interrupt(first!), { startImmediately: true })
+            // The range must not be opened again from the row as it is now.
+            assert.strictEqual(yield* position(left!), 0n)
+            assert.isUndefined(interrupted.pollUnsafe())
+            return [interrupted, second!] as const
+          })))
+      )
+      yield* Fiber.join(interrupted)
+      assert.strictEqual(yield* position(left!), 5n)
+      yield* Fiber.join(other)
     }))
 
   it.effect("a failed statement whose error is ignored is the handler's failure", () =>
