@@ -21,6 +21,7 @@ import type {
 import type { Appended, Event, ExpectedVersion, NewEvent, StreamId } from "../schema/Event.ts"
 import type { EventFilter } from "../schema/EventFilter.ts"
 import type { HashRange } from "../schema/HashRange.ts"
+import type { PartitionKey } from "../schema/PartitionKey.ts"
 
 /**
  * Identifies a server epoch: one uninterrupted run of the database server, as observed by the session that read. After
@@ -46,14 +47,18 @@ export interface ReadOptions {
    * Default: the present settled position.
    */
   readonly upTo?: bigint | undefined
-  /** Reads the events of aggregates in this range. Default: the whole hash space. */
+  /** Reads the events whose key is in this range. Default: the whole hash space. */
   readonly range?: HashRange | undefined
+  /** What the key of an event is. Default `"aggregateId"`. */
+  readonly partitionBy?: PartitionKey | undefined
   /** Reads the events that match. Default: all. */
   readonly filter?: EventFilter | undefined
   /** Maximum number of events. Default 1000. */
   readonly limit?: number | undefined
   /** Maximum total size in bytes; the limit never excludes the first event. Default 4 MiB. */
   readonly bytes?: number | undefined
+  /** Whether to return the hashes of the events' keys. Default false. */
+  readonly hashes?: boolean | undefined
 }
 
 /**
@@ -64,6 +69,8 @@ export interface ReadOptions {
  */
 export interface Page {
   readonly events: ReadonlyArray<Event>
+  /** The hash of each event's key, in the order of `events`. Present if the read asked for `hashes`. */
+  readonly hashes?: ReadonlyArray<number> | undefined
   /** The page is complete up to this position: no matching event lies between its last event and this position. */
   readonly position: bigint
   /**

@@ -19,6 +19,7 @@ import {
 import * as EventFilter from "../../schema/EventFilter.ts"
 import * as HashRange from "../../schema/HashRange.ts"
 import * as PageWindow from "../../schema/PageWindow.ts"
+import * as PartitionKey from "../../schema/PartitionKey.ts"
 import * as Uuid from "../../schema/Uuid.ts"
 import * as AppendDefaults from "../../services/AppendDefaults.ts"
 import type { Page, ReadOptions } from "../../services/EventStore.ts"
@@ -184,20 +185,31 @@ const read = Effect.fnUntraced(function*({ committed, world }: Store, options: R
   const limits = PageWindow.pageLimits(options)
   const range = options.range ?? HashRange.whole
   const filter = options.filter ?? {}
+  const partitionBy = options.partitionBy ?? PartitionKey.byDefault
   const all = committedEvents(world, committed)
   const events: Array<Event> = []
+  const hashes: Array<number> = []
+  const page = (position: bigint): Page => ({
+    events,
+    position,
+    epoch,
+    ...(options.hashes === true ? { hashes } : {})
+  })
   let bytes = 0
   // Positions have no gaps and begin at 1: the event after position p is at index p.
   for (let index = Number(options.after); index < Number(upTo); index++) {
     const event = all[index]!
-    if (!EventFilter.matches(filter, event) || !HashRange.includes(range, hash(event.aggregateId))) continue
+    if (!EventFilter.matches(filter, event)) continue
+    const keyHash = hash(PartitionKey.of(partitionBy, event))
+    if (!HashRange.includes(range, keyHash)) continue
     bytes += sizeOf(event)
     if (events.length > 0 && (events.length >= limits.events || bytes > limits.bytes)) {
-      return { events, position: events[events.length - 1]!.globalPosition, epoch } satisfies Page
+      return page(events[events.length - 1]!.globalPosition)
     }
     events.push(copyOf(event))
+    hashes.push(keyHash)
   }
-  return { events, position: upTo > options.after ? upTo : options.after, epoch } satisfies Page
+  return page(upTo > options.after ? upTo : options.after)
 })
 
 const committedEvents = (world: MemoryWorld, committed: Store["committed"]): ReadonlyArray<Event> => {

@@ -127,13 +127,13 @@ export const workerKey = (worker: { readonly replicaSet: string; readonly worker
   JSON.stringify([worker.replicaSet, worker.workerId])
 
 /**
- * The hash of an aggregate in memory: FNV-1a over the UTF-16 code units, mixed so that its upper bits, which determine
+ * The hash of a key in memory: FNV-1a over the UTF-16 code units, mixed so that its upper bits, which determine
  * the partition, depend on all of them.
  */
-export const hash = (aggregateId: string): number => {
+export const hash = (key: string): number => {
   let value = 0x811c9dc5
-  for (let index = 0; index < aggregateId.length; index++) {
-    value = Math.imul(value ^ aggregateId.charCodeAt(index), 0x01000193)
+  for (let index = 0; index < key.length; index++) {
+    value = Math.imul(value ^ key.charCodeAt(index), 0x01000193)
   }
   value = Math.imul(value ^ (value >>> 16), 0x85ebca6b)
   value = Math.imul(value ^ (value >>> 13), 0xc2b2ae35)

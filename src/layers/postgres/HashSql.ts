@@ -1,10 +1,30 @@
 /**
- * The hash that assigns an event to a range.
+ * The key of an event, and the hash that assigns the key to a range.
  */
+import type { PartitionKey } from "../../schema/PartitionKey.ts"
+import { literal } from "./migrations/Sql.ts"
 
 /**
- * SQL: the hash of an aggregate id, from 0 to 2³² − 1. `hashtext` is stable across versions of PostgreSQL, because hash
+ * SQL: the text of the key of a row of the events table. `alias` is the name by which the statement calls the table,
+ * which it may omit if the names of the columns are not ambiguous. `PartitionKey.of` returns the same text.
+ */
+export const keyOf = (partitionBy: PartitionKey, alias?: string): string => {
+  const column = (name: string) => alias === undefined ? name : `${alias}.${name}`
+  const aggregateId = column("aggregate_id")
+  switch (partitionBy) {
+    case "aggregateId":
+      return aggregateId
+    case "boundedContext":
+      return column("bounded_context")
+    case "correlationId":
+      return `coalesce(${column("correlation_id")}, ${aggregateId})`
+    default:
+      return `coalesce(${column("metadata")} ->> ${literal(partitionBy.metadata)}::text, ${aggregateId})`
+  }
+}
+
+/**
+ * SQL: the hash of a text, from 0 to 2³² − 1. `hashtext` is stable across versions of PostgreSQL, because hash
  * partitioning relies on it, but depends on the collation. `DatabaseLive` checks known answers at start.
  */
-export const hashOf = (aggregateId: string): string =>
-  `(pg_catalog.hashtext(${aggregateId} COLLATE "C")::int8 & 4294967295)`
+export const hashOf = (text: string): string => `(pg_catalog.hashtext(${text} COLLATE "C")::int8 & 4294967295)`

@@ -3,9 +3,11 @@ import * as Effect from "effect/Effect"
 import * as MemoryStores from "../../../src/layers/memory/MemoryStores.ts"
 import { enter, event, restorePoint } from "../../services/World.ts"
 import * as EventStoreSuite from "../../suites/EventStoreSuite.ts"
+import * as PartitionKeySuite from "../../suites/PartitionKeySuite.ts"
 import { virtualTime } from "../../suites/Suite.ts"
 
 EventStoreSuite.suite("memory", MemoryStores.layer, { time: virtualTime, transact: Effect.tx })
+PartitionKeySuite.suite("memory", MemoryStores.layer, { time: virtualTime })
 
 it.effect("reads the events of the new epoch after the server has lost commits", () =>
   Effect.gen(function*() {

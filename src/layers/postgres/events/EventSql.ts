@@ -5,9 +5,10 @@
 import * as PgTypes from "@effect/sql-pg/PgTypes"
 import { dateOfMicros, type Event, type StreamId } from "../../../schema/Event.ts"
 import * as HashRange from "../../../schema/HashRange.ts"
+import { byDefault } from "../../../schema/PartitionKey.ts"
 import type { ReadOptions } from "../../../services/EventStore.ts"
 import { array } from "../connection/Codecs.ts"
-import { hashOf } from "../HashSql.ts"
+import { hashOf, keyOf } from "../HashSql.ts"
 import * as ReadSession from "./ReadSession.ts"
 
 /**
@@ -32,16 +33,19 @@ const columns = [
   ["timestamptz_send(created_at)", "createdAt"]
 ] as const
 
-const selected = columns.map(([column, name]) => `${column} AS "${name}"`).join(", ")
+const selected = ({ hash }: Conditions): string =>
+  [...columns.map(([column, name]) => `${column} AS "${name}"`), ...(hash === undefined ? [] : [`${hash} AS hash`])]
+    .join(", ")
 
 /**
  * SQL: the columns of the result, from a row that was `selected` and whether it `fits`. In a row that does not fit, all
  * but the position are NULL.
  */
-const handedOut = `"globalPosition", ${
-  [...columns.map(([, name]) => name).filter((name) => name !== "globalPosition"), "payload"]
-    .map((name) => `CASE WHEN fits THEN "${name}" END AS "${name}"`).join(", ")
-}, CASE WHEN fits THEN metadata::text END AS "metadataText"`
+const handedOut = ({ hash }: Conditions): string =>
+  `"globalPosition", ${
+    [...columns.map(([, name]) => name).filter((name) => name !== "globalPosition"), "payload"]
+      .map((name) => `CASE WHEN fits THEN "${name}" END AS "${name}"`).join(", ")
+  }, CASE WHEN fits THEN metadata::text END AS "metadataText"${hash === undefined ? "" : ", hash"}`
 
 const streamColumns = columns.map(([column, name]) =>
   `${name === "createdAt" ? column : `${column}::text`} AS "${name}"`
@@ -74,8 +78,6 @@ const readableBytes = `octet_length(payload || '') + ${
     .join(" + ")
 }`
 
-const hash = hashOf("aggregate_id")
-
 /** The parameters $1, $2 and $3 of every statement on one stream. */
 export const streamParameters = (stream: StreamId): ReadonlyArray<string> => [
   stream.boundedContext,
@@ -97,13 +99,18 @@ export const rowCount = (count: number): bigint => BigInt(Math.min(Math.floor(co
 export interface Conditions {
   readonly text: string
   readonly parameters: ReadonlyArray<unknown>
+  /** SQL: the hash to return with each event; undefined if none is returned. */
+  readonly hash: string | undefined
 }
 
 /** Number of parameters of every statement that reads a window: see `readStatements`. */
 const windowParameters = 6
 
 /** The conditions of a range and a filter. */
-export const conditions = (options: Pick<ReadOptions, "filter" | "range">): Conditions => {
+export const conditions = (
+  options: Pick<ReadOptions, "filter" | "hashes" | "partitionBy" | "range">
+): Conditions => {
+  const hash = hashOf(keyOf(options.partitionBy ?? byDefault))
   const parameters: Array<unknown> = []
   const parts: Array<string> = []
   const next = (value: unknown) => {
@@ -123,7 +130,11 @@ export const conditions = (options: Pick<ReadOptions, "filter" | "range">): Cond
   ) {
     if (values !== undefined) parts.push(`${column} = ANY (${next(array(values, PgTypes.OID.text))}::text[])`)
   }
-  return { text: parts.map((part) => ` AND ${part}`).join(""), parameters }
+  return {
+    text: parts.map((part) => ` AND ${part}`).join(""),
+    parameters,
+    hash: options.hashes === true ? hash : undefined
+  }
 }
 
 /**
@@ -150,22 +161,22 @@ export const readStatements = (events: string) => {
      * has no payload.
      */
     small: (where: Conditions) => `
-      SELECT ${handedOut}
+      SELECT ${handedOut(where)}
       FROM (
-        SELECT ${selected}, payload, metadata, octet_length(payload) <= $4::int8 AND ${hasSmallBesides} AS fits
+        SELECT ${selected(where)}, payload, metadata, octet_length(payload) <= $4::int8 AND ${hasSmallBesides} AS fits
         ${matching(where)}
       ) AS judged
       ORDER BY "globalPosition"`,
     /** Reads at most $4 bytes in all, or one event whose size is at most the last parameter. */
     anySize: (where: Conditions) => `
-      SELECT ${handedOut}, running
+      SELECT ${handedOut(where)}, running
       FROM (
         SELECT *, running <= $4::int8 OR (running = size AND size <= $${
       where.parameters.length + windowParameters + 1
     }::int8) AS fits
         FROM (
           SELECT *, sum(size) OVER part AS running, first_value(size) OVER part AS first
-          FROM (SELECT ${selected}, payload, metadata, 1 + ${rowBytes} AS size ${matching(where)}) AS matching
+          FROM (SELECT ${selected(where)}, payload, metadata, 1 + ${rowBytes} AS size ${matching(where)}) AS matching
           WINDOW part AS (ORDER BY "globalPosition" ROWS UNBOUNDED PRECEDING)
         ) AS measured
       ) AS judged
@@ -206,6 +217,8 @@ export interface WholeRow extends Omit<Event, "createdAt" | "createdAtMicros" | 
   /** In the format of `timestamptz_send`. */
   readonly createdAt: Uint8Array
   readonly running?: bigint
+  /** Of the event's key, if the read asked for it. */
+  readonly hash?: bigint
 }
 
 /** A row that does not fit contains only its position. */
@@ -214,7 +227,9 @@ export type Row = WholeRow | { readonly globalPosition: bigint; readonly payload
 export const isWhole = (row: Row): row is WholeRow => row.payload !== null
 
 /** A row of a stream, read on the application's client, whose codecs may differ. */
-export interface StreamRow extends Omit<WholeRow, "aggregateVersion" | "eventVersion" | "globalPosition" | "running"> {
+export interface StreamRow
+  extends Omit<WholeRow, "aggregateVersion" | "eventVersion" | "globalPosition" | "hash" | "running">
+{
   readonly globalPosition: string
   readonly aggregateVersion: string
   readonly eventVersion: string

@@ -35,6 +35,8 @@ interface Reading {
   epoch: ServerEpoch
   window: PageWindow.PageWindow
   events: ReadonlyArray<Event>
+  /** The hashes of their keys, if the read asked for them. */
+  hashes: ReadonlyArray<number>
   /** The first event that cannot be read; the page ends before it. */
   unreadable: FaultyEvent.Unreadable | undefined
 }
@@ -96,6 +98,7 @@ const begin = Effect.fnUntraced(function*(self: PageReader, options: ReadOptions
     epoch,
     window: PageWindow.make(limits, bound),
     events: [],
+    hashes: [],
     unreadable: undefined
   }
   return page
@@ -212,6 +215,7 @@ const accept = (
   }
   const events = fitting.map(EventSql.toEvent)
   page.events = page.events.length === 0 ? events : [...page.events, ...events]
+  if (page.options.hashes === true) page.hashes = [...page.hashes, ...fitting.map(({ hash }) => Number(hash))]
   page.window = PageWindow.answered(page.window, request, answer)
   self.sizes = PageWindow.sizesAnswered(self.sizes, request, answer)
 }
@@ -223,6 +227,7 @@ const accept = (
 const restart = Effect.fnUntraced(function*(self: PageReader, page: Reading) {
   const { bound, epoch } = yield* prove(self, page.options.after, page.window.bound)
   page.events = []
+  page.hashes = []
   page.unreadable = undefined
   page.epoch = epoch
   page.window = PageWindow.restart(page.window, bound)
@@ -256,10 +261,10 @@ const check = (self: PageReader, page: Reading) =>
   })
 
 const finish = Effect.fnUntraced(function*(self: PageReader, page: Reading) {
-  const { epoch, events, unreadable, window: { position, tooLarge } } = page
+  const { epoch, events, hashes, options, unreadable, window: { position, tooLarge } } = page
   if (tooLarge !== undefined) return yield* Effect.flatMap(FaultyEvent.toTooLarge(self, tooLarge, epoch), Effect.fail)
   if (unreadable !== undefined && events.length === 0 && position >= unreadable.position - 1n) {
     return yield* Effect.flatMap(FaultyEvent.toUnreadable(self, unreadable, epoch), Effect.fail)
   }
-  return { events, position, epoch } satisfies Page
+  return { events, position, epoch, ...(options.hashes === true ? { hashes } : {}) } satisfies Page
 })

@@ -1,8 +1,14 @@
 /** Building blocks of the migrations' statements. Names have been validated by `TableNames.make`. */
 import { quoted } from "../../../schema/TableNames.ts"
 
-/** A text as an SQL literal. */
-export const literal = (text: string): string => `'${text.replaceAll("'", "''")}'`
+/**
+ * A text as an SQL literal, as the server's `quote_literal` writes it: the meaning of a backslash outside of `E''`
+ * depends on the setting `standard_conforming_strings`.
+ */
+export const literal = (text: string): string => {
+  const quoted = `'${text.replaceAll("'", "''")}'`
+  return text.includes("\\") ? `E${quoted.replaceAll("\\", "\\\\")}` : quoted
+}
 
 /** A list of texts as an SQL array. */
 export const textArray = (texts: ReadonlyArray<string>): string => `ARRAY[${texts.map(literal).join(", ")}]`
