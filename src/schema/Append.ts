@@ -2,7 +2,7 @@
 import * as DateTime from "effect/DateTime"
 import * as Result from "effect/Result"
 import { InvalidEvents } from "./Errors.ts"
-import { encodePayload, type NewEvent, type StreamId } from "./Event.ts"
+import { type Appended, encodePayload, type NewEvent, type StreamId } from "./Event.ts"
 import * as Json from "./Json.ts"
 import { textProblem } from "./Text.ts"
 import * as Uuid from "./Uuid.ts"
@@ -43,11 +43,17 @@ const largestEventVersion = 2 ** 31 - 1
 const earliestMicros = -210_866_803_200_000_000n
 const latestMicros = 2n ** 63n - 1n
 
+/** Where a stored event is. */
+export interface Stored {
+  readonly version: bigint
+  readonly position: bigint
+}
+
 /**
  * Returns a time in microseconds since 1970; undefined for a value that is not a time or cannot be stored. A `Date` may
  * belong to another realm.
  */
-const microsOf = (value: unknown): bigint | undefined => {
+export const microsOf = (value: unknown): bigint | undefined => {
   const micros = typeof value === "bigint" ? value : Result.getOrUndefined(Result.try(() => {
     const millis = DateTime.isDateTime(value)
       ? value.epochMilliseconds
@@ -128,4 +134,35 @@ export const validate = (events: ReadonlyArray<NewEvent>, defaults: Defaults): R
   }
   const { aggregateId, aggregateType, boundedContext } = first
   return Result.succeed({ stream: { boundedContext, aggregateType, aggregateId }, rows })
+}
+
+/**
+ * Fails unless every event has an id: with `onDuplicate: "return"`, an append is recognised as a repetition by the ids
+ * of its events.
+ */
+export const checkIds = ({ rows }: Append): Result.Result<void, InvalidEvents> => {
+  const index = rows.findIndex((row) => row.eventId === undefined)
+  return index < 0 ? Result.succeed(undefined) : Result.fail(
+    new InvalidEvents({
+      problem: `Event ${
+        index + 1
+      } of ${rows.length} has no eventId, so that a repeated append cannot be recognised. Give each event an eventId, or omit onDuplicate: "return".`
+    })
+  )
+}
+
+/**
+ * Returns the append that has stored the events of a batch, if one append can have stored exactly this batch: every
+ * event is stored in the stream, and their versions follow each other. `stored` has the stored event of the stream for
+ * each event of the batch, undefined where there is none.
+ */
+export const original = (stream: StreamId, stored: ReadonlyArray<Stored | undefined>): Appended | undefined => {
+  const first = stored[0]
+  if (first === undefined) return undefined
+  const positions: Array<bigint> = []
+  for (const [index, event] of stored.entries()) {
+    if (event === undefined || event.version !== first.version + BigInt(index)) return undefined
+    positions.push(event.position)
+  }
+  return { stream, firstVersion: first.version, lastVersion: first.version + BigInt(stored.length - 1), positions }
 }

@@ -34,6 +34,24 @@ import type { PartitionKey } from "../schema/PartitionKey.ts"
 export type ServerEpoch = string
 
 /**
+ * The condition of an append, and what happens if it repeats an earlier one.
+ *
+ * @category options
+ * @since 0.1.0
+ */
+export interface AppendOptions {
+  /** The version that the aggregate must have. Default `"any"`. */
+  readonly expectedVersion?: ExpectedVersion | undefined
+  /**
+   * What an append returns whose events are already stored. With `"return"`, it returns the original `Appended` if the
+   * aggregate contains all events of the batch in the given order, one directly after the other, whatever
+   * `expectedVersion` is; ids that are stored otherwise still fail with `DuplicateEvent`. Every event must have an
+   * `eventId`. Only ids are compared, not payloads. Default `"fail"`.
+   */
+  readonly onDuplicate?: "fail" | "return" | undefined
+}
+
+/**
  * Which events a read returns, and how many at most.
  *
  * @category options
@@ -108,7 +126,8 @@ export class EventStore extends Context.Service<EventStore, {
    *
    * - `ConcurrencyConflict`: the aggregate is not at `expectedVersion` (default `"any"`). Read the stream again and
    *   decide again.
-   * - `DuplicateEvent`: one of the event ids is already stored. Reported in preference to a conflict.
+   * - `DuplicateEvent`: one of the event ids is already stored. Reported in preference to a conflict. With
+   *   `onDuplicate: "return"`, an append that repeats an earlier one returns the result of that one instead.
    * - `InvalidEvents`: the list is empty, contains several aggregates, or a value cannot be stored.
    *
    * Inside a transaction of the caller, the append is part of that transaction. Outside, an append that conflicts with
@@ -121,15 +140,18 @@ export class EventStore extends Context.Service<EventStore, {
    *
    * If the answer is lost, the commit outcome is unknown and the `StoreError` has `mayHaveCommitted: true`. The
    * outcome is also unknown after an interruption or a timeout around the append. Retry it only with the same
-   * `eventId`s: the retry succeeds, or fails with `DuplicateEvent`, which means that the first append was committed.
-   * Without ids of your own, a retry may store the events twice, or report your own events as a
+   * `eventId`s and `onDuplicate: "return"`: the retry appends the events, or returns what the first append has
+   * returned. Without ids of your own, a retry may store the events twice, or report your own events as a
    * `ConcurrencyConflict`.
    *
    * In a transaction of the caller, retry the whole transaction, never the append alone: an append whose answer is lost
    * is rolled back with the transaction, and if the answer to COMMIT is lost, the whole transaction may have been
    * committed. The transaction can continue after `InvalidEvents`, after `DuplicateEvent` for an id that was committed
    * before the append, and after a `ConcurrencyConflict` that has an `actual` version; other errors may abort it. It
-   * holds readers of all later events back until it ends, so append late and commit soon.
+   * holds readers of all later events back until it ends, so append late and commit soon. With `onDuplicate: "return"`
+   * the append runs in a savepoint, so that the transaction can also continue after an id that was committed during the
+   * append. A transaction with isolation repeatable read or higher does not read what was committed after it began, and
+   * fails with `DuplicateEvent` or a serialization failure in that case.
    *
    * **Example** (Append an event once, however often it is retried)
    *
@@ -148,17 +170,15 @@ export class EventStore extends Context.Service<EventStore, {
    *     eventType: "UserRegistered",
    *     payload: { aggregateId }
    *   }
-   *   yield* store.append([event], { expectedVersion: "none" }).pipe(
-   *     Effect.retry({ times: 3, while: (error) => error._tag === "StoreError" && error.isRetryable }),
-   *     // An earlier attempt was committed, but its answer was lost.
-   *     Effect.catchTag("DuplicateEvent", () => Effect.void)
+   *   return yield* store.append([event], { expectedVersion: "none", onDuplicate: "return" }).pipe(
+   *     Effect.retry({ times: 3, while: (error) => error._tag === "StoreError" && error.isRetryable })
    *   )
    * })
    * ```
    */
   readonly append: (
     events: ReadonlyArray<NewEvent>,
-    options?: { readonly expectedVersion?: ExpectedVersion | undefined }
+    options?: AppendOptions
   ) => Effect.Effect<Appended, ConcurrencyConflict | DuplicateEvent | InvalidEvents | StoreError>
 
   /**
@@ -202,6 +222,18 @@ export class EventStore extends Context.Service<EventStore, {
     position: bigint,
     pollInterval: Duration.Duration
   ) => Effect.Effect<bigint, CheckpointAheadOfEvents | StoreError>
+
+  /**
+   * The position after which a projection starts that is to handle the events from a time on: directly before the first
+   * event whose `createdAtMicros` is `fromMicros` or later, or the settled position if no settled event is. Positions do
+   * not follow `createdAt`, so the events after it may contain earlier ones; none before it is as late. The time must be
+   * one that an event can have.
+   *
+   * **Gotchas**
+   *
+   * Reads the events in position order until one is found, so that it takes as long as reading them once.
+   */
+  readonly positionBefore: (fromMicros: bigint) => Effect.Effect<bigint, StoreError>
 
   /** The head: the highest position that is visible now. Events below it may still commit. */
   readonly headPosition: Effect.Effect<bigint, StoreError>

@@ -9,8 +9,9 @@ import type { Event } from "../schema/Event.ts"
 import { canonical, type EventFilter } from "../schema/EventFilter.ts"
 
 /**
- * Where a projection without progress starts: at the first event, at the events that are appended from now on, or after
- * a position. The start is used once and recorded; a projection with progress continues from its checkpoint.
+ * Where a projection without progress starts: at the first event, at the events that are appended from now on, after a
+ * position, or at the first event whose `createdAt` is a date or later. The start is used once and recorded; a
+ * projection with progress continues from its checkpoint.
  *
  * **Gotchas**
  *
@@ -18,11 +19,16 @@ import { canonical, type EventFilter } from "../schema/EventFilter.ts"
  * - `"now"` is the settled position: while a transaction that appends is open, events that were committed after it began
  *   are handled, too.
  * - The worker waits until a position is settled, and fails with `InvalidSettings` if it was never issued.
+ * - A date is converted to a position, before which no event is as late. Positions do not follow `createdAt`, so the
+ *   projection also receives earlier events that were appended after that position.
+ * - If no settled event is as late, for example for a date in the future, a date means the same as `"now"`.
+ * - The search for a date reads the events in position order until one is found. A worker does this once, before it
+ *   registers.
  *
  * @category models
  * @since 0.1.0
  */
-export type StartFrom = "beginning" | "now" | bigint
+export type StartFrom = "beginning" | "now" | bigint | Date
 
 /**
  * A named handler of events, with the filter that selects them. `E` is the error type of the handler, `R` the services

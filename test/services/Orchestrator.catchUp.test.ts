@@ -158,7 +158,15 @@ test("catchUp waits for the worker that owns the range", function*({ appendAll, 
   assert.isFalse(steady.hasEnded())
 })
 
-it.effect.each([["now", 16n], [10n, 10n], ["beginning", 0n]] as const)(
+it.effect.each(
+  [
+    ["now", 16n],
+    [10n, 10n],
+    ["beginning", 0n],
+    [new Date(0), 0n],
+    [new Date("2200-01-01"), 16n]
+  ] as const
+)(
   "startFrom %s applies only to the projection's first start",
   ([startFrom, position]) =>
     Effect.gen(function*() {

@@ -351,6 +351,7 @@ it.effect("rejects no projections, an empty name, duplicate names and a filter t
       [[named(" ")], "InvalidSettings", /name must not be empty/],
       [[named("a"), named("b"), named("a")], "DuplicateProjection", /"a".*each projection its own/],
       [[named("a", { startFrom: -1n })], "InvalidSettings", /startFrom of "a"/],
+      [[named("a", { startFrom: new Date(Number.NaN) })], "InvalidSettings", /startFrom of "a" is not a date/],
       [[named("a", { eventTypes: [] })], "InvalidSettings", /eventTypes of "a" is empty/]
     ]
     for (const [projections, tag, message] of expected) {

@@ -161,6 +161,7 @@ export class EventLog implements Events {
       append: () => Effect.die(new Error("the scenario's writers append")),
       readStream: () => Effect.die(new Error("the simulation reads no streams")),
       settledPosition: settled,
+      positionBefore: () => Effect.die(new Error("no projection of the simulation starts at a date")),
       settledBeyond: Effect.fnUntraced({ self: this }, function*(position, pollInterval) {
         yield* refuseAhead(position)
         while (true) {

@@ -208,6 +208,7 @@ export const make = (
     read: (options) => call(reach(log.read(options)), readFailed),
     endEpoch: log.endEpoch,
     settledPosition: call(reach(log.settledPosition)),
+    positionBefore: log.positionBefore,
     settledBeyond: (position, pollInterval) => call(reach(log.settledBeyond(position, pollInterval))),
     headPosition: call(reach(log.headPosition)),
     openWriters: log.openWriters

@@ -38,6 +38,9 @@ const happened = (stream: StreamId, rest?: Partial<NewEvent>): NewEvent => ({
   ...rest
 })
 
+const identified = (stream: StreamId, count: number): ReadonlyArray<NewEvent> =>
+  Array.from({ length: count }, () => happened(stream, { eventId: globalThis.crypto.randomUUID() }))
+
 const append = Effect.fnUntraced(function*(...parameters: Parameters<EventStore["Service"]["append"]>) {
   return yield* (yield* EventStore).append(...parameters)
 })
@@ -350,6 +353,57 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
         assert.strictEqual((yield* readStream(stream)).length, 2)
       }))
 
+    it.effect("onDuplicate return returns the append that is repeated, for every expectedVersion", () =>
+      Effect.gen(function*() {
+        const stream = yield* newStream
+        yield* append([happened(stream)])
+        const events = identified(stream, 3)
+        const original = yield* append(events, { expectedVersion: 1n, onDuplicate: "return" })
+        assert.deepStrictEqual([original.firstVersion, original.lastVersion], [2n, 4n])
+        yield* append([happened(stream)])
+        for (const expectedVersion of [undefined, "none", 0n, 1n, 5n, 7n, "any"] as const) {
+          assert.deepStrictEqual(yield* append(events, { expectedVersion, onDuplicate: "return" }), original)
+        }
+        const upper = events.map((event) => ({ ...event, eventId: event.eventId!.toUpperCase() }))
+        assert.deepStrictEqual(yield* append(upper, { onDuplicate: "return" }), original)
+        const part = yield* append(events.slice(1), { onDuplicate: "return" })
+        assert.deepStrictEqual(part, { ...original, firstVersion: 3n, positions: original.positions.slice(1) })
+        assert.strictEqual((yield* readStream(stream)).length, 5)
+      }))
+
+    it.effect("onDuplicate return fails with DuplicateEvent unless the batch is stored as given", () =>
+      Effect.gen(function*() {
+        const stream = yield* newStream
+        const other = yield* newStream
+        const events = identified(stream, 3)
+        const [a, b, c] = events as [NewEvent, NewEvent, NewEvent]
+        const [added] = identified(stream, 1) as [NewEvent]
+        yield* append(events)
+        const wrong: ReadonlyArray<ReadonlyArray<NewEvent>> = [
+          [b, a],
+          [a, c],
+          [a, a],
+          [added, added],
+          [...events, added],
+          [added, ...events],
+          events.map((event) => ({ ...event, ...other }))
+        ]
+        for (const batch of wrong) {
+          for (const expectedVersion of ["any", "none", 3n] as const) {
+            const refused = yield* Effect.flip(append(batch, { expectedVersion, onDuplicate: "return" }))
+            // Ids that are only repeated within the batch are not stored, so the version is checked first.
+            if (batch[0] === batch[1] && batch[0] === added && expectedVersion === "none") continue
+            assert.strictEqual(refused._tag, "DuplicateEvent")
+          }
+        }
+        const conflict = yield* Effect.flip(append([added], { expectedVersion: 1n, onDuplicate: "return" }))
+        assert.strictEqual(conflict._tag, "ConcurrencyConflict")
+        const anonymous = yield* Effect.flip(append([added, happened(stream)], { onDuplicate: "return" }))
+        assert.match(anonymous.message, /^Event 2 of 2 has no eventId/)
+        assert.strictEqual(anonymous._tag, "InvalidEvents")
+        assert.deepStrictEqual([(yield* readStream(stream)).length, (yield* readStream(other)).length], [3, 0])
+      }))
+
     it.effect("events that no store can represent are refused", () =>
       Effect.gen(function*() {
         const stream = yield* newStream
@@ -531,6 +585,23 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
         assert.strictEqual((yield* readStream(stream)).length, 2)
       }))
 
+    it.effect("onDuplicate return returns the original in the caller's transaction, which continues", () =>
+      Effect.gen(function*() {
+        const stream = yield* newStream
+        const earlier = identified(stream, 2)
+        const original = yield* append(earlier)
+        const own = identified(stream, 1)
+        yield* options.transact(Effect.gen(function*() {
+          assert.deepStrictEqual(yield* append(earlier, { expectedVersion: "none", onDuplicate: "return" }), original)
+          const first = yield* append(own, { expectedVersion: 2n, onDuplicate: "return" })
+          assert.deepStrictEqual(yield* append(own, { expectedVersion: 2n, onDuplicate: "return" }), first)
+          const both = yield* Effect.flip(append([...own, ...earlier], { onDuplicate: "return" }))
+          assert.strictEqual(both._tag, "DuplicateEvent")
+          yield* append([happened(stream)], { expectedVersion: 3n })
+        }))
+        assert.strictEqual((yield* readStream(stream)).length, 4)
+      }))
+
     it.effect("read returns the events that match the filter, in position order", () =>
       Effect.gen(function*() {
         const [a, b] = [yield* unique("a"), yield* unique("b")]
@@ -704,6 +775,22 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
         for (const fiber of waiting) assert.isTrue((yield* Fiber.join(fiber)) >= more.positions[0]!)
       }))
 
+    it.effect("positionBefore returns the position before the first event of a time, or the settled position", () =>
+      Effect.gen(function*() {
+        const store = yield* EventStore
+        const stream = yield* newStream
+        const later = 4_000_000_000_000_000n
+        const times = [later, later + 3n, later + 1n, later + 2n, later + 9n, later + 4n]
+        const { positions } = yield* append(times.map((createdAt) => happened(stream, { createdAt })))
+        const settled = yield* settle(last(positions))
+        const { events } = yield* readAll({ after: 0n, upTo: settled })
+        for (const micros of [-(2n ** 57n), 0n, ...times, later + 10n, 2n ** 63n - 1n]) {
+          const first = events.find(({ createdAtMicros }) => createdAtMicros >= micros)
+          const expected = first === undefined ? settled : first.globalPosition - 1n
+          assert.strictEqual(yield* store.positionBefore(micros), expected, String(micros))
+        }
+      }))
+
     it.effect("settledBeyond can be interrupted", () =>
       Effect.gen(function*() {
         const store = yield* EventStore
@@ -761,6 +848,25 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
         }
         assert.strictEqual((yield* readStream(stream)).length, 2)
       }))
+
+    for (const within of ["by itself", "in a transaction"]) {
+      it.effect(`of concurrent appends of one batch, one appends and all return the same, each ${within}`, () =>
+        Effect.gen(function*() {
+          const stream = yield* newStream
+          const events = identified(stream, 3)
+          const repeat = append(events, { expectedVersion: "none", onDuplicate: "return" })
+          const appended = yield* Effect.forEach(
+            Array.from({ length: 16 }),
+            () => within === "by itself" ? repeat : options.transact(Effect.tap(repeat, () => readStream(stream))),
+            { concurrency: 8 }
+          )
+          const stored = yield* readStream(stream)
+          assert.deepStrictEqual(stored.map(({ eventId }) => eventId), events.map(({ eventId }) => eventId))
+          for (const each of appended) {
+            assert.deepStrictEqual(each, { stream, firstVersion: 1n, lastVersion: 3n, positions: positionsOf(stored) })
+          }
+        }))
+    }
 
     it.effect("concurrent appends to many aggregates are all read, once, each aggregate in order", () =>
       Effect.gen(function*() {

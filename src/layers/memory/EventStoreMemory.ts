@@ -22,7 +22,7 @@ import * as PageWindow from "../../schema/PageWindow.ts"
 import * as PartitionKey from "../../schema/PartitionKey.ts"
 import * as Uuid from "../../schema/Uuid.ts"
 import * as AppendDefaults from "../../services/AppendDefaults.ts"
-import type { Page, ReadOptions } from "../../services/EventStore.ts"
+import type { AppendOptions, Page, ReadOptions } from "../../services/EventStore.ts"
 import { EventStore } from "../../services/EventStore.ts"
 import type { Handle, Log, LogPart, MemoryWorld } from "./MemoryWorld.ts"
 import { hash } from "./MemoryWorld.ts"
@@ -63,13 +63,14 @@ export const make = ({ reach, world }: Handle): EventStore["Service"] => {
     append: (events, options) =>
       AppendDefaults.run(
         events,
-        (defaults) => reach(append(world, events, { expected: options?.expectedVersion ?? "any", defaults }))
+        (defaults) => reach(append(world, events, { ...options, defaults }))
       ),
     readStream: (stream, options) => reach(readStream(world, stream, options)),
     read: (options) => reach(read(store, options)),
     // Reads and writes always reach the same world.
     endEpoch: () => Effect.void,
     settledPosition,
+    positionBefore: (fromMicros) => reach(Effect.sync(() => positionBefore(store, fromMicros))),
     settledBeyond: (position) => reach(settledBeyond(world, position)),
     headPosition: settledPosition,
     openWriters: Effect.succeed([])
@@ -79,17 +80,21 @@ export const make = ({ reach, world }: Handle): EventStore["Service"] => {
 const append = Effect.fnUntraced(function*(
   world: MemoryWorld,
   events: ReadonlyArray<NewEvent>,
-  { defaults, expected }: { readonly expected: ExpectedVersion; readonly defaults: Append.Defaults }
+  { defaults, expectedVersion = "any", onDuplicate }: AppendOptions & { readonly defaults: Append.Defaults }
 ) {
-  const { rows, stream } = yield* Effect.fromResult(Append.validate(events, defaults))
+  const validated = yield* Effect.fromResult(Append.validate(events, defaults))
+  if (onDuplicate === "return") yield* Effect.fromResult(Append.checkIds(validated))
+  const { rows, stream } = validated
   const now = yield* world.now
   const ids = yield* Effect.forEach(
     rows,
     (row) => row.eventId === undefined ? drawId(now) : Effect.succeed(row.eventId)
   )
   const outcome = yield* TxRef.modify(world.log, (log): [Outcome, Log] => {
-    const conflict = conflictOf(log, { stream, ids, expected })
-    return conflict === undefined ? appendTo(log, { stream, rows, ids, now }) : [Result.fail(conflict), log]
+    const conflict = conflictOf(log, { stream, ids, expected: expectedVersion })
+    if (conflict === undefined) return appendTo(log, { stream, rows, ids, now })
+    const original = onDuplicate === "return" ? Append.original(stream, storedIn(log, stream, ids)) : undefined
+    return [original === undefined ? Result.fail(conflict) : Result.succeed(original), log]
   })
   return yield* Effect.fromResult(outcome)
 })
@@ -102,6 +107,15 @@ const drawId = Effect.fnUntraced(function*(millis: number) {
 
 const eventsOf = (log: Log, stream: StreamId): ReadonlyArray<Event> =>
   Option.getOrElse(HashMap.get(log.streams, streamKey(stream)), () => [])
+
+/** Where the stream has the events with these ids. */
+const storedIn = (log: Log, stream: StreamId, ids: ReadonlyArray<string>): ReadonlyArray<Append.Stored | undefined> => {
+  const events = new Map(eventsOf(log, stream).map((event) => [event.eventId, event]))
+  return ids.map((id) => {
+    const event = events.get(id)
+    return event && { version: event.aggregateVersion, position: event.globalPosition }
+  })
+}
 
 /** Why nothing can be appended. The ids are checked first: they show that an earlier attempt was committed. */
 const conflictOf = (log: Log, { expected, ids, stream }: {
@@ -222,6 +236,11 @@ const committedEvents = (world: MemoryWorld, committed: Store["committed"]): Rea
   for (const { events } of parts.reverse()) for (const event of events) committed.events.push(event)
   committed.newest = newest
   return committed.events
+}
+
+const positionBefore = ({ committed, world }: Store, fromMicros: bigint): bigint => {
+  const first = committedEvents(world, committed).find((event) => event.createdAtMicros >= fromMicros)
+  return first === undefined ? lastPosition(world) : first.globalPosition - 1n
 }
 
 const lastPosition = (world: MemoryWorld): bigint => BigInt(world.log.value.length)

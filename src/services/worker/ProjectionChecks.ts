@@ -4,6 +4,7 @@
  */
 import * as Effect from "effect/Effect"
 import * as Result from "effect/Result"
+import { microsOf } from "../../schema/Append.ts"
 import { DuplicateProjection, InvalidSettings } from "../../schema/Errors.ts"
 import { textProblem } from "../../schema/Text.ts"
 import type { CheckpointStore } from "../CheckpointStore.ts"
@@ -72,6 +73,9 @@ const problemOf = ({ filter, name, startFrom }: Projection.Any): string | undefi
   if (problem !== undefined) return `The name "${name}" ${problem}.`
   if (typeof startFrom === "bigint" && startFrom < 0n) {
     return `startFrom of "${name}" is ${startFrom}. Give "beginning", "now" or a position of 0n or more.`
+  }
+  if (typeof startFrom === "object" && microsOf(startFrom) === undefined) {
+    return `startFrom of "${name}" is not a date that the database can represent. Give a valid Date from 4713 BC on.`
   }
   for (const [list, values] of filterLists(filter)) {
     if (values.length === 0) {

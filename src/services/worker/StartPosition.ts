@@ -15,12 +15,22 @@ export const resolve = Effect.fnUntraced(function*(worker: Worker, projection: P
   const rows = yield* startup.step("Reading checkpoints")(checkpoints.rows(name))
   if (rows.length > 0) return 0n
   if (startFrom === "now") return yield* startup.step(readingSettled)(events.settledPosition)
+  if (typeof startFrom === "object") return yield* positionOf(worker, name, startFrom)
   yield* checkWasIssued(worker, name, startFrom)
   yield* waitUntilSettled(worker, name, startFrom)
   return startFrom
 })
 
 const readingSettled = "Reading the settled position"
+
+/** The date was checked: it can be stored. */
+const positionOf = Effect.fnUntraced(function*({ events, startup }: Worker, name: string, date: Date) {
+  const position = yield* startup.step("Searching for the first event of a date")(
+    events.positionBefore(BigInt(date.getTime()) * 1000n)
+  )
+  yield* Effect.logInfo(`Projection "${name}" starts from ${date.toISOString()}, which is position ${position}.`)
+  return position
+})
 
 const checkWasIssued = ({ events, startup }: Worker, name: string, position: bigint) =>
   events.read({ after: position, limit: 1 }).pipe(

@@ -9,11 +9,12 @@ import type * as SqlError from "effect/sql/SqlError"
 import * as Append from "../../../schema/Append.ts"
 import { ConcurrencyConflict, DuplicateEvent, type InvalidEvents, type StoreError } from "../../../schema/Errors.ts"
 import type { Appended, ExpectedVersion, NewEvent } from "../../../schema/Event.ts"
+import type { AppendOptions } from "../../../services/EventStore.ts"
 import { array } from "../connection/Codecs.ts"
 import { isConflict, refail, unsupported } from "../connection/SqlErrors.ts"
 import type { Database } from "../Database.ts"
 import * as AppendError from "./AppendError.ts"
-import { streamParameters, versionText } from "./EventSql.ts"
+import { streamParameters, timeOf, versionText } from "./EventSql.ts"
 import type { ReadSession } from "./ReadSession.ts"
 
 /** What every append uses. */
@@ -47,18 +48,62 @@ export const make = (options: Omit<EventAppend, "statements">): EventAppend => (
   statements: makeStatements(options.database.qualified("events"), options.database.qualified("aggregateHeads"))
 })
 
-/** Appends events to one aggregate: validates them, then attempts the statement until it succeeds or fails for good. */
+/** Appends events to one aggregate, or returns the earlier append that they repeat. */
 export const append = Effect.fnUntraced(function*(
   self: EventAppend,
   events: ReadonlyArray<NewEvent>,
-  { defaults, expected }: { readonly expected: ExpectedVersion; readonly defaults: Append.Defaults }
+  { defaults, expectedVersion = "any", onDuplicate }: AppendOptions & { readonly defaults: Append.Defaults }
 ): Effect.fn.Return<Appended, ConcurrencyConflict | DuplicateEvent | InvalidEvents | StoreError> {
-  const { database } = self
   const request: Request = {
     ...(yield* Effect.fromResult(Append.validate(events, defaults))),
-    expected,
-    autocommit: Option.isNone(yield* Effect.serviceOption(database.sql.transactionService))
+    expected: expectedVersion,
+    autocommit: Option.isNone(yield* Effect.serviceOption(self.database.sql.transactionService))
   }
+  if (onDuplicate !== "return") return yield* appendNew(self, request)
+  yield* Effect.fromResult(Append.checkIds(request))
+  return yield* Effect.catchTag(
+    undoable(self, request),
+    ["ConcurrencyConflict", "DuplicateEvent"],
+    (error) =>
+      Effect.flatMap(
+        original(self, request),
+        (found) => found === undefined ? Effect.fail(error) : Effect.succeed(found)
+      )
+  )
+})
+
+/**
+ * In a transaction of the caller, appends in a savepoint: a unique violation, which reveals an append that was committed
+ * since the statement's snapshot, would otherwise abort the transaction.
+ */
+const undoable = (self: EventAppend, request: Request) =>
+  request.autocommit
+    ? appendNew(self, request)
+    : self.database.refail("append events", ["appender"])(self.database.sql.withTransaction(appendNew(self, request)))
+
+/** The append that has stored the events of the request; undefined if the stream does not contain them as a batch. */
+const original = (self: EventAppend, { rows, stream }: Request) =>
+  self.database.sql.unsafe<{ readonly version: string | null; readonly position: string | null }>(
+    self.statements.stored,
+    [...streamParameters(stream), array(rows.map((row) => row.eventId ?? null), PgTypes.OID.text)]
+  ).pipe(
+    self.database.refail("look up events", ["appender"]),
+    Effect.map((found) =>
+      Append.original(
+        stream,
+        found.map(({ position, version }) =>
+          version === null || position === null ? undefined : { version: BigInt(version), position: BigInt(position) }
+        )
+      )
+    )
+  )
+
+/** Attempts the statement until it succeeds or fails for good. */
+const appendNew = Effect.fnUntraced(function*(
+  self: EventAppend,
+  request: Request
+): Effect.fn.Return<Appended, ConcurrencyConflict | DuplicateEvent | StoreError> {
+  const { database } = self
   const begun = yield* Clock.monotonicTimeNanos
   for (let attempt = 1; attempt <= mostAttempts; attempt++) {
     const waitsShortly = request.autocommit && (yield* Clock.monotonicTimeNanos) - begun < shortWaitsNanos
@@ -166,13 +211,6 @@ const explainNoRow = Effect.fnUntraced(function*(self: EventAppend, { expected, 
 const nextHead = `CASE WHEN h.ctid = (SELECT stored.head FROM stored) THEN excluded.aggregate_version
   ELSE greatest(h.aggregate_version + $4::int8, excluded.aggregate_version) END`
 
-/**
- * SQL: converts microseconds since 1970 to a timestamp. Multiplying an interval uses floating point, which is exact for
- * these two parts; parsing an interval of so many microseconds fails before PostgreSQL 15.
- */
-const timeOf = (micros: string): string =>
-  `timestamptz 'epoch' + ${micros} / 3600000000 * interval '1 hour' + ${micros} % 3600000000 * interval '1 microsecond'`
-
 const makeStatements = (events: string, heads: string) => {
   // One look-up per id, because the plan for a list of ids may scan the table and stays in use while the table grows.
   const storedIds = (ids: string) => `
@@ -184,7 +222,16 @@ const makeStatements = (events: string, heads: string) => {
     conflict: `
       SELECT (SELECT coalesce(max(aggregate_version), 0) FROM ${events}
           WHERE bounded_context = $1 AND aggregate_type = $2 AND aggregate_id = $3)::text AS version,
-        (${storedIds("$4::text[]")} LIMIT 1) AS stored`
+        (${storedIds("$4::text[]")} LIMIT 1) AS stored`,
+    // LIMIT keeps the planner from joining the events as a whole.
+    stored: `
+      SELECT found.aggregate_version::text AS version, found.global_position::text AS position
+      FROM unnest($4::text[]) WITH ORDINALITY AS given (id, place)
+      LEFT JOIN LATERAL (
+        SELECT aggregate_version, global_position FROM ${events}
+        WHERE event_id = given.id::uuid AND bounded_context = $1 AND aggregate_type = $2 AND aggregate_id = $3 LIMIT 1
+      ) AS found ON true
+      ORDER BY given.place`
   }
 }
 

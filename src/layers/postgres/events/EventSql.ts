@@ -78,6 +78,13 @@ const readableBytes = `octet_length(payload || '') + ${
     .join(" + ")
 }`
 
+/**
+ * SQL: converts microseconds since 1970 to a timestamp. Multiplying an interval uses floating point, which is exact for
+ * these two parts; parsing an interval of so many microseconds fails before PostgreSQL 15.
+ */
+export const timeOf = (micros: string): string =>
+  `timestamptz 'epoch' + ${micros} / 3600000000 * interval '1 hour' + ${micros} % 3600000000 * interval '1 microsecond'`
+
 /** The parameters $1, $2 and $3 of every statement on one stream. */
 export const streamParameters = (stream: StreamId): ReadonlyArray<string> => [
   stream.boundedContext,

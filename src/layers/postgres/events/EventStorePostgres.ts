@@ -9,6 +9,7 @@ import { Database } from "../Database.ts"
 import * as EventAppend from "./EventAppend.ts"
 import * as EventSql from "./EventSql.ts"
 import * as PageReader from "./PageReader.ts"
+import * as PositionBefore from "./PositionBefore.ts"
 import * as ReadSession from "./ReadSession.ts"
 import * as SequenceCheck from "./SequenceCheck.ts"
 import * as SettledTracker from "./SettledTracker.ts"
@@ -30,12 +31,13 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
       append: (events, options) =>
         AppendDefaults.run(
           events,
-          (defaults) => EventAppend.append(appends, events, { expected: options?.expectedVersion ?? "any", defaults })
+          (defaults) => EventAppend.append(appends, events, { ...options, defaults })
         ),
       readStream: readStream(database, statements),
       read: (options) => PageReader.read(reader, options),
       endEpoch: session.endEpoch,
-      settledPosition: tracker.settledPosition,
+      settledPosition: Effect.map(tracker.proved, ({ settled }) => settled.position),
+      positionBefore: PositionBefore.make({ database, session, tracker }),
       settledBeyond: tracker.settledBeyond,
       headPosition: headPosition({ database, session, tracker, statements }),
       openWriters: tracker.openWriters

@@ -42,10 +42,10 @@ export interface SettledTracker {
    */
   readonly observe: (after: bigint, upTo: bigint | undefined) => Effect.Effect<Observed, StoreError>
   /**
-   * The settled position. If nothing has been proved on this connection yet, it waits until the writers of the first
-   * observation have ended; before that, only the history up to its first gap is certain.
+   * Observes until the settled position is proved. If nothing has been proved on this connection yet, it waits until the
+   * writers of the first observation have ended; before that, only the history up to its first gap is certain.
    */
-  readonly settledPosition: Effect.Effect<bigint, StoreError>
+  readonly proved: Effect.Effect<Observed, StoreError>
   readonly openWriters: Effect.Effect<ReadonlyArray<OpenWriter>>
   /** What the last observation proved, without a statement; the connection may have been lost since. */
   readonly latest: () => Pick<ReadSession.State, "epoch" | "settled">
@@ -108,7 +108,7 @@ export const make = Effect.fnUntraced(function*(
         ({ settled }, waited) =>
           waited > firstProofNanos || upTo !== undefined && Settled.readableUpTo(settled, after) >= upTo
       ),
-    settledPosition: Effect.map(observeUntil(self, [], () => false), ({ settled }) => settled.position),
+    proved: observeUntil(self, [], () => false),
     openWriters: openWriters(self),
     latest: () => self.latest,
     wake: () => wake(self)
