@@ -76,9 +76,9 @@ const stores = (url: Redacted.Redacted) => Layer.fresh(PostgresStores.layer).pip
 const quiet = Effect.provideService(References.MinimumLogLevel, "Warn")
 
 const catchUp = Effect.fnUntraced(
-  function*(_url: Redacted.Redacted, name: string, count: number) {
+  function*(_url: Redacted.Redacted, name: string, count: number, batchSize?: number) {
     const startedAt = yield* now
-    const orchestrator = yield* Orchestrator.make({ replicaSet: name, projections: [nothing(name)] })
+    const orchestrator = yield* Orchestrator.make({ replicaSet: name, projections: [nothing(name)], batchSize })
     yield* orchestrator.catchUp
     return count / (((yield* now) - startedAt) / 1000)
   },
@@ -286,16 +286,20 @@ const program = Effect.gen(function*() {
           yield* note(`Catching up with ${backlog} events of 60 bytes, beside the driver in a bare loop …`)
           const floors: Array<number> = []
           const rates: Array<number> = []
+          const smallRates: Array<number> = []
           for (let round = 0; round < 3; round++) {
             floors.push(yield* floor(backlog))
             rates.push(yield* catchUp(url, `bench_catchup_${round}`, backlog))
+            smallRates.push(yield* catchUp(url, `bench_small_batches_${round}`, backlog, 1000))
           }
           const ratios = rates.map((rate, round) => rate / floors[round]!)
+          const batchRatios = rates.map((rate, round) => rate / smallRates[round]!)
           yield* note(
             `  ${Math.round(median(rates))} events/s, the bare loop ${Math.round(median(floors))} events/s`
           )
           measures.push(
-            atLeast("catch-up, no-op handler, part of the bare driver's loop", median(ratios), "ratio", 0.25)
+            atLeast("catch-up, no-op handler, part of the bare driver's loop", median(ratios), "ratio", 0.25),
+            atLeast("catch-up, batches of 5,000 events relative to 1,000", median(batchRatios), "ratio", 1)
           )
         }).pipe(Effect.provide(client(url)))
 
