@@ -120,7 +120,7 @@ export type Activity = Data.TaggedEnum<{
   }
   /** No more events are available for now: the range has handled all events that are settled, up to `position`. */
   CaughtUp: { readonly projection: string; readonly range: HashRange; readonly position: bigint }
-  /** A range's runner has ended. */
+  /** A range's runner has ended, or is left behind because its handler does not stop before the registration ends. */
   RangeStopped: { readonly projection: string; readonly range: HashRange; readonly position: bigint }
   /**
    * A newer version has changed a projection's filter: this worker has given up the projection and continues with the

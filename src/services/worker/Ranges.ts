@@ -51,6 +51,7 @@ interface Collection extends Options {
 }
 
 interface Entry extends RangeState.RangeState {
+  readonly record: JobOptions["record"]
   readonly openedAt: bigint
   readonly draining: Latch.Latch
   /** Opened when the runner has ended, or is left behind because it does not end. */
@@ -59,6 +60,8 @@ interface Entry extends RangeState.RangeState {
   fiber: Fiber.Fiber<void> | undefined
   /** Whether the runner must not continue. */
   isInterrupted: boolean
+  /** Whether its end has been recorded. */
+  hasStopped: boolean
 }
 
 /** How long to wait for a handler that does not stop when it is interrupted, before it is left behind. */
@@ -69,7 +72,10 @@ const restartDelay = Duration.seconds(1)
 /** Makes the collection of ranges in the present scope, whose end closes all of them. */
 export const make = Effect.fnUntraced(function*(options: Options): Effect.fn.Return<Ranges, never, Scope.Scope> {
   const ranges: Collection = { ...options, entries: new Map(), fencedAtOnce: new Map() }
-  yield* Effect.addFinalizer(() => closeAll(ranges, "drain"))
+  // A runner that is left behind may end when the next registration owns its range, whose end must not be recorded then.
+  yield* Effect.addFinalizer(() =>
+    Effect.andThen(closeAll(ranges, "drain"), Effect.forEach(ranges.entries.values(), recordEnd, { discard: true }))
+  )
   return {
     all: ranges.entries,
     open: (held, job) => open(ranges, held, job),
@@ -84,15 +90,17 @@ const open = Effect.fnUntraced(function*(ranges: Collection, held: Checkpoint.He
   if (ranges.entries.has(key)) return
   const entry: Entry = {
     ...RangeState.make(held, openedAt),
+    record: job.record,
     openedAt,
     draining: Latch.makeUnsafe(false),
     over: Latch.makeUnsafe(false),
     fiber: undefined,
-    isInterrupted: false
+    isInterrupted: false,
+    hasStopped: false
   }
   ranges.entries.set(key, entry)
   // Not forked in the scope, whose end would wait for a handler that does not stop; `closeAll` ends it.
-  entry.fiber = yield* Abandonable.startWith(run(ranges, entry, job), remove(ranges, entry, job)).pipe(
+  entry.fiber = yield* Abandonable.startWith(run(ranges, entry, job), remove(ranges, entry)).pipe(
     Effect.annotateLogs({
       projection: held.projection,
       range: HashRange.format(held.range),
@@ -147,17 +155,24 @@ const sleepUnlessDraining = ({ draining }: Entry, duration: Duration.Duration): 
   Effect.raceFirst(draining.await, Effect.sleep(duration))
 
 /** The change is reported last: a pass that begins at once may open the range again. */
-const remove = (ranges: Collection, entry: Entry, job: JobOptions): Effect.Effect<void> =>
+const remove = (ranges: Collection, entry: Entry): Effect.Effect<void> =>
   Effect.suspend(() => {
-    const { handledUpTo: position, held: { projection, range } } = entry
     ranges.entries.delete(Checkpoint.key(entry.held))
     return Effect.ensuring(
-      job.record(Activity.RangeStopped({ projection, range, position })),
+      recordEnd(entry),
       Effect.sync(() => {
         ranges.onChange()
         entry.over.openUnsafe()
       })
     )
+  })
+
+const recordEnd = (entry: Entry): Effect.Effect<void> =>
+  Effect.suspend(() => {
+    if (entry.hasStopped) return Effect.void
+    entry.hasStopped = true
+    const { handledUpTo: position, held: { projection, range } } = entry
+    return entry.record(Activity.RangeStopped({ projection, range, position }))
   })
 
 /** Uninterruptible, because a range that is `closing` but does not drain would never end. */

@@ -145,6 +145,23 @@ it.effect("a runner that ignores its interruption is left behind; its range stay
     assert.deepStrictEqual([ranges.all.size, ranges.activity.at(-1)], [0, "RangeStopped"])
   }))
 
+it.effect("the end of a registration records the end of a runner that is left behind, and its later end is not recorded", () =>
+  Effect.gen(function*() {
+    const end = yield* Deferred.make<"drained">()
+    const registration = yield* Effect.forkChild(Effect.scoped(Effect.tap(
+      makeRanges(() => Effect.uninterruptible(Deferred.await(end))),
+      (ranges) => ranges.open
+    )))
+    yield* pass(6_100)
+    const ranges = yield* Fiber.join(registration)
+    assert.deepStrictEqual(ranges.activity, ["RangeClaimed", "RangeStopped"])
+    assert.strictEqual(ranges.all.size, 1)
+    yield* Deferred.succeed(end, "drained")
+    yield* breathe
+    assert.strictEqual(ranges.all.size, 0)
+    assert.deepStrictEqual(ranges.activity, ["RangeClaimed", "RangeStopped"], "the next registration may own the range")
+  }))
+
 it.effect("a range drains although the fiber that began to close it was interrupted", () =>
   Effect.gen(function*() {
     for (let steps = 0; steps < 10; steps++) {
