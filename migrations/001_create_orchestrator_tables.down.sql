@@ -9,6 +9,7 @@ BEGIN
     DROP TABLE IF EXISTS "orchestrator_workers";
     DROP TABLE IF EXISTS "orchestrator_heartbeats";
     DROP TABLE IF EXISTS "orchestrator_checkpoints";
+    DROP TABLE IF EXISTS "orchestrator_parked_events";
     DROP SEQUENCE IF EXISTS "orchestrator_incarnations";
     DROP SEQUENCE IF EXISTS "orchestrator_presence_keys";
     DROP TABLE IF EXISTS "orchestrator_meta";

@@ -9,7 +9,7 @@ BEGIN
   SELECT string_agg(s.name, ', ') INTO found
   FROM (
     SELECT t.key, t.name
-    FROM (VALUES ('generations', '"orchestrator_generations"'), ('workers', '"orchestrator_workers"'), ('heartbeats', '"orchestrator_heartbeats"'), ('checkpoints', '"orchestrator_checkpoints"'), ('incarnations', '"orchestrator_incarnations"'), ('presenceKeys', '"orchestrator_presence_keys"'), ('meta', '"orchestrator_meta"')) AS t (key, name)
+    FROM (VALUES ('generations', '"orchestrator_generations"'), ('workers', '"orchestrator_workers"'), ('heartbeats', '"orchestrator_heartbeats"'), ('checkpoints', '"orchestrator_checkpoints"'), ('parkedEvents', '"orchestrator_parked_events"'), ('incarnations', '"orchestrator_incarnations"'), ('presenceKeys', '"orchestrator_presence_keys"'), ('meta', '"orchestrator_meta"')) AS t (key, name)
     WHERE to_regclass(t.name) IS NOT NULL AND to_regclass('"orchestrator_meta"') IS NULL
   ) AS s;
   IF found IS NOT NULL THEN
@@ -17,9 +17,9 @@ BEGIN
       USING ERRCODE = 'duplicate_table', HINT = 'Choose other names for them. If Go''s pupsourcing-orchestrator created them and no longer runs, drop them: they contain no progress.';
   END IF;
   IF to_regclass('"orchestrator_meta"') IS NOT NULL THEN
-    SELECT schema_version::text INTO found FROM "orchestrator_meta" WHERE schema_version > 2;
+    SELECT schema_version::text INTO found FROM "orchestrator_meta" WHERE schema_version > 3;
     IF found IS NOT NULL THEN
-      RAISE EXCEPTION 'schema version % found; this migration creates version 2', found
+      RAISE EXCEPTION 'schema version % found; this migration creates version 3', found
         USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Use the migrations of a newer pupsourcing-orchestrator.';
     END IF;
     SELECT CASE WHEN to_jsonb(m) ->> 'events_table' <> 'events' AND NOT coalesce(to_regclass(
@@ -121,6 +121,7 @@ CREATE TABLE IF NOT EXISTS "orchestrator_checkpoints" (
   halted_event_id text,
   halted_hash bigint,
   halted_incarnation bigint,
+  halted_request text CHECK (halted_request IN ('retry', 'skip')),
   updated_at timestamptz NOT NULL DEFAULT clock_timestamp(),
   PRIMARY KEY (projection_name, range_start),
   CHECK (0 <= range_start AND range_start < range_end AND range_end <= 4294967296),
@@ -135,11 +136,43 @@ CREATE TABLE IF NOT EXISTS "orchestrator_checkpoints" (
 -- For tables of version 1.
 ALTER TABLE "orchestrator_checkpoints" ADD COLUMN IF NOT EXISTS halted_incarnation bigint;
 
+-- For tables of version 2.
+ALTER TABLE "orchestrator_checkpoints" ADD COLUMN IF NOT EXISTS halted_request text
+  CHECK (halted_request IN ('retry', 'skip'));
+
 CREATE INDEX IF NOT EXISTS "idx_orchestrator_checkpoints_replica" ON "orchestrator_checkpoints" (replica_set);
+
+-- Events that a handler could not handle, and later events with the same key, which queue behind them (attempts 0). Each
+-- belongs to the range of its projection that contains key_hash. A request marks it for the worker that owns the range.
+CREATE TABLE IF NOT EXISTS "orchestrator_parked_events" (
+  projection_name text NOT NULL,
+  position bigint NOT NULL,
+  key text NOT NULL,
+  key_hash bigint NOT NULL,
+  event_id text NOT NULL,
+  event_type text NOT NULL,
+  aggregate_type text NOT NULL,
+  aggregate_id text NOT NULL,
+  aggregate_version bigint NOT NULL,
+  parked_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  attempts integer NOT NULL DEFAULT 0,
+  first_attempt_at timestamptz,
+  last_attempt_at timestamptz,
+  error_tag text,
+  error_message text,
+  request text CHECK (request IN ('retry', 'drop')),
+  requested_at timestamptz,
+  requested_by text,
+  PRIMARY KEY (projection_name, position)
+);
+
+CREATE INDEX IF NOT EXISTS "idx_orchestrator_parked_events_key" ON "orchestrator_parked_events" (projection_name, key_hash, position);
+
+CREATE INDEX IF NOT EXISTS "idx_orchestrator_parked_events_request" ON "orchestrator_parked_events" (projection_name, position) WHERE request IS NOT NULL;
 
 -- Written last, so that a recorded version means that all tables exist.
 INSERT INTO "orchestrator_meta" AS m (schema_version, hash_answers, events_table)
-VALUES (2, '{"":2817148525,"user-1":3736142208,"0b6cf0a0-5f5c-4d5b-9a63-1f6f2d0c9e77":852620637}', 'events')
+VALUES (3, '{"":2817148525,"user-1":3736142208,"0b6cf0a0-5f5c-4d5b-9a63-1f6f2d0c9e77":852620637}', 'events')
 ON CONFLICT (singleton) DO UPDATE SET schema_version = EXCLUDED.schema_version,
   events_table = coalesce(m.events_table, EXCLUDED.events_table)
 WHERE m.schema_version < EXCLUDED.schema_version OR m.events_table IS NULL;

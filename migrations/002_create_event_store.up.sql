@@ -128,6 +128,7 @@ BEGIN
       ('"orchestrator_workers"', NULL),
       ('"orchestrator_heartbeats"', NULL),
       ('"orchestrator_checkpoints"', NULL),
+      ('"orchestrator_parked_events"', NULL),
       ('"orchestrator_incarnations"', NULL),
       ('"orchestrator_presence_keys"', NULL),
       ('"orchestrator_meta"', NULL)

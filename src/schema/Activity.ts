@@ -114,7 +114,7 @@ export type Activity = Data.TaggedEnum<{
   RangeHalted: {
     readonly projection: string
     readonly range: HashRange
-    readonly halt: Omit<Halt, "since" | "hash" | "incarnation">
+    readonly halt: Omit<Halt, "since" | "hash" | "incarnation" | "request">
     /** Where the handler threw: the frames of its stack, without its message. Empty if nothing was thrown. */
     readonly stack: string
   }

@@ -5,6 +5,7 @@
  * @since 0.1.0
  */
 import * as HashRange from "./HashRange.ts"
+import type { HaltRequest } from "./ParkedEvent.ts"
 import { cut } from "./Text.ts"
 
 /**
@@ -40,6 +41,8 @@ export interface Halt {
    * a fix. 0 when it is not recorded.
    */
   readonly incarnation: bigint
+  /** What the worker that holds the range has been asked to do; absent if nothing. */
+  readonly request?: HaltRequest
 }
 
 /**

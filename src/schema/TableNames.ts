@@ -21,6 +21,8 @@ export interface TableNames {
   readonly workers: string
   readonly heartbeats: string
   readonly checkpoints: string
+  /** Events that projections have parked. */
+  readonly parkedEvents: string
   readonly meta: string
   /** The sequence from which incarnations are drawn. */
   readonly incarnations: string
@@ -43,6 +45,7 @@ export type TableKey =
   | "workers"
   | "heartbeats"
   | "checkpoints"
+  | "parkedEvents"
   | "meta"
   | "incarnations"
   | "presenceKeys"
@@ -73,6 +76,7 @@ export const defaults: TableNames = {
   workers: "orchestrator_workers",
   heartbeats: "orchestrator_heartbeats",
   checkpoints: "orchestrator_checkpoints",
+  parkedEvents: "orchestrator_parked_events",
   meta: "orchestrator_meta",
   incarnations: "orchestrator_incarnations",
   presenceKeys: "orchestrator_presence_keys",
@@ -156,6 +160,7 @@ export const make = (options: Options = {}): Result.Result<TableNames, InvalidSe
     workers: name("workers"),
     heartbeats: name("heartbeats"),
     checkpoints: name("checkpoints"),
+    parkedEvents: name("parkedEvents"),
     meta: name("meta"),
     incarnations: name("incarnations"),
     presenceKeys: name("presenceKeys"),

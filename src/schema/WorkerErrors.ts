@@ -216,6 +216,29 @@ export class ProjectionHalted extends Schema.TaggedError<ProjectionHalted>(id("P
 }
 
 /**
+ * A projection would have more parked keys or events than `parkingLimits` permits, so the range is halted instead, with
+ * this error in the halt's text. The range continues by itself after parked events were retried or dropped.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class ParkingLimitReached extends Schema.TaggedError<ParkingLimitReached>(id("ParkingLimitReached"))(
+  "ParkingLimitReached",
+  {
+    projection: Schema.String,
+    /** The parked keys and events that there would be. */
+    keys: Schema.Int,
+    events: Schema.Int,
+    limits: Schema.Struct({ keys: Schema.Int, events: Schema.Int })
+  }
+) {
+  override get message(): string {
+    const { events, keys } = this.limits
+    return `Projection "${this.projection}" would have ${this.keys} parked keys and ${this.events} parked events; parkingLimits permits ${keys} keys and ${events} events. Fix the handler and retry the parked events, or drop them; or raise parkingLimits and restart the worker.`
+  }
+}
+
+/**
  * A handler repeatedly took so long to handle one event that its batches were rolled back. The library has retried the
  * event; now its range is halted, with this error in the halt's text. A restart retries the event, but helps only after
  * the caller has fixed the handler.

@@ -52,10 +52,10 @@ const sealed = ConfigProvider.make(() =>
 describe("migrate", () => {
   test("runs up, status, down and down --event-store", function*({ sql }) {
     assert.match(yield* succeeds("status"), /^events +"events" +missing$[^]*Version: none; .* Run "migrate up"\.$/m)
-    assert.include(yield* succeeds("up"), "The tables are in place, version 2.")
+    assert.include(yield* succeeds("up"), "The tables are in place, version 3.")
     const status = yield* succeeds("status")
     assert.match(status, /^workers +"orchestrator_workers" +present$/m)
-    assert.match(status, /^Version: 2; this command creates version 2\.$/m)
+    assert.match(status, /^Version: 3; this command creates version 3\.$/m)
     yield* sql`INSERT INTO events
           (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
         VALUES ('a', 'b', 'c', 1, gen_random_uuid(), 'd', '')`
@@ -95,7 +95,7 @@ describe("migrate", () => {
   test("refuses tables of a newer version", function*({ sql }) {
     yield* succeeds("up")
     yield* sql`UPDATE orchestrator_meta SET schema_version = 7`
-    refuses(yield* migrate("up"), /^Schema version 7 found; this library supports up to version 2\./)
+    refuses(yield* migrate("up"), /^Schema version 7 found; this library supports up to version 3\./)
     refuses(yield* migrate("down"), /^Schema version 7 found/)
     const status = yield* migrate("status")
     refuses(status, /^Schema version 7 found; .* Install the version/)

@@ -205,11 +205,11 @@ it.live("reports missing tables and tables of an older or newer schema version",
     yield* sql`UPDATE orchestrator_meta SET schema_version = 0`
     const old = yield* refusal(worker(nothing("tables")))
     assert.strictEqual(old._tag, "SchemaVersionMismatch")
-    told(old, "version 0", "requires version 2", "migrate up")
+    told(old, "version 0", "requires version 3", "migrate up")
     yield* sql`UPDATE orchestrator_meta SET schema_version = 99`
     const newer = yield* refusal(worker(nothing("tables")))
     assert.strictEqual(newer._tag, "SchemaVersionMismatch")
-    told(newer, "version 99", "up to version 2", /Install the version/)
+    told(newer, "version 99", "up to version 3", /Install the version/)
   }).pipe(Effect.provide(PostgresTest.layer)))
 
 it.live("reports a position sequence with CACHE greater than 1", () =>

@@ -15,6 +15,7 @@ import { Database } from "../../src/layers/postgres/Database.ts"
 import * as DatabaseLive from "../../src/layers/postgres/DatabaseLive.ts"
 import * as Migrations from "../../src/layers/postgres/Migrations.ts"
 import * as CheckpointStorePostgres from "../../src/layers/postgres/progress/CheckpointStorePostgres.ts"
+import * as ParkedEventsPostgres from "../../src/layers/postgres/progress/ParkedEventsPostgres.ts"
 import type { Held } from "../../src/schema/Checkpoint.ts"
 import * as EventFilter from "../../src/schema/EventFilter.ts"
 import type { Generation } from "../../src/schema/Generation.ts"
@@ -23,6 +24,7 @@ import { display, type Registration } from "../../src/schema/Worker.ts"
 import { CheckpointStore } from "../../src/services/CheckpointStore.ts"
 import { CoordinationStore } from "../../src/services/CoordinationStore.ts"
 import { Membership } from "../../src/services/Membership.ts"
+import { ParkedEvents } from "../../src/services/ParkedEvents.ts"
 import type { Stores } from "../../src/services/Stores.ts"
 import * as PostgresTest from "../../src/testing/PostgresTest.ts"
 import { patient } from "../suites/Suite.ts"
@@ -33,7 +35,8 @@ export type Services = CoordinationSession.CoordinationSession | Database | Stor
 export const layer: Layer.Layer<Exclude<Services, Database>, never, Database | Listener.Listener> = Layer.mergeAll(
   Layer.effect(CheckpointStore)(CheckpointStorePostgres.make),
   Layer.effect(CoordinationStore)(CoordinationStorePostgres.make),
-  Layer.effect(Membership)(MembershipPostgres.make)
+  Layer.effect(Membership)(MembershipPostgres.make),
+  Layer.effect(ParkedEvents)(ParkedEventsPostgres.make)
 ).pipe(
   Layer.provideMerge(Layer.effect(CoordinationSession.CoordinationSession)(CoordinationSession.make)),
   Layer.provide(Layer.effect(Presence.Presence)(Presence.make))

@@ -11,6 +11,7 @@ import { CheckpointStore } from "../../services/CheckpointStore.ts"
 import { CoordinationStore } from "../../services/CoordinationStore.ts"
 import { EventStore } from "../../services/EventStore.ts"
 import { Membership } from "../../services/Membership.ts"
+import { ParkedEvents } from "../../services/ParkedEvents.ts"
 import { Projections } from "../../services/Projections.ts"
 import type { Stores } from "../../services/Stores.ts"
 import * as CheckpointStoreMemory from "./CheckpointStoreMemory.ts"
@@ -18,6 +19,7 @@ import * as CoordinationStoreMemory from "./CoordinationStoreMemory.ts"
 import * as EventStoreMemory from "./EventStoreMemory.ts"
 import * as MembershipMemory from "./MembershipMemory.ts"
 import * as MemoryWorld from "./MemoryWorld.ts"
+import * as ParkedEventsMemory from "./ParkedEventsMemory.ts"
 import * as ProjectionsMemory from "./ProjectionsMemory.ts"
 
 /**
@@ -38,6 +40,7 @@ export const make = (handle: MemoryWorld.Handle): Context.Context<EventStore | P
   return Context.make(EventStore, events).pipe(
     Context.add(Projections, ProjectionsMemory.make(handle, events)),
     Context.add(CheckpointStore, CheckpointStoreMemory.make(handle)),
+    Context.add(ParkedEvents, ParkedEventsMemory.make(handle)),
     Context.add(Membership, MembershipMemory.make(handle)),
     Context.add(CoordinationStore, CoordinationStoreMemory.make(handle))
   )

@@ -16,6 +16,7 @@ import * as TxRef from "effect/TxRef"
 import type { Checkpoint } from "../../schema/Checkpoint.ts"
 import type { Event } from "../../schema/Event.ts"
 import type { Generation } from "../../schema/Generation.ts"
+import type { ParkedEvent } from "../../schema/ParkedEvent.ts"
 import type { Displayed, Registration, WorkerView } from "../../schema/Worker.ts"
 import type { ServerEpoch } from "../../services/EventStore.ts"
 
@@ -82,6 +83,8 @@ export interface MemoryWorld {
   readonly log: TxRef.TxRef<Log>
   /** By `Checkpoint.key`. Each row has its own `TxRef`, so that batches of different ranges do not conflict. */
   readonly rows: Map<string, TxRef.TxRef<RowRecord | undefined>>
+  /** The parked events of each projection, in position order. */
+  readonly parked: Map<string, TxRef.TxRef<ReadonlyArray<ParkedEvent>>>
   /** By `workerKey`. */
   readonly workers: TxRef.TxRef<ReadonlyMap<string, WorkerRecord>>
   /** By replica set, oldest first; the last 100 are kept. */
@@ -112,6 +115,7 @@ export const make: Effect.Effect<MemoryWorld> = Effect.gen(function*() {
       eventIds: HashSet.empty()
     }),
     rows: new Map(),
+    parked: new Map(),
     workers: yield* TxRef.make<ReadonlyMap<string, WorkerRecord>>(new Map()),
     generations: yield* TxRef.make<ReadonlyMap<string, ReadonlyArray<GenerationRecord>>>(new Map()),
     lastIncarnation: yield* TxRef.make(0n),

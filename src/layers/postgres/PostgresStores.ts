@@ -14,6 +14,7 @@ import { CoordinationStore } from "../../services/CoordinationStore.ts"
 import { EventStore } from "../../services/EventStore.ts"
 import { layerPer } from "../../services/LayerPer.ts"
 import { Membership } from "../../services/Membership.ts"
+import { ParkedEvents } from "../../services/ParkedEvents.ts"
 import { Projections } from "../../services/Projections.ts"
 import * as Settings from "../../services/Settings.ts"
 import type { Stores } from "../../services/Stores.ts"
@@ -27,6 +28,7 @@ import * as DatabaseLive from "./DatabaseLive.ts"
 import * as EventStorePostgres from "./events/EventStorePostgres.ts"
 import * as Migrations from "./Migrations.ts"
 import * as CheckpointStorePostgres from "./progress/CheckpointStorePostgres.ts"
+import * as ParkedEventsPostgres from "./progress/ParkedEventsPostgres.ts"
 import * as ProjectionsPostgres from "./status/ProjectionsPostgres.ts"
 
 /**
@@ -51,6 +53,7 @@ export const layerOver = <E, R>(
   Layer.mergeAll(
     Layer.effect(CheckpointStore)(CheckpointStorePostgres.make),
     Layer.effect(EventStore)(EventStorePostgres.make),
+    Layer.effect(ParkedEvents)(ParkedEventsPostgres.make),
     Layer.effect(Projections)(ProjectionsPostgres.make),
     Layer.mergeAll(
       Layer.effect(CoordinationStore)(CoordinationStorePostgres.make),

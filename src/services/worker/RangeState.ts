@@ -41,7 +41,7 @@ export interface RangeState {
   writtenUpTo: bigint
   writtenAt: bigint
   /** The reason if the range is halted, whether it was halted before or after it was opened. */
-  halt: Omit<Checkpoint.Halt, "since" | "hash" | "incarnation"> | undefined
+  halt: Omit<Checkpoint.Halt, "since" | "hash" | "incarnation" | "request"> | undefined
   /** When this worker observed the halt, in nanoseconds of the monotonic clock. */
   haltedAt: bigint
   /** When the current batch began, in nanoseconds of the monotonic clock; undefined between batches. */

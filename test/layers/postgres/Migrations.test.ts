@@ -235,7 +235,7 @@ test("keeps the event store's tables in another schema than the orchestrator's",
   assert.instanceOf(yield* Effect.flip(Migrations.downEventStoreWith(options)), Migrations.EventsExist)
 })
 
-test("updates tables of version 1 with their rows, once, and so do the files", function*() {
+test("updates tables of versions 1 and 2 with their rows, once, and so do the files", function*() {
   const columns = rows(
     `SELECT table_name::text, column_name::text, data_type::text, is_nullable::text FROM information_schema.columns
        WHERE table_name ~ '^orchestrator' ORDER BY 1, 2`
@@ -243,7 +243,7 @@ test("updates tables of version 1 with their rows, once, and so do the files", f
   yield* Migrations.up
   const expected = yield* columns
   const data = rows(
-    `SELECT to_jsonb(c) - 'halted_incarnation' AS row FROM orchestrator_checkpoints c
+    `SELECT to_jsonb(c) - 'halted_incarnation' - 'halted_request' AS row FROM orchestrator_checkpoints c
        UNION ALL SELECT to_jsonb(w) - 'evicted_by' FROM orchestrator_workers w`
   )
   yield* rows(`INSERT INTO orchestrator_checkpoints (projection_name, range_start, range_end, position, replica_set,
@@ -253,15 +253,21 @@ test("updates tables of version 1 with their rows, once, and so do the files", f
   yield* rows(`INSERT INTO orchestrator_workers (replica_set, worker_id, incarnation, state, projections)
       VALUES ('main', 'w1', 5, 'running', '["users"]')`)
   const before = yield* data
-  const downgrade = Effect.gen(function*() {
+  const toVersion2 = Effect.gen(function*() {
+    yield* rows("ALTER TABLE orchestrator_checkpoints DROP COLUMN halted_request")
+    yield* rows("DROP TABLE orchestrator_parked_events")
+    yield* rows("UPDATE orchestrator_meta SET schema_version = 2")
+  })
+  const toVersion1 = Effect.gen(function*() {
+    yield* toVersion2
     yield* rows("ALTER TABLE orchestrator_checkpoints DROP COLUMN halted_incarnation")
     yield* rows("ALTER TABLE orchestrator_workers DROP COLUMN evicted_by")
     yield* rows("UPDATE orchestrator_meta SET schema_version = 1")
   })
   const byFile = Effect.forEach(OrchestratorTables.up(TableNames.defaults), (statement) => rows(statement))
-  for (const up of [Migrations.up, byFile]) {
-    yield* downgrade
-    assert.strictEqual((yield* Migrations.status).version, 1)
+  for (const [up, version] of [[Migrations.up, 1], [byFile, 1], [Migrations.up, 2], [byFile, 2]] as const) {
+    yield* version === 1 ? toVersion1 : toVersion2
+    assert.strictEqual((yield* Migrations.status).version, version)
     for (let times = 0; times < 2; times++) {
       yield* up
       assert.strictEqual((yield* Migrations.status).version, OrchestratorTables.schemaVersion)

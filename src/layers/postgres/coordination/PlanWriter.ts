@@ -143,7 +143,7 @@ const updateRows = (table: Table, sql: SqlClient.SqlClient, rows: ReadonlyArray<
       incarnation = r.incarnation, generation_id = r.generation_id, filter = r.filter,
       halted_since = r.halted_since, halted_error = r.halted_error, halted_position = r.halted_position,
       halted_event_id = r.halted_event_id, halted_hash = r.halted_hash, halted_incarnation = r.halted_incarnation,
-      updated_at = clock_timestamp()
+      halted_request = r.halted_request, updated_at = clock_timestamp()
     FROM json_to_recordset(${Rows.checkpointRecords(rows)}::json) AS r ${sql.literal(Rows.checkpointRecord)}
     WHERE c.projection_name = r.projection_name AND c.range_start = r.range_start`
 
@@ -152,7 +152,7 @@ const insertRows = (table: Table, sql: SqlClient.SqlClient, rows: ReadonlyArray<
   sql`
     INSERT INTO ${table("checkpoints")} (projection_name, range_start, range_end, position, replica_set, worker_id,
       incarnation, generation_id, filter, halted_since, halted_error, halted_position, halted_event_id, halted_hash,
-      halted_incarnation)
+      halted_incarnation, halted_request)
     SELECT r.* FROM json_to_recordset(${Rows.checkpointRecords(rows)}::json)
       AS r ${sql.literal(Rows.checkpointRecord)}`
 

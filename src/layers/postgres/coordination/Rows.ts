@@ -6,6 +6,7 @@
  */
 import type * as Checkpoint from "../../../schema/Checkpoint.ts"
 import type * as Generation from "../../../schema/Generation.ts"
+import type { HaltRequest } from "../../../schema/ParkedEvent.ts"
 
 /** A row of the checkpoints table, with 64-bit numbers as text and times in milliseconds since 1970. */
 export interface CheckpointRow {
@@ -24,6 +25,7 @@ export interface CheckpointRow {
   readonly halted_event_id: string | null
   readonly halted_hash: number | null
   readonly halted_incarnation: string | null
+  readonly halted_request: HaltRequest | null
 }
 
 /** SQL: a `CheckpointRow` as JSON, from a row of the checkpoints table with the alias `c`. */
@@ -33,7 +35,7 @@ export const checkpointJson = `json_build_object(
   'incarnation', c.incarnation::text, 'generation_id', c.generation_id::text, 'filter', c.filter,
   'halted_since', floor(extract(epoch FROM c.halted_since) * 1000), 'halted_error', c.halted_error,
   'halted_position', c.halted_position::text, 'halted_event_id', c.halted_event_id, 'halted_hash', c.halted_hash,
-  'halted_incarnation', c.halted_incarnation::text)`
+  'halted_incarnation', c.halted_incarnation::text, 'halted_request', c.halted_request)`
 
 /** SQL: locks rows `c` of the checkpoints in key order, except those that another transaction has locked. */
 export const lockInKeyOrder = `ORDER BY c.projection_name COLLATE "C", c.range_start FOR UPDATE OF c SKIP LOCKED`
@@ -56,7 +58,8 @@ export const toCheckpoint = (row: CheckpointRow): Checkpoint.Checkpoint => ({
     position: BigInt(row.halted_position ?? "0"),
     eventId: row.halted_event_id ?? "",
     hash: row.halted_hash ?? 0,
-    incarnation: BigInt(row.halted_incarnation ?? "0")
+    incarnation: BigInt(row.halted_incarnation ?? "0"),
+    ...(row.halted_request === null ? {} : { request: row.halted_request })
   }
 })
 
@@ -64,7 +67,8 @@ export const toCheckpoint = (row: CheckpointRow): Checkpoint.Checkpoint => ({
 export const checkpointRecord =
   `(projection_name text, range_start bigint, range_end bigint, position bigint, replica_set text, worker_id text,
     incarnation bigint, generation_id bigint, filter text, halted_since timestamptz, halted_error text,
-    halted_position bigint, halted_event_id text, halted_hash bigint, halted_incarnation bigint)`
+    halted_position bigint, halted_event_id text, halted_hash bigint, halted_incarnation bigint,
+    halted_request text)`
 
 /** Checkpoints as JSON for `json_to_recordset`: one parameter, regardless of which values are null. */
 export const checkpointRecords = (rows: ReadonlyArray<Checkpoint.Checkpoint>): string =>
@@ -83,7 +87,8 @@ export const checkpointRecords = (rows: ReadonlyArray<Checkpoint.Checkpoint>): s
     halted_position: row.halt === undefined ? null : String(row.halt.position),
     halted_event_id: row.halt?.eventId ?? null,
     halted_hash: row.halt?.hash ?? null,
-    halted_incarnation: row.halt === undefined ? null : String(row.halt.incarnation)
+    halted_incarnation: row.halt === undefined ? null : String(row.halt.incarnation),
+    halted_request: row.halt?.request ?? null
   })))
 
 /** A member as it is stored in a generation's row. */

@@ -4,7 +4,7 @@ import { qualified, quoted, type TableKey, type TableNames } from "../../../sche
 import { block, createSchema, indented, literal, lock } from "./Sql.ts"
 
 /** The version of the tables that this library creates and requires. */
-export const schemaVersion = 2
+export const schemaVersion = 3
 
 /**
  * Known answers of `HashSql.hashOf`, taken from PostgreSQL 18. They are stored in the database and checked at start,
@@ -23,6 +23,7 @@ export const owned = [
   "workers",
   "heartbeats",
   "checkpoints",
+  "parkedEvents",
   "incarnations",
   "presenceKeys",
   "meta"
@@ -189,6 +190,7 @@ CREATE TABLE IF NOT EXISTS ${qualified(names, "checkpoints")} (
   halted_event_id text,
   halted_hash bigint,
   halted_incarnation bigint,
+  halted_request text CHECK (halted_request IN ('retry', 'skip')),
   updated_at timestamptz NOT NULL DEFAULT clock_timestamp(),
   PRIMARY KEY (projection_name, range_start),
   CHECK (0 <= range_start AND range_start < range_end AND range_end <= 4294967296),
@@ -201,10 +203,43 @@ CREATE TABLE IF NOT EXISTS ${qualified(names, "checkpoints")} (
 )`,
   `-- For tables of version 1.
 ALTER TABLE ${qualified(names, "checkpoints")} ADD COLUMN IF NOT EXISTS halted_incarnation bigint`,
+  `-- For tables of version 2.
+ALTER TABLE ${qualified(names, "checkpoints")} ADD COLUMN IF NOT EXISTS halted_request text
+  CHECK (halted_request IN ('retry', 'skip'))`,
 
   `CREATE INDEX IF NOT EXISTS ${quoted(`idx_${names.checkpoints}_replica`)} ON ${
     qualified(names, "checkpoints")
   } (replica_set)`,
+
+  `-- Events that a handler could not handle, and later events with the same key, which queue behind them (attempts 0). Each
+-- belongs to the range of its projection that contains key_hash. A request marks it for the worker that owns the range.
+CREATE TABLE IF NOT EXISTS ${qualified(names, "parkedEvents")} (
+  projection_name text NOT NULL,
+  position bigint NOT NULL,
+  key text NOT NULL,
+  key_hash bigint NOT NULL,
+  event_id text NOT NULL,
+  event_type text NOT NULL,
+  aggregate_type text NOT NULL,
+  aggregate_id text NOT NULL,
+  aggregate_version bigint NOT NULL,
+  parked_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  attempts integer NOT NULL DEFAULT 0,
+  first_attempt_at timestamptz,
+  last_attempt_at timestamptz,
+  error_tag text,
+  error_message text,
+  request text CHECK (request IN ('retry', 'drop')),
+  requested_at timestamptz,
+  requested_by text,
+  PRIMARY KEY (projection_name, position)
+)`,
+  `CREATE INDEX IF NOT EXISTS ${quoted(`idx_${names.parkedEvents}_key`)} ON ${
+    qualified(names, "parkedEvents")
+  } (projection_name, key_hash, position)`,
+  `CREATE INDEX IF NOT EXISTS ${quoted(`idx_${names.parkedEvents}_request`)} ON ${
+    qualified(names, "parkedEvents")
+  } (projection_name, position) WHERE request IS NOT NULL`,
 
   `-- Written last, so that a recorded version means that all tables exist.
 INSERT INTO ${qualified(names, "meta")} AS m (schema_version, hash_answers, events_table)

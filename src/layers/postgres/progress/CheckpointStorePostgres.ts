@@ -201,7 +201,7 @@ const halt = Effect.fnUntraced(function*(
         halted_event_id = ${eventId}, halted_hash = coalesce(${
       sql.literal(hashOf("event.aggregate_id"))
     }, c.range_start),
-        halted_incarnation = c.incarnation, updated_at = clock_timestamp()
+        halted_incarnation = c.incarnation, halted_request = NULL, updated_at = clock_timestamp()
       FROM (SELECT ${aggregateId ?? null}::text AS aggregate_id) AS event
       WHERE ${isHeldAs(sql, held)} AND ${isAt(sql, at)} AND ${ServerEpochSql.isCurrent(sql, epoch)}
       RETURNING 'halted'`))).pipe(

@@ -60,7 +60,8 @@ export const lockHeldAs = (sql: Statement.Constructor, held: Held) => sql`${isHe
 
 /** SQL: what an advance sets besides the position. Also clears a halt whose acknowledgement was lost. */
 export const alsoAdvanced = `updated_at = clock_timestamp(), halted_since = NULL, halted_error = NULL,
-  halted_position = NULL, halted_event_id = NULL, halted_hash = NULL, halted_incarnation = NULL`
+  halted_position = NULL, halted_event_id = NULL, halted_hash = NULL, halted_incarnation = NULL,
+  halted_request = NULL`
 
 const whileUnreachable = Schedule.jittered(
   Schedule.min([Schedule.exponential("50 millis"), Schedule.spaced("2 seconds")])
