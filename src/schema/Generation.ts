@@ -58,10 +58,26 @@ export const share = (
   generation: Generation,
   projection: string,
   worker: Pick<Member, "incarnation" | "workerId">
-): HashRange.HashRange | undefined => {
-  const carriers = generation.members.filter((member) => member.projections.includes(projection))
+): HashRange.HashRange | undefined => parts(generation, { name: projection }, worker)[0]
+
+/**
+ * The parts of a worker's share that it works on at the same time: `concurrency` (default 1) adjacent parts of equal
+ * size, in the order of their hashes. Empty if the worker has no share.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const parts = (
+  generation: Generation,
+  { concurrency = 1, name }: { readonly name: string; readonly concurrency?: number | undefined },
+  worker: Pick<Member, "incarnation" | "workerId">
+): ReadonlyArray<HashRange.HashRange> => {
+  const carriers = generation.members.filter((member) => member.projections.includes(name))
   const index = carriers.findIndex((member) => isSameWorker(member, worker))
-  return index < 0 ? undefined : HashRange.partition(index, carriers.length)
+  return index < 0 ? [] : Array.from(
+    { length: concurrency },
+    (_, part) => HashRange.partition(index * concurrency + part, carriers.length * concurrency)
+  )
 }
 
 const sameMember = (a: Member, b: Member): boolean =>

@@ -93,6 +93,15 @@ export const includes = (range: HashRange, hash: number): boolean => range.start
 export const size = (range: HashRange): number => range.end - range.start
 
 /**
+ * The range from the start of the first to the end of the last of some adjacent ranges; undefined for none.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const span = (adjacent: ReadonlyArray<HashRange>): HashRange | undefined =>
+  adjacent.length === 0 ? undefined : { start: adjacent[0]!.start, end: adjacent[adjacent.length - 1]!.end }
+
+/**
  * The parts of `range` before, inside and after `border`; undefined where empty.
  *
  * @category utils

@@ -11,6 +11,7 @@ import * as Result from "effect/Result"
 import * as Checkpoint from "./Checkpoint.ts"
 import { FilterChanged, ProjectionInOtherReplicaSet, WorkerEvicted } from "./Errors.ts"
 import * as Generation from "./Generation.ts"
+import type * as HashRange from "./HashRange.ts"
 import * as RangePlan from "./RangePlan.ts"
 import * as Succession from "./Succession.ts"
 import * as Worker from "./Worker.ts"
@@ -49,6 +50,8 @@ export interface Carried {
   readonly startPosition: bigint
   /** Whether to continue from the current position if progress was made under another filter. */
   readonly acceptFilterChange: boolean
+  /** The number of parts of the worker's share that it works on at the same time. Default 1. */
+  readonly concurrency?: number | undefined
   /**
    * The worker has given up the projection, because another worker has changed its filter: it claims none of its
    * ranges, releases those that it owns, and no longer carries the projection.
@@ -226,6 +229,14 @@ const formGeneration = (
   return Generation.next(view.replicaSet, view.generation, members)
 }
 
+/** The parts of a projection's hash space that the generation assigns to a worker; empty if it assigns none. */
+export const parts = (
+  generation: Generation.Generation | undefined,
+  projection: Carried,
+  worker: Worker.Registration
+): ReadonlyArray<HashRange.HashRange> =>
+  generation === undefined || projection.givenUp === true ? [] : Generation.parts(generation, projection, worker)
+
 /** What the plan for the ranges of one projection is computed from. */
 const rangesOf = (
   view: View,
@@ -235,18 +246,15 @@ const rangesOf = (
 ): RangePlan.Input => {
   const { incarnation, workerId } = request.registration
   const rows = view.rows.filter((row) => row.projection === projection.name)
-  const isCarried = !request.leaving && projection.givenUp !== true
-  const share = isCarried && generation !== undefined
-    ? Generation.share(generation, projection.name, request.registration)
-    : undefined
   return {
     replicaSet: view.replicaSet,
     projection,
     worker: request.registration,
-    assignment: share === undefined || generation === undefined
-      ? undefined
-      : { share, fence: { workerId, incarnation, generationId: generation.generationId } },
-    isCarried,
+    assignment: request.leaving ? undefined : RangePlan.assign(
+      parts(generation, projection, request.registration),
+      { workerId, incarnation, generationId: generation?.generationId ?? 0n }
+    ),
+    isCarried: !request.leaving && projection.givenUp !== true,
     rows,
     candidateKeys: new Set(rows.filter((row) => isCandidate(row, view, request)).map(Checkpoint.key)),
     lockedKeys: view.lockedKeys,

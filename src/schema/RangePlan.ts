@@ -1,6 +1,7 @@
 /**
- * The part of a plan that concerns the ranges of one projection: a range is cut at the borders of the worker's share,
- * the parts outside are released and the part inside is claimed, and adjacent parts are merged.
+ * The part of a plan that concerns the ranges of one projection: a range is cut at the borders of the worker's share
+ * and of its parts, what lies outside is released, what lies inside is claimed, and adjacent ranges are merged, but
+ * never those of two parts.
  */
 import * as Checkpoint from "./Checkpoint.ts"
 import * as HashRange from "./HashRange.ts"
@@ -29,10 +30,25 @@ export interface Input {
 }
 
 /** A share of a projection's hash space, and the fence under which it is claimed. */
-interface Assignment {
+export interface Assignment {
   readonly share: HashRange.HashRange
+  /** The parts of the share that have ranges of their own; they tile it. */
+  readonly parts: ReadonlyArray<HashRange.HashRange>
   readonly fence: Checkpoint.Fence
 }
+
+/** Returns the assignment of adjacent parts; undefined for none. */
+export const assign = (
+  parts: ReadonlyArray<HashRange.HashRange>,
+  fence: Checkpoint.Fence
+): Assignment | undefined => {
+  const share = HashRange.span(parts)
+  return share === undefined ? undefined : { share, parts, fence }
+}
+
+/** Whether a range lies within one of the parts. */
+export const isInPart = (parts: ReadonlyArray<HashRange.HashRange>, range: HashRange.HashRange): boolean =>
+  parts.some((part) => HashRange.contains(part, range))
 
 /** The changes of rows that a plan makes. */
 export interface Changes {
@@ -52,7 +68,7 @@ export interface Changes {
 export interface RangePlan extends Changes {
   /** The rows that the worker owns afterwards. */
   readonly ownedRows: ReadonlyArray<Checkpoint.Held>
-  /** Whether these tile the worker's share. */
+  /** Whether these tile the worker's share, and each of them lies within one part. */
   readonly isComplete: boolean
   /** Whether the plan must be made again when a batch has released a row. */
   readonly isWaitingForLock: boolean
@@ -65,7 +81,8 @@ export const make = (input: Input): RangePlan => {
   const create = createFirstRow(input)
   const actions = rows.map((row) => actionOn(row, input))
   const before = [...rows.filter((_, index) => actions[index] === "change"), ...create]
-  const after = merge(before.flatMap((row) => cut(row, input))).map((row) => before.find(isUnchanged(row)) ?? row)
+  const after = merge(before.flatMap((row) => cut(row, input)), assignment?.parts ?? [])
+    .map((row) => before.find(isUnchanged(row)) ?? row)
 
   const changed = after.filter((row) => !before.includes(row))
   const owned = changed.filter(isOwned)
@@ -79,12 +96,15 @@ export const make = (input: Input): RangePlan => {
     renew: owned.filter(isRenewed),
     remove: before.filter((row) => !after.some(({ range }) => range.start === row.range.start)),
     ownedRows,
-    isComplete: assignment === undefined
-      ? ownedRows.length === 0
-      : HashRange.tiles(ownedRows.map(({ range }) => range), assignment.share),
+    isComplete: isComplete(ownedRows.map(({ range }) => range), assignment),
     isWaitingForLock: actions.includes("wait")
   }
 }
+
+const isComplete = (owned: ReadonlyArray<HashRange.HashRange>, assignment: Assignment | undefined): boolean =>
+  assignment === undefined
+    ? owned.length === 0
+    : HashRange.tiles(owned, assignment.share) && owned.every((range) => isInPart(assignment.parts, range))
 
 /** The first row of a projection without progress: free, and for the whole hash space. */
 const createFirstRow = ({ isCarried, projection, replicaSet, rows }: Input): ReadonlyArray<Checkpoint.Checkpoint> =>
@@ -125,14 +145,15 @@ const canTakeOver = ({ candidateKeys, lockedKeys, replicaSet, rows }: Input): bo
     (candidateKeys.has(Checkpoint.key(row)) && !lockedKeys.has(Checkpoint.key(row)))
   )
 
-/** Cuts a row at the borders of the share, claims the part inside and releases the parts outside. */
+/** Cuts a row at the borders of the share and of its parts, claims what lies inside and releases what lies outside. */
 const cut = (row: Checkpoint.Checkpoint, input: Input): ReadonlyArray<Checkpoint.Checkpoint> => {
   const { assignment, projection, replicaSet } = input
   if (assignment === undefined) return [release(row, row.range, replicaSet)]
-  const { after, before, inside } = HashRange.cut(row.range, assignment.share)
+  const { after, before } = HashRange.cut(row.range, assignment.share)
+  const inside = assignment.parts.flatMap((part) => HashRange.cut(row.range, part).inside ?? [])
   return [
     ...(before === undefined ? [] : [release(row, before, replicaSet)]),
-    ...(inside === undefined ? [] : [claim(row, inside, assignment.fence, { replicaSet, filter: projection.filter })]),
+    ...inside.map((range) => claim(row, range, assignment.fence, { replicaSet, filter: projection.filter })),
     ...(after === undefined ? [] : [release(row, after, replicaSet)])
   ]
 }
@@ -161,12 +182,16 @@ const claim = (
 const haltIn = (row: Checkpoint.Checkpoint, range: HashRange.HashRange): Checkpoint.Halt | undefined =>
   row.halt !== undefined && HashRange.includes(range, row.halt.hash) ? row.halt : undefined
 
-/** Merges adjacent rows that have the same owner, position and filter, and no halt. */
-const merge = (rows: ReadonlyArray<Checkpoint.Checkpoint>): ReadonlyArray<Checkpoint.Checkpoint> => {
+/** Merges adjacent rows that have the same owner, position and filter, and no halt, except at the borders of parts. */
+const merge = (
+  rows: ReadonlyArray<Checkpoint.Checkpoint>,
+  parts: ReadonlyArray<HashRange.HashRange>
+): ReadonlyArray<Checkpoint.Checkpoint> => {
+  const borders = new Set(parts.map(({ start }) => start))
   const merged: Array<Checkpoint.Checkpoint> = []
   for (const row of [...rows].sort((a, b) => a.range.start - b.range.start)) {
     const last = merged[merged.length - 1]
-    if (last !== undefined && canMerge(last, row)) {
+    if (last !== undefined && !borders.has(row.range.start) && canMerge(last, row)) {
       merged[merged.length - 1] = { ...last, range: { start: last.range.start, end: row.range.end } }
     } else {
       merged.push(row)

@@ -42,6 +42,7 @@ export interface Projection<out E = never, out R = never> {
   readonly filter: EventFilter
   readonly startFrom: StartFrom
   readonly acceptFilterChange: boolean
+  readonly concurrency: number
   readonly handle: (event: Event) => Effect.Effect<unknown, E, R>
 }
 
@@ -102,6 +103,17 @@ export interface Options<E, R> extends EventFilter {
    * false.
    */
   readonly acceptFilterChange?: boolean | undefined
+  /**
+   * The number of ranges into which a worker divides its share of the projection, so that as many batches run at the
+   * same time: for handlers that wait, for example for another service. An integer from 1 to 100. Default 1.
+   *
+   * **Gotchas**
+   *
+   * - Each batch occupies a connection of the application's pool. The stores run at most one batch less than the pool
+   *   has connections; further batches wait. Handlers that only execute SQL gain little.
+   * - The order of the events of one aggregate does not change.
+   */
+  readonly concurrency?: number | undefined
 }
 
 /**
@@ -135,6 +147,7 @@ export const make = <E = never, R = never>(name: string, options: Options<E, R>)
   },
   startFrom: options.startFrom ?? "beginning",
   acceptFilterChange: options.acceptFilterChange ?? false,
+  concurrency: options.concurrency ?? 1,
   handle: options.handle
 })
 

@@ -2,9 +2,9 @@ import { assert, describe, it } from "@effect/vitest"
 import { Arbitrary, Result, Schema } from "effect"
 import * as Checkpoint from "../../src/schema/Checkpoint.ts"
 import { FilterChanged, ProjectionInOtherReplicaSet } from "../../src/schema/Errors.ts"
-import * as Generation from "../../src/schema/Generation.ts"
 import * as HashRange from "../../src/schema/HashRange.ts"
 import * as Plan from "../../src/schema/Plan.ts"
+import * as RangePlan from "../../src/schema/RangePlan.ts"
 import * as World from "./PlanWorld.ts"
 
 const int = (maximum: number) => Schema.Int.pipe(Schema.check(Schema.isBetween({ minimum: 0, maximum })))
@@ -57,7 +57,8 @@ const step = (world: World.World, { a, b, event, hash }: typeof Step.Type): void
         projections: subset(b),
         filter: hash % 7 === 0 ? "some" : "all",
         acceptFilterChange: hash % 5 !== 0,
-        startPosition: BigInt(b)
+        startPosition: BigInt(b),
+        concurrency: 1 + hash % 3
       })
       return
     }
@@ -195,13 +196,14 @@ describe("Plan", () => {
     ({ history }) => {
       const world = live(history)
       const borders = new Set<number>()
-      for (let total = 1; total <= world.crowd; total++) {
+      // A worker divides its share into up to three parts.
+      for (let total = 1; total <= 3 * world.crowd; total++) {
         for (let key = 0; key < total; key++) borders.add(HashRange.partition(key, total).start)
       }
       for (const row of world.rows.values()) {
         assert.isTrue(
           borders.has(row.range.start),
-          `${row.range.start} is not a border of up to ${world.crowd} partitions`
+          `${row.range.start} is not a border of up to ${3 * world.crowd} partitions`
         )
       }
     },
@@ -247,7 +249,8 @@ describe("Plan", () => {
         for (const row of rows) {
           const owner = carriers.find((worker) => Checkpoint.isHeldBy(row, worker.registration))
           assert.isDefined(owner, "no live carrier holds the row")
-          assert.isTrue(HashRange.contains(Generation.share(generation, projection, owner!.registration)!, row.range))
+          const parts = World.partsOf(generation, projection, owner!)
+          assert.isTrue(parts.some((part) => HashRange.contains(part, row.range)), "not in one part of its share")
         }
       }
     },
@@ -255,7 +258,7 @@ describe("Plan", () => {
   )
 
   it.prop(
-    "when all rows have the same position and none is active, each carrier ends with one row per projection",
+    "when all rows have the same position and none is active, each carrier ends with one row per part",
     { history, rotation: int(5) },
     ({ history, rotation }) => {
       const world = live(history)
@@ -265,10 +268,46 @@ describe("Plan", () => {
       for (const projection of World.projectionNames) {
         const carriers = workers.filter(({ registered }) => registered.includes(projection))
         if (carriers.length === 0) continue
-        assert.lengthOf(World.rowsOf(world, projection), carriers.length)
+        const generation = world.generations.get("main")
+        assert.deepStrictEqual(
+          World.rowsOf(world, projection).map(({ range }) => range),
+          carriers.flatMap((carrier) => World.partsOf(generation, projection, carrier))
+            .toSorted((a, b) => a.start - b.start)
+        )
       }
     },
     options("merging", 300)
+  )
+
+  it.prop(
+    "a deploy that changes the concurrency of one worker leaves the ranges of the others untouched",
+    { others: int(4), before: int(4), after: int(4), position: int(2) },
+    ({ after, before, others, position }) => {
+      const world = World.make()
+      const start = (workerId: string, concurrency: number) =>
+        World.join(world, { workerId, projections: ["orders"], concurrency: concurrency + 1 })
+      const rest = Array.from({ length: others }, (_, index) => start(`w${index}`, index % 3))
+      const old = start("deployed", before)
+      const order = () => world.workers
+      World.converge(world, { idle: true, order })
+      for (const [key, row] of world.rows) {
+        world.rows.set(key, { ...row, position: BigInt(row.range.start % (position + 1)) })
+      }
+      const untouched = rest.flatMap((worker) => World.heldBy(world, worker))
+      const positions = World.rowsOf(world, "orders")
+      old.silentForMillis = farFuture
+      const deployed = start("deployed", after)
+      for (const worker of rest) World.workOnAll(world, worker)
+      World.converge(world, { idle: false, order: () => [deployed, ...rest] })
+      assert.deepStrictEqual(rest.flatMap((worker) => World.heldBy(world, worker)), untouched)
+      for (const row of World.rowsOf(world, "orders")) {
+        assert.strictEqual(row.position, World.rowAt(positions, row.range.start).position)
+      }
+      const parts = World.partsOf(world.generations.get("main"), "orders", deployed)
+      assert.lengthOf(parts, after + 1)
+      assert.isTrue(World.heldBy(world, deployed).every(({ range }) => RangePlan.isInPart(parts, range)))
+    },
+    options("deploy", 300)
   )
 
   describe("merging", () => {

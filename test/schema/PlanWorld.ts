@@ -75,6 +75,7 @@ export const join = (
     readonly filter?: string
     readonly acceptFilterChange?: boolean
     readonly startPosition?: bigint
+    readonly concurrency?: number
   }
 ): WorldWorker => {
   const replicaSet = options.replicaSet ?? "main"
@@ -93,7 +94,8 @@ export const join = (
       name,
       filter: options.filter ?? "all",
       startPosition: options.startPosition ?? 0n,
-      acceptFilterChange: options.acceptFilterChange ?? false
+      acceptFilterChange: options.acceptFilterChange ?? false,
+      concurrency: options.concurrency ?? 1
     })),
     registered: options.projections,
     activeKeys: new Set(),
@@ -145,16 +147,28 @@ export const requestOf = (worker: WorldWorker, leaving = false): Plan.Request =>
   rules
 })
 
-/** Closes the active rows that no longer lie entirely within its share, as a worker does before it decides. */
+/** The parts of a projection that a generation assigns to the worker. */
+export const partsOf = (
+  generation: Generation.Generation | undefined,
+  projection: string,
+  worker: WorldWorker
+): ReadonlyArray<HashRange.HashRange> => {
+  const carried = worker.carried.find(({ name }) => name === projection)
+  return generation === undefined || carried === undefined
+    ? []
+    : Generation.parts(generation, carried, worker.registration)
+}
+
+const isIn = (parts: ReadonlyArray<HashRange.HashRange>, range: HashRange.HashRange): boolean =>
+  parts.some((part) => HashRange.contains(part, range))
+
+/** Closes the active rows that do not lie entirely within one part of its share, as a worker does before it decides. */
 export const closeUnassigned = (world: World, worker: WorldWorker): void => {
   const view = { ...viewFor(world, worker), lockedKeys: new Set<string>() }
   const plan = Plan.make(view, requestOf(worker))
   const generation = Result.isSuccess(plan) ? plan.success.generation : view.generation
   for (const row of heldBy(world, worker)) {
-    const share = generation === undefined
-      ? undefined
-      : Generation.share(generation, row.projection, worker.registration)
-    if (share === undefined || !HashRange.contains(share, row.range)) worker.activeKeys.delete(Checkpoint.key(row))
+    if (!isIn(partsOf(generation, row.projection, worker), row.range)) worker.activeKeys.delete(Checkpoint.key(row))
   }
 }
 
@@ -317,9 +331,8 @@ const check = (
     }
     assert.isTrue(HashRange.tiles(rows.map(({ range }) => range)), `${name} does not tile`)
     assert.strictEqual(new Set(rows.map(({ replicaSet }) => replicaSet)).size, 1, `two replica sets have ${name}`)
-    const share = leaving || plan.generation === undefined
-      ? undefined
-      : Generation.share(plan.generation, name, self)
+    const parts = leaving ? [] : partsOf(plan.generation, name, worker)
+    const share = HashRange.span(parts)
     assert.strictEqual(share !== undefined, !leaving && !isGivenUp(name))
     for (const row of rows) {
       if (row.halt !== undefined) assert.isTrue(HashRange.includes(row.range, row.halt.hash), "a halt outside its row")
@@ -329,7 +342,7 @@ const check = (
         assert.notDeepEqual({ ...row, fence: was.fence }, was, "an unchanged row was written again")
       }
       assert.strictEqual(row.fence!.generationId, plan.generation!.generationId, "an old fence on a new row")
-      assert.isTrue(HashRange.contains(share!, row.range), "the changed row lies outside the share")
+      assert.isTrue(isIn(parts, row.range), "the changed row does not lie in one part of the share")
       assert.strictEqual(row.replicaSet, self.replicaSet)
     }
     for (const hash of samples(old, rows)) {
@@ -341,14 +354,14 @@ const check = (
       const was = rowAt(old, hash)
       assert.strictEqual(now.position, was.position, `${name}: position at ${hash}`)
       const inShare = share !== undefined && HashRange.includes(share, hash)
-      const isIn = (rows: ReadonlyArray<Checkpoint.Checkpoint>) =>
+      const isAmong = (rows: ReadonlyArray<Checkpoint.Checkpoint>) =>
         rows.some((row) => row.projection === name && HashRange.includes(row.range, hash))
       if (isMine(now) && !isMine(was)) {
         assert.isTrue(inShare, "claimed a hash outside its share")
-        assert.isTrue(isIn(plan.claim), "claimed without a claim")
+        assert.isTrue(isAmong(plan.claim), "claimed without a claim")
       }
-      if (!isMine(now) && isMine(was)) assert.isTrue(isIn(plan.release), "released without a release")
-      if (isIn(plan.renew)) assert.isTrue(isMine(was), "renewed what it did not own")
+      if (!isMine(now) && isMine(was)) assert.isTrue(isAmong(plan.release), "released without a release")
+      if (isAmong(plan.renew)) assert.isTrue(isMine(was), "renewed what it did not own")
       if (!untouchable(was)) {
         assert.strictEqual(isMine(now), inShare, `${name}: ${hash} ${inShare ? "not claimed" : "not released"}`)
         if (!inShare && isMine(was)) assert.isUndefined(now.fence)
@@ -373,8 +386,11 @@ const check = (
   assert.deepStrictEqual(sorted(plan.ownedRows), sorted(owned))
   const isComplete = !leaving && self.projections.every((name) => {
     const ranges = owned.filter((row) => row.projection === name).map(({ range }) => range)
-    const share = Generation.share(plan.generation!, name, self)
-    return share === undefined ? ranges.length === 0 : HashRange.tiles(ranges, share)
+    const parts = partsOf(plan.generation, name, worker)
+    const share = HashRange.span(parts)
+    return share === undefined
+      ? ranges.length === 0
+      : HashRange.tiles(ranges, share) && ranges.every((range) => isIn(parts, range))
   })
   assert.strictEqual(plan.isComplete, isComplete)
   const waits = [...before.values()].some((row) => {

@@ -18,15 +18,25 @@ const Row = Schema.Struct({
 })
 const rows = Arbitrary.array(Arbitrary.schema(Row), { maxLength: 8 })
 
-/** The start and end of the share in eighths of the space; none if the start is not before the end. */
-const share = Schema.Struct({ start: int(0, 7), end: int(0, 8) })
+/**
+ * The start and end of the share in eighths of the space, none if the start is not before the end, and the length of its
+ * parts.
+ */
+const share = Schema.Struct({ start: int(0, 7), end: int(0, 8), part: int(1, 8) })
+type Share = typeof share.Type
+
+const partsOf = ({ end, part, start }: Share): ReadonlyArray<HashRange.HashRange> =>
+  Array.from({ length: Math.max(0, Math.ceil((end - start) / part)) }, (_, index) => ({
+    start: HashRange.partition(start + index * part, 8).start,
+    end: HashRange.partition(Math.min(end, start + (index + 1) * part) - 1, 8).end
+  }))
 
 interface World {
   readonly rows: ReadonlyArray<Checkpoint.Checkpoint>
   readonly input: RangePlan.Input
 }
 
-const worldOf = (given: ReadonlyArray<typeof Row.Type>, { end, start }: typeof share.Type, foreign: boolean): World => {
+const worldOf = (given: ReadonlyArray<typeof Row.Type>, share: Share, foreign: boolean): World => {
   const total = given.reduce((sum, { length }) => sum + length, 0)
   const [candidateKeys, lockedKeys] = [new Set<string>(), new Set<string>()]
   let offset = 0
@@ -67,13 +77,8 @@ const worldOf = (given: ReadonlyArray<typeof Row.Type>, { end, start }: typeof s
       replicaSet: "main",
       projection: { name: "orders", filter: "all", startPosition: 7n },
       worker: self,
-      assignment: start < end
-        ? {
-          share: { start: HashRange.partition(start, 8).start, end: HashRange.partition(end - 1, 8).end },
-          fence: { ...self, generationId: 2n }
-        }
-        : undefined,
-      isCarried: start < end,
+      assignment: RangePlan.assign(partsOf(share), { ...self, generationId: 2n }),
+      isCarried: share.start < share.end,
       rows,
       candidateKeys,
       lockedKeys,
@@ -149,7 +154,11 @@ describe("RangePlan", () => {
       const owned = plan.ownedRows.map(({ range }) => range)
       assert.strictEqual(
         plan.isComplete,
-        input.assignment === undefined ? owned.length === 0 : HashRange.tiles(owned, input.assignment.share)
+        input.assignment === undefined
+          ? owned.length === 0
+          : input.assignment.parts.every((part) =>
+            HashRange.tiles(owned.filter((range) => HashRange.contains(part, range)), part)
+          ) && HashRange.tiles(owned, input.assignment.share)
       )
       const isFree = (row: Checkpoint.Checkpoint) => isCandidate(row) && !input.lockedKeys.has(Checkpoint.key(row))
       for (const [index, right] of after.entries()) {
@@ -157,10 +166,22 @@ describe("RangePlan", () => {
         if (left === undefined || ![left, right].every((row) => isFree(row) && isMine(row))) continue
         // Rows of another replica set are left alone until all of them can be claimed.
         if (right.replicaSet !== input.replicaSet) continue
-        const isSplit = left.position !== right.position || left.halt !== undefined || right.halt !== undefined
+        const isSplit = left.position !== right.position || left.halt !== undefined || right.halt !== undefined ||
+          input.assignment?.parts.some(({ start }) => start === right.range.start)
         assert.isTrue(isSplit, "adjacent rows that could have been merged")
       }
     },
     options("completeness")
+  )
+
+  it.prop(
+    "no row that the plan writes with the worker's fence lies in two parts",
+    { rows, share, foreign: Schema.Boolean },
+    ({ foreign, rows: given, share }) => {
+      const { input } = worldOf(given, share, foreign)
+      const { claim, renew } = RangePlan.make(input)
+      for (const { range } of [...claim, ...renew]) assert.isTrue(RangePlan.isInPart(input.assignment!.parts, range))
+    },
+    options("parts")
   )
 })

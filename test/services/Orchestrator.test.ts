@@ -352,6 +352,9 @@ it.effect("rejects no projections, an empty name, duplicate names and a filter t
       [[named("a"), named("b"), named("a")], "DuplicateProjection", /"a".*each projection its own/],
       [[named("a", { startFrom: -1n })], "InvalidSettings", /startFrom of "a"/],
       [[named("a", { startFrom: new Date(Number.NaN) })], "InvalidSettings", /startFrom of "a" is not a date/],
+      [[named("a", { concurrency: 0 })], "InvalidSettings", /concurrency of "a" is 0\. Give an integer from 1 to 100/],
+      [[named("a", { concurrency: 1.5 })], "InvalidSettings", /concurrency of "a" is 1\.5/],
+      [[named("a", { concurrency: 101 })], "InvalidSettings", /concurrency of "a" is 101/],
       [[named("a", { eventTypes: [] })], "InvalidSettings", /eventTypes of "a" is empty/]
     ]
     for (const [projections, tag, message] of expected) {

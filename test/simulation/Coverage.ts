@@ -45,6 +45,7 @@ const everywhere = {
     "claim",
     "claim from a dead worker",
     "cut",
+    "several ranges per share",
     "merge",
     "leave",
     "evicted: presence gone",

@@ -34,18 +34,25 @@ export class Fleet<R> {
     return this.run.workers.filter((worker) => worker.isRunning && worker.replicaSet === replicaSet)
   }
 
-  start(start: Start): Worker {
-    const { coverage, say, scenario, subjects, workers } = this.run
+  start(given: Start): Worker {
+    const { chance, coverage, say, scenario, subjects, workers } = this.run
+    const concurrency = chance.pick(scenario.concurrencies)
+    const start: Start = { ...given, concurrency }
     const worker = new Worker(`w${workers.length + 1}`, start)
     workers.push(worker)
     if (start.carries.length < this.names.length) coverage.count("faults", "workers with different projections")
-    say(worker.name, `starts as ${worker.replicaSet}/${worker.workerId} with ${start.carries.join(",")}`)
+    if (concurrency > 1) coverage.count("steps", "several ranges per share")
+    say(
+      worker.name,
+      `starts as ${worker.replicaSet}/${worker.workerId} with ${start.carries.join(",")} ×${concurrency}`
+    )
     const projections = start.carries.map((name) => {
       const subject = subjects.get(name)!
       return Projection.make(name, {
         ...subject.filter,
         ...(start.otherFilter === true ? { boundedContexts: ["app"] } : {}),
         startFrom: scenario.startFrom,
+        concurrency,
         handle: this.handler(subject, worker)
       })
     })

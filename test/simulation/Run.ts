@@ -102,6 +102,8 @@ export interface Start {
   readonly carries: ReadonlyArray<string>
   readonly replicaSet?: string
   readonly otherFilter?: boolean
+  /** The `concurrency` of its projections. */
+  readonly concurrency?: number
   /** It runs `catchUp`, and leaves when it has handled all events. */
   readonly catchesUp?: boolean
 }

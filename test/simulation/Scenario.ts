@@ -170,6 +170,8 @@ export interface Scenario {
   readonly startFrom: "beginning" | "now"
   readonly workersAtMost: number
   readonly workersAtFirst: number
+  /** The values of `concurrency` that the workers have; each worker one of them, as during a deploy. */
+  readonly concurrencies: ReadonlyArray<number>
   /** All aggregates of a projection also write to one shared row. */
   readonly sharesRows: boolean
   /** The maximum latency of every call. */
@@ -277,6 +279,7 @@ export const draw = (seed: number, pace: Pace, faults?: ReadonlyArray<FaultName>
     startFrom: chance.bool(0.15) ? "now" : "beginning",
     workersAtMost,
     workersAtFirst: chance.int(1, Math.min(3, workersAtMost)),
+    concurrencies: new Chance(seed, 8).pick([[1], [1], [1, 2], [2, 3]]),
     sharesRows: chance.bool(0.3),
     latency: chance.pick(pace.latencies)
   } as const

@@ -1,7 +1,7 @@
 /** What is missing until a run has recovered from its faults. */
 import type { Checkpoint } from "../../src/schema/Checkpoint.ts"
 import * as Generation from "../../src/schema/Generation.ts"
-import * as HashRange from "../../src/schema/HashRange.ts"
+import * as RangePlan from "../../src/schema/RangePlan.ts"
 import type { Checkers } from "./Checkers.ts"
 import type { Fleet } from "./Fleet.ts"
 import type { Worker } from "./Run.ts"
@@ -49,11 +49,14 @@ const unsettledRows = (
     if (row.halt !== undefined) reasons.push(`${where} is halted`)
     const { fence } = row
     if (fence === undefined) return [...reasons, `${where} has no owner`]
-    const share = generation === undefined ? undefined : Generation.share(generation, name, fence)
-    if (!alive.some((worker) => worker.registration?.incarnation === fence.incarnation)) {
+    const owner = alive.find((worker) => worker.registration?.incarnation === fence.incarnation)
+    const projection = { name, concurrency: owner?.start.concurrency }
+    if (owner === undefined) {
       reasons.push(`${where} is held by a worker that has ended`)
-    } else if (share === undefined || !HashRange.contains(share, row.range)) {
-      reasons.push(`${where} is held by ${fence.workerId}, but does not belong to its share`)
+    } else if (
+      generation === undefined || !RangePlan.isInPart(Generation.parts(generation, projection, fence), row.range)
+    ) {
+      reasons.push(`${where} is held by ${fence.workerId}, but does not belong to one part of its share`)
     }
     return reasons
   })

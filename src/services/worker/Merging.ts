@@ -25,15 +25,27 @@ const patience = Duration.millis(250)
 /** A range is not merged if its batch has been open for this long, because the batch may stay open much longer. */
 const slowBatchNanos = 500_000_000n
 
+/** Whether the assignment permits one row for both ranges. */
+type CanMerge = (left: Checkpoint.Held, right: Checkpoint.Held) => boolean
+
 /** Closes the ranges that can be merged, if the time for it has come. */
-export const closeAdjacent = Effect.fnUntraced(function*(merging: Merging, ranges: Ranges, now: bigint) {
+export const closeAdjacent = Effect.fnUntraced(function*(
+  merging: Merging,
+  ranges: Ranges,
+  now: bigint,
+  canMerge: CanMerge
+) {
   if (!Duration.isGreaterThan(Duration.nanos(now - merging.triedAt), interval)) return
   merging.triedAt = now
-  merging.keys = adjacentKeys([...ranges.all.values()], now)
+  merging.keys = adjacentKeys([...ranges.all.values()], now, canMerge)
   yield* Effect.forEach(merging.keys, (key) => ranges.close(key, "drain"), { discard: true })
 })
 
-const adjacentKeys = (ranges: ReadonlyArray<Readonly<RangeState>>, now: bigint): ReadonlySet<string> => {
+const adjacentKeys = (
+  ranges: ReadonlyArray<Readonly<RangeState>>,
+  now: bigint,
+  canMerge: CanMerge
+): ReadonlySet<string> => {
   // A slow batch is not ended for a merge, because its work would have to start again.
   const idle = ranges.filter(({ batchSince, closing, halt }) =>
     !closing && halt === undefined && (batchSince === undefined || now - batchSince < slowBatchNanos)
@@ -42,7 +54,7 @@ const adjacentKeys = (ranges: ReadonlyArray<Readonly<RangeState>>, now: bigint):
     idle
       .filter(({ handledUpTo, held }) =>
         held.projection === left.held.projection && held.range.start === left.held.range.end &&
-        handledUpTo === left.handledUpTo
+        handledUpTo === left.handledUpTo && canMerge(left.held, held)
       )
       .flatMap((right) => [left, right])
   )

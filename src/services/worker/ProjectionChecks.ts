@@ -64,7 +64,9 @@ export const checkStorable = Effect.fnUntraced(function*(
 
 const invalid = (problem: string) => new InvalidSettings({ setting: "projections", problem })
 
-const problemOf = ({ filter, name, startFrom }: Projection.Any): string | undefined => {
+const maximumConcurrency = 100
+
+const problemOf = ({ concurrency, filter, name, startFrom }: Projection.Any): string | undefined => {
   if (name.trim() === "") return "A projection's name must not be empty, because progress is stored by name."
   if (name.length > maximumNameLength) {
     return `The name "${name.slice(0, 40)}…" must have at most ${maximumNameLength} characters.`
@@ -76,6 +78,9 @@ const problemOf = ({ filter, name, startFrom }: Projection.Any): string | undefi
   }
   if (typeof startFrom === "object" && microsOf(startFrom) === undefined) {
     return `startFrom of "${name}" is not a date that the database can represent. Give a valid Date from 4713 BC on.`
+  }
+  if (!Number.isInteger(concurrency) || concurrency < 1 || concurrency > maximumConcurrency) {
+    return `concurrency of "${name}" is ${concurrency}. Give an integer from 1 to ${maximumConcurrency}.`
   }
   for (const [list, values] of filterLists(filter)) {
     if (values.length === 0) {

@@ -127,8 +127,10 @@ const step = Effect.fnUntraced(function*(options: Options, state: State) {
 
   // A range that is closing still belongs to the old assignment, although its row may be in order.
   if (plan.isComplete && merging.size === 0 && !isClosingAny(options)) yield* reportAssignment(options, state)
-  if (state.hasReachedAssignment) yield* Merging.closeAdjacent(state.merging, options.ranges, state.passBeganAt)
-  else yield* failWhenLate(options, state)
+  if (state.hasReachedAssignment) {
+    const canMerge = (left: Checkpoint.Held, right: Checkpoint.Held) => areInOnePart(options, state, left, right)
+    yield* Merging.closeAdjacent(state.merging, options.ranges, state.passBeganAt, canMerge)
+  } else yield* failWhenLate(options, state)
   yield* Alarm.wait(options.alarm, {
     longestMillis: Math.min(Duration.toMillis(options.settings.pollInterval), Merging.patienceMillis(state.merging)),
     recheckMillis: plan.recheckAfterMillis
@@ -247,12 +249,18 @@ const reasonsFor = Effect.fnUntraced(function*(
   return reasons.length > 0 ? reasons : ["ProjectionsChanged" as const]
 })
 
-const isInShare = (row: Checkpoint.Held, { registration }: Options, { generation }: State): boolean => {
-  const share = generation === undefined ? undefined : Generation.share(generation, row.projection, registration)
-  return share !== undefined && HashRange.contains(share, row.range)
+/** Whether rows of one projection lie within one part of the worker's share. */
+const areInOnePart = (
+  { carried, registration }: Options,
+  { generation }: State,
+  ...rows: ReadonlyArray<Checkpoint.Held>
+): boolean => {
+  const projection = carried().find(({ name }) => name === rows[0]!.projection)
+  const parts = projection === undefined ? [] : Plan.parts(generation, projection, registration)
+  return parts.some((part) => rows.every(({ range }) => HashRange.contains(part, range)))
 }
 
-/** Ends the ranges whose rows this worker no longer owns, and drains those that are no longer in its share. */
+/** Ends the ranges whose rows this worker no longer owns, and drains those that are not in one part of its share. */
 const closeLostAndUnassigned = Effect.fnUntraced(function*(options: Options, state: State, plan: Plan.Plan) {
   const rows = new Map(plan.ownedRows.map((row) => [Checkpoint.key(row), row]))
   for (const [key, range] of options.ranges.all) {
@@ -261,7 +269,7 @@ const closeLostAndUnassigned = Effect.fnUntraced(function*(options: Options, sta
       // Without a row, the range is lost. With a row that is behind, the server has lost commits. With another fence,
       // the row was claimed again. In each case a batch in flight cannot commit.
       yield* options.ranges.close(key, "now")
-    } else if (!isInShare(row, options, state)) {
+    } else if (!areInOnePart(options, state, row)) {
       yield* options.ranges.close(key, "drain")
     }
   }
@@ -290,7 +298,7 @@ const openOwned = Effect.fnUntraced(function*(
   for (const held of ownedRows) {
     const key = Checkpoint.key(held)
     const projection = projections.get(held.projection)
-    if (projection === undefined || !isInShare(held, options, state) || merging.has(held.projection)) continue
+    if (projection === undefined || !areInOnePart(options, state, held) || merging.has(held.projection)) continue
     // A runner that has ended since the plan was made may have moved its row. Its end triggers another pass at once.
     if (activeKeys.has(key) || ranges.all.has(key)) continue
     yield* ranges.open(held, { settings, projection, registration, captured, record })

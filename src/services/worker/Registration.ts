@@ -161,7 +161,8 @@ const carry = Effect.fnUntraced(function*(worker: Worker, workerId: string) {
         name: projection.name,
         filter: Projection.filterText(projection),
         startPosition,
-        acceptFilterChange: projection.acceptFilterChange
+        acceptFilterChange: projection.acceptFilterChange,
+        concurrency: projection.concurrency
       }))
   )
 })

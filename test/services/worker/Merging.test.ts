@@ -33,16 +33,25 @@ const rangesOf = (
   return { all, closed, ranges }
 }
 
+const anyTwo = () => true
+
 it.effect("closes adjacent ranges at the same position, at most every five seconds", () =>
   Effect.gen(function*() {
     const { closed, ranges } = rangesOf([{ range: [0, 1] }, { range: [1, 2] }, { range: [2, 3] }, { range: [4, 5] }])
     const merging = Merging.make(seconds(10))
-    yield* Merging.closeAdjacent(merging, ranges, seconds(15))
+    yield* Merging.closeAdjacent(merging, ranges, seconds(15), anyTwo)
     assert.deepStrictEqual(closed, [])
-    yield* Merging.closeAdjacent(merging, ranges, seconds(16))
+    yield* Merging.closeAdjacent(merging, ranges, seconds(16), anyTwo)
     assert.deepStrictEqual(closed, [0, 1, 2])
-    yield* Merging.closeAdjacent(merging, ranges, seconds(20))
+    yield* Merging.closeAdjacent(merging, ranges, seconds(20), anyTwo)
     assert.strictEqual(closed.length, 3)
+  }))
+
+it.effect("does not close adjacent ranges of different parts of the share", () =>
+  Effect.gen(function*() {
+    const { closed, ranges } = rangesOf([{ range: [0, 1] }, { range: [1, 2] }, { range: [2, 3] }])
+    yield* Merging.closeAdjacent(Merging.make(seconds(10)), ranges, seconds(16), (_, right) => right.range.start === 2)
+    assert.deepStrictEqual(closed, [1, 2])
   }))
 
 const halt = { error: "", position: 6n, eventId: "" }
@@ -57,7 +66,7 @@ it.effect.each(
 )("does not close a range for a neighbour that %s", ([, state]) =>
   Effect.gen(function*() {
     const { closed, ranges } = rangesOf([{ range: [0, 1] }, { range: [1, 2], ...state }])
-    yield* Merging.closeAdjacent(Merging.make(seconds(10)), ranges, seconds(16))
+    yield* Merging.closeAdjacent(Merging.make(seconds(10)), ranges, seconds(16), anyTwo)
     assert.deepStrictEqual(closed, [])
   }))
 
@@ -66,7 +75,7 @@ it.effect("opens no range of the projection until all have closed, but waits for
     const { all, ranges } = rangesOf([{ range: [0, 1] }, { range: [1, 2] }])
     const merging = Merging.make(seconds(0))
     assert.strictEqual(Merging.patienceMillis(merging), Infinity)
-    yield* Merging.closeAdjacent(merging, ranges, seconds(6))
+    yield* Merging.closeAdjacent(merging, ranges, seconds(6), anyTwo)
     all.delete([...all.keys()][0]!)
     Merging.forgetEnded(merging, new Set(all.keys()), seconds(6) + 250_000_000n)
     assert.deepStrictEqual([...Merging.projections(merging, ranges)], ["users"])
