@@ -17,6 +17,8 @@ export * as Errors from "./schema/Errors.ts"
 export * as Event from "./schema/Event.ts"
 /** Filters that select the events of a projection. */
 export * as EventFilter from "./schema/EventFilter.ts"
+/** Typed events: declares event types once, for appending, decoding and projecting them. */
+export * as EventSet from "./services/EventSet.ts"
 /** Appends events and reads them. */
 export * as EventStore from "./services/EventStore.ts"
 /** Numbered configurations of a replica set. */

@@ -144,3 +144,75 @@ export class CheckpointAheadOfEvents
     return `${subject} has handled events up to position ${this.position}, but the events table has only issued positions up to ${this.lastPosition}. The database has lost events that were already handled (restored backup, failover with lost commits), or the events are of another database. Restore the events, or rebuild the projection under a new name.`
   }
 }
+
+/** Names an event in the messages of event sets: its id, its stored type and the version of its payload. */
+const storedEvent = (event: { readonly eventId: string; readonly eventType: string; readonly eventVersion: number }) =>
+  `Event ${event.eventId} (type "${event.eventType}", event version ${event.eventVersion})`
+
+/**
+ * The payload of an event is not what its event set declares: it is not JSON, an upcast has thrown, the payload does not
+ * match the schema, or, in a set with `unknown: "fail"`, the set has no such type. Its message contains no part of the
+ * payload. A retry does not help. It is a failure of this event, which follows the projection's failure policy; the
+ * caller corrects the schema or the upcast.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class EventUndecodable extends Schema.TaggedError<EventUndecodable>(id("EventUndecodable"))("EventUndecodable", {
+  eventId: Schema.String,
+  /** The type under which the event is stored. */
+  eventType: Schema.String,
+  eventVersion: Schema.Int,
+  /** What is wrong, with the path in the payload; keys that the schema does not name are replaced by `*`. */
+  problem: Schema.String
+}) {
+  override get message(): string {
+    return `${
+      storedEvent(this)
+    } cannot be decoded: ${this.problem}. Correct its schema or its upcasts in the event set.`
+  }
+}
+
+/**
+ * The version of an event is above the one that this program's event set declares, as in a deployment where a newer
+ * version of the application has appended it. The worker gives up the projection, so that a worker of the newer version
+ * continues with this event; nothing is halted. `catchUp` fails with it. A retry does not help. The operator runs the
+ * newer version here, too.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class EventVersionTooNew
+  extends Schema.TaggedError<EventVersionTooNew>(id("EventVersionTooNew"))("EventVersionTooNew", {
+    eventId: Schema.String,
+    /** The type under which the event is stored. */
+    eventType: Schema.String,
+    eventVersion: Schema.Int,
+    /** The newest version that the event set declares. */
+    newest: Schema.Int,
+    /** The projection that a worker has given up; absent where an event is decoded by other code. */
+    projection: Schema.optionalKey(Schema.String)
+  })
+{
+  override get message(): string {
+    const problem = `${storedEvent(this)} is newer than version ${this.newest}, the newest one in the event set`
+    return this.projection === undefined
+      ? `${problem} of this program. Run the version of the application that declares it.`
+      : `${problem} of projection "${this.projection}" in this worker. Run the newer version here, too.`
+  }
+}
+
+/**
+ * An event set contradicts itself. `EventSet.make` throws it when the module is loaded. A retry does not help. The
+ * caller corrects the declaration.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class InvalidEventSet extends Schema.TaggedError<InvalidEventSet>(id("InvalidEventSet"))("InvalidEventSet", {
+  problem: Schema.String
+}) {
+  override get message(): string {
+    return this.problem
+  }
+}

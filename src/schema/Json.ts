@@ -32,7 +32,8 @@ const step = (key: string | number): string =>
     ? `.${key}`
     : `[${JSON.stringify(key.length > longestKey ? `${key.slice(0, longestKey)}...` : key)}]`
 
-const pathText = (root: string, path: ReadonlyArray<string | number>): string => {
+/** Returns the path to a part of a value in messages: `payload.address[0]`. */
+export const pathText = (root: string, path: ReadonlyArray<string | number>): string => {
   const steps = path.map(step)
   return root + (steps.length <= longestPath
     ? steps.join("")

@@ -5,11 +5,13 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import type * as Layer from "effect/Layer"
+import * as Schema from "effect/Schema"
 import * as Tracer from "effect/Tracer"
 import { runInNewContext } from "node:vm"
-import type { Event, NewEvent, StreamId } from "../../src/schema/Event.ts"
+import { type Event, type NewEvent, type StreamId, text } from "../../src/schema/Event.ts"
 import * as HashRange from "../../src/schema/HashRange.ts"
 import { HandledEvent } from "../../src/services/AppendDefaults.ts"
+import * as EventSet from "../../src/services/EventSet.ts"
 import type { ReadOptions } from "../../src/services/EventStore.ts"
 import { EventStore } from "../../src/services/EventStore.ts"
 import * as Traces from "../support/Traces.ts"
@@ -867,6 +869,32 @@ export const suite = <R = never>(name: string, layer: Layer.Layer<EventStore | R
           }
         }))
     }
+
+    it.effect("events of a set are stored encoded, with their versions and the stream that the set declares", () =>
+      Effect.gen(function*() {
+        const { aggregateId, aggregateType, boundedContext } = yield* newStream
+        const Carts = EventSet.make({
+          Opened: { version: 2, payload: Schema.Struct({ at: Schema.Date }), upcast: { 1: () => ({}) } },
+          Paid: Schema.Struct({ cents: Schema.BigInt })
+        }, { aggregateType })
+        const events = [
+          { boundedContext, eventType: "Opened", aggregateId, payload: { at: new Date(0) } },
+          { boundedContext, eventType: "Paid", aggregateId, payload: { cents: 12n }, eventId: crypto.randomUUID() }
+        ] as const
+        yield* EventSet.append(Carts, events, { expectedVersion: "none" })
+        const stored = yield* readStream({ aggregateId, aggregateType, boundedContext })
+        assert.deepStrictEqual(
+          stored.map((event) => [event.eventType, event.eventVersion, text(event)]),
+          [["Opened", 2, `{"at":"1970-01-01T00:00:00.000Z"}`], ["Paid", 1, `{"cents":"12"}`]]
+        )
+        const decoded = yield* EventSet.decodeAll(Carts.pick("Paid"), stored)
+        assert.deepStrictEqual(decoded, [{ ...stored[1]!, eventType: "Paid", payload: { cents: 12n } }])
+        const refused = yield* Effect.flip(EventSet.append(Carts, [
+          { boundedContext, eventType: "Paid", aggregateId, payload: { cents: "1" as never } }
+        ]))
+        assert.strictEqual(refused._tag, "InvalidEvents")
+        assert.strictEqual((yield* readStream({ aggregateId, aggregateType, boundedContext })).length, 2)
+      }))
 
     it.effect("concurrent appends to many aggregates are all read, once, each aggregate in order", () =>
       Effect.gen(function*() {

@@ -1,0 +1,121 @@
+/**
+ * Typed events: declares the event types of an aggregate once, with schemas, versions and upcasts, for appending,
+ * decoding and projecting them.
+ *
+ * **Example** (Declare and append)
+ *
+ * ```ts
+ * import { Effect, Schema } from "effect"
+ * import { EventSet } from "pupsourcing-orchestrator"
+ *
+ * const UserEvents = EventSet.make({
+ *   UserRegistered: Schema.Struct({ email: Schema.String }),
+ *   UserRenamed: Schema.Struct({ name: Schema.String })
+ * }, { boundedContext: "identity", aggregateType: "User" })
+ *
+ * const register = (aggregateId: string, email: string) =>
+ *   EventSet.append(UserEvents, [{ eventType: "UserRegistered", aggregateId, payload: { email } }], {
+ *     expectedVersion: "none"
+ *   })
+ * ```
+ *
+ * @since 0.1.0
+ */
+import * as Arr from "effect/Array"
+import * as Effect from "effect/Effect"
+import type * as Option from "effect/Option"
+import type { ConcurrencyConflict, DuplicateEvent, InvalidEvents, StoreError } from "../schema/Errors.ts"
+import type { Appended, Event as StoredEvent, NewEvent as StoredNewEvent } from "../schema/Event.ts"
+import * as EventCodec from "../schema/EventCodec.ts"
+import type { Any, DecodingServices, EncodingServices, Event, EventSet, SchemasOf, Tag } from "../schema/EventSet.ts"
+import { EventStore } from "./EventStore.ts"
+
+export {
+  type Any,
+  type Decoded,
+  type DecodingServices,
+  type Definition,
+  type EncodingServices,
+  type Event,
+  type EventSet,
+  type Input,
+  make,
+  type Options,
+  type Payload,
+  type Schemas,
+  type SchemasOf,
+  type Tag,
+  type Upcast,
+  type VersionedInput
+} from "../schema/EventSet.ts"
+
+/**
+ * The errors of decoding an event.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export type { DecodeError } from "../schema/EventCodec.ts"
+
+/** The parts of a stream's identity that `append` requires, because the set does not declare them. */
+type Missing<Set extends Any> = Set extends EventSet<infer _S, infer M> ? M : never
+
+/**
+ * An event to be appended, with its payload as the schema's type. The set provides its version, and what it declares of
+ * the aggregate type and the bounded context.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type NewEvent<Set extends Any> = {
+  readonly [T in Tag<Set>]:
+    & Omit<StoredNewEvent, "aggregateType" | "boundedContext" | "eventType" | "eventVersion" | "payload">
+    & { readonly [K in Missing<Set>]: string }
+    & { readonly eventType: T; readonly payload: SchemasOf<Set>[T]["Type"] }
+}[Tag<Set>]
+
+/**
+ * Encodes events with the schemas of the set, then appends them as `EventStore.append` does. Fails with `InvalidEvents`
+ * if a payload does not match its schema. The current version of each type is stored.
+ *
+ * @category appending
+ * @since 0.1.0
+ */
+export const append = <Set extends Any>(
+  set: Set,
+  events: ReadonlyArray<NewEvent<Set>>,
+  options?: Parameters<EventStore["Service"]["append"]>[1]
+): Effect.Effect<
+  Appended,
+  ConcurrencyConflict | DuplicateEvent | InvalidEvents | StoreError,
+  EncodingServices<Set> | EventStore
+> =>
+  Effect.gen(function*() {
+    const encoded = yield* EventCodec.encode(set, events)
+    const store = yield* EventStore
+    return yield* store.append(encoded, options)
+  }) as never
+
+/**
+ * Decodes a stored event: applies the upcasts from its version on, then the schema. None if the set ignores the type.
+ *
+ * @category decoding
+ * @since 0.1.0
+ */
+export const decode = <Set extends Any>(
+  set: Set,
+  event: StoredEvent
+): Effect.Effect<Option.Option<Event<Set>>, EventCodec.DecodeError, DecodingServices<Set>> =>
+  EventCodec.decode(set, event) as never
+
+/**
+ * Decodes stored events in their order, such as those of `EventStore.readStream`, without those that the set ignores.
+ *
+ * @category decoding
+ * @since 0.1.0
+ */
+export const decodeAll = <Set extends Any>(
+  set: Set,
+  events: ReadonlyArray<StoredEvent>
+): Effect.Effect<ReadonlyArray<Event<Set>>, EventCodec.DecodeError, DecodingServices<Set>> =>
+  Effect.map(Effect.forEach(events, (event) => decode(set, event)), Arr.getSomes) as never
