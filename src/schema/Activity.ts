@@ -49,7 +49,7 @@ export interface ReplicaSetSample {
     readonly projection: string
     /** The number of matching events that are not handled yet; an estimate where `Lag.isEstimate`. */
     readonly lagEvents: bigint
-    /** Time since the oldest of them was appended; zero if there is none. */
+    /** Time since the earliest `Lag.oldest` of its ranges; zero if there is none. */
     readonly lag: Duration.Duration
     /** For how long the range that has waited longest has had events to handle and made no progress. */
     readonly stalled: Duration.Duration

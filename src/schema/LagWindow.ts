@@ -20,11 +20,13 @@ export interface LagWindow {
   readonly limit: number
   /** How many of them match the projection and belong to the range, and when the first of these was appended. */
   readonly matching: number
-  readonly oldest: Date | undefined
+  readonly oldest?: Date | undefined
+  /** If none of them matches and further events follow: when the last of them was appended. */
+  readonly end?: Date | undefined
 }
 
 /** The lag of a range at `position`, while the highest visible position is `head`. */
-export const lag = ({ limit, matching, oldest, read }: LagWindow, position: bigint, head: bigint): Lag => {
+export const lag = ({ end, limit, matching, oldest = end, read }: LagWindow, position: bigint, head: bigint): Lag => {
   const isEstimate = read >= limit
   const share = BigInt(Math.round(1e6 * matching / Math.max(1, read)))
   return {

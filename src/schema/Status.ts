@@ -97,8 +97,9 @@ export const Lag = Schema.Struct({
    */
   isEstimate: Schema.Boolean,
   /**
-   * When the first of them was appended; absent if none is among the events that were read, or if a `Date` cannot represent
-   * its time.
+   * When the first of them was appended. If none of the events that were read matches and further events follow, when the
+   * last event that was read was appended: the first match comes after it, if there is any. Absent if there is none, or if
+   * a `Date` cannot represent the time.
    */
   oldest: Schema.optionalKey(Schema.Date)
 })

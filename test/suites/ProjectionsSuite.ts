@@ -8,6 +8,7 @@ import * as Scope from "effect/Scope"
 import type { Held } from "../../src/schema/Checkpoint.ts"
 import * as EventFilter from "../../src/schema/EventFilter.ts"
 import * as HashRange from "../../src/schema/HashRange.ts"
+import * as LagWindow from "../../src/schema/LagWindow.ts"
 import * as Status from "../../src/schema/Status.ts"
 import * as Worker from "../../src/schema/Worker.ts"
 import { CheckpointStore } from "../../src/services/CheckpointStore.ts"
@@ -277,5 +278,30 @@ export const suite = (
         const json = Schema.toCodecJson(Status.Status)
         const text = JSON.stringify(yield* Schema.encodeEffect(json)(status))
         assert.deepStrictEqual(yield* Schema.decodeUnknownEffect(json)(JSON.parse(text)), status)
+      }))
+
+    // Last, because the events that it appends are in the window of every earlier position.
+    it.effect("the last event of a window without a match limits how old the next match can be", () =>
+      Effect.gen(function*() {
+        const [replicaSet, projection, context] = [
+          yield* unique("replica-set"),
+          yield* unique("projection"),
+          yield* unique("context")
+        ]
+        const events = yield* EventStore
+        const start = yield* append(context, ["A"])
+        const a = yield* join(replicaSet, "a", [projection])
+        yield* claim(a, projection, { eventTypes: [`only in ${context}`] }, start)
+        const lag = Effect.map(read, (status) => ofReplicaSet(status, replicaSet)!.projections[0]!.ranges[0]!.lag)
+        const { positions } = yield* events.append(Array.from({ length: LagWindow.largest }, () => (
+          { boundedContext: context, aggregateType: "Thing", aggregateId: "many", eventType: "A", payload: {} }
+        )))
+        assert.deepStrictEqual(yield* lag, { events: 0n, isEstimate: true }, "no event follows the window")
+        yield* time.advance(100)
+        yield* append(context, ["B"])
+        const last = yield* events.read({ after: positions.at(-1)! - 1n, limit: 1, bytes: 1 })
+        assert.deepStrictEqual(yield* lag, { events: 0n, isEstimate: true, oldest: last.events[0]!.createdAt })
+        yield* append(context, [`only in ${context}`])
+        assert.isDefined((yield* lag).oldest, "the match is beyond the window")
       }))
   })

@@ -46,7 +46,7 @@ const status = Effect.fnUntraced(function*(world: MemoryWorld, events: EventStor
     rows: yield* Effect.forEach(
       rows,
       ({ changedAt = 0, fence, filter, halt, position, projection, range, replicaSet }) =>
-        Effect.map(windowAfter(events, position, filter, range), (window) => ({
+        Effect.map(windowAfter(events, head, position, filter, range), (window) => ({
           ...range,
           replicaSet,
           projection,
@@ -65,6 +65,7 @@ const status = Effect.fnUntraced(function*(world: MemoryWorld, events: EventStor
 
 const windowAfter = Effect.fnUntraced(function*(
   events: EventStore["Service"],
+  head: bigint,
   position: bigint,
   filter: string,
   range: HashRange.HashRange
@@ -79,5 +80,12 @@ const windowAfter = Effect.fnUntraced(function*(
   const matching = page.filter((event) =>
     EventFilter.matches(lists, event) && HashRange.includes(range, hash(event.aggregateId))
   )
-  return { read: page.length, limit: limits.limit, matching: matching.length, oldest: matching[0]?.createdAt }
+  const last = page[limits.limit - 1]
+  return {
+    read: page.length,
+    limit: limits.limit,
+    matching: matching.length,
+    oldest: matching[0]?.createdAt,
+    end: matching.length === 0 && last !== undefined && last.globalPosition < head ? last.createdAt : undefined
+  }
 })

@@ -63,6 +63,7 @@ interface Json {
     readonly limit: number
     readonly matching: number
     readonly oldest: number | null
+    readonly windowEnd: number | null
     readonly changedAt: number
     readonly halt:
       | { readonly since: number; readonly error: string; readonly position: string; readonly eventId: string }
@@ -151,6 +152,8 @@ const statement = ({ presence, qualified, ...database }: Database["Service"]): s
         'filter', c.filter, 'start', c.range_start, 'end', c.range_end, 'position', c.position::text, 'owner',
         c.worker_id, 'incarnation', c.incarnation::text,
         'read', n.read, 'limit', (SELECT size FROM lag_window), 'matching', n.matching, 'oldest', ${millis("n.oldest")},
+        'windowEnd', CASE WHEN n.matching = 0 AND n.last < (SELECT position FROM head) THEN (
+          SELECT ${millis("e.created_at")} FROM ${qualified("events")} AS e WHERE e.global_position = n.last) END,
         'changedAt', ${millis("c.updated_at")},
         'halt', CASE WHEN c.halted_since IS NOT NULL THEN json_build_object('since', ${millis("c.halted_since")},
           'error', coalesce(c.halted_error, ''), 'position', coalesce(c.halted_position, 0)::text,
@@ -159,9 +162,9 @@ const statement = ({ presence, qualified, ...database }: Database["Service"]): s
       CROSS JOIN LATERAL (${filterLists}) AS f
       CROSS JOIN LATERAL (
         SELECT count(*) AS read, count(*) FILTER (WHERE matching) AS matching,
-          min(created_at) FILTER (WHERE matching) AS oldest
+          min(created_at) FILTER (WHERE matching) AS oldest, max(global_position) AS last
         FROM (
-          SELECT e.created_at, ${isSelected} AND ${isInRange} AS matching
+          SELECT e.global_position, e.created_at, ${isSelected} AND ${isInRange} AS matching
           FROM ${qualified("events")} AS e WHERE e.global_position > c.position
           ORDER BY e.global_position LIMIT (SELECT size FROM lag_window)
         ) AS following
@@ -199,11 +202,13 @@ const toReading = ({ at, generations, head, rows, workers, writers }: Json): Sta
     ...optional("pid", pid, same),
     ...optional("isPresent", isPresent, same)
   })),
-  rows: rows.map(({ changedAt, halt, incarnation, limit, matching, oldest, owner, position, read, ...row }) => ({
+  rows: rows.map((
+    { changedAt, halt, incarnation, limit, matching, oldest, owner, position, read, windowEnd, ...row }
+  ) => ({
     ...row,
     position: BigInt(position),
     owner: owner === null || incarnation === null ? undefined : { workerId: owner, incarnation: BigInt(incarnation) },
-    window: { read, limit, matching, oldest: oldest === null ? undefined : date(oldest) },
+    window: { read, limit, matching, ...optional("oldest", oldest, date), ...optional("end", windowEnd, date) },
     changedAt: date(changedAt),
     ...optional("halt", halt, (halt): Status.Halt => ({
       ...halt,
