@@ -35,6 +35,8 @@ export * as Metrics from "./services/telemetry/Metrics.ts"
 export * as Migrations from "./layers/postgres/Migrations.ts"
 /** One worker of a replica set. */
 export * as Orchestrator from "./services/Orchestrator.ts"
+/** What divides the events of a projection among workers. */
+export * as PartitionKey from "./schema/PartitionKey.ts"
 /** The stores on PostgreSQL. */
 export * as PostgresStores from "./layers/postgres/PostgresStores.ts"
 /** A worker as a Node.js program. */

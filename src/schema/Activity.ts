@@ -123,8 +123,8 @@ export type Activity = Data.TaggedEnum<{
   /** A range's runner has ended, or is left behind because its handler does not stop before the registration ends. */
   RangeStopped: { readonly projection: string; readonly range: HashRange; readonly position: bigint }
   /**
-   * A newer version has changed a projection's filter: this worker has given up the projection and continues with the
-   * remaining ones. Both filters have the form of `EventFilter.canonical`.
+   * A newer version has changed a projection's filter or partition key: this worker has given up the projection and
+   * continues with the remaining ones. Both texts have the form of `EventFilter.canonical`.
    */
   ProjectionGivenUp: {
     readonly projection: string

@@ -69,7 +69,7 @@ export interface Checkpoint {
   readonly replicaSet: string
   /** The fence of the worker that holds the range; undefined when the range is free. */
   readonly fence: Fence | undefined
-  /** The filter under which the position was advanced, in the form of `EventFilter.canonical`. */
+  /** The filter and partition key under which the position was advanced, in the form of `EventFilter.canonical`. */
   readonly filter: string
   readonly halt: Halt | undefined
 }

@@ -10,6 +10,7 @@ import type {
   CoordinationTimeout,
   FilterChanged,
   InvalidSettings,
+  PartitionKeyChanged,
   ProjectionHalted,
   ProjectionInOtherReplicaSet,
   WorkerIdInUse,
@@ -44,6 +45,7 @@ export type OrchestratorError =
   | CoordinationTimeout
   | FilterChanged
   | InvalidSettings
+  | PartitionKeyChanged
   | ProjectionHalted
   | ProjectionInOtherReplicaSet
   | WorkerIdInUse

@@ -74,6 +74,8 @@ export class EventTooLarge extends Schema.TaggedError<EventTooLarge>(id("EventTo
   eventType: Schema.optionalKey(Schema.String),
   bytes: Schema.Int,
   limit: Schema.Int,
+  /** The event's partition key, if the read had another one than the aggregate id and if it can be read. */
+  key: Schema.optionalKey(Schema.String),
   /** The server epoch in which it was read. */
   epoch: Schema.optionalKey(Schema.String)
 }) {
@@ -101,6 +103,8 @@ export class EventUnreadable extends Schema.TaggedError<EventUnreadable>(id("Eve
   /** SQLSTATE; absent if the server sent the row and the client could not decode it. */
   code: Schema.optionalKey(Schema.String),
   detail: Schema.String,
+  /** The event's partition key, if the read had another one than the aggregate id and if it can be read. */
+  key: Schema.optionalKey(Schema.String),
   /** The server epoch in which it was read. */
   epoch: Schema.optionalKey(Schema.String)
 }) {

@@ -1,6 +1,17 @@
 /**
  * Partition keys: which events of a projection are handled in order, by one worker at a time.
  *
+ * **Example** (A view of customers, whose events belong to several aggregates)
+ *
+ * ```ts
+ * import { PartitionKey, Projection } from "pupsourcing-orchestrator"
+ * import { Effect } from "effect"
+ *
+ * const byCustomer: PartitionKey.PartitionKey = { metadata: "customerId" }
+ *
+ * const customers = Projection.make("customer_view", { partitionBy: byCustomer, handle: () => Effect.void })
+ * ```
+ *
  * @since 0.1.0
  */
 import type { Event } from "./Event.ts"
@@ -58,6 +69,14 @@ export const of = (
  */
 export const equals = (a: PartitionKey, b: PartitionKey): boolean =>
   typeof a === "object" && typeof b === "object" ? a.metadata === b.metadata : a === b
+
+/**
+ * Whether the partition key is the one of a projection that does not set one.
+ *
+ * @category guards
+ * @since 0.1.0
+ */
+export const isDefault = (partitionBy: PartitionKey): boolean => partitionBy === byDefault
 
 /**
  * Whether an unknown value is a partition key that the database can evaluate.

@@ -9,7 +9,7 @@
  */
 import * as Result from "effect/Result"
 import * as Checkpoint from "./Checkpoint.ts"
-import { FilterChanged, ProjectionInOtherReplicaSet, WorkerEvicted } from "./Errors.ts"
+import { ProjectionInOtherReplicaSet, type SelectionChanged, selectionChanged, WorkerEvicted } from "./Errors.ts"
 import * as Generation from "./Generation.ts"
 import type * as HashRange from "./HashRange.ts"
 import * as RangePlan from "./RangePlan.ts"
@@ -45,6 +45,7 @@ export interface View {
 /** A projection of the planning worker. */
 export interface Carried {
   readonly name: string
+  /** The filter and the partition key, in the form of `EventFilter.canonical`. */
   readonly filter: string
   /** The position at which a projection without progress starts. */
   readonly startPosition: bigint
@@ -53,7 +54,7 @@ export interface Carried {
   /** The number of parts of the worker's share that it works on at the same time. Default 1. */
   readonly concurrency?: number | undefined
   /**
-   * The worker has given up the projection, because another worker has changed its filter: it claims none of its
+   * The worker has given up the projection, because another worker has changed its filter or its partition key: it claims none of its
    * ranges, releases those that it owns, and no longer carries the projection.
    */
   readonly givenUp?: boolean | undefined
@@ -95,7 +96,7 @@ export interface Plan extends RangePlan.Changes {
 }
 
 /** Why a worker can make no plan: it must end, or give up the projection. */
-export type PlanError = FilterChanged | ProjectionInOtherReplicaSet | WorkerEvicted
+export type PlanError = SelectionChanged | ProjectionInOtherReplicaSet | WorkerEvicted
 
 /** Returns the changes that the worker makes now, or why it can make none. */
 export const make = (view: View, request: Request): Result.Result<Plan, PlanError> => {
@@ -183,9 +184,9 @@ const findError = (view: View, request: Request): PlanError | undefined => {
         const { replicaSet: otherReplicaSet, workerId } = carrier
         return new ProjectionInOtherReplicaSet({ projection: name, replicaSet, otherReplicaSet, workerId })
       }
-      if (row.filter !== filter && !acceptFilterChange) {
-        return new FilterChanged({ projection: name, recorded: row.filter, given: filter })
-      }
+      if (row.filter === filter) continue
+      const changed = selectionChanged({ projection: name, recorded: row.filter, given: filter })
+      if (changed._tag === "PartitionKeyChanged" || !acceptFilterChange) return changed
     }
   }
   return undefined

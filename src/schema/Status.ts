@@ -142,7 +142,7 @@ export type Range = typeof Range.Type
  */
 export const Projection = Schema.Struct({
   projection: Schema.String,
-  /** The recorded filter, in the form of `EventFilter.canonical`. */
+  /** The recorded filter and partition key, in the form of `EventFilter.canonical`. */
   filter: Schema.String,
   ranges: Schema.Array(Range)
 })

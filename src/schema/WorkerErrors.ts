@@ -3,6 +3,7 @@ import * as Duration from "effect/Duration"
 import * as Schema from "effect/Schema"
 import { id } from "./ErrorId.ts"
 import * as EventFilter from "./EventFilter.ts"
+import * as PartitionKey from "./PartitionKey.ts"
 import { sentence } from "./Text.ts"
 
 /**
@@ -123,6 +124,16 @@ export class ProjectionInOtherReplicaSet
   }
 }
 
+const selectionFields = {
+  projection: Schema.String,
+  /** The filter and partition key under which progress was made, in the form of `EventFilter.canonical`. */
+  recorded: Schema.String,
+  /** Those of this worker, in the same form. */
+  given: Schema.String,
+  /** Set if another worker changed what is recorded while this one was running. */
+  whileRunning: Schema.optionalKey(Schema.Boolean)
+}
+
 /**
  * The filter of a projection differs from the one under which its progress was made. A retry does not help. The caller
  * sets `acceptFilterChange`, renames the projection or runs the newer version. A running worker does not end but gives
@@ -131,15 +142,9 @@ export class ProjectionInOtherReplicaSet
  * @category errors
  * @since 0.1.0
  */
-export class FilterChanged extends Schema.TaggedError<FilterChanged>(id("FilterChanged"))("FilterChanged", {
-  projection: Schema.String,
-  /** The filter under which progress was made, in the form of `EventFilter.canonical`. */
-  recorded: Schema.String,
-  /** The filter of this worker, in the same form. */
-  given: Schema.String,
-  /** Set if another worker changed the recorded filter while this one was running. */
-  whileRunning: Schema.optionalKey(Schema.Boolean)
-}) {
+export class FilterChanged
+  extends Schema.TaggedError<FilterChanged>(id("FilterChanged"))("FilterChanged", selectionFields)
+{
   override get message(): string {
     const given = `"${EventFilter.format(this.given)}"`
     const recorded = `"${EventFilter.format(this.recorded)}"`
@@ -148,6 +153,49 @@ export class FilterChanged extends Schema.TaggedError<FilterChanged>(id("FilterC
       : `Projection "${this.projection}" has the filter ${given}, but its progress was made under ${recorded}, so that past events which only the new filter selects are missing. Set acceptFilterChange: true to continue from its present position, or give the projection a new name to build it from the beginning; if a newer version has changed the filter, run that version.`
   }
 }
+
+/**
+ * The partition key of a projection differs from the one under which its progress was made. The ranges of its progress
+ * would contain other events, so unlike a changed filter it cannot be accepted. A retry does not help. The caller
+ * restores the partition key, renames the projection or runs the newer version. A running worker does not end but gives
+ * up this projection; a starting worker and `catchUp` fail.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class PartitionKeyChanged extends Schema.TaggedError<PartitionKeyChanged>(id("PartitionKeyChanged"))(
+  "PartitionKeyChanged",
+  selectionFields
+) {
+  override get message(): string {
+    const given = `"${PartitionKey.format(EventFilter.partitionKey(this.given))}"`
+    const recorded = `"${PartitionKey.format(EventFilter.partitionKey(this.recorded))}"`
+    return this.whileRunning === true
+      ? `Another worker, probably of a newer version, has changed the partition key of projection "${this.projection}" from ${given}, which this worker has, to ${recorded}. Run the newer version here, too.`
+      : `Projection "${this.projection}" has the partition key ${given}, but its progress was made under ${recorded}, so that its ranges would contain other events. Give the projection a new name to build it from the beginning, or restore partitionBy; if a newer version has changed it, run that version.`
+  }
+}
+
+/**
+ * A change of what is recorded with the progress of a projection.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export type SelectionChanged = FilterChanged | PartitionKeyChanged
+
+/**
+ * Returns the error about two canonical texts that differ: about their partition keys if these differ.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const selectionChanged = (
+  options: Omit<ConstructorParameters<typeof FilterChanged>[0], "_tag">
+): SelectionChanged =>
+  PartitionKey.equals(EventFilter.partitionKey(options.recorded), EventFilter.partitionKey(options.given))
+    ? new FilterChanged(options)
+    : new PartitionKeyChanged(options)
 
 /**
  * The worker did not reach its assignment in time and ends; time without a database does not count. A restart helps

@@ -99,8 +99,11 @@ export interface CheckpointStore {
       /** Position and id of the event that could not be handled. */
       readonly position: bigint
       readonly eventId: string
-      /** Absent if it cannot be read. If the range is split, a part may then wrongly lose or keep the halt. */
-      readonly aggregateId?: string | undefined
+      /**
+       * The text of the event's key (`PartitionKey.of`). Absent if it cannot be read. If the range is split, a part may
+       * then wrongly lose or keep the halt.
+       */
+      readonly key?: string | undefined
     }
   ) => Effect.Effect<void, EpochEnded | Fenced | StoreError | TransientFailure>
 

@@ -7,6 +7,7 @@ import type * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import type { Event } from "../schema/Event.ts"
 import { canonical, type EventFilter } from "../schema/EventFilter.ts"
+import { byDefault, type PartitionKey } from "../schema/PartitionKey.ts"
 
 /**
  * Where a projection without progress starts: at the first event, at the events that are appended from now on, after a
@@ -40,6 +41,7 @@ export type StartFrom = "beginning" | "now" | bigint | Date
 export interface Projection<out E = never, out R = never> {
   readonly name: string
   readonly filter: EventFilter
+  readonly partitionBy: PartitionKey
   readonly startFrom: StartFrom
   readonly acceptFilterChange: boolean
   readonly concurrency: number
@@ -95,6 +97,15 @@ export interface Options<E, R> extends EventFilter {
    *   `@effect/language-service` (or `@effect/tsgo`) finds other such statements.
    */
   readonly handle: (event: Event) => Effect.Effect<unknown, E, R>
+  /**
+   * What determines the order and the distribution of the events: those with the same key arrive in position order, and
+   * one worker at a time handles them. Events without the key are partitioned by their aggregate id. Default
+   * `"aggregateId"`.
+   *
+   * The key cannot be changed while the projection has progress: a worker with another one fails with
+   * `PartitionKeyChanged`. To change it, give the projection another name.
+   */
+  readonly partitionBy?: PartitionKey | undefined
   /** Where the projection starts when it has no progress. Default `"beginning"`. */
   readonly startFrom?: StartFrom | undefined
   /**
@@ -145,6 +156,7 @@ export const make = <E = never, R = never>(name: string, options: Options<E, R>)
     aggregateTypes: options.aggregateTypes,
     eventTypes: options.eventTypes
   },
+  partitionBy: options.partitionBy ?? byDefault,
   startFrom: options.startFrom ?? "beginning",
   acceptFilterChange: options.acceptFilterChange ?? false,
   concurrency: options.concurrency ?? 1,
@@ -152,9 +164,10 @@ export const make = <E = never, R = never>(name: string, options: Options<E, R>)
 })
 
 /**
- * Returns the filter in the form that is recorded with the progress.
+ * Returns the filter and the partition key in the form that is recorded with the progress.
  *
  * @category utils
  * @since 0.1.0
  */
-export const filterText = (projection: Pick<Any, "filter">): string => canonical(projection.filter)
+export const filterText = ({ filter, partitionBy }: Pick<Any, "filter" | "partitionBy">): string =>
+  canonical({ ...filter, partitionBy })

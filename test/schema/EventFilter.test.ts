@@ -1,24 +1,38 @@
 import { assert, describe, it } from "@effect/vitest"
 import { Schema } from "effect"
 import * as EventFilter from "../../src/schema/EventFilter.ts"
+import * as PartitionKey from "../../src/schema/PartitionKey.ts"
 
 /** Few values, including some that would be ambiguous if lists were joined with a separator instead of quoted. */
 const Value = Schema.Literals(["a", "b", "c", "a,b", "\"a\",\"b\"", "[]", "null", ""])
 const List = Schema.Union([Schema.Array(Value), Schema.Undefined])
+const Key = Schema.Union([
+  Schema.Literals(["aggregateId", "correlationId", "boundedContext"]),
+  Schema.Struct({ metadata: Schema.Literals(["a", "aggregateId", "\"b\",]"]) })
+])
 const Filter = Schema.Struct({ boundedContexts: List, aggregateTypes: List, eventTypes: List })
+const Selection = Schema.Struct({ ...Filter.fields, partitionBy: Schema.Union([Key, Schema.Undefined]) })
 const Event = Schema.Struct({ boundedContext: Value, aggregateType: Value, eventType: Value })
 
-const meaning = (filter: EventFilter.EventFilter): string =>
+const meaning = ({ partitionBy = "aggregateId", ...filter }: EventFilter.Selection): string =>
+  [typeof partitionBy === "object" ? `member ${partitionBy.metadata}` : partitionBy, lists(filter)].join(" of ")
+
+const lists = (filter: EventFilter.EventFilter): string =>
   [filter.boundedContexts, filter.aggregateTypes, filter.eventTypes]
     .map((list) => list === undefined ? "all" : Value.literals.map((value) => list.includes(value) ? 1 : 0).join(""))
     .join("/")
 
 describe("EventFilter", () => {
   it.prop(
-    "two filters have the same canonical text exactly when their lists contain the same values",
-    { a: Filter, b: Filter },
+    "two filters have the same canonical text exactly when their lists and their partition keys are the same",
+    { a: Selection, b: Selection },
     ({ a, b }) => {
       assert.strictEqual(EventFilter.canonical(a) === EventFilter.canonical(b), meaning(a) === meaning(b))
+      const parsed = EventFilter.parse(EventFilter.canonical(a))
+      assert.strictEqual(parsed && meaning(parsed), meaning(a))
+      assert.isTrue(
+        PartitionKey.equals(EventFilter.partitionKey(EventFilter.canonical(a)), a.partitionBy ?? "aggregateId")
+      )
     },
     { arbitrary: { runs: 1000, seed: "canonical" } }
   )
@@ -47,16 +61,32 @@ describe("EventFilter", () => {
     { arbitrary: { runs: 1000, seed: "matches" } }
   )
 
+  it("the default partition key does not change the canonical text", () => {
+    const filter = { eventTypes: ["A"] }
+    assert.strictEqual(EventFilter.canonical({ ...filter, partitionBy: "aggregateId" }), "[null,null,[\"A\"]]")
+    assert.strictEqual(
+      EventFilter.canonical({ ...filter, partitionBy: { metadata: "tenantId" } }),
+      "[null,null,[\"A\"],{\"metadata\":\"tenantId\"}]"
+    )
+  })
+
   it("the readable text names each list", () => {
-    const written = (filter: EventFilter.EventFilter) => EventFilter.format(EventFilter.canonical(filter))
+    const written = (selection: EventFilter.Selection) => EventFilter.format(EventFilter.canonical(selection))
     assert.strictEqual(written({}), "all events")
     assert.strictEqual(written({ eventTypes: ["B", "A"] }), "eventTypes: A, B")
     assert.strictEqual(
       written({ boundedContexts: ["sales"], aggregateTypes: ["C"], eventTypes: ["A", "B"] }),
       "eventTypes: A, B; aggregateTypes: C; boundedContexts: sales"
     )
-    for (const other of ["", "old", "[1,2,3]", "null", "[null,null]"]) {
+    assert.strictEqual(written({ partitionBy: "correlationId" }), "all events; partitionBy: correlationId")
+    assert.strictEqual(
+      written({ eventTypes: ["A"], partitionBy: { metadata: "tenantId" } }),
+      "eventTypes: A; partitionBy: metadata tenantId"
+    )
+    const others = ["[null,null,null,\"aggregateId\"]", "[null,null,null,null]", "[null,null,null,{\"metadata\":\"\"}]"]
+    for (const other of ["", "old", "[1,2,3]", "null", "[null,null]", ...others]) {
       assert.strictEqual(EventFilter.format(other), other)
+      assert.strictEqual(EventFilter.partitionKey(other), "aggregateId")
     }
   })
 

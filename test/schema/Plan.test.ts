@@ -1,7 +1,8 @@
 import { assert, describe, it } from "@effect/vitest"
 import { Arbitrary, Result, Schema } from "effect"
 import * as Checkpoint from "../../src/schema/Checkpoint.ts"
-import { FilterChanged, ProjectionInOtherReplicaSet } from "../../src/schema/Errors.ts"
+import { FilterChanged, PartitionKeyChanged, ProjectionInOtherReplicaSet } from "../../src/schema/Errors.ts"
+import * as EventFilter from "../../src/schema/EventFilter.ts"
 import * as HashRange from "../../src/schema/HashRange.ts"
 import * as Plan from "../../src/schema/Plan.ts"
 import * as RangePlan from "../../src/schema/RangePlan.ts"
@@ -458,6 +459,25 @@ describe("Plan", () => {
         World.errorOf(world, young),
         new FilterChanged({ projection: "orders", recorded: "old", given: "new" })
       )
+    })
+
+    it("a changed partition key is an error, also if a changed filter is accepted", () => {
+      const world = World.make()
+      const recorded = EventFilter.canonical({ partitionBy: "correlationId" })
+      World.decide(world, World.join(world, { workerId: "w1", projections: ["orders"], filter: recorded }))
+      for (const partitionBy of ["aggregateId", "boundedContext", { metadata: "correlationId" }] as const) {
+        const given = EventFilter.canonical({ eventTypes: ["Added"], partitionBy })
+        const young = World.join(world, {
+          workerId: "w2",
+          projections: ["orders"],
+          filter: given,
+          acceptFilterChange: true
+        })
+        assert.deepStrictEqual(
+          World.errorOf(world, young),
+          new PartitionKeyChanged({ projection: "orders", recorded, given })
+        )
+      }
     })
 
     it("a worker that gives a projection up keeps its others, and the newer worker claims all of its rows", () => {

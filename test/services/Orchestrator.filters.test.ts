@@ -4,6 +4,7 @@ import * as Stream from "effect/Stream"
 import * as TxRef from "effect/TxRef"
 import * as MemoryWorld from "../../src/layers/memory/MemoryWorld.ts"
 import type { Event } from "../../src/schema/Event.ts"
+import * as EventFilter from "../../src/schema/EventFilter.ts"
 import * as HashRange from "../../src/schema/HashRange.ts"
 import { assertFailed, lower, test, times } from "./Workers.ts"
 import { event, pass } from "./World.ts"
@@ -170,6 +171,50 @@ test(
     yield* pass(500)
     assert.isTrue(old.hasEnded())
     assert.include(old.said("Info"), "Shutdown complete")
+  }
+)
+
+test(
+  "another partition key fails with PartitionKeyChanged, whatever filter change is accepted",
+  function*({ appendAll, counting, counts, start }) {
+    const first = yield* start({ projections: [counting({ partitionBy: "correlationId" })], how: "catchUp" })
+    yield* pass(500)
+    assert.isTrue(first.hasSucceeded())
+    const refused = yield* start({
+      projections: [counting({ partitionBy: { metadata: "a" }, acceptFilterChange: true })]
+    })
+    yield* pass(500)
+    assertFailed(refused, "PartitionKeyChanged", ["\"counts\"", "correlationId", "metadata a", "new name"])
+    const same = yield* start({ projections: [counting({ partitionBy: "correlationId" })] })
+    yield* appendAll
+    yield* pass(500)
+    assert.isFalse(same.hasEnded())
+    assert.deepStrictEqual(yield* counts(), times(1))
+  }
+)
+
+test(
+  "a running worker gives up a projection whose partition key another worker has changed",
+  function*({ counting, start, world }) {
+    const projections = [counting({ partitionBy: "correlationId" }), counting({ name: "others" })]
+    const old = yield* start({ projections })
+    yield* pass(500)
+    // The progress was deleted and made again by a newer version.
+    const filter = EventFilter.canonical({ partitionBy: "boundedContext" })
+    const row = world.rows.get("counts@0")!
+    yield* TxRef.update(row, (row) => row === undefined ? row : { ...row, filter, fence: undefined })
+    yield* pass(10_000, 500)
+    assert.isFalse(old.hasEnded())
+    assert.deepStrictEqual(old.of("ProjectionGivenUp").map(({ projection, remaining }) => [projection, remaining]), [
+      ["counts", ["others"]]
+    ])
+    assert.include(
+      old.said("Warn").join(),
+      "has changed the partition key of projection \"counts\" from \"correlationId\""
+    )
+    const late = yield* start({ projections: [counting({ partitionBy: "correlationId" })], how: "catchUp" })
+    yield* pass(500)
+    assertFailed(late, "PartitionKeyChanged", ["boundedContext"])
   }
 )
 

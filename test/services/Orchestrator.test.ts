@@ -339,7 +339,7 @@ it.effect.each<readonly [string, Partial<Settings.Input>, RegExp]>([
     assert.match(error.message, message)
   }).pipe(Effect.provide(MemoryStores.layer)))
 
-it.effect("rejects no projections, an empty name, duplicate names and a filter that matches nothing", () =>
+it.effect("rejects no projections, an empty name, duplicate names, an empty filter and an invalid partition key", () =>
   Effect.gen(function*() {
     const named = (name: string, options: Partial<Projection.Options<never, never>> = {}) =>
       Projection.make(name, { handle: () => Effect.void, ...options })
@@ -355,7 +355,10 @@ it.effect("rejects no projections, an empty name, duplicate names and a filter t
       [[named("a", { concurrency: 0 })], "InvalidSettings", /concurrency of "a" is 0\. Give an integer from 1 to 100/],
       [[named("a", { concurrency: 1.5 })], "InvalidSettings", /concurrency of "a" is 1\.5/],
       [[named("a", { concurrency: 101 })], "InvalidSettings", /concurrency of "a" is 101/],
-      [[named("a", { eventTypes: [] })], "InvalidSettings", /eventTypes of "a" is empty/]
+      [[named("a", { eventTypes: [] })], "InvalidSettings", /eventTypes of "a" is empty/],
+      [[named("a", { partitionBy: { metadata: "" } })], "InvalidSettings", /partitionBy of "a" has an empty name/],
+      [[named("a", { partitionBy: { metadata: "b\u0000" } })], "InvalidSettings", /partitionBy of "a" .* NUL/],
+      [[named("a", { partitionBy: "tenantId" as "aggregateId" })], "InvalidSettings", /partitionBy of "a" must be/]
     ]
     for (const [projections, tag, message] of expected) {
       const error = yield* refused(projections)

@@ -265,7 +265,7 @@ export const suite = <R = never>(
           const refused of [
             store.commit(row!, { from: 0n, idleTimeout, epoch }, Effect.as(effects.record(key), 5n)),
             store.advance(row!, { from: 0n, to: 3n, epoch }),
-            store.halt(row!, { at: 0n, epoch, error: "no", position: 4n, eventId, aggregateId: "cart-1" })
+            store.halt(row!, { at: 0n, epoch, error: "no", position: 4n, eventId, key: "cart-1" })
           ]
         ) assert.strictEqual((yield* Effect.flip(refused))._tag, "EpochEnded")
         const [stored] = yield* store.rows(row!.projection)
@@ -282,7 +282,7 @@ export const suite = <R = never>(
         const row = rows[0]!
         yield* store.advance(row, { from: 0n, to: 3n })
         const eventId = globalThis.crypto.randomUUID()
-        yield* store.halt(row, { at: 3n, error: "it's \"broken\"", position: 4n, eventId, aggregateId: "cart-1" })
+        yield* store.halt(row, { at: 3n, error: "it's \"broken\"", position: 4n, eventId, key: "cart-1" })
         for (const stored of yield* store.rows(row.projection)) {
           if (stored.range.start !== row.range.start) {
             assert.isUndefined(stored.halt)
@@ -318,7 +318,7 @@ export const suite = <R = never>(
         const store = yield* CheckpointStore
         const [row] = yield* held(1)
         const eventId = globalThis.crypto.randomUUID()
-        yield* store.halt(row!, { at: 0n, error, position: 1n, eventId, aggregateId: "cart-1" })
+        yield* store.halt(row!, { at: 0n, error, position: 1n, eventId, key: "cart-1" })
         assert.strictEqual((yield* store.rows(row!.projection))[0]?.halt?.error, recorded)
       }))
 
@@ -330,7 +330,7 @@ export const suite = <R = never>(
         assert.deepStrictEqual(yield* store.unstorable(["a", "b\u0000", "é", "\uD83D"]), ["b\u0000", "\uD83D"])
       }))
 
-    it.effect("records a halt without an aggregate id at the start of the range", () =>
+    it.effect("records a halt without a key at the start of the range", () =>
       Effect.gen(function*() {
         const store = yield* CheckpointStore
         const [, row] = yield* held(2)
@@ -350,7 +350,7 @@ export const suite = <R = never>(
         ) {
           const [row] = yield* held(1)
           const eventId = globalThis.crypto.randomUUID()
-          yield* store.halt(row!, { at: 0n, error: "flaky", position: 1n, eventId, aggregateId: "cart-1" })
+          yield* store.halt(row!, { at: 0n, error: "flaky", position: 1n, eventId, key: "cart-1" })
           yield* progress(row!)
           const [stored] = yield* store.rows(row!.projection)
           assert.deepStrictEqual([stored?.position, stored?.halt], [1n, undefined])

@@ -2,7 +2,7 @@ import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import type * as Layer from "effect/Layer"
 import * as Checkpoint from "../../src/schema/Checkpoint.ts"
-import { FilterChanged, ProjectionInOtherReplicaSet } from "../../src/schema/Errors.ts"
+import { FilterChanged, PartitionKeyChanged, ProjectionInOtherReplicaSet } from "../../src/schema/Errors.ts"
 import * as EventFilter from "../../src/schema/EventFilter.ts"
 import * as HashRange from "../../src/schema/HashRange.ts"
 import type { Carried, Request } from "../../src/schema/Plan.ts"
@@ -453,6 +453,23 @@ export const suite = (
         assert.deepStrictEqual(held.map((row) => [row.filter, row.position]), [[given, 4n]])
       }))
 
+    it.effect("a changed partition key is refused, also with acceptFilterChange", () =>
+      Effect.gen(function*() {
+        const replicaSet = yield* unique("replica-set")
+        const projection = yield* unique("projection")
+        const recorded = EventFilter.canonical({ partitionBy: { metadata: "tenant \"a\"" } })
+        const given = EventFilter.canonical({ partitionBy: { metadata: "tenant" } })
+        yield* decide(yield* join(replicaSet, "old", [carried(projection, { filter: recorded })]))
+        const worker = yield* join(replicaSet, "new", [
+          carried(projection, { filter: given, acceptFilterChange: true })
+        ])
+        assert.deepStrictEqual(
+          yield* Effect.flip(decide(worker)),
+          new PartitionKeyChanged({ projection, recorded, given })
+        )
+        assert.deepStrictEqual((yield* rowsOf(projection)).map(({ filter }) => filter), [recorded])
+      }))
+
     it.effect("a worker that has given a projection up releases it to the workers that still carry it", () =>
       Effect.gen(function*() {
         const replicaSet = yield* unique("replica-set")
@@ -489,7 +506,7 @@ export const suite = (
         const first = yield* join(replicaSet, "a", [projection])
         const { ownedRows: [whole] } = yield* decide(first)
         const eventId = globalThis.crypto.randomUUID()
-        yield* store.halt(whole!, { at: 0n, error: "boom", position: 1n, eventId, aggregateId: "cart-1" })
+        yield* store.halt(whole!, { at: 0n, error: "boom", position: 1n, eventId, key: "cart-1" })
         const halt = (yield* rowsOf(projection))[0]!.halt
         assert.strictEqual(halt?.incarnation, first.registration.incarnation)
         const second = yield* join(replicaSet, "b", [projection])
@@ -522,7 +539,7 @@ export const suite = (
         const { ownedRows: [whole] } = yield* decide(old)
         // As in a rolling deploy: the fixed worker is already registered when the old version's handler fails.
         const fixed = yield* join(replicaSet, "fixed", [projection])
-        const halt = { at: 0n, error: "boom", position: 1n, eventId: globalThis.crypto.randomUUID(), aggregateId: "a" }
+        const halt = { at: 0n, error: "boom", position: 1n, eventId: globalThis.crypto.randomUUID(), key: "a" }
         yield* store.halt(whole!, halt)
         yield* decide(old, { leaving: true })
         const [decided] = yield* converge([fixed])

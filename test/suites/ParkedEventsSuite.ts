@@ -380,7 +380,7 @@ export const suite = (
         const [event] = yield* append("app", yield* unique("key"))
         const { aggregateId, eventId, globalPosition: position } = event!
         const checkpoints = yield* CheckpointStore
-        const halt = checkpoints.halt(row!, { at: 0n, error: "broken", position, eventId, aggregateId })
+        const halt = checkpoints.halt(row!, { at: 0n, error: "broken", position, eventId, key: aggregateId })
         const ask = (request: ParkedEvent.HaltRequest, eventId: string) =>
           use((store) => store.requestOnHalt(row!.projection, { request, eventId }))
         const found = Effect.map(use((store) => store.requests(row!)), (requests) => requests.halt)

@@ -44,7 +44,7 @@ const join = Effect.fnUntraced(function*(replicaSet: string, workerId: string, p
 const claim = Effect.fnUntraced(function*(
   registration: Worker.Registration,
   projection: string,
-  filter: EventFilter.EventFilter,
+  filter: EventFilter.Selection,
   position: bigint,
   leaving = false
 ) {
@@ -167,6 +167,56 @@ export const suite = (
         }
       }))
 
+    it.effect("counts the events of a range by the projection's partition key", () =>
+      Effect.gen(function*() {
+        const store = yield* EventStore
+        for (
+          const [partitionBy, keys] of [
+            ["aggregateId", 6],
+            ["correlationId", 2],
+            ["boundedContext", 1],
+            [{ metadata: "tenant \"\\ '" }, 2],
+            [{ metadata: "absent" }, 6]
+          ] as const
+        ) {
+          const [replicaSet, projection, context] = [
+            yield* unique("replica-set"),
+            yield* unique("projection"),
+            yield* unique("context")
+          ]
+          const start = yield* append(context, ["A"])
+          const workers = yield* Effect.forEach(["a", "b", "c"], (id) => join(replicaSet, id, [projection]))
+          const selection = { boundedContexts: [context], partitionBy }
+          for (const worker of workers) yield* claim(worker, projection, selection, start)
+          let position = start
+          for (let index = 0; index < 12; index++) {
+            position = (yield* store.append([{
+              boundedContext: context,
+              aggregateType: "Thing",
+              aggregateId: `${context} ${index % 6}`,
+              eventType: "A",
+              correlationId: `${context} ${index % 2}`,
+              metadata: { "tenant \"\\ '": index % 2 },
+              payload: {}
+            }])).positions[0]!
+          }
+          while ((yield* store.settledPosition) < position) {
+            yield* store.settledBeyond(position - 1n, Duration.millis(50))
+          }
+          const { ranges } = ofReplicaSet(yield* read, replicaSet)!.projections[0]!
+          const expected = yield* Effect.forEach(ranges, ({ end, start: from }) =>
+            Effect.map(
+              store.read({ after: start, filter: selection, partitionBy, range: { start: from, end }, hashes: true }),
+              ({ hashes }) => hashes ?? []
+            ))
+          assert.strictEqual(new Set(expected.flat()).size, keys)
+          assert.deepStrictEqual(
+            ranges.map(({ lag }) => lag.events),
+            expected.map((hashes) => BigInt(hashes.length))
+          )
+        }
+      }))
+
     it.effect("a recorded filter that cannot be read counts every event, and hides no other projection", () =>
       Effect.gen(function*() {
         const [replicaSet, context] = [yield* unique("replica-set"), yield* unique("context")]
@@ -211,7 +261,7 @@ export const suite = (
           error: "Broken",
           position: 7n,
           eventId: "e7",
-          aggregateId: "x"
+          key: "x"
         })
         const status = yield* read
         const [range] = ofReplicaSet(status, replicaSet)!.projections[0]!.ranges

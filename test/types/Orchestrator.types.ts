@@ -84,6 +84,7 @@ holds<
     | Errors.CoordinationTimeout
     | Errors.FilterChanged
     | Errors.InvalidSettings
+    | Errors.PartitionKeyChanged
     | Errors.ProjectionHalted
     | Errors.ProjectionInOtherReplicaSet
     | Errors.StoreError

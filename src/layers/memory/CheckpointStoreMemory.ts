@@ -10,7 +10,7 @@
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as TxRef from "effect/TxRef"
-import { haltError, type Held, isHeldAs, key } from "../../schema/Checkpoint.ts"
+import { haltError, type Held, isHeldAs, key as keyOfRow } from "../../schema/Checkpoint.ts"
 import { textProblem } from "../../schema/Text.ts"
 import * as Abandonable from "../../services/Abandonable.ts"
 import {
@@ -61,7 +61,7 @@ const advance = Effect.fnUntraced(function*(world: MemoryWorld, held: Held, from
 const halt = Effect.fnUntraced(function*(
   world: MemoryWorld,
   held: Held,
-  { aggregateId, at, epoch, error, eventId, position }: Parameters<CheckpointStore["halt"]>[1]
+  { at, epoch, error, eventId, key, position }: Parameters<CheckpointStore["halt"]>[1]
 ) {
   yield* checkEpoch(world, epoch)
   const { ref, row } = yield* rowOf(world, held, at)
@@ -74,7 +74,7 @@ const halt = Effect.fnUntraced(function*(
       error: haltError(error),
       position,
       eventId,
-      hash: aggregateId === undefined ? held.range.start : hash(aggregateId),
+      hash: key === undefined ? held.range.start : hash(key),
       incarnation: held.fence.incarnation
     }
   })
@@ -85,7 +85,7 @@ const checkEpoch = (world: MemoryWorld, epoch: ServerEpoch | undefined) =>
 
 /** Returns the row if it still has the range and the fence of `held`, and the position. */
 const rowOf = Effect.fnUntraced(function*(world: MemoryWorld, held: Held, position: bigint) {
-  const ref = world.rows.get(key(held))
+  const ref = world.rows.get(keyOfRow(held))
   const row = ref === undefined ? undefined : yield* TxRef.get(ref)
   if (ref === undefined || row === undefined || !isHeldAs(row, held) || row.position !== position) {
     return yield* new Fenced({ projection: held.projection })

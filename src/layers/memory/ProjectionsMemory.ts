@@ -3,6 +3,7 @@ import * as Effect from "effect/Effect"
 import * as EventFilter from "../../schema/EventFilter.ts"
 import * as HashRange from "../../schema/HashRange.ts"
 import * as LagWindow from "../../schema/LagWindow.ts"
+import * as PartitionKey from "../../schema/PartitionKey.ts"
 import * as Status from "../../schema/Status.ts"
 import type { EventStore } from "../../services/EventStore.ts"
 import { Projections } from "../../services/Projections.ts"
@@ -77,8 +78,9 @@ const windowAfter = Effect.fnUntraced(function*(
     Effect.catchTag(["CheckpointAheadOfEvents", "EventTooLarge", "EventUnreadable"], () => Effect.succeed([]))
   )
   const lists = EventFilter.parse(filter) ?? {}
+  const partitionBy = EventFilter.partitionKey(filter)
   const matching = page.filter((event) =>
-    EventFilter.matches(lists, event) && HashRange.includes(range, hash(event.aggregateId))
+    EventFilter.matches(lists, event) && HashRange.includes(range, hash(PartitionKey.of(partitionBy, event)))
   )
   const last = page[limits.limit - 1]
   return {

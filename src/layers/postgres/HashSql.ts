@@ -24,6 +24,21 @@ export const keyOf = (partitionBy: PartitionKey, alias?: string): string => {
 }
 
 /**
+ * SQL: the text of the key of a row, whose partition key is itself the result of SQL: its name, or of a member of the
+ * metadata the member. Both are NULL for the default.
+ */
+export const recordedKeyOf = (
+  { member, partitionBy }: { readonly partitionBy: string; readonly member: string },
+  alias: string
+): string =>
+  `coalesce(CASE
+    WHEN ${partitionBy} IS NULL THEN NULL
+    WHEN ${partitionBy} = 'correlationId' THEN ${alias}.correlation_id
+    WHEN ${partitionBy} = 'boundedContext' THEN ${alias}.bounded_context
+    ELSE ${alias}.metadata ->> ${member}
+  END, ${alias}.aggregate_id)`
+
+/**
  * SQL: the hash of a text, from 0 to 2³² − 1. `hashtext` is stable across versions of PostgreSQL, because hash
  * partitioning relies on it, but depends on the collation. `DatabaseLive` checks known answers at start.
  */

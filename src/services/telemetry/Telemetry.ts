@@ -11,7 +11,7 @@ import * as Effect from "effect/Effect"
 import type * as LogLevel from "effect/LogLevel"
 import * as Metric from "effect/Metric"
 import type { Activity } from "../../schema/Activity.ts"
-import { FilterChanged, ProjectionHalted } from "../../schema/Errors.ts"
+import { ProjectionHalted, selectionChanged } from "../../schema/Errors.ts"
 import type { Generation } from "../../schema/Generation.ts"
 import * as HashRange from "../../schema/HashRange.ts"
 import * as Metrics from "./Metrics.ts"
@@ -112,7 +112,7 @@ const table: Table = {
   ProjectionGivenUp: {
     log: ({ given, projection, recorded, remaining }) => [[
       "Warn",
-      `${new FilterChanged({ projection, recorded, given, whileRunning: true }).message} Until then ${
+      `${selectionChanged({ projection, recorded, given, whileRunning: true }).message} Until then ${
         remaining.length === 0
           ? "it stays registered without a projection"
           : `this worker continues with its other projections: ${remaining.join(", ")}`

@@ -9,7 +9,7 @@ import { ProjectionHalted } from "../../schema/Errors.ts"
 import * as HashRange from "../../schema/HashRange.ts"
 import type { Worker } from "./Registration.ts"
 
-/** Fails if a range is halted at one of these events, or if another worker has changed the filter of a projection. */
+/** Fails if a range is halted at one of these events, or if another worker has changed the filter or partition key of a projection. */
 export const awaitCaughtUp = Effect.fnUntraced(function*(worker: Worker) {
   const { events, projections, settings, startup, state } = worker
   let target = yield* startup.step("Reading the head")(events.headPosition)

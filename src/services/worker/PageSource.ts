@@ -115,6 +115,7 @@ const waitAndRead = ({ events, job }: Source, interruption: Effect.Effect<void, 
         upTo: upTo.value,
         range: state.held.range,
         filter: projection.filter,
+        partitionBy: projection.partitionBy,
         limit: settings.batchSize,
         bytes: settings.batchBytes
       }),

@@ -1,18 +1,19 @@
 /**
- * What is checked of an orchestrator's projections before it works: their names, their filters, and that the database
- * can store both.
+ * What is checked of an orchestrator's projections before it works: their names, their filters and partition keys, and that the
+ * database can store them.
  */
 import * as Effect from "effect/Effect"
 import * as Result from "effect/Result"
 import { microsOf } from "../../schema/Append.ts"
 import { DuplicateProjection, InvalidSettings } from "../../schema/Errors.ts"
+import * as PartitionKey from "../../schema/PartitionKey.ts"
 import { textProblem } from "../../schema/Text.ts"
 import type { CheckpointStore } from "../CheckpointStore.ts"
 import type * as Projection from "../Projection.ts"
 
 const maximumNameLength = 200
 
-/** Fails if the set of projections is empty, or if a name, a start or a filter in it is invalid. */
+/** Fails if the set of projections is empty, or if a name, a start, a filter or a partition key in it is invalid. */
 export const check = (
   projections: ReadonlyArray<Projection.Any>
 ): Result.Result<void, DuplicateProjection | InvalidSettings> => {
@@ -30,8 +31,8 @@ export const check = (
 }
 
 /**
- * Fails if the database cannot store a name or a filter. Names identify progress and filters select events, so unlike
- * diagnostic texts they must be stored unchanged.
+ * Fails if the database cannot store a name, a filter or a partition key. Names identify progress, filters select events
+ * and partition keys divide them, so unlike diagnostic texts they must be stored unchanged.
  */
 export const checkStorable = Effect.fnUntraced(function*(
   checkpoints: CheckpointStore,
@@ -44,8 +45,12 @@ export const checkStorable = Effect.fnUntraced(function*(
   const stored = [
     { setting: "replicaSet", text: replicaSet },
     { setting: "workerId", text: workerId },
-    ...[...projections].flatMap(({ filter, name }) =>
-      [name, ...filterLists(filter).flatMap(([, values]) => values)].map((text) => ({ setting: "projections", text }))
+    ...[...projections].flatMap(({ filter, name, partitionBy }) =>
+      [
+        name,
+        ...filterLists(filter).flatMap(([, values]) => values),
+        ...(typeof partitionBy === "object" ? [partitionBy.metadata] : [])
+      ].map((text) => ({ setting: "projections", text }))
     )
   ]
   // If the database is unavailable, a later step of the start retries or reports it.
@@ -66,7 +71,7 @@ const invalid = (problem: string) => new InvalidSettings({ setting: "projections
 
 const maximumConcurrency = 100
 
-const problemOf = ({ concurrency, filter, name, startFrom }: Projection.Any): string | undefined => {
+const problemOf = ({ concurrency, filter, name, partitionBy, startFrom }: Projection.Any): string | undefined => {
   if (name.trim() === "") return "A projection's name must not be empty, because progress is stored by name."
   if (name.length > maximumNameLength) {
     return `The name "${name.slice(0, 40)}…" must have at most ${maximumNameLength} characters.`
@@ -82,6 +87,8 @@ const problemOf = ({ concurrency, filter, name, startFrom }: Projection.Any): st
   if (!Number.isInteger(concurrency) || concurrency < 1 || concurrency > maximumConcurrency) {
     return `concurrency of "${name}" is ${concurrency}. Give an integer from 1 to ${maximumConcurrency}.`
   }
+  const keyProblem = PartitionKey.problem(partitionBy)
+  if (keyProblem !== undefined) return `partitionBy of "${name}" ${keyProblem}.`
   for (const [list, values] of filterLists(filter)) {
     if (values.length === 0) {
       return `${list} of "${name}" is empty, so that no event would match. Omit it to receive all events.`

@@ -10,8 +10,10 @@ import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import { Activity } from "../../schema/Activity.ts"
 import * as BatchPolicy from "../../schema/BatchPolicy.ts"
+import type { EventError } from "../../schema/Errors.ts"
 import type { Event } from "../../schema/Event.ts"
 import * as HashRange from "../../schema/HashRange.ts"
+import * as PartitionKey from "../../schema/PartitionKey.ts"
 import { CheckpointStore, type EpochEnded, type Fenced } from "../CheckpointStore.ts"
 import { EventStore, type Page } from "../EventStore.ts"
 import type { RetryLog } from "../telemetry/RetryLog.ts"
@@ -125,7 +127,11 @@ const step = Effect.fnUntraced(function*(runner: Runner): Effect.fn.Return<boole
       return next._tag === "Drained"
     case "Unreadable":
       yield* writeProgress(runner)
-      yield* halt(runner, next.error, HaltReason.ofUnreadable(next.error))
+      yield* halt(
+        runner,
+        { ...next.error, key: keyOfUnreadable(runner, next.error) },
+        HaltReason.ofUnreadable(next.error)
+      )
       return false
     case "Page":
       if (next.page.events.length === 0) yield* passOver(runner, next.page, next.isComplete)
@@ -238,10 +244,16 @@ const handleBatch = Effect.fnUntraced(function*(
   }
 })
 
+/** The key of an event that cannot be received or read; undefined if it cannot be read either. */
+const keyOfUnreadable = ({ job }: Runner, error: EventError): string | undefined =>
+  PartitionKey.isDefault(job.projection.partitionBy) ? error.aggregateId : error.key
+
 /** Halts at the first event. Returns the events that remain if this could not be recorded. */
 const haltAtFirst = Effect.fnUntraced(
   function*(runner: Runner, rest: ReadonlyArray<Event>, reason: HaltReason.HaltReason) {
-    yield* halt(runner, { ...rest[0]!, position: rest[0]!.globalPosition }, reason)
+    const { eventId, globalPosition: position } = rest[0]!
+    const key = PartitionKey.of(runner.job.projection.partitionBy, rest[0]!)
+    yield* halt(runner, { eventId, position, key }, reason)
     return runner.job.state.halt === undefined ? rest : []
   }
 )
@@ -269,14 +281,14 @@ const retry = Effect.fnUntraced(
  */
 const halt = Effect.fnUntraced(function*(
   runner: Runner,
-  event: Partial<Pick<Event, "aggregateId" | "eventId">> & { readonly position: bigint },
+  event: { readonly position: bigint; readonly eventId?: string; readonly key: string | undefined },
   { error, stack }: HaltReason.HaltReason
 ) {
   const { job, shared, retries } = runner
   const { epoch, held, writtenUpTo: at } = job.state
-  const { aggregateId, eventId = "id unreadable", position } = event
+  const { eventId = "id unreadable", key, position } = event
   const result = yield* Effect.result(
-    shared.checkpoints.halt(held, { at, epoch, error, position, eventId, aggregateId })
+    shared.checkpoints.halt(held, { at, epoch, error, position, eventId, key })
   )
   if (result._tag === "Failure") {
     if (!Retries.isRetried(result.failure)) return yield* result.failure

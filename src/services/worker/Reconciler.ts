@@ -11,7 +11,12 @@ import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import { Activity, type ChangeReason } from "../../schema/Activity.ts"
 import * as Checkpoint from "../../schema/Checkpoint.ts"
-import { CoordinationTimeout, type FilterChanged, type StoreError, type WorkerReplaced } from "../../schema/Errors.ts"
+import {
+  CoordinationTimeout,
+  type SelectionChanged,
+  type StoreError,
+  type WorkerReplaced
+} from "../../schema/Errors.ts"
 import * as Generation from "../../schema/Generation.ts"
 import * as HashRange from "../../schema/HashRange.ts"
 import * as Plan from "../../schema/Plan.ts"
@@ -34,8 +39,11 @@ export interface Options {
   readonly settings: Settings
   readonly projections: ReadonlyMap<string, Projection.Any>
   readonly carried: () => ReadonlyArray<Plan.Carried>
-  /** Gives up the projection whose filter has changed. Fails if the worker has not been part of a generation yet. */
-  readonly giveUp: (failure: FilterChanged) => Effect.Effect<void, FilterChanged>
+  /**
+   * Gives up the projection whose filter or partition key has changed. Fails if the worker has not been part of a
+   * generation yet.
+   */
+  readonly giveUp: (failure: SelectionChanged) => Effect.Effect<void, SelectionChanged>
   readonly captured: Context.Context<unknown>
   readonly coordination: CoordinationStore
   readonly membership: Membership
@@ -158,6 +166,7 @@ const decide = (
     ),
     Effect.catchTags({
       FilterChanged: (failure) => Effect.as(options.giveUp(failure), Option.none()),
+      PartitionKeyChanged: (failure) => Effect.as(options.giveUp(failure), Option.none()),
       StoreError: (failure) => backOff(options, state, failure)
     })
   )

@@ -12,7 +12,13 @@ import * as Queue from "effect/Queue"
 import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import { Activity } from "../../schema/Activity.ts"
-import { FilterChanged, type OrchestratorError, type WorkerEvicted, type WorkerReplaced } from "../../schema/Errors.ts"
+import {
+  type OrchestratorError,
+  type SelectionChanged,
+  selectionChanged,
+  type WorkerEvicted,
+  type WorkerReplaced
+} from "../../schema/Errors.ts"
 import * as Generation from "../../schema/Generation.ts"
 import type * as Plan from "../../schema/Plan.ts"
 import type { Settings } from "../../schema/Settings.ts"
@@ -59,7 +65,7 @@ export interface State {
   /** The projections of this run, with their start positions. */
   carried: ReadonlyArray<Plan.Carried>
   /** Projections that this run has given up, because another worker has changed their filters. */
-  readonly givenUp: Map<string, FilterChanged>
+  readonly givenUp: Map<string, SelectionChanged>
   /** Whether this run has been part of a generation. */
   hasStarted: boolean
   /** The annotations of the run's log lines. */
@@ -111,7 +117,7 @@ export const present = (state: State): ReadonlyArray<Activity> => {
   ]
 }
 
-const projectionGivenUp = ({ carried, givenUp }: State, { given, projection, recorded }: FilterChanged): Activity =>
+const projectionGivenUp = ({ carried, givenUp }: State, { given, projection, recorded }: SelectionChanged): Activity =>
   Activity.ProjectionGivenUp({
     projection,
     recorded,
@@ -293,13 +299,14 @@ const listen = Effect.fnUntraced(
 const carriedNow = ({ carried, givenUp }: State): ReadonlyArray<Plan.Carried> =>
   carried.map((projection) => ({ ...projection, givenUp: givenUp.has(projection.name) }))
 
-/** Gives up a projection whose filter another worker has changed. A worker that is only starting fails instead. */
+/** Gives up a projection whose filter or partition key another worker has changed. A worker that is only starting fails instead. */
 const giveUp = Effect.fnUntraced(function*(
   { log, state }: Worker,
-  { given, projection, recorded }: FilterChanged
+  changed: SelectionChanged
 ) {
-  if (!state.hasStarted) return yield* new FilterChanged({ projection, recorded, given })
-  const failure = new FilterChanged({ projection, recorded, given, whileRunning: true })
+  if (!state.hasStarted) return yield* changed
+  const { given, projection, recorded } = changed
+  const failure = selectionChanged({ projection, recorded, given, whileRunning: true })
   state.givenUp.set(projection, failure)
   yield* log.record(projectionGivenUp(state, failure))
   state.changed.openUnsafe()

@@ -72,7 +72,7 @@ const work = Effect.gen(function*() {
   const row = yield* CoordinationStores.held("p")
   yield* checkpoints.commit(row, { from: 0n, idleTimeout }, Effect.succeed(1n))
   yield* checkpoints.advance(row, { from: 1n, to: 2n })
-  yield* checkpoints.halt(row, { at: 2n, error: "e", position: 3n, eventId: "id", aggregateId: "a" })
+  yield* checkpoints.halt(row, { at: 2n, error: "e", position: 3n, eventId: "id", key: "a" })
   const [stored] = yield* checkpoints.rows("p")
   assert.deepStrictEqual([stored?.position, stored?.halt?.position], [2n, 3n])
   const progress = yield* sql<{ readonly position: bigint }>`SELECT position FROM public.orchestrator_checkpoints`

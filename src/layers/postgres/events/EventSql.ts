@@ -5,7 +5,7 @@
 import * as PgTypes from "@effect/sql-pg/PgTypes"
 import { dateOfMicros, type Event, type StreamId } from "../../../schema/Event.ts"
 import * as HashRange from "../../../schema/HashRange.ts"
-import { byDefault } from "../../../schema/PartitionKey.ts"
+import { byDefault, type PartitionKey } from "../../../schema/PartitionKey.ts"
 import type { ReadOptions } from "../../../services/EventStore.ts"
 import { array } from "../connection/Codecs.ts"
 import { hashOf, keyOf } from "../HashSql.ts"
@@ -207,6 +207,10 @@ export const readStatements = (events: string) => {
         aggregate_version AS "aggregateVersion", event_type AS "eventType"
       FROM ${events} WHERE global_position = $1
         AND convert_to(concat(aggregate_id, aggregate_type, event_type), 'UTF8') IS NOT NULL`,
+    /** The key of the event, if it is readable and a client can receive it. */
+    key: (partitionBy: PartitionKey) => `
+      SELECT key FROM (SELECT ${keyOf(partitionBy)} AS key FROM ${events} WHERE global_position = $1) AS event
+      WHERE octet_length(key) <= ${smallBesides} AND convert_to(key, 'UTF8') IS NOT NULL`,
     stream: `
       SELECT ${streamColumns}, payload, metadata::text AS "metadataText" FROM ${events}
       WHERE bounded_context = $1 AND aggregate_type = $2 AND aggregate_id = $3

@@ -2,6 +2,7 @@
 import * as Effect from "effect/Effect"
 import { EventTooLarge, EventUnreadable, type StatementFailed, type StoreError } from "../../../schema/Errors.ts"
 import type { Event } from "../../../schema/Event.ts"
+import * as PartitionKey from "../../../schema/PartitionKey.ts"
 import type { ServerEpoch } from "../../../services/EventStore.ts"
 import * as ServerEpochSql from "../connection/ServerEpochSql.ts"
 import { isUnreadable, unsupported } from "../connection/SqlErrors.ts"
@@ -90,8 +91,15 @@ interface Dependencies {
   readonly largestEvent: number
 }
 
+/** How the event was read. */
+interface Read {
+  readonly partitionBy?: PartitionKey.PartitionKey | undefined
+  readonly epoch: ServerEpoch
+}
+
 /** The error for an event that the client cannot receive. */
-export const toTooLarge = Effect.fnUntraced(function*(self: Dependencies, position: bigint, epoch: ServerEpoch) {
+export const toTooLarge = Effect.fnUntraced(function*(self: Dependencies, position: bigint, read: Read) {
+  const { epoch } = read
   const [row] = yield* self.session.use(
     "measure an event",
     ({ sql, state }) =>
@@ -107,30 +115,43 @@ export const toTooLarge = Effect.fnUntraced(function*(self: Dependencies, positi
       } disappeared while it was read.`,
       advice: "Delete no events while projections run."
     })
-    : new EventTooLarge({ ...row, position, limit: self.largestEvent, epoch })
+    : new EventTooLarge({ ...row, ...(yield* keyAt(self, position, read)), position, limit: self.largestEvent, epoch })
 })
 
 type Label = Pick<Event, "aggregateId" | "aggregateType" | "aggregateVersion" | "eventType">
 
 /** The error for an event that cannot be read, with those parts of its description that can be read. */
 export const toUnreadable = Effect.fnUntraced(function*(
-  { session, statements }: Dependencies,
+  self: Dependencies,
   { failure: { code, detail }, position }: Unreadable,
-  epoch: ServerEpoch
+  read: Read
 ) {
-  const part = <A extends object>(statement: string) =>
-    session.use("identify an unreadable event", ({ sql }) => sql.unsafe<A>(statement, [position])).pipe(
-      Effect.map(([row]): Partial<A> => row ?? {}),
-      Effect.catchIf(isUnreadable, () => Effect.succeed<Partial<A>>({}))
-    )
-  const identity = yield* part<Pick<Event, "eventId">>(statements.eventId)
-  const label = yield* part<Label>(statements.label)
+  const identity = yield* part<Pick<Event, "eventId">>(self, self.statements.eventId, position)
+  const label = yield* part<Label>(self, self.statements.label, position)
   return new EventUnreadable({
     position,
     detail,
-    epoch,
+    epoch: read.epoch,
     ...identity,
     ...label,
+    ...(yield* keyAt(self, position, read)),
     ...(code === undefined ? {} : { code })
   })
 })
+
+/** A part of an event's description; empty if it cannot be read. */
+const part = <A extends object>({ session }: Dependencies, statement: string, position: bigint) =>
+  session.use("identify an unreadable event", ({ sql }) => sql.unsafe<A>(statement, [position])).pipe(
+    Effect.map(([row]): Partial<A> => row ?? {}),
+    Effect.catchIf(isUnreadable, () => Effect.succeed<Partial<A>>({}))
+  )
+
+/** The event's key, unless it is the aggregate id, which is part of the description. */
+const keyAt = (
+  self: Dependencies,
+  position: bigint,
+  { partitionBy = PartitionKey.byDefault }: Read
+): Effect.Effect<{ readonly key?: string }, StoreError> =>
+  PartitionKey.isDefault(partitionBy)
+    ? Effect.succeed({})
+    : part<{ readonly key: string }>(self, self.statements.key(partitionBy), position)

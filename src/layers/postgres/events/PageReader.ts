@@ -262,9 +262,10 @@ const check = (self: PageReader, page: Reading) =>
 
 const finish = Effect.fnUntraced(function*(self: PageReader, page: Reading) {
   const { epoch, events, hashes, options, unreadable, window: { position, tooLarge } } = page
-  if (tooLarge !== undefined) return yield* Effect.flatMap(FaultyEvent.toTooLarge(self, tooLarge, epoch), Effect.fail)
+  const read = { partitionBy: options.partitionBy, epoch }
+  if (tooLarge !== undefined) return yield* Effect.flatMap(FaultyEvent.toTooLarge(self, tooLarge, read), Effect.fail)
   if (unreadable !== undefined && events.length === 0 && position >= unreadable.position - 1n) {
-    return yield* Effect.flatMap(FaultyEvent.toUnreadable(self, unreadable, epoch), Effect.fail)
+    return yield* Effect.flatMap(FaultyEvent.toUnreadable(self, unreadable, read), Effect.fail)
   }
   return { events, position, epoch, ...(options.hashes === true ? { hashes } : {}) } satisfies Page
 })

@@ -191,18 +191,16 @@ const rollBack = (batch: Batch, reason: BatchFailure.RollBackReason) =>
 const halt = Effect.fnUntraced(function*(
   database: Database["Service"],
   held: Held,
-  { aggregateId, at, epoch, error, eventId, position }: Parameters<Store["halt"]>[1]
+  { at, epoch, error, eventId, key, position }: Parameters<Store["halt"]>[1]
 ): Effect.fn.Return<void, EpochEnded | Fenced | StoreError | TransientFailure> {
   const { sql } = database
   const rows = yield* writing(error, (error) =>
     inTime(quietly(sql`
       UPDATE ${database.table("checkpoints")} AS c SET halted_since = clock_timestamp(),
         halted_error = ${haltError(error)}, halted_position = ${String(position)}::bigint,
-        halted_event_id = ${eventId}, halted_hash = coalesce(${
-      sql.literal(hashOf("event.aggregate_id"))
-    }, c.range_start),
+        halted_event_id = ${eventId}, halted_hash = coalesce(${sql.literal(hashOf("event.key"))}, c.range_start),
         halted_incarnation = c.incarnation, halted_request = NULL, updated_at = clock_timestamp()
-      FROM (SELECT ${aggregateId ?? null}::text AS aggregate_id) AS event
+      FROM (SELECT ${key ?? null}::text AS key) AS event
       WHERE ${isHeldAs(sql, held)} AND ${isAt(sql, at)} AND ${ServerEpochSql.isCurrent(sql, epoch)}
       RETURNING 'halted'`))).pipe(
       Effect.catch((failure): Effect.Effect<never, StoreError | TransientFailure> =>

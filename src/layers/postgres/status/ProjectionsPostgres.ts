@@ -7,7 +7,7 @@ import { inTime, quietly } from "../connection/PoolStatement.ts"
 import * as Presence from "../coordination/Presence.ts"
 import { Database } from "../Database.ts"
 import * as SequenceCheck from "../events/SequenceCheck.ts"
-import { hashOf } from "../HashSql.ts"
+import { hashOf, recordedKeyOf } from "../HashSql.ts"
 import { literal } from "../migrations/Sql.ts"
 
 export const make: Effect.Effect<Projections["Service"], never, Database> = Effect.map(
@@ -82,29 +82,34 @@ const namePattern = String.raw`"(?:[^"\\\u0001-\u001f]|\\(?:["\\bfnrt]|u(?!0000)
 
 const listPattern = String.raw`(?:null|\[(?:${namePattern}(?:,${namePattern})*)?\])`
 
+const keyPattern = String.raw`(?:"correlationId"|"boundedContext"|\{"metadata":${namePattern}\})`
+
 /**
  * Matches the texts that `EventFilter.canonical` writes. A recorded text may be any other, for example because it was
  * written by hand, and a conversion of invalid JSON would fail the whole statement.
  */
-const canonicalPattern = String.raw`^\[${listPattern},${listPattern},${listPattern}\]$`
+const canonicalPattern = String.raw`^\[${listPattern},${listPattern},${listPattern}(?:,${keyPattern})?\]$`
 
 /**
- * SQL: the lists of the filter in row `c`, each NULL if it selects everything, as an unreadable filter does. OFFSET keeps
- * it from being evaluated for every event.
+ * SQL: the lists of the filter in row `c`, each NULL if it selects everything, as an unreadable filter does; and the
+ * partition key, NULL if it is the default. OFFSET keeps it from being evaluated for every event.
  */
-const filterLists = `SELECT ${
+const selection = `SELECT ${
   filterColumns.map((column, index) =>
     `CASE WHEN json_typeof(filter.lists->${index}) = 'array'
           THEN ARRAY(SELECT json_array_elements_text(filter.lists->${index})) END AS ${column}`
   ).join(", ")
-} FROM (SELECT CASE WHEN c.filter ~ ${literal(canonicalPattern)} THEN c.filter::json END AS lists) AS filter OFFSET 0`
+}, filter.lists->>3 AS partition_by, filter.lists->3->>'metadata' AS member
+  FROM (SELECT CASE WHEN c.filter ~ ${literal(canonicalPattern)} THEN c.filter::json END AS lists) AS filter OFFSET 0`
 
 /** SQL: whether event `e` is selected by the lists `f`. */
 const isSelected = filterColumns.map((column) => `(f.${column} IS NULL OR e.${column} = ANY (f.${column}))`).join(
   " AND "
 )
 
-const isInRange = `${hashOf("e.aggregate_id")} >= c.range_start AND ${hashOf("e.aggregate_id")} < c.range_end`
+const hash = hashOf(recordedKeyOf({ partitionBy: "f.partition_by", member: "f.member" }, "e"))
+
+const isInRange = `${hash} >= c.range_start AND ${hash} < c.range_end`
 
 const statement = ({ presence, qualified, ...database }: Database["Service"]): string =>
   `WITH ${SequenceCheck.sources(literal(qualified("events")))},
@@ -159,7 +164,7 @@ const statement = ({ presence, qualified, ...database }: Database["Service"]): s
           'error', coalesce(c.halted_error, ''), 'position', coalesce(c.halted_position, 0)::text,
           'eventId', coalesce(c.halted_event_id, '')) END)), '[]')
       FROM ${qualified("checkpoints")} AS c
-      CROSS JOIN LATERAL (${filterLists}) AS f
+      CROSS JOIN LATERAL (${selection}) AS f
       CROSS JOIN LATERAL (
         SELECT count(*) AS read, count(*) FILTER (WHERE matching) AS matching,
           min(created_at) FILTER (WHERE matching) AS oldest, max(global_position) AS last

@@ -100,7 +100,9 @@ live(
       const nothing = (name: string, filter: Partial<Projection.Options<never, never>> = {}) =>
         Projection.make(name, { handle: () => Effect.void, ...filter })
       const storable = own[encoding]
-      const fits = yield* worker([nothing(`users ${storable}`, { aggregateTypes: [storable] })], {
+      const fits = yield* worker([
+        nothing(`users ${storable}`, { aggregateTypes: [storable], partitionBy: { metadata: storable } })
+      ], {
         replicaSet: `main ${storable}`,
         workerId: `worker ${storable}`
       })
@@ -115,7 +117,8 @@ live(
           ["workerId", worker([nothing("users")], { workerId: name })],
           ["projections", worker([nothing(name)])],
           ["projections", worker([nothing("users", { startFrom: "now" }), nothing(name, { startFrom: "now" })])],
-          ["projections", worker([nothing("users", { eventTypes: [name] })])]
+          ["projections", worker([nothing("users", { eventTypes: [name] })])],
+          ["projections", worker([nothing("users", { partitionBy: { metadata: name } })])]
         ] as const
       ) {
         const error = yield* Effect.flip(Effect.flatMap(refused, ({ run }) => run))

@@ -83,7 +83,7 @@ it.live("a batch, progress and a halt are refused once the session that read the
           error: "no",
           position,
           eventId: globalThis.crypto.randomUUID(),
-          aggregateId: "a"
+          key: "a"
         })
       ]
     ) assert.strictEqual((yield* Effect.flip(refused))._tag, "EpochEnded")

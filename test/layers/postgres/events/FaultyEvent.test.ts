@@ -74,6 +74,44 @@ describe("an event that cannot be read", () => {
   }
 })
 
+describe("the key of an event that cannot be returned", () => {
+  const keyed = (key: string, rest: Partial<NewEvent> = {}) => event("a", { metadata: { key }, ...rest })
+  const partitionBy = { metadata: "key" }
+
+  storeTest("is part of the error if it can be read", function*({ sql, store }) {
+    yield* Damage.prepare(sql)
+    for (const key of ["first", "it's \"quoted\"", "y".repeat(5_000), "damaged"]) {
+      yield* store.append([keyed(key)])
+    }
+    const [traceId, metadata] = ["a text that is not valid", "metadata whose text is not valid"].map((name) =>
+      Damage.all.find((damage) => damage.name === name)!
+    )
+    yield* traceId!.make(sql, 2n)
+    yield* traceId!.make(sql, 3n)
+    yield* metadata!.make(sql, 4n)
+    const { delivered, errors } = yield* readAll({ partitionBy, range: HashRange.whole })
+    assert.deepStrictEqual(delivered, [1n])
+    assert.include(errors[0], { position: 2n, aggregateId: "a", key: "it's \"quoted\"" })
+    assert.include(errors[1], { position: 3n, aggregateId: "a" })
+    assert.notProperty(errors[1], "key", "a long key is left out")
+    assert.include(errors[2], { position: 4n, aggregateId: "a" })
+    assert.notProperty(errors[2], "key", "it is the part that cannot be read")
+    const others = yield* readAll()
+    assert.notProperty(others.errors[0], "key", "the aggregate id is the key")
+  })
+
+  storeTest(
+    "is also part of the error about an event that is too large",
+    { client: { maxMessageSize: 100_000 } },
+    function*({ store }) {
+      const { positions } = yield* store.append([keyed("big", { payload: new Uint8Array(200_000) })])
+      while ((yield* store.settledPosition) < positions[0]!) yield* Effect.sleep(10)
+      const failure = yield* Effect.flip(store.read({ after: 0n, partitionBy }))
+      assert.include(failure, { _tag: "EventTooLarge", key: "big" })
+    }
+  )
+})
+
 /** Raises an error instead of reading the payload at a position. */
 const raising = (code: string, position: bigint) => {
   let statements = 0

@@ -616,7 +616,7 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
       assert.strictEqual(yield* position(row), 0n)
     }))
 
-  it.effect("a halt records the hash that the database computes for the aggregate, and shortens the error", () =>
+  it.effect("a halt records the hash that the database computes for the key, and shortens the error", () =>
     Effect.gen(function*() {
       const store = yield* CheckpointStore
       const row = yield* CoordinationStores.held("halt")
@@ -625,7 +625,7 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
         error: `\u0000${"x".repeat(10_000)}`,
         position: 1n,
         eventId: "0b6cf0a0-5f5c-4d5b-9a63-1f6f2d0c9e77",
-        aggregateId: "user-1"
+        key: "user-1"
       })
       const [stored] = yield* store.rows("halt")
       assert.strictEqual(stored?.halt?.hash, 3736142208)
