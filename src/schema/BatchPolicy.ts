@@ -5,6 +5,7 @@
  * A range must not be halted because of the network, of another transaction or of another event: transient failures are
  * retried, and an event is given up only if it was the first of its batch, after the events before it have committed.
  */
+import type * as Array from "effect/Array"
 import type { Event } from "./Event.ts"
 
 /** What a range keeps between batches. */
@@ -17,25 +18,44 @@ export interface State {
   readonly lostAfterHandlers: number
   /** The full size of a batch. */
   readonly batchSize: number
+  /** Whether the handler gets all events of a batch at once, so that a batch cannot end before its last event. */
+  readonly isWhole: boolean
   /**
    * Maximum number of events in the next batch: halved after a conflict, doubled after a commit. Ranges whose batches
-   * lock the same rows in different orders get through with small batches.
+   * lock the same rows in different orders get through with small batches. If batches are whole, also the number of
+   * events that the handler handles in time.
    */
   readonly limit: number
   /** Batches that conflicts have rolled back since `limit` was last at its full size. */
   readonly conflicts: number
-  /** Position of the event that presumably makes batches fail: it is not handled in one batch with earlier events. */
-  readonly suspect: bigint | undefined
+  /**
+   * The positions of the events among which one presumably makes batches fail. They are not handled in one batch with
+   * earlier or later events, and in halves, so that the event becomes the first of a batch.
+   */
+  readonly suspects: { readonly first: bigint; readonly last: bigint } | undefined
 }
 
-export const initial = (batchSize: number): State => ({
+/**
+ * A batch that takes longer commits the events that it has handled, so that row locks are held briefly and a hand-over
+ * waits for one event instead of a whole batch. A whole batch gets as many events as its handler handles in this time.
+ */
+export const longestBatchNanos = 100_000_000n
+
+/**
+ * A whole batch with at most this many events may take ten times as long: its handler probably takes long for a reason
+ * other than their number. The first batch of a range has this size, because nothing is known about its handler yet.
+ */
+const smallBatch = 100
+
+export const initial = (batchSize: number, handler: "Batch" | "One"): State => ({
   attempts: 0,
   lostInHandler: undefined,
   lostAfterHandlers: 0,
   batchSize,
-  limit: batchSize,
+  isWhole: handler === "Batch",
+  limit: handler === "Batch" ? Math.min(batchSize, smallBatch) : batchSize,
   conflicts: 0,
-  suspect: undefined
+  suspects: undefined
 })
 
 /** Why a batch was rolled back. */
@@ -63,16 +83,27 @@ export interface Failed<F> {
   readonly reason: Reason
   /** Positions of the events whose handlers had begun. */
   readonly begun: ReadonlyArray<bigint>
-  /** Index of the event in whose handler the batch failed; undefined if all handlers had ended. */
-  readonly failedAt: number | undefined
+  /**
+   * Index of the event in whose handler the batch failed; `"unknown"` if the handler had begun with several events, and
+   * undefined if all events were handled.
+   */
+  readonly failedAt: number | "unknown" | undefined
   /** The failure itself. It has no influence on the decision and is contained in the action. */
   readonly failure: F
 }
 
+/** The first `handled` events are committed. */
+export interface Committed {
+  readonly _tag: "Committed"
+  readonly handled: number
+  /** How long the batch took, and how long its handler. */
+  readonly tookNanos: bigint
+  readonly handlerNanos: bigint
+}
+
 /** How a batch ended. */
 export type Outcome<F> =
-  /** The first `handled` events are committed. */
-  | { readonly _tag: "Committed"; readonly handled: number; readonly tookNanos: bigint }
+  | Committed
   | Failed<F>
   /** No handler was called, because the first event has overrun too often (`isBlocking`). */
   | { readonly _tag: "Overran"; readonly failure: F }
@@ -81,7 +112,7 @@ export type Outcome<F> =
 export type Action<F> =
   /** Continue with the events after the first `handled`, which are committed. */
   | { readonly _tag: "Continue"; readonly handled: number; readonly tookNanos: bigint }
-  /** Commit the events before the suspect first, so that it becomes the first event of a batch. */
+  /** Commit the events before the suspects first, and find the one that fails among them. */
   | { readonly _tag: "Isolate" }
   /** Wait, then try the same events again. */
   | { readonly _tag: "BackOff"; readonly attempt: number; readonly failure: F }
@@ -116,26 +147,39 @@ export const isBlocking = (overruns: number): boolean => overruns >= maxOverruns
 export const isContended = ({ conflicts }: State): boolean => conflicts >= conflictsBeforeWarning
 
 /**
- * Returns the events of the next batch, at least one. The batch ends before the suspect and before an event that has
- * overrun; such an event is handled alone.
+ * Returns the events of the next batch, at least one and at most `largest`. The batch ends before suspects, between them,
+ * and before an event that has overrun; such an event is handled alone.
  */
 export const select = <E extends Pick<Event, "globalPosition">>(
-  { limit, suspect }: State,
-  events: ReadonlyArray<E>,
-  hasOverrun: (position: bigint) => boolean
-): ReadonlyArray<E> => {
-  const hasSuspect = suspect !== undefined && events[0] !== undefined && events[0].globalPosition < suspect
-  const end = events.findIndex(({ globalPosition }) =>
-    (hasSuspect && globalPosition >= suspect) || hasOverrun(globalPosition)
-  )
-  return events.slice(0, Math.min(end < 0 ? events.length : Math.max(1, end), limit))
+  state: State,
+  events: Array.NonEmptyReadonlyArray<E>,
+  hasOverrun: (position: bigint) => boolean,
+  largest = Infinity
+): Array.NonEmptyReadonlyArray<E> => {
+  const overran = events.findIndex(({ globalPosition }) => hasOverrun(globalPosition))
+  const end = overran < 0 ? events.length : Math.max(1, overran)
+  const [first, ...rest] = events.slice(0, Math.min(end, state.limit, largest, beforeSuspects(state, events)))
+  return [first ?? events[0], ...rest]
+}
+
+/** Returns how many events precede the suspects, or half of them if they come first. */
+const beforeSuspects = ({ suspects }: State, events: Array.NonEmptyReadonlyArray<Pick<Event, "globalPosition">>) => {
+  if (suspects === undefined || events[0].globalPosition > suspects.last) return Infinity
+  const { first, last } = suspects
+  const preceding = countUntil(events, ({ globalPosition }) => globalPosition >= first)
+  return preceding > 0 ? preceding : Math.max(1, countUntil(events, ({ globalPosition }) => globalPosition > last) >> 1)
+}
+
+const countUntil = <E>(events: ReadonlyArray<E>, isEnd: (event: E) => boolean): number => {
+  const end = events.findIndex(isEnd)
+  return end < 0 ? events.length : end
 }
 
 /** Decides between continuing, isolating, retrying and halting. */
 export const next = <F>(state: State, outcome: Outcome<F>): Decision<F> => {
   switch (outcome._tag) {
     case "Committed":
-      return { state: afterCommit(state), action: { ...outcome, _tag: "Continue" } }
+      return { state: afterCommit(state, outcome), action: { ...outcome, _tag: "Continue" } }
     case "Overran":
       return { state, action: { _tag: "Halt", failure: outcome.failure, circumstance: "" } }
     case "Failed":
@@ -145,16 +189,23 @@ export const next = <F>(state: State, outcome: Outcome<F>): Decision<F> => {
   }
 }
 
-const afterCommit = (state: State): State => {
-  const limit = Math.min(state.batchSize, state.limit * 2)
+const afterCommit = (state: State, { handled, handlerNanos }: Committed): State => {
+  const most = state.isWhole ? handledInTime(handled, handlerNanos) : Infinity
+  const limit = Math.max(1, Math.min(state.batchSize, state.limit * 2, most))
   return {
     ...state,
     attempts: 0,
     lostInHandler: undefined,
     lostAfterHandlers: 0,
     limit,
-    conflicts: limit === state.batchSize ? 0 : state.conflicts
+    conflicts: limit >= Math.min(state.batchSize, most) ? 0 : state.conflicts
   }
+}
+
+/** Returns how many events the handler of whole batches handles in time, judging from a batch. */
+const handledInTime = (handled: number, nanos: bigint): number => {
+  const inTime = handled * Number(longestBatchNanos) / Math.max(1, Number(nanos))
+  return Math.floor(Math.max(inTime, Math.min(smallBatch, inTime * 10)))
 }
 
 const afterTransientFailure = <F>(before: State, failed: Failed<F>): Decision<F> => {
@@ -174,6 +225,8 @@ const afterTransientFailure = <F>(before: State, failed: Failed<F>): Decision<F>
 const isAvoidedBySmallerBatches = ({ lostInHandler }: State, { begun, failedAt, reason }: Failed<unknown>): boolean => {
   if (reason === "conflict" || reason === "refusal") return true
   if (failedAt === undefined) return false
+  // A single event remains if this repeats itself, and then it is known where the batch fails.
+  if (failedAt === "unknown") return reason !== "unavailable"
   // A server-side transaction timeout hits a different event each time; smaller batches finish before it fires.
   const wanders = lostInHandler !== undefined && lostInHandler.position !== begun[failedAt]
   // A statement that the server refuses for one event must not keep the preceding events from committing.
@@ -183,6 +236,7 @@ const isAvoidedBySmallerBatches = ({ lostInHandler }: State, { begun, failedAt, 
 /** A loss counts for the event in whose handler it occurred, or for the end of the batch. */
 const countLoss = (state: State, { begun, failedAt, reason }: Failed<unknown>): State => {
   if (reason !== "connection" || begun.length === 0) return state
+  if (failedAt === "unknown") return state
   if (failedAt === undefined) return { ...state, lostAfterHandlers: state.lostAfterHandlers + 1 }
   const position = begun[failedAt]!
   const times = state.lostInHandler?.position === position ? state.lostInHandler.times + 1 : 1
@@ -191,7 +245,7 @@ const countLoss = (state: State, { begun, failedAt, reason }: Failed<unknown>): 
 
 /** Returns in words that the loss that was just counted is one too many; undefined if it is not. */
 const lostTooOften = ({ lostAfterHandlers, lostInHandler }: State, { begun, failedAt, reason }: Failed<unknown>) => {
-  if (reason !== "connection" || begun.length === 0) return undefined
+  if (reason !== "connection" || begun.length === 0 || failedAt === "unknown") return undefined
   const isInHandler = failedAt !== undefined
   const losses = isInHandler ? lostInHandler?.times ?? 0 : lostAfterHandlers
   if (losses < (isInHandler ? maxLossesInHandler : maxLossesAfterHandlers)) return undefined
@@ -200,11 +254,13 @@ const lostTooOften = ({ lostAfterHandlers, lostInHandler }: State, { begun, fail
 }
 
 const isolateOrHalt = <F>(state: State, { begun, failedAt, failure }: Failed<F>, circumstance: string): Decision<F> => {
-  // If all handlers have ended, the event that causes the failure is unknown; halving finds it.
-  const at = failedAt ?? begun.length >> 1
-  return at === 0
-    ? { state, action: { _tag: "Halt", failure, circumstance } }
-    : { state: { ...state, suspect: begun[at] }, action: { _tag: "Isolate" } }
+  const isKnown = typeof failedAt === "number"
+  if (isKnown ? failedAt === 0 : begun.length <= 1) {
+    return { state, action: { _tag: "Halt", failure, circumstance } }
+  }
+  const first = begun[isKnown ? failedAt : 0]!
+  const last = isKnown ? first : begun[begun.length - 1]!
+  return { state: { ...state, suspects: { first, last } }, action: { _tag: "Isolate" } }
 }
 
 const firstBackoffMillis = 10

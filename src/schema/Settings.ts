@@ -40,7 +40,8 @@ export interface Settings {
    */
   readonly coordinationTimeout: Duration.Duration
   /**
-   * Maximum number of events in a batch. A batch that takes longer than 100 ms ends early. Default 5000. Lower it if
+   * Maximum number of events in a batch. A batch that takes longer than 100 ms ends early, and a
+   * `handleBatch` gets fewer events if it takes longer. Default 5000. Lower it if
    * large batches exceed the memory of the process, or if transactions of your own wait for rows that a batch has locked.
    * Small batches reduce the throughput, because each batch is one commit.
    */

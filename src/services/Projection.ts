@@ -3,7 +3,10 @@
  *
  * @since 0.1.0
  */
-import type * as Effect from "effect/Effect"
+import type * as Array from "effect/Array"
+import * as Cause from "effect/Cause"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import type { Event } from "../schema/Event.ts"
 import { canonical, type EventFilter } from "../schema/EventFilter.ts"
@@ -32,6 +35,19 @@ import { byDefault, type PartitionKey } from "../schema/PartitionKey.ts"
 export type StartFrom = "beginning" | "now" | bigint | Date
 
 /**
+ * The handler of a projection: it is called for each event, or once for the events of a batch.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type Handler<E = never, R = never> =
+  | { readonly _tag: "One"; readonly handle: (event: Event) => Effect.Effect<unknown, E, R> }
+  | {
+    readonly _tag: "Batch"
+    readonly handleBatch: (events: Array.NonEmptyReadonlyArray<Event>) => Effect.Effect<unknown, E, R>
+  }
+
+/**
  * A named handler of events, with the filter that selects them. `E` is the error type of the handler, `R` the services
  * that it requires.
  *
@@ -45,7 +61,7 @@ export interface Projection<out E = never, out R = never> {
   readonly startFrom: StartFrom
   readonly acceptFilterChange: boolean
   readonly concurrency: number
-  readonly handle: (event: Event) => Effect.Effect<unknown, E, R>
+  readonly handler: Handler<E, R>
 }
 
 /**
@@ -73,30 +89,13 @@ export type Error<P> = P extends Projection<infer E, infer _R> ? E : never
 export type Services<P> = P extends Projection<infer _E, infer R> ? Exclude<R, Scope.Scope> : never
 
 /**
- * The options of a projection: its handler, its start, and the filter that selects its events. An omitted list of the
- * filter matches every event.
+ * The options of every projection: its start, and the filter that selects its events. An omitted list of the filter
+ * matches every event.
  *
  * @category options
  * @since 0.1.0
  */
-export interface Options<E, R> extends EventFilter {
-  /**
-   * Handles one event. The handler runs inside the transaction that also records the progress: its writes through the
-   * `SqlClient` in its context are committed exactly once, or not at all. Events of one aggregate arrive in version
-   * order. The `Scope` in its context closes with the batch, before the commit.
-   *
-   * **Gotchas**
-   *
-   * - Ranges of the hash space run concurrently: write rows that several aggregates share with SQL arithmetic,
-   *   `ON CONFLICT` or under a row lock.
-   * - Only statements of the stores' client, run by the handler's own fiber or its children, are part of the
-   *   transaction. A client that the handler provides itself (`Effect.provide(PgClient.layer(…))`), `sql.reserve`,
-   *   another driver and `Effect.runPromise` inside the handler write outside the transaction, which is not detected.
-   * - A statement without `yield*` is not run. The handler fails with `HandlerResultUnused` if its result is such an
-   *   Effect, or a Stream, a Promise or a failure that was not raised. The diagnostic `floatingEffect` of
-   *   `@effect/language-service` (or `@effect/tsgo`) finds other such statements.
-   */
-  readonly handle: (event: Event) => Effect.Effect<unknown, E, R>
+export interface CommonOptions extends EventFilter {
   /**
    * What determines the order and the distribution of the events: those with the same key arrive in position order, and
    * one worker at a time handles them. Events without the key are partitioned by their aggregate id. Default
@@ -126,6 +125,72 @@ export interface Options<E, R> extends EventFilter {
    */
   readonly concurrency?: number | undefined
 }
+
+/**
+ * The options of a projection that handles its events one by one.
+ *
+ * @category options
+ * @since 0.1.0
+ */
+export interface HandleOptions<E, R> extends CommonOptions {
+  /**
+   * Handles one event. The handler runs inside the transaction that also records the progress: its writes through the
+   * `SqlClient` in its context are committed exactly once, or not at all. Events of one aggregate arrive in version
+   * order. The `Scope` in its context closes with the batch, before the commit.
+   *
+   * **Gotchas**
+   *
+   * - Ranges of the hash space run concurrently: write rows that several aggregates share with SQL arithmetic,
+   *   `ON CONFLICT` or under a row lock.
+   * - Only statements of the stores' client, run by the handler's own fiber or its children, are part of the
+   *   transaction. A client that the handler provides itself (`Effect.provide(PgClient.layer(…))`), `sql.reserve`,
+   *   another driver and `Effect.runPromise` inside the handler write outside the transaction, which is not detected.
+   * - A statement without `yield*` is not run. The handler fails with `HandlerResultUnused` if its result is such an
+   *   Effect, or a Stream, a Promise or a failure that was not raised. The diagnostic `floatingEffect` of
+   *   `@effect/language-service` (or `@effect/tsgo`) finds other such statements.
+   */
+  readonly handle: (event: Event) => Effect.Effect<unknown, E, R>
+  readonly handleBatch?: undefined
+}
+
+/**
+ * The options of a projection that handles the events of a batch at once.
+ *
+ * @category options
+ * @since 0.1.0
+ */
+export interface HandleBatchOptions<E, R> extends CommonOptions {
+  /**
+   * Handles the events of a batch, in position order, for example with one statement for all of them. Like `handle`, it
+   * runs inside the transaction that also records the progress, and the events of one aggregate arrive in version order,
+   * within a batch and from batch to batch. The gotchas of `handle` apply.
+   *
+   * A call should take about 100 milliseconds, because a release of the range waits for it. The number of events is
+   * adapted to that: the first batch of a range has at most 100 events, later ones at most twice as many as the one
+   * before, up to `batchSize`. Batches of 100 events or fewer may take a second.
+   *
+   * If the call fails, its batch is repeated in halves until the event that fails is found, so that the events before it
+   * commit. Use `failAt` to name that event.
+   *
+   * **Gotchas**
+   *
+   * - The result must not depend on how the events are divided into batches. A batch may contain one event, or several
+   *   events of one aggregate. In particular, `INSERT … ON CONFLICT DO UPDATE` refuses two rows with the same key.
+   * - Events that the handler appends get no default `correlationId` and `causationId`: set them from the event that
+   *   causes them.
+   */
+  readonly handleBatch: (events: Array.NonEmptyReadonlyArray<Event>) => Effect.Effect<unknown, E, R>
+  readonly handle?: undefined
+}
+
+/**
+ * The options of a projection: exactly one of `handle` and `handleBatch`, its start, and the filter that selects its
+ * events.
+ *
+ * @category options
+ * @since 0.1.0
+ */
+export type Options<E, R> = HandleOptions<E, R> | HandleBatchOptions<E, R>
 
 /**
  * Makes a projection. Its name identifies its progress and must be unique in the database.
@@ -160,8 +225,81 @@ export const make = <E = never, R = never>(name: string, options: Options<E, R>)
   startFrom: options.startFrom ?? "beginning",
   acceptFilterChange: options.acceptFilterChange ?? false,
   concurrency: options.concurrency ?? 1,
-  handle: options.handle
+  handler: handlerOf(options)
 })
+
+/** Without types, both functions or none may be given, which building the orchestrator reports. */
+const handlerOf = <E, R>({ handle, handleBatch }: Options<E, R>): Handler<E, R> =>
+  (handle === undefined) === (handleBatch === undefined)
+    ? undefined as never
+    : handle === undefined
+    ? { _tag: "Batch", handleBatch }
+    : { _tag: "One", handle }
+
+/**
+ * Calls the handler of a projection with the given events, one after the other or at once, as a batch does. Runs in the
+ * caller's transaction, if any, and records no progress.
+ *
+ * **When to use**
+ *
+ * To test a handler alone, or to call it from the handler of another projection.
+ *
+ * @category running
+ * @since 0.1.0
+ */
+export const handle = <E, R>(
+  { handler }: Pick<Projection<E, R>, "handler">,
+  events: Array.NonEmptyReadonlyArray<Event>
+): Effect.Effect<void, E, R> =>
+  handler._tag === "Batch"
+    ? Effect.asVoid(Effect.suspend(() => handler.handleBatch(events)))
+    : Effect.forEach(events, handler.handle, { discard: true })
+
+/**
+ * Fails with `error`, and names the event of the batch that cannot be handled: the events before it are committed, and
+ * only that event is given up. Without a name, a `handleBatch` that fails is called again with halves of its events
+ * until the event is found.
+ *
+ * **Example**
+ *
+ * ```ts
+ * import { Effect, Schema } from "effect"
+ * import { SqlClient } from "effect/sql"
+ * import { Event, Projection } from "pupsourcing-orchestrator"
+ *
+ * const User = Schema.Struct({ name: Schema.String })
+ *
+ * export const names = Projection.make("names", {
+ *   handleBatch: Effect.fnUntraced(function*(events) {
+ *     const sql = yield* SqlClient.SqlClient
+ *     const names: Array<string> = []
+ *     for (const event of events) {
+ *       const { name } = yield* Event.json(event, User).pipe(
+ *         Effect.catch((error) => Projection.failAt(event, error))
+ *       )
+ *       names.push(name)
+ *     }
+ *     yield* sql`INSERT INTO names (name) SELECT unnest(${names}::text[]) ON CONFLICT DO NOTHING`
+ *   })
+ * })
+ * ```
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const failAt = <E>(event: Pick<Event, "globalPosition">, error: E): Effect.Effect<never, E> =>
+  Effect.failCause(Cause.annotate(Cause.fail(error), Context.make(FailedPosition, event.globalPosition)))
+
+/** The position of the event that `failAt` has named, in the annotations of the failure. */
+class FailedPosition extends Context.Service<FailedPosition, bigint>()("pupsourcing-orchestrator/FailedPosition") {}
+
+/**
+ * Returns the position that `failAt` has named, if any.
+ *
+ * @internal
+ */
+export const failedPosition = (cause: Cause.Cause<unknown>): bigint | undefined =>
+  Context.getOrUndefined(Cause.annotations(cause), FailedPosition)
 
 /**
  * Returns the filter and the partition key in the form that is recorded with the progress.

@@ -48,7 +48,7 @@ const given = Effect.gen(function*() {
   const worker = (options: Partial<Projection.Any>) =>
     Orchestrator.make({
       replicaSet: "main-projections",
-      projections: [{ ...users, startFrom: "beginning" as const, ...options, handle: users.handle }],
+      projections: [{ ...users, startFrom: "beginning" as const, ...options, handler: users.handler }],
       pollInterval: "1 hour"
     }).pipe(Effect.provideContext(stores))
   return {

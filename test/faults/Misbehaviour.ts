@@ -74,11 +74,23 @@ const besides = (name: string, { kind, millis }: Misbehaviour) => {
   }
 }
 
+/** Misbehaves after each event that was handled. */
+const handlerWith = <E, R>(
+  handler: Projection.Handler<E, R>,
+  misbehave: (event: Event) => Effect.Effect<unknown, never, SqlClient.SqlClient>
+): Projection.Handler<E, R | SqlClient.SqlClient> =>
+  handler._tag === "One"
+    ? { _tag: "One", handle: (event) => Effect.andThen(handler.handle(event), misbehave(event)) }
+    : {
+      _tag: "Batch",
+      handleBatch: (events) => Effect.andThen(handler.handleBatch(events), Effect.forEach(events, misbehave))
+    }
+
 /** Adds the misbehaviour to a projection's handler. */
 export const apply = (misbehaviour: Misbehaviour) => <E, R>(projection: Projection.Projection<E, R>) => {
   const misbehave = besides(projection.name, misbehaviour)
   return {
     ...projection,
-    handle: (event: Event) => Effect.andThen(projection.handle(event), misbehave(event))
+    handler: handlerWith(projection.handler, misbehave)
   }
 }

@@ -42,7 +42,7 @@ export const record = Effect.fnUntraced(function*(projection: string, event: Eve
 })
 
 /** Accepts any payload. */
-export const recording = (name: string, filter: Omit<Projection.Options<never, never>, "handle"> = {}) =>
+export const recording = (name: string, filter: Projection.CommonOptions = {}) =>
   Projection.make(name, { ...filter, handle: (event) => record(name, event) })
 
 type Settings = Partial<Omit<Orchestrator.Options<[]>, "projections">>

@@ -1,5 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Arbitrary, Schema } from "effect"
+import { Arbitrary, Array, Schema } from "effect"
 import * as BatchPolicy from "../../src/schema/BatchPolicy.ts"
 
 const int = (minimum: number, maximum: number) => Schema.Int.pipe(Schema.check(Schema.isBetween({ minimum, maximum })))
@@ -9,17 +9,22 @@ const transient = Schema.Literals(["conflict", "refusal", "connection", "server 
 
 type Outcome = BatchPolicy.Outcome<string>
 
-const committed = (handled: number): Outcome => ({ _tag: "Committed", handled, tookNanos: 0n })
+const committed = (handled: number): Outcome => ({
+  _tag: "Committed",
+  handled,
+  handlerNanos: 0n,
+  tookNanos: 0n
+})
 
-/** A failure of a batch: in the handler of the event at an index, or after all handlers. */
+/** A failure of a batch: in the handler of one event or of all, or after all handlers. */
 const failed = (
   reason: BatchPolicy.Reason,
   batch: ReadonlyArray<bigint>,
-  failedAt?: number
+  failedAt?: number | "unknown"
 ): Outcome => ({
   _tag: "Failed",
   reason,
-  begun: failedAt === undefined ? batch : batch.slice(0, failedAt + 1),
+  begun: typeof failedAt === "number" ? batch.slice(0, failedAt + 1) : batch,
   failedAt,
   failure: reason
 })
@@ -34,14 +39,14 @@ const drive = (options: {
   readonly outcomeOf: (batch: ReadonlyArray<bigint>, attempt: number) => Outcome
   readonly overruns?: (position: bigint) => number
   readonly maxAttempts?: number
+  readonly handler?: "Batch" | "One"
 }) => {
-  const { batchSize, count, maxAttempts = 10_000, outcomeOf, overruns = () => 0 } = options
-  const events = Array.from({ length: count }, (_, index) => ({ globalPosition: BigInt(index + 1) }))
-  let state = BatchPolicy.initial(batchSize)
+  const { batchSize, count, handler = "One", maxAttempts = 10_000, outcomeOf, overruns = () => 0 } = options
+  let state = BatchPolicy.initial(batchSize, handler)
   let done = 0
   let attempt = 0
   for (; done < count && attempt < maxAttempts; attempt++) {
-    const rest = events.slice(done, done + batchSize)
+    const rest = eventsFrom(done + 1, Math.min(batchSize, count - done))
     const batch = BatchPolicy.select(state, rest, (position) => overruns(position) > 0)
     const positions = batch.map(({ globalPosition }) => globalPosition)
     const decision = BatchPolicy.next(
@@ -58,6 +63,10 @@ const drive = (options: {
   }
   return { committed: done, haltedAt: undefined, circumstance: undefined, attempt }
 }
+
+/** As many events from a position on, at least one. */
+const eventsFrom = (position: number, count: number) =>
+  Array.makeBy(count, (index) => ({ globalPosition: BigInt(position + index) }))
 
 const range = { count: int(1, 60), batchSize: int(1, 20) }
 const Fault = Schema.Struct({ reason: transient, at: int(0, 20), isAfterHandlers: Schema.Boolean })
@@ -200,7 +209,7 @@ describe("halts", () => {
       (attempt) => failed("connection", batch, attempt % 2)
     ]
     for (const lossAt of losses) {
-      let state = BatchPolicy.initial(8)
+      let state = BatchPolicy.initial(8, "One")
       for (let attempt = 1; attempt <= 100; attempt++) {
         const decision = BatchPolicy.next(state, lossAt(attempt))
         assert.deepStrictEqual(decision.action, { _tag: "BackOff", attempt, failure: "connection" })
@@ -215,7 +224,7 @@ it("a range is contended after three conflicts, until its batches are back at th
   const conflict = failed("conflict", [1n, 2n, 3n, 4n])
   const after = (...outcomes: ReadonlyArray<Outcome>) =>
     BatchPolicy.isContended(
-      outcomes.reduce((state, outcome) => BatchPolicy.next(state, outcome).state, BatchPolicy.initial(8))
+      outcomes.reduce((state, outcome) => BatchPolicy.next(state, outcome).state, BatchPolicy.initial(8, "One"))
     )
   assert.isFalse(after(conflict, conflict))
   assert.isTrue(after(conflict, conflict, conflict))
@@ -227,14 +236,15 @@ it("a range is contended after three conflicts, until its batches are back at th
 const Step = Schema.Struct({
   reason: Schema.Literals(["commit", ...reasons]),
   begun: int(0, 8),
-  failedAt: int(-1, 8)
+  failedAt: int(-2, 8)
 })
 const steps = Arbitrary.array(Arbitrary.schema(Step), { maxLength: 120 })
 
 /** Any outcome of a batch that begins at the first position. */
-const outcomeOf = ({ begun, failedAt, reason }: typeof Step.Type): Outcome => {
+const anyOutcome = ({ begun, failedAt, reason }: typeof Step.Type): Outcome => {
   if (reason === "commit") return committed(begun)
-  const positions = Array.from({ length: begun }, (_, index) => BigInt(index + 1))
+  const positions = globalThis.Array.from({ length: begun }, (_, index) => BigInt(index + 1))
+  if (failedAt === -2 && begun > 1) return failed(reason, positions, "unknown")
   return failed(reason, positions, failedAt < 0 || failedAt >= begun ? undefined : failedAt)
 }
 
@@ -243,11 +253,11 @@ describe("after any outcomes", () => {
     "halts and isolates only for a handler's failure, or for the last loss of too many in a row",
     { steps },
     ({ steps }) => {
-      let state = BatchPolicy.initial(8)
+      let state = BatchPolicy.initial(8, "One")
       let inHandler: { readonly at: bigint | undefined; readonly times: number } = { at: undefined, times: 0 }
       let after = 0
       for (const step of steps) {
-        const outcome = outcomeOf(step)
+        const outcome = anyOutcome(step)
         const { action, state: following } = BatchPolicy.next(state, outcome)
         state = following
         if (outcome._tag !== "Failed") {
@@ -256,18 +266,18 @@ describe("after any outcomes", () => {
           continue
         }
         const { begun, failedAt, reason } = outcome
-        if (reason === "connection" && failedAt !== undefined) {
+        if (reason === "connection" && typeof failedAt === "number") {
           const at = begun[failedAt]
           inHandler = { at, times: inHandler.at === at ? inHandler.times + 1 : 1 }
-        } else if (reason === "connection" && begun.length > 0) {
+        } else if (reason === "connection" && failedAt === undefined && begun.length > 0) {
           after++
         }
-        const isTooMany = reason === "connection" && begun.length > 0 &&
+        const isTooMany = reason === "connection" && begun.length > 0 && failedAt !== "unknown" &&
           (failedAt === undefined ? after === 30 : inHandler.times === 10)
         const isGivenUp = action._tag === "Halt" || action._tag === "Isolate"
         assert.strictEqual(isGivenUp, reason === "handler" || isTooMany)
         // An event that is not the first is isolated before it can be given up.
-        if (action._tag === "Halt") assert.strictEqual(failedAt ?? begun.length >> 1, 0)
+        if (action._tag === "Halt") assert.strictEqual(typeof failedAt === "number" ? failedAt : begun.length >> 1, 0)
         if (isGivenUp && isTooMany) {
           inHandler = { at: undefined, times: 0 }
           after = 0
@@ -282,14 +292,13 @@ describe("after any outcomes", () => {
     steps
   }) => {
     let state = steps.reduce(
-      (state, step) => BatchPolicy.next(state, outcomeOf(step)).state,
-      BatchPolicy.initial(batchSize)
+      (state, step) => BatchPolicy.next(state, anyOutcome(step)).state,
+      BatchPolicy.initial(batchSize, "One")
     )
     assert.isAtLeast(state.limit, 1)
     assert.isAtMost(state.limit, batchSize)
     for (let commits = 1; commits <= 6; commits++) {
-      const events = Array.from({ length: batchSize }, (_, index) => ({ globalPosition: BigInt(100 + index) }))
-      assert.isNotEmpty(BatchPolicy.select(state, events, () => false))
+      assert.isNotEmpty(BatchPolicy.select(state, eventsFrom(100, batchSize), () => false))
       state = BatchPolicy.next(state, committed(1)).state
       assert.isAtLeast(state.limit, Math.min(batchSize, 2 ** commits))
     }
@@ -297,21 +306,122 @@ describe("after any outcomes", () => {
   })
 })
 
-describe("select", () => {
-  const positions = (...list: ReadonlyArray<number>) => list.map((position) => ({ globalPosition: BigInt(position) }))
-  const suspecting = { ...BatchPolicy.initial(10), suspect: 3n }
+describe("a handler of whole batches", () => {
+  const options = { handler: "Batch", count: 1000, batchSize: 1000 } as const
 
-  it("ends before the suspect, and starts with it together with later events", () => {
-    assert.deepStrictEqual(BatchPolicy.select(suspecting, positions(1, 2, 3, 4), () => false), positions(1, 2))
-    assert.deepStrictEqual(BatchPolicy.select(suspecting, positions(3, 4), () => false), positions(3, 4))
+  it.prop("is halted exactly at the event that fails, which halving finds", { poison: int(1, 1000), faults }, ({
+    faults,
+    poison
+  }) => {
+    const bad = BigInt(poison)
+    const outcomeOf = disturbed(
+      faults,
+      (batch) => batch.includes(bad) ? failed("handler", batch, "unknown") : committed(batch.length)
+    )
+    const result = drive({ ...options, outcomeOf })
+    assert.deepStrictEqual([result.committed, result.haltedAt], [poison - 1, poison])
+  })
+
+  it.prop("finds the event that fails in a number of attempts that is logarithmic", {
+    size: int(1, 100),
+    poison: int(1, 100)
+  }, ({ poison, size }) => {
+    if (poison > size) return
+    const bad = BigInt(poison)
+    let handled = 0
+    const result = drive({
+      ...options,
+      count: size,
+      outcomeOf: (batch) => {
+        handled += batch.length
+        return batch.includes(bad) ? failed("handler", batch, "unknown") : committed(batch.length)
+      }
+    })
+    assert.strictEqual(result.haltedAt, poison)
+    assert.isAtMost(result.attempt, 1 + Math.ceil(Math.log2(size)))
+    assert.isAtMost(handled, 2 * size, "no event is handled more than twice on average")
+  })
+
+  it.prop("is halted at the event that it names, after the events before it", { poison: int(1, 100) }, ({ poison }) => {
+    const bad = BigInt(poison)
+    const outcomeOf = (batch: ReadonlyArray<bigint>) =>
+      batch.includes(bad) ? failed("handler", batch, batch.indexOf(bad)) : committed(batch.length)
+    const result = drive({ ...options, outcomeOf })
+    assert.deepStrictEqual([result.committed, result.haltedAt], [poison - 1, poison])
+    assert.isAtMost(result.attempt, 2)
+  })
+
+  it("is not halted if it fails for several events together, but for none of them alone", () => {
+    const outcomeOf = (batch: ReadonlyArray<bigint>) =>
+      batch.length > 7 ? failed("handler", batch, "unknown") : committed(batch.length)
+    assert.strictEqual(drive({ ...options, outcomeOf }).committed, 1000)
+  })
+
+  it.prop("is halted at an event that loses the connection ten times in a row, alone", { poison: int(1, 300) }, ({
+    poison
+  }) => {
+    const bad = BigInt(poison)
+    let alone = 0
+    const outcomeOf = (batch: ReadonlyArray<bigint>) => {
+      if (batch.length === 1 && batch[0] === bad) alone++
+      if (!batch.includes(bad)) return committed(batch.length)
+      return failed("connection", batch, batch.length === 1 ? 0 : "unknown")
+    }
+    const result = drive({ ...options, outcomeOf })
+    assert.deepStrictEqual([result.committed, result.haltedAt, alone], [poison - 1, poison, 10])
+  })
+
+  it.prop("gets as many events as it handles in 100 ms, or at most 100 events in a second", {
+    micros: int(1, 100_000),
+    fixed: int(0, 2_000)
+  }, ({ fixed, micros }) => {
+    const nanosOf = (events: number) => BigInt(fixed) * 1_000_000n + BigInt(events * micros) * 1000n
+    let state = BatchPolicy.initial(5000, "Batch")
+    assert.strictEqual(state.limit, 100)
+    for (let commits = 1; commits <= 30; commits++) {
+      const handled = state.limit
+      const nanos = nanosOf(handled)
+      state = BatchPolicy.next(state, { _tag: "Committed", handled, handlerNanos: nanos, tookNanos: nanos }).state
+      assert.isAtMost(state.limit, handled * 2)
+    }
+    const millis = Number(nanosOf(state.limit)) / 1e6
+    const isSmall = state.limit <= 100
+    if (state.limit > 1) assert.isAtMost(millis, isSmall ? 2000 : 210, `${state.limit} events`)
+    if (fixed === 0 && micros <= 20) assert.strictEqual(state.limit, 5000)
+    if (fixed === 0 && micros > 20 && micros < 1000) assert.isAtLeast(millis, 50)
+    if (micros < 1000 && fixed < 800) assert.isAtLeast(state.limit, 50, "the size hardly influences the time")
+  })
+})
+
+describe("select", () => {
+  type Numbers = Array.NonEmptyReadonlyArray<number>
+  const positions = (...list: Numbers) => Array.map(list, (position) => ({ globalPosition: BigInt(position) }))
+  const selected = (first: bigint, last: bigint, ...list: Numbers) =>
+    BatchPolicy.select(
+      { ...BatchPolicy.initial(10, "One"), suspects: { first, last } },
+      positions(...list),
+      () => false
+    ).map(({ globalPosition }) => Number(globalPosition))
+
+  it("ends before a suspect, which is handled alone", () => {
+    assert.deepStrictEqual(selected(3n, 3n, 1, 2, 3, 4), [1, 2])
+    assert.deepStrictEqual(selected(3n, 3n, 3, 4), [3])
     // The suspect may have been lost in a failover.
-    assert.deepStrictEqual(BatchPolicy.select(suspecting, positions(1, 4, 5), () => false), positions(1))
-    assert.deepStrictEqual(BatchPolicy.select(suspecting, positions(4, 5), () => false), positions(4, 5))
+    assert.deepStrictEqual(selected(3n, 3n, 1, 4, 5), [1])
+    assert.deepStrictEqual(selected(3n, 3n, 4, 5), [4, 5])
+  })
+
+  it("contains half of several suspects, and none of them with other events", () => {
+    assert.deepStrictEqual(selected(3n, 6n, 1, 2, 3, 4, 5, 6, 7), [1, 2])
+    assert.deepStrictEqual(selected(3n, 6n, 3, 4, 5, 6, 7), [3, 4])
+    assert.deepStrictEqual(selected(3n, 6n, 4, 5, 6, 7), [4])
+    assert.deepStrictEqual(selected(3n, 6n, 6, 7), [6])
+    assert.deepStrictEqual(selected(3n, 6n, 7, 8, 9), [7, 8, 9])
   })
 
   it("ends before an event that has overrun, which is handled alone", () => {
-    const select = (...list: ReadonlyArray<number>) =>
-      BatchPolicy.select(BatchPolicy.initial(10), positions(...list), (position) => position === 3n)
+    const select = (...list: Numbers) =>
+      BatchPolicy.select(BatchPolicy.initial(10, "One"), positions(...list), (position) => position === 3n)
     assert.deepStrictEqual(select(1, 2, 3, 4), positions(1, 2))
     assert.deepStrictEqual(select(3, 4), positions(3))
     assert.deepStrictEqual(select(4, 5), positions(4, 5))

@@ -341,8 +341,9 @@ it.effect.each<readonly [string, Partial<Settings.Input>, RegExp]>([
 
 it.effect("rejects no projections, an empty name, duplicate names, an empty filter and an invalid partition key", () =>
   Effect.gen(function*() {
-    const named = (name: string, options: Partial<Projection.Options<never, never>> = {}) =>
+    const named = (name: string, options: Projection.CommonOptions = {}) =>
       Projection.make(name, { handle: () => Effect.void, ...options })
+    const untyped = (options: object): Projection.CommonOptions => options
     const refused = (projections: ReadonlyArray<Projection.Projection>) =>
       Effect.flip(Orchestrator.make({ replicaSet: "main", projections }))
     const expected: ReadonlyArray<readonly [ReadonlyArray<Projection.Projection>, string, RegExp]> = [
@@ -358,7 +359,13 @@ it.effect("rejects no projections, an empty name, duplicate names, an empty filt
       [[named("a", { eventTypes: [] })], "InvalidSettings", /eventTypes of "a" is empty/],
       [[named("a", { partitionBy: { metadata: "" } })], "InvalidSettings", /partitionBy of "a" has an empty name/],
       [[named("a", { partitionBy: { metadata: "b\u0000" } })], "InvalidSettings", /partitionBy of "a" .* NUL/],
-      [[named("a", { partitionBy: "tenantId" as "aggregateId" })], "InvalidSettings", /partitionBy of "a" must be/]
+      [[named("a", { partitionBy: "tenantId" as "aggregateId" })], "InvalidSettings", /partitionBy of "a" must be/],
+      [
+        [named("a", untyped({ handleBatch: () => Effect.void }))],
+        "InvalidSettings",
+        /"a".*either handle or handleBatch/
+      ],
+      [[named("a", untyped({ handle: undefined }))], "InvalidSettings", /"a".*either handle or handleBatch/]
     ]
     for (const [projections, tag, message] of expected) {
       const error = yield* refused(projections)

@@ -25,7 +25,7 @@ import { breathe, Broken, enter, event, logs, pass, unavailable } from "./World.
 type Counts = Readonly<Record<string, number>>
 
 /** How a projection differs from `counts`. */
-export interface CountingOptions extends Partial<Projection.Options<unknown, never>> {
+export interface CountingOptions extends Projection.CommonOptions {
   readonly name?: string
   readonly before?: (event: Event) => Effect.Effect<unknown, unknown>
 }

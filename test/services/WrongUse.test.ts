@@ -29,7 +29,7 @@ import { reasonOf } from "../support/StoreErrors.ts"
 import * as Tests from "../support/Tests.ts"
 import { event } from "./World.ts"
 
-const nothing = (name: string, options: Partial<Projection.Options<never, never>> = {}) =>
+const nothing = (name: string, options: Projection.CommonOptions = {}) =>
   Projection.make(name, { handle: () => Effect.void, ...options })
 
 type Settings = Omit<Orchestrator.Options<[]>, "projections">
@@ -299,7 +299,7 @@ it.layer(migrated, { excludeTestServices: true })(
     })
 
     test("reports a changed filter unless the change is accepted", function*() {
-      const live = (options: Partial<Projection.Options<never, never>>) =>
+      const live = (options: Projection.CommonOptions) =>
         worker(nothing("filtered", options), { pollInterval: "50 millis" })
       yield* quietly(Orchestrator.catchUp, live({ aggregateTypes: ["User"] }))
       const error = yield* refusal(live({ aggregateTypes: ["User", "Group"] }))

@@ -37,7 +37,7 @@ export const users = Projection.make("users", {
   handle: (event) =>
     Effect.flatMap(SqlClient.SqlClient, (sql) => sql`INSERT INTO users (id) VALUES (${event.aggregateId})`)
 })
-export const { filter, handle, startFrom } = users
+export const { filter, handler, startFrom } = users
 
 export const orchestrator = Orchestrator.make({ replicaSet: "main", projections: [users] })
 export const failures = Effect.flip(Orchestrator.run)

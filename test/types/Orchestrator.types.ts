@@ -9,10 +9,12 @@ import * as Data from "effect/Data"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import type * as Scope from "effect/Scope"
 import * as SqlClient from "effect/sql/SqlClient"
 import type * as SqlError from "effect/sql/SqlError"
 import {
   type Errors,
+  type Event,
   EventStore,
   MemoryStores,
   Orchestrator,
@@ -53,6 +55,18 @@ holds<Equals<Projection.Error<typeof writes>, SqlError.SqlError>>()
 holds<Equals<Projection.Services<typeof writes>, SqlClient.SqlClient>>()
 holds<Equals<Projection.Error<typeof rated>, NoRate>>()
 holds<Equals<Projection.Services<typeof rated>, Rates>>()
+
+// So does one with a handler of batches. `failAt` fails with the error itself; a batch is never empty.
+const batched = Projection.make("batched", {
+  handleBatch: Effect.fnUntraced(function*(events) {
+    const rates = yield* Rates
+    holds<Equals<(typeof events)[0], Event.Event>>()
+    if (rates.of("CH") === 0) return yield* Projection.failAt(events[0], new NoRate())
+    yield* Effect.acquireRelease(Effect.void, () => Effect.void)
+  })
+})
+holds<Equals<typeof batched, Projection.Projection<NoRate, Rates | Scope.Scope>>>()
+holds<Equals<Projection.Services<typeof batched>, Rates>>()
 
 // For a tuple of projections, the layer requires the services of each, and does not fail with their errors.
 const many = Orchestrator.layer({ replicaSet: "main", projections: [plain, writes, rated, mails] })
@@ -194,5 +208,11 @@ Orchestrator.layer({ replicaSet: "main" })
 Orchestrator.layer({ replicaSet: "main", projections: [plain], heartBeatInterval: "1 second" })
 // @ts-expect-error the handler is required
 Projection.make("none", { aggregateTypes: ["User"] })
+// @ts-expect-error both handlers
+Projection.make("both", { handle: () => Effect.void, handleBatch: () => Effect.void })
+// @ts-expect-error an event of a batch is not a batch
+Projection.make("event", { handleBatch: (events) => Effect.log(events.aggregateId) })
+// @ts-expect-error the result is not an Effect
+Projection.make("result", { handleBatch: (events) => events.map(() => Effect.void) })
 // @ts-expect-error no such start
 Projection.make("start", { startFrom: "yesterday", handle: () => Effect.void })

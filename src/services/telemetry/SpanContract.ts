@@ -82,7 +82,7 @@ export const entries: ReadonlyArray<Entry> = [
     name: names.batch("<projection>"),
     kind: "consumer",
     meaning:
-      "An attempt to handle and commit a batch: a transaction in which the handler runs for each event. It begins a trace of its own, and the spans of handlers are its children.",
+      "An attempt to handle and commit a batch: a transaction in which the handler runs for each event, or once for all of them. It begins a trace of its own, and the spans of handlers are its children.",
     attributes: [
       a.replicaSet,
       a.worker,

@@ -1,5 +1,5 @@
 /**
- * One batch: a transaction in which the handler runs for each event and which moves the range's position last. `attempt`
+ * One batch: a transaction in which the handler handles the events and which moves the range's position last. `attempt`
  * describes how it ended; `BatchPolicy` decides what follows.
  */
 import * as Cause from "effect/Cause"
@@ -7,25 +7,20 @@ import * as Clock from "effect/Clock"
 import type * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
 import type * as Option from "effect/Option"
-import * as Predicate from "effect/Predicate"
-import * as Stream from "effect/Stream"
 import * as BatchPolicy from "../../schema/BatchPolicy.ts"
-import { HandlerOverran, HandlerResultUnused } from "../../schema/Errors.ts"
-import type { Event } from "../../schema/Event.ts"
-import { HandledEvent } from "../AppendDefaults.ts"
+import { HandlerOverran } from "../../schema/Errors.ts"
 import { type CheckpointStore, type EpochEnded, type Fenced, HandlerFailure } from "../CheckpointStore.ts"
-import { stackText, tryRead } from "../ErrorText.ts"
+import { stackText } from "../ErrorText.ts"
 import * as Spans from "../telemetry/Spans.ts"
 import * as BatchContext from "./BatchContext.ts"
 import type { BlockingHandlers } from "./BlockingHandlers.ts"
+import * as HandlerCall from "./HandlerCall.ts"
 import * as RangeState from "./RangeState.ts"
 import * as Retries from "./Retries.ts"
 
 export interface Batch {
-  /** At least one event. */
-  readonly events: ReadonlyArray<Event>
+  readonly events: HandlerCall.Events
   /** The range's position after the last event. */
   readonly end: bigint
 }
@@ -45,25 +40,8 @@ export interface Environment {
 /** How a batch ended. */
 export type Outcome = BatchPolicy.Outcome<Retries.Failure>
 
-/** How far the handlers of a batch have come, for the code around its transaction. */
-interface HandlerProgress {
-  /** How many handlers have begun, and how many of them have ended with success. */
-  begun: number
-  handled: number
-  /** When the handler of the current event began. */
-  begunAt: bigint
-  /** The failure of the handlers, if any. */
-  raised: Cause.Cause<unknown> | undefined
-}
-
 /** Maximum idle timeout: longer than any handler should hold locks, and within the range of the server's setting. */
 const longestIdleTimeout = Duration.hours(1)
-
-/**
- * A batch that takes longer commits the events that it has handled, so that row locks are held briefly and a hand-over
- * waits for one event instead of a whole batch.
- */
-const longestBatchNanos = 100_000_000n
 
 export const makeEnvironment = Effect.fnUntraced(function*(
   job: RangeState.Job,
@@ -93,8 +71,11 @@ export const attempt = (
   batch: Batch
 ): Effect.Effect<Option.Option<Outcome>, EpochEnded | Fenced> => {
   const { blocking, idleTimeout, job } = environment
-  const times = blocking.overrunsAt(job.projection.name, batch.events[0]!.globalPosition)
-  if (times === 0) return Effect.asSome(run(environment, batch))
+  const position = batch.events[0].globalPosition
+  const times = blocking.overrunsAt(job.projection.name, position)
+  if (times === 0 && blocking.largestBatchAt(job.state.held, position) === Infinity) {
+    return Effect.asSome(run(environment, batch))
+  }
   if (BatchPolicy.isBlocking(times)) {
     return Effect.succeedSome({ _tag: "Overran", failure: new HandlerOverran({ times, longerThan: idleTimeout }) })
   }
@@ -111,7 +92,7 @@ const run = Effect.fnUntraced(function*(
   batch: Batch
 ): Effect.fn.Return<Outcome, EpochEnded | Fenced> {
   const { clock, job, spans } = environment
-  const progress: HandlerProgress = { begun: 0, handled: 0, begunAt: 0n, raised: undefined }
+  const progress = HandlerCall.makeProgress()
   const startedAt = clock.monotonicTimeNanosUnsafe()
   job.state.batchSince = startedAt
   const result = yield* Effect.result(spans.span(commit(environment, batch, progress), {
@@ -124,7 +105,12 @@ const run = Effect.fnUntraced(function*(
     const now = clock.monotonicTimeNanosUnsafe()
     RangeState.write(job.state, reached(batch, progress), now)
     clearOverruns(environment, batch, progress)
-    return { _tag: "Committed", handled: progress.handled, tookNanos: now - startedAt }
+    return {
+      _tag: "Committed",
+      handled: progress.handled,
+      handlerNanos: progress.until - progress.since,
+      tookNanos: now - startedAt
+    }
   }
   const { failure } = result
   if (failure._tag === "Fenced" || failure._tag === "EpochEnded") return yield* failure
@@ -134,12 +120,12 @@ const run = Effect.fnUntraced(function*(
     _tag: "Failed",
     reason,
     begun: batch.events.slice(0, progress.begun).map(({ globalPosition }) => globalPosition),
-    failedAt: progress.begun > progress.handled ? progress.begun - 1 : undefined,
+    failedAt: HandlerCall.failedAt(progress),
     failure
   }
 })
 
-const commit = (environment: Environment, batch: Batch, progress: HandlerProgress) => {
+const commit = (environment: Environment, batch: Batch, progress: HandlerCall.Progress) => {
   const { base, checkpoints, idleTimeout, job } = environment
   const handling = Effect.scoped(BatchContext.provide(handleEvents(environment, batch, progress), job.captured, base))
     .pipe(
@@ -164,44 +150,17 @@ const commit = (environment: Environment, batch: Batch, progress: HandlerProgres
   )
 }
 
-/** An optimistic transaction may run this several times before it commits, each time from the start. */
-const handleEvents = (
-  environment: Environment,
-  { events }: Batch,
-  progress: HandlerProgress
-): Effect.Effect<void, unknown, unknown> => {
+/** Handles the events until none is left, the batch has taken too long, or the range drains. */
+const handleEvents = (environment: Environment, { events }: Batch, progress: HandlerCall.Progress) => {
   const { clock, job: { draining, projection } } = environment
-  const hasTime = (since: bigint) => {
-    const now = clock.monotonicTimeNanosUnsafe()
-    if (draining.isOpen() || now - since > longestBatchNanos) return false
-    progress.begunAt = now
-    return true
-  }
-  return Effect.suspend(() => {
-    const since = clock.monotonicTimeNanosUnsafe()
-    progress.begun = progress.handled = 0
-    progress.begunAt = since
-    return Effect.whileLoop({
-      while: () => progress.begun < events.length && (progress.begun === 0 || hasTime(since)),
-      body: (): Effect.Effect<unknown, unknown, unknown> => {
-        const event = events[progress.begun++]!
-        const effect: unknown = projection.handle(event)
-        return Effect.isEffect(effect)
-          ? Effect.provideService(effect, HandledEvent, event)
-          : Effect.die(new HandlerResultUnused({ result: "not an Effect" }))
-      },
-      step: (value) => {
-        // A value that throws when it is inspected is accepted.
-        const result = tryRead(() => unusedResult(value))
-        if (result !== undefined) throw new HandlerResultUnused({ result })
-        progress.handled = progress.begun
-      }
-    })
-  }).pipe(Effect.onExit(() => Effect.sync(() => recordOverrun(environment, events, progress))))
+  const mayContinue = (nanos: bigint) => !draining.isOpen() && nanos <= BatchPolicy.longestBatchNanos
+  return HandlerCall.run(projection.handler, events, progress, { clock, mayContinue }).pipe(
+    Effect.onExit(() => Effect.sync(() => recordOverrun(environment, events, progress)))
+  )
 }
 
 /** The range's position after the events that were handled. */
-const reached = ({ end, events }: Batch, { handled }: HandlerProgress): bigint =>
+const reached = ({ end, events }: Batch, { handled }: HandlerCall.Progress): bigint =>
   handled === events.length ? end : events[handled - 1]!.globalPosition
 
 /**
@@ -209,20 +168,21 @@ const reached = ({ end, events }: Batch, { handled }: HandlerProgress): bigint =
  * detected. A handler that was interrupted because its range drains is not counted.
  */
 const recordOverrun = (
-  { blocking, clock, idleTimeout, job }: Environment,
+  { blocking, idleTimeout, job }: Environment,
   events: Batch["events"],
-  progress: HandlerProgress
+  progress: HandlerCall.Progress
 ) => {
-  const { begun, begunAt, handled } = progress
+  const { begun, callSince, handled, until } = progress
   const cutShort = begun > handled && job.draining.isOpen()
   if (begun === 0 || cutShort) return
-  if (clock.monotonicTimeNanosUnsafe() - begunAt > Duration.toNanosUnsafe(idleTimeout)) {
-    blocking.recordOverrun(job.projection.name, events[begun - 1]!.globalPosition)
+  if (until - callSince > Duration.toNanosUnsafe(idleTimeout)) {
+    const positions = HandlerCall.current(events, progress).map(({ globalPosition }) => globalPosition)
+    blocking.recordOverrun(job.state.held, positions)
   }
 }
 
-/** The last event did not lose the batch by taking too long. */
-const clearOverruns = ({ blocking, job }: Environment, { events }: Batch, { begun }: HandlerProgress) => {
+/** The last call did not lose the batch by taking too long. */
+const clearOverruns = ({ blocking, job }: Environment, { events }: Batch, { begun }: HandlerCall.Progress) => {
   if (begun > 0) blocking.clearOverruns(job.projection.name, events[begun - 1]!.globalPosition)
 }
 
@@ -242,16 +202,4 @@ const reasonOf = (failure: HandlerFailure | Retries.Retried): BatchPolicy.Reason
     case "StoreError":
       return failure.reason._tag === "StatementFailed" ? "server fault" : "unavailable"
   }
-}
-
-/**
- * Returns the kind of a handler's success value that should have been run, awaited or raised, otherwise `undefined`. An
- * Exit and yieldable errors are Effects too; a successful Exit is harmless. For an array, only the first element is
- * checked.
- */
-const unusedResult = (value: unknown): HandlerResultUnused["result"] | undefined => {
-  const result: unknown = Array.isArray(value) ? value[0] : value
-  if (Exit.isExit(result)) return Exit.isFailure(result) ? "failure" : undefined
-  if (Effect.isEffect(result)) return result instanceof Error ? "failure" : "Effect"
-  return Stream.isStream(result) ? "Stream" : Predicate.isPromiseLike(result) ? "Promise" : undefined
 }

@@ -8,17 +8,41 @@
  *
  * A handler that blocks the process also causes concurrent handlers to lose their batches. Such events are therefore
  * handled in turn from then on, in all ranges of the process: alone, only the responsible handler overruns again.
+ *
+ * If a handler of batches overruns, any of its events may be the cause, or their number. These events are handled in
+ * turn and in smaller batches from then on, until one event remains, whose overruns are counted.
  */
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Latch from "effect/Latch"
 import type * as Option from "effect/Option"
+import type { Held } from "../../schema/Checkpoint.ts"
+import * as HashRange from "../../schema/HashRange.ts"
+
+type HeldRange = Pick<Held, "projection" | "range">
+
+/** The overruns of calls with the same last event. */
+interface Overruns extends HeldRange {
+  /** The position of the last event, and the number of events in a call. */
+  readonly last: bigint
+  readonly events: number
+  readonly times: number
+}
 
 export interface BlockingHandlers {
-  /** How often the event at this position has overrun in this process since its count was last cleared. */
+  /** How often the event at this position has overrun alone in this process since its count was last cleared. */
   readonly overrunsAt: (projection: string, position: bigint) => number
-  readonly recordOverrun: (projection: string, position: bigint) => void
-  /** Clears the count, because the event was handled or its batch ended for a reason other than time. */
+  /**
+   * The maximum number of events that one call of the handler may get at this position, because a call with more events
+   * has overrun, the event at this position among them; otherwise infinite.
+   */
+  readonly largestBatchAt: (held: HeldRange, position: bigint) => number
+  /** A call of the handler with the events at these positions has overrun. */
+  readonly recordOverrun: (held: HeldRange, positions: ReadonlyArray<bigint>) => void
+  /**
+   * Clears the overruns of the call whose last event has this position, because the event was handled or its batch ended
+   * for a reason other than time.
+   */
   readonly clearOverruns: (projection: string, position: bigint) => void
   /**
    * Runs `self` when no other effect runs in turn. Returns none if `givenUp` ends before the turn of `self`. An effect
@@ -44,19 +68,38 @@ const maxCounts = 1000
 const step = Duration.millis(250)
 const maxSteps = 60
 
+/**
+ * Divides the number of events after an overrun. Each overrun may cost the worker its registration, so that few steps
+ * must lead to a single event.
+ */
+const divisor = 8
+
 export const make = (): BlockingHandlers => {
-  const counts = new Map<string, number>()
+  const counts = new Map<string, Overruns>()
   const turn = Latch.makeUnsafe(true)
-  const overrunsAt: BlockingHandlers["overrunsAt"] = (projection, position) =>
-    counts.size === 0 ? 0 : counts.get(keyOf(projection, position)) ?? 0
   return {
-    overrunsAt,
-    recordOverrun: (projection, position) => {
-      const key = keyOf(projection, position)
-      const times = overrunsAt(projection, position) + 1
+    overrunsAt: (projection, position) => {
+      const found = counts.size === 0 ? undefined : counts.get(keyOf(projection, position))
+      return found?.events === 1 ? found.times : 0
+    },
+    largestBatchAt: ({ projection, range }, position) => {
+      let largest = Infinity
+      for (const overruns of counts.values()) {
+        const applies = overruns.events > 1 && overruns.projection === projection && position <= overruns.last &&
+          HashRange.overlaps(overruns.range, range)
+        if (applies) largest = Math.min(largest, Math.ceil(overruns.events / divisor))
+      }
+      return largest
+    },
+    recordOverrun: ({ projection, range }, positions) => {
+      const last = positions[positions.length - 1]!
+      const key = keyOf(projection, last)
+      const before = counts.get(key)
+      const events = positions.length
+      const times = before?.events === events ? before.times + 1 : 1
       // Moves the key to the end: a Map iterates in insertion order, so the first keys are the oldest.
       counts.delete(key)
-      counts.set(key, times)
+      counts.set(key, { projection, range, last, events, times })
       for (const oldest of counts.keys()) {
         if (counts.size <= maxCounts) break
         counts.delete(oldest)

@@ -71,13 +71,19 @@ const invalid = (problem: string) => new InvalidSettings({ setting: "projections
 
 const maximumConcurrency = 100
 
-const problemOf = ({ concurrency, filter, name, partitionBy, startFrom }: Projection.Any): string | undefined => {
+const problemOf = (
+  { concurrency, filter, handler, name, partitionBy, startFrom }: Projection.Any
+): string | undefined => {
   if (name.trim() === "") return "A projection's name must not be empty, because progress is stored by name."
   if (name.length > maximumNameLength) {
     return `The name "${name.slice(0, 40)}…" must have at most ${maximumNameLength} characters.`
   }
   const problem = textProblem(name)
   if (problem !== undefined) return `The name "${name}" ${problem}.`
+  // Only without types.
+  if ((handler as Projection.Any["handler"] | undefined) === undefined) {
+    return `"${name}" must have either handle or handleBatch, not both. Give one of them to Projection.make(…).`
+  }
   if (typeof startFrom === "bigint" && startFrom < 0n) {
     return `startFrom of "${name}" is ${startFrom}. Give "beginning", "now" or a position of 0n or more.`
   }

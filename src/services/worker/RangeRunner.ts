@@ -3,6 +3,7 @@
  * decides after each batch. This module does not depend on SQL: the checkpoint store defines what a transaction is and
  * which failures are transient.
  */
+import * as Array from "effect/Array"
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
@@ -91,7 +92,7 @@ const makeRunner = Effect.fnUntraced(function*(shared: Shared, job: RangeState.J
     retries,
     pages: PageSource.make({ ...shared, job, retries }),
     batches: yield* Batch.makeEnvironment(job, shared.checkpoints, shared.blocking),
-    policy: BatchPolicy.initial(job.settings.batchSize),
+    policy: BatchPolicy.initial(job.settings.batchSize, job.projection.handler._tag),
     failures: 0,
     caughtUp: "never",
     pendingHalt: undefined
@@ -198,8 +199,8 @@ const writeProgress = Effect.fnUntraced(function*(runner: Runner) {
 const handlePage = Effect.fnUntraced(function*(runner: Runner, page: Page, isComplete: boolean) {
   const { caughtUp, draining, state } = runner.job
   if (runner.caughtUp === "now") runner.caughtUp = "before"
-  let rest = page.events
-  while (rest.length > 0 && !draining.isOpen()) {
+  let rest: ReadonlyArray<Event> = page.events
+  while (Array.isReadonlyArrayNonEmpty(rest) && !draining.isOpen()) {
     rest = yield* handleBatch(runner, page, rest)
   }
   if (isComplete && state.handledUpTo === page.position) caughtUp.openUnsafe()
@@ -209,15 +210,16 @@ const handlePage = Effect.fnUntraced(function*(runner: Runner, page: Page, isCom
 const handleBatch = Effect.fnUntraced(function*(
   runner: Runner,
   page: Page,
-  rest: ReadonlyArray<Event>
+  rest: Array.NonEmptyReadonlyArray<Event>
 ): Effect.fn.Return<ReadonlyArray<Event>, EpochEnded | Fenced> {
   const { job, shared: { blocking }, retries } = runner
   // Its handler may crash the server, and so end the epoch in which the halt has to be recorded.
-  if (runner.pendingHalt?.eventId === rest[0]!.eventId) {
+  if (runner.pendingHalt?.eventId === rest[0].eventId) {
     return yield* haltAtFirst(runner, rest, runner.pendingHalt.reason)
   }
   const hasOverrun = (position: bigint) => blocking.overrunsAt(job.projection.name, position) > 0
-  const events = BatchPolicy.select(runner.policy, rest, hasOverrun)
+  const largest = blocking.largestBatchAt(job.state.held, rest[0].globalPosition)
+  const events = BatchPolicy.select(runner.policy, rest, hasOverrun, largest)
   const end = events.length === rest.length ? page.position : events[events.length - 1]!.globalPosition
   const outcome = yield* Batch.attempt(runner.batches, { events, end })
   if (Option.isNone(outcome)) return rest
@@ -237,8 +239,8 @@ const handleBatch = Effect.fnUntraced(function*(
       return rest
     case "Halt": {
       const [event] = rest
-      const reason = HaltReason.ofFailure(event!, action.failure, action.circumstance)
-      if (action.circumstance !== "") runner.pendingHalt = { eventId: event!.eventId, reason }
+      const reason = HaltReason.ofFailure(event, action.failure, action.circumstance)
+      if (action.circumstance !== "") runner.pendingHalt = { eventId: event.eventId, reason }
       return yield* haltAtFirst(runner, rest, reason)
     }
   }
@@ -250,9 +252,9 @@ const keyOfUnreadable = ({ job }: Runner, error: EventError): string | undefined
 
 /** Halts at the first event. Returns the events that remain if this could not be recorded. */
 const haltAtFirst = Effect.fnUntraced(
-  function*(runner: Runner, rest: ReadonlyArray<Event>, reason: HaltReason.HaltReason) {
-    const { eventId, globalPosition: position } = rest[0]!
-    const key = PartitionKey.of(runner.job.projection.partitionBy, rest[0]!)
+  function*(runner: Runner, rest: Array.NonEmptyReadonlyArray<Event>, reason: HaltReason.HaltReason) {
+    const { eventId, globalPosition: position } = rest[0]
+    const key = PartitionKey.of(runner.job.projection.partitionBy, rest[0])
     yield* halt(runner, { eventId, position, key }, reason)
     return runner.job.state.halt === undefined ? rest : []
   }

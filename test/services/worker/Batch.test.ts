@@ -13,7 +13,7 @@ import { tryRead } from "../../../src/services/ErrorText.ts"
 import * as Projection from "../../../src/services/Projection.ts"
 import * as Hostile from "../../support/Hostile.ts"
 import { Broken, event, pass, runner } from "../World.ts"
-import { conflict, connectionLost, gate, haltAtSecond, ids, NoSuchCountry, recording } from "./Failures.ts"
+import { conflict, connectionLost, gate, haltAtSecond, ids, NoSuchCountry, record, recording } from "./Failures.ts"
 
 const promise: unknown = globalThis.Promise.resolve(1)
 
@@ -42,12 +42,11 @@ it.effect.each(unused)(
     Effect.gen(function*() {
       const world = yield* MemoryStores.makeWorld
       const handled = yield* TxRef.make<ReadonlyArray<string>>([])
-      const { handle: record } = recording(handled)
       const worker = yield* runner(
         world,
         Projection.make("users", {
           // As from JavaScript, or through `any`.
-          handle: (event) => event.aggregateId === "b" ? handle() as Effect.Effect<unknown> : record(event)
+          handle: (event) => event.aggregateId === "b" ? handle() as Effect.Effect<unknown> : record(handled, event)
         })
       )
       const { error } = yield* haltAtSecond(worker, handled)

@@ -16,11 +16,12 @@ export const recording = (
   before: (event: Event) => Effect.Effect<unknown, unknown> = () => Effect.void
 ) =>
   Projection.make("users", {
-    handle: Effect.fnUntraced(function*(event) {
-      yield* before(event)
-      yield* TxRef.update(handled, (ids) => [...ids, event.aggregateId])
-    })
+    handle: (event) => Effect.andThen(before(event), record(handled, event))
   })
+
+/** Records that an event is handled. */
+export const record = (handled: TxRef.TxRef<ReadonlyArray<string>>, { aggregateId }: Event) =>
+  TxRef.update(handled, (ids) => [...ids, aggregateId])
 
 /** Holds a handler at `wait` until the test opens the gate. */
 export const gate = Effect.gen(function*() {

@@ -97,7 +97,7 @@ live(
   (encoding) =>
     Effect.gen(function*() {
       const sql = yield* SqlClient.SqlClient
-      const nothing = (name: string, filter: Partial<Projection.Options<never, never>> = {}) =>
+      const nothing = (name: string, filter: Projection.CommonOptions = {}) =>
         Projection.make(name, { handle: () => Effect.void, ...filter })
       const storable = own[encoding]
       const fits = yield* worker([
