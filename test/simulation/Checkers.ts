@@ -2,7 +2,7 @@
  * The checkers of the guarantees. They receive every change that a transaction commits, with its author, and check it
  * against the guarantees alone. The changes come from the values of the memory world, or from an audit on PostgreSQL.
  *
- * P1, P3: the read model is the fold of the events up to each row's position. P2: it was folded in version order. Rows
+ * P1, P3: the read model is the fold of the events up to each row's position. P2: it was folded in position order for each key. Rows
  * tile the space, and no hash's position goes back. P4: only the holder moves a row, and no range is claimed from a
  * live worker. P5 is checked at the end of the scenario, when the faults have stopped.
  */
@@ -296,19 +296,19 @@ export class Checkers {
     if (subject === undefined) return
     const start = Number(subject.startedAt ?? 0n)
     let total = 0
-    for (const [aggregateId, committed] of subject.expected) {
-      const hash = events.hashOf(aggregateId)
+    for (const [key, committed] of subject.expected) {
+      const hash = events.hashOf(key)
       const row = rows.find(({ range }) => HashRange.includes(range, hash))!
-      const upTo = subject.foldedUpTo(aggregateId, Number(row.position))
-      const expected = Math.max(0, upTo - subject.foldedUpTo(aggregateId, start))
-      const effects = model.effects(projection, aggregateId)
+      const upTo = subject.foldedUpTo(key, Number(row.position))
+      const expected = Math.max(0, upTo - subject.foldedUpTo(key, start))
+      const effects = model.effects(projection, key)
       total += effects.count
-      const where = `${projection}/${aggregateId} under ${nameOf(row)} at ${row.position}`
+      const where = `${projection}/${key} under ${nameOf(row)} at ${row.position}`
       if (effects.count > expected) violation(`P1: ${where} has ${effects.count} effects of ${expected} events`)
       if (effects.count < expected) violation(`P3: ${where} has ${effects.count} effects of ${expected} events`)
       if (!effects.ordered) violation(`P2: ${where} was handled out of order`)
-      if (expected > 0 && effects.count === expected && committed[upTo - 1]?.version !== effects.version) {
-        violation(`P2: ${where} ended with version ${effects.version}`)
+      if (expected > 0 && effects.count === expected && BigInt(committed[upTo - 1]!.position) !== effects.position) {
+        violation(`P2: ${where} ended with the event at position ${effects.position}`)
       }
     }
     if (scenario.sharesRows && total !== model.total(projection)) {

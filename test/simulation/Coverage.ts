@@ -35,7 +35,8 @@ const everywhere = {
     "id of a frozen worker taken over",
     "id of a dead worker reused",
     "worker of another replica set",
-    "filter changed"
+    "filter changed",
+    "partition key changed"
   ],
   steps: [
     "join",
@@ -60,6 +61,7 @@ const everywhere = {
     "WorkerIdInUse",
     "WorkerReplaced",
     "FilterChanged",
+    "PartitionKeyChanged",
     "ProjectionInOtherReplicaSet",
     "Fenced",
     "HandlerFailure",

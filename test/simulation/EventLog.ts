@@ -10,9 +10,11 @@ import { CheckpointAheadOfEvents } from "../../src/schema/Errors.ts"
 import type { Event } from "../../src/schema/Event.ts"
 import * as EventFilter from "../../src/schema/EventFilter.ts"
 import * as HashRange from "../../src/schema/HashRange.ts"
+import * as PartitionKey from "../../src/schema/PartitionKey.ts"
 import { EventStore, type Page, type ServerEpoch } from "../../src/services/EventStore.ts"
 import type { Engine, Process, Timer } from "./Engine.ts"
 import type { Committed, Events } from "./Run.ts"
+import { type Aggregate, metadataOf } from "./Scenario.ts"
 
 /** A transaction that has drawn its positions and is neither committed nor rolled back. */
 export interface Writer {
@@ -70,37 +72,41 @@ export class EventLog implements Events {
     return this.settled
   }
 
-  hashOf(aggregateId: string): number {
-    let value = this.hashes.get(aggregateId)
+  hashOf(key: string): number {
+    let value = this.hashes.get(key)
     if (value === undefined) {
-      value = hash(aggregateId)
-      this.hashes.set(aggregateId, value)
+      value = hash(key)
+      this.hashes.set(key, value)
     }
     return value
   }
 
-  begin(aggregateId: string, aggregateType: string, eventTypes: ReadonlyArray<string>): Writer {
+  begin(aggregate: Aggregate, eventTypes: ReadonlyArray<string>): Writer {
+    const { correlationId, id: aggregateId, type: aggregateType } = aggregate
     const version = this.versions.get(aggregateId) ?? 0
     const first = this.slots.length + 1
     this.locked.add(aggregateId)
-    const events = eventTypes.map((eventType, index): Event => ({
-      boundedContext: "app",
-      aggregateType,
-      aggregateId,
-      aggregateVersion: BigInt(version + index + 1),
-      globalPosition: BigInt(first + index),
-      eventId: `e${first + index}`,
-      eventType,
-      eventVersion: 1,
-      payload,
-      traceId: null,
-      correlationId: null,
-      causationId: null,
-      metadata: null,
-      metadataText: null,
-      createdAt: new Date(0),
-      createdAtMicros: 0n
-    }))
+    const events = eventTypes.map((eventType, index): Event => {
+      const metadataText = metadataOf(aggregate, eventType)
+      return {
+        boundedContext: "app",
+        aggregateType,
+        aggregateId,
+        aggregateVersion: BigInt(version + index + 1),
+        globalPosition: BigInt(first + index),
+        eventId: `e${first + index}`,
+        eventType,
+        eventVersion: 1,
+        payload,
+        traceId: null,
+        correlationId,
+        causationId: null,
+        metadata: metadataText === null ? null : JSON.parse(metadataText),
+        metadataText,
+        createdAt: new Date(0),
+        createdAtMicros: 0n
+      }
+    })
     for (let index = 0; index < events.length; index++) this.slots.push("open")
     return { aggregateId, first, events }
   }
@@ -131,9 +137,13 @@ export class EventLog implements Events {
 
   /**
    * The service for one process. `readable` returns the position up to which it may read: the settled position, unless
-   * a mutation replaces it.
+   * a mutation replaces it. `readBy` is the partition key by which it reads, if a mutation replaces that of the reader.
    */
-  store(process: Process, readable: () => number = () => this.settled): EventStore["Service"] {
+  store(
+    process: Process,
+    readable: () => number = () => this.settled,
+    readBy?: PartitionKey.PartitionKey
+  ): EventStore["Service"] {
     const settled = Effect.sync(() => BigInt(readable()))
     const refuseAhead = (position: bigint) =>
       position > BigInt(this.slots.length)
@@ -178,11 +188,12 @@ export class EventLog implements Events {
             const last = options.upTo === undefined ? readable() : Math.min(Number(options.upTo), readable())
             const range = options.range ?? HashRange.whole
             const limit = Math.max(1, options.limit ?? 1000)
+            const partitionBy = readBy ?? options.partitionBy ?? PartitionKey.byDefault
             const events: Array<Event> = []
             for (let index = Number(options.after); index < last; index++) {
               const event = this.slots[index]!
               if (typeof event !== "object" || !EventFilter.matches(options.filter ?? {}, event)) continue
-              if (!HashRange.includes(range, this.hashOf(event.aggregateId))) continue
+              if (!HashRange.includes(range, this.hashOf(PartitionKey.of(partitionBy, event)))) continue
               if (events.length === limit) {
                 return { events, position: events[events.length - 1]!.globalPosition, epoch }
               }

@@ -200,7 +200,7 @@ export const make = (
     checkClient: checkpoints.checkClient
   })
 
-  const log = events.store(process, mutation.readable?.(events))
+  const log = events.store(process, mutation.readable?.(events), mutation.readBy)
   const readFailed = { entry: "read: failed", happens: nothing } as const
   const eventStore = EventStore.of({
     append: log.append,

@@ -8,7 +8,7 @@ import * as Projection from "../../src/services/Projection.ts"
 import { reasonOf } from "../support/StoreErrors.ts"
 import type { Environment } from "./Environment.ts"
 import { type Run, type Start, type Subject, Worker } from "./Run.ts"
-import type { Fault } from "./Scenario.ts"
+import { type Fault, otherKey } from "./Scenario.ts"
 
 class SimulatedFailure extends Data.TaggedError("SimulatedFailure") {}
 
@@ -51,6 +51,8 @@ export class Fleet<R> {
       return Projection.make(name, {
         ...subject.filter,
         ...(start.otherFilter === true ? { boundedContexts: ["app"] } : {}),
+        partitionBy: start.otherKey === true ? otherKey(subject.keys) : subject.keys.partitionBy,
+        acceptFilterChange: start.otherKey === true,
         startFrom: scenario.startFrom,
         concurrency,
         handle: this.handler(subject, worker)
@@ -128,6 +130,7 @@ export class Fleet<R> {
       case "WorkerReplaced":
       case "CoordinationTimeout":
       case "FilterChanged":
+      case "PartitionKeyChanged":
       case "ProjectionInOtherReplicaSet":
         coverage.count("errors", tag)
         break
@@ -164,7 +167,8 @@ export class Fleet<R> {
   /** Restarts a failed worker as a supervisor does, unless it is superfluous. */
   private startAgain(worker: Worker, failure: string): void {
     const isSuperfluous = failure === "WorkerIdInUse" || failure === "WorkerReplaced"
-    const isGuest = worker.start.otherFilter === true || worker.replicaSet !== "main" || worker.catchesUp
+    const isGuest = worker.start.otherFilter === true || worker.start.otherKey === true ||
+      worker.replicaSet !== "main" || worker.catchesUp
     if (worker.leaving || isGuest || isSuperfluous) return
     this.environment.after(this.run.chance.int(50, 500), () => {
       if (!this.isStopping && this.running().length < this.run.scenario.workersAtMost) this.start(worker.start)

@@ -125,8 +125,12 @@ export const inject = <R>(fleet: Fleet<R>, checkers: Checkers, fault: Fault): bo
     }
     case "changed filter":
       if (checkers.rowsOf(fault.projection).length === 0) return false
-      coverage.count("faults", "filter changed")
-      fleet.start({ workerId: fleet.newId("f"), carries: [fault.projection], otherFilter: true })
+      coverage.count("faults", fault.harsh ? "partition key changed" : "filter changed")
+      fleet.start({
+        workerId: fleet.newId("f"),
+        carries: [fault.projection],
+        ...(fault.harsh ? { otherKey: true } : { otherFilter: true })
+      })
       return true
     case "catch up":
       if (alive.length >= scenario.workersAtMost) return false

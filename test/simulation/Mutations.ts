@@ -8,6 +8,7 @@ import type { Handle } from "../../src/layers/memory/MemoryWorld.ts"
 import type { Checkpoint, Held } from "../../src/schema/Checkpoint.ts"
 import { key } from "../../src/schema/Checkpoint.ts"
 import * as HashRange from "../../src/schema/HashRange.ts"
+import type { PartitionKey } from "../../src/schema/PartitionKey.ts"
 import { written } from "../../src/schema/Plan.ts"
 import type { CheckpointStore } from "../../src/services/CheckpointStore.ts"
 import { Fenced, HandlerFailure, TransientFailure } from "../../src/services/CheckpointStore.ts"
@@ -23,6 +24,8 @@ export interface Mutation {
   readonly coordination?: (real: CoordinationStore, handle: Handle, chance: Chance) => CoordinationStore
   /** The position up to which readers read; the settled position if absent. */
   readonly readable?: (log: EventLog) => () => number
+  /** The partition key by which readers read; that of their projection if absent. */
+  readonly readBy?: PartitionKey
   /** The kinds of faults that reveal the absence, if other faults rarely do. */
   readonly faults?: ReadonlyArray<FaultName>
 }
@@ -123,6 +126,7 @@ export const mutations: Readonly<Record<string, Mutation>> = {
     ...request,
     rules: { ...request.rules, heartbeatIntervalMillis: 0 }
   })),
+  "the partition key of a read": { readBy: "aggregateId" },
   "the settled position": { readable: (log) => () => log.head },
   "resolving an unknown commit outcome": unknownIsFailed(),
   "resolving an unknown commit outcome, and the position check": unknownIsFailed(

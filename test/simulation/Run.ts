@@ -4,27 +4,27 @@ import * as EventFilter from "../../src/schema/EventFilter.ts"
 import type { Registration } from "../../src/schema/Worker.ts"
 import { Chance } from "./Chance.ts"
 import type { Coverage } from "./Coverage.ts"
-import type { Scenario } from "./Scenario.ts"
+import type { Keyed, Keys, Scenario } from "./Scenario.ts"
 
-/** What a projection has recorded of one aggregate's events. */
+/** What a projection has recorded of the events of one key. */
 export interface Effects {
   readonly count: number
-  readonly version: bigint
+  /** The position of the last event. */
+  readonly position: bigint
   readonly ordered: boolean
 }
 
-export const noEffects: Effects = { count: 0, version: 0n, ordered: true }
+export const noEffects: Effects = { count: 0, position: 0n, ordered: true }
 
 /** The effects after one more event. */
-export const effectsAfter = (effects: Effects, version: bigint): Effects => ({
+export const effectsAfter = (effects: Effects, position: bigint): Effects => ({
   count: effects.count + 1,
-  version,
-  ordered: effects.ordered && version > effects.version
+  position,
+  ordered: effects.ordered && position > effects.position
 })
 
 /** A committed event, as the checkers receive it. */
-export interface Committed {
-  readonly aggregateId: string
+export interface Committed extends Keyed {
   readonly aggregateType: string
   readonly eventType: string
   readonly version: bigint
@@ -35,26 +35,31 @@ export interface Committed {
 export class Subject {
   readonly name: string
   readonly filter: EventFilter.EventFilter
-  /** The matching events by aggregate, in the order of their positions. */
+  readonly keys: Keys
+  /** The matching events by key, in the order of their positions. */
   readonly expected = new Map<string, Array<Committed>>()
   /** The position at which its progress began. */
   startedAt: bigint | undefined
 
-  constructor(name: string, filter: EventFilter.EventFilter) {
+  constructor({ filter, keys, name }: Scenario["projections"][number]) {
     this.name = name
     this.filter = filter
+    this.keys = keys
   }
 
   committed(event: Committed): void {
     if (!EventFilter.matches(this.filter, { ...event, boundedContext: "app" })) return
-    const events = this.expected.get(event.aggregateId)
-    if (events === undefined) this.expected.set(event.aggregateId, [event])
-    else events.push(event)
+    const key = this.keys.of(event)
+    const events = this.expected.get(key) ?? []
+    this.expected.set(key, events)
+    // Aggregates that share a key may commit out of order.
+    const later = events.findLastIndex(({ position }) => position < event.position) + 1
+    events.splice(later, 0, event)
   }
 
-  /** The number of the aggregate's events at or below a position. */
-  foldedUpTo(aggregateId: string, position: number): number {
-    const events = this.expected.get(aggregateId) ?? []
+  /** The number of the key's events at or below a position. */
+  foldedUpTo(key: string, position: number): number {
+    const events = this.expected.get(key) ?? []
     let low = 0
     let high = events.length
     while (low < high) {
@@ -68,8 +73,8 @@ export class Subject {
 
 /** The read models as committed. */
 export interface ReadModel {
-  readonly effects: (projection: string, aggregateId: string) => Effects
-  /** The count in the row that all aggregates of a projection share. */
+  readonly effects: (projection: string, key: string) => Effects
+  /** The count in the row that all keys of a projection share. */
   readonly total: (projection: string) => number
 }
 
@@ -79,7 +84,7 @@ export interface Events {
   readonly committed: number
   /** The position up to which everything has to be handled once no writer is open. */
   readonly end: number
-  readonly hashOf: (aggregateId: string) => number
+  readonly hashOf: (key: string) => number
 }
 
 /** The times, in milliseconds of the run, at which the ailments of one worker end. */
@@ -102,6 +107,7 @@ export interface Start {
   readonly carries: ReadonlyArray<string>
   readonly replicaSet?: string
   readonly otherFilter?: boolean
+  readonly otherKey?: boolean
   /** The `concurrency` of its projections. */
   readonly concurrency?: number
   /** It runs `catchUp`, and leaves when it has handled all events. */
@@ -164,6 +170,8 @@ export class Run {
   /** Random choices during the run: latencies, and which calls fail. */
   readonly chance: Chance
   readonly subjects: ReadonlyMap<string, Subject>
+  /** The newest committed event of each aggregate. */
+  private readonly newest = new Map<string, Committed>()
   /** All workers that were ever started. */
   readonly workers: Array<Worker> = []
   readonly owners = new Map<bigint, Worker>()
@@ -184,7 +192,7 @@ export class Run {
     this.model = options.model
     this.chance = new Chance(options.scenario.seed, 4)
     this.subjects = new Map(
-      options.scenario.projections.map(({ filter, name }) => [name, new Subject(name, filter)])
+      options.scenario.projections.map((projection) => [projection.name, new Subject(projection)])
     )
   }
 
@@ -202,6 +210,11 @@ export class Run {
   }
 
   committed(event: Committed): void {
+    const before = this.newest.get(event.aggregateId)
+    if (before !== undefined && !(before.version < event.version && before.position < event.position)) {
+      this.violation(`P2: version ${event.version} of ${event.aggregateId} is at position ${event.position}`)
+    }
+    this.newest.set(event.aggregateId, event)
     for (const subject of this.subjects.values()) subject.committed(event)
   }
 
@@ -217,12 +230,12 @@ export class Run {
     return this.chance.int(1, 1500)
   }
 
-  /** Returns an aggregate with an unhandled event of the projection at or below a position. */
+  /** Returns a key with an unhandled event of the projection at or below a position. */
   readonly missing = (subject: Subject, position: number): string | undefined => {
-    for (const aggregateId of subject.expected.keys()) {
-      const before = subject.foldedUpTo(aggregateId, Number(subject.startedAt ?? 0n))
-      const expected = subject.foldedUpTo(aggregateId, position) - before
-      if (this.model.effects(subject.name, aggregateId).count < expected) return aggregateId
+    for (const key of subject.expected.keys()) {
+      const before = subject.foldedUpTo(key, Number(subject.startedAt ?? 0n))
+      const expected = subject.foldedUpTo(key, position) - before
+      if (this.model.effects(subject.name, key).count < expected) return key
     }
     return undefined
   }

@@ -5,6 +5,7 @@
  * The victim of a fault is drawn as an index into the workers that it may affect when its time comes.
  */
 import type { EventFilter } from "../../src/schema/EventFilter.ts"
+import type { PartitionKey } from "../../src/schema/PartitionKey.ts"
 import { Chance } from "./Chance.ts"
 
 const faultNames = [
@@ -151,12 +152,52 @@ export interface Step {
 export interface Aggregate {
   readonly id: string
   readonly type: string
+  readonly correlationId: string | null
+  /**
+   * The member `key` of the metadata of events, by their type; null without metadata. An aggregate's events may differ in
+   * it, and aggregates may share one, as a number or as a text.
+   */
+  readonly key: { readonly Odd: string | number; readonly Even: string | number } | null
 }
+
+/** A partition key, and the key that the events have under it, computed without the library. */
+export interface Keys {
+  readonly partitionBy: PartitionKey
+  readonly of: (event: Keyed) => string
+}
+
+/** What of an event may be its key. */
+export interface Keyed {
+  readonly aggregateId: string
+  readonly correlationId: string | null
+  readonly metadataText: string | null
+}
+
+const keys: ReadonlyArray<Keys> = [
+  { partitionBy: "aggregateId", of: ({ aggregateId }) => aggregateId },
+  { partitionBy: "correlationId", of: ({ aggregateId, correlationId }) => correlationId ?? aggregateId },
+  { partitionBy: "boundedContext", of: () => "app" },
+  {
+    partitionBy: { metadata: "key" },
+    of: ({ aggregateId, metadataText }) =>
+      metadataText === null ? aggregateId : String((JSON.parse(metadataText) as { readonly key: unknown }).key)
+  }
+]
+
+/** Another partition key than the given one. */
+export const otherKey = ({ partitionBy }: Keys): PartitionKey =>
+  partitionBy === "correlationId" ? "aggregateId" : "correlationId"
+
+/** The metadata of an event of the aggregate, as JSON. */
+export const metadataOf = ({ key }: Aggregate, eventType: string): string | null =>
+  key === null ? null : JSON.stringify({ key: eventType === "Odd" ? key.Odd : key.Even })
 
 export interface Scenario {
   readonly seed: number
   readonly pace: Pace
-  readonly projections: ReadonlyArray<{ readonly name: string; readonly filter: EventFilter }>
+  readonly projections: ReadonlyArray<
+    { readonly name: string; readonly filter: EventFilter; readonly keys: Keys }
+  >
   readonly aggregates: ReadonlyArray<Aggregate>
   readonly settings: {
     readonly heartbeatInterval: number
@@ -252,6 +293,7 @@ const fault = (
 /** `faults` lists the kinds of faults that may happen; without it, the seed chooses them. */
 export const draw = (seed: number, pace: Pace, faults?: ReadonlyArray<FaultName>): Scenario => {
   const chance = new Chance(seed, 2)
+  const keysChance = new Chance(seed, 8)
   const count = chance.pick([1, 1, 2, 2, 3])
   const heartbeat = chance.pick(pace.heartbeats)
   const stale = heartbeat * chance.pick(pace.patience)
@@ -260,10 +302,16 @@ export const draw = (seed: number, pace: Pace, faults?: ReadonlyArray<FaultName>
   const scenario = {
     seed,
     pace,
-    projections: filters.slice(0, count).map((filter, index) => ({ name: `p${index}`, filter })),
+    projections: filters.slice(0, count).map((filter, index) => ({
+      name: `p${index}`,
+      filter,
+      keys: keysChance.pick([keys[0]!, ...keys])
+    })),
     aggregates: Array.from({ length: chance.pick([3, 12, 24]) }, (_, index) => ({
       id: `a${index}`,
-      type: index % 3 === 0 ? "C" : index % 3 === 1 ? "A" : "B"
+      type: index % 3 === 0 ? "C" : index % 3 === 1 ? "A" : "B",
+      correlationId: index % 4 === 3 ? null : `c${index % 5}`,
+      key: index % 5 === 4 ? null : { Odd: index % 7, Even: String(index % 2 === 0 ? index % 7 : index % 3) }
     })),
     settings: {
       heartbeatInterval: heartbeat,

@@ -38,16 +38,16 @@ class Model implements ReadModel {
     return ref
   }
 
-  effectsRef(projection: string, aggregateId: string): TxRef.TxRef<Effects> {
-    return Model.refIn(this.refs, `${projection}/${aggregateId}`, noEffects)
+  effectsRef(projection: string, key: string): TxRef.TxRef<Effects> {
+    return Model.refIn(this.refs, `${projection}/${key}`, noEffects)
   }
 
   totalRef(projection: string): TxRef.TxRef<number> {
     return Model.refIn(this.totals, projection, 0)
   }
 
-  effects(projection: string, aggregateId: string): Effects {
-    return this.effectsRef(projection, aggregateId).value
+  effects(projection: string, key: string): Effects {
+    return this.effectsRef(projection, key).value
   }
 
   total(projection: string): number {
@@ -111,7 +111,7 @@ const environmentOf = (engine: Engine, driver: Process, mutation: Mutation, scen
     const free = scenario.aggregates.filter((aggregate) => !log.locked.has(aggregate.id))
     const aggregate = free[Math.floor(place * free.length)]
     if (aggregate === undefined) return
-    const writer = log.begin(aggregate.id, aggregate.type, eventTypes)
+    const writer = log.begin(aggregate, eventTypes)
     open++
     const close = () => {
       open--
@@ -130,8 +130,8 @@ const environmentOf = (engine: Engine, driver: Process, mutation: Mutation, scen
 
   const handle: Environment<never>["handle"] = Effect.fnUntraced(function*(subject, event) {
     yield* TxRef.update(
-      model.effectsRef(subject.name, event.aggregateId),
-      (effects) => effectsAfter(effects, event.aggregateVersion)
+      model.effectsRef(subject.name, subject.keys.of(event)),
+      (effects) => effectsAfter(effects, event.globalPosition)
     )
     if (scenario.sharesRows) yield* TxRef.update(model.totalRef(subject.name), (total) => total + 1)
   })

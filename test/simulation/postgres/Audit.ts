@@ -38,10 +38,10 @@ const statements: ReadonlyArray<string> = [
      value json NOT NULL
    )`,
   "CREATE INDEX ON audit (xid)",
-  // The read models: the effects of each aggregate's events, and a row that all aggregates share.
+  // The read models: the effects of the events of each key, and a row that all keys share.
   `CREATE TABLE models (
-     projection text, aggregate_id text, count int NOT NULL, version bigint NOT NULL, ordered boolean NOT NULL,
-     PRIMARY KEY (projection, aggregate_id)
+     projection text, key text, count int NOT NULL, position bigint NOT NULL, ordered boolean NOT NULL,
+     PRIMARY KEY (projection, key)
    )`,
   "CREATE TABLE totals (projection text PRIMARY KEY, count int NOT NULL)",
   ...trigger("orchestrator_checkpoints", "row", Rows.checkpointJson),
@@ -68,13 +68,16 @@ const statements: ReadonlyArray<string> = [
     "event",
     `json_build_object('position', c.global_position, 'aggregateId', c.aggregate_id, 'aggregateType', c.aggregate_type,
        'eventType', c.event_type, 'version', c.aggregate_version,
-       'hash', hashtext(c.aggregate_id COLLATE "C")::int8 & 4294967295)`
+       'correlationId', c.correlation_id, 'metadataText', c.metadata::text,
+       'hashes', (SELECT json_object_agg(key, hashtext(key COLLATE "C")::int8 & 4294967295) FROM (VALUES
+         (c.aggregate_id), (c.correlation_id), (c.bounded_context), (c.metadata->>'key')) AS keys (key)
+         WHERE key IS NOT NULL))`
   ),
   ...trigger(
     "models",
     "model",
-    `json_build_object('projection', c.projection, 'aggregateId', c.aggregate_id, 'count', c.count,
-       'version', c.version, 'ordered', c.ordered)`
+    `json_build_object('projection', c.projection, 'key', c.key, 'count', c.count,
+       'position', c.position, 'ordered', c.ordered)`
   ),
   ...trigger("totals", "total", `json_build_object('projection', c.projection, 'count', c.count)`)
 ]
@@ -118,16 +121,19 @@ export type Entry =
         readonly aggregateType: string
         readonly eventType: string
         readonly version: number
-        readonly hash: number
+        readonly correlationId: string | null
+        readonly metadataText: string | null
+        /** The hashes of everything that may be its key. */
+        readonly hashes: Readonly<Record<string, number>>
       }
     }
     | {
       readonly what: "model"
       readonly value: {
         readonly projection: string
-        readonly aggregateId: string
+        readonly key: string
         readonly count: number
-        readonly version: number
+        readonly position: number
         readonly ordered: boolean
       }
     }

@@ -28,12 +28,12 @@ export class Mirror implements Events, ReadModel {
   /** The heartbeats of each registration, in milliseconds since 1970. */
   private readonly heartbeats = new Map<bigint, ReadonlyArray<number>>()
 
-  hashOf(aggregateId: string): number {
-    return this.hashes.get(aggregateId)!
+  hashOf(key: string): number {
+    return this.hashes.get(key)!
   }
 
-  effects(projection: string, aggregateId: string): Effects {
-    return this.models.get(`${projection}/${aggregateId}`) ?? noEffects
+  effects(projection: string, key: string): Effects {
+    return this.models.get(`${projection}/${key}`) ?? noEffects
   }
 
   total(projection: string): number {
@@ -74,16 +74,16 @@ export class Mirror implements Events, ReadModel {
         return
       }
       case "event": {
-        const { hash, ...event } = entry.value
+        const { hashes, ...event } = entry.value
         if (event.position < this.end) run.coverage.count("faults", "commits by writers out of order")
         this.committed++
         this.end = Math.max(this.end, event.position)
-        this.hashes.set(event.aggregateId, hash)
+        for (const [key, hash] of Object.entries(hashes)) this.hashes.set(key, hash)
         return run.committed({ ...event, version: BigInt(event.version) })
       }
       case "model": {
-        const { aggregateId, count, ordered, projection, version } = entry.value
-        this.models.set(`${projection}/${aggregateId}`, { count, ordered, version: BigInt(version) })
+        const { count, key, ordered, position, projection } = entry.value
+        this.models.set(`${projection}/${key}`, { count, ordered, position: BigInt(position) })
         return
       }
       case "total":

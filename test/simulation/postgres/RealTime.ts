@@ -57,10 +57,10 @@ export const prepare = Effect.fnUntraced(function*(serverUrl?: string) {
 const handle: Environment<SqlClient.SqlClient>["handle"] = Effect.fnUntraced(function*(subject, event) {
   const sql = yield* SqlClient.SqlClient
   yield* sql`
-    INSERT INTO models (projection, aggregate_id, count, version, ordered)
-    VALUES (${subject.name}, ${event.aggregateId}, 1, ${event.aggregateVersion}, true)
-    ON CONFLICT (projection, aggregate_id) DO UPDATE SET count = models.count + 1, version = excluded.version,
-      ordered = models.ordered AND excluded.version > models.version`
+    INSERT INTO models (projection, key, count, position, ordered)
+    VALUES (${subject.name}, ${subject.keys.of(event)}, 1, ${event.globalPosition}, true)
+    ON CONFLICT (projection, key) DO UPDATE SET count = models.count + 1, position = excluded.position,
+      ordered = models.ordered AND excluded.position > models.position`
 })
 
 const handleShared: typeof handle = Effect.fnUntraced(function*(subject, event) {

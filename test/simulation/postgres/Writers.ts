@@ -9,26 +9,33 @@ import * as PostgresStores from "../../../src/layers/postgres/PostgresStores.ts"
 import type { NewEvent } from "../../../src/schema/Event.ts"
 import { EventStore } from "../../../src/services/EventStore.ts"
 import type { Run } from "../Run.ts"
-import type { Aggregate, Write } from "../Scenario.ts"
+import { type Aggregate, metadataOf, type Write } from "../Scenario.ts"
 import { unflushed } from "./SimulatedWorker.ts"
 
-const plain = Effect.fnUntraced(function*({ id, type }: Aggregate, eventTypes: ReadonlyArray<string>) {
+const plain = Effect.fnUntraced(function*(aggregate: Aggregate, eventTypes: ReadonlyArray<string>) {
   const sql = yield* SqlClient.SqlClient
+  const { correlationId, id, type } = aggregate
+  const metadata = JSON.stringify(eventTypes.map((eventType) => metadataOf(aggregate, eventType)))
   yield* sql`
-    INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
+    INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload,
+      correlation_id, metadata)
     SELECT 'app', ${type}, ${id}, (SELECT coalesce(max(aggregate_version), 0) FROM events WHERE aggregate_id = ${id})
-      + place, gen_random_uuid(), event_type, convert_to('{}', 'UTF8')
+      + place, gen_random_uuid(), event_type, convert_to('{}', 'UTF8'), ${correlationId}::text,
+      (${metadata}::text::json->>(place - 1)::int)::jsonb
     FROM unnest(${eventTypes}::text[]) WITH ORDINALITY AS e (event_type, place) ORDER BY place`
 })
 
-const byLibrary = Effect.fnUntraced(function*({ id, type }: Aggregate, eventTypes: ReadonlyArray<string>) {
+const byLibrary = Effect.fnUntraced(function*(aggregate: Aggregate, eventTypes: ReadonlyArray<string>) {
+  const { correlationId, id, type } = aggregate
   const store = yield* EventStore
   yield* store.append(eventTypes.map((eventType): NewEvent => ({
     boundedContext: "app",
     aggregateType: type,
     aggregateId: id,
     eventType,
-    payload: {}
+    payload: {},
+    ...(correlationId === null ? {} : { correlationId }),
+    metadata: JSON.parse(metadataOf(aggregate, eventType) ?? "null")
   })))
 })
 
