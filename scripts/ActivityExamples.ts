@@ -1,7 +1,7 @@
 /** Examples of every activity, from which docs/metrics.md shows the log lines and span events. */
 import * as Duration from "effect/Duration"
 import { Activity } from "../src/schema/Activity.ts"
-import { WorkerEvicted } from "../src/schema/Errors.ts"
+import { EventVersionTooNew, FilterChanged, WorkerEvicted } from "../src/schema/Errors.ts"
 import * as EventFilter from "../src/schema/EventFilter.ts"
 import * as HashRange from "../src/schema/HashRange.ts"
 
@@ -21,6 +21,21 @@ const range = { projection, range: HashRange.partition(0, 2) }
 const took = Duration.millis(20)
 const evicted = (reason: "evicted" | "missing") =>
   Activity.WorkerEvicted({ registration, error: new WorkerEvicted({ replicaSet, workerId, reason }) })
+const givenUp = [
+  new FilterChanged({
+    projection,
+    recorded: EventFilter.canonical({ eventTypes: ["UserCreated", "UserRenamed"] }),
+    given: EventFilter.canonical({ eventTypes: ["UserCreated"] }),
+    whileRunning: true
+  }),
+  new EventVersionTooNew({
+    projection,
+    eventId: "0b6cf0a0-5f5c-4d5b-9a63-1f6f2d0c9e77",
+    eventType: "UserCreated",
+    eventVersion: 2,
+    newest: 1
+  })
+]
 
 /** By tag, so that the compiler demands an example of each. Together they produce every log line of the table. */
 export const examples: Examples = {
@@ -54,13 +69,8 @@ export const examples: Examples = {
   })],
   CaughtUp: [Activity.CaughtUp({ ...range, position: 42n })],
   RangeStopped: [Activity.RangeStopped({ ...range, position: 42n })],
-  ProjectionGivenUp: [[], ["orders"]].map((remaining) =>
-    Activity.ProjectionGivenUp({
-      projection,
-      recorded: EventFilter.canonical({ eventTypes: ["UserCreated", "UserRenamed"] }),
-      given: EventFilter.canonical({ eventTypes: ["UserCreated"] }),
-      remaining
-    })
+  ProjectionGivenUp: givenUp.flatMap((error) =>
+    [[], ["orders"]].map((remaining) => Activity.ProjectionGivenUp({ projection, error, remaining }))
   ),
   ReplicaSetSampled: [Activity.ReplicaSetSampled({ sample: undefined })],
   ConnectionsChanged: [Activity.ConnectionsChanged({ isListening: true, sessions: 3 })],

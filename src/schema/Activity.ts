@@ -20,7 +20,7 @@
 import * as Data from "effect/Data"
 import type * as Duration from "effect/Duration"
 import type { Halt } from "./Checkpoint.ts"
-import type { WorkerEvicted, WorkerReplaced } from "./Errors.ts"
+import type { GivenUp, WorkerEvicted, WorkerReplaced } from "./Errors.ts"
 import type { Generation } from "./Generation.ts"
 import type { HashRange } from "./HashRange.ts"
 import type { Registration } from "./Worker.ts"
@@ -123,13 +123,12 @@ export type Activity = Data.TaggedEnum<{
   /** A range's runner has ended, or is left behind because its handler does not stop before the registration ends. */
   RangeStopped: { readonly projection: string; readonly range: HashRange; readonly position: bigint }
   /**
-   * A newer version has changed a projection's filter or partition key: this worker has given up the projection and
-   * continues with the remaining ones. Both texts have the form of `EventFilter.canonical`.
+   * A newer version has changed a projection's filter or partition key, or has appended an event in a version that this
+   * worker's event set does not declare: this worker has given up the projection and continues with the remaining ones.
    */
   ProjectionGivenUp: {
     readonly projection: string
-    readonly recorded: string
-    readonly given: string
+    readonly error: GivenUp
     readonly remaining: ReadonlyArray<string>
   }
   /**

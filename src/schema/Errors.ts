@@ -3,7 +3,7 @@
  *
  * @since 0.1.0
  */
-import type { CheckpointAheadOfEvents } from "./EventErrors.ts"
+import type { CheckpointAheadOfEvents, EventVersionTooNew } from "./EventErrors.ts"
 import type { SchemaVersionMismatch, StoreError, TablesMissing } from "./StoreErrors.ts"
 import type {
   AlreadyRunning,
@@ -43,6 +43,7 @@ export type OrchestratorError =
   | AlreadyRunning
   | CheckpointAheadOfEvents
   | CoordinationTimeout
+  | EventVersionTooNew
   | FilterChanged
   | InvalidSettings
   | PartitionKeyChanged

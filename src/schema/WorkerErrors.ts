@@ -2,6 +2,7 @@
 import * as Duration from "effect/Duration"
 import * as Schema from "effect/Schema"
 import { id } from "./ErrorId.ts"
+import type { EventVersionTooNew } from "./EventErrors.ts"
 import * as EventFilter from "./EventFilter.ts"
 import * as PartitionKey from "./PartitionKey.ts"
 import { sentence } from "./Text.ts"
@@ -183,6 +184,15 @@ export class PartitionKeyChanged extends Schema.TaggedError<PartitionKeyChanged>
  * @since 0.1.0
  */
 export type SelectionChanged = FilterChanged | PartitionKeyChanged
+
+/**
+ * Why a running worker gives up a projection: a newer version of the application, which other workers run, has changed
+ * its selection or appends events that this worker cannot decode.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export type GivenUp = EventVersionTooNew | SelectionChanged
 
 /**
  * Returns the error about two canonical texts that differ: about their partition keys if these differ.

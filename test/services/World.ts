@@ -16,6 +16,7 @@ import * as MemoryStores from "../../src/layers/memory/MemoryStores.ts"
 import * as MemoryWorld from "../../src/layers/memory/MemoryWorld.ts"
 import type { Activity } from "../../src/schema/Activity.ts"
 import type { Checkpoint, Held } from "../../src/schema/Checkpoint.ts"
+import type { NewEvent } from "../../src/schema/Event.ts"
 import * as Settings from "../../src/schema/Settings.ts"
 import { CheckpointStore } from "../../src/services/CheckpointStore.ts"
 import { CoordinationStore } from "../../src/services/CoordinationStore.ts"
@@ -61,7 +62,7 @@ export class Broken extends Data.TaggedError("Broken")<{ readonly message: strin
 /** The failure of the stores while their database is unreachable. */
 export const unavailable = StoreErrors.unavailable("connection lost")
 
-export const event = (id: string, rest: { readonly eventType?: string; readonly aggregateType?: string } = {}) => ({
+export const event = (id: string, rest: Partial<NewEvent> = {}) => ({
   boundedContext: "app",
   aggregateType: "User",
   aggregateId: id,
@@ -161,7 +162,8 @@ export const runner = Effect.fnUntraced(function*(
         settings,
         draining,
         caughtUp: Latch.makeUnsafe(false),
-        record: (entry) => Effect.andThen(Telemetry.emit("main", entry), Effect.sync(() => activity.push(entry)))
+        record: (entry) => Effect.andThen(Telemetry.emit("main", entry), Effect.sync(() => activity.push(entry))),
+        giveUp: Effect.die
       })
     }).pipe(Effect.provide(layer))
   const run = runOn(held)

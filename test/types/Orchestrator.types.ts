@@ -96,6 +96,7 @@ holds<
     | Errors.AlreadyRunning
     | Errors.CheckpointAheadOfEvents
     | Errors.CoordinationTimeout
+    | Errors.EventVersionTooNew
     | Errors.FilterChanged
     | Errors.InvalidSettings
     | Errors.PartitionKeyChanged

@@ -11,7 +11,7 @@ import * as Effect from "effect/Effect"
 import type * as LogLevel from "effect/LogLevel"
 import * as Metric from "effect/Metric"
 import type { Activity } from "../../schema/Activity.ts"
-import { ProjectionHalted, selectionChanged } from "../../schema/Errors.ts"
+import { ProjectionHalted } from "../../schema/Errors.ts"
 import type { Generation } from "../../schema/Generation.ts"
 import * as HashRange from "../../schema/HashRange.ts"
 import * as Metrics from "./Metrics.ts"
@@ -110,9 +110,9 @@ const table: Table = {
   CaughtUp: {},
   RangeStopped: {},
   ProjectionGivenUp: {
-    log: ({ given, projection, recorded, remaining }) => [[
+    log: ({ error, remaining }) => [[
       "Warn",
-      `${selectionChanged({ projection, recorded, given, whileRunning: true }).message} Until then ${
+      `${error.message} Until then ${
         remaining.length === 0
           ? "it stays registered without a projection"
           : `this worker continues with its other projections: ${remaining.join(", ")}`

@@ -4,6 +4,7 @@
  * which failures are transient.
  */
 import * as Array from "effect/Array"
+import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
@@ -11,7 +12,7 @@ import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import { Activity } from "../../schema/Activity.ts"
 import * as BatchPolicy from "../../schema/BatchPolicy.ts"
-import type { EventError } from "../../schema/Errors.ts"
+import { type EventError, EventVersionTooNew } from "../../schema/Errors.ts"
 import type { Event } from "../../schema/Event.ts"
 import * as HashRange from "../../schema/HashRange.ts"
 import * as PartitionKey from "../../schema/PartitionKey.ts"
@@ -238,6 +239,8 @@ const handleBatch = Effect.fnUntraced(function*(
       yield* retry(runner, "A batch", action.attempt, action.failure)
       return rest
     case "Halt": {
+      const newer = findNewerVersion(action.failure)
+      if (newer !== undefined) return yield* giveUp(runner, rest, newer)
       const [event] = rest
       const reason = HaltReason.ofFailure(event, action.failure, action.circumstance)
       if (action.circumstance !== "") runner.pendingHalt = { eventId: event.eventId, reason }
@@ -249,6 +252,20 @@ const handleBatch = Effect.fnUntraced(function*(
 /** The key of an event that cannot be received or read; undefined if it cannot be read either. */
 const keyOfUnreadable = ({ job }: Runner, error: EventError): string | undefined =>
   PartitionKey.isDefault(job.projection.partitionBy) ? error.aggregateId : error.key
+
+/** Returns the failure of a handler that has met an event of a newer version of the application. */
+const findNewerVersion = (failure: Retries.Failure): EventVersionTooNew | undefined =>
+  failure._tag === "HandlerFailure"
+    ? failure.cause.reasons.filter(Cause.isFailReason).map(({ error }) => error)
+      .find((error) => error instanceof EventVersionTooNew)
+    : undefined
+
+/** Leaves the range at its first event to a worker of the newer version: a halt would last beyond the deployment. */
+const giveUp = Effect.fnUntraced(function*<A>({ job }: Runner, rest: A, newer: EventVersionTooNew) {
+  yield* job.giveUp(new EventVersionTooNew({ ...newer, projection: job.projection.name }))
+  yield* job.draining.await
+  return rest
+})
 
 /** Halts at the first event. Returns the events that remain if this could not be recorded. */
 const haltAtFirst = Effect.fnUntraced(

@@ -7,6 +7,7 @@ import type * as Effect from "effect/Effect"
 import type * as Latch from "effect/Latch"
 import type { Activity } from "../../schema/Activity.ts"
 import type * as Checkpoint from "../../schema/Checkpoint.ts"
+import type { EventVersionTooNew } from "../../schema/Errors.ts"
 import type { Settings } from "../../schema/Settings.ts"
 import type { Registration } from "../../schema/Worker.ts"
 import type { ServerEpoch } from "../EventStore.ts"
@@ -25,6 +26,8 @@ export interface Job {
   /** Opened when the row shows that the range has handled all settled events. */
   readonly caughtUp: Latch.Latch
   readonly record: (activity: Activity) => Effect.Effect<void>
+  /** Gives up the projection, because a worker of a newer version has to handle the next event. Drains the range soon. */
+  readonly giveUp: (error: EventVersionTooNew) => Effect.Effect<void>
 }
 
 export interface RangeState {

@@ -13,6 +13,7 @@ import { Activity, type ChangeReason } from "../../schema/Activity.ts"
 import * as Checkpoint from "../../schema/Checkpoint.ts"
 import {
   CoordinationTimeout,
+  type EventVersionTooNew,
   type SelectionChanged,
   type StoreError,
   type WorkerReplaced
@@ -43,7 +44,9 @@ export interface Options {
    * Gives up the projection whose filter or partition key has changed. Fails if the worker has not been part of a
    * generation yet.
    */
-  readonly giveUp: (failure: SelectionChanged) => Effect.Effect<void, SelectionChanged>
+  readonly giveUpChanged: (failure: SelectionChanged) => Effect.Effect<void, SelectionChanged>
+  /** Called by a runner; see `RangeState.Job`. */
+  readonly giveUp: (projection: string, error: EventVersionTooNew) => Effect.Effect<void>
   readonly captured: Context.Context<unknown>
   readonly coordination: CoordinationStore
   readonly membership: Membership
@@ -165,8 +168,8 @@ const decide = (
       () => Effect.catchTag(options.membership.heartbeat(options.registration), "StoreError", () => Effect.void)
     ),
     Effect.catchTags({
-      FilterChanged: (failure) => Effect.as(options.giveUp(failure), Option.none()),
-      PartitionKeyChanged: (failure) => Effect.as(options.giveUp(failure), Option.none()),
+      FilterChanged: (failure) => Effect.as(options.giveUpChanged(failure), Option.none()),
+      PartitionKeyChanged: (failure) => Effect.as(options.giveUpChanged(failure), Option.none()),
       StoreError: (failure) => backOff(options, state, failure)
     })
   )
@@ -303,14 +306,21 @@ const openOwned = Effect.fnUntraced(function*(
     readonly merging: ReadonlySet<string>
   }
 ) {
-  const { captured, log: { record }, projections, ranges, registration, settings } = options
+  const { captured, giveUp, log: { record }, projections, ranges, registration, settings } = options
   for (const held of ownedRows) {
     const key = Checkpoint.key(held)
     const projection = projections.get(held.projection)
     if (projection === undefined || !areInOnePart(options, state, held) || merging.has(held.projection)) continue
     // A runner that has ended since the plan was made may have moved its row. Its end triggers another pass at once.
     if (activeKeys.has(key) || ranges.all.has(key)) continue
-    yield* ranges.open(held, { settings, projection, registration, captured, record })
+    yield* ranges.open(held, {
+      settings,
+      projection,
+      registration,
+      captured,
+      record,
+      giveUp: (error) => giveUp(held.projection, error)
+    })
   }
 })
 

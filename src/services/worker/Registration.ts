@@ -13,6 +13,7 @@ import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import { Activity } from "../../schema/Activity.ts"
 import {
+  type GivenUp,
   type OrchestratorError,
   type SelectionChanged,
   selectionChanged,
@@ -64,8 +65,8 @@ export interface Worker {
 export interface State {
   /** The projections of this run, with their start positions. */
   carried: ReadonlyArray<Plan.Carried>
-  /** Projections that this run has given up, because another worker has changed their filters. */
-  readonly givenUp: Map<string, SelectionChanged>
+  /** Projections that this run has given up to workers of a newer version. */
+  readonly givenUp: Map<string, GivenUp>
   /** Whether this run has been part of a generation. */
   hasStarted: boolean
   /** The annotations of the run's log lines. */
@@ -109,7 +110,7 @@ export const present = (state: State): ReadonlyArray<Activity> => {
       formedByThisWorker: false,
       reasons: []
     })]),
-    ...[...givenUp.values()].map((failure) => projectionGivenUp(state, failure)),
+    ...[...givenUp].map(([projection, error]) => projectionGivenUp(state, projection, error)),
     ...[...(ranges?.all.values() ?? [])].flatMap(({ halt, handledUpTo, held: { projection, range } }) => [
       Activity.RangeClaimed({ projection, range, position: handledUpTo }),
       ...(halt === undefined ? [] : [Activity.RangeHalted({ projection, range, halt, stack: "" })])
@@ -117,11 +118,10 @@ export const present = (state: State): ReadonlyArray<Activity> => {
   ]
 }
 
-const projectionGivenUp = ({ carried, givenUp }: State, { given, projection, recorded }: SelectionChanged): Activity =>
+const projectionGivenUp = ({ carried, givenUp }: State, projection: string, error: GivenUp): Activity =>
   Activity.ProjectionGivenUp({
     projection,
-    recorded,
-    given,
+    error,
     remaining: carried.map(({ name }) => name).filter((name) => !givenUp.has(name))
   })
 
@@ -234,7 +234,8 @@ const runRegistration = Effect.fnUntraced(function*(
     ranges,
     alarm,
     carried: () => carriedNow(state),
-    giveUp: (failure) => giveUp(worker, failure),
+    giveUpChanged: (changed) => giveUpChanged(worker, changed),
+    giveUp: (projection, error) => Effect.ensuring(giveUp(worker, projection, error), Effect.sync(onChange)),
     suspended: heartbeat.suspended,
     onGeneration: (generation) => {
       state.hasStarted = true
@@ -300,15 +301,17 @@ const carriedNow = ({ carried, givenUp }: State): ReadonlyArray<Plan.Carried> =>
   carried.map((projection) => ({ ...projection, givenUp: givenUp.has(projection.name) }))
 
 /** Gives up a projection whose filter or partition key another worker has changed. A worker that is only starting fails instead. */
-const giveUp = Effect.fnUntraced(function*(
-  { log, state }: Worker,
-  changed: SelectionChanged
-) {
-  if (!state.hasStarted) return yield* changed
+const giveUpChanged = Effect.fnUntraced(function*(worker: Worker, changed: SelectionChanged) {
+  if (!worker.state.hasStarted) return yield* changed
   const { given, projection, recorded } = changed
-  const failure = selectionChanged({ projection, recorded, given, whileRunning: true })
-  state.givenUp.set(projection, failure)
-  yield* log.record(projectionGivenUp(state, failure))
+  yield* giveUp(worker, projection, selectionChanged({ projection, recorded, given, whileRunning: true }))
+})
+
+/** The next plan releases the projection's ranges. Several of them may have a reason; the first one is reported. */
+const giveUp = Effect.fnUntraced(function*({ log, state }: Worker, projection: string, error: GivenUp) {
+  if (state.givenUp.has(projection)) return
+  state.givenUp.set(projection, error)
+  yield* log.record(projectionGivenUp(state, projection, error))
   state.changed.openUnsafe()
 })
 

@@ -297,7 +297,8 @@ it.effect("progress is not due once a batch has written it", () =>
       state,
       draining,
       caughtUp: draining,
-      record: () => Effect.void
+      record: () => Effect.void,
+      giveUp: Effect.die
     }
     const startup = Startup.make(retryLog)
     const pages = PageSource.make({ job, events, checkpoints, startup, retries: Retries.make(job, retryLog) })

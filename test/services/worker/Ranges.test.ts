@@ -51,7 +51,8 @@ const makeRanges = Effect.fnUntraced(function*(
       pollInterval: Duration.seconds(1),
       staleWorkerTimeout: Duration.seconds(30)
     },
-    record: ({ _tag }) => Effect.sync(() => activity.push(_tag))
+    record: ({ _tag }) => Effect.sync(() => activity.push(_tag)),
+    giveUp: Effect.die
   })
   return { ...ranges, activity, open, key: Checkpoint.key(held) }
 })

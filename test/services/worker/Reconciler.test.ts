@@ -103,7 +103,8 @@ it.effect("a range that ends while the plan is made is opened again at the posit
       settings: yield* Effect.fromResult(Settings.make({ replicaSet: "main" })),
       projections: new Map([["users", users]]),
       carried: () => [{ name: "users", filter: held.filter, startPosition: 0n, acceptFilterChange: false }],
-      giveUp: Effect.fail,
+      giveUp: (_, error) => Effect.die(error),
+      giveUpChanged: Effect.fail,
       captured: Context.empty() as Context.Context<unknown>,
       coordination: {
         ...coordination,
