@@ -35,6 +35,8 @@ export * as Metrics from "./services/telemetry/Metrics.ts"
 export * as Migrations from "./layers/postgres/Migrations.ts"
 /** One worker of a replica set. */
 export * as Orchestrator from "./services/Orchestrator.ts"
+/** Parked events of projections. */
+export * as ParkedEvent from "./schema/ParkedEvent.ts"
 /** What divides the events of a projection among workers. */
 export * as PartitionKey from "./schema/PartitionKey.ts"
 /** The stores on PostgreSQL. */
@@ -43,7 +45,7 @@ export * as PostgresStores from "./layers/postgres/PostgresStores.ts"
 export * as Program from "./layers/node/Program.ts"
 /** Projections, which turn events into read models. */
 export * as Projection from "./services/Projection.ts"
-/** The status of projections, for operators. */
+/** The status of projections, and requests of operators. */
 export * as Projections from "./services/Projections.ts"
 /** Creates the tables of read models. */
 export * as ReadModel from "./layers/postgres/ReadModel.ts"

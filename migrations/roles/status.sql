@@ -1,4 +1,5 @@
--- A process that only reads the status: "pupsourcing-orchestrator status" and Projections.status.
+-- A process that only reads the status and parked events: "pupsourcing-orchestrator status", "parked list",
+-- Projections.status and Projections.parked. To request a retry, a removal or a skip, use worker.sql.
 --
 -- The status lists the transactions for which readers wait. PostgreSQL hides when a transaction of another role began,
 -- so this is absent unless the role may read it:
@@ -30,3 +31,6 @@ GRANT SELECT ON orchestrator_checkpoints TO :"role";
 
 -- The head, and the lag of each range.
 GRANT SELECT ON events TO :"role";
+
+-- Counted, and listed by "parked list".
+GRANT SELECT ON orchestrator_parked_events TO :"role";

@@ -3,17 +3,11 @@ import * as Command from "effect/cli/Command"
 import * as Flag from "effect/cli/Flag"
 import * as Console from "effect/Console"
 import * as Effect from "effect/Effect"
-import * as Layer from "effect/Layer"
 import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
-import { Database } from "../layers/postgres/Database.ts"
-import * as DatabaseLive from "../layers/postgres/DatabaseLive.ts"
-import * as ProjectionsPostgres from "../layers/postgres/status/ProjectionsPostgres.ts"
 import * as Status from "../schema/Status.ts"
 import { Projections } from "../services/Projections.ts"
-import * as Settings from "../services/Settings.ts"
-import { databaseUrl, withDatabase } from "./DatabaseUrl.ts"
-import { nameFlags, toNames } from "./NameFlags.ts"
+import { databaseFlags, withProjections } from "./ProjectionsLive.ts"
 import * as StatusText from "./StatusText.ts"
 
 /** The exit code if a range is halted or has no owner. */
@@ -27,8 +21,7 @@ const clearScreen = "\u001b[2J\u001b[H"
 export const command = Command.make(
   "status",
   {
-    databaseUrl,
-    ...nameFlags,
+    ...databaseFlags,
     watch: Flag.Boolean("watch").pipe(
       Flag.withDescription(`Print the status again every ${interval}`),
       Flag.withDefault(false)
@@ -38,7 +31,7 @@ export const command = Command.make(
       Flag.withDefault(false)
     )
   },
-  Effect.fnUntraced(function*({ databaseUrl, json, watch, ...names }) {
+  Effect.fnUntraced(function*({ json, watch, ...database }) {
     const render = json
       ? (status: Status.Status) => JSON.stringify(Schema.encodeSync(Schema.toCodecJson(Status.Status))(status))
       : (status: Status.Status) => `${watch ? clearScreen : ""}${StatusText.render(status)}`
@@ -47,12 +40,8 @@ export const command = Command.make(
       yield* Console.log(render(status))
       process.exitCode = Status.problems(status).length === 0 ? 0 : needsAttention
     })
-    const directUrl = yield* Settings.directUrl
-    const projections = Layer.effect(Projections)(ProjectionsPostgres.make).pipe(
-      Layer.provide(Layer.effect(Database)(DatabaseLive.make({ ...toNames(names), directUrl, acceptStandby: true })))
-    )
     const output = watch ? Effect.repeat(show, Schedule.spaced(interval)) : show
-    yield* withDatabase(databaseUrl, Effect.provide(output, projections))
+    yield* withProjections(database, output, { acceptStandby: true })
   })
 ).pipe(
   Command.withDescription(

@@ -51,11 +51,18 @@ const section = ({ generation, projections, replicaSet, workers }: Status.Replic
       ])
     )
   ], [15, 24, 11, 11, 12]))]),
+  ...projections.flatMap(({ parked, projection }) =>
+    parked === undefined ? [] : [
+      `  PARKED for ${age(parked.oldest, at)}: ${count(parked.events, "event")} of ${
+        count(parked.keys, "key")
+      } of ${projection}`
+    ]
+  ),
   ...projections.flatMap(({ projection, ranges }) =>
     ranges.flatMap(({ halt, ...range }) =>
       halt === undefined ? [] : [
         `  HALTED for ${age(halt.since, at)}: ${projection} ${HashRange.format(range)} at ${halt.position}`,
-        `    ${halt.error.replaceAll(/\s+/g, " ")}`
+        `    ${halt.request === undefined ? "" : `(${halt.request} requested) `}${halt.error.replaceAll(/\s+/g, " ")}`
       ]
     )
   )

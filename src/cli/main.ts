@@ -8,14 +8,16 @@ import * as Command from "effect/cli/Command"
 import * as Console from "effect/Console"
 import * as Effect from "effect/Effect"
 import { createRequire } from "node:module"
+import * as Halted from "./Halted.ts"
 import * as Migrate from "./Migrate.ts"
+import * as Parked from "./Parked.ts"
 import * as Status from "./Status.ts"
 
 const { version } = createRequire(import.meta.url)("../../package.json") as { readonly version: string }
 
 const root = Command.make("pupsourcing-orchestrator").pipe(
   Command.withDescription("Projections of a PostgreSQL event store, run by any number of worker processes"),
-  Command.withSubcommands([Migrate.command, Status.command])
+  Command.withSubcommands([Migrate.command, Status.command, Parked.command, Halted.retry, Halted.skip])
 )
 
 root.pipe(

@@ -54,6 +54,10 @@ export interface ReplicaSetSample {
     /** For how long the range that has waited longest has had events to handle and made no progress. */
     readonly stalled: Duration.Duration
     readonly rangesWithoutOwner: number
+    readonly parkedEvents: number
+    readonly parkedKeys: number
+    /** Time since the oldest parked event was parked; zero if there is none. */
+    readonly parkedFor: Duration.Duration
   }>
 }
 

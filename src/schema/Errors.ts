@@ -18,6 +18,7 @@ import type {
 } from "./WorkerErrors.ts"
 
 export * from "./EventErrors.ts"
+export * from "./OperationErrors.ts"
 export * from "./StoreErrors.ts"
 export * from "./WorkerErrors.ts"
 

@@ -21,7 +21,7 @@ export const make = (
     )
   ),
   projections: (replicaSets.find((one) => one.replicaSet === replicaSet)?.projections ?? []).map((
-    { projection, ranges }
+    { parked, projection, ranges }
   ) => {
     const waiting = ranges.flatMap(({ changedAt, lag: { oldest } }) =>
       oldest === undefined ? [] : [{ lag: between(oldest, at), unchanged: between(changedAt, at) }]
@@ -32,7 +32,10 @@ export const make = (
       lag: longest(waiting.map(({ lag }) => lag)),
       // An idle range has not changed for long, and is not stalled when its first event arrives.
       stalled: longest(waiting.map(({ lag, unchanged }) => Duration.min(lag, unchanged))),
-      rangesWithoutOwner: ranges.filter(({ owner }) => owner === undefined).length
+      rangesWithoutOwner: ranges.filter(({ owner }) => owner === undefined).length,
+      parkedEvents: parked?.events ?? 0,
+      parkedKeys: parked?.keys ?? 0,
+      parkedFor: parked === undefined ? Duration.zero : between(parked.oldest, at)
     }
   })
 })

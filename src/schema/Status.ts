@@ -73,7 +73,9 @@ export const Halt = Schema.Struct({
   /** Type, aggregate and version of the event, and the handler's error; never the payload. */
   error: Schema.String,
   position: Schema.BigInt,
-  eventId: Schema.String
+  eventId: Schema.String,
+  /** What the worker that owns the range has been asked to do with the event; absent if nothing. */
+  request: Schema.optionalKey(Schema.Literals(["retry", "skip"]))
 })
 
 /**
@@ -135,6 +137,26 @@ export const Range = Schema.Struct({
 export type Range = typeof Range.Type
 
 /**
+ * The parked events of a projection.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export const Parked = Schema.Struct({
+  events: Schema.Int,
+  /** How many keys they have; all later events of these keys are parked, too. */
+  keys: Schema.Int,
+  /** When the first of them was parked. */
+  oldest: Schema.Date
+})
+
+/**
+ * @category models
+ * @since 0.1.0
+ */
+export type Parked = typeof Parked.Type
+
+/**
  * The progress of a projection. Its ranges tile the hash space.
  *
  * @category models
@@ -144,7 +166,9 @@ export const Projection = Schema.Struct({
   projection: Schema.String,
   /** The recorded filter and partition key, in the form of `EventFilter.canonical`. */
   filter: Schema.String,
-  ranges: Schema.Array(Range)
+  ranges: Schema.Array(Range),
+  /** Absent if no event is parked. */
+  parked: Schema.optionalKey(Parked)
 })
 
 /**
@@ -270,6 +294,7 @@ export interface Reading extends Omit<Status, "replicaSets"> {
     Omit<Worker, "silentFor"> & { readonly replicaSet: string; readonly silentMillis: number }
   >
   readonly rows: ReadonlyArray<Row>
+  readonly parked: ReadonlyArray<Parked & { readonly projection: string }>
 }
 
 /**
@@ -277,7 +302,7 @@ export interface Reading extends Omit<Status, "replicaSets"> {
  *
  * @internal
  */
-export const make = ({ generations, rows, workers, ...rest }: Reading): Status => ({
+export const make = ({ generations, parked, rows, workers, ...rest }: Reading): Status => ({
   ...rest,
   replicaSets: [...new Set([...workers, ...rows].map(({ replicaSet }) => replicaSet))].sort().map((replicaSet) => {
     const generation = generations.find((one) => one.replicaSet === replicaSet)
@@ -292,10 +317,12 @@ export const make = ({ generations, rows, workers, ...rest }: Reading): Status =
       })),
       projections: [...new Set(own.map(({ projection }) => projection))].sort().map((projection) => {
         const ranges = own.filter((row) => row.projection === projection).sort((a, b) => a.start - b.start)
+        const ownParked = parked.find((one) => one.projection === projection)
         return {
           projection,
           filter: ranges[0]!.filter,
-          ranges: ranges.map((row) => toRange(row, registered, rest.head))
+          ranges: ranges.map((row) => toRange(row, registered, rest.head)),
+          ...(ownParked === undefined ? {} : { parked: Struct.omit(ownParked, ["projection"]) })
         }
       })
     }

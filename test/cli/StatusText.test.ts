@@ -39,13 +39,20 @@ it("renders a status in 80 columns", () => {
         }],
         projections: [{
           projection: "orders-by-customer",
+          parked: { events: 3, keys: 1, oldest: ago(9000) },
           filter: "[null,null,null]",
           ranges: [
             range(0),
             range(2 ** 31, {
               owner: undefined as never,
               lag: { events: 1_234_567n, isEstimate: true, oldest: ago(90) },
-              halt: { since: ago(90), error: "OrderPlaced of Order/7:\n  no such customer", position: 9n, eventId: "e" }
+              halt: {
+                since: ago(90),
+                error: "OrderPlaced of Order/7:\n  no such customer",
+                position: 9n,
+                eventId: "e",
+                request: "skip"
+              }
             })
           ]
         }]
@@ -64,8 +71,9 @@ it("renders a status in 80 columns", () => {
     "  PROJECTION       RANGE                     POSITION  LAG          OWNER",
     "  orders-by-cust…  [0, 2147483648)           12345678  0            projection-…",
     "  orders-by-cust…  [2147483648, 4294967296)  12345678  ~1234567 (…  NONE",
+    "  PARKED for 3h: 3 events of 1 key of orders-by-customer",
     "  HALTED for 90s: orders-by-customer [2147483648, 4294967296) at 9",
-    "    OrderPlaced of Order/7: no such customer",
+    "    (skip requested) OrderPlaced of Order/7: no such customer",
     "",
     "Replica set mail: no generation yet",
     "  No worker is registered."

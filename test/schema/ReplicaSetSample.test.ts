@@ -65,3 +65,14 @@ it("the settled lag is the age of the oldest writer, or how long this worker has
   assert.strictEqual(of([{ pid: 7 }, { pid: 8 }]), 40)
   assert.strictEqual(of([{}, { pid: 7 }]), 50)
 })
+
+it("parked events have the age of the oldest one", () => {
+  const of = (parked: Status.Parked | undefined) => {
+    const projection = { projection: "users", filter: "", ranges: [], ...(parked === undefined ? {} : { parked }) }
+    const replicaSets = [{ replicaSet: "main", workers: [], projections: [projection] }]
+    const [sample] = ReplicaSetSample.make({ at, replicaSets }, "main", []).projections
+    return [sample!.parkedEvents, sample!.parkedKeys, Duration.toSeconds(sample!.parkedFor)]
+  }
+  assert.deepStrictEqual(of(undefined), [0, 0, 0])
+  assert.deepStrictEqual(of({ events: 3, keys: 2, oldest: ago(90) }), [3, 2, 90])
+})

@@ -84,7 +84,10 @@ export const make = Effect.gen(function*() {
       process.stores.pipe(
         Context.add(Membership, { ...process.membership, ...membership?.(process.membership) }),
         Context.add(EventStore, { ...process.events, ...events?.(process.events) }),
-        Context.add(Projections, status === undefined ? process.status : { status: status(process.status.status) })
+        Context.add(Projections, {
+          ...process.status,
+          ...(status === undefined ? {} : { status: status(process.status.status) })
+        })
       )
     )
     yield* orchestrator.activity.pipe(

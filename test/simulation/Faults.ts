@@ -7,6 +7,7 @@ import * as CheckpointStoreMemory from "../../src/layers/memory/CheckpointStoreM
 import * as CoordinationStoreMemory from "../../src/layers/memory/CoordinationStoreMemory.ts"
 import * as MembershipMemory from "../../src/layers/memory/MembershipMemory.ts"
 import type { Handle } from "../../src/layers/memory/MemoryWorld.ts"
+import * as ParkedEventsMemory from "../../src/layers/memory/ParkedEventsMemory.ts"
 import * as ProjectionsMemory from "../../src/layers/memory/ProjectionsMemory.ts"
 import * as Checkpoint from "../../src/schema/Checkpoint.ts"
 import type { StoreError } from "../../src/schema/Errors.ts"
@@ -273,7 +274,10 @@ export const make = (
   })
 
   return Context.make(EventStore, eventStore).pipe(
-    Context.add(Projections, ProjectionsMemory.make(handle, eventStore)),
+    Context.add(
+      Projections,
+      ProjectionsMemory.make(handle, { events: eventStore, parkedEvents: ParkedEventsMemory.make(handle) })
+    ),
     Context.add(CheckpointStore, checkpointStore),
     Context.add(Membership, membershipService),
     Context.add(CoordinationStore, coordinationStore)

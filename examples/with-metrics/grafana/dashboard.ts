@@ -157,6 +157,19 @@ const projections = [
     ]
   ),
   lines(
+    "Parked Events",
+    "Events whose handler failed, and the later events of their keys, which queue behind them.",
+    Units.Short,
+    [sum(byProjection, of(Metrics.parkedEvents))[0], `${byProjection} events`],
+    [sum(byProjection, of(Metrics.parkedKeys))[0], `${byProjection} keys`]
+  ),
+  lines(
+    "Age of the Oldest Parked Event",
+    "Since it was parked. Parked events wait until they are retried or dropped.",
+    Units.Seconds,
+    max(byProjection, of(Metrics.parkedOldestSeconds))
+  ),
+  lines(
     "Time without Progress",
     "Of the range that has waited longest, among those with events to handle.",
     Units.Seconds,

@@ -37,10 +37,11 @@ export type { MemoryWorld } from "./MemoryWorld.ts"
  */
 export const make = (handle: MemoryWorld.Handle): Context.Context<EventStore | Projections | Stores> => {
   const events = EventStoreMemory.make(handle)
+  const parkedEvents = ParkedEventsMemory.make(handle)
   return Context.make(EventStore, events).pipe(
-    Context.add(Projections, ProjectionsMemory.make(handle, events)),
+    Context.add(Projections, ProjectionsMemory.make(handle, { events, parkedEvents })),
     Context.add(CheckpointStore, CheckpointStoreMemory.make(handle)),
-    Context.add(ParkedEvents, ParkedEventsMemory.make(handle)),
+    Context.add(ParkedEvents, parkedEvents),
     Context.add(Membership, MembershipMemory.make(handle)),
     Context.add(CoordinationStore, CoordinationStoreMemory.make(handle))
   )

@@ -1,16 +1,24 @@
 /** The status of projections in memory. */
 import * as Effect from "effect/Effect"
+import type { Halt } from "../../schema/Checkpoint.ts"
 import * as EventFilter from "../../schema/EventFilter.ts"
 import * as HashRange from "../../schema/HashRange.ts"
 import * as LagWindow from "../../schema/LagWindow.ts"
 import * as PartitionKey from "../../schema/PartitionKey.ts"
 import * as Status from "../../schema/Status.ts"
 import type { EventStore } from "../../services/EventStore.ts"
+import type { ParkedEvents } from "../../services/ParkedEvents.ts"
+import * as ParkedOperations from "../../services/ParkedOperations.ts"
 import { Projections } from "../../services/Projections.ts"
 import { type Handle, hash, type MemoryWorld } from "./MemoryWorld.ts"
 
-export const make = ({ reach, world }: Handle, events: EventStore["Service"]): Projections["Service"] =>
-  Projections.of({ status: reach(status(world, events)) })
+export const make = (
+  { reach, world }: Handle,
+  { events, parkedEvents }: { readonly events: EventStore["Service"]; readonly parkedEvents: ParkedEvents }
+): Projections["Service"] => {
+  const read = reach(status(world, events))
+  return Projections.of({ status: read, ...ParkedOperations.make({ parkedEvents, status: read }) })
+}
 
 const status = Effect.fnUntraced(function*(world: MemoryWorld, events: EventStore["Service"]) {
   const now = yield* world.now
@@ -58,10 +66,27 @@ const status = Effect.fnUntraced(function*(world: MemoryWorld, events: EventStor
           changedAt: new Date(changedAt),
           ...(halt === undefined
             ? {}
-            : { halt: { since: halt.since, error: halt.error, position: halt.position, eventId: halt.eventId } })
+            : { halt: toHalt(halt) })
         }))
-    )
+    ),
+    parked: [...world.parked].flatMap(([projection, { value }]) => {
+      const [first] = value
+      return first === undefined ? [] : [{
+        projection,
+        events: value.length,
+        keys: new Set(value.map(({ key }) => key)).size,
+        oldest: value.reduce((oldest, { parkedAt }) => parkedAt < oldest ? parkedAt : oldest, first.parkedAt)
+      }]
+    })
   })
+})
+
+const toHalt = ({ error, eventId, position, request, since }: Halt): Status.Halt => ({
+  since,
+  error,
+  position,
+  eventId,
+  ...(request === undefined ? {} : { request })
 })
 
 const windowAfter = Effect.fnUntraced(function*(

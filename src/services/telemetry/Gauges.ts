@@ -77,13 +77,16 @@ const seriesOfSample = (
   worker: Series["labels"]
 ): ReadonlyArray<Series> => [
   { gauge: Metrics.settledLagSeconds, labels: worker, value: Duration.toSeconds(settledLag) },
-  ...projections.flatMap(({ lag, lagEvents, projection, rangesWithoutOwner, stalled }): ReadonlyArray<Series> => {
-    const labels = { ...worker, projection }
+  ...projections.flatMap((sample): ReadonlyArray<Series> => {
+    const labels = { ...worker, projection: sample.projection }
     return [
-      { gauge: Metrics.projectionLagEvents, labels, value: Number(lagEvents) },
-      { gauge: Metrics.projectionLagSeconds, labels, value: Duration.toSeconds(lag) },
-      { gauge: Metrics.projectionStalledSeconds, labels, value: Duration.toSeconds(stalled) },
-      { gauge: Metrics.rangesWithoutOwner, labels, value: rangesWithoutOwner }
+      { gauge: Metrics.projectionLagEvents, labels, value: Number(sample.lagEvents) },
+      { gauge: Metrics.projectionLagSeconds, labels, value: Duration.toSeconds(sample.lag) },
+      { gauge: Metrics.projectionStalledSeconds, labels, value: Duration.toSeconds(sample.stalled) },
+      { gauge: Metrics.rangesWithoutOwner, labels, value: sample.rangesWithoutOwner },
+      { gauge: Metrics.parkedEvents, labels, value: sample.parkedEvents },
+      { gauge: Metrics.parkedKeys, labels, value: sample.parkedKeys },
+      { gauge: Metrics.parkedOldestSeconds, labels, value: Duration.toSeconds(sample.parkedFor) }
     ]
   })
 ]

@@ -101,6 +101,18 @@ export const entries: ReadonlyArray<Entry> = [
     "projections with a range that no worker owned for 2 minutes, for an alert",
     `min_over_time(${Metrics.rangesWithoutOwner.id}[2m]) > 0`
   ]),
+  ofCount(Metrics.parkedEvents, ofProjectionOfWorker, [
+    "parked events of each projection",
+    `sum by (replica_set, projection) (${Metrics.parkedEvents.id})`
+  ]),
+  ofCount(Metrics.parkedKeys, ofProjectionOfWorker, [
+    "keys of each projection whose events are parked",
+    `sum by (replica_set, projection) (${Metrics.parkedKeys.id})`
+  ]),
+  ofTime(Metrics.parkedOldestSeconds, ofProjectionOfWorker, [
+    "projections with an event that has been parked for an hour, for an alert",
+    `max by (replica_set, projection) (${Metrics.parkedOldestSeconds.id}) > 3600`
+  ]),
   ofTime(Metrics.settledLagSeconds, ofWorker, [
     "replica sets whose readers wait for a transaction that is open for a minute, for an alert",
     `max by (replica_set) (${Metrics.settledLagSeconds.id}) > 60`

@@ -195,6 +195,42 @@ export const rangesWithoutOwner = gauge(
 )
 
 /**
+ * Parked events of a projection: those whose handler failed, and those that queue behind them. Set only by the worker
+ * with partition 0. Labels: `worker_id`, `projection`.
+ *
+ * @category metrics
+ * @since 0.1.0
+ */
+export const parkedEvents = gauge(
+  "parked_events",
+  "Parked events of the projection, including those that queue behind an event of the same key. Set only by the worker with partition 0."
+)
+
+/**
+ * Keys of a projection that have parked events. Set only by the worker with partition 0. Labels: `worker_id`,
+ * `projection`.
+ *
+ * @category metrics
+ * @since 0.1.0
+ */
+export const parkedKeys = gauge(
+  "parked_keys",
+  "Keys of the projection that have parked events. Set only by the worker with partition 0."
+)
+
+/**
+ * Seconds since the oldest parked event of a projection was parked; 0 if there is none. Set only by the worker with
+ * partition 0. Labels: `worker_id`, `projection`.
+ *
+ * @category metrics
+ * @since 0.1.0
+ */
+export const parkedOldestSeconds = gauge(
+  "parked_oldest_seconds",
+  "Seconds since the oldest parked event of the projection was parked; 0 if there is none. Set only by the worker with partition 0."
+)
+
+/**
  * Seconds since the oldest transaction for which readers wait began: it has drawn positions and may still commit events
  * there. 0 if there is none. Set only by the worker with partition 0. Label: `worker_id`.
  *

@@ -89,7 +89,10 @@ it.effect("answers 503 while the status cannot be read", () =>
       user: "app",
       cause: new Error("refused")
     })
-    const get = yield* Effect.provideService(client, Projections, { status: Effect.fail(new StoreError({ reason })) })
+    const get = yield* Effect.provideService(client, Projections, {
+      ...(yield* Projections),
+      status: Effect.fail(new StoreError({ reason }))
+    })
     const { body, status } = yield* get("/status")
     assert.strictEqual(status, 503)
     assert.strictEqual((yield* parse(Http.StatusUnavailable, body)).message, reason.message)
@@ -127,7 +130,7 @@ it.effect("during a database outage the worker is alive and not ready, and after
     const [membership, projections] = [yield* Membership, yield* Projections]
     return Context.make(Membership, { ...membership, heartbeat: (...args) => down(membership.heartbeat(...args)) })
       .pipe(
-        Context.add(Projections, { status: down(projections.status) })
+        Context.add(Projections, { ...projections, status: down(projections.status) })
       )
   })).pipe(Layer.provideMerge(MemoryStores.layer))
   return Effect.gen(function*() {

@@ -102,6 +102,13 @@ const workUntilMerged = Effect.fnUntraced(function*(name: string, admin: SqlClie
   yield* Effect.raceFirst(worker.run, TimeLimits.waitUntil("the ranges are merged", isDone, (done) => done))
 })
 
+/** What an operator does with a projection that has nothing parked and is not halted. */
+const request = Effect.fnUntraced(function*(projection: string) {
+  const projections = yield* Projections.Projections
+  yield* projections.retryParked(projection, "all")
+  yield* Effect.catchTag(projections.skipHalted(projection, "none"), "EventNotHalted", () => Effect.void)
+})
+
 const readStatus = Effect.flatMap(Projections.Projections, ({ status }) => status)
 
 /** The first error that names a missing privilege: the one with which `self` fails, or one that a worker logs and retries. */
@@ -215,6 +222,7 @@ describe.each([
       yield* (yield* orchestrator("users")).catchUp
     })
     yield* as(role)(handOver)
+    yield* as(role)(request("users"))
     assert.deepStrictEqual(
       yield* sql`SELECT count(*)::int AS handled, (SELECT count(*)::int FROM orchestrator_workers WHERE state <> 'stopped')
         AS registered FROM read_model`,
@@ -246,6 +254,11 @@ describe.each([
       [0n, 0n]
     )
     assert.deepStrictEqual((limited.openWriters ?? []).map((writer) => Object.keys(writer)), [["pid", "application"]])
+    const parked = yield* as(role)(Effect.flatMap(Projections.Projections, ({ parked }) => parked("users")))
+    assert.deepStrictEqual(parked, [])
+    const list = yield* Commands.run(["parked", "list", "users", "--error", "Timeout"], role.url.href)
+    assert.deepStrictEqual([list.code, list.err], [0, ""])
+    assert.include(yield* denial(as(role)(request("users"))), "worker.sql")
     const run = yield* Commands.run(["status"], role.url.href)
     assert.deepStrictEqual([run.code, run.err], [2, ""])
     assert.match(run.out, /Readers wait for a transaction of test-database \(pid \d+\)$/m)
@@ -303,7 +316,11 @@ describe("without one of the privileges in", () => {
     const found = yield* unreported(
       "worker",
       role,
-      (place) => Effect.andThen(divided(`p${place}`), as(role)(workUntilMerged(`p${place}`, sql)))
+      (place) =>
+        Effect.andThen(
+          divided(`p${place}`),
+          as(role)(Effect.andThen(workUntilMerged(`p${place}`, sql), request(`p${place}`)))
+        )
     )
     assert.strictEqual(found, "SELECT on SEQUENCE events_global_position_seq: nothing")
     // What that privilege is for: a sequence that was set back is detected.

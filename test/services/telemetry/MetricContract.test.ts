@@ -95,7 +95,8 @@ it.effect("a worker's series have the promised labels, and its counters and hist
     yield* emit(Activity.BatchCommitted({ ...at, events: 1, took }))
     yield* emit(Activity.HeartbeatRenewed({ took }))
     yield* emit(Activity.ConnectionsChanged({ isListening: true, sessions: 3 }))
-    const projection = { projection: "users", lagEvents: 1n, lag: took, stalled: took, rangesWithoutOwner: 0 }
+    const lag = { lagEvents: 1n, lag: took, stalled: took, rangesWithoutOwner: 0 }
+    const projection = { projection: "users", ...lag, parkedEvents: 1, parkedKeys: 1, parkedFor: took }
     yield* emit(Activity.ReplicaSetSampled({ sample: { settledLag: took, projections: [projection] } }))
     const series = yield* found
     for (const { labels, metric } of MetricContract.entries) {

@@ -138,7 +138,10 @@ it.effect("a sample of a worker that has lost partition 0 meanwhile is dropped, 
       lagEvents: 3n,
       lag: Duration.zero,
       stalled: Duration.zero,
-      rangesWithoutOwner: 0
+      rangesWithoutOwner: 0,
+      parkedEvents: 0,
+      parkedKeys: 0,
+      parkedFor: Duration.zero
     }
     const sampled = Activity.ReplicaSetSampled({ sample: { settledLag: Duration.zero, projections: [lag] } })
     const follow = (partition: number) =>

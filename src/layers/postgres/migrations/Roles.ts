@@ -67,6 +67,11 @@ export const grants: Readonly<Record<Role, ReadonlyArray<Grant>>> = {
       privileges: ["SELECT", "INSERT", "UPDATE", "DELETE"],
       why: "Progress. Ranges that are cut are inserted; ranges that are merged are deleted."
     },
+    {
+      on: "parkedEvents",
+      privileges: ["SELECT", "UPDATE"],
+      why: "Counted, listed, and marked when a retry or a removal is requested."
+    },
     { on: "incarnations", privileges: ["USAGE"], why: "Numbers the registrations." },
     { on: "presenceKeys", privileges: ["USAGE"], why: "Numbers the presence locks of processes." }
   ],
@@ -76,7 +81,8 @@ export const grants: Readonly<Record<Role, ReadonlyArray<Grant>>> = {
     { on: "workers", privileges: ["SELECT"], why: "The registered workers." },
     { on: "heartbeats", privileges: ["SELECT"], why: "When each worker last answered." },
     { on: "checkpoints", privileges: ["SELECT"], why: "Position, owner and halt of each range." },
-    { on: "events", privileges: ["SELECT"], why: "The head, and the lag of each range." }
+    { on: "events", privileges: ["SELECT"], why: "The head, and the lag of each range." },
+    { on: "parkedEvents", privileges: ["SELECT"], why: "Counted, and listed by \"parked list\"." }
   ]
 }
 
@@ -87,7 +93,8 @@ const descriptions: Readonly<Record<Role | "admin", ReadonlyArray<string>>> = {
     "appender.sql."
   ],
   status: [
-    "A process that only reads the status: \"pupsourcing-orchestrator status\" and Projections.status.",
+    "A process that only reads the status and parked events: \"pupsourcing-orchestrator status\", \"parked list\",",
+    "Projections.status and Projections.parked. To request a retry, a removal or a skip, use worker.sql.",
     "",
     "The status lists the transactions for which readers wait. PostgreSQL hides when a transaction of another role began,",
     "so this is absent unless the role may read it:",

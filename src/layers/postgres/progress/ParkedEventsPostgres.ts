@@ -15,6 +15,7 @@ import { writing } from "../connection/Encoding.ts"
 import { inTime, quietly } from "../connection/PoolStatement.ts"
 import { Database } from "../Database.ts"
 import { hashOf, keyOf } from "../HashSql.ts"
+import type { Role } from "../migrations/Roles.ts"
 import * as FencedWrite from "./FencedWrite.ts"
 
 type Store = ParkedEvents
@@ -43,8 +44,9 @@ const mostRequests = 100
 const alone = <A, E, R>(
   { refail }: Db,
   operation: string,
-  self: Effect.Effect<A, E | SqlError.SqlError, R>
-): Effect.Effect<A, Exclude<E, SqlError.SqlError> | StoreError, R> => refail(operation)(inTime(quietly(self)))
+  self: Effect.Effect<A, E | SqlError.SqlError, R>,
+  roles?: ReadonlyArray<Role>
+): Effect.Effect<A, Exclude<E, SqlError.SqlError> | StoreError, R> => refail(operation, roles)(inTime(quietly(self)))
 
 /** SQL: whether row `p` belongs to the range. */
 const isInRange = (sql: Statement.Constructor, { projection, range }: Held) =>
@@ -283,7 +285,8 @@ const list = (
     sql<{ readonly row: string }>`
       SELECT ${sql.literal(json)} AS row FROM ${table("parkedEvents")} AS p
       WHERE p.projection_name = ${projection} AND p.position > ${String(after)}::bigint
-      ORDER BY p.position LIMIT ${limit === undefined ? null : String(limit)}::bigint`
+      ORDER BY p.position LIMIT ${limit === undefined ? null : String(limit)}::bigint`,
+    ["status", "worker"]
   ).pipe(Effect.map((rows) => rows.map(toParkedEvent(projection))))
 }
 

@@ -2,6 +2,7 @@
 import * as Effect from "effect/Effect"
 import * as LagWindow from "../../../schema/LagWindow.ts"
 import * as Status from "../../../schema/Status.ts"
+import * as ParkedOperations from "../../../services/ParkedOperations.ts"
 import { Projections } from "../../../services/Projections.ts"
 import { inTime, quietly } from "../connection/PoolStatement.ts"
 import * as Presence from "../coordination/Presence.ts"
@@ -9,18 +10,22 @@ import { Database } from "../Database.ts"
 import * as SequenceCheck from "../events/SequenceCheck.ts"
 import { hashOf, recordedKeyOf } from "../HashSql.ts"
 import { literal } from "../migrations/Sql.ts"
+import * as ParkedEventsPostgres from "../progress/ParkedEventsPostgres.ts"
 
-export const make: Effect.Effect<Projections["Service"], never, Database> = Effect.map(
-  Database,
-  (database) =>
-    Projections.of({
-      status: quietly(database.sql.unsafe<{ readonly status: string }>(statement(database)).unprepared).pipe(
-        inTime,
-        Effect.map(([row]) => Status.make(toReading(JSON.parse(row!.status)))),
-        database.refail("read the status", ["status", "worker"])
-      )
-    })
-)
+export const make: Effect.Effect<Projections["Service"], never, Database> = Effect.gen(function*() {
+  const status = read(yield* Database)
+  return Projections.of({
+    status,
+    ...ParkedOperations.make({ parkedEvents: yield* ParkedEventsPostgres.make, status })
+  })
+})
+
+const read = (database: Database["Service"]) =>
+  quietly(database.sql.unsafe<{ readonly status: string }>(statement(database)).unprepared).pipe(
+    inTime,
+    Effect.map(([row]) => Status.make(toReading(JSON.parse(row!.status)))),
+    database.refail("read the status", ["status", "worker"])
+  )
 
 /** The result of the statement. 64-bit numbers are text, and times are milliseconds since 1970. */
 interface Json {
@@ -66,8 +71,20 @@ interface Json {
     readonly windowEnd: number | null
     readonly changedAt: number
     readonly halt:
-      | { readonly since: number; readonly error: string; readonly position: string; readonly eventId: string }
+      | {
+        readonly since: number
+        readonly error: string
+        readonly position: string
+        readonly eventId: string
+        readonly request: Status.Halt["request"] | null
+      }
       | null
+  }>
+  readonly parked: ReadonlyArray<{
+    readonly projection: string
+    readonly events: number
+    readonly keys: number
+    readonly oldest: number
   }>
 }
 
@@ -162,7 +179,7 @@ const statement = ({ presence, qualified, ...database }: Database["Service"]): s
         'changedAt', ${millis("c.updated_at")},
         'halt', CASE WHEN c.halted_since IS NOT NULL THEN json_build_object('since', ${millis("c.halted_since")},
           'error', coalesce(c.halted_error, ''), 'position', coalesce(c.halted_position, 0)::text,
-          'eventId', coalesce(c.halted_event_id, '')) END)), '[]')
+          'eventId', coalesce(c.halted_event_id, ''), 'request', c.halted_request) END)), '[]')
       FROM ${qualified("checkpoints")} AS c
       CROSS JOIN LATERAL (${selection}) AS f
       CROSS JOIN LATERAL (
@@ -174,6 +191,14 @@ const statement = ({ presence, qualified, ...database }: Database["Service"]): s
           ORDER BY e.global_position LIMIT (SELECT size FROM lag_window)
         ) AS following
       ) AS n
+    ),
+    'parked', (
+      SELECT coalesce(json_agg(json_build_object('projection', p.projection_name, 'events', p.events, 'keys', p.keys,
+        'oldest', ${millis("p.oldest")})), '[]')
+      FROM (
+        SELECT projection_name, count(*) AS events, count(DISTINCT key) AS keys, min(parked_at) AS oldest
+        FROM ${qualified("parkedEvents")} GROUP BY projection_name
+      ) AS p
     )
   )::text AS status`
 
@@ -183,7 +208,7 @@ const optional = <K extends string, A, B>(key: K, value: A | null | undefined, c
 const same = <A>(value: A): A => value
 const date = (millis: number): Date => new Date(millis)
 
-const toReading = ({ at, generations, head, rows, workers, writers }: Json): Status.Reading => ({
+const toReading = ({ at, generations, head, parked, rows, workers, writers }: Json): Status.Reading => ({
   at: date(at),
   head: BigInt(head),
   ...optional("openWriters", writers, (writers) =>
@@ -215,10 +240,12 @@ const toReading = ({ at, generations, head, rows, workers, writers }: Json): Sta
     owner: owner === null || incarnation === null ? undefined : { workerId: owner, incarnation: BigInt(incarnation) },
     window: { read, limit, matching, ...optional("oldest", oldest, date), ...optional("end", windowEnd, date) },
     changedAt: date(changedAt),
-    ...optional("halt", halt, (halt): Status.Halt => ({
+    ...optional("halt", halt, ({ request, ...halt }): Status.Halt => ({
       ...halt,
       since: date(halt.since),
-      position: BigInt(halt.position)
+      position: BigInt(halt.position),
+      ...optional("request", request, same)
     }))
-  }))
+  })),
+  parked: parked.map(({ oldest, ...rest }) => ({ ...rest, oldest: date(oldest) }))
 })

@@ -10,6 +10,7 @@ import * as EventFilter from "../../../../src/schema/EventFilter.ts"
 import * as LagWindow from "../../../../src/schema/LagWindow.ts"
 import * as Status from "../../../../src/schema/Status.ts"
 import { Projections } from "../../../../src/services/Projections.ts"
+import * as ParkedOperationsSuite from "../../../suites/ParkedOperationsSuite.ts"
 import * as ProjectionsSuite from "../../../suites/ProjectionsSuite.ts"
 import { realTime } from "../../../suites/Suite.ts"
 import * as EventStores from "../../../support/EventStores.ts"
@@ -17,6 +18,7 @@ import * as EventStores from "../../../support/EventStores.ts"
 const stores = PostgresStores.layer.pipe(Layer.provideMerge(EventStores.database()))
 
 ProjectionsSuite.suite("postgres", stores, { time: realTime })
+ParkedOperationsSuite.suite("postgres", stores, { time: realTime })
 
 const status = Effect.flatMap(Projections, ({ status }) => status)
 
