@@ -10,6 +10,7 @@ import type {
   CoordinationTimeout,
   FilterChanged,
   InvalidSettings,
+  OrderingChanged,
   PartitionKeyChanged,
   ProjectionHalted,
   ProjectionInOtherReplicaSet,
@@ -47,6 +48,7 @@ export type OrchestratorError =
   | EventVersionTooNew
   | FilterChanged
   | InvalidSettings
+  | OrderingChanged
   | PartitionKeyChanged
   | ProjectionHalted
   | ProjectionInOtherReplicaSet

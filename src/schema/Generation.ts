@@ -4,6 +4,7 @@
  * @since 0.1.0
  */
 import * as HashRange from "./HashRange.ts"
+import * as Ordering from "./Ordering.ts"
 
 /**
  * A worker as it is listed in a generation.
@@ -61,19 +62,37 @@ export const share = (
 ): HashRange.HashRange | undefined => parts(generation, { name: projection }, worker)[0]
 
 /**
- * The parts of a worker's share that it works on at the same time: `concurrency` (default 1) adjacent parts of equal
- * size, in the order of their hashes. Empty if the worker has no share.
+ * How a projection is divided among the workers that carry it.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Division {
+  readonly name: string
+  /** The number of parts of a worker's share that it works on at the same time. Default 1. */
+  readonly concurrency?: number | undefined
+  /** Default `"aggregate"`. With `"global"`, one worker owns the whole space. */
+  readonly ordering?: Ordering.Ordering | undefined
+}
+
+/**
+ * The parts of a worker's share that it works on at the same time: `concurrency` adjacent parts of equal size, in the
+ * order of their hashes. Empty if the worker has no share.
  *
  * @category utils
  * @since 0.1.0
  */
 export const parts = (
   generation: Generation,
-  { concurrency = 1, name }: { readonly name: string; readonly concurrency?: number | undefined },
+  { concurrency = 1, name, ordering }: Division,
   worker: Pick<Member, "incarnation" | "workerId">
 ): ReadonlyArray<HashRange.HashRange> => {
   const carriers = generation.members.filter((member) => member.projections.includes(name))
   const index = carriers.findIndex((member) => isSameWorker(member, worker))
+  if (ordering === "global") {
+    const owner = Ordering.owner(name, carriers.map(({ workerId }) => workerId))
+    return index >= 0 && owner === worker.workerId ? [HashRange.whole] : []
+  }
   return index < 0 ? [] : Array.from(
     { length: concurrency },
     (_, part) => HashRange.partition(index * concurrency + part, carriers.length * concurrency)

@@ -9,7 +9,13 @@
  */
 import * as Result from "effect/Result"
 import * as Checkpoint from "./Checkpoint.ts"
-import { ProjectionInOtherReplicaSet, type SelectionChanged, selectionChanged, WorkerEvicted } from "./Errors.ts"
+import {
+  OrderingChanged,
+  ProjectionInOtherReplicaSet,
+  type SelectionChanged,
+  selectionChanged,
+  WorkerEvicted
+} from "./Errors.ts"
 import * as Generation from "./Generation.ts"
 import type * as HashRange from "./HashRange.ts"
 import * as RangePlan from "./RangePlan.ts"
@@ -43,16 +49,13 @@ export interface View {
 }
 
 /** A projection of the planning worker. */
-export interface Carried {
-  readonly name: string
+export interface Carried extends Generation.Division {
   /** The filter and the partition key, in the form of `EventFilter.canonical`. */
   readonly filter: string
   /** The position at which a projection without progress starts. */
   readonly startPosition: bigint
   /** Whether to continue from the current position if progress was made under another filter. */
   readonly acceptFilterChange: boolean
-  /** The number of parts of the worker's share that it works on at the same time. Default 1. */
-  readonly concurrency?: number | undefined
   /**
    * The worker has given up the projection, because another worker has changed its filter or its partition key: it claims none of its
    * ranges, releases those that it owns, and no longer carries the projection.
@@ -96,7 +99,7 @@ export interface Plan extends RangePlan.Changes {
 }
 
 /** Why a worker can make no plan: it must end, or give up the projection. */
-export type PlanError = SelectionChanged | ProjectionInOtherReplicaSet | WorkerEvicted
+export type PlanError = OrderingChanged | ProjectionInOtherReplicaSet | SelectionChanged | WorkerEvicted
 
 /** Returns the changes that the worker makes now, or why it can make none. */
 export const make = (view: View, request: Request): Result.Result<Plan, PlanError> => {
@@ -173,8 +176,13 @@ const findError = (view: View, request: Request): PlanError | undefined => {
   if (selfIn(view, request) === undefined) return new WorkerEvicted({ replicaSet, workerId, reason: "evicted" })
   // A leaving worker claims nothing, so nothing may keep it from releasing what it owns.
   if (request.leaving) return undefined
-  for (const { acceptFilterChange, filter, givenUp, name } of request.projections) {
+  for (const projection of request.projections) {
+    const { acceptFilterChange, filter, givenUp, name } = projection
     if (givenUp === true) continue
+    if (projection.ordering === "global") {
+      const error = findOrderingError(view, request, name)
+      if (error !== undefined) return error
+    }
     for (const row of view.rows) {
       if (row.projection !== name) continue
       // A stale worker counts as alive only because the observing session is young. Failing because of it would not
@@ -190,6 +198,31 @@ const findError = (view: View, request: Request): PlanError | undefined => {
     }
   }
   return undefined
+}
+
+/**
+ * Returns why a projection cannot be ordered globally now, if it has several ranges: it was divided among workers. A
+ * worker that is only silent or absent is waited for.
+ */
+const findOrderingError = (view: View, request: Request, projection: string): OrderingChanged | undefined => {
+  const rows = view.rows.filter((row) => row.projection === projection)
+  if (rows.length < 2) return undefined
+  const holder = view.workers.find((worker) =>
+    !isSelf(worker, request) && rows.some((row) => Checkpoint.isHeldBy(row, worker)) &&
+    worker.absentForMillis === undefined && !Worker.isStale(worker, request.rules)
+  )
+  const positions = rows.map(({ position }) => position).sort((a, b) => a < b ? -1 : a > b ? 1 : 0)
+  const [lowest, highest] = [positions[0]!, positions[positions.length - 1]!]
+  const isHalted = rows.some(({ halt }) => halt !== undefined)
+  if (holder === undefined && lowest === highest && !isHalted) return undefined
+  return new OrderingChanged({
+    projection,
+    ranges: rows.length,
+    lowest,
+    highest,
+    isHalted,
+    ...(holder === undefined ? {} : { workerId: holder.workerId })
+  })
 }
 
 /** Returns the live workers that carry the row's projection in the replica set of the row, if that is another one. */
@@ -253,7 +286,8 @@ const rangesOf = (
     worker: request.registration,
     assignment: request.leaving ? undefined : RangePlan.assign(
       parts(generation, projection, request.registration),
-      { workerId, incarnation, generationId: generation?.generationId ?? 0n }
+      { workerId, incarnation, generationId: generation?.generationId ?? 0n },
+      projection.ordering
     ),
     isCarried: !request.leaving && projection.givenUp !== true,
     rows,

@@ -5,6 +5,7 @@
  */
 import * as Checkpoint from "./Checkpoint.ts"
 import * as HashRange from "./HashRange.ts"
+import type { Ordering } from "./Ordering.ts"
 
 /** What the plan for the ranges of one projection is computed from. */
 export interface Input {
@@ -35,15 +36,18 @@ export interface Assignment {
   /** The parts of the share that have ranges of their own; they tile it. */
   readonly parts: ReadonlyArray<HashRange.HashRange>
   readonly fence: Checkpoint.Fence
+  /** Whether the rows are claimed only all together, as one row: only then are the events handled in global order. */
+  readonly isIndivisible: boolean
 }
 
 /** Returns the assignment of adjacent parts; undefined for none. */
 export const assign = (
   parts: ReadonlyArray<HashRange.HashRange>,
-  fence: Checkpoint.Fence
+  fence: Checkpoint.Fence,
+  ordering: Ordering = "aggregate"
 ): Assignment | undefined => {
   const share = HashRange.span(parts)
-  return share === undefined ? undefined : { share, parts, fence }
+  return share === undefined ? undefined : { share, parts, fence, isIndivisible: ordering === "global" }
 }
 
 /** Whether a range lies within one of the parts. */
@@ -120,7 +124,7 @@ const createFirstRow = ({ isCarried, projection, replicaSet, rows }: Input): Rea
 
 /** Whether to change a row, to leave it to another worker or to its runner, or to wait until a batch unlocks it. */
 const actionOn = (row: Checkpoint.Checkpoint, input: Input): "change" | "keep" | "wait" => {
-  const { assignment, candidateKeys, isDoubted, lockedKeys, replicaSet, worker } = input
+  const { assignment, candidateKeys, isDoubted, lockedKeys, replicaSet, rows, worker } = input
   const key = Checkpoint.key(row)
   if (!candidateKeys.has(key)) return "keep"
   const concernsWorker = Checkpoint.isHeldBy(row, worker) ||
@@ -130,20 +134,21 @@ const actionOn = (row: Checkpoint.Checkpoint, input: Input): "change" | "keep" |
   if (row.replicaSet !== replicaSet && assignment !== undefined) {
     if (isDoubted) return "keep"
     // All rows of another replica set move to this one, those outside this worker's share as well.
-    return canTakeOver(input) ? "change" : "wait"
+    return canChangeAll(input, (other) => other.replicaSet !== replicaSet) ? "change" : "wait"
   }
+  if (assignment?.isIndivisible === true && rows.length > 1) return canChangeAll(input, () => true) ? "change" : "keep"
   return concernsWorker ? "change" : "keep"
 }
 
 /**
- * Whether the rows of another replica set can be claimed. All are claimed in one decision: if both replica sets had rows
- * of the projection, the workers of both would fail.
+ * Whether all of these rows can be changed now. The rows of another replica set are claimed in one decision: if both
+ * replica sets had rows of the projection, the workers of both would fail.
  */
-const canTakeOver = ({ candidateKeys, lockedKeys, replicaSet, rows }: Input): boolean =>
-  rows.every((row) =>
-    row.replicaSet === replicaSet ||
-    (candidateKeys.has(Checkpoint.key(row)) && !lockedKeys.has(Checkpoint.key(row)))
-  )
+const canChangeAll = (
+  { candidateKeys, lockedKeys, rows }: Input,
+  isOneOf: (row: Checkpoint.Checkpoint) => boolean
+): boolean =>
+  rows.filter(isOneOf).every((row) => candidateKeys.has(Checkpoint.key(row)) && !lockedKeys.has(Checkpoint.key(row)))
 
 /** Cuts a row at the borders of the share and of its parts, claims what lies inside and releases what lies outside. */
 const cut = (row: Checkpoint.Checkpoint, input: Input): ReadonlyArray<Checkpoint.Checkpoint> => {

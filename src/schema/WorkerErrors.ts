@@ -208,6 +208,39 @@ export const selectionChanged = (
     : new PartitionKeyChanged(options)
 
 /**
+ * A projection with `ordering: "global"` was divided among workers before, and cannot become one range now. A retry
+ * helps once the workers that have divided it have stopped, if their ranges then are at the same position. Otherwise the
+ * operator lets the former version catch up, or the caller gives the projection another name.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class OrderingChanged extends Schema.TaggedError<OrderingChanged>(id("OrderingChanged"))("OrderingChanged", {
+  projection: Schema.String,
+  /** The number of its ranges, and the positions that these have reached. */
+  ranges: Schema.Int,
+  lowest: Schema.BigInt,
+  highest: Schema.BigInt,
+  /** Whether one of the ranges is halted. */
+  isHalted: Schema.Boolean,
+  /** A live worker that owns one of the ranges; absent if none does. */
+  workerId: Schema.optionalKey(Schema.String)
+}) {
+  override get message(): string {
+    const projection = `Projection "${this.projection}" has ordering "global"`
+    if (this.workerId !== undefined) {
+      return `${projection}, but worker "${this.workerId}" runs it with ordering "aggregate" and owns one of its ${this.ranges} ranges. Stop all workers that run it so before this one starts.`
+    }
+    const positions = this.lowest === this.highest
+      ? `at position ${this.lowest}`
+      : `at positions from ${this.lowest} to ${this.highest}`
+    return `${projection}, but it was divided into ${this.ranges} ranges, which are ${positions}${
+      this.isHalted ? ", and one of them is halted" : ""
+    }. Let the former version catch up while nothing is appended (Orchestrator.catchUp), or give the projection a new name to build it from the beginning.`
+  }
+}
+
+/**
  * The worker did not reach its assignment in time and ends; time without a database does not count. A restart helps
  * once the handler or the other worker in `waitingFor` has stopped. The caller bounds the handler, or raises
  * `coordinationTimeout` in the configuration.

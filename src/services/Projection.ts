@@ -10,6 +10,7 @@ import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import type { Event } from "../schema/Event.ts"
 import { canonical, type EventFilter } from "../schema/EventFilter.ts"
+import type { Ordering } from "../schema/Ordering.ts"
 import { byDefault, type PartitionKey } from "../schema/PartitionKey.ts"
 
 /**
@@ -33,6 +34,14 @@ import { byDefault, type PartitionKey } from "../schema/PartitionKey.ts"
  * @since 0.1.0
  */
 export type StartFrom = "beginning" | "now" | bigint | Date
+
+/**
+ * In which order a projection receives events; see the option `ordering`.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type { Ordering } from "../schema/Ordering.ts"
 
 /**
  * The handler of a projection: it is called for each event, or once for the events of a batch.
@@ -61,6 +70,7 @@ export interface Projection<out E = never, out R = never> {
   readonly startFrom: StartFrom
   readonly acceptFilterChange: boolean
   readonly concurrency: number
+  readonly ordering: Ordering
   readonly handler: Handler<E, R>
 }
 
@@ -124,6 +134,18 @@ export interface CommonOptions extends EventFilter {
    * - The order of the events of one aggregate does not change.
    */
   readonly concurrency?: number | undefined
+  /**
+   * `"aggregate"`: each aggregate's events arrive in version order, and the workers divide the projection. `"global"`:
+   * all events arrive in position order, one at a time; one worker owns the whole projection, and another one takes over
+   * when it ends. Default `"aggregate"`.
+   *
+   * **Gotchas**
+   *
+   * - More workers do not make a projection with global order faster, and `concurrency` must be 1.
+   * - A change to `"global"` requires that all ranges are at the same position and that no worker runs the former
+   *   version: otherwise the worker fails with `OrderingChanged`. See docs/ordering-and-delivery.md.
+   */
+  readonly ordering?: Ordering | undefined
 }
 
 /**
@@ -225,6 +247,7 @@ export const make = <E = never, R = never>(name: string, options: Options<E, R>)
   startFrom: options.startFrom ?? "beginning",
   acceptFilterChange: options.acceptFilterChange ?? false,
   concurrency: options.concurrency ?? 1,
+  ordering: options.ordering ?? "aggregate",
   handler: handlerOf(options)
 })
 

@@ -1,7 +1,12 @@
 import { assert, describe, it } from "@effect/vitest"
 import { Arbitrary, Result, Schema } from "effect"
 import * as Checkpoint from "../../src/schema/Checkpoint.ts"
-import { FilterChanged, PartitionKeyChanged, ProjectionInOtherReplicaSet } from "../../src/schema/Errors.ts"
+import {
+  FilterChanged,
+  OrderingChanged,
+  PartitionKeyChanged,
+  ProjectionInOtherReplicaSet
+} from "../../src/schema/Errors.ts"
 import * as EventFilter from "../../src/schema/EventFilter.ts"
 import * as HashRange from "../../src/schema/HashRange.ts"
 import * as Plan from "../../src/schema/Plan.ts"
@@ -42,8 +47,11 @@ const subset = (mask: number): ReadonlyArray<string> => {
 
 const farFuture = 3_600_000
 
+/** Which projections are ordered globally: none, `stock` by all workers, or also all projections by some workers. */
+type Mode = "none" | "stock" | "mixed"
+
 /** Applies one step of a history to the world. */
-const step = (world: World.World, { a, b, event, hash }: typeof Step.Type): void => {
+const step = (world: World.World, { a, b, event, hash }: typeof Step.Type, mode: Mode): void => {
   world.now += 1
   const living = world.workers.filter((worker) => !worker.dead)
   const worker = living.length === 0 ? undefined : living[a % living.length]!
@@ -59,7 +67,8 @@ const step = (world: World.World, { a, b, event, hash }: typeof Step.Type): void
         filter: hash % 7 === 0 ? "some" : "all",
         acceptFilterChange: hash % 5 !== 0,
         startPosition: BigInt(b),
-        concurrency: 1 + hash % 3
+        concurrency: 1 + hash % 3,
+        global: mode === "mixed" && hash % 3 === 0 ? World.projectionNames : mode === "none" ? [] : ["stock"]
       })
       return
     }
@@ -170,7 +179,12 @@ const calm = (world: World.World): ReadonlyArray<World.WorldWorker> => {
     worker.absentForMillis = undefined
   }
   if (world.workers.every(({ dead }) => dead)) {
-    World.join(world, { workerId: "w9", projections: World.projectionNames, acceptFilterChange: true })
+    World.join(world, {
+      workerId: "w9",
+      projections: World.projectionNames,
+      acceptFilterChange: true,
+      global: ["stock"]
+    })
   }
   return world.workers.filter(({ dead }) => !dead)
 }
@@ -180,9 +194,9 @@ const rotated = <A>(values: ReadonlyArray<A>, by: number): ReadonlyArray<A> => [
   ...values.slice(0, by % values.length)
 ]
 
-const live = (steps: ReadonlyArray<typeof Step.Type>): World.World => {
+const live = (steps: ReadonlyArray<typeof Step.Type>, mode: Mode): World.World => {
   const world = World.make()
-  for (const one of steps) step(world, one)
+  for (const one of steps) step(world, one, mode)
   return world
 }
 
@@ -193,9 +207,9 @@ const options = (seed: string, runs: number) => ({
 describe("Plan", () => {
   it.prop(
     "under any churn rows tile the space, positions are kept and decisions change only permitted rows",
-    { history },
-    ({ history }) => {
-      const world = live(history)
+    { history, mode: Schema.Literals(["none", "stock", "mixed"]) },
+    ({ history, mode }) => {
+      const world = live(history, mode)
       const borders = new Set<number>()
       // A worker divides its share into up to three parts.
       for (let total = 1; total <= 3 * world.crowd; total++) {
@@ -215,7 +229,7 @@ describe("Plan", () => {
     "after churn, decisions bring every hash to its owner in two rounds, three after a projection is given up",
     { history, rotation: int(5), lazy: Schema.Boolean },
     ({ history, lazy, rotation }) => {
-      const world = live(history)
+      const world = live(history, "stock")
       const uncarried = new Map(world.rows)
       const workers = calm(world)
       const order = (round: number) => rotated(lazy ? workers.toReversed() : workers, rotation + round)
@@ -262,7 +276,7 @@ describe("Plan", () => {
     "when all rows have the same position and none is active, each carrier ends with one row per part",
     { history, rotation: int(5) },
     ({ history, rotation }) => {
-      const world = live(history)
+      const world = live(history, "stock")
       const workers = calm(world)
       for (const [key, row] of world.rows) world.rows.set(key, { ...row, position: 7n, halt: undefined })
       World.converge(world, { idle: true, order: (round) => rotated(workers, rotation + round) })
@@ -310,6 +324,89 @@ describe("Plan", () => {
     },
     options("deploy", 300)
   )
+
+  describe("global order", () => {
+    /** A projection that two workers have divided, and a worker that orders it globally. */
+    const divided = (change: (row: Checkpoint.Checkpoint) => Checkpoint.Checkpoint = (row) => row) => {
+      const world = World.make()
+      const former = ["w1", "w2"].map((workerId) => World.join(world, { workerId, projections: ["orders"] }))
+      World.converge(world, { idle: true, order: () => former })
+      for (const [key, row] of world.rows) world.rows.set(key, change(row))
+      const start = () => World.join(world, { workerId: "new", projections: ["orders"], global: ["orders"] })
+      return { world, former, start }
+    }
+    const stop = (world: World.World, workers: ReadonlyArray<World.WorldWorker>) => {
+      for (const worker of workers) World.decide(world, worker, { leaving: true })
+    }
+
+    it("is refused while a worker owns one of several ranges", () => {
+      const { former, start, world } = divided()
+      const error = World.errorOf(world, start())
+      assert(error instanceof OrderingChanged)
+      assert.match(
+        error.message,
+        /worker "w1" runs it with ordering "aggregate" and owns one of its 2 ranges\. Stop all/
+      )
+      stop(world, former)
+    })
+
+    it("is refused if the ranges are at different positions", () => {
+      const { former, start, world } = divided((row) => ({ ...row, position: row.range.start === 0 ? 3n : 5n }))
+      stop(world, former)
+      const error = World.errorOf(world, start())
+      assert(error instanceof OrderingChanged)
+      assert.match(error.message, /into 2 ranges, which are at positions from 3 to 5\. Let the former version catch up/)
+    })
+
+    it("is refused if one of the ranges is halted", () => {
+      const halt = { since: new Date(0), error: "", position: 9n, eventId: "e", hash: 0, incarnation: 9n }
+      const { former, start, world } = divided((row) => row.range.start === 0 ? { ...row, halt } : row)
+      stop(world, former)
+      const error = World.errorOf(world, start())
+      assert(error instanceof OrderingChanged)
+      assert.match(error.message, /at position 0, and one of them is halted/)
+    })
+
+    it("begins with one decision that claims and merges all ranges at the same position", () => {
+      const { former, start, world } = divided((row) => ({ ...row, position: 7n }))
+      stop(world, former)
+      const worker = start()
+      const decision = World.decide(world, worker)
+      assert.isTrue(decision.isComplete)
+      assert.deepStrictEqual(decision.ownedRows.map(({ position, range }) => [range, position]), [[
+        HashRange.whole,
+        7n
+      ]])
+    })
+
+    it("claims nothing until a silent worker is evicted and no row is locked", () => {
+      const { former, start, world } = divided()
+      former[0]!.silentForMillis = farFuture
+      former[1]!.dead = true
+      former[1]!.absentForMillis = World.rules.presenceGraceMillis - 1
+      const worker = start()
+      const waiting = World.decide(world, worker, { observerAgeMillis: 0 })
+      assert.deepStrictEqual([waiting.ownedRows, waiting.isComplete], [[], false])
+      former[1]!.silentForMillis = farFuture
+      world.locked.add([...world.rows.keys()][0]!)
+      const locked = World.decide(world, worker)
+      assert.deepStrictEqual([locked.ownedRows, locked.isComplete], [[], false])
+      assert.isDefined(locked.recheckAfterMillis)
+      world.locked.clear()
+      assert.isTrue(World.decide(world, worker).isComplete)
+    })
+
+    it("ends when workers divide the projection again", () => {
+      const { former, start, world } = divided()
+      stop(world, former)
+      const worker = start()
+      World.decide(world, worker)
+      stop(world, [worker])
+      const later = ["w1", "w2"].map((workerId) => World.join(world, { workerId, projections: ["orders"] }))
+      World.converge(world, { idle: true, order: () => later })
+      assert.lengthOf(World.rowsOf(world, "orders"), 2)
+    })
+  })
 
   describe("merging", () => {
     const third = (key: number) => HashRange.partition(key, 3)

@@ -76,6 +76,8 @@ export const join = (
     readonly acceptFilterChange?: boolean
     readonly startPosition?: bigint
     readonly concurrency?: number
+    /** The projections that this worker orders globally. */
+    readonly global?: ReadonlyArray<string>
   }
 ): WorldWorker => {
   const replicaSet = options.replicaSet ?? "main"
@@ -95,7 +97,9 @@ export const join = (
       filter: options.filter ?? "all",
       startPosition: options.startPosition ?? 0n,
       acceptFilterChange: options.acceptFilterChange ?? false,
-      concurrency: options.concurrency ?? 1
+      ...(options.global?.includes(name) === true
+        ? { ordering: "global" }
+        : { concurrency: options.concurrency ?? 1 })
     })),
     registered: options.projections,
     activeKeys: new Set(),
@@ -288,9 +292,17 @@ const check = (
       .filter((row) => row.replicaSet !== self.replicaSet && (!isFree(row) || isCarriedThere(row)))
       .map((row) => row.projection)
   )
-  const untouchable = (row: Checkpoint.Checkpoint) =>
+  const isKept = (row: Checkpoint.Checkpoint) =>
     (row.replicaSet !== self.replicaSet && unclaimable.has(row.projection)) ||
     othersRow(row) || (isMine(row) && worker.activeKeys.has(Checkpoint.key(row))) || !isFree(row)
+  // Rows of a projection that the worker orders globally are claimed all together.
+  const isGlobal = (name: string) => worker.carried.some((one) => one.name === name && one.ordering === "global")
+  const ownsAll = (name: string) => partsOf(plan.generation, name, worker).length > 0 && !leaving
+  const heldBack = new Set(self.projections.filter((name) => {
+    const rows = [...before.values()].filter((row) => row.projection === name)
+    return isGlobal(name) && ownsAll(name) && rows.length > 1 && rows.some(isKept)
+  }))
+  const untouchable = (row: Checkpoint.Checkpoint) => isKept(row) || heldBack.has(row.projection)
 
   for (const [key, row] of before) {
     if (!self.projections.includes(row.projection)) {
@@ -333,7 +345,8 @@ const check = (
     assert.strictEqual(new Set(rows.map(({ replicaSet }) => replicaSet)).size, 1, `two replica sets have ${name}`)
     const parts = leaving ? [] : partsOf(plan.generation, name, worker)
     const share = HashRange.span(parts)
-    assert.strictEqual(share !== undefined, !leaving && !isGivenUp(name))
+    if (!isGlobal(name)) assert.strictEqual(share !== undefined, !leaving && !isGivenUp(name))
+    if (share !== undefined && isGlobal(name) && rows.some(isMine)) assert.lengthOf(rows, 1, `${name} is divided`)
     for (const row of rows) {
       if (row.halt !== undefined) assert.isTrue(HashRange.includes(row.range, row.halt.hash), "a halt outside its row")
       const was = before.get(Checkpoint.key(row))

@@ -276,6 +276,9 @@ export class Checkers {
       violation(`P3: the rows of ${projection} do not tile the space: ${rows.map(nameOf).join(" ")}`)
       return
     }
+    if (rows.length > 1 && this.run.subjects.get(projection)?.ordering === "global") {
+      violation(`P2: ${projection} is ordered globally, but divided: ${rows.map(nameOf).join(" ")}`)
+    }
     const old = this.before.get(projection) ?? []
     let index = 0
     for (const row of rows) {
@@ -310,6 +313,9 @@ export class Checkers {
       if (expected > 0 && effects.count === expected && BigInt(committed[upTo - 1]!.position) !== effects.position) {
         violation(`P2: ${where} ended with the event at position ${effects.position}`)
       }
+    }
+    if (subject.ordering === "global" && model.isInPositionOrder?.(projection) === false) {
+      violation(`P2: ${projection} was not handled in position order`)
     }
     if (scenario.sharesRows && total !== model.total(projection)) {
       violation(`P1: the shared row of ${projection} has ${model.total(projection)} effects, its parts ${total}`)

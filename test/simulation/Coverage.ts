@@ -47,6 +47,7 @@ const everywhere = {
     "claim from a dead worker",
     "cut",
     "several ranges per share",
+    "global order",
     "merge",
     "leave",
     "evicted: presence gone",

@@ -41,6 +41,7 @@ export class Fleet<R> {
     const worker = new Worker(`w${workers.length + 1}`, start)
     workers.push(worker)
     if (start.carries.length < this.names.length) coverage.count("faults", "workers with different projections")
+    if (start.carries.some((name) => subjects.get(name)!.ordering === "global")) coverage.count("steps", "global order")
     if (concurrency > 1) coverage.count("steps", "several ranges per share")
     say(
       worker.name,
@@ -54,7 +55,7 @@ export class Fleet<R> {
         partitionBy: start.otherKey === true ? otherKey(subject.keys) : subject.keys.partitionBy,
         acceptFilterChange: start.otherKey === true,
         startFrom: scenario.startFrom,
-        concurrency,
+        ...(subject.ordering === "global" ? { ordering: "global" } : { concurrency }),
         handle: this.handler(subject, worker)
       })
     })

@@ -114,6 +114,10 @@ export const mutations: Readonly<Record<string, Mutation>> = {
     ...undrained,
     ...fencedBy((row, held, position) => row.position === position && row.fence?.incarnation === held.fence.incarnation)
   },
+  "one owner for a globally ordered projection": deciding((request) => ({
+    ...request,
+    projections: request.projections.map((projection) => ({ ...projection, ordering: "aggregate" as const }))
+  })),
   "eviction for missing heartbeats": deciding((request) => ({
     ...request,
     rules: { ...request.rules, staleWorkerTimeoutMillis: 1e12 }

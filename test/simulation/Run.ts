@@ -1,6 +1,7 @@
 /** The shared state of one run: its scenario, its workers, the read models, the trace. */
 import type * as Exit from "effect/Exit"
 import * as EventFilter from "../../src/schema/EventFilter.ts"
+import type { Ordering } from "../../src/schema/Ordering.ts"
 import type { Registration } from "../../src/schema/Worker.ts"
 import { Chance } from "./Chance.ts"
 import type { Coverage } from "./Coverage.ts"
@@ -35,16 +36,18 @@ export interface Committed extends Keyed {
 export class Subject {
   readonly name: string
   readonly filter: EventFilter.EventFilter
+  readonly ordering: Ordering
   readonly keys: Keys
   /** The matching events by key, in the order of their positions. */
   readonly expected = new Map<string, Array<Committed>>()
   /** The position at which its progress began. */
   startedAt: bigint | undefined
 
-  constructor({ filter, keys, name }: Scenario["projections"][number]) {
+  constructor({ filter, keys, name, ordering }: Scenario["projections"][number]) {
     this.name = name
     this.filter = filter
     this.keys = keys
+    this.ordering = ordering
   }
 
   committed(event: Committed): void {
@@ -74,6 +77,8 @@ export class Subject {
 /** The read models as committed. */
 export interface ReadModel {
   readonly effects: (projection: string, key: string) => Effects
+  /** Whether the projection has received all of its events in position order. Absent where that is not recorded. */
+  readonly isInPositionOrder?: (projection: string) => boolean
   /** The count in the row that all keys of a projection share. */
   readonly total: (projection: string) => number
 }

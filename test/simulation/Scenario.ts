@@ -5,6 +5,7 @@
  * The victim of a fault is drawn as an index into the workers that it may affect when its time comes.
  */
 import type { EventFilter } from "../../src/schema/EventFilter.ts"
+import type { Ordering } from "../../src/schema/Ordering.ts"
 import type { PartitionKey } from "../../src/schema/PartitionKey.ts"
 import { Chance } from "./Chance.ts"
 
@@ -195,9 +196,12 @@ export const metadataOf = ({ key }: Aggregate, eventType: string): string | null
 export interface Scenario {
   readonly seed: number
   readonly pace: Pace
-  readonly projections: ReadonlyArray<
-    { readonly name: string; readonly filter: EventFilter; readonly keys: Keys }
-  >
+  readonly projections: ReadonlyArray<{
+    readonly name: string
+    readonly filter: EventFilter
+    readonly keys: Keys
+    readonly ordering: Ordering
+  }>
   readonly aggregates: ReadonlyArray<Aggregate>
   readonly settings: {
     readonly heartbeatInterval: number
@@ -299,13 +303,15 @@ export const draw = (seed: number, pace: Pace, faults?: ReadonlyArray<FaultName>
   const stale = heartbeat * chance.pick(pace.patience)
   const drain = chance.pick([20, 100, 500])
   const workersAtMost = chance.pick(pace.workers)
+  const order = new Chance(seed, 9)
   const scenario = {
     seed,
     pace,
     projections: filters.slice(0, count).map((filter, index) => ({
       name: `p${index}`,
       filter,
-      keys: keysChance.pick([keys[0]!, ...keys])
+      keys: keysChance.pick([keys[0]!, ...keys]),
+      ordering: order.bool(0.2) ? "global" as const : "aggregate" as const
     })),
     aggregates: Array.from({ length: chance.pick([3, 12, 24]) }, (_, index) => ({
       id: `a${index}`,

@@ -4,7 +4,7 @@ import * as Generation from "../../src/schema/Generation.ts"
 import * as RangePlan from "../../src/schema/RangePlan.ts"
 import type { Checkers } from "./Checkers.ts"
 import type { Fleet } from "./Fleet.ts"
-import type { Worker } from "./Run.ts"
+import type { Subject, Worker } from "./Run.ts"
 
 /** Returns the conditions that do not hold yet: every event is handled, and the assignment is stable. */
 export const unsettled = <R>(fleet: Fleet<R>, checkers: Checkers): ReadonlyArray<string> => {
@@ -20,8 +20,8 @@ export const unsettled = <R>(fleet: Fleet<R>, checkers: Checkers): ReadonlyArray
       workers.map((worker) => worker.workerId).join(" ")
     reasons.push(`the newest generation has the members ${ids(members)}, but ${ids(alive)} are alive`)
   }
-  for (const name of fleet.names) {
-    reasons.push(...unsettledRows(name, fleet.run.events.end, checkers.rowsOf(name), generation, alive))
+  for (const subject of fleet.run.subjects.values()) {
+    reasons.push(...unsettledRows(subject, fleet.run.events.end, checkers.rowsOf(subject.name), generation, alive))
   }
   for (const { generationId, replicaSet, state, stoppedAt, workerId } of checkers.workers.values()) {
     if (stoppedAt !== undefined || replicaSet !== "main") continue
@@ -35,7 +35,7 @@ export const unsettled = <R>(fleet: Fleet<R>, checkers: Checkers): ReadonlyArray
 }
 
 const unsettledRows = (
-  name: string,
+  { name, ordering }: Subject,
   end: number,
   rows: ReadonlyArray<Checkpoint>,
   generation: Generation.Generation | undefined,
@@ -50,7 +50,7 @@ const unsettledRows = (
     const { fence } = row
     if (fence === undefined) return [...reasons, `${where} has no owner`]
     const owner = alive.find((worker) => worker.registration?.incarnation === fence.incarnation)
-    const projection = { name, concurrency: owner?.start.concurrency }
+    const projection = { name, concurrency: owner?.start.concurrency, ordering }
     if (owner === undefined) {
       reasons.push(`${where} is held by a worker that has ended`)
     } else if (

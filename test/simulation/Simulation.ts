@@ -24,10 +24,17 @@ import { type Effects, effectsAfter, noEffects, type ReadModel, Run, type Worker
 import * as Scenario from "./Scenario.ts"
 import { type Outcome, ScenarioRun } from "./ScenarioRun.ts"
 
+/** The last position that a projection has handled, and whether the positions have only increased. */
+interface Sequence {
+  readonly last: bigint
+  readonly ordered: boolean
+}
+
 /** The read models, which commit with the batches. */
 class Model implements ReadModel {
   private readonly refs = new Map<string, TxRef.TxRef<Effects>>()
   private readonly totals = new Map<string, TxRef.TxRef<number>>()
+  private readonly sequences = new Map<string, TxRef.TxRef<Sequence>>()
 
   private static refIn<A>(refs: Map<string, TxRef.TxRef<A>>, key: string, initial: A): TxRef.TxRef<A> {
     let ref = refs.get(key)
@@ -44,6 +51,14 @@ class Model implements ReadModel {
 
   totalRef(projection: string): TxRef.TxRef<number> {
     return Model.refIn(this.totals, projection, 0)
+  }
+
+  sequenceRef(projection: string): TxRef.TxRef<Sequence> {
+    return Model.refIn(this.sequences, projection, { last: 0n, ordered: true })
+  }
+
+  isInPositionOrder(projection: string): boolean {
+    return this.sequenceRef(projection).value.ordered
   }
 
   effects(projection: string, key: string): Effects {
@@ -133,6 +148,12 @@ const environmentOf = (engine: Engine, driver: Process, mutation: Mutation, scen
       model.effectsRef(subject.name, subject.keys.of(event)),
       (effects) => effectsAfter(effects, event.globalPosition)
     )
+    if (subject.ordering === "global") {
+      yield* TxRef.update(model.sequenceRef(subject.name), ({ last, ordered }) => ({
+        last: event.globalPosition,
+        ordered: ordered && event.globalPosition > last
+      }))
+    }
     if (scenario.sharesRows) yield* TxRef.update(model.totalRef(subject.name), (total) => total + 1)
   })
 

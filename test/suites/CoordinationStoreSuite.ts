@@ -2,7 +2,12 @@ import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import type * as Layer from "effect/Layer"
 import * as Checkpoint from "../../src/schema/Checkpoint.ts"
-import { FilterChanged, PartitionKeyChanged, ProjectionInOtherReplicaSet } from "../../src/schema/Errors.ts"
+import {
+  FilterChanged,
+  OrderingChanged,
+  PartitionKeyChanged,
+  ProjectionInOtherReplicaSet
+} from "../../src/schema/Errors.ts"
 import * as EventFilter from "../../src/schema/EventFilter.ts"
 import * as HashRange from "../../src/schema/HashRange.ts"
 import type { Carried, Request } from "../../src/schema/Plan.ts"
@@ -136,6 +141,19 @@ export const suite = (
         }
         assert.deepStrictEqual(decision.ownedRows, [row])
         assert.deepStrictEqual(yield* rowsOf(projection), [row])
+      }))
+
+    it.effect("a global order is refused while workers divide the projection, and then merges its ranges", () =>
+      Effect.gen(function*() {
+        const { members, projection, replicaSet } = yield* twoWorkers
+        const global = yield* join(replicaSet, "c", [carried(projection, { ordering: "global" })])
+        const error = yield* Effect.flip(decide(global))
+        assert.instanceOf(error, OrderingChanged)
+        for (const member of members) yield* decide(member, { leaving: true })
+        const decision = yield* decide(global)
+        assert.isTrue(decision.isComplete)
+        assert.deepStrictEqual(ranges(decision.ownedRows), [HashRange.whole])
+        assert.deepStrictEqual(yield* rowsOf(projection), decision.ownedRows)
       }))
 
     it.effect("a repeated decision changes nothing", () =>

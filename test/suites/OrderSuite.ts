@@ -1,9 +1,11 @@
 /** What the orchestrator promises about order and concurrency, on any stores. */
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
 import * as Latch from "effect/Latch"
 import type * as Layer from "effect/Layer"
 import * as HashRange from "../../src/schema/HashRange.ts"
+import * as Ordering from "../../src/schema/Ordering.ts"
 import { CheckpointStore } from "../../src/services/CheckpointStore.ts"
 import { EventStore } from "../../src/services/EventStore.ts"
 import * as Orchestrator from "../../src/services/Orchestrator.ts"
@@ -15,10 +17,9 @@ import { unique } from "./Suite.ts"
 /** Enough that every sixteenth of the hash space contains one. */
 const aggregates = 128
 
-/** Appends one event to each of many aggregates of a new type. */
-const appendMany = Effect.gen(function*() {
+/** Appends one event to each of many aggregates of a type. */
+const append = Effect.fnUntraced(function*(aggregateType: string) {
   const events = yield* EventStore
-  const aggregateType = yield* unique("type")
   for (let index = 0; index < aggregates; index++) {
     yield* events.append([
       {
@@ -30,8 +31,10 @@ const appendMany = Effect.gen(function*() {
       }
     ])
   }
-  return aggregateType
 })
+
+/** The same, for a new type. */
+const appendMany = Effect.tap(unique("type"), append)
 
 const worker = Effect.fnUntraced(function*(
   projection: Projection.Projection<unknown, never>,
@@ -64,6 +67,52 @@ export const suite = (name: string, layer: Layer.Layer<EventStore | Projections 
         assert.strictEqual(most, 4)
         const rows = yield* (yield* CheckpointStore).rows(projection)
         assert.isTrue(HashRange.tiles(rows.map(({ range }) => range)))
+      }))
+
+    it.effect("global order: one of several workers handles all events one at a time, and another one continues", () =>
+      Effect.gen(function*() {
+        const checkpoints = yield* CheckpointStore
+        const replicaSet = yield* unique("replica-set")
+        const aggregateType = yield* appendMany
+        const name = yield* unique("projection")
+        const handled: Array<bigint> = []
+        let [running, most] = [0, 0]
+        const projection = Projection.make(name, {
+          aggregateTypes: [aggregateType],
+          ordering: "global",
+          handle: ({ globalPosition }) =>
+            Effect.suspend(() => {
+              most = Math.max(most, ++running)
+              return Effect.yieldNow
+            }).pipe(
+              Effect.ensuring(Effect.sync(() => {
+                running--
+                // An optimistic transaction may repeat its batch before it commits.
+                if (!handled.includes(globalPosition)) handled.push(globalPosition)
+              }))
+            )
+        })
+        const until = (condition: Effect.Effect<boolean, unknown>) =>
+          Effect.repeat(Effect.delay(condition, "10 millis"), { until: (holds) => holds })
+        const ownerIs = (id: (workerId: string | undefined) => boolean) =>
+          until(Effect.map(checkpoints.rows(name), ([row]) => id(row?.fence?.workerId)))
+        const runs = new Map<string, Fiber.Fiber<unknown, unknown>>()
+        for (const workerId of ["a", "b", "c"]) {
+          const { run } = yield* Orchestrator.make({ replicaSet, projections: [projection], workerId })
+          runs.set(workerId, yield* Effect.forkChild(run))
+        }
+        const owner = Ordering.owner(name, ["a", "b", "c"])!
+        yield* ownerIs((id) => id === owner)
+        yield* until(Effect.sync(() => handled.length === aggregates))
+        yield* Fiber.interrupt(runs.get(owner)!)
+        const next = Ordering.owner(name, ["a", "b", "c"].filter((id) => id !== owner))
+        yield* ownerIs((id) => id === next)
+        yield* append(aggregateType)
+        yield* until(Effect.sync(() => handled.length === 2 * aggregates))
+        assert.strictEqual(most, 1)
+        assert.deepStrictEqual(handled, handled.toSorted((x, y) => x < y ? -1 : 1))
+        assert.deepStrictEqual((yield* checkpoints.rows(name)).map(({ range }) => range), [HashRange.whole])
+        for (const fiber of runs.values()) yield* Fiber.interrupt(fiber)
       }))
 
     it.effect("a concurrency that differs from the last run's moves no position", () =>

@@ -99,6 +99,7 @@ holds<
     | Errors.EventVersionTooNew
     | Errors.FilterChanged
     | Errors.InvalidSettings
+    | Errors.OrderingChanged
     | Errors.PartitionKeyChanged
     | Errors.ProjectionHalted
     | Errors.ProjectionInOtherReplicaSet

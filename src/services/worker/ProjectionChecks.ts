@@ -72,7 +72,7 @@ const invalid = (problem: string) => new InvalidSettings({ setting: "projections
 const maximumConcurrency = 100
 
 const problemOf = (
-  { concurrency, filter, handler, name, partitionBy, startFrom }: Projection.Any
+  { concurrency, filter, handler, name, ordering, partitionBy, startFrom }: Projection.Any
 ): string | undefined => {
   if (name.trim() === "") return "A projection's name must not be empty, because progress is stored by name."
   if (name.length > maximumNameLength) {
@@ -92,6 +92,12 @@ const problemOf = (
   }
   if (!Number.isInteger(concurrency) || concurrency < 1 || concurrency > maximumConcurrency) {
     return `concurrency of "${name}" is ${concurrency}. Give an integer from 1 to ${maximumConcurrency}.`
+  }
+  if (ordering !== "aggregate" && ordering !== "global") {
+    return `ordering of "${name}" is ${JSON.stringify(ordering)}. Give "aggregate" or "global".`
+  }
+  if (ordering === "global" && concurrency > 1) {
+    return `"${name}" has ordering "global" and concurrency ${concurrency}. Omit one of them: in global order, events are handled one at a time.`
   }
   const keyProblem = PartitionKey.problem(partitionBy)
   if (keyProblem !== undefined) return `partitionBy of "${name}" ${keyProblem}.`

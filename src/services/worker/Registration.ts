@@ -168,7 +168,8 @@ const carry = Effect.fnUntraced(function*(worker: Worker, workerId: string) {
         filter: Projection.filterText(projection),
         startPosition,
         acceptFilterChange: projection.acceptFilterChange,
-        concurrency: projection.concurrency
+        concurrency: projection.concurrency,
+        ordering: projection.ordering
       }))
   )
 })
