@@ -12,6 +12,11 @@ export interface AppendOptions {
   readonly aggregates?: number
   /** Events of one aggregate per transaction. Default 5. */
   readonly each?: number
+  /**
+   * The customers to whom the events of each aggregate belong in turn; every fourth event belongs to none. Default: all
+   * events belong to none.
+   */
+  readonly customers?: number
   /** Prefix of the aggregates' ids. Default `a`. */
   readonly prefix?: string
   /** `sql` writes as a Go service with pupsourcing does, and sends no notification. Default `store`. */
@@ -24,19 +29,22 @@ export const make = Effect.gen(function*() {
   const sql = yield* SqlClient.SqlClient
   const store = yield* EventStore
 
-  const appendThroughSql = Effect.fnUntraced(function*(aggregateId: string, payloads: ReadonlyArray<string>) {
+  const appendThroughSql = Effect.fnUntraced(function*(
+    aggregateId: string,
+    events: ReadonlyArray<{ readonly payload: string; readonly metadata: string }>
+  ) {
     // The statements of pupsourcing's own store: head read, events inserted, head written; no notification.
     const [head] = yield* sql<{ readonly aggregate_version: bigint }>`
       SELECT aggregate_version FROM aggregate_heads
       WHERE bounded_context = 'faults' AND aggregate_type = 'Thing' AND aggregate_id = ${aggregateId}`
     let version = head?.aggregate_version ?? 0n
-    for (const payload of payloads) {
+    for (const { metadata, payload } of events) {
       version++
       yield* sql`
         INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type,
           event_version, payload, metadata)
         VALUES ('faults', 'Thing', ${aggregateId}, ${version}::bigint, gen_random_uuid(), 'Happened', 1,
-          convert_to(${payload}, 'UTF8'), '{}'::jsonb)`
+          convert_to(${payload}, 'UTF8'), ${metadata}::text::jsonb)`
     }
     yield* sql`
       INSERT INTO aggregate_heads (bounded_context, aggregate_type, aggregate_id, aggregate_version, updated_at)
@@ -45,9 +53,12 @@ export const make = Effect.gen(function*() {
       DO UPDATE SET aggregate_version = EXCLUDED.aggregate_version, updated_at = now()`
   }, sql.withTransaction)
 
+  const metadataOf = ({ weight }: typeof Projections.Payload.Type, customers: number) =>
+    customers === 0 || weight % 4 === 0 ? {} : { customer: `customer ${weight % customers}` }
+
   let weight = 0
   const append = Effect.fnUntraced(function*(count: number, options: AppendOptions = {}) {
-    const { aggregates = 40, each = 5, hold, prefix = "a", through = "store", writers = 4 } = options
+    const { aggregates = 40, customers = 0, each = 5, hold, prefix = "a", through = "store", writers = 4 } = options
     let left = count
     const write = Effect.fnUntraced(function*(writer: number) {
       for (let turn = 0; left > 0; turn++) {
@@ -60,13 +71,20 @@ export const make = Effect.gen(function*() {
           ...(hold !== undefined && writer === 0 && turn === 0 && index === 0 ? { hold } : {})
         }))
         yield* through === "sql"
-          ? appendThroughSql(aggregateId, payloads.map((payload) => JSON.stringify(payload)))
+          ? appendThroughSql(
+            aggregateId,
+            payloads.map((payload) => ({
+              payload: JSON.stringify(payload),
+              metadata: JSON.stringify(metadataOf(payload, customers))
+            }))
+          )
           : store.append(payloads.map((payload) => ({
             boundedContext: "faults",
             aggregateType: "Thing",
             aggregateId,
             eventType: "Happened",
-            payload
+            payload,
+            metadata: metadataOf(payload, customers)
           })))
       }
     })

@@ -99,7 +99,8 @@ const modelParts = `
     'events', (SELECT count(*) FROM events),
     'applied', (SELECT coalesce(json_object_agg(projection, events), '{}') FROM (
         SELECT projection, sum(events) AS events FROM per_aggregate GROUP BY projection
-        UNION ALL SELECT projection, sum(events) FROM shared_totals GROUP BY projection) AS a),
+        UNION ALL SELECT projection, sum(events) FROM shared_totals GROUP BY projection
+        UNION ALL SELECT projection, sum(events) FROM per_customer GROUP BY projection) AS a),
     'impossible', (SELECT count(*) FROM per_aggregate p LEFT JOIN (
         SELECT aggregate_id, max(aggregate_version) AS version FROM events GROUP BY aggregate_id) e USING (aggregate_id)
       WHERE p.events <> p.version OR p.version > coalesce(e.version, 0))`

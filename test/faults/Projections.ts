@@ -5,7 +5,8 @@
  * `per_aggregate` keeps the last version and the count of each aggregate and refuses any version but the next one, so a
  * skipped, duplicated or reordered event is detected at once. `shared_totals` keeps a few rows that all aggregates
  * share: sums that a lost or duplicated update makes wrong. `journal` writes a line for every event and refuses
- * nothing: it shows which event was lost, duplicated or out of order. Each can be run several times under names like
+ * nothing: it shows which event was lost, duplicated or out of order. `per_customer` has the customer as its partition
+ * key, and reads, computes and writes a row without a lock. Each can be run several times under names like
  * `per_aggregate/2`.
  */
 import { Console, Data, Effect, Schedule, Schema } from "effect"
@@ -33,6 +34,10 @@ export const tables = [
   `CREATE TABLE shared_totals (
     projection text, bucket bigint, events bigint NOT NULL, weight bigint NOT NULL, PRIMARY KEY (projection, bucket)
   )`,
+  `CREATE TABLE per_customer (
+    projection text, customer text, events bigint NOT NULL, weight bigint NOT NULL, position bigint NOT NULL,
+    PRIMARY KEY (projection, customer)
+  )`,
   `CREATE TABLE journal (
     seq bigserial PRIMARY KEY, projection text NOT NULL, worker text NOT NULL, aggregate_id text NOT NULL,
     version bigint NOT NULL, position bigint NOT NULL, at timestamptz NOT NULL DEFAULT clock_timestamp()
@@ -48,7 +53,7 @@ export const tables = [
 /** The event is not the next one of its aggregate. */
 export class Refused extends Data.TaggedError("Refused")<{ readonly message: string }> {}
 
-const kinds = ["per_aggregate", "shared_totals", "journal"] as const
+const kinds = ["per_aggregate", "shared_totals", "per_customer", "journal"] as const
 
 /** The table that a projection of this name keeps. */
 export const kindOf = (name: string): typeof kinds[number] => {
@@ -56,6 +61,9 @@ export const kindOf = (name: string): typeof kinds[number] => {
   if (kind === undefined) throw new Error(`No projection is called ${name}`)
   return kind
 }
+
+const customerOf = ({ aggregateId, metadata }: Event.Event): string =>
+  (metadata as { readonly customer?: string } | null)?.customer ?? aggregateId
 
 /** `outside` is a separate client: what it records remains when the batch rolls back. */
 export const make = (
@@ -68,15 +76,15 @@ export const make = (
    * The refusal is late, and harmless, if progress has already passed the event. Then the batch belongs to a worker
    * that was replaced without noticing it yet, and the fence will refuse it.
    */
-  const refuse = Effect.fnUntraced(function*(event: Event.Event) {
+  const refuse = Effect.fnUntraced(function*(event: Event.Event, key = event.aggregateId) {
     yield* outside`
       INSERT INTO refusals (worker, projection, aggregate_id, version, position, late)
       SELECT ${workerId}, ${name}, ${event.aggregateId}, ${event.aggregateVersion}::bigint, ${event.globalPosition}::bigint,
         EXISTS (
           SELECT FROM orchestrator_checkpoints c
           WHERE c.projection_name = ${name} AND c.position >= ${event.globalPosition}::bigint
-            AND (hashtext(${event.aggregateId}::text COLLATE "C")::int8 & 4294967295) >= c.range_start
-            AND (hashtext(${event.aggregateId}::text COLLATE "C")::int8 & 4294967295) < c.range_end
+            AND (hashtext(${key}::text COLLATE "C")::int8 & 4294967295) >= c.range_start
+            AND (hashtext(${key}::text COLLATE "C")::int8 & 4294967295) < c.range_end
         )`
     return yield* new Refused({
       message:
@@ -106,6 +114,21 @@ export const make = (
       ON CONFLICT (projection, bucket) DO UPDATE SET events = t.events + 1, weight = t.weight + EXCLUDED.weight`
   })
 
+  const perCustomer = Effect.fnUntraced(function*(event: Event.Event, weight: number) {
+    const sql = yield* SqlClient.SqlClient
+    const customer = customerOf(event)
+    const [row] = yield* sql<{ readonly events: bigint; readonly weight: bigint; readonly position: bigint }>`
+      SELECT events, weight, position FROM per_customer WHERE projection = ${name} AND customer = ${customer}`
+    if (row !== undefined && row.position >= event.globalPosition) return yield* refuse(event, customer)
+    const after = { events: (row?.events ?? 0n) + 1n, weight: (row?.weight ?? 0n) + BigInt(weight) }
+    // Between two workers, this overwrites what the other one has written since the row was read.
+    yield* sql`
+      INSERT INTO per_customer (projection, customer, events, weight, position)
+      VALUES (${name}, ${customer}, ${after.events}::bigint, ${after.weight}::bigint, ${event.globalPosition}::bigint)
+      ON CONFLICT (projection, customer)
+      DO UPDATE SET events = EXCLUDED.events, weight = EXCLUDED.weight, position = EXCLUDED.position`
+  })
+
   const journal = Effect.fnUntraced(function*(event: Event.Event) {
     const sql = yield* SqlClient.SqlClient
     yield* sql`
@@ -114,6 +137,7 @@ export const make = (
   })
 
   return Projection.make(name, {
+    partitionBy: kindOf(name) === "per_customer" ? { metadata: "customer" } : "aggregateId",
     handle: Effect.fnUntraced(function*(event) {
       const { hold, weight } = yield* Event.json(event, Payload)
       switch (kindOf(name)) {
@@ -124,6 +148,9 @@ export const make = (
           break
         case "shared_totals":
           yield* sharedTotals(event, weight)
+          break
+        case "per_customer":
+          yield* perCustomer(event, weight)
           break
         case "journal":
           yield* journal(event)
@@ -163,6 +190,16 @@ export const difference = (name: string): string => {
         ) e
         FULL JOIN (SELECT * FROM shared_totals WHERE projection = '${name}') t USING (bucket)
         WHERE (e.events, e.weight) IS DISTINCT FROM (t.events, t.weight::numeric)`
+    case "per_customer":
+      return `SELECT customer AS what, concat_ws(' ', e.events, e.weight, e.position) AS fold,
+          concat_ws(' ', c.events, c.weight, c.position) AS found
+        FROM (
+          SELECT coalesce(metadata ->> 'customer', aggregate_id) AS customer, count(*) AS events,
+            sum((convert_from(payload, 'UTF8')::jsonb ->> 'weight')::bigint) AS weight, max(global_position) AS position
+          FROM events GROUP BY 1
+        ) e
+        FULL JOIN (SELECT * FROM per_customer WHERE projection = '${name}') c USING (customer)
+        WHERE (e.events, e.weight, e.position) IS DISTINCT FROM (c.events, c.weight::numeric, c.position)`
     case "journal":
       return `WITH lines AS (
           SELECT *, lag(version) OVER (PARTITION BY aggregate_id ORDER BY seq) AS previous FROM journal
