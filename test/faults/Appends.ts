@@ -13,8 +13,8 @@ export interface AppendOptions {
   /** Events of one aggregate per transaction. Default 5. */
   readonly each?: number
   /**
-   * The customers to whom the events of each aggregate belong in turn; every fourth event belongs to none. Default: all
-   * events belong to none.
+   * The number of customers. The events of each aggregate belong to them in turn, and every fourth event to none.
+   * Default: all events belong to none.
    */
   readonly customers?: number
   /** Prefix of the aggregates' ids. Default `a`. */
