@@ -157,6 +157,11 @@ export class Checkers {
           violation(`P5: ${nameOf(after)} halted at an event whose handler took no time`, by.at)
         }
       }
+      if (after.halt?.error.includes("SimulatedFailure") === true) {
+        if (this.run.failed.get(after.projection)?.has(after.halt.position) !== true) {
+          violation(`P6: ${nameOf(after)} halted at an event that did not fail`, by.at)
+        }
+      }
       const verb = after.halt === undefined ? "retries the halt of" : "halts"
       say(by.name, `${verb} ${nameOf(after)} at ${after.position}`, by.at)
     }

@@ -56,7 +56,9 @@ export class Fleet<R> {
         acceptFilterChange: start.otherKey === true,
         startFrom: scenario.startFrom,
         ...(subject.ordering === "global" ? { ordering: "global" } : { concurrency }),
-        handle: this.handler(subject, worker)
+        ...(subject.isWhole
+          ? { handleBatch: this.handlerOfBatches(subject, worker) }
+          : { handle: this.handler(subject, worker) })
       })
     })
     const { end } = this.run.events
@@ -70,10 +72,48 @@ export class Fleet<R> {
 
   private handler(subject: Subject, worker: Worker) {
     const { ailments } = worker
-    const { chance, coverage, now, takesLong } = this.run
+    const { chance, coverage, fails, now } = this.run
     const handle = this.environment.handle
-    const blocked = (event: Event) => this.blocked(subject, worker, event)
+    const delayed = this.delayed(subject, worker)
     return Effect.fnUntraced(function*(event: Event): Effect.fn.Return<void, unknown, R> {
+      yield* delayed(event)
+      if (now() < ailments.handlerFailsUntil && chance.bool(0.1)) {
+        coverage.count("faults", "handler fails")
+        fails(subject, event.globalPosition)
+        return yield* new SimulatedFailure()
+      }
+      yield* handle(subject, event)
+    })
+  }
+
+  /** Some events fail in each attempt, so that they have to be found; others once. */
+  private handlerOfBatches(subject: Subject, worker: Worker) {
+    const { ailments } = worker
+    const { chance, coverage, fails, now } = this.run
+    const handle = this.environment.handle
+    const delayed = this.delayed(subject, worker)
+    return Effect.fnUntraced(function*(events: ReadonlyArray<Event>): Effect.fn.Return<void, unknown, R> {
+      if (events.length > 1) coverage.count("steps", "several events in one call")
+      for (const event of events) {
+        const { globalPosition } = event
+        yield* delayed(event)
+        if (now() < ailments.handlerFailsUntil && (globalPosition % 8n === 0n || chance.bool(0.02))) {
+          const isNamed = chance.bool(0.3)
+          coverage.count("faults", isNamed ? "batch handler fails and names the event" : "batch handler fails")
+          if (isNamed || events.length === 1) fails(subject, globalPosition)
+          return yield* isNamed ? Projection.failAt(event, new SimulatedFailure()) : new SimulatedFailure()
+        }
+        yield* handle(subject, event)
+      }
+    })
+  }
+
+  /** Blocks the process, does not stop or takes time, if the worker's handlers do so at the moment. */
+  private delayed(subject: Subject, worker: Worker) {
+    const { ailments } = worker
+    const { chance, coverage, now, takesLong } = this.run
+    const blocked = (event: Event) => this.blocked(subject, worker, event)
+    return Effect.fnUntraced(function*(event: Event) {
       if (blocked(event)) {
         coverage.count("faults", "handler blocks the event loop")
         takesLong(subject, event.globalPosition)
@@ -89,11 +129,6 @@ export class Fleet<R> {
         coverage.count("faults", "handler slow")
         yield* Effect.sleep(chance.int(1, 60))
       }
-      if (now() < ailments.handlerFailsUntil && chance.bool(0.1)) {
-        coverage.count("faults", "handler fails")
-        return yield* new SimulatedFailure()
-      }
-      yield* handle(subject, event)
     })
   }
 

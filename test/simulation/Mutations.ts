@@ -13,6 +13,7 @@ import { written } from "../../src/schema/Plan.ts"
 import type { CheckpointStore } from "../../src/services/CheckpointStore.ts"
 import { Fenced, HandlerFailure, TransientFailure } from "../../src/services/CheckpointStore.ts"
 import type { CoordinationStore } from "../../src/services/CoordinationStore.ts"
+import * as Projection from "../../src/services/Projection.ts"
 import type { Chance } from "./Chance.ts"
 import type { EventLog } from "./EventLog.ts"
 import type { FaultName } from "./Scenario.ts"
@@ -22,6 +23,7 @@ type Request = Parameters<CoordinationStore["apply"]>[0]
 export interface Mutation {
   readonly checkpoints?: (real: CheckpointStore, handle: Handle, chance: Chance) => CheckpointStore
   readonly coordination?: (real: CoordinationStore, handle: Handle, chance: Chance) => CoordinationStore
+  readonly projection?: <R>(real: Projection.Projection<unknown, R>) => Projection.Projection<unknown, R>
   /** The position up to which readers read; the settled position if absent. */
   readonly readable?: (log: EventLog) => () => number
   /** The partition key by which readers read; that of their projection if absent. */
@@ -156,6 +158,30 @@ export const mutations: Readonly<Record<string, Mutation>> = {
           (to) => real.commit(held, options, Effect.succeed(to))
         )
     })
+  },
+  "finding the event that fails in a batch": {
+    // The first event is given up instead.
+    projection: (real) => {
+      const { handler } = real
+      return handler._tag === "One" ? real : {
+        ...real,
+        handler: {
+          ...handler,
+          handleBatch: (events) =>
+            handler.handleBatch(events).pipe(Effect.catch((error) => Projection.failAt(events[0], error)))
+        }
+      }
+    }
+  },
+  "rolling a batch back if its handler fails": {
+    // The effects of the events before the one that fails are committed, with the progress after the last event.
+    projection: (real) => {
+      const { handler } = real
+      return handler._tag === "One" ? real : {
+        ...real,
+        handler: { ...handler, handleBatch: (events) => Effect.ignore(handler.handleBatch(events)) }
+      }
+    }
   },
   "running a decision in one transaction": {
     coordination: (real, { world }, chance) => ({

@@ -38,16 +38,18 @@ export class Subject {
   readonly filter: EventFilter.EventFilter
   readonly ordering: Ordering
   readonly keys: Keys
+  readonly isWhole: boolean
   /** The matching events by key, in the order of their positions. */
   readonly expected = new Map<string, Array<Committed>>()
   /** The position at which its progress began. */
   startedAt: bigint | undefined
 
-  constructor({ filter, keys, name, ordering }: Scenario["projections"][number]) {
+  constructor({ filter, isWhole, keys, name, ordering }: Scenario["projections"][number]) {
     this.name = name
     this.filter = filter
     this.keys = keys
     this.ordering = ordering
+    this.isWhole = isWhole
   }
 
   committed(event: Committed): void {
@@ -184,6 +186,8 @@ export class Run {
   readonly violations: Array<string> = []
   /** Positions of events whose handlers took long, by projection. */
   readonly slow = new Map<string, Set<bigint>>()
+  /** Positions of events that failed alone, or that the handler of a batch named, by projection. */
+  readonly failed = new Map<string, Set<bigint>>()
   /** The database is unreachable for all workers until then. */
   awayUntil = 0
   /** Notifications may be lost or late until then. */
@@ -212,6 +216,10 @@ export class Run {
 
   readonly takesLong = (subject: Subject, position: bigint): void => {
     this.slow.set(subject.name, (this.slow.get(subject.name) ?? new Set()).add(position))
+  }
+
+  readonly fails = (subject: Subject, position: bigint): void => {
+    this.failed.set(subject.name, (this.failed.get(subject.name) ?? new Set()).add(position))
   }
 
   committed(event: Committed): void {

@@ -201,6 +201,8 @@ export interface Scenario {
     readonly filter: EventFilter
     readonly keys: Keys
     readonly ordering: Ordering
+    /** Whether it handles the events of a batch with one call. */
+    readonly isWhole: boolean
   }>
   readonly aggregates: ReadonlyArray<Aggregate>
   readonly settings: {
@@ -311,7 +313,8 @@ export const draw = (seed: number, pace: Pace, faults?: ReadonlyArray<FaultName>
       name: `p${index}`,
       filter,
       keys: keysChance.pick([keys[0]!, ...keys]),
-      ordering: order.bool(0.2) ? "global" as const : "aggregate" as const
+      ordering: order.bool(0.2) ? "global" as const : "aggregate" as const,
+      isWhole: chance.bool(0.4)
     })),
     aggregates: Array.from({ length: chance.pick([3, 12, 24]) }, (_, index) => ({
       id: `a${index}`,

@@ -175,7 +175,8 @@ const environmentOf = (engine: Engine, driver: Process, mutation: Mutation, scen
         }
       }
       const stores = Faults.make({ run, worker, process, handle, log, checkers, mutation })
-      const orchestrator = yield* Effect.provideContext(Orchestrator.make(options), stores)
+      const projections = options.projections.map((projection) => mutation.projection?.(projection) ?? projection)
+      const orchestrator = yield* Effect.provideContext(Orchestrator.make({ ...options, projections }), stores)
       return yield* worker.catchesUp ? orchestrator.catchUp : orchestrator.run
     }))
     const context = Context.make(Scheduler.Scheduler, process.scheduler).pipe(
