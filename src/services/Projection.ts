@@ -8,10 +8,13 @@ import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
+import type { EventUndecodable } from "../schema/Errors.ts"
 import type { Event } from "../schema/Event.ts"
 import { canonical, type EventFilter } from "../schema/EventFilter.ts"
+import type * as EventSet from "../schema/EventSet.ts"
 import type { Ordering } from "../schema/Ordering.ts"
 import { byDefault, type PartitionKey } from "../schema/PartitionKey.ts"
+import * as TypedHandler from "./TypedHandler.ts"
 
 /**
  * Where a projection without progress starts: at the first event, at the events that are appended from now on, after a
@@ -215,6 +218,31 @@ export interface HandleBatchOptions<E, R> extends CommonOptions {
 export type Options<E, R> = HandleOptions<E, R> | HandleBatchOptions<E, R>
 
 /**
+ * The options of a projection of typed events, which its event set selects: exactly one of `handle` and `handleBatch`,
+ * and its start. Before the handler is called, the set decodes the events: in the transaction of the batch, with the
+ * services of its schemas.
+ *
+ * @category options
+ * @since 0.1.0
+ */
+export type TypedOptions<Set extends EventSet.Any, H, E, R> =
+  & Omit<CommonOptions, keyof EventFilter>
+  & (
+    | {
+      /** Like `HandleOptions.handle`, for decoded events: a function for each tag, or one function for all of them. */
+      readonly handle: H & TypedHandler.OnlyTags<H, Set>
+      readonly handleBatch?: undefined
+    }
+    | {
+      /** Like `HandleBatchOptions.handleBatch`, for decoded events. */
+      readonly handleBatch: (
+        events: Array.NonEmptyReadonlyArray<EventSet.Event<Set>>
+      ) => Effect.Effect<unknown, E, R>
+      readonly handle?: undefined
+    }
+  )
+
+/**
  * Makes a projection. Its name identifies its progress and must be unique in the database.
  *
  * **Example**
@@ -233,31 +261,87 @@ export type Options<E, R> = HandleOptions<E, R> | HandleBatchOptions<E, R>
  * })
  * ```
  *
+ * **Example** (Typed events)
+ *
+ * ```ts
+ * import { Effect, Schema } from "effect"
+ * import { SqlClient } from "effect/sql"
+ * import { EventSet, Projection } from "pupsourcing-orchestrator"
+ *
+ * const UserEvents = EventSet.make({
+ *   UserRegistered: Schema.Struct({ email: Schema.String }),
+ *   UserRenamed: Schema.Struct({ name: Schema.String })
+ * }, { aggregateType: "User" })
+ *
+ * export const users = Projection.make("users", UserEvents, {
+ *   handle: {
+ *     UserRegistered: Effect.fnUntraced(function*({ aggregateId, payload }) {
+ *       const sql = yield* SqlClient.SqlClient
+ *       yield* sql`INSERT INTO users (id, email) VALUES (${aggregateId}, ${payload.email})`
+ *     }),
+ *     UserRenamed: Effect.fnUntraced(function*({ aggregateId, payload }) {
+ *       const sql = yield* SqlClient.SqlClient
+ *       yield* sql`UPDATE users SET name = ${payload.name} WHERE id = ${aggregateId}`
+ *     })
+ *   }
+ * })
+ * ```
+ *
  * @category constructors
  * @since 0.1.0
  */
-export const make = <E = never, R = never>(name: string, options: Options<E, R>): Projection<E, R> => ({
+export const make: {
+  <E = never, R = never>(name: string, options: Options<E, R>): Projection<E, R>
+  <Set extends EventSet.Any, const H extends TypedHandler.HandlerOf<Set>, E = never, R = never>(
+    name: string,
+    events: Set,
+    options: TypedOptions<Set, H, E, R>
+  ): Projection<
+    NoInfer<E> | Effect.Error<TypedHandler.EffectOf<H, Set>> | EventUndecodable,
+    NoInfer<R> | Effect.Services<TypedHandler.EffectOf<H, Set>> | EventSet.DecodingServices<Set>
+  >
+} = (name: string, ...rest: [Untyped] | [EventSet.Any, Untyped]): Projection =>
+  rest.length === 1
+    ? of(name, rest[0], rest[0], handlerOf(rest[0]))
+    : of(name, rest[0].filter, rest[1], handlerOf(rest[1], rest[0]))
+
+/** The options of any overload. */
+type Untyped = CommonOptions & {
+  readonly handle?: object | undefined
+  readonly handleBatch?: ((events: never) => unknown) | undefined
+}
+
+const of = <E, R>(
+  name: string,
+  filter: EventFilter,
+  options: CommonOptions,
+  handler: Handler<E, R>
+): Projection<E, R> => ({
   name,
   filter: {
-    boundedContexts: options.boundedContexts,
-    aggregateTypes: options.aggregateTypes,
-    eventTypes: options.eventTypes
+    boundedContexts: filter.boundedContexts,
+    aggregateTypes: filter.aggregateTypes,
+    eventTypes: filter.eventTypes
   },
   partitionBy: options.partitionBy ?? byDefault,
   startFrom: options.startFrom ?? "beginning",
   acceptFilterChange: options.acceptFilterChange ?? false,
   concurrency: options.concurrency ?? 1,
   ordering: options.ordering ?? "aggregate",
-  handler: handlerOf(options)
+  handler
 })
 
 /** Without types, both functions or none may be given, which building the orchestrator reports. */
-const handlerOf = <E, R>({ handle, handleBatch }: Options<E, R>): Handler<E, R> =>
-  (handle === undefined) === (handleBatch === undefined)
-    ? undefined as never
-    : handle === undefined
-    ? { _tag: "Batch", handleBatch }
-    : { _tag: "One", handle }
+const handlerOf = ({ handle, handleBatch }: Untyped, events?: EventSet.Any): Handler => {
+  if ((handle === undefined) === (handleBatch === undefined)) return undefined as never
+  const handler = handle === undefined
+    ? {
+      _tag: "Batch",
+      handleBatch: events === undefined ? handleBatch : TypedHandler.batch(events, handleBatch!, failAt)
+    }
+    : { _tag: "One", handle: events === undefined ? handle : TypedHandler.one(events, handle) }
+  return handler as Handler
+}
 
 /**
  * Calls the handler of a projection with the given events, one after the other or at once, as a batch does. Runs in the

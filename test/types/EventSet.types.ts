@@ -1,6 +1,15 @@
 /** Event sets that must or must not compile: checked by `tsc`, never run. */
-import { Context, Effect, Schema, SchemaGetter } from "effect"
-import { type Event, EventSet, type EventStore } from "pupsourcing-orchestrator"
+import { type Array, Context, Data, Effect, Layer, Schema, SchemaGetter } from "effect"
+import { SqlClient, type SqlError } from "effect/sql"
+import {
+  type Errors,
+  type Event,
+  EventSet,
+  type EventStore,
+  MemoryStores,
+  Orchestrator,
+  Projection
+} from "pupsourcing-orchestrator"
 
 type Equals<A, B> = (<T>() => T extends A ? 1 : 2) extends (<T>() => T extends B ? 1 : 2) ? true : false
 const holds = <_ extends true>(): void => {}
@@ -16,23 +25,23 @@ const Encrypted = Schema.String.pipe(Schema.decodeTo(Schema.String, {
 const Users = EventSet.make({
   Registered: { version: 3, payload: Name, upcast: { 1: (old) => old.user, 2: (old) => ({ ...old, name: "" }) } },
   Renamed: { payload: Schema.Struct({ to: Schema.Date }), storedAs: ["NameChanged"] },
-  Told: Schema.Struct({ secret: Encrypted })
+  Shared: Schema.Struct({ secret: Encrypted })
 }, { boundedContext: "identity", aggregateType: "User" })
 const Anywhere = EventSet.make({ Renamed: Name })
 
 // The payload has the type of the schema, by tag.
-holds<Equals<EventSet.Tag<typeof Users>, "Registered" | "Renamed" | "Told">>()
+holds<Equals<EventSet.Tag<typeof Users>, "Registered" | "Renamed" | "Shared">>()
 holds<Equals<EventSet.Payload<typeof Users, "Renamed">, { readonly to: Date }>>()
 holds<Equals<EventSet.Event<typeof Anywhere>, EventSet.Decoded<"Renamed", { readonly name: string }>>>()
 export const narrows = (event: EventSet.Event<typeof Users>): Date | string =>
   event.eventType === "Renamed"
     ? event.payload.to
-    : event.eventType === "Told"
+    : event.eventType === "Shared"
     ? event.payload.secret
     : event.payload.name
-holds<Equals<EventSet.Tag<ReturnType<typeof Users.pick<"Told">>>, "Told">>()
-const narrowed = Users.with({ Told: Schema.Struct({}) })
-holds<Equals<EventSet.Payload<typeof narrowed, "Told">, {}>>()
+holds<Equals<EventSet.Tag<ReturnType<typeof Users.pick<"Shared">>>, "Shared">>()
+const narrowed = Users.with({ Shared: Schema.Struct({}) })
+holds<Equals<EventSet.Payload<typeof narrowed, "Shared">, {}>>()
 holds<Equals<EventSet.Payload<typeof narrowed, "Renamed">, { readonly to: Date }>>()
 
 // The services of the schemas are required where they are used.
@@ -40,7 +49,7 @@ export const told = (event: Event.Event) => {
   const decoded = EventSet.decode(Users, event)
   holds<Equals<Effect.Services<typeof decoded>, Keys>>()
   holds<Equals<EventSet.DecodingServices<typeof narrowed>, never>>()
-  const appended = EventSet.append(Users, [{ eventType: "Told", aggregateId: "1", payload: { secret: "s" } }])
+  const appended = EventSet.append(Users, [{ eventType: "Shared", aggregateId: "1", payload: { secret: "s" } }])
   holds<Equals<Effect.Services<typeof appended>, Cipher | EventStore.EventStore>>()
 }
 
@@ -86,4 +95,75 @@ export const appends = [
   EventSet.append(Users, [{ eventType: "Renamed", aggregateId: "1", payload: { name: "A" } }]),
   // @ts-expect-error the set decides the version
   EventSet.append(Users, [{ eventVersion: 2, eventType: "Renamed", aggregateId: "1", payload: { to: new Date(0) } }])
+]
+
+class NoName extends Data.TaggedError("NoName")<{}> {}
+class NoDate extends Data.TaggedError("NoDate")<{}> {}
+
+// The functions by tag receive their events, also as generators; errors and services are the union over them.
+const byTag = Projection.make("users", Users, {
+  handle: {
+    Registered: Effect.fnUntraced(function*(event) {
+      holds<Equals<typeof event, EventSet.Event<typeof Users, "Registered">>>()
+      const sql = yield* SqlClient.SqlClient
+      yield* sql`INSERT INTO users (name) VALUES (${event.payload.name})`
+      if (event.payload.name === "") return yield* new NoName()
+    }),
+    Renamed: (event) => event.payload.to.getTime() === 0 ? Effect.fail(new NoDate()) : Effect.void,
+    Shared: ({ eventType }) => {
+      holds<Equals<typeof eventType, "Shared">>()
+      return Effect.void
+    }
+  }
+})
+holds<Equals<Projection.Error<typeof byTag>, NoName | NoDate | SqlError.SqlError | Errors.EventUndecodable>>()
+holds<Equals<Projection.Services<typeof byTag>, SqlClient.SqlClient | Keys>>()
+
+// One function of the union; a batch of it.
+const byUnion = Projection.make("users", Users.pick("Registered", "Renamed"), {
+  handle: (event) => event.eventType === "Renamed" ? Effect.fail(new NoDate()) : Effect.fail(new NoName())
+})
+holds<Equals<typeof byUnion, Projection.Projection<NoDate | NoName | Errors.EventUndecodable>>>()
+const batched = Projection.make("users", Anywhere, {
+  startFrom: "now",
+  handleBatch: Effect.fnUntraced(function*(events) {
+    holds<Equals<typeof events, Array.NonEmptyReadonlyArray<EventSet.Event<typeof Anywhere>>>>()
+    if (events[0].payload.name === "") return yield* Projection.failAt(events[0], new NoName())
+  })
+})
+holds<Equals<typeof batched, Projection.Projection<NoName | Errors.EventUndecodable>>>()
+
+// The service of a schema is missing.
+const withoutKeys = Orchestrator.layer({
+  replicaSet: "main",
+  projections: [Projection.make("shared", Users.pick("Shared"), {
+    handle: () => Effect.void
+  })]
+}).pipe(Layer.provide(MemoryStores.layer))
+// @ts-expect-error Keys is missing
+export const needsKeys = () => Effect.runFork(Effect.provide(Orchestrator.run, withoutKeys))
+export const hasKeys = () =>
+  Effect.runFork(Effect.provide(
+    Orchestrator.run,
+    withoutKeys.pipe(Layer.provide(Layer.succeed(Keys, {
+      decrypt: (text) => text
+    })))
+  ))
+
+const done = () => Effect.void
+export const refused = [
+  // @ts-expect-error the function of a tag is missing
+  Projection.make("missing", Users, { handle: { Registered: done, Renamed: done } }),
+  // @ts-expect-error misspelt
+  Projection.make("wrong", Anywhere, { handle: { Renamed: done, Renmed: done } }),
+  // @ts-expect-error not a property of the payload
+  Projection.make("payload", Anywhere, { handle: { Renamed: ({ payload }) => Effect.succeed(payload.nme) } }),
+  // @ts-expect-error both handlers
+  Projection.make("both", Anywhere, { handle: done, handleBatch: done }),
+  // @ts-expect-error no handler
+  Projection.make("none", Anywhere, { startFrom: "now" }),
+  // @ts-expect-error the event set selects the events
+  Projection.make("filter", Anywhere, { eventTypes: ["Renamed"], handle: done }),
+  // @ts-expect-error not an Effect
+  Projection.make("effect", Anywhere, { handle: { Renamed: () => 5 } })
 ]

@@ -1,0 +1,67 @@
+/** Handlers of decoded events: their types, and their conversion to handlers of stored events. */
+import * as Arr from "effect/Array"
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
+import { HandlerResultUnused } from "../schema/Errors.ts"
+import type { Event } from "../schema/Event.ts"
+import * as EventCodec from "../schema/EventCodec.ts"
+import type * as EventSet from "../schema/EventSet.ts"
+
+type AnyEffect = Effect.Effect<unknown, unknown, unknown>
+
+/** A function of every event of the set, or one function for each tag. */
+export type HandlerOf<Set extends EventSet.Any> = ((event: EventSet.Event<Set>) => AnyEffect) | HandlersOf<Set>
+
+type HandlersOf<Set extends EventSet.Any> = {
+  readonly [Tag in EventSet.Tag<Set>]: (event: EventSet.Event<Set, Tag>) => AnyEffect
+}
+
+/** The type that a misspelt tag must have, so that the compiler's message shows the right ones. */
+export interface NotInEventSet<Tags> {
+  readonly "~tags": Tags
+}
+
+/** Excludes keys that are not tags of the set. */
+export type OnlyTags<H, Set extends EventSet.Any> = H extends (...args: never) => unknown ? unknown
+  : {
+    readonly [K in Exclude<keyof H, EventSet.Tag<Set>>]: NotInEventSet<Extract<keyof EventSet.SchemasOf<Set>, string>>
+  }
+
+/** The effects of a handler; never if the projection has a handler of batches instead. */
+export type EffectOf<H, Set extends EventSet.Any> = [HandlerOf<Set>] extends [H] ? never
+  : H extends (...args: never) => infer A ? A
+  : { [K in keyof H]: H[K] extends (...args: never) => infer A ? A : never }[keyof H]
+
+/** A decoded event of any set. */
+type Decoded = EventSet.Decoded<string, unknown>
+
+/** Converts the handler of one event. It is not called for an event that the set ignores. */
+export const one = (set: EventSet.Any, handle: object) => (event: Event): AnyEffect =>
+  Effect.flatMap(EventCodec.decode(set, event), (decoded) =>
+    Option.match(decoded, {
+      onNone: () => Effect.void,
+      onSome: (event) => {
+        const own: unknown = typeof handle === "function" ? handle : handle[event.eventType as keyof typeof handle]
+        return effectOf((own as (event: Decoded) => unknown)(event))
+      }
+    }))
+
+/** Converts the handler of a batch. `failAt` names the event that cannot be decoded. */
+export const batch = (
+  set: EventSet.Any,
+  handleBatch: (events: never) => unknown,
+  failAt: <E>(event: Event, error: E) => Effect.Effect<never, E>
+) =>
+(events: ReadonlyArray<Event>): AnyEffect =>
+  Effect.forEach(events, (event) => EventCodec.decode(set, event).pipe(Effect.catch((error) => failAt(event, error))))
+    .pipe(
+      Effect.map(Arr.getSomes),
+      Effect.flatMap((decoded) =>
+        Arr.isReadonlyArrayNonEmpty(decoded) ? effectOf(handleBatch(decoded as never)) : Effect.void
+      )
+    )
+
+const effectOf = (result: unknown): AnyEffect =>
+  Effect.isEffect(result)
+    ? result as AnyEffect
+    : Effect.die(new HandlerResultUnused({ result: "not an Effect" }))
