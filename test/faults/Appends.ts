@@ -17,6 +17,8 @@ export interface AppendOptions {
    * Default: all events belong to none.
    */
   readonly customers?: number
+  /** The version of the events' payloads. Default 1. */
+  readonly eventVersion?: number
   /** Prefix of the aggregates' ids. Default `a`. */
   readonly prefix?: string
   /** `sql` writes as a Go service with pupsourcing does, and sends no notification. Default `store`. */
@@ -58,7 +60,16 @@ export const make = Effect.gen(function*() {
 
   let weight = 0
   const append = Effect.fnUntraced(function*(count: number, options: AppendOptions = {}) {
-    const { aggregates = 40, customers = 0, each = 5, hold, prefix = "a", through = "store", writers = 4 } = options
+    const {
+      aggregates = 40,
+      customers = 0,
+      each = 5,
+      eventVersion = 1,
+      hold,
+      prefix = "a",
+      through = "store",
+      writers = 4
+    } = options
     let left = count
     const write = Effect.fnUntraced(function*(writer: number) {
       for (let turn = 0; left > 0; turn++) {
@@ -83,6 +94,7 @@ export const make = Effect.gen(function*() {
             aggregateType: "Thing",
             aggregateId,
             eventType: "Happened",
+            eventVersion,
             payload,
             metadata: metadataOf(payload, customers)
           })))

@@ -159,6 +159,60 @@ it.live(
   () => changeFilter.pipe(Effect.scoped, Effect.provide(Harness.layer))
 )
 
+/** Every range of the projection has an owner among these, and each of them owns one. */
+const ownersOf = (projection: string, ids: ReadonlyArray<string>) => (state: Harness.State) => {
+  const owners = state.checkpoints.filter((row) => row.projection === projection).map(({ workerId }) => workerId)
+  return owners.every((owner) => owner !== null && ids.includes(owner)) && new Set(owners).size === ids.length
+}
+
+/**
+ * Workers of two versions run at the same time; then the newer version appends events that the event sets of the older
+ * workers do not declare.
+ */
+const mixVersions = Effect.fnUntraced(function*(order: readonly ["new" | "old", ...Array<"new" | "old">]) {
+  const harness = yield* Harness.Harness
+  const version = (name: "new" | "old"): Harness.WorkerOptions => ({
+    projections: [filtered, unchanged],
+    typed: { projection: filtered, newest: name === "new" ? 2 : 1 }
+  })
+  const pods: Array<Pod> = []
+  for (const [index, name] of order.entries()) {
+    pods.push(yield* start(`${name}-${index}`, `${name}-${index}`, version(name)))
+    yield* harness.waitUntil("the worker has joined", Harness.sharedBy(pods.map(({ id }) => id)))
+  }
+  const ids = pods.map(({ id }) => id)
+  const young = ids.filter((id) => id.startsWith("new"))
+  yield* harness.append(200)
+  yield* harness.waitUntil(
+    "all workers work on both projections",
+    (state) => ownersOf(filtered, ids)(state) && ownersOf(unchanged, ids)(state)
+  )
+  // Events of both versions of the same aggregates.
+  const stopLoad = yield* harness.load({ perSecond: 100 })
+  yield* harness.append(200, { eventVersion: 2 })
+  yield* harness.waitUntil(
+    "the newer workers have all of the projection, and the older ones work on the other",
+    (state) => ownersOf(filtered, young)(state) && ownersOf(unchanged, ids)(state)
+  )
+  yield* harness.append(200, { eventVersion: 2 })
+  yield* stopLoad
+  const end = yield* harness.quiesce([filtered, unchanged])
+  assert.deepStrictEqual(end.refusals, [])
+  for (const { id, worker } of pods) {
+    const warnings = worker.output().split("\n").filter((line) => line.includes("is newer than version 1"))
+    assert.strictEqual(warnings.length, young.includes(id) ? 0 : 1, id)
+    if (!young.includes(id)) assert.include(warnings[0], `continues with its other projections: ${unchanged}.`)
+  }
+})
+
+test("two older workers give up a projection at events of a newer version, which the newer worker handles", function*() {
+  yield* mixVersions(["old", "old", "new"])
+})
+
+test("an older worker that registers after the newer one gives up the projection, too", function*() {
+  yield* mixVersions(["new", "old"])
+})
+
 test("six workers are replaced by others under their ids", function*() {
   yield* deploy(6, stopFirst)
 })

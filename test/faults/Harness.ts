@@ -53,6 +53,7 @@ export interface WorkerOptions {
   readonly settings?: Partial<Instructions["settings"]>
   readonly delayMillis?: number
   readonly filter?: Instructions["filter"]
+  readonly typed?: Instructions["typed"]
   readonly misbehaviour?: Misbehaviour
   /** Registers under this id instead of the worker's name in the test. */
   readonly workerId?: string
@@ -256,6 +257,7 @@ const make = Effect.gen(function*() {
       settings: { ...defaultSettings, ...options.settings },
       delayMillis: options.delayMillis ?? 0,
       ...(options.filter === undefined ? {} : { filter: options.filter }),
+      ...(options.typed === undefined ? {} : { typed: options.typed }),
       ...(options.misbehaviour === undefined ? {} : { misbehaviour: options.misbehaviour })
     }
     const worker = yield* WorkerProcess.spawn({

@@ -37,6 +37,8 @@ export const Instructions = Schema.fromJsonString(Schema.Struct({
     eventTypes: Schema.Array(Schema.String),
     acceptFilterChange: Schema.Boolean
   })),
+  /** One of the projections handles typed events; the newest version that its event set declares. */
+  typed: Schema.optionalKey(Schema.Struct({ projection: Schema.String, newest: Schema.Int })),
   /** What the handler of `journal` does in addition. */
   misbehaviour: Schema.optionalKey(Misbehaviour)
 }))

@@ -9,9 +9,10 @@
  * key, and reads, computes and writes a row without a lock. Each can be run several times under names like
  * `per_aggregate/2`.
  */
-import { Console, Data, Effect, Schedule, Schema } from "effect"
+import { Console, Data, Effect, Result, Schedule, Schema } from "effect"
 import { SqlClient } from "effect/sql"
 import * as Event from "../../src/schema/Event.ts"
+import * as EventSet from "../../src/services/EventSet.ts"
 import * as Projection from "../../src/services/Projection.ts"
 
 /** Events differ in weight, so that swapping two of them makes the totals wrong too. */
@@ -164,6 +165,23 @@ export const make = (
         yield* Console.log(`let go ${name} at ${event.globalPosition}`)
       }
     })
+  })
+}
+
+/** The projection with an event set that declares versions up to `newest`. Every event must decode before it is handled. */
+export const decoding = <E, R>(projection: Projection.Projection<E, R>, newest: number) => {
+  const Things = EventSet.make({
+    Happened: {
+      version: newest,
+      payload: Payload,
+      upcast: Object.fromEntries(Array.from({ length: newest - 1 }, (_, index) => [index + 1, (old: unknown) => old]))
+    }
+  }, { boundedContext: "faults", aggregateType: "Thing" })
+  return Projection.make(projection.name, Things, {
+    handle: (event) => {
+      const payload = Result.getOrThrow(Event.encodePayload(event.payload))
+      return Projection.handle(projection, [{ ...event, payload }])
+    }
   })
 }
 

@@ -23,6 +23,7 @@ const program = Effect.gen(function*() {
     presence,
     replicaSets,
     settings,
+    typed,
     url
   } = instructions
   const { workerId } = instructions
@@ -45,6 +46,8 @@ const program = Effect.gen(function*() {
     const unfiltered = Projections.make(name, { workerId: workerId ?? "", delayMillis, outside })
     const usual = filter?.projection === name
       ? { ...unfiltered, filter: { eventTypes: filter.eventTypes }, acceptFilterChange: filter.acceptFilterChange }
+      : typed?.projection === name
+      ? Projections.decoding(unfiltered, typed.newest)
       : unfiltered
     return misbehaviour !== undefined && Projections.kindOf(name) === "journal"
       ? Misbehaviour.apply(misbehaviour)(usual)
