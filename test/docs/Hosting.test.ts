@@ -27,7 +27,7 @@ const spawn = Effect.fnUntraced(function*(file: string, url: string) {
   return yield* WorkerProcess.spawn({ id: file, script, env: { DATABASE_URL: url, PORT: "0" }, mayEnd: false })
 })
 
-for (const framework of ["express", "hono"]) {
+for (const framework of ["express", "fastify", "hono"]) {
   test(`${framework} serves the app and the endpoints, and leaves gracefully`, function*({ sql, url }) {
     const app = yield* spawn(`${framework}.ts`, url)
     const output = yield* waitUntil(
