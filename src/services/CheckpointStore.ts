@@ -45,6 +45,9 @@ export class HandlerFailure extends Data.TaggedError("HandlerFailure")<{
   readonly cause: Cause.Cause<unknown>
 }> {}
 
+/** The isolation level of a batch's transaction. */
+export type Isolation = "read committed" | "repeatable read" | "serializable"
+
 export interface BatchOptions {
   /** The range's position before the batch. */
   readonly from: bigint
@@ -58,6 +61,8 @@ export interface BatchOptions {
    * `EpochEnded`.
    */
   readonly epoch?: ServerEpoch | undefined
+  /** Default: that of the client's sessions. Stores whose transactions are always serializable ignore it. */
+  readonly isolation?: Isolation | undefined
 }
 
 export interface CheckpointStore {

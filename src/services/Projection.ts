@@ -14,6 +14,7 @@ import { canonical, type EventFilter } from "../schema/EventFilter.ts"
 import type * as EventSet from "../schema/EventSet.ts"
 import type { Ordering } from "../schema/Ordering.ts"
 import { byDefault, type PartitionKey } from "../schema/PartitionKey.ts"
+import type { Isolation } from "./CheckpointStore.ts"
 import * as TypedHandler from "./TypedHandler.ts"
 
 /**
@@ -47,6 +48,14 @@ export type StartFrom = "beginning" | "now" | bigint | Date
 export type { Ordering } from "../schema/Ordering.ts"
 
 /**
+ * The isolation level of a batch's transaction; see the option `isolation`.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type { Isolation } from "./CheckpointStore.ts"
+
+/**
  * The handler of a projection: it is called for each event, or once for the events of a batch.
  *
  * @category models
@@ -74,6 +83,7 @@ export interface Projection<out E = never, out R = never> {
   readonly acceptFilterChange: boolean
   readonly concurrency: number
   readonly ordering: Ordering
+  readonly isolation: Isolation | undefined
   readonly handler: Handler<E, R>
 }
 
@@ -149,6 +159,22 @@ export interface CommonOptions extends EventFilter {
    *   version: otherwise the worker fails with `OrderingChanged`. See docs/ordering-and-delivery.md.
    */
   readonly ordering?: Ordering | undefined
+  /**
+   * The isolation level of the transaction in which the handler runs. Default: that of the client's sessions, which is
+   * `"read committed"` unless the role or the database sets another one. A batch that PostgreSQL refuses because of a
+   * concurrent transaction is repeated.
+   *
+   * **When to use**
+   *
+   * `"serializable"` for a handler that reads rows of several aggregates and writes what follows from them, when neither
+   * SQL arithmetic nor a row lock can do it.
+   *
+   * **Gotchas**
+   *
+   * - Transactions of other isolation levels that write the same rows are not serialized with those of the handler.
+   * - In memory, every batch is serializable.
+   */
+  readonly isolation?: Isolation | undefined
 }
 
 /**
@@ -328,6 +354,7 @@ const of = <E, R>(
   acceptFilterChange: options.acceptFilterChange ?? false,
   concurrency: options.concurrency ?? 1,
   ordering: options.ordering ?? "aggregate",
+  isolation: options.isolation,
   handler
 })
 

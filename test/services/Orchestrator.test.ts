@@ -356,6 +356,11 @@ it.effect("rejects no projections, an empty name, duplicate names, an empty filt
       [[named("a", { concurrency: 0 })], "InvalidSettings", /concurrency of "a" is 0\. Give an integer from 1 to 100/],
       [[named("a", { concurrency: 1.5 })], "InvalidSettings", /concurrency of "a" is 1\.5/],
       [[named("a", { concurrency: 101 })], "InvalidSettings", /concurrency of "a" is 101/],
+      [
+        [named("a", { isolation: "none" as "serializable" })],
+        "InvalidSettings",
+        /isolation of "a" is "none"\. Give one/
+      ],
       [[named("a", { ordering: "some" as "global" })], "InvalidSettings", /ordering of "a" is "some"/],
       [[named("a", { ordering: "global", concurrency: 2 })], "InvalidSettings", /"a" has ordering "global" and conc/],
       [[named("a", { eventTypes: [] })], "InvalidSettings", /eventTypes of "a" is empty/],

@@ -36,15 +36,27 @@ const append = Effect.fnUntraced(function*(aggregateType: string) {
 /** The same, for a new type. */
 const appendMany = Effect.tap(unique("type"), append)
 
-const worker = Effect.fnUntraced(function*(
-  projection: Projection.Projection<unknown, never>,
+const worker = Effect.fnUntraced(function*<R>(
+  projection: Projection.Projection<unknown, R>,
   rest: { readonly replicaSet?: string } = {}
 ) {
   const replicaSet = rest.replicaSet ?? (yield* unique("replica-set"))
   return yield* Orchestrator.make({ replicaSet, projections: [projection] })
 })
 
-export const suite = (name: string, layer: Layer.Layer<EventStore | Projections | Stores, unknown>) =>
+export interface Options<R> {
+  /** A number that handlers read and write in their transactions. */
+  readonly shared: {
+    readonly read: Effect.Effect<number, unknown, R>
+    readonly write: (value: number) => Effect.Effect<unknown, unknown, R>
+  }
+}
+
+export const suite = <R>(
+  name: string,
+  layer: Layer.Layer<EventStore | Projections | R | Stores, unknown>,
+  { shared }: Options<R>
+) =>
   // In real time: these tests wait for handlers and workers, never for a time.
   it.layer(layer, { excludeTestServices: true })(`order and concurrency (${name})`, (it) => {
     it.effect("handlers that wait run `concurrency` at a time, in ranges of their own", () =>
@@ -113,6 +125,29 @@ export const suite = (name: string, layer: Layer.Layer<EventStore | Projections 
         assert.deepStrictEqual(handled, handled.toSorted((x, y) => x < y ? -1 : 1))
         assert.deepStrictEqual((yield* checkpoints.rows(name)).map(({ range }) => range), [HashRange.whole])
         for (const fiber of runs.values()) yield* Fiber.interrupt(fiber)
+      }))
+
+    it.effect("serializable batches of two ranges lose no update of a row that both read and write", () =>
+      Effect.gen(function*() {
+        const aggregateType = yield* appendMany
+        const before = yield* shared.read
+        const both = yield* Latch.make(false)
+        let calls = 0
+        const orchestrator = yield* worker(Projection.make(yield* unique("projection"), {
+          aggregateTypes: [aggregateType],
+          concurrency: 2,
+          isolation: "serializable",
+          handle: Effect.fnUntraced(function*() {
+            const value = yield* shared.read
+            // The first batches of both ranges have read the same value before one of them writes.
+            if (++calls === 2) both.openUnsafe()
+            yield* both.await
+            yield* shared.write(value + 1)
+          })
+        }))
+        yield* orchestrator.catchUp
+        assert.strictEqual(yield* shared.read, before + aggregates)
+        assert.isAbove(calls, aggregates, "no batch was refused and repeated")
       }))
 
     it.effect("a concurrency that differs from the last run's moves no position", () =>

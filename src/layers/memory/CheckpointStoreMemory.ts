@@ -39,7 +39,10 @@ export const make = (handle: Handle): CheckpointStore => {
   })
 }
 
-/** `idleTimeout` does not apply: there is no idle session to terminate. */
+/**
+ * `idleTimeout` does not apply, because there is no idle session to terminate, and neither does `isolation`: these
+ * transactions are always serializable.
+ */
 const commit = <E, R>(
   { reach, world }: Handle,
   held: Held,

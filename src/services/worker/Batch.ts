@@ -138,7 +138,7 @@ const commit = (environment: Environment, batch: Batch, progress: HandlerCall.Pr
   const { epoch, held, writtenUpTo } = job.state
   return checkpoints.commit(
     held,
-    { from: writtenUpTo, idleTimeout, epoch },
+    { from: writtenUpTo, idleTimeout, epoch, isolation: job.projection.isolation },
     Effect.map(handling, () => reached(batch, progress))
   ).pipe(
     // If a handler's failure makes the store die, it is a handler failure: the handler must not run forever.

@@ -71,8 +71,10 @@ const invalid = (problem: string) => new InvalidSettings({ setting: "projections
 
 const maximumConcurrency = 100
 
+const isolationLevels: ReadonlyArray<Projection.Isolation> = ["read committed", "repeatable read", "serializable"]
+
 const problemOf = (
-  { concurrency, filter, handler, name, ordering, partitionBy, startFrom }: Projection.Any
+  { concurrency, filter, handler, isolation, name, ordering, partitionBy, startFrom }: Projection.Any
 ): string | undefined => {
   if (name.trim() === "") return "A projection's name must not be empty, because progress is stored by name."
   if (name.length > maximumNameLength) {
@@ -95,6 +97,9 @@ const problemOf = (
   }
   if (ordering !== "aggregate" && ordering !== "global") {
     return `ordering of "${name}" is ${JSON.stringify(ordering)}. Give "aggregate" or "global".`
+  }
+  if (isolation !== undefined && !isolationLevels.includes(isolation)) {
+    return `isolation of "${name}" is ${JSON.stringify(isolation)}. Give one of ${isolationLevels.join(", ")}.`
   }
   if (ordering === "global" && concurrency > 1) {
     return `"${name}" has ordering "global" and concurrency ${concurrency}. Omit one of them: in global order, events are handled one at a time.`

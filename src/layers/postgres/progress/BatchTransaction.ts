@@ -10,11 +10,12 @@ import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import * as Predicate from "effect/Predicate"
 import * as Semaphore from "effect/Semaphore"
-import type * as SqlClient from "effect/sql/SqlClient"
+import * as SqlClient from "effect/sql/SqlClient"
 import type { Connection } from "effect/sql/SqlConnection"
 import type * as SqlError from "effect/sql/SqlError"
 import type { StoreError } from "../../../schema/Errors.ts"
 import * as Abandonable from "../../../services/Abandonable.ts"
+import type { Isolation } from "../../../services/CheckpointStore.ts"
 import { isTrue } from "../connection/Codecs.ts"
 import { quietly, quietlyAround } from "../connection/PoolStatement.ts"
 import { connectionLost, unavailable } from "../connection/SqlErrors.ts"
@@ -31,6 +32,14 @@ export interface Options {
   /** Returns the transaction once the first statement of the batch has been answered. */
   readonly transaction: () => Transaction | undefined
   readonly idleTimeout: Duration.Duration
+  readonly isolation?: Isolation | undefined
+}
+
+/** SQL: how a transaction of each isolation level begins. */
+const beginOf: Record<Isolation, string> = {
+  "read committed": "BEGIN ISOLATION LEVEL READ COMMITTED",
+  "repeatable read": "BEGIN ISOLATION LEVEL REPEATABLE READ",
+  serializable: "BEGIN ISOLATION LEVEL SERIALIZABLE"
 }
 
 /**
@@ -74,7 +83,9 @@ export const run = <E, R>(database: Database["Service"], options: Options, batch
     )
     const transaction = Effect.ensuring(
       // This sends BEGIN, then COMMIT if `batch` succeeds, otherwise ROLLBACK: see `interceptEnd`.
-      quietlyAround<SqlError.SqlError>(sql.withTransaction)(Effect.andThen(interception, batch)),
+      isolated<SqlError.SqlError>(options.isolation, quietlyAround<SqlError.SqlError>(sql.withTransaction))(
+        Effect.andThen(interception, batch)
+      ),
       Effect.sync(() => restoreConnection(end))
     )
     return Abandonable.run(transaction, {
@@ -83,6 +94,21 @@ export const run = <E, R>(database: Database["Service"], options: Options, batch
       onAbandoned: () => Effect.sync(() => abandon(end))
     })
   })
+
+/** Begins the transaction with the isolation level; transactions that the batch itself begins are not changed. */
+const isolated = <E>(
+  isolation: Isolation | undefined,
+  transact: <A, E1, R>(self: Effect.Effect<A, E1, R>) => Effect.Effect<A, E | E1, R>
+) =>
+<A, E1, R>(self: Effect.Effect<A, E1, R>): Effect.Effect<A, E | E1, R> =>
+  isolation === undefined
+    ? transact(self)
+    : Effect.flatMap(SqlClient.BeginTransaction, (statement) =>
+      Effect.provideService(
+        transact(Effect.provideService(self, SqlClient.BeginTransaction, statement)),
+        SqlClient.BeginTransaction,
+        beginOf[isolation]
+      ))
 
 // How COMMIT and ROLLBACK are sent.
 

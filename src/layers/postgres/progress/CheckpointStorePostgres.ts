@@ -83,7 +83,7 @@ const commit = <E, R>(
   work: Effect.Effect<bigint, E, R>
 ): Effect.Effect<void, EpochEnded | Fenced | HandlerFailure | StoreError | TransientFailure, R> =>
   Effect.suspend(() => {
-    const { from, idleTimeout } = options
+    const { from, idleTimeout, isolation } = options
     const batch: Batch = {
       held,
       options,
@@ -99,7 +99,7 @@ const commit = <E, R>(
     })
     return Effect.catchCause(
       // Its `withTransaction` sends COMMIT after `advanceInBatch`, so the steps contain no COMMIT.
-      BatchTransaction.run(database, { idleTimeout, transaction: () => batch.transaction }, steps),
+      BatchTransaction.run(database, { idleTimeout, isolation, transaction: () => batch.transaction }, steps),
       (cause) =>
         BatchFailure.match(BatchFailure.classify(database.server, cause, batch), {
           UnknownCommit: ({ error }) => resolveUnknownCommit(database, held, { from, to: batch.to }, error),
