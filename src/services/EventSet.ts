@@ -23,12 +23,15 @@
  */
 import * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
+import type * as FileSystem from "effect/FileSystem"
 import type * as Option from "effect/Option"
+import type { PlatformError } from "effect/PlatformError"
 import type { ConcurrencyConflict, DuplicateEvent, InvalidEvents, StoreError } from "../schema/Errors.ts"
 import type { Appended, Event as StoredEvent, NewEvent as StoredNewEvent } from "../schema/Event.ts"
 import * as EventCodec from "../schema/EventCodec.ts"
 import type { Any, DecodingServices, EncodingServices, Event, EventSet, SchemasOf, Tag } from "../schema/EventSet.ts"
 import { EventStore } from "./EventStore.ts"
+import * as GoldenPayloads from "./GoldenPayloads.ts"
 
 export {
   type Any,
@@ -119,3 +122,38 @@ export const decodeAll = <Set extends Any>(
   events: ReadonlyArray<StoredEvent>
 ): Effect.Effect<ReadonlyArray<Event<Set>>, EventCodec.DecodeError, DecodingServices<Set>> =>
   Effect.map(Effect.forEach(events, (event) => decode(set, event)), Arr.getSomes) as never
+
+/**
+ * Checks that every stored version of every type still decodes. `folder` contains one or more payloads of each version
+ * as JSON files named `UserRegistered.v1.json` or `UserRegistered.v1.without-name.json`, by the stored type. Returns the
+ * problems: payloads that do not decode, files of types that the set neither contains nor ignores, and versions without
+ * a file.
+ *
+ * **When to use**
+ *
+ * In a test. Commit a file when a version is introduced, and never change it.
+ *
+ * **Example**
+ *
+ * ```ts
+ * import { NodeFileSystem } from "@effect/platform-node"
+ * import { assert, it } from "@effect/vitest"
+ * import { Effect, Schema } from "effect"
+ * import { EventSet } from "pupsourcing-orchestrator"
+ *
+ * const UserEvents = EventSet.make({ UserRenamed: Schema.Struct({ name: Schema.String }) })
+ *
+ * it.effect("every stored payload decodes", () =>
+ *   Effect.gen(function*() {
+ *     assert.deepStrictEqual(yield* EventSet.golden(UserEvents, "test/golden/users"), [])
+ *   }).pipe(Effect.provide(NodeFileSystem.layer)))
+ * ```
+ *
+ * @category testing
+ * @since 0.1.0
+ */
+export const golden = <Set extends Any>(
+  set: Set,
+  folder: string
+): Effect.Effect<ReadonlyArray<string>, PlatformError, DecodingServices<Set> | FileSystem.FileSystem> =>
+  GoldenPayloads.check(set, folder) as never
