@@ -180,7 +180,11 @@ export const make = Effect.fnUntraced(function*<const P extends ReadonlyArray<Pr
     run: exclusively((workerId, annotations) => Registration.runRegistrations(worker, workerId, annotations)),
     catchUp: exclusively((workerId, annotations) =>
       Effect.raceFirst(
-        Registration.runRegistrations(worker, workerId, annotations),
+        Registration.runRegistrations(
+          { ...worker, projections: CatchUp.withoutWindows(worker.projections) },
+          workerId,
+          annotations
+        ),
         CatchUp.awaitCaughtUp(worker)
       )
     ),

@@ -8,6 +8,7 @@ import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
+import type { BatchWindow } from "../schema/BatchWindow.ts"
 import type { EventUndecodable } from "../schema/Errors.ts"
 import type { Event } from "../schema/Event.ts"
 import { canonical, type EventFilter } from "../schema/EventFilter.ts"
@@ -66,7 +67,16 @@ export type Handler<E = never, R = never> =
   | {
     readonly _tag: "Batch"
     readonly handleBatch: (events: Array.NonEmptyReadonlyArray<Event>) => Effect.Effect<unknown, E, R>
+    readonly window?: BatchWindow | undefined
   }
+
+/**
+ * How long events wait for more before the handler of batches is called.
+ *
+ * @category options
+ * @since 0.1.0
+ */
+export type { BatchWindow } from "../schema/BatchWindow.ts"
 
 /**
  * A named handler of events, with the filter that selects them. `E` is the error type of the handler, `R` the services
@@ -202,6 +212,7 @@ export interface HandleOptions<E, R> extends CommonOptions {
    */
   readonly handle: (event: Event) => Effect.Effect<unknown, E, R>
   readonly handleBatch?: undefined
+  readonly batchWindow?: undefined
 }
 
 /**
@@ -232,6 +243,12 @@ export interface HandleBatchOptions<E, R> extends CommonOptions {
    */
   readonly handleBatch: (events: Array.NonEmptyReadonlyArray<Event>) => Effect.Effect<unknown, E, R>
   readonly handle?: undefined
+  /**
+   * Lets the newest events wait for more before `handleBatch` is called, so that it is called less often with more
+   * events. Default: no event waits. While there is a backlog, nothing waits; the wait holds no transaction, and ends at
+   * once when the range is released. `catchUp` does not wait.
+   */
+  readonly batchWindow?: BatchWindow | undefined
 }
 
 /**
@@ -258,6 +275,7 @@ export type TypedOptions<Set extends EventSet.Any, H, E, R> =
       /** Like `HandleOptions.handle`, for decoded events: a function for each tag, or one function for all of them. */
       readonly handle: H & TypedHandler.OnlyTags<H, Set>
       readonly handleBatch?: undefined
+      readonly batchWindow?: undefined
     }
     | {
       /** Like `HandleBatchOptions.handleBatch`, for decoded events. */
@@ -265,6 +283,7 @@ export type TypedOptions<Set extends EventSet.Any, H, E, R> =
         events: Array.NonEmptyReadonlyArray<EventSet.Event<Set>>
       ) => Effect.Effect<unknown, E, R>
       readonly handle?: undefined
+      readonly batchWindow?: BatchWindow | undefined
     }
   )
 
@@ -335,6 +354,7 @@ export const make: {
 type Untyped = CommonOptions & {
   readonly handle?: object | undefined
   readonly handleBatch?: ((events: never) => unknown) | undefined
+  readonly batchWindow?: BatchWindow | undefined
 }
 
 const of = <E, R>(
@@ -359,12 +379,13 @@ const of = <E, R>(
 })
 
 /** Without types, both functions or none may be given, which building the orchestrator reports. */
-const handlerOf = ({ handle, handleBatch }: Untyped, events?: EventSet.Any): Handler => {
+const handlerOf = ({ batchWindow, handle, handleBatch }: Untyped, events?: EventSet.Any): Handler => {
   if ((handle === undefined) === (handleBatch === undefined)) return undefined as never
   const handler = handle === undefined
     ? {
       _tag: "Batch",
-      handleBatch: events === undefined ? handleBatch : TypedHandler.batch(events, handleBatch!, failAt)
+      handleBatch: events === undefined ? handleBatch : TypedHandler.batch(events, handleBatch!, failAt),
+      window: batchWindow
     }
     : { _tag: "One", handle: events === undefined ? handle : TypedHandler.one(events, handle) }
   return handler as Handler

@@ -372,6 +372,11 @@ it.effect("rejects no projections, an empty name, duplicate names, an empty filt
         "InvalidSettings",
         /"a".*either handle or handleBatch/
       ],
+      [
+        [Projection.make("a", { handleBatch: () => Effect.void, batchWindow: { time: 0 } })],
+        "InvalidSettings",
+        /batchWindow of "a" must have a time/
+      ],
       [[named("a", untyped({ handle: undefined }))], "InvalidSettings", /"a".*either handle or handleBatch/]
     ]
     for (const [projections, tag, message] of expected) {

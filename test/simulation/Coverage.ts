@@ -51,6 +51,7 @@ const everywhere = {
     "several ranges per share",
     "global order",
     "several events in one call",
+    "batch window",
     "merge",
     "leave",
     "evicted: presence gone",

@@ -42,6 +42,7 @@ export class Fleet<R> {
     workers.push(worker)
     if (start.carries.length < this.names.length) coverage.count("faults", "workers with different projections")
     if (start.carries.some((name) => subjects.get(name)!.ordering === "global")) coverage.count("steps", "global order")
+    if (start.carries.some((name) => subjects.get(name)!.window !== undefined)) coverage.count("steps", "batch window")
     if (concurrency > 1) coverage.count("steps", "several ranges per share")
     say(
       worker.name,
@@ -57,7 +58,7 @@ export class Fleet<R> {
         startFrom: scenario.startFrom,
         ...(subject.ordering === "global" ? { ordering: "global" } : { concurrency }),
         ...(subject.isWhole
-          ? { handleBatch: this.handlerOfBatches(subject, worker) }
+          ? { handleBatch: this.handlerOfBatches(subject, worker), batchWindow: subject.window }
           : { handle: this.handler(subject, worker) })
       })
     })

@@ -39,17 +39,19 @@ export class Subject {
   readonly ordering: Ordering
   readonly keys: Keys
   readonly isWhole: boolean
+  readonly window: Scenario["projections"][number]["window"]
   /** The matching events by key, in the order of their positions. */
   readonly expected = new Map<string, Array<Committed>>()
   /** The position at which its progress began. */
   startedAt: bigint | undefined
 
-  constructor({ filter, isWhole, keys, name, ordering }: Scenario["projections"][number]) {
+  constructor({ filter, isWhole, keys, name, ordering, window }: Scenario["projections"][number]) {
     this.name = name
     this.filter = filter
     this.keys = keys
     this.ordering = ordering
     this.isWhole = isWhole
+    this.window = window
   }
 
   committed(event: Committed): void {

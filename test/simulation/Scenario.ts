@@ -203,6 +203,8 @@ export interface Scenario {
     readonly ordering: Ordering
     /** Whether it handles the events of a batch with one call. */
     readonly isWhole: boolean
+    /** How long its events wait for more, and what ends the wait. */
+    readonly window: { readonly time: number; readonly events: number } | undefined
   }>
   readonly aggregates: ReadonlyArray<Aggregate>
   readonly settings: {
@@ -314,7 +316,8 @@ export const draw = (seed: number, pace: Pace, faults?: ReadonlyArray<FaultName>
       filter,
       keys: keysChance.pick([keys[0]!, ...keys]),
       ordering: order.bool(0.2) ? "global" as const : "aggregate" as const,
-      isWhole: chance.bool(0.4)
+      isWhole: chance.bool(0.4),
+      window: chance.bool(0.5) ? { time: chance.pick([20, 200, 1000]), events: chance.pick([2, 5, 1000]) } : undefined
     })),
     aggregates: Array.from({ length: chance.pick([3, 12, 24]) }, (_, index) => ({
       id: `a${index}`,

@@ -3,6 +3,7 @@ import { assert, it } from "@effect/vitest"
 import type * as Array from "effect/Array"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
 import type * as Layer from "effect/Layer"
 import type { Event } from "../../src/schema/Event.ts"
 import { CheckpointStore } from "../../src/services/CheckpointStore.ts"
@@ -11,6 +12,7 @@ import * as Orchestrator from "../../src/services/Orchestrator.ts"
 import * as Projection from "../../src/services/Projection.ts"
 import type { Projections } from "../../src/services/Projections.ts"
 import type { Stores } from "../../src/services/Stores.ts"
+import { waitUntil } from "../../src/testing/TimeLimits.ts"
 import { unique } from "./Suite.ts"
 
 class NoCountry extends Data.TaggedError("NoCountry") {}
@@ -35,12 +37,16 @@ const given = Effect.gen(function*() {
   const calls: globalThis.Array<ReadonlyArray<string>> = []
   const append = (ids: ReadonlyArray<string>) =>
     Effect.forEach(ids, (id) => events.append([eventOf(aggregateType, id)]), { discard: true })
-  const worker = (fail: (events: Array.NonEmptyReadonlyArray<Event>) => Effect.Effect<void, unknown>) =>
+  const worker = (
+    fail: (events: Array.NonEmptyReadonlyArray<Event>) => Effect.Effect<void, unknown>,
+    batchWindow?: Projection.BatchWindow
+  ) =>
     Orchestrator.make({
       replicaSet,
       projections: [
         Projection.make(name, {
           aggregateTypes: [aggregateType],
+          batchWindow,
           handleBatch: Effect.fnUntraced(function*(batch) {
             calls.push(batch.map(({ aggregateId }) => aggregateId))
             for (const { aggregateId, eventId } of batch) {
@@ -120,6 +126,24 @@ export const suite = (name: string, layer: Layer.Layer<EventStore | Projections 
         yield* append(ids(40))
         yield* (yield* worker((batch) => batch.length > 7 ? Effect.fail(new TooMany()) : Effect.void)).catchUp
         assert.deepStrictEqual(yield* copies, ids(40))
+      }))
+
+    it.effect("let new events wait for more in a batch window, but not until its end", () =>
+      Effect.gen(function*() {
+        const { append, calls, copies, worker } = yield* given
+        const window = { time: "1 hour", events: 3 } as const
+        const running = yield* Effect.forkScoped((yield* worker(() => Effect.void, window)).run)
+        yield* append(ids(2))
+        yield* Effect.sleep(100)
+        yield* append(ids(1))
+        yield* waitUntil("three events are copied", copies, ({ length }) => length === 3)
+        assert.deepStrictEqual(yield* copies, ["thing-1", "thing-2", "thing-1"])
+        assert.deepStrictEqual(calls.map(({ length }) => length), [3])
+        yield* append(ids(1))
+        yield* Fiber.interrupt(running)
+        assert.lengthOf(yield* copies, 3, "the wait ends with the release")
+        yield* (yield* worker(() => Effect.void, window)).catchUp
+        assert.lengthOf(yield* copies, 4, "catchUp does not wait")
       }))
 
     it.effect("append events without a default cause", () =>

@@ -216,5 +216,9 @@ Projection.make("both", { handle: () => Effect.void, handleBatch: () => Effect.v
 Projection.make("event", { handleBatch: (events) => Effect.log(events.aggregateId) })
 // @ts-expect-error the result is not an Effect
 Projection.make("result", { handleBatch: (events) => events.map(() => Effect.void) })
+// @ts-expect-error a window without batches
+Projection.make("window", { handle: () => Effect.void, batchWindow: { time: "1 second" } })
+// @ts-expect-error a window without a time
+Projection.make("window", { handleBatch: () => Effect.void, batchWindow: { events: 10 } })
 // @ts-expect-error no such start
 Projection.make("start", { startFrom: "yesterday", handle: () => Effect.void })

@@ -4,9 +4,10 @@ import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
+import * as BatchWindow from "../../schema/BatchWindow.ts"
 import { CheckpointAheadOfEvents, type EventError, type StoreError } from "../../schema/Errors.ts"
 import { type CheckpointStore, EpochEnded, type Fenced } from "../CheckpointStore.ts"
-import type { EventStore, Page, ServerEpoch } from "../EventStore.ts"
+import type { EventStore, Page, ReadOptions, ServerEpoch } from "../EventStore.ts"
 import * as RangeState from "./RangeState.ts"
 import { isRetried, type Retries } from "./Retries.ts"
 import type { Startup } from "./Startup.ts"
@@ -22,6 +23,7 @@ type Next = Data.TaggedEnum<{
   Drained: {}
 }>
 const Next = Data.taggedEnum<Next>()
+type NextPage = Extract<Next, { readonly _tag: "Page" }>
 
 /** Errors that neither a retry nor another worker can fix. */
 export type PageError = CheckpointAheadOfEvents | StoreError
@@ -94,34 +96,112 @@ const next = Effect.fnUntraced(function*(source: Source): Effect.fn.Return<Next,
       yield* retries.succeeded("Reading")
       startup.worked(reading)
       yield* enterEpoch(source, result.success.page.epoch)
-      return result.success
+      return yield* untilWindowEnds(source, result.success)
     }
     // Nothing is left to retry: the server may have lost the events of a failed batch or write.
     yield* retries.allSucceeded
   }
 })
 
+const readOptions = (
+  { projection, state }: RangeState.Job,
+  after: bigint,
+  upTo: bigint,
+  limits: BatchWindow.Room
+): ReadOptions => ({
+  after,
+  upTo,
+  range: state.held.range,
+  filter: projection.filter,
+  partitionBy: projection.partitionBy,
+  ...limits
+})
+
 /** Returns nothing if the wait was interrupted. A read that has begun continues to its result. */
 const waitAndRead = ({ events, job }: Source, interruption: Effect.Effect<void, StoreError>) => {
-  const { projection, settings, state } = job
+  const { settings, state } = job
   const settled = Effect.raceFirst(
     Effect.asSome(events.settledBeyond(state.handledUpTo, settings.pollInterval)),
     Effect.as(interruption, Option.none<bigint>())
   )
   return Effect.flatMap(settled, (upTo) =>
     Option.isNone(upTo) ? Effect.succeed(undefined) : Effect.map(
-      events.read({
-        after: state.handledUpTo,
-        upTo: upTo.value,
-        range: state.held.range,
-        filter: projection.filter,
-        partitionBy: projection.partitionBy,
-        limit: settings.batchSize,
-        bytes: settings.batchBytes
-      }),
-      (page) => Next.Page({ page, isComplete: page.position >= upTo.value })
+      events.read(
+        readOptions(job, state.handledUpTo, upTo.value, { limit: settings.batchSize, bytes: settings.batchBytes })
+      ),
+      (page): NextPage => ({ _tag: "Page", page, isComplete: page.position >= upTo.value })
     ))
 }
+
+/**
+ * Lets the events of a page that reaches the settled position wait for more, if the projection has a batch window. The
+ * page is extended by reading from its end. Progress that is due meanwhile is written with the events.
+ */
+const untilWindowEnds = Effect.fnUntraced(function*(source: Source, first: NextPage) {
+  const { job: { draining, projection: { handler }, settings } } = source
+  const window = handler._tag === "Batch" ? handler.window : undefined
+  if (window === undefined || first.page.events.length === 0) return first
+  const until = (yield* Clock.monotonicTimeNanos) + Duration.toNanosUnsafe(Duration.fromInputUnsafe(window.time))
+  let next: NextPage = first
+  while (next.isComplete) {
+    const room = BatchWindow.room(window, settings, next.page.events)
+    if (room === undefined) return next
+    const longer = yield* Effect.raceFirst(
+      Effect.as(draining.await, Next.Drained()),
+      extended(source, next.page, window, room, until)
+    )
+    if (longer === undefined || longer._tag === "Drained") return longer ?? next
+    next = longer
+  }
+  return next
+})
+
+/**
+ * Returns the page with the events that follow it; undefined if the window has ended without any. A read that fails ends
+ * the wait: the next read meets the failure again, after the events of the page are handled.
+ */
+const extended = Effect.fnUntraced(function*(
+  { events, job }: Source,
+  page: Page,
+  window: BatchWindow.BatchWindow,
+  room: BatchWindow.Room,
+  until: bigint
+): Effect.fn.Return<NextPage | undefined, EpochEnded> {
+  const upTo = yield* awaitRoomFilled({ events, job }, page, window, room, until)
+  if (upTo === page.position) return undefined
+  const result = yield* Effect.result(events.read(readOptions(job, page.position, upTo, room)))
+  if (result._tag === "Failure") return undefined
+  const more = result.success
+  if (more.epoch !== page.epoch) return yield* new EpochEnded()
+  return {
+    _tag: "Page",
+    page: { ...more, events: [...page.events, ...more.events] },
+    isComplete: more.position >= upTo
+  }
+})
+
+/** Returns the settled position once so many positions follow the page that its room may be filled, or at the end. */
+const awaitRoomFilled = Effect.fnUntraced(function*(
+  { events, job }: Pick<Source, "events" | "job">,
+  { position }: Page,
+  { bytes }: BatchWindow.BatchWindow,
+  { limit }: BatchWindow.Room,
+  until: bigint
+) {
+  let upTo = position
+  while (true) {
+    const left = until - (yield* Clock.monotonicTimeNanos)
+    if (left <= 0n) return upTo
+    const settled = yield* Effect.raceFirst(
+      Effect.option(events.settledBeyond(upTo, job.settings.pollInterval)),
+      Effect.as(Effect.sleep(Duration.nanos(left)), Option.none<bigint>())
+    )
+    if (Option.isNone(settled)) return upTo
+    upTo = settled.value
+    // The size of the events is unknown before they are read.
+    if (bytes !== undefined || upTo - position >= BigInt(limit)) return upTo
+  }
+})
 
 const interruptionOfWait = ({ dueAt, events, job, retries }: Source, now: bigint) => {
   if (dueAt !== undefined) return Effect.sleep(Duration.nanos(dueAt - now))

@@ -5,6 +5,7 @@
 import * as Effect from "effect/Effect"
 import * as Result from "effect/Result"
 import { microsOf } from "../../schema/Append.ts"
+import * as BatchWindow from "../../schema/BatchWindow.ts"
 import { DuplicateProjection, InvalidSettings } from "../../schema/Errors.ts"
 import * as PartitionKey from "../../schema/PartitionKey.ts"
 import { textProblem } from "../../schema/Text.ts"
@@ -86,6 +87,10 @@ const problemOf = (
   if ((handler as Projection.Any["handler"] | undefined) === undefined) {
     return `"${name}" must have either handle or handleBatch, not both. Give one of them to Projection.make(…).`
   }
+  const windowProblem = handler._tag === "Batch" && handler.window !== undefined
+    ? BatchWindow.problem(handler.window)
+    : undefined
+  if (windowProblem !== undefined) return `batchWindow of "${name}" ${windowProblem}.`
   if (typeof startFrom === "bigint" && startFrom < 0n) {
     return `startFrom of "${name}" is ${startFrom}. Give "beginning", "now" or a position of 0n or more.`
   }

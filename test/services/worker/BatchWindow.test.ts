@@ -1,0 +1,173 @@
+import { assert, describe, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as MemoryStores from "../../../src/layers/memory/MemoryStores.ts"
+import * as BatchWindow from "../../../src/schema/BatchWindow.ts"
+import * as Orchestrator from "../../../src/services/Orchestrator.ts"
+import * as Projection from "../../../src/services/Projection.ts"
+import * as StoreErrors from "../../support/StoreErrors.ts"
+import { enter, event, pass, restorePoint, runner, type RunnerOptions } from "../World.ts"
+import { ids } from "./Failures.ts"
+
+/** A worker whose batch handler records its calls. */
+const waiting = Effect.fnUntraced(function*(batchWindow: Projection.BatchWindow, options: RunnerOptions = {}) {
+  const calls: Array<ReadonlyArray<string>> = []
+  const world = yield* MemoryStores.makeWorld
+  const worker = yield* runner(
+    world,
+    Projection.make("users", {
+      aggregateTypes: ["User"],
+      batchWindow,
+      handleBatch: (events) => Effect.sync(() => calls.push(events.map(({ aggregateId }) => aggregateId)))
+    }),
+    options
+  )
+  const append = (ids: ReadonlyArray<string>, rest: Parameters<typeof event>[1] = {}) =>
+    Effect.forEach(ids, (id) => worker.events.append([event(id, rest)]))
+  return { ...worker, world, calls, append }
+})
+
+describe("a batch window", () => {
+  it.effect("lets events wait for more until its time has passed since the first", () =>
+    Effect.gen(function*() {
+      const worker = yield* waiting({ time: "1 second" })
+      const fiber = yield* Effect.forkChild(worker.run)
+      yield* pass(500)
+      for (const id of ["a", "b", "c"]) {
+        yield* worker.append([id])
+        yield* pass(250)
+      }
+      assert.isEmpty(worker.calls)
+      yield* worker.append(["d"], { aggregateType: "Other" })
+      yield* pass(300)
+      assert.deepStrictEqual(worker.calls, [["a", "b", "c"]])
+      assert.strictEqual((yield* worker.row).position, 4n)
+      yield* worker.append(["e"])
+      yield* pass(900)
+      assert.lengthOf(worker.calls, 1, "each wait lasts its own time")
+      yield* pass(200)
+      assert.deepStrictEqual(worker.calls, [["a", "b", "c"], ["e"]])
+      assert.strictEqual(yield* worker.drain(fiber), "drained")
+    }))
+
+  it.effect("ends at its number of events, which no batch exceeds while they wait", () =>
+    Effect.gen(function*() {
+      const worker = yield* waiting({ time: "1 hour", events: 3 })
+      const fiber = yield* Effect.forkChild(worker.run)
+      yield* worker.append(["a"])
+      yield* pass(5_000, 1_000)
+      yield* worker.append(["b", "c", "d"])
+      yield* pass(1_000)
+      assert.deepStrictEqual(worker.calls, [["a", "b", "c"]])
+      yield* worker.append(["e", "f"])
+      yield* pass(1_000)
+      assert.deepStrictEqual(worker.calls, [["a", "b", "c"], ["d", "e", "f"]])
+      assert.strictEqual(yield* worker.drain(fiber), "drained")
+    }))
+
+  it.effect("ends at its number of bytes", () =>
+    Effect.gen(function*() {
+      const worker = yield* waiting({ time: "1 hour", bytes: 100 })
+      const fiber = yield* Effect.forkChild(worker.run)
+      // The payload of each event has 42 bytes.
+      yield* worker.append(["a"])
+      yield* pass(2_000)
+      yield* worker.append(["b"])
+      yield* pass(2_000)
+      assert.isEmpty(worker.calls)
+      yield* worker.append(["c"])
+      yield* pass(2_000)
+      assert.deepStrictEqual(worker.calls.map(({ length }) => length >= 2), [true])
+      assert.strictEqual(yield* worker.drain(fiber), "drained")
+    }))
+
+  it.effect("delays no backlog", () =>
+    Effect.gen(function*() {
+      const worker = yield* waiting({ time: "1 hour" }, { settings: { batchSize: 10 } })
+      yield* worker.append(ids(25))
+      const fiber = yield* Effect.forkChild(worker.run)
+      yield* pass(500)
+      assert.deepStrictEqual(worker.calls.flat(), ids(20), "only the newest events wait")
+      assert.strictEqual(yield* worker.drain(fiber), "drained")
+    }))
+
+  it.effect("ends at once when the range is released, and the next owner handles the events", () =>
+    Effect.gen(function*() {
+      const worker = yield* waiting({ time: "1 hour" })
+      const fiber = yield* Effect.forkChild(worker.run)
+      yield* worker.append(["a"])
+      yield* pass(2_000)
+      yield* worker.draining.open
+      yield* pass(1)
+      assert.strictEqual(yield* Fiber.join(fiber), "drained")
+      assert.isEmpty(worker.calls)
+      assert.strictEqual((yield* worker.row).position, 0n)
+    }))
+
+  it.effect("ends when a read fails, so that the events are handled before the failure is met again", () =>
+    Effect.gen(function*() {
+      let fails = false
+      const worker = yield* waiting({ time: "1 hour", events: 3 }, {
+        events: (real) => ({
+          read: (options) =>
+            fails && options.after > 0n ? Effect.fail(StoreErrors.unavailable("connection lost")) : real.read(options)
+        })
+      })
+      const fiber = yield* Effect.forkChild(worker.run)
+      yield* worker.append(["a"])
+      yield* pass(2_000)
+      fails = true
+      yield* worker.append(["b", "c", "d"])
+      yield* pass(2_000)
+      assert.deepStrictEqual(worker.calls, [["a"]])
+      fails = false
+      yield* pass(10_000, 500)
+      assert.deepStrictEqual(worker.calls, [["a"], ["b", "c", "d"]])
+      assert.strictEqual(yield* worker.drain(fiber), "drained")
+    }))
+
+  it.effect("forgets events that were read in an earlier server epoch", () =>
+    Effect.gen(function*() {
+      const worker = yield* waiting({ time: "1 hour", events: 3 })
+      const fiber = yield* Effect.forkChild(worker.run)
+      const restore = restorePoint(worker.world)
+      yield* worker.append(["lost"])
+      yield* pass(2_000)
+      yield* restore
+      yield* worker.append(["a", "b", "c", "d"])
+      yield* pass(20_000, 500)
+      assert.notInclude(worker.calls.flat(), "lost")
+      assert.deepStrictEqual(worker.calls, [["a", "b", "c", "d"]])
+      assert.strictEqual(yield* worker.drain(fiber), "drained")
+    }))
+
+  it.effect("does not delay `catchUp`", () =>
+    Effect.gen(function*() {
+      const { events, stores } = yield* enter(yield* MemoryStores.makeWorld)
+      const calls: Array<number> = []
+      const projection = Projection.make("users", {
+        batchWindow: { time: "1 hour" },
+        handleBatch: ({ length }) => Effect.sync(() => calls.push(length))
+      })
+      yield* Effect.forEach(ids(3), (id) => events.append([event(id)]))
+      const orchestrator = yield* Effect.provide(
+        Orchestrator.make({ replicaSet: "main", projections: [projection] }),
+        stores
+      )
+      const fiber = yield* Effect.forkChild(orchestrator.catchUp)
+      yield* pass(10_000)
+      yield* Fiber.join(fiber)
+      assert.deepStrictEqual(calls, [3])
+    }))
+})
+
+it("a window must have a positive time of at most an hour, and whole numbers", () => {
+  assert.isUndefined(BatchWindow.problem({ time: "1 second", events: 1, bytes: 1 }))
+  assert.isUndefined(BatchWindow.problem({ time: "1 hour" }))
+  for (const time of [0, -1, Number.NaN, Infinity, "2 hours"] as const) {
+    assert.match(BatchWindow.problem({ time }) ?? "", /a time that is longer than zero/)
+  }
+  for (const counts of [{ events: 0 }, { events: 1.5 }, { bytes: 0 }, { bytes: Number.NaN }]) {
+    assert.match(BatchWindow.problem({ time: "1 second", ...counts }) ?? "", /whole numbers/)
+  }
+})
