@@ -16,4 +16,4 @@ export const summary = (name: string): string => {
 
 /** How each example runs to its end without a terminal: programs of its folder with their arguments, one after the other. */
 export const runs = (name: string): ReadonlyArray<ReadonlyArray<string>> =>
-  name === "basic" ? [["append.ts"], ["main.ts", "--once"]] : [["main.ts", "--once"]]
+  name === "basic" || name === "typed-events" ? [["append.ts"], ["main.ts", "--once"]] : [["main.ts", "--once"]]
