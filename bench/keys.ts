@@ -1,0 +1,109 @@
+/**
+ * `npm run bench:keys`: what a partition key costs the reads of a range, compared with the aggregate id. All keys are measured in
+ * alternating rounds. Takes a minute. `-- --record` writes the table to docs/measurements.
+ */
+import { PgClient } from "@effect/sql-pg"
+import { Clock, Effect, Layer, Redacted, References } from "effect"
+import { SqlClient } from "effect/sql"
+import { EventStore, HashRange, Migrations, type PartitionKey, PostgresStores, Program } from "pupsourcing-orchestrator"
+import { hashOf, keyOf } from "../src/layers/postgres/HashSql.ts"
+import * as EmbeddedPostgres from "../src/testing/EmbeddedPostgres.ts"
+import * as Measurement from "../src/testing/Measurement.ts"
+import { median } from "./Measure.ts"
+
+const note = (text: string) => Effect.sync(() => console.log(text))
+
+const events = 50_000
+const rounds = 7
+/** Number of ranges, of which one is read. */
+const parts = 16
+
+const metadataKey: PartitionKey.PartitionKey = { metadata: "customerId" }
+const keys: ReadonlyArray<PartitionKey.PartitionKey> = ["aggregateId", "correlationId", metadataKey]
+
+/** Events of 200 bytes. Metadata of several kilobytes is stored out of line. */
+const fill = Effect.fnUntraced(function*(metadataBytes: number) {
+  const sql = yield* SqlClient.SqlClient
+  yield* sql`TRUNCATE events, aggregate_heads RESTART IDENTITY`
+  yield* sql`
+    INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload,
+      correlation_id, metadata)
+    SELECT 'sales', 'Order', (i % 5000) || '-0190a5d6-7c3e-7b4a-9d2f', i / 5000 + 1, gen_random_uuid(), 'OrderPlaced',
+      convert_to(repeat('x', 200), 'UTF8'), gen_random_uuid()::text,
+      jsonb_build_object('customerId', 'customer-' || (i % 2000), 'text', (
+        SELECT string_agg(md5((i * 1000 + n)::text), '') FROM generate_series(1, ${metadataBytes}::int / 32) AS n))
+    FROM generate_series(0, ${events}::int - 1) AS i`
+  yield* sql`VACUUM ANALYZE events`
+})
+
+/** Reads one range to the end as a worker does. Returns microseconds per event of the table, read or not. */
+const readRange = Effect.fnUntraced(function*(partitionBy: PartitionKey.PartitionKey) {
+  const store = yield* EventStore.EventStore
+  const upTo = BigInt(events)
+  const began = yield* Clock.monotonicTimeNanos
+  for (let after = 0n; after < upTo;) {
+    const page = yield* store.read({ after, upTo, partitionBy, range: HashRange.partition(0, parts), limit: 5000 })
+    after = page.position
+  }
+  return Number((yield* Clock.monotonicTimeNanos) - began) / 1000 / events
+})
+
+/** The medians of alternating rounds, after one that is not measured. */
+const measure = Effect.fnUntraced(function*(keys: ReadonlyArray<PartitionKey.PartitionKey>) {
+  const times = keys.map((): Array<number> => [])
+  for (let round = 0; round <= rounds; round++) {
+    for (const [index, key] of keys.entries()) {
+      const micros = yield* readRange(key)
+      if (round > 0) times[index]!.push(micros)
+    }
+  }
+  return times.map((micros) => median(micros).toFixed(2))
+})
+
+const row = Effect.fnUntraced(function*(metadataBytes: number) {
+  yield* note(`Metadata of ${metadataBytes} bytes …`)
+  const sql = yield* SqlClient.SqlClient
+  yield* fill(metadataBytes)
+  const store = yield* EventStore.EventStore
+  while ((yield* store.settledPosition) < BigInt(events)) yield* Effect.sleep("20 millis")
+  const without = yield* measure(keys)
+  yield* sql.unsafe(`CREATE INDEX by_key ON events ((${hashOf(keyOf(metadataKey))}), global_position)`)
+  yield* sql`VACUUM ANALYZE events`
+  const indexed = yield* measure([metadataKey])
+  yield* sql`DROP INDEX by_key`
+  return [metadataBytes, ...without, ...indexed]
+})
+
+const program = Effect.gen(function*() {
+  const running = yield* Effect.acquireRelease(
+    EmbeddedPostgres.ensure({ name: "keys" }),
+    // A server that cannot be stopped does not make the measurement wrong; the next run uses it again.
+    () => Effect.ignore(EmbeddedPostgres.stop({ name: "keys" }, "immediate"))
+  )
+  const live = PostgresStores.layer.pipe(
+    Layer.provideMerge(Layer.effectDiscard(Migrations.up)),
+    Layer.provideMerge(PgClient.layer({ url: Redacted.make(running.url) }))
+  )
+  const rows = yield* Effect.forEach([200, 1000, 8000], row).pipe(Effect.provide(live))
+  const text = [
+    `Microseconds for each of ${events} events, read or not, while one of ${parts} ranges is read. Medians of ${rounds} alternating rounds.`,
+    "The last column is the same with an expression index on the hash of the key and the position.",
+    "",
+    Measurement.table(
+      ["bytes of metadata", "aggregateId", "correlationId", "metadata", "metadata, with an index"],
+      rows
+    )
+  ].join("\n")
+  yield* note(`\n${text}`)
+  if (process.argv.includes("--record")) {
+    yield* Measurement.record({
+      page: "keys",
+      title: "Partition keys",
+      script: "bench:keys",
+      serverUrl: running.url,
+      result: text
+    })
+  }
+})
+
+Program.runMain(program.pipe(Effect.scoped, Effect.provideService(References.MinimumLogLevel, "Warn")))
