@@ -15,7 +15,7 @@ const note = (text: string) => Effect.sync(() => console.log(text))
 
 const events = 50_000
 const rounds = 7
-/** Number of ranges, of which one is read. */
+/** The number of ranges; the first one is read. */
 const parts = 16
 
 const metadataKey: PartitionKey.PartitionKey = { metadata: "customerId" }
