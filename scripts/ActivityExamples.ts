@@ -19,6 +19,13 @@ const generation = (members: number) => ({
 })
 const range = { projection, range: HashRange.partition(0, 2) }
 const took = Duration.millis(20)
+const failed = {
+  ...range,
+  position: 42n,
+  eventId: "0b6cf0a0-5f5c-4d5b-9a63-1f6f2d0c9e77",
+  error: "type UserCreated, User \"user-1\", version 1: Error: no name",
+  stack: ""
+}
 const evicted = (reason: "evicted" | "missing") =>
   Activity.WorkerEvicted({ registration, error: new WorkerEvicted({ replicaSet, workerId, reason }) })
 const givenUp = [
@@ -67,6 +74,13 @@ export const examples: Examples = {
     },
     stack: ""
   })],
+  EventSkipped: [Activity.EventSkipped(failed)],
+  EventParked: [Activity.EventParked(failed)],
+  EventsQueued: [Activity.EventsQueued({ ...range, events: 3 })],
+  ParkedEventRemoved: (["retry", "drop"] as const).map((request) =>
+    Activity.ParkedEventRemoved({ ...range, position: failed.position, eventId: failed.eventId, request })
+  ),
+  ParkedEventFailed: [Activity.ParkedEventFailed(failed)],
   CaughtUp: [Activity.CaughtUp({ ...range, position: 42n })],
   RangeStopped: [Activity.RangeStopped({ ...range, position: 42n })],
   ProjectionGivenUp: givenUp.flatMap((error) =>

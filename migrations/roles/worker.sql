@@ -30,8 +30,8 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON orchestrator_heartbeats TO :"role";
 -- Progress. Ranges that are cut are inserted; ranges that are merged are deleted.
 GRANT SELECT, INSERT, UPDATE, DELETE ON orchestrator_checkpoints TO :"role";
 
--- Counted, listed, and marked when a retry or a removal is requested.
-GRANT SELECT, UPDATE ON orchestrator_parked_events TO :"role";
+-- Events that cannot be handled, and those that queue behind them.
+GRANT SELECT, INSERT, UPDATE, DELETE ON orchestrator_parked_events TO :"role";
 
 -- Numbers the registrations.
 GRANT USAGE ON SEQUENCE orchestrator_incarnations TO :"role";

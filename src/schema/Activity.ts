@@ -23,6 +23,7 @@ import type { Halt } from "./Checkpoint.ts"
 import type { GivenUp, WorkerEvicted, WorkerReplaced } from "./Errors.ts"
 import type { Generation } from "./Generation.ts"
 import type { HashRange } from "./HashRange.ts"
+import type { Request } from "./ParkedEvent.ts"
 import type { Registration } from "./Worker.ts"
 
 /**
@@ -120,6 +121,52 @@ export type Activity = Data.TaggedEnum<{
     readonly range: HashRange
     readonly halt: Omit<Halt, "since" | "hash" | "incarnation" | "request">
     /** Where the handler threw: the frames of its stack, without its message. Empty if nothing was thrown. */
+    readonly stack: string
+  }
+  /**
+   * An event is skipped, because `onFailure` of the projection decides so, or because a halted range was asked to: its
+   * effects are missing from the read model.
+   */
+  EventSkipped: {
+    readonly projection: string
+    readonly range: HashRange
+    readonly position: bigint
+    readonly eventId: string
+    /** Type, aggregate and version of the event, and the error. */
+    readonly error: string
+    /** As in `RangeHalted`. */
+    readonly stack: string
+  }
+  /** The handler has failed at an event, which is parked. Later events with its key queue behind it. */
+  EventParked: {
+    readonly projection: string
+    readonly range: HashRange
+    readonly position: bigint
+    readonly eventId: string
+    /** Type, aggregate and version of the event, and the error. */
+    readonly error: string
+    /** As in `RangeHalted`. */
+    readonly stack: string
+  }
+  /** Events are parked behind earlier events with their keys. */
+  EventsQueued: { readonly projection: string; readonly range: HashRange; readonly events: number }
+  /** A parked event was handled, or dropped, as requested. */
+  ParkedEventRemoved: {
+    readonly projection: string
+    readonly range: HashRange
+    readonly position: bigint
+    readonly eventId: string
+    readonly request: Request
+  }
+  /** The handler has failed again at a parked event that it was called for as requested. The event stays parked. */
+  ParkedEventFailed: {
+    readonly projection: string
+    readonly range: HashRange
+    readonly position: bigint
+    readonly eventId: string
+    /** Type, aggregate and version of the event, and the error. */
+    readonly error: string
+    /** As in `RangeHalted`. */
     readonly stack: string
   }
   /** No more events are available for now: the range has handled all events that are settled, up to `position`. */

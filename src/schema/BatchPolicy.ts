@@ -1,6 +1,7 @@
 /**
- * Decides, without effects, how a range continues after a batch: with the next events, with another attempt, or halted
- * at an event. `next` is the one place for these rules; `select` chooses the events of the next batch.
+ * Decides, without effects, how a range continues after a batch: with the next events, with another attempt, or by
+ * giving up an event, to which the failure policy of the projection then applies. `next` is the one place for these
+ * rules; `select` chooses the events of the next batch.
  *
  * A range must not be halted because of the network, of another transaction or of another event: transient failures are
  * retried, and an event is given up only if it was the first of its batch, after the events before it have committed.
@@ -81,7 +82,7 @@ export const mayBeOverrun = (reason: Reason): boolean =>
 export interface Failed<F> {
   readonly _tag: "Failed"
   readonly reason: Reason
-  /** Positions of the events whose handlers had begun. */
+  /** Positions of the events that had begun to be handled, or to be parked. */
   readonly begun: ReadonlyArray<bigint>
   /**
    * Index of the event in whose handler the batch failed; `"unknown"` if the handler had begun with several events, and
@@ -116,8 +117,11 @@ export type Action<F> =
   | { readonly _tag: "Isolate" }
   /** Wait, then try the same events again. */
   | { readonly _tag: "BackOff"; readonly attempt: number; readonly failure: F }
-  /** Halt the range at its first event. `circumstance` introduces the error; it is empty if nothing has to be added. */
-  | { readonly _tag: "Halt"; readonly failure: F; readonly circumstance: string }
+  /**
+   * Give up the first event: it cannot be handled. `circumstance` introduces the error; it is empty if nothing has to be
+   * added.
+   */
+  | { readonly _tag: "GiveUp"; readonly failure: F; readonly circumstance: string }
 
 /** The state after an outcome, and what follows from it. */
 export interface Decision<F> {
@@ -175,16 +179,16 @@ const countUntil = <E>(events: ReadonlyArray<E>, isEnd: (event: E) => boolean): 
   return end < 0 ? events.length : end
 }
 
-/** Decides between continuing, isolating, retrying and halting. */
+/** Decides between continuing, isolating, retrying and giving up. */
 export const next = <F>(state: State, outcome: Outcome<F>): Decision<F> => {
   switch (outcome._tag) {
     case "Committed":
       return { state: afterCommit(state, outcome), action: { ...outcome, _tag: "Continue" } }
     case "Overran":
-      return { state, action: { _tag: "Halt", failure: outcome.failure, circumstance: "" } }
+      return { state, action: { _tag: "GiveUp", failure: outcome.failure, circumstance: "" } }
     case "Failed":
       return outcome.reason === "handler"
-        ? isolateOrHalt(state, outcome, "")
+        ? isolateOrGiveUp(state, outcome, "")
         : afterTransientFailure(state, outcome)
   }
 }
@@ -215,7 +219,7 @@ const afterTransientFailure = <F>(before: State, failed: Failed<F>): Decision<F>
   const counted = countLoss({ ...before, limit, conflicts }, failed)
   const circumstance = lostTooOften(counted, failed)
   if (circumstance !== undefined) {
-    return isolateOrHalt({ ...counted, lostInHandler: undefined, lostAfterHandlers: 0 }, failed, circumstance)
+    return isolateOrGiveUp({ ...counted, lostInHandler: undefined, lostAfterHandlers: 0 }, failed, circumstance)
   }
   const attempt = counted.attempts + 1
   return { state: { ...counted, attempts: attempt }, action: { _tag: "BackOff", attempt, failure } }
@@ -253,10 +257,14 @@ const lostTooOften = ({ lostAfterHandlers, lostInHandler }: State, { begun, fail
   return `the connection was lost ${losses} times in a row ${where}: `
 }
 
-const isolateOrHalt = <F>(state: State, { begun, failedAt, failure }: Failed<F>, circumstance: string): Decision<F> => {
+const isolateOrGiveUp = <F>(
+  state: State,
+  { begun, failedAt, failure }: Failed<F>,
+  circumstance: string
+): Decision<F> => {
   const isKnown = typeof failedAt === "number"
   if (isKnown ? failedAt === 0 : begun.length <= 1) {
-    return { state, action: { _tag: "Halt", failure, circumstance } }
+    return { state, action: { _tag: "GiveUp", failure, circumstance } }
   }
   const first = begun[isKnown ? failedAt : 0]!
   const last = isKnown ? first : begun[begun.length - 1]!

@@ -12,6 +12,7 @@ import type * as Duration from "effect/Duration"
 import type * as Effect from "effect/Effect"
 import type { Checkpoint, Held } from "../schema/Checkpoint.ts"
 import type { ForeignSqlClient, StoreError } from "../schema/Errors.ts"
+import type { Typed } from "../schema/FailurePolicy.ts"
 import type { ServerEpoch } from "./EventStore.ts"
 import type { Stores } from "./Stores.ts"
 
@@ -43,6 +44,8 @@ export class TransientFailure extends Data.TaggedError("TransientFailure")<{
 /** The handler failed or broke the rules of its transaction; nothing was written. */
 export class HandlerFailure extends Data.TaggedError("HandlerFailure")<{
   readonly cause: Cause.Cause<unknown>
+  /** The typed error with which the handler has failed. Absent for a defect, and for a rule that it has broken. */
+  readonly typed?: Typed | undefined
 }> {}
 
 /** The isolation level of a batch's transaction. */
@@ -69,7 +72,9 @@ export interface CheckpointStore {
   /**
    * Runs `work` and then moves the range to the position that `work` returns, in one transaction: both commit, or
    * neither does. The transaction is in the context of `work`. If the answer to the commit is lost, this looks up the
-   * outcome, and waits for the database as long as it is unreachable.
+   * outcome, and waits for the database as long as it is unreachable. Work that does not move the range leaves nothing to
+   * look up: this then fails with a `TransientFailure` although the work may have committed, after its transaction has
+   * ended. The caller has to read what the work has changed.
    *
    * If the caller is interrupted, `work` is interrupted and the transaction rolled back, unless it is already being
    * committed. Work that does not stop may be left behind; it cannot commit.

@@ -40,6 +40,18 @@ export const errorText = (cause: Cause.Cause<unknown>): string => {
   return clean(text) ?? indescribable
 }
 
+/** Returns the tag or the name of a failure; `Error` if it has neither. */
+export const errorTag = (cause: Cause.Cause<unknown>): string => {
+  for (const reason of cause.reasons) {
+    if (Cause.isInterruptReason(reason)) continue
+    const failure = Cause.isFailReason(reason) ? reason.error : reason.defect
+    const error = tryRead(() => failure instanceof StoreError ? failure.reason : failure) ?? failure
+    const tag = clean(read(error, "_tag")) ?? clean(read(error, "name"))
+    if (tag !== undefined) return tag
+  }
+  return "Error"
+}
+
 /**
  * Returns where a handler threw: the frames of the first defect's stack, without its message. Empty if nothing was
  * thrown.

@@ -7,13 +7,16 @@ import type * as Array from "effect/Array"
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import type * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import type { BatchWindow } from "../schema/BatchWindow.ts"
 import type { EventUndecodable } from "../schema/Errors.ts"
 import type { Event } from "../schema/Event.ts"
 import { canonical, type EventFilter } from "../schema/EventFilter.ts"
 import type * as EventSet from "../schema/EventSet.ts"
+import type { FailureDecision, OnFailure } from "../schema/FailurePolicy.ts"
 import type { Ordering } from "../schema/Ordering.ts"
+import { defaultLimits, type Limits } from "../schema/ParkedEvent.ts"
 import { byDefault, type PartitionKey } from "../schema/PartitionKey.ts"
 import type { Isolation } from "./CheckpointStore.ts"
 import * as TypedHandler from "./TypedHandler.ts"
@@ -70,6 +73,23 @@ export type Handler<E = never, R = never> =
     readonly window?: BatchWindow | undefined
   }
 
+export type {
+  /**
+   * What happens to an event that the handler cannot handle.
+   *
+   * @category models
+   * @since 0.1.0
+   */
+  FailureDecision,
+  /**
+   * A decision for every failure, or a function from the handler's typed error and the event to a decision.
+   *
+   * @category models
+   * @since 0.1.0
+   */
+  OnFailure
+}
+
 /**
  * How long events wait for more before the handler of batches is called.
  *
@@ -94,6 +114,9 @@ export interface Projection<out E = never, out R = never> {
   readonly concurrency: number
   readonly ordering: Ordering
   readonly isolation: Isolation | undefined
+  readonly retry: Schedule.Schedule<unknown, never> | undefined
+  readonly onFailure: OnFailure<never>
+  readonly parkingLimits: Limits
   readonly handler: Handler<E, R>
 }
 
@@ -128,7 +151,7 @@ export type Services<P> = P extends Projection<infer _E, infer R> ? Exclude<R, S
  * @category options
  * @since 0.1.0
  */
-export interface CommonOptions extends EventFilter {
+export interface CommonOptions<in E = unknown> extends EventFilter {
   /**
    * What determines the order and the distribution of the events: those with the same key arrive in position order, and
    * one worker at a time handles them. Events without the key are partitioned by their aggregate id. Default
@@ -185,6 +208,37 @@ export interface CommonOptions extends EventFilter {
    * - In memory, every batch is serializable.
    */
   readonly isolation?: Isolation | undefined
+  /**
+   * When the handler is called again for an event at which it has failed with a typed error, before `onFailure` decides.
+   * The schedule gets the error, and starts again for the next event. Meanwhile the range waits. Default: no further
+   * attempts. Deadlocks, lost connections and other transient failures of the database are retried in any case.
+   */
+  readonly retry?: Schedule.Schedule<unknown, E> | undefined
+  /**
+   * What happens to an event that the handler cannot handle, after the events before it have been committed. Default
+   * `"halt"`.
+   *
+   * - `"halt"`: its range is halted at it. Other ranges and projections continue.
+   * - `"park"`: it is stored in the table of parked events, and later events with the same key queue behind it there, so
+   *   that their order is preserved. All other events continue. Parked events are retried or dropped on request.
+   * - `"skip"`: it is logged at level Error, and later events continue. Its effects are missing from the read model.
+   * - A function from the handler's typed error and the event to one of these. It is not asked about defects, handlers
+   *   that take too long, and lost connections: these halt the range.
+   *
+   * **Gotchas**
+   *
+   * - An event that cannot be received or read halts its range in any case.
+   * - A new `onFailure` applies to later failures. Events that were parked before stay parked, and events of their keys
+   *   continue to queue.
+   * - Workers of a version without parked events ignore them: complete the deploy before you set `"park"`.
+   */
+  readonly onFailure?: OnFailure<E> | undefined
+  /**
+   * How many keys and events may be parked. At an event that would exceed a limit, the range is halted with
+   * `ParkingLimitReached`; it continues when parked events have been retried or dropped. Default 1000 keys and 10,000
+   * events. Ranges that park at the same time may exceed a limit slightly.
+   */
+  readonly parkingLimits?: { readonly keys?: number | undefined; readonly events?: number | undefined } | undefined
 }
 
 /**
@@ -193,7 +247,7 @@ export interface CommonOptions extends EventFilter {
  * @category options
  * @since 0.1.0
  */
-export interface HandleOptions<E, R> extends CommonOptions {
+export interface HandleOptions<E, R> extends CommonOptions<NoInfer<E>> {
   /**
    * Handles one event. The handler runs inside the transaction that also records the progress: its writes through the
    * `SqlClient` in its context are committed exactly once, or not at all. Events of one aggregate arrive in version
@@ -221,7 +275,7 @@ export interface HandleOptions<E, R> extends CommonOptions {
  * @category options
  * @since 0.1.0
  */
-export interface HandleBatchOptions<E, R> extends CommonOptions {
+export interface HandleBatchOptions<E, R> extends CommonOptions<NoInfer<E>> {
   /**
    * Handles the events of a batch, in position order, for example with one statement for all of them. Like `handle`, it
    * runs inside the transaction that also records the progress, and the events of one aggregate arrive in version order,
@@ -269,7 +323,10 @@ export type Options<E, R> = HandleOptions<E, R> | HandleBatchOptions<E, R>
  * @since 0.1.0
  */
 export type TypedOptions<Set extends EventSet.Any, H, E, R> =
-  & Omit<CommonOptions, keyof EventFilter>
+  & Omit<
+    CommonOptions<NoInfer<E | Effect.Error<TypedHandler.EffectOf<H, Set>> | EventUndecodable>>,
+    keyof EventFilter
+  >
   & (
     | {
       /** Like `HandleOptions.handle`, for decoded events: a function for each tag, or one function for all of them. */
@@ -351,7 +408,7 @@ export const make: {
     : of(name, rest[0].filter, rest[1], handlerOf(rest[1], rest[0]))
 
 /** The options of any overload. */
-type Untyped = CommonOptions & {
+type Untyped = CommonOptions<never> & {
   readonly handle?: object | undefined
   readonly handleBatch?: ((events: never) => unknown) | undefined
   readonly batchWindow?: BatchWindow | undefined
@@ -360,7 +417,7 @@ type Untyped = CommonOptions & {
 const of = <E, R>(
   name: string,
   filter: EventFilter,
-  options: CommonOptions,
+  options: CommonOptions<never>,
   handler: Handler<E, R>
 ): Projection<E, R> => ({
   name,
@@ -375,6 +432,12 @@ const of = <E, R>(
   concurrency: options.concurrency ?? 1,
   ordering: options.ordering ?? "aggregate",
   isolation: options.isolation,
+  retry: options.retry,
+  onFailure: options.onFailure ?? "halt",
+  parkingLimits: {
+    keys: options.parkingLimits?.keys ?? defaultLimits.keys,
+    events: options.parkingLimits?.events ?? defaultLimits.events
+  },
   handler
 })
 

@@ -57,7 +57,7 @@ const drive = (options: {
     )
     state = decision.state
     if (decision.action._tag === "Continue") done += decision.action.handled
-    if (decision.action._tag === "Halt") {
+    if (decision.action._tag === "GiveUp") {
       return { committed: done, haltedAt: done + 1, circumstance: decision.action.circumstance, attempt }
     }
   }
@@ -274,10 +274,10 @@ describe("after any outcomes", () => {
         }
         const isTooMany = reason === "connection" && begun.length > 0 && failedAt !== "unknown" &&
           (failedAt === undefined ? after === 30 : inHandler.times === 10)
-        const isGivenUp = action._tag === "Halt" || action._tag === "Isolate"
+        const isGivenUp = action._tag === "GiveUp" || action._tag === "Isolate"
         assert.strictEqual(isGivenUp, reason === "handler" || isTooMany)
         // An event that is not the first is isolated before it can be given up.
-        if (action._tag === "Halt") assert.strictEqual(typeof failedAt === "number" ? failedAt : begun.length >> 1, 0)
+        if (action._tag === "GiveUp") assert.strictEqual(typeof failedAt === "number" ? failedAt : begun.length >> 1, 0)
         if (isGivenUp && isTooMany) {
           inHandler = { at: undefined, times: 0 }
           after = 0

@@ -22,6 +22,7 @@ import { CheckpointStore } from "../../src/services/CheckpointStore.ts"
 import { CoordinationStore } from "../../src/services/CoordinationStore.ts"
 import { EventStore } from "../../src/services/EventStore.ts"
 import { Membership } from "../../src/services/Membership.ts"
+import { ParkedEvents } from "../../src/services/ParkedEvents.ts"
 import * as Projection from "../../src/services/Projection.ts"
 import { Projections } from "../../src/services/Projections.ts"
 import * as RetryLog from "../../src/services/telemetry/RetryLog.ts"
@@ -80,6 +81,7 @@ export const enter = Effect.fnUntraced(function*(world: MemoryWorld.MemoryWorld)
     stores,
     events: Context.get(stores, EventStore),
     checkpoints: Context.get(stores, CheckpointStore),
+    parkedEvents: Context.get(stores, ParkedEvents),
     membership: Context.get(stores, Membership),
     coordination: Context.get(stores, CoordinationStore),
     status: Context.get(stores, Projections)
@@ -149,6 +151,7 @@ export const runner = Effect.fnUntraced(function*(
       ...process.checkpoints,
       ...options.checkpoints?.(process.checkpoints)
     }),
+    Effect.provideService(ParkedEvents, process.parkedEvents),
     Effect.provideService(EventStore, { ...process.events, ...options.events?.(process.events) })
   ))
   const runOn = (row: Held) =>

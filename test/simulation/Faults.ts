@@ -20,6 +20,7 @@ import {
 import { CoordinationStore } from "../../src/services/CoordinationStore.ts"
 import { EventStore } from "../../src/services/EventStore.ts"
 import { Membership } from "../../src/services/Membership.ts"
+import { ParkedEvents } from "../../src/services/ParkedEvents.ts"
 import { Projections } from "../../src/services/Projections.ts"
 import type { Stores } from "../../src/services/Stores.ts"
 import { unavailable } from "../support/StoreErrors.ts"
@@ -148,9 +149,14 @@ export const make = (
         coverage.count("errors", "TransientFailure")
         return Effect.fail(new TransientFailure({ kind: "connection", cause: new Error("simulated loss") }))
       }
+      let hasMoved = true
+      const observed = Effect.tap(work, (to) =>
+        Effect.sync(() => {
+          hasMoved = to !== options.from
+        }))
       const full = lost === "after the handler"
-        ? Effect.andThen(work, Effect.die(connectionLost))
-        : work
+        ? Effect.andThen(observed, Effect.die(connectionLost))
+        : observed
       const before = latency()
       const after = latency() + (lost === "looked up" ? chance.int(1, 300) : 0)
       return pause(before).pipe(
@@ -175,8 +181,14 @@ export const make = (
         ),
         // The commit is complete. A store that looks up the outcome takes longer to return and cannot be interrupted.
         Effect.tap(() => {
-          if (lost === "looked up") coverage.count("faults", "commit: answer lost, looked up")
-          return Effect.uninterruptible(pause(after))
+          if (lost !== "looked up") return Effect.uninterruptible(pause(after))
+          if (hasMoved) coverage.count("faults", "commit: answer lost, looked up")
+          return Effect.andThen(
+            Effect.uninterruptible(pause(after)),
+            hasMoved
+              ? Effect.void
+              : Effect.fail(new TransientFailure({ kind: "connection", cause: new Error("simulated loss") }))
+          )
         })
       )
     })
@@ -199,6 +211,14 @@ export const make = (
     rows: (projection) => call(checkpoints.rows(projection)),
     unstorable: checkpoints.unstorable,
     checkClient: checkpoints.checkClient
+  })
+
+  const realParked = ParkedEventsMemory.make(handle)
+  const parked = mutation.parked?.(realParked) ?? realParked
+  const parkedEvents = ParkedEvents.of({
+    ...parked,
+    keys: (held) => call(parked.keys(held)),
+    requests: (held) => call(parked.requests(held))
   })
 
   const log = events.store(process, mutation.readable?.(events), mutation.readBy)
@@ -276,9 +296,10 @@ export const make = (
   return Context.make(EventStore, eventStore).pipe(
     Context.add(
       Projections,
-      ProjectionsMemory.make(handle, { events: eventStore, parkedEvents: ParkedEventsMemory.make(handle) })
+      ProjectionsMemory.make(handle, { events: eventStore, parkedEvents })
     ),
     Context.add(CheckpointStore, checkpointStore),
+    Context.add(ParkedEvents, parkedEvents),
     Context.add(Membership, membershipService),
     Context.add(CoordinationStore, coordinationStore)
   )

@@ -13,6 +13,7 @@ import { written } from "../../src/schema/Plan.ts"
 import type { CheckpointStore } from "../../src/services/CheckpointStore.ts"
 import { Fenced, HandlerFailure, TransientFailure } from "../../src/services/CheckpointStore.ts"
 import type { CoordinationStore } from "../../src/services/CoordinationStore.ts"
+import type { ParkedEvents } from "../../src/services/ParkedEvents.ts"
 import * as Projection from "../../src/services/Projection.ts"
 import type { Chance } from "./Chance.ts"
 import type { EventLog } from "./EventLog.ts"
@@ -21,6 +22,7 @@ import type { FaultName } from "./Scenario.ts"
 type Request = Parameters<CoordinationStore["apply"]>[0]
 
 export interface Mutation {
+  readonly parked?: (real: ParkedEvents) => ParkedEvents
   readonly checkpoints?: (real: CheckpointStore, handle: Handle, chance: Chance) => CheckpointStore
   readonly coordination?: (real: CoordinationStore, handle: Handle, chance: Chance) => CoordinationStore
   readonly projection?: <R>(real: Projection.Projection<unknown, R>) => Projection.Projection<unknown, R>

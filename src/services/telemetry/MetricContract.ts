@@ -59,6 +59,14 @@ export const entries: ReadonlyArray<Entry> = [
     "halts of the last 10 minutes, for an alert",
     `${increase(Metrics.projectionHaltsTotal, ofProjection, "10m")} > 0`
   ]),
+  ofCount(Metrics.eventsSkippedTotal, ofProjection, [
+    "events skipped in the last 10 minutes, for an alert",
+    `${increase(Metrics.eventsSkippedTotal, ofProjection, "10m")} > 0`
+  ]),
+  ofCount(Metrics.eventsParkedTotal, ofProjection, [
+    "events parked in the last 10 minutes, for an alert",
+    `${increase(Metrics.eventsParkedTotal, ofProjection, "10m")} > 0`
+  ]),
   ofTime(Metrics.eventProcessingDurationSeconds, ofProjection, [
     "95th percentile of the time per event",
     quantile(Metrics.eventProcessingDurationSeconds, ofProjection)

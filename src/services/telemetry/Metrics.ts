@@ -106,6 +106,26 @@ export const projectionErrorsTotal = counter(
 export const projectionHaltsTotal = counter("projection_halts_total", "Ranges that halted while this worker ran them.")
 
 /**
+ * Events that were skipped because they could not be handled. Label: `projection`.
+ *
+ * @category metrics
+ * @since 0.1.0
+ */
+export const eventsSkippedTotal = counter("events_skipped_total", "Events that were skipped without being handled.")
+
+/**
+ * Events that were parked: those that could not be handled, and those that queue behind them. Label: `projection`. How
+ * many events are parked now is in the table of parked events.
+ *
+ * @category metrics
+ * @since 0.1.0
+ */
+export const eventsParkedTotal = counter(
+  "events_parked_total",
+  "Events that were parked, including those that queue behind them."
+)
+
+/**
  * Workers in the newest generation of the replica set. Set only by the worker with partition 0. Label: `worker_id`.
  *
  * @category metrics

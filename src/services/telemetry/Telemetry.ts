@@ -14,6 +14,7 @@ import type { Activity } from "../../schema/Activity.ts"
 import { ProjectionHalted } from "../../schema/Errors.ts"
 import type { Generation } from "../../schema/Generation.ts"
 import * as HashRange from "../../schema/HashRange.ts"
+import { sentence } from "../../schema/Text.ts"
 import * as Metrics from "./Metrics.ts"
 import { tryTracer } from "./Spans.ts"
 
@@ -107,6 +108,45 @@ const table: Table = {
       event: halt.eventId
     })
   },
+  EventSkipped: {
+    log: (
+      skipped
+    ) => [[
+      "Error",
+      `${describeEvent(skipped)} is skipped: its effects are missing from the read model.${skipped.stack}`
+    ]],
+    metrics: ({ projection }, labels) => [add(Metrics.eventsSkippedTotal, { ...labels, projection })],
+    span: eventAttributes
+  },
+  EventParked: {
+    log: (parked) => [[
+      "Error",
+      `${
+        describeEvent(parked)
+      } is parked, and later events with its key queue behind it. Fix the cause, then retry the parked event.${parked.stack}`
+    ]],
+    metrics: ({ projection }, labels) => [
+      add(Metrics.projectionErrorsTotal, { ...labels, projection }),
+      add(Metrics.eventsParkedTotal, { ...labels, projection })
+    ],
+    span: eventAttributes
+  },
+  EventsQueued: {
+    metrics: ({ events, projection }, labels) => [add(Metrics.eventsParkedTotal, { ...labels, projection }, events)]
+  },
+  ParkedEventRemoved: {
+    log: ({ eventId, position, projection, range, request }) => [[
+      "Info",
+      `Event ${eventId} at position ${position}, which projection "${projection}" had parked in range ${
+        HashRange.format(range)
+      }, was ${request === "drop" ? "dropped" : "handled"} as requested`
+    ]]
+  },
+  ParkedEventFailed: {
+    log: (failed) => [["Error", `${describeEvent(failed)} stays parked: its retry has failed.${failed.stack}`]],
+    metrics: ({ projection }, labels) => [add(Metrics.projectionErrorsTotal, { ...labels, projection })],
+    span: eventAttributes
+  },
   CaughtUp: {},
   RangeStopped: {},
   ProjectionGivenUp: {
@@ -158,6 +198,24 @@ const table: Table = {
     log: ({ failure }) => failure === undefined ? [["Info", "Shutdown complete"]] : []
   },
   Missed: {}
+}
+
+interface AboutEvent {
+  readonly projection: string
+  readonly range: HashRange.HashRange
+  readonly position: bigint
+  readonly eventId: string
+  readonly error: string
+}
+
+function describeEvent({ error, eventId, position, projection, range }: AboutEvent): string {
+  return `Event ${eventId} at position ${position} of projection "${projection}" in range ${HashRange.format(range)}, ${
+    sentence(error)
+  } It`
+}
+
+function eventAttributes({ eventId, position, projection, range }: AboutEvent) {
+  return { projection, range: HashRange.format(range), position: String(position), event: eventId }
 }
 
 const outputsOf = <A extends Activity>(activity: A) => table[activity._tag] as Outputs<A>
@@ -223,6 +281,8 @@ const startingAtZero: {
     Metrics.eventsProcessedTotal,
     Metrics.projectionErrorsTotal,
     Metrics.projectionHaltsTotal,
+    Metrics.eventsSkippedTotal,
+    Metrics.eventsParkedTotal,
     Metrics.eventProcessingDurationSeconds,
     Metrics.batchEvents
   ]

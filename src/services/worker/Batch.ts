@@ -2,6 +2,7 @@
  * One batch: a transaction in which the handler handles the events and which moves the range's position last. `attempt`
  * describes how it ended; `BatchPolicy` decides what follows.
  */
+import * as Array from "effect/Array"
 import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
 import type * as Context from "effect/Context"
@@ -10,6 +11,7 @@ import * as Effect from "effect/Effect"
 import type * as Option from "effect/Option"
 import * as BatchPolicy from "../../schema/BatchPolicy.ts"
 import { HandlerOverran } from "../../schema/Errors.ts"
+import type { Event } from "../../schema/Event.ts"
 import { type CheckpointStore, type EpochEnded, type Fenced, HandlerFailure } from "../CheckpointStore.ts"
 import { stackText } from "../ErrorText.ts"
 import * as Spans from "../telemetry/Spans.ts"
@@ -23,6 +25,24 @@ export interface Batch {
   readonly events: HandlerCall.Events
   /** The range's position after the last event. */
   readonly end: bigint
+  readonly instead?: Instead | undefined
+}
+
+/** What happens with events of a batch instead of a call of the handler, or besides it, in the same transaction. */
+export interface Instead {
+  /** Whether the handler is not called for the event. */
+  readonly of: (event: Event) => boolean
+  /** Runs when the handler has ended, with those of these events that the batch has reached, possibly none. */
+  readonly run: (events: ReadonlyArray<Event>) => Effect.Effect<void, unknown>
+}
+
+/** One run of a batch. */
+interface Attempt {
+  readonly batch: Batch
+  /** The events for which the handler is called. */
+  readonly called: ReadonlyArray<Event>
+  readonly progress: HandlerCall.Progress
+  phase: "handler" | "instead" | "end"
 }
 
 /** What the batches of one range have in common. */
@@ -71,17 +91,26 @@ export const attempt = (
   batch: Batch
 ): Effect.Effect<Option.Option<Outcome>, EpochEnded | Fenced> => {
   const { blocking, idleTimeout, job } = environment
-  const position = batch.events[0].globalPosition
+  const attempt = makeAttempt(batch)
+  const position = attempt.called[0]?.globalPosition
+  if (position === undefined) return Effect.asSome(run(environment, attempt))
   const times = blocking.overrunsAt(job.projection.name, position)
   if (times === 0 && blocking.largestBatchAt(job.state.held, position) === Infinity) {
-    return Effect.asSome(run(environment, batch))
+    return Effect.asSome(run(environment, attempt))
   }
   if (BatchPolicy.isBlocking(times)) {
     return Effect.succeedSome({ _tag: "Overran", failure: new HandlerOverran({ times, longerThan: idleTimeout }) })
   }
   // The event may have been counted because another handler blocked the process. Alone, it does not overrun again.
-  return blocking.runInTurn(run(environment, batch), job.draining.await)
+  return blocking.runInTurn(run(environment, attempt), job.draining.await)
 }
+
+const makeAttempt = (batch: Batch): Attempt => ({
+  batch,
+  called: batch.instead === undefined ? batch.events : batch.events.filter((event) => !batch.instead!.of(event)),
+  progress: HandlerCall.makeProgress(),
+  phase: "handler"
+})
 
 /**
  * Handles the events until the batch is complete, has taken too long or must drain, then commits the events that were
@@ -89,25 +118,25 @@ export const attempt = (
  */
 const run = Effect.fnUntraced(function*(
   environment: Environment,
-  batch: Batch
+  attempt: Attempt
 ): Effect.fn.Return<Outcome, EpochEnded | Fenced> {
   const { clock, job, spans } = environment
-  const progress = HandlerCall.makeProgress()
+  const { batch: { events }, called, progress } = attempt
   const startedAt = clock.monotonicTimeNanosUnsafe()
   job.state.batchSince = startedAt
-  const result = yield* Effect.result(spans.span(commit(environment, batch, progress), {
-    events: batch.events,
-    committed: () => progress.handled,
+  const result = yield* Effect.result(spans.span(commit(environment, attempt), {
+    events,
+    committed: () => reachedEvents(attempt),
     describe: describeForSpan
   }))
   job.state.batchSince = undefined
   if (result._tag === "Success") {
     const now = clock.monotonicTimeNanosUnsafe()
-    RangeState.write(job.state, reached(batch, progress), now)
-    clearOverruns(environment, batch, progress)
+    RangeState.write(job.state, reached(attempt), now)
+    clearOverruns(environment, called, progress)
     return {
       _tag: "Committed",
-      handled: progress.handled,
+      handled: reachedEvents(attempt),
       handlerNanos: progress.until - progress.since,
       tookNanos: now - startedAt
     }
@@ -115,19 +144,42 @@ const run = Effect.fnUntraced(function*(
   const { failure } = result
   if (failure._tag === "Fenced" || failure._tag === "EpochEnded") return yield* failure
   const reason = reasonOf(failure)
-  if (!BatchPolicy.mayBeOverrun(reason)) clearOverruns(environment, batch, progress)
-  return {
-    _tag: "Failed",
-    reason,
-    begun: batch.events.slice(0, progress.begun).map(({ globalPosition }) => globalPosition),
-    failedAt: HandlerCall.failedAt(progress),
-    failure
-  }
+  if (!BatchPolicy.mayBeOverrun(reason)) clearOverruns(environment, called, progress)
+  return { _tag: "Failed", reason, ...whereFailed(attempt), failure: withTyped(attempt, failure) }
 })
 
-const commit = (environment: Environment, batch: Batch, progress: HandlerCall.Progress) => {
+/** Which events of the batch had begun, and at which of them it failed. */
+const whereFailed = (attempt: Attempt): Pick<BatchPolicy.Failed<unknown>, "begun" | "failedAt"> => {
+  const { batch: { events, instead }, called, phase, progress } = attempt
+  const positions = (count: number) => events.slice(0, count).map(({ globalPosition }) => globalPosition)
+  if (phase === "instead") {
+    const count = reachedEvents(attempt)
+    const parked = events.slice(0, count).flatMap((event, index) => instead!.of(event) ? [index] : [])
+    // Of several, the cause may be that together they exceed a limit.
+    return { begun: positions(count), failedAt: parked.length > 1 ? "unknown" : parked[0] ?? 0 }
+  }
+  const failedAt = HandlerCall.failedAt(progress)
+  if (failedAt === undefined) return { begun: positions(phase === "end" ? reachedEvents(attempt) : 0), failedAt }
+  return {
+    begun: positions(events.indexOf(called[progress.begun - 1]!) + 1),
+    failedAt: failedAt === "unknown" ? failedAt : events.indexOf(called[failedAt]!)
+  }
+}
+
+/** Adds the typed error with which the handler has failed. It has none if its transaction failed or reports more. */
+const withTyped = <F extends HandlerFailure | Retries.Retried>({ phase, progress }: Attempt, failure: F) => {
+  if (failure._tag !== "HandlerFailure" || phase !== "handler") return failure
+  const raised = progress.raised?.reasons.find(Cause.isFailReason)
+  const [first] = failure.cause.reasons
+  return raised !== undefined && first !== undefined && Cause.isFailReason(first) && first.error === raised.error
+    ? new HandlerFailure({ cause: failure.cause, typed: { error: raised.error } })
+    : failure
+}
+
+const commit = (environment: Environment, attempt: Attempt) => {
   const { base, checkpoints, idleTimeout, job } = environment
-  const handling = Effect.scoped(BatchContext.provide(handleEvents(environment, batch, progress), job.captured, base))
+  const { batch: { instead }, progress } = attempt
+  const handling = Effect.scoped(BatchContext.provide(handleEvents(environment, attempt), job.captured, base))
     .pipe(
       Effect.tapCause((cause) =>
         Effect.sync(() => {
@@ -139,7 +191,13 @@ const commit = (environment: Environment, batch: Batch, progress: HandlerCall.Pr
   return checkpoints.commit(
     held,
     { from: writtenUpTo, idleTimeout, epoch, isolation: job.projection.isolation },
-    Effect.map(handling, () => reached(batch, progress))
+    Effect.map(
+      instead === undefined ? handling : Effect.andThen(handling, runInstead(attempt, instead)),
+      () => {
+        attempt.phase = "end"
+        return reached(attempt)
+      }
+    )
   ).pipe(
     // If a handler's failure makes the store die, it is a handler failure: the handler must not run forever.
     Effect.catchCause((cause) =>
@@ -151,17 +209,34 @@ const commit = (environment: Environment, batch: Batch, progress: HandlerCall.Pr
 }
 
 /** Handles the events until none is left, the batch has taken too long, or the range drains. */
-const handleEvents = (environment: Environment, { events }: Batch, progress: HandlerCall.Progress) => {
+const handleEvents = (environment: Environment, attempt: Attempt) => {
   const { clock, job: { draining, projection } } = environment
+  const { called, progress } = attempt
+  // An optimistic transaction may run this several times before it commits.
+  attempt.phase = "handler"
+  if (!Array.isReadonlyArrayNonEmpty(called)) return Effect.void
   const mayContinue = (nanos: bigint) => !draining.isOpen() && nanos <= BatchPolicy.longestBatchNanos
-  return HandlerCall.run(projection.handler, events, progress, { clock, mayContinue }).pipe(
-    Effect.onExit(() => Effect.sync(() => recordOverrun(environment, events, progress)))
+  return HandlerCall.run(projection.handler, called, progress, { clock, mayContinue }).pipe(
+    Effect.onExit(() => Effect.sync(() => recordOverrun(environment, called, progress)))
   )
 }
 
-/** The range's position after the events that were handled. */
-const reached = ({ end, events }: Batch, { handled }: HandlerCall.Progress): bigint =>
-  handled === events.length ? end : events[handled - 1]!.globalPosition
+const runInstead = (attempt: Attempt, { of, run }: Instead) =>
+  Effect.suspend(() => {
+    attempt.phase = "instead"
+    return run(attempt.batch.events.slice(0, reachedEvents(attempt)).filter(of))
+  })
+
+/** How many events the batch has reached: all before the first event that was not handled. */
+const reachedEvents = ({ batch: { events }, called, progress: { handled } }: Attempt): number =>
+  handled === called.length ? events.length : events.indexOf(called[handled]!)
+
+/** The range's position after the events that the batch has reached. */
+const reached = (attempt: Attempt): bigint => {
+  const { batch: { end, events } } = attempt
+  const count = reachedEvents(attempt)
+  return count === events.length ? end : events[count - 1]!.globalPosition
+}
 
 /**
  * Counts an overrun as soon as the handlers have ended, because the range may be closed before the loss of the batch is
@@ -169,7 +244,7 @@ const reached = ({ end, events }: Batch, { handled }: HandlerCall.Progress): big
  */
 const recordOverrun = (
   { blocking, idleTimeout, job }: Environment,
-  events: Batch["events"],
+  events: HandlerCall.Events,
   progress: HandlerCall.Progress
 ) => {
   const { begun, callSince, handled, until } = progress
@@ -182,7 +257,11 @@ const recordOverrun = (
 }
 
 /** The last call did not lose the batch by taking too long. */
-const clearOverruns = ({ blocking, job }: Environment, { events }: Batch, { begun }: HandlerCall.Progress) => {
+const clearOverruns = (
+  { blocking, job }: Environment,
+  events: ReadonlyArray<Event>,
+  { begun }: HandlerCall.Progress
+) => {
   if (begun > 0) blocking.clearOverruns(job.projection.name, events[begun - 1]!.globalPosition)
 }
 

@@ -5,26 +5,34 @@ import { type EventError, ProjectionHalted } from "../../schema/Errors.ts"
 import { type Event, label } from "../../schema/Event.ts"
 import * as HashRange from "../../schema/HashRange.ts"
 import { sentence } from "../../schema/Text.ts"
-import { errorText, stackText } from "../ErrorText.ts"
+import { errorTag, errorText, stackText } from "../ErrorText.ts"
 import type { Failure } from "./Retries.ts"
 
 export interface HaltReason {
   /** Type, aggregate and version of the event, and the error; never the payload. */
   readonly error: string
+  /** The tag or name of the error. */
+  readonly tag: string
   /** The stack of the handler's failure, only for the log. */
   readonly stack: string
 }
 
 /** The event cannot be received or read. */
-export const ofUnreadable = (error: EventError): HaltReason => make(error, `${error._tag}: ${error.message}`)
+export const ofUnreadable = (error: EventError): HaltReason =>
+  make(error, error._tag, `${error._tag}: ${error.message}`)
 
 /** The event's batches fail. `circumstance` is the one of `BatchPolicy`. */
 export const ofFailure = (event: Event, failure: Failure, circumstance: string): HaltReason => {
   const cause = causeOf(failure)
-  if (cause === undefined) return make(event, `${failure._tag}: ${failure.message}`)
+  if (cause === undefined) return make(event, failure._tag, `${failure._tag}: ${failure.message}`)
   const text = errorText(cause)
   const error = `${circumstance}${text}`
-  return make(event, violation.test(text) ? `${sentence(error)} ${sharedRows}` : error, stackText(cause))
+  return make(
+    event,
+    errorTag(cause),
+    violation.test(text) ? `${sentence(error)} ${sharedRows}` : error,
+    stackText(cause)
+  )
 }
 
 /** The failure of the handler; undefined if the failure describes itself. */
@@ -35,7 +43,8 @@ const causeOf = (failure: Failure): Cause.Cause<unknown> | undefined =>
     ? Cause.fail(failure.cause)
     : undefined
 
-const make = (event: Parameters<typeof label>[0], error: string, stack = ""): HaltReason => ({
+const make = (event: Parameters<typeof label>[0], tag: string, error: string, stack = ""): HaltReason => ({
+  tag,
   error: haltError([label(event), error].filter((part) => part !== "").join(": ")),
   stack
 })

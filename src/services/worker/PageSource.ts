@@ -8,6 +8,7 @@ import * as BatchWindow from "../../schema/BatchWindow.ts"
 import { CheckpointAheadOfEvents, type EventError, type StoreError } from "../../schema/Errors.ts"
 import { type CheckpointStore, EpochEnded, type Fenced } from "../CheckpointStore.ts"
 import type { EventStore, Page, ReadOptions, ServerEpoch } from "../EventStore.ts"
+import * as Parking from "./Parking.ts"
 import * as RangeState from "./RangeState.ts"
 import { isRetried, type Retries } from "./Retries.ts"
 import type { Startup } from "./Startup.ts"
@@ -20,6 +21,8 @@ type Next = Data.TaggedEnum<{
   Unreadable: { readonly error: EventError }
   /** Progress past events that do not match must be written now. */
   ProgressDue: {}
+  /** It is time to look for requests about parked events. */
+  RequestsDue: {}
   Drained: {}
 }>
 const Next = Data.taggedEnum<Next>()
@@ -31,6 +34,8 @@ export type PageError = CheckpointAheadOfEvents | StoreError
 export interface PageSource {
   /** Waits for the next page, for progress to become due, or for the range to drain. Retries transient failures. */
   readonly next: Effect.Effect<Next, EpochEnded | Fenced | PageError>
+  /** Reads one event that was handled or parked before: a page with it, or without it if it no longer matches. */
+  readonly at: (position: bigint) => Effect.Effect<Next, EpochEnded | Fenced | PageError>
 }
 
 interface Source {
@@ -39,6 +44,7 @@ interface Source {
   readonly checkpoints: CheckpointStore
   readonly startup: Startup
   readonly retries: Retries
+  readonly parking: Parking.Parking
   /** When empty progress must be written; undefined while there is none. */
   dueAt: bigint | undefined
   /**
@@ -62,12 +68,13 @@ const emptyProgressNanos = 1_000_000_000n
  */
 const reading = "Reading"
 
-export const make = (options: Omit<Source, "dueAt" | "failures" | "isUrgent">): PageSource => ({
-  next: next({ ...options, dueAt: undefined, isUrgent: false, failures: 0 })
-})
+export const make = (options: Omit<Source, "dueAt" | "failures" | "isUrgent">): PageSource => {
+  const source: Source = { ...options, dueAt: undefined, isUrgent: false, failures: 0 }
+  return { next: next(source), at: (position) => at(source, position) }
+}
 
 const next = Effect.fnUntraced(function*(source: Source): Effect.fn.Return<Next, EpochEnded | Fenced | PageError> {
-  const { job, retries, startup } = source
+  const { job, parking, retries } = source
   while (true) {
     const now = yield* Clock.monotonicTimeNanos
     if (!RangeState.hasUnwritten(job.state)) source.dueAt = undefined
@@ -78,6 +85,7 @@ const next = Effect.fnUntraced(function*(source: Source): Effect.fn.Return<Next,
       source.isUrgent = false
       return Next.ProgressDue()
     }
+    if (parking.lookAt !== undefined && now >= parking.lookAt && !job.draining.isOpen()) return Next.RequestsDue()
     const result = yield* Effect.result(Effect.raceFirst(
       // First, so that nothing starts once the range is draining.
       Effect.as(job.draining.await, Next.Drained()),
@@ -91,20 +99,15 @@ const next = Effect.fnUntraced(function*(source: Source): Effect.fn.Return<Next,
     if (result.success?._tag === "Drained") return result.success
     // Interrupted, because progress is due.
     if (result.success === undefined && RangeState.hasUnwritten(job.state)) continue
+    if (result.success !== undefined) return yield* untilWindowEnds(source, yield* received(source, result.success))
     source.failures = 0
-    if (result.success !== undefined) {
-      yield* retries.succeeded("Reading")
-      startup.worked(reading)
-      yield* enterEpoch(source, result.success.page.epoch)
-      return yield* untilWindowEnds(source, result.success)
-    }
     // Nothing is left to retry: the server may have lost the events of a failed batch or write.
     yield* retries.allSucceeded
   }
 })
 
 const readOptions = (
-  { projection, state }: RangeState.Job,
+  { job: { projection, state }, parking }: Source,
   after: bigint,
   upTo: bigint,
   limits: BatchWindow.Room
@@ -114,12 +117,45 @@ const readOptions = (
   range: state.held.range,
   filter: projection.filter,
   partitionBy: projection.partitionBy,
-  ...limits
+  ...limits,
+  ...(Parking.needsHashes(parking) ? { hashes: true } : {})
+})
+
+const at = Effect.fnUntraced(function*(
+  source: Source,
+  position: bigint
+): Effect.fn.Return<Next, EpochEnded | Fenced | PageError> {
+  const { draining } = source.job
+  while (true) {
+    const result = yield* Effect.result(Effect.raceFirst(
+      Effect.as(draining.await, Next.Drained()),
+      Effect.map(
+        source.events.read(
+          readOptions(source, position - 1n, position, { limit: 1, bytes: source.job.settings.batchBytes })
+        ),
+        (page): NextPage => ({ _tag: "Page", page, isComplete: false })
+      )
+    ))
+    if (result._tag === "Success") {
+      return result.success._tag === "Page" ? yield* received(source, result.success) : result.success
+    }
+    const outcome = yield* afterFailure(source, result.failure)
+    if (outcome !== undefined) return outcome
+  }
+})
+
+/** A read has succeeded. */
+const received = Effect.fnUntraced(function*(source: Source, next: NextPage) {
+  source.failures = 0
+  yield* source.retries.succeeded("Reading")
+  source.startup.worked(reading)
+  yield* enterEpoch(source, next.page.epoch)
+  return next
 })
 
 /** Returns nothing if the wait was interrupted. A read that has begun continues to its result. */
-const waitAndRead = ({ events, job }: Source, interruption: Effect.Effect<void, StoreError>) => {
-  const { settings, state } = job
+const waitAndRead = (source: Source, interruption: Effect.Effect<void, StoreError>) => {
+  const { events, job: { settings, state } } = source
   const settled = Effect.raceFirst(
     Effect.asSome(events.settledBeyond(state.handledUpTo, settings.pollInterval)),
     Effect.as(interruption, Option.none<bigint>())
@@ -127,7 +163,7 @@ const waitAndRead = ({ events, job }: Source, interruption: Effect.Effect<void, 
   return Effect.flatMap(settled, (upTo) =>
     Option.isNone(upTo) ? Effect.succeed(undefined) : Effect.map(
       events.read(
-        readOptions(job, state.handledUpTo, upTo.value, { limit: settings.batchSize, bytes: settings.batchBytes })
+        readOptions(source, state.handledUpTo, upTo.value, { limit: settings.batchSize, bytes: settings.batchBytes })
       ),
       (page): NextPage => ({ _tag: "Page", page, isComplete: page.position >= upTo.value })
     ))
@@ -161,21 +197,25 @@ const untilWindowEnds = Effect.fnUntraced(function*(source: Source, first: NextP
  * the wait: the next read meets the failure again, after the events of the page are handled.
  */
 const extended = Effect.fnUntraced(function*(
-  { events, job }: Source,
+  source: Source,
   page: Page,
   window: BatchWindow.BatchWindow,
   room: BatchWindow.Room,
   until: bigint
 ): Effect.fn.Return<NextPage | undefined, EpochEnded> {
-  const upTo = yield* awaitRoomFilled({ events, job }, page, window, room, until)
+  const upTo = yield* awaitRoomFilled(source, page, window, room, until)
   if (upTo === page.position) return undefined
-  const result = yield* Effect.result(events.read(readOptions(job, page.position, upTo, room)))
+  const result = yield* Effect.result(source.events.read(readOptions(source, page.position, upTo, room)))
   if (result._tag === "Failure") return undefined
   const more = result.success
   if (more.epoch !== page.epoch) return yield* new EpochEnded()
   return {
     _tag: "Page",
-    page: { ...more, events: [...page.events, ...more.events] },
+    page: {
+      ...more,
+      events: [...page.events, ...more.events],
+      ...(page.hashes === undefined || more.hashes === undefined ? {} : { hashes: [...page.hashes, ...more.hashes] })
+    },
     isComplete: more.position >= upTo
   }
 })
@@ -203,11 +243,13 @@ const awaitRoomFilled = Effect.fnUntraced(function*(
   }
 })
 
-const interruptionOfWait = ({ dueAt, events, job, retries }: Source, now: bigint) => {
-  if (dueAt !== undefined) return Effect.sleep(Duration.nanos(dueAt - now))
-  if (!retries.haveFailed()) return Effect.never
+const interruptionOfWait = ({ dueAt, events, job, parking: { lookAt }, retries }: Source, now: bigint) => {
+  const until = [dueAt, lookAt].reduce((a, b) => a === undefined || (b !== undefined && b < a) ? b : a)
+  const wait = until === undefined ? Duration.times(job.settings.pollInterval, 2) : Duration.nanos(until - now)
+  if (dueAt !== undefined) return Effect.sleep(wait)
+  if (!retries.haveFailed()) return until === undefined ? Effect.never : Effect.sleep(wait)
   // If no event arrives after a failure, this read shows that the database works again.
-  return Effect.andThen(Effect.sleep(Duration.times(job.settings.pollInterval, 2)), Effect.asVoid(events.headPosition))
+  return Effect.andThen(Effect.sleep(wait), Effect.asVoid(events.headPosition))
 }
 
 /** Records the epoch of a read. Unwritten progress of another epoch is invalid, and so is a read from its position. */

@@ -7,6 +7,7 @@ import * as Result from "effect/Result"
 import { microsOf } from "../../schema/Append.ts"
 import * as BatchWindow from "../../schema/BatchWindow.ts"
 import { DuplicateProjection, InvalidSettings } from "../../schema/Errors.ts"
+import { mayPark } from "../../schema/FailurePolicy.ts"
 import * as PartitionKey from "../../schema/PartitionKey.ts"
 import { textProblem } from "../../schema/Text.ts"
 import type { CheckpointStore } from "../CheckpointStore.ts"
@@ -75,7 +76,8 @@ const maximumConcurrency = 100
 const isolationLevels: ReadonlyArray<Projection.Isolation> = ["read committed", "repeatable read", "serializable"]
 
 const problemOf = (
-  { concurrency, filter, handler, isolation, name, ordering, partitionBy, startFrom }: Projection.Any
+  { concurrency, filter, handler, isolation, name, onFailure, ordering, parkingLimits, partitionBy, startFrom }:
+    Projection.Any
 ): string | undefined => {
   if (name.trim() === "") return "A projection's name must not be empty, because progress is stored by name."
   if (name.length > maximumNameLength) {
@@ -108,6 +110,17 @@ const problemOf = (
   }
   if (ordering === "global" && concurrency > 1) {
     return `"${name}" has ordering "global" and concurrency ${concurrency}. Omit one of them: in global order, events are handled one at a time.`
+  }
+  if (ordering === "global" && mayPark(onFailure)) {
+    return `"${name}" has ordering "global" and an onFailure that may park events. Use "halt" or "skip": in global order, no event can be handled before a parked one.`
+  }
+  if (typeof onFailure !== "function" && !["halt", "park", "skip"].includes(onFailure)) {
+    return `onFailure of "${name}" is ${String(onFailure)}. Give "halt", "park", "skip" or a function.`
+  }
+  for (const [limit, value] of Object.entries(parkingLimits)) {
+    if (!Number.isInteger(value) || value < 1) {
+      return `parkingLimits.${limit} of "${name}" is ${value}. Give a positive integer.`
+    }
   }
   const keyProblem = PartitionKey.problem(partitionBy)
   if (keyProblem !== undefined) return `partitionBy of "${name}" ${keyProblem}.`

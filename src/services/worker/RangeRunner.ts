@@ -4,27 +4,32 @@
  * which failures are transient.
  */
 import * as Array from "effect/Array"
-import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
-import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import { Activity } from "../../schema/Activity.ts"
 import * as BatchPolicy from "../../schema/BatchPolicy.ts"
-import { type EventError, EventVersionTooNew } from "../../schema/Errors.ts"
+import type { EventError } from "../../schema/Errors.ts"
 import type { Event } from "../../schema/Event.ts"
 import * as HashRange from "../../schema/HashRange.ts"
 import * as PartitionKey from "../../schema/PartitionKey.ts"
 import { CheckpointStore, type EpochEnded, type Fenced } from "../CheckpointStore.ts"
 import { EventStore, type Page } from "../EventStore.ts"
+import { ParkedEvents } from "../ParkedEvents.ts"
 import type { RetryLog } from "../telemetry/RetryLog.ts"
 import * as Batch from "./Batch.ts"
 import * as BlockingHandlers from "./BlockingHandlers.ts"
+import * as FailingEvent from "./FailingEvent.ts"
+import * as GivingUp from "./GivingUp.ts"
+import * as Halting from "./Halting.ts"
 import * as HaltReason from "./HaltReason.ts"
 import * as PageSource from "./PageSource.ts"
+import * as ParkedRequests from "./ParkedRequests.ts"
+import * as Parking from "./Parking.ts"
 import * as RangeState from "./RangeState.ts"
 import * as Retries from "./Retries.ts"
+import * as Runner from "./Runner.ts"
 import type { Startup } from "./Startup.ts"
 
 /** How a runner ended: `drained` as requested, or `fenced` because the worker no longer owns the range. */
@@ -35,48 +40,22 @@ export type RunnerError = PageSource.PageError
 
 export class RangeRunner extends Context.Service<RangeRunner, {
   /**
-   * Works until `draining` opens or the range is lost. Transient failures of the stores are retried without a limit. A
-   * handler that fails halts the range: the preceding events commit, the failure is recorded, and the runner waits
-   * until it is drained. Fails if the database cannot return events in order, or if it refuses reads before any read
+   * Works until `draining` opens or the range is lost. Transient failures of the stores are retried without a limit. At
+   * an event that cannot be handled, the preceding events commit, then the failure policy of the projection applies. A
+   * range that is halted waits for a request, or until it is drained. Fails if the database cannot return events in order, or if it refuses reads before any read
    * has succeeded (a missing privilege).
    */
   readonly run: (job: RangeState.Job) => Effect.Effect<RunnerResult, RunnerError>
 }>()("pupsourcing-orchestrator/services/RangeRunner") {}
 
-/** What the runners of a process share. */
-interface Shared {
-  readonly events: EventStore["Service"]
-  readonly checkpoints: CheckpointStore
-  readonly startup: Startup
-  readonly retryLog: RetryLog
-  readonly blocking: BlockingHandlers.BlockingHandlers
-  /** The time until which no further conflict warning is logged for a projection, in any of its ranges. */
-  readonly conflictsQuietUntil: Map<string, bigint>
-}
-
-/** One runner. */
-interface Runner {
-  readonly shared: Shared
-  readonly job: RangeState.Job
-  readonly retries: Retries.Retries
-  readonly pages: PageSource.PageSource
-  readonly batches: Batch.Environment
-  policy: BatchPolicy.State
-  /** Failures since the row was last written, except those of batches, which `policy` counts. */
-  failures: number
-  /** `never`: not caught up since the runner last began with the row. `before`: it was, but events have followed. */
-  caughtUp: "never" | "before" | "now"
-  /** The event whose handler lost the connection too often, and why: the halt to record without calling it again. */
-  pendingHalt: { readonly eventId: string; readonly reason: HaltReason.HaltReason } | undefined
-}
-
 /** Minimum time between two warnings about one projection's conflicts. */
 const conflictWarningNanos = 600_000_000_000n
 
 export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: RetryLog) {
-  const shared: Shared = {
+  const shared: Runner.Shared = {
     events: yield* EventStore,
     checkpoints: yield* CheckpointStore,
+    parkedEvents: yield* ParkedEvents,
     startup,
     retryLog,
     blocking: BlockingHandlers.make(),
@@ -85,62 +64,78 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
   return RangeRunner.of({ run: (job) => Effect.flatMap(makeRunner(shared, job), runToEnd) })
 })
 
-const makeRunner = Effect.fnUntraced(function*(shared: Shared, job: RangeState.Job): Effect.fn.Return<Runner> {
+const makeRunner = Effect.fnUntraced(function*(
+  shared: Runner.Shared,
+  job: RangeState.Job
+): Effect.fn.Return<Runner.Runner> {
   const retries = Retries.make(job, shared.retryLog)
+  const parking = Parking.make(shared.parkedEvents, job)
   return {
     shared,
     job,
     retries,
-    pages: PageSource.make({ ...shared, job, retries }),
+    pages: PageSource.make({ ...shared, job, retries, parking }),
     batches: yield* Batch.makeEnvironment(job, shared.checkpoints, shared.blocking),
     policy: BatchPolicy.initial(job.settings.batchSize, job.projection.handler._tag),
     failures: 0,
     caughtUp: "never",
-    pendingHalt: undefined
+    parking,
+    retried: undefined,
+    failing: undefined
   }
 })
 
-const runToEnd = (runner: Runner): Effect.Effect<RunnerResult, RunnerError> =>
+const runToEnd = (runner: Runner.Runner): Effect.Effect<RunnerResult, RunnerError> =>
   Effect.as(workUntilDrained(runner), "drained" as const).pipe(
     Effect.catchTag("Fenced", () => Effect.succeed("fenced" as const)),
     Effect.ensuring(runner.retries.ended)
   )
 
-const workUntilDrained = Effect.fnUntraced(function*(runner: Runner): Effect.fn.Return<void, Fenced | RunnerError> {
+const workUntilDrained = Effect.fnUntraced(function*(
+  runner: Runner.Runner
+): Effect.fn.Return<void, Fenced | RunnerError> {
   const { job } = runner
   if (job.state.held.halt !== undefined) {
     yield* Effect.logWarning(HaltReason.message(job.state.held, job.state.held.halt))
-    return yield* job.draining.await
   }
   let isDrained = false
-  // After a halt nothing is written, not even empty progress: it would clear the halt.
-  while (!isDrained && job.state.halt === undefined) {
+  while (!isDrained) {
     isDrained = yield* Effect.catchTag(step(runner), "EpochEnded", (ended) => beginAgain(runner, ended))
   }
 })
 
 /** Works on what comes next. Returns whether the range has drained. */
-const step = Effect.fnUntraced(function*(runner: Runner): Effect.fn.Return<boolean, EpochEnded | Fenced | RunnerError> {
-  const next = yield* runner.pages.next
-  switch (next._tag) {
-    case "Drained":
-    case "ProgressDue":
-      yield* writeProgress(runner)
-      return next._tag === "Drained"
-    case "Unreadable":
-      yield* writeProgress(runner)
-      yield* halt(
-        runner,
-        { ...next.error, key: keyOfUnreadable(runner, next.error) },
-        HaltReason.ofUnreadable(next.error)
-      )
-      return false
-    case "Page":
-      if (next.page.events.length === 0) yield* passOver(runner, next.page, next.isComplete)
-      else yield* handlePage(runner, next.page, next.isComplete)
-      return false
+const step = Effect.fnUntraced(
+  function*(runner: Runner.Runner): Effect.fn.Return<boolean, EpochEnded | Fenced | RunnerError> {
+    if (runner.job.state.halt !== undefined) {
+      yield* Halting.waitWhileHalted(runner)
+      return runner.job.draining.isOpen()
+    }
+    yield* Parking.load(runner.parking, runner)
+    const next = yield* runner.pages.next
+    switch (next._tag) {
+      case "Drained":
+      case "ProgressDue":
+        yield* writeProgress(runner)
+        return next._tag === "Drained"
+      case "RequestsDue":
+        yield* ParkedRequests.execute(runner)
+        return false
+      case "Unreadable":
+        yield* writeProgress(runner)
+        yield* Halting.halt(
+          runner,
+          { ...next.error, key: keyOfUnreadable(runner, next.error) },
+          HaltReason.ofUnreadable(next.error)
+        )
+        return false
+      case "Page":
+        if (next.page.events.length === 0) yield* passOver(runner, next.page, next.isComplete)
+        else yield* handlePage(runner, next.page, next.isComplete)
+        return false
+    }
   }
-})
+)
 
 /**
  * Begins with the range again from its row, in the next server epoch. If the server has lost the commit that wrote the
@@ -149,12 +144,13 @@ const step = Effect.fnUntraced(function*(runner: Runner): Effect.fn.Return<boole
  * The pauses grow until a write succeeds, because reader and writer may be connected to two servers for a while.
  * `policy` keeps its counts, so that the range is still halted at an event whose handler crashes the server.
  */
-const beginAgain = Effect.fnUntraced(function*(runner: Runner, ended: EpochEnded) {
+const beginAgain = Effect.fnUntraced(function*(runner: Runner.Runner, ended: EpochEnded) {
   const { job: { state }, shared } = runner
   if (state.epoch !== undefined) yield* shared.events.endEpoch(state.epoch)
   RangeState.dropUnwritten(state)
   runner.caughtUp = "never"
-  yield* retry(runner, "Progress", ++runner.failures, ended)
+  Parking.forget(runner.parking)
+  yield* Runner.retry(runner, "Progress", ++runner.failures, ended)
   return false
 })
 
@@ -162,7 +158,7 @@ const beginAgain = Effect.fnUntraced(function*(runner: Runner, ended: EpochEnded
  * Advances past positions where no event matches. `writeProgress` writes this later, together with that of other
  * ranges; at once only when the range is first caught up, because catch-up waits for the row.
  */
-const passOver = Effect.fnUntraced(function*(runner: Runner, { position }: Page, isComplete: boolean) {
+const passOver = Effect.fnUntraced(function*(runner: Runner.Runner, { position }: Page, isComplete: boolean) {
   const { job, retries } = runner
   RangeState.passOver(job.state, position)
   if (!isComplete) return
@@ -181,7 +177,7 @@ const passOver = Effect.fnUntraced(function*(runner: Runner, { position }: Page,
  * Writes empty progress, so that the range's next owner does not read those positions again. After a failure it is
  * written together with later progress.
  */
-const writeProgress = Effect.fnUntraced(function*(runner: Runner) {
+const writeProgress = Effect.fnUntraced(function*(runner: Runner.Runner) {
   const { job, shared, retries } = runner
   const { epoch, handledUpTo: to, held, writtenUpTo: from } = job.state
   if (!RangeState.hasUnwritten(job.state)) return
@@ -196,132 +192,89 @@ const writeProgress = Effect.fnUntraced(function*(runner: Runner) {
   yield* retries.failed("Progress", ++runner.failures, result.failure)
 })
 
-/** Handles the events of a page, batch by batch, until none is left or the range drains. */
-const handlePage = Effect.fnUntraced(function*(runner: Runner, page: Page, isComplete: boolean) {
+/** Handles the events of a page, batch by batch, until none is left, the range drains, or it is halted. */
+const handlePage = Effect.fnUntraced(function*(runner: Runner.Runner, page: Page, isComplete: boolean) {
   const { caughtUp, draining, state } = runner.job
+  if (!(yield* Parking.prepare(runner.parking, page, runner))) return
   if (runner.caughtUp === "now") runner.caughtUp = "before"
-  let rest: ReadonlyArray<Event> = page.events
-  while (Array.isReadonlyArrayNonEmpty(rest) && !draining.isOpen()) {
-    rest = yield* handleBatch(runner, page, rest)
+  const hashOf = Parking.hashesOf(page)
+  let events: ReadonlyArray<Event> = page.events
+  while (Array.isReadonlyArrayNonEmpty(events) && !draining.isOpen()) {
+    events = yield* handleBatch(runner, { page, events, hashOf })
   }
   if (isComplete && state.handledUpTo === page.position) caughtUp.openUnsafe()
 })
 
 /** Handles one batch and does what the policy decides. Returns the events that remain. */
 const handleBatch = Effect.fnUntraced(function*(
-  runner: Runner,
-  page: Page,
-  rest: Array.NonEmptyReadonlyArray<Event>
+  runner: Runner.Runner,
+  rest: Runner.Rest
 ): Effect.fn.Return<ReadonlyArray<Event>, EpochEnded | Fenced> {
-  const { job, shared: { blocking }, retries } = runner
-  // Its handler may crash the server, and so end the epoch in which the halt has to be recorded.
-  if (runner.pendingHalt?.eventId === rest[0].eventId) {
-    return yield* haltAtFirst(runner, rest, runner.pendingHalt.reason)
+  const { failing, parking } = runner
+  if (failing?.verdict !== undefined && FailingEvent.isOf(failing, rest.events[0])) {
+    return yield* GivingUp.execute(runner, rest, failing.verdict)
   }
-  const hasOverrun = (position: bigint) => blocking.overrunsAt(job.projection.name, position) > 0
-  const largest = blocking.largestBatchAt(job.state.held, rest[0].globalPosition)
-  const events = BatchPolicy.select(runner.policy, rest, hasOverrun, largest)
-  const end = events.length === rest.length ? page.position : events[events.length - 1]!.globalPosition
-  const outcome = yield* Batch.attempt(runner.batches, { events, end })
-  if (Option.isNone(outcome)) return rest
-  // A handler that fails shows that the database works.
-  if (outcome.value._tag === "Failed" && outcome.value.reason === "handler") yield* retries.succeeded("A batch")
+  const events = selectBatch(runner, rest)
+  const instead = Parking.queue(parking, rest.hashOf, events)
+  const outcome = yield* Batch.attempt(runner.batches, { events, end: Runner.endOf(rest, events.length), instead })
+  if (Option.isNone(outcome)) return rest.events
+  if (outcome.value._tag === "Failed") yield* noteFailure(runner, events, outcome.value)
   const { action, state } = BatchPolicy.next(runner.policy, outcome.value)
   runner.policy = state
   switch (action._tag) {
-    case "Continue":
-      yield* committed(runner, action.handled, action.tookNanos)
-      return rest.slice(action.handled)
+    case "Continue": {
+      const queued = instead === undefined ? [] : events.slice(0, action.handled).filter(instead.of)
+      yield* Runner.committed(runner, action.handled - queued.length, action.tookNanos)
+      yield* reportQueued(runner, queued.map(rest.hashOf))
+      return rest.events.slice(action.handled)
+    }
     case "Isolate":
-      return rest
+      return rest.events
     case "BackOff":
       yield* warnIfContended(runner, action.failure)
-      yield* retry(runner, "A batch", action.attempt, action.failure)
-      return rest
-    case "Halt": {
-      const newer = findNewerVersion(action.failure)
-      if (newer !== undefined) return yield* giveUp(runner, rest, newer)
-      const [event] = rest
-      const reason = HaltReason.ofFailure(event, action.failure, action.circumstance)
-      if (action.circumstance !== "") runner.pendingHalt = { eventId: event.eventId, reason }
-      return yield* haltAtFirst(runner, rest, reason)
-    }
+      yield* Runner.retry(runner, "A batch", action.attempt, action.failure)
+      return rest.events
+    case "GiveUp":
+      return yield* GivingUp.giveUp(runner, rest, action)
   }
+})
+
+const selectBatch = ({ job, policy, shared: { blocking } }: Runner.Runner, { events }: Runner.Rest) => {
+  const hasOverrun = (position: bigint) => blocking.overrunsAt(job.projection.name, position) > 0
+  return BatchPolicy.select(
+    policy,
+    events,
+    hasOverrun,
+    blocking.largestBatchAt(job.state.held, events[0].globalPosition)
+  )
+}
+
+const noteFailure = Effect.fnUntraced(function*(
+  runner: Runner.Runner,
+  events: ReadonlyArray<Event>,
+  { failedAt, reason }: BatchPolicy.Failed<Retries.Failure>
+) {
+  if (reason !== "handler") return
+  // A handler that fails shows that the database works.
+  yield* runner.retries.succeeded("A batch")
+  if (typeof failedAt === "number") {
+    runner.failing = yield* FailingEvent.failed(runner.failing, events[failedAt]!)
+  }
+})
+
+const reportQueued = Effect.fnUntraced(function*({ job, parking }: Runner.Runner, hashes: ReadonlyArray<number>) {
+  if (hashes.length === 0) return
+  const { projection, range } = job.state.held
+  yield* Parking.added(parking, hashes)
+  yield* job.record(Activity.EventsQueued({ projection, range, events: hashes.length }))
 })
 
 /** The key of an event that cannot be received or read; undefined if it cannot be read either. */
-const keyOfUnreadable = ({ job }: Runner, error: EventError): string | undefined =>
+const keyOfUnreadable = ({ job }: Runner.Runner, error: EventError): string | undefined =>
   PartitionKey.isDefault(job.projection.partitionBy) ? error.aggregateId : error.key
 
-/** Returns the failure of a handler that has met an event of a newer version of the application. */
-const findNewerVersion = (failure: Retries.Failure): EventVersionTooNew | undefined =>
-  failure._tag === "HandlerFailure"
-    ? failure.cause.reasons.filter(Cause.isFailReason).map(({ error }) => error)
-      .find((error) => error instanceof EventVersionTooNew)
-    : undefined
-
-/** Leaves the range at its first event to a worker of the newer version: a halt would last beyond the deployment. */
-const giveUp = Effect.fnUntraced(function*<A>({ job }: Runner, rest: A, newer: EventVersionTooNew) {
-  yield* job.giveUp(new EventVersionTooNew({ ...newer, projection: job.projection.name }))
-  yield* job.draining.await
-  return rest
-})
-
-/** Halts at the first event. Returns the events that remain if this could not be recorded. */
-const haltAtFirst = Effect.fnUntraced(
-  function*(runner: Runner, rest: Array.NonEmptyReadonlyArray<Event>, reason: HaltReason.HaltReason) {
-    const { eventId, globalPosition: position } = rest[0]
-    const key = PartitionKey.of(runner.job.projection.partitionBy, rest[0])
-    yield* halt(runner, { eventId, position, key }, reason)
-    return runner.job.state.halt === undefined ? rest : []
-  }
-)
-
-const committed = Effect.fnUntraced(function*(runner: Runner, events: number, tookNanos: bigint) {
-  const { job, retries } = runner
-  runner.failures = 0
-  const { handledUpTo: position, held: { projection, range } } = job.state
-  yield* retries.allSucceeded
-  yield* job.record(
-    Activity.BatchCommitted({ projection, range, events, position, took: Duration.nanos(tookNanos) })
-  )
-})
-
-const retry = Effect.fnUntraced(
-  function*({ retries }: Runner, operation: Retries.Operation, attempt: number, failure: EpochEnded | Retries.Failure) {
-    yield* retries.failed(operation, attempt, failure)
-    yield* retries.backOff(attempt)
-  }
-)
-
-/**
- * Records a halt and waits until the range drains. If the halt cannot be recorded, returns after a pause; the event is
- * then tried again, unless it has a `pendingHalt`.
- */
-const halt = Effect.fnUntraced(function*(
-  runner: Runner,
-  event: { readonly position: bigint; readonly eventId?: string; readonly key: string | undefined },
-  { error, stack }: HaltReason.HaltReason
-) {
-  const { job, shared, retries } = runner
-  const { epoch, held, writtenUpTo: at } = job.state
-  const { eventId = "id unreadable", key, position } = event
-  const result = yield* Effect.result(
-    shared.checkpoints.halt(held, { at, epoch, error, position, eventId, key })
-  )
-  if (result._tag === "Failure") {
-    if (!Retries.isRetried(result.failure)) return yield* result.failure
-    return yield* retry(runner, "The record of a halt", ++runner.failures, result.failure)
-  }
-  const { projection, range } = held
-  yield* retries.allSucceeded
-  RangeState.halt(job.state, { error, position, eventId }, yield* Clock.monotonicTimeNanos)
-  yield* job.record(Activity.RangeHalted({ projection, range, halt: { error, position, eventId }, stack }))
-  yield* job.draining.await
-})
-
 /** Warns if a range loses many batches to conflicts; once per `conflictWarningNanos` and projection. */
-const warnIfContended = Effect.fnUntraced(function*({ job, policy, shared }: Runner, failure: Retries.Failure) {
+const warnIfContended = Effect.fnUntraced(function*({ job, policy, shared }: Runner.Runner, failure: Retries.Failure) {
   const { projection, range } = job.state.held
   const isConflict = failure._tag === "TransientFailure" && failure.kind === "conflict"
   if (!isConflict || !BatchPolicy.isContended(policy)) return

@@ -85,6 +85,12 @@ export const dropUnwritten = (state: RangeState): void => {
   state.handledUpTo = state.writtenUpTo
 }
 
+/** Records that the range continues with the event at which it was halted. */
+export const resume = (state: RangeState): void => {
+  state.halt = undefined
+  dropUnwritten(state)
+}
+
 /** Records that the range is halted. */
 export const halt = (state: RangeState, reason: RangeState["halt"], now: bigint): void => {
   state.halt = reason

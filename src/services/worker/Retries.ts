@@ -12,7 +12,7 @@ import { errorText } from "../ErrorText.ts"
 import type { RetryLog } from "../telemetry/RetryLog.ts"
 import type { Job } from "./RangeState.ts"
 
-const operations = ["Reading", "A batch", "Progress", "The record of a halt"] as const
+const operations = ["Reading", "A batch", "Progress", "The record of a halt", "Reading parked events"] as const
 export type Operation = (typeof operations)[number]
 
 /** A failure of the stores after which the runner of a range retries. */

@@ -102,6 +102,40 @@ const workUntilMerged = Effect.fnUntraced(function*(name: string, admin: SqlClie
   yield* Effect.raceFirst(worker.run, TimeLimits.waitUntil("the ranges are merged", isDone, (done) => done))
 })
 
+/** Parks an event, whose retry fails and then succeeds, and one that is dropped. `admin` plays the operator. */
+const workOnParked = Effect.fnUntraced(function*(name: string, admin: SqlClient.SqlClient) {
+  let isBroken = true
+  const projection = Projection.make(name, {
+    onFailure: "park",
+    handle: () => Effect.suspend(() => isBroken ? Effect.fail("broken") : Effect.void)
+  })
+  const worker = yield* Orchestrator.make({ replicaSet: name, projections: [projection], pollInterval: "50 millis" })
+  const parked = (what: string, condition: string) =>
+    TimeLimits.waitUntil(
+      what,
+      admin.unsafe<{ readonly is: boolean }>(
+        `SELECT coalesce(bool_and(${condition}), false) AS is FROM orchestrator_parked_events WHERE projection_name = '${name}'`
+      ),
+      ([row]) => row?.is === true
+    )
+  const request = (request: string) =>
+    admin`UPDATE orchestrator_parked_events SET request = ${request} WHERE projection_name = ${name}`
+  const steps = Effect.gen(function*() {
+    yield* parked("the events are parked", "attempts <= 1")
+    yield* request("retry")
+    yield* parked("the retry has failed", "request IS NULL")
+    isBroken = false
+    yield* admin`UPDATE orchestrator_parked_events AS p SET request = CASE position % 2 WHEN 0 THEN 'drop' ELSE 'retry' END
+      WHERE projection_name = ${name}`
+    yield* TimeLimits.waitUntil(
+      "no event is parked",
+      admin`SELECT FROM orchestrator_parked_events WHERE projection_name = ${name}`,
+      (rows) => rows.length === 0
+    )
+  })
+  yield* Effect.raceFirst(worker.run, steps)
+})
+
 /** What an operator does with a projection that has nothing parked and is not halted. */
 const request = Effect.fnUntraced(function*(projection: string) {
   const projections = yield* Projections.Projections
@@ -223,6 +257,7 @@ describe.each([
     })
     yield* as(role)(handOver)
     yield* as(role)(request("users"))
+    yield* as(role)(workOnParked("parking", sql))
     assert.deepStrictEqual(
       yield* sql`SELECT count(*)::int AS handled, (SELECT count(*)::int FROM orchestrator_workers WHERE state <> 'stopped')
         AS registered FROM read_model`,
@@ -319,7 +354,11 @@ describe("without one of the privileges in", () => {
       (place) =>
         Effect.andThen(
           divided(`p${place}`),
-          as(role)(Effect.andThen(workUntilMerged(`p${place}`, sql), request(`p${place}`)))
+          as(role)(Effect.gen(function*() {
+            yield* workUntilMerged(`p${place}`, sql)
+            yield* workOnParked(`parking${place}`, sql)
+            yield* request(`p${place}`)
+          }))
         )
     )
     assert.strictEqual(found, "SELECT on SEQUENCE events_global_position_seq: nothing")

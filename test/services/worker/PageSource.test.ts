@@ -20,6 +20,7 @@ import type { EventStore } from "../../../src/services/EventStore.ts"
 import * as Projection from "../../../src/services/Projection.ts"
 import * as RetryLog from "../../../src/services/telemetry/RetryLog.ts"
 import * as PageSource from "../../../src/services/worker/PageSource.ts"
+import * as Parking from "../../../src/services/worker/Parking.ts"
 import * as RangeState from "../../../src/services/worker/RangeState.ts"
 import * as Retries from "../../../src/services/worker/Retries.ts"
 import * as Startup from "../../../src/services/worker/Startup.ts"
@@ -286,7 +287,7 @@ it.effect("progress is not due once a batch has written it", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const users = Projection.make("users", { handle: () => Effect.void })
-    const { checkpoints, draining, events, held, registration } = yield* runner(world, users)
+    const { checkpoints, draining, events, held, parkedEvents, registration } = yield* runner(world, users)
     const state = RangeState.make(held, 0n)
     const retryLog = RetryLog.make()
     const job: RangeState.Job = {
@@ -301,7 +302,8 @@ it.effect("progress is not due once a batch has written it", () =>
       giveUp: Effect.die
     }
     const startup = Startup.make(retryLog)
-    const pages = PageSource.make({ job, events, checkpoints, startup, retries: Retries.make(job, retryLog) })
+    const parking = Parking.make(parkedEvents, job)
+    const pages = PageSource.make({ job, events, checkpoints, startup, retries: Retries.make(job, retryLog), parking })
     yield* events.append([event("a"), event("a")])
     state.epoch = world.epoch
     RangeState.passOver(state, 1n)

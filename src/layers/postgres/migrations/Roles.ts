@@ -69,8 +69,8 @@ export const grants: Readonly<Record<Role, ReadonlyArray<Grant>>> = {
     },
     {
       on: "parkedEvents",
-      privileges: ["SELECT", "UPDATE"],
-      why: "Counted, listed, and marked when a retry or a removal is requested."
+      privileges: ["SELECT", "INSERT", "UPDATE", "DELETE"],
+      why: "Events that cannot be handled, and those that queue behind them."
     },
     { on: "incarnations", privileges: ["USAGE"], why: "Numbers the registrations." },
     { on: "presenceKeys", privileges: ["USAGE"], why: "Numbers the presence locks of processes." }

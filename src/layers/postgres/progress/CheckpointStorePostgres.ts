@@ -83,7 +83,7 @@ const commit = <E, R>(
   work: Effect.Effect<bigint, E, R>
 ): Effect.Effect<void, EpochEnded | Fenced | HandlerFailure | StoreError | TransientFailure, R> =>
   Effect.suspend(() => {
-    const { from, idleTimeout, isolation } = options
+    const { idleTimeout, isolation } = options
     const batch: Batch = {
       held,
       options,
@@ -102,13 +102,24 @@ const commit = <E, R>(
       BatchTransaction.run(database, { idleTimeout, isolation, transaction: () => batch.transaction }, steps),
       (cause) =>
         BatchFailure.match(BatchFailure.classify(database.server, cause, batch), {
-          UnknownCommit: ({ error }) => resolveUnknownCommit(database, held, { from, to: batch.to }, error),
+          UnknownCommit: ({ error }) => resolve(database, batch, error),
           Failed: ({ failure }) => Effect.fail(failure),
           Interrupted: ({ cause }) => Effect.failCause(cause),
           Died: ({ defect }) => Effect.die(defect)
         })
     )
   })
+
+/**
+ * Looks up whether a batch whose answer was lost has committed. The position does not show it if the batch has not moved
+ * it: such a batch fails, even if it has committed, once its transaction has ended.
+ */
+const resolve = (database: Database["Service"], { held, options: { from }, to }: Batch, error: SqlError.SqlError) => {
+  const lookUp = resolveUnknownCommit(database, held, { from, to }, error)
+  return to === from
+    ? Effect.andThen(lookUp, Effect.fail(new TransientFailure({ kind: "connection", cause: error })))
+    : lookUp
+}
 
 /**
  * The first statement of a batch: reads whether the server epoch, the access mode and the fence permit it. Bounds idle

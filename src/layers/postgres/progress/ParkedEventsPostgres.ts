@@ -4,7 +4,7 @@
  */
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import type * as SqlError from "effect/sql/SqlError"
+import * as SqlError from "effect/sql/SqlError"
 import type * as Statement from "effect/sql/Statement"
 import { haltError, type Held } from "../../../schema/Checkpoint.ts"
 import { ParkingLimitReached, type StoreError } from "../../../schema/Errors.ts"
@@ -13,6 +13,7 @@ import { ascii, cut } from "../../../schema/Text.ts"
 import { type Failure, ParkedEvents } from "../../../services/ParkedEvents.ts"
 import { writing } from "../connection/Encoding.ts"
 import { inTime, quietly } from "../connection/PoolStatement.ts"
+import { meaningOf } from "../connection/SqlErrors.ts"
 import { Database } from "../Database.ts"
 import { hashOf, keyOf } from "../HashSql.ts"
 import type { Role } from "../migrations/Roles.ts"
@@ -25,9 +26,10 @@ export const make: Effect.Effect<Store, never, Database> = Effect.map(Database, 
   ParkedEvents.of({
     keys: (held) => keys(database, held),
     requests: (held) => requests(database, held),
-    park: (held, options) => park(database, held, options),
-    remove: (held, options) => remove(database, held, options),
-    recordFailure: (held, options) => recordFailure(database, held, options),
+    park: (held, options) => inBatch(database, "park events", park(database, held, options)),
+    remove: (held, options) => inBatch(database, "remove a parked event", remove(database, held, options)),
+    recordFailure: (held, options) =>
+      inBatch(database, "record the failure of a parked event", recordFailure(database, held, options)),
     isSkipRequested: (held, eventId) => isSkipRequested(database, held, eventId),
     list: (projection, options) => list(database, projection, options),
     request: (projection, options) => request(database, projection, options),
@@ -47,6 +49,23 @@ const alone = <A, E, R>(
   self: Effect.Effect<A, E | SqlError.SqlError, R>,
   roles?: ReadonlyArray<Role>
 ): Effect.Effect<A, Exclude<E, SqlError.SqlError> | StoreError, R> => refail(operation, roles)(inTime(quietly(self)))
+
+/**
+ * Names the privileges that are missing for a statement in a batch. Other errors stay those of the driver, which show the
+ * batch whether it can be retried.
+ */
+const inBatch = <A, E, R>(
+  { refail }: Db,
+  operation: string,
+  self: Effect.Effect<A, E | SqlError.SqlError, R>
+): Effect.Effect<A, unknown, R> =>
+  Effect.catchIf(
+    self,
+    (error): error is SqlError.SqlError => SqlError.isSqlError(error) && isDenied(error),
+    (error) => refail(operation)(Effect.fail(error))
+  )
+
+const isDenied = (error: SqlError.SqlError): boolean => meaningOf(error).isDenied === true
 
 /** SQL: whether row `p` belongs to the range. */
 const isInRange = (sql: Statement.Constructor, { projection, range }: Held) =>

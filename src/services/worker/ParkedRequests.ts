@@ -1,0 +1,182 @@
+/**
+ * Executes the requests about parked events of a range, each in a batch of its own under the range's fence, which does
+ * not change the position. The commit outcome of such a batch cannot be looked up by the position, so after each failure
+ * the table is read again: a request that is no longer in it has been executed.
+ */
+import * as Data from "effect/Data"
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
+import { Activity } from "../../schema/Activity.ts"
+import * as BatchPolicy from "../../schema/BatchPolicy.ts"
+import type { Event } from "../../schema/Event.ts"
+import type { EpochEnded, Fenced } from "../CheckpointStore.ts"
+import type { Requests } from "../ParkedEvents.ts"
+import * as Batch from "./Batch.ts"
+import * as GivingUp from "./GivingUp.ts"
+import * as HaltReason from "./HaltReason.ts"
+import type { PageError } from "./PageSource.ts"
+import * as Parking from "./Parking.ts"
+import type * as Retries from "./Retries.ts"
+import * as Runner from "./Runner.ts"
+
+type ParkedRequest = Requests["parked"][number]
+
+/** The request was withdrawn, or the row was removed by hand. */
+class Withdrawn extends Data.TaggedError("Withdrawn") {
+  override get message(): string {
+    return "The request about a parked event was withdrawn"
+  }
+}
+
+/** Executes the requests that can be executed now, until none is left, one fails, or the range drains. */
+export const execute = Effect.fnUntraced(function*(
+  runner: Runner.Runner
+): Effect.fn.Return<void, EpochEnded | Fenced | PageError> {
+  const { job: { draining, state }, parking, retries } = runner
+  yield* Parking.looked(parking)
+  while (!draining.isOpen()) {
+    const result = yield* Effect.result(parking.store.requests(state.held))
+    if (result._tag === "Failure") {
+      return yield* Runner.retry(runner, "Reading parked events", ++runner.failures, result.failure)
+    }
+    yield* retries.succeeded("Reading parked events")
+    if (result.success.parked.length === 0) return
+    for (const request of result.success.parked) {
+      if (draining.isOpen()) return
+      if (!(yield* executeOne(runner, request))) {
+        // What has become of the event, and of other requests about its key, is in the table.
+        Parking.forget(parking)
+        return
+      }
+    }
+  }
+})
+
+/** Returns whether the event is no longer parked. */
+const executeOne = (
+  runner: Runner.Runner,
+  request: ParkedRequest
+): Effect.Effect<boolean, EpochEnded | Fenced | PageError> =>
+  request.request === "drop" ? drop(runner, request) : retry(runner, request)
+
+const drop = Effect.fnUntraced(function*(runner: Runner.Runner, request: ParkedRequest) {
+  const isOver = yield* write(runner, removing(runner, request))
+  if (isOver) yield* removed(runner, request)
+  return isOver
+})
+
+/** Calls the handler for the event. */
+const retry = Effect.fnUntraced(function*(
+  runner: Runner.Runner,
+  request: ParkedRequest
+): Effect.fn.Return<boolean, EpochEnded | Fenced | PageError> {
+  const next = yield* runner.pages.at(request.position)
+  switch (next._tag) {
+    case "Unreadable":
+      return yield* recordFailure(runner, request, HaltReason.ofUnreadable(next.error))
+    case "Page": {
+      const [event] = next.page.events
+      // The projection no longer selects the event.
+      return event === undefined ? yield* drop(runner, request) : yield* handle(runner, request, event)
+    }
+    default:
+      return false
+  }
+})
+
+const handle = Effect.fnUntraced(function*(
+  runner: Runner.Runner,
+  request: ParkedRequest,
+  event: Event
+): Effect.fn.Return<boolean, EpochEnded | Fenced> {
+  const { job, retries } = runner
+  const policy = runner.retried?.position === event.globalPosition
+    ? runner.retried.policy
+    : BatchPolicy.initial(1, job.projection.handler._tag)
+  const outcome = yield* Batch.attempt(runner.batches, {
+    events: [event],
+    end: job.state.handledUpTo,
+    instead: { of: () => false, run: () => removing(runner, request) }
+  })
+  if (Option.isNone(outcome)) return false
+  if (outcome.value._tag === "Failed" && outcome.value.reason === "handler") yield* retries.succeeded("A batch")
+  const { action, state } = BatchPolicy.next(policy, outcome.value)
+  runner.retried = { position: event.globalPosition, policy: state }
+  switch (action._tag) {
+    case "Continue":
+      runner.retried = undefined
+      // The batch has also written progress that was due.
+      if (runner.caughtUp === "now") job.caughtUp.openUnsafe()
+      yield* removed(runner, request)
+      yield* Runner.committed(runner, 1, action.tookNanos)
+      return true
+    case "BackOff":
+      yield* Runner.retry(runner, "A batch", action.attempt, action.failure)
+      return false
+    case "Isolate":
+      return false
+    case "GiveUp": {
+      runner.retried = undefined
+      const newer = GivingUp.findNewerVersion(action.failure)
+      if (newer !== undefined) yield* GivingUp.leaveProjection(runner, newer)
+      return newer !== undefined || isWithdrawn(action.failure)
+        ? false
+        : yield* recordFailure(runner, request, HaltReason.ofFailure(event, action.failure, action.circumstance))
+    }
+  }
+})
+
+/** Removes the row, in the transaction of a batch. */
+const removing = ({ job, parking }: Runner.Runner, { position, request }: ParkedRequest) =>
+  Effect.flatMap(
+    parking.store.remove(job.state.held, { position, request }),
+    (isRemoved) => isRemoved ? Effect.void : Effect.fail(new Withdrawn())
+  )
+
+const isWithdrawn = (failure: Retries.Failure): boolean =>
+  failure._tag === "HandlerFailure" &&
+  failure.cause.reasons.some((reason) => reason._tag === "Fail" && reason.error instanceof Withdrawn)
+
+const removed = Effect.fnUntraced(function*({ job, parking }: Runner.Runner, parked: ParkedRequest) {
+  const { eventId, keyHash, position, request } = parked
+  const { projection, range } = job.state.held
+  Parking.removed(parking, keyHash)
+  yield* job.record(Activity.ParkedEventRemoved({ projection, range, position, eventId, request }))
+})
+
+/** Records the failure of a retry with the parked event, which stays parked. */
+const recordFailure = Effect.fnUntraced(function*(
+  runner: Runner.Runner,
+  { eventId, position }: ParkedRequest,
+  { error, stack, tag }: HaltReason.HaltReason
+): Effect.fn.Return<false, EpochEnded | Fenced> {
+  const { job, parking } = runner
+  const { projection, range } = job.state.held
+  const failure = { position, errorTag: tag, errorMessage: error }
+  const isRecorded = yield* write(runner, parking.store.recordFailure(job.state.held, failure))
+  if (isRecorded) {
+    yield* job.record(Activity.ParkedEventFailed({ projection, range, position, eventId, error, stack }))
+  }
+  return false
+})
+
+/** Commits a change of parked events under the fence of the range. Returns whether it has succeeded. */
+const write = Effect.fnUntraced(function*(
+  runner: Runner.Runner,
+  work: Effect.Effect<void, unknown>
+): Effect.fn.Return<boolean, EpochEnded | Fenced> {
+  const { batches: { idleTimeout }, job, retries, shared } = runner
+  const { epoch, held, writtenUpTo: from } = job.state
+  const result = yield* Effect.result(
+    shared.checkpoints.commit(held, { from, idleTimeout, epoch }, Effect.as(work, from))
+  )
+  if (result._tag === "Success") {
+    runner.failures = 0
+    yield* retries.allSucceeded
+    return true
+  }
+  const { failure } = result
+  if (failure._tag === "Fenced" || failure._tag === "EpochEnded") return yield* failure
+  if (!isWithdrawn(failure)) yield* Runner.retry(runner, "Progress", ++runner.failures, failure)
+  return false
+})
