@@ -1,7 +1,7 @@
 /**
  * The two read models.
  */
-import { Effect, Exit, Schema, type Scope } from "effect"
+import { Effect, Schema } from "effect"
 import { SqlClient } from "effect/sql"
 import { Event, Projection } from "pupsourcing-orchestrator"
 import { aggregateType, FlightArrived, FlightDeparted } from "./Flights.ts"
@@ -85,32 +85,28 @@ interface Increment {
   distance: number
 }
 
-/** What the batch in flight adds to each route. A batch has a scope of its own. */
-const batches = new WeakMap<Scope.Scope, Map<string, Increment>>()
-
 /**
  * One row a route, which two airports share: different workers add to it at the same time, so it is written with SQL
- * arithmetic. The batch's increments are added up and written when its scope closes, which is before its commit, in
- * the order of the key: transactions that take their locks in one order never wait for each other in a circle.
+ * arithmetic. The increments of a batch are added up and written with one statement, in the order of the key:
+ * transactions that take their locks in one order never wait for each other in a circle.
  */
 export const routeDistance = Projection.make("route_distance", {
   aggregateTypes: [aggregateType],
-  handle: Effect.fnUntraced(function*(event) {
-    const scope = yield* Effect.scope
-    const { arrivals, departures, destination, distance, origin } = yield* flightOf(event)
-    let batch = batches.get(scope)
-    if (batch === undefined) {
-      const routes = new Map<string, Increment>()
-      yield* Effect.addFinalizer((exit) => Exit.isSuccess(exit) ? Effect.orDie(add([...routes.values()])) : Effect.void)
-      batches.set(scope, batch = routes)
+  handleBatch: Effect.fnUntraced(function*(events) {
+    const routes = new Map<string, Increment>()
+    for (const event of events) {
+      const { arrivals, departures, destination, distance, origin } = yield* flightOf(event).pipe(
+        Effect.catch((error) => Projection.failAt(event, error))
+      )
+      const key = `${origin} ${destination}`
+      const increment = routes.get(key) ?? { origin, destination, departures: 0, arrivals: 0, distance: 0 }
+      increment.departures += departures
+      increment.arrivals += arrivals
+      // Of the two events of a flight the departure brings its distance.
+      increment.distance += departures * distance
+      routes.set(key, increment)
     }
-    const key = `${origin} ${destination}`
-    const increment = batch.get(key) ?? { origin, destination, departures: 0, arrivals: 0, distance: 0 }
-    increment.departures += departures
-    increment.arrivals += arrivals
-    // Of the two events of a flight the departure brings its distance.
-    increment.distance += departures * distance
-    batch.set(key, increment)
+    yield* add([...routes.values()])
   })
 })
 
