@@ -1,4 +1,5 @@
 /** Parked events as text that fits 80 columns. */
+import { label } from "../schema/Event.ts"
 import type { ParkedEvent } from "../schema/ParkedEvent.ts"
 import { table, truncated } from "./Table.ts"
 
@@ -20,13 +21,23 @@ export const render = (events: ReadonlyArray<ParkedEvent>): string => {
     .map((line) => truncated(line, columns)).join("\n")
 }
 
-const details = ({ errorMessage, errorTag, request, requestedBy }: ParkedEvent): ReadonlyArray<string> => [
-  ...(errorMessage === undefined ? [] : [`  ${withTag(errorTag, errorMessage.replaceAll(/\s+/g, " "))}`]),
-  ...(request === undefined ? [] : [`  ${request} requested${requestedBy === undefined ? "" : ` by ${requestedBy}`}`])
-]
+const details = (event: ParkedEvent): ReadonlyArray<string> => {
+  const { request, requestedBy } = event
+  const error = errorOf(event)
+  return [
+    ...(error === undefined ? [] : [`  ${error}`]),
+    ...(request === undefined ? [] : [`  ${request} requested${requestedBy === undefined ? "" : ` by ${requestedBy}`}`])
+  ]
+}
 
-const withTag = (tag: string | undefined, message: string): string =>
-  tag === undefined || message.includes(tag) ? message : `${tag}: ${message}`
+/** The error in one line, without the description of the event, which the row above it has. */
+const errorOf = (event: ParkedEvent): string | undefined => {
+  const { errorMessage = "", errorTag } = event
+  const prefix = `${label(event)}: `
+  const message = (errorMessage.startsWith(prefix) ? errorMessage.slice(prefix.length) : errorMessage)
+    .replaceAll(/\s+/g, " ")
+  return errorTag === undefined || message.includes(errorTag) ? message || undefined : `${errorTag}: ${message}`
+}
 
 /** One line of JSON for each event. 64-bit numbers are text. */
 export const renderJson = (events: ReadonlyArray<ParkedEvent>): string =>

@@ -19,7 +19,8 @@ const event: ParkedEvent = {
   firstAttemptAt: at,
   lastAttemptAt: at,
   errorTag: "NoSuchCountry",
-  errorMessage: "NoSuchCountry: there is no country ZZ\n  at line 7, and the text continues far beyond the last column",
+  errorMessage:
+    "type OrderPlacedBySomeCustomerOfTheShop, Order \"order-4711-of-a-customer-with-a-long-name\", version 17: NoSuchCountry: there is no country ZZ\n  at line 7, and the text continues far beyond the last column",
   request: "retry",
   requestedAt: at,
   requestedBy: "ada@bastion-host"

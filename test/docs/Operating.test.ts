@@ -15,6 +15,7 @@ import * as Orchestrator from "../../src/services/Orchestrator.ts"
 import * as Projection from "../../src/services/Projection.ts"
 import * as PostgresTest from "../../src/testing/PostgresTest.ts"
 import { waitUntil } from "../../src/testing/TimeLimits.ts"
+import * as Commands from "../support/Commands.ts"
 import { event } from "../support/EventStores.ts"
 import * as Tests from "../support/Tests.ts"
 import * as Pages from "./Pages.ts"
@@ -25,11 +26,14 @@ class Broken extends Schema.TaggedError<Broken>()("Broken", { id: Schema.String 
 interface Handler {
   readonly refused: Set<string>
   calls: number
+  /** Of projections that start later. */
+  onFailure: Projection.FailureDecision
 }
 
 /** Writes one row for each event; a second one for the same event violates the primary key. */
 const users = (handler: Handler) =>
   Projection.make("users", {
+    onFailure: handler.onFailure,
     handle: Effect.fnUntraced(function*({ aggregateId, eventId }) {
       const sql = yield* SqlClient.SqlClient
       handler.calls++
@@ -42,7 +46,8 @@ const given = Effect.gen(function*() {
   const sql = yield* SqlClient.SqlClient
   const store = yield* EventStore
   yield* sql`CREATE TABLE users (event_id uuid PRIMARY KEY)`
-  const handler: Handler = { refused: new Set(), calls: 0 }
+  const handler: Handler = { refused: new Set(), calls: 0, onFailure: "halt" }
+  const url = yield* Tests.url
   const sqlOf = (name: string, values: Readonly<Record<string, string>> = {}) =>
     Pages.runSql(sql, Pages.substitute(Pages.block("operating-a-projection", name), values))
   /** Starts a worker, which ends with the test. */
@@ -58,8 +63,14 @@ const given = Effect.gen(function*() {
   const append = (ids: ReadonlyArray<string>) => Effect.forEach(ids, (id) => store.append([event(id)]))
   const handled = Effect.map(sql<{ readonly n: bigint }>`SELECT count(*) AS n FROM users`, ([row]) => Number(row!.n))
   const halted = Effect.map(sqlOf("halted"), ([rows]) => rows!)
+  /** Runs a command of the page about an event. */
+  const command = Effect.fnUntraced(function*(name: "retry" | "skip", eventId: string) {
+    assert.include(Pages.read("operating-a-projection"), `npx pupsourcing-orchestrator ${name} users `)
+    return yield* Commands.run([name, "users", eventId], url)
+  })
   return {
     sql,
+    command,
     handler,
     sqlOf,
     start,
@@ -132,6 +143,42 @@ test("skip passes over exactly one event while the worker runs", function*(world
   assert.deepStrictEqual(yield* halted, [])
   const missing = yield* sql`SELECT aggregate_id FROM events WHERE event_id NOT IN (SELECT event_id FROM users)`
   assert.deepStrictEqual(missing, [{ aggregate_id: "user-5" }])
+})
+
+for (const name of ["retry", "skip"] as const) {
+  test(`the command ${name} continues the halted range without a restart`, function*(world) {
+    const { append, command, halted, handler, sql, start, untilHalted, untilHandled } = world
+    handler.refused.add("user-5")
+    yield* start
+    yield* append(ids)
+    const [row] = yield* untilHalted
+    const eventId = String(row!["halted_event_id"])
+    handler.refused.clear()
+    const asked = yield* command(name, eventId)
+    assert.deepStrictEqual([asked.code, asked.err], [0, ""])
+    yield* untilHandled(name === "retry" ? 12 : 11)
+    assert.deepStrictEqual(yield* halted, [])
+    const missing = yield* sql`SELECT aggregate_id FROM events WHERE event_id NOT IN (SELECT event_id FROM users)`
+    assert.deepStrictEqual(missing, name === "retry" ? [] : [{ aggregate_id: "user-5" }])
+    const again = yield* command(name, eventId)
+    assert.strictEqual(again.code, 1)
+    assert.include(again.err, "None of its ranges is halted")
+  })
+}
+
+test("rebuild deletes parked events, and the worker handles their events again", function*(world) {
+  const { append, handler, sql, sqlOf, start, untilHandled } = world
+  handler.refused.add("user-5")
+  handler.onFailure = "park"
+  yield* start
+  yield* append([...ids, "user-5"])
+  yield* untilHandled(11)
+  const parked = sql`SELECT aggregate_id FROM orchestrator_parked_events`
+  yield* waitUntil("both events of the key are parked", parked, (rows) => rows.length === 2)
+  handler.refused.clear()
+  yield* sqlOf("rebuild")
+  yield* untilHandled(13)
+  assert.deepStrictEqual(yield* parked, [])
 })
 
 test(
