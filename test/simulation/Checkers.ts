@@ -157,6 +157,9 @@ export class Checkers {
           violation(`P5: ${nameOf(after)} halted at an event whose handler took no time`, by.at)
         }
       }
+      if (after.halt?.error.includes("is newer than version") === true) {
+        violation(`P6: ${nameOf(after)} halted at an event of a newer version`, by.at)
+      }
       if (after.halt?.error.includes("SimulatedFailure") === true) {
         if (this.run.failed.get(after.projection)?.has(after.halt.position) !== true) {
           violation(`P6: ${nameOf(after)} halted at an event that did not fail`, by.at)

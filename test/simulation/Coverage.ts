@@ -38,6 +38,7 @@ const everywhere = {
     "id of a dead worker reused",
     "worker of another replica set",
     "filter changed",
+    "event of a newer version",
     "partition key changed"
   ],
   steps: [
@@ -96,6 +97,7 @@ export const virtual = {
     "EpochEnded",
     "WorkerEvicted",
     "CoordinationTimeout",
+    "EventVersionTooNew",
     "ProjectionHalted",
     "DatabaseUnavailable"
   ],

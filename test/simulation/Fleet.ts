@@ -3,6 +3,7 @@ import * as Cause from "effect/Cause"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import { EventVersionTooNew } from "../../src/schema/Errors.ts"
 import type { Event } from "../../src/schema/Event.ts"
 import * as Projection from "../../src/services/Projection.ts"
 import { reasonOf } from "../support/StoreErrors.ts"
@@ -20,6 +21,10 @@ export class Fleet<R> {
   isStopping = false
   /** The event at which handlers of a projection block their process: the first one that reaches a handler. */
   unbearable: { readonly projection: string; readonly millis: number; position: bigint | undefined } | undefined
+  /** The newest version of the application. */
+  private version = 1
+  /** Events above this position are of version 2. */
+  private newSince: bigint | undefined
   readonly run: Run
   readonly environment: Environment<R>
   private ids = 0
@@ -37,7 +42,7 @@ export class Fleet<R> {
   start(given: Start): Worker {
     const { chance, coverage, say, scenario, subjects, workers } = this.run
     const concurrency = chance.pick(scenario.concurrencies)
-    const start: Start = { ...given, concurrency }
+    const start: Start = { version: this.versionToStart(), ...given, concurrency }
     const worker = new Worker(`w${workers.length + 1}`, start)
     workers.push(worker)
     if (start.carries.length < this.names.length) coverage.count("faults", "workers with different projections")
@@ -71,12 +76,41 @@ export class Fleet<R> {
     return worker
   }
 
+  /**
+   * Deploys a newer version of the application, which appends events of a version that the workers of the older one do
+   * not declare. From now on, some of the workers that start are still of the older version, until the faults stop.
+   */
+  newVersion(end: number): void {
+    this.run.say("scenario", "a newer version is deployed")
+    this.version = 2
+    this.newSince = BigInt(end)
+    this.start({ workerId: this.newId(), carries: this.names, version: 2 })
+  }
+
+  private versionToStart(): number {
+    return this.version === 2 && !this.isCalm && this.run.chance.bool(0.3) ? 1 : this.version
+  }
+
+  isOutdated({ start }: Worker): boolean {
+    return start.version !== this.version
+  }
+
+  /** The failure of decoding the event, if the worker's version does not declare that of the event. */
+  private tooNew(worker: Worker, { eventId, eventType, globalPosition }: Event): EventVersionTooNew | undefined {
+    if (!this.isOutdated(worker) || this.newSince === undefined || globalPosition <= this.newSince) return undefined
+    this.run.coverage.count("faults", "event of a newer version")
+    return new EventVersionTooNew({ eventId, eventType, eventVersion: 2, newest: 1 })
+  }
+
   private handler(subject: Subject, worker: Worker) {
     const { ailments } = worker
     const { chance, coverage, fails, now } = this.run
     const handle = this.environment.handle
     const delayed = this.delayed(subject, worker)
+    const tooNew = (event: Event) => this.tooNew(worker, event)
     return Effect.fnUntraced(function*(event: Event): Effect.fn.Return<void, unknown, R> {
+      const newer = tooNew(event)
+      if (newer !== undefined) return yield* newer
       yield* delayed(event)
       if (now() < ailments.handlerFailsUntil && chance.bool(0.1)) {
         coverage.count("faults", "handler fails")
@@ -93,10 +127,13 @@ export class Fleet<R> {
     const { chance, coverage, fails, now } = this.run
     const handle = this.environment.handle
     const delayed = this.delayed(subject, worker)
+    const tooNew = (event: Event) => this.tooNew(worker, event)
     return Effect.fnUntraced(function*(events: ReadonlyArray<Event>): Effect.fn.Return<void, unknown, R> {
       if (events.length > 1) coverage.count("steps", "several events in one call")
       for (const event of events) {
         const { globalPosition } = event
+        const newer = tooNew(event)
+        if (newer !== undefined) return yield* chance.bool(0.5) ? Projection.failAt(event, newer) : newer
         yield* delayed(event)
         if (now() < ailments.handlerFailsUntil && (globalPosition % 8n === 0n || chance.bool(0.02))) {
           const isNamed = chance.bool(0.3)
@@ -171,6 +208,7 @@ export class Fleet<R> {
       case "ProjectionInOtherReplicaSet":
         coverage.count("errors", tag)
         break
+      case "EventVersionTooNew":
       case "ProjectionHalted":
         if (!worker.catchesUp) violation(`P6: ${worker.name} failed with ${tag}`)
         coverage.count("errors", tag)
@@ -208,7 +246,8 @@ export class Fleet<R> {
       worker.replicaSet !== "main" || worker.catchesUp
     if (worker.leaving || isGuest || isSuperfluous) return
     this.environment.after(this.run.chance.int(50, 500), () => {
-      if (!this.isStopping && this.running().length < this.run.scenario.workersAtMost) this.start(worker.start)
+      if (this.isStopping || this.running().length >= this.run.scenario.workersAtMost) return
+      this.start(this.isCalm ? { ...worker.start, version: this.version } : worker.start)
     })
   }
 
@@ -224,7 +263,9 @@ export class Fleet<R> {
   /** Makes sure that every projection is carried. */
   carryAll(): void {
     const isCarried = (name: string) =>
-      this.running().some((worker) => !worker.catchesUp && worker.start.carries.includes(name))
+      this.running().some((worker) =>
+        !worker.catchesUp && !this.isOutdated(worker) && worker.start.carries.includes(name)
+      )
     if (!this.names.every(isCarried)) this.join(this.names)
   }
 

@@ -7,6 +7,7 @@ import * as TxRef from "effect/TxRef"
 import type { Handle } from "../../src/layers/memory/MemoryWorld.ts"
 import type { Checkpoint, Held } from "../../src/schema/Checkpoint.ts"
 import { key } from "../../src/schema/Checkpoint.ts"
+import { EventVersionTooNew } from "../../src/schema/Errors.ts"
 import * as HashRange from "../../src/schema/HashRange.ts"
 import type { PartitionKey } from "../../src/schema/PartitionKey.ts"
 import { written } from "../../src/schema/Plan.ts"
@@ -182,6 +183,23 @@ export const mutations: Readonly<Record<string, Mutation>> = {
       return handler._tag === "One" ? real : {
         ...real,
         handler: { ...handler, handleBatch: (events) => Effect.ignore(handler.handleBatch(events)) }
+      }
+    }
+  },
+  "giving up a projection at an event of a newer version": {
+    // It is a failure of the event instead.
+    projection: (real) => {
+      const { handler } = real
+      return handler._tag === "Batch" ? real : {
+        ...real,
+        handler: {
+          ...handler,
+          handle: (event) =>
+            Effect.mapError(
+              handler.handle(event),
+              (error) => error instanceof EventVersionTooNew ? error.message : error
+            )
+        }
       }
     }
   },

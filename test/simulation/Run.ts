@@ -119,6 +119,8 @@ export interface Start {
   readonly otherKey?: boolean
   /** The `concurrency` of its projections. */
   readonly concurrency?: number
+  /** The newest version of events that its event sets declare. Default: that of the newest version of the application. */
+  readonly version?: number
   /** It runs `catchUp`, and leaves when it has handled all events. */
   readonly catchesUp?: boolean
 }

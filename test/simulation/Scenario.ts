@@ -221,6 +221,8 @@ export interface Scenario {
   readonly workersAtFirst: number
   /** The values of `concurrency` that the workers have; each worker one of them, as during a deploy. */
   readonly concurrencies: ReadonlyArray<number>
+  /** The step at which a newer version of the application is deployed, if any; see `Fleet.newVersion`. */
+  readonly newVersionAt: number | undefined
   /** All aggregates of a projection also write to one shared row. */
   readonly sharesRows: boolean
   /** The maximum latency of every call. */
@@ -308,6 +310,7 @@ export const draw = (seed: number, pace: Pace, faults?: ReadonlyArray<FaultName>
   const drain = chance.pick([20, 100, 500])
   const workersAtMost = chance.pick(pace.workers)
   const order = new Chance(seed, 9)
+  const deploys = new Chance(seed, 11)
   const scenario = {
     seed,
     pace,
@@ -340,6 +343,7 @@ export const draw = (seed: number, pace: Pace, faults?: ReadonlyArray<FaultName>
     workersAtMost,
     workersAtFirst: chance.int(1, Math.min(3, workersAtMost)),
     concurrencies: new Chance(seed, 8).pick([[1], [1], [1, 2], [2, 3]]),
+    newVersionAt: deploys.bool(0.3) ? deploys.int(3, pace.steps - 1) : undefined,
     sharesRows: chance.bool(0.3),
     latency: chance.pick(pace.latencies)
   } as const

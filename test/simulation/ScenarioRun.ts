@@ -10,7 +10,7 @@ import type { Coverage } from "./Coverage.ts"
 import type { Environment } from "./Environment.ts"
 import { Fleet } from "./Fleet.ts"
 import { inject } from "./Injection.ts"
-import type { Run } from "./Run.ts"
+import type { Run, Worker } from "./Run.ts"
 import { unsettled } from "./Settling.ts"
 
 /** Lets time pass until the condition holds or the deadline is reached. */
@@ -91,6 +91,7 @@ export class ScenarioRun<R> {
       const isEnough = index >= scenario.pace.steps && events.committed >= eventsAtLeast && this.faults >= faultsAtLeast
       if (this.isRed() || isEnough || index > stepsAtMost) return
       index++
+      if (index === scenario.newVersionAt) this.fleet.newVersion(events.end)
       for (const write of step.writes) this.environment.write(write)
       if (step.fault !== undefined && inject(this.fleet, this.checkers, step.fault)) this.faults++
       yield* this.pass(step.lasts)
@@ -119,6 +120,7 @@ export class ScenarioRun<R> {
       this.fleet.thaw(worker)
       if (worker.isRunning && worker.replicaSet !== "main") this.fleet.leave(worker)
     }
+    this.replace((worker) => this.fleet.isOutdated(worker))
     this.fleet.carryAll()
   }
 
@@ -127,12 +129,17 @@ export class ScenarioRun<R> {
     if (this.fleet.isStopping || this.isRed()) return
     this.fleet.carryAll()
     if (this.fleet.names.some((name) => this.checkers.rowsOf(name).some((row) => row.halt !== undefined))) {
-      for (const worker of this.fleet.running()) {
-        this.fleet.leave(worker)
-        this.fleet.join(worker.start.carries)
-      }
+      this.replace(() => true)
     }
     this.environment.after(this.run.scenario.pace.deploys, this.deploy)
+  }
+
+  /** Replaces workers by others of the newest version. */
+  private replace(isReplaced: (worker: Worker) => boolean): void {
+    for (const worker of this.fleet.running().filter(isReplaced)) {
+      this.fleet.leave(worker)
+      this.fleet.join(worker.start.carries)
+    }
   }
 
   private *recover(): Generator<Wait, void, boolean> {
