@@ -42,7 +42,7 @@ export const table = (
 export const record = Effect.fnUntraced(function*(measurement: {
   readonly page: string
   readonly title: string
-  readonly script: "faults" | "simulate" | "bench:smoke" | "bench:cost" | "bench:keys"
+  readonly script: "faults" | "simulate" | "bench:smoke" | "bench:batches" | "bench:cost" | "bench:keys"
   readonly serverUrl?: string | undefined
   readonly result: string
 }) {
