@@ -262,7 +262,7 @@ const clearOverruns = (
   events: ReadonlyArray<Event>,
   { begun }: HandlerCall.Progress
 ) => {
-  if (begun > 0) blocking.clearOverruns(job.projection.name, events[begun - 1]!.globalPosition)
+  if (begun > 0) blocking.clearOverruns(job.state.held, events[begun - 1]!.globalPosition)
 }
 
 /** The stack of the handler's failure, without its message, and the same text as in the log. */

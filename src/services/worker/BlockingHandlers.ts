@@ -41,9 +41,9 @@ export interface BlockingHandlers {
   readonly recordOverrun: (held: HeldRange, positions: ReadonlyArray<bigint>) => void
   /**
    * Clears the overruns of the call whose last event has this position, because the event was handled or its batch ended
-   * for a reason other than time.
+   * for a reason other than time; and those of calls with several events that the range has passed.
    */
-  readonly clearOverruns: (projection: string, position: bigint) => void
+  readonly clearOverruns: (held: HeldRange, position: bigint) => void
   /**
    * Runs `self` when no other effect runs in turn. Returns none if `givenUp` ends before the turn of `self`. An effect
    * that does not end delays the others for a limited time only.
@@ -105,8 +105,13 @@ export const make = (): BlockingHandlers => {
         counts.delete(oldest)
       }
     },
-    clearOverruns: (projection, position) => {
-      if (counts.size > 0) counts.delete(keyOf(projection, position))
+    clearOverruns: (held, position) => {
+      for (const [key, overruns] of counts) {
+        if (overruns.projection !== held.projection) continue
+        const isPassed = overruns.events > 1 && overruns.last < position &&
+          HashRange.contains(held.range, overruns.range)
+        if (overruns.last === position || isPassed) counts.delete(key)
+      }
     },
     runInTurn: (self, givenUp) =>
       Effect.acquireUseRelease(

@@ -68,7 +68,7 @@ const execute = (runner: Runner.Runner, halt: Halt, { halt: requested, parked }:
 const resume = (runner: Runner.Runner, { position }: Halt) =>
   Effect.sync(() => {
     const { job: { state }, parking, shared } = runner
-    shared.blocking.clearOverruns(state.held.projection, position)
+    shared.blocking.clearOverruns(state.held, position)
     runner.failing = undefined
     runner.caughtUp = "never"
     RangeState.resume(state)

@@ -3,6 +3,7 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import * as TestClock from "effect/testing/TestClock"
+import * as HashRange from "../../../src/schema/HashRange.ts"
 import * as BlockingHandlers from "../../../src/services/worker/BlockingHandlers.ts"
 
 describe("BlockingHandlers", () => {
@@ -39,4 +40,19 @@ describe("BlockingHandlers", () => {
       yield* TestClock.adjust("100 millis")
       assert.deepStrictEqual(yield* Fiber.join(second), Option.some("ran"))
     }))
+
+  it("limits a range only until it has passed the events of a call that overran", () => {
+    const blocking = BlockingHandlers.make()
+    const held = (range: HashRange.HashRange) => ({ projection: "users", range })
+    const positions = Array.from({ length: 100 }, (_, index) => BigInt(index + 1))
+    blocking.recordOverrun(held(HashRange.whole), positions)
+    assert.strictEqual(blocking.largestBatchAt(held(HashRange.whole), 1n), 13)
+    // A part of the range, and another projection, show nothing about the other events.
+    blocking.clearOverruns(held(HashRange.partition(0, 2)), 104n)
+    blocking.clearOverruns({ projection: "orders", range: HashRange.whole }, 104n)
+    assert.strictEqual(blocking.largestBatchAt(held(HashRange.whole), 1n), 13)
+    // The last of the smaller calls contains later events, too.
+    blocking.clearOverruns(held(HashRange.whole), 104n)
+    assert.strictEqual(blocking.largestBatchAt(held(HashRange.whole), 1n), Infinity)
+  })
 })
