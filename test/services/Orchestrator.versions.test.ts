@@ -1,11 +1,11 @@
 /** Workers whose event sets declare different versions, as in a rolling deployment. */
 import { assert } from "@effect/vitest"
-import type * as Effect from "effect/Effect"
+import * as Effect from "effect/Effect"
 import * as Schema from "effect/Schema"
 import * as MemoryWorld from "../../src/layers/memory/MemoryWorld.ts"
 import type { Event } from "../../src/schema/Event.ts"
 import * as EventSet from "../../src/services/EventSet.ts"
-import { assertFailed, lower, test, times, upper } from "./Workers.ts"
+import { assertFailed, lower, makeGate, test, times, upper } from "./Workers.ts"
 import { event, pass } from "./World.ts"
 
 const payload = Schema.Unknown
@@ -91,4 +91,19 @@ test("catchUp fails at an event of a newer version", function*({ counting, event
   yield* pass(5_000, 100)
   assertFailed(worker, "EventVersionTooNew", ["\"counts\"", "event version 2", "Run the newer version here, too."])
   assert.isTrue(MemoryWorld.committedRows(world, "counts").every(({ halt }) => halt === undefined))
+})
+
+test("catchUp returns although a later event is of a newer version", function*({ counting, counts, events, start }) {
+  const gate = yield* makeGate
+  yield* events.append([event(upper)])
+  const before = (stored: Event) =>
+    Effect.andThen(stored.globalPosition === 1n ? gate.wait : Effect.void, decoding(Old).before(stored))
+  const worker = yield* start({ projections: [counting({ before })], how: "catchUp" })
+  yield* gate.reached
+  yield* events.append([newer(upper)])
+  yield* gate.open
+  yield* pass(5_000, 100)
+  assert.isTrue(worker.hasSucceeded())
+  assert.strictEqual(worker.of("ProjectionGivenUp").length, 1)
+  assert.deepStrictEqual(yield* counts(), { [upper]: 1 })
 })

@@ -5,7 +5,7 @@
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type { Checkpoint } from "../../schema/Checkpoint.ts"
-import { ProjectionHalted } from "../../schema/Errors.ts"
+import { type GivenUp, ProjectionHalted } from "../../schema/Errors.ts"
 import * as HashRange from "../../schema/HashRange.ts"
 import type { Worker } from "./Registration.ts"
 
@@ -23,18 +23,28 @@ export const awaitCaughtUp = Effect.fnUntraced(function*(worker: Worker) {
   let remaining: ReadonlyArray<string> = [...projections.keys()]
   while (true) {
     state.changed.closeUnsafe()
-    const changed = remaining.flatMap((name) => state.givenUp.get(name) ?? [])[0]
-    if (changed !== undefined) return yield* changed
+    yield* failIfGivenUp(state, remaining, (error) => error._tag !== "EventVersionTooNew")
     // Before the assignment is reached, a halt may be from an earlier run; claiming the range retries its event.
     if (state.isAssigned) {
       target = yield* lowered(worker, target)
       remaining = yield* Effect.filter(remaining, (name) => isBehind(worker, name, target))
       if (remaining.length === 0) return
+      // The event of a newer version may be later than the target.
+      yield* failIfGivenUp(state, remaining)
     }
     yield* Effect.sleep(checkInterval)
     yield* Effect.timeoutOption(state.changed.await, settings.pollInterval)
   }
 })
+
+const failIfGivenUp = (
+  { givenUp }: Worker["state"],
+  projections: ReadonlyArray<string>,
+  isFatal: (error: GivenUp) => boolean = () => true
+): Effect.Effect<void, GivenUp> => {
+  const error = projections.flatMap((name) => givenUp.get(name) ?? []).find(isFatal)
+  return error === undefined ? Effect.void : Effect.fail(error)
+}
 
 /** Minimum time between two checks, because ranges that receive new events are caught up after each of them. */
 const checkInterval = Duration.millis(50)
