@@ -42,7 +42,7 @@ export const one = (set: EventSet.Any, handle: object) => (event: Event): AnyEff
       onNone: () => Effect.void,
       onSome: (event) => {
         const own: unknown = typeof handle === "function" ? handle : handle[event.eventType as keyof typeof handle]
-        return effectOf((own as (event: Decoded) => unknown)(event))
+        return effectOf((own as (event: Decoded) => unknown).call(handle, event))
       }
     }))
 
