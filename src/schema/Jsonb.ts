@@ -17,7 +17,7 @@ interface Value {
  */
 export const member = (json: string, name: string): string | undefined => parse(json).members.get(name)?.asText
 
-const token = /"(?:[^"\\]|\\.)*"|-?\d[\d.eE+-]*|[a-z]+|[{}[\],:]/g
+const token = /"[^"\\]*(?:\\.[^"\\]*)*"|-?\d[\d.eE+-]*|[a-z]+|[{}[\],:]/g
 
 const none: ReadonlyMap<string, Value> = new Map()
 
@@ -56,7 +56,7 @@ const parseObject = (next: () => string): Value => {
 const encoder = new TextEncoder()
 
 /** The bytes in UTF-8, as the characters of a text, which can be compared. */
-const bytesOf = (text: string): string => String.fromCharCode(...encoder.encode(text))
+const bytesOf = (text: string): string => Array.from(encoder.encode(text), (byte) => String.fromCharCode(byte)).join("")
 
 const parseArray = (next: () => string): Value => {
   const items: Array<string> = []

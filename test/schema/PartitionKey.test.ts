@@ -52,6 +52,11 @@ describe("PartitionKey.of", () => {
       "{\"a\": 2, \"c\": \"é\\n\", \"bb\": [1, {\"x\": null}]}"
     )
   })
+
+  it("reads metadata with long names and texts", () => {
+    const metadata = { tenant: "t", ["x".repeat(300_000)]: "y".repeat(8_000_000), ["z".repeat(300_000)]: "\\\"" }
+    assert.strictEqual(Jsonb.member(JSON.stringify(metadata), "tenant"), "t")
+  })
 })
 
 describe("PartitionKey.problem", () => {
