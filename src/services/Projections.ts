@@ -63,8 +63,8 @@ export interface RequestOptions {
  */
 export class Projections extends Context.Service<Projections, {
   /**
-   * The status of all replica sets at one moment: workers, and position, owner, lag and halt of every range. Reads only,
-   * in one round trip. Waits for no lock that workers hold.
+   * The status of all replica sets at one moment: workers, position, owner, lag and halt of every range, and parked
+   * events. Reads only, in one round trip. Waits for no lock that workers hold.
    */
   readonly status: Effect.Effect<Status, StoreError>
 

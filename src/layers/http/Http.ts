@@ -94,7 +94,10 @@ export const Api = HttpApi.make("pupsourcing-orchestrator").add(
     HttpApiEndpoint.get("ready", "/readyz", { success: Health, error: NotReady })
       .annotate(OpenApi.Description, "200 while the worker is registered and renews its heartbeat; otherwise 503"),
     HttpApiEndpoint.get("status", "/status", { success: Status, error: StatusUnavailable })
-      .annotate(OpenApi.Description, "Workers, and position, owner, lag and halt of every range, of all replica sets")
+      .annotate(
+        OpenApi.Description,
+        "Workers, position, owner, lag and halt of every range, and parked events, of all replica sets"
+      )
   )
 ).annotate(OpenApi.Title, "pupsourcing-orchestrator")
 
