@@ -94,6 +94,9 @@ export interface CheckpointStore {
     options: { readonly from: bigint; readonly to: bigint; readonly epoch?: ServerEpoch | undefined }
   ) => Effect.Effect<void, EpochEnded | Fenced | StoreError | TransientFailure>
 
+  /** Returns the failure of a handler that ran outside of the store's transactions, as `commit` would. */
+  readonly classifyHandler: (cause: Cause.Cause<unknown>) => HandlerFailure | StoreError | TransientFailure
+
   /**
    * Records that the range is halted, and the reason. If the answer is lost, this fails with a `TransientFailure`:
    * recording a halt twice is harmless. A later `commit` or `advance` clears the halt.

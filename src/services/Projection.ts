@@ -10,6 +10,7 @@ import * as Effect from "effect/Effect"
 import type * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import type { BatchWindow } from "../schema/BatchWindow.ts"
+import type { Fence } from "../schema/Checkpoint.ts"
 import type { EventUndecodable } from "../schema/Errors.ts"
 import type { Event } from "../schema/Event.ts"
 import { canonical, type EventFilter } from "../schema/EventFilter.ts"
@@ -114,6 +115,7 @@ export interface Projection<out E = never, out R = never> {
   readonly concurrency: number
   readonly ordering: Ordering
   readonly isolation: Isolation | undefined
+  readonly delivery: "exactly-once" | "at-least-once"
   readonly retry: Schedule.Schedule<unknown, never> | undefined
   readonly onFailure: OnFailure<never>
   readonly parkingLimits: Limits
@@ -137,12 +139,29 @@ export type Any = Projection<unknown, unknown>
 export type Error<P> = P extends Projection<infer E, infer _R> ? E : never
 
 /**
- * The services that a projection's handler requires from outside. Each batch provides its own `Scope`.
+ * The services that a projection's handler requires from outside. Each batch provides its own `Scope` and `Delivery`.
  *
  * @category utility types
  * @since 0.1.0
  */
-export type Services<P> = P extends Projection<infer _E, infer R> ? Exclude<R, Scope.Scope> : never
+export type Services<P> = P extends Projection<infer _E, infer R> ? Exclude<R, Scope.Scope | Delivery> : never
+
+/**
+ * The owner of the range and the position of the event that is being handled. An outside system to which a handler
+ * writes can use them to reject a late write of a worker that has lost the range. See docs/ordering-and-delivery.md.
+ *
+ * @category services
+ * @since 0.1.0
+ */
+export class Delivery extends Context.Service<Delivery, {
+  /**
+   * The registration and generation under which the worker owns the range. Between two owners of a range, `generationId`
+   * increases.
+   */
+  readonly fence: Fence
+  /** The position of the event that is being handled; of a batch, that of its last event. */
+  readonly position: bigint
+}>()("pupsourcing-orchestrator/Delivery") {}
 
 /**
  * The options of every projection: its start, and the filter that selects its events. An omitted list of the filter
@@ -239,6 +258,21 @@ export interface CommonOptions<in E = unknown> extends EventFilter {
    * events. Ranges that park at the same time may exceed a limit slightly.
    */
   readonly parkingLimits?: { readonly keys?: number | undefined; readonly events?: number | undefined } | undefined
+  /**
+   * `"exactly-once"`: the handler runs inside the transaction that records the progress. `"at-least-once"`: it runs
+   * outside of any transaction, and the progress is written afterwards; for handlers that write to another system or take
+   * long. Default `"exactly-once"`.
+   *
+   * **Gotchas**
+   *
+   * With `"at-least-once"`:
+   *
+   * - An event is handled again if the worker ends, or loses the range, between the handler and the progress. Use
+   *   `Delivery` to make writes idempotent.
+   * - The handler may use the `SqlClient`, but each statement commits on its own, or with a transaction of the handler.
+   * - Of an event that fails, what the handler did before remains done.
+   */
+  readonly delivery?: "exactly-once" | "at-least-once" | undefined
 }
 
 /**
@@ -432,6 +466,7 @@ const of = <E, R>(
   concurrency: options.concurrency ?? 1,
   ordering: options.ordering ?? "aggregate",
   isolation: options.isolation,
+  delivery: options.delivery ?? "exactly-once",
   retry: options.retry,
   onFailure: options.onFailure ?? "halt",
   parkingLimits: {

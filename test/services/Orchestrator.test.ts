@@ -361,6 +361,12 @@ it.effect("rejects no projections, an empty name, duplicate names, an empty filt
         "InvalidSettings",
         /isolation of "a" is "none"\. Give one/
       ],
+      [[named("a", { delivery: "once" as "at-least-once" })], "InvalidSettings", /delivery of "a" is "once"/],
+      [
+        [named("a", { delivery: "at-least-once", isolation: "serializable" })],
+        "InvalidSettings",
+        /"a" has delivery "at-least-once" and an isolation/
+      ],
       [[named("a", { ordering: "some" as "global" })], "InvalidSettings", /ordering of "a" is "some"/],
       [[named("a", { ordering: "global", concurrency: 2 })], "InvalidSettings", /"a" has ordering "global" and conc/],
       [[named("a", { eventTypes: [] })], "InvalidSettings", /eventTypes of "a" is empty/],

@@ -210,6 +210,7 @@ export const make = (
       ),
     rows: (projection) => call(checkpoints.rows(projection)),
     unstorable: checkpoints.unstorable,
+    classifyHandler: checkpoints.classifyHandler,
     checkClient: checkpoints.checkClient
   })
 

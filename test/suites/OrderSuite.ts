@@ -6,7 +6,7 @@ import * as Latch from "effect/Latch"
 import type * as Layer from "effect/Layer"
 import * as HashRange from "../../src/schema/HashRange.ts"
 import * as Ordering from "../../src/schema/Ordering.ts"
-import { CheckpointStore } from "../../src/services/CheckpointStore.ts"
+import { CheckpointStore, TransientFailure } from "../../src/services/CheckpointStore.ts"
 import { EventStore } from "../../src/services/EventStore.ts"
 import * as Orchestrator from "../../src/services/Orchestrator.ts"
 import * as Projection from "../../src/services/Projection.ts"
@@ -148,6 +148,94 @@ export const suite = <R>(
         yield* orchestrator.catchUp
         assert.strictEqual(yield* shared.read, before + aggregates)
         assert.isAbove(calls, aggregates, "no batch was refused and repeated")
+      }))
+
+    it.effect("at least once: a crash between handler and progress handles the events again, in their order", () =>
+      Effect.gen(function*() {
+        const checkpoints = yield* CheckpointStore
+        const replicaSet = yield* unique("replica-set")
+        const aggregateType = yield* appendMany
+        const name = yield* unique("projection")
+        const handledBy = (handled: Array<bigint>) =>
+          Projection.make(name, {
+            aggregateTypes: [aggregateType],
+            delivery: "at-least-once",
+            handle: Effect.fnUntraced(function*({ globalPosition }) {
+              const { fence, position } = yield* Projection.Delivery
+              assert.deepStrictEqual([fence.generationId > 0n, position], [true, globalPosition])
+              handled.push(globalPosition)
+            })
+          })
+        const [lost, kept]: [Array<bigint>, Array<bigint>] = [[], []]
+        const crashes = yield* Latch.make(false)
+        const orchestrator = yield* Effect.provideService(
+          Orchestrator.make({ replicaSet, projections: [handledBy(lost)], drainTimeout: 0 }),
+          CheckpointStore,
+          {
+            ...checkpoints,
+            advance: (held, options) =>
+              lost.length === 0 ? checkpoints.advance(held, options) : Effect.andThen(crashes.open, Effect.never)
+          }
+        )
+        const run = yield* Effect.forkChild(orchestrator.run)
+        yield* crashes.await
+        yield* Fiber.interrupt(run)
+        yield* (yield* worker(handledBy(kept), { replicaSet })).catchUp
+        assert.isNotEmpty(lost)
+        assert.lengthOf(kept, aggregates)
+        assert.deepStrictEqual(kept, kept.toSorted((x, y) => x < y ? -1 : 1))
+        assert.deepStrictEqual(lost, kept.slice(0, lost.length))
+      }))
+
+    it.effect("at least once: progress that cannot be written now is written later, without a second call", () =>
+      Effect.gen(function*() {
+        const checkpoints = yield* CheckpointStore
+        const aggregateType = yield* appendMany
+        const name = yield* unique("projection")
+        const handled: Array<bigint> = []
+        let refused = 0
+        const orchestrator = yield* Effect.provideService(
+          worker(Projection.make(name, {
+            aggregateTypes: [aggregateType],
+            delivery: "at-least-once",
+            handle: ({ globalPosition }) => Effect.sync(() => handled.push(globalPosition))
+          })),
+          CheckpointStore,
+          {
+            ...checkpoints,
+            advance: (held, options) =>
+              refused++ === 0
+                ? Effect.fail(new TransientFailure({ kind: "conflict", cause: new Error("refused") }))
+                : checkpoints.advance(held, options)
+          }
+        )
+        yield* orchestrator.catchUp
+        assert.isAbove(refused, 1)
+        assert.lengthOf(handled, aggregates)
+      }))
+
+    it.effect("at least once: the handler runs outside of a transaction, and a failure keeps what came before", () =>
+      Effect.gen(function*() {
+        const checkpoints = yield* CheckpointStore
+        const aggregateType = yield* appendMany
+        const name = yield* unique("projection")
+        const before = yield* shared.read
+        const handled: Array<bigint> = []
+        const orchestrator = yield* worker(Projection.make(name, {
+          aggregateTypes: [aggregateType],
+          delivery: "at-least-once",
+          handle: Effect.fnUntraced(function*({ globalPosition }) {
+            yield* shared.write((yield* shared.read) + 1)
+            handled.push(globalPosition)
+            if (handled.length >= 3) return yield* Effect.fail("broken")
+          })
+        }))
+        const error = yield* Effect.flip(orchestrator.catchUp)
+        assert.strictEqual(error._tag, "ProjectionHalted")
+        const [row] = yield* checkpoints.rows(name)
+        assert.strictEqual(row!.halt!.position, handled[2]!)
+        assert.isAtLeast(Number(row!.position), Number(handled[1]!))
+        assert.strictEqual(yield* shared.read, before + handled.length)
       }))
 
     it.effect("a concurrency that differs from the last run's moves no position", () =>

@@ -30,6 +30,7 @@ export const make = (handle: Handle): CheckpointStore => {
     commit: (held, options, work) => reach(Effect.tx(commit(handle, held, options, work))),
     advance: (held, { epoch, from, to }) =>
       reach(Effect.tx(Effect.andThen(checkEpoch(world, epoch), advance(world, held, from, to)))),
+    classifyHandler: (cause) => new HandlerFailure({ cause }),
     halt: (held, options) => reach(Effect.tx(halt(world, held, options))),
     rows: (projection) => reach(Effect.sync(() => committedRows(world, projection))),
     // Memory can store any text; texts that no database can store are refused for parity.

@@ -8,12 +8,15 @@ import * as Clock from "effect/Clock"
 import type * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import type * as Option from "effect/Option"
 import * as BatchPolicy from "../../schema/BatchPolicy.ts"
 import { HandlerOverran } from "../../schema/Errors.ts"
 import type { Event } from "../../schema/Event.ts"
+import * as Abandonable from "../Abandonable.ts"
 import { type CheckpointStore, type EpochEnded, type Fenced, HandlerFailure } from "../CheckpointStore.ts"
 import { stackText } from "../ErrorText.ts"
+import * as Projection from "../Projection.ts"
 import * as Spans from "../telemetry/Spans.ts"
 import * as BatchContext from "./BatchContext.ts"
 import type { BlockingHandlers } from "./BlockingHandlers.ts"
@@ -43,6 +46,8 @@ interface Attempt {
   readonly called: ReadonlyArray<Event>
   readonly progress: HandlerCall.Progress
   phase: "handler" | "instead" | "end"
+  /** Whether the progress could not be written yet, of handlers that ran outside of a transaction. */
+  isUnwritten: boolean
 }
 
 /** What the batches of one range have in common. */
@@ -109,7 +114,8 @@ const makeAttempt = (batch: Batch): Attempt => ({
   batch,
   called: batch.instead === undefined ? batch.events : batch.events.filter((event) => !batch.instead!.of(event)),
   progress: HandlerCall.makeProgress(),
-  phase: "handler"
+  phase: "handler",
+  isUnwritten: false
 })
 
 /**
@@ -132,7 +138,8 @@ const run = Effect.fnUntraced(function*(
   job.state.batchSince = undefined
   if (result._tag === "Success") {
     const now = clock.monotonicTimeNanosUnsafe()
-    RangeState.write(job.state, reached(attempt), now)
+    if (attempt.isUnwritten) RangeState.passOver(job.state, reached(attempt))
+    else RangeState.write(job.state, reached(attempt), now)
     clearOverruns(environment, called, progress)
     return {
       _tag: "Committed",
@@ -176,23 +183,72 @@ const withTyped = <F extends HandlerFailure | Retries.Retried>({ phase, progress
     : failure
 }
 
-const commit = (environment: Environment, attempt: Attempt) => {
-  const { base, checkpoints, idleTimeout, job } = environment
-  const { batch: { instead }, progress } = attempt
-  const handling = Effect.scoped(BatchContext.provide(handleEvents(environment, attempt), job.captured, base))
-    .pipe(
-      Effect.tapCause((cause) =>
-        Effect.sync(() => {
-          progress.raised = cause
-        })
-      )
+const commit = (environment: Environment, attempt: Attempt) =>
+  environment.job.projection.delivery === "at-least-once"
+    ? deliver(environment, attempt)
+    : commitWith(environment, attempt, handling(environment, attempt))
+
+/** Runs the handlers in the context of a batch. */
+const handling = (environment: Environment, attempt: Attempt) => {
+  const { base, job } = environment
+  const { called, progress } = attempt
+  const delivery = Projection.Delivery.of({
+    fence: job.state.held.fence,
+    get position() {
+      return called[Math.max(0, progress.begun - 1)]!.globalPosition
+    }
+  })
+  return Effect.scoped(BatchContext.provide(handleEvents(environment, attempt), job.captured, base)).pipe(
+    Effect.provideService(Projection.Delivery, delivery),
+    Effect.tapCause((cause) =>
+      Effect.sync(() => {
+        progress.raised = cause
+      })
     )
+  )
+}
+
+/** How long an interrupted handler outside of a transaction may take to stop. */
+const interruptionGrace = Duration.seconds(4)
+
+/**
+ * Runs the handlers outside of a transaction and writes the progress afterwards. The events before one that fails were
+ * handled, so their progress is written, and the batch ends before that event.
+ */
+const deliver = Effect.fnUntraced(function*(environment: Environment, attempt: Attempt) {
+  const { called, progress } = attempt
+  const exit = yield* Effect.exit(Abandonable.run(handling(environment, attempt), { grace: interruptionGrace }))
+  const isBegun = progress.handled < called.length && reachedEvents(attempt) > 0
+  if (Exit.isFailure(exit) && !isBegun) {
+    return yield* Effect.fail(environment.checkpoints.classifyHandler(exit.cause))
+  }
+  if (attempt.batch.instead !== undefined) return yield* commitWith(environment, attempt, Effect.void)
+  yield* advance(environment, attempt)
+})
+
+/** If the progress cannot be written now, it is written with later progress, so that no handler is called again. */
+const advance = ({ checkpoints, job }: Environment, attempt: Attempt) => {
+  const { epoch, held, writtenUpTo: from } = job.state
+  return checkpoints.advance(held, { from, to: reached(attempt), epoch }).pipe(
+    Effect.catchIf(Retries.isRetried, () =>
+      Effect.sync(() => {
+        attempt.isUnwritten = true
+      }))
+  )
+}
+
+const commitWith = (
+  { checkpoints, idleTimeout, job }: Environment,
+  attempt: Attempt,
+  work: Effect.Effect<void, unknown>
+) => {
+  const { batch: { instead }, progress } = attempt
   const { epoch, held, writtenUpTo } = job.state
   return checkpoints.commit(
     held,
     { from: writtenUpTo, idleTimeout, epoch, isolation: job.projection.isolation },
     Effect.map(
-      instead === undefined ? handling : Effect.andThen(handling, runInstead(attempt, instead)),
+      instead === undefined ? work : Effect.andThen(work, runInstead(attempt, instead)),
       () => {
         attempt.phase = "end"
         return reached(attempt)
@@ -249,7 +305,8 @@ const recordOverrun = (
 ) => {
   const { begun, callSince, handled, until } = progress
   const cutShort = begun > handled && job.draining.isOpen()
-  if (begun === 0 || cutShort) return
+  // Without a transaction, a handler may take as long as it needs.
+  if (begun === 0 || cutShort || job.projection.delivery === "at-least-once") return
   if (until - callSince > Duration.toNanosUnsafe(idleTimeout)) {
     const positions = HandlerCall.current(events, progress).map(({ globalPosition }) => globalPosition)
     blocking.recordOverrun(job.state.held, positions)

@@ -76,8 +76,19 @@ const maximumConcurrency = 100
 const isolationLevels: ReadonlyArray<Projection.Isolation> = ["read committed", "repeatable read", "serializable"]
 
 const problemOf = (
-  { concurrency, filter, handler, isolation, name, onFailure, ordering, parkingLimits, partitionBy, startFrom }:
-    Projection.Any
+  {
+    concurrency,
+    delivery,
+    filter,
+    handler,
+    isolation,
+    name,
+    onFailure,
+    ordering,
+    parkingLimits,
+    partitionBy,
+    startFrom
+  }: Projection.Any
 ): string | undefined => {
   if (name.trim() === "") return "A projection's name must not be empty, because progress is stored by name."
   if (name.length > maximumNameLength) {
@@ -107,6 +118,12 @@ const problemOf = (
   }
   if (isolation !== undefined && !isolationLevels.includes(isolation)) {
     return `isolation of "${name}" is ${JSON.stringify(isolation)}. Give one of ${isolationLevels.join(", ")}.`
+  }
+  if (delivery !== "exactly-once" && delivery !== "at-least-once") {
+    return `delivery of "${name}" is ${JSON.stringify(delivery)}. Give "exactly-once" or "at-least-once".`
+  }
+  if (delivery === "at-least-once" && isolation !== undefined) {
+    return `"${name}" has delivery "at-least-once" and an isolation. Omit one of them: its handler runs outside of a transaction.`
   }
   if (ordering === "global" && concurrency > 1) {
     return `"${name}" has ordering "global" and concurrency ${concurrency}. Omit one of them: in global order, events are handled one at a time.`

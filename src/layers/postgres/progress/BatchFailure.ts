@@ -84,6 +84,21 @@ export const classify = (
 export const classifyHandler = (server: Server, cause: Cause.Cause<unknown>): RollBackReason =>
   tryRead(() => inspect(server, cause)) ?? new HandlerFailure({ cause })
 
+/**
+ * The same for a handler outside of a transaction. A lost connection may be one to another database, so it is neither
+ * attributed to the stores' server nor counted against the handler.
+ */
+export const classifyOutside = (
+  server: Server,
+  cause: Cause.Cause<unknown>
+): HandlerFailure | StoreError | TransientFailure => {
+  const reason = classifyHandler(server, cause)
+  if (SqlError.isSqlError(reason)) return new TransientFailure({ kind: "refusal", cause: reason })
+  return reason instanceof HandlerFailure || reason instanceof TransientFailure || reason instanceof StoreError
+    ? reason
+    : new HandlerFailure({ cause })
+}
+
 const inspect = (server: Server, cause: Cause.Cause<unknown>): RollBackReason => {
   if (Cause.hasInterrupts(cause)) return ofHandler(texts.ownInterruption, cause)
   const error = sqlErrorWithin(cause)

@@ -56,6 +56,7 @@ export const make: Effect.Effect<Store, never, Database> = Effect.gen(function*(
     commit: (held, options, work) =>
       batches.withPermit(commit(database, held, options, work)).pipe(database.namingPrivileges("worker")),
     advance: EmptyProgress.make(database),
+    classifyHandler: (cause) => BatchFailure.classifyOutside(database.server, cause),
     halt: (held, options) => halt(database, held, options).pipe(database.namingPrivileges("worker")),
     rows: (projection) => rows(database, projection),
     unstorable: (texts) => unstorable(database, texts),
