@@ -307,18 +307,29 @@ export class Checkers {
     if (subject === undefined) return
     const start = Number(subject.startedAt ?? 0n)
     let total = 0
+    this.run.observeParked(projection)
     for (const [key, committed] of subject.expected) {
       const hash = events.hashOf(key)
       const row = rows.find(({ range }) => HashRange.includes(range, hash))!
       const upTo = subject.foldedUpTo(key, Number(row.position))
-      const expected = Math.max(0, upTo - subject.foldedUpTo(key, start))
+      const { dropped, parked } = this.run.withheld(projection, key)
+      const withheld = dropped + parked.length
+      const expected = Math.max(0, upTo - subject.foldedUpTo(key, start)) - withheld
       const effects = model.effects(projection, key)
       total += effects.count
       const where = `${projection}/${key} under ${nameOf(row)} at ${row.position}`
       if (effects.count > expected) violation(`P1: ${where} has ${effects.count} effects of ${expected} events`)
       if (effects.count < expected) violation(`P3: ${where} has ${effects.count} effects of ${expected} events`)
       if (!effects.ordered) violation(`P2: ${where} was handled out of order`)
-      if (expected > 0 && effects.count === expected && BigInt(committed[upTo - 1]!.position) !== effects.position) {
+      if (parked.some(({ position }) => position < effects.position)) {
+        violation(
+          `P2: ${where} has handled position ${effects.position} before ${parked[0]!.position}, which is parked`
+        )
+      }
+      if (
+        withheld === 0 && expected > 0 && effects.count === expected &&
+        BigInt(committed[upTo - 1]!.position) !== effects.position
+      ) {
         violation(`P2: ${where} ended with the event at position ${effects.position}`)
       }
     }

@@ -83,6 +83,7 @@ export const virtual = {
     "commit: connection lost before",
     "commit: connection lost after the handler",
     "commit: answer lost, looked up",
+    "parked event fails again",
     "decision: answer lost",
     "join: answer lost",
     "heartbeat: answer lost",
@@ -91,7 +92,16 @@ export const virtual = {
     "read: failed",
     "stores failing sometimes"
   ],
-  steps: [...everywhere.steps, "halted: handler overran", "join again after an eviction", "batch interrupted"],
+  steps: [
+    ...everywhere.steps,
+    "park an event",
+    "queue an event",
+    "handle a parked event",
+    "drop a parked event",
+    "halted: handler overran",
+    "join again after an eviction",
+    "batch interrupted"
+  ],
   errors: [
     ...everywhere.errors,
     "EpochEnded",

@@ -2,6 +2,7 @@
 import type * as Effect from "effect/Effect"
 import type * as Exit from "effect/Exit"
 import type { Event } from "../../src/schema/Event.ts"
+import type { Request, Selection } from "../../src/schema/ParkedEvent.ts"
 import type * as Orchestrator from "../../src/services/Orchestrator.ts"
 import type * as Projection from "../../src/services/Projection.ts"
 import type { Subject, Worker } from "./Run.ts"
@@ -34,6 +35,8 @@ export interface Environment<R> {
   readonly disconnect: (worker: Worker | undefined) => void
   /** Makes the stores reachable again. */
   readonly reconnect: (worker: Worker | undefined) => void
+  /** Requests that parked events of a projection are retried or dropped. Returns how many; none if there are none. */
+  readonly requestParked: (projection: string, request: Request, selection: Selection) => number
   /** How often workers were delayed for reasons outside of the scenario. */
   readonly stalls: () => number
   /** Ends the worker's presence for this long, or until it reconnects. Returns whether it had any. */

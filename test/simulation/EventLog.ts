@@ -190,16 +190,22 @@ export class EventLog implements Events {
             const limit = Math.max(1, options.limit ?? 1000)
             const partitionBy = readBy ?? options.partitionBy ?? PartitionKey.byDefault
             const events: Array<Event> = []
+            const page = (position: bigint): Page => ({
+              events,
+              position,
+              epoch,
+              ...(options.hashes === true
+                ? { hashes: events.map((event) => this.hashOf(PartitionKey.of(partitionBy, event))) }
+                : {})
+            })
             for (let index = Number(options.after); index < last; index++) {
               const event = this.slots[index]!
               if (typeof event !== "object" || !EventFilter.matches(options.filter ?? {}, event)) continue
               if (!HashRange.includes(range, this.hashOf(PartitionKey.of(partitionBy, event)))) continue
-              if (events.length === limit) {
-                return { events, position: events[events.length - 1]!.globalPosition, epoch }
-              }
+              if (events.length === limit) return page(events[events.length - 1]!.globalPosition)
               events.push(event)
             }
-            return { events, position: BigInt(Math.max(last, Number(options.after))), epoch }
+            return page(BigInt(Math.max(last, Number(options.after))))
           })
         ),
       endEpoch: () => Effect.void,

@@ -62,6 +62,7 @@ export class Fleet<R> {
         acceptFilterChange: start.otherKey === true,
         startFrom: scenario.startFrom,
         ...(subject.ordering === "global" ? { ordering: "global" } : { concurrency }),
+        ...(subject.parks ? { onFailure: "park" as const } : {}),
         ...(subject.isWhole
           ? { handleBatch: this.handlerOfBatches(subject, worker), batchWindow: subject.window }
           : { handle: this.handler(subject, worker) })
@@ -105,6 +106,7 @@ export class Fleet<R> {
   private handler(subject: Subject, worker: Worker) {
     const { ailments } = worker
     const { chance, coverage, fails, now } = this.run
+    const isPoison = (event: Event) => this.isPoison(subject, event)
     const handle = this.environment.handle
     const delayed = this.delayed(subject, worker)
     const tooNew = (event: Event) => this.tooNew(worker, event)
@@ -112,7 +114,7 @@ export class Fleet<R> {
       const newer = tooNew(event)
       if (newer !== undefined) return yield* newer
       yield* delayed(event)
-      if (now() < ailments.handlerFailsUntil && chance.bool(0.1)) {
+      if (isPoison(event) || (now() < ailments.handlerFailsUntil && chance.bool(0.1))) {
         coverage.count("faults", "handler fails")
         fails(subject, event.globalPosition)
         return yield* new SimulatedFailure()
@@ -125,6 +127,7 @@ export class Fleet<R> {
   private handlerOfBatches(subject: Subject, worker: Worker) {
     const { ailments } = worker
     const { chance, coverage, fails, now } = this.run
+    const isPoison = (event: Event) => this.isPoison(subject, event)
     const handle = this.environment.handle
     const delayed = this.delayed(subject, worker)
     const tooNew = (event: Event) => this.tooNew(worker, event)
@@ -135,7 +138,10 @@ export class Fleet<R> {
         const newer = tooNew(event)
         if (newer !== undefined) return yield* chance.bool(0.5) ? Projection.failAt(event, newer) : newer
         yield* delayed(event)
-        if (now() < ailments.handlerFailsUntil && (globalPosition % 8n === 0n || chance.bool(0.02))) {
+        if (
+          isPoison(event) ||
+          now() < ailments.handlerFailsUntil && (globalPosition % 8n === 0n || chance.bool(0.02))
+        ) {
           const isNamed = chance.bool(0.3)
           coverage.count("faults", isNamed ? "batch handler fails and names the event" : "batch handler fails")
           if (isNamed || events.length === 1) fails(subject, globalPosition)
@@ -144,6 +150,14 @@ export class Fleet<R> {
         yield* handle(subject, event)
       }
     })
+  }
+
+  /** Some events of a projection that parks cannot be handled until the faults stop. */
+  private isPoison({ name, parks }: Subject, { globalPosition }: Event): boolean {
+    if (!parks || this.isCalm || globalPosition % 12n !== 5n) return false
+    const isParked = this.run.parked(name).some(({ position }) => position === globalPosition)
+    if (isParked) this.run.coverage.count("faults", "parked event fails again")
+    return true
   }
 
   /** Blocks the process, does not stop or takes time, if the worker's handlers do so at the moment. */

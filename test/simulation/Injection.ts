@@ -132,6 +132,14 @@ export const inject = <R>(fleet: Fleet<R>, checkers: Checkers, fault: Fault): bo
         ...(fault.harsh ? { otherKey: true } : { otherFilter: true })
       })
       return true
+    case "retry parked":
+      return environment.requestParked(
+        fault.projection,
+        "retry",
+        fault.harsh ? "all" : { first: 1 + fault.strikes % 4 }
+      ) > 0
+    case "drop parked":
+      return environment.requestParked(fault.projection, "drop", { first: 1 + fault.strikes % 2 }) > 0
     case "catch up":
       if (alive.length >= scenario.workersAtMost) return false
       fleet.start({ workerId: fleet.newId("c"), carries: fault.carries, catchesUp: true })

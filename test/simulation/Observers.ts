@@ -42,7 +42,9 @@ export const attach = (world: MemoryWorld.MemoryWorld, rows: ObservedRows, run: 
     const before = checkers.rows.get(key)
     const clearsHalt = before?.halt !== undefined && after !== undefined && after.position !== before.position
     // The runner retries an event whose halt was not confirmed.
-    if (clearsHalt && worker?.unansweredHalts.delete(key) !== true) {
+    // A request about parked events also retries the event at which the range is halted.
+    const isRequested = after !== undefined && run.subjects.get(after.projection)?.parks === true
+    if (clearsHalt && !isRequested && worker?.unansweredHalts.delete(key) !== true) {
       run.violation(`P6: ${by.name} cleared the halt of ${nameOf(before)} without a retry of its event`)
     }
     checkers.rowChanged(by, key, after)

@@ -2,6 +2,7 @@
 import type * as Exit from "effect/Exit"
 import * as EventFilter from "../../src/schema/EventFilter.ts"
 import type { Ordering } from "../../src/schema/Ordering.ts"
+import type { ParkedEvent } from "../../src/schema/ParkedEvent.ts"
 import type { Registration } from "../../src/schema/Worker.ts"
 import { Chance } from "./Chance.ts"
 import type { Coverage } from "./Coverage.ts"
@@ -39,18 +40,21 @@ export class Subject {
   readonly ordering: Ordering
   readonly keys: Keys
   readonly isWhole: boolean
+  /** Whether it parks events at which its handler fails. */
+  readonly parks: boolean
   readonly window: Scenario["projections"][number]["window"]
   /** The matching events by key, in the order of their positions. */
   readonly expected = new Map<string, Array<Committed>>()
   /** The position at which its progress began. */
   startedAt: bigint | undefined
 
-  constructor({ filter, isWhole, keys, name, ordering, window }: Scenario["projections"][number]) {
+  constructor({ filter, isWhole, keys, mayPark, name, ordering, window }: Scenario["projections"][number]) {
     this.name = name
     this.filter = filter
     this.keys = keys
     this.ordering = ordering
     this.isWhole = isWhole
+    this.parks = mayPark && ordering === "aggregate"
     this.window = window
   }
 
@@ -192,6 +196,11 @@ export class Run {
   readonly slow = new Map<string, Set<bigint>>()
   /** Positions of events that failed alone, or that the handler of a batch named, by projection. */
   readonly failed = new Map<string, Set<bigint>>()
+  /** The parked events of a projection as committed; none where parking is not simulated. */
+  parked: (projection: string) => ReadonlyArray<ParkedEvent> = () => []
+  /** The parked events as observed last, by projection, and the numbers of events that were dropped, by key. */
+  private readonly observed = new Map<string, ReadonlyArray<ParkedEvent>>()
+  private readonly dropped = new Map<string, Map<string, number>>()
   /** The database is unreachable for all workers until then. */
   awayUntil = 0
   /** Notifications may be lost or late until then. */
@@ -247,11 +256,40 @@ export class Run {
     return this.chance.int(1, 1500)
   }
 
+  /** Notices which events were parked, retried or dropped since the last call, or before their requests change. */
+  readonly observeParked = (projection: string): void => {
+    const [before, after] = [this.observed.get(projection) ?? [], this.parked(projection)]
+    if (before === after) return
+    this.observed.set(projection, after)
+    const positions = new Set(after.map(({ position }) => position))
+    const known = new Set(before.map(({ position }) => position))
+    for (const { attempts, position } of after) {
+      if (!known.has(position)) this.coverage.count("steps", attempts > 0 ? "park an event" : "queue an event")
+    }
+    const dropped = this.dropped.get(projection) ?? new Map<string, number>()
+    this.dropped.set(projection, dropped)
+    for (const { key, position, request } of before) {
+      if (positions.has(position)) continue
+      this.coverage.count("steps", request === "drop" ? "drop a parked event" : "handle a parked event")
+      if (request === undefined) {
+        this.violation(`P3: position ${position} of ${projection} was unparked without a request`)
+      }
+      if (request === "drop") dropped.set(key, (dropped.get(key) ?? 0) + 1)
+    }
+  }
+
+  /** The parked events of a key, and how many of its events were dropped. */
+  readonly withheld = (projection: string, key: string) => ({
+    parked: this.parked(projection).filter((event) => event.key === key),
+    dropped: this.dropped.get(projection)?.get(key) ?? 0
+  })
+
   /** Returns a key with an unhandled event of the projection at or below a position. */
   readonly missing = (subject: Subject, position: number): string | undefined => {
     for (const key of subject.expected.keys()) {
       const before = subject.foldedUpTo(key, Number(subject.startedAt ?? 0n))
-      const expected = subject.foldedUpTo(key, position) - before
+      const { dropped, parked } = this.withheld(subject.name, key)
+      const expected = subject.foldedUpTo(key, position) - before - dropped - parked.length
       if (this.model.effects(subject.name, key).count < expected) return key
     }
     return undefined

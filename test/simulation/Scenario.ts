@@ -32,6 +32,8 @@ const faultNames = [
   "stuck handler",
   "other replica set",
   "changed filter",
+  "retry parked",
+  "drop parked",
   "catch up"
 ] as const
 
@@ -62,6 +64,8 @@ export interface Pace {
   readonly quiet: number
   /** How often halted ranges are looked for, as a deploy of fixed handlers would. */
   readonly deploys: number
+  /** Whether projections may park events. */
+  readonly parks: boolean
 }
 
 export const virtual: Pace = {
@@ -80,7 +84,8 @@ export const virtual: Pace = {
   bound: 60_000,
   isExtended: false,
   quiet: 2000,
-  deploys: 5000
+  deploys: 5000,
+  parks: true
 }
 
 export const real: Pace = {
@@ -99,7 +104,8 @@ export const real: Pace = {
   bound: 60_000,
   isExtended: true,
   quiet: 400,
-  deploys: 1000
+  deploys: 1000,
+  parks: false
 }
 
 /** A transaction that appends to one aggregate. */
@@ -202,6 +208,8 @@ export interface Scenario {
     readonly keys: Keys
     readonly ordering: Ordering
     /** Whether it handles the events of a batch with one call. */
+    /** Whether it parks events, unless its order is global. */
+    readonly mayPark: boolean
     readonly isWhole: boolean
     /** How long its events wait for more, and what ends the wait. */
     readonly window: { readonly time: number; readonly events: number } | undefined
@@ -311,6 +319,7 @@ export const draw = (seed: number, pace: Pace, faults?: ReadonlyArray<FaultName>
   const workersAtMost = chance.pick(pace.workers)
   const order = new Chance(seed, 9)
   const deploys = new Chance(seed, 11)
+  const parks = new Chance(seed, 10)
   const scenario = {
     seed,
     pace,
@@ -319,6 +328,7 @@ export const draw = (seed: number, pace: Pace, faults?: ReadonlyArray<FaultName>
       filter,
       keys: keysChance.pick([keys[0]!, ...keys]),
       ordering: order.bool(0.2) ? "global" as const : "aggregate" as const,
+      mayPark: pace.parks && parks.bool(0.5),
       isWhole: chance.bool(0.4),
       window: chance.bool(0.5) ? { time: chance.pick([20, 200, 1000]), events: chance.pick([2, 5, 1000]) } : undefined
     })),

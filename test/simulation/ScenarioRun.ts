@@ -131,6 +131,7 @@ export class ScenarioRun<R> {
     if (this.fleet.names.some((name) => this.checkers.rowsOf(name).some((row) => row.halt !== undefined))) {
       this.replace(() => true)
     }
+    for (const name of this.fleet.names) this.environment.requestParked(name, "retry", "all")
     this.environment.after(this.run.scenario.pace.deploys, this.deploy)
   }
 

@@ -21,6 +21,8 @@ export const unsettled = <R>(fleet: Fleet<R>, checkers: Checkers): ReadonlyArray
     reasons.push(`the newest generation has the members ${ids(members)}, but ${ids(alive)} are alive`)
   }
   for (const subject of fleet.run.subjects.values()) {
+    const parked = fleet.run.parked(subject.name).length
+    if (parked > 0) reasons.push(`${parked} events of ${subject.name} are parked`)
     reasons.push(...unsettledRows(subject, fleet.run.events.end, checkers.rowsOf(subject.name), generation, alive))
   }
   for (const { generationId, replicaSet, state, stoppedAt, workerId } of checkers.workers.values()) {

@@ -7,8 +7,10 @@ import type * as Fiber from "effect/Fiber"
 import * as Random from "effect/Random"
 import * as References from "effect/References"
 import * as Scheduler from "effect/Scheduler"
+import * as Scope from "effect/Scope"
 import * as TxRef from "effect/TxRef"
 import * as MemoryWorld from "../../src/layers/memory/MemoryWorld.ts"
+import * as ParkedEventsMemory from "../../src/layers/memory/ParkedEventsMemory.ts"
 import * as Orchestrator from "../../src/services/Orchestrator.ts"
 import { Chance } from "./Chance.ts"
 import { Checkers } from "./Checkers.ts"
@@ -111,6 +113,18 @@ const environmentOf = (engine: Engine, driver: Process, mutation: Mutation, scen
   const world: MemoryWorld.MemoryWorld = { ...inDriver(MemoryWorld.make), rows }
   Observers.attach(world, rows, run, checkers)
   engine.afterTask = checkers.check
+
+  run.parked = (projection) => world.parked.get(projection)?.value ?? []
+  const operator = ParkedEventsMemory.make(
+    inDriver(Effect.provideService(MemoryWorld.open(world), Scope.Scope, Scope.makeUnsafe()))
+  )
+  const requestParked: Environment<never>["requestParked"] = (projection, request, selection) => {
+    run.observeParked(projection)
+    const requested = inDriver(operator.request(projection, { request, selection })).length
+    run.observeParked(projection)
+    if (requested > 0) run.say("scenario", `requests to ${request} ${requested} parked events of ${projection}`)
+    return requested
+  }
 
   const random = randomOf(scenario.seed)
   const logger = Logs.logger(run, (fiber) => fiber.getRef(CurrentProcess)?.name ?? "?")
@@ -233,6 +247,7 @@ const environmentOf = (engine: Engine, driver: Process, mutation: Mutation, scen
     },
     reconnect,
     stalls: () => 0,
+    requestParked,
     endPresence
   }
   return { run, checkers, environment }

@@ -147,6 +147,7 @@ const simulateOn = Effect.fnUntraced(function*(scenario: Scenario.Scenario, opti
       }
     },
     // Once all faults have stopped, only the machine can have kept a worker from its heartbeats.
+    requestParked: () => 0,
     stalls: () =>
       coverage.of("steps", "suspended by itself") + coverage.of("steps", "evicted: heartbeats missed") +
       coverage.of("errors", "CoordinationTimeout"),
