@@ -44,7 +44,12 @@ export type Input = Schema.Top | VersionedInput
 type Below<V extends number, Found extends ReadonlyArray<unknown> = [unknown]> = Found["length"] extends V | 100 ? never
   : Found["length"] | Below<V, [...Found, unknown]>
 
-/** What an input must also satisfy: an upcast from exactly the versions below the declared one. */
+/**
+ * What an input must also satisfy: an upcast from exactly the versions below the declared one.
+ *
+ * @category utility types
+ * @since 0.1.0
+ */
 export type Checked<I> = I extends Schema.Top ? unknown
   : I extends { readonly version: infer V extends number } ? number extends V ? unknown
     : [Below<V>] extends [never] ? NoUpcasts
@@ -59,7 +64,12 @@ type OnlyBelow<V extends number, I> = I extends { readonly upcast: infer U }
   ? { readonly [K in Exclude<keyof U, Below<V>>]: `Upcasts are from the versions below ${V}` }
   : unknown
 
-/** The schema of an input. */
+/**
+ * The schema of an input.
+ *
+ * @category utility types
+ * @since 0.1.0
+ */
 export type SchemaOf<I> = I extends Schema.Top ? I : I extends { readonly payload: infer P extends Schema.Top } ? P
 : never
 
@@ -71,7 +81,12 @@ export type SchemaOf<I> = I extends Schema.Top ? I : I extends { readonly payloa
  */
 export type Schemas = Readonly<Record<string, Schema.Top>>
 
-/** The parts of a stream's identity that an event set can declare for all of its events. */
+/**
+ * The parts of a stream's identity that an event set can declare for all of its events.
+ *
+ * @category utility types
+ * @since 0.1.0
+ */
 export type StreamKey = "aggregateType" | "boundedContext"
 
 /**
@@ -219,7 +234,12 @@ export type DecodingServices<Set extends Any> = SchemasOf<Set>[Tag<Set>]["Decodi
  */
 export type EncodingServices<Set extends Any> = SchemasOf<Set>[Tag<Set>]["EncodingServices"]
 
-/** The options that `make` was given decide which parts of the identity are missing. */
+/**
+ * The parts of a stream's identity that the options of a set do not declare.
+ *
+ * @category utility types
+ * @since 0.1.0
+ */
 export type MissingIn<O extends Options> = Exclude<
   StreamKey,
   { [K in keyof O]: O[K] extends string ? K : never }[keyof O]

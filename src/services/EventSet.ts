@@ -35,6 +35,7 @@ import * as GoldenPayloads from "./GoldenPayloads.ts"
 
 export {
   type Any,
+  type Checked,
   type Decoded,
   type DecodingServices,
   type Definition,
@@ -43,10 +44,13 @@ export {
   type EventSet,
   type Input,
   make,
+  type MissingIn,
   type Options,
   type Payload,
+  type SchemaOf,
   type Schemas,
   type SchemasOf,
+  type StreamKey,
   type Tag,
   type Upcast,
   type VersionedInput

@@ -348,6 +348,8 @@ export interface HandleBatchOptions<E, R> extends CommonOptions<NoInfer<E>> {
  */
 export type Options<E, R> = HandleOptions<E, R> | HandleBatchOptions<E, R>
 
+export type { EffectOf, HandlerOf, HandlersOf, NotInEventSet, OnlyTags } from "./TypedHandler.ts"
+
 /**
  * The options of a projection of typed events, which its event set selects: exactly one of `handle` and `handleBatch`,
  * and its start. Before the handler is called, the set decodes the events: in the transaction of the batch, with the

@@ -9,25 +9,51 @@ import type * as EventSet from "../schema/EventSet.ts"
 
 type AnyEffect = Effect.Effect<unknown, unknown, unknown>
 
-/** A function of every event of the set, or one function for each tag. */
+/**
+ * A function of every event of the set, or one function for each tag.
+ *
+ * @category utility types
+ * @since 0.1.0
+ */
 export type HandlerOf<Set extends EventSet.Any> = ((event: EventSet.Event<Set>) => AnyEffect) | HandlersOf<Set>
 
-type HandlersOf<Set extends EventSet.Any> = {
+/**
+ * One function for each tag of the set.
+ *
+ * @category utility types
+ * @since 0.1.0
+ */
+export type HandlersOf<Set extends EventSet.Any> = {
   readonly [Tag in EventSet.Tag<Set>]: (event: EventSet.Event<Set, Tag>) => AnyEffect
 }
 
-/** The type that a misspelt tag must have, so that the compiler's message shows the right ones. */
+/**
+ * The type that a misspelt tag must have, so that the compiler's message shows the right ones.
+ *
+ * @category utility types
+ * @since 0.1.0
+ */
 export interface NotInEventSet<Tags> {
   readonly "~tags": Tags
 }
 
-/** Excludes keys that are not tags of the set. */
+/**
+ * Excludes keys that are not tags of the set.
+ *
+ * @category utility types
+ * @since 0.1.0
+ */
 export type OnlyTags<H, Set extends EventSet.Any> = H extends (...args: never) => unknown ? unknown
   : {
     readonly [K in Exclude<keyof H, EventSet.Tag<Set>>]: NotInEventSet<Extract<keyof EventSet.SchemasOf<Set>, string>>
   }
 
-/** The effects of a handler; never if the projection has a handler of batches instead. */
+/**
+ * The effects of a handler; never if the projection has a handler of batches instead.
+ *
+ * @category utility types
+ * @since 0.1.0
+ */
 export type EffectOf<H, Set extends EventSet.Any> = [HandlerOf<Set>] extends [H] ? never
   : H extends (...args: never) => infer A ? A
   : { [K in keyof H]: H[K] extends (...args: never) => infer A ? A : never }[keyof H]
