@@ -3,54 +3,60 @@
  * the members of an object are sorted by the length of their names.
  */
 
-/** A JSON value as `jsonb`: its text, and what `->>` returns of its members. */
-interface Value {
-  readonly text: string
-  /** Undefined if `->>` returns NULL for the value. */
-  readonly asText: string | undefined
-  readonly members: ReadonlyMap<string, Value>
-}
-
 /**
  * Returns what the operator `->>` returns for a member of a JSON text: undefined, which stands for NULL, if the text is
- * not an object, has no such member, or if the member is null. The text must be valid.
+ * not an object, has no such member, or if the member is null. The text must be valid. Other members may be nested deeper
+ * than the stack of this process allows.
  */
-export const member = (json: string, name: string): string | undefined => parse(json).members.get(name)?.asText
+export const member = (json: string, name: string): string | undefined => {
+  const tokens = json.match(token) ?? []
+  if (tokens[0] !== "{") return undefined
+  let found: number | undefined
+  for (let index = 1; tokens[index] !== "}"; index = endOf(tokens, index + 2)) {
+    if (tokens[index] === ",") index++
+    // Of several members with this name, the last one counts.
+    if (JSON.parse(tokens[index]!) === name) found = index + 2
+  }
+  if (found === undefined || tokens[found] === "null") return undefined
+  const first = tokens[found]!
+  return first.startsWith("\"") ? JSON.parse(first) as string : textFrom(tokens, found)
+}
 
 const token = /"[^"\\]*(?:\\.[^"\\]*)*"|-?\d[\d.eE+-]*|[a-z]+|[{}[\],:]/g
 
-const none: ReadonlyMap<string, Value> = new Map()
+/** Returns the index after the value that begins at `index`. */
+const endOf = (tokens: ReadonlyArray<string>, index: number): number => {
+  let depth = 0
+  do {
+    const next = tokens[index++]!
+    if (next === "{" || next === "[") depth++
+    else if (next === "}" || next === "]") depth--
+  } while (depth > 0)
+  return index
+}
 
-const parse = (json: string): Value => {
-  const tokens = json.match(token) ?? []
-  let index = 0
+const textFrom = (tokens: ReadonlyArray<string>, index: number): string => {
   const next = () => tokens[index++]!
-  return parseValue(next(), next)
+  return textOf(next(), next)
 }
 
-const parseValue = (first: string, next: () => string): Value => {
-  if (first === "{") return parseObject(next)
-  if (first === "[") return parseArray(next)
-  if (first.startsWith("\"")) {
-    const text = JSON.parse(first) as string
-    return { text: JSON.stringify(text), asText: text, members: none }
-  }
-  if (first === "null") return { text: first, asText: undefined, members: none }
-  const text = /\d/.test(first) ? decimal(first) : first
-  return { text, asText: text, members: none }
+const textOf = (first: string, next: () => string): string => {
+  if (first === "{") return objectText(next)
+  if (first === "[") return arrayText(next)
+  if (first.startsWith("\"")) return JSON.stringify(JSON.parse(first))
+  return /\d/.test(first) ? decimal(first) : first
 }
 
-const parseObject = (next: () => string): Value => {
-  const members = new Map<string, Value>()
+const objectText = (next: () => string): string => {
+  const members = new Map<string, string>()
   for (let first = next(); first !== "}"; first = next()) {
     if (first === ",") continue
     next()
-    members.set(JSON.parse(first) as string, parseValue(next(), next))
+    members.set(JSON.parse(first) as string, textOf(next(), next))
   }
-  const sorted = [...members].map(([name, { text }]) => ({ bytes: bytesOf(name), name, text }))
+  const sorted = [...members].map(([name, text]) => ({ bytes: bytesOf(name), name, text }))
     .sort((a, b) => a.bytes.length - b.bytes.length || (a.bytes < b.bytes ? -1 : 1))
-  const text = `{${sorted.map(({ name, text }) => `${JSON.stringify(name)}: ${text}`).join(", ")}}`
-  return { text, asText: text, members }
+  return `{${sorted.map(({ name, text }) => `${JSON.stringify(name)}: ${text}`).join(", ")}}`
 }
 
 const encoder = new TextEncoder()
@@ -58,13 +64,12 @@ const encoder = new TextEncoder()
 /** The bytes in UTF-8, as the characters of a text, which can be compared. */
 const bytesOf = (text: string): string => Array.from(encoder.encode(text), (byte) => String.fromCharCode(byte)).join("")
 
-const parseArray = (next: () => string): Value => {
+const arrayText = (next: () => string): string => {
   const items: Array<string> = []
   for (let first = next(); first !== "]"; first = next()) {
-    if (first !== ",") items.push(parseValue(first, next).text)
+    if (first !== ",") items.push(textOf(first, next))
   }
-  const text = `[${items.join(", ")}]`
-  return { text, asText: text, members: none }
+  return `[${items.join(", ")}]`
 }
 
 /** PostgreSQL refuses numbers with more digits before the point. */

@@ -53,9 +53,11 @@ describe("PartitionKey.of", () => {
     )
   })
 
-  it("reads metadata with long names and texts", () => {
+  it("reads metadata with long names and texts, and deeply nested members", () => {
     const metadata = { tenant: "t", ["x".repeat(300_000)]: "y".repeat(8_000_000), ["z".repeat(300_000)]: "\\\"" }
     assert.strictEqual(Jsonb.member(JSON.stringify(metadata), "tenant"), "t")
+    assert.strictEqual(Jsonb.member(JSON.stringify({ tenant: metadata }), "tenant")?.length, 8_600_035)
+    assert.strictEqual(Jsonb.member(`{"a":${"[".repeat(6000)}${"]".repeat(6000)},"tenant":"t"}`, "tenant"), "t")
   })
 })
 
