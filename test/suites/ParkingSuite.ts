@@ -247,7 +247,7 @@ export const suite = <R = never>(
 
     it.effect("an event that fails only at first is handled by the schedule, in order", () =>
       Effect.gen(function*() {
-        const world = yield* make({ onFailure: "park", retry: Schedule.recurs(5) })
+        const world = yield* make({ onFailure: "park", retry: Schedule.spaced("5 millis") })
         world.fails("a-1")
         yield* world.append("a", 2)
         const stop = yield* world.start
