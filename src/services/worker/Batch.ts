@@ -166,7 +166,10 @@ const whereFailed = (attempt: Attempt): Pick<BatchPolicy.Failed<unknown>, "begun
     return { begun: positions(count), failedAt: parked.length > 1 ? "unknown" : parked[0] ?? 0 }
   }
   const failedAt = HandlerCall.failedAt(progress)
-  if (failedAt === undefined) return { begun: positions(phase === "end" ? reachedEvents(attempt) : 0), failedAt }
+  if (failedAt === undefined) {
+    // Without a call, the transaction has failed to begin. After the last call, a finalizer of the batch's scope may fail.
+    return { begun: positions(phase === "end" || progress.begun > 0 ? reachedEvents(attempt) : 0), failedAt }
+  }
   return {
     begun: positions(events.indexOf(called[progress.begun - 1]!) + 1),
     failedAt: failedAt === "unknown" ? failedAt : events.indexOf(called[failedAt]!)
