@@ -164,6 +164,19 @@ const projections = [
     [sum(byProjection, of(Metrics.parkedKeys))[0], `${byProjection} keys`]
   ),
   lines(
+    "Events Parked and Skipped",
+    "Events that were parked or skipped in the last hour.",
+    Units.Short,
+    [
+      `sum by (replica_set, projection) (increase(${of(Metrics.eventsParkedTotal)}[1h]))`,
+      `${byProjection} parked`
+    ],
+    [
+      `sum by (replica_set, projection) (increase(${of(Metrics.eventsSkippedTotal)}[1h]))`,
+      `${byProjection} skipped`
+    ]
+  ),
+  lines(
     "Age of the Oldest Parked Event",
     "Since it was parked. Parked events wait until they are retried or dropped.",
     Units.Seconds,
