@@ -347,6 +347,23 @@ export const suite = (
         assert.isUndefined(after[1]!.lastAttemptAt)
       }))
 
+    it.effect("a failed retry keeps a request to drop the event that was made meanwhile", () =>
+      Effect.gen(function*() {
+        const [row] = yield* held()
+        const [event] = yield* append("app", yield* unique("key"))
+        yield* park(row!, [event!])
+        yield* request(row!, "drop", "all")
+        yield* commit(
+          row!,
+          use((store) =>
+            store.recordFailure(row!, { position: event!.globalPosition, errorTag: "Again", errorMessage: "again" })
+          )
+        )
+        const [after] = yield* list(row!)
+        assert.deepStrictEqual([after!.request, after!.requestedBy, after!.errorTag], ["drop", "ops", "Again"])
+        assert.isDefined(after!.requestedAt)
+      }))
+
     it.effect("removes an event only if it still has the request", () =>
       Effect.gen(function*() {
         const [row] = yield* held()

@@ -129,27 +129,23 @@ const recordFailure = Effect.fnUntraced(function*(
       events.map((event) =>
         event === failed
           ? {
-            ...withoutRequest(event),
+            ...withoutRetry(event),
             attempts: event.attempts + 1,
             firstAttemptAt: event.firstAttemptAt ?? now,
             lastAttemptAt: now,
             errorTag,
             errorMessage: haltError(errorMessage)
           }
-          : event.key === failed?.key && event.request === "retry"
-          ? withoutRequest(event)
+          : event.key === failed?.key
+          ? withoutRetry(event)
           : event
       )
     ]
   })
 })
 
-const withoutRequest = (event: ParkedEvent.ParkedEvent): ParkedEvent.ParkedEvent => ({
-  ...event,
-  request: undefined,
-  requestedAt: undefined,
-  requestedBy: undefined
-})
+const withoutRetry = (event: ParkedEvent.ParkedEvent): ParkedEvent.ParkedEvent =>
+  event.request === "retry" ? { ...event, request: undefined, requestedAt: undefined, requestedBy: undefined } : event
 
 const isSkipRequested = Effect.fnUntraced(function*(world: MemoryWorld, held: Held, eventId: string) {
   const ref = world.rows.get(key(held))

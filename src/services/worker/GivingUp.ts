@@ -150,6 +150,8 @@ const withoutHandler = Effect.fnUntraced(function*(
     runner.policy = state
     switch (action._tag) {
       case "Continue":
+        // A retry of a parked event calls the handler again.
+        runner.shared.blocking.clearOverruns(runner.job.state.held, event.globalPosition)
         yield* Runner.committed(runner, 0, action.tookNanos)
         return true
       case "BackOff":

@@ -70,6 +70,8 @@ const retry = Effect.fnUntraced(function*(
   runner: Runner.Runner,
   request: ParkedRequest
 ): Effect.fn.Return<boolean, EpochEnded | Fenced | PageError> {
+  const reason = retriedOf(runner, request)?.reason
+  if (reason !== undefined) return yield* recordFailure(runner, request, reason)
   const next = yield* runner.pages.at(request.position)
   switch (next._tag) {
     case "Unreadable":
@@ -90,9 +92,7 @@ const handle = Effect.fnUntraced(function*(
   event: Event
 ): Effect.fn.Return<boolean, EpochEnded | Fenced> {
   const { job, retries } = runner
-  const policy = runner.retried?.position === event.globalPosition
-    ? runner.retried.policy
-    : BatchPolicy.initial(1, job.projection.handler._tag)
+  const policy = retriedOf(runner, request)?.policy ?? BatchPolicy.initial(1, job.projection.handler._tag)
   const outcome = yield* Batch.attempt(runner.batches, {
     events: [event],
     end: job.state.handledUpTo,
@@ -101,10 +101,10 @@ const handle = Effect.fnUntraced(function*(
   if (Option.isNone(outcome)) return false
   if (outcome.value._tag === "Failed" && outcome.value.reason === "handler") yield* retries.succeeded("A batch")
   const { action, state } = BatchPolicy.next(policy, outcome.value)
-  runner.retried = { position: event.globalPosition, policy: state }
+  const { eventId } = request
+  runner.retried = { eventId, policy: state, reason: undefined }
   switch (action._tag) {
     case "Continue":
-      runner.retried = undefined
       // The batch has also written progress that was due.
       if (runner.caughtUp === "now") job.caughtUp.openUnsafe()
       yield* removed(runner, request)
@@ -116,15 +116,18 @@ const handle = Effect.fnUntraced(function*(
     case "Isolate":
       return false
     case "GiveUp": {
-      runner.retried = undefined
       const newer = GivingUp.findNewerVersion(action.failure)
       if (newer !== undefined) yield* GivingUp.leaveProjection(runner, newer)
-      return newer !== undefined || isWithdrawn(action.failure)
-        ? false
-        : yield* recordFailure(runner, request, HaltReason.ofFailure(event, action.failure, action.circumstance))
+      if (newer !== undefined || isWithdrawn(action.failure)) return false
+      const reason = HaltReason.ofFailure(event, action.failure, action.circumstance)
+      runner.retried = { eventId, policy: state, reason }
+      return yield* recordFailure(runner, request, reason)
     }
   }
 })
+
+const retriedOf = ({ retried }: Runner.Runner, { eventId }: ParkedRequest): Runner.Retried | undefined =>
+  retried?.eventId === eventId ? retried : undefined
 
 /** Removes the row, in the transaction of a batch. */
 const removing = ({ job, parking }: Runner.Runner, { position, request }: ParkedRequest) =>
@@ -137,9 +140,11 @@ const isWithdrawn = (failure: Retries.Failure): boolean =>
   failure._tag === "HandlerFailure" &&
   failure.cause.reasons.some((reason) => reason._tag === "Fail" && reason.error instanceof Withdrawn)
 
-const removed = Effect.fnUntraced(function*({ job, parking }: Runner.Runner, parked: ParkedRequest) {
+const removed = Effect.fnUntraced(function*(runner: Runner.Runner, parked: ParkedRequest) {
+  const { job, parking } = runner
   const { eventId, keyHash, position, request } = parked
   const { projection, range } = job.state.held
+  runner.retried = undefined
   Parking.removed(parking, keyHash)
   yield* job.record(Activity.ParkedEventRemoved({ projection, range, position, eventId, request }))
 })
@@ -150,25 +155,30 @@ const recordFailure = Effect.fnUntraced(function*(
   { eventId, position }: ParkedRequest,
   { error, stack, tag }: HaltReason.HaltReason
 ): Effect.fn.Return<false, EpochEnded | Fenced> {
-  const { job, parking } = runner
+  const { job, parking, shared } = runner
   const { projection, range } = job.state.held
   const failure = { position, errorTag: tag, errorMessage: error }
   const isRecorded = yield* write(runner, parking.store.recordFailure(job.state.held, failure))
   if (isRecorded) {
+    runner.retried = undefined
+    shared.blocking.clearOverruns(job.state.held, position)
     yield* job.record(Activity.ParkedEventFailed({ projection, range, position, eventId, error, stack }))
   }
   return false
 })
 
-/** Commits a change of parked events under the fence of the range. Returns whether it has succeeded. */
+/**
+ * Commits a change of parked events under the fence of the range. Returns whether it has succeeded. No server epoch is
+ * given: the change depends on nothing but the table, and a range that has only requests reads nothing in a new epoch.
+ */
 const write = Effect.fnUntraced(function*(
   runner: Runner.Runner,
   work: Effect.Effect<void, unknown>
 ): Effect.fn.Return<boolean, EpochEnded | Fenced> {
   const { batches: { idleTimeout }, job, retries, shared } = runner
-  const { epoch, held, writtenUpTo: from } = job.state
+  const { held, writtenUpTo: from } = job.state
   const result = yield* Effect.result(
-    shared.checkpoints.commit(held, { from, idleTimeout, epoch }, Effect.as(work, from))
+    shared.checkpoints.commit(held, { from, idleTimeout }, Effect.as(work, from))
   )
   if (result._tag === "Success") {
     runner.failures = 0

@@ -130,6 +130,7 @@ const step = Effect.fnUntraced(
         )
         return false
       case "Page":
+        if (!(yield* Parking.prepare(runner.parking, next.page, runner))) return false
         if (next.page.events.length === 0) yield* passOver(runner, next.page, next.isComplete)
         else yield* handlePage(runner, next.page, next.isComplete)
         return false
@@ -195,7 +196,6 @@ const writeProgress = Effect.fnUntraced(function*(runner: Runner.Runner) {
 /** Handles the events of a page, batch by batch, until none is left, the range drains, or it is halted. */
 const handlePage = Effect.fnUntraced(function*(runner: Runner.Runner, page: Page, isComplete: boolean) {
   const { caughtUp, draining, state } = runner.job
-  if (!(yield* Parking.prepare(runner.parking, page, runner))) return
   if (runner.caughtUp === "now") runner.caughtUp = "before"
   const hashOf = Parking.hashesOf(page)
   let events: ReadonlyArray<Event> = page.events

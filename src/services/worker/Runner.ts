@@ -13,6 +13,7 @@ import type { RetryLog } from "../telemetry/RetryLog.ts"
 import type * as Batch from "./Batch.ts"
 import type * as BlockingHandlers from "./BlockingHandlers.ts"
 import type * as FailingEvent from "./FailingEvent.ts"
+import type * as HaltReason from "./HaltReason.ts"
 import type * as PageSource from "./PageSource.ts"
 import type * as Parking from "./Parking.ts"
 import * as RangeState from "./RangeState.ts"
@@ -44,10 +45,22 @@ export interface Runner {
   failures: number
   /** `never`: not caught up since the runner last began with the row. `before`: it was, but events have followed. */
   caughtUp: "never" | "before" | "now"
-  /** The parked event whose retry has not ended, and the state of its batches; undefined if there is none. */
-  retried: { readonly position: bigint; readonly policy: BatchPolicy.State } | undefined
+  /** The parked event whose retry has not ended; undefined if there is none. */
+  retried: Retried | undefined
   /** The event whose handler has failed since the last commit; undefined if none has. */
   failing: FailingEvent.FailingEvent | undefined
+}
+
+/** A parked event that is retried. */
+export interface Retried {
+  readonly eventId: string
+  /** The state of its batches. */
+  readonly policy: BatchPolicy.State
+  /**
+   * Why the retry has failed. Until this is recorded, the handler is not called again: it may crash the server, which
+   * then cannot record it.
+   */
+  readonly reason: HaltReason.HaltReason | undefined
 }
 
 /** The events of a page that are still to be handled. */

@@ -216,9 +216,11 @@ const recordFailure = (
   const { sql, table } = database
   const parked = table("parkedEvents")
   const failed = sql`p.position = ${String(position)}::bigint`
+  const unlessRetry = (column: string) => sql.literal(`CASE WHEN p.request = 'drop' THEN p.${column} END`)
   return Effect.asVoid(writingInBatch(database, failure, ({ errorMessage, errorTag }) =>
     quietly(sql`
-      UPDATE ${parked} AS p SET request = NULL, requested_at = NULL, requested_by = NULL,
+      UPDATE ${parked} AS p SET request = ${unlessRetry("request")}, requested_at = ${unlessRetry("requested_at")},
+        requested_by = ${unlessRetry("requested_by")},
         attempts = p.attempts + (${failed})::int,
         first_attempt_at = CASE WHEN ${failed} THEN coalesce(p.first_attempt_at, clock_timestamp())
           ELSE p.first_attempt_at END,
