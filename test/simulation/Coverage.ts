@@ -27,8 +27,6 @@ const everywhere = {
     "notification delayed",
     "handler slow",
     "handler fails",
-    "batch handler fails",
-    "batch handler fails and names the event",
     "handler does not stop",
     "handler blocks the event loop",
     "worker's clock wrong",
@@ -80,6 +78,8 @@ const everywhere = {
 export const virtual = {
   faults: [
     ...everywhere.faults,
+    "batch handler fails",
+    "batch handler fails and names the event",
     "commit: connection lost before",
     "commit: connection lost after the handler",
     "commit: answer lost, looked up",
