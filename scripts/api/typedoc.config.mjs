@@ -44,6 +44,8 @@ export default {
   out: join(root, "docs/api"),
   excludeExternals: true,
   excludeInternal: true,
+  // Parts of exported types that only the compiler evaluates.
+  intentionallyNotExported: ["AnyEffect", "Below", "Missing", "NoUpcasts", "OnlyBelow"],
   treatWarningsAsErrors: true,
   treatValidationWarningsAsErrors: true,
   disableGit: true,
