@@ -94,7 +94,8 @@ try {
   console.log("CommonJS: required")
 
   work("tsx", bin("tsx"), "work.ts")
-  await worker("tsx", node, join(consumer.directory, "node_modules/tsx/dist/cli.mjs"), "worker.ts")
+  // The command `tsx` ends its child by force if the child does not confirm a signal within 30 ms.
+  await worker("tsx", node, "--import", "tsx", "worker.ts")
   work("bun", bin("bun"), "work.ts")
   await worker("bun", bin("bun"), "worker.ts")
   work("deno", bin("deno"), "run", "-A", "work.ts")
