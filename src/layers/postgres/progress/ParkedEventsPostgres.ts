@@ -67,6 +67,9 @@ const inBatch = <A, E, R>(
 
 const isDenied = (error: SqlError.SqlError): boolean => meaningOf(error).isDenied === true
 
+/** SQL: locks rows `p` of a projection in an order that all statements share, so that they cannot deadlock. */
+const lockInOrder = "ORDER BY p.position FOR UPDATE OF p"
+
 /** SQL: whether row `p` belongs to the range. */
 const isInRange = (sql: Statement.Constructor, { projection, range }: Held) =>
   sql`p.projection_name = ${projection} AND p.key_hash >= ${String(range.start)}::bigint
@@ -219,6 +222,12 @@ const recordFailure = (
   const unlessRetry = (column: string) => sql.literal(`CASE WHEN p.request = 'drop' THEN p.${column} END`)
   return Effect.asVoid(writingInBatch(database, failure, ({ errorMessage, errorTag }) =>
     quietly(sql`
+      WITH locked AS (
+        SELECT p.position FROM ${parked} AS p JOIN ${parked} AS f USING (projection_name, key_hash, key)
+        WHERE projection_name = ${projection} AND f.position = ${String(position)}::bigint
+          AND (p.request = 'retry' OR ${failed})
+        ${sql.literal(lockInOrder)}
+      )
       UPDATE ${parked} AS p SET request = ${unlessRetry("request")}, requested_at = ${unlessRetry("requested_at")},
         requested_by = ${unlessRetry("requested_by")},
         attempts = p.attempts + (${failed})::int,
@@ -227,12 +236,7 @@ const recordFailure = (
         last_attempt_at = CASE WHEN ${failed} THEN clock_timestamp() ELSE p.last_attempt_at END,
         error_tag = CASE WHEN ${failed} THEN ${errorTag} ELSE p.error_tag END,
         error_message = CASE WHEN ${failed} THEN ${errorMessage} ELSE p.error_message END
-      FROM (
-        SELECT f.key, f.key_hash FROM ${parked} AS f
-        WHERE f.projection_name = ${projection} AND f.position = ${String(position)}::bigint
-      ) AS of
-      WHERE p.projection_name = ${projection} AND p.key_hash = of.key_hash AND p.key = of.key
-        AND (p.request = 'retry' OR ${failed})`)))
+      FROM locked WHERE p.projection_name = ${projection} AND p.position = locked.position`)))
 }
 
 const isSkipRequested = ({ sql, table }: Db, held: Held, eventId: string) =>
@@ -345,10 +349,13 @@ const request = (
       ? sql<{ readonly row: string }>`
         SELECT ${sql.literal(json)} AS row FROM ${parked} AS p WHERE ${selected} ORDER BY p.position`
       : sql<{ readonly row: string }>`
-        WITH requested AS (
+        WITH locked AS (
+          SELECT p.position FROM ${parked} AS p WHERE ${selected} ${sql.literal(lockInOrder)}
+        ), requested AS (
           UPDATE ${parked} AS p SET request = ${which.request}, requested_at = clock_timestamp(),
             requested_by = ${requestedBy ?? null}
-          WHERE ${selected} RETURNING p.*
+          FROM locked WHERE p.projection_name = ${projection} AND p.position = locked.position
+          RETURNING p.*
         )
         SELECT ${sql.literal(json)} AS row FROM requested AS p ORDER BY p.position`
   ).pipe(Effect.map((rows) => rows.map(toParkedEvent(projection))))
