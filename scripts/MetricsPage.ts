@@ -23,7 +23,7 @@ The library records [Effect metrics](https://effect.website/docs/observability/m
 - Some gauges describe a whole replica set: \`active_workers\`, \`current_generation_partitions\`, \`projection_lag_events\`,
   \`projection_lag_seconds\`, \`projection_stalled_seconds\`, \`ranges_without_owner\`, \`parked_events\`, \`parked_keys\`,
   \`parked_oldest_seconds\` and \`settled_lag_seconds\`. Only the worker with partition 0 sets them, so \`sum\` and \`max\` over all workers
-  give the same, right value.
+  give the same, correct value.
 - That worker reads the lag from \`Projections.status\` when it has reached its assignment and then every 15 seconds, independently of the
   projections' progress. A sample that fails or takes more than 10 seconds is skipped; after four such samples in
   a row, which is one to two minutes, the series disappear.

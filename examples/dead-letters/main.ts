@@ -73,14 +73,14 @@ const steps = Effect.gen(function*() {
   const { dropParked, retryParked } = yield* Projections.Projections
   const sql = yield* SqlClient.SqlClient
   yield* appendOrders
-  yield* reportWhen("The order of Berlin is complete; two orders wait, each in its order:", 6)
+  yield* reportWhen("The order from Berlin is complete; the events of two orders are parked:", 6)
 
   yield* sql`INSERT INTO vat_rates (country, percent) VALUES ('NO', 25)`
   yield* retryParked(orders.name, { key: `oslo-${run}` })
-  yield* reportWhen("There is a rate of Norway now, and its order was retried:", 3)
+  yield* reportWhen("There is a rate for Norway now, and the order from Oslo was retried:", 3)
 
   yield* dropParked(orders.name, { key: `atlantis-${run}` })
-  yield* reportWhen("The order of Atlantis was a mistake, and was dropped:", 0)
+  yield* reportWhen("The order from Atlantis was a mistake, and was dropped:", 0)
 })
 
 const program = Effect.gen(function*() {

@@ -36,7 +36,7 @@ export const json = Flag.Boolean("json").pipe(
   Flag.withDefault(false)
 )
 
-/** The selection that the flags give; undefined if there is none. Fails if there are several. */
+/** Returns the selection of the flags; undefined if there is none. Fails if there are several. */
 export const selectionOf = ({ all, error, first, key }: {
   readonly all: boolean
   readonly error: Option.Option<string>

@@ -9,10 +9,10 @@ import * as Settings from "../services/Settings.ts"
 import { databaseUrl, withDatabase } from "./DatabaseUrl.ts"
 import { nameFlags, toNames } from "./NameFlags.ts"
 
-/** The flags that lead to the tables. */
+/** The flags that locate the tables. */
 export const databaseFlags = { databaseUrl, ...nameFlags }
 
-/** What these flags give. */
+/** The values of these flags. */
 export interface DatabaseFlags {
   readonly databaseUrl: Parameters<typeof withDatabase>[0]
   readonly schema: Parameters<typeof toNames>[0]["schema"]
@@ -20,7 +20,7 @@ export interface DatabaseFlags {
   readonly tables: Parameters<typeof toNames>[0]["tables"]
 }
 
-/** Runs an effect with the projections of the database. `acceptStandby`: it only reads. */
+/** Runs an effect with the projections of the database. With `acceptStandby`, the effect must only read. */
 export const withProjections = <A, E, R>(
   { databaseUrl, ...names }: DatabaseFlags,
   self: Effect.Effect<A, E, Projections | R>,

@@ -124,7 +124,7 @@ export type Activity = Data.TaggedEnum<{
     readonly stack: string
   }
   /**
-   * An event is skipped, because `onFailure` of the projection decides so, or because a halted range was asked to: its
+   * An event is skipped, because of the projection's `onFailure`, or as requested for a halted range: its
    * effects are missing from the read model.
    */
   EventSkipped: {
@@ -158,7 +158,7 @@ export type Activity = Data.TaggedEnum<{
     readonly eventId: string
     readonly request: Request
   }
-  /** The handler has failed again at a parked event that it was called for as requested. The event stays parked. */
+  /** The requested retry of a parked event has failed. The event stays parked. */
   ParkedEventFailed: {
     readonly projection: string
     readonly range: HashRange

@@ -23,15 +23,15 @@ export interface State {
   readonly isWhole: boolean
   /**
    * Maximum number of events in the next batch: halved after a conflict, doubled after a commit. Ranges whose batches
-   * lock the same rows in different orders get through with small batches. If batches are whole, also the number of
-   * events that the handler handles in time.
+   * lock the same rows in different orders get through with small batches. If batches are whole, the limit is also
+   * the number of events that the handler handles in time.
    */
   readonly limit: number
   /** Batches that conflicts have rolled back since `limit` was last at its full size. */
   readonly conflicts: number
   /**
-   * The positions of the events among which one presumably makes batches fail. They are not handled in one batch with
-   * earlier or later events, and in halves, so that the event becomes the first of a batch.
+   * The positions of events that presumably include the one that makes batches fail. No batch contains them together
+   * with earlier or later events, and they are divided into halves until that event is the first of a batch.
    */
   readonly suspects: { readonly first: bigint; readonly last: bigint } | undefined
 }
@@ -118,8 +118,8 @@ export type Action<F> =
   /** Wait, then try the same events again. */
   | { readonly _tag: "BackOff"; readonly attempt: number; readonly failure: F }
   /**
-   * Give up the first event: it cannot be handled. `circumstance` introduces the error; it is empty if nothing has to be
-   * added.
+   * Give up the first event: it cannot be handled. `circumstance` introduces the error; it is empty if nothing has to
+   * be added.
    */
   | { readonly _tag: "GiveUp"; readonly failure: F; readonly circumstance: string }
 
@@ -151,8 +151,8 @@ export const isBlocking = (overruns: number): boolean => overruns >= maxOverruns
 export const isContended = ({ conflicts }: State): boolean => conflicts >= conflictsBeforeWarning
 
 /**
- * Returns the events of the next batch, at least one and at most `largest`. The batch ends before suspects, between them,
- * and before an event that has overrun; such an event is handled alone.
+ * Returns the events of the next batch, at least one and at most `largest`. The batch ends before suspects, between
+ * them, and before an event that has overrun; such an event is handled alone.
  */
 export const select = <E extends Pick<Event, "globalPosition">>(
   state: State,
@@ -229,7 +229,7 @@ const afterTransientFailure = <F>(before: State, failed: Failed<F>): Decision<F>
 const isAvoidedBySmallerBatches = ({ lostInHandler }: State, { begun, failedAt, reason }: Failed<unknown>): boolean => {
   if (reason === "conflict" || reason === "refusal") return true
   if (failedAt === undefined) return false
-  // A single event remains if this repeats itself, and then it is known where the batch fails.
+  // Repeated failures leave a single event, so the event that fails is found.
   if (failedAt === "unknown") return reason !== "unavailable"
   // A server-side transaction timeout hits a different event each time; smaller batches finish before it fires.
   const wanders = lostInHandler !== undefined && lostInHandler.position !== begun[failedAt]

@@ -1,6 +1,6 @@
 /**
- * The batch window of a projection: how long few events wait for more, so that they are handled together. Decides without
- * effects how many events a page still has room for.
+ * The batch window of a projection: how long few events wait for more, so that they are handled together. Decides
+ * without effects how many events a page still has room for.
  */
 import * as Duration from "effect/Duration"
 import * as Option from "effect/Option"
@@ -12,7 +12,9 @@ export interface BatchWindow {
   readonly time: Duration.Input
   /** Number of events that ends the wait. Default and maximum: the setting `batchSize`. */
   readonly events?: number | undefined
-  /** Total size of payloads and metadata, in bytes, that ends the wait. Default and maximum: the setting `batchBytes`. */
+  /**
+   * Total size of payloads and metadata, in bytes, that ends the wait. Default and maximum: the setting `batchBytes`.
+   */
   readonly bytes?: number | undefined
 }
 

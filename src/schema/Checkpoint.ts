@@ -41,7 +41,7 @@ export interface Halt {
    * a fix. 0 when it is not recorded.
    */
   readonly incarnation: bigint
-  /** What the worker that holds the range has been asked to do; absent if nothing. */
+  /** The request to the worker that holds the range; absent if there is none. */
   readonly request?: HaltRequest
 }
 

@@ -44,7 +44,10 @@ export interface NewEvent extends StreamId {
    * classes that have neither a `toJSON` nor enumerable properties of their own.
    */
   readonly payload: unknown
-  /** The id of the trace in which the event is appended, stored unchanged. Default: that of the current trace, if there is a tracer. */
+  /**
+   * The id of the trace in which the event is appended, stored unchanged. Default: that of the current trace, if there
+   * is a tracer.
+   */
   readonly traceId?: string | undefined
   /** Default: in a handler, the handled event's `correlationId`, or else its `eventId`. */
   readonly correlationId?: string | undefined

@@ -74,7 +74,7 @@ export class EventTooLarge extends Schema.TaggedError<EventTooLarge>(id("EventTo
   eventType: Schema.optionalKey(Schema.String),
   bytes: Schema.Int,
   limit: Schema.Int,
-  /** The event's partition key, if the read had another one than the aggregate id and if it can be read. */
+  /** The event's key, if it can be read and the read used a partition key other than the aggregate id. */
   key: Schema.optionalKey(Schema.String),
   /** The server epoch in which it was read. */
   epoch: Schema.optionalKey(Schema.String)
@@ -103,7 +103,7 @@ export class EventUnreadable extends Schema.TaggedError<EventUnreadable>(id("Eve
   /** SQLSTATE; absent if the server sent the row and the client could not decode it. */
   code: Schema.optionalKey(Schema.String),
   detail: Schema.String,
-  /** The event's partition key, if the read had another one than the aggregate id and if it can be read. */
+  /** The event's key, if it can be read and the read used a partition key other than the aggregate id. */
   key: Schema.optionalKey(Schema.String),
   /** The server epoch in which it was read. */
   epoch: Schema.optionalKey(Schema.String)
@@ -154,9 +154,9 @@ const storedEvent = (event: { readonly eventId: string; readonly eventType: stri
   `Event ${event.eventId} (type "${event.eventType}", event version ${event.eventVersion})`
 
 /**
- * The payload of an event is not what its event set declares: it is not JSON, an upcast has thrown, the payload does not
- * match the schema, or, in a set with `unknown: "fail"`, the set has no such type. Its message contains no part of the
- * payload. A retry does not help. It is a failure of this event, which follows the projection's failure policy; the
+ * The payload of an event is not what its event set declares: it is not JSON, an upcast has thrown, the payload does
+ * not match the schema, or, in a set with `unknown: "fail"`, the set has no such type. Its message contains no part of
+ * the payload. A retry does not help. It is a failure of this event, which follows the projection's failure policy; the
  * caller corrects the schema or the upcast.
  *
  * @category errors

@@ -1,6 +1,6 @@
 /**
- * Event sets: the types of the events of an aggregate, each with the schema of its payload, its version, and the upcasts
- * from its earlier versions. `services/EventSet.ts` is the public module.
+ * Event sets: the types of the events of an aggregate, each with the schema of its payload, its version, and the
+ * upcasts from its earlier versions. `services/EventSet.ts` is the public module.
  */
 import * as Schema from "effect/Schema"
 import { InvalidEventSet } from "./Errors.ts"
@@ -27,7 +27,9 @@ export interface VersionedInput {
   readonly version?: number | undefined
   /** The schema of that version. Payloads are stored in its JSON form (`Schema.toCodecJson`). */
   readonly payload: Schema.Top
-  /** One function for each earlier version, which converts its payload to the next version: exactly 1 to `version` - 1. */
+  /**
+   * One function for each earlier version, which converts its payload to the next version: exactly 1 to `version` - 1.
+   */
   readonly upcast?: Readonly<Record<number, Upcast>> | undefined
   /** Other names under which events of this type are stored, such as the type's earlier name. */
   readonly storedAs?: ReadonlyArray<string> | undefined
@@ -311,7 +313,7 @@ const problemOf = (
   const repeated = names.find((name, index) => names.indexOf(name) !== index)
   if (Object.keys(definitions).length === 0) return "An event set needs at least one event type."
   if (repeated !== undefined) {
-    return `The stored type "${repeated}" occurs twice in the event set. Each name may be one tag, in one storedAs, or retired.`
+    return `The stored type "${repeated}" occurs twice in the event set. Use each name only once: as a tag, in storedAs, or in retired.`
   }
   if ([...names, aggregateType, boundedContext].includes("")) return "A name in the event set is empty."
   return unknown === "fail" && aggregateType === undefined && boundedContext === undefined

@@ -16,7 +16,7 @@ export type FailureDecision = "halt" | "park" | "skip"
 
 /**
  * A decision for every failure, or a function from the handler's typed error and the event to a decision. The function
- * is not asked about defects, about handlers that take too long, and about lost connections: these halt the range.
+ * is not called for defects, handlers that take too long, and lost connections: these halt the range.
  *
  * @category models
  * @since 0.1.0

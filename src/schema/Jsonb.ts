@@ -5,8 +5,8 @@
 
 /**
  * Returns what the operator `->>` returns for a member of a JSON text: undefined, which stands for NULL, if the text is
- * not an object, has no such member, or if the member is null. The text must be valid. Other members may be nested deeper
- * than the stack of this process allows.
+ * not an object, has no such member, or if the member is null. The text must be valid. Other members may be nested
+ * deeper than the stack of this process allows.
  */
 export const member = (json: string, name: string): string | undefined => {
   const tokens = json.match(token) ?? []

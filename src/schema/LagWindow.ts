@@ -1,6 +1,6 @@
 /**
- * The lag of a range, estimated from the events that follow its position. Reading all of them could take minutes, so only a
- * window is read.
+ * The lag of a range, estimated from the events that follow its position. Reading all of them could take minutes, so
+ * only a window is read.
  */
 import type { Lag } from "./Status.ts"
 

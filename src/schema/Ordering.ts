@@ -3,8 +3,8 @@
 /**
  * In which order a projection receives events.
  *
- * - `"aggregate"`: the events of one aggregate (with `partitionBy`, of one key) in order; the projection is divided among
- *   the workers.
+ * - `"aggregate"`: the events of one aggregate (with `partitionBy`, of one key) in order; the projection is divided
+ *   among the workers.
  * - `"global"`: all events in the order of their positions, one at a time. One worker owns the whole projection.
  *
  * @category models

@@ -33,7 +33,7 @@ export interface ParkedEvent {
   readonly errorTag: string | undefined
   /** The last error, in the form in which a halt records it; never the payload. */
   readonly errorMessage: string | undefined
-  /** What the worker that owns the event's range has been asked to do. */
+  /** The request to the worker that owns the event's range; absent if there is none. */
   readonly request: Request | undefined
   readonly requestedAt: Date | undefined
   readonly requestedBy: string | undefined

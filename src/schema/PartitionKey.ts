@@ -97,10 +97,10 @@ export const problem = (value: unknown): string | undefined => {
   if (typeof value !== "object" || value === null || !("metadata" in value) || typeof value.metadata !== "string") {
     return "must be \"aggregateId\", \"correlationId\", \"boundedContext\" or { metadata: name }"
   }
-  if (Object.keys(value).length > 1) return "must have no other property than metadata"
-  if (value.metadata === "") return "has an empty name of a metadata member"
+  if (Object.keys(value).length > 1) return "must have no property other than metadata"
+  if (value.metadata === "") return "has an empty name for the metadata member"
   const found = textProblem(value.metadata)
-  return found === undefined ? undefined : `has a name of a metadata member that ${found}`
+  return found === undefined ? undefined : `has a name for the metadata member that ${found}`
 }
 
 /**

@@ -57,8 +57,8 @@ export interface Carried extends Generation.Division {
   /** Whether to continue from the current position if progress was made under another filter. */
   readonly acceptFilterChange: boolean
   /**
-   * The worker has given up the projection, because another worker has changed its filter or its partition key: it claims none of its
-   * ranges, releases those that it owns, and no longer carries the projection.
+   * The worker has given up the projection, because another worker has changed its filter or its partition key: it
+   * claims none of its ranges, releases those that it owns, and no longer carries the projection.
    */
   readonly givenUp?: boolean | undefined
 }
@@ -202,7 +202,7 @@ const findError = (view: View, request: Request): PlanError | undefined => {
 
 /**
  * Returns why a projection cannot be ordered globally now, if it has several ranges: it was divided among workers. A
- * worker that is only silent or absent is waited for.
+ * stale or absent worker does not count: this worker waits until it can claim the ranges.
  */
 const findOrderingError = (view: View, request: Request, projection: string): OrderingChanged | undefined => {
   const rows = view.rows.filter((row) => row.projection === projection)

@@ -74,7 +74,7 @@ export const Halt = Schema.Struct({
   error: Schema.String,
   position: Schema.BigInt,
   eventId: Schema.String,
-  /** What the worker that owns the range has been asked to do with the event; absent if nothing. */
+  /** The request to the worker that owns the range, about the event; absent if there is none. */
   request: Schema.optionalKey(Schema.Literals(["retry", "skip"]))
 })
 
@@ -99,9 +99,9 @@ export const Lag = Schema.Struct({
    */
   isEstimate: Schema.Boolean,
   /**
-   * When the first of them was appended. If none of the events that were read matches and further events follow, when the
-   * last event that was read was appended: the first match comes after it, if there is any. Absent if there is none, or if
-   * a `Date` cannot represent the time.
+   * When the first of them was appended. If none of the events that were read matches and further events follow, when
+   * the last event that was read was appended: the first match comes after it, if there is any. Absent if there is
+   * none, or if a `Date` cannot represent the time.
    */
   oldest: Schema.optionalKey(Schema.Date)
 })

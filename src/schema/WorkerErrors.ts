@@ -209,8 +209,8 @@ export const selectionChanged = (
 
 /**
  * A projection with `ordering: "global"` was divided among workers before, and cannot become one range now. A retry
- * helps once the workers that have divided it have stopped, if their ranges then are at the same position. Otherwise the
- * operator lets the former version catch up, or the caller gives the projection another name.
+ * helps once the workers that have divided it have stopped, if their ranges then are at the same position. Otherwise
+ * the operator lets the former version catch up, or the caller gives the projection another name.
  *
  * @category errors
  * @since 0.1.0
@@ -229,7 +229,7 @@ export class OrderingChanged extends Schema.TaggedError<OrderingChanged>(id("Ord
   override get message(): string {
     const projection = `Projection "${this.projection}" has ordering "global"`
     if (this.workerId !== undefined) {
-      return `${projection}, but worker "${this.workerId}" runs it with ordering "aggregate" and owns one of its ${this.ranges} ranges. Stop all workers that run it so before this one starts.`
+      return `${projection}, but worker "${this.workerId}" runs it with ordering "aggregate" and owns one of its ${this.ranges} ranges. Stop all workers that run it with this ordering before this one starts.`
     }
     const positions = this.lowest === this.highest
       ? `at position ${this.lowest}`

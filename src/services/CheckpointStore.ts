@@ -71,10 +71,10 @@ export interface BatchOptions {
 export interface CheckpointStore {
   /**
    * Runs `work` and then moves the range to the position that `work` returns, in one transaction: both commit, or
-   * neither does. The transaction is in the context of `work`. If the answer to the commit is lost, this looks up the
-   * outcome, and waits for the database as long as it is unreachable. Work that does not move the range leaves nothing to
-   * look up: this then fails with a `TransientFailure` although the work may have committed, after its transaction has
-   * ended. The caller has to read what the work has changed.
+   * neither does. The transaction is in the context of `work`. If the answer to the commit is lost, this waits
+   * until the database is reachable, then looks up the outcome by the position. If `work` does not move the range, the
+   * outcome cannot be looked up: once the transaction has ended, this fails with a `TransientFailure`, although `work`
+   * may have committed. The caller then reads what `work` changes.
    *
    * If the caller is interrupted, `work` is interrupted and the transaction rolled back, unless it is already being
    * committed. Work that does not stop may be left behind; it cannot commit.

@@ -129,9 +129,9 @@ export const decodeAll = <Set extends Any>(
 
 /**
  * Checks that every stored version of every type still decodes. `folder` contains one or more payloads of each version
- * as JSON files named `UserRegistered.v1.json` or `UserRegistered.v1.without-name.json`, by the stored type. Returns the
- * problems: payloads that do not decode, files of types that the set neither contains nor ignores, and versions without
- * a file.
+ * as JSON files named `UserRegistered.v1.json` or `UserRegistered.v1.without-name.json`, by the stored type. Returns
+ * the problems: payloads that do not decode, files of types that the set neither contains nor ignores, and versions
+ * without a file.
  *
  * **When to use**
  *

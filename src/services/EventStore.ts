@@ -44,7 +44,7 @@ export interface AppendOptions {
   readonly expectedVersion?: ExpectedVersion | undefined
   /**
    * What an append returns whose events are already stored. With `"return"`, it returns the original `Appended` if the
-   * aggregate contains all events of the batch in the given order, one directly after the other, whatever
+   * aggregate contains all events of the batch in the given order, without events between them, whatever
    * `expectedVersion` is; ids that are stored otherwise still fail with `DuplicateEvent`. Every event must have an
    * `eventId`. Only ids are compared, not payloads. Default `"fail"`.
    */
@@ -225,9 +225,9 @@ export class EventStore extends Context.Service<EventStore, {
 
   /**
    * The position after which a projection starts that is to handle the events from a time on: directly before the first
-   * event whose `createdAtMicros` is `fromMicros` or later, or the settled position if no settled event is. Positions do
-   * not follow `createdAt`, so the events after it may contain earlier ones; none before it is as late. The time must be
-   * one that an event can have.
+   * event whose `createdAtMicros` is `fromMicros` or later, or the settled position if no settled event is. Positions
+   * do not follow `createdAt`, so the events after it may contain earlier ones; all events before it are earlier. The
+   * time must be one that an event can have.
    *
    * **Gotchas**
    *

@@ -81,6 +81,7 @@ export class Orchestrator extends Context.Service<Orchestrator, {
    *
    * - Events that are appended later may be handled too, but are not waited for. An open transaction that appends holds
    *   back all events after it, and so `catchUp`, until it ends.
+   * - Parked events count as handled: it does not wait for them.
    * - Other workers of the replica set take part: `catchUp` waits for the progress of their ranges, too.
    * - There is no time limit while the database is unreachable; add `Effect.timeout` where you need one.
    * - Under `TestClock`, fork it and advance the clock.

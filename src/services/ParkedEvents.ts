@@ -1,9 +1,9 @@
 /**
  * The store of parked events.
  *
- * The worker that holds a range owns the parked events whose key hash is in the range. Only the owner inserts and removes
- * them, in the transaction of a batch (`CheckpointStore.commit`), so that the fence of the range covers them. Other
- * processes list them and leave requests, which the owner executes.
+ * The worker that holds a range owns the parked events whose key hash is in the range. Only the owner inserts and
+ * removes them, in the transaction of a batch (`CheckpointStore.commit`), so that the fence of the range covers them.
+ * Other processes list them and leave requests, which the owner executes.
  */
 import * as Context from "effect/Context"
 import type * as Duration from "effect/Duration"
@@ -22,7 +22,7 @@ export interface Failure {
   /** Time since it failed first. */
   readonly since: Duration.Duration
   readonly errorTag: string
-  /** Is reduced to what the database can store, so that it never prevents the record. */
+  /** Reduced to what the database can store, so that it never prevents the write. */
   readonly errorMessage: string
 }
 
@@ -48,8 +48,8 @@ export interface ParkedEvents {
   // The next four are called by the owner in the transaction of a batch. Their error is that of the transaction.
 
   /**
-   * Parks events of the range, in position order. Without a failure, they queue behind earlier events of their key. An
-   * event that is parked already stays as it is. Fails with `ParkingLimitReached` if the projection then has more parked
+   * Parks events of the range, in position order. Without a failure, they queue behind earlier events of their key. A
+   * row that already exists is not changed. Fails with `ParkingLimitReached` if the projection then has more parked
    * keys or events than permitted; batches of other ranges that commit at the same time are not counted.
    */
   readonly park: (

@@ -1,4 +1,4 @@
-/** What operators do with parked events and halted ranges, over the stores of any layer. */
+/** The operations on parked events and halted ranges, for the stores of any layer. */
 import * as Effect from "effect/Effect"
 import { EventNotHalted, ProjectionUnknown, type StoreError } from "../schema/Errors.ts"
 import type { HaltRequest, ParkedEvent, Request, Selection } from "../schema/ParkedEvent.ts"

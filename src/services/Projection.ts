@@ -33,9 +33,9 @@ import * as TypedHandler from "./TypedHandler.ts"
  * - `"now"` is the settled position: while a transaction that appends is open, events that were committed after it began
  *   are handled, too.
  * - The worker waits until a position is settled, and fails with `InvalidSettings` if it was never issued.
- * - A date is converted to a position, before which no event is as late. Positions do not follow `createdAt`, so the
- *   projection also receives earlier events that were appended after that position.
- * - If no settled event is as late, for example for a date in the future, a date means the same as `"now"`.
+ * - A date is converted to a position before which all events have an earlier `createdAt`. Positions do not follow
+ *   `createdAt`, so the projection also receives earlier events that were appended after that position.
+ * - If no settled event has that date or a later one, for example if it is in the future, it means the same as `"now"`.
  * - The search for a date reads the events in position order until one is found. A worker does this once, before it
  *   registers.
  *
@@ -155,8 +155,8 @@ export type Services<P> = P extends Projection<infer _E, infer R> ? Exclude<R, S
  */
 export class Delivery extends Context.Service<Delivery, {
   /**
-   * The registration and generation under which the worker owns the range. Between two owners of a range, `generationId`
-   * increases.
+   * The registration and generation under which the worker owns the range. Between two owners of a range,
+   * `generationId` increases.
    */
   readonly fence: Fence
   /** The position of the event that is being handled; of a batch, that of its last event. */
@@ -194,15 +194,15 @@ export interface CommonOptions<in E = unknown> extends EventFilter {
    *
    * **Gotchas**
    *
-   * - Each batch occupies a connection of the application's pool. The stores run at most one batch less than the pool
+   * - Each batch occupies a connection of the application's pool. The stores run at most one batch fewer than the pool
    *   has connections; further batches wait. Handlers that only execute SQL gain little.
    * - The order of the events of one aggregate does not change.
    */
   readonly concurrency?: number | undefined
   /**
    * `"aggregate"`: each aggregate's events arrive in version order, and the workers divide the projection. `"global"`:
-   * all events arrive in position order, one at a time; one worker owns the whole projection, and another one takes over
-   * when it ends. Default `"aggregate"`.
+   * all events arrive in position order, one at a time; one worker owns the whole projection, and another one takes
+   * over when it ends. Default `"aggregate"`.
    *
    * **Gotchas**
    *
@@ -218,8 +218,8 @@ export interface CommonOptions<in E = unknown> extends EventFilter {
    *
    * **When to use**
    *
-   * `"serializable"` for a handler that reads rows of several aggregates and writes what follows from them, when neither
-   * SQL arithmetic nor a row lock can do it.
+   * `"serializable"` for a handler that reads rows of several aggregates and writes a result that depends on them, when
+   * neither SQL arithmetic nor a row lock can do it.
    *
    * **Gotchas**
    *
@@ -228,9 +228,9 @@ export interface CommonOptions<in E = unknown> extends EventFilter {
    */
   readonly isolation?: Isolation | undefined
   /**
-   * When the handler is called again for an event at which it has failed with a typed error, before `onFailure` decides.
-   * The schedule gets the error, and starts again for the next event. Meanwhile the range waits. Default: no further
-   * attempts. Deadlocks, lost connections and other transient failures of the database are retried in any case.
+   * When the handler is called again for an event at which it has failed with a typed error, before `onFailure`
+   * decides. The schedule gets the error, and starts again for the next event. Meanwhile the range waits. Default: no
+   * further attempts. Deadlocks, lost connections and other transient failures of the database are retried in any case.
    */
   readonly retry?: Schedule.Schedule<unknown, E> | undefined
   /**
@@ -238,10 +238,10 @@ export interface CommonOptions<in E = unknown> extends EventFilter {
    * `"halt"`.
    *
    * - `"halt"`: its range is halted at it. Other ranges and projections continue.
-   * - `"park"`: it is stored in the table of parked events, and later events with the same key queue behind it there, so
-   *   that their order is preserved. All other events continue. Parked events are retried or dropped on request.
+   * - `"park"`: it is stored in the table of parked events, and later events with the same key queue behind it there,
+   *   so that their order is preserved. All other events continue. Parked events are retried or dropped on request.
    * - `"skip"`: it is logged at level Error, and later events continue. Its effects are missing from the read model.
-   * - A function from the handler's typed error and the event to one of these. It is not asked about defects, handlers
+   * - A function from the handler's typed error and the event to one of these. It is not called for defects, handlers
    *   that take too long, and lost connections: these halt the range.
    *
    * **Gotchas**
@@ -260,8 +260,8 @@ export interface CommonOptions<in E = unknown> extends EventFilter {
   readonly parkingLimits?: { readonly keys?: number | undefined; readonly events?: number | undefined } | undefined
   /**
    * `"exactly-once"`: the handler runs inside the transaction that records the progress. `"at-least-once"`: it runs
-   * outside of any transaction, and the progress is written afterwards; for handlers that write to another system or take
-   * long. Default `"exactly-once"`.
+   * outside of any transaction, and the progress is written afterwards; for handlers that write to another system or
+   * take long. Default `"exactly-once"`.
    *
    * **Gotchas**
    *
@@ -270,7 +270,7 @@ export interface CommonOptions<in E = unknown> extends EventFilter {
    * - An event is handled again if the worker ends, or loses the range, between the handler and the progress. Use
    *   `Delivery` to make writes idempotent.
    * - The handler may use the `SqlClient`, but each statement commits on its own, or with a transaction of the handler.
-   * - Of an event that fails, what the handler did before remains done.
+   * - What the handler did before it failed is not undone.
    */
   readonly delivery?: "exactly-once" | "at-least-once" | undefined
 }
@@ -312,15 +312,15 @@ export interface HandleOptions<E, R> extends CommonOptions<NoInfer<E>> {
 export interface HandleBatchOptions<E, R> extends CommonOptions<NoInfer<E>> {
   /**
    * Handles the events of a batch, in position order, for example with one statement for all of them. Like `handle`, it
-   * runs inside the transaction that also records the progress, and the events of one aggregate arrive in version order,
-   * within a batch and from batch to batch. The gotchas of `handle` apply.
+   * runs inside the transaction that also records the progress, and the events of one aggregate arrive in version
+   * order, within a batch and from batch to batch. The gotchas of `handle` apply.
    *
    * A call should take about 100 milliseconds, because a release of the range waits for it. The number of events is
    * adapted to that: the first batch of a range has at most 100 events, later ones at most twice as many as the one
    * before, up to `batchSize`. Batches of 100 events or fewer may take a second.
    *
-   * If the call fails, its batch is repeated in halves until the event that fails is found, so that the events before it
-   * commit. Use `failAt` to name that event.
+   * If the call fails, its batch is repeated in halves until the event that fails is found, so that the events before
+   * it commit. Use `failAt` to name that event.
    *
    * **Gotchas**
    *
@@ -333,8 +333,8 @@ export interface HandleBatchOptions<E, R> extends CommonOptions<NoInfer<E>> {
   readonly handle?: undefined
   /**
    * Lets the newest events wait for more before `handleBatch` is called, so that it is called less often with more
-   * events. Default: no event waits. While there is a backlog, nothing waits; the wait holds no transaction, and ends at
-   * once when the range is released. `catchUp` does not wait.
+   * events. Default: no event waits. While there is a backlog, nothing waits; the wait holds no transaction, and ends
+   * at once when the range is released. `catchUp` does not wait.
    */
   readonly batchWindow?: BatchWindow | undefined
 }
@@ -478,7 +478,7 @@ const of = <E, R>(
   handler
 })
 
-/** Without types, both functions or none may be given, which building the orchestrator reports. */
+/** JavaScript code may give both functions or neither; building the orchestrator reports that. */
 const handlerOf = ({ batchWindow, handle, handleBatch }: Untyped, events?: EventSet.Any): Handler => {
   if ((handle === undefined) === (handleBatch === undefined)) return undefined as never
   const handler = handle === undefined

@@ -84,7 +84,8 @@ export class Projections extends Context.Service<Projections, {
    * **Details**
    *
    * The worker that owns an event's range executes the request within its `pollInterval`, before new events and in
-   * position order: it calls the handler, and removes the event in the same transaction. An event with earlier parked
+   * position order: it calls the handler, and removes the event in the same transaction (with delivery
+   * `"at-least-once"`, afterwards: the event is handled at least once). An event with earlier parked
    * events of its key waits until those are retried or dropped, too. If the handler fails again, the attempt and its
    * error are recorded, and the requests about the other events of the key are withdrawn. While no worker runs the
    * projection, the request waits.
@@ -117,7 +118,8 @@ export class Projections extends Context.Service<Projections, {
   /**
    * Requests that the range that is halted at this event continues after it without handling it. The worker that owns
    * the range verifies that it is still halted at this event. The effects of the event are missing from the read model
-   * until it is rebuilt.
+   * until it is rebuilt. A request while no worker runs is dropped when a worker starts and claims the
+   * range, because the claim retries the event.
    */
   readonly skipHalted: (
     projection: string,

@@ -10,7 +10,7 @@ import type * as EventSet from "../schema/EventSet.ts"
 type AnyEffect = Effect.Effect<unknown, unknown, unknown>
 
 /**
- * A function of every event of the set, or one function for each tag.
+ * One function for all events of the set, or one function for each tag.
  *
  * @category utility types
  * @since 0.1.0

@@ -69,7 +69,7 @@ describe("PartitionKey.problem", () => {
     for (const other of ["tenantId", "", null, 7, {}, { metadata: 7 }, { metadata: "a", also: "b" }]) {
       assert.match(PartitionKey.problem(other) ?? "", /^must /)
     }
-    assert.strictEqual(PartitionKey.problem({ metadata: "" }), "has an empty name of a metadata member")
+    assert.strictEqual(PartitionKey.problem({ metadata: "" }), "has an empty name for the metadata member")
     assert.match(PartitionKey.problem({ metadata: "a\u0000" }) ?? "", /NUL/)
     assert.match(PartitionKey.problem({ metadata: "\uD800" }) ?? "", /surrogate/)
   })

@@ -108,7 +108,7 @@ const drawId = Effect.fnUntraced(function*(millis: number) {
 const eventsOf = (log: Log, stream: StreamId): ReadonlyArray<Event> =>
   Option.getOrElse(HashMap.get(log.streams, streamKey(stream)), () => [])
 
-/** Where the stream has the events with these ids. */
+/** Returns the versions and positions of the stream's events with these ids. */
 const storedIn = (log: Log, stream: StreamId, ids: ReadonlyArray<string>): ReadonlyArray<Append.Stored | undefined> => {
   const events = new Map(eventsOf(log, stream).map((event) => [event.eventId, event]))
   return ids.map((id) => {

@@ -24,8 +24,8 @@ export const keyOf = (partitionBy: PartitionKey, alias?: string): string => {
 }
 
 /**
- * SQL: the text of the key of a row, whose partition key is itself the result of SQL: its name, or of a member of the
- * metadata the member. Both are NULL for the default.
+ * SQL: the text of the key of a row, if the partition key itself is read by the statement. `partitionBy` and `member`
+ * are SQL for its name and for the member of the metadata; both are NULL for the default.
  */
 export const recordedKeyOf = (
   { member, partitionBy }: { readonly partitionBy: string; readonly member: string },

@@ -178,9 +178,10 @@ export const projectionLagEvents = gauge(
 )
 
 /**
- * Seconds since the oldest event that matches a projection and is not handled was appended; 0 if there is none. If none of
- * the next 10,000 events of a range matches, or of fewer if more than 100 ranges lag, and further events follow, the age of
- * the last of these: no match can be older. Set only by the worker with partition 0. Labels: `worker_id`, `projection`.
+ * Seconds since the oldest event that matches a projection and is not handled was appended; 0 if there is none. If none
+ * of the next 10,000 events of a range matches, or of fewer if more than 100 ranges lag, and further events follow, the
+ * age of the last of these: no match can be older. Set only by the worker with partition 0. Labels: `worker_id`,
+ * `projection`.
  *
  * @category metrics
  * @since 0.1.0

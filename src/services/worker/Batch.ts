@@ -31,7 +31,7 @@ export interface Batch {
   readonly instead?: Instead | undefined
 }
 
-/** What happens with events of a batch instead of a call of the handler, or besides it, in the same transaction. */
+/** Work in the transaction of a batch that replaces calls of the handler, or is added to them. */
 export interface Instead {
   /** Whether the handler is not called for the event. */
   readonly of: (event: Event) => boolean
@@ -46,7 +46,7 @@ interface Attempt {
   readonly called: ReadonlyArray<Event>
   readonly progress: HandlerCall.Progress
   phase: "handler" | "instead" | "end"
-  /** Whether the progress could not be written yet, of handlers that ran outside of a transaction. */
+  /** Whether the handler ran outside of a transaction, and its progress could not be written yet. */
   isUnwritten: boolean
 }
 
@@ -162,12 +162,12 @@ const whereFailed = (attempt: Attempt): Pick<BatchPolicy.Failed<unknown>, "begun
   if (phase === "instead") {
     const count = reachedEvents(attempt)
     const parked = events.slice(0, count).flatMap((event, index) => instead!.of(event) ? [index] : [])
-    // Of several, the cause may be that together they exceed a limit.
+    // Several events may exceed a limit only together.
     return { begun: positions(count), failedAt: parked.length > 1 ? "unknown" : parked[0] ?? 0 }
   }
   const failedAt = HandlerCall.failedAt(progress)
   if (failedAt === undefined) {
-    // Without a call, the transaction has failed to begin. After the last call, a finalizer of the batch's scope may fail.
+    // Without a call, the transaction has failed to begin. After the last one, a finalizer of the batch's scope may fail.
     return { begun: positions(phase === "end" || progress.begun > 0 ? reachedEvents(attempt) : 0), failedAt }
   }
   return {
@@ -176,7 +176,7 @@ const whereFailed = (attempt: Attempt): Pick<BatchPolicy.Failed<unknown>, "begun
   }
 }
 
-/** Adds the typed error with which the handler has failed. It has none if its transaction failed or reports more. */
+/** Adds the handler's typed error, if it is the first reason of the failure. */
 const withTyped = <F extends HandlerFailure | Retries.Retried>({ phase, progress }: Attempt, failure: F) => {
   if (failure._tag !== "HandlerFailure" || phase !== "handler") return failure
   const raised = progress.raised?.reasons.find(Cause.isFailReason)
@@ -316,7 +316,7 @@ const recordOverrun = (
   }
 }
 
-/** The last call did not lose the batch by taking too long. */
+/** Clears the overruns of the last call: it did not lose the batch by taking too long. */
 const clearOverruns = (
   { blocking, job }: Environment,
   events: ReadonlyArray<Event>,

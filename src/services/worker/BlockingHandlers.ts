@@ -40,8 +40,8 @@ export interface BlockingHandlers {
   /** A call of the handler with the events at these positions has overrun. */
   readonly recordOverrun: (held: HeldRange, positions: ReadonlyArray<bigint>) => void
   /**
-   * Clears the overruns of the call whose last event has this position, because the event was handled or its batch ended
-   * for a reason other than time; and those of calls with several events that the range has passed.
+   * Clears the overruns of the call whose last event has this position, because the event was handled or its batch
+   * ended for a reason other than time; and those of calls with several events that the range has passed.
    */
   readonly clearOverruns: (held: HeldRange, position: bigint) => void
   /**

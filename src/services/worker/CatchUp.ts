@@ -9,14 +9,17 @@ import { type GivenUp, ProjectionHalted } from "../../schema/Errors.ts"
 import * as HashRange from "../../schema/HashRange.ts"
 import type { Worker } from "./Registration.ts"
 
-/** The projections with handlers that wait for no further events. */
+/** Returns the projections without batch windows, so that their handlers do not wait for further events. */
 export const withoutWindows = (projections: Worker["projections"]): Worker["projections"] =>
   new Map(Array.from(projections, ([name, projection]) => [
     name,
     { ...projection, handler: { ...projection.handler, window: undefined } }
   ]))
 
-/** Fails if a range is halted at one of these events, or if another worker has changed the filter or partition key of a projection. */
+/**
+ * Fails if a range is halted at one of these events, or if another worker has changed the filter or partition key of a
+ * projection.
+ */
 export const awaitCaughtUp = Effect.fnUntraced(function*(worker: Worker) {
   const { events, projections, settings, startup, state } = worker
   let target = yield* startup.step("Reading the head")(events.headPosition)

@@ -17,11 +17,11 @@ export interface FailingEvent {
   attempts: number
   /** When it failed first, in nanoseconds of the monotonic clock. */
   readonly since: bigint
-  /** The schedule, once it has been asked. */
+  /** The state of the schedule; undefined until its first use. */
   step: Step | undefined
   /**
-   * What happens to the event, if its handler must not be called again: the handler may crash the server, and so end the
-   * epoch in which this has to be recorded.
+   * What happens to the event, if its handler must not be called again: the handler may crash the server, and so end
+   * the epoch in which this has to be recorded.
    */
   verdict: Verdict | undefined
 }
@@ -37,7 +37,7 @@ type Step = (
   input: never
 ) => Effect.Effect<[unknown, Duration.Duration], Cause.Done<unknown> | undefined>
 
-/** Whether the record is the one of the event. In another server epoch, its position may be that of another event. */
+/** Whether the record is about the event. In another server epoch, its position may be that of another event. */
 export const isOf = (failing: FailingEvent | undefined, { eventId }: Event): failing is FailingEvent =>
   failing?.event.eventId === eventId
 

@@ -1,6 +1,6 @@
 /**
- * What happens to an event that cannot be handled: further attempts by the projection's schedule, then a halt, parking or
- * skipping. Each function returns the events of the page that remain.
+ * What happens to an event that cannot be handled: further attempts by the projection's schedule, then a halt, parking
+ * or skipping. Each function returns the events of the page that remain.
  */
 import type * as Array from "effect/Array"
 import * as Cause from "effect/Cause"
@@ -34,7 +34,7 @@ export const giveUp = Effect.fnUntraced(function*(
   if (newer !== undefined) return yield* Effect.as(leaveProjection(runner, newer), rest.events)
   const [event] = rest.events
   const reason = HaltReason.ofFailure(event, failure, circumstance)
-  // Its handler was not called: it cannot be parked behind the events of its key, so that the order would be lost.
+  // Its handler was not called, but parking it behind the events of its key has failed. Only a halt keeps the order.
   if (Parking.isQueued(parking, rest.hashOf, event)) return yield* haltAtFirst(runner, rest, reason)
   const typed = failure._tag === "HandlerFailure" ? failure.typed : undefined
   if (typed !== undefined && (yield* waitForSchedule(runner, event, failure, typed))) return rest.events
@@ -129,8 +129,8 @@ const describe = ({ job }: Runner.Runner, event: Event, { error, stack }: HaltRe
 }
 
 /**
- * Advances past the first event in a batch that does not call the handler. Returns false if the range drains before that
- * or is halted, because the batch fails, too.
+ * Advances past the first event in a batch that does not call the handler. Returns false if the range drains before
+ * that or is halted, because the batch fails, too.
  */
 const withoutHandler = Effect.fnUntraced(function*(
   runner: Runner.Runner,

@@ -42,19 +42,19 @@ export const makeProgress = (): Progress => ({
   raised: undefined
 })
 
-/** Forgets an earlier run of the same transaction. */
+/** Resets the progress, which may be that of an earlier run of the same transaction. */
 const begin = (progress: Progress, now: bigint): void => {
   Object.assign(progress, makeProgress(), { since: now, callSince: now })
 }
 
 /**
- * Returns the events of the current call: those among which the cause of a failure is, unless the handler has named it.
+ * Returns the events of the current call. If it fails, one of them is the cause.
  */
 export const current = (events: Events, { begun, callFrom }: Progress): ReadonlyArray<Event> =>
   events.slice(callFrom, begun)
 
 /**
- * Returns the index of the event in whose handling the batch failed; `"unknown"` if that may be each of several events,
+ * Returns the index of the event in whose handling the batch failed; `"unknown"` if that may be any of several events,
  * and undefined if all of them were handled.
  */
 export const failedAt = ({ begun, callFrom, handled, named }: Progress): number | "unknown" | undefined =>

@@ -193,8 +193,8 @@ const untilWindowEnds = Effect.fnUntraced(function*(source: Source, first: NextP
 })
 
 /**
- * Returns the page with the events that follow it; undefined if the window has ended without any. A read that fails ends
- * the wait: the next read meets the failure again, after the events of the page are handled.
+ * Returns the page with the events that follow it; undefined if the window has ended without any. A read that fails
+ * ends the wait: the next read encounters the failure again, after the events of the page are handled.
  */
 const extended = Effect.fnUntraced(function*(
   source: Source,

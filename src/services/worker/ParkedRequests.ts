@@ -1,7 +1,7 @@
 /**
  * Executes the requests about parked events of a range, each in a batch of its own under the range's fence, which does
- * not change the position. The commit outcome of such a batch cannot be looked up by the position, so after each failure
- * the table is read again: a request that is no longer in it has been executed.
+ * not change the position. The commit outcome of such a batch cannot be looked up by the position, so after each
+ * failure the table is read again: a request that is no longer in it has been executed.
  */
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
@@ -44,7 +44,7 @@ export const execute = Effect.fnUntraced(function*(
     for (const request of result.success.parked) {
       if (draining.isOpen()) return
       if (!(yield* executeOne(runner, request))) {
-        // What has become of the event, and of other requests about its key, is in the table.
+        // The table shows the outcome for the event, and for other requests about its key.
         Parking.forget(parking)
         return
       }

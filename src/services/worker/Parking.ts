@@ -1,10 +1,10 @@
 /**
- * The parked keys of a range, as its runner has read them. Events of these keys are not handled but queue behind the parked
- * ones. The counts change only after the commit of the batch that has changed the table.
+ * The parked keys of a range, as its runner has read them. Events of these keys are not handled but queue behind the
+ * parked ones. The counts change only after the commit of the batch that has changed the table.
  *
- * What the table contains when the range is opened is what earlier owners have committed: a claim that the server still
- * has implies everything before it. After that only this runner changes it. In another server epoch it may have lost its
- * latest changes, so the keys are read again.
+ * What the table contains when the range is opened is what earlier owners have committed: if the server has not lost
+ * the claim, it has not lost anything before it. After that only this runner changes it. In another server epoch it may
+ * have lost its latest changes, so the keys are read again.
  */
 import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
@@ -29,7 +29,7 @@ export interface Parking {
   counts: Map<number, number> | undefined
   /** The server epoch of the last read before `counts` was read; undefined if the runner had not read anything. */
   epoch: ServerEpoch | undefined
-  /** When to look for requests; undefined if there is nothing to request anything for. */
+  /** When to look for requests; undefined if no request is possible. */
   lookAt: bigint | undefined
 }
 
@@ -153,7 +153,7 @@ export const removed = (parking: Parking, hash: number): void => {
   if (!hasAny(parking.counts)) parking.lookAt = undefined
 }
 
-/** Records that all requests have been executed that were found. */
+/** Records that all requests that were found have been executed. */
 export const looked = Effect.fnUntraced(function*(parking: Parking) {
   parking.lookAt = hasAny(parking.counts) || parking.counts === undefined ? yield* nextLook(parking) : undefined
 })

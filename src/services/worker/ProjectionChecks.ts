@@ -1,6 +1,6 @@
 /**
- * What is checked of an orchestrator's projections before it works: their names, their filters and partition keys, and that the
- * database can store them.
+ * The checks of an orchestrator's projections before it runs: their names, their filters and partition keys, and
+ * that the database can store them.
  */
 import * as Effect from "effect/Effect"
 import * as Result from "effect/Result"
@@ -33,8 +33,8 @@ export const check = (
 }
 
 /**
- * Fails if the database cannot store a name, a filter or a partition key. Names identify progress, filters select events
- * and partition keys divide them, so unlike diagnostic texts they must be stored unchanged.
+ * Fails if the database cannot store a name, a filter or a partition key. Names identify progress, filters select
+ * events and partition keys divide them, so unlike diagnostic texts they must be stored unchanged.
  */
 export const checkStorable = Effect.fnUntraced(function*(
   checkpoints: CheckpointStore,
@@ -96,7 +96,7 @@ const problemOf = (
   }
   const problem = textProblem(name)
   if (problem !== undefined) return `The name "${name}" ${problem}.`
-  // Only without types.
+  // Only JavaScript code can omit it.
   if ((handler as Projection.Any["handler"] | undefined) === undefined) {
     return `"${name}" must have either handle or handleBatch, not both. Give one of them to Projection.make(…).`
   }

@@ -42,8 +42,8 @@ export class RangeRunner extends Context.Service<RangeRunner, {
   /**
    * Works until `draining` opens or the range is lost. Transient failures of the stores are retried without a limit. At
    * an event that cannot be handled, the preceding events commit, then the failure policy of the projection applies. A
-   * range that is halted waits for a request, or until it is drained. Fails if the database cannot return events in order, or if it refuses reads before any read
-   * has succeeded (a missing privilege).
+   * range that is halted waits for a request, or until it is drained. Fails if the database cannot return events in
+   * order, or if it refuses reads before any read has succeeded (a missing privilege).
    */
   readonly run: (job: RangeState.Job) => Effect.Effect<RunnerResult, RunnerError>
 }>()("pupsourcing-orchestrator/services/RangeRunner") {}

@@ -26,7 +26,9 @@ export interface Job {
   /** Opened when the row shows that the range has handled all settled events. */
   readonly caughtUp: Latch.Latch
   readonly record: (activity: Activity) => Effect.Effect<void>
-  /** Gives up the projection, because a worker of a newer version has to handle the next event. Drains the range soon. */
+  /**
+   * Gives up the projection, because a worker of a newer version has to handle the next event. Drains the range soon.
+   */
   readonly giveUp: (error: EventVersionTooNew) => Effect.Effect<void>
 }
 

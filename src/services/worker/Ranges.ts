@@ -72,7 +72,8 @@ const restartDelay = Duration.seconds(1)
 /** Makes the collection of ranges in the present scope, whose end closes all of them. */
 export const make = Effect.fnUntraced(function*(options: Options): Effect.fn.Return<Ranges, never, Scope.Scope> {
   const ranges: Collection = { ...options, entries: new Map(), fencedAtOnce: new Map() }
-  // A runner that is left behind may end when the next registration owns its range, whose end must not be recorded then.
+  // A runner that was left behind may end after the next registration has claimed its range: do not
+  // record its end.
   yield* Effect.addFinalizer(() =>
     Effect.andThen(closeAll(ranges, "drain"), Effect.forEach(ranges.entries.values(), recordEnd, { discard: true }))
   )

@@ -301,7 +301,10 @@ const listen = Effect.fnUntraced(
 const carriedNow = ({ carried, givenUp }: State): ReadonlyArray<Plan.Carried> =>
   carried.map((projection) => ({ ...projection, givenUp: givenUp.has(projection.name) }))
 
-/** Gives up a projection whose filter or partition key another worker has changed. A worker that is only starting fails instead. */
+/**
+ * Gives up a projection whose filter or partition key another worker has changed. A worker that is only starting fails
+ * instead.
+ */
 const giveUpChanged = Effect.fnUntraced(function*(worker: Worker, changed: SelectionChanged) {
   if (!worker.state.hasStarted) return yield* changed
   const { given, projection, recorded } = changed

@@ -73,8 +73,8 @@ export const append = Effect.fnUntraced(function*(
 })
 
 /**
- * In a transaction of the caller, appends in a savepoint: a unique violation, which reveals an append that was committed
- * since the statement's snapshot, would otherwise abort the transaction.
+ * In a transaction of the caller, appends in a savepoint: a unique violation, which reveals an append that was
+ * committed since the statement's snapshot, would otherwise abort the transaction.
  */
 const undoable = (self: EventAppend, request: Request) =>
   request.autocommit
@@ -98,7 +98,7 @@ const original = (self: EventAppend, { rows, stream }: Request) =>
     )
   )
 
-/** Attempts the statement until it succeeds or fails for good. */
+/** Attempts the statement until it succeeds or fails permanently. */
 const appendNew = Effect.fnUntraced(function*(
   self: EventAppend,
   request: Request

@@ -30,8 +30,8 @@ export const make = (self: Dependencies): EventStore["Service"]["positionBefore"
 }
 
 /**
- * Reads the settled events in parts. Only these decide: an open transaction may still commit an event of that time below
- * one that is already visible. Undefined if the server epoch has ended, after which positions are reissued.
+ * Reads the settled events in parts. Only these decide: an open transaction may still commit an event of that time
+ * below one that is already visible. Undefined if the server epoch has ended, after which positions are reissued.
  */
 const search = Effect.fnUntraced(function*(
   { session, tracker }: Dependencies,

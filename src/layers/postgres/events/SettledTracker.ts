@@ -42,8 +42,8 @@ export interface SettledTracker {
    */
   readonly observe: (after: bigint, upTo: bigint | undefined) => Effect.Effect<Observed, StoreError>
   /**
-   * Observes until the settled position is proved. If nothing has been proved on this connection yet, it waits until the
-   * writers of the first observation have ended; before that, only the history up to its first gap is certain.
+   * Observes until the settled position is proved. If nothing has been proved on this connection yet, it waits until
+   * the writers of the first observation have ended; before that, only the history up to its first gap is certain.
    */
   readonly proved: Effect.Effect<Observed, StoreError>
   readonly openWriters: Effect.Effect<ReadonlyArray<OpenWriter>>

@@ -112,8 +112,8 @@ const commit = <E, R>(
   })
 
 /**
- * Looks up whether a batch whose answer was lost has committed. The position does not show it if the batch has not moved
- * it: such a batch fails, even if it has committed, once its transaction has ended.
+ * Looks up by the position whether a batch with an unknown commit outcome has committed. A batch that does not move the
+ * position fails once its transaction has ended, even if it has committed.
  */
 const resolve = (database: Database["Service"], { held, options: { from }, to }: Batch, error: SqlError.SqlError) => {
   const lookUp = resolveUnknownCommit(database, held, { from, to }, error)

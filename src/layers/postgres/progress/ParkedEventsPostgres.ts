@@ -51,8 +51,8 @@ const alone = <A, E, R>(
 ): Effect.Effect<A, Exclude<E, SqlError.SqlError> | StoreError, R> => refail(operation, roles)(inTime(quietly(self)))
 
 /**
- * Names the privileges that are missing for a statement in a batch. Other errors stay those of the driver, which show the
- * batch whether it can be retried.
+ * Names the privileges that are missing for a statement in a batch. Other errors remain those of the driver, by which
+ * the batch decides whether to retry.
  */
 const inBatch = <A, E, R>(
   { refail }: Db,

@@ -451,7 +451,7 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
             )
             yield* TimeLimits.waitUntil("the advance waits", waiting, (found) => found.length === 1)
             const interrupted = yield* Effect.forkChild(Fiber.interrupt(first!), { startImmediately: true })
-            // The range must not be opened again from the row as it is now.
+            // The row is not written yet: a range that is opened from it now would be fenced.
             assert.strictEqual(yield* position(left!), 0n)
             assert.isUndefined(interrupted.pollUnsafe())
             return [interrupted, second!] as const
