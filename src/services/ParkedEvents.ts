@@ -49,7 +49,8 @@ export interface ParkedEvents {
 
   /**
    * Parks events of the range, in position order. Without a failure, they queue behind earlier events of their key. A
-   * row that already exists is not changed. Fails with `ParkingLimitReached` if the projection then has more parked
+   * row that already exists is not changed, and an event that no longer exists is not parked. Returns the hashes of the
+   * keys of the events that it has parked. Fails with `ParkingLimitReached` if the projection then has more parked
    * keys or events than permitted; batches of other ranges that commit at the same time are not counted.
    */
   readonly park: (
@@ -62,7 +63,7 @@ export interface ParkedEvents {
       readonly partitionBy: PartitionKey
       readonly limits: Limits
     }
-  ) => Effect.Effect<void, unknown>
+  ) => Effect.Effect<ReadonlyArray<number>, unknown>
 
   /** Removes a parked event whose request has been executed. Returns false if it no longer has that request. */
   readonly remove: (

@@ -187,8 +187,11 @@ export const suite = (
         const [event] = yield* append("app", yield* unique("key"))
         yield* park(row!, [event!])
         const before = yield* list(row!)
-        yield* commit(row!, use((store) => store.park(row!, { events: [event!], limits, partitionBy })))
+        const returned: Array<ReadonlyArray<number>> = []
+        const parking = use((store) => store.park(row!, { events: [event!], limits, partitionBy }))
+        yield* commit(row!, Effect.map(parking, (hashes) => returned.push(hashes)))
         assert.deepStrictEqual(yield* list(row!), before)
+        assert.deepStrictEqual(returned.at(-1), [])
       }))
 
     it.effect("a range has the keys and requests of its own hashes only", () =>

@@ -98,16 +98,17 @@ const park = Effect.fnUntraced(function*(
     requestedAt: undefined,
     requestedBy: undefined
   }))
-  const all = yield* modify(world, projection, (before) => {
+  const { all, inserted } = yield* modify(world, projection, (before) => {
     const parked = new Set(before.map(({ position }) => position))
-    const after = [...before, ...added.filter(({ position }) => !parked.has(position))]
-      .sort((a, b) => a.position < b.position ? -1 : 1)
-    return [after, after]
+    const inserted = added.filter(({ position }) => !parked.has(position))
+    const all = [...before, ...inserted].sort((a, b) => a.position < b.position ? -1 : 1)
+    return [{ all, inserted }, all]
   })
   const counted = { keys: new Set(all.map(({ key }) => key)).size, events: all.length }
   if (counted.keys > limits.keys || counted.events > limits.events) {
     return yield* new ParkingLimitReached({ projection, ...counted, limits })
   }
+  return inserted.map(({ keyHash }) => keyHash)
 })
 
 const remove = (world: MemoryWorld, { projection }: Held, { position, request }: Parameters<Store["remove"]>[1]) =>

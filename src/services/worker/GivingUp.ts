@@ -108,7 +108,7 @@ const parkFirst = Effect.fnUntraced(
     const failure = yield* FailingEvent.describe(runner.failing, event, reason)
     const isOver = yield* withoutHandler(runner, rest, (events) => Parking.park(parking, events, failure))
     if (!isOver) return runner.job.state.halt === undefined ? rest.events : []
-    yield* Parking.added(parking, [rest.hashOf(event)])
+    yield* Parking.added(parking)
     yield* job.record(Activity.EventParked(describe(runner, event, reason)))
     return rest.events.slice(1)
   }

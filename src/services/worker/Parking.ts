@@ -27,6 +27,8 @@ export interface Parking {
   readonly mayPark: boolean
   /** The number of parked events by the hash of their key; undefined if it has to be read. */
   counts: Map<number, number> | undefined
+  /** The hashes of the keys of the events that the current batch has parked; counted after its commit. */
+  inserted: ReadonlyArray<number>
   /** The server epoch of the last read before `counts` was read; undefined if the runner had not read anything. */
   epoch: ServerEpoch | undefined
   /** When to look for requests; undefined if no request is possible. */
@@ -46,6 +48,7 @@ export const make = (store: ParkedEvents, job: RangeState.Job): Parking => ({
   job,
   mayPark: FailurePolicy.mayPark(job.projection.onFailure),
   counts: undefined,
+  inserted: [],
   epoch: undefined,
   lookAt: undefined
 })
@@ -129,19 +132,23 @@ export const queue = (
 }
 
 /** Parks events in the transaction of a batch. */
-export const park = (
-  { job: { projection, state }, store }: Parking,
+export const park = Effect.fnUntraced(function*(
+  parking: Parking,
   events: ReadonlyArray<Event>,
   failure?: Parameters<ParkedEvents["park"]>[1]["failure"]
-): Effect.Effect<void, unknown> =>
-  events.length === 0 ? Effect.void : store.park(state.held, { events, failure, ...parkingOf(projection) })
+): Effect.fn.Return<void, unknown> {
+  const { job: { projection, state }, store } = parking
+  parking.inserted = events.length === 0
+    ? []
+    : yield* store.park(state.held, { events, failure, ...parkingOf(projection) })
+})
 
 const parkingOf = ({ parkingLimits, partitionBy }: Projection.Any) => ({ limits: parkingLimits, partitionBy })
 
 /** Records that a batch that has parked events has committed. */
-export const added = Effect.fnUntraced(function*(parking: Parking, hashes: ReadonlyArray<number>) {
+export const added = Effect.fnUntraced(function*(parking: Parking) {
   const counts = parking.counts!
-  for (const hash of hashes) counts.set(hash, (counts.get(hash) ?? 0) + 1)
+  for (const hash of parking.inserted) counts.set(hash, (counts.get(hash) ?? 0) + 1)
   if (counts.size > 0) parking.lookAt ??= yield* nextLook(parking)
 })
 

@@ -223,9 +223,9 @@ const handleBatch = Effect.fnUntraced(function*(
   runner.policy = state
   switch (action._tag) {
     case "Continue": {
-      const queued = instead === undefined ? [] : events.slice(0, action.handled).filter(instead.of)
-      yield* Runner.committed(runner, action.handled - queued.length, action.tookNanos)
-      yield* reportQueued(runner, queued.map(rest.hashOf))
+      const queued = instead === undefined ? 0 : events.slice(0, action.handled).filter(instead.of).length
+      yield* Runner.committed(runner, action.handled - queued, action.tookNanos)
+      if (queued > 0) yield* reportQueued(runner, queued)
       return rest.events.slice(action.handled)
     }
     case "Isolate":
@@ -262,11 +262,10 @@ const noteFailure = Effect.fnUntraced(function*(
   }
 })
 
-const reportQueued = Effect.fnUntraced(function*({ job, parking }: Runner.Runner, hashes: ReadonlyArray<number>) {
-  if (hashes.length === 0) return
+const reportQueued = Effect.fnUntraced(function*({ job, parking }: Runner.Runner, events: number) {
   const { projection, range } = job.state.held
-  yield* Parking.added(parking, hashes)
-  yield* job.record(Activity.EventsQueued({ projection, range, events: hashes.length }))
+  yield* Parking.added(parking)
+  yield* job.record(Activity.EventsQueued({ projection, range, events }))
 })
 
 /** The key of an event that cannot be received or read; undefined if it cannot be read either. */

@@ -27,7 +27,7 @@ const parking = Effect.fnUntraced(function*(
       })
   })
   const worker = yield* runner(world, projection, options)
-  return { ...worker, world, calls, parked: worker.parkedEvents.list("users") }
+  return { ...worker, projection, world, calls, parked: worker.parkedEvents.list("users") }
 })
 
 /** Reports a lost connection that the handler fails with as a failure of the store. */
@@ -122,6 +122,26 @@ it.effect("a drop is executed after the server epoch has ended, although the ran
     yield* pass(3_000)
     assert.strictEqual(worker.calls.get("a"), 2)
     assert.strictEqual((yield* worker.row).position, 2n)
+    yield* worker.drain(fiber)
+  }))
+
+it.effect("an event that was parked before is counted once, so that its key is handled after it is removed", () =>
+  Effect.gen(function*() {
+    const worker = yield* parking(() => Effect.void)
+    yield* worker.events.append([event("a")])
+    const { events } = yield* worker.events.read({ after: 0n })
+    const { parkingLimits: limits, partitionBy } = worker.projection
+    yield* Effect.tx(worker.parkedEvents.park(worker.held, { events, limits, partitionBy }))
+    const fiber = yield* Effect.forkChild(worker.run)
+    yield* pass(1_000)
+    assert.strictEqual((yield* worker.row).position, 1n)
+
+    yield* worker.parkedEvents.request("users", { request: "retry", selection: "all" })
+    yield* pass(3_000)
+    assert.deepStrictEqual(yield* worker.parked, [])
+    yield* worker.events.append([event("a")])
+    yield* pass(3_000)
+    assert.strictEqual(worker.calls.get("a"), 2)
     yield* worker.drain(fiber)
   }))
 

@@ -146,13 +146,16 @@ const park = (database: Db, held: Held, { limits, ...parking }: Parameters<Store
   Effect.gen(function*() {
     const { failure } = parking
     const insert = (failure: Failure | undefined) => insertAndCount(database, held, { ...parking, failure })
-    const counted = failure === undefined ? yield* insert(undefined) : yield* writingInBatch(database, failure, insert)
+    const { inserted, ...counted } = failure === undefined
+      ? yield* insert(undefined)
+      : yield* writingInBatch(database, failure, insert)
     if (counted.keys > limits.keys || counted.events > limits.events) {
       return yield* new ParkingLimitReached({ projection: held.projection, ...counted, limits })
     }
+    return inserted
   })
 
-/** Inserts the events and returns how many keys and events the projection then has parked. */
+/** Inserts the events. Returns the hashes of their keys, and how many keys and events the projection then has parked. */
 const insertAndCount = (
   { sql, table }: Db,
   { projection }: Held,
@@ -162,7 +165,7 @@ const insertAndCount = (
   const parked = table("parkedEvents")
   const since = `${failure === undefined ? 0 : Duration.toMillis(failure.since)} milliseconds`
   const attemptAt = (at: Statement.Fragment) => sql`CASE WHEN ${failure !== undefined}::text::bool THEN ${at} END`
-  const statement = sql<{ readonly keys: string; readonly events: string }>`
+  const statement = sql<{ readonly keys: string; readonly events: string; readonly inserted: string }>`
     WITH inserted AS (
       INSERT INTO ${parked} (projection_name, position, key, key_hash, event_id, event_type, aggregate_type,
         aggregate_id, aggregate_version, attempts, first_attempt_at, last_attempt_at, error_tag, error_message)
@@ -176,13 +179,17 @@ const insertAndCount = (
   }, ',')::bigint[])
       ORDER BY e.global_position
       ON CONFLICT (projection_name, position) DO NOTHING
-      RETURNING key
+      RETURNING key, key_hash
     ), all_keys AS (
       SELECT p.key FROM ${parked} AS p WHERE p.projection_name = ${projection}
       UNION ALL SELECT key FROM inserted
     )
-    SELECT count(DISTINCT key)::text AS keys, count(*)::text AS events FROM all_keys`
-  return Effect.map(quietly(statement), ([row]) => ({ keys: Number(row!.keys), events: Number(row!.events) }))
+    SELECT count(DISTINCT key)::text AS keys, count(*)::text AS events,
+      (SELECT coalesce(json_agg(key_hash), '[]') FROM inserted)::text AS inserted FROM all_keys`
+  return Effect.map(quietly(statement), ([row]) => {
+    const inserted: ReadonlyArray<number> = JSON.parse(row!.inserted)
+    return { keys: Number(row!.keys), events: Number(row!.events), inserted }
+  })
 }
 
 /**

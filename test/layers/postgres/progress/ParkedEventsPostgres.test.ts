@@ -6,7 +6,10 @@ import * as Layer from "effect/Layer"
 import * as SqlClient from "effect/sql/SqlClient"
 import * as PostgresStores from "../../../../src/layers/postgres/PostgresStores.ts"
 import type { Held } from "../../../../src/schema/Checkpoint.ts"
+import * as ParkedEvent from "../../../../src/schema/ParkedEvent.ts"
+import * as PartitionKey from "../../../../src/schema/PartitionKey.ts"
 import { CheckpointStore } from "../../../../src/services/CheckpointStore.ts"
+import { EventStore } from "../../../../src/services/EventStore.ts"
 import { ParkedEvents } from "../../../../src/services/ParkedEvents.ts"
 import type { Stores } from "../../../../src/services/Stores.ts"
 import * as PostgresTest from "../../../../src/testing/PostgresTest.ts"
@@ -79,4 +82,24 @@ it.layer(stores, { excludeTestServices: true })("ParkedEventsPostgres", (it) => 
         yield* Fiber.join(writing)
       }))
   }
+  it.effect("does not park an event that has been deleted", () =>
+    Effect.gen(function*() {
+      const row = yield* CoordinationStores.held("deleted")
+      const store = yield* EventStore
+      yield* store.append([EventStores.event("kept")])
+      yield* store.append([EventStores.event("deleted")])
+      const { events } = yield* store.read({ after: 0n })
+      yield* SqlClient.SqlClient.use((sql) => sql`DELETE FROM events WHERE aggregate_id = 'deleted'`)
+      const parked: Array<ReadonlyArray<number>> = []
+      const options = { events, limits: ParkedEvent.defaultLimits, partitionBy: PartitionKey.byDefault }
+      const park = ParkedEvents.use((store) => store.park(row, options))
+      const batch = { from: 0n, idleTimeout: Duration.seconds(20) }
+      yield* (yield* CheckpointStore).commit(
+        row,
+        batch,
+        Effect.as(Effect.map(park, (hashes) => parked.push(hashes)), 0n)
+      )
+      const [kept, ...rest] = yield* ParkedEvents.use((store) => store.list(row.projection))
+      assert.deepStrictEqual([kept?.aggregateId, rest, parked], ["kept", [], [[kept?.keyHash]]])
+    }))
 })
