@@ -1,6 +1,6 @@
 /**
  * One worker of replica set `main-projections`. Start it in as many terminals as you like. With `--once`, it handles the
- * events that there are, and ends.
+ * existing events and ends.
  */
 import { Effect, Layer } from "effect"
 import { Orchestrator, PostgresStores, Program } from "pupsourcing-orchestrator"

@@ -18,7 +18,7 @@ export const Tables = ReadModel.layer("orders and vat_rates", (sql) =>
 
 export class NoSuchCountry extends Schema.TaggedError<NoSuchCountry>()("NoSuchCountry", { country: Schema.String }) {
   override get message(): string {
-    return `There is no VAT rate of "${this.country}".`
+    return `There is no VAT rate for "${this.country}".`
   }
 }
 

@@ -1,6 +1,6 @@
 /**
  * The program of a pod: a worker, and its endpoints for probes and Prometheus on port 9090 of all addresses. Everything that differs
- * between environments is read from environment variables. With `--once`, it handles the events that there are, and ends.
+ * between environments is read from environment variables. With `--once`, it handles the existing events and ends.
  */
 import { PgClient } from "@effect/sql-pg"
 import { Config, Effect, Layer, Logger } from "effect"

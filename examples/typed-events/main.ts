@@ -1,4 +1,4 @@
-/** One worker. With `--once`, it handles the events that there are, and ends. */
+/** One worker. With `--once`, it handles the existing events and ends. */
 import { Effect, Layer } from "effect"
 import { Orchestrator, PostgresStores, Program } from "pupsourcing-orchestrator"
 import * as ConsoleLog from "../support/ConsoleLog.ts"

@@ -181,7 +181,7 @@ export const suite = (
         assert.deepStrictEqual(rows.map(({ position }) => position), [event!.globalPosition])
       }))
 
-    it.effect("an event that is parked already stays as it is", () =>
+    it.effect("parking an event again does not change its row", () =>
       Effect.gen(function*() {
         const [row] = yield* held()
         const [event] = yield* append("app", yield* unique("key"))

@@ -179,8 +179,8 @@ export const projectionLagEvents = gauge(
 
 /**
  * Seconds since the oldest event that matches a projection and is not handled was appended; 0 if there is none. If none
- * of the next 10,000 events of a range matches, or of fewer if more than 100 ranges lag, and further events follow, the
- * age of the last of these: no match can be older. Set only by the worker with partition 0. Labels: `worker_id`,
+ * of the next 10,000 events of a range matches, or of fewer if more than 100 ranges lag, and further events follow, it
+ * is the age of the last of these: no match can be older. Set only by the worker with partition 0. Labels: `worker_id`,
  * `projection`.
  *
  * @category metrics
@@ -188,7 +188,7 @@ export const projectionLagEvents = gauge(
  */
 export const projectionLagSeconds = gauge(
   "projection_lag_seconds",
-  "Seconds since the oldest event that matches the projection and is not handled yet was appended (its created_at); 0 if there is none. If none of the next 10,000 events of a range matches (fewer if more than 100 ranges lag) and further events follow, the age of the last of these, because no match can be older. Set only by the worker with partition 0."
+  "Seconds since the oldest event that matches the projection and is not handled yet was appended (its created_at); 0 if there is none. If none of the next 10,000 events of a range matches (fewer if more than 100 ranges lag) and further events follow, it is the age of the last of these, because no match can be older. Set only by the worker with partition 0."
 )
 
 /**

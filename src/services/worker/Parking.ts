@@ -84,7 +84,7 @@ export const load = Effect.fnUntraced(function*(
   }
 })
 
-/** Forgets what is known, because the server may have lost changes or a commit has an unknown outcome. */
+/** Discards the counts, because the server may have lost changes or a commit has an unknown outcome. */
 export const forget = (parking: Parking): void => {
   parking.counts = undefined
 }

@@ -255,7 +255,7 @@ const noteFailure = Effect.fnUntraced(function*(
   { failedAt, reason }: BatchPolicy.Failed<Retries.Failure>
 ) {
   if (reason !== "handler") return
-  // A handler that fails shows that the database works.
+  // A failure of the handler implies that the database works.
   yield* runner.retries.succeeded("A batch")
   if (typeof failedAt === "number") {
     runner.failing = yield* FailingEvent.failed(runner.failing, events[failedAt]!)
