@@ -26,7 +26,7 @@ const list = Command.make(
     )
     yield* print(events, json, events.length === 0 ? `No parked event of ${projection} matches.` : undefined)
   })
-).pipe(Command.withDescription("List parked events. Exit code 0, also if there is none; 1: an error"))
+).pipe(Command.withDescription("List parked events. Exit code 0, even if there is none; 1: an error"))
 
 const make = (request: Request, description: string) =>
   Command.make(
