@@ -44,7 +44,7 @@ export const longestBatchNanos = 100_000_000n
 
 /**
  * A whole batch with at most this many events may take ten times as long: its handler probably takes long for a reason
- * other than their number. The first batch of a range has this size, because no call of its handler has been measured yet.
+ * other than their number. The first batch of a range has this size: no call of its handler is measured yet.
  */
 const smallBatch = 100
 
