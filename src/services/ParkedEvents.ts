@@ -13,6 +13,8 @@ import type { StoreError } from "../schema/Errors.ts"
 import type { Event } from "../schema/Event.ts"
 import type { HaltRequest, Limits, ParkedEvent, Request, Selection } from "../schema/ParkedEvent.ts"
 import type { PartitionKey } from "../schema/PartitionKey.ts"
+import type { EpochEnded, Fenced } from "./CheckpointStore.ts"
+import type { ServerEpoch } from "./EventStore.ts"
 import type { Stores } from "./Stores.ts"
 
 /** Why an event is parked. */
@@ -39,8 +41,14 @@ export interface Requests {
 }
 
 export interface ParkedEvents {
-  /** Returns the hashes of the keys in the range that have parked events, and how many events each has. */
-  readonly keys: (held: Held) => Effect.Effect<ReadonlyMap<number, number>, StoreError>
+  /**
+   * Returns the hashes of the keys in the range that have parked events, and how many events each has. Fails if the range
+   * is not held, or another server epoch than the given one is current: the database might lack events that are parked.
+   */
+  readonly keys: (
+    held: Held,
+    epoch?: ServerEpoch
+  ) => Effect.Effect<ReadonlyMap<number, number>, EpochEnded | Fenced | StoreError>
 
   /** Returns the requests that concern the range. */
   readonly requests: (held: Held) => Effect.Effect<Requests, StoreError>

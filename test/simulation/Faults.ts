@@ -218,7 +218,7 @@ export const make = (
   const parked = mutation.parked?.(realParked) ?? realParked
   const parkedEvents = ParkedEvents.of({
     ...parked,
-    keys: (held) => call(parked.keys(held)),
+    keys: (held, epoch) => call(parked.keys(held, epoch)),
     requests: (held) => call(parked.requests(held))
   })
 

@@ -181,6 +181,18 @@ export const suite = (
         assert.deepStrictEqual(rows.map(({ position }) => position), [event!.globalPosition])
       }))
 
+    it.effect("reads the keys under the fence of the range and in the server epoch of the page", () =>
+      Effect.gen(function*() {
+        const [row] = yield* held()
+        const [event] = yield* append("app", yield* unique("key"))
+        yield* park(row!, [event!])
+        const fenced = { ...row!, fence: { ...row!.fence, generationId: row!.fence.generationId + 1n } }
+        assert.strictEqual((yield* Effect.flip(use((store) => store.keys(fenced))))._tag, "Fenced")
+        assert.strictEqual((yield* Effect.flip(use((store) => store.keys(row!, "1@1"))))._tag, "EpochEnded")
+        const { epoch } = yield* (yield* EventStore).read({ after: 0n })
+        assert.strictEqual((yield* use((store) => store.keys(row!, epoch))).size, 1)
+      }))
+
     it.effect("parking an event again does not change its row", () =>
       Effect.gen(function*() {
         const [row] = yield* held()

@@ -7,6 +7,8 @@ import { ParkingLimitReached } from "../../schema/Errors.ts"
 import * as HashRange from "../../schema/HashRange.ts"
 import * as ParkedEvent from "../../schema/ParkedEvent.ts"
 import * as PartitionKey from "../../schema/PartitionKey.ts"
+import { EpochEnded, Fenced } from "../../services/CheckpointStore.ts"
+import type { ServerEpoch } from "../../services/EventStore.ts"
 import { ParkedEvents } from "../../services/ParkedEvents.ts"
 import { type Handle, hash, type MemoryWorld } from "./MemoryWorld.ts"
 
@@ -14,7 +16,7 @@ type Store = ParkedEvents
 
 export const make = ({ reach, world }: Handle): Store =>
   ParkedEvents.of({
-    keys: (held) => reach(Effect.sync(() => keys(world, held))),
+    keys: (held, epoch) => reach(keys(world, held, epoch)),
     requests: (held) => reach(Effect.sync(() => requests(world, held))),
     park: (held, options) => reach(park(world, held, options)),
     remove: (held, options) => reach(remove(world, held, options)),
@@ -35,15 +37,23 @@ const committed = (world: MemoryWorld, projection: string): ReadonlyArray<Parked
 const inRange = (world: MemoryWorld, { projection, range }: Held) =>
   committed(world, projection).filter(({ keyHash }) => HashRange.includes(range, keyHash))
 
-const keys = (world: MemoryWorld, held: Held): ReadonlyMap<number, number> => {
-  const counts = new Map<number, number>()
-  for (const { keyHash } of inRange(world, held)) counts.set(keyHash, (counts.get(keyHash) ?? 0) + 1)
-  return counts
+const keys = (world: MemoryWorld, held: Held, epoch: ServerEpoch | undefined) =>
+  Effect.suspend((): Effect.Effect<ReadonlyMap<number, number>, EpochEnded | Fenced> => {
+    if (epoch !== undefined && epoch !== world.epoch) return Effect.fail(new EpochEnded())
+    if (heldRow(world, held) === undefined) return Effect.fail(new Fenced({ projection: held.projection }))
+    const counts = new Map<number, number>()
+    for (const { keyHash } of inRange(world, held)) counts.set(keyHash, (counts.get(keyHash) ?? 0) + 1)
+    return Effect.succeed(counts)
+  })
+
+/** The committed row, if it has the range and the fence of `held`. */
+const heldRow = (world: MemoryWorld, held: Held) => {
+  const row = world.rows.get(key(held))?.value
+  return row !== undefined && isHeldAs(row, held) ? row : undefined
 }
 
 const requests = (world: MemoryWorld, held: Held) => {
-  const row = world.rows.get(key(held))?.value
-  const halt = row !== undefined && isHeldAs(row, held) ? row.halt : undefined
+  const halt = heldRow(world, held)?.halt
   return {
     parked: ParkedEvent.executable(inRange(world, held)).slice(0, mostRequests).map((event) => ({
       eventId: event.eventId,

@@ -12,12 +12,13 @@ import * as Effect from "effect/Effect"
 import type { StoreError } from "../../schema/Errors.ts"
 import type { Event } from "../../schema/Event.ts"
 import * as FailurePolicy from "../../schema/FailurePolicy.ts"
+import type { EpochEnded, Fenced } from "../CheckpointStore.ts"
 import type { Page, ServerEpoch } from "../EventStore.ts"
 import type { ParkedEvents } from "../ParkedEvents.ts"
 import type * as Projection from "../Projection.ts"
 import type * as Batch from "./Batch.ts"
 import type * as RangeState from "./RangeState.ts"
-import type { Retries } from "./Retries.ts"
+import * as Retries from "./Retries.ts"
 import type { Startup } from "./Startup.ts"
 
 export interface Parking {
@@ -36,7 +37,7 @@ export interface Parking {
 }
 
 interface Dependencies {
-  readonly retries: Retries
+  readonly retries: Retries.Retries
   readonly shared: { readonly startup: Startup }
 }
 
@@ -59,16 +60,18 @@ export const needsHashes = ({ counts, mayPark }: Parking): boolean => mayPark ||
 const hasAny = (counts: Parking["counts"]): boolean => counts !== undefined && counts.size > 0
 
 /**
- * Reads the keys unless they are known. Retries until the store answers or the range drains. Fails if no range has ever
- * read parked events and the failure is permanent (a missing privilege).
+ * Reads the keys unless they are known. Retries until the store answers or the range drains. Fails if the range is not
+ * held, or the given server epoch has ended; also if no range has ever read parked events and the failure is permanent
+ * (a missing privilege).
  */
 export const load = Effect.fnUntraced(function*(
   parking: Parking,
-  { retries, shared: { startup } }: Dependencies
-): Effect.fn.Return<void, StoreError> {
+  { retries, shared: { startup } }: Dependencies,
+  epoch?: ServerEpoch
+): Effect.fn.Return<void, EpochEnded | Fenced | StoreError> {
   const { job, store } = parking
   for (let attempt = 1; parking.counts === undefined && !job.draining.isOpen(); attempt++) {
-    const result = yield* Effect.result(store.keys(job.state.held))
+    const result = yield* Effect.result(store.keys(job.state.held, epoch))
     if (result._tag === "Success") {
       startup.worked(reading)
       yield* retries.succeeded("Reading parked events")
@@ -78,7 +81,7 @@ export const load = Effect.fnUntraced(function*(
       parking.lookAt = result.success.size === 0 ? undefined : yield* Clock.monotonicTimeNanos
       return
     }
-    if (startup.isFatal(reading, result.failure)) return yield* result.failure
+    if (!Retries.isRetried(result.failure) || startup.isFatal(reading, result.failure)) return yield* result.failure
     yield* retries.failed("Reading parked events", attempt, result.failure)
     yield* retries.backOff(attempt)
   }
@@ -97,9 +100,9 @@ export const prepare = Effect.fnUntraced(function*(
   parking: Parking,
   page: Page,
   dependencies: Dependencies
-): Effect.fn.Return<boolean, StoreError> {
+): Effect.fn.Return<boolean, EpochEnded | Fenced | StoreError> {
   if (parking.epoch !== undefined && parking.epoch !== page.epoch) forget(parking)
-  if (parking.counts === undefined) yield* load(parking, dependencies)
+  if (parking.counts === undefined) yield* load(parking, dependencies, page.epoch)
   parking.epoch = page.epoch
   return parking.counts !== undefined && (page.hashes !== undefined || !needsHashes(parking))
 })

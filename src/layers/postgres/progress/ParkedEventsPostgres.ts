@@ -10,9 +10,13 @@ import { haltError, type Held } from "../../../schema/Checkpoint.ts"
 import { ParkingLimitReached, type StoreError } from "../../../schema/Errors.ts"
 import type { HaltRequest, ParkedEvent, Request, Selection } from "../../../schema/ParkedEvent.ts"
 import { ascii, cut } from "../../../schema/Text.ts"
+import { EpochEnded, Fenced } from "../../../services/CheckpointStore.ts"
+import type { ServerEpoch } from "../../../services/EventStore.ts"
 import { type Failure, ParkedEvents } from "../../../services/ParkedEvents.ts"
+import { isTrue } from "../connection/Codecs.ts"
 import { writing } from "../connection/Encoding.ts"
 import { inTime, quietly } from "../connection/PoolStatement.ts"
+import * as ServerEpochSql from "../connection/ServerEpochSql.ts"
 import { meaningOf } from "../connection/SqlErrors.ts"
 import { Database } from "../Database.ts"
 import { hashOf, keyOf } from "../HashSql.ts"
@@ -24,7 +28,7 @@ type Db = Database["Service"]
 
 export const make: Effect.Effect<Store, never, Database> = Effect.map(Database, (database) =>
   ParkedEvents.of({
-    keys: (held) => keys(database, held),
+    keys: (held, epoch) => keys(database, held, epoch),
     requests: (held) => requests(database, held),
     park: (held, options) => inBatch(database, "park events", park(database, held, options)),
     remove: (held, options) => inBatch(database, "remove a parked event", remove(database, held, options)),
@@ -75,18 +79,27 @@ const isInRange = (sql: Statement.Constructor, { projection, range }: Held) =>
   sql`p.projection_name = ${projection} AND p.key_hash >= ${String(range.start)}::bigint
     AND p.key_hash < ${String(range.end)}::bigint`
 
-const keys = (database: Db, held: Held) => {
+const keys = Effect.fnUntraced(function*(
+  database: Db,
+  held: Held,
+  epoch: ServerEpoch | undefined
+): Effect.fn.Return<ReadonlyMap<number, number>, EpochEnded | Fenced | StoreError> {
   const { sql, table } = database
-  return alone(
+  const [row] = yield* alone(
     database,
     "read the parked keys",
-    sql<{ readonly hash: string; readonly events: string }>`
-      SELECT p.key_hash::text AS hash, count(*)::text AS events FROM ${table("parkedEvents")} AS p
-      WHERE ${isInRange(sql, held)} GROUP BY p.key_hash`
-  ).pipe(
-    Effect.map((rows) => new Map(rows.map(({ events, hash }) => [Number(hash), Number(events)])))
+    sql<Record<"alive" | "held" | "keys", string>>`
+      SELECT (${ServerEpochSql.isCurrent(sql, epoch)})::text AS alive,
+        EXISTS (SELECT FROM ${table("checkpoints")} AS c WHERE ${FencedWrite.isHeldAs(sql, held)})::text AS held,
+        (SELECT coalesce(json_agg(json_build_array(key_hash, events)), '[]') FROM (
+          SELECT p.key_hash, count(*) AS events FROM ${table("parkedEvents")} AS p
+          WHERE ${isInRange(sql, held)} GROUP BY p.key_hash
+        ) AS counted)::text AS keys`
   )
-}
+  if (!isTrue(row?.alive)) return yield* new EpochEnded()
+  if (!isTrue(row?.held)) return yield* new Fenced({ projection: held.projection })
+  return new Map(JSON.parse(row!.keys) as ReadonlyArray<readonly [number, number]>)
+})
 
 /** SQL: whether the request of row `p` can be executed now. `ParkedEvent.executable` is the same in memory. */
 const isExecutable = (database: Db) =>
