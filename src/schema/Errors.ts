@@ -4,22 +4,25 @@
  * @since 0.1.0
  */
 import type { CheckpointAheadOfEvents, EventVersionTooNew } from "./EventErrors.ts"
+import type {
+  FilterChanged,
+  OrderingChanged,
+  PartitionKeyChanged,
+  ProjectionHalted,
+  ProjectionInOtherReplicaSet
+} from "./ProjectionErrors.ts"
 import type { SchemaVersionMismatch, StoreError, TablesMissing } from "./StoreErrors.ts"
 import type {
   AlreadyRunning,
   CoordinationTimeout,
-  FilterChanged,
   InvalidSettings,
-  OrderingChanged,
-  PartitionKeyChanged,
-  ProjectionHalted,
-  ProjectionInOtherReplicaSet,
   WorkerIdInUse,
   WorkerReplaced
 } from "./WorkerErrors.ts"
 
 export * from "./EventErrors.ts"
 export * from "./OperationErrors.ts"
+export * from "./ProjectionErrors.ts"
 export * from "./StoreErrors.ts"
 export * from "./WorkerErrors.ts"
 

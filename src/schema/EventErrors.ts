@@ -1,4 +1,4 @@
-/** The errors of appending and reading events. */
+/** The errors of appending, reading and decoding events. */
 import * as Schema from "effect/Schema"
 import { id } from "./ErrorId.ts"
 
