@@ -2,10 +2,11 @@
 import * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
-import { HandlerResultUnused } from "../schema/Errors.ts"
 import type { Event } from "../schema/Event.ts"
 import * as EventCodec from "../schema/EventCodec.ts"
 import type * as EventSet from "../schema/EventSet.ts"
+import { failAt } from "./FailedEvent.ts"
+import { effectOf } from "./HandlerResult.ts"
 
 type AnyEffect = Effect.Effect<unknown, unknown, unknown>
 
@@ -72,22 +73,13 @@ export const one = (set: EventSet.Any, handle: object) => (event: Event): AnyEff
       }
     }))
 
-/** Converts the handler of a batch. `failAt` names the event that cannot be decoded. */
-export const batch = (
-  set: EventSet.Any,
-  handleBatch: (events: never) => unknown,
-  failAt: <E>(event: Event, error: E) => Effect.Effect<never, E>
-) =>
-(events: ReadonlyArray<Event>): AnyEffect =>
-  Effect.forEach(events, (event) => EventCodec.decode(set, event).pipe(Effect.catch((error) => failAt(event, error))))
-    .pipe(
-      Effect.map(Arr.getSomes),
-      Effect.flatMap((decoded) =>
-        Arr.isReadonlyArrayNonEmpty(decoded) ? effectOf(handleBatch(decoded as never)) : Effect.void
+/** Converts the handler of a batch. Names the event that cannot be decoded. */
+export const batch =
+  (set: EventSet.Any, handleBatch: (events: never) => unknown) => (events: ReadonlyArray<Event>): AnyEffect =>
+    Effect.forEach(events, (event) => EventCodec.decode(set, event).pipe(Effect.catch((error) => failAt(event, error))))
+      .pipe(
+        Effect.map(Arr.getSomes),
+        Effect.flatMap((decoded) =>
+          Arr.isReadonlyArrayNonEmpty(decoded) ? effectOf(handleBatch(decoded as never)) : Effect.void
+        )
       )
-    )
-
-const effectOf = (result: unknown): AnyEffect =>
-  Effect.isEffect(result)
-    ? result as AnyEffect
-    : Effect.die(new HandlerResultUnused({ result: "not an Effect" }))

@@ -4,13 +4,13 @@ import type * as Cause from "effect/Cause"
 import type * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import * as Predicate from "effect/Predicate"
-import * as Stream from "effect/Stream"
 import { HandlerResultUnused } from "../../schema/Errors.ts"
 import type { Event } from "../../schema/Event.ts"
 import { HandledEvent } from "../AppendDefaults.ts"
 import { tryRead } from "../ErrorText.ts"
-import * as Projection from "../Projection.ts"
+import * as FailedEvent from "../FailedEvent.ts"
+import { effectOf, unusedResult } from "../HandlerResult.ts"
+import type * as Projection from "../Projection.ts"
 
 export type Events = Array.NonEmptyReadonlyArray<Event>
 
@@ -122,11 +122,6 @@ const handleAll = (
     return Effect.map(effectOf(handleBatch(events)), (value) => ended(progress, value))
   })
 
-const effectOf = (result: unknown): Effect.Effect<unknown, unknown, unknown> =>
-  Effect.isEffect(result)
-    ? result as Effect.Effect<unknown, unknown, unknown>
-    : Effect.die(new HandlerResultUnused({ result: "not an Effect" }))
-
 const ended = (progress: Progress, value: unknown): void => {
   // A value that throws when it is inspected is accepted.
   const result = tryRead(() => unusedResult(value))
@@ -136,19 +131,7 @@ const ended = (progress: Progress, value: unknown): void => {
 
 /** An event that is not in the batch is ignored, so that the cause is searched for. */
 const recordFailure = (events: Events, progress: Progress, cause: Cause.Cause<unknown>): void => {
-  const position = Projection.failedPosition(cause)
+  const position = FailedEvent.position(cause)
   const index = position === undefined ? -1 : events.findIndex(({ globalPosition }) => globalPosition === position)
   if (index >= progress.callFrom && index < progress.begun) progress.named = index
-}
-
-/**
- * Returns the kind of a handler's success value that should have been run, awaited or raised, otherwise `undefined`. An
- * Exit and yieldable errors are Effects too; a successful Exit is harmless. For an array, only the first element is
- * checked.
- */
-const unusedResult = (value: unknown): HandlerResultUnused["result"] | undefined => {
-  const result: unknown = globalThis.Array.isArray(value) ? value[0] : value
-  if (Exit.isExit(result)) return Exit.isFailure(result) ? "failure" : undefined
-  if (Effect.isEffect(result)) return result instanceof Error ? "failure" : "Effect"
-  return Stream.isStream(result) ? "Stream" : Predicate.isPromiseLike(result) ? "Promise" : undefined
 }
