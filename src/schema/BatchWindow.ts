@@ -6,7 +6,12 @@ import * as Duration from "effect/Duration"
 import * as Option from "effect/Option"
 import type { Event } from "./Event.ts"
 
-/** How long events wait for more, and what ends the wait before. */
+/**
+ * How long events wait for more before the handler of batches is called, and what ends the wait before.
+ *
+ * @category options
+ * @since 0.1.0
+ */
 export interface BatchWindow {
   /** Maximum time that an event waits after it was read; at most an hour. */
   readonly time: Duration.Input

@@ -48,7 +48,12 @@ export class HandlerFailure extends Data.TaggedError("HandlerFailure")<{
   readonly typed?: Typed | undefined
 }> {}
 
-/** The isolation level of a batch's transaction. */
+/**
+ * The isolation level of a batch's transaction; see the option `isolation`.
+ *
+ * @category models
+ * @since 0.1.0
+ */
 export type Isolation = "read committed" | "repeatable read" | "serializable"
 
 export interface BatchOptions {
