@@ -10,6 +10,7 @@ import * as SchemaAST from "effect/SchemaAST"
 import type * as SchemaIssue from "effect/SchemaIssue"
 import { EventUndecodable, EventVersionTooNew, InvalidEvents } from "./Errors.ts"
 import { type Event, type NewEvent, text } from "./Event.ts"
+import type { Definition } from "./EventDefinition.ts"
 import type * as EventSet from "./EventSet.ts"
 import { pathText } from "./Json.ts"
 
@@ -18,7 +19,7 @@ export type DecodeError = EventUndecodable | EventVersionTooNew
 
 /** A definition with the parsers of its schema. */
 interface Codec {
-  readonly definition: EventSet.Definition
+  readonly definition: Definition
   readonly decode: (json: unknown) => Effect.Effect<unknown, Schema.SchemaError, unknown>
   readonly encode: (payload: unknown) => Effect.Effect<unknown, Schema.SchemaError, unknown>
 }
@@ -35,7 +36,7 @@ const cache = new WeakMap<EventSet.Any, Codecs>()
 const codecsOf = (set: EventSet.Any): Codecs => {
   const cached = cache.get(set)
   if (cached !== undefined) return cached
-  const all = Object.values<EventSet.Definition>(set.definitions).map((definition): Codec => {
+  const all = Object.values<Definition>(set.definitions).map((definition): Codec => {
     const json = Schema.toCodecJson(definition.payload)
     return { definition, decode: Schema.decodeUnknownEffect(json), encode: Schema.encodeUnknownEffect(json) }
   })
@@ -73,7 +74,7 @@ const undecodable = ({ eventId, eventType, eventVersion }: Event, problem: strin
 
 /** Parses the payload and applies the upcasts from the stored version on. */
 const toCurrentVersion = (
-  { upcasts, version }: EventSet.Definition,
+  { upcasts, version }: Definition,
   event: Event
 ): Result.Result<unknown, DecodeError> => {
   const { eventId, eventType, eventVersion } = event
@@ -103,6 +104,7 @@ export const encode = (
   events: ReadonlyArray<Pick<NewEvent, "eventType" | "payload">>
 ): Effect.Effect<ReadonlyArray<NewEvent>, InvalidEvents, unknown> => {
   const { byTag } = codecsOf(set)
+  const declared = declaredBy(set)
   return Effect.forEach(events, (event, index) => {
     const invalid = (problem: string) =>
       new InvalidEvents({ problem: `Event ${index + 1} of ${events.length} ${problem}` })
@@ -119,13 +121,13 @@ export const encode = (
       )
     }
     return codec.encode(event.payload).pipe(
-      Effect.map((payload) => ({ ...event, ...declared(set), eventVersion: version, payload } as NewEvent)),
+      Effect.map((payload) => ({ ...event, ...declared, eventVersion: version, payload } as NewEvent)),
       Effect.mapError(({ issue }) => invalid(`(${tag}) does not match its schema: ${describe(issue)}.`))
     )
   })
 }
 
-const declared = ({ stream }: EventSet.Any): Partial<NewEvent> =>
+const declaredBy = ({ stream }: EventSet.Any): Partial<NewEvent> =>
   Object.fromEntries(Object.entries(stream).filter(([, value]) => value !== undefined))
 
 /** Describes the first issue: the path, and what kind of problem it is. */

@@ -5,75 +5,8 @@
 import * as Schema from "effect/Schema"
 import { InvalidEventSet } from "./Errors.ts"
 import type * as StoredEvent from "./Event.ts"
+import { type Checked, define, type Definition, type Input, type SchemaOf } from "./EventDefinition.ts"
 import type { EventFilter } from "./EventFilter.ts"
-
-/**
- * Converts a payload, as parsed from JSON, to the next version. Pure: it may be called more than once for an event.
- *
- * @category models
- * @since 0.1.0
- */
-// oxlint-disable-next-line typescript/no-explicit-any -- no schema describes payloads of earlier versions
-export type Upcast = (old: any) => unknown
-
-/**
- * The declaration of one event type. A schema alone declares version 1.
- *
- * @category options
- * @since 0.1.0
- */
-export interface VersionedInput {
-  /** The version of the payload that is appended now. Default 1. */
-  readonly version?: number | undefined
-  /** The schema of that version. Payloads are stored in its JSON form (`Schema.toCodecJson`). */
-  readonly payload: Schema.Top
-  /**
-   * One function for each earlier version, which converts its payload to the next version: exactly 1 to `version` - 1.
-   */
-  readonly upcast?: Readonly<Record<number, Upcast>> | undefined
-  /** Other names under which events of this type are stored, such as the type's earlier name. */
-  readonly storedAs?: ReadonlyArray<string> | undefined
-}
-
-/**
- * The declaration of one event type: a schema, or a schema with its version.
- *
- * @category options
- * @since 0.1.0
- */
-export type Input = Schema.Top | VersionedInput
-
-type Below<V extends number, Found extends ReadonlyArray<unknown> = [unknown]> = Found["length"] extends V | 100 ? never
-  : Found["length"] | Below<V, [...Found, unknown]>
-
-/**
- * What an input must also satisfy: an upcast from exactly the versions below the declared one.
- *
- * @category utility types
- * @since 0.1.0
- */
-export type Checked<I> = I extends Schema.Top ? unknown
-  : I extends { readonly version: infer V extends number } ? number extends V ? unknown
-    : [Below<V>] extends [never] ? NoUpcasts
-    : { readonly upcast: { readonly [K in Below<V>]: Upcast } & OnlyBelow<V, I> }
-  : NoUpcasts
-
-interface NoUpcasts {
-  readonly upcast?: Readonly<Record<number, "There is no version below 1 to upcast from">>
-}
-
-type OnlyBelow<V extends number, I> = I extends { readonly upcast: infer U }
-  ? { readonly [K in Exclude<keyof U, Below<V>>]: `Upcasts are from the versions below ${V}` }
-  : unknown
-
-/**
- * The schema of an input.
- *
- * @category utility types
- * @since 0.1.0
- */
-export type SchemaOf<I> = I extends Schema.Top ? I : I extends { readonly payload: infer P extends Schema.Top } ? P
-: never
 
 /**
  * The schemas of an event set by tag.
@@ -113,25 +46,6 @@ export interface Options {
 }
 
 /**
- * One event type of a set.
- *
- * @category models
- * @since 0.1.0
- */
-export interface Definition<out S extends Schema.Top = Schema.Top> {
-  readonly tag: string
-  /** The version that is appended. */
-  readonly version: number
-  readonly payload: S
-  /** The upcasts from versions 1, 2, and so on. */
-  readonly upcasts: ReadonlyArray<Upcast>
-  /** The names under which its events are stored; the tag is the first. */
-  readonly storedAs: ReadonlyArray<string>
-  /** Whether `with` has replaced the schema, which is then for decoding only. */
-  readonly isNarrowed: boolean
-}
-
-/**
  * The types of the events of an aggregate. `S` contains the schema of each, `Missing` the parts of a stream's identity
  * that the set does not declare, so that `append` requires them.
  *
@@ -146,7 +60,7 @@ export interface EventSet<S extends Schemas, Missing extends StreamKey = never> 
   readonly unknown: "fail" | "ignore"
   /** Selects the events of the set. */
   readonly filter: EventFilter
-  /** Phantom. */
+  /** Never set: for the type of `append`, which requires these parts of a stream's identity of each event. */
   readonly "~missing"?: Missing
   /** Returns the set with some of its types only. */
   readonly pick: <Tag extends keyof S & string>(...tags: readonly [Tag, ...Array<Tag>]) => EventSet<
@@ -171,7 +85,7 @@ export interface EventSet<S extends Schemas, Missing extends StreamKey = never> 
  * @category models
  * @since 0.1.0
  */
-// oxlint-disable-next-line typescript/no-explicit-any
+// oxlint-disable-next-line typescript/no-explicit-any -- the methods make an event set invariant in its schemas
 export type Any = EventSet<any, any>
 
 /**
@@ -279,30 +193,6 @@ export const make = <const I extends Readonly<Record<string, Input>>, const O ex
   const problem = problemOf(definitions, { aggregateType, boundedContext, retired, unknown })
   if (problem !== undefined) throw new InvalidEventSet({ problem })
   return of({ definitions, stream: { aggregateType, boundedContext }, ignored: retired, unknown }) as never
-}
-
-const define = (tag: string, input: Input): Definition => {
-  const { payload, storedAs = [], upcast = {}, version = 1 }: VersionedInput = Schema.isSchema(input)
-    ? { payload: input }
-    : input
-  const upcasts = Object.keys(upcast).length === version - 1
-    ? Array.from({ length: version - 1 }, (_, index) => upcast[index + 1])
-    : [undefined]
-  if (upcasts.some((one) => typeof one !== "function")) {
-    throw new InvalidEventSet({
-      problem: `Event type "${tag}" has version ${version} and upcasts from: ${
-        Object.keys(upcast).join(", ") || "none"
-      }. Give it a version of 1 or more, and one upcast from each version below that.`
-    })
-  }
-  return {
-    tag,
-    version,
-    payload,
-    upcasts: upcasts as ReadonlyArray<Upcast>,
-    storedAs: [tag, ...storedAs.filter((name) => name !== tag)],
-    isNarrowed: false
-  }
 }
 
 const problemOf = (

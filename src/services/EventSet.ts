@@ -29,31 +29,26 @@ import type { PlatformError } from "effect/PlatformError"
 import type { ConcurrencyConflict, DuplicateEvent, InvalidEvents, StoreError } from "../schema/Errors.ts"
 import type { Appended, Event as StoredEvent, NewEvent as StoredNewEvent } from "../schema/Event.ts"
 import * as EventCodec from "../schema/EventCodec.ts"
-import type { Any, DecodingServices, EncodingServices, Event, EventSet, SchemasOf, Tag } from "../schema/EventSet.ts"
+import type { Any, DecodingServices, EncodingServices, Event, SchemasOf, Tag } from "../schema/EventSet.ts"
 import { EventStore } from "./EventStore.ts"
 import * as GoldenPayloads from "./GoldenPayloads.ts"
 
+export type { Checked, Definition, Input, SchemaOf, Upcast, VersionedInput } from "../schema/EventDefinition.ts"
 export {
   type Any,
-  type Checked,
   type Decoded,
   type DecodingServices,
-  type Definition,
   type EncodingServices,
   type Event,
   type EventSet,
-  type Input,
   make,
   type MissingIn,
   type Options,
   type Payload,
-  type SchemaOf,
   type Schemas,
   type SchemasOf,
   type StreamKey,
-  type Tag,
-  type Upcast,
-  type VersionedInput
+  type Tag
 } from "../schema/EventSet.ts"
 
 /**
@@ -63,9 +58,6 @@ export {
  * @since 0.1.0
  */
 export type { DecodeError } from "../schema/EventCodec.ts"
-
-/** The parts of a stream's identity that `append` requires, because the set does not declare them. */
-type Missing<Set extends Any> = Set extends EventSet<infer _S, infer M> ? M : never
 
 /**
  * An event to be appended, with its payload as the schema's type. The set provides its version, and what it declares of
@@ -77,7 +69,7 @@ type Missing<Set extends Any> = Set extends EventSet<infer _S, infer M> ? M : ne
 export type NewEvent<Set extends Any> = {
   readonly [T in Tag<Set>]:
     & Omit<StoredNewEvent, "aggregateType" | "boundedContext" | "eventType" | "eventVersion" | "payload">
-    & { readonly [K in Missing<Set>]: string }
+    & { readonly [K in NonNullable<Set["~missing"]>]: string }
     & { readonly eventType: T; readonly payload: SchemasOf<Set>[T]["Type"] }
 }[Tag<Set>]
 

@@ -5,6 +5,7 @@ import * as Option from "effect/Option"
 import type { PlatformError } from "effect/PlatformError"
 import type { Event } from "../schema/Event.ts"
 import * as EventCodec from "../schema/EventCodec.ts"
+import type { Definition } from "../schema/EventDefinition.ts"
 import type * as EventSet from "../schema/EventSet.ts"
 
 /** `UserRegistered.v1.json`, or `UserRegistered.v1.without-name.json`. */
@@ -75,7 +76,7 @@ const stored = ({ eventType, eventVersion, name }: File, payload: Uint8Array): E
 })
 
 const missing = ({ definitions }: EventSet.Any, files: ReadonlyArray<File>): ReadonlyArray<string> =>
-  Object.values<EventSet.Definition>(definitions).flatMap(({ storedAs, tag, version }) =>
+  Object.values<Definition>(definitions).flatMap(({ storedAs, tag, version }) =>
     Array.from({ length: version }, (_, index) => index + 1)
       .filter((eventVersion) =>
         !files.some((file) => file.eventVersion === eventVersion && storedAs.includes(file.eventType))

@@ -8,15 +8,15 @@ import type * as EventSet from "../schema/EventSet.ts"
 import { failAt } from "./FailedEvent.ts"
 import { effectOf } from "./HandlerResult.ts"
 
-type AnyEffect = Effect.Effect<unknown, unknown, unknown>
-
 /**
  * One function for all events of the set, or one function for each tag.
  *
  * @category utility types
  * @since 0.1.0
  */
-export type HandlerOf<Set extends EventSet.Any> = ((event: EventSet.Event<Set>) => AnyEffect) | HandlersOf<Set>
+export type HandlerOf<Set extends EventSet.Any> =
+  | ((event: EventSet.Event<Set>) => Effect.Effect<unknown, unknown, unknown>)
+  | HandlersOf<Set>
 
 /**
  * One function for each tag of the set.
@@ -25,7 +25,7 @@ export type HandlerOf<Set extends EventSet.Any> = ((event: EventSet.Event<Set>) 
  * @since 0.1.0
  */
 export type HandlersOf<Set extends EventSet.Any> = {
-  readonly [Tag in EventSet.Tag<Set>]: (event: EventSet.Event<Set, Tag>) => AnyEffect
+  readonly [Tag in EventSet.Tag<Set>]: (event: EventSet.Event<Set, Tag>) => Effect.Effect<unknown, unknown, unknown>
 }
 
 /**
@@ -58,6 +58,8 @@ export type OnlyTags<H, Set extends EventSet.Any> = H extends (...args: never) =
 export type EffectOf<H, Set extends EventSet.Any> = [HandlerOf<Set>] extends [H] ? never
   : H extends (...args: never) => infer A ? A
   : { [K in keyof H]: H[K] extends (...args: never) => infer A ? A : never }[keyof H]
+
+type AnyEffect = Effect.Effect<unknown, unknown, unknown>
 
 /** A decoded event of any set. */
 type Decoded = EventSet.Decoded<string, unknown>

@@ -53,7 +53,10 @@ export const told = (event: Event.Event) => {
   holds<Equals<Effect.Services<typeof appended>, Cipher | EventStore.EventStore>>()
 }
 
-// An upcast from each earlier version, and no other.
+// An upcast from each earlier version, and no other. It may declare the type of its payload.
+EventSet.make({
+  A: { version: 2, payload: Name, upcast: { 1: (old: { readonly user: string }) => ({ name: old.user }) } }
+})
 EventSet.make({
   // @ts-expect-error the upcast from version 2 is missing
   A: { version: 3, payload: Name, upcast: { 1: (old) => old } }
