@@ -5,6 +5,7 @@
 import * as Duration from "effect/Duration"
 import * as Option from "effect/Option"
 import type { Event } from "./Event.ts"
+import { sizeOf } from "./EventSize.ts"
 
 /**
  * How long events wait for more before the handler of batches is called, and what ends the wait before.
@@ -48,7 +49,7 @@ export const room = (
   page: ReadonlyArray<Pick<Event, "metadataText" | "payload">>
 ): Room | undefined => {
   const limit = Math.min(events, settings.batchSize) - page.length
-  const size = page.reduce((sum, { metadataText, payload }) => sum + payload.length + (metadataText?.length ?? 0), 0)
+  const size = page.reduce((sum, event) => sum + sizeOf(event), 0)
   const free = Math.min(bytes, settings.batchBytes) - size
   return limit > 0 && free > 0 ? { limit, bytes: free } : undefined
 }

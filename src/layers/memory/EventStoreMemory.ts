@@ -17,6 +17,7 @@ import {
   type StreamId
 } from "../../schema/Event.ts"
 import * as EventFilter from "../../schema/EventFilter.ts"
+import { sizeOf } from "../../schema/EventSize.ts"
 import * as HashRange from "../../schema/HashRange.ts"
 import * as PageWindow from "../../schema/PageWindow.ts"
 import * as PartitionKey from "../../schema/PartitionKey.ts"
@@ -29,11 +30,6 @@ import { hash } from "./MemoryWorld.ts"
 
 const streamKey = (stream: StreamId): string =>
   JSON.stringify([stream.boundedContext, stream.aggregateType, stream.aggregateId])
-
-const encoder = new TextEncoder()
-
-const sizeOf = (event: Event): number =>
-  event.payload.length + (event.metadataText === null ? 0 : encoder.encode(event.metadataText).length)
 
 /** Copies a stored event, so that a reader can change its values without changing the store. */
 const copyOf = (event: Event): Event => ({

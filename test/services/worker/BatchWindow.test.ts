@@ -171,3 +171,9 @@ it("a window must have a positive time of at most an hour, and whole numbers", (
     assert.match(BatchWindow.problem({ time: "1 second", ...counts }) ?? "", /whole numbers/)
   }
 })
+
+it("the room of a page counts the bytes of metadata, not its characters", () => {
+  const page = [{ payload: new Uint8Array(10), metadataText: "{\"name\":\"Zoë\"}" }]
+  const settings = { batchSize: 10, batchBytes: 100 }
+  assert.deepStrictEqual(BatchWindow.room({ time: "1 second" }, settings, page), { limit: 9, bytes: 75 })
+})
