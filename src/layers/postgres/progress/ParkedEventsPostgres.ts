@@ -1,6 +1,7 @@
 /**
- * Parked events on PostgreSQL. What the owner of a range writes runs in the transaction of its batch, because the
- * statements use the application's client, whose transaction is in the context.
+ * Parked events on PostgreSQL: the statements of the worker that holds the range. `ParkedEventsAdmin` has the others. What
+ * the worker writes runs in the transaction of its batch, because the statements use the application's client, whose
+ * transaction is in the context.
  */
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -8,23 +9,23 @@ import * as SqlError from "effect/sql/SqlError"
 import type * as Statement from "effect/sql/Statement"
 import { haltError, type Held } from "../../../schema/Checkpoint.ts"
 import { ParkingLimitReached, type StoreError } from "../../../schema/Errors.ts"
-import type { HaltRequest, ParkedEvent, Request, Selection } from "../../../schema/ParkedEvent.ts"
+import type { HaltRequest, Request } from "../../../schema/ParkedEvent.ts"
 import { ascii, cut } from "../../../schema/Text.ts"
 import { EpochEnded, Fenced } from "../../../services/CheckpointStore.ts"
 import type { ServerEpoch } from "../../../services/EventStore.ts"
 import { type Failure, ParkedEvents } from "../../../services/ParkedEvents.ts"
 import { isTrue } from "../connection/Codecs.ts"
 import { writing } from "../connection/Encoding.ts"
-import { inTime, quietly } from "../connection/PoolStatement.ts"
+import { quietly } from "../connection/PoolStatement.ts"
 import * as ServerEpochSql from "../connection/ServerEpochSql.ts"
 import { meaningOf } from "../connection/SqlErrors.ts"
 import { Database } from "../Database.ts"
 import { hashOf, keyOf } from "../HashSql.ts"
-import type { Role } from "../migrations/Roles.ts"
 import * as FencedWrite from "./FencedWrite.ts"
+import * as ParkedEventsAdmin from "./ParkedEventsAdmin.ts"
+import { alone, type Db, lockInOrder } from "./ParkedEventsSql.ts"
 
 type Store = ParkedEvents
-type Db = Database["Service"]
 
 export const make: Effect.Effect<Store, never, Database> = Effect.map(Database, (database) =>
   ParkedEvents.of({
@@ -35,9 +36,9 @@ export const make: Effect.Effect<Store, never, Database> = Effect.map(Database, 
     recordFailure: (held, options) =>
       inBatch(database, "record the failure of a parked event", recordFailure(database, held, options)),
     isSkipRequested: (held, eventId) => isSkipRequested(database, held, eventId),
-    list: (projection, options) => list(database, projection, options),
-    request: (projection, options) => request(database, projection, options),
-    requestOnHalt: (projection, options) => requestOnHalt(database, projection, options)
+    list: (projection, options) => ParkedEventsAdmin.list(database, projection, options),
+    request: (projection, options) => ParkedEventsAdmin.request(database, projection, options),
+    requestOnHalt: (projection, options) => ParkedEventsAdmin.requestOnHalt(database, projection, options)
   }))
 
 /** The maximum length of an error's tag. */
@@ -45,14 +46,6 @@ const longestTag = 200
 
 /** The maximum number of requests that are read at once. */
 const mostRequests = 100
-
-/** Runs a statement outside of a batch. */
-const alone = <A, E, R>(
-  { refail }: Db,
-  operation: string,
-  self: Effect.Effect<A, E | SqlError.SqlError, R>,
-  roles?: ReadonlyArray<Role>
-): Effect.Effect<A, Exclude<E, SqlError.SqlError> | StoreError, R> => refail(operation, roles)(inTime(quietly(self)))
 
 /**
  * Names the privileges that are missing for a statement in a batch. Other errors remain those of the driver, by which
@@ -70,9 +63,6 @@ const inBatch = <A, E, R>(
   )
 
 const isDenied = (error: SqlError.SqlError): boolean => meaningOf(error).isDenied === true
-
-/** SQL: locks rows `p` of a projection in an order that all statements share, so that they cannot deadlock. */
-const lockInOrder = "ORDER BY p.position FOR UPDATE OF p"
 
 /** SQL: whether row `p` belongs to the range. */
 const isInRange = (sql: Statement.Constructor, { projection, range }: Held) =>
@@ -266,133 +256,3 @@ const isSkipRequested = ({ sql, table }: Db, held: Held, eventId: string) =>
       WHERE c.halted_event_id = ${eventId} AND c.halted_request = 'skip' AND ${FencedWrite.lockHeldAs(sql, held)}`),
     (rows) => rows.length > 0
   )
-
-// For any process.
-
-/** SQL: a parked event as JSON, from a row with the alias `p`. */
-const json = `json_build_object(
-  'position', p.position::text, 'key', p.key, 'keyHash', p.key_hash, 'eventId', p.event_id, 'eventType', p.event_type,
-  'aggregateType', p.aggregate_type, 'aggregateId', p.aggregate_id, 'aggregateVersion', p.aggregate_version::text,
-  'parkedAt', extract(epoch FROM p.parked_at) * 1000, 'attempts', p.attempts,
-  'firstAttemptAt', extract(epoch FROM p.first_attempt_at) * 1000,
-  'lastAttemptAt', extract(epoch FROM p.last_attempt_at) * 1000, 'errorTag', p.error_tag,
-  'errorMessage', p.error_message, 'request', p.request, 'requestedAt', extract(epoch FROM p.requested_at) * 1000,
-  'requestedBy', p.requested_by)::text`
-
-interface Json {
-  readonly position: string
-  readonly key: string
-  readonly keyHash: number
-  readonly eventId: string
-  readonly eventType: string
-  readonly aggregateType: string
-  readonly aggregateId: string
-  readonly aggregateVersion: string
-  readonly parkedAt: number
-  readonly attempts: number
-  readonly firstAttemptAt: number | null
-  readonly lastAttemptAt: number | null
-  readonly errorTag: string | null
-  readonly errorMessage: string | null
-  readonly request: Request | null
-  readonly requestedAt: number | null
-  readonly requestedBy: string | null
-}
-
-const toParkedEvent = (projection: string) => ({ row }: { readonly row: string }): ParkedEvent => {
-  const json: Json = JSON.parse(row)
-  const date = (millis: number | null) => millis === null ? undefined : new Date(millis)
-  return {
-    ...json,
-    projection,
-    position: BigInt(json.position),
-    aggregateVersion: BigInt(json.aggregateVersion),
-    parkedAt: new Date(json.parkedAt),
-    firstAttemptAt: date(json.firstAttemptAt),
-    lastAttemptAt: date(json.lastAttemptAt),
-    errorTag: json.errorTag ?? undefined,
-    errorMessage: json.errorMessage ?? undefined,
-    request: json.request ?? undefined,
-    requestedAt: date(json.requestedAt),
-    requestedBy: json.requestedBy ?? undefined
-  }
-}
-
-const list = (
-  database: Db,
-  projection: string,
-  { after = -1n, limit }: NonNullable<Parameters<Store["list"]>[1]> = {}
-) => {
-  const { sql, table } = database
-  return alone(
-    database,
-    "list parked events",
-    sql<{ readonly row: string }>`
-      SELECT ${sql.literal(json)} AS row FROM ${table("parkedEvents")} AS p
-      WHERE p.projection_name = ${projection} AND p.position > ${String(after)}::bigint
-      ORDER BY p.position LIMIT ${limit === undefined ? null : String(limit)}::bigint`,
-    ["status", "worker"]
-  ).pipe(Effect.map((rows) => rows.map(toParkedEvent(projection))))
-}
-
-/** SQL: whether row `p` is selected. `ParkedEvent.select` is the same in memory. */
-const isSelected = (
-  { sql, table }: Db,
-  projection: string,
-  { request, selection }: { readonly request: Request; readonly selection: Selection }
-): Statement.Fragment => {
-  if (selection === "all") return sql`true`
-  if ("key" in selection) return sql`p.key = ${selection.key}`
-  const parked = table("parkedEvents")
-  if ("first" in selection) {
-    return sql`p.position IN (
-      SELECT f.position FROM ${parked} AS f WHERE f.projection_name = ${projection}
-      ORDER BY f.position LIMIT ${String(selection.first)}::bigint)`
-  }
-  const { errorTag } = selection
-  return request === "drop" ? sql`p.error_tag = ${errorTag}` : sql`p.key IN (
-    SELECT f.key FROM ${parked} AS f WHERE f.projection_name = ${projection} AND f.error_tag = ${errorTag})`
-}
-
-const request = (
-  database: Db,
-  projection: string,
-  { dryRun = false, requestedBy, ...which }: Parameters<Store["request"]>[1]
-) => {
-  const { sql, table } = database
-  const parked = table("parkedEvents")
-  const selected = sql`p.projection_name = ${projection} AND ${isSelected(database, projection, which)}`
-  return alone(
-    database,
-    `${which.request} parked events`,
-    dryRun
-      ? sql<{ readonly row: string }>`
-        SELECT ${sql.literal(json)} AS row FROM ${parked} AS p WHERE ${selected} ORDER BY p.position`
-      : sql<{ readonly row: string }>`
-        WITH locked AS (
-          SELECT p.position FROM ${parked} AS p WHERE ${selected} ${sql.literal(lockInOrder)}
-        ), requested AS (
-          UPDATE ${parked} AS p SET request = ${which.request}, requested_at = clock_timestamp(),
-            requested_by = ${requestedBy ?? null}
-          FROM locked WHERE p.projection_name = ${projection} AND p.position = locked.position
-          RETURNING p.*
-        )
-        SELECT ${sql.literal(json)} AS row FROM requested AS p ORDER BY p.position`
-  ).pipe(Effect.map((rows) => rows.map(toParkedEvent(projection))))
-}
-
-const requestOnHalt = (
-  database: Db,
-  projection: string,
-  { eventId, request }: Parameters<Store["requestOnHalt"]>[1]
-) => {
-  const { sql, table } = database
-  return alone(
-    database,
-    `${request} the event of a halted range`,
-    sql`
-      UPDATE ${table("checkpoints")} AS c SET halted_request = ${request}
-      WHERE c.projection_name = ${projection} AND c.halted_since IS NOT NULL AND c.halted_event_id = ${eventId}
-      RETURNING 'requested'`
-  ).pipe(Effect.map((rows) => rows.length > 0))
-}
