@@ -203,6 +203,15 @@ export const mutations: Readonly<Record<string, Mutation>> = {
       }
     }
   },
+  "reading the parked keys when a range opens": {
+    parked: (real) => ({ ...real, keys: () => Effect.succeed(new Map()) })
+  },
+  "parking the events that queue behind a parked one": {
+    parked: (real) => ({
+      ...real,
+      park: (held, options) => options.failure === undefined ? Effect.succeed([]) : real.park(held, options)
+    })
+  },
   "running a decision in one transaction": {
     coordination: (real, { world }, chance) => ({
       preview: real.preview,
