@@ -2,9 +2,9 @@
  * The checkers of the guarantees. They receive every change that a transaction commits, with its author, and check it
  * against the guarantees alone. The changes come from the values of the memory world, or from an audit on PostgreSQL.
  *
- * P1, P3: the read model is the fold of the events up to each row's position. P2: it was folded in position order for each key. Rows
- * tile the space, and no hash's position goes back. P4: only the holder moves a row, and no range is claimed from a
- * live worker. P5 is checked at the end of the scenario, when the faults have stopped.
+ * P1, P3: the read model is the fold of the events up to each row's position. P2: it was folded in position order for
+ * each key. Rows tile the space, and no hash's position goes back. P4: only the holder moves a row, and no range is
+ * claimed from a live worker. P5 is checked at the end of the scenario, when the faults have stopped.
  */
 import * as Checkpoint from "../../src/schema/Checkpoint.ts"
 import type * as Generation from "../../src/schema/Generation.ts"
@@ -160,10 +160,11 @@ export class Checkers {
       if (after.halt?.error.includes("is newer than version") === true) {
         violation(`P6: ${nameOf(after)} halted at an event of a newer version`, by.at)
       }
-      if (after.halt?.error.includes("SimulatedFailure") === true) {
-        if (this.run.failed.get(after.projection)?.has(after.halt.position) !== true) {
-          violation(`P6: ${nameOf(after)} halted at an event that did not fail`, by.at)
-        }
+      if (
+        after.halt?.error.includes("SimulatedFailure") === true &&
+        this.run.failed.get(after.projection)?.has(after.halt.position) !== true
+      ) {
+        violation(`P6: ${nameOf(after)} halted at an event that did not fail`, by.at)
       }
       const verb = after.halt === undefined ? "retries the halt of" : "halts"
       say(by.name, `${verb} ${nameOf(after)} at ${after.position}`, by.at)

@@ -34,6 +34,8 @@ import type { Run, Worker } from "./Run.ts"
 /** Marks a batch whose connection is lost after its handler has run. */
 const connectionLost = { simulated: "connection lost after the handler" }
 
+const simulatedLoss = () => new TransientFailure({ kind: "connection", cause: new Error("simulated loss") })
+
 /** What the stores of one worker depend on. */
 export interface Ground {
   readonly run: Run
@@ -147,7 +149,7 @@ export const make = (
       if (lost === "before") {
         coverage.count("faults", "commit: connection lost before")
         coverage.count("errors", "TransientFailure")
-        return Effect.fail(new TransientFailure({ kind: "connection", cause: new Error("simulated loss") }))
+        return Effect.fail(simulatedLoss())
       }
       let hasMoved = true
       const observed = Effect.tap(work, (to) =>
@@ -167,7 +169,7 @@ export const make = (
           ) {
             coverage.count("faults", "commit: connection lost after the handler")
             coverage.count("errors", "TransientFailure")
-            return Effect.fail(new TransientFailure({ kind: "connection", cause: new Error("simulated loss") }))
+            return Effect.fail(simulatedLoss())
           }
           coverage.count("errors", "HandlerFailure")
           run.say(worker.name, `handler fails in ${Checkpoint.key(held)}`)
@@ -179,16 +181,12 @@ export const make = (
             if (!worker.isCut) coverage.count("steps", "batch interrupted")
           })
         ),
-        // The commit is complete. A store that looks up the outcome takes longer to return and cannot be interrupted.
+        // The commit is complete. A store that looks up the outcome takes longer to return and cannot be interrupted. It
+        // cannot find the outcome of a batch that does not move the position.
         Effect.tap(() => {
-          if (lost !== "looked up") return Effect.uninterruptible(pause(after))
-          if (hasMoved) coverage.count("faults", "commit: answer lost, looked up")
-          return Effect.andThen(
-            Effect.uninterruptible(pause(after)),
-            hasMoved
-              ? Effect.void
-              : Effect.fail(new TransientFailure({ kind: "connection", cause: new Error("simulated loss") }))
-          )
+          if (lost === "looked up" && hasMoved) coverage.count("faults", "commit: answer lost, looked up")
+          const answer = lost === "looked up" && !hasMoved ? Effect.fail(simulatedLoss()) : Effect.void
+          return Effect.andThen(Effect.uninterruptible(pause(after)), answer)
         })
       )
     })

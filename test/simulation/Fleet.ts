@@ -104,51 +104,63 @@ export class Fleet<R> {
   }
 
   private handler(subject: Subject, worker: Worker) {
-    const { ailments } = worker
-    const { chance, coverage, fails, now } = this.run
-    const isPoison = (event: Event) => this.isPoison(subject, event)
-    const handle = this.environment.handle
-    const delayed = this.delayed(subject, worker)
-    const tooNew = (event: Event) => this.tooNew(worker, event)
+    const { chance, coverage, fails } = this.run
+    const { handle } = this.environment
+    const failureAt = this.failureAt(subject, worker, () => chance.bool(0.1))
     return Effect.fnUntraced(function*(event: Event): Effect.fn.Return<void, unknown, R> {
-      const newer = tooNew(event)
-      if (newer !== undefined) return yield* newer
-      yield* delayed(event)
-      if (isPoison(event) || (now() < ailments.handlerFailsUntil && chance.bool(0.1))) {
+      const failure = yield* failureAt(event)
+      if (failure === undefined) return yield* handle(subject, event)
+      if (failure._tag === "SimulatedFailure") {
         coverage.count("faults", "handler fails")
         fails(subject, event.globalPosition)
-        return yield* new SimulatedFailure()
       }
-      yield* handle(subject, event)
+      return yield* failure
     })
   }
 
   /** Some events fail in each attempt, so that they have to be found; others once. */
   private handlerOfBatches(subject: Subject, worker: Worker) {
-    const { ailments } = worker
-    const { chance, coverage, fails, now } = this.run
-    const isPoison = (event: Event) => this.isPoison(subject, event)
-    const handle = this.environment.handle
-    const delayed = this.delayed(subject, worker)
-    const tooNew = (event: Event) => this.tooNew(worker, event)
+    const { chance, coverage, fails } = this.run
+    const { handle } = this.environment
+    const failureAt = this.failureAt(
+      subject,
+      worker,
+      ({ globalPosition }) => globalPosition % 8n === 0n || chance.bool(0.02)
+    )
     return Effect.fnUntraced(function*(events: ReadonlyArray<Event>): Effect.fn.Return<void, unknown, R> {
       if (events.length > 1) coverage.count("steps", "several events in one call")
       for (const event of events) {
-        const { globalPosition } = event
-        const newer = tooNew(event)
-        if (newer !== undefined) return yield* chance.bool(0.5) ? Projection.failAt(event, newer) : newer
-        yield* delayed(event)
-        if (
-          isPoison(event) ||
-          now() < ailments.handlerFailsUntil && (globalPosition % 8n === 0n || chance.bool(0.02))
-        ) {
-          const isNamed = chance.bool(0.3)
-          coverage.count("faults", isNamed ? "batch handler fails and names the event" : "batch handler fails")
-          if (isNamed || events.length === 1) fails(subject, globalPosition)
-          return yield* isNamed ? Projection.failAt(event, new SimulatedFailure()) : new SimulatedFailure()
+        const failure = yield* failureAt(event)
+        if (failure === undefined) {
+          yield* handle(subject, event)
+          continue
         }
-        yield* handle(subject, event)
+        const isNamed = chance.bool(0.3)
+        if (failure._tag === "SimulatedFailure") {
+          coverage.count("faults", isNamed ? "batch handler fails and names the event" : "batch handler fails")
+          if (isNamed || events.length === 1) fails(subject, event.globalPosition)
+        }
+        return yield* isNamed ? Projection.failAt(event, failure) : failure
       }
+    })
+  }
+
+  /**
+   * Returns what a handler does before it handles an event: it takes its time, and returns the failure with which it ends,
+   * if any. `fails` selects the events at which it fails while the worker's handlers fail.
+   */
+  private failureAt(subject: Subject, worker: Worker, fails: (event: Event) => boolean) {
+    const { ailments } = worker
+    const { now } = this.run
+    const isPoison = (event: Event) => this.isPoison(subject, event)
+    const delayed = this.delayed(subject, worker)
+    const tooNew = (event: Event) => this.tooNew(worker, event)
+    return Effect.fnUntraced(function*(event: Event) {
+      const newer = tooNew(event)
+      if (newer !== undefined) return newer
+      yield* delayed(event)
+      const isFailing = isPoison(event) || (now() < ailments.handlerFailsUntil && fails(event))
+      return isFailing ? new SimulatedFailure() : undefined
     })
   }
 

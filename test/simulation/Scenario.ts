@@ -207,9 +207,9 @@ export interface Scenario {
     readonly filter: EventFilter
     readonly keys: Keys
     readonly ordering: Ordering
-    /** Whether it handles the events of a batch with one call. */
     /** Whether it parks events, unless its order is global. */
     readonly mayPark: boolean
+    /** Whether it handles the events of a batch with one call. */
     readonly isWhole: boolean
     /** How long its events wait for more, and what ends the wait. */
     readonly window: { readonly time: number; readonly events: number } | undefined

@@ -146,8 +146,8 @@ const simulateOn = Effect.fnUntraced(function*(scenario: Scenario.Scenario, opti
         if ((worker === undefined || worker === one) && !one.isCut && isBack) wire.accept()
       }
     },
-    // Once all faults have stopped, only the machine can have kept a worker from its heartbeats.
     requestParked: () => 0,
+    // Once all faults have stopped, only the machine can have kept a worker from its heartbeats.
     stalls: () =>
       coverage.of("steps", "suspended by itself") + coverage.of("steps", "evicted: heartbeats missed") +
       coverage.of("errors", "CoordinationTimeout"),
