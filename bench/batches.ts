@@ -3,15 +3,12 @@
  * a batch, compared with one that writes an upsert for each event. Both run in alternating rounds on the same events. `-- --record`
  * writes the ratio to docs/measurements.
  */
-import { PgClient } from "@effect/sql-pg"
-import { Clock, Effect, Layer, Redacted, References } from "effect"
+import { Clock, Effect, Redacted } from "effect"
 import { SqlClient } from "effect/sql"
-import { Migrations, Orchestrator, PostgresStores, Program, Projection } from "pupsourcing-orchestrator"
-import * as EmbeddedPostgres from "../src/testing/EmbeddedPostgres.ts"
+import { Orchestrator, Projection } from "pupsourcing-orchestrator"
 import * as Measurement from "../src/testing/Measurement.ts"
+import * as Bench from "./Bench.ts"
 import { median } from "./Measure.ts"
-
-const note = (text: string) => Effect.sync(() => console.log(text))
 
 const events = 20_000
 const aggregates = 1_000
@@ -75,7 +72,7 @@ const measure = Effect.gen(function*() {
   for (let round = 0; round <= rounds; round++) {
     const one = yield* catchUp(single(`single_${process.pid}_${round}`))
     const all = yield* catchUp(batched(`batched_${process.pid}_${round}`))
-    yield* note(`  round ${round}: ${(one / all).toFixed(1)}`)
+    yield* Bench.note(`  round ${round}: ${(one / all).toFixed(1)}`)
     if (round > 0) ratios.push(one / all)
   }
   return Measurement.table(
@@ -85,28 +82,17 @@ const measure = Effect.gen(function*() {
 })
 
 const program = Effect.gen(function*() {
-  const running = yield* Effect.acquireRelease(
-    EmbeddedPostgres.ensure({ name: "batches" }),
-    // A server that cannot be stopped does not make the measurement wrong; the next run uses it again.
-    () => Effect.ignore(EmbeddedPostgres.stop({ name: "batches" }, "immediate"))
-  )
-  const live = PostgresStores.layer.pipe(
-    Layer.provideMerge(Layer.effectDiscard(Migrations.up)),
-    Layer.provideMerge(PgClient.layer({ url: Redacted.make(running.url) }))
-  )
-  const ratio = yield* Effect.provide(measure, live)
+  const running = yield* Bench.server("batches")
+  const ratio = yield* Effect.provide(measure, Bench.stores(Redacted.make(running.url)))
   const result =
     `The median of ${rounds} alternating rounds with ${events} events of ${aggregates} aggregates.\n\n${ratio}`
-  yield* note(`\n${result}`)
-  if (process.argv.includes("--record")) {
-    yield* Measurement.record({
-      page: "batches",
-      title: "Batch handlers",
-      script: "bench:batches",
-      serverUrl: running.url,
-      result
-    })
-  }
+  yield* Bench.report({
+    page: "batches",
+    title: "Batch handlers",
+    script: "bench:batches",
+    serverUrl: running.url,
+    result
+  })
 })
 
-Program.runMain(program.pipe(Effect.scoped, Effect.provideService(References.MinimumLogLevel, "Warn")))
+Bench.runMain(program)

@@ -4,15 +4,13 @@
  * `application_name` of their session. `-- --record` writes the tables to docs/measurements.
  */
 import { PgClient } from "@effect/sql-pg"
-import { Effect, Layer, Redacted, References, Stream } from "effect"
+import { Effect, Layer, Redacted, Stream } from "effect"
 import { SqlClient } from "effect/sql"
 import * as Fs from "node:fs"
-import { EventStore, Migrations, Orchestrator, PostgresStores, Program, Projection } from "pupsourcing-orchestrator"
-import * as EmbeddedPostgres from "../src/testing/EmbeddedPostgres.ts"
+import { EventStore, Migrations, Orchestrator, PostgresStores, Projection } from "pupsourcing-orchestrator"
 import * as Measurement from "../src/testing/Measurement.ts"
+import * as Bench from "./Bench.ts"
 import { median } from "./Measure.ts"
-
-const note = (text: string) => Effect.sync(() => console.log(text))
 
 /** The sessions of a process, by the end of their `application_name`; `pool` is the pool of the application. */
 const kinds = ["pool", "reader", "coordination", "listener", "presence"] as const
@@ -201,11 +199,7 @@ const waiting = (server: Target, processes: number, millis: number) =>
   )
 
 const program = Effect.gen(function*() {
-  const running = yield* Effect.acquireRelease(
-    EmbeddedPostgres.ensure({ name: "cost" }),
-    // A server that cannot be stopped does not make the measurement wrong; the next run uses it again.
-    () => Effect.ignore(EmbeddedPostgres.stop({ name: "cost" }, "immediate"))
-  )
+  const running = yield* Bench.server("cost")
   const server: Target = { url: Redacted.make(running.url), log: running.log }
   const result = yield* Effect.gen(function*() {
     const sql = yield* SqlClient.SqlClient
@@ -214,32 +208,28 @@ const program = Effect.gen(function*() {
     yield* sql`SELECT pg_reload_conf()`
     yield* Effect.sleep("1 second")
 
-    yield* note("Idle workers …")
+    yield* Bench.note("Idle workers …")
     const idleRows = yield* Effect.forEach(
       [[1, 1, 1], [1, 1, 8], [1, 4, 1], [2, 1, 1], [4, 1, 1], [2, 4, 1]] as const,
       ([processes, replicaSets, projections]) => idle(server, { processes, replicaSets, projections })
     )
-    yield* note("Workers under load …")
+    yield* Bench.note("Workers under load …")
     const loadRows = yield* Effect.forEach(
       [[1, 1, 10], [1, 1, 100], [1, 4, 100], [2, 1, 100]] as const,
       ([processes, projections, rate]) => load(server, { processes, replicaSets: 1, projections }, rate)
     )
-    yield* note("Handlers that wait …")
+    yield* Bench.note("Handlers that wait …")
     const waitingRows = yield* Effect.forEach([1, 2, 4, 8], (processes) => waiting(server, processes, 10))
     return { idleRows, loadRows, waitingRows }
   }).pipe(Effect.provide(client(server.url, "cost setup")))
 
-  const text = render(result)
-  yield* note(`\n${text}`)
-  if (process.argv.includes("--record")) {
-    yield* Measurement.record({
-      page: "cost",
-      title: "Cost",
-      script: "bench:cost",
-      serverUrl: running.url,
-      result: text
-    })
-  }
+  yield* Bench.report({
+    page: "cost",
+    title: "Cost",
+    script: "bench:cost",
+    serverUrl: running.url,
+    result: render(result)
+  })
 })
 
 type Rows = ReadonlyArray<ReadonlyArray<string | number>>
@@ -272,4 +262,4 @@ const render = (tables: { readonly idleRows: Rows; readonly loadRows: Rows; read
     Measurement.table(["processes", "wait in ms", "events/s"], tables.waitingRows)
   ].join("\n")
 
-Program.runMain(program.pipe(Effect.scoped, Effect.provideService(References.MinimumLogLevel, "Warn")))
+Bench.runMain(program)

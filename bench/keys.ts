@@ -2,16 +2,13 @@
  * `npm run bench:keys`: what a partition key costs the reads of a range, compared with the aggregate id. All keys are measured in
  * alternating rounds. Takes a minute. `-- --record` writes the table to docs/measurements.
  */
-import { PgClient } from "@effect/sql-pg"
-import { Clock, Effect, Layer, Redacted, References } from "effect"
+import { Clock, Effect, Redacted } from "effect"
 import { SqlClient } from "effect/sql"
-import { EventStore, HashRange, Migrations, type PartitionKey, PostgresStores, Program } from "pupsourcing-orchestrator"
+import { EventStore, HashRange, type PartitionKey } from "pupsourcing-orchestrator"
 import { hashOf, keyOf } from "../src/layers/postgres/HashSql.ts"
-import * as EmbeddedPostgres from "../src/testing/EmbeddedPostgres.ts"
 import * as Measurement from "../src/testing/Measurement.ts"
+import * as Bench from "./Bench.ts"
 import { median } from "./Measure.ts"
-
-const note = (text: string) => Effect.sync(() => console.log(text))
 
 const events = 50_000
 const rounds = 7
@@ -61,7 +58,7 @@ const measure = Effect.fnUntraced(function*(keys: ReadonlyArray<PartitionKey.Par
 })
 
 const row = Effect.fnUntraced(function*(metadataBytes: number) {
-  yield* note(`Metadata of ${metadataBytes} bytes …`)
+  yield* Bench.note(`Metadata of ${metadataBytes} bytes …`)
   const sql = yield* SqlClient.SqlClient
   yield* fill(metadataBytes)
   const store = yield* EventStore.EventStore
@@ -75,16 +72,10 @@ const row = Effect.fnUntraced(function*(metadataBytes: number) {
 })
 
 const program = Effect.gen(function*() {
-  const running = yield* Effect.acquireRelease(
-    EmbeddedPostgres.ensure({ name: "keys" }),
-    // A server that cannot be stopped does not make the measurement wrong; the next run uses it again.
-    () => Effect.ignore(EmbeddedPostgres.stop({ name: "keys" }, "immediate"))
+  const running = yield* Bench.server("keys")
+  const rows = yield* Effect.forEach([200, 1000, 8000], row).pipe(
+    Effect.provide(Bench.stores(Redacted.make(running.url)))
   )
-  const live = PostgresStores.layer.pipe(
-    Layer.provideMerge(Layer.effectDiscard(Migrations.up)),
-    Layer.provideMerge(PgClient.layer({ url: Redacted.make(running.url) }))
-  )
-  const rows = yield* Effect.forEach([200, 1000, 8000], row).pipe(Effect.provide(live))
   const text = [
     `Microseconds for each of ${events} events, read or not, while one of ${parts} ranges is read. Medians of ${rounds} alternating rounds.`,
     "The last column is the same with an expression index on the hash of the key and the position.",
@@ -94,16 +85,13 @@ const program = Effect.gen(function*() {
       rows
     )
   ].join("\n")
-  yield* note(`\n${text}`)
-  if (process.argv.includes("--record")) {
-    yield* Measurement.record({
-      page: "keys",
-      title: "Partition keys",
-      script: "bench:keys",
-      serverUrl: running.url,
-      result: text
-    })
-  }
+  yield* Bench.report({
+    page: "keys",
+    title: "Partition keys",
+    script: "bench:keys",
+    serverUrl: running.url,
+    result: text
+  })
 })
 
-Program.runMain(program.pipe(Effect.scoped, Effect.provideService(References.MinimumLogLevel, "Warn")))
+Bench.runMain(program)
