@@ -13,11 +13,8 @@ import { nameFlags, toNames } from "./NameFlags.ts"
 export const databaseFlags = { databaseUrl, ...nameFlags }
 
 /** The values of these flags. */
-export interface DatabaseFlags {
+export type DatabaseFlags = Parameters<typeof toNames>[0] & {
   readonly databaseUrl: Parameters<typeof withDatabase>[0]
-  readonly schema: Parameters<typeof toNames>[0]["schema"]
-  readonly eventStoreSchema: Parameters<typeof toNames>[0]["eventStoreSchema"]
-  readonly tables: Parameters<typeof toNames>[0]["tables"]
 }
 
 /** Runs an effect with the projections of the database. With `acceptStandby`, the effect must only read. */
