@@ -8,12 +8,22 @@ import * as Stream from "effect/Stream"
 import { TestClock } from "effect/testing"
 import * as TxRef from "effect/TxRef"
 import * as MemoryStores from "../../../src/layers/memory/MemoryStores.ts"
-import { type CheckpointStore, Fenced, type TransientFailure } from "../../../src/services/CheckpointStore.ts"
+import { Fenced, type TransientFailure } from "../../../src/services/CheckpointStore.ts"
 import { tryRead } from "../../../src/services/ErrorText.ts"
 import * as Projection from "../../../src/services/Projection.ts"
 import * as Hostile from "../../support/Hostile.ts"
 import { Broken, event, pass, runner } from "../World.ts"
-import { conflict, connectionLost, gate, haltAtSecond, ids, NoSuchCountry, record, recording } from "./Failures.ts"
+import {
+  conflict,
+  connectionLost,
+  gate,
+  haltAtSecond,
+  ids,
+  lostByTime,
+  NoSuchCountry,
+  record,
+  recording
+} from "./Failures.ts"
 
 const promise: unknown = globalThis.Promise.resolve(1)
 
@@ -104,22 +114,6 @@ it.effect("halts the range when the handler's failure makes the store die", () =
     assert.strictEqual(error, "type UserCreated, User \"b\", version 1: NoSuchCountry: ZZ")
   }))
 
-/** Fails a batch that takes longer than the transaction's idle timeout of 15 s. */
-const lostByTime = (failure: () => TransientFailure | Fenced) => (real: CheckpointStore): Partial<CheckpointStore> => ({
-  commit: (held, options, work) =>
-    Effect.gen(function*() {
-      const before = yield* Clock.monotonicTimeNanos
-      const late = Effect.flatMap(Clock.monotonicTimeNanos, (now) =>
-        now - before > 15_000_000_000n ? Effect.fail(connectionLost) : Effect.void)
-      return yield* real.commit(
-        held,
-        options,
-        Effect.tap(work, () =>
-          late)
-      )
-    }).pipe(Effect.catchTag("HandlerFailure", () => Effect.fail(failure())))
-})
-
 /**
  * A worker whose handler blocks the event loop at one event: the clock advances and nothing else runs. The batch then
  * fails with `failure`.
@@ -191,7 +185,7 @@ it.effect("handlers running during another handler's overrun are not blamed for 
     const first = yield* runner(
       world,
       projection("poisoned", Effect.andThen(Effect.sleep("200 millis"), block)),
-      { checkpoints: lostByTime(() => connectionLost) }
+      { checkpoints: lostByTime() }
     )
     const others = yield* Effect.forEach(
       ["one", "two"],
@@ -217,7 +211,7 @@ it.effect("an endless overrun delays other ranges for a limited time, and draini
     const endless = Projection.make("endless", {
       handle: () => Effect.suspend(() => calls++ === 0 ? Effect.sleep("20 seconds") : Effect.never)
     })
-    const first = yield* runner(world, endless, { checkpoints: lostByTime(() => connectionLost) })
+    const first = yield* runner(world, endless, { checkpoints: lostByTime() })
     let others = 0
     const waiting = yield* Effect.forEach(["other", "leaving"], (name) =>
       runner(

@@ -67,6 +67,24 @@ export const failingCommits = (
   }
 }
 
+/** Fails a batch that takes longer than the transaction's idle timeout of 15 s. */
+export const lostByTime =
+  (failure: () => TransientFailure | Fenced = () => connectionLost) =>
+  (real: CheckpointStore): Partial<CheckpointStore> => ({
+    commit: (held, options, work) =>
+      Effect.gen(function*() {
+        const before = yield* Clock.monotonicTimeNanos
+        const late = Effect.flatMap(Clock.monotonicTimeNanos, (now) =>
+          now - before > 15_000_000_000n ? Effect.fail(connectionLost) : Effect.void)
+        return yield* real.commit(
+          held,
+          options,
+          Effect.tap(work, () =>
+            late)
+        )
+      }).pipe(Effect.catchTag("HandlerFailure", () => Effect.fail(failure())))
+  })
+
 /** Runs a worker that handles the event "a" and halts at the next one, "b", and returns the halt. */
 export const haltAtSecond = Effect.fnUntraced(function*(
   worker: Effect.Success<ReturnType<typeof runner>>,

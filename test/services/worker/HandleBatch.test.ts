@@ -1,6 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
 import type * as Array from "effect/Array"
-import * as Clock from "effect/Clock"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
@@ -11,7 +10,7 @@ import type { Event } from "../../../src/schema/Event.ts"
 import type { CheckpointStore } from "../../../src/services/CheckpointStore.ts"
 import * as Projection from "../../../src/services/Projection.ts"
 import { Broken, enter, event, pass, runner, type RunnerOptions } from "../World.ts"
-import { conflict, connectionLost, ids } from "./Failures.ts"
+import { conflict, connectionLost, ids, lostByTime } from "./Failures.ts"
 
 type Events = Array.NonEmptyReadonlyArray<Event>
 
@@ -109,7 +108,7 @@ it.effect("a handler that fails for several events together, but for none alone,
     assert.strictEqual(yield* worker.drain(fiber), "drained")
   }))
 
-it.effect("a result that was not run halts the range at the first event", () =>
+it.effect("a handler that returns Effects without running them halts the range at the first event", () =>
   Effect.gen(function*() {
     const projection = Projection.make("users", {
       handleBatch: (events) => Effect.succeed(events.map(() => Effect.sync(() => {})))
@@ -197,28 +196,12 @@ describe("the time of a batch", () => {
     }))
 })
 
-/** Fails a batch that takes longer than the transaction's idle timeout of 15 s. */
-const lostByTime = (real: CheckpointStore): Partial<CheckpointStore> => ({
-  commit: (held, options, work) =>
-    Effect.gen(function*() {
-      const before = yield* Clock.monotonicTimeNanos
-      const late = Effect.flatMap(Clock.monotonicTimeNanos, (now) =>
-        now - before > 15_000_000_000n ? Effect.fail(connectionLost) : Effect.void)
-      return yield* real.commit(
-        held,
-        options,
-        Effect.tap(work, () =>
-          late)
-      )
-    }).pipe(Effect.catchTag("HandlerFailure", () => Effect.fail(connectionLost)))
-})
-
 describe("a handler that overruns", () => {
   it.effect("at one event is halted there after few overruns, and the events before it commit", () =>
     Effect.gen(function*() {
       const worker = yield* batches(
         (events) => idsOf(events).includes("user-70") ? TestClock.adjust("16 seconds") : Effect.void,
-        { checkpoints: lostByTime }
+        { checkpoints: lostByTime() }
       )
       yield* worker.append(ids(90))
       const fiber = yield* Effect.forkChild(worker.run)
@@ -237,7 +220,7 @@ describe("a handler that overruns", () => {
     Effect.gen(function*() {
       const worker = yield* batches(
         (events) => events.length > 20 ? TestClock.adjust("16 seconds") : Effect.void,
-        { checkpoints: lostByTime }
+        { checkpoints: lostByTime() }
       )
       yield* worker.append(ids(90))
       const first = yield* Effect.forkChild(worker.run)
