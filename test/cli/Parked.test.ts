@@ -83,7 +83,7 @@ describe("parked", () => {
   )
 })
 
-test("retry and skip ask about the event at which a range is halted, and no other", function*({ sql, url }) {
+test("retry and skip accept only the event at which a range is halted", function*({ sql, url }) {
   const run = yield* prepared(sql, url)
   const request = Effect.map(
     sql<{ readonly halted_request: string | null }>`SELECT halted_request FROM orchestrator_checkpoints`,

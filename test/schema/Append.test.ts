@@ -6,7 +6,7 @@ const int = (minimum: number, maximum: number) => Schema.Int.pipe(Schema.check(S
 
 const stream = { boundedContext: "test", aggregateType: "Test", aggregateId: "a" }
 
-it.prop("the original is exactly a batch whose events follow each other in the stream", {
+it.prop("a batch is a repetition exactly if its events follow each other in the stream", {
   length: int(0, 5),
   batch: Schema.Array(int(1, 6)).pipe(Schema.check(Schema.isMaxLength(5)))
 }, ({ batch, length }) => {

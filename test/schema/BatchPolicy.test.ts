@@ -322,7 +322,7 @@ describe("a handler of whole batches", () => {
     assert.deepStrictEqual([result.committed, result.haltedAt], [poison - 1, poison])
   })
 
-  it.prop("finds the event that fails in a number of attempts that is logarithmic", {
+  it.prop("finds the failing event in a logarithmic number of attempts", {
     size: int(1, 100),
     poison: int(1, 100)
   }, ({ poison, size }) => {

@@ -125,7 +125,7 @@ describe("EventSet", () => {
     }
   })
 
-  it("a version above the declared one is not undecodable but too new", () => {
+  it("an event of a version above the declared one fails with EventVersionTooNew", () => {
     const error = failure(Orders, stored({ eventType: "OrderCreated", eventVersion: 5 }))
     assert.strictEqual(error._tag, "EventVersionTooNew")
     assert.strictEqual(

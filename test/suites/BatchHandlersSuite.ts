@@ -128,7 +128,7 @@ export const suite = (name: string, layer: Layer.Layer<EventStore | Projections 
         assert.deepStrictEqual(yield* copies, ids(40))
       }))
 
-    it.effect("let new events wait for more in a batch window, but not until its end", () =>
+    it.effect("wait for more events in a batch window, until it has enough of them, the range is released or `catchUp` runs", () =>
       Effect.gen(function*() {
         const { append, calls, copies, worker } = yield* given
         const window = { time: "1 hour", events: 3 } as const

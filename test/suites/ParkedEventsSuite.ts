@@ -102,7 +102,7 @@ export const suite = (
   { time }: { readonly time: Time }
 ) =>
   it.layer(layer, { excludeTestServices: time.excludeTestServices })(`ParkedEvents (${name})`, (it) => {
-    it.effect("a projection that never parked has nothing parked", () =>
+    it.effect("a projection without parked events has no keys and no requests", () =>
       Effect.gen(function*() {
         const [row] = yield* held()
         assert.deepStrictEqual(yield* list(row!), [])
@@ -111,7 +111,7 @@ export const suite = (
         assert.deepStrictEqual(yield* request(row!, "retry", "all"), [])
       }))
 
-    it.effect("describes the failed event, and the events that queue behind it", () =>
+    it.effect("lists the failed event with its failure, and the events that queue behind it", () =>
       Effect.gen(function*() {
         const [row] = yield* held()
         const key = yield* unique("key")
@@ -206,7 +206,7 @@ export const suite = (
         assert.deepStrictEqual(returned.at(-1), [])
       }))
 
-    it.effect("a range has the keys and requests of its own hashes only", () =>
+    it.effect("a range reads only the keys and requests of its own hashes", () =>
       Effect.gen(function*() {
         const rows = yield* held(2)
         const ids = yield* Effect.forEach(Array.from({ length: 12 }), () => unique("key"))
@@ -256,7 +256,7 @@ export const suite = (
         }))
     }
 
-    it.effect("more keys or events than permitted roll the batch back", () =>
+    it.effect("parking more keys or events than the limits allow rolls the batch back", () =>
       Effect.gen(function*() {
         const [row] = yield* held()
         const [a, b] = [yield* unique("key"), yield* unique("key")]
@@ -316,7 +316,7 @@ export const suite = (
         assert.deepStrictEqual(yield* requested(row!), [])
       }))
 
-    it.effect("retries an event only if no earlier event of its key is left without a request, and drops any", () =>
+    it.effect("an event can be retried only if every earlier event of its key has a request, and can always be dropped", () =>
       Effect.gen(function*() {
         const [row] = yield* held()
         const [a, b] = [yield* unique("key"), yield* unique("key")]
@@ -362,7 +362,7 @@ export const suite = (
         assert.isUndefined(after[1]!.lastAttemptAt)
       }))
 
-    it.effect("a failed retry keeps a request to drop the event that was made meanwhile", () =>
+    it.effect("a failed retry keeps a request to drop the event that was made during the retry", () =>
       Effect.gen(function*() {
         const [row] = yield* held()
         const [event] = yield* append("app", yield* unique("key"))
@@ -406,7 +406,7 @@ export const suite = (
         assert.isFalse(yield* remove("retry"))
       }))
 
-    it.effect("a request about a halted range is kept with the halt and ends with it", () =>
+    it.effect("a request about a halted range ends with the halt", () =>
       Effect.gen(function*() {
         const [row] = yield* held()
         const [event] = yield* append("app", yield* unique("key"))

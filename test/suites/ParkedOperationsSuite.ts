@@ -137,7 +137,7 @@ export const suite = (
         assert.deepStrictEqual((yield* recorded)[0], ["retry", undefined])
       }))
 
-    it.effect("a projection without progress is an error that names those with progress", () =>
+    it.effect("an unknown projection is an error that names the projections with progress", () =>
       Effect.gen(function*() {
         const { projection } = yield* held
         const misspelt = `${projection}x`

@@ -25,7 +25,7 @@ type Options = Projection.CommonOptions<Poison> & { readonly isBatch?: boolean }
 /** The effects of a handler on its read model: the handled events, in their order, in the transaction of the batch. */
 export interface Effects<R> {
   readonly record: (projection: string, events: ReadonlyArray<string>) => Effect.Effect<void, never, R>
-  readonly read: (projection: string) => Effect.Effect<ReadonlyArray<string>, never, R>
+  readonly read: (projection: string) => Effect.Effect<ReadonlyArray<string>, unknown, R>
 }
 
 /** A projection of new aggregates, whose handler fails at the events that the test poisons. */
@@ -186,7 +186,7 @@ export const suite = <R = never>(
         }))
     }
 
-    it.effect("asks the function about typed errors, and halts at a defect", () =>
+    it.effect("an onFailure function decides about typed errors; a defect halts the range", () =>
       Effect.gen(function*() {
         const asked: Array<string> = []
         const world = yield* make({
@@ -208,7 +208,7 @@ export const suite = <R = never>(
         yield* stop
       }))
 
-    it.effect("a function that throws or returns anything else halts the range", () =>
+    it.effect("an onFailure function that throws or returns an unknown decision halts the range", () =>
       Effect.gen(function*() {
         for (
           const onFailure of [() => "retry" as Projection.FailureDecision, () => {
@@ -225,7 +225,7 @@ export const suite = <R = never>(
         }
       }))
 
-    it.effect("calls the handler again by the schedule, which starts again for each event, and then parks", () =>
+    it.effect("retries each event by a schedule that starts from scratch, and then parks it", () =>
       Effect.gen(function*() {
         const inputs: Array<string> = []
         const retry = Schedule.recurs(2).pipe(
@@ -245,7 +245,7 @@ export const suite = <R = never>(
         yield* stop
       }))
 
-    it.effect("an event that fails only at first is handled by the schedule, in order", () =>
+    it.effect("an event that succeeds at a retry is handled in order", () =>
       Effect.gen(function*() {
         const world = yield* make({ onFailure: "park", retry: Schedule.spaced("5 millis") })
         world.fails("a-1")
@@ -291,7 +291,7 @@ export const suite = <R = never>(
         yield* stop
       }))
 
-    it.effect("another worker queues behind what an earlier one has parked, and executes its requests", () =>
+    it.effect("a later worker queues events behind those that an earlier one has parked, and executes requests about them", () =>
       Effect.gen(function*() {
         const world = yield* make({ onFailure: "park" })
         world.fails("a-1")
@@ -384,7 +384,7 @@ export const suite = <R = never>(
         yield* stop
       }))
 
-    it.effect("refuses park with global order, and limits that are not positive", () =>
+    it.effect("refuses park with global order, limits that are not positive, and an unknown decision", () =>
       Effect.gen(function*() {
         const refused = (options: Options) =>
           Effect.flip(Orchestrator.make({

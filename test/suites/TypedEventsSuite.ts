@@ -66,7 +66,7 @@ const history: ReadonlyArray<Partial<NewEvent> & Pick<NewEvent, "eventType">> = 
 
 export const suite = (storeName: string, layer: Layer.Layer<EventStore | Projections | Stores, unknown>) =>
   it.layer(layer, { excludeTestServices: true })(`typed events (${storeName})`, (it) => {
-    it.effect("each event is decoded for the function of its tag; ignored types reach none", () =>
+    it.effect("each event is decoded and passed to the function of its tag, and ignored types to none", () =>
       Effect.gen(function*() {
         const { append, log, note, Users } = yield* given
         yield* append(...history)
@@ -83,7 +83,7 @@ export const suite = (storeName: string, layer: Layer.Layer<EventStore | Project
         assert.deepStrictEqual(log, ["Registered 1 a@x ", "renamed A at 3", "Registered 2 b@x B"])
       }))
 
-    it.effect("one function handles the union, and a picked set selects and decodes less", () =>
+    it.effect("one function handles the union, and a picked set selects and decodes only its own types", () =>
       Effect.gen(function*() {
         const { append, log, note, Users } = yield* given
         yield* append(...history)
@@ -97,7 +97,7 @@ export const suite = (storeName: string, layer: Layer.Layer<EventStore | Project
         assert.deepStrictEqual(log, ["new a@x", "to A", "new b@x", "A"])
       }))
 
-    it.effect("a batch contains decoded events only, and is not called without any", () =>
+    it.effect("a batch handler receives decoded events only, and is not called for an empty batch", () =>
       Effect.gen(function*() {
         const { append, log, note, Strict } = yield* given
         yield* append(history[0]!, history[1]!, history[2]!)
@@ -176,7 +176,7 @@ export const suite = (storeName: string, layer: Layer.Layer<EventStore | Project
         assert.deepStrictEqual(log.slice(-2), ["Registered", "Renamed"])
       }))
 
-    it.effect("a handler's own failure, and a result that is not an Effect, halt at their event", () =>
+    it.effect("a handler that fails or does not return an Effect halts the range at the event", () =>
       Effect.gen(function*() {
         const { append, note, Users } = yield* given
         yield* append(...history)

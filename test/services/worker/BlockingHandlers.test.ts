@@ -41,7 +41,7 @@ describe("BlockingHandlers", () => {
       assert.deepStrictEqual(yield* Fiber.join(second), Option.some("ran"))
     }))
 
-  it("limits a range only until it has passed the events of a call that overran", () => {
+  it("limits the batches of a range until it has passed the events of the call that overran", () => {
     const blocking = BlockingHandlers.make()
     const held = (range: HashRange.HashRange) => ({ projection: "users", range })
     const positions = Array.from({ length: 100 }, (_, index) => BigInt(index + 1))
