@@ -8,6 +8,7 @@ import * as Pull from "effect/Pull"
 import * as Schedule from "effect/Schedule"
 import type { Event } from "../../schema/Event.ts"
 import type * as FailurePolicy from "../../schema/FailurePolicy.ts"
+import { errorText, stackText } from "../ErrorText.ts"
 import type * as Projection from "../Projection.ts"
 import type { HaltReason } from "./HaltReason.ts"
 
@@ -60,10 +61,13 @@ export const failed = (failing: FailingEvent | undefined, event: Event): Effect.
       if (record === failing) record.attempts++
     }))
 
-/** Returns how long to wait before the handler is called again; none if the schedule has ended. */
+/**
+ * Returns how long to wait before the handler is called again; none if the schedule of the projection has ended. A
+ * schedule that throws is a bug of the application: it counts as ended, so that the event's failure policy applies.
+ */
 export const delay = Effect.fnUntraced(function*(
   failing: FailingEvent,
-  retry: Projection.Any["retry"],
+  { name, retry }: Pick<Projection.Any, "name" | "retry">,
   { error }: FailurePolicy.Typed
 ): Effect.fn.Return<Option.Option<Duration.Duration>> {
   if (retry === undefined) return Option.none()
@@ -72,8 +76,16 @@ export const delay = Effect.fnUntraced(function*(
   return yield* step(now, error as never).pipe(
     Effect.map(([, delay]) => Option.some(delay)),
     Pull.catchDone(() => Effect.succeedNone),
-    // A schedule that throws ends.
-    Effect.catchCause(() => Effect.succeedNone)
+    Effect.catchCause((cause) =>
+      Effect.as(
+        Effect.logError(
+          `The retry schedule of projection "${name}" failed, so the event is not tried again: ${errorText(cause)}${
+            stackText(cause)
+          }`
+        ),
+        Option.none()
+      )
+    )
   )
 })
 

@@ -68,7 +68,7 @@ const waitForSchedule = Effect.fnUntraced(function*(
 ) {
   const { job: { draining, projection }, retries } = runner
   const failing = runner.failing = yield* FailingEvent.of(runner.failing, event)
-  const delay = yield* FailingEvent.delay(failing, projection.retry, typed)
+  const delay = yield* FailingEvent.delay(failing, projection, typed)
   if (Option.isNone(delay)) return false
   yield* retries.failed("A batch", failing.attempts, failure)
   yield* Effect.raceFirst(draining.await, Effect.sleep(delay.value))
