@@ -1,11 +1,11 @@
 /** Halts a range at an event, and waits for a request about it. */
 import * as Clock from "effect/Clock"
-import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import { Activity } from "../../schema/Activity.ts"
 import type { Fenced } from "../CheckpointStore.ts"
 import type { Requests } from "../ParkedEvents.ts"
 import type * as HaltReason from "./HaltReason.ts"
+import * as Parking from "./Parking.ts"
 import * as RangeState from "./RangeState.ts"
 import * as Retries from "./Retries.ts"
 import * as Runner from "./Runner.ts"
@@ -65,18 +65,19 @@ const execute = (runner: Runner.Runner, halt: Halt, { halt: requested, parked }:
     : resume(runner, halt)
 
 /** Continues with the event at which the range is halted. Its halt is cleared with the next commit. */
-const resume = (runner: Runner.Runner, { position }: Halt) =>
+const resume = (runner: Runner.Runner, halt: Halt) =>
   Effect.sync(() => {
-    const { job: { state }, parking, shared } = runner
-    shared.blocking.clearOverruns(state.held, position)
-    runner.failing = undefined
-    runner.caughtUp = "never"
-    RangeState.resume(state)
-    parking.lookAt = parking.counts === undefined || parking.counts.size === 0 ? undefined : 0n
+    forgetFailures(runner, halt)
+    RangeState.resume(runner.job.state)
+    Parking.lookNow(runner.parking)
   })
 
-/** The halt has ended, or its request was withdrawn. */
-class Withdrawn extends Data.TaggedError("Withdrawn") {}
+/** Forgets what has led to the halt. */
+const forgetFailures = (runner: Runner.Runner, { position }: Halt): void => {
+  runner.shared.blocking.clearOverruns(runner.job.state.held, position)
+  runner.failing = undefined
+  runner.caughtUp = "never"
+}
 
 /** Advances past the event, if the range is still halted at it. */
 const skip = Effect.fnUntraced(function*(runner: Runner.Runner, halt: Halt): Effect.fn.Return<void, Fenced> {
@@ -88,19 +89,19 @@ const skip = Effect.fnUntraced(function*(runner: Runner.Runner, halt: Halt): Eff
   const result = yield* Effect.result(shared.checkpoints.commit(
     held,
     { from, idleTimeout },
-    Effect.flatMap(isRequested, (is) => is ? Effect.succeed(halt.position) : Effect.fail(new Withdrawn()))
+    Effect.flatMap(isRequested, (is) => is ? Effect.succeed(halt.position) : Effect.fail(new Parking.Withdrawn()))
   ))
   if (result._tag === "Success") {
     const { projection, range } = held
-    runner.failing = undefined
-    runner.caughtUp = "never"
-    yield* Runner.wrote(runner, halt.position)
+    forgetFailures(runner, halt)
+    RangeState.write(job.state, halt.position, yield* Clock.monotonicTimeNanos)
     yield* retries.allSucceeded
     return yield* job.record(Activity.EventSkipped({ projection, range, ...halt, stack: "" }))
   }
   job.state.halt = halt
   const { failure } = result
   if (failure._tag === "Fenced") return yield* failure
-  // Another server epoch cannot be reported, because none was given. A request that was withdrawn is not found again.
-  if (failure._tag !== "EpochEnded") yield* retries.failed("Progress", ++runner.failures, failure)
+  // Another server epoch cannot be reported, because none was given.
+  if (failure._tag === "EpochEnded" || Parking.isWithdrawn(failure)) return
+  yield* retries.failed("Progress", ++runner.failures, failure)
 })

@@ -3,7 +3,6 @@
  * not change the position. The commit outcome of such a batch cannot be looked up by the position, so after each
  * failure the table is read again: a request that is no longer in it has been executed.
  */
-import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import { Activity } from "../../schema/Activity.ts"
@@ -16,17 +15,9 @@ import * as GivingUp from "./GivingUp.ts"
 import * as HaltReason from "./HaltReason.ts"
 import type { PageError } from "./PageSource.ts"
 import * as Parking from "./Parking.ts"
-import type * as Retries from "./Retries.ts"
 import * as Runner from "./Runner.ts"
 
 type ParkedRequest = Requests["parked"][number]
-
-/** The request was withdrawn, or the row was removed by hand. */
-class Withdrawn extends Data.TaggedError("Withdrawn") {
-  override get message(): string {
-    return "The request about a parked event was withdrawn"
-  }
-}
 
 /** Executes the requests that can be executed now, until none is left, one fails, or the range drains. */
 export const execute = Effect.fnUntraced(function*(
@@ -118,7 +109,7 @@ const handle = Effect.fnUntraced(function*(
     case "GiveUp": {
       const newer = GivingUp.findNewerVersion(action.failure)
       if (newer !== undefined) yield* GivingUp.leaveProjection(runner, newer)
-      if (newer !== undefined || isWithdrawn(action.failure)) return false
+      if (newer !== undefined || Parking.isWithdrawn(action.failure)) return false
       const reason = HaltReason.ofFailure(event, action.failure, action.circumstance)
       runner.retried = { eventId, policy: state, reason }
       return yield* recordFailure(runner, request, reason)
@@ -133,12 +124,8 @@ const retriedOf = ({ retried }: Runner.Runner, { eventId }: ParkedRequest): Runn
 const removing = ({ job, parking }: Runner.Runner, { position, request }: ParkedRequest) =>
   Effect.flatMap(
     parking.store.remove(job.state.held, { position, request }),
-    (isRemoved) => isRemoved ? Effect.void : Effect.fail(new Withdrawn())
+    (isRemoved) => isRemoved ? Effect.void : Effect.fail(new Parking.Withdrawn())
   )
-
-const isWithdrawn = (failure: Retries.Failure): boolean =>
-  failure._tag === "HandlerFailure" &&
-  failure.cause.reasons.some((reason) => reason._tag === "Fail" && reason.error instanceof Withdrawn)
 
 const removed = Effect.fnUntraced(function*(runner: Runner.Runner, parked: ParkedRequest) {
   const { job, parking } = runner
@@ -187,6 +174,6 @@ const write = Effect.fnUntraced(function*(
   }
   const { failure } = result
   if (failure._tag === "Fenced" || failure._tag === "EpochEnded") return yield* failure
-  if (!isWithdrawn(failure)) yield* Runner.retry(runner, "Progress", ++runner.failures, failure)
+  if (!Parking.isWithdrawn(failure)) yield* Runner.retry(runner, "Progress", ++runner.failures, failure)
   return false
 })

@@ -6,7 +6,9 @@
  * the claim, it has not lost anything before it. After that only this runner changes it. In another server epoch it may
  * have lost its latest changes, so the keys are read again.
  */
+import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
+import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type { StoreError } from "../../schema/Errors.ts"
@@ -167,6 +169,22 @@ export const removed = (parking: Parking, hash: number): void => {
 export const looked = Effect.fnUntraced(function*(parking: Parking) {
   parking.lookAt = hasAny(parking.counts) || parking.counts === undefined ? yield* nextLook(parking) : undefined
 })
+
+/** Looks for requests before the next page, because some are known, for example those that have ended a halt. */
+export const lookNow = (parking: Parking): void => {
+  parking.lookAt = hasAny(parking.counts) ? 0n : undefined
+}
+
+/** The request that a batch executes is no longer in the table: it was withdrawn or replaced, or its row was removed. */
+export class Withdrawn extends Data.TaggedError("Withdrawn") {
+  override get message(): string {
+    return "The request about the event was withdrawn"
+  }
+}
+
+export const isWithdrawn = (failure: Retries.Failure): boolean =>
+  failure._tag === "HandlerFailure" &&
+  failure.cause.reasons.filter(Cause.isFailReason).some(({ error }) => error instanceof Withdrawn)
 
 const nextLook = ({ job }: Parking) =>
   Effect.map(Clock.monotonicTimeNanos, (now) => now + Duration.toNanosUnsafe(job.settings.pollInterval))

@@ -1,6 +1,5 @@
 /** The runner of one range: what its steps share. */
 import type * as Array from "effect/Array"
-import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import { Activity } from "../../schema/Activity.ts"
@@ -16,7 +15,7 @@ import type * as FailingEvent from "./FailingEvent.ts"
 import type * as HaltReason from "./HaltReason.ts"
 import type * as PageSource from "./PageSource.ts"
 import type * as Parking from "./Parking.ts"
-import * as RangeState from "./RangeState.ts"
+import type * as RangeState from "./RangeState.ts"
 import type * as Retries from "./Retries.ts"
 import type { Startup } from "./Startup.ts"
 
@@ -94,9 +93,4 @@ export const committed = Effect.fnUntraced(function*(runner: Runner, events: num
   yield* job.record(
     Activity.BatchCommitted({ projection, range, events, position, took: Duration.nanos(tookNanos) })
   )
-})
-
-/** Records the position that a write outside of `Batch` has reached. */
-export const wrote = Effect.fnUntraced(function*({ job: { state } }: Runner, position: bigint) {
-  RangeState.write(state, position, yield* Clock.monotonicTimeNanos)
 })
