@@ -18,6 +18,7 @@ import * as FailingEvent from "./FailingEvent.ts"
 import * as Halting from "./Halting.ts"
 import * as HaltReason from "./HaltReason.ts"
 import * as Parking from "./Parking.ts"
+import * as RangeState from "./RangeState.ts"
 import type * as Retries from "./Retries.ts"
 import * as Runner from "./Runner.ts"
 
@@ -66,12 +67,12 @@ const waitForSchedule = Effect.fnUntraced(function*(
   failure: Retries.Failure,
   typed: FailurePolicy.Typed
 ) {
-  const { job: { draining, projection }, retries } = runner
+  const { job, retries } = runner
   const failing = runner.failing = yield* FailingEvent.of(runner.failing, event)
-  const delay = yield* FailingEvent.delay(failing, projection, typed)
+  const delay = yield* FailingEvent.delay(failing, job.projection, typed)
   if (Option.isNone(delay)) return false
   yield* retries.failed("A batch", failing.attempts, failure)
-  yield* Effect.raceFirst(draining.await, Effect.sleep(delay.value))
+  yield* RangeState.sleepUnlessDraining(job, delay.value)
   return true
 })
 
@@ -106,22 +107,21 @@ const parkFirst = Effect.fnUntraced(
     const { job, parking } = runner
     const [event] = rest.events
     const failure = yield* FailingEvent.describe(runner.failing, event, reason)
-    const isOver = yield* withoutHandler(runner, rest, (events) => Parking.park(parking, events, failure))
-    if (!isOver) return runner.job.state.halt === undefined ? rest.events : []
-    yield* Parking.added(parking)
-    yield* job.record(Activity.EventParked(describe(runner, event, reason)))
-    return rest.events.slice(1)
+    return yield* passFirst(runner, rest, {
+      run: (events) => Parking.park(parking, events, failure),
+      report: Effect.andThen(
+        Parking.added(parking),
+        job.record(Activity.EventParked(describe(runner, event, reason)))
+      )
+    })
   }
 )
 
-const skipFirst = Effect.fnUntraced(
-  function*(runner: Runner.Runner, rest: Runner.Rest, reason: HaltReason.HaltReason) {
-    const isOver = yield* withoutHandler(runner, rest, () => Effect.void)
-    if (!isOver) return runner.job.state.halt === undefined ? rest.events : []
-    yield* runner.job.record(Activity.EventSkipped(describe(runner, rest.events[0], reason)))
-    return rest.events.slice(1)
-  }
-)
+const skipFirst = (runner: Runner.Runner, rest: Runner.Rest, reason: HaltReason.HaltReason): Result =>
+  passFirst(runner, rest, {
+    run: () => Effect.void,
+    report: runner.job.record(Activity.EventSkipped(describe(runner, rest.events[0], reason)))
+  })
 
 const describe = ({ job }: Runner.Runner, event: Event, { error, stack }: HaltReason.HaltReason) => {
   const { projection, range } = job.state.held
@@ -129,14 +129,14 @@ const describe = ({ job }: Runner.Runner, event: Event, { error, stack }: HaltRe
 }
 
 /**
- * Advances past the first event in a batch that does not call the handler. Returns false if the range drains before
- * that or is halted, because the batch fails, too.
+ * Advances past the first event in a batch that does not call the handler. All events remain if the range drains before
+ * that; if the batch cannot be committed either, the range is halted.
  */
-const withoutHandler = Effect.fnUntraced(function*(
+const passFirst = Effect.fnUntraced(function*(
   runner: Runner.Runner,
   rest: Runner.Rest,
-  run: Batch.Instead["run"]
-): Effect.fn.Return<boolean, EpochEnded | Fenced> {
+  { report, run }: { readonly run: Batch.Instead["run"]; readonly report: Effect.Effect<void> }
+): Effect.fn.Return<ReadonlyArray<Event>, EpochEnded | Fenced> {
   const [event] = rest.events
   const events: Array.NonEmptyReadonlyArray<Event> = [event]
   while (!runner.job.draining.isOpen()) {
@@ -145,7 +145,7 @@ const withoutHandler = Effect.fnUntraced(function*(
       end: Runner.endOf(rest, 1),
       instead: { of: () => true, run }
     })
-    if (Option.isNone(outcome)) return false
+    if (Option.isNone(outcome)) return rest.events
     const { action, state } = BatchPolicy.next(runner.policy, outcome.value)
     runner.policy = state
     switch (action._tag) {
@@ -153,18 +153,21 @@ const withoutHandler = Effect.fnUntraced(function*(
         // A retry of a parked event calls the handler again.
         runner.shared.blocking.clearOverruns(runner.job.state.held, event.globalPosition)
         yield* Runner.committed(runner, 0, action.tookNanos)
-        return true
+        yield* report
+        return rest.events.slice(1)
       case "BackOff":
         yield* Runner.retry(runner, "A batch", action.attempt, action.failure)
         break
-      case "GiveUp":
-        yield* haltAtFirst(runner, rest, HaltReason.ofFailure(event, action.failure, action.circumstance))
-        if (runner.job.state.halt !== undefined) return false
+      case "GiveUp": {
+        const reason = HaltReason.ofFailure(event, action.failure, action.circumstance)
+        const remaining = yield* haltAtFirst(runner, rest, reason)
+        if (remaining.length === 0) return remaining
         break
+      }
       case "Isolate":
         // The batch has only one event.
         break
     }
   }
-  return false
+  return rest.events
 })

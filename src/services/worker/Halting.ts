@@ -41,10 +41,10 @@ export const halt = Effect.fnUntraced(function*(
  * it would clear the halt.
  */
 export const waitWhileHalted = Effect.fnUntraced(function*(runner: Runner.Runner) {
-  const { job: { draining, settings, state }, parking, retries } = runner
+  const { job, job: { state }, parking, retries } = runner
   while (state.halt !== undefined) {
-    yield* Effect.raceFirst(draining.await, Effect.sleep(settings.pollInterval))
-    if (draining.isOpen()) return
+    yield* RangeState.sleepUnlessDraining(job, job.settings.pollInterval)
+    if (job.draining.isOpen()) return
     const result = yield* Effect.result(parking.store.requests(state.held))
     if (result._tag === "Failure") {
       yield* retries.failed("Reading parked events", ++runner.failures, result.failure)

@@ -3,7 +3,8 @@
  * except `closing`, which `Ranges` writes. The reconciler, catch-up and the activity stream read it.
  */
 import type * as Context from "effect/Context"
-import type * as Effect from "effect/Effect"
+import type * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
 import type * as Latch from "effect/Latch"
 import type { Activity } from "../../schema/Activity.ts"
 import type * as Checkpoint from "../../schema/Checkpoint.ts"
@@ -31,6 +32,11 @@ export interface Job {
    */
   readonly giveUp: (error: EventVersionTooNew) => Effect.Effect<void>
 }
+
+/** Waits, but not beyond the time at which the range drains. */
+export const sleepUnlessDraining = ({ draining }: Pick<Job, "draining">, time: Duration.Input): Effect.Effect<void> =>
+  // `draining` comes first in the race, so that nothing starts once the range is draining.
+  Effect.raceFirst(draining.await, Effect.sleep(time))
 
 export interface RangeState {
   /** The row and its fence, as they were when the range was opened. */

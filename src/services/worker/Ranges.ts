@@ -126,7 +126,7 @@ const run = (ranges: Collection, entry: Entry, job: JobOptions): Effect.Effect<v
         Effect.logError(
           `The runner of projection "${projection}" died and is restarted: ${errorText(cause)}${stackText(cause)}`
         ),
-        sleepUnlessDraining(entry, restartDelay)
+        RangeState.sleepUnlessDraining(entry, restartDelay)
       )
     })
   )
@@ -144,16 +144,13 @@ const delayAfterFence = Effect.fnUntraced(function*(ranges: Collection, entry: E
   const key = Checkpoint.key(entry.held)
   const isFirst = !Checkpoint.isSameFence(ranges.fencedAtOnce.get(key), fence)
   ranges.fencedAtOnce.set(key, fence)
-  yield* sleepUnlessDraining(entry, Duration.subtract(restartDelay, age))
+  yield* RangeState.sleepUnlessDraining(entry, Duration.subtract(restartDelay, age))
   // The first time may be caused by a claim that the reconciliation has not read yet.
   if (isFirst || entry.draining.isOpen()) return
   yield* Effect.logWarning(
     `Progress of ${projection} at ${entry.handledUpTo} could not be written, although no other worker owns its row; retrying. Look for row-level security or a trigger on the table of checkpoints that keeps this role from changing it.`
   )
 })
-
-const sleepUnlessDraining = ({ draining }: Entry, duration: Duration.Duration): Effect.Effect<void> =>
-  Effect.raceFirst(draining.await, Effect.sleep(duration))
 
 /** The change is reported last: a pass that begins at once may open the range again. */
 const remove = (ranges: Collection, entry: Entry): Effect.Effect<void> =>

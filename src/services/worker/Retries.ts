@@ -1,6 +1,5 @@
 /** The retries of one range's operations: their log lines, their activity, and the pause before the next attempt. */
 import * as Cause from "effect/Cause"
-import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Random from "effect/Random"
 import { Activity } from "../../schema/Activity.ts"
@@ -10,7 +9,7 @@ import * as HashRange from "../../schema/HashRange.ts"
 import { type EpochEnded, type HandlerFailure, TransientFailure } from "../CheckpointStore.ts"
 import { errorText } from "../ErrorText.ts"
 import type { RetryLog } from "../telemetry/RetryLog.ts"
-import type { Job } from "./RangeState.ts"
+import * as RangeState from "./RangeState.ts"
 
 const operations = ["Reading", "A batch", "Progress", "The record of a halt", "Reading parked events"] as const
 export type Operation = (typeof operations)[number]
@@ -54,7 +53,7 @@ export interface Retries {
  */
 const attemptsBeforeError = 5
 
-export const make = (job: Job, retryLog: RetryLog): Retries => {
+export const make = (job: RangeState.Job, retryLog: RetryLog): Retries => {
   const { held: { projection, range } } = job.state
   // Formatted once, because every batch reports the success of all operations.
   const subject = `of projection "${projection}" in range ${HashRange.format(range)}`
@@ -89,11 +88,9 @@ export const make = (job: Job, retryLog: RetryLog): Retries => {
     haveFailed: () => haveFailed,
     ended: Effect.forEach(operations, (operation) => retryLog.ended(nameOf(operation)), { discard: true }),
     backOff: (attempt) =>
-      Effect.flatMap(Random.next, (random) =>
-        // `draining` comes first in the race, so that nothing starts once the range is draining.
-        Effect.raceFirst(
-          job.draining.await,
-          Effect.sleep(Duration.millis(BatchPolicy.backoffMillis(attempt, random)))
-        ))
+      Effect.flatMap(
+        Random.next,
+        (random) => RangeState.sleepUnlessDraining(job, BatchPolicy.backoffMillis(attempt, random))
+      )
   }
 }
