@@ -63,6 +63,23 @@ export interface ReplicaSetSample {
 }
 
 /**
+ * An event that a projection could not handle.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface FailedEvent {
+  readonly projection: string
+  readonly range: HashRange
+  readonly position: bigint
+  readonly eventId: string
+  /** Type, aggregate and version of the event, and the error. */
+  readonly error: string
+  /** Where the handler threw: the frames of its stack, without its message. Empty if nothing was thrown. */
+  readonly stack: string
+}
+
+/**
  * An entry of a worker's activity.
  *
  * @category models
@@ -120,34 +137,16 @@ export type Activity = Data.TaggedEnum<{
     readonly projection: string
     readonly range: HashRange
     readonly halt: Omit<Halt, "since" | "hash" | "incarnation" | "request">
-    /** Where the handler threw: the frames of its stack, without its message. Empty if nothing was thrown. */
+    /** As in `FailedEvent`. */
     readonly stack: string
   }
   /**
    * An event is skipped, because of the projection's `onFailure`, or as requested for a halted range: its
    * effects are missing from the read model.
    */
-  EventSkipped: {
-    readonly projection: string
-    readonly range: HashRange
-    readonly position: bigint
-    readonly eventId: string
-    /** Type, aggregate and version of the event, and the error. */
-    readonly error: string
-    /** As in `RangeHalted`. */
-    readonly stack: string
-  }
+  EventSkipped: FailedEvent
   /** The handler has failed at an event, which is parked. Later events with its key queue behind it. */
-  EventParked: {
-    readonly projection: string
-    readonly range: HashRange
-    readonly position: bigint
-    readonly eventId: string
-    /** Type, aggregate and version of the event, and the error. */
-    readonly error: string
-    /** As in `RangeHalted`. */
-    readonly stack: string
-  }
+  EventParked: FailedEvent
   /** Events are parked behind earlier events with their keys. */
   EventsQueued: { readonly projection: string; readonly range: HashRange; readonly events: number }
   /** A parked event was handled, or dropped, as requested. */
@@ -159,16 +158,7 @@ export type Activity = Data.TaggedEnum<{
     readonly request: Request
   }
   /** The requested retry of a parked event has failed. The event stays parked. */
-  ParkedEventFailed: {
-    readonly projection: string
-    readonly range: HashRange
-    readonly position: bigint
-    readonly eventId: string
-    /** Type, aggregate and version of the event, and the error. */
-    readonly error: string
-    /** As in `RangeHalted`. */
-    readonly stack: string
-  }
+  ParkedEventFailed: FailedEvent
   /** No more events are available for now: the range has handled all events that are settled, up to `position`. */
   CaughtUp: { readonly projection: string; readonly range: HashRange; readonly position: bigint }
   /** A range's runner has ended, or is left behind because its handler does not stop before the registration ends. */

@@ -10,7 +10,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as LogLevel from "effect/LogLevel"
 import * as Metric from "effect/Metric"
-import type { Activity } from "../../schema/Activity.ts"
+import type { Activity, FailedEvent } from "../../schema/Activity.ts"
 import { ProjectionHalted } from "../../schema/Errors.ts"
 import type { Generation } from "../../schema/Generation.ts"
 import * as HashRange from "../../schema/HashRange.ts"
@@ -101,12 +101,7 @@ const table: Table = {
       add(Metrics.projectionErrorsTotal, { ...labels, projection }),
       add(Metrics.projectionHaltsTotal, { ...labels, projection })
     ],
-    span: ({ halt, projection, range }) => ({
-      projection,
-      range: HashRange.format(range),
-      position: String(halt.position),
-      event: halt.eventId
-    })
+    span: ({ halt, projection, range }) => eventAttributes({ ...halt, projection, range })
   },
   EventSkipped: {
     log: (
@@ -200,21 +195,13 @@ const table: Table = {
   Missed: {}
 }
 
-interface AboutEvent {
-  readonly projection: string
-  readonly range: HashRange.HashRange
-  readonly position: bigint
-  readonly eventId: string
-  readonly error: string
-}
-
-function describeEvent({ error, eventId, position, projection, range }: AboutEvent): string {
+function describeEvent({ error, eventId, position, projection, range }: FailedEvent): string {
   return `Event ${eventId} at position ${position} of projection "${projection}" in range ${HashRange.format(range)}, ${
     sentence(error)
   } It`
 }
 
-function eventAttributes({ eventId, position, projection, range }: AboutEvent) {
+function eventAttributes({ eventId, position, projection, range }: Omit<FailedEvent, "error" | "stack">) {
   return { projection, range: HashRange.format(range), position: String(position), event: eventId }
 }
 
