@@ -19,8 +19,8 @@ import {
   type WorkerReplaced
 } from "../../schema/Errors.ts"
 import * as Generation from "../../schema/Generation.ts"
-import * as HashRange from "../../schema/HashRange.ts"
 import * as Plan from "../../schema/Plan.ts"
+import * as RangePlan from "../../schema/RangePlan.ts"
 import type { Settings } from "../../schema/Settings.ts"
 import * as Worker from "../../schema/Worker.ts"
 import type { CoordinationStore } from "../CoordinationStore.ts"
@@ -139,7 +139,8 @@ const step = Effect.fnUntraced(function*(options: Options, state: State) {
   // A range that is closing still belongs to the old assignment, although its row may be in order.
   if (plan.isComplete && merging.size === 0 && !isClosingAny(options)) yield* reportAssignment(options, state)
   if (state.hasReachedAssignment) {
-    const canMerge = (left: Checkpoint.Held, right: Checkpoint.Held) => areInOnePart(options, state, left, right)
+    const canMerge = (left: Checkpoint.Held, right: Checkpoint.Held) =>
+      isInPart(options, state, { ...left, range: { start: left.range.start, end: right.range.end } })
     yield* Merging.closeAdjacent(state.merging, options.ranges, state.passBeganAt, canMerge)
   } else yield* failWhenLate(options, state)
   yield* Alarm.wait(options.alarm, {
@@ -261,15 +262,14 @@ const reasonsFor = Effect.fnUntraced(function*(
   return reasons.length > 0 ? reasons : ["ProjectionsChanged" as const]
 })
 
-/** Whether rows of one projection lie within one part of the worker's share. */
-const areInOnePart = (
+/** Whether a row lies within one part of the worker's share. */
+const isInPart = (
   { carried, registration }: Options,
   { generation }: State,
-  ...rows: ReadonlyArray<Checkpoint.Held>
+  { projection: name, range }: Pick<Checkpoint.Held, "projection" | "range">
 ): boolean => {
-  const projection = carried().find(({ name }) => name === rows[0]!.projection)
-  const parts = projection === undefined ? [] : Plan.parts(generation, projection, registration)
-  return parts.some((part) => rows.every(({ range }) => HashRange.contains(part, range)))
+  const projection = carried().find((carried) => carried.name === name)
+  return projection !== undefined && RangePlan.isInPart(Plan.parts(generation, projection, registration), range)
 }
 
 /** Ends the ranges whose rows this worker no longer owns, and drains those that are not in one part of its share. */
@@ -281,7 +281,7 @@ const closeLostAndUnassigned = Effect.fnUntraced(function*(options: Options, sta
       // Without a row, the range is lost. With a row that is behind, the server has lost commits. With another fence,
       // the row was claimed again. In each case a batch in flight cannot commit.
       yield* options.ranges.close(key, "now")
-    } else if (!areInOnePart(options, state, row)) {
+    } else if (!isInPart(options, state, row)) {
       yield* options.ranges.close(key, "drain")
     }
   }
@@ -310,7 +310,7 @@ const openOwned = Effect.fnUntraced(function*(
   for (const held of ownedRows) {
     const key = Checkpoint.key(held)
     const projection = projections.get(held.projection)
-    if (projection === undefined || !areInOnePart(options, state, held) || merging.has(held.projection)) continue
+    if (projection === undefined || !isInPart(options, state, held) || merging.has(held.projection)) continue
     // A runner that has ended since the plan was made may have moved its row. Its end triggers another pass at once.
     if (activeKeys.has(key) || ranges.all.has(key)) continue
     yield* ranges.open(held, {
