@@ -22,7 +22,7 @@ import * as Generation from "../../schema/Generation.ts"
 import * as Plan from "../../schema/Plan.ts"
 import * as RangePlan from "../../schema/RangePlan.ts"
 import type { Settings } from "../../schema/Settings.ts"
-import * as Worker from "../../schema/Worker.ts"
+import type * as Worker from "../../schema/Worker.ts"
 import type { CoordinationStore } from "../CoordinationStore.ts"
 import type { Membership } from "../Membership.ts"
 import type * as Projection from "../Projection.ts"
@@ -30,6 +30,7 @@ import type { ActivityStream } from "../telemetry/ActivityStream.ts"
 import type { RetryLog } from "../telemetry/RetryLog.ts"
 import * as Alarm from "./Alarm.ts"
 import * as Merging from "./Merging.ts"
+import * as Planning from "./Planning.ts"
 import type { Ranges } from "./Ranges.ts"
 import type { RangeState } from "./RangeState.ts"
 import type { Startup } from "./Startup.ts"
@@ -155,7 +156,7 @@ const decide = (
   state: State,
   activeKeys: ReadonlySet<string>
 ): Effect.Effect<Option.Option<Plan.Plan>, Plan.PlanError | StoreError | WorkerReplaced> =>
-  previewAndApply(options, activeKeys).pipe(
+  Planning.makeAndApply({ ...options, projections: options.carried(), activeKeys }).pipe(
     Effect.tap(() => {
       options.startup.worked(coordinating)
       state.waitingSince ??= state.passBeganAt
@@ -174,38 +175,6 @@ const decide = (
       StoreError: (failure) => backOff(options, state, failure)
     })
   )
-
-/** Makes every change that this worker may make now, and returns the plan with the resulting state. */
-const previewAndApply = Effect.fnUntraced(function*(options: Options, activeKeys: ReadonlySet<string>) {
-  const { coordination, log, settings } = options
-  const request = requestOf({ ...options, projections: options.carried(), activeKeys }, false)
-  const preview = yield* coordination.preview(request)
-  if (Plan.isEmpty(preview)) return preview
-  // Workers that join or leave within this window are covered by the same generation.
-  if (preview.form !== undefined) yield* Effect.sleep(settings.registrationWindow)
-  const plan = yield* coordination.apply(request)
-  if (plan.evict.length > 0) {
-    const workers = plan.evict.map(({ incarnation, workerId }) => ({ workerId, incarnation }))
-    yield* log.record(Activity.DeadWorkersEvicted({ workers }))
-  }
-  for (const { afterMillis, kind, projection, range } of plan.successions) {
-    const succession = { projection, range, after: Duration.millis(afterMillis) }
-    yield* log.record(
-      kind === "handOver" ? Activity.RangeHandedOver(succession) : Activity.RangeTakenOver(succession)
-    )
-  }
-  return plan
-})
-
-/** What a request to the coordination store is made of. */
-interface RequestParts extends Pick<Plan.Request, "activeKeys" | "projections" | "registration"> {
-  readonly settings: Settings
-}
-
-const requestOf = (
-  { activeKeys, projections, registration, settings }: RequestParts,
-  leaving: boolean
-): Plan.Request => ({ registration, projections, activeKeys, leaving, rules: Worker.livenessRules(settings) })
 
 const backOff = Effect.fnUntraced(function*({ retryLog, startup }: Options, state: State, failure: StoreError) {
   if (startup.isFatal(coordinating, failure)) return yield* failure
@@ -360,16 +329,3 @@ const failWhenLate = Effect.fnUntraced(function*(
       : "ranges assigned to it are still held by another worker, or missing from the table"
   })
 })
-
-/**
- * Releases every range that no runner is processing, and unregisters the worker. Returns whether this has formed a
- * generation without the worker.
- */
-export const leave = (
-  standing: RequestParts & Pick<Options, "coordination" | "settings">
-): Effect.Effect<boolean, Plan.PlanError | StoreError> =>
-  standing.coordination.apply(requestOf(standing, true)).pipe(
-    Effect.map(({ form }) => form !== undefined),
-    // Another worker has evicted this one, so its ranges can be claimed already.
-    Effect.catchTag("WorkerEvicted", () => Effect.succeed(false))
-  )

@@ -12,14 +12,7 @@ import * as Queue from "effect/Queue"
 import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import { Activity } from "../../schema/Activity.ts"
-import {
-  type GivenUp,
-  type OrchestratorError,
-  type SelectionChanged,
-  selectionChanged,
-  type WorkerEvicted,
-  type WorkerReplaced
-} from "../../schema/Errors.ts"
+import type { GivenUp, OrchestratorError, WorkerEvicted, WorkerReplaced } from "../../schema/Errors.ts"
 import * as Generation from "../../schema/Generation.ts"
 import type * as Plan from "../../schema/Plan.ts"
 import type { Settings } from "../../schema/Settings.ts"
@@ -28,19 +21,19 @@ import type { CheckpointStore } from "../CheckpointStore.ts"
 import type { CoordinationStore } from "../CoordinationStore.ts"
 import type { EventStore } from "../EventStore.ts"
 import type { Membership } from "../Membership.ts"
-import * as Projection from "../Projection.ts"
+import type * as Projection from "../Projection.ts"
 import type { Projections } from "../Projections.ts"
 import type { ActivityStream } from "../telemetry/ActivityStream.ts"
 import * as LogAnnotations from "../telemetry/LogAnnotations.ts"
 import type { RetryLog } from "../telemetry/RetryLog.ts"
 import * as Sampler from "../telemetry/Sampler.ts"
 import * as Alarm from "./Alarm.ts"
+import * as CarriedProjections from "./CarriedProjections.ts"
 import * as Heartbeat from "./Heartbeat.ts"
-import * as ProjectionChecks from "./ProjectionChecks.ts"
+import * as Planning from "./Planning.ts"
 import type { RangeRunner } from "./RangeRunner.ts"
 import * as Ranges from "./Ranges.ts"
 import * as Reconciler from "./Reconciler.ts"
-import * as StartPosition from "./StartPosition.ts"
 import * as Startup from "./Startup.ts"
 
 /** What a worker is made of. */
@@ -61,7 +54,7 @@ export interface Worker {
   readonly state: State
 }
 
-/** The present state of a worker. Only this module writes it. */
+/** The present state of a worker. Only this module and `CarriedProjections` write it. */
 export interface State {
   /** The projections of this run, with their start positions. */
   carried: ReadonlyArray<Plan.Carried>
@@ -100,7 +93,7 @@ export const makeState = (): State => ({
 
 /** Returns the activities that lead to the present state. */
 export const present = (state: State): ReadonlyArray<Activity> => {
-  const { generation, givenUp, ranges, registration } = state
+  const { generation, ranges, registration } = state
   if (registration === undefined) return []
   return [
     Activity.WorkerRegistered({ registration }),
@@ -110,20 +103,13 @@ export const present = (state: State): ReadonlyArray<Activity> => {
       formedByThisWorker: false,
       reasons: []
     })]),
-    ...[...givenUp].map(([projection, error]) => projectionGivenUp(state, projection, error)),
+    ...CarriedProjections.present(state),
     ...[...(ranges?.all.values() ?? [])].flatMap(({ halt, handledUpTo, held: { projection, range } }) => [
       Activity.RangeClaimed({ projection, range, position: handledUpTo }),
       ...(halt === undefined ? [] : [Activity.RangeHalted({ projection, range, halt, stack: "" })])
     ])
   ]
 }
-
-const projectionGivenUp = ({ carried, givenUp }: State, projection: string, error: GivenUp): Activity =>
-  Activity.ProjectionGivenUp({
-    projection,
-    error,
-    remaining: carried.map(({ name }) => name).filter((name) => !givenUp.has(name))
-  })
 
 /** Pause before an evicted worker registers again. */
 const registrationBackoff = Duration.millis(250)
@@ -142,9 +128,7 @@ export const runRegistrations = Effect.fnUntraced(
   ): Effect.fn.Return<never, OrchestratorError> {
     worker.state.annotations = annotations
     yield* worker.log.record(Activity.WorkerStarting({ workerId, projections: [...worker.projections.keys()] }))
-    worker.state.hasStarted = false
-    worker.state.givenUp.clear()
-    worker.state.carried = yield* carry(worker, workerId)
+    yield* CarriedProjections.begin(worker, workerId)
     return yield* Effect.scoped(runRegistration(worker, workerId)).pipe(
       Effect.retry({
         while: (error) => error._tag === "WorkerEvicted",
@@ -155,24 +139,6 @@ export const runRegistrations = Effect.fnUntraced(
     )
   }
 )
-
-/** Returns the projections as decisions need them. */
-const carry = Effect.fnUntraced(function*(worker: Worker, workerId: string) {
-  const projections = [...worker.projections.values()]
-  yield* ProjectionChecks.checkStorable(worker.checkpoints, { ...worker.settings, projections, workerId })
-  return yield* Effect.forEach(
-    projections,
-    (projection) =>
-      Effect.map(StartPosition.resolve(worker, projection), (startPosition): Plan.Carried => ({
-        name: projection.name,
-        filter: Projection.filterText(projection),
-        startPosition,
-        acceptFilterChange: projection.acceptFilterChange,
-        concurrency: projection.concurrency,
-        ordering: projection.ordering
-      }))
-  )
-})
 
 /**
  * Runs one registration. Ends with a failure, which can be `WorkerEvicted`, or by interruption. Its parts end in this
@@ -234,9 +200,10 @@ const runRegistration = Effect.fnUntraced(function*(
     registration,
     ranges,
     alarm,
-    carried: () => carriedNow(state),
-    giveUpChanged: (changed) => giveUpChanged(worker, changed),
-    giveUp: (projection, error) => Effect.ensuring(giveUp(worker, projection, error), Effect.sync(onChange)),
+    carried: () => CarriedProjections.current(state),
+    giveUpChanged: (changed) => CarriedProjections.giveUpChanged(worker, changed),
+    giveUp: (projection, error) =>
+      Effect.ensuring(CarriedProjections.giveUp(worker, projection, error), Effect.sync(onChange)),
     suspended: heartbeat.suspended,
     onGeneration: (generation) => {
       state.hasStarted = true
@@ -298,27 +265,6 @@ const listen = Effect.fnUntraced(
   }
 )
 
-const carriedNow = ({ carried, givenUp }: State): ReadonlyArray<Plan.Carried> =>
-  carried.map((projection) => ({ ...projection, givenUp: givenUp.has(projection.name) }))
-
-/**
- * Gives up a projection whose filter or partition key another worker has changed. A worker that is only starting fails
- * instead.
- */
-const giveUpChanged = Effect.fnUntraced(function*(worker: Worker, changed: SelectionChanged) {
-  if (!worker.state.hasStarted) return yield* changed
-  const { given, projection, recorded } = changed
-  yield* giveUp(worker, projection, selectionChanged({ projection, recorded, given, whileRunning: true }))
-})
-
-/** The next plan releases the projection's ranges. Several of them may have a reason; the first one is reported. */
-const giveUp = Effect.fnUntraced(function*({ log, state }: Worker, projection: string, error: GivenUp) {
-  if (state.givenUp.has(projection)) return
-  state.givenUp.set(projection, error)
-  yield* log.record(projectionGivenUp(state, projection, error))
-  state.changed.openUnsafe()
-})
-
 /** Ends the registration after its ranges have ended. */
 const leave = Effect.fnUntraced(function*(worker: Worker, registration: Registration) {
   const { log, state } = worker
@@ -342,7 +288,13 @@ const unregister = Effect.fnUntraced(
     yield* log.record(Activity.WorkerLeaving({ registration }))
     const activeKeys = new Set(state.ranges?.all.keys() ?? [])
     const answer = yield* Effect.timeoutOption(
-      Reconciler.leave({ coordination, registration, projections: carriedNow(state), activeKeys, settings }),
+      Planning.leave({
+        coordination,
+        registration,
+        projections: CarriedProjections.current(state),
+        activeKeys,
+        settings
+      }),
       leaveTimeout
     )
     if (Option.isNone(answer)) {

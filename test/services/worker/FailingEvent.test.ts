@@ -30,7 +30,7 @@ it.effect("reports a schedule that throws, and makes no further attempts", () =>
 
     assert.strictEqual(calls, 1)
     assert.strictEqual((yield* worker.row).halt?.position, 1n)
-    const [line] = worker.lines.filter(({ text }) => text.includes("schedule"))
+    const line = worker.lines.find(({ text }) => text.includes("schedule"))
     assert.strictEqual(line?.level, "Error")
     assert.match(line?.text ?? "", /^The retry schedule of projection "users" .* TypeError: no such tier/)
     yield* worker.drain(fiber)
