@@ -28,16 +28,15 @@ export interface Typed {
   readonly error: unknown
 }
 
-/** Decides on an event. `typed` is undefined if the event failed for another reason than a typed error. */
+/**
+ * Decides on an event. `typed` is undefined if the event failed for another reason than a typed error. Throws what the
+ * function throws; a value that is not a decision halts the range.
+ */
 export const decide = (policy: OnFailure<never>, event: Event, typed: Typed | undefined): FailureDecision => {
   if (typeof policy !== "function") return policy
   if (typed === undefined) return "halt"
-  try {
-    const decision = policy(typed.error as never, event)
-    return decision === "park" || decision === "skip" ? decision : "halt"
-  } catch {
-    return "halt"
-  }
+  const decision = policy(typed.error as never, event)
+  return decision === "park" || decision === "skip" ? decision : "halt"
 }
 
 /** Whether the projection may park events. */

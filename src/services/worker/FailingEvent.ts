@@ -1,5 +1,5 @@
 /** The event whose handler fails: how often it has failed, and the projection's own schedule of further attempts. */
-import type * as Cause from "effect/Cause"
+import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -7,7 +7,7 @@ import * as Option from "effect/Option"
 import * as Pull from "effect/Pull"
 import * as Schedule from "effect/Schedule"
 import type { Event } from "../../schema/Event.ts"
-import type * as FailurePolicy from "../../schema/FailurePolicy.ts"
+import * as FailurePolicy from "../../schema/FailurePolicy.ts"
 import { errorText, stackText } from "../ErrorText.ts"
 import type * as Projection from "../Projection.ts"
 import type { HaltReason } from "./HaltReason.ts"
@@ -88,6 +88,24 @@ export const delay = Effect.fnUntraced(function*(
     )
   )
 })
+
+/** Returns what happens to the event. A function that throws is a bug of the application, and the range is halted. */
+export const decide = (
+  event: Event,
+  { name, onFailure }: Pick<Projection.Any, "name" | "onFailure">,
+  typed: FailurePolicy.Typed | undefined
+): Effect.Effect<FailurePolicy.FailureDecision> =>
+  Effect.sync(() => FailurePolicy.decide(onFailure, event, typed)).pipe(
+    Effect.catchDefect((defect) => {
+      const cause = Cause.die(defect)
+      return Effect.as(
+        Effect.logError(
+          `onFailure of projection "${name}" failed, so the range is halted: ${errorText(cause)}${stackText(cause)}`
+        ),
+        "halt" as const
+      )
+    })
+  )
 
 /** How the failures of the event are recorded with it when it is parked. */
 export const describe = Effect.fnUntraced(function*(

@@ -10,7 +10,7 @@ import { Activity } from "../../schema/Activity.ts"
 import * as BatchPolicy from "../../schema/BatchPolicy.ts"
 import { EventVersionTooNew } from "../../schema/Errors.ts"
 import type { Event } from "../../schema/Event.ts"
-import * as FailurePolicy from "../../schema/FailurePolicy.ts"
+import type * as FailurePolicy from "../../schema/FailurePolicy.ts"
 import * as PartitionKey from "../../schema/PartitionKey.ts"
 import type { EpochEnded, Fenced } from "../CheckpointStore.ts"
 import * as Batch from "./Batch.ts"
@@ -39,7 +39,7 @@ export const giveUp = Effect.fnUntraced(function*(
   if (Parking.isQueued(parking, rest.hashOf, event)) return yield* haltAtFirst(runner, rest, reason)
   const typed = failure._tag === "HandlerFailure" ? failure.typed : undefined
   if (typed !== undefined && (yield* waitForSchedule(runner, event, failure, typed))) return rest.events
-  const decision = FailurePolicy.decide(projection.onFailure, event, typed)
+  const decision = yield* FailingEvent.decide(event, projection, typed)
   const verdict: FailingEvent.Verdict = { decision, reason }
   const failing = yield* FailingEvent.of(runner.failing, event)
   if (circumstance !== "") failing.verdict = verdict
