@@ -25,7 +25,7 @@ export const updateUnsafe = (
   after: Health.Observed,
   context: Context.Context<never>
 ): void => {
-  if (before === after) return
+  if (!changesSeries(before, after)) return
   const [old, current] = [seriesOf(replicaSet, before), seriesOf(replicaSet, after)]
   for (const [key, { gauge, labels, value }] of current) {
     if (old.get(key)?.value !== value) Metric.withAttributes(gauge, labels).updateUnsafe(value, context)
@@ -34,6 +34,13 @@ export const updateUnsafe = (
     if (!current.has(key)) Metric.removeUnsafe(Metric.withAttributes(gauge, labels), context)
   }
 }
+
+/** A heartbeat changes only its time, which no series shows. */
+const changesSeries = (before: Health.Observed, after: Health.Observed): boolean =>
+  before !== after &&
+  (Object.keys(after) as ReadonlyArray<keyof Health.Observed>).some((key) =>
+    key === "beatAt" ? (before.beatAt === undefined) !== (after.beatAt === undefined) : before[key] !== after[key]
+  )
 
 const states = ["pending", "ready", "running", "suspended", "stopping"] as const
 
@@ -61,15 +68,26 @@ const seriesOf = (replicaSet: string, observed: Health.Observed): ReadonlyMap<st
     )
     if (sample !== undefined) series.push(...seriesOfSample(sample, worker))
   }
-  for (const projection of new Set([...ranges.values()].map((range) => range.projection))) {
-    const own = [...ranges.values()].filter((range) => range.projection === projection)
+  for (const [projection, { halted, owned }] of countRanges(ranges)) {
     const labels = { ...worker, projection }
     series.push(
-      { gauge: Metrics.ranges, labels, value: own.length },
-      { gauge: Metrics.haltedRanges, labels, value: own.filter(({ isHalted }) => isHalted).length }
+      { gauge: Metrics.ranges, labels, value: owned },
+      { gauge: Metrics.haltedRanges, labels, value: halted }
     )
   }
   return new Map(series.map((one) => [JSON.stringify([one.gauge.id, one.labels]), one]))
+}
+
+/** The ranges of each projection, in one pass: a worker can have thousands of projections. */
+const countRanges = (
+  ranges: Health.Observed["ranges"]
+): ReadonlyMap<string, { readonly owned: number; readonly halted: number }> => {
+  const counts = new Map<string, { owned: number; halted: number }>()
+  for (const { isHalted, projection } of ranges.values()) {
+    const { halted, owned } = counts.get(projection) ?? { owned: 0, halted: 0 }
+    counts.set(projection, { owned: owned + 1, halted: halted + (isHalted ? 1 : 0) })
+  }
+  return counts
 }
 
 const seriesOfSample = (
