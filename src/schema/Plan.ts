@@ -54,8 +54,11 @@ export interface Carried extends Generation.Division {
   readonly filter: string
   /** The position at which a projection without progress starts. */
   readonly startPosition: bigint
-  /** Whether to continue from the current position if progress was made under another filter. */
-  readonly acceptFilterChange: boolean
+  /**
+   * Other filters from whose progress it continues, in the same form and with the same partition key. The progress of
+   * any other filter belongs to another version of the projection.
+   */
+  readonly replacesFilter?: ReadonlyArray<string> | undefined
   /**
    * The worker has given up the projection, because another worker has changed its filter or its partition key: it
    * claims none of its ranges, releases those that it owns, and no longer carries the projection.
@@ -177,7 +180,7 @@ const findError = (view: View, request: Request): PlanError | undefined => {
   // A leaving worker claims nothing, so nothing may keep it from releasing what it owns.
   if (request.leaving) return undefined
   for (const projection of request.projections) {
-    const { acceptFilterChange, filter, givenUp, name } = projection
+    const { filter, givenUp, name, replacesFilter } = projection
     if (givenUp === true) continue
     if (projection.ordering === "global") {
       const error = findOrderingError(view, request, name)
@@ -192,12 +195,23 @@ const findError = (view: View, request: Request): PlanError | undefined => {
         const { replicaSet: otherReplicaSet, workerId } = carrier
         return new ProjectionInOtherReplicaSet({ projection: name, replicaSet, otherReplicaSet, workerId })
       }
-      if (row.filter === filter) continue
-      const changed = selectionChanged({ projection: name, recorded: row.filter, given: filter })
-      if (changed._tag === "PartitionKeyChanged" || !acceptFilterChange) return changed
+      if (row.filter === filter || replacesFilter?.includes(row.filter) === true) continue
+      return selectionError(view, projection, row.filter)
     }
   }
   return undefined
+}
+
+/** Names every other recorded filter, because a projection must replace all of them at once. */
+const selectionError = (view: View, { filter: given, name }: Carried, recorded: string): SelectionChanged => {
+  const others = view.rows.filter((row) => row.projection === name).map((row) => row.filter)
+  const alsoRecorded = [...new Set(others)].filter((other) => other !== given && other !== recorded)
+  return selectionChanged({
+    projection: name,
+    recorded,
+    given,
+    ...(alsoRecorded.length === 0 ? {} : { alsoRecorded })
+  })
 }
 
 /**

@@ -53,6 +53,8 @@ const selectionFields = {
   recorded: Schema.String,
   /** Those of this worker, in the same form. */
   given: Schema.String,
+  /** Further ones under which other ranges of the projection made progress. */
+  alsoRecorded: Schema.optionalKey(Schema.Array(Schema.String)),
   /** Set if another worker changed what is recorded while this one was running. */
   whileRunning: Schema.optionalKey(Schema.Boolean)
 }
@@ -61,9 +63,9 @@ const changedByNewer = (property: string, projection: string, given: string, rec
   `Another worker, probably of a newer version, has changed the ${property} of projection "${projection}" from ${given}, which this worker has, to ${recorded}. Run the newer version here, too.`
 
 /**
- * The filter of a projection differs from the one under which its progress was made. A retry does not help. The caller
- * sets `acceptFilterChange`, renames the projection or runs the newer version. A running worker does not end but gives
- * up this projection; a starting worker and `catchUp` fail.
+ * The filter of a projection differs from the one under which its progress was made, and does not replace it. A retry
+ * does not help. The caller names the recorded filter in `replacesFilter`, renames the projection or runs the newer
+ * version. A running worker does not end but gives up this projection; a starting worker and `catchUp` fail.
  *
  * @category errors
  * @since 0.1.0
@@ -72,12 +74,24 @@ export class FilterChanged
   extends Schema.TaggedError<FilterChanged>(id("FilterChanged"))("FilterChanged", selectionFields)
 {
   override get message(): string {
+    const all = [this.recorded, ...this.alsoRecorded ?? []]
     const given = `"${EventFilter.format(this.given)}"`
-    const recorded = `"${EventFilter.format(this.recorded)}"`
+    const recorded = all.map((filter) => `"${EventFilter.format(filter)}"`).join(" and ")
     return this.whileRunning === true
       ? changedByNewer("filter", this.projection, given, recorded)
-      : `Projection "${this.projection}" has the filter ${given}, but its progress was made under ${recorded}, so that past events which only the new filter selects are missing. Set acceptFilterChange: true to continue from its present position, or give the projection a new name to build it from the beginning; if a newer version has changed the filter, run that version.`
+      : `Projection "${this.projection}" has the filter ${given}, but its progress was made under ${recorded}, so that past events which only the new filter selects are missing. To continue from its present position, set replacesFilter: ${
+        all.length === 1 ? code(all[0]!) : `[${all.map(code).join(", ")}]`
+      }. To build it from the beginning, give the projection a new name. If a newer version has changed the filter, run that version.`
   }
+}
+
+/** The code of a filter, to be copied from a message. */
+const code = (canonical: string): string => {
+  const { aggregateTypes, boundedContexts, eventTypes } = EventFilter.parse(canonical) ?? {}
+  const lists = Object.entries({ boundedContexts, aggregateTypes, eventTypes }).flatMap(([name, values]) =>
+    values === undefined ? [] : [`${name}: [${values.map((value) => JSON.stringify(value)).join(", ")}]`]
+  )
+  return lists.length === 0 ? "{}" : `{ ${lists.join(", ")} }`
 }
 
 /**

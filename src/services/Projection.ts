@@ -3,7 +3,7 @@
  *
  * @since 0.1.0
  */
-import type * as Array from "effect/Array"
+import * as Array from "effect/Array"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import type * as Schedule from "effect/Schedule"
@@ -63,7 +63,7 @@ export interface Projection<out E = never, out R = never> {
   readonly filter: EventFilter
   readonly partitionBy: PartitionKey
   readonly startFrom: StartFrom
-  readonly acceptFilterChange: boolean
+  readonly replacesFilter: ReadonlyArray<EventFilter>
   readonly concurrency: number
   readonly ordering: Ordering
   readonly isolation: Isolation | undefined
@@ -199,7 +199,7 @@ const of = <E, R>(
   },
   partitionBy: options.partitionBy ?? byDefault,
   startFrom: options.startFrom ?? "beginning",
-  acceptFilterChange: options.acceptFilterChange ?? false,
+  replacesFilter: Array.ensure(options.replacesFilter ?? []),
   concurrency: options.concurrency ?? 1,
   ordering: options.ordering ?? "aggregate",
   isolation: options.isolation,

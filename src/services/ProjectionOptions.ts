@@ -55,11 +55,18 @@ export interface CommonOptions<in E = unknown> extends EventFilter {
   /** Where the projection starts when it has no progress. Default `"beginning"`. */
   readonly startFrom?: StartFrom | undefined
   /**
-   * Continues from the recorded progress although it was made under another filter. Without this option a changed
-   * filter fails with `FilterChanged`, because past events that only the new filter selects would be missing. Default
-   * false.
+   * The filter that this one replaces, or several of them: the projection continues from the progress made under it,
+   * although past events that only the new filter selects are missing. That of an event set is its `filter`; `{}` is
+   * that of a projection without a filter. Progress under any other filter fails with `FilterChanged`, whose message
+   * contains what to write. Default: none.
+   *
+   * **Gotchas**
+   *
+   * - Past events are not handled again. If they must be, give the projection another name.
+   * - In a rolling deploy, workers of the version before give up the projection. The option can remain after it.
+   * - Two running versions must not replace each other's filter. See docs/changing-a-projection.md.
    */
-  readonly acceptFilterChange?: boolean | undefined
+  readonly replacesFilter?: EventFilter | ReadonlyArray<EventFilter> | undefined
   /**
    * The number of ranges into which a worker divides its share of the projection, so that as many batches run at the
    * same time: for handlers that wait, for example for another service. An integer from 1 to 100. Default 1.

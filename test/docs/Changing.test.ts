@@ -62,19 +62,23 @@ const test = Tests.live(
   given
 )
 
-test("a changed filter is refused, and accepted for the events that follow", function*({ append, catchUp, types }) {
-  const { users } = yield* Pages.importBlock<{ readonly users: Users }>(page, "accept")
+test("a changed filter is refused, and replaced for the events that follow", function*({ append, catchUp, types }) {
+  const { users } = yield* Pages.importBlock<{ readonly users: Users }>(page, "replace")
   yield* append
   yield* catchUp(old)
-  const refused = yield* Effect.flip(catchUp({ ...users, acceptFilterChange: false }))
+  const refused = yield* Effect.flip(catchUp({ ...users, replacesFilter: [] }))
   assert.strictEqual(refused._tag, "FilterChanged")
+  assert.include(Pages.block(page, "replace"), /set (replacesFilter: .*?})\./.exec(refused.message)?.[1] ?? "nothing")
   yield* catchUp(users)
   assert.deepStrictEqual(yield* types("users"), ["UserCreated"])
   yield* append
   yield* catchUp(users)
   assert.deepStrictEqual(yield* types("users"), ["UserCreated", "UserCreated", "UserRenamed"])
-  // After the deploy, the option is removed.
-  yield* catchUp({ ...users, acceptFilterChange: false })
+  // A rollback.
+  assert.strictEqual((yield* Effect.flip(catchUp(old)))._tag, "FilterChanged")
+  yield* append
+  yield* catchUp({ ...old, replacesFilter: [users.filter] })
+  assert.deepStrictEqual(yield* types("users"), ["UserCreated", "UserCreated", "UserCreated", "UserRenamed"])
 })
 
 test(

@@ -102,8 +102,9 @@ const deploy = Effect.fnUntraced(function*(
 
 const filtered = "per_aggregate"
 const unchanged = "shared_totals"
-const narrow = { projection: filtered, eventTypes: ["Happened"], acceptFilterChange: false }
-const widened = { projection: filtered, eventTypes: ["Happened", "HappenedToo"], acceptFilterChange: true }
+/** Each version replaces the filter of the one before it; none has removed the option after its deploy. */
+const narrow = { projection: filtered, eventTypes: ["Happened"], replaces: ["Other"] }
+const widened = { projection: filtered, eventTypes: ["Happened", "HappenedToo"], replaces: ["Happened"] }
 
 /**
  * The first pod of the new version changes a filter while the old pods are running; then the old pods are replaced one

@@ -35,7 +35,8 @@ export const Instructions = Schema.fromJsonString(Schema.Struct({
   filter: Schema.optionalKey(Schema.Struct({
     projection: Schema.String,
     eventTypes: Schema.Array(Schema.String),
-    acceptFilterChange: Schema.Boolean
+    /** The event types of the filter that this one replaces. */
+    replaces: Schema.Array(Schema.String)
   })),
   /** One of the projections handles typed events; the newest version that its event set declares. */
   typed: Schema.optionalKey(Schema.Struct({ projection: Schema.String, newest: Schema.Int })),

@@ -45,7 +45,7 @@ const program = Effect.gen(function*() {
   const projection = (name: string) => {
     const unfiltered = Projections.make(name, { workerId: workerId ?? "", delayMillis, outside })
     const usual = filter?.projection === name
-      ? { ...unfiltered, filter: { eventTypes: filter.eventTypes }, acceptFilterChange: filter.acceptFilterChange }
+      ? { ...unfiltered, filter: { eventTypes: filter.eventTypes }, replacesFilter: [{ eventTypes: filter.replaces }] }
       : typed?.projection === name
       ? Projections.decoding(unfiltered, typed.newest)
       : unfiltered

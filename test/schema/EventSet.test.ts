@@ -125,6 +125,18 @@ describe("EventSet", () => {
     }
   })
 
+  it("the filter before a type was added is that of the other types", () => {
+    const Before = EventSet.make({ A: Schema.Unknown, B: { payload: Schema.Unknown, storedAs: ["C"] } }, {
+      retired: ["D"]
+    })
+    const After = EventSet.make(
+      { E: Schema.Unknown, B: { payload: Schema.Unknown, storedAs: ["C"] }, A: Schema.Unknown },
+      { retired: ["D"] }
+    )
+    assert.strictEqual(EventFilter.canonical(After.pick("A", "B").filter), EventFilter.canonical(Before.filter))
+    assert.notStrictEqual(EventFilter.canonical(After.filter), EventFilter.canonical(Before.filter))
+  })
+
   it("an event of a version above the declared one fails with EventVersionTooNew", () => {
     const error = failure(Orders, stored({ eventType: "OrderCreated", eventVersion: 5 }))
     assert.strictEqual(error._tag, "EventVersionTooNew")

@@ -50,6 +50,14 @@ const farFuture = 3_600_000
 /** Which projections are ordered globally: none, `stock` by all workers, or also all projections by some workers. */
 type Mode = "none" | "stock" | "mixed"
 
+/** The filter of a version; every version replaces the filters of all earlier ones, or by mistake only some of them. */
+const filtersOf = (version: number, forgetsFirst = false) => ({
+  filter: `filter ${version}`,
+  replacesFilter: [0, 1, 2].filter((other) => other < version && !(forgetsFirst && other === 0)).map((other) =>
+    `filter ${other}`
+  )
+})
+
 /** Applies one step of a history to the world. */
 const step = (world: World.World, { a, b, event, hash }: typeof Step.Type, mode: Mode): void => {
   world.now += 1
@@ -64,8 +72,7 @@ const step = (world: World.World, { a, b, event, hash }: typeof Step.Type, mode:
         workerId,
         replicaSet,
         projections: subset(b),
-        filter: hash % 7 === 0 ? "some" : "all",
-        acceptFilterChange: hash % 5 !== 0,
+        ...filtersOf(hash % 7 === 0 ? hash % 3 : 0, hash % 5 === 0),
         startPosition: BigInt(b),
         concurrency: 1 + hash % 3,
         global: mode === "mixed" && hash % 3 === 0 ? World.projectionNames : mode === "none" ? [] : ["stock"]
@@ -166,14 +173,23 @@ const step = (world: World.World, { a, b, event, hash }: typeof Step.Type, mode:
  * given up the projection concerned. Returns the live workers.
  */
 const calm = (world: World.World): ReadonlyArray<World.WorldWorker> => {
+  /** The filters under which the projection has, or will have, progress. */
+  const recorded = (projection: string) => [
+    ...World.rowsOf(world, projection).map(({ filter }) => filter),
+    ...world.workers.filter(({ registration }) => registration.replicaSet === "main").flatMap(({ carried }) =>
+      carried.filter(({ name }) => name === projection).map(({ filter }) => filter)
+    )
+  ]
   world.now += 1
   world.locked.clear()
   for (const worker of world.workers) {
     const { registration } = worker
     if (registration.replicaSet !== "main") worker.dead = true
-    if (worker.carried.some((one) => !one.acceptFilterChange)) {
+    const isRefused = ({ filter, name, replacesFilter = [] }: Plan.Carried) =>
+      recorded(name).some((other) => other !== filter && !replacesFilter.includes(other))
+    if (worker.carried.some(isRefused)) {
       if (registration.incarnation % 2n === 0n) worker.dead = true
-      else worker.carried = worker.carried.map((one) => ({ ...one, givenUp: !one.acceptFilterChange }))
+      else worker.carried = worker.carried.map((one) => ({ ...one, givenUp: isRefused(one) }))
     }
     worker.silentForMillis = worker.dead ? farFuture : 0
     worker.absentForMillis = undefined
@@ -182,7 +198,7 @@ const calm = (world: World.World): ReadonlyArray<World.WorldWorker> => {
     World.join(world, {
       workerId: "w9",
       projections: World.projectionNames,
-      acceptFilterChange: true,
+      ...filtersOf(2),
       global: ["stock"]
     })
   }
@@ -547,7 +563,7 @@ describe("Plan", () => {
       assert.strictEqual(World.errorOf(world, old)._tag, "WorkerEvicted")
     })
 
-    it("a changed filter that is not accepted is an error, and nothing is written", () => {
+    it("a changed filter that is not replaced is an error, and nothing is written", () => {
       const world = World.make()
       const old = World.join(world, { workerId: "w1", projections: ["orders"], filter: "old" })
       World.decide(world, old)
@@ -558,7 +574,27 @@ describe("Plan", () => {
       )
     })
 
-    it("a changed partition key is an error, also if a changed filter is accepted", () => {
+    it("the error names all other recorded filters, because all of them must be replaced", () => {
+      const world = World.make()
+      const workers = ["w1", "w2", "w3"].map((workerId) => World.join(world, { workerId, projections: ["orders"] }))
+      World.converge(world, { idle: true, order: () => workers })
+      const recorded = ["first", "second", "new"]
+      for (const [index, row] of World.rowsOf(world, "orders").entries()) {
+        world.rows.set(Checkpoint.key(row), { ...row, filter: recorded[index]! })
+      }
+      const rest = { workerId: "w1", projections: ["orders"], filter: "new" }
+      const errorOf = (replacesFilter: ReadonlyArray<string>) => {
+        const error = World.errorOf(world, World.join(world, { ...rest, replacesFilter }))
+        return error._tag === "FilterChanged" ? [error.recorded, ...error.alsoRecorded ?? []].toSorted() : error
+      }
+      assert.deepStrictEqual(errorOf([]), ["first", "second"])
+      assert.deepStrictEqual(errorOf(["first", "other"]), ["first", "second"])
+      assert.isTrue(Result.isSuccess(
+        World.attempt(world, World.join(world, { ...rest, replacesFilter: ["second", "first"] }))
+      ))
+    })
+
+    it("a changed partition key is an error, whatever filters are replaced", () => {
       const world = World.make()
       const recorded = EventFilter.canonical({ partitionBy: "correlationId" })
       World.decide(world, World.join(world, { workerId: "w1", projections: ["orders"], filter: recorded }))
@@ -568,7 +604,7 @@ describe("Plan", () => {
           workerId: "w2",
           projections: ["orders"],
           filter: given,
-          acceptFilterChange: true
+          replacesFilter: [EventFilter.canonical({ partitionBy })]
         })
         assert.deepStrictEqual(
           World.errorOf(world, young),
@@ -585,7 +621,7 @@ describe("Plan", () => {
         workerId: "w2",
         projections: ["orders", "users"],
         filter: "old",
-        acceptFilterChange: true
+        replacesFilter: ["old"]
       })
       young.carried = young.carried.map((one) => one.name === "orders" ? { ...one, filter: "new" } : one)
       World.converge(world, { idle: true, order: () => [young] })
@@ -623,7 +659,7 @@ describe("Plan", () => {
       assert.isUndefined(World.rowsOf(world, "orders")[0]!.fence)
     })
 
-    it("an accepted filter continues from the position of the previous one", () => {
+    it("a filter continues from the position of the one that it replaces", () => {
       const world = World.make()
       World.decide(
         world,
@@ -633,7 +669,7 @@ describe("Plan", () => {
         workerId: "w1",
         projections: ["orders"],
         filter: "new",
-        acceptFilterChange: true
+        replacesFilter: ["older", "old"]
       })
       const [row] = World.decide(world, young).ownedRows
       assert.strictEqual(row!.filter, "new")

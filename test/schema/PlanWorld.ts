@@ -73,7 +73,7 @@ export const join = (
     readonly projections: ReadonlyArray<string>
     readonly replicaSet?: string
     readonly filter?: string
-    readonly acceptFilterChange?: boolean
+    readonly replacesFilter?: ReadonlyArray<string>
     readonly startPosition?: bigint
     readonly concurrency?: number
     /** The projections that this worker orders globally. */
@@ -96,7 +96,7 @@ export const join = (
       name,
       filter: options.filter ?? "all",
       startPosition: options.startPosition ?? 0n,
-      acceptFilterChange: options.acceptFilterChange ?? false,
+      replacesFilter: options.replacesFilter,
       ...(options.global?.includes(name) === true
         ? { ordering: "global" }
         : { concurrency: options.concurrency ?? 1 })
@@ -382,6 +382,10 @@ const check = (
         if (inShare) assert.strictEqual(now.replicaSet, self.replicaSet, "not moved to this replica set")
       }
       if (!inShare) assert.strictEqual(now.filter, was.filter)
+      if (now.filter !== was.filter) {
+        const { replacesFilter } = worker.carried.find((one) => one.name === name)!
+        assert.include(replacesFilter ?? [], was.filter, "continues progress of a filter that it does not replace")
+      }
       if (was.halt?.hash === hash) {
         if (now.halt === undefined) {
           assert.isTrue(isMine(now) && self.incarnation > was.halt.incarnation, "a halt vanished")

@@ -9,11 +9,11 @@ import * as HashRange from "../../src/schema/HashRange.ts"
 import { assertFailed, lower, test, times } from "./Workers.ts"
 import { event, pass } from "./World.ts"
 
-const widened = { eventTypes: ["UserCreated", "UserDeleted"], acceptFilterChange: true }
 const narrow = { eventTypes: ["UserCreated"] }
+const widened = { eventTypes: ["UserCreated", "UserDeleted"], replacesFilter: narrow }
 
 test(
-  "a changed filter fails with FilterChanged unless acceptFilterChange is set",
+  "a changed filter fails with FilterChanged unless replacesFilter names the recorded one",
   function*({ appendAll, counting, counts, start }) {
     const first = yield* start({ projections: [counting(narrow)], how: "catchUp" })
     yield* pass(500)
@@ -21,8 +21,12 @@ test(
     const changed = { eventTypes: ["UserCreated", "UserDeleted"] }
     const refused = yield* start({ projections: [counting(changed)] })
     yield* pass(500)
-    assertFailed(refused, "FilterChanged", ["\"counts\"", "UserDeleted", "acceptFilterChange: true"])
-    const accepted = yield* start({ projections: [counting({ ...changed, acceptFilterChange: true })] })
+    assertFailed(refused, "FilterChanged", [
+      "\"counts\"",
+      "UserDeleted",
+      "replacesFilter: { eventTypes: [\"UserCreated\"] }"
+    ])
+    const accepted = yield* start({ projections: [counting({ ...changed, replacesFilter: [{}, narrow] })] })
     yield* appendAll
     yield* pass(500)
     assert.isFalse(accepted.hasEnded())
@@ -33,6 +37,26 @@ test(
     const same = yield* start({ projections: [counting({ eventTypes: ["UserDeleted", "UserCreated"] })] })
     yield* pass(500)
     assert.isFalse(same.hasEnded())
+  }
+)
+
+test(
+  "a worker of the version before does not claim ranges of the new filter, although both versions replace one",
+  function*({ counting, counts, events, start }) {
+    const replacesFilter = { eventTypes: ["Other"] }
+    const old = yield* start({ projections: [counting({ ...narrow, replacesFilter })], workerId: "old" })
+    yield* pass(500)
+    const young = yield* start({ projections: [counting(widened)], workerId: "young" })
+    yield* pass(2_000)
+    yield* young.stop
+    yield* pass(500)
+    // Only the new filter selects this event, and only the worker of the version before is running.
+    yield* events.append([event(lower, { eventType: "UserDeleted" })])
+    yield* pass(2_000)
+    yield* old.stop
+    yield* start({ projections: [counting(widened)], workerId: "next" })
+    yield* pass(2_000)
+    assert.deepStrictEqual(yield* counts(), { [lower]: 1 })
   }
 )
 
@@ -113,7 +137,7 @@ test(
     yield* pass(500)
     assertFailed(late, "FilterChanged", [
       "has the filter \"eventTypes: UserCreated\", but its progress was made under \"eventTypes: UserCreated, UserDeleted\"",
-      "acceptFilterChange: true",
+      "replacesFilter: { eventTypes: [\"UserCreated\", \"UserDeleted\"] }",
       "new name",
       "run that version"
     ])
@@ -175,13 +199,13 @@ test(
 )
 
 test(
-  "another partition key fails with PartitionKeyChanged, whatever filter change is accepted",
+  "another partition key fails with PartitionKeyChanged, whatever filter is replaced",
   function*({ appendAll, counting, counts, start }) {
     const first = yield* start({ projections: [counting({ partitionBy: "correlationId" })], how: "catchUp" })
     yield* pass(500)
     assert.isTrue(first.hasSucceeded())
     const refused = yield* start({
-      projections: [counting({ partitionBy: { metadata: "a" }, acceptFilterChange: true })]
+      projections: [counting({ partitionBy: { metadata: "a" }, replacesFilter: {} })]
     })
     yield* pass(500)
     assertFailed(refused, "PartitionKeyChanged", ["\"counts\"", "correlationId", "metadata a", "new name"])

@@ -7,10 +7,12 @@ import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Metric from "effect/Metric"
 import * as Runtime from "effect/Runtime"
+import * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
 import { TestClock } from "effect/testing"
 import * as MemoryStores from "../../src/layers/memory/MemoryStores.ts"
 import * as MemoryWorld from "../../src/layers/memory/MemoryWorld.ts"
+import * as EventSet from "../../src/schema/EventSet.ts"
 import * as HashRange from "../../src/schema/HashRange.ts"
 import type * as Settings from "../../src/schema/Settings.ts"
 import { EventStore } from "../../src/services/EventStore.ts"
@@ -344,6 +346,7 @@ it.effect("rejects no projections, an empty name, duplicate names, an empty filt
     const named = (name: string, options: Projection.CommonOptions = {}) =>
       Projection.make(name, { handle: () => Effect.void, ...options })
     const untyped = (options: object): Projection.CommonOptions => options
+    const Users = EventSet.make({ UserCreated: Schema.Unknown })
     const refused = (projections: ReadonlyArray<Projection.Projection>) =>
       Effect.flip(Orchestrator.make({ replicaSet: "main", projections }))
     const expected: ReadonlyArray<readonly [ReadonlyArray<Projection.Projection>, string, RegExp]> = [
@@ -383,6 +386,8 @@ it.effect("rejects no projections, an empty name, duplicate names, an empty filt
         "InvalidSettings",
         /batchWindow of "a" must have a time/
       ],
+      [[named("a", untyped({ replacesFilter: true }))], "InvalidSettings", /replacesFilter of "a" is not a filter/],
+      [[named("a", untyped({ replacesFilter: [Users] }))], "InvalidSettings", /replacesFilter of "a".*event set/],
       [[named("a", untyped({ handle: undefined }))], "InvalidSettings", /"a".*either handle or handleBatch/]
     ]
     for (const [projections, tag, message] of expected) {

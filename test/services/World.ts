@@ -131,8 +131,7 @@ export const runner = Effect.fnUntraced(function*(
     projections: [{
       name: projection.name,
       filter: Projection.filterText(projection),
-      startPosition: 0n,
-      acceptFilterChange: false
+      startPosition: 0n
     }],
     activeKeys: new Set<string>(),
     leaving: false,

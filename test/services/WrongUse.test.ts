@@ -298,16 +298,22 @@ it.layer(migrated, { excludeTestServices: true })(
       told(error, "\"elsewhere\"", "\"owners\"", "\"owner\"", "another name")
     })
 
-    test("reports a changed filter unless the change is accepted", function*() {
+    test("reports a changed filter unless it replaces the recorded one", function*() {
       const live = (options: Projection.CommonOptions) =>
         worker(nothing("filtered", options), { pollInterval: "50 millis" })
       yield* quietly(Orchestrator.catchUp, live({ aggregateTypes: ["User"] }))
       const error = yield* refusal(live({ aggregateTypes: ["User", "Group"] }))
       assert.strictEqual(error._tag, "FilterChanged")
-      told(error, "\"filtered\"", "\"aggregateTypes: Group, User\"", "new name", "acceptFilterChange: true")
+      told(
+        error,
+        "\"filtered\"",
+        "\"aggregateTypes: Group, User\"",
+        "new name",
+        "replacesFilter: { aggregateTypes: [\"User\"] }"
+      )
       yield* quietly(
         Orchestrator.catchUp,
-        live({ aggregateTypes: ["User", "Group"], acceptFilterChange: true })
+        live({ aggregateTypes: ["User", "Group"], replacesFilter: { aggregateTypes: ["User"] } })
       )
       yield* quietly(Orchestrator.catchUp, live({ aggregateTypes: ["Group", "User"] }))
     })

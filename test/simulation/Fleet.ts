@@ -59,7 +59,7 @@ export class Fleet<R> {
         ...subject.filter,
         ...(start.otherFilter === true ? { boundedContexts: ["app"] } : {}),
         partitionBy: start.otherKey === true ? otherKey(subject.keys) : subject.keys.partitionBy,
-        acceptFilterChange: start.otherKey === true,
+        replacesFilter: start.otherKey === true ? subject.filter : [],
         startFrom: scenario.startFrom,
         ...(subject.ordering === "global" ? { ordering: "global" } : { concurrency }),
         ...(subject.parks ? { onFailure: "park" as const } : {}),

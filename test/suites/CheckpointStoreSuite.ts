@@ -35,7 +35,7 @@ const request = (
   rules: Worker.LivenessRules
 ): Plan.Request => ({
   registration,
-  projections: [{ name: projection, filter: EventFilter.canonical({}), startPosition: 0n, acceptFilterChange: false }],
+  projections: [{ name: projection, filter: EventFilter.canonical({}), startPosition: 0n }],
   activeKeys: new Set(),
   leaving: false,
   rules

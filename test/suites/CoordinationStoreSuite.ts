@@ -2,90 +2,32 @@ import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import type * as Layer from "effect/Layer"
 import * as Checkpoint from "../../src/schema/Checkpoint.ts"
-import {
-  FilterChanged,
-  OrderingChanged,
-  PartitionKeyChanged,
-  ProjectionInOtherReplicaSet
-} from "../../src/schema/Errors.ts"
+import { OrderingChanged, ProjectionInOtherReplicaSet } from "../../src/schema/Errors.ts"
 import * as EventFilter from "../../src/schema/EventFilter.ts"
 import * as HashRange from "../../src/schema/HashRange.ts"
-import type { Carried, Request } from "../../src/schema/Plan.ts"
+import type { Request } from "../../src/schema/Plan.ts"
 import * as Plan from "../../src/schema/Plan.ts"
-import type { LivenessRules, Registration } from "../../src/schema/Worker.ts"
 import { CheckpointStore } from "../../src/services/CheckpointStore.ts"
 import { CoordinationStore } from "../../src/services/CoordinationStore.ts"
 import { Membership } from "../../src/services/Membership.ts"
 import type { Stores } from "../../src/services/Stores.ts"
 import { scaledMillis } from "../../src/testing/TimeLimits.ts"
+import { carried, converge, decide, join, type Member, request, rowsOf } from "./Members.ts"
 import type { Time } from "./Suite.ts"
-import { dead, hasty, patient, unique } from "./Suite.ts"
+import { dead, hasty, unique } from "./Suite.ts"
 
 export interface Options {
   readonly time: Time
 }
 
-const carried = (name: string, rest?: Partial<Carried>): Carried => ({
-  name,
-  filter: EventFilter.canonical({}),
-  startPosition: 0n,
-  acceptFilterChange: false,
-  ...rest
-})
-
-interface Member {
-  readonly registration: Registration
-  readonly projections: ReadonlyArray<Carried>
-}
-
-const join = Effect.fnUntraced(function*(
-  replicaSet: string,
-  workerId: string,
-  projections: ReadonlyArray<Carried | string>
-) {
-  const carries = projections.map((each) => typeof each === "string" ? carried(each) : each)
-  const registration = yield* (yield* Membership).join({
-    replicaSet,
-    workerId,
-    projections: carries.map(({ name }) => name),
-    rules: patient
-  })
-  return { registration, projections: carries } satisfies Member
-})
-
-const request = (member: Member, rest?: Partial<Request>): Request => ({
-  ...member,
-  activeKeys: new Set(),
-  leaving: false,
-  rules: patient,
-  ...rest
-})
-
-const decide = Effect.fnUntraced(function*(member: Member, rest?: Partial<Request>) {
-  return yield* (yield* CoordinationStore).apply(request(member, rest))
-})
-
 const preview = Effect.fnUntraced(function*(member: Member, rest?: Partial<Request>) {
   return yield* (yield* CoordinationStore).preview(request(member, rest))
-})
-
-const rowsOf = Effect.fnUntraced(function*(projection: string) {
-  return yield* (yield* CheckpointStore).rows(projection)
 })
 
 const ranges = (rows: ReadonlyArray<Checkpoint.Checkpoint>): ReadonlyArray<HashRange.HashRange> =>
   rows.map((row) => row.range)
 
 const half = (key: number): HashRange.HashRange => HashRange.partition(key, 2)
-
-/** Lets the workers decide in turn until each owns exactly its shares. */
-const converge = Effect.fnUntraced(function*(members: ReadonlyArray<Member>, rules: LivenessRules = patient) {
-  for (let round = 0; round < 10; round++) {
-    const decisions = yield* Effect.forEach(members, (member) => decide(member, { rules }))
-    if (decisions.every((decision) => decision.isComplete && Plan.isEmpty(decision))) return decisions
-  }
-  return assert.fail("The workers do not converge.")
-})
 
 /** Asserts that a projection's rows tile the space and that each is held by one of the workers. */
 const assertShared = Effect.fnUntraced(function*(projection: string, members: ReadonlyArray<Member>) {
@@ -443,77 +385,6 @@ export const suite = (
           claimed.ownedRows.map((each) => [each.range, each.position, each.replicaSet]),
           [[HashRange.whole, 9n, here]]
         )
-      }))
-
-    it.effect("a changed filter is refused unless it is accepted", () =>
-      Effect.gen(function*() {
-        const replicaSet = yield* unique("replica-set")
-        const projection = yield* unique("projection")
-        const recorded = EventFilter.canonical({ eventTypes: ["Added"] })
-        const given = EventFilter.canonical({ eventTypes: ["Added", "Removed"] })
-        const old = yield* join(replicaSet, "old", [carried(projection, { filter: recorded, startPosition: 4n })])
-        yield* decide(old)
-        yield* decide(old, { leaving: true })
-        const worker = yield* join(replicaSet, "new", [carried(projection, { filter: given })])
-        assert.deepStrictEqual(
-          yield* Effect.flip(decide(worker)),
-          new FilterChanged({ projection, recorded, given })
-        )
-        assert.deepStrictEqual((yield* rowsOf(projection)).map((row) => [row.filter, row.fence]), [[
-          recorded,
-          undefined
-        ]])
-
-        const accepting = { ...worker, projections: [carried(projection, { filter: given, acceptFilterChange: true })] }
-        const { ownedRows: held, isComplete: settled } = yield* decide(accepting)
-        assert.isTrue(settled)
-        // The projection continues from its position; the start position applies only to its first start.
-        assert.deepStrictEqual(held.map((row) => [row.filter, row.position]), [[given, 4n]])
-      }))
-
-    it.effect("a changed partition key is refused, also with acceptFilterChange", () =>
-      Effect.gen(function*() {
-        const replicaSet = yield* unique("replica-set")
-        const projection = yield* unique("projection")
-        const recorded = EventFilter.canonical({ partitionBy: { metadata: "tenant \"a\"" } })
-        const given = EventFilter.canonical({ partitionBy: { metadata: "tenant" } })
-        yield* decide(yield* join(replicaSet, "old", [carried(projection, { filter: recorded })]))
-        const worker = yield* join(replicaSet, "new", [
-          carried(projection, { filter: given, acceptFilterChange: true })
-        ])
-        assert.deepStrictEqual(
-          yield* Effect.flip(decide(worker)),
-          new PartitionKeyChanged({ projection, recorded, given })
-        )
-        assert.deepStrictEqual((yield* rowsOf(projection)).map(({ filter }) => filter), [recorded])
-      }))
-
-    it.effect("a worker that has given a projection up releases it to the workers that still carry it", () =>
-      Effect.gen(function*() {
-        const replicaSet = yield* unique("replica-set")
-        const [changed, kept] = [yield* unique("changed"), yield* unique("kept")]
-        const old = yield* join(replicaSet, "old", [changed, kept])
-        yield* decide(old)
-        const filter = EventFilter.canonical({ eventTypes: ["Added"] })
-        const young = yield* join(replicaSet, "young", [carried(changed, { filter, acceptFilterChange: true }), kept])
-        yield* decide(young)
-        yield* decide(old)
-        yield* decide(young)
-        assert.strictEqual((yield* Effect.flip(decide(old)))._tag, "FilterChanged")
-        const without: Member = { ...old, projections: [carried(changed, { givenUp: true }), carried(kept)] }
-        const given = yield* decide(without)
-        assert.deepStrictEqual(given.carry, [kept])
-        assert.deepStrictEqual(given.form?.members.map(({ projections }) => projections), [[kept], [changed, kept]])
-        yield* converge([without, young])
-        assert.deepStrictEqual(
-          (yield* rowsOf(changed)).map((row) => [row.fence?.workerId, row.filter]),
-          [["young", filter]]
-        )
-        assert.deepStrictEqual((yield* rowsOf(kept)).map((row) => row.fence?.workerId), ["old", "young"])
-        // The old worker can still leave.
-        yield* decide(without, { leaving: true })
-        yield* converge([young])
-        assert.deepStrictEqual((yield* rowsOf(kept)).map((row) => row.fence?.workerId), ["young"])
       }))
 
     it.effect("a halt stays with its part of a row, and is retried by a worker that registered later", () =>

@@ -35,8 +35,7 @@ const held = Effect.fnUntraced(function*(workers = 1) {
       projections: [{
         name: projection,
         filter: EventFilter.canonical({}),
-        startPosition: 0n,
-        acceptFilterChange: false
+        startPosition: 0n
       }],
       activeKeys: new Set(),
       leaving: false,

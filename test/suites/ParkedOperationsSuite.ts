@@ -29,7 +29,7 @@ const held = Effect.gen(function*() {
   const filter = EventFilter.canonical({})
   const { ownedRows } = yield* (yield* CoordinationStore).apply({
     registration,
-    projections: [{ name: projection, filter, startPosition: 0n, acceptFilterChange: false }],
+    projections: [{ name: projection, filter, startPosition: 0n }],
     activeKeys: new Set(),
     leaving: false,
     rules: patient

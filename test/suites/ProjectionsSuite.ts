@@ -53,8 +53,7 @@ const claim = Effect.fnUntraced(function*(
     projections: [{
       name: projection,
       filter: EventFilter.canonical(filter),
-      startPosition: position,
-      acceptFilterChange: false
+      startPosition: position
     }],
     activeKeys: new Set(),
     leaving,
@@ -238,8 +237,7 @@ export const suite = (
           projections: texts.map((filter, index) => ({
             name: projections[index]!,
             filter,
-            startPosition: start,
-            acceptFilterChange: false
+            startPosition: start
           })),
           activeKeys: new Set(),
           leaving: false,

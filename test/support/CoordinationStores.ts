@@ -83,8 +83,7 @@ export const decide = Effect.fnUntraced(function*(registration: Registration, re
     projections: registration.projections.map((name) => ({
       name,
       filter: EventFilter.canonical({}),
-      startPosition: 0n,
-      acceptFilterChange: false
+      startPosition: 0n
     })),
     activeKeys: new Set(),
     leaving: false,

@@ -153,7 +153,11 @@ export const hasKeys = () =>
     })))
   ))
 
+// The filter that a set replaces is the filter of another one, or a literal.
 const done = () => Effect.void
+export const replacing = [Users.pick("Shared").filter, {}, { eventTypes: ["Shared"] }, [{}, Users.filter], []]
+  .map((replacesFilter) => Projection.make("replacing", Users, { replacesFilter, handle: done }))
+
 export const refused = [
   // @ts-expect-error the function of a tag is missing
   Projection.make("missing", Users, { handle: { Registered: done, Renamed: done } }),
@@ -167,6 +171,12 @@ export const refused = [
   Projection.make("none", Anywhere, { startFrom: "now" }),
   // @ts-expect-error the event set selects the events
   Projection.make("filter", Anywhere, { eventTypes: ["Renamed"], handle: done }),
+  // @ts-expect-error an event set is not a filter; its filter is
+  Projection.make("replaces", Users, { replacesFilter: Anywhere, handle: done }),
+  // @ts-expect-error a misspelt list
+  Projection.make("misspelt", Users, { replacesFilter: { eventType: ["Shared"] }, handle: done }),
+  // @ts-expect-error a partition key cannot be replaced
+  Projection.make("key", Users, { replacesFilter: { partitionBy: "correlationId" }, handle: done }),
   // @ts-expect-error not an Effect
   Projection.make("effect", Anywhere, { handle: { Renamed: () => 5 } })
 ]

@@ -22,7 +22,8 @@ export const begin = Effect.fnUntraced(function*(worker: Worker, workerId: strin
         name: projection.name,
         filter: Projection.filterText(projection),
         startPosition,
-        acceptFilterChange: projection.acceptFilterChange,
+        // With its own partition key, because progress under another one cannot be continued.
+        replacesFilter: projection.replacesFilter.map((filter) => Projection.filterText({ ...projection, filter })),
         concurrency: projection.concurrency,
         ordering: projection.ordering
       }))

@@ -87,6 +87,7 @@ const problemOf = (
     ordering,
     parkingLimits,
     partitionBy,
+    replacesFilter,
     startFrom
   }: Projection.Any
 ): string | undefined => {
@@ -148,8 +149,15 @@ const problemOf = (
     const problem = values.map(textProblem).find((problem) => problem !== undefined)
     if (problem !== undefined) return `A value of ${list} of "${name}" ${problem}.`
   }
+  if (!replacesFilter.every(isFilter)) {
+    return `replacesFilter of "${name}" is not a filter. Give one such as { eventTypes: ["Added"] }, the filter of an event set, or an array of filters.`
+  }
   return undefined
 }
+
+/** Only JavaScript code can give something else. An event set would mean every event. */
+const isFilter = (value: unknown): boolean =>
+  typeof value === "object" && value !== null && !Object.hasOwn(value, "filter")
 
 /** The lists of a filter that are given, by their names. */
 const filterLists = (filter: Projection.Any["filter"]): ReadonlyArray<readonly [string, ReadonlyArray<string>]> =>

@@ -31,7 +31,7 @@ const options = (workerId: string) => ({ replicaSet, workerId, projections: [pro
 
 const request = (registration: Worker.Registration, leaving = false): Request => ({
   registration,
-  projections: [{ name: projection, filter: EventFilter.canonical({}), startPosition: 0n, acceptFilterChange: false }],
+  projections: [{ name: projection, filter: EventFilter.canonical({}), startPosition: 0n }],
   activeKeys: new Set(),
   leaving,
   rules

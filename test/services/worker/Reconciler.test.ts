@@ -102,7 +102,7 @@ it.effect("a range that ends while the plan is made is opened again at the posit
       registration,
       settings: yield* Effect.fromResult(Settings.make({ replicaSet: "main" })),
       projections: new Map([["users", users]]),
-      carried: () => [{ name: "users", filter: held.filter, startPosition: 0n, acceptFilterChange: false }],
+      carried: () => [{ name: "users", filter: held.filter, startPosition: 0n }],
       giveUp: (_, error) => Effect.die(error),
       giveUpChanged: Effect.fail,
       captured: Context.empty() as Context.Context<unknown>,

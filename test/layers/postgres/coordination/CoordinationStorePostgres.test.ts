@@ -7,11 +7,14 @@ import * as HashRange from "../../../../src/schema/HashRange.ts"
 import { CheckpointStore } from "../../../../src/services/CheckpointStore.ts"
 import * as TimeLimits from "../../../../src/testing/TimeLimits.ts"
 import * as CoordinationStoreSuite from "../../../suites/CoordinationStoreSuite.ts"
+import * as SelectionSuite from "../../../suites/SelectionSuite.ts"
 import { patient, realTime } from "../../../suites/Suite.ts"
 import * as CoordinationStores from "../../../support/CoordinationStores.ts"
 import * as Tests from "../../../support/Tests.ts"
 
 CoordinationStoreSuite.suite("postgres", CoordinationStores.layerWith(), { time: realTime })
+
+SelectionSuite.suite("postgres", CoordinationStores.layerWith(), { time: realTime })
 
 const { decide, join } = CoordinationStores
 
