@@ -65,6 +65,17 @@ export const examples: Examples = {
   RangeClaimed: [Activity.RangeClaimed({ ...range, position: 41n })],
   BatchCommitted: [Activity.BatchCommitted({ ...range, events: 10, position: 41n, took })],
   BatchRetried: [Activity.BatchRetried({ ...range, position: 41n, attempt: 1, reason: "conflict" })],
+  HandlerRunsLong: [
+    Activity.HandlerRunsLong({
+      ...range,
+      position: 42n,
+      eventId: "0b6cf0a0-5f5c-4d5b-9a63-1f6f2d0c9e77",
+      eventType: "UserCreated",
+      events: 1,
+      startedAt: new Date(0),
+      runsFor: Duration.seconds(30)
+    })
+  ],
   RangeHalted: [Activity.RangeHalted({
     ...range,
     halt: {

@@ -132,6 +132,19 @@ export type Activity = Data.TaggedEnum<{
     readonly attempt: number
     readonly reason: string
   }
+  /** A call of a handler has not ended for 30 seconds or more. The event is the first one of the call. */
+  HandlerRunsLong: {
+    readonly projection: string
+    readonly range: HashRange
+    readonly position: bigint
+    readonly eventId: string
+    readonly eventType: string
+    /** The number of events of the call; one unless the handler is a batch handler. */
+    readonly events: number
+    /** By the worker's clock. */
+    readonly startedAt: Date
+    readonly runsFor: Duration.Duration
+  }
   /** A range is halted because its handler failed, or because an event cannot be received or read. */
   RangeHalted: {
     readonly projection: string

@@ -92,6 +92,17 @@ const table: Table = {
   BatchRetried: {
     metrics: ({ projection }, labels) => [add(Metrics.projectionErrorsTotal, { ...labels, projection })]
   },
+  HandlerRunsLong: {
+    log: ({ eventId, eventType, events, position, projection, range, runsFor, startedAt }) => [[
+      "Warn",
+      `The handler of projection "${projection}" in range ${HashRange.format(range)} has run for ${
+        Math.floor(Duration.toSeconds(runsFor))
+      } seconds, since ${startedAt.toISOString()}. It was called with ${
+        events === 1 ? "event" : `${events} events, the first of them`
+      } ${eventId} at position ${position}, type ${eventType}. Its range waits for it. Look for a request without a time limit, or for a lock that it waits for.`
+    ]],
+    span: eventAttributes
+  },
   RangeHalted: {
     log: ({ halt, projection, range, stack }) => [[
       "Error",

@@ -130,12 +130,13 @@ const run = Effect.fnUntraced(function*(
   const { batch: { events }, called, progress } = attempt
   const startedAt = clock.monotonicTimeNanosUnsafe()
   job.state.batchSince = startedAt
+  job.state.currentCall = () => currentCall(attempt)
   const result = yield* Effect.result(spans.span(commit(environment, attempt), {
     events,
     committed: () => reachedEvents(attempt),
     describe: describeForSpan
   }))
-  job.state.batchSince = undefined
+  job.state.batchSince = job.state.currentCall = undefined
   if (result._tag === "Success") {
     const now = clock.monotonicTimeNanosUnsafe()
     if (attempt.isUnwritten) RangeState.passOver(job.state, reached(attempt))
@@ -154,6 +155,14 @@ const run = Effect.fnUntraced(function*(
   if (!BatchPolicy.mayBeOverrun(reason)) clearOverruns(environment, called, progress)
   return { _tag: "Failed", reason, ...whereFailed(attempt), failure: withTyped(attempt, failure) }
 })
+
+/** The call of the handler that has not ended, if any. */
+const currentCall = (
+  { called, progress: { begun, callFrom, callSince, handled, raised } }: Attempt
+): RangeState.Call | undefined =>
+  begun > handled && raised === undefined
+    ? { event: called[callFrom]!, events: begun - callFrom, since: callSince }
+    : undefined
 
 /** Which events of the batch had begun, and at which of them it failed. */
 const whereFailed = (attempt: Attempt): Pick<BatchPolicy.Failed<unknown>, "begun" | "failedAt"> => {

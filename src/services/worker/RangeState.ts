@@ -9,6 +9,7 @@ import type * as Latch from "effect/Latch"
 import type { Activity } from "../../schema/Activity.ts"
 import type * as Checkpoint from "../../schema/Checkpoint.ts"
 import type { EventVersionTooNew } from "../../schema/Errors.ts"
+import type { Event } from "../../schema/Event.ts"
 import type { Settings } from "../../schema/Settings.ts"
 import type { Registration } from "../../schema/Worker.ts"
 import type { ServerEpoch } from "../EventStore.ts"
@@ -38,6 +39,16 @@ export const sleepUnlessDraining = ({ draining }: Pick<Job, "draining">, time: D
   // `draining` comes first in the race, so that nothing starts once the range is draining.
   Effect.raceFirst(draining.await, Effect.sleep(time))
 
+/** A call of the handler. */
+export interface Call {
+  /** Its first event. */
+  readonly event: Event
+  /** How many events it has; one unless the handler is a batch handler. */
+  readonly events: number
+  /** When it began, in nanoseconds of the monotonic clock. */
+  readonly since: bigint
+}
+
 export interface RangeState {
   /** The row and its fence, as they were when the range was opened. */
   readonly held: Checkpoint.Held
@@ -57,6 +68,8 @@ export interface RangeState {
   haltedAt: bigint
   /** When the current batch began, in nanoseconds of the monotonic clock; undefined between batches. */
   batchSince: bigint | undefined
+  /** Returns the call of the handler that has not ended, if any; undefined between batches. */
+  currentCall: (() => Call | undefined) | undefined
   /** Whether the range drains or is being interrupted. */
   closing: boolean
 }
@@ -71,6 +84,7 @@ export const make = (held: Checkpoint.Held, now: bigint): RangeState => ({
   halt: held.halt,
   haltedAt: now,
   batchSince: undefined,
+  currentCall: undefined,
   closing: false
 })
 

@@ -29,6 +29,7 @@ import type * as Projection from "../Projection.ts"
 import type { ActivityStream } from "../telemetry/ActivityStream.ts"
 import type { RetryLog } from "../telemetry/RetryLog.ts"
 import * as Alarm from "./Alarm.ts"
+import * as LongHandlers from "./LongHandlers.ts"
 import * as Merging from "./Merging.ts"
 import * as Planning from "./Planning.ts"
 import type { Ranges } from "./Ranges.ts"
@@ -89,6 +90,7 @@ interface State {
    */
   waitingSince: bigint | undefined
   readonly merging: Merging.Merging
+  readonly longHandlers: LongHandlers.LongHandlers
 }
 
 /** Runs until the registration has ended, the assignment cannot be reached, or a permanent failure occurs. */
@@ -101,11 +103,13 @@ export const run = Effect.fnUntraced(function*(options: Options): Effect.fn.Retu
     previous: undefined,
     hasReachedAssignment: false,
     waitingSince: startedAt,
-    merging: Merging.make(startedAt)
+    merging: Merging.make(startedAt),
+    longHandlers: new WeakMap()
   }
   while (true) {
     yield* Alarm.letBurstPass(options.alarm, state.passBeganAt)
     state.passBeganAt = yield* Clock.monotonicTimeNanos
+    yield* LongHandlers.report(state.longHandlers, options.ranges, options.log, state.passBeganAt)
     yield* options.suspended() ? suspend(options, state) : step(options, state)
   }
 })
