@@ -9,15 +9,12 @@ import type * as Layer from "effect/Layer"
 import type { Held } from "../../src/schema/Checkpoint.ts"
 import * as EventFilter from "../../src/schema/EventFilter.ts"
 import * as HashRange from "../../src/schema/HashRange.ts"
-import type * as Plan from "../../src/schema/Plan.ts"
-import type * as Worker from "../../src/schema/Worker.ts"
 import { CheckpointStore } from "../../src/services/CheckpointStore.ts"
-import { CoordinationStore } from "../../src/services/CoordinationStore.ts"
-import { Membership } from "../../src/services/Membership.ts"
 import type { Stores } from "../../src/services/Stores.ts"
 import * as Hostile from "../support/Hostile.ts"
+import { decide, held, join } from "./Members.ts"
 import type { Time } from "./Suite.ts"
-import { dead, hasty, patient, unique } from "./Suite.ts"
+import { dead, hasty, unique } from "./Suite.ts"
 
 export interface Options<R> {
   readonly time: Time
@@ -28,45 +25,6 @@ export interface Options<R> {
     readonly count: (key: string) => Effect.Effect<number, unknown, R>
   }
 }
-
-const request = (
-  registration: Worker.Registration,
-  projection: string,
-  rules: Worker.LivenessRules
-): Plan.Request => ({
-  registration,
-  projections: [{ name: projection, filter: EventFilter.canonical({}), startPosition: 0n }],
-  activeKeys: new Set(),
-  leaving: false,
-  rules
-})
-
-/** Creates a projection shared by the given number of workers, and returns the row that each of them holds. */
-const held = Effect.fnUntraced(function*(workers: number) {
-  const replicaSet = yield* unique("replica-set")
-  const projection = yield* unique("projection")
-  const registrations = yield* Effect.forEach(
-    Array.from({ length: workers }, (_, index) => index),
-    (index) =>
-      Effect.flatMap(
-        Membership,
-        (membership) =>
-          membership.join({ replicaSet, workerId: `worker-${index}`, projections: [projection], rules: patient })
-      )
-  )
-  const coordination = yield* CoordinationStore
-  const decided = yield* Effect.forEach(
-    registrations,
-    (registration) => coordination.apply(request(registration, projection, patient))
-  )
-  const rows: Array<Held> = []
-  for (const decision of decided) {
-    assert.isTrue(decision.isComplete)
-    assert.strictEqual(decision.ownedRows.length, 1)
-    rows.push(decision.ownedRows[0]!)
-  }
-  return rows
-})
 
 const idleTimeout = Duration.seconds(20)
 
@@ -108,7 +66,7 @@ export const suite = <R = never>(
 
     it.effect("a committed batch advances the position and stores its effects", () =>
       Effect.gen(function*() {
-        const [row] = yield* held(1)
+        const [row] = yield* held()
         const key = yield* unique("key")
         yield* commit(row!, 0n, 5n, effects.record(key))
         assert.strictEqual(yield* position(row!), 5n)
@@ -147,7 +105,7 @@ export const suite = <R = never>(
     for (const [what, failing, isExpected] of failures) {
       it.effect(`a handler that ${what} rolls its batch back and is distinguished from a transient failure`, () =>
         Effect.gen(function*() {
-          const [row] = yield* held(1)
+          const [row] = yield* held()
           const key = yield* unique("key")
           const failure = yield* Effect.flip(commit(row!, 0n, 5n, Effect.andThen(effects.record(key), failing)))
           assert(failure._tag === "HandlerFailure")
@@ -162,7 +120,7 @@ export const suite = <R = never>(
 
     it.effect("a handler's failure that throws when inspected is reported as HandlerFailure", () =>
       Effect.gen(function*() {
-        const [row] = yield* held(1)
+        const [row] = yield* held()
         const key = yield* unique("key")
         for (const [what, value] of Hostile.values) {
           for (
@@ -180,7 +138,7 @@ export const suite = <R = never>(
 
     it.effect("a handler that continues with a value that is not an Effect fails", () =>
       Effect.gen(function*() {
-        const [row] = yield* held(1)
+        const [row] = yield* held()
         for (const other of [undefined, 5, "text", {}, globalThis.Promise.resolve()]) {
           // As from JavaScript, or through `any`.
           const work = Effect.flatMap(Effect.void, () => other as unknown as Effect.Effect<void>)
@@ -191,7 +149,7 @@ export const suite = <R = never>(
 
     it.effect("child fibers of a handler are interrupted when it ends, before its batch commits", () =>
       Effect.gen(function*() {
-        const [row] = yield* held(1)
+        const [row] = yield* held()
         let ended = false
         const child = Effect.ensuring(
           Effect.never,
@@ -222,7 +180,7 @@ export const suite = <R = never>(
       it.effect(`a write with ${what} is fenced`, () =>
         Effect.gen(function*() {
           const store = yield* CheckpointStore
-          const [row] = yield* held(1)
+          const [row] = yield* held()
           const key = yield* unique("key")
           yield* commit(row!, 0n, 7n, Effect.void)
           const before = yield* store.rows(row!.projection)
@@ -247,7 +205,7 @@ export const suite = <R = never>(
     it.effect("advance moves the position without running a handler", () =>
       Effect.gen(function*() {
         const store = yield* CheckpointStore
-        const [row] = yield* held(1)
+        const [row] = yield* held()
         yield* store.advance(row!, { from: 0n, to: 3n })
         yield* store.advance(row!, { from: 3n, to: 12n })
         assert.strictEqual(yield* position(row!), 12n)
@@ -258,7 +216,7 @@ export const suite = <R = never>(
     it.effect("writes based on reads of another server epoch are refused", () =>
       Effect.gen(function*() {
         const store = yield* CheckpointStore
-        const [row] = yield* held(1)
+        const [row] = yield* held()
         const [key, eventId] = [yield* unique("key"), globalThis.crypto.randomUUID()]
         const epoch = "1@1"
         for (
@@ -316,7 +274,7 @@ export const suite = <R = never>(
     )("records a halt whose error has %s", ([, error, recorded]) =>
       Effect.gen(function*() {
         const store = yield* CheckpointStore
-        const [row] = yield* held(1)
+        const [row] = yield* held()
         const eventId = globalThis.crypto.randomUUID()
         yield* store.halt(row!, { at: 0n, error, position: 1n, eventId, key: "cart-1" })
         assert.strictEqual((yield* store.rows(row!.projection))[0]?.halt?.error, recorded)
@@ -348,7 +306,7 @@ export const suite = <R = never>(
             (row: Held) => store.commit(row, { from: 0n, idleTimeout }, Effect.succeed(1n))
           ]
         ) {
-          const [row] = yield* held(1)
+          const [row] = yield* held()
           const eventId = globalThis.crypto.randomUUID()
           yield* store.halt(row!, { at: 0n, error: "flaky", position: 1n, eventId, key: "cart-1" })
           yield* progress(row!)
@@ -359,7 +317,7 @@ export const suite = <R = never>(
 
     it.effect("one of two concurrent batches on a range commits", () =>
       Effect.gen(function*() {
-        const [row] = yield* held(1)
+        const [row] = yield* held()
         const keys = [yield* unique("key"), yield* unique("key")]
         const started = yield* Effect.forEach(keys, () => Deferred.make<void>())
         const outcomes = yield* Effect.forEach(keys, (key, index) =>
@@ -397,7 +355,7 @@ export const suite = <R = never>(
 
     it.effect("the effects of a batch are not visible before it commits", () =>
       Effect.gen(function*() {
-        const [row] = yield* held(1)
+        const [row] = yield* held()
         const key = yield* unique("key")
         const recorded = yield* Deferred.make<void>()
         const go = yield* Deferred.make<void>()
@@ -422,7 +380,7 @@ export const suite = <R = never>(
 
     it.effect("an interrupted batch is rolled back", () =>
       Effect.gen(function*() {
-        const [row] = yield* held(1)
+        const [row] = yield* held()
         const key = yield* unique("key")
         const recorded = yield* Deferred.make<void>()
         const fiber = yield* Effect.forkChild(
@@ -450,7 +408,7 @@ export const suite = <R = never>(
     it.effect("a running batch is fenced after its range was claimed from its evicted worker", () =>
       Effect.gen(function*() {
         const store = yield* CheckpointStore
-        const [row] = yield* held(1)
+        const [row] = yield* held()
         const key = yield* unique("key")
         const recorded = yield* Deferred.make<void>()
         const go = yield* Deferred.make<void>()
@@ -468,14 +426,8 @@ export const suite = <R = never>(
         yield* Deferred.await(recorded)
         yield* time.advance(dead)
         const { projection, replicaSet } = row!
-        const membership = yield* Membership
-        const successor = yield* membership.join({
-          replicaSet,
-          workerId: "successor",
-          projections: [projection],
-          rules: hasty
-        })
-        const { ownedRows: taken } = yield* (yield* CoordinationStore).apply(request(successor, projection, hasty))
+        const successor = yield* join(replicaSet, "successor", [projection], hasty)
+        const { ownedRows: taken } = yield* decide(successor, { rules: hasty })
         assert.deepStrictEqual(taken.map((each) => each.range), [HashRange.whole])
         yield* Deferred.succeed(go, undefined)
         assert.strictEqual((yield* Effect.flip(Fiber.join(fiber)))._tag, "Fenced")

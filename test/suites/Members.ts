@@ -25,18 +25,19 @@ export interface Member {
   readonly projections: ReadonlyArray<Carried>
 }
 
-/** Registers a worker under rules that evict no worker. */
+/** Registers a worker, by default under rules that evict no worker. */
 export const join = Effect.fnUntraced(function*(
   replicaSet: string,
   workerId: string,
-  projections: ReadonlyArray<Carried | string>
+  projections: ReadonlyArray<Carried | string>,
+  rules: LivenessRules = patient
 ) {
   const carries = projections.map((each) => typeof each === "string" ? carried(each) : each)
   const registration = yield* (yield* Membership).join({
     replicaSet,
     workerId,
     projections: carries.map(({ name }) => name),
-    rules: patient
+    rules
   })
   return { registration, projections: carries } satisfies Member
 })

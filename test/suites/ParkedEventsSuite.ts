@@ -6,45 +6,16 @@ import type * as Layer from "effect/Layer"
 import type { Held } from "../../src/schema/Checkpoint.ts"
 import { ParkingLimitReached } from "../../src/schema/Errors.ts"
 import type { Event } from "../../src/schema/Event.ts"
-import * as EventFilter from "../../src/schema/EventFilter.ts"
 import * as HashRange from "../../src/schema/HashRange.ts"
 import * as ParkedEvent from "../../src/schema/ParkedEvent.ts"
 import * as PartitionKey from "../../src/schema/PartitionKey.ts"
 import { CheckpointStore, Fenced, HandlerFailure } from "../../src/services/CheckpointStore.ts"
-import { CoordinationStore } from "../../src/services/CoordinationStore.ts"
 import { EventStore } from "../../src/services/EventStore.ts"
-import { Membership } from "../../src/services/Membership.ts"
 import { ParkedEvents } from "../../src/services/ParkedEvents.ts"
 import type { Stores } from "../../src/services/Stores.ts"
+import { held } from "./Members.ts"
 import type { Time } from "./Suite.ts"
-import { patient, unique } from "./Suite.ts"
-
-/** Lets workers share a new projection, and returns the row that each of them holds, in the order of their ranges. */
-const held = Effect.fnUntraced(function*(workers = 1) {
-  const [replicaSet, projection] = [yield* unique("replica-set"), yield* unique("projection")]
-  const membership = yield* Membership
-  const coordination = yield* CoordinationStore
-  const registrations = yield* Effect.forEach(
-    Array.from({ length: workers }, (_, index) => `worker-${index}`),
-    (workerId) => membership.join({ replicaSet, workerId, projections: [projection], rules: patient })
-  )
-  const rows: Array<Held> = []
-  for (const registration of registrations) {
-    const { ownedRows } = yield* coordination.apply({
-      registration,
-      projections: [{
-        name: projection,
-        filter: EventFilter.canonical({}),
-        startPosition: 0n
-      }],
-      activeKeys: new Set(),
-      leaving: false,
-      rules: patient
-    })
-    rows.push(...ownedRows)
-  }
-  return rows.sort((a, b) => a.range.start - b.range.start)
-})
+import { unique } from "./Suite.ts"
 
 /** Appends one event to each of the aggregates, and returns the events in position order. */
 const append = Effect.fnUntraced(function*(boundedContext: string, ...aggregateIds: ReadonlyArray<string>) {

@@ -4,38 +4,18 @@ import * as Effect from "effect/Effect"
 import type * as Layer from "effect/Layer"
 import type { Held } from "../../src/schema/Checkpoint.ts"
 import type { EventNotHalted, ProjectionUnknown, StoreError } from "../../src/schema/Errors.ts"
-import * as EventFilter from "../../src/schema/EventFilter.ts"
 import { defaultLimits, type ParkedEvent } from "../../src/schema/ParkedEvent.ts"
 import * as PartitionKey from "../../src/schema/PartitionKey.ts"
 import { CheckpointStore } from "../../src/services/CheckpointStore.ts"
-import { CoordinationStore } from "../../src/services/CoordinationStore.ts"
 import { EventStore } from "../../src/services/EventStore.ts"
-import { Membership } from "../../src/services/Membership.ts"
 import { ParkedEvents } from "../../src/services/ParkedEvents.ts"
 import { Projections } from "../../src/services/Projections.ts"
 import type { Stores } from "../../src/services/Stores.ts"
+import { held } from "./Members.ts"
 import type { Time } from "./Suite.ts"
-import { patient, unique } from "./Suite.ts"
 
-/** Registers a worker that holds all of a new projection. */
-const held = Effect.gen(function*() {
-  const [replicaSet, projection] = [yield* unique("replica-set"), yield* unique("projection")]
-  const registration = yield* (yield* Membership).join({
-    replicaSet,
-    workerId: "worker",
-    projections: [projection],
-    rules: patient
-  })
-  const filter = EventFilter.canonical({})
-  const { ownedRows } = yield* (yield* CoordinationStore).apply({
-    registration,
-    projections: [{ name: projection, filter, startPosition: 0n }],
-    activeKeys: new Set(),
-    leaving: false,
-    rules: patient
-  })
-  return ownedRows[0] as Held
-})
+/** The row of a worker that holds all of a new projection. */
+const whole = Effect.map(held(), ([row]) => row!)
 
 type Errors = EventNotHalted | ProjectionUnknown | StoreError
 
@@ -87,7 +67,7 @@ export const suite = (
   it.layer(layer, { excludeTestServices: time.excludeTestServices })(`Projections, operations (${name})`, (it) => {
     it.effect("parked lists the selected events of one projection, in position order", () =>
       Effect.gen(function*() {
-        const [row, other] = [yield* held, yield* held]
+        const [row, other] = [yield* whole, yield* whole]
         const { projection } = row
         const list = (...selection: ReadonlyArray<Parameters<Projections["Service"]["parked"]>[1]>) =>
           Effect.map(use(({ parked }) => parked(projection, ...selection)), positions)
@@ -110,7 +90,7 @@ export const suite = (
 
     it.effect("retries and removals are recorded with the name of the requester; a dry run only returns the events", () =>
       Effect.gen(function*() {
-        const row = yield* held
+        const row = yield* whole
         const { projection } = row
         const [a, b, c] = [yield* park(row, "a", "Timeout"), yield* park(row, "a"), yield* park(row, "b", "NotFound")]
         const recorded = Effect.map(use(({ parked }) => parked(projection)), requests)
@@ -139,7 +119,7 @@ export const suite = (
 
     it.effect("an unknown projection is an error that names the projections with progress", () =>
       Effect.gen(function*() {
-        const { projection } = yield* held
+        const { projection } = yield* whole
         const misspelt = `${projection}x`
         const attempts = yield* Effect.map(Projections, (projections) => [
           projections.parked(misspelt),
@@ -160,7 +140,7 @@ export const suite = (
 
     it.effect("a request about a halted range is shown by the status, and is refused for another event", () =>
       Effect.gen(function*() {
-        const row = yield* held
+        const row = yield* whole
         const { projection } = row
         const idle = yield* Effect.flip(use(({ skipHalted }) => skipHalted(projection, "e7")))
         assert(idle._tag === "EventNotHalted")
@@ -179,7 +159,7 @@ export const suite = (
 
     it.effect("the status counts parked events and their keys, and shows when the oldest was parked", () =>
       Effect.gen(function*() {
-        const [row, other] = [yield* held, yield* held]
+        const [row, other] = [yield* whole, yield* whole]
         assert.isUndefined((yield* statusOf(row)).parked)
         yield* park(row, "a", "Timeout")
         const [first] = yield* use(({ parked }) => parked(row.projection))

@@ -12,13 +12,13 @@ import * as LagWindow from "../../src/schema/LagWindow.ts"
 import * as Status from "../../src/schema/Status.ts"
 import * as Worker from "../../src/schema/Worker.ts"
 import { CheckpointStore } from "../../src/services/CheckpointStore.ts"
-import { CoordinationStore } from "../../src/services/CoordinationStore.ts"
 import { EventStore } from "../../src/services/EventStore.ts"
 import { Membership } from "../../src/services/Membership.ts"
 import { Projections } from "../../src/services/Projections.ts"
 import type { Stores } from "../../src/services/Stores.ts"
+import * as Members from "./Members.ts"
 import type { Time } from "./Suite.ts"
-import { patient, unique } from "./Suite.ts"
+import { unique } from "./Suite.ts"
 
 export interface Options {
   readonly time: Time
@@ -36,9 +36,8 @@ const append = Effect.fnUntraced(function*(boundedContext: string, eventTypes: R
 })
 
 /** Registers a worker. */
-const join = Effect.fnUntraced(function*(replicaSet: string, workerId: string, projections: ReadonlyArray<string>) {
-  return yield* (yield* Membership).join({ replicaSet, workerId, projections, rules: patient })
-})
+const join = (replicaSet: string, workerId: string, projections: ReadonlyArray<string>) =>
+  Effect.map(Members.join(replicaSet, workerId, projections), ({ registration }) => registration)
 
 /** Lets the worker claim its share of a projection, whose start is `position`; returns the rows that it owns. */
 const claim = Effect.fnUntraced(function*(
@@ -48,18 +47,8 @@ const claim = Effect.fnUntraced(function*(
   position: bigint,
   leaving = false
 ) {
-  const plan = yield* (yield* CoordinationStore).apply({
-    registration,
-    projections: [{
-      name: projection,
-      filter: EventFilter.canonical(filter),
-      startPosition: position
-    }],
-    activeKeys: new Set(),
-    leaving,
-    rules: patient
-  })
-  return plan.ownedRows
+  const carried = Members.carried(projection, { filter: EventFilter.canonical(filter), startPosition: position })
+  return (yield* Members.decide({ registration, projections: [carried] }, { leaving })).ownedRows
 })
 
 const read = Effect.flatMap(Projections, ({ status }) => status)
@@ -232,17 +221,10 @@ export const suite = (
         ]
         const projections = yield* Effect.forEach(texts, () => unique("projection"))
         const a = yield* join(replicaSet, "a", projections)
-        yield* (yield* CoordinationStore).apply({
-          registration: a,
-          projections: texts.map((filter, index) => ({
-            name: projections[index]!,
-            filter,
-            startPosition: start
-          })),
-          activeKeys: new Set(),
-          leaving: false,
-          rules: patient
-        })
+        const carried = texts.map((filter, index) =>
+          Members.carried(projections[index]!, { filter, startPosition: start })
+        )
+        yield* Members.decide({ registration: a, projections: carried })
         yield* append(context, ["A", "B"])
         const found = ofReplicaSet(yield* read, replicaSet)!.projections
         assert.sameMembers(found.map(({ filter }) => filter), texts)

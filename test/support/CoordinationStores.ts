@@ -17,7 +17,6 @@ import * as Migrations from "../../src/layers/postgres/Migrations.ts"
 import * as CheckpointStorePostgres from "../../src/layers/postgres/progress/CheckpointStorePostgres.ts"
 import * as ParkedEventsPostgres from "../../src/layers/postgres/progress/ParkedEventsPostgres.ts"
 import type { Held } from "../../src/schema/Checkpoint.ts"
-import * as EventFilter from "../../src/schema/EventFilter.ts"
 import type { Generation } from "../../src/schema/Generation.ts"
 import type { Request } from "../../src/schema/Plan.ts"
 import { display, type Registration } from "../../src/schema/Worker.ts"
@@ -27,7 +26,7 @@ import { Membership } from "../../src/services/Membership.ts"
 import { ParkedEvents } from "../../src/services/ParkedEvents.ts"
 import type { Stores } from "../../src/services/Stores.ts"
 import * as PostgresTest from "../../src/testing/PostgresTest.ts"
-import { patient } from "../suites/Suite.ts"
+import * as Members from "../suites/Members.ts"
 
 export type Services = CoordinationSession.CoordinationSession | Database | Stores
 
@@ -64,33 +63,16 @@ export const layerWith = (
   storesOf(options).pipe(Layer.provideMerge(Migrations.layer), Layer.provideMerge(PostgresTest.layer))
 
 /** Registers a worker under rules that evict no worker. */
-export const join = Effect.fnUntraced(function*(
-  replicaSet: string,
-  workerId: string,
-  projections: ReadonlyArray<string>
-) {
-  return yield* (yield* Membership).join({ replicaSet, workerId, projections, rules: patient })
-})
+export const join = (replicaSet: string, workerId: string, projections: ReadonlyArray<string>) =>
+  Effect.map(Members.join(replicaSet, workerId, projections), ({ registration }) => registration)
 
 /** A heartbeat, which displays that the worker runs the generation if there is one. */
 export const heartbeat = (worker: Registration, generation?: Generation) =>
   Membership.use((membership) => membership.heartbeat(worker, generation && display(worker, "running", generation)))
 
 /** A decision of a worker that carries every projection, unfiltered and from the beginning. */
-export const decide = Effect.fnUntraced(function*(registration: Registration, rest: Partial<Request> = {}) {
-  return yield* (yield* CoordinationStore).apply({
-    registration,
-    projections: registration.projections.map((name) => ({
-      name,
-      filter: EventFilter.canonical({}),
-      startPosition: 0n
-    })),
-    activeKeys: new Set(),
-    leaving: false,
-    rules: patient,
-    ...rest
-  })
-})
+export const decide = (registration: Registration, rest?: Partial<Request>) =>
+  Members.decide({ registration, projections: registration.projections.map((name) => Members.carried(name)) }, rest)
 
 /** The one row of a projection with one worker. */
 export const held = Effect.fnUntraced(function*(name: string) {
