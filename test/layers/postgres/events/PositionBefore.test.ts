@@ -1,6 +1,7 @@
 /** The search for the first event of a time: only settled events decide, and it reads the events in parts. */
 import { assert } from "@effect/vitest"
 import type { EventStore } from "../../../../src/services/EventStore.ts"
+import { waitUntil } from "../../../../src/testing/TimeLimits.ts"
 import * as EventStores from "../../../support/EventStores.ts"
 import * as PlainWriters from "../../../support/PlainWriters.ts"
 
@@ -10,6 +11,11 @@ const past = new Date("2020-01-01T00:00:00Z")
 const date = new Date("2100-01-01T00:00:00Z")
 
 const positionBefore = (store: EventStore["Service"]) => store.positionBefore(BigInt(date.getTime()) * 1000n)
+
+const isSettled = (store: EventStore["Service"], position: bigint) =>
+  waitUntil("the position is settled", store.settledPosition, (settled) => settled >= position, {
+    progress: (settled) => settled
+  })
 
 test("an event of an open transaction is not skipped for a later one that is committed", function*({ store, url }) {
   const early = yield* store.append([event("a", { createdAt: past })])
@@ -22,7 +28,7 @@ test("an event of an open transaction is not skipped for a later one that is com
   const late = yield* store.append([event("a", { createdAt: date })])
   assert.strictEqual(yield* positionBefore(store), early.positions[0])
   yield* writer.sql`COMMIT`
-  while ((yield* store.settledPosition) < late.positions[0]!);
+  yield* isSettled(store, late.positions[0]!)
   assert.strictEqual(yield* positionBefore(store), early.positions[0])
   assert.strictEqual(late.positions[0], early.positions[0]! + 2n)
 })
@@ -35,6 +41,6 @@ test("finds an event beyond the first part, across a gap of the positions", func
   const settled = yield* store.settledPosition
   assert.strictEqual(yield* positionBefore(store), settled)
   const { positions } = yield* store.append([event("late", { createdAt: date })])
-  while ((yield* store.settledPosition) < positions[0]!);
+  yield* isSettled(store, positions[0]!)
   assert.strictEqual(yield* positionBefore(store), positions[0]! - 1n)
 })
