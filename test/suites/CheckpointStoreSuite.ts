@@ -12,6 +12,7 @@ import * as HashRange from "../../src/schema/HashRange.ts"
 import { CheckpointStore } from "../../src/services/CheckpointStore.ts"
 import type { Stores } from "../../src/services/Stores.ts"
 import * as Hostile from "../support/Hostile.ts"
+import * as Tests from "../support/Tests.ts"
 import { decide, held, join } from "./Members.ts"
 import type { Time } from "./Suite.ts"
 import { dead, hasty, unique } from "./Suite.ts"
@@ -325,7 +326,9 @@ export const suite = <R = never>(
             Effect.andThen(Deferred.succeed(started[index]!, undefined)),
             // Both transactions are open before either ends.
             Effect.andThen(Effect.forEach(started, (other) => Deferred.await(other), { discard: true })),
-            (work) => Effect.exit(commit(row!, 0n, BigInt(5 + index), work))
+            (work) => Effect.exit(commit(row!, 0n, BigInt(5 + index), work)),
+            // The other one must not wait for a batch that has failed before its handler.
+            Effect.ensuring(Deferred.succeed(started[index]!, undefined))
           ), { concurrency: "unbounded" })
         assert.strictEqual(outcomes.filter(Exit.isSuccess).length, 1)
         const winner = outcomes.findIndex(Exit.isSuccess)
@@ -370,7 +373,7 @@ export const suite = <R = never>(
             )
           )
         )
-        yield* Deferred.await(recorded)
+        yield* Tests.reached(recorded, fiber)
         assert.strictEqual(yield* effects.count(key), 0)
         assert.strictEqual(yield* position(row!), 0n)
         yield* Deferred.succeed(go, undefined)
@@ -394,7 +397,7 @@ export const suite = <R = never>(
             )
           )
         )
-        yield* Deferred.await(recorded)
+        yield* Tests.reached(recorded, fiber)
         yield* Fiber.interrupt(fiber)
         const exit = yield* Fiber.await(fiber)
         assert(Exit.isFailure(exit))
@@ -423,7 +426,7 @@ export const suite = <R = never>(
             )
           )
         )
-        yield* Deferred.await(recorded)
+        yield* Tests.reached(recorded, fiber)
         yield* time.advance(dead)
         const { projection, replicaSet } = row!
         const successor = yield* join(replicaSet, "successor", [projection], hasty)

@@ -78,7 +78,7 @@ export const storeTestOn = (serverUrl: Effect.Effect<string | undefined>) =>
       it.live(name, () =>
         Effect.flatMap(serverUrl, (serverUrl) =>
           Effect.provide(
-            Effect.scoped(steps),
+            Tests.withChildren(Effect.scoped(steps)),
             layerWith({ ...options, serverUrl }) as Layer.Layer<Provided>
           )))
   )

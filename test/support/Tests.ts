@@ -1,6 +1,8 @@
 /** Tests written as generators, with what each of them starts from. */
 import { it, type Vitest } from "@effect/vitest"
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
 import type * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import * as SqlClient from "effect/sql/SqlClient"
@@ -38,7 +40,30 @@ export const live = <R, Given = void>(
   layer: Layer.Layer<R, unknown>,
   given: Effect.Effect<Given, unknown, NoInfer<R> | Scope.Scope> = Effect.void as Effect.Effect<never>
 ): Register<Given, R | Scope.Scope> =>
-  register(given, (name, steps, options) => it.live(name, () => Effect.provide(Effect.scoped(steps), layer), options))
+  register(
+    given,
+    (name, steps, options) => it.live(name, () => Effect.provide(withChildren(Effect.scoped(steps)), layer), options)
+  )
+
+/**
+ * Ends with the fibers that `self` has forked. Otherwise they would end only after the layer of the test, whose pool
+ * waits for the connections that they have checked out, so that a test whose assertion fails would never end.
+ */
+export const withChildren = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+  Effect.flatMap(
+    Effect.forkChild(self, { startImmediately: true }),
+    (fiber) => Effect.onInterrupt(Fiber.join(fiber), () => Fiber.interrupt(fiber))
+  )
+
+/**
+ * Waits until a fiber has reached a place in its work, and fails if it ends before: with only `Deferred.await`, a test
+ * would wait forever for a batch that could not begin in time.
+ */
+export const reached = <A, E>(place: Deferred.Deferred<A>, fiber: Fiber.Fiber<unknown, E>): Effect.Effect<A, E> =>
+  Effect.raceFirst(
+    Deferred.await(place),
+    Effect.andThen(Fiber.join(fiber), Effect.die(new Error("The fiber has ended before it reached the place.")))
+  )
 
 /** The URL of the test's database. */
 export const url = Effect.map(PostgresTest.TestDatabase, ({ url }) => url)

@@ -22,6 +22,7 @@ import * as TimeLimits from "../../../../src/testing/TimeLimits.ts"
 import * as CoordinationStores from "../../../support/CoordinationStores.ts"
 import * as Proxy from "../../../support/Proxy.ts"
 import { reasonOf } from "../../../support/StoreErrors.ts"
+import * as Tests from "../../../support/Tests.ts"
 
 /**
  * What `BatchTransaction` requires of Effect SQL and the driver, beyond their documented interfaces.
@@ -127,10 +128,10 @@ describe("batches", { concurrent: true }, () => {
       const checkpoints = yield* CheckpointStore
       const held = yield* CoordinationStores.held("p")
       const [taken, done] = [yield* Deferred.make<void>(), yield* Deferred.make<void>()]
-      const busy = yield* Effect.forkChild(
+      const busy = yield* Effect.forkScoped(
         sql.withTransaction(Effect.andThen(Deferred.succeed(taken, undefined), Deferred.await(done)))
       )
-      yield* Deferred.await(taken)
+      yield* Tests.reached(taken, busy)
       const commit = checkpoints.commit(held, { from: 0n, idleTimeout: Duration.seconds(30) }, Effect.succeed(1n))
       const failure = yield* Effect.flip(commit)
       assert(failure._tag === "StoreError" && failure.reason._tag === "DatabaseUnavailable")
@@ -148,13 +149,13 @@ describe("batches", { concurrent: true }, () => {
         const checkpoints = yield* CheckpointStore
         const held = yield* CoordinationStores.held("p")
         const [locked, done] = [yield* Deferred.make<void>(), yield* Deferred.make<void>()]
-        const migration = yield* Effect.forkChild(sql.withTransaction(
+        const migration = yield* Effect.forkScoped(sql.withTransaction(
           sql`LOCK TABLE orchestrator_checkpoints`.pipe(
             Effect.andThen(Deferred.succeed(locked, undefined)),
             Effect.andThen(Deferred.await(done))
           )
         ))
-        yield* Deferred.await(locked)
+        yield* Tests.reached(locked, migration)
         const commit = checkpoints.commit(held, { from: 0n, idleTimeout: Duration.seconds(30) }, Effect.succeed(1n))
         const failure = yield* Effect.flip(commit)
         assert(failure._tag === "StoreError" && failure.reason._tag === "DatabaseUnavailable")
@@ -205,7 +206,7 @@ describe("batches", { concurrent: true }, () => {
       const all = yield* Deferred.make<void>()
       const batches = yield* Effect.forEach(["p", "q"], (name) =>
         Effect.flatMap(CoordinationStores.held(name), (held) =>
-          Effect.forkChild(checkpoints.commit(
+          Effect.forkScoped(checkpoints.commit(
             held,
             { from: 0n, idleTimeout: Duration.seconds(30) },
             Effect.andThen(
@@ -308,7 +309,7 @@ describe("batches whose connection goes silent", { concurrent: true, tags: ["lon
     "are committed when only the answer to their COMMIT is lost",
     ({ proxy, checkpoints, held }) =>
       Effect.gen(function*() {
-        const batch = yield* Effect.forkChild(
+        const batch = yield* Effect.forkScoped(
           checkpoints.commit(held, { from: 0n, idleTimeout }, Effect.as(proxy.silenceAtEnd, 1n))
         )
         yield* TimeLimits.within("60 seconds")(Fiber.join(batch))
@@ -321,13 +322,13 @@ describe("batches whose connection goes silent", { concurrent: true, tags: ["lon
     ({ proxy, position, checkpoints, held }) =>
       Effect.gen(function*() {
         const handled = yield* Deferred.make<void>()
-        const batch = yield* Effect.forkChild(checkpoints.commit(
+        const batch = yield* Effect.forkScoped(checkpoints.commit(
           held,
           // Much longer than the time in which a range has to be closed.
           { from: 0n, idleTimeout: Duration.minutes(1) },
           proxy.silenceAtEnd.pipe(Effect.andThen(Deferred.succeed(handled, undefined)), Effect.as(1n))
         ))
-        yield* Deferred.await(handled)
+        yield* Tests.reached(handled, batch)
         yield* TimeLimits.waitUntil("the batch is committed", position, (position) => position === 1n)
         yield* TimeLimits.within("60 seconds")(Fiber.interrupt(batch))
       })
@@ -338,12 +339,12 @@ describe("batches whose connection goes silent", { concurrent: true, tags: ["lon
     ({ proxy, checkpoints, held }) =>
       Effect.gen(function*() {
         const silent = yield* Deferred.make<void>()
-        const batch = yield* Effect.forkChild(checkpoints.commit(
+        const batch = yield* Effect.forkScoped(checkpoints.commit(
           held,
           { from: 0n, idleTimeout: Duration.minutes(1) },
           proxy.silence.pipe(Effect.andThen(Deferred.succeed(silent, undefined)), Effect.andThen(Effect.never))
         ))
-        yield* Deferred.await(silent)
+        yield* Tests.reached(silent, batch)
         yield* TimeLimits.within("60 seconds")(Fiber.interrupt(batch))
       })
   )

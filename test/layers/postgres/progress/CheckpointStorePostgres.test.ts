@@ -20,6 +20,7 @@ import { realTime } from "../../../suites/Suite.ts"
 import * as CoordinationStores from "../../../support/CoordinationStores.ts"
 import * as Proxy from "../../../support/Proxy.ts"
 import { reasonOf } from "../../../support/StoreErrors.ts"
+import * as Tests from "../../../support/Tests.ts"
 
 const layer = Layer.effectDiscard(Effect.flatMap(
   SqlClient.SqlClient,
@@ -223,7 +224,7 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
       yield* record("queue")
       const touch = sql`UPDATE counts SET count = count + 1 WHERE key = 'queue'`
       const isLocked = yield* Deferred.make<void>()
-      yield* PostgresTest.withConnection(
+      const locker = yield* PostgresTest.withConnection(
         url,
         Effect.flatMap(SqlClient.SqlClient, (other) =>
           other`SELECT FROM counts WHERE key = 'queue' FOR UPDATE`.pipe(
@@ -232,7 +233,7 @@ it.layer(layer, { excludeTestServices: true })("CheckpointStorePostgres", (it) =
             other.withTransaction
           ))
       ).pipe(Effect.forkScoped)
-      yield* Deferred.await(isLocked)
+      yield* Tests.reached(isLocked, locker)
       const failure = yield* Effect.flip(
         store.commit(row, { from: 0n, idleTimeout: Duration.millis(400) }, Effect.as(touch, 5n))
       )
