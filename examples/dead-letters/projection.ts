@@ -40,5 +40,5 @@ export const orders = Projection.make("orders", {
   aggregateTypes: ["Order"],
   handle,
   // Any other error is a fault of this program, which would fail at other events, too.
-  onFailure: (error) => error._tag === "NoSuchCountry" ? "park" : "halt"
+  onFailure: { NoSuchCountry: "park" }
 })

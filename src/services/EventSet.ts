@@ -74,6 +74,23 @@ export type NewEvent<Set extends Any> = {
 }[Tag<Set>]
 
 /**
+ * Encodes an event with its schema: returns it as `EventStore.append` expects it, with the JSON value of its payload, its
+ * current version, and what the set declares. Fails with `InvalidEvents` if the payload does not match its schema.
+ *
+ * **When to use**
+ *
+ * To append by other means than `append`: with events of another set, or with a writer of your own.
+ *
+ * @category appending
+ * @since 0.1.0
+ */
+export const encode = <Set extends Any>(
+  set: Set,
+  event: NewEvent<Set>
+): Effect.Effect<StoredNewEvent, InvalidEvents, EncodingServices<Set>> =>
+  Effect.map(EventCodec.encode(set, [event]), ([encoded]) => encoded) as never
+
+/**
  * Encodes events with the schemas of the set, then appends them as `EventStore.append` does. Fails with `InvalidEvents`
  * if a payload does not match its schema. The current version of each type is stored.
  *

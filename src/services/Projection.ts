@@ -14,7 +14,7 @@ import type { EventUndecodable } from "../schema/Errors.ts"
 import type { Event } from "../schema/Event.ts"
 import { canonical, type EventFilter } from "../schema/EventFilter.ts"
 import type * as EventSet from "../schema/EventSet.ts"
-import type { OnFailure } from "../schema/FailurePolicy.ts"
+import type * as FailurePolicy from "../schema/FailurePolicy.ts"
 import type { Ordering } from "../schema/Ordering.ts"
 import { defaultLimits, type Limits } from "../schema/ParkedEvent.ts"
 import { byDefault, type PartitionKey } from "../schema/PartitionKey.ts"
@@ -23,7 +23,7 @@ import type { CommonOptions, Options, StartFrom, TypedOptions } from "./Projecti
 import * as TypedHandler from "./TypedHandler.ts"
 
 export type { BatchWindow } from "../schema/BatchWindow.ts"
-export type { FailureDecision, OnFailure } from "../schema/FailurePolicy.ts"
+export type { FailureDecision, FailureDecisions, OnFailure } from "../schema/FailurePolicy.ts"
 export type { Ordering } from "../schema/Ordering.ts"
 export type { Isolation } from "./CheckpointStore.ts"
 export { failAt } from "./FailedEvent.ts"
@@ -35,7 +35,7 @@ export type {
   StartFrom,
   TypedOptions
 } from "./ProjectionOptions.ts"
-export type { EffectOf, HandlerOf, HandlersOf, NotInEventSet, OnlyTags } from "./TypedHandler.ts"
+export type { EffectOf, ErrorOf, HandlerOf, HandlersOf, NotInEventSet, OnlyTags, ServicesOf } from "./TypedHandler.ts"
 
 /**
  * The handler of a projection: it is called for each event, or once for the events of a batch.
@@ -69,7 +69,7 @@ export interface Projection<out E = never, out R = never> {
   readonly isolation: Isolation | undefined
   readonly delivery: "exactly-once" | "at-least-once"
   readonly retry: Schedule.Schedule<unknown, never> | undefined
-  readonly onFailure: OnFailure<never>
+  readonly onFailure: FailurePolicy.Any
   readonly parkingLimits: Limits
   readonly handler: Handler<E, R>
 }
@@ -164,14 +164,15 @@ export class Delivery extends Context.Service<Delivery, {
  * @since 0.1.0
  */
 export const make: {
-  <E = never, R = never>(name: string, options: Options<E, R>): Projection<E, R>
-  <Set extends EventSet.Any, const H extends TypedHandler.HandlerOf<Set>, E = never, R = never>(
+  // Without a default for `E`: with one, `onFailure` by tag would be checked before `E` is inferred.
+  <E, R = never>(name: string, options: Options<E, R>): Projection<E, R>
+  <Set extends EventSet.Any, const H extends TypedHandler.HandlerOf<Set>, E, R>(
     name: string,
     events: Set,
     options: TypedOptions<Set, H, E, R>
   ): Projection<
-    NoInfer<E> | Effect.Error<TypedHandler.EffectOf<H, Set>> | EventUndecodable,
-    NoInfer<R> | Effect.Services<TypedHandler.EffectOf<H, Set>> | EventSet.DecodingServices<Set>
+    TypedHandler.ErrorOf<H, Set, E> | EventUndecodable,
+    TypedHandler.ServicesOf<H, Set, R> | EventSet.DecodingServices<Set>
   >
 } = (name: string, ...rest: [Untyped] | [EventSet.Any, Untyped]): Projection =>
   rest.length === 1
@@ -179,7 +180,8 @@ export const make: {
     : of(name, rest[0].filter, rest[1], handlerOf(rest[1], rest[0]))
 
 /** The options of any overload. */
-type Untyped = CommonOptions<never> & {
+type Untyped = Omit<CommonOptions<never>, "onFailure"> & {
+  readonly onFailure?: FailurePolicy.Any | undefined
   readonly handle?: object | undefined
   readonly handleBatch?: ((events: never) => unknown) | undefined
   readonly batchWindow?: BatchWindow | undefined
@@ -188,7 +190,7 @@ type Untyped = CommonOptions<never> & {
 const of = <E, R>(
   name: string,
   filter: EventFilter,
-  options: CommonOptions<never>,
+  options: Untyped,
   handler: Handler<E, R>
 ): Projection<E, R> => ({
   name,

@@ -1,5 +1,6 @@
 /** The options of a projection, with their defaults and gotchas. */
 import type * as Array from "effect/Array"
+import type * as DateTime from "effect/DateTime"
 import type * as Effect from "effect/Effect"
 import type * as Schedule from "effect/Schedule"
 import type { BatchWindow } from "../schema/BatchWindow.ts"
@@ -33,7 +34,7 @@ import type { EffectOf, OnlyTags } from "./TypedHandler.ts"
  * @category models
  * @since 0.1.0
  */
-export type StartFrom = "beginning" | "now" | bigint | Date
+export type StartFrom = "beginning" | "now" | bigint | Date | DateTime.DateTime
 
 /**
  * The options of every projection: its start, and the filter that selects its events. An omitted list of the filter
@@ -120,6 +121,8 @@ export interface CommonOptions<in E = unknown> extends EventFilter {
    * - `"park"`: it is stored in the table of parked events, and later events with the same key queue behind it there,
    *   so that their order is preserved. All other events continue. Parked events are retried or dropped on request.
    * - `"skip"`: it is logged at level Error, and later events continue. Its effects are missing from the read model.
+   * - `{ NoSuchCountry: "park" }`: one of these for each typed error of the handler, by tag. An error whose tag is not
+   *   listed halts the range, and so do defects, handlers that take too long, and lost connections.
    * - A function from the handler's typed error and the event to one of these. It is not called for defects, handlers
    *   that take too long, and lost connections: these halt the range.
    *
@@ -236,23 +239,19 @@ export type Options<E, R> = HandleOptions<E, R> | HandleBatchOptions<E, R>
  * @since 0.1.0
  */
 export type TypedOptions<Set extends EventSet.Any, H, E, R> =
-  & Omit<
-    CommonOptions<NoInfer<E | Effect.Error<EffectOf<H, Set>> | EventUndecodable>>,
-    keyof EventFilter
-  >
-  & (
-    | {
-      /** Like `HandleOptions.handle`, for decoded events: a function for each tag, or one function for all of them. */
-      readonly handle: H & OnlyTags<H, Set>
-      readonly handleBatch?: undefined
-      readonly batchWindow?: undefined
-    }
-    | {
-      /** Like `HandleBatchOptions.handleBatch`, for decoded events. */
-      readonly handleBatch: (
-        events: Array.NonEmptyReadonlyArray<EventSet.Event<Set>>
-      ) => Effect.Effect<unknown, E, R>
-      readonly handle?: undefined
-      readonly batchWindow?: BatchWindow | undefined
-    }
-  )
+  | (TypedCommonOptions<Effect.Error<EffectOf<H>>> & {
+    /** Like `HandleOptions.handle`, for decoded events: a function for each tag, or one function for all of them. */
+    readonly handle: H & OnlyTags<H, Set>
+    readonly handleBatch?: undefined
+    readonly batchWindow?: undefined
+  })
+  | (TypedCommonOptions<E> & {
+    /** Like `HandleBatchOptions.handleBatch`, for decoded events. */
+    readonly handleBatch: (
+      events: Array.NonEmptyReadonlyArray<EventSet.Event<Set>>
+    ) => Effect.Effect<unknown, E, R>
+    readonly handle?: undefined
+    readonly batchWindow?: BatchWindow | undefined
+  })
+
+type TypedCommonOptions<E> = Omit<CommonOptions<NoInfer<E | EventUndecodable>>, keyof EventFilter>

@@ -50,14 +50,31 @@ export type OnlyTags<H, Set extends EventSet.Any> = H extends (...args: never) =
   }
 
 /**
- * The effects of a handler; never if the projection has a handler of batches instead.
+ * The effects of a handler of single events.
  *
  * @category utility types
  * @since 0.1.0
  */
-export type EffectOf<H, Set extends EventSet.Any> = [HandlerOf<Set>] extends [H] ? never
-  : H extends (...args: never) => infer A ? A
+export type EffectOf<H> = H extends (...args: never) => infer A ? A
   : { [K in keyof H]: H[K] extends (...args: never) => infer A ? A : never }[keyof H]
+
+/**
+ * The errors of the handler of single events; if there is none, those of the handler of batches.
+ *
+ * @category utility types
+ * @since 0.1.0
+ */
+export type ErrorOf<H, Set extends EventSet.Any, E> = [HandlerOf<Set>] extends [H] ? NoInfer<E>
+  : Effect.Error<EffectOf<H>>
+
+/**
+ * The services of the handler of single events; if there is none, those of the handler of batches.
+ *
+ * @category utility types
+ * @since 0.1.0
+ */
+export type ServicesOf<H, Set extends EventSet.Any, R> = [HandlerOf<Set>] extends [H] ? NoInfer<R>
+  : Effect.Services<EffectOf<H>>
 
 type AnyEffect = Effect.Effect<unknown, unknown, unknown>
 

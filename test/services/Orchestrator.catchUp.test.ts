@@ -1,4 +1,5 @@
 import { assert, it } from "@effect/vitest"
+import * as DateTime from "effect/DateTime"
 import * as Effect from "effect/Effect"
 import type { Event } from "../../src/schema/Event.ts"
 import * as Projection from "../../src/services/Projection.ts"
@@ -164,7 +165,9 @@ it.effect.each(
     [10n, 10n],
     ["beginning", 0n],
     [new Date(0), 0n],
-    [new Date("2200-01-01"), 16n]
+    [new Date("2200-01-01"), 16n],
+    [DateTime.makeUnsafe("2200-01-01"), 16n],
+    [DateTime.makeUnsafe(0), 0n]
   ] as const
 )(
   "startFrom %s applies only to the projection's first start",

@@ -20,7 +20,11 @@ import { unique } from "./Suite.ts"
 
 class Poison extends Data.TaggedError("Poison")<{ readonly message: string }> {}
 
-type Options = Projection.CommonOptions<Poison> & { readonly isBatch?: boolean }
+class Unlisted extends Data.TaggedError("Unlisted")<{ readonly message: string }> {}
+
+type Failure = Poison | Unlisted
+
+type Options = Projection.CommonOptions<Failure> & { readonly isBatch?: boolean }
 
 /** The effects of a handler on its read model: the handled events, in their order, in the transaction of the batch. */
 export interface Effects<R> {
@@ -41,23 +45,23 @@ const makeWith = <R>(effects: Effects<R>) =>
     /** How often the handler was called for each event, which is named `aggregate-version`. */
     const calls = new Map<string, number>()
     /** The events at which the handler fails. */
-    const poison = new Map<string, Effect.Effect<never, Poison>>()
+    const poison = new Map<string, Effect.Effect<never, Failure>>()
     const nameOf = ({ aggregateId, aggregateVersion }: Event) => `${aggregateId}-${aggregateVersion}`
     const fails = (event: string) => poison.set(event, Effect.fail(new Poison({ message: `poison in ${event}` })))
     const handle = (event: Event) =>
-      Effect.suspend((): Effect.Effect<void, Poison, R> => {
+      Effect.suspend((): Effect.Effect<void, Failure, R> => {
         const key = nameOf(event)
         calls.set(key, (calls.get(key) ?? 0) + 1)
         return poison.get(key) ?? effects.record(name, [key])
       })
     const common = { boundedContexts: [boundedContext], ...options }
-    const projection = Projection.make<Poison, R>(
+    const projection = Projection.make<Failure, R>(
       name,
       isBatch
         ? {
           ...common,
           handleBatch: (events) =>
-            Effect.suspend((): Effect.Effect<void, Poison, R> => {
+            Effect.suspend((): Effect.Effect<void, Failure, R> => {
               for (const event of events) calls.set(nameOf(event), (calls.get(nameOf(event)) ?? 0) + 1)
               const failing = events.find((event) => poison.has(nameOf(event)))
               return failing === undefined
@@ -81,6 +85,8 @@ const makeWith = <R>(effects: Effects<R>) =>
       handled,
       calls,
       fails,
+      failsUnlisted: (event: string) =>
+        poison.set(event, Effect.fail(new Unlisted({ message: `unlisted in ${event}` }))),
       defect: (event: string) => poison.set(event, Effect.die(new Error(`defect in ${event}`))),
       heal: (event: string) => poison.delete(event),
       /** The versions of an aggregate that were handled, in this order. */
@@ -88,9 +94,7 @@ const makeWith = <R>(effects: Effects<R>) =>
         Effect.map(handled, (events) =>
           events.filter((event) =>
             event.startsWith(`${aggregateId}-`)
-          ).map((event) =>
-            Number(event.slice(aggregateId.length + 1))
-          )),
+          ).map((event) => Number(event.slice(aggregateId.length + 1)))),
       append: Effect.fnUntraced(function*(aggregateId: string, count = 1, correlationId?: string) {
         for (let index = 0; index < count; index++) {
           yield* events.append([{
@@ -123,7 +127,8 @@ const makeWith = <R>(effects: Effects<R>) =>
       }),
       /** Waits until these events are parked, in position order. */
       untilParked: (...expected: ReadonlyArray<string>) =>
-        TimeLimits.waitUntil("the events are parked", sorted, (found) => found.join() === expected.join()),
+        TimeLimits.waitUntil("the events are parked", sorted, (found) =>
+          found.join() === expected.join()),
       untilHandled: (event: string) =>
         TimeLimits.waitUntil(`${event} is handled`, handled, (events) => events.includes(event)),
       untilHalted: TimeLimits.waitUntil("the range is halted", halt, (halt) => halt !== undefined)
@@ -208,6 +213,20 @@ export const suite = <R = never>(
         yield* stop
       }))
 
+    it.effect("onFailure decides by tag about typed errors; an error whose tag is not listed halts the range", () =>
+      Effect.gen(function*() {
+        const world = yield* make({ onFailure: { Poison: "park" } })
+        world.fails("a-1")
+        world.failsUnlisted("b-1")
+        for (const aggregateId of ["a", "b", "c"]) yield* world.append(aggregateId)
+        const stop = yield* world.start
+        yield* world.untilHalted
+        assert.include((yield* world.halt)!.error, "unlisted in b-1")
+        assert.deepStrictEqual((yield* world.parked).map(({ key }) => key), ["a"])
+        assert.deepStrictEqual(yield* world.handled, [])
+        yield* stop
+      }))
+
     it.effect("an onFailure function that throws or returns an unknown decision halts the range", () =>
       Effect.gen(function*() {
         for (
@@ -229,7 +248,7 @@ export const suite = <R = never>(
       Effect.gen(function*() {
         const inputs: Array<string> = []
         const retry = Schedule.recurs(2).pipe(
-          Schedule.setInputType<Poison>(),
+          Schedule.setInputType<Failure>(),
           Schedule.tap(({ input }) => Effect.sync(() => inputs.push(input.message)))
         )
         const world = yield* make({ onFailure: "park", retry })
@@ -389,14 +408,22 @@ export const suite = <R = never>(
         const refused = (options: Options) =>
           Effect.flip(Orchestrator.make({
             replicaSet: "refused",
-            projections: [Projection.make("refused", { ...options, handle: () => Effect.void })]
+            projections: [Projection.make<Failure>("refused", { ...options, handle: () => Effect.void })]
           }))
         assert.include((yield* refused({ ordering: "global", onFailure: "park" })).message, "ordering \"global\"")
         assert.include((yield* refused({ ordering: "global", onFailure: () => "skip" })).message, "ordering \"global\"")
+        assert.include(
+          (yield* refused({ ordering: "global", onFailure: { Poison: "park" } })).message,
+          "ordering \"global\""
+        )
+        assert.include(
+          (yield* refused({ onFailure: { Poison: "ignore" as Projection.FailureDecision } })).message,
+          "onFailure of \"refused\" is {\"Poison\":\"ignore\"}"
+        )
         assert.include((yield* refused({ parkingLimits: { keys: 0 } })).message, "parkingLimits.keys")
         assert.include(
           (yield* refused({ onFailure: "ignore" as Projection.FailureDecision })).message,
-          "onFailure of \"refused\" is ignore"
+          "onFailure of \"refused\" is \"ignore\""
         )
       }))
   })

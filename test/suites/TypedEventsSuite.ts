@@ -83,6 +83,46 @@ export const suite = (storeName: string, layer: Layer.Layer<EventStore | Project
         assert.deepStrictEqual(log, ["Registered 1 a@x ", "renamed A at 3", "Registered 2 b@x B"])
       }))
 
+    it.effect("an encoded event is stored as append stores it", () =>
+      Effect.gen(function*() {
+        const { aggregateType, Users } = yield* given
+        const store = yield* EventStore
+        const event = (aggregateId: string) =>
+          ({
+            eventType: "Registered",
+            aggregateId,
+            payload: { email: "a@x", name: "A" },
+            metadata: { by: "B" }
+          }) as const
+        yield* EventSet.append(Users, [event("appended")])
+        yield* store.append([yield* EventSet.encode(Users, event("encoded"))])
+        const streams = yield* Effect.forEach(
+          ["appended", "encoded"],
+          (aggregateId) => store.readStream({ boundedContext: "test", aggregateType, aggregateId })
+        )
+        const [appended, encoded] = streams.map((events) =>
+          events.map(({ eventType, eventVersion, metadata, payload }) => ({
+            eventType,
+            eventVersion,
+            metadata,
+            payload: new TextDecoder().decode(payload)
+          }))
+        )
+        assert.deepStrictEqual(encoded, appended)
+        assert.deepStrictEqual(encoded, [
+          {
+            eventType: "Registered",
+            eventVersion: 2,
+            metadata: { by: "B" },
+            payload: "{\"email\":\"a@x\",\"name\":\"A\"}"
+          }
+        ])
+        const refused = yield* Effect.flip(
+          EventSet.encode(Users, { eventType: "Renamed", aggregateId: "1", payload: { name: 5 as unknown as string } })
+        )
+        assert.strictEqual(refused._tag, "InvalidEvents")
+      }))
+
     it.effect("one function handles the union, and a picked set selects and decodes only its own types", () =>
       Effect.gen(function*() {
         const { append, log, note, Users } = yield* given

@@ -51,6 +51,8 @@ export const told = (event: Event.Event) => {
   holds<Equals<EventSet.DecodingServices<typeof narrowed>, never>>()
   const appended = EventSet.append(Users, [{ eventType: "Shared", aggregateId: "1", payload: { secret: "s" } }])
   holds<Equals<Effect.Services<typeof appended>, Cipher | EventStore.EventStore>>()
+  const encoded = EventSet.encode(Users, { eventType: "Shared", aggregateId: "1", payload: { secret: "s" } })
+  holds<Equals<typeof encoded, Effect.Effect<Event.NewEvent, Errors.InvalidEvents, Cipher>>>()
 }
 
 // An upcast from each earlier version, and no other. It may declare the type of its payload.

@@ -1,11 +1,12 @@
 /**
- * Creates the tables of read models when a program starts.
+ * Read models in PostgreSQL: creates their tables when a program starts, and writes their rows.
  *
  * @since 0.1.0
  */
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as SqlClient from "effect/sql/SqlClient"
+import type * as SqlConnection from "effect/sql/SqlConnection"
 import type * as SqlError from "effect/sql/SqlError"
 import { type InvalidSettings, ReadModelFailed, StoreError } from "../../schema/Errors.ts"
 import { layerPer } from "../../services/LayerPer.ts"
@@ -118,3 +119,31 @@ export const layer = <A, E, R>(
   Exclude<E, SqlError.SqlError> | InvalidSettings | ReadModelFailed | StoreError,
   R | SqlClient.SqlClient
 > => layerPer(SqlClient.SqlClient, () => Layer.effectDiscard(run(name, create)))
+
+/**
+ * A statement of the `SqlClient` in the context: the same as `SqlClient.use((sql) => sql…)`. In a handler, it is part of
+ * the batch's transaction.
+ *
+ * **When to use**
+ *
+ * For a handler that runs one statement. For fragments such as `sql.in` and `sql.insert`, use the `SqlClient` itself.
+ *
+ * **Example**
+ *
+ * ```ts
+ * import { Projection, ReadModel } from "pupsourcing-orchestrator"
+ *
+ * export const users = Projection.make("users", {
+ *   aggregateTypes: ["User"],
+ *   handle: ({ aggregateId }) => ReadModel.sql`INSERT INTO users (id) VALUES (${aggregateId}) ON CONFLICT DO NOTHING`
+ * })
+ * ```
+ *
+ * @category running
+ * @since 0.1.0
+ */
+export const sql = <A extends object = SqlConnection.Row>(
+  strings: TemplateStringsArray,
+  ...args: ReadonlyArray<unknown>
+): Effect.Effect<ReadonlyArray<A>, SqlError.SqlError, SqlClient.SqlClient> =>
+  SqlClient.SqlClient.use((client) => client<A>(strings, ...args))

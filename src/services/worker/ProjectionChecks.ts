@@ -7,7 +7,7 @@ import * as Result from "effect/Result"
 import { microsOf } from "../../schema/Append.ts"
 import * as BatchWindow from "../../schema/BatchWindow.ts"
 import { DuplicateProjection, InvalidSettings } from "../../schema/Errors.ts"
-import { mayPark } from "../../schema/FailurePolicy.ts"
+import { isPolicy, mayPark } from "../../schema/FailurePolicy.ts"
 import * as PartitionKey from "../../schema/PartitionKey.ts"
 import { textProblem } from "../../schema/Text.ts"
 import type { CheckpointStore } from "../CheckpointStore.ts"
@@ -109,7 +109,7 @@ const problemOf = (
     return `startFrom of "${name}" is ${startFrom}. Give "beginning", "now" or a position of 0n or more.`
   }
   if (typeof startFrom === "object" && microsOf(startFrom) === undefined) {
-    return `startFrom of "${name}" is not a date that the database can represent. Give a valid Date from 4713 BC on.`
+    return `startFrom of "${name}" is not a date that the database can represent. Give a valid Date or DateTime from 4713 BC on.`
   }
   if (!Number.isInteger(concurrency) || concurrency < 1 || concurrency > maximumConcurrency) {
     return `concurrency of "${name}" is ${concurrency}. Give an integer from 1 to ${maximumConcurrency}.`
@@ -132,8 +132,10 @@ const problemOf = (
   if (ordering === "global" && mayPark(onFailure)) {
     return `"${name}" has ordering "global" and an onFailure that may park events. Use "halt" or "skip": in global order, no event can be handled before a parked one.`
   }
-  if (typeof onFailure !== "function" && !["halt", "park", "skip"].includes(onFailure)) {
-    return `onFailure of "${name}" is ${String(onFailure)}. Give "halt", "park", "skip" or a function.`
+  if (!isPolicy(onFailure)) {
+    return `onFailure of "${name}" is ${
+      JSON.stringify(onFailure)
+    }. Give "halt", "park", "skip", one of these for each error tag, or a function.`
   }
   for (const [limit, value] of Object.entries(parkingLimits)) {
     if (!Number.isInteger(value) || value < 1) {

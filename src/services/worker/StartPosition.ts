@@ -1,5 +1,6 @@
 /** The position at which a projection without progress starts. */
 import * as Effect from "effect/Effect"
+import { microsOf } from "../../schema/Append.ts"
 import { InvalidSettings } from "../../schema/Errors.ts"
 import type * as Projection from "../Projection.ts"
 import type { Worker } from "./Registration.ts"
@@ -15,7 +16,7 @@ export const resolve = Effect.fnUntraced(function*(worker: Worker, projection: P
   const rows = yield* startup.step("Reading checkpoints")(checkpoints.rows(name))
   if (rows.length > 0) return 0n
   if (startFrom === "now") return yield* startup.step(readingSettled)(events.settledPosition)
-  if (typeof startFrom === "object") return yield* positionOf(worker, name, startFrom)
+  if (typeof startFrom === "object") return yield* positionOf(worker, name, microsOf(startFrom)!)
   yield* checkWasIssued(worker, name, startFrom)
   yield* waitUntilSettled(worker, name, startFrom)
   return startFrom
@@ -24,11 +25,10 @@ export const resolve = Effect.fnUntraced(function*(worker: Worker, projection: P
 const readingSettled = "Reading the settled position"
 
 /** The date was checked: it can be stored. */
-const positionOf = Effect.fnUntraced(function*({ events, startup }: Worker, name: string, date: Date) {
-  const position = yield* startup.step("Searching for the first event of a date")(
-    events.positionBefore(BigInt(date.getTime()) * 1000n)
-  )
-  yield* Effect.logInfo(`Projection "${name}" starts from ${date.toISOString()}, which is position ${position}.`)
+const positionOf = Effect.fnUntraced(function*({ events, startup }: Worker, name: string, micros: bigint) {
+  const position = yield* startup.step("Searching for the first event of a date")(events.positionBefore(micros))
+  const date = new Date(Number(micros / 1000n)).toISOString()
+  yield* Effect.logInfo(`Projection "${name}" starts from ${date}, which is position ${position}.`)
   return position
 })
 

@@ -152,6 +152,19 @@ describe("ReadModel", () => {
     }
   })
 
+  test("sql runs a statement of the client in the context, in its transaction", function*() {
+    const sql = yield* SqlClient.SqlClient
+    yield* ReadModel.sql`CREATE TABLE names (id int, name text)`
+    const rolledBack = ReadModel.sql`INSERT INTO names VALUES (${1}, ${"lost"})`.pipe(
+      Effect.andThen(Effect.fail("rollback")),
+      sql.withTransaction
+    )
+    assert.strictEqual(yield* Effect.flip(rolledBack), "rollback")
+    yield* ReadModel.sql`INSERT INTO names VALUES (${2}, ${"it's"})`
+    const rows = yield* ReadModel.sql<{ readonly name: string }>`SELECT name FROM names WHERE id > ${0}`
+    assert.deepStrictEqual(rows.map(({ name }) => name), ["it's"])
+  })
+
   it.effect("a wrong client configuration is reported at once", () =>
     Effect.gen(function*() {
       const client = PgClient.layer({ url: Redacted.make("postgresql://u:12#secret@h/db") })
