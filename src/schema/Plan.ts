@@ -43,9 +43,9 @@ export interface View {
   readonly observerAgeMillis: number
   /**
    * Workers of other replica sets that have not stopped, including dead ones; at least those that carry one of the
-   * projections.
+   * projections or own one of the rows.
    */
-  readonly foreignCarriers: ReadonlyArray<Worker.WorkerView & { readonly replicaSet: string }>
+  readonly foreignWorkers: ReadonlyArray<Worker.WorkerView & { readonly replicaSet: string }>
 }
 
 /** A projection of the planning worker. */
@@ -190,7 +190,9 @@ const findError = (view: View, request: Request): PlanError | undefined => {
       if (row.projection !== name) continue
       // A stale worker counts as alive only because the observing session is young. Failing because of it would not
       // help: after a restart the next session is as young.
-      const carrier = foreignCarriers(view, request, row).find((other) => !Worker.isStale(other, request.rules))
+      const carrier = foreignWorkers(view, request, row).find((other) =>
+        other.projections.includes(name) && !Worker.isStale(other, request.rules)
+      )
       if (carrier !== undefined) {
         const { replicaSet: otherReplicaSet, workerId } = carrier
         return new ProjectionInOtherReplicaSet({ projection: name, replicaSet, otherReplicaSet, workerId })
@@ -239,10 +241,14 @@ const findOrderingError = (view: View, request: Request, projection: string): Or
   })
 }
 
-/** Returns the live workers that carry the row's projection in the replica set of the row, if that is another one. */
-const foreignCarriers = (view: View, request: Request, row: Checkpoint.Checkpoint): View["foreignCarriers"] =>
-  view.foreignCarriers.filter((worker) =>
-    worker.replicaSet === row.replicaSet && worker.projections.includes(row.projection) &&
+/**
+ * Returns the live workers of the row's replica set, if that is another one, that carry the projection. Those that have
+ * given it up but still own the row are among them: a batch may be running.
+ */
+const foreignWorkers = (view: View, request: Request, row: Checkpoint.Checkpoint): View["foreignWorkers"] =>
+  view.foreignWorkers.filter((worker) =>
+    worker.replicaSet === row.replicaSet &&
+    (worker.projections.includes(row.projection) || Checkpoint.isHeldBy(row, worker)) &&
     Worker.isAlive(worker, view.observerAgeMillis, request.rules)
   )
 
@@ -307,7 +313,7 @@ const rangesOf = (
     rows,
     candidateKeys: new Set(rows.filter((row) => isCandidate(row, view, request)).map(Checkpoint.key)),
     lockedKeys: view.lockedKeys,
-    isDoubted: rows.some((row) => foreignCarriers(view, request, row).length > 0)
+    isDoubted: rows.some((row) => foreignWorkers(view, request, row).length > 0)
   }
 }
 
@@ -316,7 +322,7 @@ const lockedRowRecheckMillis = 10
 
 const recheckAfter = (view: View, request: Request, isWaitingForLock: boolean): number | undefined => {
   const others = view.workers.filter((worker) => !isSelf(worker, request) && isAlive(worker, view, request))
-  const waits = [...others, ...view.rows.flatMap((row) => foreignCarriers(view, request, row))]
+  const waits = [...others, ...view.rows.flatMap((row) => foreignWorkers(view, request, row))]
     .map((worker) => Worker.millisToLive(worker, view.observerAgeMillis, request.rules))
   if (isWaitingForLock) waits.push(lockedRowRecheckMillis)
   return waits.length === 0 ? undefined : Math.max(1, Math.ceil(Math.min(...waits)))

@@ -23,9 +23,9 @@ export interface Input {
   /** Keys of the rows that a batch has locked. */
   readonly lockedKeys: ReadonlySet<string>
   /**
-   * Whether the rows belong to another replica set in which a worker that carries the projection may still be alive: its
-   * heartbeat is stale, but the observing session is too young to evict it for that. Those rows are then left alone. With
-   * a carrier that is not stale, no plan is made (`ProjectionInOtherReplicaSet`).
+   * Whether a worker of another replica set may still work on its rows, which are then left alone: a worker that has
+   * given the projection up and has not released them, or a carrier whose heartbeat is stale, if the observing session is
+   * too young to evict it for that. With a carrier that is not stale, no plan is made (`ProjectionInOtherReplicaSet`).
    */
   readonly isDoubted: boolean
 }

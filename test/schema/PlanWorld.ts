@@ -137,7 +137,7 @@ export const viewFor = (world: World, worker: WorldWorker, observerAgeMillis = o
     rowAges: new Map(),
     lockedKeys: world.locked,
     observerAgeMillis,
-    foreignCarriers: world.workers
+    foreignWorkers: world.workers
       .filter((other) => other.registration.replicaSet !== replicaSet)
       .map((other) => ({ ...viewOfWorker(other), replicaSet: other.registration.replicaSet }))
   }
@@ -283,8 +283,9 @@ const check = (
     assert.isFalse(othersRow(row) || (isMine(row) && worker.activeKeys.has(Checkpoint.key(row))), "no candidate")
   }
   const isCarriedThere = (row: Checkpoint.Checkpoint) =>
-    view.foreignCarriers.some((other) =>
-      other.replicaSet === row.replicaSet && other.projections.includes(row.projection) &&
+    view.foreignWorkers.some((other) =>
+      other.replicaSet === row.replicaSet &&
+      (other.projections.includes(row.projection) || Checkpoint.isHeldBy(row, other)) &&
       Worker.isAlive(other, view.observerAgeMillis, rules)
     )
   const unclaimable = new Set(

@@ -2,6 +2,7 @@
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import type * as Layer from "effect/Layer"
+import * as Checkpoint from "../../src/schema/Checkpoint.ts"
 import { FilterChanged, PartitionKeyChanged } from "../../src/schema/Errors.ts"
 import * as EventFilter from "../../src/schema/EventFilter.ts"
 import type { Stores } from "../../src/services/Stores.ts"
@@ -137,6 +138,28 @@ export const suite = (
           yield* decide(without, { leaving: true })
           yield* converge([young])
           assert.deepStrictEqual((yield* rowsOf(kept)).map((row) => row.fence?.workerId), ["young"])
+        }))
+
+      it.effect("another replica set claims a projection that was given up only after its ranges were released", () =>
+        Effect.gen(function*() {
+          const [here, there] = [yield* unique("here"), yield* unique("there")]
+          const projection = yield* unique("projection")
+          const old = yield* join(there, "old", [projection])
+          const { ownedRows } = yield* decide(old)
+          const without: Member = { ...old, projections: [carried(projection, { givenUp: true })] }
+          // A batch of the range is still running.
+          yield* decide(without, { activeKeys: new Set(ownedRows.map(Checkpoint.key)) })
+          const worker = yield* join(here, "worker", [projection])
+          const waiting = yield* decide(worker)
+          assert.deepStrictEqual([waiting.ownedRows, waiting.isComplete], [[], false])
+          assert.deepStrictEqual(
+            (yield* rowsOf(projection)).map((row) => row.fence),
+            ownedRows.map(({ fence }) => fence)
+          )
+
+          yield* decide(without)
+          assert.isTrue((yield* decide(worker)).isComplete)
+          assert.deepStrictEqual((yield* rowsOf(projection)).map((row) => row.replicaSet), [here])
         }))
     }
   )

@@ -69,7 +69,7 @@ const read = Effect.fnUntraced(function*({ openedAt, world }: Handle, request: P
   return {
     replicaSet,
     workers: workers.filter((worker) => worker.replicaSet === replicaSet),
-    foreignCarriers: workers.filter((worker) => worker.replicaSet !== replicaSet),
+    foreignWorkers: workers.filter((worker) => worker.replicaSet !== replicaSet),
     generation: newest === undefined ? undefined : {
       replicaSet,
       generationId: newest.generationId,

@@ -96,7 +96,12 @@ const read = Effect.fnUntraced(function*(
     SELECT
       ${
     coordination.reading(sql`w.state <> 'stopped'
-        AND (w.replica_set = ${replicaSet} OR jsonb_exists_any(w.projections, ${names}::text[]))`)
+        AND (w.replica_set = ${replicaSet} OR jsonb_exists_any(w.projections, ${names}::text[])
+          OR (w.worker_id, w.incarnation) IN (
+            SELECT c.worker_id, c.incarnation FROM ${
+      table("checkpoints")
+    } c WHERE c.projection_name = ANY (${names}::text[])
+          ))`)
   } AS reading,
       (SELECT json_build_object('generation_id', g.generation_id::text, 'members', g.members)
         FROM ${table("generations")} g WHERE g.replica_set = ${replicaSet}
@@ -115,7 +120,7 @@ const read = Effect.fnUntraced(function*(
   return {
     replicaSet,
     workers: observed.filter((worker) => worker.replicaSet === replicaSet),
-    foreignCarriers: observed.filter((worker) => worker.replicaSet !== replicaSet),
+    foreignWorkers: observed.filter((worker) => worker.replicaSet !== replicaSet),
     generation: generation === null ? undefined : Rows.toGeneration(replicaSet, generation),
     rows,
     rowAges: new Map(checkpoints.map(({ ownerSilentFor, unchangedFor }, index) => [
