@@ -100,15 +100,15 @@ export type Services<P> = P extends Projection<infer _E, infer R> ? Exclude<R, S
 
 /**
  * The owner of the range and the position of the event that is being handled. An outside system to which a handler
- * writes can use them to reject a late write of a worker that has lost the range. See docs/ordering-and-delivery.md.
+ * writes can use the position to reject a repeated or late write. See docs/ordering-and-delivery.md.
  *
  * @category services
  * @since 0.1.0
  */
 export class Delivery extends Context.Service<Delivery, {
   /**
-   * The registration and generation under which the worker owns the range. Between two owners of a range,
-   * `generationId` increases.
+   * The registration and generation under which the worker owns the range. Between two owners of a range in the same
+   * replica set, `generationId` increases; each replica set numbers its own generations.
    */
   readonly fence: Fence
   /** The position of the event that is being handled; of a batch, that of its last event. */
