@@ -10,7 +10,11 @@ import * as Checkpoint from "../../src/schema/Checkpoint.ts"
 import type * as Generation from "../../src/schema/Generation.ts"
 import * as HashRange from "../../src/schema/HashRange.ts"
 import type { WorkerState } from "../../src/schema/Worker.ts"
+import { checkModel } from "./ModelChecker.ts"
+import { nameOf } from "./Names.ts"
+import * as ParkingChecker from "./ParkingChecker.ts"
 import type { Run, Worker } from "./Run.ts"
+import type { Parked } from "./Withheld.ts"
 
 type Row = Checkpoint.Checkpoint
 
@@ -38,13 +42,6 @@ export interface Registered {
   readonly state: WorkerState
   readonly generationId: bigint | undefined
 }
-
-const short = (range: HashRange.HashRange): string =>
-  HashRange.isWhole(range)
-    ? "[whole]"
-    : `[${(range.start / HashRange.hashSpace).toFixed(4)},${(range.end / HashRange.hashSpace).toFixed(4)})`
-
-export const nameOf = (row: Pick<Row, "projection" | "range">): string => `${row.projection}${short(row.range)}`
 
 /** The key of a registration. */
 export const workerKey = (worker: Pick<Registered, "replicaSet" | "workerId">): string =>
@@ -94,6 +91,9 @@ export class Checkers {
     if (after === undefined) this.rows.delete(key)
     else this.rows.set(key, after)
     if (before === undefined && after === undefined) return
+    if (after?.fence !== undefined) {
+      this.run.deliveries.holds(after.projection, { ...after, incarnation: after.fence.incarnation })
+    }
     this.dirty.add((after ?? before)!.projection)
     if (before === undefined) this.rowMade(by, after!)
     else if (after === undefined) this.rowMerged(by, before)
@@ -137,8 +137,23 @@ export class Checkers {
     if (!HashRange.equals(before.range, after.range)) {
       violation(`P4: ${by.name} moved ${nameOf(before)} and changed its range to ${nameOf(after)}`, by.at)
     }
+    if (before.halt?.request !== undefined) this.haltResolved(before, after)
     say(by.name, `commit ${nameOf(after)} ${before.position}→${after.position}`, by.at)
     coverage.count("numbers", "batches")
+  }
+
+  /** A row has moved that was halted at an event about which there was a request. */
+  private haltResolved({ halt, projection }: Row, after: Row): void {
+    if (halt?.request === "retry") return this.run.coverage.count("steps", "halted event retried on request")
+    if (halt !== undefined && after.position === halt.position) this.run.skipOnRequest(projection, halt.position)
+  }
+
+  /** The parked events of a projection were changed. */
+  parkedChanged(by: Author, projection: string, after: ReadonlyArray<Parked>): void {
+    const rows = this.rowsOf(projection)
+    if (rows.length === 0) return
+    ParkingChecker.changed(this.run, by, rows, projection, after)
+    this.dirty.add(projection)
   }
 
   /** A decision or a halt changed a row. */
@@ -299,47 +314,8 @@ export class Checkers {
       }
     }
     this.before.set(projection, rows)
-    this.checkModel(projection, rows)
-  }
-
-  private checkModel(projection: string, rows: ReadonlyArray<Row>): void {
-    const { events, model, scenario, subjects, violation } = this.run
-    const subject = subjects.get(projection)
-    if (subject === undefined) return
-    const start = Number(subject.startedAt ?? 0n)
-    let total = 0
-    this.run.observeParked(projection)
-    for (const [key, committed] of subject.expected) {
-      const hash = events.hashOf(key)
-      const row = rows.find(({ range }) => HashRange.includes(range, hash))!
-      const upTo = subject.foldedUpTo(key, Number(row.position))
-      const { dropped, parked } = this.run.withheld(projection, key)
-      const withheld = dropped + parked.length
-      const expected = Math.max(0, upTo - subject.foldedUpTo(key, start)) - withheld
-      const effects = model.effects(projection, key)
-      total += effects.count
-      const where = `${projection}/${key} under ${nameOf(row)} at ${row.position}`
-      if (effects.count > expected) violation(`P1: ${where} has ${effects.count} effects of ${expected} events`)
-      if (effects.count < expected) violation(`P3: ${where} has ${effects.count} effects of ${expected} events`)
-      if (!effects.ordered) violation(`P2: ${where} was handled out of order`)
-      if (parked.some(({ position }) => position < effects.position)) {
-        violation(
-          `P2: ${where} has handled position ${effects.position} before ${parked[0]!.position}, which is parked`
-        )
-      }
-      if (
-        withheld === 0 && expected > 0 && effects.count === expected &&
-        BigInt(committed[upTo - 1]!.position) !== effects.position
-      ) {
-        violation(`P2: ${where} ended with the event at position ${effects.position}`)
-      }
-    }
-    if (subject.ordering === "global" && model.isInPositionOrder?.(projection) === false) {
-      violation(`P2: ${projection} was not handled in position order`)
-    }
-    if (scenario.sharesRows && total !== model.total(projection)) {
-      violation(`P1: the shared row of ${projection} has ${model.total(projection)} effects, its parts ${total}`)
-    }
+    const subject = this.run.subjects.get(projection)
+    if (subject !== undefined) checkModel(this.run, subject, rows)
   }
 
   /** Checks all projections once more. */

@@ -2,11 +2,12 @@
 import type * as Effect from "effect/Effect"
 import type * as Exit from "effect/Exit"
 import type { Event } from "../../src/schema/Event.ts"
-import type { Request, Selection } from "../../src/schema/ParkedEvent.ts"
+import type { HaltRequest, Request, Selection } from "../../src/schema/ParkedEvent.ts"
 import type * as Orchestrator from "../../src/services/Orchestrator.ts"
 import type * as Projection from "../../src/services/Projection.ts"
-import type { Subject, Worker } from "./Run.ts"
+import type { Worker } from "./Run.ts"
 import type { Write } from "./Scenario.ts"
+import type { Subject } from "./Subject.ts"
 
 export interface Environment<R> {
   /** Checks something once the checkers have received everything that is committed by now. */
@@ -20,7 +21,7 @@ export interface Environment<R> {
   readonly handle: (subject: Subject, event: Event) => Effect.Effect<void, unknown, R>
   readonly start: (
     worker: Worker,
-    options: Orchestrator.Options<ReadonlyArray<Projection.Projection<unknown, R>>>,
+    options: Orchestrator.Options<ReadonlyArray<Projection.Projection<unknown, R | Projection.Delivery>>>,
     ended: (exit: Exit.Exit<unknown, unknown>) => void
   ) => void
   /** Interrupts the worker. */
@@ -37,6 +38,8 @@ export interface Environment<R> {
   readonly reconnect: (worker: Worker | undefined) => void
   /** Requests that parked events of a projection are retried or dropped. Returns how many; none if there are none. */
   readonly requestParked: (projection: string, request: Request, selection: Selection) => number
+  /** Requests something about the event at which a range is halted. */
+  readonly requestOnHalt: (projection: string, eventId: string, request: HaltRequest) => void
   /** How often workers were delayed for reasons outside of the scenario. */
   readonly stalls: () => number
   /** Ends the worker's presence for this long, or until it reconnects. Returns whether it had any. */

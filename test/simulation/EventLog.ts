@@ -13,8 +13,9 @@ import * as HashRange from "../../src/schema/HashRange.ts"
 import * as PartitionKey from "../../src/schema/PartitionKey.ts"
 import { EventStore, type Page, type ServerEpoch } from "../../src/services/EventStore.ts"
 import type { Engine, Process, Timer } from "./Engine.ts"
-import type { Committed, Events } from "./Run.ts"
-import { type Aggregate, metadataOf } from "./Scenario.ts"
+import { type Aggregate, metadataOf } from "./Keys.ts"
+import type { Events } from "./Run.ts"
+import type { Committed } from "./Subject.ts"
 
 /** A transaction that has drawn its positions and is neither committed nor rolled back. */
 export interface Writer {

@@ -20,7 +20,7 @@ import {
 import { CoordinationStore } from "../../src/services/CoordinationStore.ts"
 import { EventStore } from "../../src/services/EventStore.ts"
 import { Membership } from "../../src/services/Membership.ts"
-import { ParkedEvents } from "../../src/services/ParkedEvents.ts"
+import { ParkedEvents, type Requests } from "../../src/services/ParkedEvents.ts"
 import { Projections } from "../../src/services/Projections.ts"
 import type { Stores } from "../../src/services/Stores.ts"
 import { unavailable } from "../support/StoreErrors.ts"
@@ -213,11 +213,18 @@ export const make = (
   })
 
   const realParked = ParkedEventsMemory.make(handle)
-  const parked = mutation.parked?.(realParked) ?? realParked
+  const parked = mutation.parked?.(realParked, handle) ?? realParked
+  /** An operator may change a request to skip an event while the worker executes it. */
+  const changeRequest = Effect.fnUntraced(function*({ projection }: Checkpoint.Held, { halt }: Requests) {
+    if (halt?.request !== "skip" || !chance.bool(0.5)) return
+    coverage.count("faults", "request to skip changed")
+    run.say("scenario", `requests to retry ${halt.eventId} of ${projection} instead`)
+    yield* realParked.requestOnHalt(projection, { eventId: halt.eventId, request: "retry" })
+  })
   const parkedEvents = ParkedEvents.of({
     ...parked,
     keys: (held, epoch) => call(parked.keys(held, epoch)),
-    requests: (held) => call(parked.requests(held))
+    requests: (held) => call(Effect.tap(parked.requests(held), (requests) => changeRequest(held, requests)))
   })
 
   const log = events.store(process, mutation.readable?.(events), mutation.readBy)

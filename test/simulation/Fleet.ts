@@ -1,17 +1,13 @@
 /** The workers of a run: how they start and end, and how they are killed, frozen and restarted. */
 import * as Cause from "effect/Cause"
-import * as Data from "effect/Data"
-import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import { EventVersionTooNew } from "../../src/schema/Errors.ts"
-import type { Event } from "../../src/schema/Event.ts"
 import * as Projection from "../../src/services/Projection.ts"
 import { reasonOf } from "../support/StoreErrors.ts"
 import type { Environment } from "./Environment.ts"
-import { type Run, type Start, type Subject, Worker } from "./Run.ts"
-import { type Fault, otherKey } from "./Scenario.ts"
-
-class SimulatedFailure extends Data.TaggedError("SimulatedFailure") {}
+import { Handlers } from "./Handlers.ts"
+import { otherKey } from "./Keys.ts"
+import { type Run, type Start, Worker } from "./Run.ts"
+import type { Fault } from "./Scenario.ts"
 
 export class Fleet<R> {
   readonly names: ReadonlyArray<string>
@@ -21,18 +17,22 @@ export class Fleet<R> {
   isStopping = false
   /** The event at which handlers of a projection block their process: the first one that reaches a handler. */
   unbearable: { readonly projection: string; readonly millis: number; position: bigint | undefined } | undefined
+  /** For how many milliseconds the next worker that retries a parked event is frozen in the middle. */
+  freezeInRetry: number | undefined
   /** The newest version of the application. */
   private version = 1
   /** Events above this position are of version 2. */
-  private newSince: bigint | undefined
+  newSince: bigint | undefined
   readonly run: Run
   readonly environment: Environment<R>
+  private readonly handlers: Handlers<R>
   private ids = 0
 
   constructor(run: Run, environment: Environment<R>) {
     this.run = run
     this.environment = environment
     this.names = [...run.subjects.keys()]
+    this.handlers = new Handlers(this)
   }
 
   running(replicaSet = "main"): ReadonlyArray<Worker> {
@@ -62,10 +62,9 @@ export class Fleet<R> {
         replacesFilter: start.otherKey === true ? subject.filter : [],
         startFrom: scenario.startFrom,
         ...(subject.ordering === "global" ? { ordering: "global" } : { concurrency }),
-        ...(subject.parks ? { onFailure: "park" as const } : {}),
-        ...(subject.isWhole
-          ? { handleBatch: this.handlerOfBatches(subject, worker), batchWindow: subject.window }
-          : { handle: this.handler(subject, worker) })
+        onFailure: subject.onFailure,
+        delivery: subject.delivery,
+        ...this.handlers.of(subject, worker)
       })
     })
     const { end } = this.run.events
@@ -92,118 +91,9 @@ export class Fleet<R> {
     return this.version === 2 && !this.isCalm && this.run.chance.bool(0.3) ? 1 : this.version
   }
 
+  /** Whether the worker is of an older version of the application. */
   isOutdated({ start }: Worker): boolean {
     return start.version !== this.version
-  }
-
-  /** The failure of decoding the event, if the worker's version does not declare that of the event. */
-  private tooNew(worker: Worker, { eventId, eventType, globalPosition }: Event): EventVersionTooNew | undefined {
-    if (!this.isOutdated(worker) || this.newSince === undefined || globalPosition <= this.newSince) return undefined
-    this.run.coverage.count("faults", "event of a newer version")
-    return new EventVersionTooNew({ eventId, eventType, eventVersion: 2, newest: 1 })
-  }
-
-  private handler(subject: Subject, worker: Worker) {
-    const { chance, coverage, fails } = this.run
-    const { handle } = this.environment
-    const failureAt = this.failureAt(subject, worker, () => chance.bool(0.1))
-    return Effect.fnUntraced(function*(event: Event): Effect.fn.Return<void, unknown, R> {
-      const failure = yield* failureAt(event)
-      if (failure === undefined) return yield* handle(subject, event)
-      if (failure._tag === "SimulatedFailure") {
-        coverage.count("faults", "handler fails")
-        fails(subject, event.globalPosition)
-      }
-      return yield* failure
-    })
-  }
-
-  /** Some events fail in each attempt, so that they have to be found; others once. */
-  private handlerOfBatches(subject: Subject, worker: Worker) {
-    const { chance, coverage, fails } = this.run
-    const { handle } = this.environment
-    const failureAt = this.failureAt(
-      subject,
-      worker,
-      ({ globalPosition }) => globalPosition % 8n === 0n || chance.bool(0.02)
-    )
-    return Effect.fnUntraced(function*(events: ReadonlyArray<Event>): Effect.fn.Return<void, unknown, R> {
-      if (events.length > 1) coverage.count("steps", "several events in one call")
-      for (const event of events) {
-        const failure = yield* failureAt(event)
-        if (failure === undefined) {
-          yield* handle(subject, event)
-          continue
-        }
-        const isNamed = chance.bool(0.3)
-        if (failure._tag === "SimulatedFailure") {
-          coverage.count("faults", isNamed ? "batch handler fails and names the event" : "batch handler fails")
-          if (isNamed || events.length === 1) fails(subject, event.globalPosition)
-        }
-        return yield* isNamed ? Projection.failAt(event, failure) : failure
-      }
-    })
-  }
-
-  /**
-   * Returns what a handler does before it handles an event: it takes its time, and returns the failure with which it ends,
-   * if any. `fails` selects the events at which it fails while the worker's handlers fail.
-   */
-  private failureAt(subject: Subject, worker: Worker, fails: (event: Event) => boolean) {
-    const { ailments } = worker
-    const { now } = this.run
-    const isPoison = (event: Event) => this.isPoison(subject, event)
-    const delayed = this.delayed(subject, worker)
-    const tooNew = (event: Event) => this.tooNew(worker, event)
-    return Effect.fnUntraced(function*(event: Event) {
-      const newer = tooNew(event)
-      if (newer !== undefined) return newer
-      yield* delayed(event)
-      const isFailing = isPoison(event) || (now() < ailments.handlerFailsUntil && fails(event))
-      return isFailing ? new SimulatedFailure() : undefined
-    })
-  }
-
-  /** Some events of a projection that parks cannot be handled until the faults stop. */
-  private isPoison({ name, parks }: Subject, { globalPosition }: Event): boolean {
-    if (!parks || this.isCalm || globalPosition % 12n !== 5n) return false
-    const isParked = this.run.parked(name).some(({ position }) => position === globalPosition)
-    if (isParked) this.run.coverage.count("faults", "parked event fails again")
-    return true
-  }
-
-  /** Blocks the process, does not stop or takes time, if the worker's handlers do so at the moment. */
-  private delayed(subject: Subject, worker: Worker) {
-    const { ailments } = worker
-    const { chance, coverage, now, takesLong } = this.run
-    const blocked = (event: Event) => this.blocked(subject, worker, event)
-    return Effect.fnUntraced(function*(event: Event) {
-      if (blocked(event)) {
-        coverage.count("faults", "handler blocks the event loop")
-        takesLong(subject, event.globalPosition)
-        // The process is frozen from here on.
-        yield* Effect.sleep(0)
-      }
-      if (now() < ailments.handlerStuckUntil && !worker.isCut) {
-        coverage.count("faults", "handler does not stop")
-        takesLong(subject, event.globalPosition)
-        yield* Effect.uninterruptible(Effect.sleep(ailments.handlerStuckUntil - now()))
-      }
-      if (now() < ailments.handlerSlowUntil) {
-        coverage.count("faults", "handler slow")
-        yield* Effect.sleep(chance.int(1, 60))
-      }
-    })
-  }
-
-  /** Freezes the process if the handler blocks at this event. Returns whether it did. */
-  private blocked(subject: Subject, worker: Worker, { globalPosition }: Event): boolean {
-    const event = this.unbearable
-    if (event?.projection !== subject.name || worker.isCut) return false
-    event.position ??= globalPosition
-    if (event.position !== globalPosition) return false
-    this.freeze(worker, event.millis)
-    return true
   }
 
   private ended(worker: Worker, exit: Exit.Exit<unknown, unknown>, end: number): void {
@@ -343,8 +233,10 @@ export class Fleet<R> {
     })
   }
 
-  keepBusy({ writes }: Fault): void {
+  /** Appends events, and requests that parked ones are handled. */
+  keepBusy({ projection, writes }: Fault): void {
     for (const write of writes) this.environment.write(write)
+    this.environment.requestParked(projection, "retry", "all")
   }
 
   get slowest(): number {

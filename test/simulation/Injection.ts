@@ -1,9 +1,35 @@
 /** Injects the faults of a scenario. */
+import type { HaltRequest } from "../../src/schema/ParkedEvent.ts"
 import type { Checkers } from "./Checkers.ts"
 import type { Fleet } from "./Fleet.ts"
 import type { Fault } from "./Scenario.ts"
 
 const place = <A>(items: ReadonlyArray<A>, at: number): A | undefined => items[Math.floor(at * items.length)]
+
+/**
+ * Requests something about each event at which a range is halted, sometimes about another event instead. Returns whether
+ * there is any.
+ */
+const requestAboutHalts = <R>(
+  { environment, names, run }: Fleet<R>,
+  checkers: Checkers,
+  { strikes }: Fault,
+  request: HaltRequest
+): boolean => {
+  const halted = names.flatMap((name) => checkers.rowsOf(name)).filter(({ halt }) => halt !== undefined)
+  for (const { halt, projection } of halted) {
+    if (strikes % 4 === 0) {
+      environment.requestOnHalt(projection, unknownEvent, request)
+      continue
+    }
+    if (request === "skip") run.askToSkip(projection, halt!.position)
+    environment.requestOnHalt(projection, halt!.eventId, request)
+  }
+  return halted.length > 0
+}
+
+/** The id of no event. */
+const unknownEvent = "00000000-0000-0000-0000-000000000000"
 
 /** Injects a fault. Returns whether it was possible. */
 export const inject = <R>(fleet: Fleet<R>, checkers: Checkers, fault: Fault): boolean => {
@@ -42,6 +68,9 @@ export const inject = <R>(fleet: Fleet<R>, checkers: Checkers, fault: Fault): bo
     case "freeze":
       fleet.freezeAtWork(victim, fault)
       return true
+    case "freeze in a retry":
+      fleet.freezeInRetry = fault.lasts
+      return environment.requestParked(fault.projection, "retry", "all") > 0
     case "take over":
       fleet.freezeAtWork(victim, fault)
       coverage.count("faults", "id of a frozen worker taken over")
@@ -140,6 +169,16 @@ export const inject = <R>(fleet: Fleet<R>, checkers: Checkers, fault: Fault): bo
       ) > 0
     case "drop parked":
       return environment.requestParked(fault.projection, "drop", { first: 1 + fault.strikes % 2 }) > 0
+    case "retry halted":
+    case "skip halted": {
+      const request = fault.name === "skip halted" ? "skip" : "retry"
+      if (requestAboutHalts(fleet, checkers, fault, request)) return true
+      for (const worker of alive) worker.ailments.handlerFailsUntil = until
+      fleet.keepBusy(fault)
+      say("scenario", `all handlers fail until ${until}`)
+      environment.after(fault.lasts + fault.follows, () => requestAboutHalts(fleet, checkers, fault, request))
+      return true
+    }
     case "catch up":
       if (alive.length >= scenario.workersAtMost) return false
       fleet.start({ workerId: fleet.newId("c"), carries: fault.carries, catchesUp: true })

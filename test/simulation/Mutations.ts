@@ -4,9 +4,9 @@
  */
 import * as Effect from "effect/Effect"
 import * as TxRef from "effect/TxRef"
-import type { Handle } from "../../src/layers/memory/MemoryWorld.ts"
+import { committedRows, type Handle } from "../../src/layers/memory/MemoryWorld.ts"
 import type { Checkpoint, Held } from "../../src/schema/Checkpoint.ts"
-import { key } from "../../src/schema/Checkpoint.ts"
+import { isHeldAs, key } from "../../src/schema/Checkpoint.ts"
 import { EventVersionTooNew } from "../../src/schema/Errors.ts"
 import * as HashRange from "../../src/schema/HashRange.ts"
 import type { PartitionKey } from "../../src/schema/PartitionKey.ts"
@@ -23,7 +23,7 @@ import type { FaultName } from "./Scenario.ts"
 type Request = Parameters<CoordinationStore["apply"]>[0]
 
 export interface Mutation {
-  readonly parked?: (real: ParkedEvents) => ParkedEvents
+  readonly parked?: (real: ParkedEvents, handle: Handle) => ParkedEvents
   readonly checkpoints?: (real: CheckpointStore, handle: Handle, chance: Chance) => CheckpointStore
   readonly coordination?: (real: CoordinationStore, handle: Handle, chance: Chance) => CoordinationStore
   readonly projection?: <R>(real: Projection.Projection<unknown, R>) => Projection.Projection<unknown, R>
@@ -39,6 +39,16 @@ export interface Mutation {
 export const none: Mutation = {}
 
 type CheckpointMutation = Mutation & Required<Pick<Mutation, "checkpoints">>
+
+/** Moves a row whose fence and position are intact. */
+const advance = Effect.fnUntraced(function*(world: Handle["world"], held: Held, from: bigint, to: bigint) {
+  const ref = world.rows.get(key(held))
+  const row = ref === undefined ? undefined : yield* TxRef.get(ref)
+  if (ref === undefined || row === undefined || !isHeldAs(row, held) || row.position !== from) {
+    return yield* new Fenced({ projection: held.projection })
+  }
+  yield* TxRef.set(ref, { ...row, position: to, halt: undefined })
+})
 
 /** The memory layer's commit with another fence check: `intact` decides. */
 const fencedBy = (intact: (row: Checkpoint, held: Held, position: bigint) => boolean): CheckpointMutation => ({
@@ -103,6 +113,31 @@ const unknownIsFailed = (before?: CheckpointMutation): Mutation => ({
   }
 })
 
+/** Names the first event of a batch whose handler fails. */
+const blamingTheFirst = <R>(real: Projection.Projection<unknown, R>): Projection.Projection<unknown, R> => {
+  const { handler } = real
+  return handler._tag === "One" ? real : {
+    ...real,
+    handler: {
+      ...handler,
+      handleBatch: (events) =>
+        handler.handleBatch(events).pipe(Effect.catch((error) => Projection.failAt(events[0], error)))
+    }
+  }
+}
+
+/** Runs the handler a moment later, in a fiber that nothing waits for. */
+const detached = <R>(real: Projection.Projection<unknown, R>): Projection.Projection<unknown, R> => {
+  const { handler } = real
+  const later = (self: Effect.Effect<unknown, unknown, R>) => Effect.forkDetach(Effect.andThen(Effect.sleep(1), self))
+  return {
+    ...real,
+    handler: handler._tag === "One"
+      ? { ...handler, handle: (event) => later(handler.handle(event)) }
+      : { ...handler, handleBatch: (events) => later(handler.handleBatch(events)) }
+  }
+}
+
 /** What is removed, by its name. */
 export const mutations: Readonly<Record<string, Mutation>> = {
   "the fence": fencedBy((row, held, position) => sameRange(row, held) && row.position === position),
@@ -162,20 +197,8 @@ export const mutations: Readonly<Record<string, Mutation>> = {
         )
     })
   },
-  "finding the event that fails in a batch": {
-    // The first event is given up instead.
-    projection: (real) => {
-      const { handler } = real
-      return handler._tag === "One" ? real : {
-        ...real,
-        handler: {
-          ...handler,
-          handleBatch: (events) =>
-            handler.handleBatch(events).pipe(Effect.catch((error) => Projection.failAt(events[0], error)))
-        }
-      }
-    }
-  },
+  // The first event of the batch is given up instead.
+  "finding the event that fails in a batch": { projection: (real) => blamingTheFirst(real) },
   "rolling a batch back if its handler fails": {
     // The effects of the events before the one that fails are committed, with the progress after the last event.
     projection: (real) => {
@@ -211,6 +234,67 @@ export const mutations: Readonly<Record<string, Mutation>> = {
       ...real,
       park: (held, options) => options.failure === undefined ? Effect.succeed([]) : real.park(held, options)
     })
+  },
+  "the fence of a retry of a parked event": {
+    // A batch that does not move its range is not fenced.
+    faults: ["freeze in a retry"],
+    checkpoints: (real, { reach, world }) => ({
+      ...real,
+      commit: (held, options, work) =>
+        reach(Effect.tx(
+          Effect.catchCause(work, (cause) => Effect.fail(new HandlerFailure({ cause }))).pipe(
+            Effect.flatMap((to) => to === options.from ? Effect.void : reach(advance(world, held, options.from, to)))
+          )
+        ))
+    })
+  },
+  "changing the set of parked keys only after the commit": {
+    faults: ["lossy", "retry parked"],
+    // The set is read without the events that a batch has tried to remove.
+    parked: (real) => {
+      const removed = new Set<string>()
+      return {
+        ...real,
+        remove: (held, options) => {
+          removed.add(`${held.projection}/${options.position}`)
+          return real.remove(held, options)
+        },
+        keys: (held, epoch) =>
+          Effect.gen(function*() {
+            const keys = new Map(yield* real.keys(held, epoch))
+            for (const { keyHash, position } of yield* Effect.orDie(real.list(held.projection))) {
+              const count = keys.get(keyHash)
+              if (count === undefined || !removed.has(`${held.projection}/${position}`)) continue
+              if (count > 1) keys.set(keyHash, count - 1)
+              else keys.delete(keyHash)
+            }
+            return keys
+          })
+      }
+    }
+  },
+  "skipping only the event that fails": {
+    // The first event of the batch is skipped instead.
+    projection: (real) => real.onFailure === "skip" ? blamingTheFirst(real) : real
+  },
+  "comparing a request about a halt with the event of the halt": {
+    faults: ["skip halted"],
+    parked: (real, { world }) => ({
+      ...real,
+      requestOnHalt: (projection, { request }) => {
+        const halted = committedRows(world, projection).find(({ halt }) => halt !== undefined)
+        return halted === undefined
+          ? Effect.succeed(false)
+          : real.requestOnHalt(projection, { eventId: halted.halt!.eventId, request })
+      }
+    })
+  },
+  "verifying a request to skip in the transaction that skips": {
+    faults: ["skip halted"],
+    parked: (real) => ({ ...real, isSkipRequested: () => Effect.succeed(true) })
+  },
+  "writing progress only after a handler outside of the transaction": {
+    projection: (real) => real.delivery === "exactly-once" ? real : detached(real)
   },
   "running a decision in one transaction": {
     coordination: (real, { world }, chance) => ({

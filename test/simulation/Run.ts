@@ -1,86 +1,12 @@
 /** The shared state of one run: its scenario, its workers, the read models, the trace. */
 import type * as Exit from "effect/Exit"
-import * as EventFilter from "../../src/schema/EventFilter.ts"
-import type { Ordering } from "../../src/schema/Ordering.ts"
-import type { ParkedEvent } from "../../src/schema/ParkedEvent.ts"
 import type { Registration } from "../../src/schema/Worker.ts"
 import { Chance } from "./Chance.ts"
 import type { Coverage } from "./Coverage.ts"
-import type { Keyed, Keys, Scenario } from "./Scenario.ts"
-
-/** What a projection has recorded of the events of one key. */
-export interface Effects {
-  readonly count: number
-  /** The position of the last event. */
-  readonly position: bigint
-  readonly ordered: boolean
-}
-
-export const noEffects: Effects = { count: 0, position: 0n, ordered: true }
-
-/** The effects after one more event. */
-export const effectsAfter = (effects: Effects, position: bigint): Effects => ({
-  count: effects.count + 1,
-  position,
-  ordered: effects.ordered && position > effects.position
-})
-
-/** A committed event, as the checkers receive it. */
-export interface Committed extends Keyed {
-  readonly aggregateType: string
-  readonly eventType: string
-  readonly version: bigint
-  readonly position: number
-}
-
-/** A projection and the read model that it should produce. */
-export class Subject {
-  readonly name: string
-  readonly filter: EventFilter.EventFilter
-  readonly ordering: Ordering
-  readonly keys: Keys
-  readonly isWhole: boolean
-  /** Whether it parks events at which its handler fails. */
-  readonly parks: boolean
-  readonly window: Scenario["projections"][number]["window"]
-  /** The matching events by key, in the order of their positions. */
-  readonly expected = new Map<string, Array<Committed>>()
-  /** The position at which its progress began. */
-  startedAt: bigint | undefined
-
-  constructor({ filter, isWhole, keys, mayPark, name, ordering, window }: Scenario["projections"][number]) {
-    this.name = name
-    this.filter = filter
-    this.keys = keys
-    this.ordering = ordering
-    this.isWhole = isWhole
-    this.parks = mayPark && ordering === "aggregate"
-    this.window = window
-  }
-
-  committed(event: Committed): void {
-    if (!EventFilter.matches(this.filter, { ...event, boundedContext: "app" })) return
-    const key = this.keys.of(event)
-    const events = this.expected.get(key) ?? []
-    this.expected.set(key, events)
-    // Aggregates that share a key may commit out of order.
-    const later = events.findLastIndex(({ position }) => position < event.position) + 1
-    events.splice(later, 0, event)
-  }
-
-  /** The number of the key's events at or below a position. */
-  foldedUpTo(key: string, position: number): number {
-    const events = this.expected.get(key) ?? []
-    let low = 0
-    let high = events.length
-    while (low < high) {
-      const middle = (low + high) >> 1
-      if (events[middle]!.position <= position) low = middle + 1
-      else high = middle
-    }
-    return low
-  }
-}
+import { Deliveries } from "./Deliveries.ts"
+import type { Scenario } from "./Scenario.ts"
+import { type Committed, type Effects, positionsOf, Subject } from "./Subject.ts"
+import { Withheld } from "./Withheld.ts"
 
 /** The read models as committed. */
 export interface ReadModel {
@@ -196,11 +122,12 @@ export class Run {
   readonly slow = new Map<string, Set<bigint>>()
   /** Positions of events that failed alone, or that the handler of a batch named, by projection. */
   readonly failed = new Map<string, Set<bigint>>()
-  /** The parked events of a projection as committed; none where parking is not simulated. */
-  parked: (projection: string) => ReadonlyArray<ParkedEvent> = () => []
-  /** The parked events as observed last, by projection, and the numbers of events that were dropped, by key. */
-  private readonly observed = new Map<string, ReadonlyArray<ParkedEvent>>()
-  private readonly dropped = new Map<string, Map<string, number>>()
+  readonly withheld = new Withheld()
+  readonly deliveries: Deliveries
+  /** Positions of events that operators asked to skip, by projection. */
+  readonly skipRequests = new Map<string, Set<bigint>>()
+  /** Positions of events that were skipped because of such a request, by projection. */
+  readonly skippedOnRequest = new Map<string, Set<bigint>>()
   /** The database is unreachable for all workers until then. */
   awayUntil = 0
   /** Notifications may be lost or late until then. */
@@ -213,6 +140,7 @@ export class Run {
     this.events = options.events
     this.model = options.model
     this.chance = new Chance(options.scenario.seed, 4)
+    this.deliveries = new Deliveries(this)
     this.subjects = new Map(
       options.scenario.projections.map((projection) => [projection.name, new Subject(projection)])
     )
@@ -227,12 +155,28 @@ export class Run {
     this.violations.push(`${text} (at ${at} ms)`)
   }
 
-  readonly takesLong = (subject: Subject, position: bigint): void => {
-    this.slow.set(subject.name, (this.slow.get(subject.name) ?? new Set()).add(position))
+  readonly takesLong = (subject: Subject, position: bigint): void => note(this.slow, subject.name, position)
+
+  readonly fails = (subject: Subject, position: bigint): void => note(this.failed, subject.name, position)
+
+  /** Whether the handler may have failed at the event: it did, or it took long. */
+  readonly mayHaveFailed = (projection: string, position: bigint): boolean =>
+    has(this.failed, projection, position) || has(this.slow, projection, position)
+
+  readonly askToSkip = (projection: string, position: bigint): void => note(this.skipRequests, projection, position)
+
+  /** A commit has skipped the event at which a range was halted, because of a request. */
+  readonly skipOnRequest = (projection: string, position: bigint): void => {
+    if (!has(this.skipRequests, projection, position)) return
+    note(this.skippedOnRequest, projection, position)
   }
 
-  readonly fails = (subject: Subject, position: bigint): void => {
-    this.failed.set(subject.name, (this.failed.get(subject.name) ?? new Set()).add(position))
+  /** The effects of a key's events in the read model, or in the other store. */
+  readonly effects = ({ isAtLeastOnce, name }: Subject, key: string): Effects =>
+    isAtLeastOnce ? this.deliveries.row(name, key).effects : this.model.effects(name, key)
+
+  private maySkip({ name, onFailure }: Subject, position: bigint): boolean {
+    return has(this.skippedOnRequest, name, position) || (onFailure === "skip" && this.mayHaveFailed(name, position))
   }
 
   committed(event: Committed): void {
@@ -256,42 +200,42 @@ export class Run {
     return this.chance.int(1, 1500)
   }
 
-  /** Notices which events were parked, retried or dropped since the last call, or before their requests change. */
-  readonly observeParked = (projection: string): void => {
-    const [before, after] = [this.observed.get(projection) ?? [], this.parked(projection)]
-    if (before === after) return
-    this.observed.set(projection, after)
-    const positions = new Set(after.map(({ position }) => position))
-    const known = new Set(before.map(({ position }) => position))
-    for (const { attempts, position } of after) {
-      if (!known.has(position)) this.coverage.count("steps", attempts > 0 ? "park an event" : "queue an event")
-    }
-    const dropped = this.dropped.get(projection) ?? new Map<string, number>()
-    this.dropped.set(projection, dropped)
-    for (const { key, position, request } of before) {
-      if (positions.has(position)) continue
-      this.coverage.count("steps", request === "drop" ? "drop a parked event" : "handle a parked event")
-      if (request === undefined) {
-        this.violation(`P3: position ${position} of ${projection} was unparked without a request`)
-      }
-      if (request === "drop") dropped.set(key, (dropped.get(key) ?? 0) + 1)
-    }
+  /**
+   * Returns the events of a key up to a position that were neither handled nor withheld. Records those that may have been
+   * skipped.
+   */
+  readonly unhandled = (subject: Subject, key: string, position: number): ReadonlyArray<Committed> => {
+    const { name } = subject
+    const { left, parked } = this.withheld.of(name, key)
+    const events = subject.events(key, position)
+    const effects = this.effects(subject, key)
+    if (!subject.isAtLeastOnce && effects.count >= events.length - left.size - parked.length) return []
+    const handled = subject.isAtLeastOnce ? undefined : positionsOf(effects)
+    const withheld = new Set([...left, ...parked.map(({ position }) => position)])
+    return events.filter((event) => {
+      const at = BigInt(event.position)
+      if (handled === undefined ? this.deliveries.isHandled(name, key, at) : handled.has(at)) return false
+      if (withheld.has(at)) return false
+      if (!this.maySkip(subject, at)) return true
+      this.withheld.leaveOut(name, key, at)
+      this.coverage.count(
+        "steps",
+        has(this.skippedOnRequest, name, at) ? "skip an event on request" : "skip an event that fails"
+      )
+      return false
+    })
   }
-
-  /** The parked events of a key, and how many of its events were dropped. */
-  readonly withheld = (projection: string, key: string) => ({
-    parked: this.parked(projection).filter((event) => event.key === key),
-    dropped: this.dropped.get(projection)?.get(key) ?? 0
-  })
 
   /** Returns a key with an unhandled event of the projection at or below a position. */
-  readonly missing = (subject: Subject, position: number): string | undefined => {
-    for (const key of subject.expected.keys()) {
-      const before = subject.foldedUpTo(key, Number(subject.startedAt ?? 0n))
-      const { dropped, parked } = this.withheld(subject.name, key)
-      const expected = subject.foldedUpTo(key, position) - before - dropped - parked.length
-      if (this.model.effects(subject.name, key).count < expected) return key
-    }
-    return undefined
-  }
+  readonly missing = (subject: Subject, position: number): string | undefined =>
+    [...subject.expected.keys()].find((key) => this.unhandled(subject, key, position).length > 0)
+}
+
+type Positions = Map<string, Set<bigint>>
+
+const has = (positions: Positions, projection: string, position: bigint): boolean =>
+  positions.get(projection)?.has(position) === true
+
+const note = (positions: Positions, projection: string, position: bigint): void => {
+  positions.set(projection, (positions.get(projection) ?? new Set()).add(position))
 }

@@ -5,9 +5,11 @@
  * The victim of a fault is drawn as an index into the workers that it may affect when its time comes.
  */
 import type { EventFilter } from "../../src/schema/EventFilter.ts"
+import type { FailureDecision } from "../../src/schema/FailurePolicy.ts"
 import type { Ordering } from "../../src/schema/Ordering.ts"
-import type { PartitionKey } from "../../src/schema/PartitionKey.ts"
 import { Chance } from "./Chance.ts"
+import { type Aggregate, type Keys, keys } from "./Keys.ts"
+import type { Pace } from "./Pace.ts"
 
 const faultNames = [
   "join",
@@ -16,6 +18,7 @@ const faultNames = [
   "vanish",
   "restart",
   "freeze",
+  "freeze in a retry",
   "take over",
   "take over",
   "twin",
@@ -34,79 +37,10 @@ const faultNames = [
   "changed filter",
   "retry parked",
   "drop parked",
+  "retry halted",
+  "skip halted",
   "catch up"
 ] as const
-
-/** The speed of an environment, in milliseconds, to which the drawn values are adapted. */
-export interface Pace {
-  readonly heartbeats: ReadonlyArray<number>
-  /** How many heartbeat intervals make up the stale timeout. */
-  readonly patience: ReadonlyArray<number>
-  readonly workers: ReadonlyArray<number>
-  /** How many stale timeouts a freeze lasts at most. */
-  readonly freeze: number
-  /** The minimum number of steps, the probability of a fault in each, and the maximum time between them. */
-  readonly steps: number
-  readonly faults: number
-  readonly spans: ReadonlyArray<number>
-  /** The maximum latency of every call, and the size of a batch. */
-  readonly latencies: ReadonlyArray<number>
-  readonly batchSizes: ReadonlyArray<number>
-  /** What a slow worker adds to a call, before and after it. */
-  readonly slow: ReadonlyArray<number>
-  readonly late: readonly [low: number, high: number]
-  readonly stuck: readonly [low: number, high: number]
-  /** The time limit for handling every event and becoming stable once the faults have stopped. */
-  readonly bound: number
-  /** Whether the limit begins again while positions advance: in real time, the machine may be slow. */
-  readonly isExtended: boolean
-  /** How long nothing may change after that. */
-  readonly quiet: number
-  /** How often halted ranges are looked for, as a deploy of fixed handlers would. */
-  readonly deploys: number
-  /** Whether projections may park events. */
-  readonly parks: boolean
-}
-
-export const virtual: Pace = {
-  heartbeats: [200, 400, 1000],
-  patience: [3, 4, 6],
-  freeze: 3,
-  workers: [1, 2, 3, 3, 4, 4, 5, 6, 8, 12, 16],
-  steps: 30,
-  faults: 0.6,
-  spans: [50, 200, 600],
-  latencies: [0, 0, 2, 10],
-  batchSizes: [2, 5, 20, 50],
-  slow: [20, 200, 1000],
-  late: [500, 5000],
-  stuck: [500, 12_000],
-  bound: 60_000,
-  isExtended: false,
-  quiet: 2000,
-  deploys: 5000,
-  parks: true
-}
-
-export const real: Pace = {
-  heartbeats: [150, 200, 250],
-  patience: [3, 4],
-  freeze: 2,
-  workers: [1, 2, 2, 3, 3, 4],
-  steps: 32,
-  faults: 0.3,
-  spans: [100, 150, 200],
-  latencies: [0],
-  batchSizes: [3, 10, 50],
-  slow: [10, 50, 100],
-  late: [200, 800],
-  stuck: [200, 1200],
-  bound: 60_000,
-  isExtended: true,
-  quiet: 400,
-  deploys: 1000,
-  parks: false
-}
 
 /** A transaction that appends to one aggregate. */
 export interface Write {
@@ -156,49 +90,6 @@ export interface Step {
   readonly lasts: number
 }
 
-export interface Aggregate {
-  readonly id: string
-  readonly type: string
-  readonly correlationId: string | null
-  /**
-   * The member `key` of the metadata of events, by their type; null without metadata. An aggregate's events may differ in
-   * it, and aggregates may share one, as a number or as a text.
-   */
-  readonly key: { readonly Odd: string | number; readonly Even: string | number } | null
-}
-
-/** A partition key, and the key that the events have under it, computed without the library. */
-export interface Keys {
-  readonly partitionBy: PartitionKey
-  readonly of: (event: Keyed) => string
-}
-
-/** What of an event may be its key. */
-export interface Keyed {
-  readonly aggregateId: string
-  readonly correlationId: string | null
-  readonly metadataText: string | null
-}
-
-const keys: ReadonlyArray<Keys> = [
-  { partitionBy: "aggregateId", of: ({ aggregateId }) => aggregateId },
-  { partitionBy: "correlationId", of: ({ aggregateId, correlationId }) => correlationId ?? aggregateId },
-  { partitionBy: "boundedContext", of: () => "app" },
-  {
-    partitionBy: { metadata: "key" },
-    of: ({ aggregateId, metadataText }) =>
-      metadataText === null ? aggregateId : String((JSON.parse(metadataText) as { readonly key: unknown }).key)
-  }
-]
-
-/** Another partition key than the given one. */
-export const otherKey = ({ partitionBy }: Keys): PartitionKey =>
-  partitionBy === "correlationId" ? "aggregateId" : "correlationId"
-
-/** The metadata of an event of the aggregate, as JSON. */
-export const metadataOf = ({ key }: Aggregate, eventType: string): string | null =>
-  key === null ? null : JSON.stringify({ key: eventType === "Odd" ? key.Odd : key.Even })
-
 export interface Scenario {
   readonly seed: number
   readonly pace: Pace
@@ -207,8 +98,9 @@ export interface Scenario {
     readonly filter: EventFilter
     readonly keys: Keys
     readonly ordering: Ordering
-    /** Whether it parks events, unless its order is global. */
-    readonly mayPark: boolean
+    /** What happens to events that it cannot handle; it is halted instead of parking events if its order is global. */
+    readonly onFailure: FailureDecision
+    readonly delivery: "exactly-once" | "at-least-once"
     /** Whether it handles the events of a batch with one call. */
     readonly isWhole: boolean
     /** How long its events wait for more, and what ends the wait. */
@@ -274,6 +166,7 @@ const fault = (
       case "freeze":
         return chance.bool(0.7) ? chance.int(stale, stale * pace.freeze) : chance.int(10, stale)
       case "take over":
+      case "freeze in a retry":
         return stale * pace.freeze + chance.int(0, 500)
       case "presence for a moment":
         return chance.int(1, 80)
@@ -319,7 +212,7 @@ export const draw = (seed: number, pace: Pace, faults?: ReadonlyArray<FaultName>
   const workersAtMost = chance.pick(pace.workers)
   const order = new Chance(seed, 9)
   const deploys = new Chance(seed, 11)
-  const parks = new Chance(seed, 10)
+  const failures = new Chance(seed, 10)
   const scenario = {
     seed,
     pace,
@@ -328,7 +221,8 @@ export const draw = (seed: number, pace: Pace, faults?: ReadonlyArray<FaultName>
       filter,
       keys: keysChance.pick([keys[0]!, ...keys]),
       ordering: order.bool(0.2) ? "global" as const : "aggregate" as const,
-      mayPark: pace.parks && parks.bool(0.5),
+      onFailure: failures.pick(pace.policies),
+      delivery: failures.bool(pace.deliveries) ? "at-least-once" as const : "exactly-once" as const,
       isWhole: chance.bool(0.4),
       window: chance.bool(0.5) ? { time: chance.pick([20, 200, 1000]), events: chance.pick([2, 5, 1000]) } : undefined
     })),

@@ -101,7 +101,7 @@ export class ScenarioRun<R> {
   /** Ends all faults. */
   private calm(): void {
     this.fleet.isCalm = true
-    this.fleet.unbearable = undefined
+    this.fleet.unbearable = this.fleet.freezeInRetry = undefined
     this.run.say("scenario", "faults stop")
     this.run.awayUntil = this.run.deafUntil = 0
     for (const worker of this.run.workers) {

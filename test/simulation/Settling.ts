@@ -4,7 +4,8 @@ import * as Generation from "../../src/schema/Generation.ts"
 import * as RangePlan from "../../src/schema/RangePlan.ts"
 import type { Checkers } from "./Checkers.ts"
 import type { Fleet } from "./Fleet.ts"
-import type { Subject, Worker } from "./Run.ts"
+import type { Worker } from "./Run.ts"
+import type { Subject } from "./Subject.ts"
 
 /** Returns the conditions that do not hold yet: every event is handled, and the assignment is stable. */
 export const unsettled = <R>(fleet: Fleet<R>, checkers: Checkers): ReadonlyArray<string> => {
@@ -21,7 +22,7 @@ export const unsettled = <R>(fleet: Fleet<R>, checkers: Checkers): ReadonlyArray
     reasons.push(`the newest generation has the members ${ids(members)}, but ${ids(alive)} are alive`)
   }
   for (const subject of fleet.run.subjects.values()) {
-    const parked = fleet.run.parked(subject.name).length
+    const parked = fleet.run.withheld.parked(subject.name).length
     if (parked > 0) reasons.push(`${parked} events of ${subject.name} are parked`)
     reasons.push(...unsettledRows(subject, fleet.run.events.end, checkers.rowsOf(subject.name), generation, alive))
   }

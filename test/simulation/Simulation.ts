@@ -22,9 +22,11 @@ import * as Faults from "./Faults.ts"
 import * as Logs from "./Logs.ts"
 import { type Mutation, none } from "./Mutations.ts"
 import * as Observers from "./Observers.ts"
-import { type Effects, effectsAfter, noEffects, type ReadModel, Run, type Worker } from "./Run.ts"
+import * as Pace from "./Pace.ts"
+import { type ReadModel, Run, type Worker } from "./Run.ts"
 import * as Scenario from "./Scenario.ts"
 import { type Outcome, ScenarioRun } from "./ScenarioRun.ts"
+import { type Effects, effectsAfter, noEffects } from "./Subject.ts"
 
 /** The last position that a projection has handled, and whether the positions have only increased. */
 interface Sequence {
@@ -109,21 +111,29 @@ const environmentOf = (engine: Engine, driver: Process, mutation: Mutation, scen
   const model = new Model()
   const run: Run = new Run({ scenario, coverage, now: () => engine.now, events: log, model })
   const checkers = new Checkers(run)
-  const rows = new Observers.ObservedRows()
-  const world: MemoryWorld.MemoryWorld = { ...inDriver(MemoryWorld.make), rows }
-  Observers.attach(world, rows, run, checkers)
+  const world = {
+    ...inDriver(MemoryWorld.make),
+    rows: new Observers.ObservedRows(),
+    parked: new Observers.ObservedParked()
+  }
+  Observers.attach(world, run, checkers)
   engine.afterTask = checkers.check
 
-  run.parked = (projection) => world.parked.get(projection)?.value ?? []
-  const operator = ParkedEventsMemory.make(
-    inDriver(Effect.provideService(MemoryWorld.open(world), Scope.Scope, Scope.makeUnsafe()))
+  const handleOfOperator = inDriver(
+    Effect.provideService(MemoryWorld.open(world), Scope.Scope, Scope.makeUnsafe())
   )
+  const parkedEvents = ParkedEventsMemory.make(handleOfOperator)
+  const operator = mutation.parked?.(parkedEvents, handleOfOperator) ?? parkedEvents
   const requestParked: Environment<never>["requestParked"] = (projection, request, selection) => {
-    run.observeParked(projection)
     const requested = inDriver(operator.request(projection, { request, selection })).length
-    run.observeParked(projection)
     if (requested > 0) run.say("scenario", `requests to ${request} ${requested} parked events of ${projection}`)
     return requested
+  }
+
+  const requestOnHalt: Environment<never>["requestOnHalt"] = (projection, eventId, request) => {
+    const isAccepted = inDriver(operator.requestOnHalt(projection, { eventId, request }))
+    run.say("scenario", `${isAccepted ? "requests" : "cannot request"} to ${request} ${eventId} of ${projection}`)
+    if (!isAccepted) coverage.count("steps", "request about an event without a halt refused")
   }
 
   const random = randomOf(scenario.seed)
@@ -248,6 +258,7 @@ const environmentOf = (engine: Engine, driver: Process, mutation: Mutation, scen
     reconnect,
     stalls: () => 0,
     requestParked,
+    requestOnHalt,
     endPresence
   }
   return { run, checkers, environment }
@@ -261,7 +272,7 @@ export const simulate = (seed: number, mutation: Mutation = none): Outcome => {
     engine,
     driver,
     mutation,
-    Scenario.draw(seed, Scenario.virtual, mutation.faults)
+    Scenario.draw(seed, Pace.virtual, mutation.faults)
   )
   const scenarioRun = new ScenarioRun(run, environment, checkers)
   try {

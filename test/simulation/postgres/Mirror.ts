@@ -5,7 +5,8 @@
 import * as Rows from "../../../src/layers/postgres/coordination/Rows.ts"
 import * as Checkpoint from "../../../src/schema/Checkpoint.ts"
 import { type Author, type Checkers, workerKey } from "../Checkers.ts"
-import { type Effects, type Events, noEffects, type ReadModel, type Run, type Worker } from "../Run.ts"
+import type { Events, ReadModel, Run, Worker } from "../Run.ts"
+import { type Effects, noEffects } from "../Subject.ts"
 import type { Entry } from "./Audit.ts"
 
 /** What the audit does not contain. */
@@ -83,7 +84,9 @@ export class Mirror implements Events, ReadModel {
       }
       case "model": {
         const { count, key, ordered, position, projection } = entry.value
-        this.models.set(`${projection}/${key}`, { count, ordered, position: BigInt(position) })
+        const at = BigInt(position)
+        const handled = { position: at, before: this.effects(projection, key).handled }
+        this.models.set(`${projection}/${key}`, { count, ordered, position: at, handled })
         return
       }
       case "total":

@@ -18,6 +18,7 @@ import * as PostgresTest from "../../../src/testing/PostgresTest.ts"
 import { Checkers } from "../Checkers.ts"
 import * as Coverage from "../Coverage.ts"
 import type { Environment } from "../Environment.ts"
+import * as Pace from "../Pace.ts"
 import { Run, type Worker } from "../Run.ts"
 import * as Scenario from "../Scenario.ts"
 import { type Outcome, ScenarioRun } from "../ScenarioRun.ts"
@@ -73,7 +74,7 @@ const handleShared: typeof handle = Effect.fnUntraced(function*(subject, event) 
 
 /** Runs a seed's scenario; the database is dropped afterwards. */
 export const simulate = (seed: number, options: Options) =>
-  Effect.scoped(simulateOn(Scenario.draw(seed, Scenario.real), options))
+  Effect.scoped(simulateOn(Scenario.draw(seed, Pace.real), options))
 
 const simulateOn = Effect.fnUntraced(function*(scenario: Scenario.Scenario, options: Options) {
   const { url } = yield* PostgresTest.make(options)
@@ -147,6 +148,7 @@ const simulateOn = Effect.fnUntraced(function*(scenario: Scenario.Scenario, opti
       }
     },
     requestParked: () => 0,
+    requestOnHalt: () => {},
     // Once all faults have stopped, only the machine can have kept a worker from its heartbeats.
     stalls: () =>
       coverage.of("steps", "suspended by itself") + coverage.of("steps", "evicted: heartbeats missed") +

@@ -11,7 +11,7 @@ import type { Held } from "../../../src/schema/Checkpoint.ts"
 import { CheckpointStore } from "../../../src/services/CheckpointStore.ts"
 import { Membership } from "../../../src/services/Membership.ts"
 import * as Orchestrator from "../../../src/services/Orchestrator.ts"
-import type { Projection } from "../../../src/services/Projection.ts"
+import type { Delivery, Projection } from "../../../src/services/Projection.ts"
 import type { Stores } from "../../../src/services/Stores.ts"
 import * as Seam from "../../support/Seam.ts"
 import * as Logs from "../Logs.ts"
@@ -66,7 +66,7 @@ export class SimulatedWorker {
 
   /** The worker's program. */
   program(
-    options: Orchestrator.Options<ReadonlyArray<Projection<unknown, SqlClient.SqlClient>>>,
+    options: Orchestrator.Options<ReadonlyArray<Projection<unknown, Delivery | SqlClient.SqlClient>>>,
     rewrite: Rewrite | undefined
   ) {
     const { run, worker } = this

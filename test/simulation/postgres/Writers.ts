@@ -8,8 +8,9 @@ import * as SqlClient from "effect/sql/SqlClient"
 import * as PostgresStores from "../../../src/layers/postgres/PostgresStores.ts"
 import type { NewEvent } from "../../../src/schema/Event.ts"
 import { EventStore } from "../../../src/services/EventStore.ts"
+import { type Aggregate, metadataOf } from "../Keys.ts"
 import type { Run } from "../Run.ts"
-import { type Aggregate, metadataOf, type Write } from "../Scenario.ts"
+import type { Write } from "../Scenario.ts"
 import { unflushed } from "./SimulatedWorker.ts"
 
 const plain = Effect.fnUntraced(function*(aggregate: Aggregate, eventTypes: ReadonlyArray<string>) {
