@@ -25,6 +25,8 @@ export interface AppendOptions {
   readonly through?: "sql" | "store"
   /** Makes a worker wait inside the transactions that handle the first event, until `openGate`. */
   readonly hold?: { readonly workerId: string; readonly gate: string }
+  /** The gate that the handlers need for an event: of the `n`th event, where all calls of a test are counted. */
+  readonly failsUntil?: (n: number) => string | undefined
 }
 
 export const make = Effect.gen(function*() {
@@ -65,6 +67,7 @@ export const make = Effect.gen(function*() {
       customers = 0,
       each = 5,
       eventVersion = 1,
+      failsUntil = () => undefined,
       hold,
       prefix = "a",
       through = "store",
@@ -77,10 +80,14 @@ export const make = Effect.gen(function*() {
         left -= size
         // Aggregates are divided among the writers, so that no writer waits for another.
         const aggregateId = `${prefix}-${(writer + turn * writers) % aggregates}`
-        const payloads = Array.from({ length: size }, (_, index): typeof Projections.Payload.Type => ({
-          weight: ++weight % 1000,
-          ...(hold !== undefined && writer === 0 && turn === 0 && index === 0 ? { hold } : {})
-        }))
+        const payloads = Array.from({ length: size }, (_, index): typeof Projections.Payload.Type => {
+          const gate = failsUntil(++weight)
+          return {
+            weight: weight % 1000,
+            ...(hold !== undefined && writer === 0 && turn === 0 && index === 0 ? { hold } : {}),
+            ...(gate === undefined ? {} : { failsUntil: gate })
+          }
+        })
         yield* through === "sql"
           ? appendThroughSql(
             aggregateId,

@@ -13,6 +13,7 @@ import * as Fs from "node:fs"
 import * as Path from "node:path"
 import * as Migrations from "../../src/layers/postgres/Migrations.ts"
 import * as PostgresStores from "../../src/layers/postgres/PostgresStores.ts"
+import * as Operations from "../../src/services/Projections.ts"
 import * as Invariants from "../../src/testing/Invariants.ts"
 import * as PostgresTest from "../../src/testing/PostgresTest.ts"
 import * as TimeLimits from "../../src/testing/TimeLimits.ts"
@@ -55,6 +56,7 @@ export interface WorkerOptions {
   readonly filter?: Instructions["filter"]
   readonly typed?: Instructions["typed"]
   readonly misbehaviour?: Misbehaviour
+  readonly options?: Instructions["options"]
   /** Registers under this id instead of the worker's name in the test. */
   readonly workerId?: string
   /** Reaches the database through another URL than the harness. */
@@ -72,6 +74,13 @@ export interface WorkerOptions {
 export interface Rows extends Invariants.Rows {
   /** Refusals that `late` marks as harmless. */
   readonly refusals: ReadonlyArray<{ readonly late: boolean; readonly text: string }>
+  /** The parked events, in position order. */
+  readonly parked: ReadonlyArray<{
+    readonly projection: string
+    readonly event: string
+    readonly attempts: number
+    readonly request: string | null
+  }>
 }
 
 /** The rows together with the read models, which takes a scan of all events. */
@@ -94,7 +103,10 @@ const query = (parts: string): string => `SELECT json_build_object(${parts}) AS 
 
 const rowsParts = `${Invariants.parts},
     'refusals', (SELECT coalesce(json_agg(json_build_object('late', late,
-        'text', concat_ws(' ', worker, projection, aggregate_id, version, position)) ORDER BY at), '[]') FROM refusals)`
+        'text', concat_ws(' ', worker, projection, aggregate_id, version, position)) ORDER BY at), '[]') FROM refusals),
+    'parked', (SELECT coalesce(json_agg(json_build_object('projection', projection_name,
+        'event', aggregate_id || ' ' || aggregate_version, 'attempts', attempts, 'request', request)
+        ORDER BY projection_name, position), '[]') FROM orchestrator_parked_events)`
 
 const modelParts = `
     'events', (SELECT count(*) FROM events),
@@ -142,13 +154,18 @@ export const describe = (state: Rows): string =>
   [
     Invariants.describe(state),
     `refusals: ${state.refusals.length}`,
-    ...state.refusals.slice(0, 10).map(({ late, text }) => `  ${late ? "late: " : ""}${text}`)
+    ...state.refusals.slice(0, 10).map(({ late, text }) => `  ${late ? "late: " : ""}${text}`),
+    `parked events: ${state.parked.length}`,
+    ...state.parked.slice(0, 10).map(({ attempts, event, projection, request }) =>
+      `  ${projection} ${event}, ${attempts} attempts, request ${request}`
+    )
   ].join("\n")
 
 /** What changes while the workers approach a condition. */
 const progress = (state: State): string =>
   JSON.stringify([
     state.applied,
+    state.parked.length,
     state.workers.map(({ generationId, incarnation, state }) => [String(incarnation), state, String(generationId)]),
     state.checkpoints.map(({ halted, incarnation, position }) => [String(incarnation), String(position), halted])
   ])
@@ -176,6 +193,7 @@ const templateName = (): string => {
 const make = Effect.gen(function*() {
   const sql = yield* SqlClient.SqlClient
   const { append, load } = yield* Appends.make
+  const operations = yield* Operations.Projections
   const database = yield* PostgresTest.TestDatabase
   const workers: Array<WorkerProcess.WorkerProcess> = []
   let before: State | undefined
@@ -258,7 +276,8 @@ const make = Effect.gen(function*() {
       delayMillis: options.delayMillis ?? 0,
       ...(options.filter === undefined ? {} : { filter: options.filter }),
       ...(options.typed === undefined ? {} : { typed: options.typed }),
-      ...(options.misbehaviour === undefined ? {} : { misbehaviour: options.misbehaviour })
+      ...(options.misbehaviour === undefined ? {} : { misbehaviour: options.misbehaviour }),
+      ...(options.options === undefined ? {} : { options: options.options })
     }
     const worker = yield* WorkerProcess.spawn({
       id,
@@ -285,15 +304,15 @@ const make = Effect.gen(function*() {
     return found
   })
 
-  /** Waits until each read model contains all events, and fails with the differences from their fold. */
+  /** Waits until each read model contains all events and none is parked, and fails with the differences from their fold. */
   const quiesce = Effect.fnUntraced(function*(projections: ReadonlyArray<string> = defaultProjections) {
     const { state } = yield* waitUntil(
       "every event is in every read model",
       (state) =>
-        projections.every((name) =>
-          Projections.kindOf(name) === "journal"
-            ? state.checkpoints.every(({ position, projection }) => projection !== name || position >= state.head)
-            : (state.applied[name] ?? 0) >= state.events
+        state.parked.length === 0 && projections.every((name) =>
+          Projections.isCounted(name)
+            ? (state.applied[name] ?? 0) >= state.events
+            : state.checkpoints.every(({ position, projection }) => projection !== name || position >= state.head)
         )
     )
     const found = yield* differences(projections)
@@ -305,6 +324,9 @@ const make = Effect.gen(function*() {
 
   const openGate = (gate: string) => sql`INSERT INTO open_gates (gate) VALUES (${gate})`
 
+  /** Requests that all parked events of a projection are handled again. */
+  const retryParked = (projection: string) => Effect.orDie(operations.retryParked(projection, "all"))
+
   /** From now on a halted range is not a violation. */
   const expectHalts = Effect.sync(() => {
     mayHalt = true
@@ -315,6 +337,7 @@ const make = Effect.gen(function*() {
     expectHalts,
     start,
     openGate,
+    retryParked,
     append,
     load,
     look,

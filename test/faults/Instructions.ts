@@ -1,6 +1,7 @@
 /** What the harness passes to a worker process, in the environment variable `FAULTS_WORKER`. */
 import { Schema } from "effect"
 import { Misbehaviour } from "./Misbehaviour.ts"
+import * as Projections from "./Projections.ts"
 
 export const Instructions = Schema.fromJsonString(Schema.Struct({
   url: Schema.String,
@@ -40,6 +41,8 @@ export const Instructions = Schema.fromJsonString(Schema.Struct({
   })),
   /** One of the projections handles typed events; the newest version that its event set declares. */
   typed: Schema.optionalKey(Schema.Struct({ projection: Schema.String, newest: Schema.Int })),
+  /** How projections differ from the default ones, by name. */
+  options: Schema.optionalKey(Schema.Record(Schema.String, Projections.Options)),
   /** What the handler of `journal` does in addition. */
   misbehaviour: Schema.optionalKey(Misbehaviour)
 }))

@@ -5,8 +5,9 @@
  * `per_aggregate` keeps the last version and the count of each aggregate and refuses any version but the next one, so a
  * skipped, duplicated or reordered event is detected at once. `shared_totals` keeps a few rows that all aggregates
  * share: sums that a lost or duplicated update makes wrong. `journal` writes a line for every event and refuses
- * nothing: it shows which event was lost, duplicated or out of order. `per_customer` has the customer as its partition
- * key, and reads, computes and writes a row without a lock. Each can be run several times under names like
+ * nothing: it shows which event was lost, duplicated or out of order. `at_least_once` does the same outside of a
+ * transaction, so its lines may be repeated. `per_customer` has the customer as its partition key, and reads, computes
+ * and writes a row without a lock. `Search.ts` has `search`. Each can be run several times under names like
  * `per_aggregate/2`.
  */
 import { Console, Data, Effect, Result, Schedule, Schema } from "effect"
@@ -14,6 +15,7 @@ import { SqlClient } from "effect/sql"
 import * as Event from "../../src/schema/Event.ts"
 import * as EventSet from "../../src/services/EventSet.ts"
 import * as Projection from "../../src/services/Projection.ts"
+import * as HeldStatements from "./HeldStatements.ts"
 
 /** Events differ in weight, so that swapping two of them makes the totals wrong too. */
 export const Payload = Schema.Struct({
@@ -22,7 +24,17 @@ export const Payload = Schema.Struct({
    * Makes one worker wait in the middle of its batch's transaction, after it has written the event, until the gate is
    * open.
    */
-  hold: Schema.optionalKey(Schema.Struct({ workerId: Schema.String, gate: Schema.String }))
+  hold: Schema.optionalKey(Schema.Struct({ workerId: Schema.String, gate: Schema.String })),
+  /** Makes the handler fail with a typed error until this gate is open. */
+  failsUntil: Schema.optionalKey(Schema.String)
+})
+
+/** How a projection differs from the default one. */
+export const Options = Schema.Struct({
+  onFailure: Schema.optionalKey(Schema.Literals(["halt", "park", "skip"])),
+  concurrency: Schema.optionalKey(Schema.Int),
+  /** Whether the events of a batch are handled by one call. */
+  isBatch: Schema.optionalKey(Schema.Boolean)
 })
 
 /** Shared rows. The version selects one, so that every aggregate writes to all of them. */
@@ -44,17 +56,24 @@ export const tables = [
     version bigint NOT NULL, position bigint NOT NULL, at timestamptz NOT NULL DEFAULT clock_timestamp()
   )`,
   `CREATE INDEX ON journal (position)`,
+  ...["products", "products_unfenced"].map((name) =>
+    `CREATE TABLE ${name} (id text PRIMARY KEY, changes int, generation bigint, position bigint)`
+  ),
   `CREATE TABLE refusals (
     at timestamptz NOT NULL DEFAULT clock_timestamp(), worker text NOT NULL, projection text NOT NULL, aggregate_id text NOT NULL,
     version bigint NOT NULL, position bigint NOT NULL, late boolean NOT NULL
   )`,
-  `CREATE TABLE open_gates (gate text PRIMARY KEY)`
-] as const
+  `CREATE TABLE open_gates (gate text PRIMARY KEY)`,
+  ...HeldStatements.definitions
+]
 
 /** The event is not the next one of its aggregate. */
 export class Refused extends Data.TaggedError("Refused")<{ readonly message: string }> {}
 
-const kinds = ["per_aggregate", "shared_totals", "per_customer", "journal"] as const
+/** The gate of the event is closed. */
+export class GateClosed extends Data.TaggedError("GateClosed")<{ readonly message: string }> {}
+
+const kinds = ["per_aggregate", "shared_totals", "per_customer", "journal", "at_least_once", "search"] as const
 
 /** The table that a projection of this name keeps. */
 export const kindOf = (name: string): typeof kinds[number] => {
@@ -63,15 +82,34 @@ export const kindOf = (name: string): typeof kinds[number] => {
   return kind
 }
 
+/** Whether the read model counts its events, each of them once. */
+export const isCounted = (name: string): boolean =>
+  ["per_aggregate", "shared_totals", "per_customer"].includes(kindOf(name))
+
+/** Waits until the gate is open. */
+export const pass = Effect.fnUntraced(function*(
+  name: string,
+  { globalPosition }: Event.Event,
+  { gate, outside }: { readonly gate: string; readonly outside: SqlClient.SqlClient }
+) {
+  yield* Console.log(`holding ${name} at ${globalPosition}`)
+  yield* outside`SELECT FROM open_gates WHERE gate = ${gate}`.pipe(
+    Effect.repeat({ until: (rows) => rows.length > 0, schedule: Schedule.spaced("20 millis") })
+  )
+  yield* Console.log(`let go ${name} at ${globalPosition}`)
+})
+
 const customerOf = ({ aggregateId, metadata }: Event.Event): string =>
   (metadata as { readonly customer?: string } | null)?.customer ?? aggregateId
 
 /** `outside` is a separate client: what it records remains when the batch rolls back. */
 export const make = (
   name: string,
-  options: { readonly workerId: string; readonly delayMillis: number; readonly outside: SqlClient.SqlClient }
+  options: { readonly workerId: string; readonly delayMillis: number; readonly outside: SqlClient.SqlClient },
+  { isBatch = false, ...ofProjection }: typeof Options.Type = {}
 ) => {
   const { outside, workerId } = options
+  const isRepeatable = kindOf(name) === "at_least_once"
 
   /**
    * The refusal is late, and harmless, if progress has already passed the event. Then the batch belongs to a worker
@@ -137,35 +175,48 @@ export const make = (
       VALUES (${name}, ${workerId}, ${event.aggregateId}, ${event.aggregateVersion}::bigint, ${event.globalPosition}::bigint)`
   })
 
-  return Projection.make(name, {
-    partitionBy: kindOf(name) === "per_customer" ? { metadata: "customer" } : "aggregateId",
-    handle: Effect.fnUntraced(function*(event) {
-      const { hold, weight } = yield* Event.json(event, Payload)
-      switch (kindOf(name)) {
-        case "per_aggregate":
-          yield* perAggregate(event)
-          // Only in this projection: shared rows make the workers wait for each other, and all the delays would add up.
-          if (options.delayMillis > 0) yield* Effect.sleep(options.delayMillis)
-          break
-        case "shared_totals":
-          yield* sharedTotals(event, weight)
-          break
-        case "per_customer":
-          yield* perCustomer(event, weight)
-          break
-        case "journal":
-          yield* journal(event)
-          break
-      }
-      if (hold?.workerId === workerId) {
-        yield* Console.log(`holding ${name} at ${event.globalPosition}`)
-        yield* outside`SELECT FROM open_gates WHERE gate = ${hold.gate}`.pipe(
-          Effect.repeat({ until: (rows) => rows.length > 0, schedule: Schedule.spaced("20 millis") })
-        )
-        yield* Console.log(`let go ${name} at ${event.globalPosition}`)
-      }
-    })
+  const write = Effect.fnUntraced(function*(event: Event.Event, weight: number) {
+    switch (kindOf(name)) {
+      case "per_aggregate":
+        yield* perAggregate(event)
+        // Only in this projection: shared rows make the workers wait for each other, and all the delays would add up.
+        if (options.delayMillis > 0) yield* Effect.sleep(options.delayMillis)
+        break
+      case "shared_totals":
+        yield* sharedTotals(event, weight)
+        break
+      case "per_customer":
+        yield* perCustomer(event, weight)
+        break
+      default:
+        yield* journal(event)
+        break
+    }
   })
+
+  const failIfClosed = Effect.fnUntraced(function*(gate: string) {
+    const open = yield* outside`SELECT FROM open_gates WHERE gate = ${gate}`
+    if (open.length === 0) return yield* new GateClosed({ message: `gate "${gate}" is closed` })
+  })
+
+  const handle = Effect.fnUntraced(function*(event: Event.Event) {
+    const { failsUntil, hold, weight } = yield* Event.json(event, Payload)
+    const fail = failsUntil === undefined ? Effect.void : failIfClosed(failsUntil)
+    // A line that is not rolled back would also count for an event that is lost after its failure.
+    if (isRepeatable) yield* fail
+    yield* write(event, weight)
+    if (!isRepeatable) yield* fail
+    if (hold?.workerId === workerId) yield* pass(name, event, { gate: hold.gate, outside })
+  })
+
+  const common: Projection.CommonOptions = {
+    ...ofProjection,
+    partitionBy: kindOf(name) === "per_customer" ? { metadata: "customer" } : "aggregateId",
+    delivery: isRepeatable ? "at-least-once" : "exactly-once"
+  }
+  return isBatch
+    ? Projection.make(name, { ...common, handleBatch: (events) => Effect.forEach(events, handle, { discard: true }) })
+    : Projection.make(name, { ...common, handle })
 }
 
 /** The projection with an event set that declares versions up to `newest`. Every event must decode before it is handled. */
@@ -188,7 +239,7 @@ export const decoding = <E, R>(projection: Projection.Projection<E, R>, newest: 
 /**
  * SQL that returns a row for each difference between a projection's read model and the fold of the events. The
  * differences of a journal are an event without a line, with more than one line, or after a later event of its
- * aggregate.
+ * aggregate; if its lines may be repeated, an event without a line, or before an earlier event of its aggregate.
  */
 export const difference = (name: string): string => {
   switch (kindOf(name)) {
@@ -218,22 +269,44 @@ export const difference = (name: string): string => {
         ) e
         FULL JOIN (SELECT * FROM per_customer WHERE projection = '${name}') c USING (customer)
         WHERE (e.events, e.weight, e.position) IS DISTINCT FROM (c.events, c.weight::numeric, c.position)`
+    case "search":
+      return `SELECT aggregate_id AS what, concat_ws(' ', e.events, e.position) AS fold, concat_ws(' ', p.changes, p.position) AS found
+        FROM (
+          SELECT aggregate_id, count(*) AS events, max(global_position) AS position FROM events GROUP BY aggregate_id
+        ) e
+        FULL JOIN ${productsOf(name)} p ON p.id = e.aggregate_id
+        WHERE (e.events, e.position) IS DISTINCT FROM (p.changes::bigint, p.position)`
     case "journal":
-      return `WITH lines AS (
-          SELECT *, lag(version) OVER (PARTITION BY aggregate_id ORDER BY seq) AS previous FROM journal
-          WHERE projection = '${name}'
-        )
-        SELECT 'lost' AS what, concat_ws(' ', e.aggregate_id, e.aggregate_version, 'at', e.global_position) AS fold, '' AS found
-        FROM events e LEFT JOIN lines l ON l.position = e.global_position
-        WHERE (l.aggregate_id, l.version) IS DISTINCT FROM (e.aggregate_id, e.aggregate_version)
+      return `${journalLines(name)} ${lostOrInvented}
         UNION ALL
         SELECT 'doubled', concat_ws(' ', min(aggregate_id), min(version), 'at', position), count(*) || ' times'
         FROM lines GROUP BY position HAVING count(*) > 1
         UNION ALL
         SELECT 'reordered', concat_ws(' ', aggregate_id, version, 'at', position), 'after ' || previous
-        FROM lines WHERE version < previous
+        FROM lines WHERE version < previous`
+    case "at_least_once":
+      return `${journalLines(name)} ${lostOrInvented}
         UNION ALL
-        SELECT 'invented', '', concat_ws(' ', l.aggregate_id, l.version, 'at', l.position)
-        FROM lines l LEFT JOIN events e ON e.global_position = l.position WHERE e.global_position IS NULL`
+        SELECT 'early', concat_ws(' ', aggregate_id, version, 'at', position), 'after ' || coalesce(reached, 0)
+        FROM lines WHERE version > coalesce(reached, 0) + 1`
   }
 }
+
+/** The table of a `search` projection. */
+export const productsOf = (name: string): string => name === "search" ? "products" : "products_unfenced"
+
+/** SQL: the lines of a journal, with the version before and the highest version before of its aggregate. */
+const journalLines = (name: string): string =>
+  `WITH lines AS (
+    SELECT *, lag(version) OVER in_order AS previous,
+      max(version) OVER (in_order ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS reached
+    FROM journal WHERE projection = '${name}' WINDOW in_order AS (PARTITION BY aggregate_id ORDER BY seq)
+  )`
+
+const lostOrInvented =
+  `SELECT 'lost' AS what, concat_ws(' ', e.aggregate_id, e.aggregate_version, 'at', e.global_position) AS fold, '' AS found
+  FROM events e LEFT JOIN lines l ON l.position = e.global_position
+  WHERE (l.aggregate_id, l.version) IS DISTINCT FROM (e.aggregate_id, e.aggregate_version)
+  UNION ALL
+  SELECT 'invented', '', concat_ws(' ', l.aggregate_id, l.version, 'at', l.position)
+  FROM lines l LEFT JOIN events e ON e.global_position = l.position WHERE e.global_position IS NULL`

@@ -8,6 +8,7 @@ import * as Orchestrator from "../../src/services/Orchestrator.ts"
 import { Instructions } from "./Instructions.ts"
 import * as Misbehaviour from "./Misbehaviour.ts"
 import * as Projections from "./Projections.ts"
+import * as Search from "./Search.ts"
 
 const program = Effect.gen(function*() {
   const instructions = yield* Schema.decodeEffect(Instructions)(yield* Config.String("FAULTS_WORKER"))
@@ -18,6 +19,7 @@ const program = Effect.gen(function*() {
     filter,
     listen,
     misbehaviour,
+    options,
     poolSize,
     prepare,
     presence,
@@ -42,8 +44,11 @@ const program = Effect.gen(function*() {
   }).pipe(
     Layer.provideMerge(PgClient.layer({ ...client, applicationName: application, maxConnections: poolSize }))
   )
-  const projection = (name: string) => {
-    const unfiltered = Projections.make(name, { workerId: workerId ?? "", delayMillis, outside })
+  const projection = Effect.fnUntraced(function*(name: string) {
+    if (Projections.kindOf(name) === "search") {
+      return yield* Search.make(name, { workerId: workerId ?? "", outside, url })
+    }
+    const unfiltered = Projections.make(name, { workerId: workerId ?? "", delayMillis, outside }, options?.[name])
     const usual = filter?.projection === name
       ? { ...unfiltered, filter: { eventTypes: filter.eventTypes }, replacesFilter: [{ eventTypes: filter.replaces }] }
       : typed?.projection === name
@@ -52,14 +57,12 @@ const program = Effect.gen(function*() {
     return misbehaviour !== undefined && Projections.kindOf(name) === "journal"
       ? Misbehaviour.apply(misbehaviour)(usual)
       : usual
-  }
-  const run = (replicaSet: Instructions["replicaSets"][number]) =>
-    Orchestrator.run.pipe(Effect.provide(Orchestrator.layer({
-      ...settings,
-      replicaSet: replicaSet.name,
-      workerId,
-      projections: replicaSet.projections.map(projection)
-    })))
+  })
+  const run = Effect.fnUntraced(function*(replicaSet: Instructions["replicaSets"][number]) {
+    const projections = yield* Effect.forEach(replicaSet.projections, projection)
+    const options = { ...settings, replicaSet: replicaSet.name, workerId, projections }
+    return yield* Orchestrator.run.pipe(Effect.provide(Orchestrator.layer(options)))
+  })
   return yield* Effect.all(replicaSets.map(run), { concurrency: "unbounded", discard: true }).pipe(Effect.provide(Live))
 })
 
