@@ -1,14 +1,12 @@
 import { PgClient } from "@effect/sql-pg"
 import { Config, Effect, Layer } from "effect"
-import { SqlClient } from "effect/sql"
 import { Orchestrator, PostgresStores, Program, Projection, ReadModel } from "pupsourcing-orchestrator"
 
 const users = Projection.make("user_projection", {
   aggregateTypes: ["User"],
-  handle: Effect.fnUntraced(function*(event) {
-    const sql = yield* SqlClient.SqlClient // the batch's own transaction
-    yield* sql`INSERT INTO known_users (id) VALUES (${event.aggregateId}) ON CONFLICT DO NOTHING`
-  })
+  // This statement commits together with the progress.
+  handle: ({ aggregateId }) =>
+    ReadModel.sql`INSERT INTO known_users (id) VALUES (${aggregateId}) ON CONFLICT DO NOTHING`
 })
 
 const KnownUsers = ReadModel.layer(
