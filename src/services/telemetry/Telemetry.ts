@@ -160,7 +160,7 @@ const table: Table = {
       "Warn",
       `${error.message} Until then ${
         remaining.length === 0
-          ? "it stays registered without a projection"
+          ? "this worker stays registered without a projection"
           : `this worker continues with its other projections: ${remaining.join(", ")}`
       }.`
     ]],
