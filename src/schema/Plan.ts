@@ -99,6 +99,12 @@ export interface Plan extends RangePlan.Changes {
    * wait for.
    */
   readonly recheckAfterMillis: number | undefined
+  /**
+   * Keys (`Checkpoint.key`) of the written rows whose ranges have no parked events, so that their runners need not read
+   * any. The store that applies the plan reads them as it writes the rows: earlier owners can then commit nothing more.
+   * Otherwise empty.
+   */
+  readonly withoutParked: ReadonlySet<string>
 }
 
 /** Why a worker can make no plan: it must end, or give up the projection. */
@@ -131,7 +137,8 @@ export const make = (view: View, request: Request): Result.Result<Plan, PlanErro
     ownedRows: ranges.flatMap(({ ownedRows }) => ownedRows),
     successions: Succession.of(claim, view.rows, view.rowAges),
     isComplete: generation !== undefined && !request.leaving && ranges.every((one) => one.isComplete),
-    recheckAfterMillis: recheckAfter(view, request, isWaitingForLock)
+    recheckAfterMillis: recheckAfter(view, request, isWaitingForLock),
+    withoutParked: new Set()
   })
 }
 

@@ -159,6 +159,7 @@ export const runner = Effect.fnUntraced(function*(
       return service.run({
         projection,
         registration,
+        hasNoParked: false,
         captured: options.captured ?? (Context.empty() as Context.Context<unknown>),
         state,
         settings,

@@ -229,6 +229,13 @@ export const mutations: Readonly<Record<string, Mutation>> = {
   "reading the parked keys when a range opens": {
     parked: (real) => ({ ...real, keys: () => Effect.succeed(new Map()) })
   },
+  "detecting parked events when a range is claimed": {
+    coordination: (real) => ({
+      ...real,
+      apply: (request) =>
+        Effect.map(real.apply(request), (plan) => ({ ...plan, withoutParked: new Set(written(plan).map(key)) }))
+    })
+  },
   "parking the events that queue behind a parked one": {
     parked: (real) => ({
       ...real,

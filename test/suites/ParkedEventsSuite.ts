@@ -3,7 +3,7 @@ import * as Cause from "effect/Cause"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Layer from "effect/Layer"
-import type { Held } from "../../src/schema/Checkpoint.ts"
+import { type Held, key } from "../../src/schema/Checkpoint.ts"
 import { ParkingLimitReached } from "../../src/schema/Errors.ts"
 import type { Event } from "../../src/schema/Event.ts"
 import * as HashRange from "../../src/schema/HashRange.ts"
@@ -13,7 +13,7 @@ import { CheckpointStore, Fenced, HandlerFailure } from "../../src/services/Chec
 import { EventStore } from "../../src/services/EventStore.ts"
 import { ParkedEvents } from "../../src/services/ParkedEvents.ts"
 import type { Stores } from "../../src/services/Stores.ts"
-import { held } from "./Members.ts"
+import { decide, held, join } from "./Members.ts"
 import type { Time } from "./Suite.ts"
 import { unique } from "./Suite.ts"
 
@@ -174,6 +174,24 @@ export const suite = (
         yield* commit(row!, Effect.map(parking, (hashes) => returned.push(hashes)))
         assert.deepStrictEqual(yield* list(row!), before)
         assert.deepStrictEqual(returned.at(-1), [])
+      }))
+
+    it.effect("the claim of a range shows whether it has parked events", () =>
+      Effect.gen(function*() {
+        const [replicaSet, projection] = [yield* unique("replica-set"), yield* unique("projection")]
+        const first = yield* join(replicaSet, "a", [projection])
+        const { ownedRows: [row], withoutParked } = yield* decide(first)
+        assert.isTrue(withoutParked.has(key(row!)))
+        yield* park(row!, yield* append("app", yield* unique("key")))
+        const [parked] = yield* list(row!)
+        assert.strictEqual((yield* decide(first)).withoutParked.size, 0)
+        yield* decide(first, { leaving: true })
+        const others = yield* Effect.forEach(["b", "c"], (id) => join(replicaSet, id, [projection]))
+        const claims = yield* Effect.forEach(others, (member) => decide(member))
+        const shown = claims.flatMap(({ ownedRows, withoutParked }) =>
+          ownedRows.map((row) => [withoutParked.has(key(row)), HashRange.includes(row.range, parked!.keyHash)])
+        )
+        assert.sameDeepMembers(shown, [[true, false], [false, true]])
       }))
 
     it.effect("a range reads only the keys and requests of its own hashes", () =>

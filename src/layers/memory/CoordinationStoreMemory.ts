@@ -8,6 +8,7 @@
 import * as Effect from "effect/Effect"
 import * as TxRef from "effect/TxRef"
 import * as Checkpoint from "../../schema/Checkpoint.ts"
+import * as HashRange from "../../schema/HashRange.ts"
 import * as Plan from "../../schema/Plan.ts"
 import type { RowAge } from "../../schema/Succession.ts"
 import { CoordinationStore } from "../../services/CoordinationStore.ts"
@@ -37,11 +38,21 @@ const decide = Effect.fnUntraced(function*(handle: Handle, request: Plan.Request
   const count = yield* TxRef.get(world.decisions)
   const made = yield* plan(handle, request)
   const isChanged = request.leaving || !Plan.isEmpty(made)
-  if (isChanged) {
-    yield* write(world, request, made)
-    yield* TxRef.set(world.decisions, count + 1)
+  if (!isChanged) return { plan: made, isChanged }
+  yield* write(world, request, made)
+  yield* TxRef.set(world.decisions, count + 1)
+  return { plan: { ...made, withoutParked: yield* withoutParked(world, made) }, isChanged }
+})
+
+/** The keys of the written rows whose ranges have no parked events. */
+const withoutParked = Effect.fnUntraced(function*(world: MemoryWorld, made: Plan.Plan) {
+  const keys = new Set<string>()
+  for (const row of Plan.written(made)) {
+    const ref = world.parked.get(row.projection)
+    const parked = ref === undefined ? [] : yield* TxRef.get(ref)
+    if (!parked.some(({ keyHash }) => HashRange.includes(row.range, keyHash))) keys.add(Checkpoint.key(row))
   }
-  return { plan: made, isChanged }
+  return keys
 })
 
 const plan = (handle: Handle, request: Plan.Request) =>

@@ -2,9 +2,10 @@
  * The parked keys of a range, as its runner has read them. Events of these keys are not handled but queue behind the
  * parked ones. The counts change only after the commit of the batch that has changed the table.
  *
- * What the table contains when the range is opened is what earlier owners have committed: if the server has not lost
- * the claim, it has not lost anything before it. After that only this runner changes it. In another server epoch it may
- * have lost its latest changes, so the keys are read again.
+ * Most ranges have no parked events. The claim shows this, so that their runners send no statement for it. It holds in
+ * every server epoch until this runner changes the table: a server that has not lost the claim has not lost anything
+ * before it. Keys that were read hold only in the server epoch in which they were read, because a later one may lack the
+ * latest changes of this worker. They are read again for a page of another epoch.
  */
 import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
@@ -32,6 +33,8 @@ export interface Parking {
   counts: Map<number, number> | undefined
   /** The hashes of the keys of the events that the current batch has parked; counted after its commit. */
   inserted: ReadonlyArray<number>
+  /** Whether `counts` is what the claim has shown. */
+  isFromClaim: boolean
   /** The server epoch of the last read before `counts` was read; undefined if the runner had not read anything. */
   epoch: ServerEpoch | undefined
   /** When to look for requests; undefined if no request is possible. */
@@ -50,8 +53,9 @@ export const make = (store: ParkedEvents, job: RangeState.Job): Parking => ({
   store,
   job,
   mayPark: FailurePolicy.mayPark(job.projection.onFailure),
-  counts: undefined,
+  counts: job.hasNoParked ? new Map() : undefined,
   inserted: [],
+  isFromClaim: job.hasNoParked,
   epoch: undefined,
   lookAt: undefined
 })
@@ -92,6 +96,7 @@ export const load = Effect.fnUntraced(function*(
 /** Discards the counts, because the server may have lost changes or a commit has an unknown outcome. */
 export const forget = (parking: Parking): void => {
   parking.counts = undefined
+  parking.isFromClaim = false
 }
 
 /**
@@ -103,9 +108,10 @@ export const prepare = Effect.fnUntraced(function*(
   page: Page,
   dependencies: Dependencies
 ): Effect.fn.Return<boolean, EpochEnded | Fenced | StoreError> {
-  if (parking.epoch !== undefined && parking.epoch !== page.epoch) forget(parking)
+  if (!parking.isFromClaim && parking.epoch !== page.epoch) forget(parking)
   if (parking.counts === undefined) yield* load(parking, dependencies, page.epoch)
   parking.epoch = page.epoch
+  parking.isFromClaim = false
   return parking.counts !== undefined && (page.hashes !== undefined || !needsHashes(parking))
 })
 

@@ -31,7 +31,10 @@ export interface Ranges {
   readonly closeAll: (how: How) => Effect.Effect<void>
 }
 
-type JobOptions = Pick<RangeState.Job, "captured" | "giveUp" | "projection" | "record" | "registration" | "settings">
+type JobOptions = Pick<
+  RangeState.Job,
+  "captured" | "giveUp" | "hasNoParked" | "projection" | "record" | "registration" | "settings"
+>
 type How = "drain" | "now"
 
 interface Options {

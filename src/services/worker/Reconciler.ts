@@ -272,7 +272,7 @@ const isBehind = (row: Checkpoint.Held, range: Readonly<RangeState>, passBeganAt
 const openOwned = Effect.fnUntraced(function*(
   options: Options,
   state: State,
-  { ownedRows }: Plan.Plan,
+  { ownedRows, withoutParked }: Plan.Plan,
   { activeKeys, merging }: {
     readonly activeKeys: ReadonlySet<string>
     /** Projections whose rows are about to be merged. */
@@ -290,6 +290,7 @@ const openOwned = Effect.fnUntraced(function*(
       settings,
       projection,
       registration,
+      hasNoParked: withoutParked.has(key),
       captured,
       record,
       giveUp: (error) => giveUp(held.projection, error)

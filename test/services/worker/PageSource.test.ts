@@ -293,6 +293,7 @@ it.effect("progress is not due once a batch has written it", () =>
     const job: RangeState.Job = {
       projection: users,
       registration,
+      hasNoParked: false,
       captured: Context.empty() as Context.Context<unknown>,
       settings: yield* Effect.fromResult(Settings.make({ replicaSet: "main" })),
       state,

@@ -44,6 +44,7 @@ const makeRanges = Effect.fnUntraced(function*(
   const open = ranges.open(held, {
     projection: Projection.make("users", { handle: () => Effect.void }),
     registration: { replicaSet: "main", workerId: "worker-0" },
+    hasNoParked: true,
     captured: Context.empty() as Context.Context<unknown>,
     settings: {
       batchSize: 1,

@@ -69,8 +69,9 @@ const decide = Effect.fnUntraced(function*(self: Self, opened: OpenedSession, re
   const view = yield* lockCandidates(self, opened, request, yield* read(self, opened, request))
   const plan = yield* Effect.fromResult(Plan.make(view, request))
   const isChanged = request.leaving || !Plan.isEmpty(plan)
-  if (isChanged) yield* PlanWriter.write(self.database, opened.sql, { view, request, plan })
-  return { plan, isChanged }
+  if (!isChanged) return { plan, isChanged }
+  const withoutParked = yield* PlanWriter.write(self.database, opened.sql, { view, request, plan })
+  return { plan: { ...plan, withoutParked }, isChanged }
 })
 
 interface ViewRow {

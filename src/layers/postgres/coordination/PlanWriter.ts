@@ -14,6 +14,7 @@ const keptWorkers = "7 days"
 
 type Table = Database["Service"]["table"]
 
+/** Writes the plan. Returns the keys of the written rows whose ranges have no parked events. */
 export const write = Effect.fnUntraced(function*(
   { table }: Pick<Database["Service"], "table">,
   sql: SqlClient.SqlClient,
@@ -35,9 +36,27 @@ export const write = Effect.fnUntraced(function*(
   const written = Plan.written(plan)
   const changed = written.filter((row) => existing.has(Checkpoint.key(row)))
   const cutOff = written.filter((row) => !existing.has(Checkpoint.key(row)))
-  if (changed.length > 0) yield* updateRows(table, sql, changed)
-  if (cutOff.length > 0) yield* insertRows(table, sql, cutOff)
+  const returned = [
+    ...(changed.length > 0 ? yield* updateRows(table, sql, changed) : []),
+    ...(cutOff.length > 0 ? yield* insertRows(table, sql, cutOff) : [])
+  ]
+  return new Set(
+    returned.filter(({ parked }) => parked === "false").map(({ row }) => Checkpoint.key(Rows.toCheckpoint(row)))
+  )
 })
+
+/** A row that was written, and whether its range has parked events. */
+interface WrittenRow {
+  readonly row: Rows.CheckpointRow
+  readonly parked: string
+}
+
+/** SQL: returns the written rows `c` as `WrittenRow`s. */
+const returningParked = (table: Table, sql: SqlClient.SqlClient) =>
+  sql`RETURNING ${sql.literal(Rows.checkpointJson)} AS row, (EXISTS (
+      SELECT FROM ${table("parkedEvents")} AS p
+      WHERE p.projection_name = c.projection_name AND p.key_hash >= c.range_start AND p.key_hash < c.range_end
+    ))::text AS parked`
 
 const stopWorkers = (
   table: Table,
@@ -137,7 +156,7 @@ const removeRows = (table: Table, sql: SqlClient.SqlClient, rows: ReadonlyArray<
 
 /** Writes rows that are released, claimed or renewed: a released row has no fence. */
 const updateRows = (table: Table, sql: SqlClient.SqlClient, rows: ReadonlyArray<Checkpoint.Checkpoint>) =>
-  sql`
+  sql<WrittenRow>`
     UPDATE ${table("checkpoints")} c
     SET range_end = r.range_end, position = r.position, replica_set = r.replica_set, worker_id = r.worker_id,
       incarnation = r.incarnation, generation_id = r.generation_id, filter = r.filter,
@@ -145,16 +164,18 @@ const updateRows = (table: Table, sql: SqlClient.SqlClient, rows: ReadonlyArray<
       halted_event_id = r.halted_event_id, halted_hash = r.halted_hash, halted_incarnation = r.halted_incarnation,
       halted_request = r.halted_request, updated_at = clock_timestamp()
     FROM json_to_recordset(${Rows.checkpointRecords(rows)}::json) AS r ${sql.literal(Rows.checkpointRecord)}
-    WHERE c.projection_name = r.projection_name AND c.range_start = r.range_start`
+    WHERE c.projection_name = r.projection_name AND c.range_start = r.range_start
+    ${returningParked(table, sql)}`
 
 /** Inserts the parts that were cut off from rows. */
 const insertRows = (table: Table, sql: SqlClient.SqlClient, rows: ReadonlyArray<Checkpoint.Checkpoint>) =>
-  sql`
-    INSERT INTO ${table("checkpoints")} (projection_name, range_start, range_end, position, replica_set, worker_id,
+  sql<WrittenRow>`
+    INSERT INTO ${table("checkpoints")} AS c (projection_name, range_start, range_end, position, replica_set, worker_id,
       incarnation, generation_id, filter, halted_since, halted_error, halted_position, halted_event_id, halted_hash,
       halted_incarnation, halted_request)
     SELECT r.* FROM json_to_recordset(${Rows.checkpointRecords(rows)}::json)
-      AS r ${sql.literal(Rows.checkpointRecord)}`
+      AS r ${sql.literal(Rows.checkpointRecord)}
+    ${returningParked(table, sql)}`
 
 /**
  * Another replica set has claimed or inserted rows of the view since it was read. The decision is retried from scratch.
