@@ -57,7 +57,7 @@ export const tables = [
   )`,
   `CREATE INDEX ON journal (position)`,
   ...["products", "products_unfenced"].map((name) =>
-    `CREATE TABLE ${name} (id text PRIMARY KEY, changes int, generation bigint, position bigint)`
+    `CREATE TABLE ${name} (id text PRIMARY KEY, changes int, position bigint)`
   ),
   `CREATE TABLE refusals (
     at timestamptz NOT NULL DEFAULT clock_timestamp(), worker text NOT NULL, projection text NOT NULL, aggregate_id text NOT NULL,

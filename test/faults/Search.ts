@@ -22,7 +22,7 @@ interface Block {
   readonly search: Projection.Projection<never, Search | Projection.Delivery>
 }
 
-const condition = /\s+WHERE p\.generation <= excluded\.generation AND p\.position < excluded\.position/
+const condition = /\s+WHERE p\.position < excluded\.position\s*$/
 
 /** The write of the page, to the table of the projection. */
 const rewrite = (name: string) => (text: string): string => {
