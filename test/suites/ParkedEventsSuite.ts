@@ -394,6 +394,19 @@ export const suite = (
         assert.isFalse(yield* remove("retry"))
       }))
 
+    it.effect("a request about an event reaches every range that is halted at it", () =>
+      Effect.gen(function*() {
+        const rows = yield* held(2)
+        const checkpoints = yield* CheckpointStore
+        const eventId = "id unreadable"
+        for (const row of rows) {
+          yield* checkpoints.halt(row, { at: 0n, error: "broken", position: 1n, eventId, key: undefined })
+        }
+        assert.isTrue(yield* use((store) => store.requestOnHalt(rows[0]!.projection, { request: "skip", eventId })))
+        const requests = yield* Effect.forEach(rows, (row) => use((store) => store.requests(row)))
+        assert.deepStrictEqual(requests.map(({ halt }) => halt?.request), ["skip", "skip"])
+      }))
+
     it.effect("a request about a halted range ends with the halt", () =>
       Effect.gen(function*() {
         const [row] = yield* held()

@@ -189,11 +189,13 @@ const requestOnHalt = Effect.fnUntraced(function*(
   projection: string,
   { eventId, request }: Parameters<Store["requestOnHalt"]>[1]
 ) {
+  // Several ranges may be halted at one event, if the key of the event cannot be read.
+  let isHalted = false
   for (const ref of world.rows.values()) {
     const row = yield* TxRef.get(ref)
     if (row?.projection !== projection || row.halt?.eventId !== eventId) continue
     yield* TxRef.set(ref, { ...row, halt: { ...row.halt, request } })
-    return true
+    isHalted = true
   }
-  return false
+  return isHalted
 })
