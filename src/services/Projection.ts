@@ -44,7 +44,12 @@ export type { EffectOf, ErrorOf, HandlerOf, HandlersOf, NotInEventSet, OnlyTags,
  * @since 0.1.0
  */
 export type Handler<E = never, R = never> =
-  | { readonly _tag: "One"; readonly handle: (event: Event) => Effect.Effect<unknown, E, R> }
+  | {
+    readonly _tag: "One"
+    readonly handle: (event: Event) => Effect.Effect<unknown, E, R>
+    /** The tags of its event set for which it has no function. Building the orchestrator refuses them. */
+    readonly missing?: ReadonlyArray<string> | undefined
+  }
   | {
     readonly _tag: "Batch"
     readonly handleBatch: (events: Array.NonEmptyReadonlyArray<Event>) => Effect.Effect<unknown, E, R>
@@ -224,7 +229,9 @@ const handlerOf = ({ batchWindow, handle, handleBatch }: Untyped, events?: Event
       handleBatch: events === undefined ? handleBatch : TypedHandler.batch(events, handleBatch!),
       window: batchWindow
     }
-    : { _tag: "One", handle: events === undefined ? handle : TypedHandler.one(events, handle) }
+    : events === undefined
+    ? { _tag: "One", handle }
+    : { _tag: "One", handle: TypedHandler.one(events, handle), missing: TypedHandler.missing(events, handle) }
   return handler as Handler
 }
 

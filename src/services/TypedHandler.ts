@@ -92,6 +92,12 @@ export const one = (set: EventSet.Any, handle: object) => (event: Event): AnyEff
       }
     }))
 
+/** The tags of the set for which the handler has no function. Only JavaScript code can omit one. */
+export const missing = ({ definitions }: EventSet.Any, handle: object): ReadonlyArray<string> =>
+  typeof handle === "function"
+    ? []
+    : Object.keys(definitions).filter((tag) => typeof handle[tag as keyof typeof handle] !== "function")
+
 /** Converts the handler of a batch. Names the event that cannot be decoded. */
 export const batch =
   (set: EventSet.Any, handleBatch: (events: never) => unknown) => (events: ReadonlyArray<Event>): AnyEffect =>

@@ -388,7 +388,12 @@ it.effect("rejects no projections, an empty name, duplicate names, an empty filt
       ],
       [[named("a", untyped({ replacesFilter: true }))], "InvalidSettings", /replacesFilter of "a" is not a filter/],
       [[named("a", untyped({ replacesFilter: [Users] }))], "InvalidSettings", /replacesFilter of "a".*event set/],
-      [[named("a", untyped({ handle: undefined }))], "InvalidSettings", /"a".*either handle or handleBatch/]
+      [[named("a", untyped({ handle: undefined }))], "InvalidSettings", /"a".*either handle or handleBatch/],
+      [
+        [Projection.make("a", Users, { handle: {} as never }) as unknown as Projection.Projection],
+        "InvalidSettings",
+        /handle of "a" has no function for UserCreated\./
+      ]
     ]
     for (const [projections, tag, message] of expected) {
       const error = yield* refused(projections)

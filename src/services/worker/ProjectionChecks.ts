@@ -101,6 +101,10 @@ const problemOf = (
   if ((handler as Projection.Any["handler"] | undefined) === undefined) {
     return `"${name}" must have either handle or handleBatch, not both. Give one of them to Projection.make(…).`
   }
+  const missing = handler._tag === "One" ? handler.missing ?? [] : []
+  if (missing.length > 0) {
+    return `handle of "${name}" has no function for ${missing.join(", ")}. Give one for each tag of its event set.`
+  }
   const windowProblem = handler._tag === "Batch" && handler.window !== undefined
     ? BatchWindow.problem(handler.window)
     : undefined
