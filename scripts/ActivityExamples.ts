@@ -85,7 +85,7 @@ export const examples: Examples = {
     },
     stack: ""
   })],
-  EventSkipped: [Activity.EventSkipped(failed)],
+  EventSkipped: [Activity.EventSkipped({ ...failed, requested: false })],
   EventParked: [Activity.EventParked(failed)],
   EventsQueued: [Activity.EventsQueued({ ...range, events: 3 })],
   ParkedEventRemoved: (["retry", "drop"] as const).map((request) =>

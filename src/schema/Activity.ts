@@ -157,7 +157,10 @@ export type Activity = Data.TaggedEnum<{
    * An event is skipped, because of the projection's `onFailure`, or as requested for a halted range: its
    * effects are missing from the read model.
    */
-  EventSkipped: FailedEvent
+  EventSkipped: FailedEvent & {
+    /** Whether the skip of a halted range was requested. The failure was then reported by `RangeHalted`. */
+    readonly requested: boolean
+  }
   /** The handler has failed at an event, which is parked. Later events with its key queue behind it. */
   EventParked: FailedEvent
   /** Events are parked behind earlier events with their keys. */

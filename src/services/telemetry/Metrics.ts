@@ -87,15 +87,15 @@ export const staleWorkersCleanedTotal = counter("stale_workers_cleaned_total", "
 export const eventsProcessedTotal = counter("events_processed_total", "Events handled and committed, by projection.")
 
 /**
- * Failures: reads, batches and writes that failed, whether they are retried, the range halted or the event was parked.
- * Skipped events are counted by `eventsSkippedTotal` only. Label: `projection`.
+ * Failures: reads, batches and writes that failed, whether they are retried, the range halted, or the event was parked or
+ * skipped. Label: `projection`.
  *
  * @category metrics
  * @since 0.1.0
  */
 export const projectionErrorsTotal = counter(
   "projection_errors_total",
-  "Failed reads, batches and writes, including those after which a range halted or an event was parked; not those after which an event was skipped."
+  "Failed reads, batches and writes, including those after which a range halted, or an event was parked or skipped."
 )
 
 /**

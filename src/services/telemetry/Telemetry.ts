@@ -121,7 +121,10 @@ const table: Table = {
       "Error",
       `${describeEvent(skipped)} is skipped: its effects are missing from the read model.${skipped.stack}`
     ]],
-    metrics: ({ projection }, labels) => [add(Metrics.eventsSkippedTotal, { ...labels, projection })],
+    metrics: ({ projection, requested }, labels) => [
+      add(Metrics.eventsSkippedTotal, { ...labels, projection }),
+      add(Metrics.projectionErrorsTotal, { ...labels, projection }, requested ? 0 : 1)
+    ],
     span: eventAttributes
   },
   EventParked: {

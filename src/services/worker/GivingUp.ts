@@ -120,7 +120,7 @@ const parkFirst = Effect.fnUntraced(
 const skipFirst = (runner: Runner.Runner, rest: Runner.Rest, reason: HaltReason.HaltReason): Result =>
   passFirst(runner, rest, {
     run: () => Effect.void,
-    report: runner.job.record(Activity.EventSkipped(describe(runner, rest.events[0], reason)))
+    report: runner.job.record(Activity.EventSkipped({ ...describe(runner, rest.events[0], reason), requested: false }))
   })
 
 const describe = ({ job }: Runner.Runner, event: Event, { error, stack }: HaltReason.HaltReason) => {

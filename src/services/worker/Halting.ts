@@ -96,7 +96,7 @@ const skip = Effect.fnUntraced(function*(runner: Runner.Runner, halt: Halt): Eff
     forgetFailures(runner, halt)
     RangeState.write(job.state, halt.position, yield* Clock.monotonicTimeNanos)
     yield* retries.allSucceeded
-    return yield* job.record(Activity.EventSkipped({ projection, range, ...halt, stack: "" }))
+    return yield* job.record(Activity.EventSkipped({ projection, range, ...halt, stack: "", requested: true }))
   }
   job.state.halt = halt
   const { failure } = result

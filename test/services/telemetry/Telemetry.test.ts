@@ -182,3 +182,16 @@ it.effect("adds rare activities to the current span, and no batches", () =>
       { projection: "users", range: HashRange.format(range), position: "5", event: "e5" }
     ]])
   }).pipe(Effect.withSpan("run")))
+
+it.effect("counts an event that onFailure skips as an error; of a requested skip, the halt was counted", () =>
+  Effect.gen(function*() {
+    const skipped = { projection: "users", range, position: 5n, eventId: "e5", error: "broken", stack: "" }
+    for (const requested of [false, true, true]) {
+      yield* Telemetry.emit("main", Activity.EventSkipped({ ...skipped, requested }))
+    }
+    const counts = yield* Effect.forEach(
+      [Metrics.eventsSkippedTotal, Metrics.projectionErrorsTotal],
+      (metric) => Metric.value(Metric.withAttributes(metric, { replica_set: "main", projection: "users" }))
+    )
+    assert.deepStrictEqual(counts.map(({ count }) => Number(count)), [3, 1])
+  }).pipe(Effect.provideService(Metric.MetricRegistry, new Map())))
