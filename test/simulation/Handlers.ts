@@ -101,7 +101,7 @@ export class Handlers<R> {
    */
   private failureAt(subject: Subject, worker: Worker, fails: (event: Event) => boolean) {
     const { ailments } = worker
-    const { now } = this.fleet.run
+    const { run, run: { chance, now } } = this.fleet
     const isPoison = (event: Event) => this.isPoison(subject, event)
     const delayed = this.delayed(subject, worker)
     const tooNew = (event: Event) => this.tooNew(worker, event)
@@ -109,7 +109,8 @@ export class Handlers<R> {
       const newer = tooNew(event)
       if (newer !== undefined) return newer
       yield* delayed(event)
-      const isFailing = isPoison(event) || (now() < ailments.handlerFailsUntil && fails(event))
+      const isFailing = isPoison(event) || (now() < run.handlersFailUntil && chance.bool(0.3)) ||
+        (now() < ailments.handlerFailsUntil && fails(event))
       return isFailing ? new SimulatedFailure() : undefined
     })
   }

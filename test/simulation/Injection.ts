@@ -46,6 +46,8 @@ export const inject = <R>(fleet: Fleet<R>, checkers: Checkers, fault: Fault): bo
   }
   const { ailments } = victim
   const until = now() + fault.lasts
+  const hasParked = (name: string) => run.withheld.parked(name).length > 0
+  const parking = hasParked(fault.projection) ? fault.projection : fleet.names.find(hasParked) ?? fault.projection
   const ails = (what: string): true => {
     say("scenario", `${victim.name}: ${what} until ${until}`)
     return true
@@ -70,7 +72,7 @@ export const inject = <R>(fleet: Fleet<R>, checkers: Checkers, fault: Fault): bo
       return true
     case "freeze in a retry":
       fleet.freezeInRetry = fault.lasts
-      return environment.requestParked(fault.projection, "retry", "all") > 0
+      return environment.requestParked(parking, "retry", "all") > 0
     case "take over":
       fleet.freezeAtWork(victim, fault)
       coverage.count("faults", "id of a frozen worker taken over")
@@ -163,17 +165,17 @@ export const inject = <R>(fleet: Fleet<R>, checkers: Checkers, fault: Fault): bo
       return true
     case "retry parked":
       return environment.requestParked(
-        fault.projection,
+        parking,
         "retry",
         fault.harsh ? "all" : { first: 1 + fault.strikes % 4 }
       ) > 0
     case "drop parked":
-      return environment.requestParked(fault.projection, "drop", { first: 1 + fault.strikes % 2 }) > 0
+      return environment.requestParked(parking, "drop", { first: 1 + fault.strikes % 2 }) > 0
     case "retry halted":
     case "skip halted": {
       const request = fault.name === "skip halted" ? "skip" : "retry"
       if (requestAboutHalts(fleet, checkers, fault, request)) return true
-      for (const worker of alive) worker.ailments.handlerFailsUntil = until
+      run.handlersFailUntil = until
       fleet.keepBusy(fault)
       say("scenario", `all handlers fail until ${until}`)
       environment.after(fault.lasts + fault.follows, () => requestAboutHalts(fleet, checkers, fault, request))

@@ -72,6 +72,6 @@ export const real: Pace = {
   isExtended: true,
   quiet: 400,
   deploys: 1000,
-  policies: ["halt"],
+  policies: ["halt", "park", "park", "skip"],
   deliveries: 0
 }

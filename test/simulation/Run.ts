@@ -130,6 +130,8 @@ export class Run {
   readonly skippedOnRequest = new Map<string, Set<bigint>>()
   /** The database is unreachable for all workers until then. */
   awayUntil = 0
+  /** The handlers of all workers fail at many events until then. */
+  handlersFailUntil = 0
   /** Notifications may be lost or late until then. */
   deafUntil = 0
 

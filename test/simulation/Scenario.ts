@@ -19,6 +19,7 @@ const faultNames = [
   "restart",
   "freeze",
   "freeze in a retry",
+  "freeze in a retry",
   "take over",
   "take over",
   "twin",
@@ -37,7 +38,10 @@ const faultNames = [
   "changed filter",
   "retry parked",
   "drop parked",
+  "drop parked",
   "retry halted",
+  "retry halted",
+  "skip halted",
   "skip halted",
   "catch up"
 ] as const

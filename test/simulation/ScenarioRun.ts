@@ -103,7 +103,7 @@ export class ScenarioRun<R> {
     this.fleet.isCalm = true
     this.fleet.unbearable = this.fleet.freezeInRetry = undefined
     this.run.say("scenario", "faults stop")
-    this.run.awayUntil = this.run.deafUntil = 0
+    this.run.awayUntil = this.run.deafUntil = this.run.handlersFailUntil = 0
     for (const worker of this.run.workers) {
       Object.assign(worker.ailments, {
         awayUntil: 0,
@@ -122,6 +122,11 @@ export class ScenarioRun<R> {
     }
     this.replace((worker) => this.fleet.isOutdated(worker))
     this.fleet.carryAll()
+    this.retryParked()
+  }
+
+  private retryParked(): void {
+    for (const name of this.fleet.names) this.environment.requestParked(name, "retry", "all")
   }
 
   /** Deploys fixed handlers: halted ranges are retried by workers that start after the halt. */
@@ -131,7 +136,7 @@ export class ScenarioRun<R> {
     if (this.fleet.names.some((name) => this.checkers.rowsOf(name).some((row) => row.halt !== undefined))) {
       this.replace(() => true)
     }
-    for (const name of this.fleet.names) this.environment.requestParked(name, "retry", "all")
+    this.retryParked()
     this.environment.after(this.run.scenario.pace.deploys, this.deploy)
   }
 

@@ -10,6 +10,7 @@ import * as Effect from "effect/Effect"
 import type * as SqlClient from "effect/sql/SqlClient"
 import type * as SqlError from "effect/sql/SqlError"
 import * as Rows from "../../../src/layers/postgres/coordination/Rows.ts"
+import type { Request } from "../../../src/schema/ParkedEvent.ts"
 import type { WorkerState } from "../../../src/schema/Worker.ts"
 
 /** The session parameter with the worker's name, by which the audit attributes changes to workers. */
@@ -64,6 +65,12 @@ const statements: ReadonlyArray<string> = [
        'state', c.state)`
   ),
   ...trigger(
+    "orchestrator_parked_events",
+    "parked",
+    `json_build_object('projection', c.projection_name, 'position', c.position, 'key', c.key, 'keyHash', c.key_hash,
+       'eventId', c.event_id, 'attempts', c.attempts, 'request', c.request)`
+  ),
+  ...trigger(
     "events",
     "event",
     `json_build_object('position', c.global_position, 'aggregateId', c.aggregate_id, 'aggregateType', c.aggregate_type,
@@ -112,6 +119,18 @@ export type Entry =
     | {
       readonly what: "generation"
       readonly value: Rows.GenerationRow & { readonly replicaSet: string; readonly state: string }
+    }
+    | {
+      readonly what: "parked"
+      readonly value: {
+        readonly projection: string
+        readonly position: number
+        readonly key: string
+        readonly keyHash: number
+        readonly eventId: string
+        readonly attempts: number
+        readonly request: Request | null
+      }
     }
     | {
       readonly what: "event"

@@ -74,6 +74,8 @@ export class Mirror implements Events, ReadModel {
         }
         return
       }
+      case "parked":
+        return this.parkedChanged(by, entry, outside)
       case "event": {
         const { hashes, ...event } = entry.value
         if (event.position < this.end) run.coverage.count("faults", "commits by writers out of order")
@@ -92,6 +94,19 @@ export class Mirror implements Events, ReadModel {
       case "total":
         this.totals.set(entry.value.projection, entry.value.count)
     }
+  }
+
+  private parkedChanged(
+    by: Author,
+    { deleted, value }: Extract<Entry, { readonly what: "parked" }>,
+    { checkers, run }: Outside
+  ): void {
+    const { projection, request, ...event } = value
+    const position = BigInt(event.position)
+    const others = run.withheld.parked(projection).filter((other) => other.position !== position)
+    const changed = { ...event, position, request: request ?? undefined }
+    const after = deleted ? others : [...others, changed].sort((a, b) => a.position < b.position ? -1 : 1)
+    checkers.parkedChanged(by, projection, after)
   }
 
   private registered(

@@ -147,8 +147,18 @@ const simulateOn = Effect.fnUntraced(function*(scenario: Scenario.Scenario, opti
         if ((worker === undefined || worker === one) && !one.isCut && isBack) wire.accept()
       }
     },
-    requestParked: () => 0,
-    requestOnHalt: () => {},
+    requestParked: (projection, request, selection) => {
+      const { length } = run.withheld.parked(projection)
+      if (length === 0) return 0
+      run.say("scenario", `requests to ${request} parked events of ${projection}`)
+      forkAction(writers.parkedEvents.request(projection, { request, selection }))
+      return length
+    },
+    requestOnHalt: (projection, eventId, request) =>
+      forkAction(Effect.map(writers.parkedEvents.requestOnHalt(projection, { eventId, request }), (isAccepted) => {
+        run.say("scenario", `${isAccepted ? "requests" : "cannot request"} to ${request} ${eventId} of ${projection}`)
+        if (!isAccepted) coverage.count("steps", "request about an event without a halt refused")
+      })),
     // Once all faults have stopped, only the machine can have kept a worker from its heartbeats.
     stalls: () =>
       coverage.of("steps", "suspended by itself") + coverage.of("steps", "evicted: heartbeats missed") +

@@ -1,6 +1,7 @@
 /** Writers of a scenario in real time: an application that uses the library, and one that does not. */
 import * as PgClient from "@effect/sql-pg/PgClient"
 import * as Cause from "effect/Cause"
+import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
@@ -8,6 +9,7 @@ import * as SqlClient from "effect/sql/SqlClient"
 import * as PostgresStores from "../../../src/layers/postgres/PostgresStores.ts"
 import type { NewEvent } from "../../../src/schema/Event.ts"
 import { EventStore } from "../../../src/services/EventStore.ts"
+import { ParkedEvents } from "../../../src/services/ParkedEvents.ts"
 import { type Aggregate, metadataOf } from "../Keys.ts"
 import type { Run } from "../Run.ts"
 import type { Write } from "../Scenario.ts"
@@ -49,7 +51,10 @@ const transaction = Effect.fnUntraced(function*(aggregate: Aggregate, write: Wri
   })).pipe(Effect.catchIf((error) => error === "rolled back", () => Effect.void))
 })
 
-/** Writers on a database. `write` runs a transaction; `open` returns the number of open ones. */
+/**
+ * Writers on a database, and the parked events as other processes use them. `write` runs a transaction; `open` returns the
+ * number of open ones.
+ */
 export const make = Effect.fnUntraced(function*(url: string, run: Run) {
   const context = yield* Layer.build(Layer.provideMerge(
     PostgresStores.layerWith({}),
@@ -80,5 +85,5 @@ export const make = Effect.fnUntraced(function*(url: string, run: Run) {
       Effect.ensuring(Effect.sync(() => locked.delete(aggregate.id)))
     )
   }
-  return { write, open: () => locked.size }
+  return { write, open: () => locked.size, parkedEvents: Context.get(context, ParkedEvents) }
 })
