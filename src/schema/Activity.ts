@@ -132,7 +132,7 @@ export type Activity = Data.TaggedEnum<{
     readonly attempt: number
     readonly reason: string
   }
-  /** A call of a handler has not ended for 30 seconds or more. The event is the first one of the call. */
+  /** A call of a handler has run for 30 seconds or longer. The event is the first one of the call. */
   HandlerRunsLong: {
     readonly projection: string
     readonly range: HashRange
@@ -158,7 +158,7 @@ export type Activity = Data.TaggedEnum<{
    * effects are missing from the read model.
    */
   EventSkipped: FailedEvent & {
-    /** Whether the skip of a halted range was requested. The failure was then reported by `RangeHalted`. */
+    /** Whether an operator requested the skip of a halted range. `RangeHalted` has then reported the failure. */
     readonly requested: boolean
   }
   /** The handler has failed at an event, which is parked. Later events with its key queue behind it. */

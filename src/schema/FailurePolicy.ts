@@ -28,7 +28,7 @@ type TagOf<E> = [E] extends [never] ? "~none" : E extends { readonly _tag: infer
 
 /**
  * A decision for every failure, decisions by the tag of the handler's typed error, or a function from that error and the
- * event to a decision. What depends on the error does not apply to defects, handlers that take too long, and lost
+ * event to a decision. Decisions by tag and functions do not apply to defects, handlers that take too long, and lost
  * connections: these halt the range.
  *
  * @category models
@@ -71,7 +71,7 @@ export const mayPark = (policy: Any): boolean =>
     ? Object.values(policy).includes("park")
     : policy === "park" || typeof policy === "function"
 
-/** Whether the value is a policy: JavaScript code may give any. */
+/** Whether the value is a policy. Only JavaScript code can pass another value. */
 export const isPolicy = (value: unknown): value is Any =>
   typeof value === "function" || isDecision(value)
   || (Predicate.isObject(value) && Object.values(value).every((one) => one === undefined || isDecision(one)))

@@ -55,8 +55,8 @@ export interface Carried extends Generation.Division {
   /** The position at which a projection without progress starts. */
   readonly startPosition: bigint
   /**
-   * Other filters from whose progress it continues, in the same form and with the same partition key. The progress of
-   * any other filter belongs to another version of the projection.
+   * Filters from whose progress the projection also continues, in the form of `filter` and with the same partition key.
+   * Progress under any other filter belongs to another version of the projection.
    */
   readonly replacesFilter?: ReadonlyArray<string> | undefined
   /**
@@ -211,7 +211,7 @@ const findError = (view: View, request: Request): PlanError | undefined => {
   return undefined
 }
 
-/** Names every other recorded filter, because a projection must replace all of them at once. */
+/** The error names every other recorded filter, because a projection must replace all of them at once. */
 const selectionError = (view: View, { filter: given, name }: Carried, recorded: string): SelectionChanged => {
   const others = view.rows.filter((row) => row.projection === name).map((row) => row.filter)
   const alsoRecorded = [...new Set(others)].filter((other) => other !== given && other !== recorded)
@@ -249,8 +249,8 @@ const findOrderingError = (view: View, request: Request, projection: string): Or
 }
 
 /**
- * Returns the live workers of the row's replica set, if that is another one, that carry the projection. Those that have
- * given it up but still own the row are among them: a batch may be running.
+ * Returns the live workers of the row's replica set, if that is another one, that carry the projection or still own the
+ * row. A worker that has given up the projection may own it until its batch has ended.
  */
 const foreignWorkers = (view: View, request: Request, row: Checkpoint.Checkpoint): View["foreignWorkers"] =>
   view.foreignWorkers.filter((worker) =>

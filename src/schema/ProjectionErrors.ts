@@ -53,7 +53,7 @@ const selectionFields = {
   recorded: Schema.String,
   /** Those of this worker, in the same form. */
   given: Schema.String,
-  /** Further ones under which other ranges of the projection made progress. */
+  /** Those under which other ranges of the projection made progress. */
   alsoRecorded: Schema.optionalKey(Schema.Array(Schema.String)),
   /** Set if another worker changed what is recorded while this one was running. */
   whileRunning: Schema.optionalKey(Schema.Boolean)

@@ -23,9 +23,9 @@ export interface Input {
   /** Keys of the rows that a batch has locked. */
   readonly lockedKeys: ReadonlySet<string>
   /**
-   * Whether a worker of another replica set may still work on its rows, which are then left alone: a worker that has
-   * given the projection up and has not released them, or a carrier whose heartbeat is stale, if the observing session is
-   * too young to evict it for that. With a carrier that is not stale, no plan is made (`ProjectionInOtherReplicaSet`).
+   * Whether a worker of another replica set may still work on rows of the projection; the plan does not change these. It
+   * has given up the projection but not released the rows, or its heartbeat is stale and the observing session is too
+   * young to evict it. If a carrier is not stale, no plan is made (`ProjectionInOtherReplicaSet`).
    */
   readonly isDoubted: boolean
 }

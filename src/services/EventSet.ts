@@ -79,7 +79,7 @@ export type NewEvent<Set extends Any> = {
  *
  * **When to use**
  *
- * To append by other means than `append`: with events of another set, or with a writer of your own.
+ * To append without `append`: together with events of another set, or with a writer of your own.
  *
  * @category appending
  * @since 0.1.0

@@ -56,15 +56,15 @@ export interface CommonOptions<in E = unknown> extends EventFilter {
   /** Where the projection starts when it has no progress. Default `"beginning"`. */
   readonly startFrom?: StartFrom | undefined
   /**
-   * The filter that this one replaces, or several of them: the projection continues from the progress made under it,
-   * although past events that only the new filter selects are missing. That of an event set is its `filter`; `{}` is
-   * that of a projection without a filter. Progress under any other filter fails with `FilterChanged`, whose message
-   * contains what to write. Default: none.
+   * The filter, or filters, that this one replaces: the projection continues from the progress made under them,
+   * although past events that only the new filter selects are missing. The filter of an event set is its `filter`; the
+   * filter of a projection without one is `{}`. Progress under any other filter fails with `FilterChanged`, whose
+   * message contains the value to set. Default: none.
    *
    * **Gotchas**
    *
    * - Past events are not handled again. If they must be, give the projection another name.
-   * - In a rolling deploy, workers of the version before give up the projection. The option can remain after it.
+   * - In a rolling deploy, workers of the previous version give up the projection. The option can remain set afterwards.
    * - Two running versions must not replace each other's filter. See docs/changing-a-projection.md.
    */
   readonly replacesFilter?: EventFilter | ReadonlyArray<EventFilter> | undefined
@@ -136,8 +136,8 @@ export interface CommonOptions<in E = unknown> extends EventFilter {
   readonly onFailure?: OnFailure<E> | undefined
   /**
    * How many keys and events may be parked. At an event that would exceed a limit, the range is halted with
-   * `ParkingLimitReached`; it continues when parked events have been retried or dropped. Default 1000 keys and 10,000
-   * events. Ranges that park at the same time may exceed a limit slightly.
+   * `ParkingLimitReached`; it continues when a retry or drop of its own parked events is requested. Default 1,000 keys
+   * and 10,000 events. Ranges that park at the same time may exceed a limit slightly.
    */
   readonly parkingLimits?: { readonly keys?: number | undefined; readonly events?: number | undefined } | undefined
   /**

@@ -35,7 +35,7 @@ export const updateUnsafe = (
   }
 }
 
-/** A heartbeat changes only its time, which no series shows. */
+/** A heartbeat changes only `beatAt`, whose value is in no series. */
 const changesSeries = (before: Health.Observed, after: Health.Observed): boolean =>
   before !== after &&
   (Object.keys(after) as ReadonlyArray<keyof Health.Observed>).some((key) =>

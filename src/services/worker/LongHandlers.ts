@@ -1,4 +1,4 @@
-/** Reports calls of handlers that run for long: at which event, and since when. */
+/** Reports handler calls that run for long: at which event, and since when. */
 import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -7,7 +7,7 @@ import type { ActivityStream } from "../telemetry/ActivityStream.ts"
 import type { Ranges } from "./Ranges.ts"
 import type { RangeState } from "./RangeState.ts"
 
-/** The call that was reported last in each range, and when it is reported again. */
+/** The last reported call of each range, and after which time it is reported again. */
 export type LongHandlers = WeakMap<Readonly<RangeState>, { readonly since: bigint; readonly nextNanos: bigint }>
 
 /** A call is reported after this time, and whenever its time has doubled since. */

@@ -161,7 +161,7 @@ const problemOf = (
   return undefined
 }
 
-/** Only JavaScript code can give something else. An event set would mean every event. */
+/** Only JavaScript code can pass another value. An event set, read as a filter, would select every event. */
 const isFilter = (value: unknown): boolean =>
   typeof value === "object" && value !== null && !Object.hasOwn(value, "filter")
 

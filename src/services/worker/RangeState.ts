@@ -19,7 +19,7 @@ export interface Job {
   readonly projection: Projection.Any
   /** The worker that runs the range. */
   readonly registration: Pick<Registration, "replicaSet" | "workerId">
-  /** Whether the claim of the range has shown that it has no parked events. */
+  /** Whether the claim of the range reported that it has no parked events. */
   readonly hasNoParked: boolean
   /** The handler's services, captured when the orchestrator was built. */
   readonly captured: Context.Context<unknown>
