@@ -41,7 +41,7 @@ test(
 )
 
 test(
-  "a worker of the version before does not claim ranges of the new filter, although both versions replace one",
+  "a worker of the previous version does not claim ranges of the new filter, although both versions replace a filter",
   function*({ counting, counts, events, start }) {
     const replacesFilter = { eventTypes: ["Other"] }
     const old = yield* start({ projections: [counting({ ...narrow, replacesFilter })], workerId: "old" })
@@ -50,7 +50,7 @@ test(
     yield* pass(2_000)
     yield* young.stop
     yield* pass(500)
-    // Only the new filter selects this event, and only the worker of the version before is running.
+    // Only the new filter selects this event, and only the worker of the previous version is running.
     yield* events.append([event(lower, { eventType: "UserDeleted" })])
     yield* pass(2_000)
     yield* old.stop

@@ -52,7 +52,7 @@ export const suite = (
           assert.deepStrictEqual(held.map((row) => [row.filter, row.position]), [[given, 4n]])
         }))
 
-      it.effect("a worker claims no progress of the filter that replaced its own, although it replaces one, too", () =>
+      it.effect("a worker does not claim progress under the filter that replaced its own, although it replaces a filter as well", () =>
         Effect.gen(function*() {
           const [replicaSet, projection] = [yield* unique("replica-set"), yield* unique("projection")]
           const [before, recorded, given] = [ofTypes("A"), ofTypes("A", "B"), ofTypes("A", "B", "C")]

@@ -183,7 +183,7 @@ it.effect("adds rare activities to the current span, and no batches", () =>
     ]])
   }).pipe(Effect.withSpan("run")))
 
-it.effect("counts an event that onFailure skips as an error; of a requested skip, the halt was counted", () =>
+it.effect("counts a failure after which onFailure skips the event, but not a requested skip, whose halt was counted", () =>
   Effect.gen(function*() {
     const skipped = { projection: "users", range, position: 5n, eventId: "e5", error: "broken", stack: "" }
     for (const requested of [false, true, true]) {
