@@ -99,7 +99,7 @@ const table: Table = {
         Math.floor(Duration.toSeconds(runsFor))
       } seconds, since ${startedAt.toISOString()}. It was called with ${
         events === 1 ? "event" : `${events} events, the first of them`
-      } ${eventId} at position ${position}, type ${eventType}. Its range waits for it. Look for a request without a time limit, or for a lock that it waits for.`
+      } ${eventId} at position ${position}, type ${eventType}. Its range waits meanwhile. Check for a request without a time limit, or a lock that the handler waits for.`
     ]],
     span: eventAttributes
   },
