@@ -1,6 +1,6 @@
 /**
  * Holds a worker's transaction at a statement of the library: the server does not complete the statement until a gate is
- * open, even if the process has died meanwhile. (A lock would not do: batches bound their lock waits.)
+ * open, even if the process has died meanwhile. (A lock would not hold it, because batches limit their lock waits.)
  */
 import { Effect } from "effect"
 import { SqlClient } from "effect/sql"
@@ -37,7 +37,7 @@ export const definitions: ReadonlyArray<string> = [
   `CREATE CONSTRAINT ${trigger("commit")}`
 ]
 
-/** The server holds the next such statement. Returns an effect that reads whether it does. */
+/** Makes the server hold the next such statement. Returns an effect that reads whether it does. */
 export const hold = Effect.fnUntraced(function*({ at, change, gate, workerId }: Held) {
   const sql = yield* SqlClient.SqlClient
   yield* sql`INSERT INTO held_statements (worker, change, at, gate) VALUES (${workerId}, ${change}, ${at}, ${gate})`

@@ -1,7 +1,7 @@
 /**
- * The fenced upsert of docs/ordering-and-delivery.md: the projection of the page, as it is. A worker that holds
- * an event waits when its handler has read the fence and sends the write. Under the name `search/unfenced`, the
- * write has no condition.
+ * The projection of the fenced upsert in docs/ordering-and-delivery.md, unchanged. A worker that holds an event waits
+ * after its handler has read the fence, before it sends the write. Under the name `search/unfenced`, the write has no
+ * condition.
  */
 import * as Console from "effect/Console"
 import * as Context from "effect/Context"

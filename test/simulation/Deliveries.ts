@@ -41,7 +41,7 @@ export class Deliveries {
     this.run = run
   }
 
-  /** A worker holds a range at a position. */
+  /** Records that a worker holds a range at a position. */
   holds(projection: string, held: Held): void {
     const positions = this.held.get(projection) ?? []
     this.held.set(projection, positions)

@@ -7,8 +7,8 @@ import type { Fault } from "./Scenario.ts"
 const place = <A>(items: ReadonlyArray<A>, at: number): A | undefined => items[Math.floor(at * items.length)]
 
 /**
- * Requests something about each event at which a range is halted, sometimes about another event instead. Returns whether
- * there is any.
+ * Makes the request for each event at which a range is halted, sometimes for an unknown event instead. Returns whether any
+ * range is halted.
  */
 const requestAboutHalts = <R>(
   { environment, names, run }: Fleet<R>,
@@ -28,7 +28,7 @@ const requestAboutHalts = <R>(
   return halted.length > 0
 }
 
-/** The id of no event. */
+/** An id that no event has. */
 const unknownEvent = "00000000-0000-0000-0000-000000000000"
 
 /** Injects a fault. Returns whether it was possible. */

@@ -18,7 +18,7 @@ export interface Keys {
   readonly of: (event: Keyed) => string
 }
 
-/** What of an event may be its key. */
+/** The parts of an event that can be its key. */
 export interface Keyed {
   readonly aggregateId: string
   readonly correlationId: string | null
@@ -36,7 +36,7 @@ export const keys: ReadonlyArray<Keys> = [
   }
 ]
 
-/** Another partition key than the given one. */
+/** A partition key other than the given one. */
 export const otherKey = ({ partitionBy }: Keys): PartitionKey =>
   partitionBy === "correlationId" ? "aggregateId" : "correlationId"
 

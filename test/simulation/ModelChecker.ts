@@ -28,7 +28,7 @@ export const checkModel = (run: Run, subject: Subject, rows: ReadonlyArray<Check
   }
 }
 
-/** No event was handled twice, out of order, or before the row has passed it. */
+/** No event was handled twice, out of order, or before the row had passed it. */
 const checkEffects = (run: Run, subject: Subject, key: string, row: Checkpoint, where: string): void => {
   const { left, parked } = run.withheld.of(subject.name, key)
   const events = subject.events(key, Number(row.position))
@@ -45,7 +45,7 @@ const checkEffects = (run: Run, subject: Subject, key: string, row: Checkpoint, 
   }
 }
 
-/** No event has overtaken a parked one. */
+/** No event was handled before an earlier parked event of its key. */
 const checkParked = (run: Run, subject: Subject, key: string, where: string): void => {
   const { name } = subject
   const { position: last } = run.effects(subject, key)

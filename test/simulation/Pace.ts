@@ -26,7 +26,7 @@ export interface Pace {
   readonly isExtended: boolean
   /** How long nothing may change after that. */
   readonly quiet: number
-  /** How often halted ranges are looked for, as a deploy of fixed handlers would. */
+  /** How often the run checks for halted ranges, to deploy fixed handlers. */
   readonly deploys: number
   /** What projections do with events at which their handlers fail. */
   readonly policies: ReadonlyArray<FailureDecision>

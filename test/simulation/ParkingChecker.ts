@@ -5,7 +5,7 @@ import type { Author } from "./Checkers.ts"
 import type { Run } from "./Run.ts"
 import type { Parked } from "./Withheld.ts"
 
-/** Checks and records it. `rows` are those of the projection. */
+/** Checks and records the change. `rows` are those of the projection. */
 export const changed = (
   run: Run,
   by: Author,
@@ -30,7 +30,7 @@ export const changed = (
   run.withheld.setParked(projection, after)
 }
 
-/** Only the holder of the range changes a parked event, except its request. */
+/** Only the owner of the range changes a parked event, except for its request. */
 const checkOwner = (
   run: Run,
   by: Author,

@@ -1,6 +1,6 @@
 /**
- * The events without effects in the read models although the rows have passed them: events that are parked, that an
- * operator dropped, and that were skipped.
+ * The events that have no effects in the read models although the rows have passed them: parked, dropped and skipped
+ * events.
  */
 import type { ParkedEvent } from "../../src/schema/ParkedEvent.ts"
 
