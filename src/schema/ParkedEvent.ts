@@ -61,7 +61,7 @@ export type HaltRequest = "retry" | "skip"
  *
  * - `"all"`.
  * - `key`: the events of one key.
- * - `errorTag`: the events whose last error has this tag. A retry also selects the events that queue behind them.
+ * - `errorTag`: the events whose last error has this tag. A retry selects all parked events of their keys.
  * - `first`: this many events with the lowest positions.
  *
  * @category models
