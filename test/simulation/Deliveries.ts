@@ -3,7 +3,7 @@
  * docs/ordering-and-delivery.md describes it: it applies a write only if its position is newer.
  *
  * For each claim of a range and each key, a call continues after the last one, or begins after a position at which the
- * worker has held the range, or handles an event that was parked. What the store has applied must be the fold of the
+ * worker has held the range, or repeats a batch whose progress could not be written, or handles an event that was parked. What the store has applied must be the fold of the
  * events: `ModelChecker` checks that whenever a row passes them.
  */
 import type { Fence } from "../../src/schema/Checkpoint.ts"
@@ -33,8 +33,8 @@ export class Deliveries {
   private readonly rows = new Map<string, Row>()
   /** The positions of the events whose handler has ended, by projection. */
   private readonly ended = new Map<string, Set<bigint>>()
-  /** The position of the last event whose handler has ended, by claim and key. */
-  private readonly last = new Map<string, bigint>()
+  /** The positions of the events of a key whose handler has ended, in this order, by claim and key. */
+  private readonly endedInClaim = new Map<string, Array<bigint>>()
   private readonly held = new Map<string, Array<Held>>()
 
   constructor(run: Run) {
@@ -79,8 +79,10 @@ export class Deliveries {
   checkOrder(subject: Subject, worker: Worker, fence: Fence, event: Event, before: bigint | undefined): void {
     const { globalPosition } = event
     const key = subject.keys.of(event)
-    const last = before ?? this.last.get(claimOf(subject, fence, key))
-    if (this.isInOrder(subject, fence, key, globalPosition, last)) return
+    const inClaim = this.endedInClaim.get(claimOf(subject, fence, key)) ?? []
+    const last = before ?? inClaim.at(-1)
+    const isRepeated = before === undefined && inClaim.includes(globalPosition)
+    if (isRepeated || this.isInOrder(subject, fence, key, globalPosition, last)) return
     this.run.violation(
       `P2: ${worker.name} handled ${subject.name}/${key} at ${globalPosition} after ${last ?? "a claim"}`
     )
@@ -103,7 +105,10 @@ export class Deliveries {
     this.ended.set(subject.name, ended)
     for (const event of events) {
       ended.add(event.globalPosition)
-      this.last.set(claimOf(subject, fence, subject.keys.of(event)), event.globalPosition)
+      const claim = claimOf(subject, fence, subject.keys.of(event))
+      const inClaim = this.endedInClaim.get(claim) ?? []
+      this.endedInClaim.set(claim, inClaim)
+      inClaim.push(event.globalPosition)
     }
   }
 }
