@@ -104,7 +104,8 @@ export interface CheckpointStore {
 
   /**
    * Records that the range is halted, and the reason. If the answer is lost, this fails with a `TransientFailure`:
-   * recording a halt twice is harmless. A later `commit` or `advance` clears the halt.
+   * recording a halt twice is harmless. A later `commit` or `advance` clears the halt. A requested skip of the same event
+   * is kept: it was requested while the event was tried again.
    */
   readonly halt: (
     held: Held,

@@ -436,6 +436,11 @@ export const suite = (
         assert.deepStrictEqual(yield* found, { request: "skip", eventId, position })
         assert.isTrue(yield* isSkipRequested)
         yield* halt
+        assert.deepStrictEqual(yield* found, { request: "skip", eventId, position })
+        yield* checkpoints.halt(row!, { at: 0n, error: "broken", position: position + 1n, eventId, key: aggregateId })
+        assert.isUndefined(yield* found)
+        assert.isTrue(yield* ask("retry", eventId))
+        yield* halt
         assert.isUndefined(yield* found)
         assert.isTrue(yield* ask("skip", eventId))
         yield* commit(row!, Effect.void, position)

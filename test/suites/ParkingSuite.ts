@@ -3,6 +3,7 @@ import { assert, it } from "@effect/vitest"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
+import * as Latch from "effect/Latch"
 import type * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Schedule from "effect/Schedule"
@@ -88,6 +89,9 @@ const makeWith = <R>(effects: Effects<R>) =>
       failsUnlisted: (event: string) =>
         poison.set(event, Effect.fail(new Unlisted({ message: `unlisted in ${event}` }))),
       defect: (event: string) => poison.set(event, Effect.die(new Error(`defect in ${event}`))),
+      /** The handler fails at the event once `ready` has ended. */
+      failsAfter: (event: string, ready: Effect.Effect<void>) =>
+        poison.set(event, Effect.andThen(ready, Effect.fail(new Poison({ message: `poison in ${event}` })))),
       heal: (event: string) => poison.delete(event),
       /** The versions of an aggregate that were handled, in this order. */
       of: (aggregateId: string) =>
@@ -382,6 +386,24 @@ export const suite = <R = never>(
         yield* world.untilHandled("a-3")
         assert.deepStrictEqual(yield* world.of("a"), [1, 3])
         assert.isUndefined(yield* world.halt)
+        yield* stop
+      }))
+
+    it.effect("a skip that is requested while the halted event is retried is executed", () =>
+      Effect.gen(function*() {
+        const world = yield* make({})
+        world.fails("a-1")
+        yield* world.append("a", 2)
+        const stop = yield* world.start
+        yield* world.untilHalted
+        const [retried, requested] = [Latch.makeUnsafe(false), Latch.makeUnsafe(false)]
+        world.failsAfter("a-1", Effect.andThen(retried.open, requested.await))
+        assert.isTrue(yield* world.requestOnHalt("retry"))
+        yield* retried.await
+        assert.isTrue(yield* world.requestOnHalt("skip"))
+        yield* requested.open
+        yield* world.untilHandled("a-2")
+        assert.deepStrictEqual(yield* world.of("a"), [2])
         yield* stop
       }))
 

@@ -70,6 +70,8 @@ const halt = Effect.fnUntraced(function*(
   yield* checkEpoch(world, epoch)
   const { ref, row } = yield* rowOf(world, held, at)
   const now = yield* world.now
+  const { halt: before } = row
+  const isSkipped = before?.eventId === eventId && before.position === position && before.request === "skip"
   yield* TxRef.set(ref, {
     ...row,
     changedAt: now,
@@ -79,7 +81,8 @@ const halt = Effect.fnUntraced(function*(
       position,
       eventId,
       hash: key === undefined ? held.range.start : hash(key),
-      incarnation: held.fence.incarnation
+      incarnation: held.fence.incarnation,
+      ...(isSkipped ? { request: "skip" } : {})
     }
   })
 })

@@ -211,7 +211,10 @@ const halt = Effect.fnUntraced(function*(
       UPDATE ${database.table("checkpoints")} AS c SET halted_since = clock_timestamp(),
         halted_error = ${haltError(error)}, halted_position = ${String(position)}::bigint,
         halted_event_id = ${eventId}, halted_hash = coalesce(${sql.literal(hashOf("event.key"))}, c.range_start),
-        halted_incarnation = c.incarnation, halted_request = NULL, updated_at = clock_timestamp()
+        halted_incarnation = c.incarnation, halted_request = CASE
+          WHEN c.halted_event_id = ${eventId} AND c.halted_position = ${String(position)}::bigint
+            AND c.halted_request = 'skip' THEN 'skip' END,
+        updated_at = clock_timestamp()
       FROM (SELECT ${key ?? null}::text AS key) AS event
       WHERE ${isHeldAs(sql, held)} AND ${isAt(sql, at)} AND ${ServerEpochSql.isCurrent(sql, epoch)}
       RETURNING 'halted'`))).pipe(
