@@ -77,17 +77,19 @@ export class FilterChanged
     const all = [this.recorded, ...this.alsoRecorded ?? []]
     const given = `"${EventFilter.format(this.given)}"`
     const recorded = all.map((filter) => `"${EventFilter.format(filter)}"`).join(" and ")
+    // The text of another version of the library may have another form.
+    const filters = all.flatMap((text) => EventFilter.parse(text) ?? [])
+    const replaced = filters.length === 1 ? code(filters[0]!) : `[${filters.map(code).join(", ")}]`
     return this.whileRunning === true
       ? changedByNewer("filter", this.projection, given, recorded)
-      : `Projection "${this.projection}" has the filter ${given}, but its progress was made under ${recorded}, so that past events which only the new filter selects are missing. To continue from its present position, set replacesFilter: ${
-        all.length === 1 ? code(all[0]!) : `[${all.map(code).join(", ")}]`
-      }. To build it from the beginning, give the projection a new name. If a newer version has changed the filter, run that version.`
+      : `Projection "${this.projection}" has the filter ${given}, but its progress was made under ${recorded}, so that past events which only the new filter selects are missing. ${
+        filters.length < all.length ? "" : `To continue from its present position, set replacesFilter: ${replaced}. `
+      }To build it from the beginning, give the projection a new name. If a newer version has changed the filter, run that version.`
   }
 }
 
 /** The code of a filter, to be copied from a message. */
-const code = (canonical: string): string => {
-  const { aggregateTypes, boundedContexts, eventTypes } = EventFilter.parse(canonical) ?? {}
+const code = ({ aggregateTypes, boundedContexts, eventTypes }: EventFilter.EventFilter): string => {
   const lists = Object.entries({ boundedContexts, aggregateTypes, eventTypes }).flatMap(([name, values]) =>
     values === undefined ? [] : [`${name}: [${values.map((value) => JSON.stringify(value)).join(", ")}]`]
   )

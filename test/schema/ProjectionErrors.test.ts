@@ -40,4 +40,10 @@ describe("FilterChanged", () => {
       "Projection \"users\" has the filter \"eventTypes: A, B\", but its progress was made under \"eventTypes: A; aggregateTypes: User\" and \"all events\", so that past events which only the new filter selects are missing. To continue from its present position, set replacesFilter: [{ aggregateTypes: [\"User\"], eventTypes: [\"A\"] }, {}]. To build it from the beginning, give the projection a new name. If a newer version has changed the filter, run that version."
     )
   })
+  it("advises no replacement of a filter that it cannot read", () => {
+    const given = EventFilter.canonical({})
+    const { message } = new FilterChanged({ projection: "users", given, recorded: "{\"tags\":[]}" })
+    assert.notInclude(message, "replacesFilter")
+    assert.include(message, "If a newer version has changed the filter, run that version.")
+  })
 })
