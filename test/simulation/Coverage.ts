@@ -65,7 +65,6 @@ const everywhere = {
     "park an event",
     "queue an event",
     "handle a parked event",
-    "drop a parked event",
     "skip an event that fails",
     "request about an event without a halt refused",
     "rows claimed from another replica set",
@@ -102,6 +101,7 @@ export const virtual = {
   ],
   steps: [
     ...everywhere.steps,
+    "drop a parked event",
     "skip an event on request",
     "halted event retried on request",
     "deliver an event",
