@@ -87,7 +87,7 @@ const onPostgres = Effect.gen(function*() {
         rewrite: mutation === undefined ? undefined : Postgres.mutations[mutation]
       }),
     atOnce: whole("at-once", 8),
-    patience: 3
+    patience: 4
   }
   return mode
 })

@@ -30,7 +30,6 @@ const everywhere = {
     "handler fails",
     "batch handler fails",
     "batch handler fails and names the event",
-    "parked event fails again",
     "handler does not stop",
     "handler blocks the event loop",
     "worker's clock wrong",
@@ -66,7 +65,6 @@ const everywhere = {
     "queue an event",
     "handle a parked event",
     "skip an event that fails",
-    "request about an event without a halt refused",
     "rows claimed from another replica set",
     "caught up and left"
   ],
@@ -87,6 +85,7 @@ const everywhere = {
 export const virtual = {
   faults: [
     ...everywhere.faults,
+    "parked event fails again",
     "commit: connection lost before",
     "commit: connection lost after the handler",
     "commit: answer lost, looked up",
@@ -102,6 +101,7 @@ export const virtual = {
   steps: [
     ...everywhere.steps,
     "drop a parked event",
+    "request about an event without a halt refused",
     "skip an event on request",
     "halted event retried on request",
     "deliver an event",
