@@ -41,19 +41,19 @@ export const write = Effect.fnUntraced(function*(
     ...(cutOff.length > 0 ? yield* insertRows(table, sql, cutOff) : [])
   ]
   return new Set(
-    returned.filter(({ parked }) => parked === "false").map(({ row }) => Checkpoint.key(Rows.toCheckpoint(row)))
+    returned.filter(({ parked }) => parked === "false").map(Checkpoint.key)
   )
 })
 
 /** A row that was written, and whether its range has parked events. */
-interface WrittenRow {
-  readonly row: Rows.CheckpointRow
+interface WrittenRow extends Pick<Checkpoint.Checkpoint, "projection" | "range"> {
   readonly parked: string
 }
 
 /** SQL: returns the written rows `c` as `WrittenRow`s. */
 const returningParked = (table: Table, sql: SqlClient.SqlClient) =>
-  sql`RETURNING ${sql.literal(Rows.checkpointJson)} AS row, (EXISTS (
+  sql`RETURNING c.projection_name AS projection, json_build_object('start', c.range_start, 'end', c.range_end) AS range,
+    (EXISTS (
       SELECT FROM ${table("parkedEvents")} AS p
       WHERE p.projection_name = c.projection_name AND p.key_hash >= c.range_start AND p.key_hash < c.range_end
     ))::text AS parked`
