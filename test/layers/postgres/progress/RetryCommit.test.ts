@@ -77,6 +77,7 @@ for (const [name, loseAt] of Object.entries(cases)) {
       })
       for (let version = 1; version <= 3; version++) yield* append([EventStores.event("a")])
       const run = yield* Effect.forkChild(orchestrator.run)
+      // The query may lose its connection with the batch; it is sent again.
       const found = Effect.orElseSucceed(parked("retried"), () => [])
       const untilParked = (count: number) =>
         TimeLimits.waitUntil(`${count} events are parked`, found, (events) => events.length === count)
