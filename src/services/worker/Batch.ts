@@ -18,37 +18,12 @@ import { type CheckpointStore, type EpochEnded, type Fenced, HandlerFailure } fr
 import { stackText } from "../ErrorText.ts"
 import * as Projection from "../Projection.ts"
 import * as Spans from "../telemetry/Spans.ts"
+import * as Attempt from "./Attempt.ts"
 import * as BatchContext from "./BatchContext.ts"
 import type { BlockingHandlers } from "./BlockingHandlers.ts"
 import * as HandlerCall from "./HandlerCall.ts"
 import * as RangeState from "./RangeState.ts"
 import * as Retries from "./Retries.ts"
-
-export interface Batch {
-  readonly events: HandlerCall.Events
-  /** The range's position after the last event. */
-  readonly end: bigint
-  readonly instead?: Instead | undefined
-}
-
-/** Work in the transaction of a batch that replaces calls of the handler, or is added to them. */
-export interface Instead {
-  /** Whether the handler is not called for the event. */
-  readonly of: (event: Event) => boolean
-  /** Runs when the handler has ended, with those of these events that the batch has reached, possibly none. */
-  readonly run: (events: ReadonlyArray<Event>) => Effect.Effect<void, unknown>
-}
-
-/** One run of a batch. */
-interface Attempt {
-  readonly batch: Batch
-  /** The events for which the handler is called. */
-  readonly called: ReadonlyArray<Event>
-  readonly progress: HandlerCall.Progress
-  phase: "handler" | "instead" | "end"
-  /** Whether the handler ran outside of a transaction, and its progress could not be written yet. */
-  isUnwritten: boolean
-}
 
 /** What the batches of one range have in common. */
 export interface Environment {
@@ -93,10 +68,10 @@ export const makeEnvironment = Effect.fnUntraced(function*(
 /** Returns how the batch ended; none if the range drained before the batch's turn. */
 export const attempt = (
   environment: Environment,
-  batch: Batch
+  batch: Attempt.Batch
 ): Effect.Effect<Option.Option<Outcome>, EpochEnded | Fenced> => {
   const { blocking, idleTimeout, job } = environment
-  const attempt = makeAttempt(batch)
+  const attempt = Attempt.make(batch)
   const position = attempt.called[0]?.globalPosition
   if (position === undefined) return Effect.asSome(run(environment, attempt))
   const times = blocking.overrunsAt(job.projection.name, position)
@@ -110,41 +85,33 @@ export const attempt = (
   return blocking.runInTurn(run(environment, attempt), job.draining.await)
 }
 
-const makeAttempt = (batch: Batch): Attempt => ({
-  batch,
-  called: batch.instead === undefined ? batch.events : batch.events.filter((event) => !batch.instead!.of(event)),
-  progress: HandlerCall.makeProgress(),
-  phase: "handler",
-  isUnwritten: false
-})
-
 /**
  * Handles the events until the batch is complete, has taken too long or must drain, then commits the events that were
  * handled.
  */
 const run = Effect.fnUntraced(function*(
   environment: Environment,
-  attempt: Attempt
+  attempt: Attempt.Attempt
 ): Effect.fn.Return<Outcome, EpochEnded | Fenced> {
   const { clock, job, spans } = environment
   const { batch: { events }, called, progress } = attempt
   const startedAt = clock.monotonicTimeNanosUnsafe()
   job.state.batchSince = startedAt
-  job.state.currentCall = () => currentCall(attempt)
+  job.state.currentCall = () => Attempt.currentCall(attempt)
   const result = yield* Effect.result(spans.span(commit(environment, attempt), {
     events,
-    committed: () => reachedEvents(attempt),
+    committed: () => Attempt.reachedEvents(attempt),
     describe: describeForSpan
   }))
   job.state.batchSince = job.state.currentCall = undefined
   if (result._tag === "Success") {
     const now = clock.monotonicTimeNanosUnsafe()
-    if (attempt.isUnwritten) RangeState.passOver(job.state, reached(attempt))
-    else RangeState.write(job.state, reached(attempt), now)
+    if (attempt.isUnwritten) RangeState.passOver(job.state, Attempt.reached(attempt))
+    else RangeState.write(job.state, Attempt.reached(attempt), now)
     clearOverruns(environment, called, progress)
     return {
       _tag: "Committed",
-      handled: reachedEvents(attempt),
+      handled: Attempt.reachedEvents(attempt),
       handlerNanos: progress.until - progress.since,
       tookNanos: now - startedAt
     }
@@ -153,55 +120,16 @@ const run = Effect.fnUntraced(function*(
   if (failure._tag === "Fenced" || failure._tag === "EpochEnded") return yield* failure
   const reason = reasonOf(failure)
   if (!BatchPolicy.mayBeOverrun(reason)) clearOverruns(environment, called, progress)
-  return { _tag: "Failed", reason, ...whereFailed(attempt), failure: withTyped(attempt, failure) }
+  return { _tag: "Failed", reason, ...Attempt.whereFailed(attempt), failure: Attempt.withTyped(attempt, failure) }
 })
 
-/** The call of the handler that has not ended, if any. */
-const currentCall = (
-  { called, progress: { begun, callFrom, callSince, handled, raised } }: Attempt
-): RangeState.Call | undefined =>
-  begun > handled && raised === undefined
-    ? { event: called[callFrom]!, events: begun - callFrom, since: callSince }
-    : undefined
-
-/** Which events of the batch had begun, and at which of them it failed. */
-const whereFailed = (attempt: Attempt): Pick<BatchPolicy.Failed<unknown>, "begun" | "failedAt"> => {
-  const { batch: { events, instead }, called, phase, progress } = attempt
-  const positions = (count: number) => events.slice(0, count).map(({ globalPosition }) => globalPosition)
-  if (phase === "instead") {
-    const count = reachedEvents(attempt)
-    const parked = events.slice(0, count).flatMap((event, index) => instead!.of(event) ? [index] : [])
-    // Several events may exceed a limit only together.
-    return { begun: positions(count), failedAt: parked.length > 1 ? "unknown" : parked[0] ?? 0 }
-  }
-  const failedAt = HandlerCall.failedAt(progress)
-  if (failedAt === undefined) {
-    // Without a call, the transaction has failed to begin. After the last one, a finalizer of the batch's scope may fail.
-    return { begun: positions(phase === "end" || progress.begun > 0 ? reachedEvents(attempt) : 0), failedAt }
-  }
-  return {
-    begun: positions(events.indexOf(called[progress.begun - 1]!) + 1),
-    failedAt: failedAt === "unknown" ? failedAt : events.indexOf(called[failedAt]!)
-  }
-}
-
-/** Adds the handler's typed error, if it is the first reason of the failure. */
-const withTyped = <F extends HandlerFailure | Retries.Retried>({ phase, progress }: Attempt, failure: F) => {
-  if (failure._tag !== "HandlerFailure" || phase !== "handler") return failure
-  const raised = progress.raised?.reasons.find(Cause.isFailReason)
-  const [first] = failure.cause.reasons
-  return raised !== undefined && first !== undefined && Cause.isFailReason(first) && first.error === raised.error
-    ? new HandlerFailure({ cause: failure.cause, typed: { error: raised.error } })
-    : failure
-}
-
-const commit = (environment: Environment, attempt: Attempt) =>
+const commit = (environment: Environment, attempt: Attempt.Attempt) =>
   environment.job.projection.delivery === "at-least-once"
     ? deliver(environment, attempt)
     : commitWith(environment, attempt, handling(environment, attempt))
 
 /** Runs the handlers in the context of a batch. */
-const handling = (environment: Environment, attempt: Attempt) => {
+const handling = (environment: Environment, attempt: Attempt.Attempt) => {
   const { base, job } = environment
   const { called, progress } = attempt
   const delivery = Projection.Delivery.of({
@@ -227,10 +155,10 @@ const interruptionGrace = Duration.seconds(4)
  * Runs the handlers outside of a transaction and writes the progress afterwards. The events before one that fails were
  * handled, so their progress is written, and the batch ends before that event.
  */
-const deliver = Effect.fnUntraced(function*(environment: Environment, attempt: Attempt) {
+const deliver = Effect.fnUntraced(function*(environment: Environment, attempt: Attempt.Attempt) {
   const { called, progress } = attempt
   const exit = yield* Effect.exit(Abandonable.run(handling(environment, attempt), { grace: interruptionGrace }))
-  const isBegun = progress.handled < called.length && reachedEvents(attempt) > 0
+  const isBegun = progress.handled < called.length && Attempt.reachedEvents(attempt) > 0
   if (Exit.isFailure(exit) && !isBegun) {
     return yield* Effect.fail(environment.checkpoints.classifyHandler(exit.cause))
   }
@@ -239,9 +167,9 @@ const deliver = Effect.fnUntraced(function*(environment: Environment, attempt: A
 })
 
 /** If the progress cannot be written now, it is written with later progress, so that no handler is called again. */
-const advance = ({ checkpoints, job }: Environment, attempt: Attempt) => {
+const advance = ({ checkpoints, job }: Environment, attempt: Attempt.Attempt) => {
   const { epoch, held, writtenUpTo: from } = job.state
-  return checkpoints.advance(held, { from, to: reached(attempt), epoch }).pipe(
+  return checkpoints.advance(held, { from, to: Attempt.reached(attempt), epoch }).pipe(
     Effect.catchIf(Retries.isRetried, () =>
       Effect.sync(() => {
         attempt.isUnwritten = true
@@ -251,7 +179,7 @@ const advance = ({ checkpoints, job }: Environment, attempt: Attempt) => {
 
 const commitWith = (
   { checkpoints, idleTimeout, job }: Environment,
-  attempt: Attempt,
+  attempt: Attempt.Attempt,
   work: Effect.Effect<void, unknown>
 ) => {
   const { batch: { instead }, progress } = attempt
@@ -263,7 +191,7 @@ const commitWith = (
       instead === undefined ? work : Effect.andThen(work, runInstead(attempt, instead)),
       () => {
         attempt.phase = "end"
-        return reached(attempt)
+        return Attempt.reached(attempt)
       }
     )
   ).pipe(
@@ -277,7 +205,7 @@ const commitWith = (
 }
 
 /** Handles the events until none is left, the batch has taken too long, or the range drains. */
-const handleEvents = (environment: Environment, attempt: Attempt) => {
+const handleEvents = (environment: Environment, attempt: Attempt.Attempt) => {
   const { clock, job: { draining, projection } } = environment
   const { called, progress } = attempt
   // An optimistic transaction may run this several times before it commits.
@@ -289,22 +217,11 @@ const handleEvents = (environment: Environment, attempt: Attempt) => {
   )
 }
 
-const runInstead = (attempt: Attempt, { of, run }: Instead) =>
+const runInstead = (attempt: Attempt.Attempt, { of, run }: Attempt.Instead) =>
   Effect.suspend(() => {
     attempt.phase = "instead"
-    return run(attempt.batch.events.slice(0, reachedEvents(attempt)).filter(of))
+    return run(attempt.batch.events.slice(0, Attempt.reachedEvents(attempt)).filter(of))
   })
-
-/** How many events the batch has reached: all before the first event that was not handled. */
-const reachedEvents = ({ batch: { events }, called, progress: { handled } }: Attempt): number =>
-  handled === called.length ? events.length : events.indexOf(called[handled]!)
-
-/** The range's position after the events that the batch has reached. */
-const reached = (attempt: Attempt): bigint => {
-  const { batch: { end, events } } = attempt
-  const count = reachedEvents(attempt)
-  return count === events.length ? end : events[count - 1]!.globalPosition
-}
 
 /**
  * Counts an overrun as soon as the handlers have ended, because the range may be closed before the loss of the batch is

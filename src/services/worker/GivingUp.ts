@@ -13,6 +13,7 @@ import type { Event } from "../../schema/Event.ts"
 import type * as FailurePolicy from "../../schema/FailurePolicy.ts"
 import * as PartitionKey from "../../schema/PartitionKey.ts"
 import type { EpochEnded, Fenced } from "../CheckpointStore.ts"
+import type * as Attempt from "./Attempt.ts"
 import * as Batch from "./Batch.ts"
 import * as FailingEvent from "./FailingEvent.ts"
 import * as Halting from "./Halting.ts"
@@ -135,7 +136,7 @@ const describe = ({ job }: Runner.Runner, event: Event, { error, stack }: HaltRe
 const passFirst = Effect.fnUntraced(function*(
   runner: Runner.Runner,
   rest: Runner.Rest,
-  { report, run }: { readonly run: Batch.Instead["run"]; readonly report: Effect.Effect<void> }
+  { report, run }: { readonly run: Attempt.Instead["run"]; readonly report: Effect.Effect<void> }
 ): Effect.fn.Return<ReadonlyArray<Event>, EpochEnded | Fenced> {
   const [event] = rest.events
   const events: Array.NonEmptyReadonlyArray<Event> = [event]

@@ -19,7 +19,7 @@ import type { EpochEnded, Fenced } from "../CheckpointStore.ts"
 import type { Page, ServerEpoch } from "../EventStore.ts"
 import type { ParkedEvents } from "../ParkedEvents.ts"
 import type * as Projection from "../Projection.ts"
-import type * as Batch from "./Batch.ts"
+import type * as Attempt from "./Attempt.ts"
 import type * as RangeState from "./RangeState.ts"
 import * as Retries from "./Retries.ts"
 import type { Startup } from "./Startup.ts"
@@ -133,7 +133,7 @@ export const queue = (
   parking: Parking,
   hashOf: (event: Event) => number,
   events: ReadonlyArray<Event>
-): Batch.Instead | undefined => {
+): Attempt.Instead | undefined => {
   if (!hasAny(parking.counts)) return undefined
   const queued = new Set(events.filter((event) => isQueued(parking, hashOf, event)))
   return queued.size === 0 ? undefined : {
