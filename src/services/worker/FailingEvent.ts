@@ -1,5 +1,5 @@
 /** The event whose handler fails: how often it has failed, and the projection's own schedule of further attempts. */
-import type * as Cause from "effect/Cause"
+import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -76,7 +76,16 @@ export const delay = Effect.fnUntraced(function*(
   return yield* step(now, error as never).pipe(
     Effect.map(([, delay]) => Option.some(delay)),
     Pull.catchDone(() => Effect.succeedNone),
-    orAfterThrow(`The retry schedule of projection "${name}" failed, so the event is not tried again`, Option.none())
+    Effect.catchCause((cause) =>
+      Effect.as(
+        Effect.logError(
+          `The retry schedule of projection "${name}" failed, so the event is not tried again: ${errorText(cause)}${
+            stackText(cause)
+          }`
+        ),
+        Option.none()
+      )
+    )
   )
 })
 
@@ -87,14 +96,15 @@ export const decide = (
   typed: FailurePolicy.Typed | undefined
 ): Effect.Effect<FailurePolicy.FailureDecision> =>
   Effect.sync(() => FailurePolicy.decide(onFailure, event, typed)).pipe(
-    orAfterThrow(`onFailure of projection "${name}" failed, so the range is halted`, "halt" as const)
-  )
-
-/** If code of the application throws, logs it at level Error and continues with `otherwise`. */
-const orAfterThrow = <B>(what: string, otherwise: B) => <A, E, R>(self: Effect.Effect<A, E, R>) =>
-  Effect.catchCause(
-    self,
-    (cause) => Effect.as(Effect.logError(`${what}: ${errorText(cause)}${stackText(cause)}`), otherwise)
+    Effect.catchDefect((defect) => {
+      const cause = Cause.die(defect)
+      return Effect.as(
+        Effect.logError(
+          `onFailure of projection "${name}" failed, so the range is halted: ${errorText(cause)}${stackText(cause)}`
+        ),
+        "halt" as const
+      )
+    })
   )
 
 /** How the failures of the event are recorded with it when it is parked. */
