@@ -1,10 +1,9 @@
-import * as Measurement from "../src/testing/Measurement.ts"
-
 /** A measured value beside its target. */
 export interface Measure {
   readonly name: string
   readonly value: number
   readonly unit: string
+  /** `"≤ 4"`, `"≥ 0.9"`, or `"–"` for a value that is only shown. */
   readonly target: string
   readonly ok: boolean
 }
@@ -27,7 +26,17 @@ export const atLeast = (name: string, value: number, unit: string, target: numbe
   ok: value >= target
 })
 
-const round = (value: number): number => Number(value.toPrecision(3))
+/** A value without a target, such as an absolute number, which depends on the machine. */
+export const shown = (name: string, value: number, unit: string): Measure => ({
+  name,
+  value: round(value),
+  unit,
+  target: "–",
+  ok: true
+})
+
+/** To three significant digits. */
+export const round = (value: number): number => Number(value.toPrecision(3))
 
 /** The value below which the given part of the values lies. */
 export const percentile = (values: ReadonlyArray<number>, part: number): number => {
@@ -37,8 +46,6 @@ export const percentile = (values: ReadonlyArray<number>, part: number): number 
 
 export const median = (values: ReadonlyArray<number>): number => percentile(values, 0.5)
 
-export const print = (measures: ReadonlyArray<Measure>): string =>
-  Measurement.table(
-    ["measure", "value", "unit", "target", ""],
-    measures.map(({ name, ok, target, unit, value }) => [name, value, unit, target, ok ? "ok" : "MISSED"])
-  )
+/** The median of the ratios of each round: what slows a whole round down does not change its ratio. */
+export const medianRatio = (values: ReadonlyArray<number>, others: ReadonlyArray<number>): number =>
+  median(values.map((value, round) => value / others[round]!))

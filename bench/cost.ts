@@ -226,7 +226,7 @@ const program = Effect.gen(function*() {
   yield* Bench.report({
     page: "cost",
     title: "Cost",
-    script: "bench:cost",
+    command: Measurement.commandOf("bench:cost"),
     serverUrl: running.url,
     result: render(result)
   })

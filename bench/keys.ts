@@ -88,7 +88,7 @@ const program = Effect.gen(function*() {
   yield* Bench.report({
     page: "keys",
     title: "Partition keys",
-    script: "bench:keys",
+    command: Measurement.commandOf("bench:keys"),
     serverUrl: running.url,
     result: text
   })

@@ -21,7 +21,8 @@ import {
 } from "pupsourcing-orchestrator"
 import * as ExampleDatabase from "../src/testing/ExampleDatabase.ts"
 import * as Measurement from "../src/testing/Measurement.ts"
-import { atLeast, atMost, type Measure, median, percentile, print } from "./Measure.ts"
+import { atLeast, atMost, type Measure, median, percentile } from "./Measure.ts"
+import { markdown } from "./Report.ts"
 
 const json = process.argv.includes("--json")
 const note = (text: string) => Effect.sync(() => json ? console.error(text) : console.log(text))
@@ -326,13 +327,13 @@ const program = Effect.gen(function*() {
           measures.push(atMost("SIGKILL to takeover, p50", median(takeovers), "ms", 500))
         }).pipe(Effect.provide(stores(url)), Effect.scoped)
 
-        const result = print(measures)
+        const result = markdown({ text: "", measures })
         yield* Effect.sync(() => console.log(json ? JSON.stringify(measures, undefined, 2) : `\n${result}`))
         if (process.argv.includes("--record")) {
           yield* Measurement.record({
             page: "speed",
             title: "Speed",
-            script: "bench:smoke",
+            command: Measurement.commandOf("bench:smoke"),
             serverUrl: Redacted.value(base),
             result
           })

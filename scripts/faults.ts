@@ -46,7 +46,7 @@ const program = Effect.gen(function*() {
   yield* Console.log(values.json ? JSON.stringify(outcome, undefined, 2) : result)
   if (values.record) {
     const title = "Fault injection on real processes"
-    yield* Measurement.record({ page: "faults", title, script: "faults", serverUrl, result })
+    yield* Measurement.record({ page: "faults", title, command: Measurement.commandOf("faults"), serverUrl, result })
   }
   if (outcome.violations.length > 0) process.exitCode = 1
 })

@@ -107,7 +107,7 @@ const report = Effect.fnUntraced(function*(mode: Mode, what: "simulation" | "mut
     ? [what, "virtual time"]
     : [`${what}-postgres`, "real time on PostgreSQL"]
   const title = what === "simulation" ? `Simulation in ${where}` : `Mutations of the simulation in ${where}`
-  yield* Measurement.record({ page, title, script: "simulate", serverUrl, result })
+  yield* Measurement.record({ page, title, command: Measurement.commandOf("simulate"), serverUrl, result })
 })
 
 /** One seed with its trace. */

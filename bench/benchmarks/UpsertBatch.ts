@@ -1,24 +1,16 @@
-/**
- * `npm run bench:batches`: how much faster a projection catches up whose `handleBatch` writes one upsert for the events of
- * a batch, compared with one that writes an upsert for each event. Both run in alternating rounds on the same events. `-- --record`
- * writes the ratio to docs/measurements.
- */
-import { Clock, Effect, Redacted } from "effect"
+/** How much a batch handler that writes one statement for each batch gains over one statement for each event. */
+import { PgClient } from "@effect/sql-pg"
+import { Clock, Effect, Layer } from "effect"
 import { SqlClient } from "effect/sql"
-import { Orchestrator, Projection } from "pupsourcing-orchestrator"
-import * as Measurement from "../src/testing/Measurement.ts"
-import * as Bench from "./Bench.ts"
-import { median } from "./Measure.ts"
+import { Orchestrator, PostgresStores, Projection } from "pupsourcing-orchestrator"
+import * as Benchmark from "../Benchmark.ts"
+import { atLeast, median } from "../Measure.ts"
 
 const events = 20_000
 const aggregates = 1_000
-const rounds = 5
 
 const fill = Effect.gen(function*() {
   const sql = yield* SqlClient.SqlClient
-  // The server may be the one of an earlier run.
-  yield* sql`TRUNCATE events, aggregate_heads RESTART IDENTITY`
-  yield* sql`DROP TABLE IF EXISTS counts`
   yield* sql`CREATE TABLE counts (projection text, id text, events bigint NOT NULL, PRIMARY KEY (projection, id))`
   yield* sql`
     INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
@@ -65,34 +57,29 @@ const catchUp = Effect.fnUntraced(function*(projection: Projection.Projection<un
   return took
 })
 
-const measure = Effect.gen(function*() {
+const measure = Effect.fnUntraced(function*(rounds: number) {
   yield* fill
   const ratios: Array<number> = []
   // The first round is not measured.
   for (let round = 0; round <= rounds; round++) {
-    const one = yield* catchUp(single(`single_${process.pid}_${round}`))
-    const all = yield* catchUp(batched(`batched_${process.pid}_${round}`))
-    yield* Bench.note(`  round ${round}: ${(one / all).toFixed(1)}`)
+    const one = yield* catchUp(single(`single_${round}`))
+    const all = yield* catchUp(batched(`batched_${round}`))
     if (round > 0) ratios.push(one / all)
   }
-  return Measurement.table(
-    ["measure", "value"],
-    [["throughput of one upsert per batch, relative to one upsert per event", median(ratios).toFixed(1)]]
-  )
+  return ratios
 })
 
-const program = Effect.gen(function*() {
-  const running = yield* Bench.server("batches")
-  const ratio = yield* Effect.provide(measure, Bench.stores(Redacted.make(running.url)))
-  const result =
-    `The median of ${rounds} alternating rounds with ${events} events of ${aggregates} aggregates.\n\n${ratio}`
-  yield* Bench.report({
-    page: "batches",
-    title: "Batch handlers",
-    script: "bench:batches",
-    serverUrl: running.url,
-    result
+export const upsertBatch = Benchmark.make({
+  name: "upsert-batch",
+  title: "Batch handlers",
+  summary: "The throughput of one upsert for each batch (`handleBatch`), relative to one for each event (`handle`).",
+  run: Effect.gen(function*() {
+    const { rounds, url } = yield* Benchmark.Target
+    const stores = PostgresStores.layer.pipe(Layer.provideMerge(PgClient.layer({ url })))
+    const ratios = yield* Effect.provide(measure(rounds), stores)
+    return {
+      text: `Medians of ${rounds} alternating rounds with ${events} events of ${aggregates} aggregates.`,
+      measures: [atLeast("one upsert per batch, relative to one per event", median(ratios), "ratio", 2)]
+    }
   })
 })
-
-Bench.runMain(program)

@@ -1,0 +1,58 @@
+/** The database server that a run of the benchmarks measures. */
+import { PgClient } from "@effect/sql-pg"
+import { Config, Effect, Layer, Option, Redacted } from "effect"
+import { SqlClient } from "effect/sql"
+import { Migrations } from "pupsourcing-orchestrator"
+import * as EmbeddedPostgres from "../src/testing/EmbeddedPostgres.ts"
+import { type Benchmark, Target } from "./Benchmark.ts"
+
+export interface Server {
+  /** Its database `postgres`, or that of `DATABASE_URL`. */
+  readonly url: Redacted.Redacted
+  readonly embedded: Target["Service"]["embedded"]
+}
+
+/** The server of `DATABASE_URL`, or an embedded one with default durability, which is stopped with the scope. */
+export const acquire = Effect.gen(function*() {
+  const given = yield* Config.option(Config.Redacted("DATABASE_URL"))
+  if (Option.isSome(given) && Redacted.value(given.value) !== "") {
+    const server: Server = { url: given.value, embedded: undefined }
+    return server
+  }
+  const { log, pid, url } = yield* EmbeddedPostgres.acquire({
+    name: "bench",
+    settings: { shared_preload_libraries: "pg_stat_statements" }
+  })
+  const server: Server = { url: Redacted.make(url), embedded: { log, pid } }
+  return server
+})
+
+const client = (url: Redacted.Redacted) => PgClient.layer({ url, applicationName: "bench setup" })
+
+/** Runs the benchmark in a database of its own, which is dropped afterwards. */
+export const runIn = (server: Server, benchmark: Benchmark, rounds: number) => {
+  const name = `bench_${benchmark.name.replaceAll("-", "_")}_${process.pid}`
+  const url = Redacted.make(withDatabase(Redacted.value(server.url), name))
+  const admin = Effect.provide(Layer.fresh(client(server.url)))
+  return Effect.acquireUseRelease(
+    admin(Effect.flatMap(SqlClient.SqlClient, (sql) => sql`CREATE DATABASE ${sql(name)}`)),
+    () =>
+      Migrations.up.pipe(
+        Effect.provide(Layer.fresh(client(url))),
+        Effect.andThen(Effect.scoped(benchmark.run)),
+        Effect.provideService(Target, { url, rounds, embedded: server.embedded })
+      ),
+    // The result is valid even if the database remains.
+    () =>
+      admin(Effect.flatMap(SqlClient.SqlClient, (sql) => sql`DROP DATABASE ${sql(name)} WITH (FORCE)`)).pipe(
+        Effect.timeout("30 seconds"),
+        Effect.ignore
+      )
+  )
+}
+
+export const withDatabase = (url: string, database: string): string => {
+  const changed = new URL(url)
+  changed.pathname = `/${database}`
+  return changed.href
+}
