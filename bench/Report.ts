@@ -3,15 +3,16 @@ import * as Measurement from "../src/testing/Measurement.ts"
 import type { Benchmark, Outcome, Result } from "./Benchmark.ts"
 import type { Measure } from "./Measure.ts"
 
-/** The part that is the same on the terminal and on the page. */
-export const markdown = ({ measures, tables = [], text }: Result): string =>
+/** The result in Markdown, as it is printed and, with the link to its plot, recorded. */
+export const markdown = ({ measures, tables = [], text }: Result, plot = ""): string =>
   [
     text,
-    ...(measures.length === 0 ? [] : [measureTable(measures)]),
-    ...tables.map(({ header, rows, text, title }) =>
-      [`## ${title}`, ...(text === undefined ? [] : [text]), Measurement.table(header, rows)].join("\n\n")
+    measures.length === 0 ? "" : measureTable(measures),
+    plot,
+    ...tables.map(({ header, rows, text = "", title }) =>
+      [`## ${title}`, text, Measurement.table(header, rows)].filter((part) => part !== "").join("\n\n")
     )
-  ].join("\n\n")
+  ].filter((part) => part !== "").join("\n\n")
 
 const measureTable = (measures: ReadonlyArray<Measure>): string =>
   Measurement.table(
@@ -21,10 +22,8 @@ const measureTable = (measures: ReadonlyArray<Measure>): string =>
 
 const verdict = ({ ok, target }: Measure): string => !ok ? "MISSED" : target === "–" ? "" : "ok"
 
-export const page = (benchmark: Benchmark, result: Result): string => {
-  const plot = result.plot === undefined ? "" : `\n\n![${result.plot.title}](${benchmark.name}.svg)`
-  return `${benchmark.summary}\n\n${markdown(result)}${plot}`
-}
+export const page = ({ name, summary }: Benchmark, result: Result): string =>
+  `${summary}\n\n${markdown(result, result.plot === undefined ? "" : `![${result.plot.title}](${name}.svg)`)}`
 
 /** The measures of all benchmarks, with the name of the benchmark before their own. */
 export const json = (outcomes: ReadonlyArray<Outcome>): string =>

@@ -1,0 +1,117 @@
+/** The library: one worker in this process, with default settings. */
+import { PgClient } from "@effect/sql-pg"
+import { Config, Deferred, Effect, Exit, Layer, ManagedRuntime, References, Scope, Stream } from "effect"
+import { SqlClient } from "effect/sql"
+import { Orchestrator, PostgresStores, Projection } from "pupsourcing-orchestrator"
+import { serve } from "../serve.ts"
+
+/** What the projections do with an event. */
+type Handler = "nothing" | "upsert" | "upsertBatch" | { readonly waitMillis: number }
+
+interface Options {
+  readonly replicaSet: string
+  readonly handler: Handler
+  readonly projections?: number
+}
+
+/** One upsert for each event. */
+const upsert = (name: string) =>
+  Projection.make(name, {
+    handle: Effect.fnUntraced(function*({ aggregateId }) {
+      const sql = yield* SqlClient.SqlClient
+      yield* sql`
+        INSERT INTO counts VALUES (${name}, ${aggregateId}, 1)
+        ON CONFLICT (run, id) DO UPDATE SET events = counts.events + 1`
+    })
+  })
+
+/** One upsert for all events of a batch. */
+const upsertBatch = (name: string) =>
+  Projection.make(name, {
+    handleBatch: Effect.fnUntraced(function*(batch) {
+      const sql = yield* SqlClient.SqlClient
+      const ids = batch.map(({ aggregateId }) => aggregateId)
+      yield* sql`
+        INSERT INTO counts
+        SELECT ${name}::text, id, count(*) FROM unnest(${ids}::text[]) AS id GROUP BY id ORDER BY id
+        ON CONFLICT (run, id) DO UPDATE SET events = counts.events + excluded.events`
+    })
+  })
+
+const projection = (name: string, handler: Handler): Projection.Projection<unknown, SqlClient.SqlClient> => {
+  if (handler === "nothing") return Projection.make(name, { handle: () => Effect.void })
+  if (typeof handler === "object") return Projection.make(name, { handle: () => Effect.sleep(handler.waitMillis) })
+  return handler === "upsert" ? upsert(name) : upsertBatch(name)
+}
+
+/** The projections of a replica set: one has its name, several are numbered. */
+const make = ({ handler, projections = 1, replicaSet }: Options) =>
+  Orchestrator.make({
+    replicaSet,
+    projections: projections === 1
+      ? [projection(replicaSet, handler)]
+      : Array.from({ length: projections }, (_, index) => projection(`${replicaSet}_${index}`, handler))
+  })
+
+/** Handles all events, and returns the number of transactions that this took. */
+const catchUp = (options: Options) =>
+  Effect.scoped(Effect.gen(function*() {
+    const worker = yield* make(options)
+    let batches = 0
+    yield* worker.activity.pipe(
+      Stream.runForEach((activity) =>
+        Effect.sync(() => {
+          if (activity._tag === "BatchCommitted") batches++
+        })
+      ),
+      Effect.forkScoped({ startImmediately: true })
+    )
+    yield* worker.catchUp
+    return batches
+  }))
+
+/** The worker that runs until `stop`, and how many events it has committed. */
+let running: { readonly scope: Scope.Closeable; events: number } | undefined
+
+/** Starts the worker, and returns once it works on its part as one of `workers`. */
+const start = Effect.fnUntraced(function*({ workers, ...options }: Options & { readonly workers: number }) {
+  const scope = yield* Scope.make()
+  const state = { scope, events: 0 }
+  running = state
+  const assigned = yield* Deferred.make<void, unknown>()
+  yield* Effect.gen(function*() {
+    const worker = yield* make(options)
+    yield* worker.activity.pipe(
+      Stream.runForEach((activity) => {
+        if (activity._tag === "BatchCommitted") state.events += activity.events
+        return activity._tag === "AssignmentReached" && activity.generation.members.length === workers
+          ? Deferred.succeed(assigned, undefined)
+          : Effect.void
+      }),
+      Effect.forkScoped({ startImmediately: true })
+    )
+    yield* worker.run.pipe(Effect.onError((cause) => Deferred.failCause(assigned, cause)), Effect.forkScoped)
+  }).pipe(Scope.provide(scope))
+  yield* Deferred.await(assigned)
+})
+
+const stop = Effect.suspend(() => running === undefined ? Effect.void : Scope.close(running.scope, Exit.void))
+
+const cpuSeconds = () => {
+  const { system, user } = process.cpuUsage()
+  return (user + system) / 1e6
+}
+
+const runtime = ManagedRuntime.make(Layer.mergeAll(
+  PostgresStores.layer.pipe(Layer.provideMerge(
+    PgClient.layerConfig({ url: Config.Redacted("DATABASE_URL"), applicationName: Config.succeed("bench worker") })
+  )),
+  Layer.succeed(References.MinimumLogLevel, "Warn")
+))
+
+serve({
+  catchUp: (options: Options) => runtime.runPromise(catchUp(options)),
+  start: (options: Options & { readonly workers: number }) => runtime.runPromise(start(options)),
+  progress: () => Promise.resolve({ events: running?.events ?? 0, cpuSeconds: cpuSeconds() }),
+  stop: () => runtime.runPromise(stop)
+})
