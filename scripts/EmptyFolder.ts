@@ -83,8 +83,7 @@ export const make = (sources: ReadonlyArray<string>): EmptyFolder => {
   const directory = mkdtempSync(join(realpathSync(tmpdir()), "pupsourcing-orchestrator-consumer-"))
   const remove = () => rmSync(directory, { recursive: true, force: true })
   try {
-    rmSync(resolve(root, "dist"), { recursive: true, force: true })
-    run(root, resolve(root, "node_modules/.bin/tsc"), "-p", "tsconfig.build.json")
+    run(root, "npm", "run", "-s", "build")
     const [packed] = JSON.parse(
       run(root, "npm", "pack", "--json", "--ignore-scripts", "--pack-destination", directory)
     ) as [

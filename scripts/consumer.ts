@@ -54,7 +54,11 @@ const namespaces: Record<string, unknown> = Library
 for (const name of new Set([...Object.keys(modules), ...Object.keys(namespaces)])) {
   // An integration, which the main module does not load.
   if (/^[a-z]/.test(name) && !(name in namespaces)) continue
-  if (modules[name] !== namespaces[name]) throw new Error(\`\${name} is not both a namespace and a subpath\`)
+  const [subpath, namespace] = [modules[name], namespaces[name]] as [Record<string, unknown>, Record<string, unknown>]
+  const differs = Object.keys({ ...subpath, ...namespace }).find((key) => subpath?.[key] !== namespace?.[key])
+  if (subpath === undefined || namespace === undefined || differs !== undefined) {
+    throw new Error(\`\${name} is not both a namespace and a subpath with the same values\`)
+  }
 }
 const internal = [
 ${internal.map((path) => `  // @ts-expect-error not exported\n  () => import("${path}")`).join(",\n")}
@@ -68,6 +72,33 @@ console.log(\`imported \${Object.keys(modules).length} modules; \${internal.leng
 
 /** Exports every value of every public module again, so that a declaration file has to name all types in their signatures. */
 const again = importModules + modules.map((name) => `export const all${name} = { ...${name} }\n`).join("")
+
+/** Imports a specifier and prints the addresses of all modules that were loaded. */
+const listLoaded = (specifier: string) => `
+import { registerHooks } from "node:module"
+registerHooks({
+  load: (url, context, next) => {
+    console.log(url)
+    return next(url, context)
+  }
+})
+await import("${specifier}")
+`
+
+/** Fails if a worker loads the library as many modules, which takes long, or if its core loads the database driver. */
+const checkLoaded = ({ directory }: EmptyFolder.EmptyFolder) => {
+  const load = (specifier: string) =>
+    EmptyFolder.run(directory, process.execPath, "--input-type=module", "--eval", listLoaded(specifier)).trim().split(
+      "\n"
+    )
+  const own = load("pupsourcing-orchestrator").filter((url) => url.includes("/pupsourcing-orchestrator/"))
+  if (own.length > 10) throw new Error(`the main module consists of ${own.length} modules`)
+  for (const name of ["MemoryStores", "Orchestrator", "Projection"]) {
+    const driver = load(`pupsourcing-orchestrator/${name}`).find((url) => url.includes("/sql-pg/"))
+    if (driver !== undefined) throw new Error(`${name} loads ${driver}`)
+  }
+  console.log(`the main module consists of ${own.length} modules; the core does not load the database driver`)
+}
 
 const signs = /Processing (?:all )?events/
 const bin = "node_modules/.bin/pupsourcing-orchestrator"
@@ -189,6 +220,7 @@ try {
       `(NodeNext, bundler, declarations; ${seconds(begun)})`
   )
   process.stdout.write(EmptyFolder.run(consumer.directory, process.execPath, "index.ts"))
+  checkLoaded(consumer)
   EmptyFolder.run(consumer.directory, process.execPath, bin, "--help")
   EmptyFolder.run(consumer.directory, process.execPath, bin.replace("pupsourcing-", ""), "--version")
   console.log("both names of the command run")
