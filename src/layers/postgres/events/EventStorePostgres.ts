@@ -50,12 +50,15 @@ const readStream = (
   statements: EventSql.ReadStatements
 ): EventStore["Service"]["readStream"] =>
 (stream, options) =>
-  sql.unsafe<EventSql.StreamRow>(statements.stream, [
+  sql.unsafe(statements.stream, [
     ...EventSql.streamParameters(stream),
     EventSql.versionText(options?.from ?? 1n),
     options?.to === undefined ? null : EventSql.versionText(options.to),
     options?.limit === undefined ? null : String(EventSql.rowCount(Math.max(0, options.limit || 0)))
-  ]).pipe(Effect.map((rows) => rows.map(EventSql.toEvent)), refail("read a stream", ["appender", "worker"]))
+  ]).values.pipe(
+    Effect.map((rows) => (rows as unknown as ReadonlyArray<EventSql.StreamRow>).map(EventSql.toEventOfStream)),
+    refail("read a stream", ["appender", "worker"])
+  )
 
 const headPosition = ({ database, session, statements, tracker }: {
   readonly database: Database["Service"]

@@ -132,8 +132,9 @@ const prove = Effect.fnUntraced(function*(self: PageReader, after: bigint, upTo:
 })
 
 /** What a statement that reads a window of events returned. */
-type Answer<Row> =
-  | { readonly _tag: "Rows"; readonly rows: ReadonlyArray<Row> }
+type Answer =
+  /** Of a statement that returns events. */
+  | { readonly _tag: "Rows"; readonly rows: ReadonlyArray<EventSql.Row> }
   /** Not sent, or answered without rows: the bound is not proved on the session's connection, or the epoch differs. */
   | { readonly _tag: "Unproved" }
   | { readonly _tag: "Timeout" }
@@ -142,7 +143,7 @@ type Answer<Row> =
 
 const readRows = (self: PageReader, page: Reading, request: PageWindow.Request) => {
   const isSmall = request.rows === "small"
-  return send<EventSql.Row>(self, page, {
+  return send(self, page, {
     statement: isSmall ? self.statements.small(page.where) : self.statements.anySize(page.where),
     window: [request.after, request.upTo, EventSql.rowCount(request.limit), BigInt(request.bytes)],
     rest: isSmall ? [] : [BigInt(request.largestFirst)],
@@ -151,28 +152,28 @@ const readRows = (self: PageReader, page: Reading, request: PageWindow.Request) 
 }
 
 /** Sends a statement on the connection on which the page's bound was proved. */
-const send = <Row extends object>(self: PageReader, page: Reading, options: {
+const send = (self: PageReader, page: Reading, options: {
   readonly statement: string
   readonly window: readonly [after: bigint, upTo: bigint, limit: bigint, bytes: bigint]
   /** The parameters after those of the conditions. */
   readonly rest: ReadonlyArray<unknown>
   /** Whether a timeout is reported as such, because the caller can read less. */
   readonly mayShrink: boolean
-}): Effect.Effect<Answer<Row>, StoreError> =>
+}): Effect.Effect<Answer, StoreError> =>
   self.session.use(
     "read events",
-    ({ sql, state }): Effect.Effect<Answer<Row>, SqlError.SqlError | StoreError> =>
+    ({ sql, state }): Effect.Effect<Answer, SqlError.SqlError | StoreError> =>
       Settled.readableUpTo(state.settled, page.options.after) < page.window.bound || state.epoch !== page.epoch
         ? Effect.succeed({ _tag: "Unproved" })
-        : sql.unsafe<Row>(options.statement, [
+        : sql.unsafe(options.statement, [
           ...options.window,
           state.sequence,
           state.files,
           ...page.where.parameters,
           ...options.rest
-        ]).pipe(
-          Effect.map((rows): Answer<Row> => ({ _tag: "Rows", rows })),
-          Effect.catch((error): Effect.Effect<Answer<Row>, SqlError.SqlError> => {
+        ]).values.pipe(
+          Effect.map((rows): Answer => ({ _tag: "Rows", rows: rows as unknown as ReadonlyArray<EventSql.Row> })),
+          Effect.catch((error): Effect.Effect<Answer, SqlError.SqlError> => {
             if (options.mayShrink && error.reason._tag === "StatementTimeoutError") {
               return Effect.succeed({ _tag: "Timeout" })
             }
@@ -186,7 +187,7 @@ const send = <Row extends object>(self: PageReader, page: Reading, options: {
     // Runs outside the session, so that the session replaces a connection that the driver has closed.
     Effect.catchIf(
       isUnreadable,
-      ({ reason }): Effect.Effect<Answer<Row>> => Effect.succeed({ _tag: "Unreadable", failure: reason })
+      ({ reason }): Effect.Effect<Answer> => Effect.succeed({ _tag: "Unreadable", failure: reason })
     )
   )
 
@@ -200,22 +201,30 @@ const accept = (
   rows: ReadonlyArray<EventSql.Row>,
   { ended, started }: { readonly started: bigint; readonly ended: bigint }
 ): void => {
-  const cut = rows.findIndex((row) => !EventSql.isWhole(row))
-  const fitting = (cut === -1 ? rows : rows.slice(0, cut)).filter(EventSql.isWhole)
-  const last = fitting[fitting.length - 1]
+  const isSmall = request.rows === "small"
+  const events: Array<Event> = []
+  const hashes: Array<number> = []
+  let bytes = 0
+  let oversized: bigint | undefined
+  for (const row of rows) {
+    if (!EventSql.isWhole(row)) {
+      oversized = row[0]
+      break
+    }
+    events.push(EventSql.toEvent(row))
+    if (page.options.hashes === true) hashes.push(EventSql.hashOfRow(row))
+    bytes = isSmall ? bytes + row[12].length : EventSql.runningOf(row)
+  }
   const answer: PageWindow.Answer = {
-    events: fitting.length,
-    bytes: request.rows === "small"
-      ? fitting.reduce((sum, { payload }) => sum + payload.length, 0)
-      : Number(last?.running ?? 0n),
-    last: last?.globalPosition,
-    oversized: rows[cut]?.globalPosition,
+    events: events.length,
+    bytes,
+    last: events[events.length - 1]?.globalPosition,
+    oversized,
     nanos: ended - started,
     pageNanos: ended - page.begun
   }
-  const events = fitting.map(EventSql.toEvent)
   page.events = page.events.length === 0 ? events : [...page.events, ...events]
-  if (page.options.hashes === true) page.hashes = [...page.hashes, ...fitting.map(({ hash }) => Number(hash))]
+  if (page.options.hashes === true) page.hashes = [...page.hashes, ...hashes]
   page.window = PageWindow.answered(page.window, request, answer)
   self.sizes = PageWindow.sizesAnswered(self.sizes, request, answer)
 }
