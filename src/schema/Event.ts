@@ -71,7 +71,8 @@ export interface NewEvent extends StreamId {
 }
 
 /**
- * A persisted event.
+ * A persisted event. The projections of a process receive the same object, so that a handler must not change its
+ * `payload`, `metadata` or `createdAt`.
  *
  * @category models
  * @since 0.1.0

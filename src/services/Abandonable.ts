@@ -72,12 +72,12 @@ export const elapsed = (duration: Duration.Input): Effect.Effect<void> =>
 export const start = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<Fiber.Fiber<A, E>, never, R> =>
   Effect.forkDetach(self, { startImmediately: true })
 
-/** Like `start`; `finalizer` runs when the effect has ended, even if it was interrupted before its first step. */
+/** Like `start`; `onExit` runs when the effect has ended, even if it was interrupted before its first step. */
 export const startWith = <A, E, R, R2>(
   self: Effect.Effect<A, E, R>,
-  finalizer: Effect.Effect<void, never, R2>
+  onExit: (exit: Exit.Exit<A, E>) => Effect.Effect<void, never, R2>
 ): Effect.Effect<Fiber.Fiber<A, E>, never, R | R2> =>
-  Effect.forkDetach(Effect.ensuring(Effect.interruptible(self), finalizer), {
+  Effect.forkDetach(Effect.onExit(Effect.interruptible(self), onExit), {
     startImmediately: true,
     uninterruptible: true
   })

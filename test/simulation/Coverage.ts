@@ -106,6 +106,8 @@ export const virtual = {
     "halted event retried on request",
     "deliver an event",
     "deliver an event again",
+    "read for several ranges of a projection",
+    "read ahead of a batch",
     "halted: handler overran",
     "join again after an eviction",
     "batch interrupted"

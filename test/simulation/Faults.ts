@@ -18,7 +18,7 @@ import {
   TransientFailure
 } from "../../src/services/CheckpointStore.ts"
 import { CoordinationStore } from "../../src/services/CoordinationStore.ts"
-import { EventStore } from "../../src/services/EventStore.ts"
+import { EventStore, type Page, type ReadOptions } from "../../src/services/EventStore.ts"
 import { Membership } from "../../src/services/Membership.ts"
 import { ParkedEvents, type Requests } from "../../src/services/ParkedEvents.ts"
 import { Projections } from "../../src/services/Projections.ts"
@@ -228,11 +228,27 @@ export const make = (
   })
 
   const log = events.store(process, mutation.readable?.(events), mutation.readBy)
+  /** Where the pages with events end that this worker has read. */
+  const pageEnds = new Set<bigint>()
+  const isPassed = (position: bigint) =>
+    [...handle.world.rows.values()].some(({ value }) => value !== undefined && value.position >= position)
+  const countRead = ({ after, limit = 0 }: ReadOptions) => {
+    if (limit > scenario.settings.batchSize) coverage.count("steps", "read for several ranges of a projection")
+    if (pageEnds.has(after) && !isPassed(after)) coverage.count("steps", "read ahead of a batch")
+  }
+  const readPage = (options: ReadOptions) =>
+    Effect.suspend(() => {
+      countRead(options)
+      return Effect.map(log.read(options), (page): Page => {
+        if (page.events.length > 0) pageEnds.add(page.position)
+        return mutation.page?.(page) ?? page
+      })
+    })
   const readFailed = { entry: "read: failed", happens: nothing } as const
   const eventStore = EventStore.of({
     append: log.append,
     readStream: log.readStream,
-    read: (options) => call(reach(log.read(options)), readFailed),
+    read: (options) => call(reach(readPage(options)), readFailed),
     endEpoch: log.endEpoch,
     settledPosition: call(reach(log.settledPosition)),
     positionBefore: log.positionBefore,

@@ -14,6 +14,7 @@ import { written } from "../../src/schema/Plan.ts"
 import type { CheckpointStore } from "../../src/services/CheckpointStore.ts"
 import { Fenced, HandlerFailure, TransientFailure } from "../../src/services/CheckpointStore.ts"
 import type { CoordinationStore } from "../../src/services/CoordinationStore.ts"
+import type { Page } from "../../src/services/EventStore.ts"
 import type { ParkedEvents } from "../../src/services/ParkedEvents.ts"
 import * as Projection from "../../src/services/Projection.ts"
 import type { Chance } from "./Chance.ts"
@@ -31,6 +32,8 @@ export interface Mutation {
   readonly readable?: (log: EventLog) => () => number
   /** The partition key by which readers read; that of their projection if absent. */
   readonly readBy?: PartitionKey
+  /** Changes a page that was read. */
+  readonly page?: (page: Page) => Page
   /** The kinds of faults that reveal the absence, if other faults rarely do. */
   readonly faults?: ReadonlyArray<FaultName>
 }
@@ -171,6 +174,9 @@ export const mutations: Readonly<Record<string, Mutation>> = {
     rules: { ...request.rules, heartbeatIntervalMillis: 0 }
   })),
   "the partition key of a read": { readBy: "aggregateId" },
+  "the hashes by which ranges divide a page": {
+    page: (page) => page.hashes === undefined ? page : { ...page, hashes: page.hashes.map(() => 0) }
+  },
   "the settled position": { readable: (log) => () => log.head },
   "resolving an unknown commit outcome": unknownIsFailed(),
   "resolving an unknown commit outcome, and the position check": unknownIsFailed(

@@ -8,6 +8,7 @@ import * as BatchWindow from "../../schema/BatchWindow.ts"
 import { CheckpointAheadOfEvents, type EventError, type StoreError } from "../../schema/Errors.ts"
 import { type CheckpointStore, EpochEnded, type Fenced } from "../CheckpointStore.ts"
 import type { EventStore, Page, ReadOptions, ServerEpoch } from "../EventStore.ts"
+import * as Feed from "./Feed.ts"
 import * as Parking from "./Parking.ts"
 import * as RangeState from "./RangeState.ts"
 import { isRetried, type Retries } from "./Retries.ts"
@@ -41,6 +42,8 @@ export interface PageSource {
 interface Source {
   readonly job: RangeState.Job
   readonly events: EventStore["Service"]
+  readonly feed: Feed.Feed
+  readonly member: Feed.Member
   readonly checkpoints: CheckpointStore
   readonly startup: Startup
   readonly retries: Retries
@@ -155,18 +158,19 @@ const received = Effect.fnUntraced(function*(source: Source, next: NextPage) {
 
 /** Returns nothing if the wait was interrupted. A read that has begun continues to its result. */
 const waitAndRead = (source: Source, interruption: Effect.Effect<void, StoreError>) => {
-  const { events, job: { settings, state } } = source
+  const { events, feed, job: { settings, state: { handledUpTo: after } }, member, parking } = source
   const settled = Effect.raceFirst(
-    Effect.asSome(events.settledBeyond(state.handledUpTo, settings.pollInterval)),
+    Effect.asSome(events.settledBeyond(after, settings.pollInterval)),
     Effect.as(interruption, Option.none<bigint>())
   )
-  return Effect.flatMap(settled, (upTo) =>
-    Option.isNone(upTo) ? Effect.succeed(undefined) : Effect.map(
-      events.read(
-        readOptions(source, state.handledUpTo, upTo.value, { limit: settings.batchSize, bytes: settings.batchBytes })
-      ),
-      (page): NextPage => ({ _tag: "Page", page, isComplete: page.position >= upTo.value })
-    ))
+  return Effect.flatMap(settled, (settled) => {
+    if (Option.isNone(settled)) return Effect.succeed(undefined)
+    const upTo = settled.value
+    return Effect.map(
+      Feed.read(feed, member, { after, upTo, hashes: Parking.needsHashes(parking) }),
+      (page): NextPage => ({ _tag: "Page", page, isComplete: page.position >= upTo })
+    )
+  })
 }
 
 /**

@@ -21,6 +21,7 @@ import type { RetryLog } from "../telemetry/RetryLog.ts"
 import * as Batch from "./Batch.ts"
 import * as BlockingHandlers from "./BlockingHandlers.ts"
 import * as FailingEvent from "./FailingEvent.ts"
+import * as Feed from "./Feed.ts"
 import * as GivingUp from "./GivingUp.ts"
 import * as Halting from "./Halting.ts"
 import * as HaltReason from "./HaltReason.ts"
@@ -52,8 +53,10 @@ export class RangeRunner extends Context.Service<RangeRunner, {
 const conflictWarningNanos = 600_000_000_000n
 
 export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: RetryLog) {
+  const events = yield* EventStore
   const shared: Runner.Shared = {
-    events: yield* EventStore,
+    events,
+    feed: Feed.make(events),
     checkpoints: yield* CheckpointStore,
     parkedEvents: yield* ParkedEvents,
     startup,
@@ -61,12 +64,20 @@ export const make = Effect.fnUntraced(function*(startup: Startup, retryLog: Retr
     blocking: BlockingHandlers.make(),
     conflictsQuietUntil: new Map()
   }
-  return RangeRunner.of({ run: (job) => Effect.flatMap(makeRunner(shared, job), runToEnd) })
+  return RangeRunner.of({ run: (job) => run(shared, job) })
 })
+
+const run = (shared: Runner.Shared, job: RangeState.Job) =>
+  Effect.acquireUseRelease(
+    Effect.sync(() => Feed.join(shared.feed, job)),
+    (member) => Effect.flatMap(makeRunner(shared, job, member), runToEnd),
+    (member) => Effect.sync(() => Feed.leave(shared.feed, member))
+  )
 
 const makeRunner = Effect.fnUntraced(function*(
   shared: Runner.Shared,
-  job: RangeState.Job
+  job: RangeState.Job,
+  member: Feed.Member
 ): Effect.fn.Return<Runner.Runner> {
   const retries = Retries.make(job, shared.retryLog)
   const parking = Parking.make(shared.parkedEvents, job)
@@ -74,7 +85,7 @@ const makeRunner = Effect.fnUntraced(function*(
     shared,
     job,
     retries,
-    pages: PageSource.make({ ...shared, job, retries, parking }),
+    pages: PageSource.make({ ...shared, job, member, retries, parking }),
     batches: yield* Batch.makeEnvironment(job, shared.checkpoints, shared.blocking),
     policy: BatchPolicy.initial(job.settings.batchSize, job.projection.handler._tag),
     failures: 0,
@@ -147,7 +158,7 @@ const step = Effect.fnUntraced(
  */
 const beginAgain = Effect.fnUntraced(function*(runner: Runner.Runner, ended: EpochEnded) {
   const { job: { state }, shared } = runner
-  if (state.epoch !== undefined) yield* shared.events.endEpoch(state.epoch)
+  if (state.epoch !== undefined) yield* Feed.endEpoch(shared.feed, state.epoch)
   RangeState.dropUnwritten(state)
   runner.caughtUp = "never"
   Parking.forget(runner.parking)

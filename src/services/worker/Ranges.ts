@@ -104,7 +104,7 @@ const open = Effect.fnUntraced(function*(ranges: Collection, held: Checkpoint.He
   }
   ranges.entries.set(key, entry)
   // Not forked in the scope, whose end would wait for a handler that does not stop; `closeAll` ends it.
-  entry.fiber = yield* Abandonable.startWith(run(ranges, entry, job), remove(ranges, entry)).pipe(
+  entry.fiber = yield* Abandonable.startWith(run(ranges, entry, job), () => remove(ranges, entry)).pipe(
     Effect.annotateLogs({
       projection: held.projection,
       range: HashRange.format(held.range),

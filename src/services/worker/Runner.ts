@@ -12,6 +12,7 @@ import type { RetryLog } from "../telemetry/RetryLog.ts"
 import type * as Batch from "./Batch.ts"
 import type * as BlockingHandlers from "./BlockingHandlers.ts"
 import type * as FailingEvent from "./FailingEvent.ts"
+import type * as Feed from "./Feed.ts"
 import type * as HaltReason from "./HaltReason.ts"
 import type * as PageSource from "./PageSource.ts"
 import type * as Parking from "./Parking.ts"
@@ -22,6 +23,7 @@ import type { Startup } from "./Startup.ts"
 /** What the runners of a process share. */
 export interface Shared {
   readonly events: EventStore["Service"]
+  readonly feed: Feed.Feed
   readonly checkpoints: CheckpointStore
   readonly parkedEvents: ParkedEvents
   readonly startup: Startup

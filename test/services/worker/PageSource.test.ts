@@ -19,6 +19,7 @@ import { EpochEnded, Fenced, type TransientFailure } from "../../../src/services
 import type { EventStore } from "../../../src/services/EventStore.ts"
 import * as Projection from "../../../src/services/Projection.ts"
 import * as RetryLog from "../../../src/services/telemetry/RetryLog.ts"
+import * as Feed from "../../../src/services/worker/Feed.ts"
 import * as PageSource from "../../../src/services/worker/PageSource.ts"
 import * as Parking from "../../../src/services/worker/Parking.ts"
 import * as RangeState from "../../../src/services/worker/RangeState.ts"
@@ -245,6 +246,30 @@ it.effect("a range is halted at an event whose reads end the server epoch, after
     yield* worker.drain(fiber)
   }))
 
+it.effect("the events before one whose reads end the server epoch are handled and committed", () =>
+  Effect.gen(function*() {
+    const world = yield* MemoryStores.makeWorld
+    const handled = yield* TxRef.make<ReadonlyArray<string>>([])
+    let reads = 0
+    const worker = yield* runner(world, recording(handled), {
+      events: (real) => ({
+        read: (options) =>
+          options.after < 2n
+            ? real.read({ ...options, upTo: 2n })
+            : Effect.suspend(() => {
+              world.epoch = `${++reads} reads`
+              return Effect.fail(new EventUnreadable({ position: 3n, detail: "no date", epoch: world.epoch }))
+            })
+      })
+    })
+    yield* worker.events.append([event("a"), event("a"), event("a")])
+    const fiber = yield* Effect.forkChild(worker.run)
+    yield* pass(60_000)
+    const { halt, position } = yield* worker.row
+    assert.deepStrictEqual([position, halt?.position], [2n, 3n])
+    yield* worker.drain(fiber)
+  }))
+
 it.effect("draining does not write progress read in an earlier server epoch; the next owner reads again", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
@@ -304,7 +329,17 @@ it.effect("progress is not due once a batch has written it", () =>
     }
     const startup = Startup.make(retryLog)
     const parking = Parking.make(parkedEvents, job)
-    const pages = PageSource.make({ job, events, checkpoints, startup, retries: Retries.make(job, retryLog), parking })
+    const feed = Feed.make(events)
+    const pages = PageSource.make({
+      job,
+      events,
+      feed,
+      member: Feed.join(feed, job),
+      checkpoints,
+      startup,
+      retries: Retries.make(job, retryLog),
+      parking
+    })
     yield* events.append([event("a"), event("a")])
     state.epoch = world.epoch
     RangeState.passOver(state, 1n)

@@ -1,0 +1,293 @@
+/**
+ * The feed of a process: ranges that are near each other share their reads, and the next page is read while the
+ * handlers work.
+ *
+ * A range takes its pages from reads that include it. If there is none at its position, it begins one for itself and for
+ * all ranges nearby, which divide the page by the hashes that the database has computed. Ranges at different positions
+ * meet by themselves: a read ends where another one begins, and a range may take the rest of a page.
+ */
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import type * as Fiber from "effect/Fiber"
+import type { CheckpointAheadOfEvents, EventError, StoreError } from "../../schema/Errors.ts"
+import type { Event } from "../../schema/Event.ts"
+import * as EventSelection from "../../schema/EventSelection.ts"
+import { sizeOf } from "../../schema/EventSize.ts"
+import * as Abandonable from "../Abandonable.ts"
+import type { EventStore, Page, ReadOptions, ServerEpoch } from "../EventStore.ts"
+import type * as RangeState from "./RangeState.ts"
+
+export interface Feed {
+  readonly events: EventStore["Service"]
+  readonly members: Set<Member>
+  /** In the order in which they began. */
+  readonly reads: Set<Read>
+}
+
+/** A range that reads. */
+export interface Member {
+  readonly job: RangeState.Job
+  readonly selection: EventSelection.EventSelection
+  /** The position after which it will read next, as far as is known. */
+  after: bigint
+  /** Whether its last read asked for hashes. */
+  hashes: boolean
+  /** Up to this position, it reads for itself and not ahead, because a read from here has failed. */
+  aloneUpTo: bigint
+}
+
+/** The members of a read, and what it reads for them. */
+interface Group {
+  readonly members: Set<Member>
+  /** Contains the selections of the members. */
+  readonly selection: EventSelection.EventSelection
+  /** Whether not all members select the same events. */
+  readonly isDivided: boolean
+  readonly limit: number
+}
+
+/** A read, in flight or with its page. */
+interface Read {
+  readonly after: bigint
+  readonly upTo: bigint
+  /** The members that have not taken the page. */
+  readonly members: Set<Member>
+  readonly isDivided: boolean
+  readonly isShared: boolean
+  readonly hashes: boolean
+  readonly result: Deferred.Deferred<Page, ReadError>
+  /** The fiber that reads; undefined only while it starts. */
+  fiber: Fiber.Fiber<unknown, unknown> | undefined
+  page: Page | undefined
+  /** The size of the page, or its maximum before it is known. */
+  bytes: number
+}
+
+type ReadError = CheckpointAheadOfEvents | EventError | StoreError
+
+/** What a member asks for. */
+export interface Request {
+  readonly after: bigint
+  /** A settled position. */
+  readonly upTo: bigint
+  readonly hashes: boolean
+}
+
+/** The pages that are kept for slower ranges or read ahead are as large as this number of full pages at most. */
+const keptPages = 4
+
+/** What an event costs in memory besides its payload and its metadata, in bytes. */
+const eventOverhead = 1024
+
+/** Ranges are near each other if at most this number of full pages lies between them. */
+const nearPages = 2n
+
+export const make = (events: EventStore["Service"]): Feed => ({ events, members: new Set(), reads: new Set() })
+
+export const join = (feed: Feed, job: RangeState.Job): Member => {
+  const { projection: { filter, partitionBy }, state: { handledUpTo, held } } = job
+  const selection = { range: held.range, filter, partitionBy }
+  const member: Member = { job, selection, after: handledUpTo, hashes: false, aloneUpTo: -1n }
+  feed.members.add(member)
+  return member
+}
+
+export const leave = (feed: Feed, member: Member): void => {
+  feed.members.delete(member)
+  for (const read of feed.reads) release(feed, read, member)
+}
+
+/**
+ * Returns the events of the member after a position, as `EventStore.read` does, and reads the next page ahead if events
+ * are left.
+ *
+ * The failure of a shared read need not concern every member: one of them may not select the event that cannot be read. Therefore
+ * each member then reads for itself.
+ */
+export const read = Effect.fnUntraced(function*(
+  feed: Feed,
+  member: Member,
+  request: Request
+): Effect.fn.Return<Page, ReadError> {
+  Object.assign(member, { after: request.after, hashes: request.hashes })
+  while (true) {
+    const read = readAt(feed, member, request.after) ?? (yield* begin(feed, member, request))
+    const result = yield* Effect.result(Deferred.await(read.result))
+    if (result._tag === "Failure") {
+      if (read.isShared) continue
+      return yield* result.failure
+    }
+    const page = take(feed, read, result.success, member, request.after)
+    if (page === undefined) continue
+    member.after = page.position
+    yield* readAhead(feed, member, request)
+    return page
+  }
+})
+
+/** The server epoch has ended: pages that were read in it are invalid. */
+export const endEpoch = (feed: Feed, epoch: ServerEpoch): Effect.Effect<void> =>
+  Effect.suspend(() => {
+    for (const read of feed.reads) if (read.page === undefined || read.page.epoch === epoch) feed.reads.delete(read)
+    return feed.events.endEpoch(epoch)
+  })
+
+// Which reads a member takes its pages from.
+
+/** Where the page of a read ends, as far as is known. */
+const endOf = ({ page, upTo }: Read): bigint => page?.position ?? upTo
+
+const isUsable = ({ hashes, members }: Read, member: Member): boolean =>
+  members.has(member) && (hashes || !member.hashes)
+
+/** Returns the read whose page contains the positions after this one. */
+const readAt = ({ reads }: Feed, member: Member, after: bigint): Read | undefined => {
+  for (const read of reads) {
+    if (read.after <= after && after < endOf(read) && isUsable(read, member)) return read
+  }
+  return undefined
+}
+
+/** Returns where a read for the member ends: where a page begins that it can take. */
+const endFor = ({ reads }: Feed, member: Member, { after, upTo }: Request): bigint => {
+  let end = upTo
+  for (const read of reads) if (after < read.after && read.after < end && isUsable(read, member)) end = read.after
+  return end
+}
+
+/** Returns the events of the page that the member selects; undefined if the page ends before them. */
+const take = (feed: Feed, read: Read, page: Page, member: Member, after: bigint): Page | undefined => {
+  release(feed, read, member)
+  if (page.position <= after) return undefined
+  if (!read.isDivided && after === read.after) return page
+  const { selection } = member
+  const events: Array<Event> = []
+  const hashes: Array<number> = []
+  for (const [index, event] of page.events.entries()) {
+    if (event.globalPosition <= after) continue
+    if (read.isDivided && !EventSelection.includes(selection, event, page.hashes![index]!)) continue
+    events.push(event)
+    if (page.hashes !== undefined) hashes.push(page.hashes[index]!)
+  }
+  return { ...page, events, ...(page.hashes === undefined ? {} : { hashes }) }
+}
+
+/** The member does not need the page any more. A read that no member needs ends. */
+const release = ({ reads }: Feed, read: Read, member: Member): void => {
+  read.members.delete(member)
+  if (read.members.size > 0) return
+  reads.delete(read)
+  read.fiber?.interruptUnsafe()
+}
+
+// Beginning a read.
+
+/** Begins to read the next page of the member, if events are left and there is room for it. */
+const readAhead = (feed: Feed, member: Member, { hashes, upTo }: Request): Effect.Effect<unknown> => {
+  const { after, job: { settings: { batchBytes } } } = member
+  if (after >= upTo || !mayShare(member, after) || readAt(feed, member, after) !== undefined) return Effect.void
+  const kept = sum(feed.reads, ({ bytes }) => bytes)
+  return kept + batchBytes > keptPages * batchBytes ? Effect.void : begin(feed, member, { after, hashes, upTo })
+}
+
+/**
+ * Begins a read for the member and those nearby. It is not interrupted before its fiber runs, because the members wait
+ * for its result.
+ */
+const begin = Effect.fnUntraced(function*(feed: Feed, member: Member, { after, ...request }: Request) {
+  const { batchBytes: bytes } = member.job.settings
+  const { isDivided, limit, members, selection } = groupOf(feed, member, after)
+  const upTo = endFor(feed, member, { after, ...request })
+  const hashes = isDivided || [...members].some((member) => member.hashes)
+  const read: Read = {
+    after,
+    upTo,
+    members,
+    isDivided,
+    isShared: members.size > 1,
+    hashes,
+    result: Deferred.makeUnsafe(),
+    fiber: undefined,
+    page: undefined,
+    bytes
+  }
+  feed.reads.add(read)
+  const options: ReadOptions = { after, upTo, ...selection, limit, bytes, ...(hashes ? { hashes } : {}) }
+  read.fiber = yield* Abandonable.startWith(feed.events.read(options), (exit) => {
+    if (exit._tag === "Success") arrived(feed, read, exit.value, keptPages * bytes)
+    else failed(feed, read)
+    return Deferred.done(read.result, exit)
+  })
+  return read
+}, Effect.uninterruptible)
+
+const groupOf = (feed: Feed, member: Member, after: bigint): Group => {
+  const { batchSize } = member.job.settings
+  const distance = nearPages * BigInt(batchSize)
+  const near = !mayShare(member, after) ?
+    [] :
+    [...feed.members].filter((other) =>
+      other !== member && mayShare(other, after) && other.after <= after + distance && after <= other.after + distance
+    )
+  const members = new Set([member])
+  let { selection } = member
+  // A range may touch the selection only after others have extended it.
+  for (let size = 0; size < members.size;) {
+    size = members.size
+    for (const other of near) {
+      const union = members.has(other) ? undefined : EventSelection.union(selection, other.selection)
+      if (union === undefined) continue
+      members.add(other)
+      selection = union
+    }
+  }
+  return {
+    members,
+    selection,
+    isDivided: [...members].some((other) => !EventSelection.equals(other.selection, selection)),
+    // So that dividing a page among the ranges of a projection does not make their batches smaller.
+    limit: batchSize * mostRanges(members)
+  }
+}
+
+/** Returns how many ranges one projection has among the members, at most. */
+const mostRanges = (members: ReadonlySet<Member>): number => {
+  const counts = new Map<string, number>()
+  for (const { job: { projection: { name } } } of members) counts.set(name, (counts.get(name) ?? 0) + 1)
+  return Math.max(...counts.values())
+}
+
+/** Whether reads from this position may be shared with the member, and begun before it asks. */
+const mayShare = ({ aloneUpTo, job: { draining, state } }: Member, after: bigint): boolean =>
+  after > aloneUpTo && !draining.isOpen() && state.halt === undefined
+
+/**
+ * The page of a read has arrived: pages of another server epoch are invalid, and the oldest ones make room for it. The
+ * ranges that have not taken those read them again.
+ */
+const arrived = ({ reads }: Feed, read: Read, page: Page, maxBytes: number): void => {
+  read.page = page
+  read.bytes = sum(page.events, (event) => sizeOf(event) + eventOverhead)
+  const kept = [...reads].filter((other) => other !== read && other.page !== undefined)
+  let bytes = sum(kept, ({ bytes }) => bytes)
+  for (const other of kept) {
+    if (other.page!.epoch === page.epoch && bytes <= maxBytes) continue
+    reads.delete(other)
+    bytes -= other.bytes
+  }
+}
+
+/**
+ * A read has failed. It is repeated only when a member asks for it: a read of an event that the client cannot decode
+ * ends the server epoch, so that the page before it could never commit.
+ */
+const failed = ({ reads }: Feed, read: Read): void => {
+  reads.delete(read)
+  for (const member of read.members) member.aloneUpTo = read.after
+}
+
+const sum = <A>(values: Iterable<A>, of: (value: A) => number): number => {
+  let sum = 0
+  for (const value of values) sum += of(value)
+  return sum
+}

@@ -1,0 +1,77 @@
+import { assert, it } from "@effect/vitest"
+import * as Schema from "effect/Schema"
+import type { EventFilter } from "../../src/schema/EventFilter.ts"
+import * as EventSelection from "../../src/schema/EventSelection.ts"
+import * as HashRange from "../../src/schema/HashRange.ts"
+import type { PartitionKey } from "../../src/schema/PartitionKey.ts"
+import { storedEvent } from "../support/Events.ts"
+
+const name = Schema.Literals(["A", "B", "C"])
+const list = Schema.Union([Schema.Undefined, Schema.NonEmptyArray(name)])
+const border = Schema.Literals([0, 1, 2, 3, 4])
+const selection = Schema.Struct({
+  borders: Schema.Tuple([border, border]),
+  partitionBy: Schema.Literals(["aggregateId", "correlationId"]),
+  boundedContexts: list,
+  aggregateTypes: list,
+  eventTypes: list
+})
+
+const toSelection = ({ borders, partitionBy, ...filter }: typeof selection.Type): EventSelection.EventSelection => ({
+  range: { start: Math.min(...borders), end: Math.max(...borders) + 1 },
+  partitionBy,
+  filter
+})
+
+const events = ["A", "B", "C", "D"].flatMap((boundedContext) =>
+  ["A", "B", "C", "D"].flatMap((aggregateType) =>
+    ["A", "B", "C", "D"].map((eventType) => storedEvent({ boundedContext, aggregateType, eventType }))
+  )
+)
+const hashes = [0, 1, 2, 3, 4, 5]
+
+it.prop("a union contains both selections", [selection, selection], ([first, second]) => {
+  const [a, b] = [toSelection(first), toSelection(second)]
+  const union = EventSelection.union(a, b)
+  if (union === undefined) return
+  for (const event of events) {
+    for (const hash of hashes) {
+      const isWanted = EventSelection.includes(a, event, hash) || EventSelection.includes(b, event, hash)
+      assert.isTrue(!isWanted || EventSelection.includes(union, event, hash))
+    }
+  }
+})
+
+it.prop("the order of two selections does not matter to their union", [selection, selection], ([first, second]) => {
+  const [a, b] = [toSelection(first), toSelection(second)]
+  const [one, other] = [EventSelection.union(a, b), EventSelection.union(b, a)]
+  assert.strictEqual(one === undefined, other === undefined)
+  if (one !== undefined && other !== undefined) assert.isTrue(EventSelection.equals(one, other))
+})
+
+const select = (filter: EventFilter, range = HashRange.whole, partitionBy: PartitionKey = "aggregateId") => ({
+  filter,
+  range,
+  partitionBy
+})
+
+it("selections have a union only if it contains little more than both", () => {
+  const all = select({})
+  const users = select({ aggregateTypes: ["User"] })
+  const orders = select({ aggregateTypes: ["Order"] })
+  const created = select({ eventTypes: ["Created"] })
+  const [left, middle, right] = [0, 1, 2].map((key) => HashRange.partition(key, 3)) as [
+    HashRange.HashRange,
+    HashRange.HashRange,
+    HashRange.HashRange
+  ]
+  assert.deepStrictEqual(EventSelection.union(all, users), all)
+  assert.deepStrictEqual(EventSelection.union(users, orders), select({ aggregateTypes: ["Order", "User"] }))
+  assert.isUndefined(EventSelection.union(users, created), "their union would be all events")
+  assert.deepStrictEqual(
+    EventSelection.union(select({}, left), select({}, middle)),
+    select({}, { start: left.start, end: middle.end })
+  )
+  assert.isUndefined(EventSelection.union(select({}, left), select({}, right)), "the range between is not wanted")
+  assert.isUndefined(EventSelection.union(all, select({}, HashRange.whole, "correlationId")))
+})
