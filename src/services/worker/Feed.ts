@@ -101,8 +101,8 @@ export const leave = (feed: Feed, member: Member): void => {
  * Returns the events of the member after a position, as `EventStore.read` does, and reads the next page ahead if events
  * are left.
  *
- * The failure of a shared read need not concern every member: one of them may not select the event that cannot be read. Therefore
- * each member then reads for itself.
+ * The failure of a shared read need not concern every member: one of them may not select the event that cannot be read.
+ * Therefore each member then reads for itself.
  */
 export const read = Effect.fnUntraced(function*(
   feed: Feed,
