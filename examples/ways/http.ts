@@ -1,4 +1,4 @@
-import { NodeHttpServer } from "@effect/platform-node"
+import * as NodeHttpServer from "@effect/platform-node/NodeHttpServer"
 import { PgClient } from "@effect/sql-pg"
 import { Config, Effect, Layer, Schedule } from "effect"
 import { HttpRouter, HttpServerResponse } from "effect/http"

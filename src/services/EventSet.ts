@@ -149,7 +149,7 @@ export const decodeAll = <Set extends Any>(
  * **Example**
  *
  * ```ts
- * import { NodeFileSystem } from "@effect/platform-node"
+ * import * as NodeFileSystem from "@effect/platform-node/NodeFileSystem"
  * import { assert, it } from "@effect/vitest"
  * import { Effect, Schema } from "effect"
  * import { EventSet } from "pupsourcing-orchestrator"
