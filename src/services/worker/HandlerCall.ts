@@ -84,6 +84,16 @@ export const run = (
     )
   )
 
+/**
+ * How long consecutive calls that need no fiber may run before other fibers get their turn, such as the heartbeat. The
+ * scheduler counts the steps of fibers, and these calls have none.
+ */
+const turnNanos = 10_000_000n
+
+/**
+ * Calls the handler for one event after the other. A result that is a successful Exit, such as `Effect.void`, has
+ * nothing left to run, so the next call follows at once; every other result is a step of the fiber.
+ */
 const handleEach = (
   handle: (event: Event) => Effect.Effect<unknown, unknown, unknown>,
   events: Events,
@@ -91,18 +101,30 @@ const handleEach = (
   clock: Clock.Clock,
   mayContinue: (nanos: bigint) => boolean
 ) => {
-  const hasTime = () => {
+  const isNext = () => {
+    if (progress.begun >= events.length) return false
+    if (progress.begun === 0) return true
     const now = clock.monotonicTimeNanosUnsafe()
     if (!mayContinue(now - progress.since)) return false
     progress.callSince = now
     return true
   }
+  const call = () => {
+    progress.callFrom = progress.begun
+    return effectOf(handle(events[progress.begun++]!))
+  }
   return Effect.whileLoop({
-    while: () => progress.begun < events.length && (progress.begun === 0 || hasTime()),
+    while: isNext,
     body: () => {
-      progress.callFrom = progress.begun
-      const event = events[progress.begun++]!
-      return Effect.provideService(effectOf(handle(event)), HandledEvent, event)
+      const turnSince = progress.callSince
+      let result = call()
+      while (Exit.isExit(result) && Exit.isSuccess(result)) {
+        ended(progress, result.value)
+        if (!isNext()) return Effect.void
+        if (progress.callSince - turnSince >= turnNanos) return Effect.yieldNow
+        result = call()
+      }
+      return Effect.provideService(result, HandledEvent, events[progress.callFrom]!)
     },
     step: (value) => ended(progress, value)
   })
@@ -124,7 +146,7 @@ const handleAll = (
 
 const ended = (progress: Progress, value: unknown): void => {
   // A value that throws when it is inspected is accepted.
-  const result = tryRead(() => unusedResult(value))
+  const result = value === undefined ? undefined : tryRead(() => unusedResult(value))
   if (result !== undefined) throw new HandlerResultUnused({ result })
   progress.handled = progress.begun
 }
