@@ -12,40 +12,64 @@ export interface Sample {
   readonly busyCores: number
 }
 
-/** What a worker process reports about itself since its start. */
-interface Progress {
+/** What a worker process has done since it started; of several workers, their sum. */
+export interface Progress {
   readonly events: number
   readonly cpuSeconds: number
+  readonly bytesReceived: number
 }
 
 /** How long the workers settle in, and how long they are measured. */
 const settling = "500 millis"
 const window = "1500 millis"
 
-const progressOf = Effect.fnUntraced(function*(workers: ReadonlyArray<Contender.Contender>) {
+type Workers = ReadonlyArray<Contender.Contender>
+
+/** Starts worker processes, which are idle. They end with the scope. */
+export const start = (count: number) =>
+  Effect.forEach(
+    Array.from({ length: count }),
+    () => Contender.start("contenders/worker.ts"),
+    { concurrency: "unbounded" }
+  )
+
+/** Calls all workers at the same time. */
+export const callAll = (workers: Workers, method: string, args?: unknown) =>
+  Effect.forEach(workers, (worker) => worker.call(method, args), { concurrency: "unbounded" })
+
+export const progress = Effect.fnUntraced(function*(workers: Workers) {
+  const reports = (yield* callAll(workers, "progress")).map(({ value }) => value as Progress)
+  const sum = (of: (report: Progress) => number) => reports.reduce((sum, report) => sum + of(report), 0)
+  const total: Progress = {
+    events: sum(({ events }) => events),
+    cpuSeconds: sum(({ cpuSeconds }) => cpuSeconds),
+    bytesReceived: sum(({ bytesReceived }) => bytesReceived)
+  }
+  return total
+})
+
+/** The progress of the workers, the CPU time of the server, and the time of both. */
+const observe = Effect.fnUntraced(function*(workers: Workers) {
   const { embedded } = yield* Target
-  const reports = yield* Effect.forEach(workers, (worker) => worker.call("progress"), { concurrency: "unbounded" })
-  const progress = reports.map(({ value }) => value as Progress)
+  const { cpuSeconds, events } = yield* progress(workers)
   return {
     at: yield* Clock.monotonicTimeNanos,
-    events: progress.reduce((sum, { events }) => sum + events, 0),
-    cpuSeconds: progress.reduce((sum, { cpuSeconds }) => sum + cpuSeconds, ServerCpu.seconds(embedded?.pid))
+    events,
+    cpuSeconds: cpuSeconds + ServerCpu.seconds(embedded?.pid)
   }
 })
 
 /** Starts the workers, measures them once each has its part, and stops them. */
 const measureOnce = Effect.fnUntraced(function*(
-  workers: ReadonlyArray<Contender.Contender>,
+  workers: Workers,
   options: { readonly replicaSet: string; readonly handler: unknown; readonly events: number }
 ) {
-  const all = (method: string, args?: unknown) =>
-    Effect.forEach(workers, (worker) => worker.call(method, args), { concurrency: "unbounded", discard: true })
-  yield* all("start", { ...options, workers: workers.length })
+  yield* callAll(workers, "start", { ...options, workers: workers.length })
   yield* Effect.sleep(settling)
-  const before = yield* progressOf(workers)
+  const before = yield* observe(workers)
   yield* Effect.sleep(window)
-  const after = yield* progressOf(workers)
-  yield* all("stop")
+  const after = yield* observe(workers)
+  yield* callAll(workers, "stop")
   if (after.events >= options.events) {
     return yield* Effect.die(new Error(`${workers.length} workers reached the end of ${options.events} events`))
   }
@@ -64,11 +88,7 @@ export const measure = Effect.fnUntraced(function*({ counts, events, handler, ro
   readonly handler: unknown
   readonly events: number
 }) {
-  const workers = yield* Effect.forEach(
-    Array.from({ length: Math.max(...counts) }),
-    () => Contender.start("contenders/worker.ts"),
-    { concurrency: "unbounded" }
-  )
+  const workers = yield* start(Math.max(...counts))
   return yield* Rounds.alternate(
     rounds,
     counts.map((count) => (round: number) =>

@@ -1,17 +1,29 @@
 /** Every benchmark, in the order in which they run. */
 import type { Benchmark } from "./Benchmark.ts"
 import { catchUp } from "./benchmarks/CatchUp.ts"
+import { cost } from "./benchmarks/Cost.ts"
+import { guard } from "./benchmarks/Guard.ts"
 import { handOver } from "./benchmarks/HandOver.ts"
+import { keys } from "./benchmarks/Keys.ts"
 import { latency } from "./benchmarks/Latency.ts"
+import { projections } from "./benchmarks/Projections.ts"
+import { sharedReads } from "./benchmarks/SharedReads.ts"
 import { takeover } from "./benchmarks/Takeover.ts"
 import { upsert } from "./benchmarks/Upsert.ts"
 import { upsertBatch } from "./benchmarks/UpsertBatch.ts"
+import { waiting } from "./benchmarks/Waiting.ts"
 
 export const benchmarks: ReadonlyArray<Benchmark> = [
   catchUp,
   upsert,
   upsertBatch,
-  handOver,
+  projections,
+  waiting,
+  sharedReads,
   latency,
-  takeover
+  handOver,
+  takeover,
+  keys,
+  cost,
+  guard
 ]

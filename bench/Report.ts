@@ -14,7 +14,7 @@ export const markdown = ({ measures, tables = [], text }: Result, plot = ""): st
     )
   ].filter((part) => part !== "").join("\n\n")
 
-const measureTable = (measures: ReadonlyArray<Measure>): string =>
+export const measureTable = (measures: ReadonlyArray<Measure>): string =>
   Measurement.table(
     ["measure", "value", "unit", "target", ""],
     measures.map((measure) => [measure.name, measure.value, measure.unit, measure.target, verdict(measure)])

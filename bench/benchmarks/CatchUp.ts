@@ -12,6 +12,8 @@ const events = 500_000
 /** Emmett would need minutes for as many events as the others. */
 const emmettEvents = 10_000
 const sizes = [100, 300, 1000, 3000, 10_000]
+/** Beside the default of a worker. */
+const smallBatch = 1000
 const emmettSizes = [100, 1000, 10_000]
 
 const expect = (name: string, expected: number) => (took: Contender.Took) =>
@@ -28,11 +30,12 @@ const measure = Effect.gen(function*() {
   const pg = yield* Contender.start("peers/pg.mjs")
   const emmett = yield* Contender.start("peers/emmett.mjs")
   yield* emmett.call("fill", { events: emmettEvents })
+  const ofWorker = (batchSize?: number) => (round: number) =>
+    worker.call("catchUp", { replicaSet: `worker_${batchSize}_${round}`, handler: "nothing", batchSize }).pipe(
+      Effect.map((took) => Rounds.sample(events, took, batchSize))
+    )
   return yield* Rounds.alternate(rounds, [
-    (round) =>
-      worker.call("catchUp", { replicaSet: `catch_up_${round}`, handler: "nothing" }).pipe(
-        Effect.map((took) => Rounds.sample(events, took))
-      ),
+    ofWorker(),
     Rounds.bestOf(sizes, (batchSize) =>
       driver.call("read", { batchSize }).pipe(
         Effect.flatMap(expect("the driver", events)),
@@ -55,7 +58,7 @@ const measure = Effect.gen(function*() {
 })
 
 const evaluate = (samples: ReadonlyArray<ReadonlyArray<Rounds.Sample>>): Benchmark.Result => {
-  const [worker, driver, pg, emmett] = samples as [Samples, Samples, Samples, Samples]
+  const [worker, driver, pg, emmett, small] = samples as [Samples, Samples, Samples, Samples, Samples]
   const contenders = [
     ["worker", worker],
     ["floor: bare loop on @effect/sql-pg", driver],
@@ -68,6 +71,7 @@ const evaluate = (samples: ReadonlyArray<ReadonlyArray<Rounds.Sample>>): Benchma
     atLeast("throughput relative to a loop on pg", medianRatio(rate(worker), rate(pg)), "ratio", 2),
     atLeast("throughput relative to Emmett", medianRatio(rate(worker), rate(emmett)), "ratio", 100),
     ...Rounds.cpuMeasure("events per CPU-second relative to a loop on pg", worker, pg, 1.5),
+    shown(`throughput relative to batches of ${smallBatch} events`, medianRatio(rate(worker), rate(small)), "ratio"),
     shown("throughput", median(rate(worker)), "events/s")
   ]
   return {

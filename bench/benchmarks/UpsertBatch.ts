@@ -1,85 +1,76 @@
-/** How much a batch handler that writes one statement for each batch gains over one statement for each event. */
+/** How fast a batch handler is that writes all rows of a batch in one statement. */
 import { PgClient } from "@effect/sql-pg"
-import { Clock, Effect, Layer } from "effect"
-import { SqlClient } from "effect/sql"
-import { Orchestrator, PostgresStores, Projection } from "pupsourcing-orchestrator"
+import { Effect } from "effect"
 import * as Benchmark from "../Benchmark.ts"
-import { atLeast, median } from "../Measure.ts"
+import * as Contender from "../Contender.ts"
+import * as Events from "../Events.ts"
+import { atLeast, median, medianRatio } from "../Measure.ts"
+import * as Rounds from "../Rounds.ts"
 
-const events = 20_000
-const aggregates = 1_000
+const events = 300_000
+const sizes = [300, 1000, 3000, 10_000]
 
-const fill = Effect.gen(function*() {
-  const sql = yield* SqlClient.SqlClient
-  yield* sql`CREATE TABLE counts (projection text, id text, events bigint NOT NULL, PRIMARY KEY (projection, id))`
-  yield* sql`
-    INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
-    SELECT 'bench', 'Thing', 'thing-' || i % ${aggregates}::int, i / ${aggregates}::int + 1, gen_random_uuid(), 'Happened',
-      convert_to('{}', 'UTF8')
-    FROM generate_series(0, ${events}::int - 1) AS i`
-  yield* sql`VACUUM ANALYZE events`
+const measure = Effect.gen(function*() {
+  const { rounds } = yield* Benchmark.Target
+  yield* Events.createCounts
+  yield* Events.fill(events)
+  const worker = yield* Contender.start("contenders/worker.ts")
+  const driver = yield* Contender.start("contenders/driver.ts")
+  return yield* Rounds.alternate(rounds, [
+    (round) =>
+      worker.call("catchUp", { replicaSet: `worker_${round}`, handler: "upsertBatch" }).pipe(
+        Effect.tap(() => Events.checkCounts(`worker_${round}`, events)),
+        Effect.map((took) => Rounds.sample(events, took))
+      ),
+    Rounds.bestOf(sizes, (batchSize, round) => {
+      const run = `driver_${round}_${batchSize}`
+      return driver.call("upsertBatch", { run, batchSize }).pipe(
+        Effect.tap(() => Events.checkCounts(run, events)),
+        Effect.map((took) => Rounds.sample(events, took, batchSize))
+      )
+    })
+  ])
 })
 
-/** One upsert for each event. */
-const single = (name: string) =>
-  Projection.make(name, {
-    handle: Effect.fnUntraced(function*({ aggregateId }) {
-      const sql = yield* SqlClient.SqlClient
-      yield* sql`
-        INSERT INTO counts VALUES (${name}, ${aggregateId}, 1)
-        ON CONFLICT (projection, id) DO UPDATE SET events = counts.events + 1`
-    })
-  })
-
-/** One upsert for all events of a batch. */
-const batched = (name: string) =>
-  Projection.make(name, {
-    handleBatch: Effect.fnUntraced(function*(batch) {
-      const sql = yield* SqlClient.SqlClient
-      const ids = batch.map(({ aggregateId }) => aggregateId)
-      yield* sql`
-        INSERT INTO counts
-        SELECT ${name}::text, id, count(*) FROM unnest(${ids}::text[]) AS id GROUP BY id ORDER BY id
-        ON CONFLICT (projection, id) DO UPDATE SET events = counts.events + excluded.events`
-    })
-  })
-
-/** Returns the seconds until the projection has handled all events. */
-const catchUp = Effect.fnUntraced(function*(projection: Projection.Projection<unknown, SqlClient.SqlClient>) {
-  const sql = yield* SqlClient.SqlClient
-  const began = yield* Clock.monotonicTimeNanos
-  const worker = yield* Orchestrator.make({ replicaSet: projection.name, projections: [projection] })
-  yield* worker.catchUp
-  const took = Number((yield* Clock.monotonicTimeNanos) - began) / 1e9
-  const [row] = yield* sql<{ readonly sum: number }>`
-    SELECT sum(events)::int4 AS sum FROM counts WHERE projection = ${projection.name}`
-  if (row?.sum !== events) return yield* Effect.die(new Error(`${projection.name} counted ${row?.sum} events`))
-  return took
-})
-
-const measure = Effect.fnUntraced(function*(rounds: number) {
-  yield* fill
-  const ratios: Array<number> = []
-  // The first round is not measured.
-  for (let round = 0; round <= rounds; round++) {
-    const one = yield* catchUp(single(`single_${round}`))
-    const all = yield* catchUp(batched(`batched_${round}`))
-    if (round > 0) ratios.push(one / all)
+const evaluate = ([worker, driver]: readonly [Samples, Samples]): Benchmark.Result => {
+  const rate = Rounds.throughput
+  return {
+    text:
+      `${events} events of 1,000 aggregates. Each batch sends one \`INSERT … SELECT … FROM unnest($1) … ON CONFLICT\` that adds the ` +
+      `number of its events to the row of each aggregate. Medians of alternating rounds. The worker has default settings; the bare loop ` +
+      `sends the same statement and its position in a transaction for each page, with the best of the page sizes ${
+        sizes.join(", ")
+      }. ` +
+      Rounds.cpuText,
+    measures: [
+      atLeast("throughput", median(rate(worker)), "events/s", 100_000),
+      atLeast("throughput relative to the floor", medianRatio(rate(worker), rate(driver)), "ratio", 0.8)
+    ],
+    tables: [{
+      title: "Contenders",
+      header: Rounds.header,
+      rows: [Rounds.row("worker", worker), Rounds.row("floor: bare loop on @effect/sql-pg", driver)]
+    }],
+    plot: {
+      kind: "bars",
+      title: "One upsert for each batch",
+      unit: "events/s",
+      labels: ["worker", "floor"],
+      series: [{ name: "events/s", values: [worker, driver].map((samples) => median(rate(samples))) }]
+    }
   }
-  return ratios
-})
+}
+
+type Samples = ReadonlyArray<Rounds.Sample>
 
 export const upsertBatch = Benchmark.make({
   name: "upsert-batch",
-  title: "Batch handlers",
-  summary: "The throughput of one upsert for each batch (`handleBatch`), relative to one for each event (`handle`).",
+  title: "One upsert for each batch",
+  summary:
+    "How fast `handleBatch` gets through a backlog when it writes all rows of a batch in one statement, beside a bare loop.",
   run: Effect.gen(function*() {
-    const { rounds, url } = yield* Benchmark.Target
-    const stores = PostgresStores.layer.pipe(Layer.provideMerge(PgClient.layer({ url })))
-    const ratios = yield* Effect.provide(measure(rounds), stores)
-    return {
-      text: `Medians of ${rounds} alternating rounds with ${events} events of ${aggregates} aggregates.`,
-      measures: [atLeast("one upsert per batch, relative to one per event", median(ratios), "ratio", 2)]
-    }
+    const { url } = yield* Benchmark.Target
+    const samples = yield* Effect.provide(measure, PgClient.layer({ url }))
+    return evaluate(samples as unknown as readonly [Samples, Samples])
   })
 })

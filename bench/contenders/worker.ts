@@ -2,6 +2,8 @@
 import { PgClient } from "@effect/sql-pg"
 import { Config, Deferred, Effect, Exit, Layer, ManagedRuntime, References, Scope, Stream } from "effect"
 import { SqlClient } from "effect/sql"
+import * as DiagnosticsChannel from "node:diagnostics_channel"
+import type { Socket } from "node:net"
 import { Orchestrator, PostgresStores, Projection } from "pupsourcing-orchestrator"
 import { serve } from "../serve.ts"
 
@@ -12,6 +14,7 @@ interface Options {
   readonly replicaSet: string
   readonly handler: Handler
   readonly projections?: number
+  readonly batchSize?: number
 }
 
 /** One upsert for each event. */
@@ -45,9 +48,10 @@ const projection = (name: string, handler: Handler): Projection.Projection<unkno
 }
 
 /** The projections of a replica set: one has its name, several are numbered. */
-const make = ({ handler, projections = 1, replicaSet }: Options) =>
+const make = ({ batchSize, handler, projections = 1, replicaSet }: Options) =>
   Orchestrator.make({
     replicaSet,
+    batchSize,
     projections: projections === 1
       ? [projection(replicaSet, handler)]
       : Array.from({ length: projections }, (_, index) => projection(`${replicaSet}_${index}`, handler))
@@ -97,9 +101,19 @@ const start = Effect.fnUntraced(function*({ workers, ...options }: Options & { r
 
 const stop = Effect.suspend(() => running === undefined ? Effect.void : Scope.close(running.scope, Exit.void))
 
-const cpuSeconds = () => {
+const sockets: Array<Socket> = []
+DiagnosticsChannel.subscribe("net.client.socket", (message) => {
+  sockets.push((message as { readonly socket: Socket }).socket)
+})
+
+/** What the process has done since it started. `Fleet.Progress` */
+const progress = () => {
   const { system, user } = process.cpuUsage()
-  return (user + system) / 1e6
+  return {
+    events: running?.events ?? 0,
+    cpuSeconds: (user + system) / 1e6,
+    bytesReceived: sockets.reduce((sum, { bytesRead }) => sum + bytesRead, 0)
+  }
 }
 
 const runtime = ManagedRuntime.make(Layer.mergeAll(
@@ -112,6 +126,6 @@ const runtime = ManagedRuntime.make(Layer.mergeAll(
 serve({
   catchUp: (options: Options) => runtime.runPromise(catchUp(options)),
   start: (options: Options & { readonly workers: number }) => runtime.runPromise(start(options)),
-  progress: () => Promise.resolve({ events: running?.events ?? 0, cpuSeconds: cpuSeconds() }),
+  progress: () => Promise.resolve(progress()),
   stop: () => runtime.runPromise(stop)
 })

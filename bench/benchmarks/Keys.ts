@@ -1,22 +1,18 @@
-/**
- * `npm run bench:keys`: what a partition key costs the reads of a range, compared with the aggregate id. All keys are measured in
- * alternating rounds. Takes a minute. `-- --record` writes the table to docs/measurements.
- */
-import { Clock, Effect, Redacted } from "effect"
+/** What a partition key costs the reads of a range, compared with the aggregate id. */
+import { PgClient } from "@effect/sql-pg"
+import { Clock, Console, Effect, Layer } from "effect"
 import { SqlClient } from "effect/sql"
-import { EventStore, HashRange, type PartitionKey } from "pupsourcing-orchestrator"
-import { hashOf, keyOf } from "../src/layers/postgres/HashSql.ts"
-import * as Measurement from "../src/testing/Measurement.ts"
-import * as Bench from "./Bench.ts"
-import { median } from "./Measure.ts"
+import { EventStore, HashRange, type PartitionKey, PostgresStores } from "pupsourcing-orchestrator"
+import { hashOf, keyOf } from "../../src/layers/postgres/HashSql.ts"
+import * as Benchmark from "../Benchmark.ts"
+import { median } from "../Measure.ts"
 
 const events = 50_000
-const rounds = 7
 /** The number of ranges; the first one is read. */
 const parts = 16
 
 const metadataKey: PartitionKey.PartitionKey = { metadata: "customerId" }
-const keys: ReadonlyArray<PartitionKey.PartitionKey> = ["aggregateId", "correlationId", metadataKey]
+const partitionKeys: ReadonlyArray<PartitionKey.PartitionKey> = ["aggregateId", "correlationId", metadataKey]
 
 /** Events of 200 bytes. Metadata of several kilobytes is stored out of line. */
 const fill = Effect.fnUntraced(function*(metadataBytes: number) {
@@ -47,6 +43,7 @@ const readRange = Effect.fnUntraced(function*(partitionBy: PartitionKey.Partitio
 
 /** The medians of alternating rounds, after one that is not measured. */
 const measure = Effect.fnUntraced(function*(keys: ReadonlyArray<PartitionKey.PartitionKey>) {
+  const { rounds } = yield* Benchmark.Target
   const times = keys.map((): Array<number> => [])
   for (let round = 0; round <= rounds; round++) {
     for (const [index, key] of keys.entries()) {
@@ -58,12 +55,12 @@ const measure = Effect.fnUntraced(function*(keys: ReadonlyArray<PartitionKey.Par
 })
 
 const row = Effect.fnUntraced(function*(metadataBytes: number) {
-  yield* Bench.note(`Metadata of ${metadataBytes} bytes …`)
+  yield* Console.error(`  metadata of ${metadataBytes} bytes …`)
   const sql = yield* SqlClient.SqlClient
   yield* fill(metadataBytes)
   const store = yield* EventStore.EventStore
   while ((yield* store.settledPosition) < BigInt(events)) yield* Effect.sleep("20 millis")
-  const without = yield* measure(keys)
+  const without = yield* measure(partitionKeys)
   yield* sql.unsafe(`CREATE INDEX by_key ON events ((${hashOf(keyOf(metadataKey))}), global_position)`)
   yield* sql`VACUUM ANALYZE events`
   const indexed = yield* measure([metadataKey])
@@ -71,27 +68,25 @@ const row = Effect.fnUntraced(function*(metadataBytes: number) {
   return [metadataBytes, ...without, ...indexed]
 })
 
-const program = Effect.gen(function*() {
-  const running = yield* Bench.server("keys")
-  const rows = yield* Effect.forEach([200, 1000, 8000], row).pipe(
-    Effect.provide(Bench.stores(Redacted.make(running.url)))
-  )
-  const text = [
-    `Microseconds for each of ${events} events, read or not, while one of ${parts} ranges is read. Medians of ${rounds} alternating rounds.`,
-    "The last column is the same with an expression index on the hash of the key and the position.",
-    "",
-    Measurement.table(
-      ["bytes of metadata", "aggregateId", "correlationId", "metadata", "metadata, with an index"],
-      rows
+export const keys = Benchmark.make({
+  name: "keys",
+  title: "Partition keys",
+  summary: "What a partition key costs the reads of a range, compared with the aggregate id.",
+  run: Effect.gen(function*() {
+    const { rounds, url } = yield* Benchmark.Target
+    const rows = yield* Effect.forEach([200, 1000, 8000], row).pipe(
+      Effect.provide(PostgresStores.layer.pipe(Layer.provideMerge(PgClient.layer({ url }))))
     )
-  ].join("\n")
-  yield* Bench.report({
-    page: "keys",
-    title: "Partition keys",
-    command: Measurement.commandOf("bench:keys"),
-    serverUrl: running.url,
-    result: text
+    return {
+      text:
+        `Microseconds for each of ${events} events, read or not, while one of ${parts} ranges is read. Medians of ${rounds} alternating rounds. ` +
+        "The last column is the same with an expression index on the hash of the key and the position.",
+      measures: [],
+      tables: [{
+        title: "Time for each event",
+        header: ["bytes of metadata", "aggregateId", "correlationId", "metadata", "metadata, with an index"],
+        rows
+      }]
+    }
   })
 })
-
-Bench.runMain(program)
