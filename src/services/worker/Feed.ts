@@ -109,7 +109,8 @@ export const read = Effect.fnUntraced(function*(
   member: Member,
   request: Request
 ): Effect.fn.Return<Page, ReadError> {
-  Object.assign(member, { after: request.after, hashes: request.hashes })
+  member.hashes = request.hashes
+  moveTo(feed, member, request.after)
   while (true) {
     const read = readAt(feed, member, request.after) ?? (yield* begin(feed, member, request))
     const result = yield* Effect.result(Deferred.await(read.result))
@@ -119,8 +120,9 @@ export const read = Effect.fnUntraced(function*(
     }
     const page = take(feed, read, result.success, member, request.after)
     if (page === undefined) continue
-    member.after = page.position
-    yield* readAhead(feed, member, request)
+    moveTo(feed, member, page.position)
+    // A page without any position shows that those up to `upTo` are not settled any more.
+    if (page.position > request.after) yield* readAhead(feed, member, request)
     return page
   }
 })
@@ -155,10 +157,10 @@ const endFor = ({ reads }: Feed, member: Member, { after, upTo }: Request): bigi
   return end
 }
 
-/** Returns the events of the page that the member selects; undefined if the page ends before them. */
+/** Returns the events of the page that the member selects; undefined if the page of another member ends before them. */
 const take = (feed: Feed, read: Read, page: Page, member: Member, after: bigint): Page | undefined => {
   release(feed, read, member)
-  if (page.position <= after) return undefined
+  if (page.position <= after && read.after < after) return undefined
   if (!read.isDivided && after === read.after) return page
   const { selection } = member
   const events: Array<Event> = []
@@ -172,12 +174,18 @@ const take = (feed: Feed, read: Read, page: Page, member: Member, after: bigint)
   return { ...page, events, ...(page.hashes === undefined ? {} : { hashes }) }
 }
 
+/** The member reads after this position next, so that it does not need the pages that end there or before. */
+const moveTo = (feed: Feed, member: Member, after: bigint): void => {
+  member.after = after
+  for (const read of feed.reads) if (endOf(read) <= after) release(feed, read, member)
+}
+
 /** The member does not need the page any more. A read that no member needs ends. */
 const release = ({ reads }: Feed, read: Read, member: Member): void => {
   read.members.delete(member)
   if (read.members.size > 0) return
   reads.delete(read)
-  read.fiber?.interruptUnsafe()
+  if (read.page === undefined) read.fiber?.interruptUnsafe()
 }
 
 // Beginning a read.
@@ -196,8 +204,8 @@ const readAhead = (feed: Feed, member: Member, { hashes, upTo }: Request): Effec
  */
 const begin = Effect.fnUntraced(function*(feed: Feed, member: Member, { after, ...request }: Request) {
   const { batchBytes: bytes } = member.job.settings
-  const { isDivided, limit, members, selection } = groupOf(feed, member, after)
   const upTo = endFor(feed, member, { after, ...request })
+  const { isDivided, limit, members, selection } = groupOf(feed, member, after, upTo)
   const hashes = isDivided || [...members].some((member) => member.hashes)
   const read: Read = {
     after,
@@ -221,14 +229,14 @@ const begin = Effect.fnUntraced(function*(feed: Feed, member: Member, { after, .
   return read
 }, Effect.uninterruptible)
 
-const groupOf = (feed: Feed, member: Member, after: bigint): Group => {
+const groupOf = (feed: Feed, member: Member, after: bigint, upTo: bigint): Group => {
   const { batchSize } = member.job.settings
   const distance = nearPages * BigInt(batchSize)
+  const isNear = (other: Member) =>
+    other.after < upTo && other.after <= after + distance && after <= other.after + distance
   const near = !mayShare(member, after) ?
     [] :
-    [...feed.members].filter((other) =>
-      other !== member && mayShare(other, after) && other.after <= after + distance && after <= other.after + distance
-    )
+    [...feed.members].filter((other) => other !== member && mayShare(other, after) && isNear(other))
   const members = new Set([member])
   let { selection } = member
   // A range may touch the selection only after others have extended it.
@@ -265,9 +273,11 @@ const mayShare = ({ aloneUpTo, job: { draining, state } }: Member, after: bigint
  * The page of a read has arrived: pages of another server epoch are invalid, and the oldest ones make room for it. The
  * ranges that have not taken those read them again.
  */
-const arrived = ({ reads }: Feed, read: Read, page: Page, maxBytes: number): void => {
+const arrived = (feed: Feed, read: Read, page: Page, maxBytes: number): void => {
+  const { reads } = feed
   read.page = page
   read.bytes = sum(page.events, (event) => sizeOf(event) + eventOverhead)
+  for (const member of read.members) if (page.position <= member.after) release(feed, read, member)
   const kept = [...reads].filter((other) => other !== read && other.page !== undefined)
   let bytes = sum(kept, ({ bytes }) => bytes)
   for (const other of kept) {

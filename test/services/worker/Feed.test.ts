@@ -3,6 +3,7 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Latch from "effect/Latch"
 import * as Schema from "effect/Schema"
+import * as TestClock from "effect/testing/TestClock"
 import { type EventError, EventUnreadable } from "../../../src/schema/Errors.ts"
 import type { Event } from "../../../src/schema/Event.ts"
 import type { EventFilter } from "../../../src/schema/EventFilter.ts"
@@ -38,6 +39,8 @@ const makeStore = (log: ReadonlyArray<Event>) => {
     log,
     /** The position of an event that cannot be read. */
     unreadable: undefined as bigint | undefined,
+    /** The settled position, if it is below that of a read. */
+    settled: undefined as bigint | undefined,
     open: Latch.makeUnsafe(true),
     reads,
     ended,
@@ -52,8 +55,9 @@ const makeStore = (log: ReadonlyArray<Event>) => {
 }
 type Store = ReturnType<typeof makeStore>
 
-const pageOf = ({ epoch, log, unreadable }: Store, options: ReadOptions): Effect.Effect<Page, EventError> => {
-  const { after, filter = {}, limit = 1000, range = HashRange.whole, upTo = 0n } = options
+const pageOf = ({ epoch, log, settled, unreadable }: Store, options: ReadOptions): Effect.Effect<Page, EventError> => {
+  const { after, filter = {}, limit = 1000, range = HashRange.whole } = options
+  const upTo = settled ?? options.upTo!
   const matching = log.filter((event) =>
     event.globalPosition > after && event.globalPosition <= upTo &&
     EventSelection.includes({ range, filter, partitionBy: byDefault }, event, hashAt(event.globalPosition))
@@ -191,10 +195,43 @@ describe("sharing", () => {
       assert.deepStrictEqual(store.reads.map(({ hashes }) => hashes), [undefined])
       assert.strictEqual(feed.reads.size, 0)
       far.after = 20n
-      yield* next(feed, Feed.join(feed, makeRange({ name: "near" })), 10n)
-      assert.deepStrictEqual(store.reads[1]!.filter, {})
-      assert.strictEqual(feed.reads.size, 1, "kept for the others")
+      yield* next(feed, Feed.join(feed, makeRange({ name: "near" })), 30n)
+      assert.strictEqual(store.reads[1]!.hashes, true)
+      assert.strictEqual(feed.reads.size, 1, "the next page is read ahead")
       for (const member of feed.members) Feed.leave(feed, member)
+      assert.strictEqual(feed.reads.size, 0)
+    }))
+
+  it.effect("a read does not include ranges that are already where it ends, and its page is not kept for them", () =>
+    Effect.gen(function*() {
+      const store = makeStore(events(40))
+      const feed = makeFeed(store)
+      const atEnd = Feed.join(feed, makeRange({ name: "at the end", after: 5n, filter: { eventTypes: ["A"] } }))
+      const behind = Feed.join(feed, makeRange({ name: "behind", filter: { eventTypes: ["B"] } }))
+      yield* next(feed, behind, 5n)
+      assert.deepStrictEqual(store.reads[0]!.filter, { eventTypes: ["B"] })
+      assert.strictEqual(feed.reads.size, 0)
+      // This page ends before the other range, which the read may have reached.
+      Object.assign(behind, { after: 20n })
+      Object.assign(atEnd, { after: 36n })
+      yield* next(feed, behind, 40n)
+      assert.deepStrictEqual([...feed.reads].filter(({ page }) => page !== undefined), [])
+    }))
+
+  it.effect("a page without any position is returned, because its positions are not settled any more", () =>
+    Effect.gen(function*() {
+      const store = makeStore(events(30))
+      const feed = makeFeed(store)
+      const member = Feed.join(feed, makeRange({ after: 10n }))
+      store.settled = 10n
+      const page = yield* Effect.raceFirst(
+        next(feed, member, 20n),
+        Effect.delay(Effect.die("does not end"), "1 second").pipe(TestClock.withLive)
+      )
+      assert.deepStrictEqual([page.position, page.events], [10n, []])
+      assert.strictEqual(store.reads.length, 1)
+      store.settled = undefined
+      assert.deepStrictEqual(positions(yield* next(feed, member, 20n)), range(11, 20))
       assert.strictEqual(feed.reads.size, 0)
     }))
 
@@ -207,6 +244,7 @@ describe("sharing", () => {
       yield* next(feed, one, 10n)
       assert.strictEqual((yield* next(feed, two, 10n, true)).hashes?.length, 10)
       assert.deepStrictEqual(store.reads.map(({ hashes }) => hashes), [undefined, true])
+      assert.strictEqual(feed.reads.size, 0, "the page without hashes is not kept")
     }))
 })
 
