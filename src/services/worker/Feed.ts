@@ -59,6 +59,8 @@ interface Read {
   /** The fiber that reads; undefined only while it starts. */
   fiber: Fiber.Fiber<unknown, unknown> | undefined
   page: Page | undefined
+  /** Whether a member has taken the page. */
+  isTaken: boolean
   /** The size of the page, or its maximum before it is known. */
   bytes: number
 }
@@ -101,8 +103,8 @@ export const leave = (feed: Feed, member: Member): void => {
  * Returns the events of the member after a position, as `EventStore.read` does, and reads the next page ahead if events
  * are left.
  *
- * The failure of a shared read need not concern every member: one of them may not select the event that cannot be read.
- * Therefore each member then reads for itself.
+ * An event that cannot be read need not concern every member of a shared read: one of them may not select it. Therefore
+ * each member then reads for itself. After other failures it does so when the caller repeats the read.
  */
 export const read = Effect.fnUntraced(function*(
   feed: Feed,
@@ -115,7 +117,7 @@ export const read = Effect.fnUntraced(function*(
     const read = readAt(feed, member, request.after) ?? (yield* begin(feed, member, request))
     const result = yield* Effect.result(Deferred.await(read.result))
     if (result._tag === "Failure") {
-      if (read.isShared) continue
+      if (read.isShared && result.failure._tag !== "StoreError") continue
       return yield* result.failure
     }
     const page = take(feed, read, result.success, member, request.after)
@@ -161,6 +163,7 @@ const endFor = ({ reads }: Feed, member: Member, { after, upTo }: Request): bigi
 const take = (feed: Feed, read: Read, page: Page, member: Member, after: bigint): Page | undefined => {
   release(feed, read, member)
   if (page.position <= after && read.after < after) return undefined
+  read.isTaken = true
   if (!read.isDivided && after === read.after) return page
   const { selection } = member
   const events: Array<Event> = []
@@ -190,12 +193,15 @@ const release = ({ reads }: Feed, read: Read, member: Member): void => {
 
 // Beginning a read.
 
-/** Begins to read the next page of the member, if events are left and there is room for it. */
+/**
+ * Begins to read the next page of the member, if events are left and there is room for it besides the pages that no
+ * range has taken. Pages that are only kept for slower ranges make room when it arrives: see `arrived`.
+ */
 const readAhead = (feed: Feed, member: Member, { hashes, upTo }: Request): Effect.Effect<unknown> => {
   const { after, job: { settings: { batchBytes } } } = member
   if (after >= upTo || !mayShare(member, after) || readAt(feed, member, after) !== undefined) return Effect.void
-  const kept = sum(feed.reads, ({ bytes }) => bytes)
-  return kept + batchBytes > keptPages * batchBytes ? Effect.void : begin(feed, member, { after, hashes, upTo })
+  const ahead = sum(feed.reads, ({ bytes, isTaken }) => isTaken ? 0 : bytes)
+  return ahead + batchBytes > keptPages * batchBytes ? Effect.void : begin(feed, member, { after, hashes, upTo })
 }
 
 /**
@@ -217,6 +223,7 @@ const begin = Effect.fnUntraced(function*(feed: Feed, member: Member, { after, .
     result: Deferred.makeUnsafe(),
     fiber: undefined,
     page: undefined,
+    isTaken: false,
     bytes
   }
   feed.reads.add(read)
@@ -270,8 +277,8 @@ const mayShare = ({ aloneUpTo, job: { draining, state } }: Member, after: bigint
   after > aloneUpTo && !draining.isOpen() && state.halt === undefined
 
 /**
- * The page of a read has arrived: pages of another server epoch are invalid, and the oldest ones make room for it. The
- * ranges that have not taken those read them again.
+ * The page of a read has arrived: pages of another server epoch are invalid, and the oldest ones make room for it,
+ * first those that a range has taken. The ranges that have not taken those read them again.
  */
 const arrived = (feed: Feed, read: Read, page: Page, maxBytes: number): void => {
   const { reads } = feed
@@ -279,6 +286,7 @@ const arrived = (feed: Feed, read: Read, page: Page, maxBytes: number): void => 
   read.bytes = sum(page.events, (event) => sizeOf(event) + eventOverhead)
   for (const member of read.members) if (page.position <= member.after) release(feed, read, member)
   const kept = [...reads].filter((other) => other !== read && other.page !== undefined)
+    .sort((a, b) => Number(b.isTaken) - Number(a.isTaken))
   let bytes = sum(kept, ({ bytes }) => bytes)
   for (const other of kept) {
     if (other.page!.epoch === page.epoch && bytes <= maxBytes) continue

@@ -4,7 +4,7 @@ import * as Fiber from "effect/Fiber"
 import * as Latch from "effect/Latch"
 import * as Schema from "effect/Schema"
 import * as TestClock from "effect/testing/TestClock"
-import { type EventError, EventUnreadable } from "../../../src/schema/Errors.ts"
+import { type EventError, EventUnreadable, type StoreError } from "../../../src/schema/Errors.ts"
 import type { Event } from "../../../src/schema/Event.ts"
 import type { EventFilter } from "../../../src/schema/EventFilter.ts"
 import * as EventSelection from "../../../src/schema/EventSelection.ts"
@@ -14,6 +14,7 @@ import type { EventStore, Page, ReadOptions } from "../../../src/services/EventS
 import * as Feed from "../../../src/services/worker/Feed.ts"
 import type * as RangeState from "../../../src/services/worker/RangeState.ts"
 import { storedEvent } from "../../support/Events.ts"
+import { unavailable } from "../../support/StoreErrors.ts"
 
 const partitions = 4
 
@@ -39,13 +40,14 @@ const makeStore = (log: ReadonlyArray<Event>) => {
     log,
     /** The position of an event that cannot be read. */
     unreadable: undefined as bigint | undefined,
+    failure: undefined as StoreError | undefined,
     /** The settled position, if it is below that of a read. */
     settled: undefined as bigint | undefined,
     open: Latch.makeUnsafe(true),
     reads,
     ended,
     endEpoch: (epoch: string) => Effect.sync(() => void ended.push(epoch)),
-    read: (options: ReadOptions): Effect.Effect<Page, EventError> =>
+    read: (options: ReadOptions): Effect.Effect<Page, EventError | StoreError> =>
       Effect.suspend(() => {
         reads.push(options)
         return Effect.flatMap(Effect.andThen(Effect.yieldNow, store.open.await), () => pageOf(store, options))
@@ -55,7 +57,11 @@ const makeStore = (log: ReadonlyArray<Event>) => {
 }
 type Store = ReturnType<typeof makeStore>
 
-const pageOf = ({ epoch, log, settled, unreadable }: Store, options: ReadOptions): Effect.Effect<Page, EventError> => {
+const pageOf = (
+  { epoch, failure, log, settled, unreadable }: Store,
+  options: ReadOptions
+): Effect.Effect<Page, EventError | StoreError> => {
+  if (failure !== undefined) return Effect.fail(failure)
   const { after, filter = {}, limit = 1000, range = HashRange.whole } = options
   const upTo = settled ?? options.upTo!
   const matching = log.filter((event) =>
@@ -270,12 +276,27 @@ describe("reading ahead", () => {
       Feed.join(feed, makeRange({ name: "slow", batchBytes }))
       for (let page = 0; page < 4; page++) {
         yield* next(feed, fast, 100n)
-        const kept = [...feed.reads].reverse().slice(1).reduce((sum, read) => sum + read.bytes, 0)
+        const pages = [...feed.reads].filter(({ page }) => page !== undefined)
+        const kept = pages.reverse().slice(1).reduce((sum, read) => sum + read.bytes, 0)
         assert.isAtMost(kept, 4 * batchBytes)
       }
     }))
 
-  it.effect("does not begin when the pages that are kept leave no room", () =>
+  it.effect("does not end when a slow range keeps pages", () =>
+    Effect.gen(function*() {
+      const store = makeStore(events(100, 10_000))
+      const feed = makeFeed(store)
+      const batchBytes = 100_000
+      const fast = Feed.join(feed, makeRange({ name: "fast", batchBytes }))
+      const slow = Feed.join(feed, makeRange({ name: "slow", batchBytes }))
+      for (let page = 1; page <= 8; page++) {
+        yield* next(feed, fast, 100n)
+        assert.strictEqual(store.reads.length, page + 1, "the next page is read ahead")
+      }
+      assert.deepStrictEqual(yield* readAll(feed, slow, 100n), range(1, 100))
+    }))
+
+  it.effect("does not begin when the pages that no range has taken leave no room", () =>
     Effect.gen(function*() {
       const store = makeStore(events(1000, 10_000))
       const feed = makeFeed(store)
@@ -319,6 +340,23 @@ describe("failures", () => {
       const [failed, page] = yield* atOnce(store, [Effect.flip(next(feed, selecting, 9n)), next(feed, other, 9n)])
       assert.strictEqual(failed._tag, "EventUnreadable")
       assert.deepStrictEqual(positions(page), wanted(store.log, other))
+    }))
+
+  it.effect("every range receives a failure of the database at once, and then reads for itself", () =>
+    Effect.gen(function*() {
+      const store = makeStore(events(9))
+      store.failure = unavailable("no connection in time")
+      const feed = makeFeed(store)
+      const [one, two] = ["one", "two"].map((name) => Feed.join(feed, makeRange({ name }))) as [
+        Feed.Member,
+        Feed.Member
+      ]
+      const failed = yield* atOnce(store, [Effect.flip(next(feed, one, 9n)), Effect.flip(next(feed, two, 9n))])
+      assert.deepStrictEqual(failed.map(({ _tag }) => _tag), ["StoreError", "StoreError"])
+      assert.strictEqual(store.reads.length, 1)
+      store.failure = undefined
+      yield* atOnce(store, [next(feed, one, 9n), next(feed, two, 9n)])
+      assert.strictEqual(store.reads.length, 3)
     }))
 
   it.effect("a read that has failed is not repeated ahead", () =>
