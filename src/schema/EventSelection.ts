@@ -13,10 +13,6 @@ export interface EventSelection {
 
 const lists = ["boundedContexts", "aggregateTypes", "eventTypes"] as const
 
-export const equals = (a: EventSelection, b: EventSelection): boolean =>
-  HashRange.equals(a.range, b.range) && PartitionKey.equals(a.partitionBy, b.partitionBy) &&
-  EventFilter.canonical(a.filter) === EventFilter.canonical(b.filter)
-
 /** Whether an event with this hash of its key is selected. */
 export const includes = ({ filter, range }: EventSelection, event: Event, hash: number): boolean =>
   HashRange.includes(range, hash) && EventFilter.matches(filter, event)

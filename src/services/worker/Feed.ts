@@ -11,8 +11,10 @@ import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
 import type { CheckpointAheadOfEvents, EventError, StoreError } from "../../schema/Errors.ts"
 import type { Event } from "../../schema/Event.ts"
+import * as EventFilter from "../../schema/EventFilter.ts"
 import * as EventSelection from "../../schema/EventSelection.ts"
 import { sizeOf } from "../../schema/EventSize.ts"
+import * as HashRange from "../../schema/HashRange.ts"
 import * as Abandonable from "../Abandonable.ts"
 import type { EventStore, Page, ReadOptions, ServerEpoch } from "../EventStore.ts"
 import type * as RangeState from "./RangeState.ts"
@@ -22,12 +24,16 @@ export interface Feed {
   readonly members: Set<Member>
   /** In the order in which they began. */
   readonly reads: Set<Read>
+  /** The server epoch that has ended last. */
+  endedEpoch: ServerEpoch | undefined
 }
 
 /** A range that reads. */
 export interface Member {
   readonly job: RangeState.Job
   readonly selection: EventSelection.EventSelection
+  /** Identifies the selection. */
+  readonly key: string
   /** The position after which it will read next, as far as is known. */
   after: bigint
   /** Whether its last read asked for hashes. */
@@ -43,7 +49,6 @@ interface Group {
   readonly selection: EventSelection.EventSelection
   /** Whether not all members select the same events. */
   readonly isDivided: boolean
-  readonly limit: number
 }
 
 /** A read, in flight or with its page. */
@@ -84,12 +89,18 @@ const eventOverhead = 1024
 /** Ranges are near each other if at most this number of full pages lies between them. */
 const nearPages = 2n
 
-export const make = (events: EventStore["Service"]): Feed => ({ events, members: new Set(), reads: new Set() })
+export const make = (events: EventStore["Service"]): Feed => ({
+  events,
+  members: new Set(),
+  reads: new Set(),
+  endedEpoch: undefined
+})
 
 export const join = (feed: Feed, job: RangeState.Job): Member => {
   const { projection: { filter, partitionBy }, state: { handledUpTo, held } } = job
   const selection = { range: held.range, filter, partitionBy }
-  const member: Member = { job, selection, after: handledUpTo, hashes: false, aloneUpTo: -1n }
+  const key = `${HashRange.format(held.range)} ${EventFilter.canonical({ ...filter, partitionBy })}`
+  const member: Member = { job, selection, key, after: handledUpTo, hashes: false, aloneUpTo: -1n }
   feed.members.add(member)
   return member
 }
@@ -132,7 +143,8 @@ export const read = Effect.fnUntraced(function*(
 /** The server epoch has ended: pages that were read in it are invalid. */
 export const endEpoch = (feed: Feed, epoch: ServerEpoch): Effect.Effect<void> =>
   Effect.suspend(() => {
-    for (const read of feed.reads) if (read.page === undefined || read.page.epoch === epoch) feed.reads.delete(read)
+    feed.endedEpoch = epoch
+    for (const read of feed.reads) if (read.page?.epoch === epoch) feed.reads.delete(read)
     return feed.events.endEpoch(epoch)
   })
 
@@ -209,9 +221,9 @@ const readAhead = (feed: Feed, member: Member, { hashes, upTo }: Request): Effec
  * for its result.
  */
 const begin = Effect.fnUntraced(function*(feed: Feed, member: Member, { after, ...request }: Request) {
-  const { batchBytes: bytes } = member.job.settings
+  const { batchBytes: bytes, batchSize: limit } = member.job.settings
   const upTo = endFor(feed, member, { after, ...request })
-  const { isDivided, limit, members, selection } = groupOf(feed, member, after, upTo)
+  const { isDivided, members, selection } = groupOf(feed, member, after, upTo)
   const hashes = isDivided || [...members].some((member) => member.hashes)
   const read: Read = {
     after,
@@ -245,31 +257,21 @@ const groupOf = (feed: Feed, member: Member, after: bigint, upTo: bigint): Group
     [] :
     [...feed.members].filter((other) => other !== member && mayShare(other, after) && isNear(other))
   const members = new Set([member])
+  const included = new Set([member.key])
   let { selection } = member
   // A range may touch the selection only after others have extended it.
   for (let size = 0; size < members.size;) {
     size = members.size
     for (const other of near) {
-      const union = members.has(other) ? undefined : EventSelection.union(selection, other.selection)
+      if (members.has(other)) continue
+      const union = included.has(other.key) ? selection : EventSelection.union(selection, other.selection)
       if (union === undefined) continue
       members.add(other)
+      included.add(other.key)
       selection = union
     }
   }
-  return {
-    members,
-    selection,
-    isDivided: [...members].some((other) => !EventSelection.equals(other.selection, selection)),
-    // So that dividing a page among the ranges of a projection does not make their batches smaller.
-    limit: batchSize * mostRanges(members)
-  }
-}
-
-/** Returns how many ranges one projection has among the members, at most. */
-const mostRanges = (members: ReadonlySet<Member>): number => {
-  const counts = new Map<string, number>()
-  for (const { job: { projection: { name } } } of members) counts.set(name, (counts.get(name) ?? 0) + 1)
-  return Math.max(...counts.values())
+  return { members, selection, isDivided: included.size > 1 }
 }
 
 /** Whether reads from this position may be shared with the member, and begun before it asks. */
@@ -281,8 +283,9 @@ const mayShare = ({ aloneUpTo, job: { draining, state } }: Member, after: bigint
  * first those that a range has taken. The ranges that have not taken those read them again.
  */
 const arrived = (feed: Feed, read: Read, page: Page, maxBytes: number): void => {
-  const { reads } = feed
+  const { endedEpoch, reads } = feed
   read.page = page
+  if (page.epoch === endedEpoch) return void reads.delete(read)
   read.bytes = sum(page.events, (event) => sizeOf(event) + eventOverhead)
   for (const member of read.members) if (page.position <= member.after) release(feed, read, member)
   const kept = [...reads].filter((other) => other !== read && other.page !== undefined)

@@ -150,14 +150,17 @@ describe("sharing", () => {
       assert.strictEqual(feed.reads.size, 0, "nothing is kept")
     }))
 
-  it.effect("the ranges of a projection divide a page that is larger for them", () =>
+  it.effect("the ranges of a projection divide a page", () =>
     Effect.gen(function*() {
-      const store = makeStore(events(40))
+      const store = makeStore(events(20))
       const feed = makeFeed(store)
       const members = [0, 1, 2, 3].map((key) => Feed.join(feed, makeRange({ range: HashRange.partition(key, 4) })))
-      const pages = yield* Effect.forEach(members, (member) => readAll(feed, member, 40n), { concurrency: 4 })
+      const pages = yield* Effect.forEach(members, (member) => readAll(feed, member, 20n), { concurrency: 4 })
       assert.deepStrictEqual(pages, members.map((member) => wanted(store.log, member)))
-      assert.deepStrictEqual(store.reads.map(({ limit, range }) => [limit, range]), [[40, HashRange.whole]])
+      assert.deepStrictEqual(
+        store.reads.map(({ limit, range }) => [limit, range]),
+        [[10, HashRange.whole], [10, HashRange.whole]]
+      )
     }))
 
   it.effect("a range that is behind reads up to a page that includes it, and takes the rest of a page", () =>
@@ -375,7 +378,7 @@ describe("failures", () => {
 })
 
 describe("server epochs", () => {
-  it.effect("pages and reads of an epoch that has ended are read again", () =>
+  it.effect("pages of an epoch that has ended are read again", () =>
     Effect.gen(function*() {
       const store = makeStore(events(30))
       const feed = makeFeed(store)
@@ -385,6 +388,20 @@ describe("server epochs", () => {
       yield* Feed.endEpoch(feed, "1")
       assert.deepStrictEqual(store.ended, ["1"])
       assert.strictEqual((yield* next(feed, member, 30n)).epoch, "2")
+    }))
+
+  it.effect("a page that arrives after the end of its epoch is not kept", () =>
+    Effect.gen(function*() {
+      const store = makeStore(events(30))
+      const feed = makeFeed(store)
+      const member = Feed.join(feed, makeRange())
+      store.open.closeUnsafe()
+      Feed.join(feed, makeRange({ name: "slow" }))
+      const fiber = yield* Effect.forkChild(next(feed, member, 10n), { startImmediately: true })
+      yield* Feed.endEpoch(feed, "1")
+      store.open.openUnsafe()
+      yield* Fiber.join(fiber)
+      assert.strictEqual(feed.reads.size, 0)
     }))
 
   it.effect("a page of another epoch replaces the others", () =>
