@@ -106,7 +106,7 @@ export const virtual = {
     "halted event retried on request",
     "deliver an event",
     "deliver an event again",
-    "read for several ranges of a projection",
+    "page divided among ranges",
     "read ahead of a batch",
     "halted: handler overran",
     "join again after an eviction",
