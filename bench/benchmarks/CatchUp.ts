@@ -53,7 +53,8 @@ const measure = Effect.gen(function*() {
           Effect.flatMap(expect("Emmett", emmettEvents)),
           Effect.map((took) => Rounds.sample(emmettEvents, took, batchSize))
         )
-    )
+    ),
+    ofWorker(smallBatch)
   ])
 })
 
