@@ -18,15 +18,17 @@ export const includes = ({ filter, range }: EventSelection, event: Event, hash: 
   HashRange.includes(range, hash) && EventFilter.matches(filter, event)
 
 /**
- * Returns the selection that contains both and little more; undefined if reading both together would read many events
- * that neither selects: their ranges are apart, their keys differ, or each filter restricts what the other does not.
+ * Returns the selection that contains both and little more: `a` itself if it contains `b`. Undefined if reading both
+ * together would read many events that neither selects: their ranges are apart, their keys differ, or each filter
+ * restricts what the other does not.
  */
 export const union = (a: EventSelection, b: EventSelection): EventSelection | undefined => {
   const filter = unionOfFilters(a.filter, b.filter)
   const areApart = a.range.end < b.range.start || b.range.end < a.range.start
   if (filter === undefined || areApart || !PartitionKey.equals(a.partitionBy, b.partitionBy)) return undefined
   const range = { start: Math.min(a.range.start, b.range.start), end: Math.max(a.range.end, b.range.end) }
-  return { range, partitionBy: a.partitionBy, filter }
+  const isFirst = HashRange.equals(range, a.range) && EventFilter.canonical(filter) === EventFilter.canonical(a.filter)
+  return isFirst ? a : { range, partitionBy: a.partitionBy, filter }
 }
 
 const unionOfFilters = (

@@ -1,6 +1,6 @@
 import { assert, it } from "@effect/vitest"
 import * as Schema from "effect/Schema"
-import type { EventFilter } from "../../src/schema/EventFilter.ts"
+import * as EventFilter from "../../src/schema/EventFilter.ts"
 import * as EventSelection from "../../src/schema/EventSelection.ts"
 import * as HashRange from "../../src/schema/HashRange.ts"
 import type { PartitionKey } from "../../src/schema/PartitionKey.ts"
@@ -45,10 +45,19 @@ it.prop("a union contains both selections", [selection, selection], ([first, sec
 it.prop("the order of two selections does not matter to their union", [selection, selection], ([first, second]) => {
   const [a, b] = [toSelection(first), toSelection(second)]
   const [one, other] = [EventSelection.union(a, b), EventSelection.union(b, a)]
-  assert.deepStrictEqual(one, other)
+  assert.deepStrictEqual(one && canonical(one), other && canonical(other))
 })
 
-const select = (filter: EventFilter, range = HashRange.whole, partitionBy: PartitionKey = "aggregateId") => ({
+const canonical = ({ filter, ...rest }: EventSelection.EventSelection) => ({
+  ...rest,
+  filter: EventFilter.canonical(filter)
+})
+
+const select = (
+  filter: EventFilter.EventFilter,
+  range = HashRange.whole,
+  partitionBy: PartitionKey = "aggregateId"
+) => ({
   filter,
   range,
   partitionBy
@@ -64,7 +73,7 @@ it("selections have a union only if it contains little more than both", () => {
     HashRange.HashRange,
     HashRange.HashRange
   ]
-  assert.deepStrictEqual(EventSelection.union(all, users), all)
+  assert.strictEqual(EventSelection.union(all, users), all)
   assert.deepStrictEqual(EventSelection.union(users, orders), select({ aggregateTypes: ["Order", "User"] }))
   assert.isUndefined(EventSelection.union(users, created), "their union would be all events")
   assert.deepStrictEqual(

@@ -265,7 +265,8 @@ const groupOf = (feed: Feed, member: Member, after: bigint, upTo: bigint): Group
     for (const other of near) {
       if (members.has(other)) continue
       const union = included.has(other.key) ? selection : EventSelection.union(selection, other.selection)
-      if (union === undefined) continue
+      // A range that is ahead has read its events, so the read must not contain them only for this range.
+      if (union === undefined || (other.after > after && union !== selection)) continue
       members.add(other)
       included.add(other.key)
       selection = union

@@ -189,6 +189,20 @@ describe("sharing", () => {
       assert.deepStrictEqual(pages.map(positions), [range(1, 10), range(16, 20)])
     }))
 
+  it.effect("a read does not contain events that only a range further ahead selects", () =>
+    Effect.gen(function*() {
+      const store = makeStore(events(40))
+      const feed = makeFeed(store)
+      const [left, right] = [HashRange.partition(0, 2), HashRange.partition(1, 2)]
+      const behind = Feed.join(feed, makeRange({ range: left }))
+      const ahead = Feed.join(feed, makeRange({ range: right, after: 10n }))
+      yield* next(feed, behind, 20n)
+      assert.deepStrictEqual(store.reads.map(({ range }) => range), [left])
+      behind.after = ahead.after
+      yield* next(feed, behind, 20n)
+      assert.deepStrictEqual(store.reads[1]!.range, HashRange.whole)
+    }))
+
   it.effect("ranges that are far apart, halted or draining are not read for", () =>
     Effect.gen(function*() {
       const store = makeStore(events(100))

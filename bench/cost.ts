@@ -1,11 +1,16 @@
-/** What workers cost the database: their sessions, and their statements while they are idle and under load. */
+/**
+ * `npm run bench:cost`: what a worker costs the database: its sessions, its statements while it is idle and under load, and the events
+ * per second of handlers that wait. Takes three minutes. Statements are counted in the log of a server of its own, by the
+ * `application_name` of their session. `-- --record` writes the tables to docs/measurements.
+ */
 import { PgClient } from "@effect/sql-pg"
-import { Console, Effect, Layer, Redacted, Schema, Stream } from "effect"
+import { Effect, Layer, Redacted, Stream } from "effect"
 import { SqlClient } from "effect/sql"
 import * as Fs from "node:fs"
 import { EventStore, Migrations, Orchestrator, PostgresStores, Projection } from "pupsourcing-orchestrator"
-import * as Benchmark from "../Benchmark.ts"
-import { withDatabase } from "../Server.ts"
+import * as Measurement from "../src/testing/Measurement.ts"
+import * as Bench from "./Bench.ts"
+import { median } from "./Measure.ts"
 
 /** The sessions of a process, by the end of their `application_name`; `pool` is the pool of the application. */
 const kinds = ["pool", "reader", "coordination", "listener", "presence"] as const
@@ -81,7 +86,9 @@ const withFleet = <A, E, R>(
     const sql = yield* SqlClient.SqlClient
     const name = `cost_${process.pid}_${++databases}`
     yield* sql`CREATE DATABASE ${sql(name)}`
-    const target = { url: Redacted.make(withDatabase(Redacted.value(server.url), name)), log: server.log }
+    const url = new URL(Redacted.value(server.url))
+    url.pathname = `/${name}`
+    const target = { url: Redacted.make(url.href), log: server.log }
     yield* Effect.provide(Migrations.up, client(target.url, "cost setup"))
     let events = 0
     return yield* Effect.gen(function*() {
@@ -112,7 +119,7 @@ const nothing = () => Effect.void
 const idle = (server: Target, fleet: Omit<Fleet, "handle">) =>
   withFleet(server, { ...fleet, handle: nothing }, (target) =>
     Effect.gen(function*() {
-      const seconds = 10
+      const seconds = 15
       const { counts } = yield* statementsDuring(target, Effect.sleep(`${seconds} seconds`))
       const open = yield* sessionsOf(target)
       const perSecond = (kind: keyof Counts) => (counts[kind] / seconds).toFixed(1)
@@ -165,90 +172,94 @@ const load = (server: Target, fleet: Omit<Fleet, "handle">, rate: number) =>
       Layer.fresh(PostgresStores.layer).pipe(Layer.provideMerge(client(target.url, "cost appender")))
     )))
 
-/** The benchmark reads the log of the server. */
-class LogOutOfReach extends Schema.TaggedError<LogOutOfReach>()("LogOutOfReach", {}) {
-  override get message(): string {
-    return "Statements are counted in the server's log, which is out of reach with DATABASE_URL. Unset it to measure the embedded server."
-  }
-}
-
-/** Makes the server log every statement with the name of its session, until the scope closes. */
-const logStatements = Effect.gen(function*() {
-  const sql = yield* SqlClient.SqlClient
-  yield* Effect.acquireRelease(
-    Effect.gen(function*() {
-      yield* sql`ALTER SYSTEM SET log_statement = 'all'`
-      yield* sql`ALTER SYSTEM SET log_line_prefix = '%a|'`
-      yield* sql`SELECT pg_reload_conf()`
-    }),
-    () =>
+/** Events per second while there is a backlog, with a handler that waits. */
+const waiting = (server: Target, processes: number, millis: number) =>
+  withFleet(
+    server,
+    { processes, replicaSets: 1, projections: 1, handle: () => Effect.sleep(millis) },
+    (target, committed) =>
       Effect.gen(function*() {
-        yield* sql`ALTER SYSTEM RESET log_statement`
-        yield* sql`ALTER SYSTEM RESET log_line_prefix`
-        yield* sql`SELECT pg_reload_conf()`
-      }).pipe(Effect.orDie)
+        const store = yield* EventStore.EventStore
+        yield* Effect.forEach(
+          Array.from({ length: 1000 }, (_, id) => id),
+          (id) => store.append(Array.from({ length: 10 }, () => appended(id))),
+          { concurrency: 8, discard: true }
+        )
+        yield* Effect.sleep("2 seconds")
+        const rates: Array<number> = []
+        for (let round = 0; round < 3; round++) {
+          const before = committed()
+          yield* Effect.sleep("2 seconds")
+          rates.push((committed() - before) / 2)
+        }
+        return [processes, millis, Math.round(median(rates))]
+      }).pipe(Effect.provide(
+        Layer.fresh(PostgresStores.layer).pipe(Layer.provideMerge(client(target.url, "cost appender")))
+      ))
   )
-  yield* Effect.sleep("1 second")
-})
 
-const measure = Effect.gen(function*() {
-  const { embedded, url } = yield* Benchmark.Target
-  if (embedded === undefined) return yield* new LogOutOfReach()
-  const server: Target = { url, log: embedded.log }
-  yield* logStatements
-  yield* Console.error("  idle workers …")
-  const idleRows = yield* Effect.forEach(
-    [[1, 1, 1], [1, 1, 8], [1, 4, 1], [2, 1, 1], [4, 1, 1], [2, 4, 1]] as const,
-    ([processes, replicaSets, projections]) => idle(server, { processes, replicaSets, projections })
-  )
-  yield* Console.error("  workers under load …")
-  const loadRows = yield* Effect.forEach(
-    [[1, 1, 10], [1, 1, 100], [1, 4, 100], [2, 1, 100]] as const,
-    ([processes, projections, rate]) => load(server, { processes, replicaSets: 1, projections }, rate)
-  )
-  return evaluate(idleRows, loadRows)
-})
+const program = Effect.gen(function*() {
+  const running = yield* Bench.server("cost")
+  const server: Target = { url: Redacted.make(running.url), log: running.log }
+  const result = yield* Effect.gen(function*() {
+    const sql = yield* SqlClient.SqlClient
+    yield* sql`ALTER SYSTEM SET log_statement = 'all'`
+    yield* sql`ALTER SYSTEM SET log_line_prefix = '%a|'`
+    yield* sql`SELECT pg_reload_conf()`
+    yield* Effect.sleep("1 second")
 
-type Rows = Benchmark.Table["rows"]
+    yield* Bench.note("Idle workers …")
+    const idleRows = yield* Effect.forEach(
+      [[1, 1, 1], [1, 1, 8], [1, 4, 1], [2, 1, 1], [4, 1, 1], [2, 4, 1]] as const,
+      ([processes, replicaSets, projections]) => idle(server, { processes, replicaSets, projections })
+    )
+    yield* Bench.note("Workers under load …")
+    const loadRows = yield* Effect.forEach(
+      [[1, 1, 10], [1, 1, 100], [1, 4, 100], [2, 1, 100]] as const,
+      ([processes, projections, rate]) => load(server, { processes, replicaSets: 1, projections }, rate)
+    )
+    yield* Bench.note("Handlers that wait …")
+    const waitingRows = yield* Effect.forEach([1, 2, 4, 8], (processes) => waiting(server, processes, 10))
+    return { idleRows, loadRows, waitingRows }
+  }).pipe(Effect.provide(client(server.url, "cost setup")))
 
-const evaluate = (idleRows: Rows, loadRows: Rows): Benchmark.Result => ({
-  text:
-    "Workers with pools of their own in one process, as if each were a process. Statements are counted in the server's log, by the " +
-    "`application_name` of their session.",
-  measures: [],
-  tables: [
-    {
-      title: "Idle",
-      text:
-        "Statements per second, by session. The library's own sessions are open all the time; those of the pool are counted separately.",
-      header: ["processes", "replica sets", "projections each", "own sessions", ...kinds, "all", "all per process"],
-      rows: idleRows
-    },
-    {
-      title: "Under load",
-      text:
-        "Single appends at a fixed rate for 10 s. Statements per second, by session. The appends are not counted; their notifications " +
-        "are in the column `listener`. The last column divides all statements by the handled events (an event counts once per projection).",
-      header: [
-        "processes",
-        "projections",
-        "appends/s",
-        "handled",
-        "pool sessions",
-        ...kinds,
-        "statements per event"
-      ],
-      rows: loadRows
-    }
-  ]
-})
-
-export const cost = Benchmark.make({
-  name: "cost",
-  title: "Sessions and statements of workers",
-  summary: "The sessions and statements of workers, idle and under load.",
-  run: Effect.gen(function*() {
-    const { url } = yield* Benchmark.Target
-    return yield* Effect.provide(measure, client(url, "cost setup"))
+  yield* Bench.report({
+    page: "cost",
+    title: "Cost",
+    command: "npm run bench:cost -- --record",
+    serverUrl: running.url,
+    result: render(result)
   })
 })
+
+type Rows = ReadonlyArray<ReadonlyArray<string | number>>
+
+const render = (tables: { readonly idleRows: Rows; readonly loadRows: Rows; readonly waitingRows: Rows }): string =>
+  [
+    "## Idle",
+    "",
+    "Statements per second, by session. The library's own sessions are open all the time; those of the pool are counted separately.",
+    "",
+    Measurement.table(
+      ["processes", "replica sets", "projections each", "own sessions", ...kinds, "all", "all per process"],
+      tables.idleRows
+    ),
+    "",
+    "## Under load",
+    "",
+    "Single appends at a fixed rate for 10 s. Statements per second, by session. The appends are not counted; their notifications are in " +
+    "the column `listener`. The last column divides all statements by the handled events (an event counts once per projection).",
+    "",
+    Measurement.table(
+      ["processes", "projections", "appends/s", "handled", "pool sessions", ...kinds, "statements per event"],
+      tables.loadRows
+    ),
+    "",
+    "## Handlers that wait",
+    "",
+    "One projection whose handler waits, and a backlog of events of 1,000 aggregates. Median of three intervals of 2 s.",
+    "",
+    Measurement.table(["processes", "wait in ms", "events/s"], tables.waitingRows)
+  ].join("\n")
+
+Bench.runMain(program)
