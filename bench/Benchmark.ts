@@ -1,5 +1,7 @@
 /** A benchmark: what `npm run bench` runs, prints and records. Each is one module in `benchmarks`, listed in `Registry.ts`. */
+import type { PgClient } from "@effect/sql-pg"
 import { type Cause, Context, type Effect, type Redacted, type Scope } from "effect"
+import type { SqlClient } from "effect/sql"
 import type { Measure } from "./Measure.ts"
 import type { Plot } from "./Plot.ts"
 
@@ -37,7 +39,8 @@ export interface Benchmark {
   readonly summary: string
   /** Runs only if it is named. */
   readonly isLong: boolean
-  readonly run: Effect.Effect<Result, unknown, Target | Scope.Scope>
+  /** The client is one of the benchmark's database; it is closed after the scope. */
+  readonly run: Effect.Effect<Result, unknown, Target | Scope.Scope | SqlClient.SqlClient | PgClient.PgClient>
 }
 
 export const make = (

@@ -27,7 +27,7 @@ export const acquire = Effect.gen(function*() {
   return server
 })
 
-const client = (url: Redacted.Redacted) => PgClient.layer({ url, applicationName: "bench setup" })
+const client = (url: Redacted.Redacted) => PgClient.layer({ url, applicationName: "bench setup", maxConnections: 2 })
 
 /** Runs the benchmark in a database of its own, which is dropped afterwards. */
 export const runIn = (server: Server, benchmark: Benchmark, rounds: number) => {
@@ -38,8 +38,8 @@ export const runIn = (server: Server, benchmark: Benchmark, rounds: number) => {
     admin(Effect.flatMap(SqlClient.SqlClient, (sql) => sql`CREATE DATABASE ${sql(name)}`)),
     () =>
       Migrations.up.pipe(
-        Effect.provide(Layer.fresh(client(url))),
         Effect.andThen(Effect.scoped(benchmark.run)),
+        Effect.provide(Layer.fresh(client(url))),
         Effect.provideService(Target, { url, rounds, embedded: server.embedded })
       ),
     // The result is valid even if the database remains.

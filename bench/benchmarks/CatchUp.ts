@@ -1,5 +1,4 @@
 /** How fast a worker catches up with a handler that does nothing, beside the floor and the peers. */
-import { PgClient } from "@effect/sql-pg"
 import { Effect } from "effect"
 import * as Benchmark from "../Benchmark.ts"
 import * as Contender from "../Contender.ts"
@@ -22,9 +21,9 @@ const expect = (name: string, expected: number) => (took: Contender.Took) =>
     : Effect.die(new Error(`${name} read ${took.value} of ${expected} events`))
 
 const measure = Effect.gen(function*() {
-  const { rounds, url } = yield* Benchmark.Target
+  const { rounds } = yield* Benchmark.Target
   yield* Peers.install
-  yield* Events.fill(events).pipe(Effect.provide(PgClient.layer({ url })))
+  yield* Events.fill(events)
   const worker = yield* Contender.start("contenders/worker.ts")
   const driver = yield* Contender.start("contenders/driver.ts")
   const pg = yield* Contender.start("peers/pg.mjs")

@@ -106,8 +106,5 @@ export const handOver = Benchmark.make({
   name: "hand-over",
   title: "Hand-over",
   summary: "How long ranges pause when a worker joins or leaves, with 8 and with 64 workers.",
-  run: Effect.gen(function*() {
-    const { url } = yield* Benchmark.Target
-    return yield* Effect.provide(result, Database.client(url))
-  })
+  run: result
 })

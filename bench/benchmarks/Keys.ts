@@ -1,6 +1,5 @@
 /** What a partition key costs the reads of a range, compared with the aggregate id. */
-import { PgClient } from "@effect/sql-pg"
-import { Clock, Console, Effect, Layer } from "effect"
+import { Clock, Console, Effect } from "effect"
 import { SqlClient } from "effect/sql"
 import { EventStore, HashRange, type PartitionKey, PostgresStores } from "pupsourcing-orchestrator"
 import { hashOf, keyOf } from "../../src/layers/postgres/HashSql.ts"
@@ -73,10 +72,8 @@ export const keys = Benchmark.make({
   title: "Partition keys",
   summary: "What a partition key costs the reads of a range, compared with the aggregate id.",
   run: Effect.gen(function*() {
-    const { rounds, url } = yield* Benchmark.Target
-    const rows = yield* Effect.forEach([200, 1000, 8000], row).pipe(
-      Effect.provide(PostgresStores.layer.pipe(Layer.provideMerge(PgClient.layer({ url }))))
-    )
+    const { rounds } = yield* Benchmark.Target
+    const rows = yield* Effect.provide(Effect.forEach([200, 1000, 8000], row), PostgresStores.layer)
     return {
       text:
         `Microseconds for each of ${events} events, read or not, while one of ${parts} ranges is read. Medians of ${rounds} alternating rounds. ` +

@@ -122,8 +122,5 @@ export const latency = Benchmark.make({
   name: "latency",
   title: "Latency",
   summary: "The time from an append to the commit of the read model, idle and at 2,000 appends per second.",
-  run: Effect.gen(function*() {
-    const { url } = yield* Benchmark.Target
-    return yield* Effect.provide(result, Database.client(url))
-  })
+  run: result
 })

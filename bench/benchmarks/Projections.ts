@@ -1,5 +1,4 @@
 /** What more projections cost the worker that runs them. */
-import { PgClient } from "@effect/sql-pg"
 import { Effect } from "effect"
 import * as Benchmark from "../Benchmark.ts"
 import * as Contender from "../Contender.ts"
@@ -11,8 +10,8 @@ const events = 150_000
 const counts = [1, 4, 16]
 
 const measure = Effect.gen(function*() {
-  const { rounds, url } = yield* Benchmark.Target
-  yield* Events.fill(events).pipe(Effect.provide(PgClient.layer({ url })))
+  const { rounds } = yield* Benchmark.Target
+  yield* Events.fill(events)
   const worker = yield* Contender.start("contenders/worker.ts")
   return yield* Rounds.alternate(
     rounds,

@@ -1,5 +1,4 @@
 /** What the database reads and sends for one pass over the events, with one worker and with eight. */
-import { PgClient } from "@effect/sql-pg"
 import { Console, Effect } from "effect"
 import { SqlClient } from "effect/sql"
 import { hashOf, keyOf } from "../../src/layers/postgres/HashSql.ts"
@@ -62,12 +61,9 @@ const measurePass = Effect.fnUntraced(function*({ isIndexed, name, workers: coun
 type Row = Effect.Success<ReturnType<typeof measurePass>>
 
 const measure = Effect.gen(function*() {
-  const { url } = yield* Benchmark.Target
-  return yield* Effect.gen(function*() {
-    const sql = yield* SqlClient.SqlClient
-    yield* sql`CREATE EXTENSION pg_stat_statements`
-    return yield* Effect.forEach(passes, measurePass)
-  }).pipe(Effect.provide(PgClient.layer({ url })))
+  const sql = yield* SqlClient.SqlClient
+  yield* sql`CREATE EXTENSION pg_stat_statements`
+  return yield* Effect.forEach(passes, measurePass)
 })
 
 const evaluate = (rows: ReadonlyArray<Row>): Benchmark.Result => {

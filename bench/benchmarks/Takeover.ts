@@ -85,8 +85,5 @@ export const takeover = Benchmark.make({
   name: "takeover",
   title: "Takeover",
   summary: "The time from SIGKILL of a worker until others run its ranges, at default settings.",
-  run: Effect.gen(function*() {
-    const { url } = yield* Benchmark.Target
-    return yield* Effect.provide(result, Database.client(url))
-  })
+  run: result
 })

@@ -1,5 +1,4 @@
 /** How fast events are handled by a handler that sends one upsert for each event: one worker beside bare loops, then several workers. */
-import { PgClient } from "@effect/sql-pg"
 import { Effect } from "effect"
 import * as Benchmark from "../Benchmark.ts"
 import * as Contender from "../Contender.ts"
@@ -41,17 +40,15 @@ const measureOne = Effect.gen(function*() {
 }).pipe(Effect.scoped)
 
 const run = Effect.gen(function*() {
-  const { rounds, url } = yield* Benchmark.Target
+  const { rounds } = yield* Benchmark.Target
   yield* Peers.install
-  return yield* Effect.gen(function*() {
-    yield* Events.createCounts
-    yield* Events.fill(events)
-    const [worker, driver, pg] = (yield* measureOne) as [Samples, Samples, Samples]
-    yield* Events.empty
-    yield* Events.fill(fleetEvents)
-    const fleets = yield* Effect.scoped(Fleet.measure({ rounds, counts, handler: "upsert", events: fleetEvents }))
-    return evaluate({ worker, driver, pg, fleets })
-  }).pipe(Effect.provide(PgClient.layer({ url })))
+  yield* Events.createCounts
+  yield* Events.fill(events)
+  const [worker, driver, pg] = (yield* measureOne) as [Samples, Samples, Samples]
+  yield* Events.empty
+  yield* Events.fill(fleetEvents)
+  const fleets = yield* Effect.scoped(Fleet.measure({ rounds, counts, handler: "upsert", events: fleetEvents }))
+  return evaluate({ worker, driver, pg, fleets })
 })
 
 type Samples = ReadonlyArray<Rounds.Sample>

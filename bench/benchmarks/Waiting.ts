@@ -1,5 +1,4 @@
 /** How the throughput of handlers that wait grows with the number of workers. */
-import { PgClient } from "@effect/sql-pg"
 import { Effect } from "effect"
 import { availableParallelism } from "node:os"
 import * as Benchmark from "../Benchmark.ts"
@@ -15,8 +14,8 @@ const counts = [1, 2, 4, 8]
 const freeUntil = 0.8
 
 const measure = Effect.gen(function*() {
-  const { rounds, url } = yield* Benchmark.Target
-  yield* Events.fill(events).pipe(Effect.provide(PgClient.layer({ url })))
+  const { rounds } = yield* Benchmark.Target
+  yield* Events.fill(events)
   return yield* Fleet.measure({ rounds, counts, handler: { waitMillis: 1 }, events })
 })
 

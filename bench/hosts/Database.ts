@@ -1,12 +1,7 @@
 /** What the benchmarks of a fleet ask of and do to their database. */
-import { PgClient } from "@effect/sql-pg"
-import { Effect, type Redacted } from "effect"
+import { Effect } from "effect"
 import { SqlClient } from "effect/sql"
 import { hashOf, keyOf } from "../../src/layers/postgres/HashSql.ts"
-
-/** A client of the benchmark itself. */
-export const client = (url: Redacted.Redacted) =>
-  PgClient.layer({ url, applicationName: "bench setup", maxConnections: 2 })
 
 /** The read model of the handler `upsert`. */
 export const createReadModel = Effect.flatMap(SqlClient.SqlClient, (sql) =>
