@@ -32,19 +32,25 @@ export interface Contender {
   readonly call: (method: string, args?: unknown) => Effect.Effect<Took, ContenderFailed>
 }
 
-/** Starts a contender, whose file is relative to this one. It ends with the scope. */
-export const start = Effect.fnUntraced(function*(file: string) {
-  const { embedded, url } = yield* Target
-  const child = yield* Effect.acquireRelease(
+/** Starts a process on the database of the benchmark. Its file is relative to this one, and it ends with the scope. */
+export const fork = Effect.fnUntraced(function*(file: string, environment: NodeJS.ProcessEnv = {}) {
+  const { url } = yield* Target
+  return yield* Effect.acquireRelease(
     Effect.sync(() =>
       ChildProcess.fork(fileURLToPath(new URL(file, import.meta.url)), {
-        env: { ...process.env, DATABASE_URL: Redacted.value(url) },
+        env: { ...process.env, DATABASE_URL: Redacted.value(url), ...environment },
         // The standard output is the benchmark's.
         stdio: ["ignore", 2, 2, "ipc"]
       })
     ),
     end
   )
+})
+
+/** Starts a contender, whose file is relative to this one. It ends with the scope. */
+export const start = Effect.fnUntraced(function*(file: string) {
+  const { embedded } = yield* Target
+  const child = yield* fork(file)
   const call = Effect.fnUntraced(function*(method: string, args?: unknown) {
     const before = ServerCpu.seconds(embedded?.pid)
     const answer = yield* ask(child, file, { method, args })

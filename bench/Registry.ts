@@ -7,6 +7,7 @@ import { keys } from "./benchmarks/Keys.ts"
 import { latency } from "./benchmarks/Latency.ts"
 import { projections } from "./benchmarks/Projections.ts"
 import { sharedReads } from "./benchmarks/SharedReads.ts"
+import { start } from "./benchmarks/Start.ts"
 import { takeover } from "./benchmarks/Takeover.ts"
 import { upsert } from "./benchmarks/Upsert.ts"
 import { upsertBatch } from "./benchmarks/UpsertBatch.ts"
@@ -22,6 +23,7 @@ export const benchmarks: ReadonlyArray<Benchmark> = [
   latency,
   handOver,
   takeover,
+  start,
   keys,
   guard
 ]

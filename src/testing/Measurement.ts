@@ -26,7 +26,7 @@ const commit = Effect.runSync(
 )
 
 /** The command line that runs a script of the project with the arguments of this process. */
-export const commandOf = (script: "faults" | "simulate" | "bench:smoke"): string =>
+export const commandOf = (script: "faults" | "simulate"): string =>
   `npm run ${script} -- ${process.argv.slice(2).join(" ")}`
 
 /** A Markdown table whose columns are aligned, so that it can be read in a terminal. */
