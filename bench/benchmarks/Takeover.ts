@@ -5,12 +5,12 @@
  * of the three survivors reports that it runs all of its assignment (`AssignmentReached`), by the machine's monotonic clock. Then a new
  * process takes the place of the killed one. 30 kills: p99 is the longest of them.
  */
-import { Console, Effect, type Scope } from "effect"
+import { Console, Effect } from "effect"
 import * as Benchmark from "../Benchmark.ts"
-import * as Database from "../hosts/Database.ts"
+import * as Delays from "../hosts/Delays.ts"
 import * as Hosts from "../hosts/Hosts.ts"
+import * as Members from "../hosts/Members.ts"
 import { now } from "../hosts/Messages.ts"
-import * as Timeline from "../hosts/Timeline.ts"
 import { atMost, percentile, shown } from "../Measure.ts"
 
 const set = "takeover"
@@ -18,22 +18,7 @@ const load = { rate: 200, writers: 2, aggregates: 1000 }
 const workers = 4
 const kills = 30
 
-interface Member {
-  readonly worker: string
-  readonly host: Hosts.Host
-}
-
-const start = Effect.fnUntraced(function*(
-  hosts: Hosts.Hosts,
-  number: number
-): Effect.fn.Return<Member, never, Scope.Scope> {
-  const host = yield* hosts.spawn()
-  const worker = `w${number}`
-  Hosts.startWorker(host, { worker, replicaSet: set })
-  return { worker, host }
-})
-
-const killInTurn = Effect.fnUntraced(function*(hosts: Hosts.Hosts, members: ReadonlyArray<Member>) {
+const killInTurn = Effect.fnUntraced(function*(hosts: Hosts.Hosts, members: ReadonlyArray<Members.Member>) {
   let alive = members
   const times: Array<number> = []
   for (let round = 0; round < kills; round++) {
@@ -41,10 +26,10 @@ const killInTurn = Effect.fnUntraced(function*(hosts: Hosts.Hosts, members: Read
     const [victim, ...survivors] = alive
     const killedAt = now()
     yield* victim!.host.kill
-    times.push((yield* Hosts.reached(hosts, killedAt, survivors.map(({ worker }) => worker))) - killedAt)
+    times.push((yield* Members.reached(hosts, killedAt, survivors)) - killedAt)
     const since = now()
-    alive = [...survivors, yield* start(hosts, workers + round)]
-    yield* Hosts.reached(hosts, since, alive.map(({ worker }) => worker))
+    alive = [...survivors, yield* Members.start(hosts, { worker: `w${workers + round}`, replicaSet: set })]
+    yield* Members.reached(hosts, since, alive)
     // Presence is established, and the ranges work.
     yield* Effect.sleep("200 millis")
   }
@@ -55,21 +40,14 @@ const measure = Effect.gen(function*() {
   const { url } = yield* Benchmark.Target
   const hosts = Hosts.make(url)
   const writers = yield* hosts.spawn()
-  const since = now()
-  const members = yield* Effect.forEach(
-    Array.from({ length: workers }, (_, number) => number),
-    (number) => start(hosts, number)
-  )
-  yield* Hosts.reached(hosts, since, members.map(({ worker }) => worker))
+  const members = yield* Members.startAll(hosts, workers, { replicaSet: set })
   const { appended, value } = yield* Hosts.underLoad(writers, load, killInTurn(hosts, members))
-  yield* Effect.sleep("500 millis")
-  return { hosts, appended, times: value }
+  const delays = yield* Delays.all(hosts, appended, set)
+  return { delays: delays.map(({ millis }) => millis), times: value }
 })
 
 const result = Effect.gen(function*() {
-  const { appended, hosts, times } = yield* measure
-  const delays = Timeline.delays(appended.due, appended, yield* Database.hashes, hosts.entries, set)
-    .map(({ millis }) => millis)
+  const { delays, times } = yield* measure
   return {
     text:
       `${workers} workers in as many processes at default settings, ${load.rate} appends per second, ${kills} kills.`,

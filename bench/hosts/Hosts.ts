@@ -167,7 +167,7 @@ export const startWorker = (
  */
 export const reached = (hosts: Hosts, since: number, workers: ReadonlyArray<string>): Effect.Effect<number> => {
   const missing = new Set(workers)
-  let next = Math.max(0, hosts.entries.findLastIndex(({ at }) => at < since))
+  let next = 0
   let last = since
   return hosts.waitUntil(`${workers.length} workers have reached their assignment`, () => {
     for (; next < hosts.entries.length; next++) {

@@ -3,7 +3,7 @@
  * over the channel of `child_process.fork`. It ends with SIGTERM, or with the benchmark.
  */
 import { PgClient } from "@effect/sql-pg"
-import { Cause, Config, Effect, FiberMap, Layer, Queue, References, Schedule, Stream } from "effect"
+import { Cause, Config, Effect, Fiber, FiberMap, Layer, Queue, References, Schedule, Stream } from "effect"
 import { SqlClient } from "effect/sql"
 import { type Activity, EventStore, Orchestrator, PostgresStores, Program, Projection } from "pupsourcing-orchestrator"
 import type { Append, Appended, Command, Entry, Handler, Report, StartWorker } from "./Messages.ts"
@@ -67,7 +67,8 @@ const runWorker = Effect.fnUntraced(function*({ handler, projections, replicaSet
     workerId: worker,
     projections: projections.map((name) => makers[handler](name))
   })
-  yield* orchestrator.activity.pipe(
+  const reporting = yield* orchestrator.activity.pipe(
+    Stream.takeUntil(({ _tag }) => _tag === "WorkerStopped"),
     Stream.runForEach((activity) =>
       Effect.sync(() => {
         const entry = toEntry(worker, activity)
@@ -76,7 +77,10 @@ const runWorker = Effect.fnUntraced(function*({ handler, projections, replicaSet
     ),
     Effect.forkScoped
   )
-  return yield* orchestrator.run
+  // Its last commits are reported, too. The limit is for a worker whose last entries were dropped.
+  return yield* orchestrator.run.pipe(
+    Effect.ensuring(Effect.ignore(Effect.timeout(Fiber.await(reporting), "1 second")))
+  )
 }, Effect.scoped)
 
 /** Appends one event. The id makes a retry harmless, also after an answer that was lost. */
