@@ -1,6 +1,7 @@
 /** Every benchmark, in the order in which they run. */
 import type { Benchmark } from "./Benchmark.ts"
 import { catchUp } from "./benchmarks/CatchUp.ts"
+import { cost } from "./benchmarks/Cost.ts"
 import { guard } from "./benchmarks/Guard.ts"
 import { handOver } from "./benchmarks/HandOver.ts"
 import { keys } from "./benchmarks/Keys.ts"
@@ -24,6 +25,7 @@ export const benchmarks: ReadonlyArray<Benchmark> = [
   handOver,
   takeover,
   start,
+  cost,
   keys,
   guard
 ]

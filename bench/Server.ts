@@ -21,7 +21,8 @@ export const acquire = Effect.gen(function*() {
   }
   const { log, pid, url } = yield* EmbeddedPostgres.acquire({
     name: "bench",
-    settings: { shared_preload_libraries: "pg_stat_statements" }
+    // The prefix names the session that sent a statement.
+    settings: { shared_preload_libraries: "pg_stat_statements", log_line_prefix: "%m,%p,%a:" }
   })
   const server: Server = { url: Redacted.make(url), embedded: { log, pid } }
   return server

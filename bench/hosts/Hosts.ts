@@ -37,9 +37,16 @@ export interface Hosts {
   readonly problems: Array<string>
   /** The workers that were commanded to stop and have left. */
   readonly stopped: Set<string>
-  readonly spawn: (options?: { readonly connections?: number }) => Effect.Effect<Host, never, Scope.Scope>
+  readonly spawn: (options?: SpawnOptions) => Effect.Effect<Host, never, Scope.Scope>
   /** Waits until the activity fulfils a condition. A worker that fails ends the wait with its problem. */
   readonly waitUntil: <A>(what: string, condition: () => A | undefined) => Effect.Effect<A>
+}
+
+export interface SpawnOptions {
+  /** Of the pool; 10 by default. */
+  readonly connections?: number
+  /** Of the sessions of the pool. */
+  readonly applicationName?: string
 }
 
 const program = fileURLToPath(new URL("program.ts", import.meta.url))
@@ -67,7 +74,7 @@ export const make = (url: Redacted.Redacted): Hosts => {
     problems,
     stopped,
     waitUntil,
-    spawn: (options) => spawn(hosts, count++, url, options?.connections ?? 10)
+    spawn: (options) => spawn(hosts, count++, url, options)
   }
   return hosts
 }
@@ -76,7 +83,7 @@ const spawn = Effect.fnUntraced(function*(
   hosts: Hosts,
   number: number,
   url: Redacted.Redacted,
-  connections: number
+  { applicationName = "bench pool", connections = 10 }: SpawnOptions = {}
 ): Effect.fn.Return<Host, never, Scope.Scope> {
   const spawnedAt = now()
   const reports = { ready: Deferred.makeUnsafe<number>(), ended: Deferred.makeUnsafe<void>() }
@@ -86,7 +93,12 @@ const spawn = Effect.fnUntraced(function*(
     Effect.sync(() =>
       ChildProcess.fork(program, {
         execArgv: process.execArgv,
-        env: { ...process.env, DATABASE_URL: Redacted.value(url), BENCH_CONNECTIONS: String(connections) },
+        env: {
+          ...process.env,
+          DATABASE_URL: Redacted.value(url),
+          BENCH_CONNECTIONS: String(connections),
+          BENCH_APPLICATION: applicationName
+        },
         stdio: ["ignore", "ignore", "inherit", "ipc"]
       })
     ),

@@ -178,7 +178,7 @@ Program.runMain(program.pipe(
   Effect.provide(PostgresStores.layer.pipe(
     Layer.provideMerge(PgClient.layerConfig({
       url: Config.Redacted("DATABASE_URL"),
-      applicationName: Config.succeed("bench pool"),
+      applicationName: Config.String("BENCH_APPLICATION"),
       maxConnections: Config.Int("BENCH_CONNECTIONS").pipe(Config.withDefault(10))
     }))
   )),
