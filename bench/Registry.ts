@@ -2,6 +2,7 @@
 import type { Benchmark } from "./Benchmark.ts"
 import { catchUp } from "./benchmarks/CatchUp.ts"
 import { cost } from "./benchmarks/Cost.ts"
+import { deploy } from "./benchmarks/Deploy.ts"
 import { guard } from "./benchmarks/Guard.ts"
 import { handOver } from "./benchmarks/HandOver.ts"
 import { keys } from "./benchmarks/Keys.ts"
@@ -26,6 +27,7 @@ export const benchmarks: ReadonlyArray<Benchmark> = [
   takeover,
   start,
   cost,
+  deploy,
   keys,
   guard
 ]
