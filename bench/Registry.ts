@@ -8,6 +8,7 @@ import { handOver } from "./benchmarks/HandOver.ts"
 import { keys } from "./benchmarks/Keys.ts"
 import { latency } from "./benchmarks/Latency.ts"
 import { projections } from "./benchmarks/Projections.ts"
+import { rareType } from "./benchmarks/RareType.ts"
 import { sharedReads } from "./benchmarks/SharedReads.ts"
 import { start } from "./benchmarks/Start.ts"
 import { takeover } from "./benchmarks/Takeover.ts"
@@ -29,5 +30,6 @@ export const benchmarks: ReadonlyArray<Benchmark> = [
   cost,
   deploy,
   keys,
+  rareType,
   guard
 ]

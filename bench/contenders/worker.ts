@@ -15,11 +15,16 @@ interface Options {
   readonly handler: Handler
   readonly projections?: number
   readonly batchSize?: number
+  /** The types of the events that the projections select; absent for all. */
+  readonly eventTypes?: ReadonlyArray<string>
 }
 
+type Filter = Pick<Options, "eventTypes">
+
 /** One upsert for each event. */
-const upsert = (name: string) =>
+const upsert = (name: string, filter: Filter) =>
   Projection.make(name, {
+    ...filter,
     handle: Effect.fnUntraced(function*({ aggregateId }) {
       const sql = yield* SqlClient.SqlClient
       yield* sql`
@@ -29,8 +34,9 @@ const upsert = (name: string) =>
   })
 
 /** One upsert for all events of a batch. */
-const upsertBatch = (name: string) =>
+const upsertBatch = (name: string, filter: Filter) =>
   Projection.make(name, {
+    ...filter,
     handleBatch: Effect.fnUntraced(function*(batch) {
       const sql = yield* SqlClient.SqlClient
       const ids = batch.map(({ aggregateId }) => aggregateId)
@@ -41,20 +47,26 @@ const upsertBatch = (name: string) =>
     })
   })
 
-const projection = (name: string, handler: Handler): Projection.Projection<unknown, SqlClient.SqlClient> => {
-  if (handler === "nothing") return Projection.make(name, { handle: () => Effect.void })
-  if (typeof handler === "object") return Projection.make(name, { handle: () => Effect.sleep(handler.waitMillis) })
-  return handler === "upsert" ? upsert(name) : upsertBatch(name)
+const projection = (
+  name: string,
+  { eventTypes, handler }: Pick<Options, "eventTypes" | "handler">
+): Projection.Projection<unknown, SqlClient.SqlClient> => {
+  const filter = eventTypes === undefined ? {} : { eventTypes }
+  if (handler === "nothing") return Projection.make(name, { ...filter, handle: () => Effect.void })
+  if (typeof handler === "object") {
+    return Projection.make(name, { ...filter, handle: () => Effect.sleep(handler.waitMillis) })
+  }
+  return handler === "upsert" ? upsert(name, filter) : upsertBatch(name, filter)
 }
 
 /** The projections of a replica set: one has its name, several are numbered. */
-const make = ({ batchSize, handler, projections = 1, replicaSet }: Options) =>
+const make = ({ batchSize, projections = 1, replicaSet, ...options }: Options) =>
   Orchestrator.make({
     replicaSet,
     batchSize,
     projections: projections === 1
-      ? [projection(replicaSet, handler)]
-      : Array.from({ length: projections }, (_, index) => projection(`${replicaSet}_${index}`, handler))
+      ? [projection(replicaSet, options)]
+      : Array.from({ length: projections }, (_, index) => projection(`${replicaSet}_${index}`, options))
   })
 
 /** Handles all events, and returns the number of transactions that this took. */

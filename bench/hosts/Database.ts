@@ -59,11 +59,18 @@ export const statements = Effect.gen(function*() {
   return row!.calls
 })
 
-/** The longest execution of a statement since the last reset of the counts, in milliseconds. */
+/** Makes the counts of this database start from zero. */
+export const resetStatements = Effect.flatMap(
+  SqlClient.SqlClient,
+  (sql) => sql`SELECT pg_stat_statements_reset(0, (SELECT oid FROM pg_database WHERE datname = current_database()))`
+)
+
+/** The longest execution of a statement since the last reset of the counts, in milliseconds, and the statement. */
 export const longestStatement = Effect.gen(function*() {
   const sql = yield* SqlClient.SqlClient
-  const [row] = yield* sql<{ readonly longest: number }>`
-    SELECT coalesce(max(max_exec_time), 0)::float8 AS longest FROM pg_stat_statements
-    WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database()) AND query NOT LIKE '%pg_stat_statements%'`
-  return row!.longest
+  const [row] = yield* sql<{ readonly millis: number; readonly text: string }>`
+    SELECT max_exec_time::float8 AS millis, query AS text FROM pg_stat_statements
+    WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database()) AND query NOT LIKE '%pg_stat_statements%'
+    ORDER BY max_exec_time DESC LIMIT 1`
+  return row!
 })
