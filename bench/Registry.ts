@@ -5,6 +5,7 @@ import { cost } from "./benchmarks/Cost.ts"
 import { deploy } from "./benchmarks/Deploy.ts"
 import { guard } from "./benchmarks/Guard.ts"
 import { handOver } from "./benchmarks/HandOver.ts"
+import { idle } from "./benchmarks/Idle.ts"
 import { keys } from "./benchmarks/Keys.ts"
 import { latency } from "./benchmarks/Latency.ts"
 import { projections } from "./benchmarks/Projections.ts"
@@ -29,6 +30,7 @@ export const benchmarks: ReadonlyArray<Benchmark> = [
   start,
   cost,
   deploy,
+  idle,
   keys,
   rareType,
   guard

@@ -45,3 +45,15 @@ const read = (pid: string): ProcessTimes | undefined => {
     return undefined
   }
 }
+
+/** Returns the seconds that these processes have run, in nanoseconds of precision; `NaN` if one of them cannot be read. */
+export const ofProcesses = (pids: ReadonlyArray<number>): number => pids.reduce((sum, pid) => sum + scheduled(pid), 0)
+
+/** `/proc/PID/stat` rounds to hundredths of a second, which is more than an idle process needs in a minute. */
+const scheduled = (pid: number): number => {
+  try {
+    return Number(Fs.readFileSync(`/proc/${pid}/schedstat`, "utf8").split(" ")[0]) / 1e9
+  } catch {
+    return Number.NaN
+  }
+}
