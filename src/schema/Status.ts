@@ -302,43 +302,61 @@ export interface Reading extends Omit<Status, "replicaSets"> {
  *
  * @internal
  */
-export const make = ({ generations, parked, rows, workers, ...rest }: Reading): Status => ({
-  ...rest,
-  replicaSets: [...new Set([...workers, ...rows].map(({ replicaSet }) => replicaSet))].sort().map((replicaSet) => {
-    const generation = generations.find((one) => one.replicaSet === replicaSet)
-    const registered = workers.filter((worker) => worker.replicaSet === replicaSet)
-    const own = rows.filter((row) => row.replicaSet === replicaSet)
-    return {
-      replicaSet,
-      ...(generation === undefined ? {} : { generation: Struct.omit(generation, ["replicaSet"]) }),
-      workers: registered.map((worker) => ({
-        ...Struct.omit(worker, ["replicaSet", "silentMillis"]),
-        silentFor: Duration.millis(Math.max(0, worker.silentMillis))
-      })),
-      projections: [...new Set(own.map(({ projection }) => projection))].sort().map((projection) => {
-        const ranges = own.filter((row) => row.projection === projection).sort((a, b) => a.start - b.start)
-        const ownParked = parked.find((one) => one.projection === projection)
-        return {
-          projection,
-          filter: ranges[0]!.filter,
-          ranges: ranges.map((row) => toRange(row, registered, rest.head)),
-          ...(ownParked === undefined ? {} : { parked: Struct.omit(ownParked, ["projection"]) })
-        }
-      })
-    }
-  })
-})
+export const make = ({ generations, parked, rows, workers, ...rest }: Reading): Status => {
+  const rowsOf = grouped(rows, ({ replicaSet }) => replicaSet)
+  const workersOf = grouped(workers, ({ replicaSet }) => replicaSet)
+  const parkedOf = new Map(parked.map((one) => [one.projection, one]))
+  return {
+    ...rest,
+    replicaSets: [...new Set([...workersOf.keys(), ...rowsOf.keys()])].sort().map((replicaSet) => {
+      const generation = generations.find((one) => one.replicaSet === replicaSet)
+      const registered = workersOf.get(replicaSet) ?? []
+      const owners = new Map(
+        registered.filter(({ isPresent }) => isPresent !== false).map((worker) => [worker.incarnation, worker.workerId])
+      )
+      const projections = [...grouped(rowsOf.get(replicaSet) ?? [], ({ projection }) => projection)]
+      return {
+        replicaSet,
+        ...(generation === undefined ? {} : { generation: Struct.omit(generation, ["replicaSet"]) }),
+        workers: registered.map((worker) => ({
+          ...Struct.omit(worker, ["replicaSet", "silentMillis"]),
+          silentFor: Duration.millis(Math.max(0, worker.silentMillis))
+        })),
+        projections: projections.sort(([a], [b]) => a < b ? -1 : 1).map(([projection, own]) => {
+          const ranges = [...own].sort((a, b) => a.start - b.start)
+          const ownParked = parkedOf.get(projection)
+          return {
+            projection,
+            filter: ranges[0]!.filter,
+            ranges: ranges.map((row) => toRange(row, owners, rest.head)),
+            ...(ownParked === undefined ? {} : { parked: Struct.omit(ownParked, ["projection"]) })
+          }
+        })
+      }
+    })
+  }
+}
 
-const toRange = (row: Row, registered: Reading["workers"], head: bigint): Range => {
+/** Groups in one pass: a status can have hundreds of thousands of ranges. */
+const grouped = <A>(values: ReadonlyArray<A>, key: (value: A) => string): ReadonlyMap<string, ReadonlyArray<A>> => {
+  const groups = new Map<string, Array<A>>()
+  for (const value of values) {
+    const group = groups.get(key(value))
+    if (group === undefined) groups.set(key(value), [value])
+    else group.push(value)
+  }
+  return groups
+}
+
+/** `owners` are the ids of the registered workers whose presence has not ended, by their incarnation. */
+const toRange = (row: Row, owners: ReadonlyMap<bigint, string>, head: bigint): Range => {
   const { changedAt, end, halt, owner, position, start, window } = row
-  const isRegistered = registered.some(({ incarnation, isPresent, workerId }) =>
-    workerId === owner?.workerId && incarnation === owner.incarnation && isPresent !== false
-  )
+  const isRegistered = owner !== undefined && owners.get(owner.incarnation) === owner.workerId
   return {
     start,
     end,
     position,
-    ...(isRegistered ? { owner: owner!.workerId } : {}),
+    ...(isRegistered ? { owner: owner.workerId } : {}),
     lag: LagWindow.lag(window, position, head),
     changedAt,
     ...(halt === undefined ? {} : { halt })

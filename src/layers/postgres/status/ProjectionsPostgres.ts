@@ -21,14 +21,25 @@ export const make: Effect.Effect<Projections["Service"], never, Database> = Effe
 })
 
 const read = (database: Database["Service"]) =>
-  quietly(database.sql.unsafe<{ readonly status: string }>(statement(database)).unprepared).pipe(
+  quietly(database.sql.unsafe<{ readonly part: string }>(statement(database)).unprepared).pipe(
     inTime,
-    Effect.map(([row]) => Status.make(toReading(JSON.parse(row!.status)))),
+    Effect.map((rows) => Status.make(toReading(...separated(rows.map(({ part }) => JSON.parse(part)))))),
     database.refail("read the status", ["status", "worker"])
   )
 
-/** The result of the statement. 64-bit numbers are text, and times are milliseconds since 1970. */
-interface Json {
+/**
+ * The result has a row for each projection, because the server sends each row as one message, and the client limits their size. The order of
+ * the rows is not defined.
+ */
+const separated = (parts: ReadonlyArray<Common | Ranges>): readonly [Common, ReadonlyArray<Ranges>] => [
+  parts.find((part): part is Common => !isRanges(part))!,
+  parts.filter(isRanges)
+]
+
+const isRanges = (part: Common | Ranges): part is Ranges => Array.isArray(part)
+
+/** What concerns all ranges. 64-bit numbers are text, and times are milliseconds since 1970. */
+interface Common {
   readonly at: number
   readonly head: string
   /** Null on a standby. */
@@ -55,31 +66,8 @@ interface Json {
     readonly silentMillis: number
     readonly isPresent: boolean | null
   }>
-  readonly rows: ReadonlyArray<{
-    readonly replicaSet: string
-    readonly projection: string
-    readonly filter: string
-    readonly start: number
-    readonly end: number
-    readonly position: string
-    readonly owner: string | null
-    readonly incarnation: string | null
-    readonly read: number
-    readonly limit: number
-    readonly matching: number
-    readonly oldest: number | null
-    readonly windowEnd: number | null
-    readonly changedAt: number
-    readonly halt:
-      | {
-        readonly since: number
-        readonly error: string
-        readonly position: string
-        readonly eventId: string
-        readonly request: Status.Halt["request"] | null
-      }
-      | null
-  }>
+  /** The number of events in a window of lag. */
+  readonly limit: number
   readonly parked: ReadonlyArray<{
     readonly projection: string
     readonly events: number
@@ -87,6 +75,31 @@ interface Json {
     readonly oldest: number
   }>
 }
+
+/** Ranges of one projection. Arrays, because the names of members would be most of the text of many ranges. */
+type Ranges = readonly [replicaSet: string, projection: string, filter: string, ranges: ReadonlyArray<Range>]
+
+type Range = readonly [
+  start: number,
+  end: number,
+  position: string,
+  owner: string | null,
+  incarnation: string | null,
+  read: number,
+  matching: number,
+  oldest: number | null,
+  windowEnd: number | null,
+  changedAt: number,
+  halt:
+    | {
+      readonly since: number
+      readonly error: string
+      readonly position: string
+      readonly eventId: string
+      readonly request: Status.Halt["request"] | null
+    }
+    | null
+]
 
 type Nullable<A> = { readonly [K in keyof A]: A[K] | null }
 
@@ -139,6 +152,7 @@ const statement = ({ presence, qualified, ...database }: Database["Service"]): s
   SELECT json_build_object(
     'at', ${millis("clock_timestamp()")},
     'head', (SELECT position::text FROM head),
+    'limit', (SELECT size FROM lag_window),
     'writers', (
       SELECT CASE WHEN NOT pg_is_in_recovery() THEN coalesce(json_agg(json_build_object('pid', l.pid, 'application', nullif(a.application_name, ''),
         'since', ${millis("a.xact_start")}) ORDER BY a.xact_start), '[]') END
@@ -169,29 +183,6 @@ const statement = ({ presence, qualified, ...database }: Database["Service"]): s
       LEFT JOIN (${Presence.presentKeys({ presence, qualified, ...database })}) AS p ON p.key = w.presence_key
       WHERE w.state <> 'stopped'
     ),
-    'rows', (
-      SELECT coalesce(json_agg(json_build_object('replicaSet', c.replica_set, 'projection', c.projection_name,
-        'filter', c.filter, 'start', c.range_start, 'end', c.range_end, 'position', c.position::text, 'owner',
-        c.worker_id, 'incarnation', c.incarnation::text,
-        'read', n.read, 'limit', (SELECT size FROM lag_window), 'matching', n.matching, 'oldest', ${millis("n.oldest")},
-        'windowEnd', CASE WHEN n.matching = 0 AND n.last < (SELECT position FROM head) THEN (
-          SELECT ${millis("e.created_at")} FROM ${qualified("events")} AS e WHERE e.global_position = n.last) END,
-        'changedAt', ${millis("c.updated_at")},
-        'halt', CASE WHEN c.halted_since IS NOT NULL THEN json_build_object('since', ${millis("c.halted_since")},
-          'error', coalesce(c.halted_error, ''), 'position', coalesce(c.halted_position, 0)::text,
-          'eventId', coalesce(c.halted_event_id, ''), 'request', c.halted_request) END)), '[]')
-      FROM ${qualified("checkpoints")} AS c
-      CROSS JOIN LATERAL (${selection}) AS f
-      CROSS JOIN LATERAL (
-        SELECT count(*) AS read, count(*) FILTER (WHERE matching) AS matching,
-          min(created_at) FILTER (WHERE matching) AS oldest, max(global_position) AS last
-        FROM (
-          SELECT e.global_position, e.created_at, ${isSelected} AND ${isInRange} AS matching
-          FROM ${qualified("events")} AS e WHERE e.global_position > c.position
-          ORDER BY e.global_position LIMIT (SELECT size FROM lag_window)
-        ) AS following
-      ) AS n
-    ),
     'parked', (
       SELECT coalesce(json_agg(json_build_object('projection', p.projection_name, 'events', p.events, 'keys', p.keys,
         'oldest', ${millis("p.oldest")})), '[]')
@@ -200,7 +191,31 @@ const statement = ({ presence, qualified, ...database }: Database["Service"]): s
         FROM ${qualified("parkedEvents")} GROUP BY projection_name
       ) AS p
     )
-  )::text AS status`
+  )::text AS part
+  UNION ALL
+  SELECT json_build_array(c.replica_set, c.projection_name, c.filter, json_agg(json_build_array(
+    c.range_start, c.range_end, c.position::text, c.worker_id, c.incarnation::text, n.read, n.matching, ${
+    millis("n.oldest")
+  },
+    CASE WHEN n.matching = 0 AND n.last < (SELECT position FROM head) THEN (
+      SELECT ${millis("e.created_at")} FROM ${qualified("events")} AS e WHERE e.global_position = n.last) END,
+    ${millis("c.updated_at")},
+    CASE WHEN c.halted_since IS NOT NULL THEN json_build_object('since', ${millis("c.halted_since")},
+      'error', coalesce(c.halted_error, ''), 'position', coalesce(c.halted_position, 0)::text,
+      'eventId', coalesce(c.halted_event_id, ''), 'request', c.halted_request) END
+  )))::text
+  FROM ${qualified("checkpoints")} AS c
+  CROSS JOIN LATERAL (${selection}) AS f
+  CROSS JOIN LATERAL (
+    SELECT count(*) AS read, count(*) FILTER (WHERE matching) AS matching,
+      min(created_at) FILTER (WHERE matching) AS oldest, max(global_position) AS last
+    FROM (
+      SELECT e.global_position, e.created_at, ${isSelected} AND ${isInRange} AS matching
+      FROM ${qualified("events")} AS e WHERE e.global_position > c.position
+      ORDER BY e.global_position LIMIT (SELECT size FROM lag_window)
+    ) AS following
+  ) AS n
+  GROUP BY c.replica_set, c.projection_name, c.filter`
 
 const optional = <K extends string, A, B>(key: K, value: A | null | undefined, convert: (value: A) => B) =>
   (value === null || value === undefined ? {} : { [key]: convert(value) }) as { readonly [P in K]?: B }
@@ -208,7 +223,10 @@ const optional = <K extends string, A, B>(key: K, value: A | null | undefined, c
 const same = <A>(value: A): A => value
 const date = (millis: number): Date => new Date(millis)
 
-const toReading = ({ at, generations, head, parked, rows, workers, writers }: Json): Status.Reading => ({
+const toReading = (
+  { at, generations, head, limit, parked, workers, writers }: Common,
+  ranges: ReadonlyArray<Ranges>
+): Status.Reading => ({
   at: date(at),
   head: BigInt(head),
   ...optional("openWriters", writers, (writers) =>
@@ -232,20 +250,24 @@ const toReading = ({ at, generations, head, parked, rows, workers, writers }: Js
     ...optional("pid", pid, same),
     ...optional("isPresent", isPresent, same)
   })),
-  rows: rows.map((
-    { changedAt, halt, incarnation, limit, matching, oldest, owner, position, read, windowEnd, ...row }
-  ) => ({
-    ...row,
-    position: BigInt(position),
-    owner: owner === null || incarnation === null ? undefined : { workerId: owner, incarnation: BigInt(incarnation) },
-    window: { read, limit, matching, ...optional("oldest", oldest, date), ...optional("end", windowEnd, date) },
-    changedAt: date(changedAt),
-    ...optional("halt", halt, ({ request, ...halt }): Status.Halt => ({
-      ...halt,
-      since: date(halt.since),
-      position: BigInt(halt.position),
-      ...optional("request", request, same)
+  rows: ranges.flatMap(([replicaSet, projection, filter, ranges]) =>
+    ranges.map(([start, end, position, owner, incarnation, read, matching, oldest, windowEnd, changedAt, halt]) => ({
+      replicaSet,
+      projection,
+      filter,
+      start,
+      end,
+      position: BigInt(position),
+      owner: owner === null || incarnation === null ? undefined : { workerId: owner, incarnation: BigInt(incarnation) },
+      window: { read, limit, matching, ...optional("oldest", oldest, date), ...optional("end", windowEnd, date) },
+      changedAt: date(changedAt),
+      ...optional("halt", halt, ({ request, ...halt }): Status.Halt => ({
+        ...halt,
+        since: date(halt.since),
+        position: BigInt(halt.position),
+        ...optional("request", request, same)
+      }))
     }))
-  })),
+  ),
   parked: parked.map(({ oldest, ...rest }) => ({ ...rest, oldest: date(oldest) }))
 })

@@ -75,6 +75,22 @@ it.live("counts fewer events of each range if many ranges lag", () =>
     assert.lengthOf((yield* lags).filter(({ isEstimate }) => isEstimate), 0)
   }).pipe(Effect.provide(stores)))
 
+it.live("lists more ranges than fit into one message of the server", () =>
+  Effect.gen(function*() {
+    const sql = yield* SqlClient.SqlClient
+    const [projections, ranges] = [100, 16]
+    yield* sql`INSERT INTO orchestrator_checkpoints (projection_name, range_start, range_end, position, replica_set, filter)
+      SELECT 'p' || i, r::int8 * 268435456, (r + 1)::int8 * 268435456, 0, 'main', ${EventFilter.canonical({})}
+      FROM generate_series(1, ${projections}::int) AS i, generate_series(0, ${ranges}::int - 1) AS r`
+    const found = (yield* status).replicaSets[0]!.projections
+    assert.lengthOf(found, projections)
+    for (const { ranges: own } of found) {
+      assert.deepStrictEqual(own.map(({ start }) => start), Array.from({ length: ranges }, (_, r) => r * 268435456))
+    }
+  }).pipe(Effect.provide(
+    PostgresStores.layer.pipe(Layer.provideMerge(EventStores.database({ client: { maxMessageSize: 64 * 1024 } })))
+  )))
+
 for (const time of ["infinity", "294000-01-01"]) {
   it.live(`can be written as JSON although the oldest event is of ${time}`, () =>
     Effect.gen(function*() {
