@@ -1,6 +1,7 @@
 /** Every benchmark, in the order in which they run. */
 import type { Benchmark } from "./Benchmark.ts"
 import { catchUp } from "./benchmarks/CatchUp.ts"
+import { coordination } from "./benchmarks/Coordination.ts"
 import { cost } from "./benchmarks/Cost.ts"
 import { deploy } from "./benchmarks/Deploy.ts"
 import { guard } from "./benchmarks/Guard.ts"
@@ -31,6 +32,7 @@ export const benchmarks: ReadonlyArray<Benchmark> = [
   cost,
   deploy,
   idle,
+  coordination,
   keys,
   rareType,
   guard
