@@ -5,6 +5,8 @@
  * @since 0.1.0
  */
 import * as Duration from "effect/Duration"
+import * as HashMap from "effect/HashMap"
+import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
 import type { Activity, ReplicaSetSample } from "./Activity.ts"
 import type * as HashRange from "./HashRange.ts"
@@ -58,8 +60,11 @@ export interface Observed {
   readonly partition: number | undefined
   /** The number of workers of the generation. */
   readonly members: number
-  /** The ranges that it works on, by projection and range. */
-  readonly ranges: ReadonlyMap<string, { readonly projection: string; readonly isHalted: boolean }>
+  /**
+   * Whether each range that it works on is halted, by projection and range. Not a `Map`, which each activity of a range
+   * would have to copy: a worker can have thousands of projections.
+   */
+  readonly ranges: HashMap.HashMap<string, ReadonlyMap<string, boolean>>
   /** The last sample of the replica set; undefined unless the worker has partition 0. */
   readonly sample: ReplicaSetSample | undefined
   readonly connections: { readonly isListening: boolean; readonly sessions: number } | undefined
@@ -79,7 +84,7 @@ export const nothing: Observed = {
   generationId: undefined,
   partition: undefined,
   members: 0,
-  ranges: new Map(),
+  ranges: HashMap.empty(),
   sample: undefined,
   connections: undefined,
   beatAt: undefined
@@ -118,15 +123,11 @@ export const observe = (self: Observed, activity: Activity, now: bigint): Observ
     case "AssignmentReached":
       return { ...self, state: "running" }
     case "RangeClaimed":
-    case "RangeHalted": {
-      const range = { projection: activity.projection, isHalted: activity._tag === "RangeHalted" }
-      return { ...self, ranges: new Map(self.ranges).set(keyOf(activity), range) }
-    }
-    case "RangeStopped": {
-      const ranges = new Map(self.ranges)
-      ranges.delete(keyOf(activity))
-      return { ...self, ranges }
-    }
+      return withRange(self, activity, false)
+    case "RangeHalted":
+      return withRange(self, activity, true)
+    case "RangeStopped":
+      return withRange(self, activity, undefined)
     case "ReplicaSetSampled":
       return isReporter(self) ? { ...self, sample: activity.sample } : self
     case "ConnectionsChanged": {
@@ -154,8 +155,21 @@ export const observe = (self: Observed, activity: Activity, now: bigint): Observ
   }
 }
 
-const keyOf = ({ projection, range }: { readonly projection: string; readonly range: HashRange.HashRange }): string =>
-  JSON.stringify([projection, range.start, range.end])
+/** Sets whether a range is halted, or removes the range. */
+const withRange = (
+  self: Observed,
+  { projection, range }: { readonly projection: string; readonly range: HashRange.HashRange },
+  isHalted: boolean | undefined
+): Observed => {
+  const key = `${range.start} ${range.end}`
+  const ofProjection = new Map(Option.getOrUndefined(HashMap.get(self.ranges, projection)))
+  if (isHalted === undefined) ofProjection.delete(key)
+  else ofProjection.set(key, isHalted)
+  const ranges = ofProjection.size === 0
+    ? HashMap.remove(self.ranges, projection)
+    : HashMap.set(self.ranges, projection, ofProjection)
+  return { ...self, ranges }
+}
 
 /**
  * The health at `now`. A heartbeat that is two intervals old is late.
@@ -170,14 +184,15 @@ export const make = (
     readonly heartbeatInterval: Duration.Duration
   }
 ): Health => {
+  const all = [...HashMap.values(ranges)].flatMap((ofProjection) => [...ofProjection.values()])
   const health = {
     replicaSet,
     ...(workerId === undefined ? {} : { workerId }),
     state: isSuspended ? "suspended" as const : state,
     ...(generationId === undefined ? {} : { generationId }),
     ...(partition === undefined ? {} : { partition }),
-    ranges: ranges.size,
-    haltedRanges: [...ranges.values()].filter(({ isHalted }) => isHalted).length,
+    ranges: all.length,
+    haltedRanges: all.filter((isHalted) => isHalted).length,
     ...(beatAt === undefined ? {} : { silentFor: Duration.nanos(now - beatAt) })
   }
   const problem = failure === undefined

@@ -112,7 +112,8 @@ export type PlanError = OrderingChanged | ProjectionInOtherReplicaSet | Selectio
 
 /** Returns the changes that the worker makes now, or why it can make none. */
 export const make = (view: View, request: Request): Result.Result<Plan, PlanError> => {
-  const error = findError(view, request)
+  const rowsOf = rowsByProjection(view)
+  const error = findError(view, request, rowsOf)
   if (error !== undefined) return Result.fail(error)
 
   const evict = deadWorkers(view, request)
@@ -120,7 +121,7 @@ export const make = (view: View, request: Request): Result.Result<Plan, PlanErro
   const form = formGeneration(view, request, carry)
   const generation = form ?? view.generation
   const ranges = request.projections.map((projection) =>
-    RangePlan.make(rangesOf(view, request, projection, generation))
+    RangePlan.make(rangesOf(view, request, projection, generation, rowsOf(projection.name)))
   )
   const claim = ranges.flatMap(({ claim }) => claim)
   const isWaitingForLock = ranges.some((one) => one.isWaitingForLock)
@@ -135,12 +136,26 @@ export const make = (view: View, request: Request): Result.Result<Plan, PlanErro
     renew: ranges.flatMap(({ renew }) => renew),
     remove: ranges.flatMap(({ remove }) => remove),
     ownedRows: ranges.flatMap(({ ownedRows }) => ownedRows),
-    successions: Succession.of(claim, view.rows, view.rowAges),
+    successions: claim.flatMap((held) => Succession.of([held], rowsOf(held.projection), view.rowAges)),
     isComplete: generation !== undefined && !request.leaving && ranges.every((one) => one.isComplete),
     recheckAfterMillis: recheckAfter(view, request, isWaitingForLock),
     withoutParked: new Set()
   })
 }
+
+/** Divides the rows once, because a worker can have thousands of projections. */
+const rowsByProjection = ({ rows }: View): RowsOf => {
+  const byProjection = new Map<string, Array<Checkpoint.Checkpoint>>()
+  for (const row of rows) {
+    const others = byProjection.get(row.projection)
+    if (others === undefined) byProjection.set(row.projection, [row])
+    else others.push(row)
+  }
+  return (projection) => byProjection.get(projection) ?? []
+}
+
+/** The rows of a projection, regardless of their owner. */
+type RowsOf = (projection: string) => ReadonlyArray<Checkpoint.Checkpoint>
 
 /** Whether the plan changes nothing. The stop of a leaving worker is not part of the plan and does not count. */
 export const isEmpty = (plan: Plan): boolean =>
@@ -181,7 +196,7 @@ const selfIn = (view: View, request: Request): Worker.WorkerView | undefined =>
 const isAlive = (worker: Worker.WorkerView, view: View, request: Request): boolean =>
   isSelf(worker, request) ? !request.leaving : Worker.isAlive(worker, view.observerAgeMillis, request.rules)
 
-const findError = (view: View, request: Request): PlanError | undefined => {
+const findError = (view: View, request: Request, rowsOf: RowsOf): PlanError | undefined => {
   const { replicaSet, workerId } = request.registration
   if (selfIn(view, request) === undefined) return new WorkerEvicted({ replicaSet, workerId, reason: "evicted" })
   // A leaving worker claims nothing, so nothing may keep it from releasing what it owns.
@@ -189,12 +204,12 @@ const findError = (view: View, request: Request): PlanError | undefined => {
   for (const projection of request.projections) {
     const { filter, givenUp, name, replacesFilter } = projection
     if (givenUp === true) continue
+    const rows = rowsOf(name)
     if (projection.ordering === "global") {
-      const error = findOrderingError(view, request, name)
+      const error = findOrderingError(view, request, name, rows)
       if (error !== undefined) return error
     }
-    for (const row of view.rows) {
-      if (row.projection !== name) continue
+    for (const row of rows) {
       // A stale worker counts as alive only because the observing session is young. Failing because of it would not
       // help: after a restart the next session is as young.
       const carrier = foreignWorkers(view, request, row).find((other) =>
@@ -205,16 +220,21 @@ const findError = (view: View, request: Request): PlanError | undefined => {
         return new ProjectionInOtherReplicaSet({ projection: name, replicaSet, otherReplicaSet, workerId })
       }
       if (row.filter === filter || replacesFilter?.includes(row.filter) === true) continue
-      return selectionError(view, projection, row.filter)
+      return selectionError(rows, projection, row.filter)
     }
   }
   return undefined
 }
 
 /** The error names every other recorded filter, because a projection must replace all of them at once. */
-const selectionError = (view: View, { filter: given, name }: Carried, recorded: string): SelectionChanged => {
-  const others = view.rows.filter((row) => row.projection === name).map((row) => row.filter)
-  const alsoRecorded = [...new Set(others)].filter((other) => other !== given && other !== recorded)
+const selectionError = (
+  rows: ReadonlyArray<Checkpoint.Checkpoint>,
+  { filter: given, name }: Carried,
+  recorded: string
+): SelectionChanged => {
+  const alsoRecorded = [...new Set(rows.map(({ filter }) => filter))].filter((other) =>
+    other !== given && other !== recorded
+  )
   return selectionChanged({
     projection: name,
     recorded,
@@ -227,8 +247,12 @@ const selectionError = (view: View, { filter: given, name }: Carried, recorded: 
  * Returns why a projection cannot be ordered globally now, if it has several ranges: it was divided among workers. A
  * stale or absent worker does not count: this worker waits until it can claim the ranges.
  */
-const findOrderingError = (view: View, request: Request, projection: string): OrderingChanged | undefined => {
-  const rows = view.rows.filter((row) => row.projection === projection)
+const findOrderingError = (
+  view: View,
+  request: Request,
+  projection: string,
+  rows: ReadonlyArray<Checkpoint.Checkpoint>
+): OrderingChanged | undefined => {
   if (rows.length < 2) return undefined
   const holder = view.workers.find((worker) =>
     !isSelf(worker, request) && rows.some((row) => Checkpoint.isHeldBy(row, worker)) &&
@@ -265,9 +289,8 @@ const deadWorkers = (view: View, request: Request): ReadonlyArray<Worker.WorkerV
 /** The registered projections without those that the worker has given up; undefined if that changes nothing. */
 const changedProjections = (view: View, request: Request): ReadonlyArray<string> | undefined => {
   const registered = selfIn(view, request)?.projections ?? []
-  const kept = registered.filter((name) =>
-    !request.projections.some((one) => one.name === name && one.givenUp === true)
-  )
+  const givenUp = new Set(request.projections.filter(({ givenUp }) => givenUp === true).map(({ name }) => name))
+  const kept = registered.filter((name) => !givenUp.has(name))
   return request.leaving || kept.length === registered.length ? undefined : kept
 }
 
@@ -303,10 +326,10 @@ const rangesOf = (
   view: View,
   request: Request,
   projection: Carried,
-  generation: Generation.Generation | undefined
+  generation: Generation.Generation | undefined,
+  rows: ReadonlyArray<Checkpoint.Checkpoint>
 ): RangePlan.Input => {
   const { incarnation, workerId } = request.registration
-  const rows = view.rows.filter((row) => row.projection === projection.name)
   return {
     replicaSet: view.replicaSet,
     projection,

@@ -52,7 +52,7 @@ export const make = (replicaSet: string, present: () => ReadonlyArray<Activity>)
           Effect.map(Clock.monotonicTimeNanos, (now) => {
             const before = health
             health = Health.observe(before, activity, now)
-            Gauges.updateUnsafe(replicaSet, before, health, context)
+            Gauges.updateUnsafe(replicaSet, activity, before, health, context)
             publish(activity)
           })
         )

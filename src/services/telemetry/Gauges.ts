@@ -4,8 +4,10 @@
  */
 import type * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
+import * as HashMap from "effect/HashMap"
 import * as Metric from "effect/Metric"
-import type { ReplicaSetSample } from "../../schema/Activity.ts"
+import * as Option from "effect/Option"
+import type { Activity, ReplicaSetSample } from "../../schema/Activity.ts"
 import * as Health from "../../schema/Health.ts"
 import * as Metrics from "./Metrics.ts"
 
@@ -21,12 +23,18 @@ interface Series {
  */
 export const updateUnsafe = (
   replicaSet: string,
+  activity: Activity,
   before: Health.Observed,
   after: Health.Observed,
   context: Context.Context<never>
 ): void => {
-  if (!changesSeries(before, after)) return
-  const [old, current] = [seriesOf(replicaSet, before), seriesOf(replicaSet, after)]
+  const changed = changedKeys(before, after)
+  if (changed.length === 0) return
+  // One range is claimed or stopped at a time, and a worker can have thousands of projections.
+  const projection = changed.every((key) => key === "ranges") && "projection" in activity
+    ? activity.projection
+    : undefined
+  const [old, current] = [seriesOf(replicaSet, before, projection), seriesOf(replicaSet, after, projection)]
   for (const [key, { gauge, labels, value }] of current) {
     if (old.get(key)?.value !== value) Metric.withAttributes(gauge, labels).updateUnsafe(value, context)
   }
@@ -35,20 +43,38 @@ export const updateUnsafe = (
   }
 }
 
-/** A heartbeat changes only `beatAt`, whose value is in no series. */
-const changesSeries = (before: Health.Observed, after: Health.Observed): boolean =>
-  before !== after &&
-  (Object.keys(after) as ReadonlyArray<keyof Health.Observed>).some((key) =>
-    key === "beatAt" ? (before.beatAt === undefined) !== (after.beatAt === undefined) : before[key] !== after[key]
-  )
+/** What differs. A heartbeat changes only `beatAt`, whose value is in no series. */
+const changedKeys = (before: Health.Observed, after: Health.Observed): ReadonlyArray<keyof Health.Observed> =>
+  before === after ?
+    [] :
+    (Object.keys(after) as ReadonlyArray<keyof Health.Observed>).filter((key) =>
+      key === "beatAt" ? (before.beatAt === undefined) !== (after.beatAt === undefined) : before[key] !== after[key]
+    )
 
 const states = ["pending", "ready", "running", "suspended", "stopping"] as const
 
-/** The series of a worker, by metric and labels; none unless it is registered. */
-const seriesOf = (replicaSet: string, observed: Health.Observed): ReadonlyMap<string, Series> => {
-  const { beatAt, connections, isSuspended, members, ranges, sample, state, workerId = "" } = observed
-  if (beatAt === undefined) return new Map()
-  const worker = { replica_set: replicaSet, worker_id: workerId }
+/**
+ * The series of a worker, or only those of the ranges of one projection, by metric and labels; none unless the worker is
+ * registered.
+ */
+const seriesOf = (
+  replicaSet: string,
+  observed: Health.Observed,
+  projection: string | undefined
+): ReadonlyMap<string, Series> => {
+  if (observed.beatAt === undefined) return new Map()
+  const worker = { replica_set: replicaSet, worker_id: observed.workerId ?? "" }
+  const series = projection === undefined
+    ? [
+      ...seriesOfWorker(observed, worker),
+      ...[...HashMap.keys(observed.ranges)].flatMap((projection) => seriesOfRanges(observed, worker, projection))
+    ]
+    : seriesOfRanges(observed, worker, projection)
+  return new Map(series.map((one) => [JSON.stringify([one.gauge.id, one.labels]), one]))
+}
+
+const seriesOfWorker = (observed: Health.Observed, worker: Series["labels"]): ReadonlyArray<Series> => {
+  const { connections, isSuspended, members, sample, state } = observed
   const shown = isSuspended ? "suspended" : state
   const series: Array<Series> = states.map((state) => ({
     gauge: Metrics.workerState,
@@ -68,26 +94,21 @@ const seriesOf = (replicaSet: string, observed: Health.Observed): ReadonlyMap<st
     )
     if (sample !== undefined) series.push(...seriesOfSample(sample, worker))
   }
-  for (const [projection, { halted, owned }] of countRanges(ranges)) {
-    const labels = { ...worker, projection }
-    series.push(
-      { gauge: Metrics.ranges, labels, value: owned },
-      { gauge: Metrics.haltedRanges, labels, value: halted }
-    )
-  }
-  return new Map(series.map((one) => [JSON.stringify([one.gauge.id, one.labels]), one]))
+  return series
 }
 
-/** The ranges of each projection, in one pass: a worker can have thousands of projections. */
-const countRanges = (
-  ranges: Health.Observed["ranges"]
-): ReadonlyMap<string, { readonly owned: number; readonly halted: number }> => {
-  const counts = new Map<string, { owned: number; halted: number }>()
-  for (const { isHalted, projection } of ranges.values()) {
-    const { halted, owned } = counts.get(projection) ?? { owned: 0, halted: 0 }
-    counts.set(projection, { owned: owned + 1, halted: halted + (isHalted ? 1 : 0) })
-  }
-  return counts
+const seriesOfRanges = (
+  { ranges }: Health.Observed,
+  worker: Series["labels"],
+  projection: string
+): ReadonlyArray<Series> => {
+  const areHalted = [...Option.getOrElse(HashMap.get(ranges, projection), () => new Map<string, boolean>()).values()]
+  if (areHalted.length === 0) return []
+  const labels = { ...worker, projection }
+  return [
+    { gauge: Metrics.ranges, labels, value: areHalted.length },
+    { gauge: Metrics.haltedRanges, labels, value: areHalted.filter((isHalted) => isHalted).length }
+  ]
 }
 
 const seriesOfSample = (

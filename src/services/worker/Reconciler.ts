@@ -19,6 +19,7 @@ import {
   type WorkerReplaced
 } from "../../schema/Errors.ts"
 import * as Generation from "../../schema/Generation.ts"
+import type * as HashRange from "../../schema/HashRange.ts"
 import * as Plan from "../../schema/Plan.ts"
 import * as RangePlan from "../../schema/RangePlan.ts"
 import type { Settings } from "../../schema/Settings.ts"
@@ -138,14 +139,15 @@ const step = Effect.fnUntraced(function*(options: Options, state: State) {
 
   yield* followGeneration(options, state, plan)
   const merging = Merging.projections(state.merging, options.ranges)
-  yield* closeLostAndUnassigned(options, state, plan)
-  yield* openOwned(options, state, plan, { activeKeys, merging })
+  const shares = sharesOf(options, state)
+  yield* closeLostAndUnassigned(options, state, plan, shares)
+  yield* openOwned(options, plan, { activeKeys, merging, shares })
 
   // A range that is closing still belongs to the old assignment, although its row may be in order.
   if (plan.isComplete && merging.size === 0 && !isClosingAny(options)) yield* reportAssignment(options, state)
   if (state.hasReachedAssignment) {
     const canMerge = (left: Checkpoint.Held, right: Checkpoint.Held) =>
-      isInPart(options, state, { ...left, range: { start: left.range.start, end: right.range.end } })
+      isInPart(shares, { ...left, range: { start: left.range.start, end: right.range.end } })
     yield* Merging.closeAdjacent(state.merging, options.ranges, state.passBeganAt, canMerge)
   } else yield* failWhenLate(options, state)
   yield* Alarm.wait(options.alarm, {
@@ -235,18 +237,24 @@ const reasonsFor = Effect.fnUntraced(function*(
   return reasons.length > 0 ? reasons : ["ProjectionsChanged" as const]
 })
 
+/** The parts of the worker's share of each projection. */
+type Shares = ReadonlyMap<string, ReadonlyArray<HashRange.HashRange>>
+
+/** Computed once in a pass, because a worker can have thousands of projections. */
+const sharesOf = ({ carried, registration }: Options, { generation }: State): Shares =>
+  new Map(carried().map((projection) => [projection.name, Plan.parts(generation, projection, registration)]))
+
 /** Whether a row lies within one part of the worker's share. */
-const isInPart = (
-  { carried, registration }: Options,
-  { generation }: State,
-  { projection: name, range }: Pick<Checkpoint.Held, "projection" | "range">
-): boolean => {
-  const projection = carried().find((carried) => carried.name === name)
-  return projection !== undefined && RangePlan.isInPart(Plan.parts(generation, projection, registration), range)
-}
+const isInPart = (shares: Shares, { projection, range }: Pick<Checkpoint.Held, "projection" | "range">): boolean =>
+  RangePlan.isInPart(shares.get(projection) ?? [], range)
 
 /** Ends the ranges whose rows this worker no longer owns, and drains those that are not in one part of its share. */
-const closeLostAndUnassigned = Effect.fnUntraced(function*(options: Options, state: State, plan: Plan.Plan) {
+const closeLostAndUnassigned = Effect.fnUntraced(function*(
+  options: Options,
+  state: State,
+  plan: Plan.Plan,
+  shares: Shares
+) {
   const rows = new Map(plan.ownedRows.map((row) => [Checkpoint.key(row), row]))
   for (const [key, range] of options.ranges.all) {
     const row = rows.get(key)
@@ -254,7 +262,7 @@ const closeLostAndUnassigned = Effect.fnUntraced(function*(options: Options, sta
       // Without a row, the range is lost. With a row that is behind, the server has lost commits. With another fence,
       // the row was claimed again. In each case a batch in flight cannot commit.
       yield* options.ranges.close(key, "now")
-    } else if (!isInPart(options, state, row)) {
+    } else if (!isInPart(shares, row)) {
       yield* options.ranges.close(key, "drain")
     }
   }
@@ -271,10 +279,10 @@ const isBehind = (row: Checkpoint.Held, range: Readonly<RangeState>, passBeganAt
 /** Opens the ranges of the rows that this worker owns in its share. */
 const openOwned = Effect.fnUntraced(function*(
   options: Options,
-  state: State,
   { ownedRows, withoutParked }: Plan.Plan,
-  { activeKeys, merging }: {
+  { activeKeys, merging, shares }: {
     readonly activeKeys: ReadonlySet<string>
+    readonly shares: Shares
     /** Projections whose rows are about to be merged. */
     readonly merging: ReadonlySet<string>
   }
@@ -283,7 +291,7 @@ const openOwned = Effect.fnUntraced(function*(
   for (const held of ownedRows) {
     const key = Checkpoint.key(held)
     const projection = projections.get(held.projection)
-    if (projection === undefined || !isInPart(options, state, held) || merging.has(held.projection)) continue
+    if (projection === undefined || !isInPart(shares, held) || merging.has(held.projection)) continue
     // A runner that has ended since the plan was made may have moved its row. Its end triggers another pass at once.
     if (activeKeys.has(key) || ranges.all.has(key)) continue
     yield* ranges.open(held, {
