@@ -5,6 +5,7 @@
 import { PgClient } from "@effect/sql-pg"
 import { Cause, Config, Effect, Fiber, FiberMap, Layer, Queue, References, Schedule, Stream } from "effect"
 import { SqlClient } from "effect/sql"
+import * as Fs from "node:fs"
 import { type Activity, EventStore, Orchestrator, PostgresStores, Program, Projection } from "pupsourcing-orchestrator"
 import type { Append, Appended, Command, Entry, Handler, Report, StartWorker } from "./Messages.ts"
 import { now } from "./Messages.ts"
@@ -123,6 +124,14 @@ const append = Effect.fnUntraced(function*({ aggregates, rate, seconds, writers 
   return appended
 })
 
+/** On Linux, `resourceUsage().maxRSS` includes the memory of the parent process at the time of the fork. */
+const peakRss = (): number => {
+  const kilobytes = Fs.existsSync("/proc/self/status")
+    ? Number(/^VmHWM:\s+(\d+) kB$/m.exec(Fs.readFileSync("/proc/self/status", "utf8"))?.[1])
+    : process.resourceUsage().maxRSS
+  return kilobytes * 1024
+}
+
 const usage = (): Report => {
   const { system, user } = process.cpuUsage()
   return {
@@ -131,7 +140,7 @@ const usage = (): Report => {
       at: now(),
       cpu: (system + user) / 1000,
       rss: process.memoryUsage.rss(),
-      peakRss: process.resourceUsage().maxRSS * 1024
+      peakRss: peakRss()
     }
   }
 }
