@@ -9,6 +9,7 @@ import { handOver } from "./benchmarks/HandOver.ts"
 import { idle } from "./benchmarks/Idle.ts"
 import { keys } from "./benchmarks/Keys.ts"
 import { latency } from "./benchmarks/Latency.ts"
+import { memory } from "./benchmarks/Memory.ts"
 import { projections } from "./benchmarks/Projections.ts"
 import { rareType } from "./benchmarks/RareType.ts"
 import { sharedReads } from "./benchmarks/SharedReads.ts"
@@ -33,6 +34,7 @@ export const benchmarks: ReadonlyArray<Benchmark> = [
   deploy,
   idle,
   coordination,
+  memory,
   keys,
   rareType,
   guard
