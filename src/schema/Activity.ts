@@ -108,7 +108,7 @@ export type Activity = Data.TaggedEnum<{
     /** Whether the worker is the only member, and the generation before this one had others. */
     readonly isLeftAlone: boolean
   }
-  /** The worker has claimed a range that another worker had released. `after`: the time since the release. */
+  /** The worker has got a range that another worker has handed over or released. `after`: the time since then. */
   RangeHandedOver: { readonly projection: string; readonly range: HashRange; readonly after: Duration.Duration }
   /** The worker has claimed a range of a dead worker. `after`: the time since the last heartbeat of that worker. */
   RangeTakenOver: { readonly projection: string; readonly range: HashRange; readonly after: Duration.Duration }

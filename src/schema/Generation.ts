@@ -87,16 +87,35 @@ export const parts = (
   { concurrency = 1, name, ordering }: Division,
   worker: Pick<Member, "incarnation" | "workerId">
 ): ReadonlyArray<HashRange.HashRange> => {
-  const carriers = generation.members.filter((member) => member.projections.includes(name))
-  const index = carriers.findIndex((member) => isSameWorker(member, worker))
+  const index = generation.members.findIndex((member) => isSameWorker(member, worker))
+  return index < 0 ? [] : divide(generation, { concurrency, name, ordering })[index]!
+}
+
+/**
+ * The parts of every member, in the order of the members: see `parts`.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const divide = (
+  { members }: Generation,
+  { concurrency = 1, name, ordering }: Division
+): ReadonlyArray<ReadonlyArray<HashRange.HashRange>> => {
+  const isCarrier = members.map(({ projections }) => projections.includes(name))
+  const carriers = members.filter((_, index) => isCarrier[index])
   if (ordering === "global") {
     const owner = Ordering.owner(name, carriers.map(({ workerId }) => workerId))
-    return index >= 0 && owner === worker.workerId ? [HashRange.whole] : []
+    return members.map(({ workerId }, index) => isCarrier[index] && workerId === owner ? [HashRange.whole] : [])
   }
-  return index < 0 ? [] : Array.from(
-    { length: concurrency },
-    (_, part) => HashRange.partition(index * concurrency + part, carriers.length * concurrency)
-  )
+  let share = 0
+  return members.map((_, index) => {
+    if (!isCarrier[index]) return []
+    const first = concurrency * share++
+    return Array.from(
+      { length: concurrency },
+      (_, part) => HashRange.partition(first + part, carriers.length * concurrency)
+    )
+  })
 }
 
 const sameMember = (a: Member, b: Member): boolean =>

@@ -121,6 +121,19 @@ export const cut = (range: HashRange, border: HashRange): {
 }
 
 /**
+ * The parts of `space` that none of the ranges contains, in order. The ranges lie within it and do not overlap.
+ *
+ * @category utils
+ * @since 0.1.0
+ */
+export const gaps = (ranges: ReadonlyArray<HashRange>, space: HashRange = whole): ReadonlyArray<HashRange> => {
+  const sorted = [...ranges].sort((a, b) => a.start - b.start)
+  const starts = [space.start, ...sorted.map(({ end }) => end)]
+  const ends = [...sorted.map(({ start }) => start), space.end]
+  return starts.map((start, index) => ({ start, end: ends[index]! })).filter(({ end, start }) => start < end)
+}
+
+/**
  * Whether the ranges, in any order, cover `space` without gaps and overlaps.
  *
  * @category guards

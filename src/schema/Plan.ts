@@ -2,10 +2,10 @@
  * Plans: the changes that a worker makes to its replica set, computed from the state of the replica set. Pure: a
  * decision is the short transaction in which a store reads the view, locks the rows, and applies the plan.
  *
- * A worker plans only for itself and never changes a range that another live worker owns. It evicts dead workers, forms
- * the next generation when the members of the newest one are not exactly the live workers, releases the ranges outside
- * its share whose runners have ended, and claims the free and orphaned ranges within its share. Workers that all follow
- * this rule converge, because the shares of one generation tile the hash space.
+ * A worker never changes a range that another live worker owns. It evicts dead workers, forms the next generation when
+ * the members of the newest one are not exactly the live workers, and gives every range that no live worker processes to
+ * the worker to whose share it belongs: free and orphaned ranges, and its own whose runners have ended. Workers that all
+ * follow this rule converge, because the shares of one generation tile the hash space.
  */
 import * as Result from "effect/Result"
 import * as Checkpoint from "./Checkpoint.ts"
@@ -17,7 +17,7 @@ import {
   WorkerEvicted
 } from "./Errors.ts"
 import * as Generation from "./Generation.ts"
-import type * as HashRange from "./HashRange.ts"
+import * as HashRange from "./HashRange.ts"
 import * as RangePlan from "./RangePlan.ts"
 import * as Succession from "./Succession.ts"
 import * as Worker from "./Worker.ts"
@@ -33,6 +33,8 @@ export interface View {
   readonly rows: ReadonlyArray<Checkpoint.Checkpoint>
   /** The ages of the rows by `Checkpoint.key`. They are only reported; no plan depends on them. */
   readonly rowAges: ReadonlyMap<string, Succession.RowAge>
+  /** Keys (`Checkpoint.key`) of the planning worker's rows whose ranges have no parked events. */
+  readonly withoutParked: ReadonlySet<string>
   /**
    * Keys (`Checkpoint.key`) of the `candidates` that the decision could not lock, because a batch holds their locks.
    * Empty in a preview, which locks nothing. For a plan that is applied, the store locks all other candidates first, and
@@ -72,6 +74,8 @@ export interface Request {
   readonly projections: ReadonlyArray<Carried>
   /** Keys (`Checkpoint.key`) of the worker's rows that one of its runners is processing. A plan does not change them. */
   readonly activeKeys: ReadonlySet<string>
+  /** Keys (`Checkpoint.key`) of the rows that the worker owned after its previous plan. Others were handed to it. */
+  readonly ownedKeys?: ReadonlySet<string>
   /** The worker is leaving: it claims nothing, releases all rows that are not active, and does not count as alive. */
   readonly leaving: boolean
   readonly rules: Worker.LivenessRules
@@ -89,7 +93,7 @@ export interface Plan extends RangePlan.Changes {
   readonly generation: Generation.Generation | undefined
   /** The rows that this worker owns after the decision, including active ones. */
   readonly ownedRows: ReadonlyArray<Checkpoint.Held>
-  /** The claimed ranges that another worker had before. */
+  /** The ranges that another worker had before: claimed ones, and those that were handed to this worker. */
   readonly successions: ReadonlyArray<Succession.Succession>
   /** Whether the worker owns exactly its shares. */
   readonly isComplete: boolean
@@ -100,9 +104,9 @@ export interface Plan extends RangePlan.Changes {
    */
   readonly recheckAfterMillis: number | undefined
   /**
-   * Keys (`Checkpoint.key`) of the written rows whose ranges have no parked events, so that their runners need not read
-   * any. The store that applies the plan reads them as it writes the rows: earlier owners can then commit nothing more.
-   * Otherwise empty.
+   * Keys (`Checkpoint.key`) of owned rows whose ranges have no parked events, so that their runners need not read any.
+   * They are read when the row has the worker's fence already, or as it is written: earlier owners can then commit
+   * nothing more.
    */
   readonly withoutParked: ReadonlySet<string>
 }
@@ -132,14 +136,19 @@ export const make = (view: View, request: Request): Result.Result<Plan, PlanErro
     generation,
     create: ranges.flatMap(({ create }) => create),
     release: ranges.flatMap(({ release }) => release),
+    handOver: ranges.flatMap(({ handOver }) => handOver),
     claim,
     renew: ranges.flatMap(({ renew }) => renew),
     remove: ranges.flatMap(({ remove }) => remove),
+    replaced: ranges.flatMap(({ replaced }) => replaced),
     ownedRows: ranges.flatMap(({ ownedRows }) => ownedRows),
-    successions: claim.flatMap((held) => Succession.of([held], rowsOf(held.projection), view.rowAges)),
+    successions: [
+      ...claim.flatMap((held) => Succession.of([held], rowsOf(held.projection), view.rowAges)),
+      ...handedOver(view, request)
+    ],
     isComplete: generation !== undefined && !request.leaving && ranges.every((one) => one.isComplete),
     recheckAfterMillis: recheckAfter(view, request, isWaitingForLock),
-    withoutParked: new Set()
+    withoutParked: unchangedWithoutParked(view, ranges)
   })
 }
 
@@ -157,17 +166,48 @@ const rowsByProjection = ({ rows }: View): RowsOf => {
 /** The rows of a projection, regardless of their owner. */
 type RowsOf = (projection: string) => ReadonlyArray<Checkpoint.Checkpoint>
 
+/** A row that is written may get a larger range. */
+const unchangedWithoutParked = (
+  { withoutParked }: View,
+  changes: ReadonlyArray<RangePlan.Changes>
+): ReadonlySet<string> => {
+  const keys = new Set(withoutParked)
+  for (const row of changes.flatMap(written)) keys.delete(Checkpoint.key(row))
+  return keys
+}
+
 /** Whether the plan changes nothing. The stop of a leaving worker is not part of the plan and does not count. */
 export const isEmpty = (plan: Plan): boolean =>
   plan.evict.length === 0 && plan.carry === undefined && plan.form === undefined && plan.create.length === 0 &&
   plan.remove.length === 0 && written(plan).length === 0
 
 /** The rows to write with their new content. Parts that were cut off are new rows among them. */
-export const written = ({ claim, release, renew }: RangePlan.Changes): ReadonlyArray<Checkpoint.Checkpoint> => [
-  ...release,
-  ...claim,
-  ...renew
-]
+export const written = (
+  { claim, handOver, release, renew }: RangePlan.Changes
+): ReadonlyArray<Checkpoint.Checkpoint> => [...release, ...handOver, ...claim, ...renew]
+
+/**
+ * Whether the plan changes nothing but rows of the worker. No other live worker changes these, so no lock has to exclude
+ * other decisions while they are written.
+ */
+export const changesOwnRowsOnly = (plan: Plan, { leaving, registration }: Request): boolean =>
+  !leaving && plan.evict.length === 0 && plan.carry === undefined && plan.form === undefined &&
+  plan.create.length === 0 && plan.replaced.every((row) => Checkpoint.isHeldBy(row, registration))
+
+/** The workers to wake after the plan was applied: all of the replica set, or those that a range was handed to. */
+export const concerned = (plan: Plan, { leaving }: Request): "all" | ReadonlySet<bigint> =>
+  leaving || plan.evict.length > 0 || plan.carry !== undefined || plan.form !== undefined ||
+    plan.release.length > 0 || changesFilter(plan)
+    ? "all"
+    : new Set(plan.handOver.map(({ fence }) => fence.incarnation))
+
+/** Whether progress continues under another filter, so that workers with the old one must give up the projection. */
+const changesFilter = (plan: Plan): boolean =>
+  written(plan).some((row) =>
+    plan.replaced.some((old) =>
+      old.projection === row.projection && old.filter !== row.filter && HashRange.overlaps(old.range, row.range)
+    )
+  )
 
 /**
  * The rows that a plan may change, sorted by key: the free and orphaned ones, and the worker's own that are not active.
@@ -313,13 +353,46 @@ const formGeneration = (
   return Generation.next(view.replicaSet, view.generation, members)
 }
 
+/** The rows that another worker has handed to this one. */
+const handedOver = (
+  { rowAges, rows }: View,
+  { activeKeys, ownedKeys = new Set(), registration }: Request
+): ReadonlyArray<Succession.Succession> =>
+  rows.filter((row) => {
+    const key = Checkpoint.key(row)
+    return Checkpoint.isHeldBy(row, registration) && !activeKeys.has(key) && !ownedKeys.has(key)
+  }).flatMap((row) => Succession.ofHandedOver(row, rowAges))
+
 /** The parts of a projection's hash space that the generation assigns to a worker; empty if it assigns none. */
 export const parts = (
   generation: Generation.Generation | undefined,
   projection: Carried,
-  worker: Worker.Registration
+  worker: Pick<Worker.Registration, "incarnation" | "workerId">
 ): ReadonlyArray<HashRange.HashRange> =>
   generation === undefined || projection.givenUp === true ? [] : Generation.parts(generation, projection, worker)
+
+const fenceOf = (
+  { incarnation, workerId }: Pick<Worker.Registration, "incarnation" | "workerId">,
+  generation: Generation.Generation | undefined
+): Checkpoint.Fence => ({ workerId, incarnation, generationId: generation?.generationId ?? 0n })
+
+/** If no other worker is alive, the members of the newest generation may all be gone. */
+const assignmentsOfOthers = (
+  view: View,
+  request: Request,
+  projection: Carried,
+  generation: Generation.Generation | undefined
+): ReadonlyArray<RangePlan.Assignment> => {
+  if (generation === undefined) return []
+  const living = new Set(
+    view.workers.filter((worker) => !isSelf(worker, request) && isAlive(worker, view, request))
+      .map(({ incarnation }) => incarnation)
+  )
+  return Generation.divide(generation, projection).flatMap((parts, key) => {
+    const member = generation.members[key]!
+    return living.has(member.incarnation) ? RangePlan.assign(parts, fenceOf(member, generation)) ?? [] : []
+  })
+}
 
 /** What the plan for the ranges of one projection is computed from. */
 const rangesOf = (
@@ -329,16 +402,16 @@ const rangesOf = (
   generation: Generation.Generation | undefined,
   rows: ReadonlyArray<Checkpoint.Checkpoint>
 ): RangePlan.Input => {
-  const { incarnation, workerId } = request.registration
   return {
     replicaSet: view.replicaSet,
     projection,
     worker: request.registration,
     assignment: request.leaving ? undefined : RangePlan.assign(
       parts(generation, projection, request.registration),
-      { workerId, incarnation, generationId: generation?.generationId ?? 0n },
-      projection.ordering
+      fenceOf(request.registration, generation)
     ),
+    others: () => assignmentsOfOthers(view, request, projection, generation),
+    isIndivisible: projection.ordering === "global",
     isCarried: !request.leaving && projection.givenUp !== true,
     rows,
     candidateKeys: new Set(rows.filter((row) => isCandidate(row, view, request)).map(Checkpoint.key)),

@@ -1,11 +1,10 @@
 /**
- * The part of a plan that concerns the ranges of one projection: a range is cut at the borders of the worker's share
- * and of its parts, what lies outside is released, what lies inside is claimed, and adjacent ranges are merged, but
- * never those of two parts.
+ * The part of a plan that concerns the ranges of one projection: a range is cut at the borders of all parts, each piece
+ * goes to the worker to whose part it belongs, and adjacent ranges of one worker are merged, but never those of two
+ * parts.
  */
 import * as Checkpoint from "./Checkpoint.ts"
 import * as HashRange from "./HashRange.ts"
-import type { Ordering } from "./Ordering.ts"
 
 /** What the plan for the ranges of one projection is computed from. */
 export interface Input {
@@ -14,7 +13,11 @@ export interface Input {
   readonly worker: { readonly workerId: string; readonly incarnation: bigint }
   /** What the worker is to own; undefined if it has no share. */
   readonly assignment: Assignment | undefined
-  /** Whether the worker carries the projection; if not, it releases all of its ranges. */
+  /** What the other live workers are to own. Evaluated only if a row changes. */
+  readonly others: () => ReadonlyArray<Assignment>
+  /** Whether one worker must own all rows, as one row: only then are the events handled in global order. */
+  readonly isIndivisible: boolean
+  /** Whether the worker carries the projection; if not, it gives away all of its ranges. */
   readonly isCarried: boolean
   /** The rows of the projection, regardless of their owner. */
   readonly rows: ReadonlyArray<Checkpoint.Checkpoint>
@@ -36,18 +39,15 @@ export interface Assignment {
   /** The parts of the share that have ranges of their own; they tile it. */
   readonly parts: ReadonlyArray<HashRange.HashRange>
   readonly fence: Checkpoint.Fence
-  /** Whether the rows are claimed only all together, as one row: only then are the events handled in global order. */
-  readonly isIndivisible: boolean
 }
 
 /** Returns the assignment of adjacent parts; undefined for none. */
 export const assign = (
   parts: ReadonlyArray<HashRange.HashRange>,
-  fence: Checkpoint.Fence,
-  ordering: Ordering = "aggregate"
+  fence: Checkpoint.Fence
 ): Assignment | undefined => {
   const share = HashRange.span(parts)
-  return share === undefined ? undefined : { share, parts, fence, isIndivisible: ordering === "global" }
+  return share === undefined ? undefined : { share, parts, fence }
 }
 
 /** Whether a range lies within one of the parts. */
@@ -58,14 +58,18 @@ export const isInPart = (parts: ReadonlyArray<HashRange.HashRange>, range: HashR
 export interface Changes {
   /** The rows to insert for projections that have none; each covers the whole hash space. */
   readonly create: ReadonlyArray<Checkpoint.Checkpoint>
-  /** Rows to write without an owner: what lies outside the worker's share. */
+  /** Rows to write without an owner, because no live worker has a share of the projection, or none may claim it yet. */
   readonly release: ReadonlyArray<Checkpoint.Checkpoint>
+  /** Rows to write with the fence of another worker, to whose share they belong. */
+  readonly handOver: ReadonlyArray<Checkpoint.Held>
   /** Rows to write with the worker's fence that the worker did not own, or not entirely. */
   readonly claim: ReadonlyArray<Checkpoint.Held>
   /** Rows to write with the worker's newest fence that the worker owned before, because their content changes. */
   readonly renew: ReadonlyArray<Checkpoint.Held>
   /** Rows to delete, because they were merged into a neighbour. */
   readonly remove: ReadonlyArray<Checkpoint.Checkpoint>
+  /** The rows that are written or deleted, as they were before. */
+  readonly replaced: ReadonlyArray<Checkpoint.Checkpoint>
 }
 
 /** The changes to the ranges of one projection, and their result. */
@@ -80,12 +84,15 @@ export interface RangePlan extends Changes {
 
 /** Returns the changes to the ranges of one projection. */
 export const make = (input: Input): RangePlan => {
-  const { assignment, rows, worker } = input
+  const { assignment, others, rows, worker } = input
   const isOwned = (row: Checkpoint.Checkpoint): row is Checkpoint.Held => Checkpoint.isHeldBy(row, worker)
+  const isOthers = (row: Checkpoint.Checkpoint): row is Checkpoint.Held => row.fence !== undefined && !isOwned(row)
   const create = createFirstRow(input)
-  const actions = rows.map((row) => actionOn(row, input))
+  const canGive = canBeGiven(input)
+  const actions = rows.map((row) => actionOn(row, input, canGive))
   const before = [...rows.filter((_, index) => actions[index] === "change"), ...create]
-  const after = merge(before.flatMap((row) => cut(row, input)), assignment?.parts ?? [])
+  const owners = before.length === 0 || !canGive ? [] : [...(assignment === undefined ? [] : [assignment]), ...others()]
+  const after = merge(before.flatMap((row) => cut(row, input, owners)), owners.flatMap(({ parts }) => parts))
     .map((row) => before.find(isUnchanged(row)) ?? row)
 
   const changed = after.filter((row) => !before.includes(row))
@@ -96,9 +103,11 @@ export const make = (input: Input): RangePlan => {
   return {
     create,
     release: changed.filter(({ fence }) => fence === undefined),
+    handOver: changed.filter(isOthers),
     claim: owned.filter((row) => !isRenewed(row)),
     renew: owned.filter(isRenewed),
     remove: before.filter((row) => !after.some(({ range }) => range.start === row.range.start)),
+    replaced: before.filter((row) => !after.includes(row)),
     ownedRows,
     isComplete: isComplete(ownedRows.map(({ range }) => range), assignment),
     isWaitingForLock: actions.includes("wait")
@@ -123,22 +132,28 @@ const createFirstRow = ({ isCarried, projection, replicaSet, rows }: Input): Rea
   }]
 
 /** Whether to change a row, to leave it to another worker or to its runner, or to wait until a batch unlocks it. */
-const actionOn = (row: Checkpoint.Checkpoint, input: Input): "change" | "keep" | "wait" => {
-  const { assignment, candidateKeys, isDoubted, lockedKeys, replicaSet, rows, worker } = input
+const actionOn = (row: Checkpoint.Checkpoint, input: Input, canGive: boolean): "change" | "keep" | "wait" => {
+  const { assignment, candidateKeys, isDoubted, lockedKeys, replicaSet, worker } = input
   const key = Checkpoint.key(row)
   if (!candidateKeys.has(key)) return "keep"
-  const concernsWorker = Checkpoint.isHeldBy(row, worker) ||
-    (assignment !== undefined && HashRange.overlaps(row.range, assignment.share))
-  // A free row outside this worker's share is another worker's to claim; do not wait for it.
-  if (lockedKeys.has(key)) return concernsWorker ? "wait" : "keep"
-  if (row.replicaSet !== replicaSet && assignment !== undefined) {
+  const isOwn = Checkpoint.isHeldBy(row, worker)
+  if (lockedKeys.has(key)) {
+    const concernsWorker = isOwn || (assignment !== undefined && HashRange.overlaps(row.range, assignment.share))
+    return concernsWorker ? "wait" : "keep"
+  }
+  if (row.replicaSet !== replicaSet) {
+    if (assignment === undefined) return isOwn ? "change" : "keep"
     if (isDoubted) return "keep"
     // All rows of another replica set move to this one, those outside this worker's share as well.
     return canChangeAll(input, (other) => other.replicaSet !== replicaSet) ? "change" : "wait"
   }
-  if (assignment?.isIndivisible === true && rows.length > 1) return canChangeAll(input, () => true) ? "change" : "keep"
-  return concernsWorker ? "change" : "keep"
+  // A worker without a share still gives up its own rows.
+  return canGive || (isOwn && assignment === undefined) ? "change" : "keep"
 }
+
+/** Whether the rows can have the owners that they belong to: in global order, one worker must get all of them. */
+const canBeGiven = (input: Input): boolean =>
+  !input.isIndivisible || input.rows.length < 2 || canChangeAll(input, () => true)
 
 /**
  * Whether all of these rows can be changed now. The rows of another replica set are claimed in one decision: if both
@@ -150,28 +165,31 @@ const canChangeAll = (
 ): boolean =>
   rows.filter(isOneOf).every((row) => candidateKeys.has(Checkpoint.key(row)) && !lockedKeys.has(Checkpoint.key(row)))
 
-/** Cuts a row at the borders of the share and of its parts, claims what lies inside and releases what lies outside. */
-const cut = (row: Checkpoint.Checkpoint, input: Input): ReadonlyArray<Checkpoint.Checkpoint> => {
-  const { assignment, projection, replicaSet } = input
-  if (assignment === undefined) return [release(row, row.range, replicaSet)]
-  const { after, before } = HashRange.cut(row.range, assignment.share)
-  const inside = assignment.parts.flatMap((part) => HashRange.cut(row.range, part).inside ?? [])
-  return [
-    ...(before === undefined ? [] : [release(row, before, replicaSet)]),
-    ...inside.map((range) => claim(row, range, assignment.fence, { replicaSet, filter: projection.filter })),
-    ...(after === undefined ? [] : [release(row, after, replicaSet)])
-  ]
+/** Cuts a row at the borders of all parts, and gives each piece to the worker to whose part it belongs. */
+const cut = (
+  row: Checkpoint.Checkpoint,
+  { assignment, projection, replicaSet }: Input,
+  owners: ReadonlyArray<Assignment>
+): ReadonlyArray<Checkpoint.Checkpoint> => {
+  const pieces = owners.flatMap((one) => {
+    // Whether progress under another filter counts is decided by the projection's definition in the owner.
+    const filter = one === assignment ? projection.filter : row.filter
+    return one.parts.flatMap((part) => HashRange.cut(row.range, part).inside ?? [])
+      .map((range) => give(row, range, one.fence, { replicaSet, filter }))
+  })
+  const rest = HashRange.gaps(pieces.map(({ range }) => range), row.range)
+  return [...pieces, ...rest.map((range) => release(row, range, replicaSet))]
 }
 
-/** Clears the fence, so that the worker to whose share the range belongs can claim it. */
+/** Clears the fence, so that the worker to whose share the range will belong can claim it. */
 const release = (
   row: Checkpoint.Checkpoint,
   range: HashRange.HashRange,
   replicaSet: string
 ): Checkpoint.Checkpoint => ({ ...row, range, fence: undefined, replicaSet, halt: haltIn(row, range) })
 
-/** Writes the worker's fence, after which every write under an earlier fence is refused. */
-const claim = (
+/** Writes a worker's fence, after which every write under an earlier fence is refused. */
+const give = (
   row: Checkpoint.Checkpoint,
   range: HashRange.HashRange,
   fence: Checkpoint.Fence,

@@ -10,13 +10,13 @@ export interface RowAge {
   readonly ownerSilentForMillis: number | undefined
 }
 
-/** A range that a worker claims after another worker. */
+/** A range that a worker owns after another worker. */
 export interface Succession {
   readonly projection: string
   readonly range: HashRange.HashRange
-  /** Whether the other worker had released the range, or died. */
+  /** Whether the other worker had released the range or handed it over, or had died. */
   readonly kind: "handOver" | "takeover"
-  /** Milliseconds since the release, or since the last heartbeat of the dead worker. */
+  /** Milliseconds since the release or the hand-over, or since the last heartbeat of the dead worker. */
   readonly afterMillis: number
 }
 
@@ -32,13 +32,27 @@ export const of = (
       const range = HashRange.cut(row.range, claim.range).inside
       const age = ages.get(Checkpoint.key(row))
       const isReleased = row.fence === undefined
-      const afterMillis = isReleased ? age?.unchangedForMillis : age?.ownerSilentForMillis
-      if (range === undefined || afterMillis === undefined) return []
-      return [{
-        projection: row.projection,
+      return make(
+        row,
         range,
-        kind: isReleased ? "handOver" : "takeover",
-        afterMillis: Math.max(0, afterMillis)
-      }]
+        isReleased ? "handOver" : "takeover",
+        isReleased ? age?.unchangedForMillis : age?.ownerSilentForMillis
+      )
     })
   )
+
+/** Returns the succession for a row that another worker has written with this worker's fence. */
+export const ofHandedOver = (
+  row: Checkpoint.Checkpoint,
+  ages: ReadonlyMap<string, RowAge>
+): ReadonlyArray<Succession> => make(row, row.range, "handOver", ages.get(Checkpoint.key(row))?.unchangedForMillis)
+
+const make = (
+  { projection }: Checkpoint.Checkpoint,
+  range: HashRange.HashRange | undefined,
+  kind: Succession["kind"],
+  afterMillis: number | undefined
+): ReadonlyArray<Succession> =>
+  range === undefined || afterMillis === undefined
+    ? []
+    : [{ projection, range, kind, afterMillis: Math.max(0, afterMillis) }]

@@ -1,6 +1,6 @@
 /**
- * The coordination store: the only place where generations are formed, ranges claimed, released and renewed, and
- * workers evicted.
+ * The coordination store: the only place where generations are formed, ranges claimed, handed over, released and
+ * renewed, and workers evicted.
  */
 import * as Context from "effect/Context"
 import type * as Effect from "effect/Effect"
@@ -14,11 +14,14 @@ export interface CoordinationStore {
 
   /**
    * Makes a decision: computes the plan of `Plan.make` and applies it in one short transaction, which excludes decisions
-   * of the replica set's other workers. It evicts dead workers, forms the next generation, releases what this worker no
-   * longer owns or processes, and claims what is free in its share. Wakes the other workers if something changed. With
-   * `leaving`, it also marks the worker as stopped.
+   * of the replica set's other workers. It evicts dead workers, forms the next generation, and gives every range that no
+   * live worker processes to the worker to whose share it belongs. Wakes the workers that are concerned. With `leaving`,
+   * it also marks the worker as stopped.
+   *
+   * A plan that was previewed for the same request is applied as it is, without excluding other decisions, if it changes
+   * only rows of this worker (`Plan.changesOwnRowsOnly`) and none of them has changed or is locked.
    */
-  readonly apply: (request: Request) => Effect.Effect<Plan, PlanError | StoreError>
+  readonly apply: (request: Request, previewed?: Plan) => Effect.Effect<Plan, PlanError | StoreError>
 }
 
 export const CoordinationStore = Context.Service<Stores, CoordinationStore>(

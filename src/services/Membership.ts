@@ -37,7 +37,8 @@ export interface Connections {
  */
 export interface Membership {
   /**
-   * Registers a worker under a new incarnation, with its presence and a first heartbeat, and wakes the other workers.
+   * Registers a worker under a new incarnation, with its presence and a first heartbeat. The generation that it forms
+   * next wakes the other workers (`CoordinationStore.apply`).
    * The end of the scope ends the presence but does not unregister the worker (see `CoordinationStore.apply` with
    * `leaving`).
    *

@@ -5,6 +5,7 @@
 import * as ServerEpochSql from "../../src/layers/postgres/connection/ServerEpochSql.ts"
 import { decisionLock } from "../../src/layers/postgres/coordination/CoordinationSession.ts"
 import type { Observations } from "../../src/layers/postgres/coordination/Observations.ts"
+import * as PlanWriter from "../../src/layers/postgres/coordination/PlanWriter.ts"
 import * as Rows from "../../src/layers/postgres/coordination/Rows.ts"
 import { isHeldByWriter } from "../../src/layers/postgres/events/SequenceCheck.ts"
 import * as SettledTracker from "../../src/layers/postgres/events/SettledTracker.ts"
@@ -70,13 +71,13 @@ export const entries: ReadonlyArray<Entry> = [
   },
   {
     // A decision renews the generation of every row that it cuts.
-    mechanism: "draining before a release, and the range's end and the generation in the fence",
+    mechanism: "draining before a hand-over, and the range's end and the generation in the fence",
     scenario: Scenarios.handedOver,
     swaps: without("range_end", "generation_id"),
     withoutActiveKeys: true
   },
   {
-    mechanism: "draining before a release, and the range's end and the fence",
+    mechanism: "draining before a hand-over, and the range's end and the fence",
     scenario: Scenarios.handedOver,
     swaps: without("range_end", "worker_id", "incarnation", "generation_id"),
     withoutActiveKeys: true
@@ -87,9 +88,14 @@ export const entries: ReadonlyArray<Entry> = [
     swaps: concurrentDecisions()
   },
   {
-    mechanism: "locking rows before computing from them",
+    mechanism: "locking rows before computing from them, and comparing them when they are replaced",
     scenario: Scenarios.outdated,
-    swaps: [swap(Rows.lockInKeyOrder, () => sql``)]
+    swaps: [swap(Rows.lockInKeyOrder, () => sql``), swap(PlanWriter.isUnchanged, () => sql`true`)]
+  },
+  {
+    mechanism: "comparing the rows of a previewed plan when they are replaced",
+    scenario: Scenarios.outdatedPreview,
+    swaps: [swap(PlanWriter.isUnchanged, () => sql`true`)]
   },
   {
     mechanism: "the settled position",

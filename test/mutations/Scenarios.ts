@@ -17,7 +17,7 @@ import { Membership } from "../../src/services/Membership.ts"
 import * as PostgresTest from "../../src/testing/PostgresTest.ts"
 import * as TimeLimits from "../../src/testing/TimeLimits.ts"
 import { patient } from "../suites/Suite.ts"
-import { decide, join } from "../support/CoordinationStores.ts"
+import { decide, join, preview } from "../support/CoordinationStores.ts"
 import * as PlainWriters from "../support/PlainWriters.ts"
 import * as Proxy from "../support/Proxy.ts"
 import { effects, enter, handle, impatient, type Mutation, signal } from "./World.ts"
@@ -133,6 +133,22 @@ export const outdated: Scenario = Effect.fnUntraced(function*(mutation) {
   yield* Fiber.join(batch)
   const [row] = yield* one(Effect.flatMap(CheckpointStore, ({ rows }) => rows("p")))
   return (yield* effects).has("e") && row?.position === 0n
+    ? ["P1: an event that was handled will be handled again"]
+    : []
+})
+
+/** A batch commits after a worker has previewed the plan by which it hands the row over. */
+export const outdatedPreview: Scenario = Effect.fnUntraced(function*(mutation) {
+  const one = yield* enter(mutation)
+  const a = yield* one(join("set", "a", ["p"]))
+  const [held] = (yield* one(decide(a))).ownedRows
+  const b = yield* one(join("set", "b", ["p"]))
+  yield* one(decide(b))
+  const plan = yield* one(preview(a))
+  yield* one(handle(held!, ["e"]))
+  yield* one(decide(a, {}, plan))
+  const rows = yield* one(Effect.flatMap(CheckpointStore, ({ rows }) => rows("p")))
+  return (yield* effects).has("e") && rows.some(({ position }) => position === 0n)
     ? ["P1: an event that was handled will be handled again"]
     : []
 })

@@ -135,6 +135,7 @@ export const viewFor = (world: World, worker: WorldWorker, observerAgeMillis = o
     // The newest first: the order of rows must not matter.
     rows: [...world.rows.values()].filter((row) => worker.registration.projections.includes(row.projection)).reverse(),
     rowAges: new Map(),
+    withoutParked: new Set(),
     lockedKeys: world.locked,
     observerAgeMillis,
     foreignWorkers: world.workers
@@ -293,17 +294,18 @@ const check = (
       .filter((row) => row.replicaSet !== self.replicaSet && (!isFree(row) || isCarriedThere(row)))
       .map((row) => row.projection)
   )
+  const ownsSome = (name: string) => partsOf(plan.generation, name, worker).length > 0 && !leaving
   const isKept = (row: Checkpoint.Checkpoint) =>
-    (row.replicaSet !== self.replicaSet && unclaimable.has(row.projection)) ||
+    (row.replicaSet !== self.replicaSet && (unclaimable.has(row.projection) || !ownsSome(row.projection))) ||
     othersRow(row) || (isMine(row) && worker.activeKeys.has(Checkpoint.key(row))) || !isFree(row)
-  // Rows of a projection that the worker orders globally are claimed all together.
+  // Rows of a projection that the worker orders globally are claimed or handed over all together.
   const isGlobal = (name: string) => worker.carried.some((one) => one.name === name && one.ordering === "global")
-  const ownsAll = (name: string) => partsOf(plan.generation, name, worker).length > 0 && !leaving
   const heldBack = new Set(self.projections.filter((name) => {
     const rows = [...before.values()].filter((row) => row.projection === name)
-    return isGlobal(name) && ownsAll(name) && rows.length > 1 && rows.some(isKept)
+    return isGlobal(name) && rows.length > 1 && rows.some(isKept)
   }))
-  const untouchable = (row: Checkpoint.Checkpoint) => isKept(row) || heldBack.has(row.projection)
+  const untouchable = (row: Checkpoint.Checkpoint) =>
+    isKept(row) || (heldBack.has(row.projection) && (ownsSome(row.projection) || !isMine(row)))
 
   for (const [key, row] of before) {
     if (!self.projections.includes(row.projection)) {
@@ -335,6 +337,16 @@ const check = (
 
   for (const row of plan.release) assert.isUndefined(row.fence)
   for (const row of [...plan.claim, ...plan.renew]) assert.isTrue(isMine(row))
+  for (const row of plan.handOver) {
+    assert.isTrue(living.some((other) => Checkpoint.isHeldBy(row, other)) && !isMine(row), "handed to no live worker")
+  }
+  const ownerAt = (name: string, hash: number) => {
+    const carried = worker.carried.find((one) => one.name === name)!
+    return living.find((member) =>
+      !(carried.givenUp === true && member.incarnation === self.incarnation) && plan.generation !== undefined &&
+      Generation.parts(plan.generation, carried, member).some((part) => HashRange.includes(part, hash))
+    )
+  }
   for (const name of self.projections) {
     const old = [...before.values()].filter((row) => row.projection === name)
     const rows = rowsOf(world, name)
@@ -351,12 +363,14 @@ const check = (
     for (const row of rows) {
       if (row.halt !== undefined) assert.isTrue(HashRange.includes(row.range, row.halt.hash), "a halt outside its row")
       const was = before.get(Checkpoint.key(row))
-      if (!isMine(row) || was === row) continue
-      if (was !== undefined && isMine(was)) {
+      if (row.fence === undefined || was === row) continue
+      if (was !== undefined && Checkpoint.hasSameOwner(was, row)) {
         assert.notDeepEqual({ ...row, fence: was.fence }, was, "an unchanged row was written again")
       }
-      assert.strictEqual(row.fence!.generationId, plan.generation!.generationId, "an old fence on a new row")
-      assert.isTrue(isIn(parts, row.range), "the changed row does not lie in one part of the share")
+      assert.strictEqual(row.fence.generationId, plan.generation!.generationId, "an old fence on a new row")
+      const owner = plan.generation!.members.find((member) => Checkpoint.isHeldBy(row, member))!
+      const ownParts = Generation.parts(plan.generation!, worker.carried.find((one) => one.name === name)!, owner)
+      assert.isTrue(isIn(ownParts, row.range), "the changed row does not lie in one part of its owner's share")
       assert.strictEqual(row.replicaSet, self.replicaSet)
     }
     for (const hash of samples(old, rows)) {
@@ -374,11 +388,14 @@ const check = (
         assert.isTrue(inShare, "claimed a hash outside its share")
         assert.isTrue(isAmong(plan.claim), "claimed without a claim")
       }
-      if (!isMine(now) && isMine(was)) assert.isTrue(isAmong(plan.release), "released without a release")
+      if (!isMine(now) && isMine(was)) {
+        assert.isTrue(isAmong(plan.release) || isAmong(plan.handOver), "given away without a hand-over or a release")
+      }
       if (isAmong(plan.renew)) assert.isTrue(isMine(was), "renewed what it did not own")
       if (!untouchable(was)) {
         assert.strictEqual(isMine(now), inShare, `${name}: ${hash} ${inShare ? "not claimed" : "not released"}`)
-        if (!inShare && isMine(was)) assert.isUndefined(now.fence)
+        const owner = heldBack.has(name) ? undefined : ownerAt(name, hash)
+        assert.strictEqual(now.fence?.incarnation, owner?.incarnation, `${name}: owner at ${hash}`)
         if (inShare) assert.strictEqual(now.filter, worker.carried.find((one) => one.name === name)!.filter)
         if (inShare) assert.strictEqual(now.replicaSet, self.replicaSet, "not moved to this replica set")
       }
@@ -389,7 +406,7 @@ const check = (
       }
       if (was.halt?.hash === hash) {
         if (now.halt === undefined) {
-          assert.isTrue(isMine(now) && self.incarnation > was.halt.incarnation, "a halt vanished")
+          assert.isTrue(now.fence !== undefined && now.fence.incarnation > was.halt.incarnation, "a halt vanished")
         } else assert.deepStrictEqual(now.halt, was.halt)
       } else if (now.halt?.hash === hash) {
         assert.fail("a halt appeared")

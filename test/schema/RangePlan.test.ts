@@ -31,12 +31,26 @@ const partsOf = ({ end, part, start }: Share): ReadonlyArray<HashRange.HashRange
     end: HashRange.partition(Math.min(end, start + (index + 1) * part) - 1, 8).end
   }))
 
+/** Two other workers, whose shares are the hashes before and after the share. */
+const othersOf = ({ end, start }: Share): ReadonlyArray<RangePlan.Assignment> => {
+  const before = { start: 0, end: HashRange.partition(start, 8).start }
+  const after = { start: end === 8 ? HashRange.hashSpace : HashRange.partition(end, 8).start, end: HashRange.hashSpace }
+  return (start < end ? [before, after] : [HashRange.whole]).filter(({ end, start }) => start < end)
+    .map((range, index) =>
+      RangePlan.assign([range], { workerId: index === 0 ? "other" : "third", incarnation: 4n, generationId: 2n })!
+    )
+}
+
 interface World {
   readonly rows: ReadonlyArray<Checkpoint.Checkpoint>
   readonly input: RangePlan.Input
 }
 
-const worldOf = (given: ReadonlyArray<typeof Row.Type>, share: Share, foreign: boolean): World => {
+const worldOf = (
+  given: ReadonlyArray<typeof Row.Type>,
+  share: Share,
+  { foreign, isAlone }: { readonly foreign: boolean; readonly isAlone: boolean }
+): World => {
   const total = given.reduce((sum, { length }) => sum + length, 0)
   const [candidateKeys, lockedKeys] = [new Set<string>(), new Set<string>()]
   let offset = 0
@@ -78,6 +92,8 @@ const worldOf = (given: ReadonlyArray<typeof Row.Type>, share: Share, foreign: b
       projection: { name: "orders", filter: "all", startPosition: 7n },
       worker: self,
       assignment: RangePlan.assign(partsOf(share), { ...self, generationId: 2n }),
+      others: () => isAlone ? [] : othersOf(share),
+      isIndivisible: false,
       isCarried: share.start < share.end,
       rows,
       candidateKeys,
@@ -87,7 +103,12 @@ const worldOf = (given: ReadonlyArray<typeof Row.Type>, share: Share, foreign: b
   }
 }
 
-const written = ({ claim, release, renew }: RangePlan.RangePlan) => [...release, ...claim, ...renew]
+const written = ({ claim, handOver, release, renew }: RangePlan.RangePlan) => [
+  ...release,
+  ...handOver,
+  ...claim,
+  ...renew
+]
 
 const apply = (rows: ReadonlyArray<Checkpoint.Checkpoint>, plan: RangePlan.RangePlan) => {
   const after = new Map([...rows, ...plan.create].map((row) => [Checkpoint.key(row), row]))
@@ -99,16 +120,20 @@ const apply = (rows: ReadonlyArray<Checkpoint.Checkpoint>, plan: RangePlan.Range
 const rowAt = (rows: ReadonlyArray<Checkpoint.Checkpoint>, hash: number) =>
   rows.find(({ range }) => HashRange.includes(range, hash))
 
+/** The fence of the other worker to whose share a hash belongs. */
+const ownerOf = ({ others }: RangePlan.Input, hash: number) =>
+  others().find(({ share }) => HashRange.includes(share, hash))?.fence
+
 const isMine = (row: Checkpoint.Checkpoint | undefined) => row !== undefined && Checkpoint.isHeldBy(row, self)
 
 const options = (seed: string) => ({ arbitrary: { runs: 2000, size: 40, seed } })
 
 describe("RangePlan", () => {
   it.prop(
-    "each hash keeps its position and its one row, and changes its owner only by a claim or a release",
-    { rows, share, foreign: Schema.Boolean },
-    ({ foreign, rows: given, share }) => {
-      const { input, rows: before } = worldOf(given, share, foreign)
+    "each hash keeps its position and its one row, and changes its owner only by a claim, a hand-over or a release",
+    { rows, share, foreign: Schema.Boolean, isAlone: Schema.Boolean },
+    ({ rows: given, share, ...options }) => {
+      const { input, rows: before } = worldOf(given, share, options)
       const plan = RangePlan.make(input)
       const after = apply(before, plan)
       if (after.length > 0) assert.isTrue(HashRange.tiles(after.map(({ range }) => range)))
@@ -121,14 +146,18 @@ describe("RangePlan", () => {
         const isInShare = input.assignment !== undefined && HashRange.includes(input.assignment.share, hash)
         if (isIn(plan.claim, hash)) assert.isTrue(isInShare, "claimed outside the share")
         if (isIn(plan.renew, hash)) assert.isTrue(isMine(was) && isInShare, "renewed what it did not own")
-        if (isIn(plan.release, hash)) assert.isUndefined(now.fence)
+        if (isIn(plan.release, hash)) assert.isTrue(now.fence === undefined && ownerOf(input, hash) === undefined)
+        if (isIn(plan.handOver, hash)) assert.deepStrictEqual(now.fence, ownerOf(input, hash))
         if (!isMine(was) && isMine(now)) assert.isTrue(isIn(plan.claim, hash))
-        if (isMine(was) && !isMine(now)) assert.isTrue(isIn(plan.release, hash) && !isInShare)
+        if (isMine(was) && !isMine(now)) {
+          assert.isTrue((isIn(plan.release, hash) || isIn(plan.handOver, hash)) && !isInShare)
+        }
         if (was === undefined) continue
         const key = Checkpoint.key(was)
         if (!input.candidateKeys.has(key) || input.lockedKeys.has(key)) assert.strictEqual(now, was)
         if (was.halt?.hash !== hash) continue
-        const isRetried = isMine(now) && isIn(written(plan), hash) && was.halt.incarnation < self.incarnation
+        const isRetried = isIn(written(plan), hash) && now.fence !== undefined &&
+          was.halt.incarnation < now.fence.incarnation
         assert.strictEqual(now.halt, isRetried ? undefined : was.halt)
       }
     },
@@ -137,13 +166,14 @@ describe("RangePlan", () => {
 
   it.prop(
     "one plan makes every possible change: it claims, releases and merges all, and the next one is empty",
-    { rows, share, foreign: Schema.Boolean },
-    ({ foreign, rows: given, share }) => {
-      const { input, rows: before } = worldOf(given, share, foreign)
+    { rows, share, foreign: Schema.Boolean, isAlone: Schema.Boolean },
+    ({ rows: given, share, ...options }) => {
+      const { input, rows: before } = worldOf(given, share, options)
       const plan = RangePlan.make(input)
       const after = apply(before, plan)
       const isCandidate = (row: Checkpoint.Checkpoint) => {
         const was = rowAt(before, row.range.start)
+        if (row.fence !== undefined && !isMine(row) && row !== was) return false
         return was === undefined || input.candidateKeys.has(Checkpoint.key(was))
       }
       const candidateKeys = new Set(after.filter(isCandidate).map(Checkpoint.key))
@@ -176,9 +206,9 @@ describe("RangePlan", () => {
 
   it.prop(
     "no row that the plan writes with the worker's fence lies in two parts",
-    { rows, share, foreign: Schema.Boolean },
-    ({ foreign, rows: given, share }) => {
-      const { input } = worldOf(given, share, foreign)
+    { rows, share, foreign: Schema.Boolean, isAlone: Schema.Boolean },
+    ({ rows: given, share, ...options }) => {
+      const { input } = worldOf(given, share, options)
       const { claim, renew } = RangePlan.make(input)
       for (const { range } of [...claim, ...renew]) assert.isTrue(RangePlan.isInPart(input.assignment!.parts, range))
     },

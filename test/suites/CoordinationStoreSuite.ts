@@ -5,24 +5,18 @@ import * as Checkpoint from "../../src/schema/Checkpoint.ts"
 import { OrderingChanged, ProjectionInOtherReplicaSet } from "../../src/schema/Errors.ts"
 import * as EventFilter from "../../src/schema/EventFilter.ts"
 import * as HashRange from "../../src/schema/HashRange.ts"
-import type { Request } from "../../src/schema/Plan.ts"
 import * as Plan from "../../src/schema/Plan.ts"
 import { CheckpointStore } from "../../src/services/CheckpointStore.ts"
-import { CoordinationStore } from "../../src/services/CoordinationStore.ts"
 import { Membership } from "../../src/services/Membership.ts"
 import type { Stores } from "../../src/services/Stores.ts"
 import { scaledMillis } from "../../src/testing/TimeLimits.ts"
-import { carried, converge, decide, join, type Member, request, rowsOf } from "./Members.ts"
+import { carried, converge, decide, join, type Member, preview, rowsOf } from "./Members.ts"
 import type { Time } from "./Suite.ts"
 import { dead, hasty, unique } from "./Suite.ts"
 
 export interface Options {
   readonly time: Time
 }
-
-const preview = Effect.fnUntraced(function*(member: Member, rest?: Partial<Request>) {
-  return yield* (yield* CoordinationStore).preview(request(member, rest))
-})
 
 const ranges = (rows: ReadonlyArray<Checkpoint.Checkpoint>): ReadonlyArray<HashRange.HashRange> =>
   rows.map((row) => row.range)
@@ -112,7 +106,7 @@ export const suite = (
         assert.deepStrictEqual(yield* rowsOf(projection), before)
       }))
 
-    it.effect("a second worker forms the next generation; the first releases a half, then the second claims it", () =>
+    it.effect("a second worker forms the next generation, and the first hands a half over to it", () =>
       Effect.gen(function*() {
         const replicaSet = yield* unique("replica-set")
         const projection = yield* unique("projection")
@@ -132,9 +126,10 @@ export const suite = (
         assert.isUndefined(given.form)
         assert.deepStrictEqual(ranges(given.ownedRows), [half(0)])
         assert.isTrue(given.isComplete)
-        assert.isUndefined((yield* rowsOf(projection))[1]!.fence)
+        assert.deepStrictEqual(ranges(given.handOver), [half(1)])
 
-        const taken = yield* decide(second)
+        const taken = yield* preview(second)
+        assert.isTrue(Plan.isEmpty(taken))
         assert.deepStrictEqual(ranges(taken.ownedRows), [half(1)])
         assert.isTrue(taken.isComplete)
         const rows = yield* assertShared(projection, [first, second])
@@ -146,7 +141,33 @@ export const suite = (
         assert.strictEqual(late._tag, "Fenced")
       }))
 
-    it.effect("a leaving worker releases its rows and is removed from the members", () =>
+    it.effect("a previewed plan that changes only the worker's own rows is applied as it is, unless they have changed", () =>
+      Effect.gen(function*() {
+        const store = yield* CheckpointStore
+        const [replicaSet, projection] = [yield* unique("replica-set"), yield* unique("projection")]
+        const first = yield* join(replicaSet, "a", [projection])
+        const { ownedRows: [whole] } = yield* decide(first)
+        const second = yield* join(replicaSet, "b", [projection])
+        yield* decide(second)
+        const outdated = yield* preview(first)
+        yield* store.advance(whole!, { from: 0n, to: 7n })
+        const given = yield* decide(first, {}, outdated)
+        assert.deepStrictEqual(given.ownedRows.map(({ position, range }) => [range, position]), [[half(0), 7n]])
+        const rows = yield* assertShared(projection, [first, second])
+        assert.deepStrictEqual(rows.map(({ position, range }) => [range, position]), [[half(0), 7n], [half(1), 7n]])
+
+        yield* decide(second, { leaving: true })
+        const third = yield* join(replicaSet, "c", [projection])
+        yield* decide(third)
+        const plan = yield* preview(first)
+        assert.deepStrictEqual(ranges(plan.handOver), [half(1)])
+        assert.deepStrictEqual((yield* decide(first, {}, plan)).handOver, plan.handOver)
+        assert.deepStrictEqual(ranges(yield* assertShared(projection, [first, third])), [half(0), half(1)])
+        const late = yield* Effect.flip(store.advance(whole!, { from: 7n, to: 8n }))
+        assert.strictEqual(late._tag, "Fenced")
+      }))
+
+    it.effect("a leaving worker hands its rows over and is removed from the members", () =>
       Effect.gen(function*() {
         const { members: [first, second], projection } = yield* twoWorkers
         const left = yield* decide(second, { leaving: true })
@@ -213,7 +234,7 @@ export const suite = (
         assert.deepStrictEqual(yield* rowsOf(projection), merged.ownedRows)
       }))
 
-    it.effect("a claim reports for how long the range had no live owner", () =>
+    it.effect("a worker reports for how long a range that it gets had no owner that worked on it", () =>
       Effect.gen(function*() {
         const [replicaSet, projection] = [yield* unique("replica-set"), yield* unique("projection")]
         const first = yield* join(replicaSet, "a", [projection])
@@ -221,21 +242,23 @@ export const suite = (
         assert.deepStrictEqual((yield* decide(first)).successions, [])
         const second = yield* join(replicaSet, "b", [projection])
         assert.deepStrictEqual((yield* decide(second)).successions, [])
-        yield* decide(first)
+        const ownedByFirst = { ownedKeys: new Set([`${projection}@0`]) }
+        assert.deepStrictEqual((yield* decide(first, ownedByFirst)).successions, [])
         yield* time.advance(50)
-        const { successions: [handOver, ...rest] } = yield* decide(second)
+        const { ownedRows, successions: [handOver, ...rest] } = yield* decide(second)
         assert.deepInclude(handOver, { projection, range: half(1), kind: "handOver" })
         assert.deepStrictEqual(rest, [])
+        const ownedKeys = new Set(ownedRows.map(Checkpoint.key))
+        assert.deepStrictEqual((yield* decide(second, { ownedKeys })).successions, [])
         assert.isTrue(handOver!.afterMillis >= 50 && handOver!.afterMillis < scaledMillis(5000))
 
         // It dies. An evicting worker and a later one measure from its last heartbeat.
         yield* time.advance(dead)
-        const { successions: [takeover, ...others] } = yield* decide(first, { rules: hasty })
+        const { successions: [takeover, ...others] } = yield* decide(first, { ...ownedByFirst, rules: hasty })
         assert.deepInclude(takeover, { projection, range: half(1), kind: "takeover" })
-        assert.deepStrictEqual(others, [])
+        assert.deepStrictEqual(others.map(({ kind }) => kind), [])
         assert.isAtLeast(takeover!.afterMillis, dead + 50)
         assert.isBelow(takeover!.afterMillis, dead + scaledMillis(10_000))
-        assert.deepStrictEqual((yield* decide(first)).successions, [])
       }))
 
     it.effect("a range of a worker that was evicted before is taken over as well", () =>

@@ -50,9 +50,15 @@ export const request = (member: Member, rest?: Partial<Request>): Request => ({
   ...rest
 })
 
-export const decide = Effect.fnUntraced(function*(member: Member, rest?: Partial<Request>) {
-  return yield* (yield* CoordinationStore).apply(request(member, rest))
+export const preview = Effect.fnUntraced(function*(member: Member, rest?: Partial<Request>) {
+  return yield* (yield* CoordinationStore).preview(request(member, rest))
 })
+
+export const decide = Effect.fnUntraced(
+  function*(member: Member, rest?: Partial<Request>, previewed?: Plan.Plan) {
+    return yield* (yield* CoordinationStore).apply(request(member, rest), previewed)
+  }
+)
 
 /** The rows of a projection, in the order of their ranges. */
 export const rowsOf = Effect.fnUntraced(function*(projection: string) {

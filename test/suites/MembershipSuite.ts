@@ -11,6 +11,7 @@ import { CoordinationStore } from "../../src/services/CoordinationStore.ts"
 import { Membership } from "../../src/services/Membership.ts"
 import type { Stores } from "../../src/services/Stores.ts"
 import * as TimeLimits from "../../src/testing/TimeLimits.ts"
+import * as Members from "./Members.ts"
 import type { Time } from "./Suite.ts"
 import { dead, hasty, patient, unique } from "./Suite.ts"
 
@@ -236,7 +237,7 @@ export const suite = (
         assert.strictEqual((yield* Effect.flip(late))._tag, "WorkerEvicted")
       }))
 
-    it.effect("joins and leaves wake other workers", () =>
+    it.effect("a new generation wakes the other workers, after a join and after a leave", () =>
       Effect.gen(function*() {
         const membership = yield* Membership
         const replicaSet = yield* unique("replica-set")
@@ -244,7 +245,6 @@ export const suite = (
         const wakeUps = yield* membership.wakeUps(first)
         yield* quiet(wakeUps, time)
         const second = yield* join(replicaSet, "second")
-        yield* Queue.take(wakeUps)
         yield* quiet(wakeUps, time)
         yield* decide(second, patient)
         yield* Queue.take(wakeUps)
@@ -253,13 +253,34 @@ export const suite = (
         yield* Queue.take(wakeUps)
       }))
 
+    it.effect("a hand-over wakes only the worker that gets the range", () =>
+      Effect.gen(function*() {
+        const membership = yield* Membership
+        const [replicaSet, projection] = [yield* unique("replica-set"), yield* unique("projection")]
+        const giver = yield* Members.join(replicaSet, "giver", [projection])
+        yield* Members.decide(giver)
+        const getter = yield* Members.join(replicaSet, "getter", [projection])
+        const other = yield* Members.join(replicaSet, "other", [yield* unique("projection")])
+        yield* Members.decide(other)
+        const wakeUps = {
+          getter: yield* membership.wakeUps(getter.registration),
+          other: yield* membership.wakeUps(other.registration)
+        }
+        for (const queue of [wakeUps.getter, wakeUps.other]) yield* quiet(queue, time)
+        const { handOver } = yield* Members.decide(giver)
+        assert.strictEqual(handOver.length, 1)
+        yield* Queue.take(wakeUps.getter)
+        yield* time.advance(TimeLimits.scaledMillis(300))
+        assert.strictEqual((yield* Queue.clear(wakeUps.other)).length, 0)
+      }))
+
     it.effect("wake-ups are coalesced", () =>
       Effect.gen(function*() {
         const membership = yield* Membership
         const replicaSet = yield* unique("replica-set")
         const wakeUps = yield* membership.wakeUps(yield* join(replicaSet, "first"))
         yield* quiet(wakeUps, time)
-        for (let index = 0; index < 5; index++) yield* join(replicaSet, `other-${index}`)
+        for (let index = 0; index < 5; index++) yield* decide(yield* join(replicaSet, `other-${index}`), patient)
         const size = Effect.andThen(time.advance(20), Queue.size(wakeUps))
         yield* TimeLimits.waitUntil("the worker is woken", size, (size) => size > 0, { every: 0 })
         yield* time.advance(300)

@@ -18,7 +18,7 @@ import * as CheckpointStorePostgres from "../../src/layers/postgres/progress/Che
 import * as ParkedEventsPostgres from "../../src/layers/postgres/progress/ParkedEventsPostgres.ts"
 import type { Held } from "../../src/schema/Checkpoint.ts"
 import type { Generation } from "../../src/schema/Generation.ts"
-import type { Request } from "../../src/schema/Plan.ts"
+import type { Plan, Request } from "../../src/schema/Plan.ts"
 import { display, type Registration } from "../../src/schema/Worker.ts"
 import { CheckpointStore } from "../../src/services/CheckpointStore.ts"
 import { CoordinationStore } from "../../src/services/CoordinationStore.ts"
@@ -70,9 +70,16 @@ export const join = (replicaSet: string, workerId: string, projections: Readonly
 export const heartbeat = (worker: Registration, generation?: Generation) =>
   Membership.use((membership) => membership.heartbeat(worker, generation && display(worker, "running", generation)))
 
-/** A decision of a worker that carries every projection, unfiltered and from the beginning. */
-export const decide = (registration: Registration, rest?: Partial<Request>) =>
-  Members.decide({ registration, projections: registration.projections.map((name) => Members.carried(name)) }, rest)
+/** A worker that carries every projection, unfiltered and from the beginning. */
+const memberOf = (registration: Registration): Members.Member => ({
+  registration,
+  projections: registration.projections.map((name) => Members.carried(name))
+})
+
+export const preview = (registration: Registration) => Members.preview(memberOf(registration))
+
+export const decide = (registration: Registration, rest?: Partial<Request>, previewed?: Plan) =>
+  Members.decide(memberOf(registration), rest, previewed)
 
 /** The one row of a projection with one worker. */
 export const held = Effect.fnUntraced(function*(name: string) {

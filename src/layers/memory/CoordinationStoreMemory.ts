@@ -23,13 +23,28 @@ export const make = (handle: Handle): CoordinationStore =>
   CoordinationStore.of({
     preview: (request) => handle.reach(Effect.tx(plan(handle, request))),
     // Uninterruptible, so that the other workers are woken after every decision that has committed.
-    apply: (request) => handle.reach(Effect.uninterruptible(apply(handle, request)))
+    apply: (request, previewed) => handle.reach(Effect.uninterruptible(apply(handle, request, previewed)))
   })
 
-const apply = Effect.fnUntraced(function*(handle: Handle, request: Plan.Request) {
-  const decision = yield* Effect.tx(decide(handle, request))
-  if (decision.isChanged) yield* wakeOthers(handle.world, request.registration)
-  return decision.plan
+const apply = Effect.fnUntraced(function*(handle: Handle, request: Plan.Request, previewed: Plan.Plan | undefined) {
+  const isOwn = previewed !== undefined && Plan.changesOwnRowsOnly(previewed, request)
+  const written = isOwn ? yield* Effect.tx(writeOwn(handle, request, previewed)) : undefined
+  const { isChanged, plan } = written ?? (yield* Effect.tx(decide(handle, request)))
+  if (isChanged) yield* wakeOthers(handle.world, request.registration, Plan.concerned(plan, request))
+  return plan
+})
+
+/** Writes a plan that changes only rows of this worker. Returns undefined if one of them has changed. */
+const writeOwn = Effect.fnUntraced(function*({ world }: Handle, request: Plan.Request, plan: Plan.Plan) {
+  for (const row of plan.replaced) {
+    const ref = world.rows.get(Checkpoint.key(row))
+    const now = ref === undefined ? undefined : yield* TxRef.get(ref)
+    const isSame = now !== undefined && HashRange.equals(now.range, row.range) && now.position === row.position &&
+      now.replicaSet === row.replicaSet && Checkpoint.isSameFence(now.fence, row.fence)
+    if (!isSame) return undefined
+  }
+  yield* write(world, request, plan)
+  return { plan: yield* withParked(world, plan), isChanged: true }
 })
 
 /** One decision, in a transaction. */
@@ -41,13 +56,19 @@ const decide = Effect.fnUntraced(function*(handle: Handle, request: Plan.Request
   if (!isChanged) return { plan: made, isChanged }
   yield* write(world, request, made)
   yield* TxRef.set(world.decisions, count + 1)
-  return { plan: { ...made, withoutParked: yield* withoutParked(world, made) }, isChanged }
+  return { plan: yield* withParked(world, made), isChanged }
 })
 
-/** The keys of the written rows whose ranges have no parked events. */
-const withoutParked = Effect.fnUntraced(function*(world: MemoryWorld, made: Plan.Plan) {
+/** The plan after its rows were written: those of them that are without parked events are known as well. */
+const withParked = Effect.fnUntraced(function*(world: MemoryWorld, plan: Plan.Plan) {
+  const written = yield* keysWithoutParked(world, Plan.written(plan))
+  return { ...plan, withoutParked: new Set([...plan.withoutParked, ...written]) }
+})
+
+/** The keys of the rows whose ranges have no parked events. */
+const keysWithoutParked = Effect.fnUntraced(function*(world: MemoryWorld, rows: ReadonlyArray<Checkpoint.Checkpoint>) {
   const keys = new Set<string>()
-  for (const row of Plan.written(made)) {
+  for (const row of rows) {
     const ref = world.parked.get(row.projection)
     const parked = ref === undefined ? [] : yield* TxRef.get(ref)
     if (!parked.some(({ keyHash }) => HashRange.includes(row.range, keyHash))) keys.add(Checkpoint.key(row))
@@ -88,6 +109,10 @@ const read = Effect.fnUntraced(function*({ openedAt, world }: Handle, request: P
     },
     rows: rows.sort((a, b) => a.range.start - b.range.start),
     rowAges,
+    withoutParked: yield* keysWithoutParked(
+      world,
+      rows.filter((row) => Checkpoint.isHeldBy(row, request.registration))
+    ),
     lockedKeys: new Set<string>(),
     observerAgeMillis: now - openedAt
   } satisfies Plan.View

@@ -11,7 +11,7 @@ import * as Worker from "../../schema/Worker.ts"
 import type { JoinOptions } from "../../services/Membership.ts"
 import { Membership } from "../../services/Membership.ts"
 import type { GenerationRecord, Handle, Listener, MemoryWorld, WorkerRecord } from "./MemoryWorld.ts"
-import { changeWorker, endPresence, viewOf, wake, wakeOthers, workerKey } from "./MemoryWorld.ts"
+import { changeWorker, endPresence, viewOf, wake, workerKey } from "./MemoryWorld.ts"
 
 /** How often a joining worker checks the earlier registration under its id. */
 const earlierPollMillis = 100
@@ -50,7 +50,6 @@ const join = (handle: Handle, options: JoinOptions) =>
           handle.present.delete(registration) ? endPresence(handle.world, registration) : Effect.void
         )
       )
-      yield* wakeOthers(handle.world, registration)
       return registration
     }
   }))

@@ -165,15 +165,17 @@ export const viewOf = (worker: WorkerRecord, now: number): WorkerView => ({
   absentForMillis: worker.absentSince === undefined ? undefined : now - worker.absentSince
 })
 
-/** Wakes the workers that listen in a replica set, except the one with the given incarnation. */
+/** Wakes the workers that listen in a replica set, or those with the given incarnations, except the given one. */
 export const wakeOthers = (
   world: MemoryWorld,
-  worker: { readonly replicaSet: string; readonly incarnation: bigint }
+  worker: { readonly replicaSet: string; readonly incarnation: bigint },
+  concerned: "all" | ReadonlySet<bigint>
 ): Effect.Effect<void> =>
   wake(
     world,
-    ({ registration }) =>
-      registration.replicaSet === worker.replicaSet && registration.incarnation !== worker.incarnation
+    ({ registration: { incarnation, replicaSet } }) =>
+      replicaSet === worker.replicaSet && incarnation !== worker.incarnation &&
+      (concerned === "all" || concerned.has(incarnation))
   )
 
 /** Wakes the workers whose listeners are concerned. */

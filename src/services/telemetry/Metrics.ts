@@ -315,7 +315,7 @@ export const coordinationDurationSeconds = seconds(
  */
 export const handOverSeconds = seconds(
   "hand_over_seconds",
-  "Seconds from the release of a range by a live worker until this worker claimed it. Includes the time in which no worker ran. If several workers share the range of a dead worker, only the first claims it from the dead worker; the others claim what the first has released.",
+  "Seconds from the hand-over of a range by another worker, or from its release, until this worker got it. After a release, this includes the time in which no worker ran. If several workers share the range of a dead worker, the first claims it and hands the other parts over.",
   [...original, 30, 60]
 )
 

@@ -6,6 +6,7 @@ import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Latch from "effect/Latch"
+import * as Option from "effect/Option"
 import { Activity } from "../../schema/Activity.ts"
 import type { WorkerEvicted, WorkerReplaced } from "../../schema/Errors.ts"
 import type { Settings } from "../../schema/Settings.ts"
@@ -20,8 +21,8 @@ export interface Heartbeat {
    * evict it. Suspending only saves work that would be rejected; the fence protects the data.
    */
   readonly suspended: () => boolean
-  /** Sends a heartbeat at once, because what it displays has changed. */
-  readonly beatNow: () => void
+  /** Sends a heartbeat soon, because what it displays has changed. */
+  readonly beatSoon: () => void
   /** Sends heartbeats until one of them reports that the registration has ended. */
   readonly run: Effect.Effect<never, WorkerEvicted | WorkerReplaced>
 }
@@ -53,6 +54,12 @@ const renewalMargin = 0.8
 
 const renewing = "The heartbeat"
 
+/**
+ * How long a change of what is displayed waits: a switch of generations changes it several times, and ranges must not
+ * wait for heartbeats, which use the same session as the decisions.
+ */
+const displayDelay = Duration.millis(100)
+
 /** Maximum interval between heartbeats while they fail. */
 const longestRetryInterval = Duration.seconds(1)
 
@@ -65,7 +72,7 @@ export const make = Effect.fnUntraced(function*(options: Options): Effect.fn.Ret
   }
   return {
     suspended: () => state.isSuspended,
-    beatNow: () => state.due.openUnsafe(),
+    beatSoon: () => state.due.openUnsafe(),
     // Concurrently, because a heartbeat without an answer ends too late to suspend the worker.
     run: Effect.raceFirst(renew(options, state), suspendWhenOverdue(options, state)).pipe(
       Effect.ensuring(options.retryLog.ended(renewing))
@@ -80,7 +87,8 @@ const renew = Effect.fnUntraced(function*(
   const interval = options.settings.heartbeatInterval
   let pause = interval
   while (true) {
-    yield* Effect.timeoutOption(state.due.await, pause)
+    const changed = yield* Effect.timeoutOption(state.due.await, pause)
+    if (Option.isSome(changed)) yield* Effect.sleep(displayDelay)
     // Before the heartbeat reads what it displays, so that a later change causes another heartbeat.
     state.due.closeUnsafe()
     const sentAt = yield* Clock.monotonicTimeNanos

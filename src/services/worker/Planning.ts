@@ -12,15 +12,19 @@ import type { CoordinationStore } from "../CoordinationStore.ts"
 import type { ActivityStream } from "../telemetry/ActivityStream.ts"
 
 /** What a request is made of, and where it is sent. */
-interface Parts extends Pick<Plan.Request, "activeKeys" | "projections" | "registration"> {
+interface Parts extends Pick<Plan.Request, "activeKeys" | "ownedKeys" | "projections" | "registration"> {
   readonly settings: Settings
   readonly coordination: CoordinationStore
 }
 
-const requestOf = ({ activeKeys, projections, registration, settings }: Parts, leaving: boolean): Plan.Request => ({
+const requestOf = (
+  { activeKeys, ownedKeys, projections, registration, settings }: Parts,
+  leaving: boolean
+): Plan.Request => ({
   registration,
   projections,
   activeKeys,
+  ...(ownedKeys === undefined ? {} : { ownedKeys }),
   leaving,
   rules: Worker.livenessRules(settings)
 })
@@ -29,13 +33,26 @@ const requestOf = ({ activeKeys, projections, registration, settings }: Parts, l
 export const makeAndApply = Effect.fnUntraced(function*(
   parts: Parts & { readonly log: Pick<ActivityStream, "record"> }
 ) {
-  const { coordination, log, settings } = parts
-  const request = requestOf(parts, false)
-  const preview = yield* coordination.preview(request)
-  if (Plan.isEmpty(preview)) return preview
-  // Workers that join or leave within this window are covered by the same generation.
-  if (preview.form !== undefined) yield* Effect.sleep(settings.registrationWindow)
-  const plan = yield* coordination.apply(request)
+  const plan = yield* apply(parts.coordination, requestOf(parts, false), parts.settings)
+  yield* record(parts.log, plan)
+  return plan
+})
+
+const apply = Effect.fnUntraced(function*(
+  coordination: CoordinationStore,
+  request: Plan.Request,
+  { registrationWindow }: Settings
+) {
+  let plan = yield* coordination.preview(request)
+  if (plan.form !== undefined) {
+    // Workers that join or leave within this window are covered by the same generation.
+    yield* Effect.sleep(registrationWindow)
+    plan = yield* coordination.preview(request)
+  }
+  return Plan.isEmpty(plan) ? plan : yield* coordination.apply(request, plan)
+})
+
+const record = Effect.fnUntraced(function*(log: Pick<ActivityStream, "record">, plan: Plan.Plan) {
   if (plan.evict.length > 0) {
     const workers = plan.evict.map(({ incarnation, workerId }) => ({ workerId, incarnation }))
     yield* log.record(Activity.DeadWorkersEvicted({ workers }))
@@ -46,11 +63,10 @@ export const makeAndApply = Effect.fnUntraced(function*(
       kind === "handOver" ? Activity.RangeHandedOver(succession) : Activity.RangeTakenOver(succession)
     )
   }
-  return plan
 })
 
 /**
- * Releases every range that no runner is processing, and unregisters the worker. Returns whether this has formed a
+ * Hands over every range that no runner is processing, and unregisters the worker. Returns whether this has formed a
  * generation without the worker.
  */
 export const leave = (parts: Parts): Effect.Effect<boolean, Plan.PlanError | StoreError> =>

@@ -85,6 +85,8 @@ interface State {
   previous: Generation.Generation | undefined
   /** Whether the worker has processed all of its assignment in that generation. */
   hasReachedAssignment: boolean
+  /** Keys (`Checkpoint.key`) of the rows that the worker owned after its last plan. */
+  ownedKeys: ReadonlySet<string>
   /**
    * The time from which the wait for the assignment counts; undefined while the worker is suspended or the database is
    * unavailable, because that time does not count.
@@ -103,6 +105,7 @@ export const run = Effect.fnUntraced(function*(options: Options): Effect.fn.Retu
     generationReadAt: startedAt,
     previous: undefined,
     hasReachedAssignment: false,
+    ownedKeys: new Set(),
     waitingSince: startedAt,
     merging: Merging.make(startedAt),
     longHandlers: new WeakMap()
@@ -162,8 +165,14 @@ const decide = (
   state: State,
   activeKeys: ReadonlySet<string>
 ): Effect.Effect<Option.Option<Plan.Plan>, Plan.PlanError | StoreError | WorkerReplaced> =>
-  Planning.makeAndApply({ ...options, projections: options.carried(), activeKeys }).pipe(
-    Effect.tap(() => {
+  Planning.makeAndApply({
+    ...options,
+    projections: options.carried(),
+    activeKeys,
+    ownedKeys: state.ownedKeys
+  }).pipe(
+    Effect.tap(({ ownedRows }) => {
+      state.ownedKeys = new Set(ownedRows.map(Checkpoint.key))
       options.startup.worked(coordinating)
       state.waitingSince ??= state.passBeganAt
       return options.retryLog.succeeded(coordinating)

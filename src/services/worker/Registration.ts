@@ -209,12 +209,12 @@ const runRegistration = Effect.fnUntraced(function*(
       state.hasStarted = true
       state.generation = generation
       LogAnnotations.setGeneration(state.annotations, generation.generationId)
-      heartbeat.beatNow()
+      heartbeat.beatSoon()
     },
     onAssigned: (isAssigned) => {
       state.isAssigned = isAssigned
       if (isAssigned) {
-        heartbeat.beatNow()
+        heartbeat.beatSoon()
         sampler.sampleNow()
       }
       state.changed.openUnsafe()
@@ -234,7 +234,7 @@ const runRegistration = Effect.fnUntraced(function*(
     Effect.ensuring(Effect.suspend(() => {
       state.isStopping = true
       if (state.eviction !== undefined) return Effect.void
-      heartbeat.beatNow()
+      heartbeat.beatSoon()
       return log.record(Activity.WorkerStopping({ registration }))
     }))
   )

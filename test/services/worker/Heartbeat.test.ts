@@ -66,13 +66,15 @@ it.effect("is sent every interval with what is displayed now", () =>
     assert.deepStrictEqual(sent, ["pending", "ready"])
   }))
 
-it.effect("is sent at once when what it displays has changed, and then after a whole interval", () =>
+it.effect("is sent 100 ms after what it displays has changed, and then after a whole interval", () =>
   Effect.gen(function*() {
     const { given, heartbeat, sent } = yield* running
     yield* TestClock.adjust("4 seconds")
     given.state = "running"
-    heartbeat.beatNow()
-    yield* TestClock.adjust("4999 millis")
+    heartbeat.beatSoon()
+    yield* TestClock.adjust("99 millis")
+    assert.deepStrictEqual(sent, [])
+    yield* TestClock.adjust("5000 millis")
     assert.deepStrictEqual(sent, ["running"])
     yield* TestClock.adjust("1 millis")
     assert.deepStrictEqual(sent, ["running", "running"])
@@ -82,11 +84,11 @@ it.effect("is sent again if what it displays changes before its answer", () =>
   Effect.gen(function*() {
     const { given, heartbeat, sent } = yield* running
     given.answer = Effect.sleep("1 second")
-    heartbeat.beatNow()
+    heartbeat.beatSoon()
     yield* TestClock.adjust("500 millis")
     given.state = "ready"
-    heartbeat.beatNow()
-    yield* TestClock.adjust("500 millis")
+    heartbeat.beatSoon()
+    yield* TestClock.adjust("700 millis")
     assert.deepStrictEqual(sent, ["pending", "ready"])
   }))
 

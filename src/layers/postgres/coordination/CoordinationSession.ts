@@ -13,6 +13,7 @@ import * as SqlClient from "effect/sql/SqlClient"
 import * as SqlError from "effect/sql/SqlError"
 import type * as Statement from "effect/sql/Statement"
 import { StoreError } from "../../../schema/Errors.ts"
+import type { Registration } from "../../../schema/Worker.ts"
 import * as Notifications from "../connection/Notifications.ts"
 import type { Opened, Session } from "../connection/Session.ts"
 import { isConflict, unavailable } from "../connection/SqlErrors.ts"
@@ -40,10 +41,11 @@ export class CoordinationSession extends Context.Service<CoordinationSession, {
   ) => Effect.Effect<A, Exclude<E, SqlError.SqlError> | StoreError, R>
 
   /**
-   * Wakes the workers of the replica set, this process's own included. Returns when the notification was sent or could
-   * not be sent; never fails. Use it after a commit, never inside a transaction that must succeed.
+   * Wakes all workers of the replica set, this process's own included, or those with the given incarnations. Returns
+   * when the notification was sent or could not be sent; never fails. Use it after a commit, never inside a transaction
+   * that must succeed.
    */
-  readonly wake: (replicaSet: string) => Effect.Effect<void>
+  readonly wake: (replicaSet: string, workers: "all" | ReadonlySet<bigint>) => Effect.Effect<void>
 
   /** SQL: an `Observations.Reading` of the workers `w` that meet the condition, as JSON. */
   readonly reading: (condition: Statement.Fragment) => Statement.Fragment
@@ -102,10 +104,14 @@ export const make: Effect.Effect<
   return CoordinationSession.of({
     use,
     exclusively: (operation, replicaSet, f) => exclusively(database, use, operation, replicaSet, f),
-    wake: (replicaSet) =>
-      use(
+    wake: (replicaSet, workers) =>
+      workers !== "all" && workers.size === 0 ? Effect.void : use(
         "wake the other workers",
-        ({ sql }) => send((text, params) => sql.unsafe(text, params), [[database.channels.control, replicaSet]])
+        ({ sql }) =>
+          send(
+            (text, params) => sql.unsafe(text, params),
+            wakeUps(replicaSet, workers).map((payload) => [database.channels.control, payload])
+          )
         // The change is committed already. A worker that is not woken finds it at its next poll.
       ).pipe(Effect.ignoreCause),
     reading: (condition) => Observations.reading(database.sql, database, presence, condition),
@@ -117,6 +123,17 @@ export const make: Effect.Effect<
     members
   })
 })
+
+/** The payloads on the control channel that wake workers. */
+const wakeUps = (replicaSet: string, workers: "all" | ReadonlySet<bigint>): ReadonlyArray<string> =>
+  workers === "all" ? [replicaSet] : [...workers].map((incarnation) => wakeUp({ replicaSet, incarnation }))
+
+const wakeUp = ({ incarnation, replicaSet }: Pick<Registration, "incarnation" | "replicaSet">): string =>
+  `${replicaSet}/${incarnation}`
+
+/** Whether a payload wakes the worker. */
+export const isWakeUp = (payload: string, worker: Pick<Registration, "incarnation" | "replicaSet">): boolean =>
+  payload === worker.replicaSet || payload === wakeUp(worker)
 
 const exclusively = <A, E, R>(
   database: Database["Service"],

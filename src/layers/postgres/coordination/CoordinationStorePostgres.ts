@@ -29,7 +29,7 @@ export const make: Effect.Effect<CoordinationStore, never, CoordinationSession |
     const self: Self = { database: yield* Database, coordination: yield* CoordinationSession }
     return CoordinationStore.of({
       preview: (request) => preview(self, request),
-      apply: (request) => apply(self, request)
+      apply: (request, previewed) => apply(self, request, previewed)
     })
   }
 )
@@ -40,7 +40,26 @@ const preview = (self: Self, request: Plan.Request) =>
     (opened) => Effect.flatMap(read(self, opened, request), (view) => Effect.fromResult(Plan.make(view, request)))
   )
 
-const apply = (self: Self, request: Plan.Request) => {
+const apply = Effect.fnUntraced(function*(self: Self, request: Plan.Request, previewed: Plan.Plan | undefined) {
+  const isOwn = previewed !== undefined && Plan.changesOwnRowsOnly(previewed, request)
+  const written = isOwn ? yield* writeOwn(self, previewed) : undefined
+  const { isChanged, plan } = written ?? (yield* applyExclusively(self, request))
+  // Sent after the commit and awaited, because the process of a leaving worker may end right afterwards.
+  if (isChanged) yield* self.coordination.wake(request.registration.replicaSet, Plan.concerned(plan, request))
+  return plan
+})
+
+/**
+ * Writes a plan that changes only rows of this worker, in one statement and without the decision lock, so that the
+ * hand-overs of several workers do not wait for each other. Returns undefined if it changed nothing.
+ */
+const writeOwn = ({ coordination, database: { table } }: Self, plan: Plan.Plan) =>
+  Effect.map(
+    coordination.use("hand over ranges", ({ sql }) => PlanWriter.replaceRows(table, sql, plan)),
+    (written) => written === undefined ? undefined : { plan: withParked(plan, written), isChanged: true }
+  )
+
+const applyExclusively = (self: Self, request: Plan.Request) => {
   const { replicaSet } = request.registration
   return self.coordination.exclusively("apply a plan", replicaSet, (opened) => decide(self, opened, request)).pipe(
     Effect.retry({
@@ -57,12 +76,15 @@ const apply = (self: Self, request: Plan.Request) => {
             cause
           })
         })
-      )),
-    // Sent after the commit and awaited, because the process of a leaving worker may end right afterwards.
-    Effect.tap(({ isChanged }) => isChanged ? self.coordination.wake(replicaSet) : Effect.void),
-    Effect.map(({ plan }) => plan)
+      ))
   )
 }
+
+/** The plan after its rows were written: those of them that are without parked events are known as well. */
+const withParked = (plan: Plan.Plan, written: ReadonlySet<string>): Plan.Plan => ({
+  ...plan,
+  withoutParked: new Set([...plan.withoutParked, ...written])
+})
 
 /** One decision, in a transaction that holds the decision lock. */
 const decide = Effect.fnUntraced(function*(self: Self, opened: OpenedSession, request: Plan.Request) {
@@ -70,8 +92,8 @@ const decide = Effect.fnUntraced(function*(self: Self, opened: OpenedSession, re
   const plan = yield* Effect.fromResult(Plan.make(view, request))
   const isChanged = request.leaving || !Plan.isEmpty(plan)
   if (!isChanged) return { plan, isChanged }
-  const withoutParked = yield* PlanWriter.write(self.database, opened.sql, { view, request, plan })
-  return { plan: { ...plan, withoutParked }, isChanged }
+  const written = yield* PlanWriter.write(self.database.table, opened.sql, request, plan)
+  return { plan: withParked(plan, written), isChanged }
 })
 
 interface ViewRow {
@@ -81,6 +103,8 @@ interface ViewRow {
     readonly row: Rows.CheckpointRow
     readonly unchangedFor: number
     readonly ownerSilentFor: number | null
+    /** Null for a row of another worker. */
+    readonly isParked: boolean | null
   }>
 }
 
@@ -88,7 +112,7 @@ interface ViewRow {
 const read = Effect.fnUntraced(function*(
   { coordination, database: { table } }: Self,
   opened: OpenedSession,
-  { projections, registration: { replicaSet } }: Plan.Request
+  { projections, registration: { incarnation, replicaSet, workerId } }: Plan.Request
 ): Effect.fn.Return<Plan.View, SqlError.SqlError> {
   const { sql } = opened
   const names = projections.map(({ name }) => name)
@@ -109,7 +133,10 @@ const read = Effect.fnUntraced(function*(
         ORDER BY g.generation_id DESC LIMIT 1) AS generation,
       (SELECT coalesce(json_agg(json_build_object('row', ${sql.literal(Rows.checkpointJson)},
           'unchangedFor', extract(epoch FROM clock_timestamp() - c.updated_at) * 1000,
-          'ownerSilentFor', extract(epoch FROM clock_timestamp() - h.heartbeat_at) * 1000)
+          'ownerSilentFor', extract(epoch FROM clock_timestamp() - h.heartbeat_at) * 1000,
+          'isParked', CASE WHEN c.worker_id = ${workerId} AND c.incarnation = ${incarnation} THEN ${
+    PlanWriter.hasParked(table, sql)
+  } END)
           ORDER BY c.projection_name, c.range_start), '[]')
         FROM ${table("checkpoints")} c
         LEFT JOIN ${table("heartbeats")} h ON h.replica_set = c.replica_set AND h.worker_id = c.worker_id
@@ -128,6 +155,9 @@ const read = Effect.fnUntraced(function*(
       Checkpoint.key(rows[index]!),
       { unchangedForMillis: unchangedFor, ownerSilentForMillis: ownerSilentFor ?? undefined }
     ])),
+    withoutParked: new Set(
+      checkpoints.flatMap(({ isParked }, index) => isParked === false ? [Checkpoint.key(rows[index]!)] : [])
+    ),
     lockedKeys: new Set(),
     observerAgeMillis: Number(askedAt - opened.openedAt) / 1e6
   }
@@ -159,8 +189,8 @@ const lockCandidates = Effect.fnUntraced(function*(
 })
 
 /**
- * Whether a row's range, replica set and fence are unchanged. Within a replica set only decisions change them, so a
- * difference was made by another replica set.
+ * Whether a row's range, replica set and fence are unchanged. If not, another replica set has claimed it, or its owner
+ * has handed it over.
  */
 const isHeldAsBefore = (row: Checkpoint.Checkpoint, before: Checkpoint.Checkpoint): boolean =>
   row.range.end === before.range.end && row.replicaSet === before.replicaSet &&

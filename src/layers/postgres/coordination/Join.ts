@@ -81,10 +81,7 @@ const attempt = (self: Registrar, options: JoinOptions, key: number | undefined)
   ).pipe(
     Effect.tap((result) =>
       result._tag === "Registered"
-        ? Effect.andThen(
-          coordination.wake(options.replicaSet),
-          correctPresenceKey(self, result.registration.incarnation, key)
-        )
+        ? correctPresenceKey(self, result.registration.incarnation, key)
         : Effect.void
     ),
     Effect.onError(() =>

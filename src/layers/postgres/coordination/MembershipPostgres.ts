@@ -26,7 +26,7 @@ import { type JoinOptions, Membership } from "../../../services/Membership.ts"
 import { Listener, reconnected } from "../connection/Listener.ts"
 import { hasLostConnection } from "../connection/SqlErrors.ts"
 import { Database } from "../Database.ts"
-import { CoordinationSession } from "./CoordinationSession.ts"
+import { CoordinationSession, isWakeUp } from "./CoordinationSession.ts"
 import { register, type Registrar } from "./Join.ts"
 import { Presence } from "./Presence.ts"
 
@@ -238,7 +238,7 @@ const wakeUps = Effect.fnUntraced(function*({ database, listener, members }: Sel
   const queue = yield* Effect.acquireRelease(Queue.sliding<void>(1), Queue.shutdown)
   const messages = yield* listener.subscribe(database.channels.control)
   yield* Stream.fromQueue(messages).pipe(
-    Stream.filter((payload) => payload === registration.replicaSet || payload === reconnected),
+    Stream.filter((payload) => isWakeUp(payload, registration) || payload === reconnected),
     Stream.runForEach(() => Queue.offer(queue, undefined)),
     Effect.catchCause((cause) => Effect.logWarning("Wake-ups ended; polling continues", cause)),
     Effect.forkScoped

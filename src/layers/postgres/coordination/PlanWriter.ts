@@ -16,47 +16,21 @@ type Table = Database["Service"]["table"]
 
 /** Writes the plan. Returns the keys of the written rows whose ranges have no parked events. */
 export const write = Effect.fnUntraced(function*(
-  { table }: Pick<Database["Service"], "table">,
+  table: Table,
   sql: SqlClient.SqlClient,
-  { plan, request: { leaving, registration }, view }: {
-    readonly view: Plan.View
-    readonly request: Plan.Request
-    readonly plan: Plan.Plan
-  }
+  { leaving, registration }: Plan.Request,
+  plan: Plan.Plan
 ) {
-  const { carry, create, evict, form, remove } = plan
+  const { carry, create, evict, form } = plan
   const { replicaSet, workerId } = registration
   if (evict.length > 0) yield* stopWorkers(table, sql, { replicaSet, workers: evict, evictedBy: workerId })
   if (leaving) yield* stopWorkers(table, sql, { replicaSet, workers: [registration], evictedBy: undefined })
   if (carry !== undefined) yield* writeProjections(table, sql, registration, carry)
   if (form !== undefined) yield* insertGeneration(table, sql, form, workerId)
   if (create.length > 0) yield* createRows(table, sql, create)
-  if (remove.length > 0) yield* removeRows(table, sql, remove)
-  const existing = new Set([...view.rows, ...create].map(Checkpoint.key))
-  const written = Plan.written(plan)
-  const changed = written.filter((row) => existing.has(Checkpoint.key(row)))
-  const cutOff = written.filter((row) => !existing.has(Checkpoint.key(row)))
-  const returned = [
-    ...(changed.length > 0 ? yield* updateRows(table, sql, changed) : []),
-    ...(cutOff.length > 0 ? yield* insertRows(table, sql, cutOff) : [])
-  ]
-  return new Set(
-    returned.filter(({ parked }) => parked === "false").map(Checkpoint.key)
-  )
+  const withoutParked = yield* replaceRows(table, sql, plan)
+  return withoutParked ?? (yield* Effect.fail(new Outdated()))
 })
-
-/** A row that was written, and whether its range has parked events. */
-interface WrittenRow extends Pick<Checkpoint.Checkpoint, "projection" | "range"> {
-  readonly parked: string
-}
-
-/** SQL: returns the written rows `c` as `WrittenRow`s. */
-const returningParked = (table: Table, sql: SqlClient.SqlClient) =>
-  sql`RETURNING c.projection_name AS projection, json_build_object('start', c.range_start, 'end', c.range_end) AS range,
-    (EXISTS (
-      SELECT FROM ${table("parkedEvents")} AS p
-      WHERE p.projection_name = c.projection_name AND p.key_hash >= c.range_start AND p.key_hash < c.range_end
-    ))::text AS parked`
 
 const stopWorkers = (
   table: Table,
@@ -148,38 +122,74 @@ const createRows = Effect.fnUntraced(function*(
   if (created.length < rows.length) return yield* Effect.fail(new Outdated())
 })
 
-const removeRows = (table: Table, sql: SqlClient.SqlClient, rows: ReadonlyArray<Checkpoint.Checkpoint>) =>
-  sql`
-    DELETE FROM ${table("checkpoints")} c
-    USING json_to_recordset(${Rows.checkpointRecords(rows)}::json) AS r (projection_name text, range_start bigint)
-    WHERE c.projection_name = r.projection_name AND c.range_start = r.range_start`
-
-/** Writes rows that are released, claimed or renewed: a released row has no fence. */
-const updateRows = (table: Table, sql: SqlClient.SqlClient, rows: ReadonlyArray<Checkpoint.Checkpoint>) =>
-  sql<WrittenRow>`
-    UPDATE ${table("checkpoints")} c
-    SET range_end = r.range_end, position = r.position, replica_set = r.replica_set, worker_id = r.worker_id,
-      incarnation = r.incarnation, generation_id = r.generation_id, filter = r.filter,
-      halted_since = r.halted_since, halted_error = r.halted_error, halted_position = r.halted_position,
-      halted_event_id = r.halted_event_id, halted_hash = r.halted_hash, halted_incarnation = r.halted_incarnation,
-      halted_request = r.halted_request, updated_at = clock_timestamp()
-    FROM json_to_recordset(${Rows.checkpointRecords(rows)}::json) AS r ${sql.literal(Rows.checkpointRecord)}
-    WHERE c.projection_name = r.projection_name AND c.range_start = r.range_start
-    ${returningParked(table, sql)}`
-
-/** Inserts the parts that were cut off from rows. */
-const insertRows = (table: Table, sql: SqlClient.SqlClient, rows: ReadonlyArray<Checkpoint.Checkpoint>) =>
-  sql<WrittenRow>`
-    INSERT INTO ${table("checkpoints")} AS c (projection_name, range_start, range_end, position, replica_set, worker_id,
-      incarnation, generation_id, filter, halted_since, halted_error, halted_position, halted_event_id, halted_hash,
-      halted_incarnation, halted_request)
-    SELECT r.* FROM json_to_recordset(${Rows.checkpointRecords(rows)}::json)
-      AS r ${sql.literal(Rows.checkpointRecord)}
-    ${returningParked(table, sql)}`
+/** SQL: whether a row `c` still has the range, the position and the fence of the record `r`. */
+export const isUnchanged = `c.range_end = r.range_end AND c.position = r.position AND c.replica_set = r.replica_set
+        AND c.worker_id IS NOT DISTINCT FROM r.worker_id AND c.incarnation IS NOT DISTINCT FROM r.incarnation
+        AND c.generation_id IS NOT DISTINCT FROM r.generation_id`
 
 /**
- * Another replica set has claimed or inserted rows of the view since it was read. The decision is retried from scratch.
+ * Replaces the rows `plan.replaced` by `Plan.written`, if each of them still has its range, position and fence and is
+ * not locked; otherwise changes nothing and returns undefined. Returns the keys of the written rows whose ranges have no
+ * parked events. A released row has no fence; a part that was cut off is a new row.
  */
+export const replaceRows = Effect.fnUntraced(function*(table: Table, sql: SqlClient.SqlClient, plan: Plan.Plan) {
+  const { replaced } = plan
+  if (replaced.length === 0) return new Set<string>()
+  const checkpoints = table("checkpoints")
+  const rows = yield* sql<{ readonly row: WrittenRow }>`
+    WITH old AS (
+      SELECT c.projection_name, c.range_start
+      FROM ${checkpoints} c
+      JOIN json_to_recordset(${Rows.checkpointRecords(replaced)}::json) AS r ${sql.literal(Rows.checkpointRecord)}
+        ON c.projection_name = r.projection_name AND c.range_start = r.range_start
+      WHERE ${sql.literal(isUnchanged)}
+      ${sql.literal(Rows.lockInKeyOrder)}
+    ), new AS (
+      SELECT r.* FROM json_to_recordset(${Rows.checkpointRecords(Plan.written(plan))}::json)
+        AS r ${sql.literal(Rows.checkpointRecord)}
+      WHERE (SELECT count(*) FROM old) = ${replaced.length}
+    ), removed AS (
+      DELETE FROM ${checkpoints} c USING old
+      WHERE c.projection_name = old.projection_name AND c.range_start = old.range_start AND EXISTS (SELECT FROM new)
+        AND NOT EXISTS (
+          SELECT FROM new r WHERE r.projection_name = old.projection_name AND r.range_start = old.range_start)
+    ), changed AS (
+      UPDATE ${checkpoints} c
+      SET range_end = r.range_end, position = r.position, replica_set = r.replica_set, worker_id = r.worker_id,
+        incarnation = r.incarnation, generation_id = r.generation_id, filter = r.filter,
+        halted_since = r.halted_since, halted_error = r.halted_error, halted_position = r.halted_position,
+        halted_event_id = r.halted_event_id, halted_hash = r.halted_hash, halted_incarnation = r.halted_incarnation,
+        halted_request = r.halted_request, updated_at = clock_timestamp()
+      FROM new r JOIN old ON old.projection_name = r.projection_name AND old.range_start = r.range_start
+      WHERE c.projection_name = r.projection_name AND c.range_start = r.range_start
+    ), cut_off AS (
+      INSERT INTO ${checkpoints} (projection_name, range_start, range_end, position, replica_set, worker_id,
+        incarnation, generation_id, filter, halted_since, halted_error, halted_position, halted_event_id, halted_hash,
+        halted_incarnation, halted_request)
+      SELECT r.* FROM new r
+      WHERE NOT EXISTS (
+        SELECT FROM old WHERE old.projection_name = r.projection_name AND old.range_start = r.range_start)
+    )
+    SELECT json_build_object('projection', c.projection_name, 'range', json_build_object('start', c.range_start,
+      'end', c.range_end), 'isParked', ${hasParked(table, sql)}) AS row
+    FROM new c`
+  if (rows.length === 0) return undefined
+  return new Set(rows.flatMap(({ row }) => row.isParked ? [] : [Checkpoint.key(row)]))
+})
+
+/** A row that was written, and whether its range has parked events. */
+interface WrittenRow extends Pick<Checkpoint.Checkpoint, "projection" | "range"> {
+  readonly isParked: boolean
+}
+
+/** SQL: whether the range of a checkpoint `c` has parked events. */
+export const hasParked = (table: Table, sql: SqlClient.SqlClient) =>
+  sql`EXISTS (
+      SELECT FROM ${table("parkedEvents")} AS p
+      WHERE p.projection_name = c.projection_name AND p.key_hash >= c.range_start AND p.key_hash < c.range_end
+    )`
+
+/** Rows of the view have changed since it was read. The decision is retried from scratch. */
 export class Outdated {
   readonly _tag = "Outdated"
 }

@@ -143,7 +143,7 @@ describe("NotificationQueue", { concurrent: false }, () => {
         true
       )
       yield* Queue.clear(wakeUps)
-      yield* join("set", "second", ["users"])
+      yield* decide(yield* join("set", "second", ["users"]))
       yield* TimeLimits.waitUntil("the worker is woken", Queue.size(wakeUps), (size) => size > 0)
     }))
 })
