@@ -33,7 +33,7 @@ export interface View {
   readonly rows: ReadonlyArray<Checkpoint.Checkpoint>
   /** The ages of the rows by `Checkpoint.key`. They are only reported; no plan depends on them. */
   readonly rowAges: ReadonlyMap<string, Succession.RowAge>
-  /** Keys (`Checkpoint.key`) of the planning worker's rows whose ranges have no parked events. */
+  /** Keys (`Checkpoint.key`) of rows whose ranges have no parked events; at least the planning worker's own ones. */
   readonly withoutParked: ReadonlySet<string>
   /**
    * Keys (`Checkpoint.key`) of the `candidates` that the decision could not lock, because a batch holds their locks.

@@ -21,7 +21,7 @@ export const ringFromOutside = (alarm: Alarm): void => {
 }
 
 /** Wake-ups by other workers within this time are handled by one pass. */
-const burst = Duration.millis(20)
+const burst = Duration.millis(5)
 /** Maximum interval to which repeated rechecks back off. */
 const longestRecheckMillis = 250
 

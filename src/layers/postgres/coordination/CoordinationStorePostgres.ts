@@ -3,12 +3,14 @@
  * locks the rows that it may change, makes the plan from them, and writes it.
  */
 import * as Clock from "effect/Clock"
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
 import type * as SqlError from "effect/sql/SqlError"
 import * as Checkpoint from "../../../schema/Checkpoint.ts"
 import { StatementFailed, StoreError } from "../../../schema/Errors.ts"
 import * as Plan from "../../../schema/Plan.ts"
+import * as Abandonable from "../../../services/Abandonable.ts"
 import { CoordinationStore } from "../../../services/CoordinationStore.ts"
 import { Database } from "../Database.ts"
 import { CoordinationSession, type OpenedSession } from "./CoordinationSession.ts"
@@ -19,6 +21,8 @@ import * as Rows from "./Rows.ts"
 interface Self {
   readonly database: Database["Service"]
   readonly coordination: CoordinationSession["Service"]
+  /** The reads that wait for their turn on the session, by what they read. */
+  readonly waiting: Map<string, Deferred.Deferred<Plan.View, StoreError>>
 }
 
 /** Attempts on a view that changes: another replica set takes over the same projections once, not repeatedly. */
@@ -26,7 +30,7 @@ const outdatedAttempts = 20
 
 export const make: Effect.Effect<CoordinationStore, never, CoordinationSession | Database> = Effect.gen(
   function*() {
-    const self: Self = { database: yield* Database, coordination: yield* CoordinationSession }
+    const self: Self = { database: yield* Database, coordination: yield* CoordinationSession, waiting: new Map() }
     return CoordinationStore.of({
       preview: (request) => preview(self, request),
       apply: (request, previewed) => apply(self, request, previewed)
@@ -35,10 +39,32 @@ export const make: Effect.Effect<CoordinationStore, never, CoordinationSession |
 )
 
 const preview = (self: Self, request: Plan.Request) =>
-  self.coordination.use(
-    "read the state of the replica set",
-    (opened) => Effect.flatMap(read(self, opened, request), (view) => Effect.fromResult(Plan.make(view, request)))
+  Effect.flatMap(readShared(self, request), (view) => Effect.fromResult(Plan.make(view, request)))
+
+/**
+ * Reads the view, together with the other workers of this process that want the same one: a new generation wakes all of
+ * them at once. Only a read that has not begun is shared, so that no view is older than the request for it.
+ */
+const readShared = Effect.fnUntraced(function*(self: Self, request: Plan.Request) {
+  const { coordination, waiting } = self
+  const key = JSON.stringify([request.registration.replicaSet, request.projections.map(({ name }) => name)])
+  const shared = waiting.get(key)
+  if (shared !== undefined) return yield* Deferred.await(shared)
+  const result = Deferred.makeUnsafe<Plan.View, StoreError>()
+  const begin = () => {
+    if (waiting.get(key) === result) waiting.delete(key)
+  }
+  waiting.set(key, result)
+  // Not interrupted with the worker that began it, because others wait for its result.
+  yield* Abandonable.startWith(
+    coordination.use(
+      "read the state of the replica set",
+      (opened) => Effect.andThen(Effect.sync(begin), read(self, opened, request))
+    ),
+    (exit) => Effect.andThen(Effect.sync(begin), Deferred.done(result, exit))
   )
+  return yield* Deferred.await(result)
+})
 
 const apply = Effect.fnUntraced(function*(self: Self, request: Plan.Request, previewed: Plan.Plan | undefined) {
   const isOwn = previewed !== undefined && Plan.changesOwnRowsOnly(previewed, request)
@@ -103,7 +129,7 @@ interface ViewRow {
     readonly row: Rows.CheckpointRow
     readonly unchangedFor: number
     readonly ownerSilentFor: number | null
-    /** Null for a row of another worker. */
+    /** Null for a row of another process. */
     readonly isParked: boolean | null
   }>
 }
@@ -112,7 +138,7 @@ interface ViewRow {
 const read = Effect.fnUntraced(function*(
   { coordination, database: { table } }: Self,
   opened: OpenedSession,
-  { projections, registration: { incarnation, replicaSet, workerId } }: Plan.Request
+  { projections, registration: { replicaSet } }: Plan.Request
 ): Effect.fn.Return<Plan.View, SqlError.SqlError> {
   const { sql } = opened
   const names = projections.map(({ name }) => name)
@@ -134,7 +160,7 @@ const read = Effect.fnUntraced(function*(
       (SELECT coalesce(json_agg(json_build_object('row', ${sql.literal(Rows.checkpointJson)},
           'unchangedFor', extract(epoch FROM clock_timestamp() - c.updated_at) * 1000,
           'ownerSilentFor', extract(epoch FROM clock_timestamp() - h.heartbeat_at) * 1000,
-          'isParked', CASE WHEN c.worker_id = ${workerId} AND c.incarnation = ${incarnation} THEN ${
+          'isParked', CASE WHEN c.incarnation = ANY (${[...coordination.members].map(String)}::text[]::bigint[]) THEN ${
     PlanWriter.hasParked(table, sql)
   } END)
           ORDER BY c.projection_name, c.range_start), '[]')

@@ -2,6 +2,8 @@ import { assert, it } from "@effect/vitest"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Redacted from "effect/Redacted"
 import * as SqlClient from "effect/sql/SqlClient"
 import * as HashRange from "../../../../src/schema/HashRange.ts"
 import { CheckpointStore } from "../../../../src/services/CheckpointStore.ts"
@@ -10,13 +12,15 @@ import * as CoordinationStoreSuite from "../../../suites/CoordinationStoreSuite.
 import * as SelectionSuite from "../../../suites/SelectionSuite.ts"
 import { patient, realTime } from "../../../suites/Suite.ts"
 import * as CoordinationStores from "../../../support/CoordinationStores.ts"
+import * as EventStores from "../../../support/EventStores.ts"
+import * as Seam from "../../../support/Seam.ts"
 import * as Tests from "../../../support/Tests.ts"
 
 CoordinationStoreSuite.suite("postgres", CoordinationStores.layerWith(), { time: realTime })
 
 SelectionSuite.suite("postgres", CoordinationStores.layerWith(), { time: realTime })
 
-const { decide, join } = CoordinationStores
+const { decide, join, preview } = CoordinationStores
 
 /** Repeats the query until it returns true. */
 const until = <E, R>(condition: Effect.Effect<boolean, E, R>) =>
@@ -275,5 +279,31 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
         }
       }
     })
+  }
+)
+
+EventStores.test(
+  "workers of one process that preview at the same time share a read that has not begun",
+  function*({ url }) {
+    let reads = 0
+    const hooks: Seam.Hooks = {
+      around: ({ text }, send) => {
+        if (text.includes("own_present")) reads++
+        return send
+      }
+    }
+    const client = Seam.client({ url: Redacted.make(url), maxConnections: 2 }, hooks)
+    yield* Effect.gen(function*() {
+      const workers = yield* Effect.forEach(["a", "b", "c", "d"], (id) => join("sharing", id, ["sharing"]))
+      yield* decide(workers[0]!)
+      reads = 0
+      const plans = yield* Effect.forEach(workers, preview, { concurrency: "unbounded" })
+      // The first began at once; the others waited for their turn together.
+      assert.strictEqual(reads, 2)
+      assert.deepStrictEqual(
+        plans.map(({ ownedRows }) => ownedRows.map(({ range }) => range)),
+        Array.from({ length: 4 }, (_, key) => [HashRange.partition(key, 4)])
+      )
+    }).pipe(Effect.provide(Layer.provideMerge(Seam.stores(hooks), client)))
   }
 )
