@@ -131,10 +131,12 @@ export const isQueued = ({ counts }: Parking, hashOf: (event: Event) => number, 
 /** What a batch does with those of its events that have to queue; undefined if none of them has to. */
 export const queue = (
   parking: Parking,
-  hashOf: (event: Event) => number,
+  { hashOf, page }: { readonly page: Page; readonly hashOf: (event: Event) => number },
   events: ReadonlyArray<Event>
 ): Attempt.Instead | undefined => {
-  if (!hasAny(parking.counts)) return undefined
+  const { counts } = parking
+  // Most pages contain no event of a parked key, and looking up the hash of each event costs several times as much.
+  if (!hasAny(counts) || !page.hashes!.some((hash) => counts!.has(hash))) return undefined
   const queued = new Set(events.filter((event) => isQueued(parking, hashOf, event)))
   return queued.size === 0 ? undefined : {
     of: (event) => queued.has(event),

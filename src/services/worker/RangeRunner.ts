@@ -226,7 +226,7 @@ const handleBatch = Effect.fnUntraced(function*(
     return yield* GivingUp.execute(runner, rest, failing.verdict)
   }
   const events = selectBatch(runner, rest)
-  const instead = Parking.queue(parking, rest.hashOf, events)
+  const instead = Parking.queue(parking, rest, events)
   const outcome = yield* Batch.attempt(runner.batches, { events, end: Runner.endOf(rest, events.length), instead })
   if (Option.isNone(outcome)) return rest.events
   if (outcome.value._tag === "Failed") yield* noteFailure(runner, events, outcome.value)
