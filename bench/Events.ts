@@ -7,22 +7,27 @@ export interface Appending {
   readonly after?: number
   /** One in this number of events has the type `Rare`, the others `Happened`. Default 0: none. */
   readonly rarity?: number | undefined
+  /** How the ids of the aggregates begin. Default `thing`. */
+  readonly aggregates?: string
 }
 
 /** Appends events with a payload of 60 bytes, as 1,000 aggregates would, in one statement. */
-export const append = Effect.fnUntraced(function*(count: number, { after = 0, rarity = 0 }: Appending = {}) {
+export const append = Effect.fnUntraced(function*(
+  count: number,
+  { after = 0, aggregates = "thing", rarity = 0 }: Appending = {}
+) {
   const sql = yield* SqlClient.SqlClient
   yield* sql`
     INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
-    SELECT 'bench', 'Thing', 'thing-' || i % 1000, i / 1000 + 1, gen_random_uuid(),
+    SELECT 'bench', 'Thing', ${aggregates}::text || '-' || i % 1000, i / 1000 + 1, gen_random_uuid(),
       CASE WHEN i % nullif(${rarity}::int, 0) = 0 THEN 'Rare' ELSE 'Happened' END,
       convert_to(rpad('{"i":' || i || ',"pad":"', 58, 'x') || '"}', 'UTF8')
     FROM generate_series(${after}::int, ${after}::int + ${count}::int - 1) AS i`
 })
 
 /** Appends the events, and does what autovacuum would do after a while, so that it does not do so during a measurement. */
-export const fill = (count: number) =>
-  Effect.andThen(append(count), Effect.flatMap(SqlClient.SqlClient, (sql) => sql`VACUUM ANALYZE events`))
+export const fill = (count: number, options?: Appending) =>
+  Effect.andThen(append(count, options), Effect.flatMap(SqlClient.SqlClient, (sql) => sql`VACUUM ANALYZE events`))
 
 const section = 1_000_000
 

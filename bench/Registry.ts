@@ -3,6 +3,7 @@ import type { Benchmark } from "./Benchmark.ts"
 import { catchUp } from "./benchmarks/CatchUp.ts"
 import { coordination } from "./benchmarks/Coordination.ts"
 import { cost } from "./benchmarks/Cost.ts"
+import { costs } from "./benchmarks/Costs.ts"
 import { deploy } from "./benchmarks/Deploy.ts"
 import { guard } from "./benchmarks/Guard.ts"
 import { handOver } from "./benchmarks/HandOver.ts"
@@ -31,6 +32,7 @@ export const benchmarks: ReadonlyArray<Benchmark> = [
   takeover,
   start,
   cost,
+  costs,
   deploy,
   idle,
   coordination,

@@ -4,11 +4,17 @@ import { Config, Deferred, Effect, Exit, Layer, ManagedRuntime, References, Scop
 import { SqlClient } from "effect/sql"
 import * as DiagnosticsChannel from "node:diagnostics_channel"
 import type { Socket } from "node:net"
-import { Orchestrator, PostgresStores, Projection } from "pupsourcing-orchestrator"
+import { Orchestrator, type PartitionKey, PostgresStores, Projection } from "pupsourcing-orchestrator"
 import { serve } from "../serve.ts"
 
 /** What the projections do with an event. */
-type Handler = "nothing" | "upsert" | "upsertBatch" | { readonly waitMillis: number }
+type Handler =
+  | "nothing"
+  | "upsert"
+  | "upsertBatch"
+  | { readonly waitMillis: number }
+  /** Parks the events of the aggregates whose ids begin with this text. */
+  | { readonly parks: string }
 
 interface Options {
   readonly replicaSet: string
@@ -17,14 +23,16 @@ interface Options {
   readonly batchSize?: number
   /** The types of the events that the projections select; absent for all. */
   readonly eventTypes?: ReadonlyArray<string>
+  /** Default: the aggregate id. */
+  readonly partitionBy?: PartitionKey.PartitionKey
 }
 
-type Filter = Pick<Options, "eventTypes">
+type Selection = Pick<Options, "eventTypes" | "partitionBy">
 
 /** One upsert for each event. */
-const upsert = (name: string, filter: Filter) =>
+const upsert = (name: string, selection: Selection) =>
   Projection.make(name, {
-    ...filter,
+    ...selection,
     handle: Effect.fnUntraced(function*({ aggregateId }) {
       const sql = yield* SqlClient.SqlClient
       yield* sql`
@@ -34,9 +42,9 @@ const upsert = (name: string, filter: Filter) =>
   })
 
 /** One upsert for all events of a batch. */
-const upsertBatch = (name: string, filter: Filter) =>
+const upsertBatch = (name: string, selection: Selection) =>
   Projection.make(name, {
-    ...filter,
+    ...selection,
     handleBatch: Effect.fnUntraced(function*(batch) {
       const sql = yield* SqlClient.SqlClient
       const ids = batch.map(({ aggregateId }) => aggregateId)
@@ -47,16 +55,27 @@ const upsertBatch = (name: string, filter: Filter) =>
     })
   })
 
+const parking = (name: string, prefix: string, selection: Selection) =>
+  Projection.make(name, {
+    ...selection,
+    onFailure: "park",
+    handle: ({ aggregateId }) => aggregateId.startsWith(prefix) ? Effect.fail("parked") : Effect.void
+  })
+
 const projection = (
   name: string,
-  { eventTypes, handler }: Pick<Options, "eventTypes" | "handler">
+  { eventTypes, handler, partitionBy }: Selection & Pick<Options, "handler">
 ): Projection.Projection<unknown, SqlClient.SqlClient> => {
-  const filter = eventTypes === undefined ? {} : { eventTypes }
-  if (handler === "nothing") return Projection.make(name, { ...filter, handle: () => Effect.void })
-  if (typeof handler === "object") {
-    return Projection.make(name, { ...filter, handle: () => Effect.sleep(handler.waitMillis) })
+  const selection = {
+    ...(eventTypes === undefined ? {} : { eventTypes }),
+    ...(partitionBy === undefined ? {} : { partitionBy })
   }
-  return handler === "upsert" ? upsert(name, filter) : upsertBatch(name, filter)
+  if (handler === "nothing") return Projection.make(name, { ...selection, handle: () => Effect.void })
+  if (handler === "upsert") return upsert(name, selection)
+  if (handler === "upsertBatch") return upsertBatch(name, selection)
+  return "parks" in handler
+    ? parking(name, handler.parks, selection)
+    : Projection.make(name, { ...selection, handle: () => Effect.sleep(handler.waitMillis) })
 }
 
 /** The projections of a replica set: one has its name, several are numbered. */
@@ -84,7 +103,10 @@ const catchUp = (options: Options) =>
     )
     yield* worker.catchUp
     return batches
-  }))
+  })).pipe(Effect.provideService(References.MinimumLogLevel, logLevel(options)))
+
+/** A worker logs each event that it parks as an error, which is what this handler is for. */
+const logLevel = ({ handler }: Options) => typeof handler === "object" && "parks" in handler ? "Fatal" : "Warn"
 
 /** The worker that runs until `stop`, and how many events it has committed. */
 let running: { readonly scope: Scope.Closeable; events: number } | undefined
