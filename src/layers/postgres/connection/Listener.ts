@@ -15,6 +15,7 @@ import * as Queue from "effect/Queue"
 import * as Random from "effect/Random"
 import type * as Scope from "effect/Scope"
 import type * as SqlError from "effect/sql/SqlError"
+import type { Announcement } from "../../../schema/Announcement.ts"
 import type { StoreError } from "../../../schema/Errors.ts"
 import * as Abandonable from "../../../services/Abandonable.ts"
 import { Database } from "../Database.ts"
@@ -29,18 +30,18 @@ export { reconnected } from "./ListenerConnection.ts"
 /** Subscriptions and notifications on the listening session. */
 export class Listener extends Context.Service<Listener, {
   /**
-   * Returns the payloads that arrive on a channel, coalesced (a slow reader receives the newest few), and `reconnected`
-   * (the empty payload) after each (re)connection. Never fails: without a connection, or with `listen: false`, nothing
-   * arrives.
+   * Returns the payloads that arrive on a channel, and `reconnected` (the empty payload) after each (re)connection. A slow
+   * reader receives the newest `queueCapacity`: if the queue is full, messages may have been discarded. Never fails:
+   * without a connection, or with `listen: false`, nothing arrives.
    */
   readonly subscribe: (channel: string) => Effect.Effect<Queue.Dequeue<string>, never, Scope.Scope>
 
   /**
-   * Sends a notification soon: the same channel and payload within a few milliseconds become one message, sent in a
-   * separate transaction, because a NOTIFY inside a writer's transaction serializes the commits of the whole database.
-   * Never fails and never waits for the database.
+   * Sends an announcement soon: those of a few milliseconds become one message on their channel, sent in a separate
+   * transaction, because a NOTIFY inside a writer's transaction serializes the commits of the whole database. Never
+   * fails and never waits for the database.
    */
-  readonly notify: (channel: string, payload: string) => Effect.Effect<void>
+  readonly notify: (channel: string, announcement: Announcement) => Effect.Effect<void>
 
   /**
    * Runs `hook` on the connection now and after each reconnection, as long as the scope is open. If the first run
@@ -58,9 +59,9 @@ export class Listener extends Context.Service<Listener, {
 }>()("pupsourcing-orchestrator/layers/postgres/Listener") {}
 
 /** Messages that are kept for a slow subscriber; older ones are discarded. */
-const queueCapacity = 16
+export const queueCapacity = 64
 
-/** Equal messages within this interval become one. */
+/** Announcements within this interval become one message. */
 const sendInterval = Duration.millis(5)
 
 /** How long a message waits for a connection that is being opened, and a closing scope for its last messages. */
@@ -99,10 +100,10 @@ export const make: Effect.Effect<Listener["Service"], never, Database | Scope.Sc
   }
   return Listener.of({
     subscribe: (channel) => subscribe(state, channel),
-    notify: (channel, payload) =>
+    notify: (channel, announcement) =>
       database.listen
         ? Effect.sync(() => {
-          Outbox.put(state.outbox, [channel, payload])
+          Outbox.put(state.outbox, channel, announcement)
           state.needed.openUnsafe()
         })
         : Effect.void,

@@ -1,18 +1,17 @@
 /**
- * Notifications that wait to be sent. Equal messages within a few milliseconds are sent once, and always in a
- * transaction of their own.
+ * Announcements that wait to be sent. Those of a few milliseconds are sent as one message, and always in a transaction
+ * of their own.
  */
 import * as Effect from "effect/Effect"
 import * as Latch from "effect/Latch"
 import * as Semaphore from "effect/Semaphore"
+import * as Announcement from "../../../schema/Announcement.ts"
 import * as Notifications from "./Notifications.ts"
 
-/** Different messages that are kept between two sends; more are discarded, because every receiver is woken anyway. */
-const capacity = 1000
-
 export interface Outbox {
-  readonly pending: Map<string, Notifications.Message>
-  /** Open while messages wait. */
+  /** By channel. */
+  readonly pending: Map<string, Announcement.Announcement>
+  /** Open while announcements wait. */
   readonly waiting: Latch.Latch
   readonly sending: Semaphore.Semaphore
   readonly send: ReturnType<typeof Notifications.makeSender>
@@ -25,17 +24,23 @@ export const make = (): Outbox => ({
   send: Notifications.makeSender()
 })
 
-export const put = ({ pending, waiting }: Outbox, [channel, payload]: Notifications.Message): void => {
-  if (pending.size < capacity) pending.set(`${channel}\u0000${payload}`, [channel, payload])
+export const put = (
+  { pending, waiting }: Outbox,
+  channel: string,
+  announcement: Announcement.Announcement
+): void => {
+  const earlier = pending.get(channel)
+  pending.set(channel, earlier === undefined ? announcement : Announcement.merge(earlier, announcement))
   waiting.openUnsafe()
 }
 
-/**
- * Sends the messages that wait, after a send that is in progress. Without a query they are discarded.
- */
+/** Sends what waits, after a send that is in progress. Without a query it is discarded. */
 export const flush = (outbox: Outbox, query: () => Notifications.Query | undefined): Effect.Effect<void> =>
   outbox.sending.withPermit(Effect.suspend(() => {
-    const messages = [...outbox.pending.values()]
+    const messages = [...outbox.pending].map(([channel, announcement]): Notifications.Message => [
+      channel,
+      Announcement.encode(announcement)
+    ])
     outbox.pending.clear()
     outbox.waiting.closeUnsafe()
     const send = query()

@@ -13,6 +13,7 @@ import type { AppendOptions } from "../../../services/EventStore.ts"
 import { array } from "../connection/Codecs.ts"
 import { isConflict, refail, unsupported } from "../connection/SqlErrors.ts"
 import type { Database } from "../Database.ts"
+import { hashOf } from "../HashSql.ts"
 import * as AppendError from "./AppendError.ts"
 import { streamParameters, timeOf, versionText } from "./EventSql.ts"
 import type { ReadSession } from "./ReadSession.ts"
@@ -23,8 +24,8 @@ export interface EventAppend {
   /** Looks up the constraint that a failed append violated. */
   readonly session: ReadSession
   readonly statements: ReturnType<typeof makeStatements>
-  /** Wakes readers; runs after the commit. */
-  readonly announce: Effect.Effect<void>
+  /** Wakes the readers that an append to the aggregate with this hash concerns; runs after the commit. */
+  readonly announce: (hash: number) => Effect.Effect<void>
 }
 
 /** One append, validated. */
@@ -122,7 +123,7 @@ const appendNew = Effect.fnUntraced(function*(
     }
     const [row] = result.success
     if (row !== undefined) {
-      yield* database.sql.afterCommit(self.announce)
+      yield* database.sql.afterCommit(self.announce(Number(row.hash)))
       return toAppended(request, row)
     }
     const reason = yield* explainNoRow(self, request)
@@ -147,6 +148,8 @@ interface AppendedRow {
   readonly positions: ReadonlyArray<string>
   readonly first: string
   readonly last: string
+  /** The hash of the aggregate's id, which determines the ranges that the append concerns. */
+  readonly hash: string
 }
 
 const insert = (self: EventAppend, { autocommit, expected, rows, stream }: Request, eventsWait: string | null) => {
@@ -290,7 +293,7 @@ const appendStatement = (events: string, heads: string, storedIds: string, isDat
           count(*) FILTER (WHERE event_id IN (SELECT id::uuid FROM unnest($6::text[]) AS given (id))) AS ids
         FROM added
       )
-      SELECT positions, first::text, last::text,
+      SELECT positions, first::text, last::text, ${hashOf("$3::text")}::text AS hash,
         CASE WHEN kept <> $4::int8 OR last <> head.aggregate_version OR first <> last - $4::int8 + 1
             OR ids < (SELECT count(id) FROM unnest($6::text[]) AS given (id))
           THEN ('${AppendError.altered}' || kept)::int8::text

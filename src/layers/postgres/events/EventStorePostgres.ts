@@ -1,6 +1,7 @@
 /** The event store on PostgreSQL, in the tables that pupsourcing creates. */
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
+import * as Announcement from "../../../schema/Announcement.ts"
 import * as AppendDefaults from "../../../services/AppendDefaults.ts"
 import { EventStore } from "../../../services/EventStore.ts"
 import { Listener } from "../connection/Listener.ts"
@@ -25,7 +26,12 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
     const appends = EventAppend.make({
       database,
       session,
-      announce: Effect.andThen(Effect.sync(tracker.wake), listener.notify(database.channels.events, "appended"))
+      announce: (hash) =>
+        Effect.suspend(() => {
+          const announcement = Announcement.make([hash])
+          tracker.wake()
+          return listener.notify(database.channels.events, announcement)
+        })
     })
     return EventStore.of({
       append: (events, options) =>

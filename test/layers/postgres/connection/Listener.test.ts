@@ -15,6 +15,7 @@ import { describe } from "vitest"
 import * as Listener from "../../../../src/layers/postgres/connection/Listener.ts"
 import { Database } from "../../../../src/layers/postgres/Database.ts"
 import * as DatabaseLive from "../../../../src/layers/postgres/DatabaseLive.ts"
+import * as Announcement from "../../../../src/schema/Announcement.ts"
 import * as TimeLimits from "../../../../src/testing/TimeLimits.ts"
 import { test } from "../../../support/EventStores.ts"
 import * as Proxy from "../../../support/Proxy.ts"
@@ -38,6 +39,8 @@ const kill = Effect.flatMap(
   (sql) => Effect.map(sql.unsafe(`SELECT pg_terminate_backend(pid, 5000) ${listening}`), (rows) => rows.length)
 )
 
+const of = (hash: number) => Announcement.make([hash])
+
 /** The next message other than `reconnected`. */
 const next = (queue: Queue.Dequeue<string>): Effect.Effect<string> =>
   Effect.flatMap(
@@ -58,24 +61,30 @@ describe("Listener", () => {
     const again = yield* listener.subscribe("a")
     for (const queue of [a, b, again]) assert.strictEqual(yield* Queue.take(queue), Listener.reconnected)
     yield* listener.onConnection(() => Effect.void)
-    yield* listener.notify("a", "x")
-    assert.strictEqual(yield* next(a), "x")
-    assert.strictEqual(yield* next(again), "x")
+    yield* listener.notify("a", of(1))
+    assert.strictEqual(yield* next(a), "appended:1")
+    assert.strictEqual(yield* next(again), "appended:1")
     assert.strictEqual(yield* count, 1)
   })
 
-  test("delivers messages to other processes, and sends equal messages once", function*() {
+  test("delivers announcements to other processes, those of a few milliseconds as one message", function*() {
     const one = yield* process()
     const other = yield* process()
     const queue = yield* other.subscribe("c")
     assert.strictEqual(yield* Queue.take(queue), Listener.reconnected)
-    for (let index = 0; index < 500; index++) yield* one.notify("c", "same")
-    yield* one.notify("elsewhere", "not this")
-    yield* one.notify("c", "end")
+    for (let index = 0; index < 500; index++) yield* one.notify("c", of(index % 10))
+    yield* one.notify("elsewhere", of(10))
+    yield* one.notify("c", of(11))
     const seen: Array<string> = []
-    while (seen[seen.length - 1] !== "end") seen.push(yield* next(queue))
+    const hashes = new Set<number>()
+    while (!hashes.has(11)) {
+      seen.push(yield* next(queue))
+      const announcement = Announcement.decode(seen[seen.length - 1]!)
+      assert(announcement !== Announcement.all)
+      for (const hash of announcement) hashes.add(hash)
+    }
     assert.isAtMost(seen.length, 3)
-    assert.notInclude(seen, "not this")
+    assert.deepStrictEqual([...hashes].sort((a, b) => a - b), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11])
   })
 
   test("sends the last message before it closes", function*() {
@@ -84,11 +93,11 @@ describe("Listener", () => {
     yield* Effect.scoped(Effect.gen(function*() {
       const leaving = yield* process()
       yield* leaving.onConnection(() => Effect.void)
-      yield* leaving.notify("a", "first")
-      assert.strictEqual(yield* next(queue), "first")
-      yield* leaving.notify("a", "last")
+      yield* leaving.notify("a", of(1))
+      assert.strictEqual(yield* next(queue), "appended:1")
+      yield* leaving.notify("a", of(2))
     }))
-    assert.strictEqual(yield* next(queue), "last")
+    assert.strictEqual(yield* next(queue), "appended:2")
   })
 
   test(
@@ -96,13 +105,13 @@ describe("Listener", () => {
     function*({ sql }) {
       const queue = yield* (yield* process()).subscribe("a")
       assert.strictEqual(yield* Queue.take(queue), Listener.reconnected)
-      const leave = Effect.scoped(Effect.andThen(process(), (leaving) => leaving.notify("a", "only")))
+      const leave = Effect.scoped(Effect.andThen(process(), (leaving) => leaving.notify("a", of(1))))
       yield* leave
-      assert.strictEqual(yield* next(queue), "only")
+      assert.strictEqual(yield* next(queue), "appended:1")
       // Sending does not wait for the end of a transaction.
       yield* sql.withTransaction(Effect.gen(function*() {
         yield* leave
-        assert.strictEqual(yield* next(queue), "only")
+        assert.strictEqual(yield* next(queue), "appended:1")
       }))
     }
   )
@@ -114,10 +123,10 @@ describe("Listener", () => {
     for (let turn = 0; turn < 20; turn++) {
       yield* Effect.scoped(Effect.gen(function*() {
         const leaving = yield* process()
-        yield* leaving.notify("a", String(turn))
+        yield* leaving.notify("a", of(turn))
         yield* Effect.sleep(`${turn} millis`)
       }))
-      assert.strictEqual(yield* next(queue), String(turn))
+      assert.strictEqual(yield* next(queue), `appended:${turn}`)
     }
   })
 
@@ -135,7 +144,7 @@ describe("Listener", () => {
       Scope.provide(scope)
     )
     yield* proxy.silence
-    yield* leaving.notify("a", "unsent")
+    yield* leaving.notify("a", of(1))
     yield* Scope.close(scope, Exit.void)
     yield* proxy.giveUp
   })
@@ -200,8 +209,8 @@ describe("Listener", () => {
       assert.strictEqual(yield* Queue.take(queue), Listener.reconnected)
       assert.notStrictEqual(yield* Queue.take(runs), first)
       assert.strictEqual(yield* Queue.size(dropped), 1)
-      yield* listener.notify("a", "after")
-      assert.strictEqual(yield* next(queue), "after")
+      yield* listener.notify("a", of(1))
+      assert.strictEqual(yield* next(queue), "appended:1")
       assert.strictEqual(lines.filter((line) => line.startsWith("Warn") && line.includes("lost")).length, 1)
       assert.strictEqual(lines.filter((line) => line.startsWith("Info") && line.includes("again")).length, 1)
     }).pipe(Effect.provide(Logger.layer([logger])))
@@ -242,9 +251,9 @@ describe("Listener", () => {
     const queue = yield* other.subscribe("a")
     const nothing = yield* deaf.subscribe("a")
     assert.strictEqual(yield* Queue.take(queue), Listener.reconnected)
-    yield* deaf.notify("a", "unsent")
-    yield* other.notify("a", "sent")
-    assert.strictEqual(yield* next(queue), "sent")
+    yield* deaf.notify("a", of(1))
+    yield* other.notify("a", of(2))
+    assert.strictEqual(yield* next(queue), "appended:2")
     assert.strictEqual(yield* Queue.size(nothing), 0)
     const runs = yield* Queue.unbounded<number>()
     yield* deaf.onConnection(({ processId }) => Effect.asVoid(Queue.offer(runs, processId)))

@@ -7,8 +7,10 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
+import * as Queue from "effect/Queue"
 import * as Redacted from "effect/Redacted"
 import { describe } from "vitest"
+import { Listener } from "../../../../src/layers/postgres/connection/Listener.ts"
 import { type Event, label } from "../../../../src/schema/Event.ts"
 import { EventStore } from "../../../../src/services/EventStore.ts"
 import { TestDatabase } from "../../../../src/testing/PostgresTest.ts"
@@ -201,6 +203,28 @@ describe("EventStore beside plain SQL", () => {
       assert.strictEqual(yield* store.headPosition, 0n)
     }))
     assert.strictEqual(yield* Fiber.join(waiting), 1n)
+  })
+
+  test("an append announces the hash of its aggregate", function*({ sql, store }) {
+    const messages = yield* (yield* Listener).subscribe("pupsourcing_events")
+    assert.strictEqual(yield* Queue.take(messages), "")
+    const created = new Date("2020-01-01T00:00:00Z")
+    for (
+      const append of [
+        store.append([event("ä"), event("ä")]),
+        store.append([event("b", { createdAt: created })]),
+        sql.withTransaction(store.append([event("c")]))
+      ]
+    ) {
+      const { positions } = yield* append
+      const after = positions[0]! - 1n
+      const { hashes } = yield* store.read({
+        after,
+        upTo: yield* store.settledBeyond(after, Duration.millis(50)),
+        hashes: true
+      })
+      assert.strictEqual(yield* Queue.take(messages), `appended:${hashes![0]}`)
+    }
   })
 
   test("an append wakes other processes; without LISTEN they poll", function*({ store }) {
