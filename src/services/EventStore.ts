@@ -217,10 +217,14 @@ export class EventStore extends Context.Service<EventStore, {
    * Waits until the settled position is above `position`, which must itself be settled, and returns the new settled
    * position. Appends of this library trigger a check at once; events without a notification are found within
    * `pollInterval`.
+   *
+   * With `range`, the caller waits for the events of aggregates whose hashes lie in it. Appends of this library to other
+   * aggregates need not trigger a check at once, but within one second.
    */
   readonly settledBeyond: (
     position: bigint,
-    pollInterval: Duration.Duration
+    pollInterval: Duration.Duration,
+    range?: HashRange
   ) => Effect.Effect<bigint, CheckpointAheadOfEvents | StoreError>
 
   /**

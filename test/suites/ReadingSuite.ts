@@ -208,6 +208,23 @@ export const suite = (name: string, layer: Layer.Layer<EventStore, unknown>, { t
         for (const fiber of waiting) assert.isTrue((yield* Fiber.join(fiber)) >= more.positions[0]!)
       }))
 
+    it.effect("settledBeyond with a range also returns after events of other ranges, within a second", () =>
+      Effect.gen(function*() {
+        const store = yield* EventStore
+        const settled = yield* settle(yield* store.headPosition)
+        // Hardly any hash lies in this range.
+        const waiting = yield* Effect.forkChild(
+          store.settledBeyond(settled, Duration.minutes(10), { start: 0, end: 1 }),
+          {
+            startImmediately: true
+          }
+        )
+        yield* time.advance(30)
+        const { positions } = yield* append([happened(yield* newStream)])
+        yield* time.advance(1000)
+        assert.isTrue((yield* Fiber.join(waiting)) >= positions[0]!)
+      }))
+
     it.effect("positionBefore returns the position before the first event of a time, or the settled position", () =>
       Effect.gen(function*() {
         const store = yield* EventStore

@@ -6,6 +6,7 @@ import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import * as BatchWindow from "../../schema/BatchWindow.ts"
 import { CheckpointAheadOfEvents, type EventError, type StoreError } from "../../schema/Errors.ts"
+import * as PartitionKey from "../../schema/PartitionKey.ts"
 import { type CheckpointStore, EpochEnded, type Fenced } from "../CheckpointStore.ts"
 import type { EventStore, Page, ReadOptions, ServerEpoch } from "../EventStore.ts"
 import * as Feed from "./Feed.ts"
@@ -156,11 +157,25 @@ const received = Effect.fnUntraced(function*(source: Source, next: NextPage) {
   return next
 })
 
+/**
+ * Waits for settled events. The store learns the range only if it can compare it with the hashes of the appends, which
+ * are those of the aggregates' ids.
+ */
+const settledBeyond = (
+  { events, job: { projection, settings, state } }: Pick<Source, "events" | "job">,
+  position: bigint
+) =>
+  events.settledBeyond(
+    position,
+    settings.pollInterval,
+    PartitionKey.isDefault(projection.partitionBy) ? state.held.range : undefined
+  )
+
 /** Returns nothing if the wait was interrupted. A read that has begun continues to its result. */
 const waitAndRead = (source: Source, interruption: Effect.Effect<void, StoreError>) => {
-  const { events, feed, job: { settings, state: { handledUpTo: after } }, member, parking } = source
+  const { feed, job: { state: { handledUpTo: after } }, member, parking } = source
   const settled = Effect.raceFirst(
-    Effect.asSome(events.settledBeyond(after, settings.pollInterval)),
+    Effect.asSome(settledBeyond(source, after)),
     Effect.as(interruption, Option.none<bigint>())
   )
   return Effect.flatMap(settled, (settled) => {
@@ -226,7 +241,7 @@ const extended = Effect.fnUntraced(function*(
 
 /** Returns the settled position once so many positions follow the page that its room may be filled, or at the end. */
 const awaitRoomFilled = Effect.fnUntraced(function*(
-  { events, job }: Pick<Source, "events" | "job">,
+  source: Pick<Source, "events" | "job">,
   { position }: Page,
   { bytes }: BatchWindow.BatchWindow,
   { limit }: BatchWindow.Room,
@@ -237,7 +252,7 @@ const awaitRoomFilled = Effect.fnUntraced(function*(
     const left = until - (yield* Clock.monotonicTimeNanos)
     if (left <= 0n) return upTo
     const settled = yield* Effect.raceFirst(
-      Effect.option(events.settledBeyond(upTo, job.settings.pollInterval)),
+      Effect.option(settledBeyond(source, upTo)),
       Effect.as(Effect.sleep(Duration.nanos(left)), Option.none<bigint>())
     )
     if (Option.isNone(settled)) return upTo

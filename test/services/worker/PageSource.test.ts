@@ -14,6 +14,7 @@ import {
   StatementFailed,
   StoreError
 } from "../../../src/schema/Errors.ts"
+import * as HashRange from "../../../src/schema/HashRange.ts"
 import * as Settings from "../../../src/schema/Settings.ts"
 import { EpochEnded, Fenced, type TransientFailure } from "../../../src/services/CheckpointStore.ts"
 import type { EventStore } from "../../../src/services/EventStore.ts"
@@ -58,6 +59,44 @@ it.effect.each(
     assert.include(halted, "Fix the cause and restart the worker")
     assert.notInclude(halted, "handler")
     assert.strictEqual(worker.of("RangeHalted").length, 1)
+  }))
+
+it.effect.each(
+  [
+    ["its range", "aggregateId", HashRange.whole],
+    ["no range if other keys determine it", "correlationId", undefined]
+  ] as const
+)("waits for events with %s, also within a batch window", ([, partitionBy, range]) =>
+  Effect.gen(function*() {
+    const waits: Array<HashRange.HashRange | undefined> = []
+    const handled: Array<string> = []
+    const worker = yield* runner(
+      yield* MemoryStores.makeWorld,
+      Projection.make("users", {
+        partitionBy,
+        batchWindow: { events: 2, time: "1 second" },
+        handleBatch: (events) => Effect.sync(() => handled.push(...events.map(({ aggregateId }) => aggregateId)))
+      }),
+      {
+        events: (real) => ({
+          settledBeyond: (position, pollInterval, range) => {
+            waits.push(range)
+            return real.settledBeyond(position, pollInterval, range)
+          }
+        })
+      }
+    )
+    const fiber = yield* Effect.forkChild(worker.run)
+    yield* pass(50)
+    yield* worker.events.append([event("a")])
+    yield* pass(200)
+    assert.deepStrictEqual(handled, [])
+    yield* worker.events.append([event("b")])
+    yield* pass(100)
+    assert.deepStrictEqual(handled, ["a", "b"])
+    // The first event, the second one within the window, and the next one.
+    assert.deepStrictEqual(waits, [range, range, range])
+    yield* worker.drain(fiber)
   }))
 
 it.effect("retries a failed read; CheckpointAheadOfEvents ends the runner", () =>

@@ -29,7 +29,7 @@ export const make: Effect.Effect<EventStore["Service"], never, Database | Listen
       announce: (hash) =>
         Effect.suspend(() => {
           const announcement = Announcement.make([hash])
-          tracker.wake()
+          tracker.announce(announcement)
           return listener.notify(database.channels.events, announcement)
         })
     })

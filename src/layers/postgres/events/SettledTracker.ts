@@ -9,20 +9,22 @@ import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import * as Latch from "effect/Latch"
 import * as Queue from "effect/Queue"
 import type * as Scope from "effect/Scope"
 import type * as SqlError from "effect/sql/SqlError"
+import * as Announcement from "../../../schema/Announcement.ts"
 import { CheckpointAheadOfEvents, type StoreError } from "../../../schema/Errors.ts"
+import type { HashRange } from "../../../schema/HashRange.ts"
 import * as Settled from "../../../schema/Settled.ts"
 import type { EventStore, OpenWriter, ServerEpoch } from "../../../services/EventStore.ts"
-import { Listener } from "../connection/Listener.ts"
+import { Listener, queueCapacity } from "../connection/Listener.ts"
 import type { Opened } from "../connection/Session.ts"
 import { cannotBeRead, unsupported } from "../connection/SqlErrors.ts"
 import { Database } from "../Database.ts"
 import * as OpenWriters from "./OpenWriters.ts"
 import * as ReadSession from "./ReadSession.ts"
 import * as SequenceCheck from "./SequenceCheck.ts"
+import * as Waiters from "./Waiters.ts"
 
 /** What was observed and proved on a connection. */
 export interface Observed {
@@ -49,34 +51,20 @@ export interface SettledTracker {
   readonly openWriters: Effect.Effect<ReadonlyArray<OpenWriter>>
   /** What the last observation proved, without a statement; the connection may have been lost since. */
   readonly latest: () => Pick<ReadSession.State, "epoch" | "settled">
-  /** Triggers an observation for the waiting readers, after an append. */
-  readonly wake: () => void
-}
-
-interface Waiter {
-  readonly position: bigint
-  readonly pollMillis: number
-  readonly done: Deferred.Deferred<bigint, CheckpointAheadOfEvents | StoreError>
+  /** Triggers an observation for the waiting readers that an append concerns. */
+  readonly announce: (announcement: Announcement.Announcement) => void
 }
 
 interface Tracker {
   readonly database: Database["Service"]
   readonly session: ReadSession.ReadSession
   readonly statements: ReturnType<typeof makeStatements>
-  readonly waiters: Set<Waiter>
-  /** Open while readers may wait. */
-  readonly hasWaiters: Latch.Latch
-  /** Open when the next observation should not wait for its time. */
-  readonly woken: Latch.Latch
+  readonly waiters: Waiters.Waiters
   latest: Pick<ReadSession.State, "epoch" | "settled">
 }
 
 /** Minimum pause after an observation that leaves readers waiting, however many wake-ups arrive. */
 const shortestPause = Duration.millis(2)
-
-/** Pause between two observations while a gap is open: 5 ms, growing by half up to 250 ms. */
-const shortestGapMillis = 5
-const longestGapMillis = 250
 
 /** How long a read waits for the first proof on a connection. */
 const firstProofNanos = 500_000_000n
@@ -93,14 +81,12 @@ export const make = Effect.fnUntraced(function*(
     database,
     session,
     statements: makeStatements(database.qualified("events")),
-    waiters: new Set(),
-    hasWaiters: Latch.makeUnsafe(false),
-    woken: Latch.makeUnsafe(false),
+    waiters: Waiters.make(listener.isListening),
     latest: { epoch: undefined, settled: Settled.unproved }
   }
   yield* run(self, listener).pipe(Effect.withTracerEnabled(false), Effect.forkScoped)
   return {
-    settledBeyond: (position, pollInterval) => settledBeyond(self, position, pollInterval),
+    settledBeyond: (position, pollInterval, range) => settledBeyond(self, position, pollInterval, range),
     observe: (after, upTo) =>
       observeUntil(
         self,
@@ -111,98 +97,83 @@ export const make = Effect.fnUntraced(function*(
     proved: observeUntil(self, [], () => false),
     openWriters: openWriters(self),
     latest: () => self.latest,
-    wake: () => wake(self)
+    announce: (announcement) => Waiters.announce(self.waiters, announcement)
   }
 })
 
 const settledBeyond = (
   self: Tracker,
   position: bigint,
-  pollInterval: Duration.Duration
+  pollInterval: Duration.Duration,
+  range: HashRange | undefined
 ): Effect.Effect<bigint, CheckpointAheadOfEvents | StoreError> =>
   Effect.suspend(() => {
     // Possibly from an earlier connection; reads verify that it is proved on the connection that they use.
     const known = Settled.readableUpTo(self.latest.settled, position)
     if (known > position) return Effect.succeed(known)
-    const waiter: Waiter = { position, pollMillis: Duration.toMillis(pollInterval), done: Deferred.makeUnsafe() }
-    self.waiters.add(waiter)
-    self.hasWaiters.openUnsafe()
-    self.woken.openUnsafe()
-    return Effect.ensuring(Deferred.await(waiter.done), Effect.sync(() => self.waiters.delete(waiter)))
+    const waiter = Waiters.add(self.waiters, { position, pollMillis: Duration.toMillis(pollInterval), range })
+    return Effect.ensuring(Deferred.await(waiter.done), Effect.sync(() => self.waiters.all.delete(waiter)))
   })
 
-const wake = ({ waiters, woken }: Tracker): void => {
-  if (waiters.size > 0) woken.openUnsafe()
-}
+/** Takes all messages at once, because a full queue may have discarded some. */
+const receive = ({ waiters }: Tracker, messages: Queue.Dequeue<string>): Effect.Effect<void> =>
+  Effect.map(Queue.takeAll(messages), (payloads) => {
+    if (payloads.length >= queueCapacity) return Waiters.announce(waiters, Announcement.all)
+    for (const payload of payloads) Waiters.announce(waiters, Announcement.decode(payload))
+  })
 
 /** Observes while readers wait. */
 const run = Effect.fnUntraced(
   function*(self: Tracker, listener: Listener["Service"]) {
-    yield* self.hasWaiters.await
+    const { waiters } = self
+    // A process that only appends does not listen.
+    yield* Waiters.untilDue(waiters)
     const messages = yield* listener.subscribe(self.database.channels.events)
-    yield* Effect.forkScoped(Effect.forever(Effect.map(Queue.take(messages), () => wake(self))))
-    let gap: GapWait | undefined
+    yield* Effect.forkScoped(Effect.forever(receive(self, messages)))
     while (true) {
-      yield* self.hasWaiters.await
-      if (self.waiters.size === 0) {
-        self.hasWaiters.closeUnsafe()
-        continue
-      }
-      self.woken.closeUnsafe()
-      const asking = [...self.waiters]
+      yield* Waiters.untilDue(waiters)
+      const asking = Waiters.begin(waiters)
       const exit = yield* Effect.exit(observe(self, asking.map(({ position }) => position)))
       if (Exit.isFailure(exit)) {
+        Waiters.failed(waiters)
         for (const waiter of asking) answer(self, waiter, Exit.failCause(exit.cause))
         continue
       }
-      answerWaiters(self, asking, exit.value)
-      if (self.waiters.size === 0) continue
       const { head, settled } = exit.value
-      const poll = [...self.waiters].reduce((least, { pollMillis }) => Math.min(least, pollMillis), Infinity)
-      const isHeldBack = [...self.waiters].some(({ position }) => position < head)
-      gap = isHeldBack ? nextGapWait(gap, settled.position) : undefined
-      yield* Effect.sleep(shortestPause)
-      yield* Effect.timeoutOption(self.woken.await, Math.min(gap?.millis ?? poll, poll))
+      yield* Waiters.succeeded(waiters, head, settled.position)
+      answerWaiters(self, asking, exit.value)
+      if (waiters.all.size > 0) yield* Effect.sleep(shortestPause)
     }
   },
   (loop, self) =>
     Effect.onExit(loop, (exit: Exit.Exit<never>) =>
       Effect.sync(() => {
         const cause = Exit.isFailure(exit) ? exit.cause : Cause.interrupt()
-        for (const waiter of self.waiters) answer(self, waiter, Exit.failCause(cause))
+        for (const waiter of self.waiters.all) answer(self, waiter, Exit.failCause(cause))
       }))
 )
 
-const answer = (self: Tracker, waiter: Waiter, exit: Exit.Exit<bigint, CheckpointAheadOfEvents | StoreError>): void => {
-  self.waiters.delete(waiter)
+const answer = (
+  { waiters }: Tracker,
+  waiter: Waiters.Waiter,
+  exit: Exit.Exit<bigint, CheckpointAheadOfEvents | StoreError>
+): void => {
+  waiters.all.delete(waiter)
   Deferred.doneUnsafe(waiter.done, exit)
 }
 
-const answerWaiters = (self: Tracker, asking: ReadonlyArray<Waiter>, { last, settled }: Observed): void => {
-  for (const waiter of self.waiters) {
+const answerWaiters = (self: Tracker, asking: ReadonlyArray<Waiters.Waiter>, { last, settled }: Observed): void => {
+  for (const waiter of self.waiters.all) {
     const readable = Settled.readableUpTo(settled, waiter.position)
     if (readable > waiter.position) answer(self, waiter, Exit.succeed(readable))
   }
   // Only readers that waited before the observation: later ones may have passed positions that it did not cover.
   for (const waiter of asking) {
-    if (last !== undefined && waiter.position > last && self.waiters.has(waiter)) {
+    if (last !== undefined && waiter.position > last && self.waiters.all.has(waiter)) {
       answer(self, waiter, Exit.fail(new CheckpointAheadOfEvents({ position: waiter.position, lastPosition: last })))
     }
   }
 }
-
-/** How long to wait at a gap, and the settled position for which the wait was chosen. */
-interface GapWait {
-  readonly millis: number
-  readonly position: bigint
-}
-
-const nextGapWait = (previous: GapWait | undefined, position: bigint): GapWait => ({
-  position,
-  millis: previous === undefined || position > previous.position
-    ? shortestGapMillis
-    : Math.min(longestGapMillis, previous.millis * 1.5)
-})
 
 /** Observes until something is proved on this connection, or the result is enough. */
 const observeUntil = Effect.fnUntraced(function*(
@@ -211,11 +182,11 @@ const observeUntil = Effect.fnUntraced(function*(
   isEnough: (observed: Observed, waitedNanos: bigint) => boolean
 ) {
   const begun = yield* Clock.monotonicTimeNanos
-  let gap: GapWait | undefined
+  let gap: Waiters.GapWait | undefined
   while (true) {
     const observed = yield* observe(self, positions)
     if (observed.settled.isProved || isEnough(observed, (yield* Clock.monotonicTimeNanos) - begun)) return observed
-    gap = nextGapWait(gap, observed.settled.position)
+    gap = Waiters.nextGapWait(gap, observed.settled.position)
     yield* Effect.sleep(gap.millis)
   }
 })
@@ -347,7 +318,7 @@ const makeStatements = (events: string) => {
 const openWriters = Effect.fnUntraced(function*(self: Tracker) {
   // Waiting readers keep the list current. It is only diagnostic: if this query fails, the last observation is returned,
   // and reads report the failure.
-  if (self.waiters.size === 0) yield* Effect.ignoreCause(observe(self, []))
+  if (self.waiters.all.size === 0) yield* Effect.ignoreCause(observe(self, []))
   const now = yield* Clock.monotonicTimeNanos
   return OpenWriters.list(self.latest.settled, now)
 })

@@ -31,17 +31,17 @@ const insert = (aggregateId: string, version: number) =>
 /**
  * Waits for a settled position beyond this one. Returns once the reader has polled and only a notification can wake it.
  */
-const waitBeyond = Effect.fnUntraced(function*(position: bigint) {
+const waitBeyond = Effect.fnUntraced(function*(position: bigint, listens = true) {
   const store = yield* EventStore
   const sql = yield* PgClient.PgClient
   const [since] = yield* sql<{ now: string }>`SELECT clock_timestamp()::text AS now`
   const waiting = yield* Effect.forkChild(store.settledBeyond(position, Duration.hours(1)), { startImmediately: true })
   const idle = sql`
-    SELECT FROM pg_stat_activity AS r, pg_stat_activity AS l
-    WHERE r.datname = current_database() AND r.application_name = 'pupsourcing-orchestrator reader' AND r.state = 'idle'
-      AND r.state_change > ${since!.now}::timestamptz
-      AND l.datname = r.datname AND l.application_name = 'pupsourcing-orchestrator listener' AND l.state = 'idle'`
-  yield* TimeLimits.waitUntil("the reader and the listener are idle", idle, (rows) => rows.length > 0)
+    SELECT FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle'
+      AND (application_name = 'pupsourcing-orchestrator reader' AND state_change > ${since!.now}::timestamptz
+          AND query LIKE '%AS ends%'
+        OR application_name = 'pupsourcing-orchestrator listener')`
+  yield* TimeLimits.waitUntil("the sessions are idle", idle, (rows) => rows.length === (listens ? 2 : 1))
   return waiting
 })
 
@@ -227,6 +227,24 @@ describe("EventStore beside plain SQL", () => {
     }
   })
 
+  test("an append wakes the readers of its range in other processes", function*({ store }) {
+    const { positions } = yield* store.append([event("a")])
+    const upTo = yield* store.settledBeyond(0n, Duration.millis(50))
+    const hash = (yield* store.read({ after: 0n, upTo, hashes: true })).hashes![0]!
+    yield* Effect.gen(function*() {
+      const second = yield* EventStore
+      for (let turn = 0n; turn < 3n; turn++) {
+        const after = positions[0]! + turn
+        const waiting = yield* Effect.forkChild(
+          second.settledBeyond(after, Duration.minutes(5), { start: hash, end: hash + 1 }),
+          { startImmediately: true }
+        )
+        yield* store.append([event("a")])
+        assert.strictEqual(yield* Fiber.join(waiting), after + 1n)
+      }
+    }).pipe(Effect.provide(EventStores.stores()))
+  })
+
   test("an append wakes other processes; without LISTEN they poll", function*({ store }) {
     yield* Effect.gen(function*() {
       const second = yield* EventStore
@@ -243,6 +261,15 @@ describe("EventStore beside plain SQL", () => {
       })
       yield* store.append([event("a")])
       assert.strictEqual(yield* Fiber.join(waiting), 2n)
+    }).pipe(Effect.provide(EventStores.stores({ listen: false })))
+  })
+
+  test("an append wakes the readers of its own process without LISTEN", function*() {
+    yield* Effect.gen(function*() {
+      const store = yield* EventStore
+      const waiting = yield* waitBeyond(0n, false)
+      yield* store.append([event("a")])
+      assert.strictEqual(yield* Fiber.join(waiting), 1n)
     }).pipe(Effect.provide(EventStores.stores({ listen: false })))
   })
 
