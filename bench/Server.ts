@@ -30,22 +30,26 @@ export const acquire = Effect.gen(function*() {
 
 const client = (url: Redacted.Redacted) => PgClient.layer({ url, applicationName: "bench setup", maxConnections: 2 })
 
-/** Runs the benchmark in a database of its own, which is dropped afterwards. */
-export const runIn = (server: Server, benchmark: Benchmark, rounds: number) => {
-  const name = `bench_${benchmark.name.replaceAll("-", "_")}_${process.pid}`
-  const url = Redacted.make(withDatabase(Redacted.value(server.url), name))
+/** Runs a benchmark, or a part of one, in a database of its own, which is dropped afterwards. */
+export const runIn = <A, E>(
+  server: Server,
+  { name, run }: { readonly name: string; readonly run: Effect.Effect<A, E, Effect.Services<Benchmark["run"]>> },
+  rounds: number
+) => {
+  const database = `bench_${name.replaceAll("-", "_")}_${process.pid}`
+  const url = Redacted.make(withDatabase(Redacted.value(server.url), database))
   const admin = Effect.provide(Layer.fresh(client(server.url)))
   return Effect.acquireUseRelease(
-    admin(Effect.flatMap(SqlClient.SqlClient, (sql) => sql`CREATE DATABASE ${sql(name)}`)),
+    admin(Effect.flatMap(SqlClient.SqlClient, (sql) => sql`CREATE DATABASE ${sql(database)}`)),
     () =>
       Migrations.up.pipe(
-        Effect.andThen(Effect.scoped(benchmark.run)),
+        Effect.andThen(Effect.scoped(run)),
         Effect.provide(Layer.fresh(client(url))),
         Effect.provideService(Target, { url, rounds, embedded: server.embedded })
       ),
     // The result is valid even if the database remains.
     () =>
-      admin(Effect.flatMap(SqlClient.SqlClient, (sql) => sql`DROP DATABASE ${sql(name)} WITH (FORCE)`)).pipe(
+      admin(Effect.flatMap(SqlClient.SqlClient, (sql) => sql`DROP DATABASE ${sql(database)} WITH (FORCE)`)).pipe(
         Effect.timeout("30 seconds"),
         Effect.ignore
       )

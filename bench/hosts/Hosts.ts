@@ -104,6 +104,17 @@ const spawn = Effect.fnUntraced(function*(
     ),
     (child) => Effect.sync(() => child.kill("SIGKILL"))
   )
+  const answer = <A>(waiting: Array<Deferred.Deferred<A>>, value: A) => {
+    const first = waiting.shift()
+    if (first !== undefined) Deferred.doneUnsafe(first, Effect.succeed(value))
+  }
+  // What it was asked may never be answered.
+  const fail = (problem: string) => {
+    hosts.problems.push(problem)
+    const failure = Effect.die(new Error(problem))
+    for (const answer of appended.splice(0)) Deferred.doneUnsafe(answer, failure)
+    for (const answer of usages.splice(0)) Deferred.doneUnsafe(answer, failure)
+  }
   let isExpectedToEnd = false
   child.on("message", (message) => {
     const report = message as Report
@@ -115,15 +126,15 @@ const spawn = Effect.fnUntraced(function*(
       case "stopped":
         return hosts.stopped.add(report.worker)
       case "appended":
-        return Deferred.doneUnsafe(appended.shift()!, Effect.succeed(report.appended))
+        return answer(appended, report.appended)
       case "usage":
-        return Deferred.doneUnsafe(usages.shift()!, Effect.succeed(report.usage))
+        return answer(usages, report.usage)
       case "failed":
-        return hosts.problems.push(report.problem)
+        return fail(report.problem)
     }
   })
   child.once("exit", (code, signal) => {
-    if (!isExpectedToEnd) hosts.problems.push(`Host ${number} ended with ${signal ?? code}.`)
+    if (!isExpectedToEnd) fail(`Host ${number} ended with ${signal ?? code}.`)
     Deferred.doneUnsafe(reports.ended, Effect.void)
   })
   const send = (command: Command) => {
