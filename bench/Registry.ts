@@ -1,6 +1,7 @@
 /** Every benchmark, in the order in which they run. */
 import type { Benchmark } from "./Benchmark.ts"
 import { catchUp } from "./benchmarks/CatchUp.ts"
+import { chaos } from "./benchmarks/Chaos.ts"
 import { coordination } from "./benchmarks/Coordination.ts"
 import { cost } from "./benchmarks/Cost.ts"
 import { costs } from "./benchmarks/Costs.ts"
@@ -37,6 +38,7 @@ export const benchmarks: ReadonlyArray<Benchmark> = [
   idle,
   coordination,
   memory,
+  chaos,
   keys,
   rareType,
   guard
