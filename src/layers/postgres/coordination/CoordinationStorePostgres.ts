@@ -45,11 +45,16 @@ const preview = (self: Self, request: Plan.Request) =>
  * Reads the view, together with the other workers of this process that want the same one: a new generation wakes all of
  * them at once. Only a read that has not begun is shared, so that no view is older than the request for it.
  */
-const readShared = Effect.fnUntraced(function*(self: Self, request: Plan.Request) {
+const readShared = (self: Self, request: Plan.Request): Effect.Effect<Plan.View, StoreError> =>
+  // Uninterruptible, because a read that is recorded as waiting must also be started.
+  Effect.flatMap(Effect.uninterruptible(joinRead(self, request)), Deferred.await)
+
+/** Returns the result of the read that waits, which is started if there is none. */
+const joinRead = Effect.fnUntraced(function*(self: Self, request: Plan.Request) {
   const { coordination, waiting } = self
   const key = JSON.stringify([request.registration.replicaSet, request.projections.map(({ name }) => name)])
   const shared = waiting.get(key)
-  if (shared !== undefined) return yield* Deferred.await(shared)
+  if (shared !== undefined) return shared
   const result = Deferred.makeUnsafe<Plan.View, StoreError>()
   const begin = () => {
     if (waiting.get(key) === result) waiting.delete(key)
@@ -63,7 +68,7 @@ const readShared = Effect.fnUntraced(function*(self: Self, request: Plan.Request
     ),
     (exit) => Effect.andThen(Effect.sync(begin), Deferred.done(result, exit))
   )
-  return yield* Deferred.await(result)
+  return result
 })
 
 const apply = Effect.fnUntraced(function*(self: Self, request: Plan.Request, previewed: Plan.Plan | undefined) {

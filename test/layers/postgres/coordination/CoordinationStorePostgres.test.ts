@@ -4,6 +4,7 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
+import * as Scheduler from "effect/Scheduler"
 import * as SqlClient from "effect/sql/SqlClient"
 import * as HashRange from "../../../../src/schema/HashRange.ts"
 import { CheckpointStore } from "../../../../src/services/CheckpointStore.ts"
@@ -221,6 +222,18 @@ it.layer(CoordinationStores.layerWith(), { excludeTestServices: true })(
           yield* sql`SELECT worker_id FROM ${sql(`orchestrator_${table}`)} WHERE replica_set = 'pruned' ORDER BY 1`,
           [{ worker_id: "worker" }, { worker_id: "younger" }]
         )
+      }
+    })
+
+    test("a preview that is interrupted at any step does not keep later ones waiting", function*() {
+      const worker = yield* join("interrupted preview", "worker", ["interrupted preview"])
+      for (let steps = 3; steps < 80; steps++) {
+        // The fiber pauses after so many steps, and is interrupted there.
+        const fiber = yield* Effect.forkDetach(preview(worker), { startImmediately: true }).pipe(
+          Effect.provideService(Scheduler.MaxOpsBeforeYield, steps)
+        )
+        yield* Fiber.interrupt(fiber)
+        yield* preview(worker).pipe(Effect.timeout(TimeLimits.scaledMillis(5000)))
       }
     })
 
