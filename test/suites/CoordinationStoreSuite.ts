@@ -8,6 +8,7 @@ import * as HashRange from "../../src/schema/HashRange.ts"
 import * as Plan from "../../src/schema/Plan.ts"
 import { CheckpointStore } from "../../src/services/CheckpointStore.ts"
 import { Membership } from "../../src/services/Membership.ts"
+import { ParkedEvents } from "../../src/services/ParkedEvents.ts"
 import type { Stores } from "../../src/services/Stores.ts"
 import { scaledMillis } from "../../src/testing/TimeLimits.ts"
 import { carried, converge, decide, join, type Member, preview, rowsOf } from "./Members.ts"
@@ -165,6 +166,24 @@ export const suite = (
         assert.deepStrictEqual(ranges(yield* assertShared(projection, [first, third])), [half(0), half(1)])
         const late = yield* Effect.flip(store.advance(whole!, { from: 7n, to: 8n }))
         assert.strictEqual(late._tag, "Fenced")
+      }))
+
+    it.effect("a previewed plan keeps the request of an operator that came after the preview", () =>
+      Effect.gen(function*() {
+        const store = yield* CheckpointStore
+        const [replicaSet, projection] = [yield* unique("replica-set"), yield* unique("projection")]
+        const first = yield* join(replicaSet, "a", [projection])
+        const { ownedRows: [whole] } = yield* decide(first)
+        const eventId = "broken event"
+        yield* store.halt(whole!, { at: 0n, error: "broken", position: 1n, eventId, key: undefined })
+        const second = yield* join(replicaSet, "b", [projection])
+        yield* decide(second)
+        const plan = yield* preview(first)
+        assert.lengthOf(plan.handOver, 1)
+        assert.isTrue(yield* (yield* ParkedEvents).requestOnHalt(projection, { request: "skip", eventId }))
+        yield* decide(first, {}, plan)
+        const halts = (yield* assertShared(projection, [first, second])).flatMap(({ halt }) => halt ?? [])
+        assert.deepStrictEqual(halts.map(({ request }) => request), ["skip"])
       }))
 
     it.effect("a leaving worker hands its rows over and is removed from the members", () =>

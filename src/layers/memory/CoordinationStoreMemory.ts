@@ -40,7 +40,8 @@ const writeOwn = Effect.fnUntraced(function*({ world }: Handle, request: Plan.Re
     const ref = world.rows.get(Checkpoint.key(row))
     const now = ref === undefined ? undefined : yield* TxRef.get(ref)
     const isSame = now !== undefined && HashRange.equals(now.range, row.range) && now.position === row.position &&
-      now.replicaSet === row.replicaSet && Checkpoint.isSameFence(now.fence, row.fence)
+      now.replicaSet === row.replicaSet && Checkpoint.isSameFence(now.fence, row.fence) && now.filter === row.filter &&
+      now.halt === row.halt
     if (!isSame) return undefined
   }
   yield* write(world, request, plan)

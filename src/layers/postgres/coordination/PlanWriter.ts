@@ -122,15 +122,20 @@ const createRows = Effect.fnUntraced(function*(
   if (created.length < rows.length) return yield* Effect.fail(new Outdated())
 })
 
-/** SQL: whether a row `c` still has the range, the position and the fence of the record `r`. */
+/**
+ * SQL: whether a row `c` is as the record `r`. An operator may add a request to a halt at any time. The other columns of
+ * a halt are not compared: they may be null in older rows, which a checkpoint does not represent.
+ */
 export const isUnchanged = `c.range_end = r.range_end AND c.position = r.position AND c.replica_set = r.replica_set
+        AND c.filter = r.filter AND (c.halted_since IS NULL) = (r.halted_since IS NULL)
+        AND c.halted_request IS NOT DISTINCT FROM r.halted_request
         AND c.worker_id IS NOT DISTINCT FROM r.worker_id AND c.incarnation IS NOT DISTINCT FROM r.incarnation
         AND c.generation_id IS NOT DISTINCT FROM r.generation_id`
 
 /**
- * Replaces the rows `plan.replaced` by `Plan.written`, if each of them still has its range, position and fence and is
- * not locked; otherwise changes nothing and returns undefined. Returns the keys of the written rows whose ranges have no
- * parked events. A released row has no fence; a part that was cut off is a new row.
+ * Replaces the rows `plan.replaced` by `Plan.written`, if each of them is unchanged and not locked; otherwise changes
+ * nothing and returns undefined. Returns the keys of the written rows whose ranges have no parked events. A released row
+ * has no fence; a part that was cut off is a new row.
  */
 export const replaceRows = Effect.fnUntraced(function*(table: Table, sql: SqlClient.SqlClient, plan: Plan.Plan) {
   const { replaced } = plan
