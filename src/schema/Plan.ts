@@ -116,7 +116,7 @@ export type PlanError = OrderingChanged | ProjectionInOtherReplicaSet | Selectio
 
 /** Returns the changes that the worker makes now, or why it can make none. */
 export const make = (view: View, request: Request): Result.Result<Plan, PlanError> => {
-  const rowsOf = rowsByProjection(view)
+  const rowsOf = byProjection(view.rows)
   const error = findError(view, request, rowsOf)
   if (error !== undefined) return Result.fail(error)
 
@@ -153,14 +153,14 @@ export const make = (view: View, request: Request): Result.Result<Plan, PlanErro
 }
 
 /** Divides the rows once, because a worker can have thousands of projections. */
-const rowsByProjection = ({ rows }: View): RowsOf => {
-  const byProjection = new Map<string, Array<Checkpoint.Checkpoint>>()
+const byProjection = (rows: ReadonlyArray<Checkpoint.Checkpoint>): RowsOf => {
+  const divided = new Map<string, Array<Checkpoint.Checkpoint>>()
   for (const row of rows) {
-    const others = byProjection.get(row.projection)
-    if (others === undefined) byProjection.set(row.projection, [row])
+    const others = divided.get(row.projection)
+    if (others === undefined) divided.set(row.projection, [row])
     else others.push(row)
   }
-  return (projection) => byProjection.get(projection) ?? []
+  return (projection) => divided.get(projection) ?? []
 }
 
 /** The rows of a projection, regardless of their owner. */
@@ -202,12 +202,12 @@ export const concerned = (plan: Plan, { leaving }: Request): "all" | ReadonlySet
     : new Set(plan.handOver.map(({ fence }) => fence.incarnation))
 
 /** Whether progress continues under another filter, so that workers with the old one must give up the projection. */
-const changesFilter = (plan: Plan): boolean =>
-  written(plan).some((row) =>
-    plan.replaced.some((old) =>
-      old.projection === row.projection && old.filter !== row.filter && HashRange.overlaps(old.range, row.range)
-    )
+const changesFilter = (plan: Plan): boolean => {
+  const replacedOf = byProjection(plan.replaced)
+  return written(plan).some((row) =>
+    replacedOf(row.projection).some((old) => old.filter !== row.filter && HashRange.overlaps(old.range, row.range))
   )
+}
 
 /**
  * The rows that a plan may change, sorted by key: the free and orphaned ones, and the worker's own that are not active.
