@@ -104,9 +104,9 @@ export interface Plan extends RangePlan.Changes {
    */
   readonly recheckAfterMillis: number | undefined
   /**
-   * Keys (`Checkpoint.key`) of owned rows whose ranges have no parked events, so that their runners need not read any.
-   * They are read when the row has the worker's fence already, or as it is written: earlier owners can then commit
-   * nothing more.
+   * Keys (`Checkpoint.key`) of written rows, and of rows that were handed to this worker since its previous plan, whose
+   * ranges have no parked events, so that their runners need not read any. They are read when the row has the worker's
+   * fence already, or as it is written: earlier owners can then commit nothing more.
    */
   readonly withoutParked: ReadonlySet<string>
 }
@@ -148,7 +148,7 @@ export const make = (view: View, request: Request): Result.Result<Plan, PlanErro
     ],
     isComplete: generation !== undefined && !request.leaving && ranges.every((one) => one.isComplete),
     recheckAfterMillis: recheckAfter(view, request, isWaitingForLock),
-    withoutParked: unchangedWithoutParked(view, ranges)
+    withoutParked: handedOverWithoutParked(view, request, ranges)
   })
 }
 
@@ -166,14 +166,18 @@ const byProjection = (rows: ReadonlyArray<Checkpoint.Checkpoint>): RowsOf => {
 /** The rows of a projection, regardless of their owner. */
 type RowsOf = (projection: string) => ReadonlyArray<Checkpoint.Checkpoint>
 
-/** A row that is written may get a larger range. */
-const unchangedWithoutParked = (
+/**
+ * Only rows that were handed to the worker since its previous plan: a server that loses the last change of the parked
+ * events has then lost the fence as well. A row whose fence is older is read again by its runner. A row that is written
+ * may get a larger range.
+ */
+const handedOverWithoutParked = (
   { withoutParked }: View,
+  { ownedKeys = new Set() }: Request,
   changes: ReadonlyArray<RangePlan.Changes>
 ): ReadonlySet<string> => {
-  const keys = new Set(withoutParked)
-  for (const row of changes.flatMap(written)) keys.delete(Checkpoint.key(row))
-  return keys
+  const others = new Set([...ownedKeys, ...changes.flatMap(written).map(Checkpoint.key)])
+  return new Set([...withoutParked].filter((key) => !others.has(key)))
 }
 
 /** Whether the plan changes nothing. The stop of a leaving worker is not part of the plan and does not count. */
