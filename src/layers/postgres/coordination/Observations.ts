@@ -70,25 +70,24 @@ export const reading = (
   { own, presentKeys }: Presence["Service"],
   condition: Statement.Fragment
 ): Statement.Fragment => {
-  const keys = sql.literal(presentKeys)
   const ownKey = own()
-  return sql`json_build_object(
-    'own_present', ${
-    ownKey === undefined ? sql`false` : sql`EXISTS (SELECT FROM (${keys}) AS k WHERE k.key = ${ownKey})`
-  },
+  // Reading the locks costs more than the rest, so they are read once.
+  return sql`(SELECT json_build_object(
+    'own_present', ${ownKey === undefined ? sql`false` : sql`coalesce(${ownKey} = ANY (locks.keys), false)`},
     'workers', (
       SELECT coalesce(json_agg(json_build_object(
         'replica_set', w.replica_set, 'worker_id', w.worker_id, 'incarnation', w.incarnation::text,
         'started_at', floor(extract(epoch FROM w.started_at) * 1000), 'projections', w.projections,
         'silent', extract(epoch FROM clock_timestamp() - coalesce(h.heartbeat_at, w.started_at)) * 1000,
         'beat', extract(epoch FROM coalesce(h.heartbeat_at, w.started_at))::text,
-        'presence_key', w.presence_key, 'host', w.host, 'pid', w.pid, 'present', p.key IS NOT NULL)
+        'presence_key', w.presence_key, 'host', w.host, 'pid', w.pid,
+        'present', coalesce(w.presence_key::int8 = ANY (locks.keys), false))
         ORDER BY w.incarnation), '[]')
       FROM ${table("workers")} w
       LEFT JOIN ${table("heartbeats")} h
         ON h.replica_set = w.replica_set AND h.worker_id = w.worker_id AND h.incarnation = w.incarnation
-      LEFT JOIN (${keys}) AS p ON p.key = w.presence_key
-      WHERE ${condition}))`
+      WHERE ${condition}))
+    FROM (SELECT array_agg(k.key) AS keys FROM (${sql.literal(presentKeys)}) AS k) AS locks)`
 }
 
 interface Circumstances {
