@@ -87,35 +87,59 @@ export const parts = (
   { concurrency = 1, name, ordering }: Division,
   worker: Pick<Member, "incarnation" | "workerId">
 ): ReadonlyArray<HashRange.HashRange> => {
-  const index = generation.members.findIndex((member) => isSameWorker(member, worker))
-  return index < 0 ? [] : divide(generation, { concurrency, name, ordering })[index]!
+  const carriers = carriersOf(generation, name)
+  const index = carriers.findIndex((member) => isSameWorker(member, worker))
+  return index < 0 ? [] : partsAt(carriers, index, { concurrency, name, ordering })
 }
 
 /**
- * The parts of every member, in the order of the members: see `parts`.
+ * The members that carry a projection, with their parts: see `parts`.
  *
  * @category utils
  * @since 0.1.0
  */
 export const divide = (
-  { members }: Generation,
+  generation: Generation,
+  division: Division
+): ReadonlyArray<{ readonly member: Member; readonly parts: ReadonlyArray<HashRange.HashRange> }> => {
+  const carriers = carriersOf(generation, division.name)
+  return carriers.map((member, index) => ({ member, parts: partsAt(carriers, index, division) }))
+}
+
+const partsAt = (
+  carriers: ReadonlyArray<Member>,
+  index: number,
   { concurrency = 1, name, ordering }: Division
-): ReadonlyArray<ReadonlyArray<HashRange.HashRange>> => {
-  const isCarrier = members.map(({ projections }) => projections.includes(name))
-  const carriers = members.filter((_, index) => isCarrier[index])
+): ReadonlyArray<HashRange.HashRange> => {
   if (ordering === "global") {
     const owner = Ordering.owner(name, carriers.map(({ workerId }) => workerId))
-    return members.map(({ workerId }, index) => isCarrier[index] && workerId === owner ? [HashRange.whole] : [])
+    return owner === carriers[index]!.workerId ? [HashRange.whole] : []
   }
-  let share = 0
-  return members.map((_, index) => {
-    if (!isCarrier[index]) return []
-    const first = concurrency * share++
-    return Array.from(
-      { length: concurrency },
-      (_, part) => HashRange.partition(first + part, carriers.length * concurrency)
-    )
-  })
+  return Array.from(
+    { length: concurrency },
+    (_, part) => HashRange.partition(index * concurrency + part, carriers.length * concurrency)
+  )
+}
+
+/** By projection. A plan asks for each of a worker's projections, and there can be thousands. */
+const carriers = new WeakMap<Generation, ReadonlyMap<string, ReadonlyArray<Member>>>()
+
+const carriersOf = (generation: Generation, projection: string): ReadonlyArray<Member> => {
+  const known = carriers.get(generation) ?? byProjection(generation)
+  carriers.set(generation, known)
+  return known.get(projection) ?? []
+}
+
+const byProjection = ({ members }: Generation): ReadonlyMap<string, ReadonlyArray<Member>> => {
+  const found = new Map<string, Array<Member>>()
+  for (const member of members) {
+    for (const name of new Set(member.projections)) {
+      const others = found.get(name)
+      if (others === undefined) found.set(name, [member])
+      else others.push(member)
+    }
+  }
+  return found
 }
 
 const sameMember = (a: Member, b: Member): boolean =>

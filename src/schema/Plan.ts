@@ -392,10 +392,9 @@ const assignmentsOfOthers = (
     view.workers.filter((worker) => !isSelf(worker, request) && isAlive(worker, view, request))
       .map(({ incarnation }) => incarnation)
   )
-  return Generation.divide(generation, projection).flatMap((parts, key) => {
-    const member = generation.members[key]!
-    return living.has(member.incarnation) ? RangePlan.assign(parts, fenceOf(member, generation)) ?? [] : []
-  })
+  return Generation.divide(generation, projection).flatMap(({ member, parts }) =>
+    living.has(member.incarnation) ? RangePlan.assign(parts, fenceOf(member, generation)) ?? [] : []
+  )
 }
 
 /** What the plan for the ranges of one projection is computed from. */

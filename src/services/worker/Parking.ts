@@ -2,9 +2,9 @@
  * The parked keys of a range, as its runner has read them. Events of these keys are not handled but queue behind the
  * parked ones. The counts change only after the commit of the batch that has changed the table.
  *
- * Most ranges have no parked events. The claim reports this, so that their runners need no statement to find out. The
- * report is valid in every server epoch until this runner changes the table: a server that has not lost the claim has
- * not lost any earlier commit. Keys that were read are valid only in the server epoch of the read, because a later epoch
+ * Most ranges have no parked events. The claim or the hand-over reports this, so that their runners need no statement to
+ * find out. The report is valid in every server epoch until this runner changes the table: a server that has not lost the
+ * new fence has not lost any earlier commit. Keys that were read are valid only in the server epoch of the read, because a later epoch
  * may lack the latest changes of this worker; they are read again for a page of another epoch.
  */
 import * as Cause from "effect/Cause"
@@ -33,7 +33,7 @@ export interface Parking {
   counts: Map<number, number> | undefined
   /** The hashes of the keys of the events that the current batch has parked; counted after its commit. */
   inserted: ReadonlyArray<number>
-  /** Whether `counts` comes from the claim of the range, not from a read. */
+  /** Whether `counts` comes from the claim or the hand-over of the range, not from a read. */
   isFromClaim: boolean
   /** The server epoch of the last read before `counts` was read; undefined if the runner had not read anything. */
   epoch: ServerEpoch | undefined

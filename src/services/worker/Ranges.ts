@@ -1,6 +1,6 @@
 /**
  * The ranges that this worker is working on. Opening a range starts its runner. Closing it drains the runner, and
- * interrupts the runner if that takes too long; the next plan then releases the range.
+ * interrupts the runner if that takes too long; the next plan then gives the range away.
  */
 import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"

@@ -148,7 +148,7 @@ export const runRegistrations = Effect.fnUntraced(
  * 2. after an eviction, all ranges, which are interrupted;
  * 3. the inner scope: the subscription to wake-ups;
  * 4. the registration's scope: the ranges, which drain, then the sampler and the heartbeat, which run while they drain,
- *    then the registration (`leave`), which releases the rows, and last what `Membership.join` has added, such as the
+ *    then the registration (`leave`), which hands the rows over, and last what `Membership.join` has added, such as the
  *    watch on the neighbour.
  */
 const runRegistration = Effect.fnUntraced(function*(

@@ -31,21 +31,26 @@ export class CoordinationSession extends Context.Service<CoordinationSession, {
   readonly use: Session<Observations.Observations>["use"]
 
   /**
-   * Runs `f` in one short `READ COMMITTED` transaction that holds the replica set's decision lock. Lock timeouts and
-   * other conflicts are retried.
+   * Runs `f` in one short `READ COMMITTED` transaction that holds the replica set's decision lock, and `afterCommit` on
+   * the same session, even if the caller is interrupted meanwhile. Lock timeouts and other conflicts are retried.
    */
   readonly exclusively: <A, E, R>(
     operation: string,
     replicaSet: string,
-    f: (opened: OpenedSession) => Effect.Effect<A, E | SqlError.SqlError, R>
+    f: (opened: OpenedSession) => Effect.Effect<A, E | SqlError.SqlError, R>,
+    afterCommit?: (opened: OpenedSession, value: A) => Effect.Effect<void>
   ) => Effect.Effect<A, Exclude<E, SqlError.SqlError> | StoreError, R>
 
   /**
    * Wakes all workers of the replica set, this process's own included, or those with the given incarnations. Returns
-   * when the notification was sent or could not be sent; never fails. Use it after a commit, never inside a transaction
-   * that must succeed.
+   * when the notification was sent or could not be sent; never fails. Call it in the `use` that has committed the
+   * change, which continues if its caller is interrupted, but not inside the transaction.
    */
-  readonly wake: (replicaSet: string, workers: "all" | ReadonlySet<bigint>) => Effect.Effect<void>
+  readonly wake: (
+    opened: OpenedSession,
+    replicaSet: string,
+    workers: "all" | ReadonlySet<bigint>
+  ) => Effect.Effect<void>
 
   /** SQL: an `Observations.Reading` of the workers `w` that meet the condition, as JSON. */
   readonly reading: (condition: Statement.Fragment) => Statement.Fragment
@@ -103,15 +108,12 @@ export const make: Effect.Effect<
   const send = Notifications.makeSender()
   return CoordinationSession.of({
     use,
-    exclusively: (operation, replicaSet, f) => exclusively(database, use, operation, replicaSet, f),
-    wake: (replicaSet, workers) =>
-      workers !== "all" && workers.size === 0 ? Effect.void : use(
-        "wake the other workers",
-        ({ sql }) =>
-          send(
-            (text, params) => sql.unsafe(text, params),
-            wakeUps(replicaSet, workers).map((payload) => [database.channels.control, payload])
-          )
+    exclusively: (operation, replicaSet, f, afterCommit = () => Effect.void) =>
+      exclusively(database, use, operation, replicaSet, f, afterCommit),
+    wake: ({ sql }, replicaSet, workers) =>
+      workers !== "all" && workers.size === 0 ? Effect.void : send(
+        (text, params) => sql.unsafe(text, params),
+        wakeUps(replicaSet, workers).map((payload) => [database.channels.control, payload])
         // The change is committed already. A worker that is not woken finds it at its next poll.
       ).pipe(Effect.ignoreCause),
     reading: (condition) => Observations.reading(database.sql, database, presence, condition),
@@ -140,7 +142,8 @@ const exclusively = <A, E, R>(
   use: CoordinationSession["Service"]["use"],
   operation: string,
   replicaSet: string,
-  f: (opened: OpenedSession) => Effect.Effect<A, E | SqlError.SqlError, R>
+  f: (opened: OpenedSession) => Effect.Effect<A, E | SqlError.SqlError, R>,
+  afterCommit: (opened: OpenedSession, value: A) => Effect.Effect<void>
 ): Effect.Effect<A, Exclude<E, SqlError.SqlError> | StoreError, R> =>
   use(operation, (opened) =>
     Effect.andThen(
@@ -150,6 +153,7 @@ const exclusively = <A, E, R>(
       opened.sql.withTransaction,
       // Each statement must read what was committed during the wait for the lock.
       Effect.provideService(SqlClient.BeginTransaction, "BEGIN ISOLATION LEVEL READ COMMITTED"),
+      Effect.tap((value) => afterCommit(opened, value)),
       Effect.catchIf(
         (error): error is SqlError.SqlError => SqlError.isSqlError(error) && isConflict(error),
         (conflict) =>

@@ -73,26 +73,38 @@ const joinRead = Effect.fnUntraced(function*(self: Self, request: Plan.Request) 
 
 const apply = Effect.fnUntraced(function*(self: Self, request: Plan.Request, previewed: Plan.Plan | undefined) {
   const isOwn = previewed !== undefined && Plan.changesOwnRowsOnly(previewed, request)
-  const written = isOwn ? yield* writeOwn(self, previewed) : undefined
-  const { isChanged, plan } = written ?? (yield* applyExclusively(self, request))
-  // Sent after the commit and awaited, because the process of a leaving worker may end right afterwards.
-  if (isChanged) yield* self.coordination.wake(request.registration.replicaSet, Plan.concerned(plan, request))
-  return plan
+  const written = isOwn ? yield* writeOwn(self, request, previewed) : undefined
+  return written ?? (yield* applyExclusively(self, request))
 })
 
 /**
  * Writes a plan that changes only rows of this worker, in one statement and without the decision lock, so that the
  * hand-overs of several workers do not wait for each other. Returns undefined if it changed nothing.
  */
-const writeOwn = ({ coordination, database: { table } }: Self, plan: Plan.Plan) =>
-  Effect.map(
-    coordination.use("hand over ranges", ({ sql }) => PlanWriter.replaceRows(table, sql, plan)),
-    (written) => written === undefined ? undefined : { plan: withParked(plan, written), isChanged: true }
+const writeOwn = (self: Self, request: Plan.Request, plan: Plan.Plan) =>
+  self.coordination.use(
+    "hand over ranges",
+    Effect.fnUntraced(function*(opened) {
+      const written = yield* PlanWriter.replaceRows(self.database.table, opened.sql, plan)
+      if (written === undefined) return undefined
+      yield* wake(self, opened, request, plan)
+      return withParked(plan, written)
+    })
   )
+
+/** Awaited, because the process of a leaving worker may end right afterwards. */
+const wake = ({ coordination }: Self, opened: OpenedSession, request: Plan.Request, plan: Plan.Plan) =>
+  coordination.wake(opened, request.registration.replicaSet, Plan.concerned(plan, request))
 
 const applyExclusively = (self: Self, request: Plan.Request) => {
   const { replicaSet } = request.registration
-  return self.coordination.exclusively("apply a plan", replicaSet, (opened) => decide(self, opened, request)).pipe(
+  return self.coordination.exclusively(
+    "apply a plan",
+    replicaSet,
+    (opened) => decide(self, opened, request),
+    (opened, { isChanged, plan }) => isChanged ? wake(self, opened, request, plan) : Effect.void
+  ).pipe(
+    Effect.map(({ plan }) => plan),
     Effect.retry({
       while: (error) => error._tag === "Outdated",
       times: outdatedAttempts - 1,
