@@ -11,6 +11,7 @@ import { handOver } from "./benchmarks/HandOver.ts"
 import { idle } from "./benchmarks/Idle.ts"
 import { keys } from "./benchmarks/Keys.ts"
 import { latency } from "./benchmarks/Latency.ts"
+import { manyProjections } from "./benchmarks/ManyProjections.ts"
 import { memory } from "./benchmarks/Memory.ts"
 import { projections } from "./benchmarks/Projections.ts"
 import { rareType } from "./benchmarks/RareType.ts"
@@ -41,5 +42,6 @@ export const benchmarks: ReadonlyArray<Benchmark> = [
   chaos,
   keys,
   rareType,
+  manyProjections,
   guard
 ]

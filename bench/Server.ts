@@ -28,33 +28,39 @@ export const acquire = Effect.gen(function*() {
   return server
 })
 
-const client = (url: Redacted.Redacted) => PgClient.layer({ url, applicationName: "bench setup", maxConnections: 2 })
+export const client = (url: Redacted.Redacted) =>
+  PgClient.layer({ url, applicationName: "bench setup", maxConnections: 2 })
 
-/** Runs a benchmark, or a part of one, in a database of its own, which is dropped afterwards. */
-export const runIn = <A, E>(
-  server: Server,
-  { name, run }: { readonly name: string; readonly run: Effect.Effect<A, E, Effect.Services<Benchmark["run"]>> },
-  rounds: number
-) => {
-  const database = `bench_${name.replaceAll("-", "_")}_${process.pid}`
-  const url = Redacted.make(withDatabase(Redacted.value(server.url), database))
-  const admin = Effect.provide(Layer.fresh(client(server.url)))
-  return Effect.acquireUseRelease(
-    admin(Effect.flatMap(SqlClient.SqlClient, (sql) => sql`CREATE DATABASE ${sql(database)}`)),
-    () =>
-      Migrations.up.pipe(
-        Effect.andThen(Effect.scoped(run)),
-        Effect.provide(Layer.fresh(client(url))),
-        Effect.provideService(Target, { url, rounds, embedded: server.embedded })
-      ),
+/** Creates a database, which is migrated and empty. It is dropped with the scope. */
+export const database = Effect.fnUntraced(function*(server: Redacted.Redacted, name: string) {
+  const url = Redacted.make(withDatabase(Redacted.value(server), name))
+  const admin = Effect.provide(Layer.fresh(client(server)))
+  yield* Effect.acquireRelease(
+    admin(Effect.flatMap(SqlClient.SqlClient, (sql) => sql`CREATE DATABASE ${sql(name)}`)),
     // The result is valid even if the database remains.
     () =>
-      admin(Effect.flatMap(SqlClient.SqlClient, (sql) => sql`DROP DATABASE ${sql(database)} WITH (FORCE)`)).pipe(
+      admin(Effect.flatMap(SqlClient.SqlClient, (sql) => sql`DROP DATABASE ${sql(name)} WITH (FORCE)`)).pipe(
         Effect.timeout("30 seconds"),
         Effect.ignore
       )
   )
-}
+  yield* Migrations.up.pipe(Effect.provide(Layer.fresh(client(url))))
+  return url
+})
+
+/** Runs a benchmark, or a part of one, in a database of its own. */
+export const runIn = <A, E>(
+  server: Server,
+  { name, run }: { readonly name: string; readonly run: Effect.Effect<A, E, Effect.Services<Benchmark["run"]>> },
+  rounds: number
+) =>
+  Effect.gen(function*() {
+    const url = yield* database(server.url, `bench_${name.replaceAll("-", "_")}_${process.pid}`)
+    return yield* Effect.scoped(run).pipe(
+      Effect.provide(Layer.fresh(client(url))),
+      Effect.provideService(Target, { url, rounds, embedded: server.embedded })
+    )
+  }).pipe(Effect.scoped)
 
 export const withDatabase = (url: string, database: string): string => {
   const changed = new URL(url)

@@ -7,10 +7,12 @@ export interface Fleet {
   readonly hosts: Hosts.Hosts
   readonly running: ReadonlyArray<Hosts.Host>
   readonly replicaSet: string
-  readonly projections: ReadonlyArray<string>
+  readonly options: Options
   /** The number of workers. */
   size: number
 }
+
+type Options = Pick<Hosts.WorkerOptions, "projections" | "startFrom">
 
 /** How long the workers are left alone between two changes. */
 const pause = "200 millis"
@@ -20,10 +22,10 @@ export const start = Effect.fnUntraced(function*(
   hosts: Hosts.Hosts,
   replicaSet: string,
   processes: number,
-  projections: ReadonlyArray<string> = [replicaSet]
+  options: Options = {}
 ) {
   const running = yield* Effect.forEach(Array.from({ length: processes }), () => hosts.spawn(), { concurrency: 3 })
-  const fleet: Fleet = { hosts, running, replicaSet, projections, size: 0 }
+  const fleet: Fleet = { hosts, running, replicaSet, options, size: 0 }
   return fleet
 })
 
@@ -33,17 +35,17 @@ const hostOf = ({ running }: Fleet, index: number): Hosts.Host => running[index 
 
 /** Starts the workers that are missing, and returns when all have reached their assignment. */
 export const growTo = Effect.fnUntraced(function*(fleet: Fleet, size: number) {
-  const { hosts, projections, replicaSet } = fleet
+  const { hosts, options, replicaSet } = fleet
   const since = now()
   for (; fleet.size < size; fleet.size++) {
-    Hosts.startWorker(hostOf(fleet, fleet.size), { worker: `w${fleet.size}`, replicaSet, projections })
+    Hosts.startWorker(hostOf(fleet, fleet.size), { worker: `w${fleet.size}`, replicaSet, ...options })
   }
   yield* Hosts.reached(hosts, since, names(size))
 })
 
 /** The last of the workers leaves and joins again. Returns how long each took until every worker had reached its assignment. */
 export const joinAndLeave = Effect.fnUntraced(function*(fleet: Fleet, workers: number, rounds: number) {
-  const { hosts, projections, replicaSet } = fleet
+  const { hosts, options, replicaSet } = fleet
   const last = `w${workers - 1}`
   const host = hostOf(fleet, workers - 1)
   const joins: Array<number> = []
@@ -54,7 +56,7 @@ export const joinAndLeave = Effect.fnUntraced(function*(fleet: Fleet, workers: n
     leaves.push((yield* Hosts.reached(hosts, left, names(workers - 1))) - left)
     yield* Effect.sleep(pause)
     const joined = now()
-    Hosts.startWorker(host, { worker: last, replicaSet, projections })
+    Hosts.startWorker(host, { worker: last, replicaSet, ...options })
     joins.push((yield* Hosts.reached(hosts, joined, names(workers))) - joined)
     yield* Effect.sleep(pause)
   }

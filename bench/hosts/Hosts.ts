@@ -176,13 +176,14 @@ const spawn = Effect.fnUntraced(function*(
 export interface WorkerOptions extends Pick<StartWorker, "worker" | "replicaSet"> {
   readonly projections?: ReadonlyArray<string>
   readonly handler?: StartWorker["handler"]
+  readonly startFrom?: StartWorker["startFrom"]
 }
 
 /** Starts a worker. Its only projection is named like the replica set, unless others are given. */
 export const startWorker = (
   host: Host,
-  { handler = "nothing", projections, replicaSet, worker }: WorkerOptions
-): void => host.send({ do: "start", worker, replicaSet, projections: projections ?? [replicaSet], handler })
+  { handler = "nothing", projections, replicaSet, startFrom = "beginning", worker }: WorkerOptions
+): void => host.send({ do: "start", worker, replicaSet, projections: projections ?? [replicaSet], handler, startFrom })
 
 /**
  * Waits until all workers have reached their assignment of a generation that has exactly these many members, and returns when the last one

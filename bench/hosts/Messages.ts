@@ -16,6 +16,7 @@ export interface StartWorker {
   readonly replicaSet: string
   readonly projections: ReadonlyArray<string>
   readonly handler: Handler
+  readonly startFrom: "beginning" | "now"
 }
 
 /** Single appends at a fixed rate, open loop: a writer that is late sends its next event at once. */

@@ -46,9 +46,12 @@ const toEntry = (worker: string, activity: Activity.Activity): Omit<Entry, "host
   }
 }
 
+type Start = Pick<StartWorker, "startFrom">
+
 /** One upsert for each event, into the row of its aggregate. */
-const upsert = (name: string) =>
+const upsert = (name: string, start: Start) =>
   Projection.make(name, {
+    ...start,
     handle: Effect.fnUntraced(function*({ aggregateId, globalPosition }) {
       const sql = yield* SqlClient.SqlClient
       yield* sql`
@@ -57,16 +60,16 @@ const upsert = (name: string) =>
     })
   })
 
-const makers: Record<Handler, (name: string) => Projection.Projection<unknown, SqlClient.SqlClient>> = {
-  nothing: (name) => Projection.make(name, { handle: () => Effect.void }),
+const makers: Record<Handler, (name: string, start: Start) => Projection.Projection<unknown, SqlClient.SqlClient>> = {
+  nothing: (name, start) => Projection.make(name, { ...start, handle: () => Effect.void }),
   upsert
 }
 
-const runWorker = Effect.fnUntraced(function*({ handler, projections, replicaSet, worker }: StartWorker) {
+const runWorker = Effect.fnUntraced(function*({ handler, projections, replicaSet, startFrom, worker }: StartWorker) {
   const orchestrator = yield* Orchestrator.make({
     replicaSet,
     workerId: worker,
-    projections: projections.map((name) => makers[handler](name))
+    projections: projections.map((name) => makers[handler](name, { startFrom }))
   })
   const reporting = yield* orchestrator.activity.pipe(
     Stream.takeUntil(({ _tag }) => _tag === "WorkerStopped"),
