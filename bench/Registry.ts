@@ -21,6 +21,7 @@ import { takeover } from "./benchmarks/Takeover.ts"
 import { upsert } from "./benchmarks/Upsert.ts"
 import { upsertBatch } from "./benchmarks/UpsertBatch.ts"
 import { waiting } from "./benchmarks/Waiting.ts"
+import { wal } from "./benchmarks/Wal.ts"
 
 export const benchmarks: ReadonlyArray<Benchmark> = [
   catchUp,
@@ -43,5 +44,6 @@ export const benchmarks: ReadonlyArray<Benchmark> = [
   keys,
   rareType,
   manyProjections,
+  wal,
   guard
 ]
