@@ -112,6 +112,7 @@ const spawn = Effect.fnUntraced(function*(
   const fail = (problem: string) => {
     hosts.problems.push(problem)
     const failure = Effect.die(new Error(problem))
+    Deferred.doneUnsafe(reports.ready, failure)
     for (const answer of appended.splice(0)) Deferred.doneUnsafe(answer, failure)
     for (const answer of usages.splice(0)) Deferred.doneUnsafe(answer, failure)
   }
