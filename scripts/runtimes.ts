@@ -70,7 +70,8 @@ const worker = (name: string, command: string, ...args: ReadonlyArray<string>): 
 
 /** A bundle for browsers must fail because of Node.js's modules, not for another reason. */
 const refuseBrowser = () => {
-  const args = ["work.ts", "--bundle", "--platform=browser", "--outfile=out/browser.js"]
+  // Without a limit, because esbuild prints its first errors in no fixed order.
+  const args = ["work.ts", "--bundle", "--platform=browser", "--outfile=out/browser.js", "--log-limit=0"]
   const { status, stderr } = spawnSync(bin("esbuild"), args, { cwd: consumer.directory, encoding: "utf8" })
   if (status === 0 || !stderr.includes(`Could not resolve "node:net"`)) {
     throw new Error(`a bundle for browsers did not fail as the page states:\n${stderr}`)
