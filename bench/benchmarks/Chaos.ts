@@ -1,7 +1,7 @@
 /**
  * Five chaos scenarios under a constant load: a time without a fault, the fault, and the time after it.
  *
- * The load is an open loop over all of them: appends that were due while the server was down are sent as soon as it is up again.
+ * The load is an open loop: appends that are due while the server is down are sent when it is up again.
  */
 import { Console, Effect, Fiber, Redacted } from "effect"
 import { SqlClient } from "effect/sql"

@@ -15,7 +15,7 @@ const measure = Effect.gen(function*() {
   yield* Events.fill(events)
   const worker = yield* Contender.start("contenders/worker.ts")
   const driver = yield* Contender.start("contenders/driver.ts")
-  return yield* Rounds.alternate(rounds, [
+  const [workerSamples, driverSamples] = yield* Rounds.alternate(rounds, [
     (round) =>
       worker.call("catchUp", { replicaSet: `worker_${round}`, handler: "upsertBatch" }).pipe(
         Effect.tap(() => Events.checkCounts(`worker_${round}`, events)),
@@ -29,9 +29,10 @@ const measure = Effect.gen(function*() {
       )
     })
   ])
+  return { worker: workerSamples!, driver: driverSamples! }
 })
 
-const evaluate = ([worker, driver]: readonly [Samples, Samples]): Benchmark.Result => {
+const evaluate = ({ worker, driver }: Effect.Success<typeof measure>): Benchmark.Result => {
   const rate = Rounds.throughput
   return {
     text:
@@ -60,12 +61,10 @@ const evaluate = ([worker, driver]: readonly [Samples, Samples]): Benchmark.Resu
   }
 }
 
-type Samples = ReadonlyArray<Rounds.Sample>
-
 export const upsertBatch = Benchmark.make({
   name: "upsert-batch",
   title: "One upsert for each batch",
   summary:
     "How fast `handleBatch` gets through a backlog when it writes all rows of a batch in one statement, beside a bare loop.",
-  run: Effect.map(measure, (samples) => evaluate(samples as unknown as readonly [Samples, Samples]))
+  run: Effect.map(measure, evaluate)
 })
