@@ -121,13 +121,16 @@ const partsAt = (
   )
 }
 
-/** By projection. A plan asks for each of a worker's projections, and there can be thousands. */
-const carriers = new WeakMap<Generation, ReadonlyMap<string, ReadonlyArray<Member>>>()
+/**
+ * The members of each generation by projection, computed once: a plan asks for each projection of the worker, and there
+ * can be thousands.
+ */
+const carriersByProjection = new WeakMap<Generation, ReadonlyMap<string, ReadonlyArray<Member>>>()
 
 const carriersOf = (generation: Generation, projection: string): ReadonlyArray<Member> => {
-  const known = carriers.get(generation) ?? byProjection(generation)
-  carriers.set(generation, known)
-  return known.get(projection) ?? []
+  let carriers = carriersByProjection.get(generation)
+  if (carriers === undefined) carriersByProjection.set(generation, carriers = byProjection(generation))
+  return carriers.get(projection) ?? []
 }
 
 const byProjection = ({ members }: Generation): ReadonlyMap<string, ReadonlyArray<Member>> => {
