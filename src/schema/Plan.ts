@@ -76,7 +76,7 @@ export interface Request {
   readonly activeKeys: ReadonlySet<string>
   /** Keys (`Checkpoint.key`) of the rows that the worker owned after its previous plan. Others were handed to it. */
   readonly ownedKeys?: ReadonlySet<string>
-  /** The worker is leaving: it claims nothing, releases all rows that are not active, and does not count as alive. */
+  /** The worker is leaving: it gets no ranges, gives away all rows that are not active, and does not count as alive. */
   readonly leaving: boolean
   readonly rules: Worker.LivenessRules
 }
@@ -105,8 +105,8 @@ export interface Plan extends RangePlan.Changes {
   readonly recheckAfterMillis: number | undefined
   /**
    * Keys (`Checkpoint.key`) of written rows, and of rows that were handed to this worker since its previous plan, whose
-   * ranges have no parked events, so that their runners need not read any. They are read when the row has the worker's
-   * fence already, or as it is written: earlier owners can then commit nothing more.
+   * ranges have no parked events, so that their runners need not read any. This is read when the row has the worker's
+   * fence, or in the statement that writes it, because an earlier owner cannot commit any more then.
    */
   readonly withoutParked: ReadonlySet<string>
 }

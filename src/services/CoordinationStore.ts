@@ -18,8 +18,8 @@ export interface CoordinationStore {
    * live worker processes to the worker to whose share it belongs. Wakes the workers that are concerned. With `leaving`,
    * it also marks the worker as stopped.
    *
-   * A plan that was previewed for the same request is applied as it is, without excluding other decisions, if it changes
-   * only rows of this worker (`Plan.changesOwnRowsOnly`) and none of them has changed or is locked.
+   * `previewed` is a plan for the same request. If it changes only rows of this worker (`Plan.changesOwnRowsOnly`), and
+   * none of them has changed or is locked, it is applied without a new plan and without excluding other decisions.
    */
   readonly apply: (request: Request, previewed?: Plan) => Effect.Effect<Plan, PlanError | StoreError>
 }

@@ -142,7 +142,7 @@ export const suite = (
         assert.strictEqual(late._tag, "Fenced")
       }))
 
-    it.effect("a previewed plan that changes only the worker's own rows is applied as it is, unless they have changed", () =>
+    it.effect("a previewed plan for the worker's own rows is applied if they are unchanged, and made again if not", () =>
       Effect.gen(function*() {
         const store = yield* CheckpointStore
         const [replicaSet, projection] = [yield* unique("replica-set"), yield* unique("projection")]

@@ -4,8 +4,8 @@
  *
  * Most ranges have no parked events. The claim or the hand-over reports this, so that their runners need no statement to
  * find out. The report is valid in every server epoch until this runner changes the table: a server that has not lost the
- * new fence has not lost any earlier commit. Keys that were read are valid only in the server epoch of the read, because a later epoch
- * may lack the latest changes of this worker; they are read again for a page of another epoch.
+ * new fence has not lost any earlier commit. Keys that were read are valid only in the server epoch of the read, because a
+ * later epoch may lack the latest changes of this worker; they are read again for a page of another epoch.
  */
 import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
