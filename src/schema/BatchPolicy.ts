@@ -162,7 +162,9 @@ export const select = <E extends Pick<Event, "globalPosition">>(
 ): Array.NonEmptyReadonlyArray<E> => {
   const overran = events.findIndex(({ globalPosition }) => hasOverrun(globalPosition))
   const end = overran < 0 ? events.length : Math.max(1, overran)
-  const [first, ...rest] = events.slice(0, Math.min(end, state.limit, largest, beforeSuspects(state, events)))
+  const count = Math.min(end, state.limit, largest, beforeSuspects(state, events))
+  if (count >= events.length) return events
+  const [first, ...rest] = events.slice(0, count)
   return [first ?? events[0], ...rest]
 }
 

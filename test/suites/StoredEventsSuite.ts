@@ -17,6 +17,25 @@ import { append, happened, last, newStream, readAll, readStream, settle } from "
 import type { Time } from "./Suite.ts"
 import { unique } from "./Suite.ts"
 
+const eventFields = [
+  "aggregateId",
+  "aggregateType",
+  "aggregateVersion",
+  "boundedContext",
+  "causationId",
+  "correlationId",
+  "createdAt",
+  "createdAtMicros",
+  "eventId",
+  "eventType",
+  "eventVersion",
+  "globalPosition",
+  "metadata",
+  "metadataText",
+  "payload",
+  "traceId"
+]
+
 export const suite = (name: string, layer: Layer.Layer<EventStore, unknown>, { time }: { readonly time: Time }) =>
   it.layer(layer, { excludeTestServices: time.excludeTestServices })(`EventStore, stored events (${name})`, (it) => {
     it.effect("appended events are read back unchanged", () =>
@@ -44,6 +63,9 @@ export const suite = (name: string, layer: Layer.Layer<EventStore, unknown>, { t
         ])
         const [full, bytes, empty, nothing] = yield* readStream(stream)
         assert.deepStrictEqual(JSON.parse(full!.metadataText!), full!.metadata)
+        // A plain object: spread, compared and serialized like any other.
+        assert.strictEqual(Object.getPrototypeOf(full), Object.prototype)
+        assert.deepStrictEqual(Object.keys(full!).sort(), eventFields)
         assert.deepStrictEqual({
           ...full,
           payload: undefined,

@@ -11,6 +11,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type * as Option from "effect/Option"
 import * as BatchPolicy from "../../schema/BatchPolicy.ts"
+import type * as Checkpoint from "../../schema/Checkpoint.ts"
 import { HandlerOverran } from "../../schema/Errors.ts"
 import type { Event } from "../../schema/Event.ts"
 import * as Abandonable from "../Abandonable.ts"
@@ -97,13 +98,13 @@ const run = Effect.fnUntraced(function*(
   const { batch: { events }, called, progress } = attempt
   const startedAt = clock.monotonicTimeNanosUnsafe()
   job.state.batchSince = startedAt
-  job.state.currentCall = () => Attempt.currentCall(attempt)
+  job.state.attempt = attempt
   const result = yield* Effect.result(spans.span(commit(environment, attempt), {
     events,
     committed: () => Attempt.reachedEvents(attempt),
     describe: describeForSpan
   }))
-  job.state.batchSince = job.state.currentCall = undefined
+  job.state.batchSince = job.state.attempt = undefined
   if (result._tag === "Success") {
     const now = clock.monotonicTimeNanosUnsafe()
     if (attempt.isUnwritten) RangeState.passOver(job.state, Attempt.reached(attempt))
@@ -128,16 +129,25 @@ const commit = (environment: Environment, attempt: Attempt.Attempt) =>
     ? deliver(environment, attempt)
     : commitWith(environment, attempt, handling(environment, attempt))
 
+/** A class, because V8 keeps the events of an object with a getter of its own until the next full garbage collection. */
+class CurrentDelivery {
+  readonly fence: Checkpoint.Fence
+  readonly #attempt: Attempt.Attempt
+  constructor(fence: Checkpoint.Fence, attempt: Attempt.Attempt) {
+    this.fence = fence
+    this.#attempt = attempt
+  }
+  get position(): bigint {
+    const { called, progress } = this.#attempt
+    return called[Math.max(0, progress.begun - 1)]!.globalPosition
+  }
+}
+
 /** Runs the handlers in the context of a batch. */
 const handling = (environment: Environment, attempt: Attempt.Attempt) => {
   const { base, job } = environment
-  const { called, progress } = attempt
-  const delivery = Projection.Delivery.of({
-    fence: job.state.held.fence,
-    get position() {
-      return called[Math.max(0, progress.begun - 1)]!.globalPosition
-    }
-  })
+  const { progress } = attempt
+  const delivery = Projection.Delivery.of(new CurrentDelivery(job.state.held.fence, attempt))
   return Effect.scoped(BatchContext.provide(handleEvents(environment, attempt), job.captured, base)).pipe(
     Effect.provideService(Projection.Delivery, delivery),
     Effect.tapCause((cause) =>

@@ -4,6 +4,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import { Activity } from "../../schema/Activity.ts"
 import type { ActivityStream } from "../telemetry/ActivityStream.ts"
+import * as Attempt from "./Attempt.ts"
 import type { Ranges } from "./Ranges.ts"
 import type { RangeState } from "./RangeState.ts"
 
@@ -21,7 +22,7 @@ export const report = Effect.fnUntraced(function*(
   now: bigint
 ) {
   for (const range of ranges.all.values()) {
-    const call = range.currentCall?.()
+    const call = range.attempt === undefined ? undefined : Attempt.currentCall(range.attempt)
     if (call === undefined) continue
     const last = reported.get(range)
     const due = last?.since === call.since ? last.nextNanos : firstReportNanos

@@ -14,6 +14,7 @@ import type { Settings } from "../../schema/Settings.ts"
 import type { Registration } from "../../schema/Worker.ts"
 import type { ServerEpoch } from "../EventStore.ts"
 import type * as Projection from "../Projection.ts"
+import type { Attempt } from "./Attempt.ts"
 
 export interface Job {
   readonly projection: Projection.Any
@@ -70,8 +71,8 @@ export interface RangeState {
   haltedAt: bigint
   /** When the current batch began, in nanoseconds of the monotonic clock; undefined between batches. */
   batchSince: bigint | undefined
-  /** Returns the call of the handler that has not ended, if any; undefined between batches. */
-  currentCall: (() => Call | undefined) | undefined
+  /** The current batch; undefined between batches. */
+  attempt: Attempt | undefined
   /** Whether the range drains or is being interrupted. */
   closing: boolean
 }
@@ -86,7 +87,7 @@ export const make = (held: Checkpoint.Held, now: bigint): RangeState => ({
   halt: held.halt,
   haltedAt: now,
   batchSince: undefined,
-  currentCall: undefined,
+  attempt: undefined,
   closing: false
 })
 

@@ -110,11 +110,13 @@ const use = <S, A, E, R>(
   )
 }
 
-/** Must run with the permit of `opening`. */
+/** Returns the connection, after opening it if there is none. Must run with the permit of `opening`. */
 const open = <S>(slot: Slot<S>): Effect.Effect<Connection<S>, SqlError.SqlError> =>
+  Effect.suspend(() => slot.current === undefined ? openNew(slot) : Effect.succeed(slot.current))
+
+const openNew = <S>(slot: Slot<S>): Effect.Effect<Connection<S>, SqlError.SqlError> =>
   Effect.uninterruptibleMask((restore) =>
     Effect.gen(function*() {
-      if (slot.current !== undefined) return slot.current
       const scope = yield* Scope.fork(slot.owner)
       const client = yield* PgClient.makeClient(SessionSettings.config(slot.options.config, slot.options.name)).pipe(
         Effect.provideService(Scope.Scope, scope),

@@ -93,11 +93,11 @@ const commit = <E, R>(
       hasAdvanced: false,
       rollBackReason: undefined
     }
-    const steps = Effect.gen(function*() {
-      const transaction = yield* begin(database, batch)
-      const to = yield* handle(database, batch, work)
-      yield* advanceInBatch(database, batch, transaction, to)
-    })
+    const steps = Effect.flatMap(
+      begin(database, batch),
+      (transaction) =>
+        Effect.flatMap(handle(database, batch, work), (to) => advanceInBatch(database, batch, transaction, to))
+    )
     return Effect.catchCause(
       // Its `withTransaction` sends COMMIT after `advanceInBatch`, so the steps contain no COMMIT.
       BatchTransaction.run(database, { idleTimeout, isolation, transaction: () => batch.transaction }, steps),
