@@ -8,7 +8,7 @@ import { atLeast, median, medianRatio, round as rounded, shown } from "../Measur
 import * as Peers from "../Peers.ts"
 import * as Rounds from "../Rounds.ts"
 
-const events = 10_000
+const events = 30_000
 /** So many that no number of workers gets through them while it is measured. */
 const fleetEvents = 150_000
 const counts = [1, 2, 4, 8]
