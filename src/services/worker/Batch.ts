@@ -129,7 +129,7 @@ const commit = (environment: Environment, attempt: Attempt.Attempt) =>
     ? deliver(environment, attempt)
     : commitWith(environment, attempt, handling(environment, attempt))
 
-/** A class, because V8 keeps the events of an object with a getter of its own until the next full garbage collection. */
+/** A class, so that its accessor is not made for each batch: see docs/adr/0023-short-lived-events.md. */
 class CurrentDelivery {
   readonly fence: Checkpoint.Fence
   readonly #attempt: Attempt.Attempt

@@ -71,7 +71,7 @@ export interface RangeState {
   haltedAt: bigint
   /** When the current batch began, in nanoseconds of the monotonic clock; undefined between batches. */
   batchSince: bigint | undefined
-  /** The current batch; undefined between batches. */
+  /** The current batch; undefined between batches. Not a closure over it: see docs/adr/0023-short-lived-events.md. */
   attempt: Attempt | undefined
   /** Whether the range drains or is being interrupted. */
   closing: boolean

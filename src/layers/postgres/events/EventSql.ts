@@ -284,9 +284,8 @@ const microsOf = (sent: Uint8Array): bigint => {
 }
 
 /**
- * Sets the fields of an event. A constructor, because V8 soon allocates object literals that survive a few collections
- * in its old generation, where the strings and bytes of each event would be kept until the next full collection. Not
- * generic, and without a spread, for speed: it runs for every event that is read.
+ * Sets the fields of an event. A constructor, so that events are always young objects: see
+ * docs/adr/0023-short-lived-events.md. Not generic, and without a spread, for speed: it runs for every event that is read.
  */
 function EventOfRow(this: Types.Mutable<Event>, row: WholeRow): void {
   const metadataText = row[13]

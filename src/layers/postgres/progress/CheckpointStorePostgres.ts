@@ -93,6 +93,7 @@ const commit = <E, R>(
       hasAdvanced: false,
       rollBackReason: undefined
     }
+    // No generator function is made for each batch: see docs/adr/0023-short-lived-events.md.
     const steps = Effect.flatMap(
       begin(database, batch),
       (transaction) =>
