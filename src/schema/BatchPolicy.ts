@@ -275,7 +275,10 @@ const isolateOrGiveUp = <F>(
 
 const firstBackoffMillis = 10
 const longestBackoffMillis = 5_000
+/** Shorter while the server is unavailable, so that a range continues soon after the server does. */
+const longestUnavailableMillis = 1_000
 
 /** Returns the wait before an attempt is repeated; `random` is from 0 to 1. */
-export const backoffMillis = (attempt: number, random: number): number =>
-  Math.min(firstBackoffMillis * 2 ** (attempt - 1), longestBackoffMillis) * (0.8 + 0.4 * random)
+export const backoffMillis = (attempt: number, isUnavailable: boolean, random: number): number =>
+  Math.min(firstBackoffMillis * 2 ** (attempt - 1), isUnavailable ? longestUnavailableMillis : longestBackoffMillis) *
+  (0.8 + 0.4 * random)

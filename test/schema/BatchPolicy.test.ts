@@ -428,12 +428,13 @@ describe("select", () => {
   })
 })
 
-it.prop("the back-off grows from 10 ms to 5 s, with 20 % jitter", { attempt: int(1, 2000), random: int(0, 100) }, ({
-  attempt,
-  random
-}) => {
-  const wait = BatchPolicy.backoffMillis(attempt, random / 100)
-  const middle = Math.min(10 * 2 ** (attempt - 1), 5_000)
+it.prop("the back-off grows from 10 ms to 5 s, or to 1 s while the server is unavailable, with 20 % jitter", {
+  attempt: int(1, 2000),
+  isUnavailable: Schema.Boolean,
+  random: int(0, 100)
+}, ({ attempt, isUnavailable, random }) => {
+  const wait = BatchPolicy.backoffMillis(attempt, isUnavailable, random / 100)
+  const middle = Math.min(10 * 2 ** (attempt - 1), isUnavailable ? 1_000 : 5_000)
   assert.isAtLeast(wait, middle * 0.8)
   assert.isAtMost(wait, middle * 1.2 + 1e-9)
 })

@@ -308,7 +308,7 @@ const afterFailure = Effect.fnUntraced(function*(
   }
   source.failures++
   yield* retries.failed("Reading", source.failures, failure)
-  yield* retries.backOff(source.failures)
+  yield* retries.backOff(source.failures, failure)
   return undefined
 })
 
@@ -326,7 +326,7 @@ const confirmRow = Effect.fnUntraced(function*({ checkpoints, job, retries }: So
     }
     if (!isRetried(result.failure)) return yield* result.failure
     yield* retries.failed("Progress", attempt, result.failure)
-    yield* retries.backOff(attempt)
+    yield* retries.backOff(attempt, result.failure)
     if (job.draining.isOpen()) return false
   }
 })

@@ -89,7 +89,7 @@ export const load = Effect.fnUntraced(function*(
     }
     if (!Retries.isRetried(result.failure) || startup.isFatal(reading, result.failure)) return yield* result.failure
     yield* retries.failed("Reading parked events", attempt, result.failure)
-    yield* retries.backOff(attempt)
+    yield* retries.backOff(attempt, result.failure)
   }
 })
 

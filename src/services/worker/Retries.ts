@@ -23,6 +23,10 @@ export type Failure = HandlerFailure | HandlerOverran | Retried
 export const isRetried = (failure: unknown): failure is Retried =>
   failure instanceof TransientFailure || failure instanceof StoreError
 
+/** Whether the server cannot be reached or does not accept the operation. */
+const isUnavailable = (failure: EpochEnded | Failure): boolean =>
+  failure._tag === "StoreError" && failure.reason._tag !== "StatementFailed"
+
 export const describe = (failure: EpochEnded | Failure): string => {
   switch (failure._tag) {
     case "HandlerFailure":
@@ -45,7 +49,7 @@ export interface Retries {
   /** The range is closed, so nothing is retried any more. */
   readonly ended: Effect.Effect<void>
   /** Waits before an attempt is repeated, or until the range drains. */
-  readonly backOff: (attempt: number) => Effect.Effect<void>
+  readonly backOff: (attempt: number, failure: EpochEnded | Failure) => Effect.Effect<void>
 }
 
 /**
@@ -87,10 +91,11 @@ export const make = (job: RangeState.Job, retryLog: RetryLog): Retries => {
     }),
     haveFailed: () => haveFailed,
     ended: Effect.forEach(operations, (operation) => retryLog.ended(nameOf(operation)), { discard: true }),
-    backOff: (attempt) =>
+    backOff: (attempt, failure) =>
       Effect.flatMap(
         Random.next,
-        (random) => RangeState.sleepUnlessDraining(job, BatchPolicy.backoffMillis(attempt, random))
+        (random) =>
+          RangeState.sleepUnlessDraining(job, BatchPolicy.backoffMillis(attempt, isUnavailable(failure), random))
       )
   }
 }

@@ -80,7 +80,7 @@ export const endOf = ({ events, page }: Rest, count: number): bigint =>
 export const retry = Effect.fnUntraced(
   function*({ retries }: Runner, operation: Retries.Operation, attempt: number, failure: EpochEnded | Retries.Failure) {
     yield* retries.failed(operation, attempt, failure)
-    yield* retries.backOff(attempt)
+    yield* retries.backOff(attempt, failure)
   }
 )
 

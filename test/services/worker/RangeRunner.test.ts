@@ -105,7 +105,7 @@ it.effect.each(Hostile.values)("halts the range at a failure with %s", ([, value
     assert.isNotEmpty((yield* haltAtSecond(worker, handled)).error)
   }))
 
-it.effect("retries a transient failure with exponential backoff from 10 ms to 5 s, with 20 % jitter", () =>
+it.effect("retries a transient failure after 10 ms to 5 s, or to 1 s while the server is unavailable, with 20 % jitter", () =>
   Effect.gen(function*() {
     const world = yield* MemoryStores.makeWorld
     const handled = yield* TxRef.make<ReadonlyArray<string>>([])
@@ -119,7 +119,8 @@ it.effect("retries a transient failure with exponential backoff from 10 ms to 5 
     const waits = script.attempts.slice(1).map((at, index) => at - script.attempts[index]!)
     assert.strictEqual(waits.length, 16)
     for (const [index, wait] of waits.entries()) {
-      const base = Math.min(10 * 2 ** index, 5_000)
+      const isUnavailable = index % 2 === 1
+      const base = Math.min(10 * 2 ** index, isUnavailable ? 1_000 : 5_000)
       assert.isAtLeast(wait, 0.8 * base - (base < 500 ? 1 : 20), `wait ${index + 1}`)
       assert.isAtMost(wait, 1.2 * base + (base < 500 ? 2 : 40), `wait ${index + 1}`)
     }
