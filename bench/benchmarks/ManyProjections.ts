@@ -61,7 +61,7 @@ const startFleet = Effect.fnUntraced(function*(url: Redacted.Redacted, projectio
 
 /** Alternates between the databases. Returns a phase for each of them. */
 const measureCount = Effect.fnUntraced(function*(urls: ReadonlyArray<Redacted.Redacted>, projections: number) {
-  yield* Console.error(`  ${projections} projections …`)
+  yield* Console.error(`  ${named(projections)} …`)
   const { rounds } = yield* Benchmark.Target
   const fleets = yield* Effect.forEach(urls, (url) => startFleet(url, projections))
   const samples = yield* Rounds.alternate(
@@ -90,6 +90,8 @@ const measure = Effect.gen(function*() {
 /** A leave and a join in each round, in milliseconds. */
 const durations = ({ samples }: Phase) => samples.map(({ joins, leaves }) => median(leaves) + median(joins))
 
+const named = (projections: number) => projections === 1 ? "1 projection" : `${projections} projections`
+
 const row = ({ events, pauses, projections, samples }: Phase) => [
   events,
   projections,
@@ -112,13 +114,13 @@ const evaluate = (phases: ReadonlyArray<ReadonlyArray<Phase>>): Benchmark.Result
     measures: [
       ...counts.map((count, index) =>
         atMost(
-          `hand-over of ${count} projections with ${backlogs[1]} events, relative to ${backlogs[0]}`,
+          `hand-over of ${named(count)} with ${backlogs[1]} events, relative to ${backlogs[0]}`,
           medianRatio(durations(many[index]!), durations(few[index]!)),
           "ratio",
           1.25
         )
       ),
-      ...many.map((phase) => shown(`hand-over of ${phase.projections} projections`, median(durations(phase)), "ms"))
+      ...many.map((phase) => shown(`hand-over of ${named(phase.projections)}`, median(durations(phase)), "ms"))
     ],
     tables: [{
       title: "Hand-overs",
