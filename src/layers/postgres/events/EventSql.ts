@@ -310,7 +310,10 @@ function EventOfRow(this: Types.Mutable<Event>, row: WholeRow): void {
 // Events are plain objects.
 EventOfRow.prototype = Object.prototype
 
-export const toEvent = (row: WholeRow): Event => new (EventOfRow as unknown as new(row: WholeRow) => Event)(row)
+/** Cast, because TypeScript gives a function no constructor signature. */
+const makeEvent = EventOfRow as unknown as new(row: WholeRow) => Event
+
+export const toEvent = (row: WholeRow): Event => new makeEvent(row)
 
 export const toEventOfStream = (
   [position, boundedContext, aggregateType, aggregateId, version, eventId, eventType, eventVersion, ...rest]: StreamRow
