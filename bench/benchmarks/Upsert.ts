@@ -75,7 +75,12 @@ const evaluate = ({ driver, fleets, pg, worker }: {
         0.95
       ),
       ...Rounds.cpuMeasure("events per CPU-second relative to a loop on pg", worker, pg, 1),
-      atLeast("lowest total of 2, 4 and 8 workers, relative to one worker", Math.min(...relative), "ratio", 0.8),
+      atLeast(
+        "lowest total of 2, 4 and 8 workers, relative to one worker",
+        Math.min(...relative.slice(1)),
+        "ratio",
+        0.8
+      ),
       shown("throughput relative to a loop on pg", medianRatio(rate(worker), rate(pg)), "ratio"),
       shown("throughput", median(rate(worker)), "events/s")
     ],
