@@ -84,10 +84,11 @@ const measure = Effect.gen(function*() {
 const evaluate = (survived: ReadonlyArray<Survived>): Benchmark.Result => ({
   text:
     `${workers} workers in processes of their own at default settings, whose handler writes one upsert per event, under ${load.rate} ` +
-    `appends per second, open loop. After ${baseline} s without a fault, each scenario lasts until ${recovery} s after its fault. The ` +
-    "throughput kept is the part of the events due in that time that is committed at its end. The recovery time lasts from the last " +
+    `appends per second, open loop. The server is one of its own, with \`max_connections = ${Chaos.maxConnections}\`. After ${baseline} s ` +
+    `without a fault, each scenario lasts until ${recovery} s after its fault. The throughput kept is the part of the events due in that time ` +
+    "that is committed at its end. The recovery time lasts from the last " +
     "disturbance (the last kill, the answer of the restarted server, the release of the connections) until no event waits longer than the " +
-    "latest one before the fault.",
+    "longest delay before the fault, for at least a second.",
   measures: survived.flatMap(({ kept, name, recovery, wrong }): ReadonlyArray<Measure> => [
     atLeast(`${name}: throughput kept`, kept, "ratio", 0.95),
     shown(`${name}: recovery time`, recovery, "ms"),

@@ -89,7 +89,7 @@ const evaluate = ({ broken, measured }: Effect.Success<typeof measure>): Benchma
       `Workers of one projection in ${processes} processes, at default settings. Statements are counted for ${seconds} s without load, and ` +
       `while ${load.rate} events per second are appended, appends included. Then one worker leaves and joins again, ${rounds} times; the ` +
       "median is the time until every worker has reached its assignment." +
-      (broken === undefined ? "" : ` It broke with ${broken.workers} workers: ${broken.cause}`),
+      (broken === undefined ? "" : ` It failed with ${broken.workers} workers: ${broken.cause}`),
     measures: [
       atLeast("workers of one replica set", last?.workers ?? 0, "workers", sizes.at(-1)!),
       ...last === undefined ? [] : [

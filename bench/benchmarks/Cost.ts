@@ -31,7 +31,7 @@ interface Fleet {
   readonly projections: number
 }
 
-/** Reads the interval of heartbeats twice. */
+/** How long statements are counted: two heartbeat intervals. */
 const seconds = 10
 
 /** Each process runs one worker of each replica set. Returns after all have their assignment and the sessions of the start have ended. */

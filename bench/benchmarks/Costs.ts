@@ -9,7 +9,7 @@ import * as Events from "../Events.ts"
 import { atLeast, atMost, median, medianRatio, percentile } from "../Measure.ts"
 import * as Rounds from "../Rounds.ts"
 
-/** New events before each catch-up, which also handles those of the one before, of the other alternative. */
+/** Appended before each catch-up, which also handles those that were appended for the other alternative: twice as many. */
 const events = 100_000
 const parkedKeys = 1000
 /** The numbers of projections whose status is read. */

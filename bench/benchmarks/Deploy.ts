@@ -4,7 +4,7 @@
  * the next is replaced.
  *
  * The delay of an event lasts from when its append was due (open loop) to the commit of the read model that contains it, by the machine's
- * monotonic clock. A hash moves when another worker claims it.
+ * monotonic clock. A hash moves when the runner of another worker starts on its range (`RangeClaimed`).
  */
 import { Console, Effect } from "effect"
 import * as Benchmark from "../Benchmark.ts"

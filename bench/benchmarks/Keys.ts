@@ -8,7 +8,7 @@ import * as Contender from "../Contender.ts"
 import { atLeast, median, medianRatio } from "../Measure.ts"
 import * as Rounds from "../Rounds.ts"
 
-/** Of the reads of a range, and of the catch-up. */
+/** The number of events, for the reads of a range and for the catch-up. */
 const events = 50_000
 const backlog = 200_000
 /** The number of ranges; the first one is read. */

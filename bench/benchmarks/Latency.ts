@@ -1,9 +1,9 @@
 /**
  * The time from an append to the commit of the read model, on an idle system and at 2,000 appends per second.
  *
- * Both ends are read from the machine's monotonic clock: at idle from the moment the append is sent, under load from the moment it
- * was due (open loop: what waits behind a slow append counts), in the process of the writers; to the worker's receipt of the
- * confirmation of the commit that contains the event, in the process of the worker. The handler writes one upsert per event.
+ * The time begins in the process of the writers: on the idle system when the append is sent, under load when it was due (open loop: what
+ * waits behind a slow append counts). It ends in the process of the worker, when that receives the confirmation of the commit that contains
+ * the event. Both read the machine's monotonic clock. The handler writes one upsert per event.
  */
 import { Console, Effect } from "effect"
 import * as Benchmark from "../Benchmark.ts"

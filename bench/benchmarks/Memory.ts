@@ -84,12 +84,12 @@ const evaluate = (idle: number, measured: ReadonlyArray<Measured>): Benchmark.Re
   measures: measured.flatMap(({ half, name, peak }) => [
     atMost(`peak above idle, ${name}`, mebibytes(peak - idle), "MiB", 256),
     // The peak never falls: it is that of the first half, unless that of the second one is higher.
-    atMost(`peak of all relative to the first half, ${name}`, peak / half, "ratio", 1.1)
+    atMost(`peak of the whole run relative to its first half, ${name}`, peak / half, "ratio", 1.1)
   ]),
   tables: [{
     title: "Resident memory",
     text: "In MiB.",
-    header: ["", "idle", "peak of the first half", "peak of all", "payload", "seconds"],
+    header: ["", "idle", "peak of the first half", "peak of the whole run", "payload", "seconds"],
     rows: measured.map(({ bytes, half, name, peak, seconds }) => [
       name,
       ...[idle, half, peak, bytes].map((value) => Math.round(mebibytes(value))),

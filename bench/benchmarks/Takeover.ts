@@ -30,7 +30,7 @@ const killInTurn = Effect.fnUntraced(function*(hosts: Hosts.Hosts, members: Read
     const since = now()
     alive = [...survivors, yield* Members.start(hosts, { worker: `w${workers + round}`, replicaSet: set })]
     yield* Members.reached(hosts, since, alive)
-    // Presence is established, and the ranges work.
+    // The new worker establishes its presence, which follows the start of its ranges.
     yield* Effect.sleep("200 millis")
   }
   return times

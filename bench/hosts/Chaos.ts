@@ -16,8 +16,14 @@ export const set = "chaos"
 
 const worker = { replicaSet: set, handler: "upsert" } as const
 
-/** Of its own, because it is restarted. With 300 idle connections, it has none left. */
-export const server: EmbeddedPostgres.Options = { name: "bench-chaos", settings: { max_connections: "320" } }
+/** With 300 idle connections, the server has none left. */
+export const maxConnections = 320
+
+/** Of its own, because it is restarted. */
+export const server: EmbeddedPostgres.Options = {
+  name: "bench-chaos",
+  settings: { max_connections: String(maxConnections) }
+}
 
 export interface Fleet {
   readonly hosts: Hosts.Hosts
@@ -88,7 +94,7 @@ const postgresRestart: Scenario = {
   })
 }
 
-/** Every 7 seconds, a process is killed, and replaced a second later. */
+/** Every 8 seconds, a process is killed, and replaced a second later. */
 const repeatedKills: Scenario = {
   name: "chaos_repeated_kills",
   seconds: 45,
