@@ -1,5 +1,5 @@
 /**
- * One scenario with real worker processes per guarantee of the README (P1 to P6). `npm test` runs these; the other
+ * One scenario with real worker processes for each promise (P1 to P6) of docs/reliability.md. `npm test` runs these; the other
  * files of this directory test the same guarantees in more ways.
  */
 import { assert } from "@effect/vitest"

@@ -82,7 +82,7 @@ export const attempt = (
   if (BatchPolicy.isBlocking(times)) {
     return Effect.succeedSome({ _tag: "Overran", failure: new HandlerOverran({ times, longerThan: idleTimeout }) })
   }
-  // The event may have been counted because another handler blocked the process. Alone, it does not overrun again.
+  // Another handler that blocked the process may have caused the overruns: handled in turn, only that one overruns again.
   return blocking.runInTurn(run(environment, attempt), job.draining.await)
 }
 
@@ -205,7 +205,7 @@ const commitWith = (
       }
     )
   ).pipe(
-    // If a handler's failure makes the store die, it is a handler failure: the handler must not run forever.
+    // A defect of the store after the handler has failed is the handler's failure: otherwise it would be retried forever.
     Effect.catchCause((cause) =>
       progress.raised === undefined || Cause.hasFails(cause) || Cause.hasInterrupts(cause)
         ? Effect.failCause(cause)
@@ -218,7 +218,7 @@ const commitWith = (
 const handleEvents = (environment: Environment, attempt: Attempt.Attempt) => {
   const { clock, job: { draining, projection } } = environment
   const { called, progress } = attempt
-  // An optimistic transaction may run this several times before it commits.
+  // The store in memory runs a transaction again after a conflict, so this may run several times before it commits.
   attempt.phase = "handler"
   if (!Array.isReadonlyArrayNonEmpty(called)) return Effect.void
   const mayContinue = (nanos: bigint) => !draining.isOpen() && nanos <= BatchPolicy.longestBatchNanos

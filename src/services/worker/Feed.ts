@@ -80,7 +80,7 @@ export interface Request {
   readonly hashes: boolean
 }
 
-/** The pages that are kept for slower ranges or read ahead are as large as this number of full pages at most. */
+/** The largest total size of the pages that are kept for slower ranges or read ahead, in full pages of `batchBytes`. */
 const keptPages = 4
 
 /** What an event costs in memory besides its payload and its metadata, in bytes. */
@@ -164,14 +164,20 @@ const readAt = ({ reads }: Feed, member: Member, after: bigint): Read | undefine
   return undefined
 }
 
-/** Returns where a read for the member ends: where a page begins that it can take. */
+/**
+ * Returns the last position of a new read for the member: that of the request, or the position at which a page begins
+ * that the member can take.
+ */
 const endFor = ({ reads }: Feed, member: Member, { after, upTo }: Request): bigint => {
   let end = upTo
   for (const read of reads) if (after < read.after && read.after < end && isUsable(read, member)) end = read.after
   return end
 }
 
-/** Returns the events of the page that the member selects; undefined if the page of another member ends before them. */
+/**
+ * Returns the events of the page that the member selects; undefined if the page was begun for another member and ends at
+ * or before `after`.
+ */
 const take = (feed: Feed, read: Read, page: Page, member: Member, after: bigint): Page | undefined => {
   release(feed, read, member)
   if (page.position <= after && read.after < after) return undefined
@@ -265,7 +271,7 @@ const groupOf = (feed: Feed, member: Member, after: bigint, upTo: bigint): Group
     for (const other of near) {
       if (members.has(other)) continue
       const union = included.has(other.key) ? selection : EventSelection.union(selection, other.selection)
-      // A range that is ahead has read its events, so the read must not contain them only for this range.
+      // A range that is ahead has already read the first events of this read, so the selection must not grow for it.
       if (union === undefined || (other.after > after && union !== selection)) continue
       members.add(other)
       included.add(other.key)
@@ -300,8 +306,8 @@ const arrived = (feed: Feed, read: Read, page: Page, maxBytes: number): void => 
 }
 
 /**
- * A read has failed. It is repeated only when a member asks for it: a read of an event that the client cannot decode
- * ends the server epoch, so that the page before it could never commit.
+ * A read has failed. It is not repeated ahead, only when a member asks for it: if the client cannot decode an event,
+ * each attempt to read it ends the server epoch, and with it the page before it, which has not been committed.
  */
 const failed = ({ reads }: Feed, read: Read): void => {
   reads.delete(read)

@@ -158,8 +158,8 @@ const received = Effect.fnUntraced(function*(source: Source, next: NextPage) {
 })
 
 /**
- * Waits for settled events. The store learns the range only if it can compare it with the hashes of the appends, which
- * are those of the aggregates' ids.
+ * Waits for settled events. Passes the range to the store only if the projection has the default partition key:
+ * announcements of appends contain the hashes of aggregate ids, which cannot be compared with ranges of another key.
  */
 const settledBeyond = (
   { events, job: { projection, settings, state } }: Pick<Source, "events" | "job">,

@@ -65,7 +65,7 @@ export interface RangeState {
   /** The position in the range's row, and when this worker received the confirmation. */
   writtenUpTo: bigint
   writtenAt: bigint
-  /** The reason if the range is halted, whether it was halted before or after it was opened. */
+  /** Why the range is halted; undefined if it is not. It may have been halted before this worker opened it. */
   halt: Omit<Checkpoint.Halt, "since" | "hash" | "incarnation" | "request"> | undefined
   /** When this worker observed the halt, in nanoseconds of the monotonic clock. */
   haltedAt: bigint

@@ -159,8 +159,9 @@ export const conditions = (
 /**
  * The statements that read the table `events`.
  *
- * Those of a window read at most $3 events with $1 < position <= $2 that match the conditions. They divide by zero on a
- * standby, and if the events and the sequence $5 are no longer in the files $6.
+ * Those of a window read at most $3 events with $1 < position <= $2 that match the conditions. They fail on purpose, by
+ * a division by zero, on a standby, and if the events and the sequence $5 are no longer in the files $6, because they
+ * were replaced. `PageReader` then proves the positions again.
  */
 export const readStatements = (events: string) => {
   const matching = (where: Conditions) => `
