@@ -129,22 +129,24 @@ const at = Effect.fnUntraced(function*(
   source: Source,
   position: bigint
 ): Effect.fn.Return<Next, EpochEnded | Fenced | PageError> {
-  const { draining } = source.job
+  const { job } = source
   while (true) {
     const result = yield* Effect.result(Effect.raceFirst(
-      Effect.as(draining.await, Next.Drained()),
+      Effect.as(job.draining.await, Next.Drained()),
       Effect.map(
         source.events.read(
-          readOptions(source, position - 1n, position, { limit: 1, bytes: source.job.settings.batchBytes })
+          readOptions(source, position - 1n, position, { limit: 1, bytes: job.settings.batchBytes })
         ),
         (page): NextPage => ({ _tag: "Page", page, isComplete: false })
       )
     ))
-    if (result._tag === "Success") {
-      return result.success._tag === "Page" ? yield* received(source, result.success) : result.success
-    }
-    const outcome = yield* afterFailure(source, result.failure)
-    if (outcome !== undefined) return outcome
+    if (result._tag === "Failure") {
+      const outcome = yield* afterFailure(source, result.failure)
+      if (outcome !== undefined) return outcome
+    } else if (result.success._tag === "Drained") return result.success
+    else if (result.success.page.position >= position) return yield* received(source, result.success)
+    // A position that was settled may have to be proved again, which takes as long as a writer is open.
+    else yield* RangeState.sleepUnlessDraining(job, job.settings.pollInterval)
   }
 })
 

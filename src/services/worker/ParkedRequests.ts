@@ -9,6 +9,7 @@ import { Activity } from "../../schema/Activity.ts"
 import * as BatchPolicy from "../../schema/BatchPolicy.ts"
 import type { Event } from "../../schema/Event.ts"
 import type { EpochEnded, Fenced } from "../CheckpointStore.ts"
+import type { ServerEpoch } from "../EventStore.ts"
 import type { Requests } from "../ParkedEvents.ts"
 import * as Batch from "./Batch.ts"
 import * as GivingUp from "./GivingUp.ts"
@@ -48,10 +49,15 @@ const executeOne = (
   runner: Runner.Runner,
   request: ParkedRequest
 ): Effect.Effect<boolean, EpochEnded | Fenced | PageError> =>
-  request.request === "drop" ? drop(runner, request) : retry(runner, request)
+  request.request === "drop" ? drop(runner, request, undefined) : retry(runner, request)
 
-const drop = Effect.fnUntraced(function*(runner: Runner.Runner, request: ParkedRequest) {
-  const isOver = yield* write(runner, removing(runner, request))
+/** Removes the event without a call. */
+const drop = Effect.fnUntraced(function*(
+  runner: Runner.Runner,
+  request: ParkedRequest,
+  epoch: ServerEpoch | undefined
+) {
+  const isOver = yield* write(runner, removing(runner, request), epoch)
   if (isOver) yield* removed(runner, request)
   return isOver
 })
@@ -66,11 +72,13 @@ const retry = Effect.fnUntraced(function*(
   const next = yield* runner.pages.at(request.position)
   switch (next._tag) {
     case "Unreadable":
-      return yield* recordFailure(runner, request, HaltReason.ofUnreadable(next.error))
+      return yield* recordFailure(runner, request, HaltReason.ofUnreadable(next.error), next.error.epoch)
     case "Page": {
       const [event] = next.page.events
       // The projection no longer selects the event.
-      return event === undefined ? yield* drop(runner, request) : yield* handle(runner, request, event)
+      return event === undefined
+        ? yield* drop(runner, request, next.page.epoch)
+        : yield* handle(runner, request, event)
     }
     default:
       return false
@@ -140,12 +148,13 @@ const removed = Effect.fnUntraced(function*(runner: Runner.Runner, parked: Parke
 const recordFailure = Effect.fnUntraced(function*(
   runner: Runner.Runner,
   { eventId, position }: ParkedRequest,
-  { error, stack, tag }: HaltReason.HaltReason
+  { error, stack, tag }: HaltReason.HaltReason,
+  epoch?: ServerEpoch
 ): Effect.fn.Return<false, EpochEnded | Fenced> {
   const { job, parking, shared } = runner
   const { projection, range } = job.state.held
   const failure = { position, errorTag: tag, errorMessage: error }
-  const isRecorded = yield* write(runner, parking.store.recordFailure(job.state.held, failure))
+  const isRecorded = yield* write(runner, parking.store.recordFailure(job.state.held, failure), epoch)
   if (isRecorded) {
     runner.retried = undefined
     shared.blocking.clearOverruns(job.state.held, position)
@@ -155,17 +164,20 @@ const recordFailure = Effect.fnUntraced(function*(
 })
 
 /**
- * Commits a change of parked events under the fence of the range. Returns whether it has succeeded. No server epoch is
- * given: the change depends on nothing but the table, and a range that has only requests reads nothing in a new epoch.
+ * Commits a change of parked events under the fence of the range. Returns whether it has succeeded.
+ *
+ * `epoch` is the server epoch of the read that the change depends on; undefined if it depends on nothing but the table,
+ * because a range that has only such requests reads nothing in a new epoch.
  */
 const write = Effect.fnUntraced(function*(
   runner: Runner.Runner,
-  work: Effect.Effect<void, unknown>
+  work: Effect.Effect<void, unknown>,
+  epoch: ServerEpoch | undefined
 ): Effect.fn.Return<boolean, EpochEnded | Fenced> {
   const { batches: { idleTimeout }, job, retries, shared } = runner
   const { held, writtenUpTo: from } = job.state
   const result = yield* Effect.result(
-    shared.checkpoints.commit(held, { from, idleTimeout }, Effect.as(work, from))
+    shared.checkpoints.commit(held, { from, idleTimeout, epoch }, Effect.as(work, from))
   )
   if (result._tag === "Success") {
     runner.failures = 0

@@ -4,8 +4,10 @@ import * as Effect from "effect/Effect"
 import { TestClock } from "effect/testing"
 import * as TxRef from "effect/TxRef"
 import * as MemoryStores from "../../../src/layers/memory/MemoryStores.ts"
+import { EventUnreadable } from "../../../src/schema/Errors.ts"
 import type { Event } from "../../../src/schema/Event.ts"
 import type { CheckpointStore } from "../../../src/services/CheckpointStore.ts"
+import type { Page } from "../../../src/services/EventStore.ts"
 import * as Projection from "../../../src/services/Projection.ts"
 import { Broken, event, pass, runner, type RunnerOptions, unavailable } from "../World.ts"
 import { connectionLost } from "./Failures.ts"
@@ -167,5 +169,49 @@ it.effect("a request is executed again if the server has lost its execution, alt
     yield* worker.events.append([event("b", { boundedContext: "other" })])
     yield* pass(3_000)
     assert.deepStrictEqual(yield* worker.parked, [])
+    yield* worker.drain(fiber)
+  }))
+
+const elsewhere = "a session of another server"
+
+it.effect.each(
+  [
+    ["the event is not on another server", (page: Page) => Effect.succeed({ ...page, epoch: elsewhere })],
+    [
+      "the event cannot be read on another server",
+      () => Effect.fail(new EventUnreadable({ position: 1n, detail: "no date", epoch: elsewhere }))
+    ],
+    ["the position is not settled", (page: Page) => Effect.succeed({ ...page, position: 0n })]
+  ] as const
+)("a parked event is retried later if its read proves nothing about it: %s", ([, read]) =>
+  Effect.gen(function*() {
+    let isBroken = true
+    let isElsewhere = false
+    const worker = yield* parking(() => isBroken ? Effect.fail(new Broken({ message: "broken" })) : Effect.void, {
+      events: (real) => ({
+        read: (options) =>
+          Effect.flatMap(
+            real.read(options),
+            (page) => isElsewhere ? read({ ...page, events: [], hashes: [] }) : Effect.succeed(page)
+          )
+      })
+    })
+    yield* worker.events.append([event("a")])
+    const fiber = yield* Effect.forkChild(worker.run)
+    yield* pass(1_000)
+    assert.strictEqual((yield* worker.parked).length, 1)
+
+    isBroken = false
+    isElsewhere = true
+    yield* worker.parkedEvents.request("users", { request: "retry", selection: "all" })
+    yield* pass(10_000)
+    assert.deepStrictEqual((yield* worker.parked).map(({ request }) => request), ["retry"])
+    assert.strictEqual(worker.calls.get("a"), 1)
+
+    isElsewhere = false
+    yield* pass(10_000)
+    assert.deepStrictEqual(yield* worker.parked, [])
+    assert.strictEqual(worker.calls.get("a"), 2)
+    assert.strictEqual(worker.of("ParkedEventRemoved").length, 1)
     yield* worker.drain(fiber)
   }))
