@@ -46,10 +46,17 @@ const longestMillis = 3_600_000
 export const room = (
   { bytes = Infinity, events = Infinity }: BatchWindow,
   settings: { readonly batchSize: number; readonly batchBytes: number },
-  page: ReadonlyArray<Pick<Event, "metadataText" | "payload">>
+  page: ReadonlyArray<Sized>
 ): Room | undefined => {
   const limit = Math.min(events, settings.batchSize) - page.length
-  const size = page.reduce((sum, event) => sum + sizeOf(event), 0)
-  const free = Math.min(bytes, settings.batchBytes) - size
+  const free = Math.min(bytes, settings.batchBytes) - bytesOf(page)
   return limit > 0 && free > 0 ? { limit, bytes: free } : undefined
 }
+
+/** Whether the events may be added to the page. */
+export const hasRoom = ({ bytes, limit }: Room, events: ReadonlyArray<Sized>): boolean =>
+  events.length <= limit && bytesOf(events) <= bytes
+
+type Sized = Pick<Event, "metadataText" | "payload">
+
+const bytesOf = (events: ReadonlyArray<Sized>): number => events.reduce((sum, event) => sum + sizeOf(event), 0)

@@ -56,8 +56,17 @@ interface Source {
    * read of an event that the client cannot decode ends one.
    */
   isUrgent: boolean
+  /** A page whose events wait for more; kept while requests about parked events are executed. */
+  waiting: Waiting | undefined
   /** Failed reads since the last read that succeeded. */
   failures: number
+}
+
+/** The events of a page wait until their batch window ends. */
+interface Waiting {
+  readonly window: BatchWindow.BatchWindow
+  readonly until: bigint
+  readonly next: NextPage
 }
 
 /**
@@ -72,8 +81,8 @@ const emptyProgressNanos = 1_000_000_000n
  */
 const reading = "Reading"
 
-export const make = (options: Omit<Source, "dueAt" | "failures" | "isUrgent">): PageSource => {
-  const source: Source = { ...options, dueAt: undefined, isUrgent: false, failures: 0 }
+export const make = (options: Omit<Source, "dueAt" | "failures" | "isUrgent" | "waiting">): PageSource => {
+  const source: Source = { ...options, dueAt: undefined, isUrgent: false, waiting: undefined, failures: 0 }
   return { next: next(source), at: (position) => at(source, position) }
 }
 
@@ -90,6 +99,11 @@ const next = Effect.fnUntraced(function*(source: Source): Effect.fn.Return<Next,
       return Next.ProgressDue()
     }
     if (parking.lookAt !== undefined && now >= parking.lookAt && !job.draining.isOpen()) return Next.RequestsDue()
+    if (source.waiting !== undefined) {
+      const outcome = yield* waitForMore(source, source.waiting)
+      if (outcome !== undefined) return outcome
+      continue
+    }
     const result = yield* Effect.result(Effect.raceFirst(
       // First, so that nothing starts once the range is draining.
       Effect.as(job.draining.await, Next.Drained()),
@@ -103,7 +117,12 @@ const next = Effect.fnUntraced(function*(source: Source): Effect.fn.Return<Next,
     if (result.success?._tag === "Drained") return result.success
     // Interrupted, because progress is due.
     if (result.success === undefined && RangeState.hasUnwritten(job.state)) continue
-    if (result.success !== undefined) return yield* untilWindowEnds(source, yield* received(source, result.success))
+    if (result.success !== undefined) {
+      const page = yield* received(source, result.success)
+      source.waiting = yield* letWait(source, page)
+      if (source.waiting === undefined) return page
+      continue
+    }
     source.failures = 0
     // Nothing is left to retry: the server may have lost the events of a failed batch or write.
     yield* retries.allSucceeded
@@ -190,46 +209,58 @@ const waitAndRead = (source: Source, interruption: Effect.Effect<void, StoreErro
   })
 }
 
-/**
- * Lets the events of a page that reaches the settled position wait for more, if the projection has a batch window. The
- * page is extended by reading from its end. Progress that is due meanwhile is written with the events.
- */
-const untilWindowEnds = Effect.fnUntraced(function*(source: Source, first: NextPage) {
-  const { job: { draining, projection: { handler }, settings } } = source
+/** Lets the events of a page wait for more, if the projection has a batch window. */
+const letWait = Effect.fnUntraced(function*({ job: { projection: { handler } } }: Source, next: NextPage) {
   const window = handler._tag === "Batch" ? handler.window : undefined
-  if (window === undefined || first.page.events.length === 0) return first
+  if (window === undefined || next.page.events.length === 0) return undefined
   const until = (yield* Clock.monotonicTimeNanos) + Duration.toNanosUnsafe(Duration.fromInputUnsafe(window.time))
-  let next: NextPage = first
-  while (next.isComplete) {
-    const room = BatchWindow.room(window, settings, next.page.events)
-    if (room === undefined) return next
-    const longer = yield* Effect.raceFirst(
-      Effect.as(draining.await, Next.Drained()),
-      extended(source, next.page, window, room, until)
-    )
-    if (longer === undefined || longer._tag === "Drained") return longer ?? next
-    next = longer
-  }
-  return next
+  return { window, until, next } satisfies Waiting
 })
 
 /**
- * Returns the page with the events that follow it; undefined if the window has ended without any. A read that fails
- * ends the wait: the next read encounters the failure again, after the events of the page are handled.
+ * Returns the page whose events wait, once its batch window has ended or it does not reach the settled position. Returns
+ * nothing if it waits on after it was extended, or until requests about parked events are executed. Progress that is
+ * due meanwhile is written with the events.
+ */
+const waitForMore = Effect.fnUntraced(function*(source: Source, waiting: Waiting) {
+  const { job: { draining, settings, state }, parking: { lookAt } } = source
+  const { next, until, window } = waiting
+  source.waiting = undefined
+  // A request has been executed in another server epoch meanwhile.
+  if (next.page.epoch !== state.epoch) return undefined
+  const room = next.isComplete ? BatchWindow.room(window, settings, next.page.events) : undefined
+  if (room === undefined || (yield* Clock.monotonicTimeNanos) >= until) return next
+  const end = lookAt === undefined || until < lookAt ? until : lookAt
+  const longer = yield* Effect.raceFirst(
+    Effect.as(draining.await, Next.Drained()),
+    extended(source, next, window, room, end)
+  )
+  if (longer._tag === "Drained") return longer
+  source.waiting = { ...waiting, next: longer }
+  return undefined
+})
+
+/**
+ * Returns the page with the events that follow it until then. It is not complete, and so does not wait longer, if the
+ * read fails or the next event has no room: the next read encounters the failure or the event again, after the events
+ * of the page are handled.
  */
 const extended = Effect.fnUntraced(function*(
   source: Source,
-  page: Page,
+  next: NextPage,
   window: BatchWindow.BatchWindow,
   room: BatchWindow.Room,
   until: bigint
-): Effect.fn.Return<NextPage | undefined, EpochEnded> {
+): Effect.fn.Return<NextPage, EpochEnded> {
+  const { page } = next
   const upTo = yield* awaitRoomFilled(source, page, window, room, until)
-  if (upTo === page.position) return undefined
+  if (upTo === page.position) return next
   const result = yield* Effect.result(source.events.read(readOptions(source, page.position, upTo, room)))
-  if (result._tag === "Failure") return undefined
+  if (result._tag === "Failure") return { ...next, isComplete: false }
   const more = result.success
   if (more.epoch !== page.epoch) return yield* new EpochEnded()
+  // A read returns an event of any size if it is the first one.
+  if (!BatchWindow.hasRoom(room, more.events)) return { ...next, isComplete: false }
   return {
     _tag: "Page",
     page: {

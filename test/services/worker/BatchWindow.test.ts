@@ -7,11 +7,18 @@ import * as BatchWindow from "../../../src/schema/BatchWindow.ts"
 import * as Orchestrator from "../../../src/services/Orchestrator.ts"
 import * as Projection from "../../../src/services/Projection.ts"
 import * as StoreErrors from "../../support/StoreErrors.ts"
-import { enter, event, pass, restorePoint, runner, type RunnerOptions } from "../World.ts"
+import { Broken, enter, event, pass, restorePoint, runner, type RunnerOptions } from "../World.ts"
 import { ids } from "./Failures.ts"
 
 /** A worker whose batch handler records its calls. */
-const waiting = Effect.fnUntraced(function*(batchWindow: Projection.BatchWindow, options: RunnerOptions = {}) {
+const waiting = Effect.fnUntraced(function*(
+  batchWindow: Projection.BatchWindow,
+  options: RunnerOptions = {},
+  { fails = () => false, onFailure = "halt" }: {
+    readonly onFailure?: "halt" | "park"
+    readonly fails?: (aggregateId: string) => boolean
+  } = {}
+) {
   const calls: Array<ReadonlyArray<string>> = []
   const world = yield* MemoryStores.makeWorld
   const worker = yield* runner(
@@ -19,7 +26,13 @@ const waiting = Effect.fnUntraced(function*(batchWindow: Projection.BatchWindow,
     Projection.make("users", {
       aggregateTypes: ["User"],
       batchWindow,
-      handleBatch: (events) => Effect.sync(() => calls.push(events.map(({ aggregateId }) => aggregateId)))
+      onFailure,
+      handleBatch: (events) =>
+        Effect.suspend(() => {
+          const called = events.map(({ aggregateId }) => aggregateId)
+          calls.push(called)
+          return called.some(fails) ? Effect.fail(new Broken({ message: "broken" })) : Effect.void
+        })
     }),
     options
   )
@@ -82,6 +95,45 @@ describe("a batch window", () => {
       assert.strictEqual(yield* worker.drain(fiber), "drained")
     }))
 
+  it.effect("ends when the next event would make the batch larger than `batchBytes`", () =>
+    Effect.gen(function*() {
+      const worker = yield* waiting({ time: "1 hour" }, { settings: { batchBytes: 1_000 } })
+      const fiber = yield* Effect.forkChild(worker.run)
+      yield* worker.append(["a"], { payload: "x".repeat(500) })
+      yield* pass(1_000)
+      yield* worker.append(["b"], { payload: "x".repeat(50_000) })
+      yield* pass(1_000)
+      // Without `bytes`, the sizes of events are unknown until they are read, at the end of the window.
+      yield* pass(3_600_000, 60_000)
+      assert.deepStrictEqual(worker.calls, [["a"], ["b"]])
+      assert.strictEqual(yield* worker.drain(fiber), "drained")
+    }))
+
+  it.effect("does not delay requests about parked events", () =>
+    Effect.gen(function*() {
+      let isBroken = true
+      const worker = yield* waiting({ time: "1 hour", events: 2 }, {}, {
+        onFailure: "park",
+        fails: (id) => isBroken && id === "a"
+      })
+      const fiber = yield* Effect.forkChild(worker.run)
+      yield* worker.append(["a", "b"])
+      yield* pass(2_000)
+      assert.lengthOf(yield* worker.parkedEvents.list("users"), 1)
+      isBroken = false
+      worker.calls.length = 0
+      yield* worker.append(["c"])
+      yield* pass(2_000)
+      yield* worker.parkedEvents.request("users", { request: "retry", selection: "all" })
+      yield* pass(2_000)
+      assert.isEmpty(yield* worker.parkedEvents.list("users"))
+      assert.deepStrictEqual(worker.calls, [["a"]], "the newest event waits on")
+      yield* worker.append(["d"])
+      yield* pass(2_000)
+      assert.deepStrictEqual(worker.calls, [["a"], ["c", "d"]])
+      assert.strictEqual(yield* worker.drain(fiber), "drained")
+    }))
+
   it.effect("does not delay a backlog", () =>
     Effect.gen(function*() {
       const worker = yield* waiting({ time: "1 hour" }, { settings: { batchSize: 10 } })
@@ -139,6 +191,31 @@ describe("a batch window", () => {
       yield* pass(20_000, 500)
       assert.notInclude(worker.calls.flat(), "lost")
       assert.deepStrictEqual(worker.calls, [["a", "b", "c", "d"]])
+      assert.strictEqual(yield* worker.drain(fiber), "drained")
+    }))
+
+  it.effect("discards such events also if a request is executed in the next server epoch meanwhile", () =>
+    Effect.gen(function*() {
+      let isBroken = true
+      const worker = yield* waiting({ time: "5 seconds" }, {}, {
+        onFailure: "park",
+        fails: (id) => isBroken && id === "a"
+      })
+      const fiber = yield* Effect.forkChild(worker.run)
+      yield* worker.append(["a"])
+      yield* pass(7_050)
+      assert.lengthOf(yield* worker.parkedEvents.list("users"), 1)
+      isBroken = false
+      worker.calls.length = 0
+      const restore = restorePoint(worker.world)
+      yield* worker.append(["passed over"], { aggregateType: "Other" })
+      yield* worker.append(["lost"])
+      yield* pass(200)
+      yield* restore
+      yield* worker.append(["b", "c"])
+      yield* worker.parkedEvents.request("users", { request: "retry", selection: "all" })
+      yield* pass(20_000)
+      assert.deepStrictEqual(worker.calls, [["a"], ["b", "c"]])
       assert.strictEqual(yield* worker.drain(fiber), "drained")
     }))
 
