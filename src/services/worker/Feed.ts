@@ -263,22 +263,21 @@ const groupOf = (feed: Feed, member: Member, after: bigint, upTo: bigint): Group
     [] :
     [...feed.members].filter((other) => other !== member && mayShare(other, after) && isNear(other))
   const members = new Set([member])
-  const included = new Set([member.key])
-  let { selection } = member
-  // A range may touch the selection only after others have extended it.
+  const keys = new Set([member.key])
+  const union = EventSelection.unionOf(member.selection)
+  // A range may touch the union only after others have extended it.
   for (let size = 0; size < members.size;) {
     size = members.size
     for (const other of near) {
-      if (members.has(other)) continue
-      const union = included.has(other.key) ? selection : EventSelection.union(selection, other.selection)
-      // A range that is ahead has already read the first events of this read, so the selection must not grow for it.
-      if (union === undefined || (other.after > after && union !== selection)) continue
+      // A range that is ahead has already read the first events of this read, so the union must not grow for it.
+      const isIncluded = members.has(other) || EventSelection.contains(union, other.selection) ||
+        (other.after <= after && EventSelection.extend(union, other.selection))
+      if (!isIncluded) continue
       members.add(other)
-      included.add(other.key)
-      selection = union
+      keys.add(other.key)
     }
   }
-  return { members, selection, isDivided: included.size > 1 }
+  return { members, selection: EventSelection.toSelection(union), isDivided: keys.size > 1 }
 }
 
 /** Whether reads from this position may be shared with the member, and begun before it asks. */
