@@ -218,8 +218,20 @@ const release = ({ reads }: Feed, read: Read, member: Member): void => {
 const readAhead = (feed: Feed, member: Member, { hashes, upTo }: Request): Effect.Effect<unknown> => {
   const { after, job: { settings: { batchBytes } } } = member
   if (after >= upTo || !mayShare(member, after) || readAt(feed, member, after) !== undefined) return Effect.void
-  const ahead = sum(feed.reads, ({ bytes, isTaken }) => isTaken ? 0 : bytes)
-  return ahead + batchBytes > keptPages * batchBytes ? Effect.void : begin(feed, member, { after, hashes, upTo })
+  if (!hasRoom(feed, batchBytes)) releaseStopped(feed)
+  return hasRoom(feed, batchBytes) ? begin(feed, member, { after, hashes, upTo }) : Effect.void
+}
+
+const hasRoom = ({ reads }: Feed, batchBytes: number): boolean => {
+  const ahead = sum(reads, ({ bytes, isTaken }) => isTaken ? 0 : bytes)
+  return ahead + batchBytes <= keptPages * batchBytes
+}
+
+/** Ranges that have halted or drain do not take the pages that were read ahead for them. */
+const releaseStopped = (feed: Feed): void => {
+  for (const read of feed.reads) {
+    for (const member of read.members) if (!isReading(member)) release(feed, read, member)
+  }
 }
 
 /**
@@ -281,8 +293,10 @@ const groupOf = (feed: Feed, member: Member, after: bigint, upTo: bigint): Group
 }
 
 /** Whether reads from this position may be shared with the member, and begun before it asks. */
-const mayShare = ({ aloneUpTo, job: { draining, state } }: Member, after: bigint): boolean =>
-  after > aloneUpTo && !draining.isOpen() && state.halt === undefined
+const mayShare = (member: Member, after: bigint): boolean => after > member.aloneUpTo && isReading(member)
+
+/** Whether the range reads on after its current page. */
+const isReading = ({ job: { draining, state } }: Member): boolean => !draining.isOpen() && state.halt === undefined
 
 /**
  * The page of a read has arrived: pages of another server epoch are invalid, and the oldest ones make room for it,

@@ -327,6 +327,22 @@ describe("reading ahead", () => {
       )
     }))
 
+  it.effect("is not prevented by pages that were read ahead for ranges that have halted or drain since", () =>
+    Effect.gen(function*() {
+      const store = makeStore(events(1000, 10_000))
+      const feed = makeFeed(store)
+      const jobs = range(1, 4).map((index) => makeRange({ after: BigInt(100 * index), batchBytes: 120_000 }))
+      for (const job of jobs) yield* next(feed, Feed.join(feed, job), 1000n)
+      const member = Feed.join(feed, makeRange({ batchBytes: 120_000 }))
+      yield* next(feed, member, 90n)
+      assert.strictEqual(store.reads.at(-1)!.after, 0n, "there is no room")
+      for (const { state } of jobs.slice(0, 3)) state.halt = { error: "", position: 1n, eventId: "" }
+      jobs[3]!.draining.openUnsafe()
+      yield* next(feed, member, 90n)
+      assert.deepStrictEqual(store.reads.slice(-2).map(({ after }) => after), [10n, 20n])
+      assert.strictEqual(feed.reads.size, 1)
+    }))
+
   it.effect("a read continues for the others when the range that has begun it leaves", () =>
     Effect.gen(function*() {
       const store = makeStore(events(10))
