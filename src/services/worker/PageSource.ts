@@ -56,7 +56,7 @@ interface Source {
    * read of an event that the client cannot decode ends one.
    */
   isUrgent: boolean
-  /** A page whose events wait for more; kept while requests about parked events are executed. */
+  /** A page whose events wait for more; kept while requests are executed and progress is written. */
   waiting: Waiting | undefined
   /** Failed reads since the last read that succeeded. */
   failures: number
@@ -219,14 +219,13 @@ const letWait = Effect.fnUntraced(function*({ job: { projection: { handler } } }
 
 /**
  * Returns the page whose events wait, once its batch window has ended or it does not reach the settled position. Returns
- * nothing if it waits on after it was extended, or until requests about parked events are executed. Progress that is
- * due meanwhile is written with the events.
+ * nothing if it waits on after it was extended, or until requests about parked events are executed, or if it is invalid.
  */
 const waitForMore = Effect.fnUntraced(function*(source: Source, waiting: Waiting) {
   const { job: { draining, settings, state }, parking: { lookAt } } = source
   const { next, until, window } = waiting
   source.waiting = undefined
-  // A request has been executed in another server epoch meanwhile.
+  // The epoch of the page has ended meanwhile.
   if (next.page.epoch !== state.epoch) return undefined
   const room = next.isComplete ? BatchWindow.room(window, settings, next.page.events) : undefined
   if (room === undefined || (yield* Clock.monotonicTimeNanos) >= until) return next
@@ -241,9 +240,9 @@ const waitForMore = Effect.fnUntraced(function*(source: Source, waiting: Waiting
 })
 
 /**
- * Returns the page with the events that follow it until then. It is not complete, and so does not wait longer, if the
- * read fails or the next event has no room: the next read encounters the failure or the event again, after the events
- * of the page are handled.
+ * Returns the page with the events that follow it until then. It is not complete, and so does not wait longer, if an
+ * operation of the store fails or the next event has no room: the next read encounters the failure or the event again,
+ * after the events of the page are handled.
  */
 const extended = Effect.fnUntraced(function*(
   source: Source,
@@ -253,22 +252,25 @@ const extended = Effect.fnUntraced(function*(
   until: bigint
 ): Effect.fn.Return<NextPage, EpochEnded> {
   const { page } = next
-  const upTo = yield* awaitRoomFilled(source, page, window, room, until)
-  if (upTo === page.position) return next
-  const result = yield* Effect.result(source.events.read(readOptions(source, page.position, upTo, room)))
+  const upTo = yield* Effect.result(awaitRoomFilled(source, page, window, room, until))
+  if (upTo._tag === "Failure") return { ...next, isComplete: false }
+  if (upTo.success === page.position) return next
+  const result = yield* Effect.result(source.events.read(readOptions(source, page.position, upTo.success, room)))
   if (result._tag === "Failure") return { ...next, isComplete: false }
   const more = result.success
   if (more.epoch !== page.epoch) return yield* new EpochEnded()
   // A read returns an event of any size if it is the first one.
   if (!BatchWindow.hasRoom(room, more.events)) return { ...next, isComplete: false }
+  const { epoch, position } = more
   return {
     _tag: "Page",
     page: {
-      ...more,
       events: [...page.events, ...more.events],
+      position,
+      epoch,
       ...(page.hashes === undefined || more.hashes === undefined ? {} : { hashes: [...page.hashes, ...more.hashes] })
     },
-    isComplete: more.position >= upTo
+    isComplete: position >= upTo.success
   }
 })
 
@@ -285,7 +287,7 @@ const awaitRoomFilled = Effect.fnUntraced(function*(
     const left = until - (yield* Clock.monotonicTimeNanos)
     if (left <= 0n) return upTo
     const settled = yield* Effect.raceFirst(
-      Effect.option(settledBeyond(source, upTo)),
+      Effect.asSome(settledBeyond(source, upTo)),
       Effect.as(Effect.sleep(Duration.nanos(left)), Option.none<bigint>())
     )
     if (Option.isNone(settled)) return upTo

@@ -159,7 +159,7 @@ const step = Effect.fnUntraced(
 const beginAgain = Effect.fnUntraced(function*(runner: Runner.Runner, ended: EpochEnded) {
   const { job: { state }, shared } = runner
   if (state.epoch !== undefined) yield* Feed.endEpoch(shared.feed, state.epoch)
-  RangeState.dropUnwritten(state)
+  RangeState.endEpoch(state)
   runner.caughtUp = "never"
   Parking.forget(runner.parking)
   yield* Runner.retry(runner, "Progress", ++runner.failures, ended)

@@ -59,7 +59,7 @@ export interface RangeState {
   handledUpTo: bigint
   /**
    * The server epoch in which everything in memory was read: the page, and the positions between `writtenUpTo` and
-   * `handledUpTo`, where no event matches. All of it is dropped when the epoch ends. Undefined before the first read.
+   * `handledUpTo`, where no event matches. All of it is dropped when the epoch ends. Undefined before the first read in an epoch.
    */
   epoch: ServerEpoch | undefined
   /** The position in the range's row, and when this worker received the confirmation. */
@@ -108,6 +108,12 @@ export const write = (state: RangeState, position: bigint, now: bigint): void =>
 /** Drops unwritten progress, so that those positions are read again. */
 export const dropUnwritten = (state: RangeState): void => {
   state.handledUpTo = state.writtenUpTo
+}
+
+/** Records that the server epoch has ended, so that everything in memory is invalid. */
+export const endEpoch = (state: RangeState): void => {
+  dropUnwritten(state)
+  state.epoch = undefined
 }
 
 /** Records that the range continues with the event at which it was halted. */

@@ -2,6 +2,7 @@ import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import * as TxRef from "effect/TxRef"
 import * as MemoryStores from "../../../src/layers/memory/MemoryStores.ts"
 import * as BatchWindow from "../../../src/schema/BatchWindow.ts"
 import * as Orchestrator from "../../../src/services/Orchestrator.ts"
@@ -157,27 +158,45 @@ describe("a batch window", () => {
       assert.strictEqual((yield* worker.row).position, 0n)
     }))
 
-  it.effect("ends when a read fails, and its events are handled before the next read", () =>
-    Effect.gen(function*() {
-      let fails = false
-      const worker = yield* waiting({ time: "1 hour", events: 3 }, {
-        events: (real) => ({
-          read: (options) =>
-            fails && options.after > 0n ? Effect.fail(StoreErrors.unavailable("connection lost")) : real.read(options)
+  it.effect.each(["read", "settledBeyond"] as const)(
+    "ends when %s fails, and its events are handled first",
+    (operation) =>
+      Effect.gen(function*() {
+        let fails = false
+        let failures = 0
+        const fail = Effect.suspend(() => {
+          failures++
+          return Effect.fail(StoreErrors.unavailable("connection lost"))
         })
+        const worker = yield* waiting({ time: "1 hour", events: 3 }, {
+          events: (real) => ({
+            read: (options) => operation === "read" && fails && options.after > 0n ? fail : real.read(options),
+            // A reader that waits when the connection is lost is told at once.
+            settledBeyond: (...args) =>
+              Effect.raceFirst(
+                real.settledBeyond(...args),
+                operation === "read" ? Effect.never : Effect.sleep("1 second").pipe(
+                  Effect.repeat({ until: () => fails }),
+                  Effect.andThen(fail)
+                )
+              )
+          })
+        })
+        const fiber = yield* Effect.forkChild(worker.run)
+        yield* worker.append(["a"])
+        yield* pass(2_000)
+        fails = true
+        if (operation === "read") yield* worker.append(["b", "c", "d"])
+        yield* pass(2_000)
+        assert.deepStrictEqual(worker.calls, [["a"]])
+        assert.isBelow(failures, 20)
+        fails = false
+        if (operation === "settledBeyond") yield* worker.append(["b", "c", "d"])
+        yield* pass(10_000, 500)
+        assert.deepStrictEqual(worker.calls, [["a"], ["b", "c", "d"]])
+        assert.strictEqual(yield* worker.drain(fiber), "drained")
       })
-      const fiber = yield* Effect.forkChild(worker.run)
-      yield* worker.append(["a"])
-      yield* pass(2_000)
-      fails = true
-      yield* worker.append(["b", "c", "d"])
-      yield* pass(2_000)
-      assert.deepStrictEqual(worker.calls, [["a"]])
-      fails = false
-      yield* pass(10_000, 500)
-      assert.deepStrictEqual(worker.calls, [["a"], ["b", "c", "d"]])
-      assert.strictEqual(yield* worker.drain(fiber), "drained")
-    }))
+  )
 
   it.effect("discards events that were read in an earlier server epoch", () =>
     Effect.gen(function*() {
@@ -194,30 +213,57 @@ describe("a batch window", () => {
       assert.strictEqual(yield* worker.drain(fiber), "drained")
     }))
 
-  it.effect("discards such events also if a request is executed in the next server epoch meanwhile", () =>
-    Effect.gen(function*() {
-      let isBroken = true
-      const worker = yield* waiting({ time: "5 seconds" }, {}, {
-        onFailure: "park",
-        fails: (id) => isBroken && id === "a"
-      })
+  describe("whose page is kept while the server epoch ends", () => {
+    /** An event is parked, then one of its key waits, with progress before it that is not written yet. */
+    const untilWaiting = Effect.fnUntraced(function*() {
+      const state = { isBroken: true }
+      const worker = yield* waiting({ time: "5 seconds" }, {}, { onFailure: "park", fails: () => state.isBroken })
       const fiber = yield* Effect.forkChild(worker.run)
       yield* worker.append(["a"])
       yield* pass(7_050)
-      assert.lengthOf(yield* worker.parkedEvents.list("users"), 1)
-      isBroken = false
+      // The first progress after an event is written at once.
+      yield* worker.append(["passed over"], { aggregateType: "Other" })
+      yield* pass(3_000)
+      state.isBroken = false
       worker.calls.length = 0
+      assert.lengthOf(yield* worker.parkedEvents.list("users"), 1)
       const restore = restorePoint(worker.world)
       yield* worker.append(["passed over"], { aggregateType: "Other" })
-      yield* worker.append(["lost"])
-      yield* pass(200)
-      yield* restore
-      yield* worker.append(["b", "c"])
-      yield* worker.parkedEvents.request("users", { request: "retry", selection: "all" })
-      yield* pass(20_000)
-      assert.deepStrictEqual(worker.calls, [["a"], ["b", "c"]])
-      assert.strictEqual(yield* worker.drain(fiber), "drained")
-    }))
+      yield* pass(50)
+      yield* worker.append(["a"])
+      yield* pass(100)
+      return { ...worker, fiber, restore }
+    })
+
+    it.effect("discards it although a request is executed in the next epoch", () =>
+      Effect.gen(function*() {
+        const worker = yield* untilWaiting()
+        yield* worker.restore
+        yield* worker.append(["b", "c"])
+        yield* worker.parkedEvents.request("users", { request: "retry", selection: "all" })
+        yield* pass(7_000)
+        assert.deepStrictEqual(worker.calls, [["a"], ["b", "c"]])
+        assert.strictEqual(yield* worker.drain(worker.fiber), "drained")
+      }))
+
+    it.effect("discards it, with the parked keys that were read on another server", () =>
+      Effect.gen(function*() {
+        const worker = yield* untilWaiting()
+        const { world } = worker
+        // For two seconds, the statements that write reach a server that lacks the parked event.
+        const [ref, epoch] = [world.parked.get("users")!, world.epoch]
+        const parked = ref.value
+        world.epoch = "another"
+        yield* Effect.tx(TxRef.set(ref, []))
+        yield* pass(2_000)
+        world.epoch = epoch
+        yield* Effect.tx(TxRef.set(ref, parked))
+        yield* pass(20_000)
+        assert.isEmpty(worker.calls)
+        assert.lengthOf(yield* worker.parkedEvents.list("users"), 2, "the later event queues behind the parked one")
+        assert.strictEqual(yield* worker.drain(worker.fiber), "drained")
+      }))
+  })
 
   it.effect("does not delay `catchUp`", () =>
     Effect.gen(function*() {
