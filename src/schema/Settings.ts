@@ -24,7 +24,7 @@ export interface Settings {
   readonly replicaSet: string
   /**
    * Interval between a worker's heartbeats. Default 5 seconds. Change it together with `staleWorkerTimeout`. A shorter
-   * interval costs one statement per worker and interval.
+   * interval costs two statements per worker and interval: a worker also looks for changes of the replica set.
    */
   readonly heartbeatInterval: Duration.Duration
   /**
@@ -52,9 +52,10 @@ export interface Settings {
    */
   readonly batchBytes: number
   /**
-   * Maximum delay before a change is detected if its notification was lost, or if its writer sends none. Default 1
-   * second. Lower it if events are written without notifications, for example by a Go service; each interval costs one
-   * statement per process for reading and one per worker for coordination.
+   * Maximum delay before an event is found if its notification was lost, or if its writer sends none. Default 1 second.
+   * Lower it if events are written without notifications, for example by a Go service; each interval costs one statement
+   * per process. While LISTEN is not active, it is also the maximum delay of changes of the replica set, which is
+   * `heartbeatInterval` otherwise.
    */
   readonly pollInterval: Duration.Duration
   /**

@@ -195,10 +195,10 @@ test(
     const options = { replicaSet: "main", workerId: "pod-0", projections: ["counts"], rules }
     const join = Effect.flatMap(enter(world), ({ membership }) => membership.join(options))
     const first = yield* join
-    yield* pass(1_500)
+    yield* pass(5_500)
     yield* MemoryWorld.changeWorker(world, first, (worker) => ({ ...worker, stoppedAt: 0, evictedBy: "another" }))
     yield* join
-    yield* pass(1_500)
+    yield* pass(5_500)
     assert.deepStrictEqual(reasonsOf(watcher), Array(2).fill("New worker detected, reconfiguring..."))
   }
 )

@@ -154,10 +154,17 @@ const step = Effect.fnUntraced(function*(options: Options, state: State) {
     yield* Merging.closeAdjacent(state.merging, options.ranges, state.passBeganAt, canMerge)
   } else yield* failWhenLate(options, state)
   yield* Alarm.wait(options.alarm, {
-    longestMillis: Math.min(Duration.toMillis(options.settings.pollInterval), Merging.patienceMillis(state.merging)),
+    longestMillis: Math.min(yield* pollMillis(options), Merging.patienceMillis(state.merging)),
     recheckMillis: plan.recheckAfterMillis
   })
 })
+
+/** While wake-ups arrive, a poll only finds changes whose wake-up was lost with the process or session that sent it. */
+const pollMillis = ({ membership, settings: { heartbeatInterval, pollInterval } }: Options) =>
+  Effect.map(
+    membership.connections,
+    ({ isListening }) => Duration.toMillis(isListening ? Duration.max(heartbeatInterval, pollInterval) : pollInterval)
+  )
 
 /** Returns the current plan, or none after a store error that is retried or after a projection was given up. */
 const decide = (

@@ -80,10 +80,45 @@ it.effect("a database outage does not count towards coordinationTimeout", () =>
     ])
     assert.match(
       lines.map(({ text }) => text).join("\n"),
-      /^Recovered after 1m and \d+ failed attempts: Coordination works again\.$/m
+      /^Recovered after 56s and \d+ failed attempts: Coordination works again\.$/m
     )
     yield* Effect.forkDetach(Fiber.interrupt(fiber))
     yield* pass(2000)
+  }))
+
+it.effect.each(
+  [
+    { interval: "heartbeat interval while LISTEN is active", isListening: true, times: 4 },
+    { interval: "poll interval otherwise", isListening: false, times: 20 }
+  ] as const
+)("the state is read once per $interval", ({ isListening, times }) =>
+  Effect.gen(function*() {
+    const process = yield* enter(yield* MemoryStores.makeWorld)
+    let reads = 0
+    const stores = Context.add(process.stores, CoordinationStore, {
+      ...process.coordination,
+      preview: (request) =>
+        Effect.suspend(() => {
+          reads++
+          return process.coordination.preview(request)
+        })
+    }).pipe(Context.add(Membership, {
+      ...process.membership,
+      connections: Effect.succeed({ isListening, sessions: 3 })
+    }))
+    const orchestrator = yield* Orchestrator.make({
+      replicaSet: "main",
+      projections: [Projection.make("users", { handle: () => Effect.void })],
+      heartbeatInterval: "5 seconds",
+      pollInterval: "1 second"
+    }).pipe(Effect.provide(stores))
+    const fiber = yield* Effect.forkDetach(orchestrator.run)
+    yield* pass(2_000)
+    reads = 0
+    yield* pass(20_000)
+    assert.strictEqual(reads, times)
+    yield* Effect.forkDetach(Fiber.interrupt(fiber))
+    yield* pass(2_000)
   }))
 
 it.effect("a range that ends while the plan is made is opened again at the position that its row has then", () =>
