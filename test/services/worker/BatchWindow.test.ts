@@ -171,7 +171,7 @@ describe("a batch window", () => {
         const worker = yield* waiting({ time: "1 hour", events: 3 }, {
           events: (real) => ({
             read: (options) => operation === "read" && fails && options.after > 0n ? fail : real.read(options),
-            // A reader that waits when the connection is lost is told at once.
+            // A reader that waits when the connection is lost receives the failure at once.
             settledBeyond: (...args) =>
               Effect.raceFirst(
                 real.settledBeyond(...args),
