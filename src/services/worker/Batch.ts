@@ -82,7 +82,7 @@ export const attempt = (
   if (BatchPolicy.isBlocking(times)) {
     return Effect.succeedSome({ _tag: "Overran", failure: new HandlerOverran({ times, longerThan: idleTimeout }) })
   }
-  // Another handler that blocked the process may have caused the overruns: handled in turn, only that one overruns again.
+  // Another handler that blocked the process may have caused the overruns. Handled in turn, only that one overruns again.
   return blocking.runInTurn(run(environment, attempt), job.draining.await)
 }
 

@@ -59,7 +59,8 @@ export interface RangeState {
   handledUpTo: bigint
   /**
    * The server epoch in which everything in memory was read: the page, and the positions between `writtenUpTo` and
-   * `handledUpTo`, where no event matches. All of it is dropped when the epoch ends. Undefined before the first read in an epoch.
+   * `handledUpTo`, where no event matches. All of it is dropped when the epoch ends. Undefined before the first read in
+   * an epoch.
    */
   epoch: ServerEpoch | undefined
   /** The position in the range's row, and when this worker received the confirmation. */
