@@ -74,8 +74,8 @@ export interface Membership {
 
   /**
    * Coalesced wake-ups for the worker's coordination: something in its replica set may have changed, the neighbour that
-   * it watches may have died, or notifications may have been missed. A lost wake-up costs one poll interval and nothing
-   * else.
+   * it watches may have died, or notifications may have been missed. A lost wake-up costs one interval between the
+   * reconciler's polls and nothing else.
    */
   readonly wakeUps: (registration: Registration) => Effect.Effect<Queue.Dequeue<void>, never, Scope.Scope>
 

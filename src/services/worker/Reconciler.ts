@@ -1,8 +1,8 @@
 /**
  * The reconciler: one worker's loop that compares the ranges it should process with the ranges it processes, and
  * corrects the difference. It is level-triggered: a notification, a poll and the worker's own start all trigger the
- * same pass, so a lost notification costs one poll interval and nothing else. The loop never waits for a range to end:
- * a range that has closed wakes the loop.
+ * same pass, so a lost notification costs one interval between polls and nothing else. The loop never waits for a range
+ * to end: a range that has closed wakes the loop.
  */
 import * as Clock from "effect/Clock"
 import type * as Context from "effect/Context"
@@ -159,11 +159,14 @@ const step = Effect.fnUntraced(function*(options: Options, state: State) {
   })
 })
 
-/** While wake-ups arrive, a poll only finds changes whose wake-up was lost with the process or session that sent it. */
+/**
+ * The interval between polls. While LISTEN is active, a poll only finds changes whose notification was lost or discarded,
+ * and those of another replica set that has processed one of the worker's projections.
+ */
 const pollMillis = ({ membership, settings: { heartbeatInterval, pollInterval } }: Options) =>
   Effect.map(
     membership.connections,
-    ({ isListening }) => Duration.toMillis(isListening ? Duration.max(heartbeatInterval, pollInterval) : pollInterval)
+    ({ isListening }) => Duration.toMillis(isListening ? heartbeatInterval : pollInterval)
   )
 
 /** Returns the current plan, or none after a store error that is retried or after a projection was given up. */
