@@ -27,7 +27,8 @@ import type { Request } from "./ParkedEvent.ts"
 import type { Registration } from "./Worker.ts"
 
 /**
- * Why a generation replaced another one. `ProjectionsChanged`: the workers are the same, but carry other projections.
+ * Why a generation replaced another one. `ProjectionsChanged`: the workers are the same, but carry other projections, or
+ * have claimed one from another replica set.
  *
  * @category models
  * @since 0.1.0

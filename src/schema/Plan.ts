@@ -122,11 +122,18 @@ export const make = (view: View, request: Request): Result.Result<Plan, PlanErro
 
   const evict = deadWorkers(view, request)
   const carry = changedProjections(view, request)
-  const form = formGeneration(view, request, carry)
+  const members = membersOf(view, request, carry)
+  const rangesIn = (generation: Generation.Generation | undefined) =>
+    request.projections.map((projection) =>
+      RangePlan.make(rangesOf(view, request, projection, generation, rowsOf(projection.name)))
+    )
+  const formed = formGeneration(view, members)
+  const planned = rangesIn(formed ?? view.generation)
+  const form = formed === undefined && claimsFromElsewhere(view, planned)
+    ? Generation.next(view.replicaSet, view.generation, members)
+    : formed
   const generation = form ?? view.generation
-  const ranges = request.projections.map((projection) =>
-    RangePlan.make(rangesOf(view, request, projection, generation, rowsOf(projection.name)))
-  )
+  const ranges = form === formed ? planned : rangesIn(form)
   const claim = ranges.flatMap(({ claim }) => claim)
   const isWaitingForLock = ranges.some((one) => one.isWaitingForLock)
   return Result.succeed({
@@ -338,24 +345,37 @@ const changedProjections = (view: View, request: Request): ReadonlyArray<string>
   return request.leaving || kept.length === registered.length ? undefined : kept
 }
 
+/** The live workers, as they are listed in a generation. */
+const membersOf = (
+  view: View,
+  request: Request,
+  carry: ReadonlyArray<string> | undefined
+): ReadonlyArray<Generation.Member> =>
+  view.workers.filter((worker) => isAlive(worker, view, request)).map((worker) => ({
+    workerId: worker.workerId,
+    incarnation: worker.incarnation,
+    projections: isSelf(worker, request) ? carry ?? worker.projections : worker.projections
+  }))
+
 /**
  * The next generation, if the members of the newest one are not exactly the live workers. The last worker to leave
  * forms none: there are no members, and the next worker to join forms one.
  */
 const formGeneration = (
-  view: View,
-  request: Request,
-  carry: ReadonlyArray<string> | undefined
+  { generation, replicaSet }: View,
+  members: ReadonlyArray<Generation.Member>
 ): Generation.Generation | undefined => {
-  const members = view.workers.filter((worker) => isAlive(worker, view, request)).map((worker) => ({
-    workerId: worker.workerId,
-    incarnation: worker.incarnation,
-    projections: isSelf(worker, request) ? carry ?? worker.projections : worker.projections
-  }))
   if (members.length === 0) return undefined
-  if (view.generation !== undefined && Generation.isCurrent(view.generation, members)) return undefined
-  return Generation.next(view.replicaSet, view.generation, members)
+  if (generation !== undefined && Generation.isCurrent(generation, members)) return undefined
+  return Generation.next(replicaSet, generation, members)
 }
+
+/**
+ * Whether rows come from another replica set. A worker that owned one of them before may not know yet that it has lost
+ * it. Under the same generation, its old fence would be valid again.
+ */
+const claimsFromElsewhere = ({ replicaSet }: View, ranges: ReadonlyArray<RangePlan.Changes>): boolean =>
+  ranges.some(({ replaced }) => replaced.some((row) => row.replicaSet !== replicaSet))
 
 /** The rows that another worker has handed to this one. */
 const handedOver = (

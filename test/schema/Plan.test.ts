@@ -734,6 +734,26 @@ describe("Plan", () => {
       for (const worker of claimers) World.decide(world, worker)
     })
 
+    it("a range that returns from another replica set has a new fence, because its earlier owner may still work on it", () => {
+      const world = World.make()
+      const workers = ["w1", "w2"].map((workerId) => World.join(world, { workerId, projections: ["orders"] }))
+      for (const worker of workers) World.decide(world, worker)
+      const before = World.heldBy(world, workers[1]!)
+      World.workOnAll(world, workers[1]!)
+      for (const worker of workers) worker.silentForMillis = farFuture
+      const other = World.join(world, { workerId: "w1", replicaSet: "other", projections: ["orders"] })
+      World.decide(world, other)
+      World.decide(world, other, { leaving: true })
+
+      for (const worker of workers) worker.silentForMillis = 0
+      const { form } = World.decide(world, workers[0]!)
+      assert.strictEqual(form?.generationId, before[0]!.fence.generationId + 1n)
+      assert.deepStrictEqual(
+        World.heldBy(world, workers[1]!),
+        before.map((row) => ({ ...row, fence: { ...row.fence, generationId: row.fence.generationId + 1n } }))
+      )
+    })
+
     it("claims nothing while one row is still locked, and rechecks soon", () => {
       const world = World.make()
       const gone = ["w1", "w2"].map((workerId) =>

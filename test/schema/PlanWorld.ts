@@ -38,6 +38,8 @@ export interface World {
   readonly generations: Map<string, Generation.Generation>
   /** Keys of rows locked by an open transaction. */
   readonly locked: Set<string>
+  /** The fences under which rows were owned that have another owner now; see `fenceKey`. */
+  readonly lost: Set<string>
   now: number
   incarnations: bigint
   /** The largest number of workers of one replica set that were registered at the same time. */
@@ -49,6 +51,7 @@ export const make = (): World => ({
   rows: new Map(),
   generations: new Map(),
   locked: new Set(),
+  lost: new Set(),
   now: 1_000,
   incarnations: 0n,
   crowd: 0
@@ -259,6 +262,12 @@ const samples = (...sides: ReadonlyArray<ReadonlyArray<Checkpoint.Checkpoint>>):
   )
 ]
 
+const isHeld = (row: Checkpoint.Checkpoint): row is Checkpoint.Held => row.fence !== undefined
+
+/** What a write of progress compares, besides the position. */
+const fenceKey = ({ fence, projection, range }: Checkpoint.Held): string =>
+  [projection, range.start, range.end, fence.workerId, fence.incarnation, fence.generationId].join()
+
 const check = (
   world: World,
   { before, candidates, leaving, plan, view, worker }: {
@@ -329,7 +338,8 @@ const check = (
   )
   if (plan.form !== undefined) {
     assert.strictEqual(plan.form.generationId, (view.generation?.generationId ?? 0n) + 1n)
-    assert.isFalse(view.generation !== undefined && Generation.isCurrent(view.generation, members))
+    const isRegained = plan.replaced.some((row) => row.replicaSet !== self.replicaSet)
+    assert.isTrue(isRegained || view.generation === undefined || !Generation.isCurrent(view.generation, members))
   }
   if (living.length > 0) assert.isTrue(Generation.isCurrent(plan.generation!, members))
   assert.deepStrictEqual(world.generations.get(self.replicaSet), plan.generation)
@@ -363,7 +373,8 @@ const check = (
     for (const row of rows) {
       if (row.halt !== undefined) assert.isTrue(HashRange.includes(row.range, row.halt.hash), "a halt outside its row")
       const was = before.get(Checkpoint.key(row))
-      if (row.fence === undefined || was === row) continue
+      if (!isHeld(row) || was === row) continue
+      assert.isFalse(world.lost.has(fenceKey(row)), "a fence that its owner has lost before is valid again")
       if (was !== undefined && Checkpoint.hasSameOwner(was, row)) {
         assert.notDeepEqual({ ...row, fence: was.fence }, was, "an unchanged row was written again")
       }
@@ -415,6 +426,11 @@ const check = (
     if (leaving) {
       for (const row of rows) if (isMine(row)) assert.isTrue(untouchable(row))
     }
+  }
+
+  for (const row of plan.replaced) {
+    const now = world.rows.get(Checkpoint.key(row))
+    if (isHeld(row) && (now === undefined || !Checkpoint.hasSameOwner(row, now))) world.lost.add(fenceKey(row))
   }
 
   const owned = heldBy(world, worker)

@@ -67,7 +67,7 @@ test("a generation that only changes a worker's projections is logged as such", 
   yield* pass(2_000)
   assert.deepStrictEqual(old.said("Info").filter((text) => text.endsWith(", reconfiguring...")), [
     "New worker detected, reconfiguring...",
-    "Projections of a worker changed, reconfiguring..."
+    "Projections of the replica set changed, reconfiguring..."
   ])
 })
 

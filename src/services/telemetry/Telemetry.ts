@@ -242,7 +242,7 @@ const reasonTexts = {
   WorkerJoined: "New worker detected",
   WorkerLeft: "Worker left",
   WorkerLost: "Worker lost",
-  ProjectionsChanged: "Projections of a worker changed"
+  ProjectionsChanged: "Projections of the replica set changed"
 } as const
 
 const restarting: ReadonlyArray<Line> = [
