@@ -166,7 +166,10 @@ export type Activity = Data.TaggedEnum<{
   EventParked: FailedEvent
   /** Events are parked behind earlier events with their keys. */
   EventsQueued: { readonly projection: string; readonly range: HashRange; readonly events: number }
-  /** A parked event was handled, or dropped, as requested. */
+  /**
+   * An event is no longer parked. `request` is `"retry"` if its handler was called, and `"drop"` if it was not: because
+   * a drop was requested, or a retry of an event that the projection no longer selects.
+   */
   ParkedEventRemoved: {
     readonly projection: string
     readonly range: HashRange

@@ -32,7 +32,7 @@ export interface Failure {
 export interface Requests {
   /** Parked events with a request, in position order, at most 100; see `ParkedEvent.executable`. */
   readonly parked: ReadonlyArray<
-    Pick<ParkedEvent, "eventId" | "key" | "keyHash" | "position"> & {
+    Pick<ParkedEvent, "eventId" | "key" | "keyHash" | "position" | "requestedAt"> & {
       readonly request: Request
     }
   >

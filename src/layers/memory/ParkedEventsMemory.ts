@@ -60,7 +60,8 @@ const requests = (world: MemoryWorld, held: Held) => {
       key: event.key,
       keyHash: event.keyHash,
       position: event.position,
-      request: event.request!
+      request: event.request!,
+      requestedAt: event.requestedAt
     })),
     halt: halt?.request === undefined
       ? undefined

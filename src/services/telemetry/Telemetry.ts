@@ -148,7 +148,7 @@ const table: Table = {
       "Info",
       `Event ${eventId} at position ${position}, which projection "${projection}" had parked in range ${
         HashRange.format(range)
-      }, was ${request === "drop" ? "dropped" : "handled"} as requested`
+      }, was ${request === "drop" ? "dropped" : "handled"}`
     ]]
   },
   ParkedEventFailed: {

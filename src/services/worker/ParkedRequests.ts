@@ -8,6 +8,7 @@ import * as Option from "effect/Option"
 import { Activity } from "../../schema/Activity.ts"
 import * as BatchPolicy from "../../schema/BatchPolicy.ts"
 import type { Event } from "../../schema/Event.ts"
+import type { Request } from "../../schema/ParkedEvent.ts"
 import type { EpochEnded, Fenced } from "../CheckpointStore.ts"
 import type { ServerEpoch } from "../EventStore.ts"
 import type { Requests } from "../ParkedEvents.ts"
@@ -58,7 +59,7 @@ const drop = Effect.fnUntraced(function*(
   epoch: ServerEpoch | undefined
 ) {
   const isOver = yield* write(runner, removing(runner, request), epoch)
-  if (isOver) yield* removed(runner, request)
+  if (isOver) yield* removed(runner, request, "drop")
   return isOver
 })
 
@@ -100,13 +101,13 @@ const handle = Effect.fnUntraced(function*(
   if (Option.isNone(outcome)) return false
   if (outcome.value._tag === "Failed" && outcome.value.reason === "handler") yield* retries.succeeded("A batch")
   const { action, state } = BatchPolicy.next(policy, outcome.value)
-  const { eventId } = request
-  runner.retried = { eventId, policy: state, reason: undefined }
+  const { eventId, requestedAt } = request
+  runner.retried = { eventId, requestedAt, policy: state, reason: undefined }
   switch (action._tag) {
     case "Continue":
       // The batch has also written progress that was due.
       if (runner.caughtUp === "now") job.caughtUp.openUnsafe()
-      yield* removed(runner, request)
+      yield* removed(runner, request, "retry")
       yield* Runner.committed(runner, 1, action.tookNanos)
       return true
     case "BackOff":
@@ -119,14 +120,17 @@ const handle = Effect.fnUntraced(function*(
       if (newer !== undefined) yield* GivingUp.leaveProjection(runner, newer)
       if (newer !== undefined || Parking.isWithdrawn(action.failure)) return false
       const reason = HaltReason.ofFailure(event, action.failure, action.circumstance)
-      runner.retried = { eventId, policy: state, reason }
+      runner.retried = { eventId, requestedAt, policy: state, reason }
       return yield* recordFailure(runner, request, reason)
     }
   }
 })
 
-const retriedOf = ({ retried }: Runner.Runner, { eventId }: ParkedRequest): Runner.Retried | undefined =>
-  retried?.eventId === eventId ? retried : undefined
+const retriedOf = (
+  { retried }: Runner.Runner,
+  { eventId, requestedAt }: ParkedRequest
+): Runner.Retried | undefined =>
+  retried?.eventId === eventId && retried.requestedAt?.getTime() === requestedAt?.getTime() ? retried : undefined
 
 /** Removes the row, in the transaction of a batch. */
 const removing = ({ job, parking }: Runner.Runner, { position, request }: ParkedRequest) =>
@@ -135,9 +139,12 @@ const removing = ({ job, parking }: Runner.Runner, { position, request }: Parked
     (isRemoved) => isRemoved ? Effect.void : Effect.fail(new Parking.Withdrawn())
   )
 
-const removed = Effect.fnUntraced(function*(runner: Runner.Runner, parked: ParkedRequest) {
+const removed = Effect.fnUntraced(function*(
+  runner: Runner.Runner,
+  { eventId, keyHash, position }: ParkedRequest,
+  request: Request
+) {
   const { job, parking } = runner
-  const { eventId, keyHash, position, request } = parked
   const { projection, range } = job.state.held
   runner.retried = undefined
   Parking.removed(parking, keyHash)

@@ -52,14 +52,15 @@ export interface Runner {
   failing: FailingEvent.FailingEvent | undefined
 }
 
-/** A parked event that is retried. */
+/** A parked event that is retried, as requested at this time. */
 export interface Retried {
   readonly eventId: string
+  readonly requestedAt: Date | undefined
   /** The state of its batches. */
   readonly policy: BatchPolicy.State
   /**
    * Why the retry has failed. Until this is recorded, the handler is not called again: it may crash the server, which
-   * then cannot record it.
+   * then cannot record it. A request that is made again calls it again.
    */
   readonly reason: HaltReason.HaltReason | undefined
 }

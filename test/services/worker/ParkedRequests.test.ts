@@ -106,6 +106,56 @@ it.effect("a retry whose handler crashes the server fails after a limited number
     yield* worker.drain(fiber)
   }))
 
+it.effect("a new request calls the handler again, although the answer to the record of the failure before was lost", () =>
+  Effect.gen(function*() {
+    let isBroken = true
+    let losesAnswer = false
+    const worker = yield* parking(() => isBroken ? Effect.fail(new Broken({ message: "broken" })) : Effect.void, {
+      checkpoints: (real) => ({
+        commit: (held, options, work) =>
+          Effect.tap(real.commit(held, options, work), () => losesAnswer ? Effect.fail(unavailable) : Effect.void)
+      })
+    })
+    yield* worker.events.append([event("a")])
+    const fiber = yield* Effect.forkChild(worker.run)
+    yield* pass(1_000)
+    losesAnswer = true
+    yield* worker.parkedEvents.request("users", { request: "retry", selection: "all" })
+    yield* pass(3_000)
+    assert.deepStrictEqual(
+      (yield* worker.parked).map(({ attempts, request }) => ({ attempts, request })),
+      [{ attempts: 2, request: undefined }]
+    )
+
+    losesAnswer = isBroken = false
+    yield* worker.parkedEvents.request("users", { request: "retry", selection: "all" })
+    yield* pass(3_000)
+    assert.deepStrictEqual(yield* worker.parked, [])
+    assert.strictEqual(worker.calls.get("a"), 3)
+    assert.deepStrictEqual(worker.of("ParkedEventRemoved").map(({ request }) => request), ["retry"])
+    yield* worker.drain(fiber)
+  }))
+
+it.effect("a retry of an event that the projection no longer selects removes it without a call, and reports that", () =>
+  Effect.gen(function*() {
+    let isSelected = true
+    const worker = yield* parking(() => Effect.fail(new Broken({ message: "broken" })), {
+      events: (real) => ({
+        read: (options) =>
+          Effect.map(real.read(options), (page) => isSelected ? page : { ...page, events: [], hashes: [] })
+      })
+    })
+    yield* worker.events.append([event("a")])
+    const fiber = yield* Effect.forkChild(worker.run)
+    yield* pass(1_000)
+    isSelected = false
+    yield* worker.parkedEvents.request("users", { request: "retry", selection: "all" })
+    yield* pass(3_000)
+    assert.deepStrictEqual([yield* worker.parked, worker.calls.get("a")], [[], 1])
+    assert.deepStrictEqual(worker.of("ParkedEventRemoved").map(({ request }) => request), ["drop"])
+    yield* worker.drain(fiber)
+  }))
+
 it.effect("a drop is executed after the server epoch has ended, although the range has read nothing since", () =>
   Effect.gen(function*() {
     const worker = yield* parking(({ aggregateVersion }) =>

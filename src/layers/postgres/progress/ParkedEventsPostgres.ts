@@ -104,13 +104,21 @@ interface RequestRow {
   readonly position: string
 }
 
+interface ParkedRow extends RequestRow {
+  readonly key: string
+  readonly key_hash: number
+  readonly request: Request
+  readonly requested_at: number | null
+}
+
 const requests = (database: Db, held: Held) => {
   const { sql, table } = database
   const statement = sql<{ readonly requests: string }>`
     SELECT json_build_object(
       'parked', (
         SELECT coalesce(json_agg(r ORDER BY r.ordinal), '[]') FROM (
-          SELECT p.position AS ordinal, p.position::text, p.event_id, p.key, p.key_hash, p.request
+          SELECT p.position AS ordinal, p.position::text, p.event_id, p.key, p.key_hash, p.request,
+            extract(epoch FROM p.requested_at) * 1000 AS requested_at
           FROM ${table("parkedEvents")} AS p
           WHERE ${isInRange(sql, held)} AND p.request IS NOT NULL AND ${isExecutable(database)}
           ORDER BY p.position LIMIT ${String(mostRequests)}::bigint
@@ -125,16 +133,17 @@ const requests = (database: Db, held: Held) => {
       ))::text AS requests`
   return Effect.map(alone(database, "read the requests about parked events", statement), ([row]) => {
     const { halt, parked }: {
-      readonly parked: ReadonlyArray<RequestRow & { readonly key: string; readonly key_hash: number; request: Request }>
+      readonly parked: ReadonlyArray<ParkedRow>
       readonly halt: RequestRow & { readonly request: HaltRequest } | null
     } = JSON.parse(row!.requests)
     return {
-      parked: parked.map(({ event_id: eventId, key, key_hash: keyHash, position, request }) => ({
+      parked: parked.map(({ event_id: eventId, key, key_hash: keyHash, position, request, requested_at: time }) => ({
         eventId,
         key,
         keyHash,
         position: BigInt(position),
-        request
+        request,
+        requestedAt: time === null ? undefined : new Date(time)
       })),
       halt: halt === null
         ? undefined
