@@ -7,6 +7,11 @@ export const table = (rows: ReadonlyArray<ReadonlyArray<string>>, limits: Readon
   return cut.map((row) => row.map((cell, column) => cell.padEnd(widths[column] ?? 0)).join("  ").trimEnd()).join("\n")
 }
 
-/** The text, at most `limit` characters long. */
-export const truncated = (text: string, limit: number): string =>
-  text.length <= limit ? text : `${text.slice(0, limit - 1)}…`
+/**
+ * The text in one line, at most `limit` characters long. Control characters become spaces: a key may contain a line
+ * break, and no event may control the terminal.
+ */
+export const truncated = (text: string, limit: number): string => {
+  const line = text.replaceAll(/\p{Cc}+/gu, " ")
+  return line.length <= limit ? line : `${line.slice(0, limit - 1)}…`
+}

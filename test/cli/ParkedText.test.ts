@@ -57,6 +57,19 @@ it("renders parked events in 80 columns", () => {
   ])
 })
 
+it("renders control characters as spaces, so that each event has its own lines", () => {
+  const key = "a\nb\u001B[31m"
+  assert.deepStrictEqual(
+    ParkedText.render([{ ...event, key, requestedBy: "eve\r\n", eventType: "Paid" }]).split("\n"),
+    [
+      "POSITION     KEY       EVENT     ATTEMPTS  LAST ATTEMPT",
+      "12345678901  a b [31m  Paid v17  4         2026-01-01 12:00",
+      "  type OrderPlacedBySomeCustomerOfTheShop, Order \"order-4711-of-a-customer-with…",
+      "  retry requested by eve "
+    ]
+  )
+})
+
 it("renders one JSON object a line, with 64-bit numbers as text", () => {
   const [first, second, ...rest] = ParkedText.renderJson([event, queued]).split("\n").map((line) => JSON.parse(line))
   assert.deepStrictEqual(rest, [])
