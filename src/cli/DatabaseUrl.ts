@@ -26,7 +26,8 @@ export const withDatabase = <A, E, R>(
   self: Effect.Effect<A, E, PgClient.PgClient | SqlClient.SqlClient | R>
 ) =>
   Effect.flatMap(resolveUrl(given), (url) => {
-    const config = { url, maxConnections: 1, applicationName: "pupsourcing-orchestrator command" }
+    // A command sends few statements, so it has no advantage from prepared ones, which poolers in transaction mode lose.
+    const config = { url, maxConnections: 1, applicationName: "pupsourcing-orchestrator command", prepare: false }
     return self.pipe(Effect.provide(PgClient.layer(config)), refail(serverOf(config), "connect"))
   })
 

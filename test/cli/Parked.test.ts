@@ -4,6 +4,7 @@ import * as Effect from "effect/Effect"
 import type { SqlClient } from "effect/sql/SqlClient"
 import * as Migrations from "../../src/layers/postgres/Migrations.ts"
 import * as Commands from "../support/Commands.ts"
+import * as PgBouncer from "../support/PgBouncer.ts"
 import * as Tests from "../support/Tests.ts"
 
 const test = Tests.postgres
@@ -81,6 +82,18 @@ describe("parked", () => {
       assert.deepStrictEqual(yield* requests(sql), ["drop", "drop", "drop"])
     }
   )
+})
+
+describe.skipIf(PgBouncer.missing !== undefined && process.env["CI"] === undefined)("behind a pooler", () => {
+  test("commands need no prepared statements", function*({ sql, url }) {
+    yield* prepared(sql, url)
+    const pooled = yield* PgBouncer.make(url, { mode: "transaction", size: 2 })
+    for (const [args, code] of [[["parked", "retry", "users", "--all"], 0], [["status"], 2]] as const) {
+      const run = yield* Commands.run(args, pooled, url)
+      assert.deepStrictEqual([run.code, run.err], [code, ""])
+    }
+    assert.deepStrictEqual(yield* requests(sql), ["retry", "retry", "retry"])
+  })
 })
 
 test("retry and skip accept only the event at which a range is halted", function*({ sql, url }) {

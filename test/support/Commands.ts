@@ -13,8 +13,8 @@ export interface Run {
   readonly err: string
 }
 
-/** Runs the real command in a separate process; `url` becomes DATABASE_URL. */
-export const run = (args: ReadonlyArray<string>, url?: string) =>
+/** Runs the real command in a separate process; `url` becomes DATABASE_URL, `directUrl` ORCHESTRATOR_DIRECT_URL. */
+export const run = (args: ReadonlyArray<string>, url?: string, directUrl?: string) =>
   Effect.callback<Run>((resume) => {
     const { DATABASE_URL: _, ...env } = process.env
     const child = ChildProcess.execFile(
@@ -25,7 +25,8 @@ export const run = (args: ReadonlyArray<string>, url?: string) =>
           ...env,
           NO_COLOR: "1",
           NODE_COMPILE_CACHE: compileCache,
-          ...(url === undefined ? {} : { DATABASE_URL: url })
+          ...(url === undefined ? {} : { DATABASE_URL: url }),
+          ...(directUrl === undefined ? {} : { ORCHESTRATOR_DIRECT_URL: directUrl })
         }
       },
       (error, out, err) =>
