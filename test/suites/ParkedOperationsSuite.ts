@@ -115,6 +115,9 @@ export const suite = (
         assert.deepStrictEqual(yield* use(({ retryParked }) => retryParked(projection, { key: "z" })), [])
         yield* use(({ retryParked }) => retryParked(projection, { first: 1 }))
         assert.deepStrictEqual((yield* recorded)[0], ["retry", undefined])
+        // A name that PostgreSQL cannot store does not prevent the request.
+        yield* use(({ dropParked }) => dropParked(projection, "all", { requestedBy: "a\u0000b" }))
+        assert.isTrue((yield* recorded).every(([request, by]) => request === "drop" && by !== undefined))
       }))
 
     it.effect("an unknown projection is an error that names the projections with progress", () =>

@@ -3,6 +3,7 @@ import * as Effect from "effect/Effect"
 import type * as Statement from "effect/sql/Statement"
 import type { ParkedEvent, Request, Selection } from "../../../schema/ParkedEvent.ts"
 import type { ParkedEvents } from "../../../services/ParkedEvents.ts"
+import { writing } from "../connection/Encoding.ts"
 import { alone, type Db, lockInOrder } from "./ParkedEventsSql.ts"
 
 type Store = ParkedEvents
@@ -100,22 +101,25 @@ export const request = (
   const { sql, table } = database
   const parked = table("parkedEvents")
   const selected = sql`p.projection_name = ${projection} AND ${isSelected(database, projection, which)}`
+  const write = (by: string | null) =>
+    sql<{ readonly row: string }>`
+      WITH locked AS (
+        SELECT p.position FROM ${parked} AS p WHERE ${selected} ${sql.literal(lockInOrder)}
+      ), requested AS (
+        UPDATE ${parked} AS p SET request = ${which.request}, requested_at = clock_timestamp(), requested_by = ${by}
+        FROM locked WHERE p.projection_name = ${projection} AND p.position = locked.position
+        RETURNING p.*
+      )
+      SELECT ${sql.literal(json)} AS row FROM requested AS p ORDER BY p.position`
   return alone(
     database,
     `${which.request} parked events`,
     dryRun
       ? sql<{ readonly row: string }>`
         SELECT ${sql.literal(json)} AS row FROM ${parked} AS p WHERE ${selected} ORDER BY p.position`
-      : sql<{ readonly row: string }>`
-        WITH locked AS (
-          SELECT p.position FROM ${parked} AS p WHERE ${selected} ${sql.literal(lockInOrder)}
-        ), requested AS (
-          UPDATE ${parked} AS p SET request = ${which.request}, requested_at = clock_timestamp(),
-            requested_by = ${requestedBy ?? null}
-          FROM locked WHERE p.projection_name = ${projection} AND p.position = locked.position
-          RETURNING p.*
-        )
-        SELECT ${sql.literal(json)} AS row FROM requested AS p ORDER BY p.position`
+      : requestedBy === undefined
+      ? write(null)
+      : writing(requestedBy, write)
   ).pipe(Effect.map((rows) => rows.map(toParkedEvent(projection))))
 }
 
