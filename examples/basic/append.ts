@@ -1,5 +1,5 @@
 /**
- * Appends the life of one sample user: created, email changed, and for every third user deleted.
+ * Appends the events of one sample user: created, email changed, and for every third user deleted.
  */
 import { Clock, Console, Effect, Layer } from "effect"
 import { EventStore, PostgresStores, Program } from "pupsourcing-orchestrator"

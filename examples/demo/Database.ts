@@ -1,5 +1,5 @@
 /**
- * The demo's corner of the database: a schema of its own, which every connection finds first.
+ * The schema of the demo, which is first in the search path of each connection.
  */
 import { PgClient } from "@effect/sql-pg"
 import { Effect, Layer, type Redacted } from "effect"
@@ -8,7 +8,7 @@ import { DemoFailed } from "./DemoFailed.ts"
 
 export const schema = "pupsourcing_demo"
 
-/** By this name a worker's connections are found in `pg_stat_activity`. */
+/** The name of a worker's connections in `pg_stat_activity`. */
 export const applicationName = (workerId: string): string => `${schema} ${workerId}`
 
 /** A client whose tables are those of the schema. */
@@ -20,7 +20,7 @@ export const layer = (url: Redacted.Redacted, application: string) =>
     startupParameters: { search_path: schema }
   })
 
-/** Empties the schema, for as long as the scope is open to this demo alone. */
+/** Creates the schema from scratch. A lock that is held until the scope closes excludes other demos. */
 export const fresh = Effect.gen(function*() {
   const sql = yield* SqlClient.SqlClient
   const connection = yield* sql.reserve

@@ -104,7 +104,7 @@ const appendAll = Effect.fnUntraced(function*(
       happened(origin, "FlightDeparted", { date, destination, delay, distance })
       happened(destination, "FlightArrived", { date, origin, delay, distance })
     }
-    // Each airport occurs once here, and the next chunk waits for this one: its order holds.
+    // Each airport occurs once in a chunk, and chunks are appended one after another, so its events stay in order.
     yield* Effect.forEach(
       streams,
       Effect.fnUntraced(function*([airport, stream]) {

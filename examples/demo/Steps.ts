@@ -36,7 +36,7 @@ const largestBacklog = 4000
 /** The longest wait for a step. */
 const patience = "45 seconds"
 const stillness = 60_000
-const glance = "10 millis"
+const pollInterval = "10 millis"
 const frame = "250 millis"
 /** Time over which events per second are averaged, in milliseconds. */
 const rateWindow = 2000
@@ -60,7 +60,7 @@ export const run = Effect.fnUntraced(function*({ fleet, flights, ledger, screen 
   /** The events that each worker has handled, by time, counted once for each projection. */
   const done = new Map<string, Array<{ readonly at: number; readonly events: number }>>()
 
-  const see = (snapshot: Snapshot.Snapshot) => {
+  const record = (snapshot: Snapshot.Snapshot) => {
     if (snapshot.at <= latest.at) return
     for (const range of snapshot.ranges) {
       if (range.worker === undefined) continue
@@ -78,9 +78,9 @@ export const run = Effect.fnUntraced(function*({ fleet, flights, ledger, screen 
     handled = Math.min(...names.map((name) => ledger.handled(snapshot, name)))
   }
 
-  const look = Effect.gen(function*() {
+  const poll = Effect.gen(function*() {
     const snapshot = yield* Snapshot.take
-    see(snapshot)
+    record(snapshot)
     const halted = Status.problems(snapshot.status).find(({ problem }) => problem === "halted")
     if (halted !== undefined) {
       return yield* new DemoFailed({ problem: `Projection ${halted.projection} halted: ${halted.range.halt?.error}` })
@@ -88,13 +88,13 @@ export const run = Effect.fnUntraced(function*({ fleet, flights, ledger, screen 
     return snapshot
   })
 
-  /** Looks until the condition gives something. */
+  /** Takes snapshots until the condition returns a value. */
   const until = <A>(what: string, condition: (snapshot: Snapshot.Snapshot) => A | undefined) =>
     Effect.gen(function*() {
       while (true) {
-        const found = condition(yield* look)
+        const found = condition(yield* poll)
         if (found !== undefined) return found
-        yield* Effect.sleep(glance)
+        yield* Effect.sleep(pollInterval)
       }
     }).pipe(
       Effect.timeoutOrElse({
@@ -117,7 +117,7 @@ export const run = Effect.fnUntraced(function*({ fleet, flights, ledger, screen 
   const appending = ledger.appendAll(
     flights,
     Effect.sync(() => ledger.appended() < mayAppendTo && ledger.appended() - handled < largestBacklog).pipe(
-      Effect.repeat({ until: (may) => may, schedule: Schedule.spaced(glance) })
+      Effect.repeat({ until: (may) => may, schedule: Schedule.spaced(pollInterval) })
     )
   )
 
@@ -145,7 +145,7 @@ export const run = Effect.fnUntraced(function*({ fleet, flights, ledger, screen 
     let movedAt = yield* Clock.currentTimeMillis
     let before = -1
     while (true) {
-      yield* look
+      yield* poll
       const sum = names.reduce((sum, name) => sum + ledger.handled(latest, name), 0)
       const now = yield* Clock.currentTimeMillis
       if (sum !== before || members.length === 0) movedAt = now
@@ -186,7 +186,7 @@ export const run = Effect.fnUntraced(function*({ fleet, flights, ledger, screen 
   /** Waits without a limit, because the time depends on the machine; `showing` fails when nothing is handled. */
   const handledAtLeast = (events: number) =>
     Effect.sync(() => handled >= events).pipe(
-      Effect.repeat({ until: (enough) => enough, schedule: Schedule.spaced(glance) })
+      Effect.repeat({ until: (enough) => enough, schedule: Schedule.spaced(pollInterval) })
     )
 
   /**
@@ -207,7 +207,7 @@ export const run = Effect.fnUntraced(function*({ fleet, flights, ledger, screen 
         })
       )
       const inFlight = batches.filter(({ state, stateAge }) => state === "idle in transaction" && stateAge > 3)
-      const snapshot = yield* look
+      const snapshot = yield* poll
       const toCome = names.map((projection) => ({
         projection,
         toCome: ledger.toCome(Snapshot.rangesOf(snapshot, process.id, projection))
@@ -241,7 +241,7 @@ export const run = Effect.fnUntraced(function*({ fleet, flights, ledger, screen 
       inFlight.map(({ age }) => millis(age)).join(" and ")
     }, uncommitted), ${describe(toCome)}`
 
-  /** Waits for the others to hold everything, and to have handled something of what was the victim's. */
+  /** Waits until the others own all ranges and have handled events of those that the victim owned. */
   const takenOver = Effect.fnUntraced(function*(victim: Member, { snapshot: before }: Caught) {
     const others = alive().filter((id) => id !== victim.process.id)
     const lost = Snapshot.rangesOf(before, victim.process.id)
@@ -255,7 +255,7 @@ export const run = Effect.fnUntraced(function*({ fleet, flights, ledger, screen 
     const taken = settled.ranges.filter((range) =>
       lost.some((was) => range.projection === was.projection && overlap(range, was))
     )
-    const goneOn = yield* until(
+    const continued = yield* until(
       `${others.join(" and ")} handle what was ${victim.process.id}'s`,
       (snapshot) =>
         names.every((projection) =>
@@ -272,7 +272,7 @@ export const run = Effect.fnUntraced(function*({ fleet, flights, ledger, screen 
     return `${others.join(" and ")} took over: generation ${settled.generation?.generationId} formed after ${
       millis(settled.formedAt - before.at)
     }, all ranges taken after ${millis(settled.at - before.at)}, the first batches committed after ${
-      millis(goneOn.at - before.at)
+      millis(continued.at - before.at)
     }`
   })
 

@@ -50,7 +50,7 @@ export const make = Effect.gen(function*() {
     table = []
   }
   const show = (lines: ReadonlyArray<string>) => {
-    // A line that wraps would be two lines to move up again.
+    // A line that wraps takes two rows, and `erase` moves up one row for each line.
     const width = process.stdout.columns || 80
     table = lines.map((line) => line.slice(0, width - 1))
     write(table.map((line) => `${line}\n`).join(""))

@@ -1,6 +1,6 @@
 /**
- * Real worker processes join, die and leave while real data flows through two projections, and in the end every number
- * is right. `npm run demo`; see README.md.
+ * Worker processes join, die and leave while two projections handle real data. At the end, all totals are compared with
+ * the source data. `npm run demo`; see README.md.
  */
 import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import { Cause, Console, Effect, Layer } from "effect"

@@ -31,7 +31,7 @@ export const tables = Effect.gen(function*() {
     )`
 })
 
-/** An event came twice, too early, or not at all. */
+/** The version of an event is not the next one of its airport: an event was skipped, repeated or out of order. */
 export class OutOfOrder extends Schema.TaggedError<OutOfOrder>()("OutOfOrder", {
   airport: Schema.String,
   version: Schema.BigInt
@@ -52,8 +52,8 @@ const flightOf = Effect.fnUntraced(function*(event: Event.Event) {
 })
 
 /**
- * One row an airport, which no other airport touches. Takes no version but the next: an event that was skipped, came
- * twice or out of order would stop the projection.
+ * One row per airport, which only events of this airport write. Accepts only the next version: an event that is
+ * skipped, repeated or out of order halts the range.
  */
 export const airportTraffic = Projection.make("airport_traffic", {
   aggregateTypes: [aggregateType],
@@ -86,9 +86,8 @@ interface Increment {
 }
 
 /**
- * One row a route, which two airports share: different workers add to it at the same time, so it is written with SQL
- * arithmetic. The increments of a batch are added up and written with one statement, in the order of the key:
- * transactions that take their locks in one order never wait for each other in a circle.
+ * One row per route. Events of two airports write it, so it is written with SQL arithmetic. The increments of a batch
+ * are written with one statement, sorted by key: transactions that lock rows in the same order cannot deadlock.
  */
 export const routeDistance = Projection.make("route_distance", {
   aggregateTypes: [aggregateType],
@@ -102,7 +101,7 @@ export const routeDistance = Projection.make("route_distance", {
       const increment = routes.get(key) ?? { origin, destination, departures: 0, arrivals: 0, distance: 0 }
       increment.departures += departures
       increment.arrivals += arrivals
-      // Of the two events of a flight the departure brings its distance.
+      // Only the departure adds the distance, so that it is counted once per flight.
       increment.distance += departures * distance
       routes.set(key, increment)
     }

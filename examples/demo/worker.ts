@@ -1,5 +1,5 @@
 /**
- * One worker of the demo. It ends when its standard input does, so that none outlives the demo, however that ends.
+ * One worker of the demo. It ends when its standard input closes, so that it does not outlive the demo.
  */
 import { Config, Effect, Layer } from "effect"
 import { Orchestrator, PostgresStores, Program } from "pupsourcing-orchestrator"

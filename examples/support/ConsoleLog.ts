@@ -1,6 +1,6 @@
 /**
- * A logger that prints a line a message, for people who watch a terminal. A real worker would keep Effect's, with the
- * annotations (replica set, worker, projection) that this one leaves out.
+ * A logger that prints one line per message, for a terminal. In production, keep Effect's logger and its annotations
+ * (replica set, worker, projection), which this one omits.
  */
 import { Cause, Logger } from "effect"
 

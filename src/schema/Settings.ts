@@ -72,8 +72,8 @@ export interface Settings {
    */
   readonly drainTimeout: Duration.Duration
   /**
-   * Id of this worker; generated when absent. An id that survives a restart, such as a pod's name, causes fewer ranges
-   * to move. Two live workers with one id are refused (`WorkerIdInUse`).
+   * Id of this worker; generated when absent. Set it to an id that is easy to recognise in logs and in the status, such
+   * as a pod's name. Two live workers with one id are refused (`WorkerIdInUse`).
    */
   readonly workerId: string | undefined
 }
