@@ -112,5 +112,6 @@ export const deploy = Benchmark.make({
   name: "deploy",
   title: "Rolling deploy",
   summary: "The longest delay of an event while 6 workers are replaced one after the other under load.",
+  isLong: true,
   run: result
 })
