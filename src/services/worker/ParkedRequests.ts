@@ -68,6 +68,7 @@ const retry = Effect.fnUntraced(function*(
   runner: Runner.Runner,
   request: ParkedRequest
 ): Effect.fn.Return<boolean, EpochEnded | Fenced | PageError> {
+  forgetIfRequestedAgain(runner, request)
   const reason = retriedOf(runner, request)?.reason
   if (reason !== undefined) return yield* recordFailure(runner, request, reason)
   const next = yield* runner.pages.at(request.position)
@@ -126,11 +127,19 @@ const handle = Effect.fnUntraced(function*(
   }
 })
 
-const retriedOf = (
-  { retried }: Runner.Runner,
-  { eventId, requestedAt }: ParkedRequest
-): Runner.Retried | undefined =>
-  retried?.eventId === eventId && retried.requestedAt?.getTime() === requestedAt?.getTime() ? retried : undefined
+const retriedOf = ({ retried }: Runner.Runner, { eventId }: ParkedRequest): Runner.Retried | undefined =>
+  retried?.eventId === eventId ? retried : undefined
+
+/**
+ * Forgets a retry that has failed if it was requested again since: the failure may be recorded although the answer was
+ * lost.
+ */
+const forgetIfRequestedAgain = (runner: Runner.Runner, request: ParkedRequest): void => {
+  const retried = retriedOf(runner, request)
+  if (retried?.reason === undefined || retried.requestedAt?.getTime() === request.requestedAt?.getTime()) return
+  runner.retried = undefined
+  runner.shared.blocking.clearOverruns(runner.job.state.held, request.position)
+}
 
 /** Removes the row, in the transaction of a batch. */
 const removing = ({ job, parking }: Runner.Runner, { position, request }: ParkedRequest) =>

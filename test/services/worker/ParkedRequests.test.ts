@@ -106,35 +106,45 @@ it.effect("a retry whose handler crashes the server fails after a limited number
     yield* worker.drain(fiber)
   }))
 
-it.effect("a new request calls the handler again, although the answer to the record of the failure before was lost", () =>
-  Effect.gen(function*() {
-    let isBroken = true
-    let losesAnswer = false
-    const worker = yield* parking(() => isBroken ? Effect.fail(new Broken({ message: "broken" })) : Effect.void, {
-      checkpoints: (real) => ({
-        commit: (held, options, work) =>
-          Effect.tap(real.commit(held, options, work), () => losesAnswer ? Effect.fail(unavailable) : Effect.void)
+it.effect.each(
+  [
+    ["its handler fails", () => Effect.fail(new Broken({ message: "broken" })), 1],
+    ["its handler takes too long", () => Effect.andThen(TestClock.adjust("16 seconds"), Effect.fail(connectionLost)), 3]
+  ] as const
+)(
+  "a new request calls the handler again, although the answer to the record of the failure was lost: %s",
+  ([, fail, calls]) =>
+    Effect.gen(function*() {
+      let isBroken = true
+      let losesAnswer = false
+      const worker = yield* parking((): Effect.Effect<unknown, unknown> => isBroken ? fail() : Effect.void, {
+        checkpoints: (real) => ({
+          commit: (held, options, work) =>
+            Effect.tap(
+              losing(real).commit!(held, options, work),
+              () => losesAnswer ? Effect.fail(unavailable) : Effect.void
+            )
+        })
       })
-    })
-    yield* worker.events.append([event("a")])
-    const fiber = yield* Effect.forkChild(worker.run)
-    yield* pass(1_000)
-    losesAnswer = true
-    yield* worker.parkedEvents.request("users", { request: "retry", selection: "all" })
-    yield* pass(3_000)
-    assert.deepStrictEqual(
-      (yield* worker.parked).map(({ attempts, request }) => ({ attempts, request })),
-      [{ attempts: 2, request: undefined }]
-    )
+      yield* worker.events.append([event("a")])
+      const fiber = yield* Effect.forkChild(worker.run)
+      yield* pass(5_000)
+      losesAnswer = true
+      yield* worker.parkedEvents.request("users", { request: "retry", selection: "all" })
+      yield* pass(5_000)
+      const failed = yield* worker.parked
+      assert.deepStrictEqual(failed.map(({ request }) => request), [undefined])
+      assert.strictEqual(worker.calls.get("a"), 2 * calls)
 
-    losesAnswer = isBroken = false
-    yield* worker.parkedEvents.request("users", { request: "retry", selection: "all" })
-    yield* pass(3_000)
-    assert.deepStrictEqual(yield* worker.parked, [])
-    assert.strictEqual(worker.calls.get("a"), 3)
-    assert.deepStrictEqual(worker.of("ParkedEventRemoved").map(({ request }) => request), ["retry"])
-    yield* worker.drain(fiber)
-  }))
+      losesAnswer = isBroken = false
+      yield* worker.parkedEvents.request("users", { request: "retry", selection: "all" })
+      yield* pass(5_000)
+      assert.deepStrictEqual(yield* worker.parked, [])
+      assert.strictEqual(worker.calls.get("a"), 2 * calls + 1)
+      assert.deepStrictEqual(worker.of("ParkedEventRemoved").map(({ request }) => request), ["retry"])
+      yield* worker.drain(fiber)
+    })
+)
 
 it.effect("a retry of an event that the projection no longer selects removes it without a call, and reports that", () =>
   Effect.gen(function*() {
